@@ -1,0 +1,127 @@
+"""Every bound, default and environment variable, in one place. Nothing else reads the environment.
+
+Bounds are constants. What a user may choose is a field of a settings class; a flag overrides an
+environment variable, which overrides the default.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from clockwork.errors import ConfigError
+
+# ----- endpoints -----------------------------------------------------------------------------
+
+CLIENT_ENDPOINT = "tcp://127.0.0.1:5555"
+WORKER_ENDPOINT = "tcp://127.0.0.1:5556"
+EVENTS_ENDPOINT = "tcp://127.0.0.1:5557"
+
+# ----- the wire ------------------------------------------------------------------------------
+
+HEADER_BYTES_MAX = 4 << 20
+"""A header is small; a larger one is a mistake or an attack, and is not decoded."""
+
+MESSAGE_BYTES_MAX = 1 << 30
+"""ZMQ_MAXMSGSIZE of every socket: the largest frame that is accepted."""
+
+FRAMES_MAX = 65_536
+"""The most frames of one message."""
+
+RANK_MAX = 32
+"""The most dimensions of a tensor."""
+
+SEND_QUEUE_MAX = 65_536
+"""ZMQ_SNDHWM: messages that may wait for one peer; a peer that lets more pile up is given up."""
+
+CHUNK_BYTES = 1 << 20
+"""The size of the pieces in which files travel, small so that no request waits behind a large one."""
+
+CHUNK_WINDOW = 8
+"""Chunks of one transfer that may be under way unacknowledged."""
+
+# ----- the controller ------------------------------------------------------------------------
+
+QUEUED_REQUESTS_MAX = 65_536
+"""Requests held by a controller; one more is refused as overloaded."""
+
+QUEUED_BYTES_MAX = 4 << 30
+"""Bytes of inputs held by a controller."""
+
+CLIENTS_MAX = 16_384
+WORKERS_MAX = 1_024
+UPLOADS_MAX = 64
+MODELS_MAX = 1_000_000
+MODEL_NAME_MAX = 256
+
+PRIORITY_DEFAULT = 4
+"""What priority 0 means, in Triton's sense: 1 is the highest; larger is lower."""
+
+PRIORITY_MAX = 255
+
+DRAIN_BATCH_EVENTS = 256
+"""Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
+
+# ----- liveness ------------------------------------------------------------------------------
+
+HEARTBEAT_NS = 250_000_000
+"""Interval of a worker's heartbeats and of the controller's pings."""
+
+WORKER_TIMEOUT_NS = 2_000_000_000
+"""A worker unheard of for this long is given up, and its actions planned anew."""
+
+CLOCK_WINDOW = 64
+"""Pings over which a worker's clock offset is bounded; the drift within it is small."""
+
+# ----- the worker ----------------------------------------------------------------------------
+
+PAGE_BYTES = 1 << 20
+"""Page size of a CPU arena. A CUDA arena has 16 MiB pages, which is what its copies like best; a memcpy
+has no such taste, and small pages waste little on small models."""
+
+ARENA_BYTES = 2 << 30
+RUN_AHEAD = 2
+"""Actions a lane may hold: one that runs and one behind it, so that a device never waits for Python."""
+
+
+def environment(name: str, default: str) -> str:
+    """CLOCKWORK_<name>, or the default where it is unset or empty."""
+    return os.environ.get(f"CLOCKWORK_{name}") or default
+
+
+def client_endpoint() -> str:
+    return environment("ENDPOINT", CLIENT_ENDPOINT)
+
+
+def worker_endpoint() -> str:
+    return environment("WORKER_ENDPOINT", WORKER_ENDPOINT)
+
+
+def events_endpoint() -> str:
+    return environment("EVENTS_ENDPOINT", EVENTS_ENDPOINT)
+
+
+def data_directory() -> Path:
+    """Where controller and workers keep models: CLOCKWORK_DATA, else below XDG_DATA_HOME."""
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(environment("DATA", f"{base}/clockwork")).expanduser()
+
+
+def key_file() -> Path | None:
+    """CLOCKWORK_KEY: the file that holds this peer's CURVE keys."""
+    name = environment("KEY", "")
+    return Path(name).expanduser() if name else None
+
+
+def parse_bytes(text: str) -> int:
+    """``"512M"``, ``"4GiB"``, ``"1048576"`` as a count of bytes. Raises ConfigError."""
+    units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+    body = text.strip().lower().removesuffix("ib").removesuffix("b")
+    unit = body[-1:] if body[-1:] in "kmgt" else ""
+    try:
+        value = float(body.removesuffix(unit))
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a size in bytes (try 512M or 4GiB)") from None
+    if not 0 < value * units[unit] < 1 << 60:
+        raise ConfigError(f"{text!r} is not a size between 1 byte and 1 EiB")
+    return round(value * units[unit])

@@ -1,0 +1,102 @@
+"""What a device is to a worker: it does what it is told, in the window it was told, and says when.
+
+A device owns a page arena, its input/output slots and its workspace, all allocated when it is made.
+It has two lanes, each strictly first in, first out: *load* (LOAD, UNLOAD) and *execute* (INFER,
+PROFILE). It never evicts, reorders or retries. What one device may differ in, another must be able
+to differ in without any change outside its own module.
+
+Threads: every method is called from the worker's one loop thread, except prepare(), release_program()
+which are called from the worker's preparation thread. The lanes themselves run natively.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from clockwork.messages import Infer, Load, Phase, Profile, Status, Unload
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What the controller needs to know of a device to plan for it."""
+
+    kind: str  # "cpu", "cuda" or "emulated"
+    name: str  # for people: the processor or card
+    fingerprint: str  # programs prepared under another fingerprint must be prepared again
+    page_bytes: int
+    page_count: int
+    run_ahead: int  # actions that a lane accepts before the first of them has completed
+
+
+class TensorView(NamedTuple):
+    """One tensor: ONNX dtype code, shape, and its bytes (C order; strings: 4-byte length + bytes each)."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    data: Any  # bytes-like; the device keeps it alive until the action has completed
+
+
+class Completion(NamedTuple):
+    """The end of one action. Times are of this machine's monotonic clock."""
+
+    action_id: int
+    status: Status
+    text: str
+    copy_in: Phase
+    execute: Phase
+    copy_out: Phase
+    parts: list[list[TensorView]]  # INFER: the outputs of each part, in the model's output order
+
+
+class Device(Protocol):
+    info: DeviceInfo
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while poll() has completions to give."""
+        ...
+
+    def prepare(self, model_id: int, directory: str) -> None:
+        """Make a prepared model loadable: create (or share) its program, map its weights. May take long.
+
+        directory: a directory made by models.prepare for this device's fingerprint. Raises
+        InvalidModel. After it returns, start_load() of this model opens, allocates and compiles nothing
+        (but see the packed holding of the CPU device).
+        """
+        ...
+
+    def forget(self, model_id: int) -> None:
+        """Drop a model that is not resident; its program goes with the last model that uses it."""
+        ...
+
+    def start_load(self, action: Load) -> None: ...
+
+    def start_unload(self, action: Unload) -> None: ...
+
+    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
+        """Queue a batch. parts: per request, its inputs in the model's order. The device keeps a
+        reference to the buffers until the completion has been polled; nobody may write to them."""
+        ...
+
+    def start_profile(self, action: Profile) -> None: ...
+
+    def revoke(self, action_id: int) -> None:
+        """Have an action that has not started complete as ACTION_CANCELLED; otherwise do nothing."""
+        ...
+
+    def poll(self) -> list[Completion]:
+        """Every action that ended since the last call, in the order in which they ended."""
+        ...
+
+    def reset(self) -> None:
+        """Wait for what runs, drop what is queued and every residency. A new controller epoch begins."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by purpose: arena_bytes, resident_bytes, workspace_bytes, packed_bytes, ..."""
+        ...
+
+    def close(self) -> None:
+        """Stop the lanes and release everything. Idempotent."""
+        ...

@@ -1,0 +1,78 @@
+"""What can go wrong, as a caller sees it. Everything derives from ClockworkError."""
+
+from __future__ import annotations
+
+
+class ClockworkError(Exception):
+    """Base of every error that Clockwork raises on purpose."""
+
+
+class ModelNotFound(ClockworkError):
+    """No model of that name (or that version of it) is registered."""
+
+
+class InvalidInput(ClockworkError, ValueError):
+    """A request that the model cannot take. Names the tensor, what was expected, and what came."""
+
+    def __init__(self, text: str, tensor: str = "", expected: str = "", got: str = "") -> None:
+        super().__init__(text)
+        self.tensor = tensor
+        self.expected = expected
+        self.got = got
+
+
+class InvalidModel(ClockworkError, ValueError):
+    """The file is no ONNX model, is damaged, or holds something that cannot be served."""
+
+
+class Refused(ClockworkError):
+    """The request was turned away at once, because it could not have been answered in time.
+
+    reason: a word from messages.Reason. feasible_slo: the least SLO, in seconds, that would have
+    been admitted (None if unknown). retry_after: seconds after which the same request is likely to
+    be admitted (None if unknown).
+    """
+
+    def __init__(
+        self,
+        text: str,
+        reason: str = "",
+        feasible_slo: float | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.reason = reason
+        self.feasible_slo = feasible_slo
+        self.retry_after = retry_after
+
+
+class DeadlineMissed(ClockworkError, TimeoutError):
+    """The request was admitted, and could not be answered by its deadline."""
+
+
+class RequestTimeout(ClockworkError, TimeoutError):
+    """The client's own timeout passed before any answer came."""
+
+
+class Cancelled(ClockworkError):
+    """The request was cancelled."""
+
+
+class ExecutionFailed(ClockworkError):
+    """The model itself failed on this input, for example an index out of range in a Gather."""
+
+
+class Unavailable(ClockworkError):
+    """The cluster cannot serve this now: no worker, or it is shutting down."""
+
+
+class ConnectionLost(ClockworkError, ConnectionError):
+    """The controller went away, or could not be reached; what was in flight may or may not have run."""
+
+
+class ProtocolMismatch(ClockworkError):
+    """Client and controller speak different protocol versions."""
+
+
+class ConfigError(ClockworkError, ValueError):
+    """A flag, an environment variable or a file of settings is wrong; names it and its bound."""

@@ -1,0 +1,183 @@
+"""A package: the files of one registered model, named by their content.
+
+    <store>/packages/<digest>/
+        package.json     the file list
+        model.onnx, ...  the files themselves; external data beside the model, examples.npz
+
+The digest is over the list of (path, bytes, sha256), so equal content is one package, whoever sent it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from clockwork.errors import InvalidModel
+
+MODEL_FILE = "model.onnx"
+EXAMPLES_FILE = "examples.npz"
+LIST_FILE = "package.json"
+FILES_MAX = 4096
+PACKAGE_BYTES_MAX = 64 << 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackageFile:
+    path: str  # relative, forward slashes
+    bytes: int
+    sha256: str
+
+
+def parse_files(rows: Any) -> list[PackageFile]:
+    """The file list of a Register or Prepare message, checked. Raises InvalidModel."""
+    if not isinstance(rows, list) or not 1 <= len(rows) <= FILES_MAX:
+        raise InvalidModel(f"a package lists between 1 and {FILES_MAX} files")
+    files = []
+    for row in rows:
+        match row:
+            case [str(path), int(size), str(sha256)] if size >= 0 and len(sha256) == 64:
+                pure = PurePosixPath(path)
+                if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in path or path == LIST_FILE:
+                    raise InvalidModel(f"file path {path!r} leaves the package")
+                files.append(PackageFile(path, size, sha256.lower()))
+            case _:
+                raise InvalidModel("a package's file is [path, bytes, sha256]")
+    if len({file.path for file in files}) != len(files):
+        raise InvalidModel("a package names one file twice")
+    if files[0].path != MODEL_FILE:
+        raise InvalidModel(f"the first file of a package is {MODEL_FILE}, not {files[0].path!r}")
+    total = sum(file.bytes for file in files)
+    if total > PACKAGE_BYTES_MAX:
+        raise InvalidModel(f"a package of {total} bytes is larger than {PACKAGE_BYTES_MAX}")
+    return files
+
+
+def rows_of(files: Sequence[PackageFile]) -> list[list[Any]]:
+    return [[file.path, file.bytes, file.sha256] for file in files]
+
+
+def digest_of(files: Sequence[PackageFile]) -> str:
+    """The package's name: sha256 over its sorted file list."""
+    text = "".join(f"{f.path}\0{f.bytes}\0{f.sha256}\n" for f in sorted(files, key=lambda f: f.path))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
+
+
+class PackageStore:
+    """The packages below one directory. Several processes may share it: arrival is one rename."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "packages").mkdir(parents=True, exist_ok=True)
+
+    def directory(self, digest: str) -> Path:
+        return self.root / "packages" / digest
+
+    def has(self, digest: str) -> bool:
+        return (self.directory(digest) / LIST_FILE).is_file()
+
+    def writer(self, files: Sequence[PackageFile]) -> PackageWriter:
+        return PackageWriter(self, files)
+
+    def remove(self, digest: str) -> None:
+        shutil.rmtree(self.directory(digest), ignore_errors=True)
+
+
+class PackageWriter:
+    """Writes one package chunk by chunk, checks it, and renames it into place.
+
+    Not thread-safe; all methods do file I/O and belong off the event loop.
+    """
+
+    def __init__(self, store: PackageStore, files: Sequence[PackageFile]) -> None:
+        self.files = list(files)
+        self.digest = digest_of(files)
+        self._store = store
+        self._temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=store.root / "packages"))
+        self._open: dict[int, int] = {}
+
+    def write(self, file: int, offset: int, data: Any) -> None:
+        """Write a chunk. Raises InvalidModel if it lies outside its file."""
+        if not 0 <= file < len(self.files):
+            raise InvalidModel(f"chunk of file {file} of a package of {len(self.files)} files")
+        size = memoryview(data).nbytes
+        if offset < 0 or offset + size > self.files[file].bytes:
+            raise InvalidModel(f"chunk [{offset}, {offset + size}) outside {self.files[file].path!r}")
+        descriptor = self._open.get(file)
+        if descriptor is None:
+            path = self._temporary / self.files[file].path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = self._open[file] = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        view = memoryview(data).cast("B")
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def commit(self) -> None:
+        """Verify every checksum, make it durable, and put it in place. Raises InvalidModel."""
+        try:
+            for index, file in enumerate(self.files):
+                if index not in self._open:
+                    self.write(index, 0, b"")
+                os.fsync(self._open[index])
+                size, sha256 = hash_file(self._temporary / file.path)
+                if size != file.bytes or sha256 != file.sha256:
+                    raise InvalidModel(
+                        f"{file.path!r} arrived damaged: {size} bytes, sha256 {sha256[:12]}..., "
+                        f"expected {file.bytes} bytes, {file.sha256[:12]}..."
+                    )
+            self._close()
+            write_durably(self._temporary / LIST_FILE, json.dumps(rows_of(self.files)).encode())
+            target = self._store.directory(self.digest)
+            try:
+                os.rename(self._temporary, target)
+            except OSError:
+                if not self._store.has(self.digest):  # else another process was first with the same content
+                    raise
+                self.abort()
+            fsync_directory(target.parent)
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Remove what was written. Idempotent."""
+        self._close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _close(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open.clear()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a whole file so that after a crash it is either the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,115 @@
+"""What preparing a model leaves on disk, and what of it the controller is told.
+
+    <store>/prepared/<digest>-<fingerprint>/
+        prepared.json    this module's PreparedModel
+        weights.bin      bound: the laid-out weights, run after run, each run a whole number of pages
+        packed.onnx      packed: the optimised model ...
+        packed.data      ... and its prepacked weights, mapped when it is loaded
+    <store>/programs/<program>/
+        program.onnx     the computation without weights, shared by every model of equal architecture
+
+A directory is written under a temporary name and renamed when complete, so that a half-made one is
+never seen, and several workers may share one store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from clockwork.scheduler.types import ProfilePoint
+
+FORMAT_VERSION = 1
+"""Raised when the layout of this directory changes; older ones are then prepared again."""
+
+PREPARED_FILE = "prepared.json"
+WEIGHTS_FILE = "weights.bin"
+PACKED_FILE = "packed.onnx"
+PACKED_DATA_FILE = "packed.data"
+PROGRAM_FILE = "program.onnx"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output as the model declares it. A dimension is an int, or a symbol's name ("" unnamed)."""
+
+    name: str
+    dtype: int
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """Where one weight lies: ``offset`` bytes into run number ``run``. Ordered as the program's inputs."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    run: int
+    offset: int
+    bytes: int
+
+
+@dataclasses.dataclass(slots=True)
+class PreparedModel:
+    """Everything known of a model on devices of one fingerprint."""
+
+    format_version: int
+    digest: str
+    fingerprint: str
+    program: str  # content hash of the program; models of equal architecture share it
+    holding: str  # "bound" or "packed" (see the CPU device); "none" has no weights at all
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    batches: bool
+    batching_note: str  # why it batches or does not, for people
+    batch_max: int  # the largest batch that was measured to help
+    page_bytes: int
+    runs: list[int]  # page counts; together what the model takes of the arena
+    weights: list[WeightSpec]  # bound only; fed to the program after the model's own inputs
+    weights_bytes: int
+    resident_bytes: int  # what being loaded costs in memory; never more than the pages of its runs
+    load_ns: int
+    profile: list[ProfilePoint]
+    constants_note: str  # which weights stay inside the program and why ("" none)
+    metadata: dict[str, str]  # the ONNX file's own: image layout, labels, ...
+    example: list[list[int]]  # the shapes of the inputs that it was profiled with
+
+    def summary(self) -> dict[str, Any]:
+        """What the controller is told: everything but the places of single weights."""
+        body = dataclasses.asdict(self)
+        del body["weights"]
+        return body
+
+    def write(self, directory: Path) -> None:
+        (directory / PREPARED_FILE).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+    @staticmethod
+    def read(directory: Path | str) -> PreparedModel:
+        """Raises FileNotFoundError, or ValueError if it is damaged or of another format."""
+        with open(os.path.join(directory, PREPARED_FILE), encoding="utf-8") as file:
+            return PreparedModel.from_dict(json.load(file))
+
+    @staticmethod
+    def from_dict(body: dict[str, Any]) -> PreparedModel:
+        """Inverse of asdict() and of summary() (then ``weights`` is empty)."""
+        if body.get("format_version") != FORMAT_VERSION:
+            raise ValueError(f"prepared model of format {body.get('format_version')}, this is {FORMAT_VERSION}")
+        body = dict(body)
+        body["inputs"] = [_tensor_spec(one) for one in body["inputs"]]
+        body["outputs"] = [_tensor_spec(one) for one in body["outputs"]]
+        body["weights"] = [
+            WeightSpec(one["dtype"], tuple(one["shape"]), one["run"], one["offset"], one["bytes"])
+            for one in body.get("weights", ())
+        ]
+        body["profile"] = [
+            ProfilePoint(tuple(tuple(dims) for dims in one["shape"]), one["batch"], one["exec_ns"])
+            for one in body["profile"]
+        ]
+        return PreparedModel(**body)
+
+
+def _tensor_spec(body: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(body["name"], body["dtype"], tuple(body["shape"]))

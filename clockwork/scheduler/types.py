@@ -1,0 +1,258 @@
+"""The scheduler's world: events in, commands out, all fixed typed records.
+
+Times are controller time in integer nanoseconds. A scheduler never reads a clock, opens a socket or
+sees a tensor's bytes: a request is its row count, its shape key and its deadline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from clockwork.messages import NEVER_NS, Reason, Status
+
+__all__ = ["NEVER_NS", "Reason", "Status"]
+
+ShapeKey: TypeAlias = tuple[tuple[int, ...], ...]
+"""The shapes of a request's inputs. For a model that batches: without axis 0."""
+
+
+@dataclasses.dataclass(slots=True)
+class ProfilePoint:
+    """One measured execution time."""
+
+    shape: ShapeKey
+    batch: int
+    exec_ns: int
+
+
+@dataclasses.dataclass(slots=True)
+class ModelSpec:
+    """What the scheduler knows of a model; the same on all workers of one device kind."""
+
+    model_id: int
+    name: str
+    version: int
+    program: str  # models of one program share estimates
+    batches: bool
+    batch_max: int
+    slo_ns: int  # 0: none
+    runs: tuple[int, ...]  # page counts of the layout's runs
+    load_ns: int  # measured at preparation
+    profile: list[ProfilePoint]
+
+
+@dataclasses.dataclass(slots=True)
+class Request:
+    """One request, from arrival to its one answer. id is unique for the controller's life."""
+
+    id: int
+    model_id: int
+    rows: int
+    shape: ShapeKey
+    bytes: int  # of all its inputs, for the bound on what is queued
+    arrived_ns: int
+    deadline_ns: int  # NEVER_NS: none
+    priority: int  # 1 is the highest; the default level has been filled in
+
+
+# ----- events --------------------------------------------------------------------------------
+
+
+class Arrived(NamedTuple):
+    now_ns: int
+    request: Request
+
+
+class RequestCancelled(NamedTuple):
+    """The client cancelled, or is gone. Answered CANCELLED if it had not been answered."""
+
+    now_ns: int
+    request_id: int
+
+
+class ActionDone(NamedTuple):
+    """A result, its times converted to controller time. ``exec_ns``/``load_ns``: measured duration."""
+
+    now_ns: int
+    worker: int
+    action_id: int
+    status: Status
+    text: str
+    begin_ns: int
+    end_ns: int
+    duration_ns: int
+
+
+class WorkerJoined(NamedTuple):
+    """``devices``: (kind, page_bytes, page_count, run_ahead) of each. Nothing is resident on them."""
+
+    now_ns: int
+    worker: int
+    devices: tuple[tuple[str, int, int, int], ...]
+
+
+class WorkerLeft(NamedTuple):
+    """Its actions are lost: what they carried is planned again, or answered."""
+
+    now_ns: int
+    worker: int
+
+
+class WorkerDraining(NamedTuple):
+    """It wishes to leave: no new actions; what runs ends."""
+
+    now_ns: int
+    worker: int
+
+
+class LinkMeasured(NamedTuple):
+    """``there_ns``/``back_ns``: high percentiles of the delay each way, jitter included."""
+
+    now_ns: int
+    worker: int
+    there_ns: int
+    back_ns: int
+
+
+class ModelReady(NamedTuple):
+    """The worker has prepared the model: it may be loaded there from now on."""
+
+    now_ns: int
+    worker: int
+    spec: ModelSpec
+
+
+class ModelRemoved(NamedTuple):
+    """Drain: requests that are queued finish, new ones are refused; then ModelGone is commanded."""
+
+    now_ns: int
+    model_id: int
+
+
+class Tick(NamedTuple):
+    """The time of a Wake has come (or any other time: a tick is always harmless)."""
+
+    now_ns: int
+
+
+Event: TypeAlias = (
+    Arrived | RequestCancelled | ActionDone | WorkerJoined | WorkerLeft | WorkerDraining | LinkMeasured
+    | ModelReady | ModelRemoved | Tick
+)  # fmt: skip
+
+
+# ----- commands ------------------------------------------------------------------------------
+
+
+class SendLoad(NamedTuple):
+    worker: int
+    device: int
+    action_id: int
+    model_id: int
+    load_id: int
+    run_starts: tuple[int, ...]
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
+class SendUnload(NamedTuple):
+    worker: int
+    device: int
+    action_id: int
+    model_id: int
+    load_id: int
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
+class SendInfer(NamedTuple):
+    """``requests``: ids in the order of the batch's parts."""
+
+    worker: int
+    device: int
+    action_id: int
+    model_id: int
+    load_id: int
+    requests: tuple[int, ...]
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
+class SendProfile(NamedTuple):
+    worker: int
+    device: int
+    action_id: int
+    model_id: int
+    load_id: int
+    rows: int
+    shape: ShapeKey
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
+class SendRevoke(NamedTuple):
+    worker: int
+    action_id: int
+
+
+class AnswerOk(NamedTuple):
+    """The request's outputs are part ``part`` of the result of ``action_id``."""
+
+    request_id: int
+    action_id: int
+    part: int
+    queue_ns: int
+    load_ns: int
+    exec_ns: int
+
+
+class AnswerFailed(NamedTuple):
+    """``feasible_slo_ns``, ``retry_after_ns``: for REFUSED, 0 if unknown."""
+
+    request_id: int
+    status: Status
+    reason: str
+    text: str
+    feasible_slo_ns: int
+    retry_after_ns: int
+
+
+class ModelGone(NamedTuple):
+    """A removed model holds no page and no request any more: forget it everywhere."""
+
+    model_id: int
+
+
+class Wake(NamedTuple):
+    """Send a Tick at this time at the latest. Only the newest Wake counts."""
+
+    at_ns: int
+
+
+Command: TypeAlias = (
+    SendLoad | SendUnload | SendInfer | SendProfile | SendRevoke | AnswerOk | AnswerFailed | ModelGone | Wake
+)  # fmt: skip
+
+
+class Scheduler(Protocol):
+    """One policy. Deterministic: the same events give the same commands."""
+
+    def step(self, event: Event) -> list[Command]: ...
+
+    def step_many(self, events: Iterable[Event]) -> list[Command]:
+        """The same as one step after another, but the planning at the end is done once."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """Plain data for status: per device its queue, residency and free pages; per model its counts."""
+        ...
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError where the books do not balance. For tests; may be slow."""
+        ...

@@ -1,0 +1,12 @@
+"""Builds the native extensions. Everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+COMPILE = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden"]
+
+extensions: list[Extension] = []
+
+setup(ext_modules=cythonize(extensions, compiler_directives={"language_level": "3"}))

@@ -7,6 +7,8 @@ from setuptools import Extension, setup
 
 COMPILE = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden"]
 
-extensions: list[Extension] = []
+extensions: list[Extension] = [
+    Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2"]),
+]
 
 setup(ext_modules=cythonize(extensions, compiler_directives={"language_level": "3"}))

@@ -1,0 +1,7 @@
+from collections.abc import Sequence
+
+WAIT_FDS_MAX: int
+
+class Waiter:
+    def __init__(self, fds: Sequence[int]) -> None: ...
+    def wait(self, timeout_ns: int) -> bool: ...

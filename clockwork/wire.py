@@ -26,7 +26,7 @@ _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 def encode(message: tuple[Any, ...]) -> bytes:
     """The header frame of a message."""
-    return _pack((TAG_OF[type(message)], *message))
+    return typing.cast(bytes, _pack((TAG_OF[type(message)], *message)))
 
 
 def decode(header: Any, table: Mapping[int, type]) -> Any:

@@ -1,0 +1,351 @@
+"""Sockets: the only module that knows ZeroMQ.
+
+Messages are a header frame and further frames. Frames of any size are forwarded as they arrived,
+without a copy in Python. Nothing here blocks: waiting is the business of Waiter, which watches
+sockets and other descriptors together, with nanosecond timeouts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import ipaddress
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import zmq
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import parse_monitor_message
+
+from clockwork import _wait
+from clockwork.config import FRAMES_MAX, MESSAGE_BYTES_MAX, SEND_QUEUE_MAX
+from clockwork.errors import ConfigError
+from clockwork.keys import ControllerKeys, PeerKeys
+
+Frame: TypeAlias = Any
+"""zmq.Frame or bytes-like; memoryview(frame) is its content."""
+
+HEARTBEAT_MS = 500
+"""ZMTP heartbeats, answered by the peer's I/O thread: they notice a dead host, not a stuck process."""
+
+HEARTBEAT_TIMEOUT_MS = 3_000
+RECONNECT_MS = 50
+RECONNECT_MAX_MS = 500
+LINGER_MS = 250
+"""How long a closing socket may still try to hand over what was sent."""
+
+COPY_BYTES = 16_384
+"""Below this a copy is cheaper than the bookkeeping of a zero-copy send."""
+
+ZAP_DOMAIN = b"clockwork"
+
+
+def new_key_pair() -> tuple[str, str]:
+    """A fresh CURVE pair (public, secret), Z85."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only this machine can reach the endpoint."""
+    if endpoint.startswith(("ipc://", "inproc://")):
+        return True
+    match = re.fullmatch(r"tcp://(\[[^\]]*\]|[^:]*):.*", endpoint)
+    if match is None:
+        return False
+    host = match[1].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_keys_beyond_loopback(
+    endpoints: Iterable[str], keys: ControllerKeys | None, insecure: bool
+) -> None:
+    """Raises ConfigError where something would listen to the network without keys and nobody insisted."""
+    for endpoint in endpoints:
+        if keys is None and not insecure and not is_local(endpoint):
+            raise ConfigError(
+                f"{endpoint} is reachable from other machines: give a key file "
+                "(clockwork keys new DIR, then --key DIR/controller.key) or say --insecure"
+            )
+
+
+class Connection(enum.Enum):
+    """What happened to a dialled connection."""
+
+    UP = "up"
+    DOWN = "down"
+    REFUSED = "refused"  # the keys were not accepted
+
+
+_UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_DOWN = zmq.EVENT_DISCONNECTED
+_REFUSED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+class Transport:
+    """A context and what was opened in it; close() leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 1023)
+        self._sockets: list[Dealer | Router | Publisher] = []
+        self._authenticator: ThreadAuthenticator | None = None
+
+    def dealer(self, endpoint: str, keys: PeerKeys | None = None) -> Dealer:
+        """Dial an endpoint. The connection comes (and comes back) by itself; see Dealer.changes()."""
+        dealer = Dealer(self._context, endpoint, keys)
+        self._sockets.append(dealer)
+        return dealer
+
+    def router(self, endpoint: str, keys: ControllerKeys | None = None) -> Router:
+        """Bind an endpoint. Raises ConfigError if it is in use or cannot be bound."""
+        if keys is not None and self._authenticator is None:
+            self._authenticator = ThreadAuthenticator(self._context)
+            self._authenticator.start()
+            allowed = _AllowedKeys(keys.allowed)
+            self._authenticator.configure_curve_callback(ZAP_DOMAIN.decode(), credentials_provider=allowed)
+        router = Router(self._context, endpoint, keys)
+        self._sockets.append(router)
+        return router
+
+    def publisher(self, endpoint: str, keys: ControllerKeys | None = None) -> Publisher:
+        """Bind a PUB socket for events. Raises ConfigError like router()."""
+        publisher = Publisher(self._context, endpoint, keys)
+        self._sockets.append(publisher)
+        return publisher
+
+    def close(self) -> None:
+        """Close every socket (what was sent still goes out for LINGER_MS) and the context."""
+        for socket in self._sockets:
+            socket.close()
+        self._sockets.clear()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None
+        self._context.term()
+
+
+class _AllowedKeys:
+    """ZAP's question, answered from a list."""
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self._allowed = frozenset(key.encode() for key in allowed)
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return key in self._allowed
+
+
+def _new_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = context.socket(kind)
+    socket.set(zmq.LINGER, LINGER_MS)
+    socket.set(zmq.SNDHWM, SEND_QUEUE_MAX)
+    socket.set(zmq.RCVHWM, SEND_QUEUE_MAX)
+    socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
+    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.copy_threshold = COPY_BYTES
+    return socket
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None) -> str:
+    if keys is not None:
+        socket.set(zmq.CURVE_SERVER, 1)
+        socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
+        socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        socket.close(0)
+        hint = " (is another cluster running?)" if error.errno == zmq.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}{hint}") from None
+    return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _read_monitor(monitor: zmq.Socket[bytes]) -> Iterator[tuple[int, int]]:
+    """(event, value) of each monitor message that is waiting."""
+    while _has_message(monitor):
+        body = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+        yield int(body["event"]), int(body["value"])
+
+
+def _has_message(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+
+
+def _rest(socket: zmq.Socket[bytes], frames: list[Frame]) -> bool:
+    """Receive the remaining frames of a message. False if there were too many: they are dropped."""
+    while socket.get(zmq.RCVMORE):
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        if len(frames) <= FRAMES_MAX:
+            frames.append(frame)
+    return len(frames) <= FRAMES_MAX
+
+
+class Dealer:
+    """One dialled connection. Not thread-safe: whoever shares it holds a lock."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, keys: PeerKeys | None) -> None:
+        self.endpoint = endpoint
+        self._socket = socket = _new_socket(context, zmq.DEALER)
+        socket.set(zmq.IMMEDIATE, 1)  # nothing is queued for a controller that is not there
+        socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
+        if keys is not None:
+            socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
+            socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+            socket.set(zmq.CURVE_SERVERKEY, keys.controller.encode())
+        self._monitor = socket.get_monitor_socket(_UP | _DOWN | _REFUSED)
+        self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"{endpoint!r} is no endpoint: {error.strerror}") from None
+
+    def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
+        """Queue one message. False if there is no connection, or its queue is full."""
+        try:
+            if frames:
+                self._socket.send_multipart([header, *frames], zmq.NOBLOCK, copy=False)
+            else:
+                self._socket.send(header, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[Frame] | None:
+        """The next message, header (bytes) first, or None. One with too many frames yields its header alone."""
+        socket = self._socket
+        if not _has_message(socket):
+            return None
+        frames: list[Frame] = [socket.recv(zmq.NOBLOCK)]
+        if not _rest(socket, frames):
+            del frames[1:]
+        return frames
+
+    def changes(self) -> list[Connection]:
+        """What happened to the connection since the last call, in order."""
+        return [
+            Connection.UP if event == _UP else Connection.DOWN if event == _DOWN else Connection.REFUSED
+            for event, _ in _read_monitor(self._monitor)
+        ]
+
+    def readable(self) -> bool:
+        """Whether receive() or changes() has something. Call before waiting on filenos: they are edges."""
+        return _has_message(self._socket) or _has_message(self._monitor)
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._socket.close()
+
+
+class Router:
+    """A bound socket with many peers, each named by an identity that this side assigned."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None) -> None:
+        self._socket = socket = _new_socket(context, zmq.ROUTER)
+        socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
+        self._monitor = socket.get_monitor_socket(_DOWN)
+        self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
+        try:
+            self.endpoint = _bind(socket, endpoint, keys)
+        except ConfigError:
+            self._monitor.close(0)
+            raise
+
+    def receive(self) -> tuple[bytes, int, list[Frame]] | None:
+        """The next message as (identity, descriptor of its connection, frames), or None.
+
+        Frames are header (bytes) first; one with too many frames yields none at all, so that it can be
+        answered as malformed.
+        """
+        socket = self._socket
+        if not _has_message(socket):
+            return None
+        identity = socket.recv(zmq.NOBLOCK)
+        if not socket.get(zmq.RCVMORE):
+            return identity, -1, []
+        first = socket.recv(zmq.NOBLOCK, copy=False)
+        frames: list[Frame] = [first.bytes]
+        if not _rest(socket, frames):
+            frames.clear()
+        return identity, int(first.get(zmq.SRCFD)), frames
+
+    def send(self, identity: bytes, header: bytes, frames: Sequence[Frame] = ()) -> bool:
+        """Queue one message. False if the peer is gone, or takes nothing any more."""
+        try:
+            if frames:
+                self._socket.send_multipart([identity, header, *frames], zmq.NOBLOCK, copy=False)
+            else:
+                self._socket.send_multipart([identity, header], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        return True
+
+    def disconnected(self) -> list[int]:
+        """Descriptors of connections that ended since the last call.
+
+        Call after receive() has been drained and before its messages are handled: a descriptor is
+        reused only after its old connection's end was reported, so the end then precedes the new
+        connection's hello.
+        """
+        return [value for _, value in _read_monitor(self._monitor)]
+
+    def readable(self) -> bool:
+        """Whether receive() or disconnected() has something; see Dealer.readable()."""
+        return _has_message(self._socket) or _has_message(self._monitor)
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._socket.close()
+
+
+class Publisher:
+    """Events for whoever listens; who does not keep up loses some."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None) -> None:
+        self._socket = _new_socket(context, zmq.PUB)
+        self.endpoint = _bind(self._socket, endpoint, keys)
+
+    def send(self, topic: bytes, body: bytes) -> None:
+        with contextlib.suppress(zmq.Again):
+            self._socket.send_multipart([topic, body], zmq.NOBLOCK)
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._socket.close()
+
+
+class Waiter:
+    """Waits on sockets and plain descriptors at once."""
+
+    def __init__(self, sockets: Sequence[Dealer | Router], filenos: Sequence[int] = ()) -> None:
+        self._sockets = tuple(sockets)
+        self._wait = _wait.Waiter([fd for socket in sockets for fd in socket.filenos] + list(filenos)).wait
+
+    def wait(self, timeout_ns: int) -> None:
+        """Return when something may be readable, when the time is up (negative: never), or on a signal."""
+        for socket in self._sockets:
+            if socket.readable():
+                return
+        if timeout_ns != 0:
+            self._wait(timeout_ns)

@@ -83,6 +83,9 @@ ARENA_BYTES = 2 << 30
 RUN_AHEAD = 2
 """Actions a lane may hold: one that runs and one behind it, so that a device never waits for Python."""
 
+ACTIONS_QUEUED_MAX = 4096
+"""Actions that a worker holds for one device; one more is answered DEVICE_ERROR."""
+
 
 def environment(name: str, default: str) -> str:
     """CLOCKWORK_<name>, or the default where it is unset or empty."""

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from clockwork.config import QUEUED_BYTES_MAX, QUEUED_REQUESTS_MAX
 from clockwork.messages import NEVER_NS, Reason, Status
 from clockwork.scheduler.estimates import Curve
-from clockwork.scheduler.loads import RESIDENT, Loads, is_idle
+from clockwork.scheduler.loads import RESIDENT, Loads
 from clockwork.scheduler.state import Batch, Device, Flight, KindSpec, Model, Pending, Residency, Slot, Worker
 from clockwork.scheduler.types import (
     ActionDone,

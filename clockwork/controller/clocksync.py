@@ -1,0 +1,162 @@
+"""A worker's clock, as the controller knows it: bounds that hold, not a guess that may not.
+
+A message from the controller arrives after it was sent: the worker's stamp minus the controller's is
+at least the offset. A message back gives the other bound. The least and the greatest over a sliding
+window bound the offset, each sample ageing by the drift that clocks may have. How an asymmetric
+delay splits between the two ways can never be known from stamps; so a window's end is converted
+with the upper bound (an action is never too late because of the clock), its beginning with the lower
+one, and what the worker reports with the middle, never later than now.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from clockwork.config import CLOCK_WINDOW
+from clockwork.messages import NEVER_NS
+
+DRIFT_PPM = 200
+"""Two clocks drift against each other by less than this: twice what the worst crystals do."""
+
+DELAY_PERCENTILE = 0.95
+"""Of the delays in the window, what there_ns() and back_ns() report."""
+
+UNCERTAIN_NS = 10_000_000
+"""An offset known no better than this is reported as uncertain."""
+
+
+def _drift_ns(age_ns: int) -> int:
+    return abs(age_ns) * DRIFT_PPM // 1_000_000 + 1
+
+
+class ClockSync:
+    """The offset of one worker's clock (worker minus controller), and the delay of its link.
+
+    Until the first sample both clocks are taken to be one; known says whether there was one.
+    """
+
+    __slots__ = (
+        "_back",
+        "_lower",
+        "_lower_at",
+        "_returns",
+        "_sends",
+        "_there",
+        "_upper",
+        "_upper_at",
+        "resets",
+    )
+
+    def __init__(self) -> None:
+        # (controller time, bound) of each sample; the newest of each may be improved by one-sided ones.
+        self._sends: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)
+        self._returns: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)
+        self._upper, self._upper_at = 0, 0
+        self._lower, self._lower_at = 0, 0
+        self._there = 0
+        self._back = 0
+        self.resets = 0  # times that the samples contradicted each other: a clock was set or stood still
+
+    @property
+    def known(self) -> bool:
+        return bool(self._sends) and bool(self._returns)
+
+    def pong(self, sent_ns: int, received_ns: int, returned_ns: int, now_ns: int) -> None:
+        """A round trip: sent and ended at controller times, received and returned at worker times."""
+        self._sends.append((sent_ns, received_ns - sent_ns))
+        self._returns.append((now_ns, returned_ns - now_ns))
+        self._refresh(now_ns)
+
+    def reached(self, sent_ns: int, received_ns: int) -> None:
+        """A one-sided sample: what was sent at a controller time was received at a worker time."""
+        if self._sends:
+            self._improve(self._sends, sent_ns, received_ns - sent_ns, -1)
+            if received_ns - sent_ns < self.upper_ns(sent_ns):
+                self._upper, self._upper_at = received_ns - sent_ns, sent_ns
+                self._reconcile(sent_ns)
+
+    def returned(self, returned_ns: int, now_ns: int) -> None:
+        """A one-sided sample: what the worker stamped when it left came in now."""
+        if self._returns:
+            self._improve(self._returns, now_ns, returned_ns - now_ns, 1)
+            if returned_ns - now_ns > self.lower_ns(now_ns):
+                self._lower, self._lower_at = returned_ns - now_ns, now_ns
+                self._reconcile(now_ns)
+
+    def upper_ns(self, at_ns: int) -> int:
+        """The offset is at most this, at a controller time."""
+        return self._upper + _drift_ns(at_ns - self._upper_at) if self._sends else 0
+
+    def lower_ns(self, at_ns: int) -> int:
+        """The offset is at least this, at a controller time."""
+        return self._lower - _drift_ns(at_ns - self._lower_at) if self._returns else 0
+
+    def offset_ns(self, at_ns: int) -> int:
+        """The middle of the bounds."""
+        return (self.upper_ns(at_ns) + self.lower_ns(at_ns)) // 2
+
+    def uncertainty_ns(self, at_ns: int) -> int:
+        """Half the distance of the bounds; NEVER_NS before the first sample."""
+        return (self.upper_ns(at_ns) - self.lower_ns(at_ns) + 1) // 2 if self.known else NEVER_NS
+
+    def is_uncertain(self, at_ns: int) -> bool:
+        return self.uncertainty_ns(at_ns) > UNCERTAIN_NS
+
+    def to_worker_latest(self, at_ns: int) -> int:
+        """A controller time as worker time, not earlier than it truly is: for the end of a window."""
+        return at_ns if at_ns >= NEVER_NS else at_ns + self.upper_ns(at_ns)
+
+    def to_worker_earliest(self, at_ns: int) -> int:
+        """A controller time as worker time, not later than it truly is: for the beginning of a window."""
+        return at_ns if at_ns >= NEVER_NS else at_ns + self.lower_ns(at_ns)
+
+    def to_controller(self, worker_ns: int, now_ns: int) -> int:
+        """A worker's stamp as controller time, by the middle of the bounds, and never in the future."""
+        return min(worker_ns - self.offset_ns(now_ns), now_ns)
+
+    def there_ns(self) -> int:
+        """A high percentile of the delay to the worker. With back_ns() it sums up to the round trips seen."""
+        return self._there
+
+    def back_ns(self) -> int:
+        """A high percentile of the delay back."""
+        return self._back
+
+    @staticmethod
+    def _improve(samples: deque[tuple[int, int]], at_ns: int, value: int, sign: int) -> None:
+        """Let a one-sided sample replace the newest, if it bounds more tightly."""
+        last_at, last = samples[-1]
+        if sign * value - _drift_ns(at_ns - last_at) >= sign * last:
+            samples[-1] = (at_ns, value)
+
+    def _refresh(self, now_ns: int) -> None:
+        self._upper_at, self._upper = min(self._sends, key=lambda one: one[1] + _drift_ns(now_ns - one[0]))
+        self._lower_at, self._lower = max(self._returns, key=lambda one: one[1] - _drift_ns(now_ns - one[0]))
+        self._reconcile(now_ns)
+        # A sample's delay is its distance from the offset; each at its own time, so that drift is no delay.
+        middle = self.offset_ns(now_ns)
+        there = sorted(value - middle for _, value in self._sends)
+        back = sorted(middle - value for _, value in self._returns)
+        place = int(DELAY_PERCENTILE * (len(there) - 1) + 0.5)
+        self._there = max(there[place], 0)
+        self._back = max(back[place], 0)
+
+    def _reconcile(self, now_ns: int) -> None:
+        """Bounds that exclude each other say that a clock has jumped: only the newest samples count."""
+        if self.upper_ns(now_ns) >= self.lower_ns(now_ns):
+            return
+        self.resets += 1
+        sends, returns = self._sends[-1], self._returns[-1]
+        self._sends.clear()
+        self._returns.clear()
+        self._sends.append(sends)
+        self._returns.append(returns)
+        self._upper_at, self._upper = sends
+        self._lower_at, self._lower = returns
+        if self._upper < self._lower:  # even those: one is from before the jump; the later one holds
+            if self._upper_at > self._lower_at:
+                self._lower, self._lower_at = self._upper, self._upper_at
+                self._returns[-1] = (self._lower_at, self._lower)
+            else:
+                self._upper, self._upper_at = self._lower, self._lower_at
+                self._sends[-1] = (self._upper_at, self._upper)

@@ -1,3 +1,87 @@
-"""Clockwork: a serving system for deep-learning models whose every action is planned."""
+"""Clockwork: a serving system for deep-learning models whose every action is planned.
+
+from clockwork import Client
+
+with Client() as client:
+    y = client.infer("digits", x)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "AsyncClient": "clockwork.aio",
+    "Client": "clockwork.client",
+    "ModelInfo": "clockwork.description",
+    "Cancelled": "clockwork.errors",
+    "ClockworkError": "clockwork.errors",
+    "ConfigError": "clockwork.errors",
+    "ConnectionLost": "clockwork.errors",
+    "DeadlineMissed": "clockwork.errors",
+    "ExecutionFailed": "clockwork.errors",
+    "InvalidInput": "clockwork.errors",
+    "InvalidModel": "clockwork.errors",
+    "ModelNotFound": "clockwork.errors",
+    "ProtocolMismatch": "clockwork.errors",
+    "Refused": "clockwork.errors",
+    "RequestTimeout": "clockwork.errors",
+    "Unavailable": "clockwork.errors",
+}
+"""Imported on first use, so that a process pays only for what it needs."""
+
+if TYPE_CHECKING:
+    from clockwork.aio import AsyncClient
+    from clockwork.client import Client
+    from clockwork.description import ModelInfo
+    from clockwork.errors import (
+        Cancelled,
+        ClockworkError,
+        ConfigError,
+        ConnectionLost,
+        DeadlineMissed,
+        ExecutionFailed,
+        InvalidInput,
+        InvalidModel,
+        ModelNotFound,
+        ProtocolMismatch,
+        Refused,
+        RequestTimeout,
+        Unavailable,
+    )
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "ClockworkError",
+    "ConfigError",
+    "ConnectionLost",
+    "DeadlineMissed",
+    "ExecutionFailed",
+    "InvalidInput",
+    "InvalidModel",
+    "ModelInfo",
+    "ModelNotFound",
+    "ProtocolMismatch",
+    "Refused",
+    "RequestTimeout",
+    "Unavailable",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -52,7 +52,8 @@ CLIENTS_MAX = 16_384
 WORKERS_MAX = 1_024
 UPLOADS_MAX = 64
 MODELS_MAX = 1_000_000
-MODEL_NAME_MAX = 256
+VERSIONS_MAX = 16
+"""Versions of one name that stay registered; the oldest goes when one more is ready."""
 
 PRIORITY_DEFAULT = 4
 """What priority 0 means, in Triton's sense: 1 is the highest; larger is lower."""
@@ -85,6 +86,59 @@ RUN_AHEAD = 2
 
 ACTIONS_QUEUED_MAX = 4096
 """Actions that a worker holds for one device; one more is answered DEVICE_ERROR."""
+
+WORKER_MESSAGES_PER_TURN = 64
+"""Messages a worker takes from its socket before it looks at its devices again."""
+
+JITTER_WINDOW = 256
+"""Timed waits over which a worker measures how late it wakes; at four heartbeats a second, one minute."""
+
+SWITCH_INTERVAL_NS = 50_000
+"""How long a worker's helper threads may keep the interpreter once its loop wants it (Python's own: 5 ms)."""
+
+COLLECT_INTERVAL_NS = 10_000_000_000
+"""How often a worker looks for cyclic garbage, all at once and at a time of its own choosing."""
+
+TRANSFERS_MAX = 4
+"""Packages that a worker fetches at once; more wait for their turn."""
+
+PREPARATION_LIMIT_NS = 900_000_000_000
+"""One model's preparation, profiling included; what takes longer is killed."""
+
+PREPARATION_IDLE_NS = 60_000_000_000
+"""The preparation process leaves after so long without work, and its memory with it."""
+
+PREPARATION_RSS_MAX = 2 << 30
+"""A preparation process that grew beyond this is replaced before the next model."""
+
+DRAIN_LIMIT_NS = 1_000_000_000
+"""How long a worker that was told to stop goes on with actions that it has."""
+
+DRAIN_SETTLE_NS = 50_000_000
+"""How long it still listens, idle: actions may be on their way that left before its Goodbye arrived."""
+
+# ----- the client ----------------------------------------------------------------------------
+
+CLIENT_TIMEOUT_NS = 30_000_000_000
+"""How long a call waits for its answer where the caller does not say."""
+
+CLIENT_CONNECT_NS = 5_000_000_000
+"""How long a call waits for a connection: who forgot to start a cluster should hear of it soon."""
+
+CLIENT_STALL_NS = 960_000_000_000
+"""A registration without a limit of its own is given up after this long without any sign of progress."""
+
+CLIENT_CALLS_MAX = 16_384
+"""Calls of one client that may wait for their answers; one more is refused as overloaded."""
+
+CLIENT_THREAD_IDLE_NS = 5_000_000_000
+"""A client's I/O thread ends after this long without work; a lone caller then does its own I/O again."""
+
+SECONDS_MAX = 31_536_000
+"""The longest SLO or timeout, in seconds: a year."""
+
+MODEL_REFERENCE_MAX = 256
+"""Characters of ``name`` or ``name@version`` in a request."""
 
 
 def environment(name: str, default: str) -> str:

@@ -1,0 +1,155 @@
+"""The client for asyncio: the same calls as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from types import TracebackType
+from typing import Any
+
+from clockwork import config, wire
+from clockwork._connection import Exchange
+from clockwork.client import (
+    Batching,
+    Client,
+    Inputs,
+    Keys,
+    Outputs,
+    ProgressCallback,
+    checked_model,
+    models_of,
+    register,
+    registration_options,
+    reply_body,
+    status_of,
+)
+from clockwork.description import ModelInfo, Status
+from clockwork.messages import Query, Unregister
+
+
+class AsyncClient:
+    """Like Client, for asyncio: every method of it that talks to the cluster is a coroutine here.
+
+        async with AsyncClient() as client:
+            y = await client.infer("digits", x)
+
+    A task that is cancelled cancels its request. May be shared by tasks, and by event loops.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = config.CLIENT_TIMEOUT_NS / 1e9,
+        keys: Keys = None,
+        name: str = "",
+    ) -> None:
+        self._client = Client(endpoint, timeout=timeout, keys=keys, name=name)
+        self._connection = self._client._connection
+
+    @property
+    def endpoint(self) -> str:
+        """Where the controller is expected."""
+        return self._client.endpoint
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Outputs:
+        """See Client.infer(). The arrays passed in must not be changed before it returns."""
+        future = self._client.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
+        return await asyncio.wrap_future(future)
+
+    def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> asyncio.Future[Outputs]:
+        """Like infer(), sent at once; the future's cancel() cancels the request. Needs a running loop."""
+        future = self._client.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
+        return asyncio.wrap_future(future, loop=asyncio.get_running_loop())
+
+    async def register(
+        self,
+        name: str,
+        model: str | os.PathLike[str] | bytes | Any,
+        *,
+        slo: float | None = None,
+        examples: Any = None,
+        batching: Batching = "auto",
+        batch_max: int | None = None,
+        timeout: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ModelInfo:
+        """See Client.register(). Files are read on a thread; ``progress`` is called on the loop."""
+        loop = asyncio.get_running_loop()
+        options = registration_options(slo, batching, batch_max)
+        limit_ns = None if timeout is None else self._client._limit_ns(timeout)
+        exchanges: list[Exchange] = []
+        cancelled = False
+
+        def opened(exchange: Exchange) -> None:
+            exchanges.append(exchange)
+            if cancelled:
+                exchange.close()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if progress is not None:
+                loop.call_soon_threadsafe(progress, stage, done, total)
+
+        try:
+            return await asyncio.to_thread(
+                register, self._connection, name, model, options, examples, limit_ns, tell, opened
+            )
+        except asyncio.CancelledError:
+            cancelled = True
+            for exchange in exchanges:
+                exchange.close()
+            raise
+
+    async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
+        """See Client.models()."""
+        return models_of(await self._query("models", "", timeout))
+
+    async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
+        """See Client.model()."""
+        return ModelInfo.from_wire(await self._query("model", checked_model(name), timeout))
+
+    async def unregister(self, name: str, *, timeout: float | None = None) -> None:
+        """See Client.unregister()."""
+        request_id = self._connection.next_id()
+        await self._ask(request_id, wire.encode(Unregister(request_id, checked_model(name))), timeout)
+
+    async def status(self, *, timeout: float | None = None) -> Status:
+        """See Client.status()."""
+        return status_of(await self._query("status", "", timeout))
+
+    async def close(self) -> None:
+        """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _query(self, what: str, argument: str, timeout: float | None) -> Any:
+        request_id = self._connection.next_id()
+        return await self._ask(request_id, wire.encode(Query(request_id, what, argument)), timeout)
+
+    async def _ask(self, request_id: int, header: bytes, timeout: float | None) -> Any:
+        limit_ns = self._client._limit_ns(timeout)
+        future = self._connection.submit(request_id, header, (), limit_ns, reply_body)
+        return await asyncio.wrap_future(future)

@@ -1,0 +1,429 @@
+"""The Python client: everything an application says to a cluster."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import math
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, cast
+
+from clockwork import config, wire
+from clockwork._connection import Connection, Exchange
+from clockwork.clock import to_ns
+from clockwork.description import ModelInfo, Status
+from clockwork.errors import ClockworkError, InvalidInput, InvalidModel
+from clockwork.keys import PeerKeys, read_peer_keys
+from clockwork.messages import (
+    Answer,
+    InferRequest,
+    NamedTensorRef,
+    Progress,
+    Query,
+    Register,
+    Reply,
+    Unregister,
+    UploadAck,
+    UploadChunk,
+    UploadNeed,
+)
+from clockwork.models.package import hash_file
+from clockwork.tensors import Array, as_array, decode_tensor, encode_array
+from clockwork.transport import Frame
+
+Inputs: TypeAlias = Any
+"""One array (or nested list of numbers, or scalar), or a mapping from input name to such."""
+
+Outputs: TypeAlias = Array | dict[str, Array]
+Batching: TypeAlias = Literal["auto", "on", "off"]
+ProgressCallback: TypeAlias = Callable[[str, int, int], None]
+"""Called with (stage, done, total); total 0 is unknown. Stages: hash, upload, store, prepare."""
+
+Keys: TypeAlias = PeerKeys | str | os.PathLike[str] | None
+
+
+class Client:
+    """A connection to a cluster. Thread-safe; one serves a whole process.
+
+        with Client() as client:
+            y = client.infer("digits", x)
+
+    endpoint: of the controller; else CLOCKWORK_ENDPOINT, else the default on this machine.
+    timeout: seconds that a call waits for its answer unless it says otherwise.
+    keys: the peer's key file (or its content); else CLOCKWORK_KEY, else none.
+    name: how this client appears in the controller's logs.
+
+    It connects in the background and, when the connection is lost, again: calls under way then fail
+    with ConnectionLost, later ones wait for the new connection (a few seconds at most).
+
+    Times are seconds. Every call ends: with its result, with an error of clockwork.errors, or with
+    RequestTimeout. Ctrl-C during a call cancels the request.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = config.CLIENT_TIMEOUT_NS / 1e9,
+        keys: Keys = None,
+        name: str = "",
+    ) -> None:
+        self._timeout_ns = _checked_ns(timeout, "timeout")
+        self._connection = Connection(
+            endpoint if endpoint is not None else config.client_endpoint(), _read_keys(keys), name
+        )
+        # Not __del__: this also runs at exit, while sockets can still be closed in order.
+        self._finalizer = weakref.finalize(self, Connection.close, self._connection)
+
+    @property
+    def endpoint(self) -> str:
+        """Where the controller is expected."""
+        return self._connection.endpoint
+
+    # ----- inference -------------------------------------------------------------------------
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Outputs:
+        """The model's outputs for these inputs.
+
+        model: ``name``, or ``name@version`` for one version of it.
+        inputs: exactly as the ONNX model takes them, batch axis included. One array, for a model with
+        one input, gives one array back if the model has one output; a mapping by input name always
+        gives a dict by output name. Arrays keep their dtype; of plain Python numbers, floats become
+        float32 and integers int64.
+        slo: seconds from the controller's receipt in which the answer is due (None: the model's own).
+        priority: 1 is the highest, larger is lower, 0 the default level.
+
+        The arrays returned are read-only views of the received message; ``.copy()`` gives writable
+        ones. Arrays passed in must not be changed by other threads meanwhile.
+        """
+        limit_ns = self._limit_ns(timeout)
+        request_id = self._connection.next_id()
+        header, frames, single = encode_request(request_id, model, inputs, slo, priority)
+        return decode_answer(*self._connection.call(request_id, header, frames, limit_ns), single)
+
+    def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> concurrent.futures.Future[Outputs]:
+        """Like infer(), at once: a future of the outputs. cancel() cancels the request itself.
+
+        The arrays passed in are sent without a copy: do not change them before the future is done.
+        Callbacks of the future run on the client's I/O thread, and must not wait for another call.
+        """
+        limit_ns = self._limit_ns(timeout)
+        request_id = self._connection.next_id()
+        header, frames, single = encode_request(request_id, model, inputs, slo, priority)
+        return self._connection.submit(
+            request_id, header, frames, limit_ns, lambda message, rest: decode_answer(message, rest, single)
+        )
+
+    # ----- models ----------------------------------------------------------------------------
+
+    def register(
+        self,
+        name: str,
+        model: str | os.PathLike[str] | bytes | Any,
+        *,
+        slo: float | None = None,
+        examples: Any = None,
+        batching: Batching = "auto",
+        batch_max: int | None = None,
+        timeout: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ModelInfo:
+        """Make a model known, and return once it is ready to serve: optimised, profiled, on the workers.
+
+        model: an ONNX file (external data beside it is followed, within its folder), its bytes, or an
+        onnx.ModelProto. Other content under a known name becomes its next version.
+        slo: the default of its requests. examples: real inputs, for profiling and checks: a dict by
+        input name, a list of such, or one array for a model of one input.
+        batching: "on" and "off" overrule what registration finds out. batch_max: an upper bound.
+        timeout: for the whole; without one, only a registration that shows no progress is given up.
+        """
+        return register(
+            self._connection, name, model, registration_options(slo, batching, batch_max), examples,
+            None if timeout is None else _checked_ns(timeout, "timeout"), progress,
+        )  # fmt: skip
+
+    def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
+        """Every registered model, by name and version."""
+        return models_of(self._query("models", "", timeout))
+
+    def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
+        """One model; its newest version, or the one in ``name@version``. Raises ModelNotFound."""
+        return ModelInfo.from_wire(self._query("model", checked_model(name), timeout))
+
+    def unregister(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a model, or one version of it. What was admitted is still answered."""
+        request_id = self._connection.next_id()
+        header = wire.encode(Unregister(request_id, checked_model(name)))
+        self._connection.call(request_id, header, (), self._limit_ns(timeout))
+
+    def status(self, *, timeout: float | None = None) -> Status:
+        """The cluster as its controller sees it; see clockwork.description.Status."""
+        return status_of(self._query("status", "", timeout))
+
+    # ----- life ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
+        self._finalizer.detach()
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _limit_ns(self, timeout: float | None) -> int:
+        return self._timeout_ns if timeout is None else _checked_ns(timeout, "timeout")
+
+    def _query(self, what: str, argument: str, timeout: float | None) -> Any:
+        request_id = self._connection.next_id()
+        header = wire.encode(Query(request_id, what, argument))
+        return reply_body(*self._connection.call(request_id, header, (), self._limit_ns(timeout)))
+
+
+# ----- requests and answers ------------------------------------------------------------------
+
+
+def encode_request(
+    request_id: int, model: str, inputs: Inputs, slo: float | None, priority: int
+) -> tuple[bytes, list[Frame], bool]:
+    """(header, frames, whether one array was given without a name). Raises InvalidInput."""
+    slo_ns = 0 if slo is None else _checked_ns(slo, "slo")
+    if type(priority) is not int or not 0 <= priority <= config.PRIORITY_MAX:
+        raise InvalidInput(
+            f"priority {priority!r}: an integer from 0 (the default) to {config.PRIORITY_MAX}",
+            expected=f"0 to {config.PRIORITY_MAX}",
+            got=repr(priority),
+        )
+    checked_model(model)
+    references: list[NamedTensorRef] = []
+    frames: list[Frame] = []
+    single = not isinstance(inputs, Mapping)
+    for name, value in [("", inputs)] if single else inputs.items():
+        if type(name) is not str:
+            raise InvalidInput(f"the name of an input is a str, not {type(name).__name__}", got=repr(name))
+        try:
+            dtype, shape, frame = encode_array(as_array(value))
+        except InvalidInput as error:
+            raise InvalidInput(f"input {name!r}: {error}", name, error.expected, error.got) from None
+        references.append([name, dtype, shape, len(frames)])
+        frames.append(frame)
+    return wire.encode(InferRequest(request_id, model, slo_ns, priority, references)), frames, single
+
+
+def decode_answer(message: Any, frames: list[Frame], single: bool) -> Outputs:
+    """The arrays of an Answer. Raises ClockworkError if they are not what the message says."""
+    outputs: dict[str, Array] = {}
+    try:
+        if type(message) is not Answer:
+            raise ValueError(f"{type(message).__name__} answers no inference")
+        for name, dtype, shape, frame in message.tensors:
+            outputs[name] = decode_tensor(dtype, shape, frames[frame])
+    except (ValueError, TypeError, IndexError) as error:
+        raise ClockworkError(f"the controller's answer is damaged: {error}") from None
+    if single and len(outputs) == 1:
+        return next(iter(outputs.values()))
+    return outputs
+
+
+def reply_body(message: Any, frames: list[Frame]) -> Any:
+    if type(message) is not Reply:
+        raise ClockworkError(f"the controller's answer is damaged: {type(message).__name__} answers no query")
+    return message.body
+
+
+def models_of(body: Any) -> list[ModelInfo]:
+    return [ModelInfo.from_wire(one) for one in body] if isinstance(body, list) else []
+
+
+def status_of(body: Any) -> Status:
+    return cast(Status, body if isinstance(body, dict) else {})
+
+
+def checked_model(model: str) -> str:
+    """Raises InvalidInput where this cannot be a model's name."""
+    if type(model) is not str or not 0 < len(model) <= config.MODEL_REFERENCE_MAX:
+        raise InvalidInput(
+            f"a model is named by 1 to {config.MODEL_REFERENCE_MAX} characters, not by {repr(model)[:80]}",
+            expected="name or name@version",
+            got=repr(model)[:80],
+        )
+    return model
+
+
+def _checked_ns(seconds: float, what: str) -> int:
+    """Seconds as nanoseconds. Raises InvalidInput outside (0, SECONDS_MAX], and for NaN."""
+    try:
+        sound = 0 < seconds <= config.SECONDS_MAX and math.isfinite(seconds)
+    except TypeError:
+        sound = False
+    if not sound:
+        expected = f"above 0 s and at most {config.SECONDS_MAX} s"
+        raise InvalidInput(f"{what} {seconds!r}: must be {expected}", expected=expected, got=repr(seconds))
+    return max(1, to_ns(float(seconds)))
+
+
+def _read_keys(keys: Keys) -> PeerKeys | None:
+    if isinstance(keys, PeerKeys):
+        return keys
+    path = config.key_file() if keys is None else Path(keys)
+    return None if path is None else read_peer_keys(path)
+
+
+# ----- registration --------------------------------------------------------------------------
+
+
+def registration_options(slo: float | None, batching: str, batch_max: int | None) -> dict[str, Any]:
+    """The options of a Register message. Raises InvalidInput."""
+    if batching not in ("auto", "on", "off"):
+        raise InvalidInput(
+            f"batching {batching!r}: auto, on or off", expected="auto, on or off", got=repr(batching)
+        )
+    if batch_max is not None and (type(batch_max) is not int or batch_max < 1):
+        raise InvalidInput(
+            f"batch_max {batch_max!r}: an integer of at least 1", expected=">= 1", got=repr(batch_max)
+        )
+    return {
+        "slo_ns": 0 if slo is None else _checked_ns(slo, "slo"),
+        "batching": batching,
+        "batch_max": batch_max or 0,
+    }
+
+
+def register(
+    connection: Connection,
+    name: str,
+    model: Any,
+    options: dict[str, Any],
+    examples: Any,
+    timeout_ns: int | None,
+    progress: ProgressCallback | None,
+    opened: Callable[[Exchange], None] | None = None,
+) -> ModelInfo:
+    """Client.register(); blocks its thread. ``opened`` is called with the exchange once there is one."""
+    checked_model(name)
+    tell = progress if progress is not None else lambda stage, done, total: None
+    with tempfile.TemporaryDirectory(prefix="clockwork-register-") as scratch:
+        files = _package(model, examples, Path(scratch))
+        rows = []
+        for index, (path, source) in enumerate(files):
+            tell("hash", index, len(files))
+            rows.append([path, *_size_and_sha256(source)])
+        request_id = connection.next_id()
+        header = wire.encode(Register(request_id, name, rows, options))
+        if len(header) > config.HEADER_BYTES_MAX:
+            raise InvalidModel(f"a package of {len(files)} files is too long a list")
+        stall_ns = config.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
+        exchange = connection.exchange(request_id, header, stall_ns, renewed=timeout_ns is None)
+        if opened is not None:
+            opened(exchange)
+        try:
+            return ModelInfo.from_wire(
+                _upload(exchange, request_id, [source for _, source in files], rows, tell)
+            )
+        finally:
+            exchange.close()
+
+
+def _package(model: Any, examples: Any, scratch: Path) -> list[tuple[str, Path | bytes]]:
+    from clockwork.models import onnx_import  # here, because onnx takes half a second to import
+
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+    else:
+        data = model if isinstance(model, bytes) else getattr(model, "SerializeToString", lambda: None)()
+        if not isinstance(data, bytes):
+            raise InvalidModel(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")
+        path = scratch / "model.onnx"
+        path.write_bytes(data)
+    if examples is not None and not isinstance(examples, Mapping):
+        rows = examples if isinstance(examples, Sequence) else [examples]
+        if not all(isinstance(row, Mapping) for row in rows):
+            names = [value.name for value in onnx_import.real_inputs(onnx_import.read_model(path))]
+            if len(names) != 1:
+                raise InvalidModel(f"examples of a model with the inputs {names} are dicts by input name")
+            examples = {names[0]: as_array(examples)}
+    return onnx_import.package_files(path, examples)
+
+
+def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:
+    if isinstance(source, bytes):
+        return len(source), hashlib.sha256(source).hexdigest()
+    try:
+        return hash_file(source)
+    except OSError as error:
+        raise InvalidModel(f"{source} cannot be read: {error.strerror}") from None
+
+
+def _upload(
+    exchange: Exchange,
+    request_id: int,
+    sources: Sequence[Path | bytes],
+    rows: Sequence[Sequence[Any]],
+    tell: ProgressCallback,
+) -> Any:
+    """Answer what the controller asks for, until it replies; the reply's body."""
+    total = sum(row[1] for row in rows)
+    chunks: Iterator[tuple[int, int, bytes]] = iter(())
+    sent_bytes = window = unacknowledged = 0
+    while True:
+        message, frames = exchange.receive()
+        if type(message) is Progress:
+            tell(message.stage, message.done, message.total)
+        elif type(message) is UploadNeed:
+            if not (message.window > 0 and 0 < message.chunk_bytes <= config.MESSAGE_BYTES_MAX):
+                raise ClockworkError("the controller asks for chunks that cannot be made")
+            chunks = _chunks(sources, rows, message.chunk_bytes)
+            window, unacknowledged, sent_bytes = message.window, 0, 0
+        elif type(message) is UploadAck:
+            unacknowledged -= message.chunks
+        else:
+            return reply_body(message, frames)
+        while unacknowledged < window and (chunk := next(chunks, None)) is not None:
+            file, offset, data = chunk
+            exchange.send(UploadChunk(request_id, file, offset), [data])
+            unacknowledged += 1
+            sent_bytes += len(data)
+            tell("upload", sent_bytes, total)
+
+
+def _chunks(
+    sources: Sequence[Path | bytes], rows: Sequence[Sequence[Any]], chunk_bytes: int
+) -> Iterator[tuple[int, int, bytes]]:
+    """(file, offset, bytes) of every chunk; an empty file has none. Raises InvalidModel if a file shrank."""
+    for index, (source, row) in enumerate(zip(sources, rows)):
+        size = row[1]
+        if isinstance(source, bytes):
+            for offset in range(0, size, chunk_bytes):
+                yield index, offset, source[offset : offset + chunk_bytes]
+            continue
+        with open(source, "rb") as file:
+            for offset in range(0, size, chunk_bytes):
+                data = file.read(min(chunk_bytes, size - offset))
+                if len(data) != min(chunk_bytes, size - offset):
+                    raise InvalidModel(f"{source} changed while it was sent")
+                yield index, offset, data

@@ -53,6 +53,7 @@ class ClockSync:
         self._returns: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)
         self._upper, self._upper_at = 0, 0
         self._lower, self._lower_at = 0, 0
+        self._delays: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)  # there and back of each round trip
         self._there = 0
         self._back = 0
         self.resets = 0  # times that the samples contradicted each other: a clock was set or stood still
@@ -133,13 +134,11 @@ class ClockSync:
         self._upper_at, self._upper = min(self._sends, key=lambda one: one[1] + _drift_ns(now_ns - one[0]))
         self._lower_at, self._lower = max(self._returns, key=lambda one: one[1] - _drift_ns(now_ns - one[0]))
         self._reconcile(now_ns)
-        # A sample's delay is its distance from the offset; each at its own time, so that drift is no delay.
         middle = self.offset_ns(now_ns)
-        there = sorted(value - middle for _, value in self._sends)
-        back = sorted(middle - value for _, value in self._returns)
-        place = int(DELAY_PERCENTILE * (len(there) - 1) + 0.5)
-        self._there = max(there[place], 0)
-        self._back = max(back[place], 0)
+        self._delays.append((self._sends[-1][1] - middle, middle - self._returns[-1][1]))
+        place = int(DELAY_PERCENTILE * (len(self._delays) - 1) + 0.5)
+        self._there = max(sorted(there for there, _ in self._delays)[place], 0)
+        self._back = max(sorted(back for _, back in self._delays)[place], 0)
 
     def _reconcile(self, now_ns: int) -> None:
         """Bounds that exclude each other say that a clock has jumped: only the newest samples count."""

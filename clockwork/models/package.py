@@ -89,6 +89,11 @@ class PackageStore:
     def has(self, digest: str) -> bool:
         return (self.directory(digest) / LIST_FILE).is_file()
 
+    def sweep(self) -> None:
+        """Remove what a process that died left half written. Only the directory's one owner may call this."""
+        for entry in (self.root / "packages").glob(".incoming-*"):
+            shutil.rmtree(entry, ignore_errors=True)
+
     def writer(self, files: Sequence[PackageFile]) -> PackageWriter:
         return PackageWriter(self, files)
 

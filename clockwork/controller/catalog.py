@@ -1,0 +1,150 @@
+"""The models a controller knows, on disk: packages by content, and one small record for each version.
+
+    <data>/format           the format's version
+    <data>/lock             held while a controller uses the directory
+    <data>/packages/...     see models.package
+    <data>/models/<name>@<version>.json
+
+A record arrives by rename after its package is durable, so that what is listed can be served. Apart
+from open() and records(), which run before the loop, everything here does file I/O and is called
+on the controller's storage thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.models.package import PackageFile, PackageStore, parse_files, rows_of, write_durably
+
+FORMAT = "1"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""A model's name: also a file name, hence no slash, and shorter than a file name may be."""
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidModel where a model cannot have this name."""
+    if not NAME.fullmatch(name):
+        raise InvalidModel(
+            f"model name {name[:80]!r} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class ModelRecord:
+    """One version of one model, as it was registered."""
+
+    name: str
+    version: int
+    digest: str
+    files: list[PackageFile]
+    options: dict[str, Any]  # slo_ns, batching, batch_max
+
+    def to_json(self) -> bytes:
+        body = {
+            "name": self.name,
+            "version": self.version,
+            "digest": self.digest,
+            "files": rows_of(self.files),
+            "options": self.options,
+        }
+        return json.dumps(body).encode()
+
+    @staticmethod
+    def from_json(text: bytes) -> ModelRecord:
+        """Raises ValueError, KeyError or TypeError on a damaged record."""
+        body = json.loads(text)
+        return ModelRecord(
+            str(body["name"]),
+            int(body["version"]),
+            str(body["digest"]),
+            parse_files(body["files"]),
+            dict(body["options"]),
+        )
+
+
+class Catalog:
+    """The data directory of one controller."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lock = -1
+
+    def open(self) -> None:
+        """Create or take over the directory. Raises ConfigError: not writable, other format, in use."""
+        marker = self.root / "format"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = marker.read_text().strip() if marker.exists() else None
+            if found is None:
+                write_durably(marker, FORMAT.encode())
+            elif found != FORMAT:
+                raise ConfigError(
+                    f"data directory {self.root} has format {found[:20]!r}, this version reads format {FORMAT}"
+                )
+            (self.root / "models").mkdir(exist_ok=True)
+            self.store = PackageStore(self.root)
+            self.store.sweep()
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(f"data directory {self.root} is in use by another controller") from None
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                f"data directory {self.root} cannot be used: {error.strerror}: {error.filename}"
+            ) from None
+        except ConfigError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def records(self) -> tuple[list[ModelRecord], list[str]]:
+        """Every usable record, oldest version first, and a sentence for each that is not usable."""
+        records, complaints = [], []
+        for entry in sorted(os.scandir(self.root / "models"), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            try:
+                with open(entry.path, "rb") as file:
+                    record = ModelRecord.from_json(file.read())
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                complaints.append(f"record {entry.path} is damaged and was skipped: {error!r}")
+                continue
+            if self.store.has(record.digest):
+                records.append(record)
+            else:
+                complaints.append(
+                    f"package {record.digest[:12]} of {record.name}@{record.version} is missing"
+                )
+        records.sort(key=lambda record: (record.name, record.version))
+        return records, complaints
+
+    def save(self, record: ModelRecord) -> None:
+        write_durably(self._path(record), record.to_json())
+
+    def remove(self, record: ModelRecord, *, with_package: bool) -> None:
+        """Delete a record, and its package where no other record uses it."""
+        self._path(record).unlink(missing_ok=True)
+        if with_package:
+            self.store.remove(record.digest)
+
+    def read_chunk(self, digest: str, file: PackageFile, offset: int, length: int) -> bytes:
+        """Bytes of a stored file. Raises OSError."""
+        with open(self.store.directory(digest) / file.path, "rb") as source:
+            source.seek(offset)
+            return source.read(length)
+
+    def _path(self, record: ModelRecord) -> Path:
+        return self.root / "models" / f"{record.name}@{record.version}.json"

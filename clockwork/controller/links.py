@@ -1,0 +1,116 @@
+"""What a controller knows of each peer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from clockwork.controller.clocksync import ClockSync
+from clockwork.device.base import DeviceInfo
+from clockwork.errors import InvalidInput
+from clockwork.messages import Result, Status
+
+DEVICES_MAX = 1_024
+"""Of one worker; an emulated one may have hundreds."""
+
+_STATUSES = frozenset(int(status) for status in Status)
+
+_DEVICE_TYPES = {
+    "kind": str,
+    "name": str,
+    "fingerprint": str,
+    "page_bytes": int,
+    "page_count": int,
+    "run_ahead": int,
+}
+
+
+class ClientLink:
+    """A connected client and what it waits for."""
+
+    __slots__ = ("fd", "identity", "name", "requests")
+
+    def __init__(self, identity: bytes, fd: int, name: str) -> None:
+        self.identity = identity
+        self.fd = fd
+        self.name = name
+        self.requests: dict[int, int] = {}  # the client's request id: ours
+
+
+class WorkerLink:
+    """A connected worker: its clock, its devices and the actions that it has not answered."""
+
+    __slots__ = (
+        "actions", "clock", "devices", "fd", "heard_ns", "identity", "jitter_ns", "name", "stats", "worker_epoch",
+        "worker_id",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        identity: bytes,
+        fd: int,
+        worker_id: int,
+        name: str,
+        worker_epoch: int,
+        devices: list[WorkerDevice],
+    ) -> None:
+        self.identity = identity
+        self.fd = fd
+        self.worker_id = worker_id
+        self.name = name
+        self.worker_epoch = worker_epoch
+        self.devices = devices
+        self.clock = ClockSync()
+        self.actions: set[int] = set()
+        self.heard_ns = 0
+        self.jitter_ns = 0
+        self.stats: dict[str, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WorkerDevice(DeviceInfo):
+    """A DeviceInfo that has come over the wire."""
+
+    def describe(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def parse_devices(rows: list[Any]) -> list[WorkerDevice]:
+    """The devices of a WorkerHello. Raises InvalidInput."""
+    if not 1 <= len(rows) <= DEVICES_MAX:
+        raise InvalidInput(f"a worker has between 1 and {DEVICES_MAX} devices, not {len(rows)}")
+    devices = []
+    for row in rows:
+        if not isinstance(row, dict) or row.keys() != _DEVICE_TYPES.keys():
+            raise InvalidInput(f"a device is described by {', '.join(_DEVICE_TYPES)}")
+        for field, kind in _DEVICE_TYPES.items():
+            if type(row[field]) is not kind:
+                raise InvalidInput(f"a device's {field} is {kind.__name__}, not {type(row[field]).__name__}")
+        if row["page_bytes"] < 1 or row["page_count"] < 1 or row["run_ahead"] < 1:
+            raise InvalidInput(
+                "a device has at least one page of at least one byte and runs at least one action"
+            )
+        devices.append(WorkerDevice(**row))
+    return devices
+
+
+def check_result(message: Result, frame_count: int) -> tuple[int, int, int]:
+    """Begin, end and total duration of an action, over its phases. Raises InvalidInput if malformed."""
+    begin_ns = end_ns = duration_ns = 0
+    for phase in (message.copy_in, message.execute, message.copy_out):
+        if len(phase) != 3 or not all(type(stamp) is int for stamp in phase):
+            raise InvalidInput(f"a phase is [begin, end, duration], not {phase!r}")
+        if phase[1]:
+            begin_ns = begin_ns or phase[0]
+            end_ns = phase[1]
+            duration_ns += phase[2]
+    if message.status not in _STATUSES:
+        raise InvalidInput(f"{message.status} is no status")
+    for part in message.parts:
+        for ref in part:
+            match ref:
+                case [int(), list(), int(frame)] if 0 <= frame < frame_count:
+                    pass
+                case _:
+                    raise InvalidInput(f"an output is [dtype, shape, frame], not {ref!r}")
+    return begin_ns, end_ns, duration_ns

@@ -1,0 +1,217 @@
+"""The models that a controller serves: their versions, where each is ready, and who waits for that.
+
+Pure bookkeeping: no sockets, no files. A name routes to its newest version that is ready everywhere;
+``name@version`` addresses any version that is still registered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from clockwork.controller.catalog import ModelRecord
+from clockwork.models.prepared import PreparedModel
+from clockwork.scheduler.types import ModelSpec
+from clockwork.tensors import dtype_name
+
+
+class ModelState(enum.StrEnum):
+    PREPARING = "preparing"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclasses.dataclass(slots=True)
+class Counts:
+    """Requests of one model by what became of them."""
+
+    answered: int = 0
+    refused: int = 0
+    missed: int = 0
+    cancelled: int = 0
+    failed: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Waiter:
+    """A client that waits for a registration or a removal to be complete."""
+
+    client: bytes
+    request_id: int
+
+
+class ServedModel:
+    """One version of one model, as the controller serves it."""
+
+    __slots__ = (
+        "counts",
+        "input_index",
+        "model_id",
+        "prepared",
+        "record",
+        "slo_ns",
+        "state",
+        "text",
+        "waiters",
+        "was_ready",
+        "workers",
+    )  # fmt: skip
+
+    def __init__(self, model_id: int, record: ModelRecord) -> None:
+        self.model_id = model_id
+        self.record = record
+        self.slo_ns = int(record.options.get("slo_ns", 0))
+        self.state = ModelState.PREPARING
+        self.text = ""  # why it failed
+        self.was_ready = False  # in this life of the controller or an earlier one
+        self.prepared: PreparedModel | None = None
+        self.input_index: dict[str, int] = {}
+        self.workers: dict[int, str] = {}  # worker id: preparing, ready, or what went wrong
+        self.waiters: list[Waiter] = []
+        self.counts = Counts()
+
+    @property
+    def label(self) -> str:
+        return f"{self.record.name}@{self.record.version}"
+
+    def settled(self) -> bool:
+        """Whether every worker that was asked to prepare it has answered, at least one with success."""
+        states = self.workers.values()
+        return "preparing" not in states and "ready" in states
+
+    def failed_everywhere(self) -> bool:
+        states = self.workers.values()
+        return bool(self.workers) and all(state not in ("preparing", "ready") for state in states)
+
+    def spec(self, prepared: PreparedModel) -> ModelSpec:
+        """What the scheduler is told."""
+        return ModelSpec(
+            model_id=self.model_id,
+            name=self.record.name,
+            version=self.record.version,
+            program=prepared.program,
+            batches=prepared.batches,
+            batch_max=prepared.batch_max,
+            slo_ns=self.slo_ns,
+            runs=tuple(prepared.runs),
+            load_ns=prepared.load_ns,
+            profile=prepared.profile,
+        )
+
+    def describe(self, worker_names: dict[int, str], resident: list[dict[str, Any]]) -> dict[str, Any]:
+        """What ``models show`` shows."""
+        body: dict[str, Any] = {
+            "name": self.record.name,
+            "version": self.record.version,
+            "state": self.state.value,
+            "text": self.text,
+            "digest": self.record.digest,
+            "slo_ns": self.slo_ns,
+            "options": self.record.options,
+            "counts": dataclasses.asdict(self.counts),
+            "workers": {
+                worker_names.get(worker, str(worker)): state for worker, state in self.workers.items()
+            },
+            "devices": resident,
+        }
+        prepared = self.prepared
+        if prepared is not None:
+            body |= {
+                "inputs": [_describe_tensor(one) for one in prepared.inputs],
+                "outputs": [_describe_tensor(one) for one in prepared.outputs],
+                "batches": prepared.batches,
+                "batching_note": prepared.batching_note,
+                "batch_max": prepared.batch_max,
+                "holding": prepared.holding,
+                "program": prepared.program,
+                "weights_bytes": prepared.weights_bytes,
+                "resident_bytes": prepared.resident_bytes,
+                "page_bytes": prepared.page_bytes,
+                "pages": sum(prepared.runs),
+                "runs": list(prepared.runs),
+                "load_ns": prepared.load_ns,
+                "profile": [dataclasses.asdict(point) for point in prepared.profile],
+                "constants_note": prepared.constants_note,
+                "metadata": prepared.metadata,
+                "example": prepared.example,
+            }
+        return body
+
+
+def _describe_tensor(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}
+
+
+class ModelTable:
+    """Every served version, by id and by name."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, ServedModel] = {}
+        self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
+        self.routes: dict[str, ServedModel] = {}  # name: what serves it now
+        self._shared: dict[tuple[str, str], PreparedModel] = {}
+        self._indexes: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
+        self._next_id = 1
+
+    def add(self, record: ModelRecord) -> ServedModel:
+        model = ServedModel(self._next_id, record)
+        self._next_id += 1
+        self.by_id[model.model_id] = model
+        self.versions.setdefault(record.name, {})[record.version] = model
+        return model
+
+    def remove(self, model: ServedModel) -> None:
+        """Forget a version; its name routes to no one until another version takes it."""
+        del self.by_id[model.model_id]
+        versions = self.versions[model.record.name]
+        del versions[model.record.version]
+        if not versions:
+            del self.versions[model.record.name]
+        self.unroute(model)
+
+    def unroute(self, model: ServedModel) -> None:
+        """Take a version out of its name's traffic, which falls to the newest other that is ready."""
+        name = model.record.name
+        if self.routes.get(name) is model:
+            del self.routes[name]
+            for other in reversed(list(self.versions.get(name, {}).values())):
+                if other is not model and other.state is ModelState.READY:
+                    self.routes[name] = other
+                    break
+
+    def find(self, text: str) -> ServedModel | None:
+        """The model that ``name`` or ``name@version`` addresses, in whatever state."""
+        model = self.routes.get(text)
+        if model is not None:
+            return model
+        name, at, version = text.partition("@")
+        versions = self.versions.get(name)
+        if versions is None:
+            return None
+        if at:
+            return versions.get(int(version)) if version.isascii() and version.isdigit() else None
+        return next(reversed(versions.values()))
+
+    def next_version(self, name: str) -> int:
+        return max(self.versions.get(name, {0: None})) + 1
+
+    def learn(self, model: ServedModel, prepared: PreparedModel) -> None:
+        """Keep what a worker found out, sharing what models of one program have in common.
+
+        A thousand fine-tunes then cost one description: what remains a model's own is its digest,
+        its layout and its load time.
+        """
+        shared = self._shared.setdefault((prepared.program, prepared.fingerprint), prepared)
+        for field in ("inputs", "outputs", "profile", "metadata", "example", "runs"):
+            if getattr(shared, field) == getattr(prepared, field):
+                setattr(prepared, field, getattr(shared, field))
+        prepared.program = shared.program
+        prepared.fingerprint = shared.fingerprint
+        prepared.batching_note = shared.batching_note
+        model.prepared = prepared
+        key = (prepared.program, tuple(spec.name for spec in prepared.inputs))
+        model.input_index = self._indexes.setdefault(
+            key, {spec.name: index for index, spec in enumerate(prepared.inputs)}
+        )

@@ -1,0 +1,421 @@
+"""How a model comes, changes and goes: uploads, preparation on the workers, routing, removal.
+
+Holds no socket: it says what to send through the small interface that the controller's loop gives
+it. All file I/O goes through the storage thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from clockwork.config import (
+    CHUNK_BYTES,
+    CHUNK_WINDOW,
+    MODELS_MAX,
+    UPLOADS_MAX,
+    VERSIONS_MAX,
+)
+from clockwork.controller.catalog import Catalog, ModelRecord, check_name
+from clockwork.controller.models import ModelState, ModelTable, ServedModel, Waiter
+from clockwork.controller.storage import StorageThread
+from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Unavailable
+from clockwork.messages import (
+    Forget,
+    Prepare,
+    Prepared,
+    Progress,
+    Register,
+    Reply,
+    Status,
+    UploadAck,
+    UploadChunk,
+    UploadNeed,
+)
+from clockwork.models.package import PackageFile, PackageWriter, digest_of, parse_files, rows_of
+from clockwork.models.prepared import PreparedModel
+from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
+
+log = logging.getLogger("clockwork.controller")
+
+_OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0}
+
+
+class Outside(Protocol):
+    """What registration needs of the controller's loop."""
+
+    def to_client(self, client: bytes, message: tuple[Any, ...]) -> None: ...
+
+    def fail(self, client: bytes, request_id: int, error: ClockworkError) -> None: ...
+
+    def to_worker(self, worker: int, message: tuple[Any, ...]) -> None: ...
+
+    def schedule(self, event: Event) -> None: ...
+
+    def now(self) -> int: ...
+
+    def worker_ids(self) -> list[int]: ...
+
+    def describe(self, model: ServedModel) -> dict[str, Any]: ...
+
+    def publish(self, topic: str, body: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class Upload:
+    """One package on its way in. Chunks are written in the order in which they come."""
+
+    client: bytes
+    request_id: int
+    name: str
+    options: dict[str, Any]
+    files: list[PackageFile]
+    writer: PackageWriter | None = None
+    missing: int = 0  # bytes still to come
+    outstanding: int = 0  # chunks given to the storage thread
+    failed: bool = False
+
+
+class Registrar:
+    def __init__(self, outside: Outside, catalog: Catalog, storage: StorageThread, table: ModelTable) -> None:
+        self._outside = outside
+        self._catalog = catalog
+        self._storage = storage
+        self._table = table
+        self._uploads: dict[tuple[bytes, int], Upload] = {}
+        self._removing: dict[str, list[Waiter]] = {}  # waiters for the last version of a name to go
+
+    # ----- start -------------------------------------------------------------------------------
+
+    def restore(self) -> int:
+        """Take up what the catalog holds; workers are asked when they join."""
+        records, complaints = self._catalog.records()
+        for complaint in complaints:
+            log.warning("%s", complaint)
+        for record in records:
+            self._table.add(record).was_ready = True
+        return len(records)
+
+    # ----- clients -----------------------------------------------------------------------------
+
+    def register(self, client: bytes, message: Register) -> None:
+        """Raises InvalidModel, InvalidInput or Unavailable; otherwise the request is answered later."""
+        check_name(message.name)
+        options = _check_options(message.options)
+        files = parse_files(message.files)
+        digest = digest_of(files)
+        waiter = Waiter(client, message.request_id)
+        current = self._current(message.name, digest, options)
+        if current is not None:
+            self._join(current, waiter, options)
+            return
+        if len(self._table.by_id) >= MODELS_MAX:
+            raise Unavailable(f"{MODELS_MAX} models are registered, which is the most")
+        if (client, message.request_id) in self._uploads:
+            raise InvalidInput(f"request {message.request_id} is in use")
+        if len(self._uploads) >= UPLOADS_MAX:
+            raise Unavailable(f"{UPLOADS_MAX} uploads are under way, which is the most; try again later")
+        upload = Upload(client, message.request_id, message.name, options, files)
+        upload.missing = sum(file.bytes for file in files)
+        self._uploads[client, message.request_id] = upload
+        store = self._catalog.store
+
+        def begin() -> PackageWriter | None:
+            return None if store.has(digest) else store.writer(files)
+
+        self._storage.submit(begin, functools.partial(self._begun, upload, digest))
+
+    def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
+        """One chunk of an upload; those of an upload that failed or is unknown are dropped."""
+        upload = self._uploads.get((client, message.request_id))
+        if upload is None or upload.writer is None or upload.failed:
+            return
+        size = len(frame)
+        upload.missing -= size
+        upload.outstanding += 1
+        if upload.outstanding > CHUNK_WINDOW or upload.missing < 0 or not 0 < size <= CHUNK_BYTES:
+            upload.outstanding -= 1
+            self._abandon(
+                upload, InvalidInput(f"upload of {upload.name!r} breaks its window, sizes or chunk size")
+            )
+            return
+        job = functools.partial(upload.writer.write, message.file, message.offset, frame)
+        self._storage.submit(job, functools.partial(self._written, upload))
+
+    def unregister(self, client: bytes, request_id: int, text: str) -> None:
+        """Remove ``name`` with all its versions, or ``name@version`` alone. Raises ModelNotFound."""
+        name, at, _ = text.partition("@")
+        found = self._table.find(text)
+        models = [found] if at and found else list(self._table.versions.get(name, {}).values())
+        models = [model for model in models if model.state is not ModelState.DRAINING]
+        if not models:
+            raise ModelNotFound(f"no model {text!r} is registered")
+        models[-1].waiters.append(Waiter(client, request_id))
+        for model in models:
+            self.drain(model)
+
+    def client_gone(self, client: bytes) -> None:
+        """Nobody waits for its uploads and registrations any more; models that are under way stay."""
+        for key in [key for key in self._uploads if key[0] == client]:
+            self._abandon(self._uploads[key], None)
+        for model in self._table.by_id.values():
+            if model.waiters:
+                model.waiters = [waiter for waiter in model.waiters if waiter.client != client]
+
+    # ----- workers -----------------------------------------------------------------------------
+
+    def worker_joined(self, worker: int) -> None:
+        for model in self._table.by_id.values():
+            if model.state is not ModelState.DRAINING:
+                self._ask(model, worker)
+
+    def worker_left(self, worker: int) -> None:
+        for model in list(self._table.by_id.values()):
+            if model.workers.pop(worker, None) is not None and model.state is ModelState.PREPARING:
+                self._settle(model)
+
+    def prepared(self, worker: int, message: Prepared) -> None:
+        """A worker has prepared a model, or could not."""
+        model = self._table.by_id.get(message.model_id)
+        if model is None or model.workers.get(worker) != "preparing":
+            return
+        if message.status != Status.OK:
+            model.workers[worker] = message.text or "could not be prepared"
+            log.warning("worker %d cannot prepare %s: %s", worker, model.label, message.text)
+        else:
+            prepared = PreparedModel.from_dict(message.summary | {"weights": []})
+            fastest = min((point.exec_ns for point in prepared.profile), default=0)
+            if 0 < model.slo_ns < fastest and not model.was_ready:
+                model.workers[worker] = (
+                    f"its SLO of {model.slo_ns / 1e6:g} ms is below its execution time of {fastest / 1e6:.3g} ms"
+                )
+            else:
+                self._table.learn(model, prepared)
+                model.workers[worker] = "ready"
+                self._outside.schedule(ModelReady(self._outside.now(), worker, model.spec(prepared)))
+        self._settle(model)
+
+    def gone(self, model_id: int) -> None:
+        """The scheduler let go of a draining model: forget it everywhere."""
+        model = self._table.by_id[model_id]
+        for worker in model.workers:
+            self._outside.to_worker(worker, Forget(model_id))
+        self._discard(model)
+        for waiter in model.waiters:
+            self._outside.to_client(waiter.client, Reply(waiter.request_id, {"removed": model.label}))
+        log.info("removed %s", model.label)
+        self._outside.publish("model", {"model": model.label, "state": "removed"})
+
+    # ----- inside ------------------------------------------------------------------------------
+
+    def _current(self, name: str, digest: str, options: dict[str, Any]) -> ServedModel | None:
+        """The newest version of a name, where it already is what is being registered."""
+        versions = self._table.versions.get(name)
+        if not versions:
+            return None
+        newest = next(reversed(versions.values()))
+        same = newest.record.digest == digest and all(
+            newest.record.options.get(key) == options[key] for key in ("batching", "batch_max")
+        )
+        return newest if same and newest.state in (ModelState.PREPARING, ModelState.READY) else None
+
+    def _join(self, model: ServedModel, waiter: Waiter, options: dict[str, Any]) -> None:
+        """Registering the same content again: nothing new but perhaps the default SLO."""
+        if options["slo_ns"] and options["slo_ns"] != model.slo_ns:
+            if model.prepared is not None:
+                fastest = min((point.exec_ns for point in model.prepared.profile), default=0)
+                if options["slo_ns"] < fastest:
+                    raise InvalidInput(
+                        f"an SLO of {options['slo_ns'] / 1e6:g} ms is below {model.label}'s execution time "
+                        f"of {fastest / 1e6:.3g} ms"
+                    )
+            model.slo_ns = options["slo_ns"]
+            model.record.options = options
+            self._storage.submit(functools.partial(self._catalog.save, model.record), self._stored)
+        model.waiters.append(waiter)
+        self._settle(model)
+
+    def _begun(
+        self, upload: Upload, digest: str, writer: PackageWriter | None, error: BaseException | None
+    ) -> None:
+        upload.writer = writer
+        if error is not None:
+            self._abandon(upload, _storage_error(error))
+        elif upload.failed:
+            self._abandon(upload, None)
+        elif writer is None:
+            self._commit(upload, digest, None)
+        elif upload.missing == 0:
+            self._finish(upload)
+        else:
+            need = UploadNeed(upload.request_id, CHUNK_WINDOW, CHUNK_BYTES)
+            self._outside.to_client(upload.client, need)
+
+    def _written(self, upload: Upload, _: Any, error: BaseException | None) -> None:
+        upload.outstanding -= 1
+        if upload.failed:
+            return
+        if error is not None:
+            self._abandon(upload, _storage_error(error))
+            return
+        self._outside.to_client(upload.client, UploadAck(upload.request_id, 1))
+        if upload.missing == 0 and upload.outstanding == 0:
+            self._finish(upload)
+
+    def _finish(self, upload: Upload) -> None:
+        assert upload.writer is not None
+        self._outside.to_client(upload.client, Progress(upload.request_id, "store", 0, 1))
+        done = functools.partial(self._committed, upload, upload.writer.digest)
+        self._storage.submit(upload.writer.commit, done)
+
+    def _committed(self, upload: Upload, digest: str, _: Any, error: BaseException | None) -> None:
+        if error is not None:
+            upload.writer = None  # commit() removed what it could not keep
+            self._abandon(upload, _storage_error(error))
+        else:
+            self._commit(upload, digest, None)
+
+    def _commit(self, upload: Upload, digest: str, _: Any) -> None:
+        """The package is in the store: make it a version, unless a twin was faster."""
+        self._uploads.pop((upload.client, upload.request_id), None)
+        waiters = [] if upload.failed else [Waiter(upload.client, upload.request_id)]
+        current = self._current(upload.name, digest, upload.options)
+        if current is not None:
+            try:
+                for waiter in waiters:
+                    self._join(current, waiter, upload.options)
+            except InvalidInput as error:
+                self._outside.fail(upload.client, upload.request_id, error)
+            return
+        version = self._table.next_version(upload.name)
+        record = ModelRecord(upload.name, version, digest, upload.files, upload.options)
+        model = self._table.add(record)
+        model.waiters += waiters
+        self._storage.submit(functools.partial(self._catalog.save, record), self._stored)
+        workers = self._outside.worker_ids()
+        for waiter in waiters:
+            self._outside.to_client(waiter.client, Progress(waiter.request_id, "prepare", 0, len(workers)))
+        for worker in workers:
+            self._ask(model, worker)
+        if not workers:
+            log.info("%s waits for a worker to prepare it", model.label)
+        self._outside.publish("model", {"model": model.label, "state": model.state.value})
+
+    def _stored(self, _: Any, error: BaseException | None) -> None:
+        if error is not None:
+            # What has been promised to be kept cannot be kept: go on would be to lie to everyone.
+            raise OSError(f"the catalog cannot be written: {error}") from error
+
+    def _abandon(self, upload: Upload, error: ClockworkError | None) -> None:
+        upload.failed = True
+        if self._uploads.pop((upload.client, upload.request_id), None) and error is not None:
+            self._outside.fail(upload.client, upload.request_id, error)
+        if upload.writer is not None:
+            writer, upload.writer = upload.writer, None
+            self._storage.submit(writer.abort, _ignore)
+
+    def _ask(self, model: ServedModel, worker: int) -> None:
+        record = model.record
+        model.workers[worker] = "preparing"
+        options = {key: record.options[key] for key in ("batching", "batch_max")}
+        self._outside.to_worker(
+            worker,
+            Prepare(
+                model.model_id, record.name, record.version, record.digest, rows_of(record.files), options
+            ),
+        )
+
+    def _settle(self, model: ServedModel) -> None:
+        """See whether preparing has come to an end, one way or the other; tell whoever waits."""
+        if model.state is ModelState.DRAINING:
+            return
+        if model.settled():
+            if model.state is not ModelState.READY:
+                model.state, model.text = ModelState.READY, ""
+                model.was_ready = True
+                self._route(model)
+                log.info("%s is ready", model.label)
+                self._outside.publish("model", {"model": model.label, "state": "ready"})
+            for waiter in model.waiters:
+                self._outside.to_client(
+                    waiter.client, Reply(waiter.request_id, self._outside.describe(model))
+                )
+            model.waiters.clear()
+        elif model.failed_everywhere():
+            model.state = ModelState.FAILED
+            model.text = next(iter(model.workers.values()))
+            error = InvalidModel(f"{model.label} cannot be served: {model.text}")
+            for waiter in model.waiters:
+                self._outside.fail(waiter.client, waiter.request_id, error)
+            model.waiters.clear()
+            self._outside.publish("model", {"model": model.label, "state": "failed", "text": model.text})
+            if not model.was_ready:
+                for worker in model.workers:
+                    self._outside.to_worker(worker, Forget(model.model_id))
+                self._discard(model)
+
+    def _route(self, model: ServedModel) -> None:
+        """A version is ready everywhere: it takes its name's traffic, unless a newer one has it."""
+        name = model.record.name
+        current = self._table.routes.get(name)
+        if current is None or current.record.version < model.record.version:
+            self._table.routes[name] = model
+        versions = [
+            one
+            for one in self._table.versions[name].values()
+            if one.state in (ModelState.READY, ModelState.FAILED)
+        ]
+        for old in versions[:-VERSIONS_MAX]:
+            self.drain(old)
+
+    def drain(self, model: ServedModel) -> None:
+        """Take no more requests for a version; it goes when the last one has been answered."""
+        model.state = ModelState.DRAINING
+        self._table.unroute(model)
+        self._outside.publish("model", {"model": model.label, "state": "draining"})
+        if model.prepared is None:  # the scheduler never heard of it
+            self.gone(model.model_id)
+        else:
+            self._outside.schedule(ModelRemoved(self._outside.now(), model.model_id))
+
+    def _discard(self, model: ServedModel) -> None:
+        self._table.remove(model)
+        digest = model.record.digest
+        shared = any(other.record.digest == digest for other in self._table.by_id.values()) or any(
+            digest_of(upload.files) == digest for upload in self._uploads.values()
+        )
+        job: Callable[[], None] = functools.partial(
+            self._catalog.remove, model.record, with_package=not shared
+        )
+        self._storage.submit(job, self._stored)
+
+
+def _ignore(_: Any, error: BaseException | None) -> None:
+    if error is not None:
+        log.warning("an abandoned upload could not be removed: %s", error)
+
+
+def _storage_error(error: BaseException) -> ClockworkError:
+    if isinstance(error, ClockworkError):
+        return error
+    if isinstance(error, OSError):
+        return Unavailable(f"the controller cannot store the model: {error.strerror}")
+    raise error
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Registration options with their defaults. Raises InvalidInput, naming option and bound."""
+    unknown = [key for key in options if key not in _OPTIONS]
+    if unknown:
+        raise InvalidInput(f"unknown registration option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+    merged = _OPTIONS | options
+    if type(merged["slo_ns"]) is not int or not 0 <= merged["slo_ns"] < 1 << 60:
+        raise InvalidInput(f"slo_ns must be a positive count of nanoseconds, got {merged['slo_ns']!r}")
+    if merged["batching"] not in ("auto", "on", "off"):
+        raise InvalidInput(f"batching is auto, on or off, not {merged['batching']!r}")
+    if type(merged["batch_max"]) is not int or not 0 <= merged["batch_max"] <= 4096:
+        raise InvalidInput(f"batch_max is between 1 and 4096 (0: as measured), got {merged['batch_max']!r}")
+    return merged

@@ -1,0 +1,19 @@
+"""What a controller is told when it starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from clockwork import config
+
+
+@dataclasses.dataclass(slots=True)
+class ControllerSettings:
+    client_endpoint: str = config.CLIENT_ENDPOINT
+    worker_endpoint: str = config.WORKER_ENDPOINT
+    events_endpoint: str = config.EVENTS_ENDPOINT
+    data: Path = dataclasses.field(default_factory=config.data_directory)
+    policy: str = "edf"
+    key: Path | None = None  # a controller.key file; none: no encryption, loopback only
+    insecure: bool = False  # listen beyond loopback without keys

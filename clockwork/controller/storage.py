@@ -1,0 +1,60 @@
+"""A thread for file I/O, so that no disk ever holds up the loop. One job after another, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+Done: TypeAlias = Callable[[Any, BaseException | None], None]
+"""Called on the loop's thread with what the job returned, or with what it raised."""
+
+
+class StorageThread:
+    """Jobs go in from the loop; their results come back to the loop through drain().
+
+    The queue is bounded by its users: at most UPLOADS_MAX transfers with CHUNK_WINDOW chunks each, and
+    one fetch window a worker.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Done] | None] = queue.SimpleQueue()
+        self._done: deque[tuple[Done, Any, BaseException | None]] = deque()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        """Readable while drain() has something to do."""
+        return self._event
+
+    def submit(self, job: Callable[[], Any], done: Done) -> None:
+        self._jobs.put((job, done))
+
+    def drain(self) -> None:
+        """Call what is due of the callbacks given to submit(), in order."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event)
+        while self._done:
+            done, value, error = self._done.popleft()
+            done(value, error)
+
+    def close(self) -> None:
+        """Finish what was submitted, and stop."""
+        self._jobs.put(None)
+        self._thread.join()
+        os.close(self._event)
+
+    def _run(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, done = item
+            try:
+                result: tuple[Done, Any, BaseException | None] = (done, job(), None)
+            except Exception as error:  # whatever it is, the loop decides what it means
+                result = (done, None, error)
+            self._done.append(result)
+            os.eventfd_write(self._event, 1)

@@ -1,0 +1,73 @@
+"""The worker's clock. In production it is the machine's; a test may put it off and let it drift."""
+
+from __future__ import annotations
+
+from clockwork.clock import now_ns
+from clockwork.messages import NEVER_NS, Phase
+from clockwork.worker.actions import Action
+
+_BILLION = 1_000_000_000
+
+
+class WorkerClock:
+    """Converts between the machine's monotonic clock, which devices read, and what the controller sees.
+
+    Everything inside the worker is machine time; messages carry worker time.
+    """
+
+    __slots__ = ("_drift_ppb", "_epoch_ns", "_offset_ns", "shifted")
+
+    def __init__(self, offset_ns: int = 0, drift_ppm: float = 0.0) -> None:
+        self._offset_ns = offset_ns
+        self._drift_ppb = round(drift_ppm * 1000)
+        self._epoch_ns = now_ns()
+        self.shifted = offset_ns != 0 or self._drift_ppb != 0
+
+    def to_worker(self, machine_ns: int) -> int:
+        """A stamp of the machine's clock as this worker's."""
+        drift_ns = (machine_ns - self._epoch_ns) * self._drift_ppb // _BILLION
+        return machine_ns + self._offset_ns + drift_ns
+
+    def to_machine(self, worker_ns: int) -> int:
+        """Inverse of to_worker(), to the nanosecond or two. A time without end stays one."""
+        if worker_ns >= NEVER_NS:
+            return worker_ns
+        elapsed_ns = worker_ns - self._offset_ns - self._epoch_ns
+        return self._epoch_ns + elapsed_ns * _BILLION // (_BILLION + self._drift_ppb)
+
+    def phase(self, phase: Phase) -> Phase:
+        """A phase in worker time; one that did not happen stays zeros."""
+        if not self.shifted or phase[0] == 0:
+            return phase
+        return [self.to_worker(phase[0]), self.to_worker(phase[1]), phase[2]]
+
+    def window(self, action: Action) -> Action:
+        """The action with its window in machine time."""
+        if not self.shifted:
+            return action
+        return action._replace(
+            earliest_ns=self.to_machine(action.earliest_ns), latest_ns=self.to_machine(action.latest_ns)
+        )
+
+
+class Jitter:
+    """How late timed waits end: a window of samples."""
+
+    __slots__ = ("_next", "_samples", "_size")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._samples: list[int] = []
+        self._next = 0
+
+    def add(self, late_ns: int) -> None:
+        if len(self._samples) < self._size:
+            self._samples.append(late_ns)
+        else:
+            self._samples[self._next] = late_ns
+            self._next = (self._next + 1) % self._size
+
+    def p99_ns(self) -> int:
+        """The 99th percentile of lateness; 0 without a sample."""
+        ordered = sorted(self._samples)
+        return ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)] if ordered else 0

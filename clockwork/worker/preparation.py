@@ -1,0 +1,286 @@
+"""The preparation process: splits, optimises and profiles models away from the worker's loop.
+
+``python -m clockwork.worker.preparation FD`` is the process; it serves jobs that arrive on a socket,
+one at a time and at low priority, and imports onnx and onnxruntime so that the worker need not. A model
+that crashes it takes only itself down. PreparationProcess is the worker's handle on it.
+
+A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, then
+{started: true}, then {status, text}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import queue
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+from clockwork.clock import SECOND, now_ns
+from clockwork.config import PREPARATION_IDLE_NS, PREPARATION_LIMIT_NS, PREPARATION_RSS_MAX
+from clockwork.errors import InvalidModel
+from clockwork.messages import Status
+
+MESSAGE_BYTES_MAX = 1 << 20
+"""Of what the two sides say to each other."""
+
+NICE = 10
+RECEIVE_BYTES = 65_536
+
+COMMAND = (sys.executable, "-m", "clockwork.worker.preparation")
+
+Job = dict[str, Any]
+
+
+class JobDone(NamedTuple):
+    """The end of one job: OK, INVALID_MODEL (the model is at fault), or INTERNAL (this machine is)."""
+
+    job_id: int
+    status: Status
+    text: str
+
+
+class PreparationProcess:
+    """Runs jobs one after another in a process that is started when first needed and replaced when it dies.
+
+    wake: has the loop call poll() soon; called from this object's thread.
+    """
+
+    def __init__(
+        self,
+        wake: Callable[[], None],
+        command: Sequence[str] = COMMAND,
+        limit_ns: int = PREPARATION_LIMIT_NS,
+        idle_ns: int = PREPARATION_IDLE_NS,
+    ) -> None:
+        self._wake = wake
+        self._command = tuple(command)
+        self._limit_ns = limit_ns
+        self._idle_ns = idle_ns
+        self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
+        self._done: deque[JobDone] = deque()
+        self._lock = threading.Lock()  # over the next three, which close() and cancel() look at
+        self._current = 0
+        self._closing = False
+        self._child: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        # The child dies with the thread that started it (PR_SET_PDEATHSIG): it lives as long as this object.
+        self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
+        self._thread.start()
+
+    def submit(self, job_id: int, job: Job) -> None:
+        """Queue a job; its end comes from poll(). job_id: positive, unique."""
+        self._jobs.put((job_id, job))
+
+    def poll(self) -> list[JobDone]:
+        """Jobs that ended since the last call."""
+        return [self._done.popleft() for _ in range(len(self._done))]
+
+    def cancel(self, job_id: int) -> None:
+        """Kill the process if this very job is running in it; the job then ends as INTERNAL."""
+        with self._lock:
+            if self._current == job_id and self._child is not None:
+                self._child.kill()
+
+    @property
+    def pid(self) -> int:
+        """Of the process; 0 while there is none."""
+        with self._lock:
+            return self._child.pid if self._child is not None else 0
+
+    def close(self) -> None:
+        """Kill the process whatever it does, and wait for it. Idempotent."""
+        with self._lock:
+            self._closing = True
+            if self._child is not None:
+                self._child.kill()
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                order = self._jobs.get(timeout=self._idle_ns / SECOND)
+            except queue.Empty:
+                self._stop_child()
+                continue
+            if order is None or self._closing:
+                break
+            job_id, job = order
+            status, text = self._work(job_id, job)
+            self._done.append(JobDone(job_id, status, text))
+            self._wake()
+        self._stop_child()
+
+    def _work(self, job_id: int, job: Job) -> tuple[Status, str]:
+        try:
+            connection = self._start_child(job_id)
+        except OSError as error:
+            return Status.INTERNAL, f"the preparation process cannot be started: {error}"
+        try:
+            connection.settimeout(self._limit_ns / SECOND)
+            connection.sendall(msgpack.packb(job))
+            answer = self._answer(connection)
+        except TimeoutError:
+            self._end_job()
+            self._stop_child()
+            limit_s = self._limit_ns / SECOND
+            return Status.INVALID_MODEL, f"preparation took longer than {limit_s:g} s and was stopped"
+        except OSError:
+            answer = None  # it died before it had read the job
+        self._end_job()
+        if answer is None:
+            return self._explain_death()
+        return Status(int(answer["status"])), str(answer["text"])
+
+    def _answer(self, connection: socket.socket) -> dict[str, Any] | None:
+        """The job's answer; None if the process died. Its limit counts from {started}. Raises TimeoutError."""
+        unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
+        connection.settimeout(None)  # it may wait for another worker's preparation, which has its own limit
+        deadline_ns = 0
+        while True:
+            if deadline_ns:
+                connection.settimeout(max(deadline_ns - now_ns(), 1) / SECOND)
+            data = connection.recv(RECEIVE_BYTES)
+            if not data:
+                return None
+            unpacker.feed(data)
+            for message in unpacker:
+                if "status" in message:
+                    return dict(message)
+                deadline_ns = now_ns() + self._limit_ns
+
+    def _end_job(self) -> None:
+        with self._lock:
+            self._current = 0  # from here on cancel() comes too late to hit the wrong job
+
+    def _start_child(self, job_id: int) -> socket.socket:
+        """The connection to a live process, started if need be; cancel(job_id) works from here on."""
+        with self._lock:
+            alive = self._child is not None and self._child.poll() is None
+        if not alive or self._connection is None:
+            self._stop_child()
+            ours, theirs = socket.socketpair()
+            with theirs:
+                try:
+                    child = subprocess.Popen(
+                        [*self._command, str(theirs.fileno())],
+                        stdin=subprocess.DEVNULL,
+                        stdout=2,  # nothing of it may end up in what a caller reads
+                        pass_fds=(theirs.fileno(),),
+                    )
+                except OSError:
+                    ours.close()
+                    raise
+            self._connection = ours
+            with self._lock:
+                self._child = child
+                if self._closing:
+                    child.kill()
+        with self._lock:
+            self._current = job_id
+        return self._connection
+
+    def _stop_child(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        with self._lock:
+            child = self._child
+            self._child = None
+        if child is not None:
+            child.kill()
+            child.wait()
+
+    def _explain_death(self) -> tuple[Status, str]:
+        with self._lock:
+            child = self._child
+        assert child is not None
+        code = child.wait()  # its end of the socket is closed: it is on its way out
+        self._stop_child()
+        how = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return Status.INVALID_MODEL, f"preparation crashed ({how})"
+
+
+# ----- the process itself --------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve jobs on the inherited socket until it is closed."""
+    _yield_to_everybody()
+    with socket.socket(fileno=int(arguments[0])) as connection:
+        unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
+        while data := connection.recv(RECEIVE_BYTES):
+            unpacker.feed(data)
+            for job in unpacker:
+                with _alone(Path(job["store"])):
+                    connection.sendall(msgpack.packb({"started": True}))
+                    status, text = _prepare(job)
+                connection.sendall(msgpack.packb({"status": int(status), "text": text}))
+                if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > PREPARATION_RSS_MAX:
+                    return 0  # what a large model needed is given back; the next job starts another
+    return 0
+
+
+def _yield_to_everybody() -> None:
+    """Die with the worker, leave Ctrl-C to it, and run only where nobody else wants to."""
+    parent = os.getppid()
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(1)  # it went before we had asked to be told
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICE)
+    with contextlib.suppress(OSError):  # forbidden in some containers, where being nice has to do
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+@contextlib.contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Hold the store's lock: one preparation at a time on a machine, so that workers that share a store do
+    not prepare one model twice, nor measure each other. It goes with the process, however that ends."""
+    (store / "prepared").mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(store / "prepared" / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _prepare(job: Job) -> tuple[Status, str]:
+    from clockwork.models.prepare import prepare  # onnx and onnxruntime: a second, and only in this process
+
+    try:
+        for fingerprint in job["fingerprints"]:
+            prepare(
+                Path(job["package"]),
+                Path(job["store"]),
+                fingerprint,
+                job["page_bytes"],
+                job["options"],
+                lambda *_: None,
+            )
+    except InvalidModel as error:
+        return Status.INVALID_MODEL, str(error)
+    except OSError as error:
+        return Status.INTERNAL, f"the prepared model cannot be stored: {error}"
+    except MemoryError:
+        return Status.INTERNAL, "there is not enough memory to prepare the model"
+    return Status.OK, ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

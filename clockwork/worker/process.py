@@ -1,0 +1,570 @@
+"""The worker: one loop between the controller's socket and the devices.
+
+It does what it is told inside the window it was told, or says that it could not. Whatever takes long
+(files, preparation) happens elsewhere: this loop is on the road of every request.
+
+Inside, time is the machine's monotonic clock; WorkerClock converts what is sent and received.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any, NamedTuple
+
+from clockwork import __version__, wire
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.config import (
+    COLLECT_INTERVAL_NS,
+    DRAIN_LIMIT_NS,
+    DRAIN_SETTLE_NS,
+    HEARTBEAT_NS,
+    JITTER_WINDOW,
+    RANK_MAX,
+    SWITCH_INTERVAL_NS,
+    WORKER_MESSAGES_PER_TURN,
+)
+from clockwork.device.base import Completion, Device, TensorView
+from clockwork.errors import ClockworkError, ConfigError, InvalidInput
+from clockwork.keys import read_peer_keys
+from clockwork.messages import (
+    NEVER_NS,
+    PROTOCOL_VERSION,
+    TO_WORKER,
+    Chunk,
+    Forget,
+    Goodbye,
+    Heartbeat,
+    HelloNeeded,
+    Infer,
+    Load,
+    Mismatch,
+    Phase,
+    Ping,
+    Pong,
+    Prepare,
+    Profile,
+    Result,
+    Revoke,
+    Status,
+    TensorRef,
+    Unload,
+    WorkerHello,
+    WorkerWelcome,
+)
+from clockwork.models.package import PackageStore
+from clockwork.transport import Connection, Frame, Transport, Waiter
+from clockwork.worker.actions import (
+    Action,
+    ActionQueue,
+    Due,
+    Ended,
+    QueueCommand,
+    Received,
+    Reject,
+    Revoked,
+    RevokeStarted,
+    Start,
+)
+from clockwork.worker.clock import Jitter, WorkerClock
+from clockwork.worker.registration import Registrar
+from clockwork.worker.settings import WorkerSettings
+
+log = logging.getLogger("clockwork.worker")
+
+REFUSALS_MAX = 3
+"""Handshakes that may fail in a row before the keys are held to be wrong: one fails as well when the
+controller goes away in the middle of it."""
+
+WARNING_INTERVAL_NS = SECOND
+"""At most one line of complaint about malformed messages in this time."""
+
+NO_PHASE: Phase = [0, 0, 0]
+
+Parts = list[list[TensorView]]
+
+
+class _Line:
+    """One device and the queue of actions before it."""
+
+    __slots__ = ("device", "queue")
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.queue = ActionQueue(device.info.run_ahead)
+
+
+class _Held(NamedTuple):
+    """An action that has not been answered."""
+
+    line: _Line
+    received_ns: int  # worker clock
+    parts: Parts  # INFER: its inputs
+
+
+class Worker:
+    """A worker's state and its loop. devices and store are the caller's, who closes them afterwards."""
+
+    def __init__(
+        self, settings: WorkerSettings, devices: Sequence[Device], store: PackageStore, transport: Transport
+    ) -> None:
+        self._settings = settings
+        self._clock = WorkerClock(settings.clock_offset_ns, settings.clock_drift_ppm)
+        self._jitter = Jitter(JITTER_WINDOW)
+        self._epoch = random.SystemRandom().getrandbits(63)
+        self._lines = [_Line(device) for device in devices]
+        self._actions: dict[int, _Held] = {}
+        keys = read_peer_keys(settings.key) if settings.key is not None else None
+        self._dealer = transport.dealer(settings.endpoint, keys)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._registrar = Registrar(devices, store, self._send, self.wake)
+        self._waiter = Waiter([self._dealer], [self._wake_read, *(device.fileno() for device in devices)])
+        self._welcomed = False  # by the controller at the other end of this connection
+        self._hello_due = False  # connected, and it could not be sent
+        self._was_up = False
+        self._refusals = 0
+        self._malformed = 0
+        self._next_warning_ns = 0
+        self._stop_signals = 0
+        self._goodbye_ns = 0  # when draining began; 0: not
+        self._exit: int | None = None
+        self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
+        self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
+        self._handlers: dict[type, Callable[[Any, list[Frame], int], None]] = {
+            Infer: self._on_infer,
+            Load: self._on_action,
+            Unload: self._on_action,
+            Profile: self._on_action,
+            Revoke: self._on_revoke,
+            Ping: self._on_ping,
+            Prepare: self._on_prepare,
+            Chunk: self._on_chunk,
+            Forget: self._on_forget,
+            WorkerWelcome: self._on_welcome,
+            HelloNeeded: self._on_hello_needed,
+            Mismatch: self._on_mismatch,
+            Goodbye: self._on_goodbye,
+        }
+
+    def run(self) -> int:
+        """Serve until told to stop; the process's exit status."""
+        log.info("%s waits for the controller at %s", self._settings.name, self._settings.endpoint)
+        while self._exit is None:
+            self._turn()
+        return self._exit
+
+    def stop(self, signal_number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        """Leave in order; called again, leave at once. A signal handler; any thread may call it."""
+        self._stop_signals += 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the loop turn once. Any thread may call it."""
+        with contextlib.suppress(BlockingIOError):  # then it is full of wake-ups already
+            os.write(self._wake_write, b"\0")
+
+    @property
+    def wake_fileno(self) -> int:
+        """Where a byte wakes the loop: for signal.set_wakeup_fd()."""
+        return self._wake_write
+
+    def close(self) -> None:
+        """Stop every thread and process. What was sent still goes out when the transport is closed."""
+        self._registrar.close()
+        self._dealer.close()
+        for descriptor in (self._wake_read, self._wake_write, self._statm):
+            os.close(descriptor)
+
+    # ----- the loop ----------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        due_ns = self._next_heartbeat_ns
+        for line in self._lines:
+            due_ns = min(due_ns, line.queue.next_wake_ns)
+        if self._goodbye_ns:
+            due_ns = min(due_ns, self._drain_due_ns())
+        timeout_ns = due_ns - now_ns()
+        if timeout_ns > 0:
+            self._waiter.wait(timeout_ns)
+            late_ns = now_ns() - due_ns
+            if late_ns >= 0:
+                self._jitter.add(late_ns)
+        receive = self._dealer.receive
+        for _ in range(WORKER_MESSAGES_PER_TURN):
+            frames = receive()
+            if frames is None:
+                break
+            self._on_message(frames, now_ns())
+        for line in self._lines:
+            completions = line.device.poll()
+            if completions:
+                now = now_ns()
+                for completion in completions:
+                    self._on_completion(line, completion, now)
+            now = now_ns()
+            if line.queue.next_wake_ns <= now:
+                self._obey(line, line.queue.step(Due(now)))
+        self._on_changes()
+        if self._woken():
+            self._registrar.poll()
+        if self._stop_signals:
+            self._drain()
+        if now_ns() >= self._next_heartbeat_ns:
+            self._heartbeat()
+
+    def _woken(self) -> bool:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _on_changes(self) -> None:
+        for change in self._dealer.changes():
+            if change is Connection.UP:
+                log.info("connected to %s", self._settings.endpoint)
+                self._was_up, self._refusals = True, 0
+                self._hello()
+            elif change is Connection.DOWN:
+                if self._was_up:
+                    log.warning("connection to %s lost; trying again", self._settings.endpoint)
+                self._abandon()
+            else:
+                self._refusals += 1
+                if self._refusals >= REFUSALS_MAX and not self._was_up:
+                    log.error(
+                        "%s refused the connection: are the keys right (--key)?", self._settings.endpoint
+                    )
+                    self._exit = 1
+
+    def _send(self, header: bytes, frames: Sequence[Frame] = ()) -> None:
+        if not self._dealer.send(header, frames) and self._welcomed:
+            # Either it is gone, or it takes nothing any more. A hello makes it begin anew either way.
+            log.warning("%s does not take what is sent; starting over", self._settings.endpoint)
+            self._abandon()
+            self._hello_due = True
+
+    def _heartbeat(self) -> None:
+        now = now_ns()
+        self._next_heartbeat_ns = now + HEARTBEAT_NS
+        if self._hello_due:
+            self._hello()
+        if self._welcomed:
+            stamp_ns = self._clock.to_worker(now)
+            self._send(wire.encode(Heartbeat(stamp_ns, self._jitter.p99_ns(), self._stats())))
+        if now >= self._next_collect_ns:
+            self._next_collect_ns = now + COLLECT_INTERVAL_NS
+            gc.collect()
+            gc.freeze()  # what lives now is not looked at again
+
+    def _stats(self) -> dict[str, Any]:
+        pages = int(os.pread(self._statm, 256, 0).split()[1])
+        return {
+            "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+            "malformed": self._malformed,
+            "draining": bool(self._goodbye_ns),
+            "devices": [
+                {
+                    **line.device.memory(),
+                    "actions_queued": line.queue.queued_count,
+                    "actions_started": line.queue.started_count,
+                }
+                for line in self._lines
+            ],
+            **self._registrar.stats(),
+        }
+
+    # ----- the session -------------------------------------------------------------------------
+
+    def _hello(self) -> None:
+        devices = [
+            {
+                "kind": info.kind,
+                "name": info.name,
+                "fingerprint": info.fingerprint,
+                "page_bytes": info.page_bytes,
+                "page_count": info.page_count,
+                "run_ahead": info.run_ahead,
+            }
+            for info in (line.device.info for line in self._lines)
+        ]
+        hello = WorkerHello(PROTOCOL_VERSION, __version__, self._settings.name, self._epoch, devices)
+        self._hello_due = not self._dealer.send(wire.encode(hello))
+
+    def _abandon(self) -> None:
+        """Drop every action: whoever sent it has given it up as well."""
+        self._welcomed = self._hello_due = False
+        self._actions.clear()
+        for line in self._lines:
+            line.queue.reset()
+
+    def _on_welcome(self, message: WorkerWelcome, frames: list[Frame], now: int) -> None:
+        self._abandon()
+        for line in self._lines:
+            line.device.reset()
+            line.device.poll()
+        self._registrar.reset()
+        self._welcomed = True
+        log.info(
+            "%s serves controller %s as worker %d", self._settings.name, message.version, message.worker_id
+        )
+        self._heartbeat()
+        if self._goodbye_ns:
+            self._send(wire.encode(Goodbye()))
+
+    def _on_hello_needed(self, message: HelloNeeded, frames: list[Frame], now: int) -> None:
+        self._abandon()
+        self._hello()
+
+    def _on_mismatch(self, message: Mismatch, frames: list[Frame], now: int) -> None:
+        log.error("the controller refused this worker: %s", message.text)
+        self._exit = 1
+
+    def _on_goodbye(self, message: Goodbye, frames: list[Frame], now: int) -> None:
+        if self._goodbye_ns:
+            self._exit = 0  # it has nothing more for us
+        else:
+            log.info("the controller is shutting down")
+
+    def _on_ping(self, message: Ping, frames: list[Frame], now: int) -> None:
+        to_worker = self._clock.to_worker
+        self._send(wire.encode(Pong(message.sent_ns, to_worker(now), to_worker(now_ns()))))
+
+    # ----- leaving -----------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        now = now_ns()
+        if not self._goodbye_ns:
+            self._goodbye_ns = now
+            log.info("stopping: %d actions to finish", len(self._actions))
+            if self._welcomed:
+                self._send(wire.encode(Goodbye()))
+        if self._stop_signals > 1 or not self._welcomed or now >= self._drain_due_ns():
+            self._exit = 0
+
+    def _drain_due_ns(self) -> int:
+        """When to leave if nothing else happens."""
+        return self._goodbye_ns + (DRAIN_LIMIT_NS if self._actions else DRAIN_SETTLE_NS)
+
+    # ----- messages ----------------------------------------------------------------------------
+
+    def _on_message(self, frames: list[Frame], now: int) -> None:
+        try:
+            message = wire.decode(frames[0], TO_WORKER)
+        except wire.WireError as error:
+            self._malformed += 1
+            if now >= self._next_warning_ns:
+                self._next_warning_ns = now + WARNING_INTERVAL_NS
+                log.warning("malformed message from the controller (number %d): %s", self._malformed, error)
+            return
+        kind = type(message)
+        if self._welcomed or kind is WorkerWelcome or kind is HelloNeeded or kind is Mismatch:
+            self._handlers[kind](message, frames, now)
+
+    def _on_prepare(self, message: Prepare, frames: list[Frame], now: int) -> None:
+        self._registrar.prepare(message)
+
+    def _on_chunk(self, message: Chunk, frames: list[Frame], now: int) -> None:
+        self._registrar.on_chunk(message, frames[1] if len(frames) > 1 else None)
+
+    def _on_forget(self, message: Forget, frames: list[Frame], now: int) -> None:
+        self._registrar.forget(message.model_id)
+
+    def _on_infer(self, message: Infer, frames: list[Frame], now: int) -> None:
+        try:
+            parts = _views(message.parts, frames)
+        except InvalidInput as error:
+            self._answer(message.action_id, Status.INVALID_INPUT, str(error), self._clock.to_worker(now))
+            return
+        self._enqueue(message._replace(parts=[]), parts, now)
+
+    def _on_action(self, message: Action, frames: list[Frame], now: int) -> None:
+        self._enqueue(message, [], now)
+
+    def _enqueue(self, action: Action, parts: Parts, now: int) -> None:
+        received_ns = self._clock.to_worker(now)
+        action_id = action.action_id
+        if not 0 <= action.device < len(self._lines):
+            text = f"device {action.device} of {len(self._lines)}"
+            self._answer(action_id, Status.DEVICE_ERROR, text, received_ns)
+        elif action.model_id not in self._registrar.ready:
+            text = f"model id {action.model_id} is not known to this worker"
+            self._answer(action_id, Status.UNKNOWN_MODEL, text, received_ns)
+        elif action_id in self._actions:
+            log.warning("action %d was sent twice; the second is dropped", action_id)
+        elif not -NEVER_NS <= action.earliest_ns <= NEVER_NS or not -NEVER_NS <= action.latest_ns <= NEVER_NS:
+            self._answer(action_id, Status.DEVICE_ERROR, "its window is beyond all time", received_ns)
+        else:
+            line = self._lines[action.device]
+            self._actions[action_id] = _Held(line, received_ns, parts)
+            action = self._clock.window(action)
+            self._obey(line, line.queue.step(Received(now, action)))
+
+    def _on_revoke(self, message: Revoke, frames: list[Frame], now: int) -> None:
+        held = self._actions.get(message.action_id)
+        if held is not None:
+            self._obey(held.line, held.line.queue.step(Revoked(now, message.action_id)))
+
+    # ----- actions -----------------------------------------------------------------------------
+
+    def _obey(self, line: _Line, commands: list[QueueCommand]) -> None:
+        for command in commands:
+            if type(command) is Start:
+                self._start(line, command.action)
+            elif type(command) is Reject:
+                action_id = command.action.action_id
+                held = self._actions.pop(action_id)
+                self._answer(action_id, command.status, command.text, held.received_ns)
+            elif type(command) is RevokeStarted:
+                line.device.revoke(command.action_id)
+
+    def _start(self, line: _Line, action: Action) -> None:
+        device = line.device
+        try:
+            if type(action) is Infer:
+                device.start_infer(action, self._actions[action.action_id].parts)
+            elif type(action) is Load:
+                device.start_load(action)
+            elif type(action) is Unload:
+                device.start_unload(action)
+            elif type(action) is Profile:
+                device.start_profile(action)
+        except (ValueError, TypeError, OverflowError, MemoryError) as error:  # what it carries makes no sense
+            status = Status.INVALID_INPUT if isinstance(error, InvalidInput) else Status.DEVICE_ERROR
+            held = self._actions.pop(action.action_id)
+            text = str(error) or "there is not enough memory for the action"
+            self._answer(action.action_id, status, text, held.received_ns)
+            self._obey(line, line.queue.step(Ended(now_ns(), action.action_id)))
+
+    def _on_completion(self, line: _Line, completion: Completion, now: int) -> None:
+        held = self._actions.pop(completion.action_id, None)
+        if held is None:
+            return  # of an earlier epoch
+        frames: list[Frame] = []
+        parts: list[list[TensorRef]] = []
+        for part in completion.parts:
+            refs: list[TensorRef] = []
+            for dtype, shape, data in part:
+                refs.append([dtype, shape, len(frames)])
+                frames.append(data)
+            parts.append(refs)
+        phase = self._clock.phase
+        result = Result(
+            completion.action_id,
+            completion.status,
+            completion.text,
+            held.received_ns,
+            phase(completion.copy_in),
+            phase(completion.execute),
+            phase(completion.copy_out),
+            parts,
+        )
+        self._send(wire.encode(result), frames)
+        self._obey(line, line.queue.step(Ended(now, completion.action_id)))
+
+    def _answer(self, action_id: int, status: Status, text: str, received_ns: int) -> None:
+        """The result of an action that did not reach the device."""
+        result = Result(action_id, status, text, received_ns, NO_PHASE, NO_PHASE, NO_PHASE, [])
+        self._send(wire.encode(result))
+
+
+def _views(parts: list[list[TensorRef]], frames: list[Frame]) -> Parts:
+    """The inputs of each part, in place. Raises InvalidInput for a reference that leads nowhere.
+
+    Whether a frame holds what its reference declares is for the device to check: it knows the model.
+    """
+    try:
+        views = []
+        for part in parts:
+            row = []
+            for dtype, shape, index in part:
+                if not 0 <= index < len(frames) - 1:
+                    raise InvalidInput(f"a tensor in frame {index} of a message with {len(frames) - 1}")
+                if len(shape) > RANK_MAX:
+                    raise InvalidInput(f"a tensor of rank {len(shape)}; at most {RANK_MAX}")
+                row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
+            views.append(row)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(f"a tensor is [dtype, shape, frame]: {error}") from None
+    return views
+
+
+# ----- the process -----------------------------------------------------------------------------
+
+
+def open_device(kind: str, settings: WorkerSettings) -> Device:
+    """The device of that name. Raises ConfigError for one that this build does not have."""
+    if kind != "cpu":
+        raise ConfigError(f"device {kind!r} is unknown; this version has: cpu")
+    from clockwork.device.cpu import CpuDevice  # here, so that a worker loads only what it drives
+
+    return CpuDevice(
+        arena_bytes=settings.arena_bytes,
+        page_bytes=settings.page_bytes,
+        threads=settings.threads,
+        run_ahead=settings.run_ahead,
+        lock_store=settings.lock_store,
+    )
+
+
+@contextlib.contextmanager
+def _signals(worker: Worker) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the worker while this lasts."""
+    wake = signal.set_wakeup_fd(worker.wake_fileno, warn_on_full_buffer=False)
+    handlers = [(number, signal.signal(number, worker.stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wake)
+
+
+def _stop_the_process(arguments: threading.ExceptHookArgs) -> None:
+    """A helper thread broke an invariant: without it the worker would hang one day, so it ends now."""
+    name = arguments.thread.name if arguments.thread is not None else "?"
+    log.critical("thread %s failed", name, exc_info=arguments.exc_value)
+    os._exit(1)
+
+
+def main(settings: WorkerSettings) -> int:
+    """Run a worker until a signal ends it; the process's exit status."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s"
+    )
+    threading.excepthook = _stop_the_process
+    sys.setswitchinterval(SWITCH_INTERVAL_NS / SECOND)
+    started_ns = now_ns()
+    with contextlib.ExitStack() as stack:
+        try:
+            store = PackageStore(settings.store)
+            transport = Transport()
+            stack.callback(transport.close)
+            devices = []
+            for kind in settings.devices:
+                devices.append(open_device(kind, settings))
+                stack.callback(devices[-1].close)
+            worker = Worker(settings, devices, store, transport)
+        except (ClockworkError, OSError, MemoryError) as error:
+            log.error("the worker cannot start: %s", error or type(error).__name__)
+            return 1
+        stack.callback(worker.close)
+        stack.enter_context(_signals(worker))
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # Worker._heartbeat collects
+        log.info("%s is up after %d ms", settings.name, (now_ns() - started_ns) // MS)
+        status = worker.run()
+        log.info("%s ends", settings.name)
+        return status

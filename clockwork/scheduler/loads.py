@@ -10,6 +10,7 @@ from the time at which its victims will be idle.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 from clockwork.messages import NEVER_NS, Status
 from clockwork.scheduler.book import Book
@@ -23,6 +24,12 @@ UNLOAD_ATTEMPTS_MAX = 3
 
 LOAD_WINDOW_NS = 1_000_000_000
 """A LOAD may start this much later than it was sent (or ten times its duration, if that is longer)."""
+
+FEED_NS = 200_000
+"""Beyond run_ahead actions, a lane is kept filled for one round trip and this, for short actions."""
+
+OUTSTANDING_MAX = 64
+"""Actions of one lane that may be under way, whatever the delay."""
 
 UNLOAD_EXPECTED_NS = 100_000
 
@@ -48,26 +55,42 @@ class Loads(Book):
         doom: busy models may have to make room, not only idle ones.
         """
         residency = Residency(model, device, spec, key_ns)
-        held = sum(one.spec.page_count for one in device.resident.values() if one.doomed or is_idle(one))
-        available = device.pages.free_count + held - sum(one.spec.page_count for one in device.pending)
-        if available < spec.page_count:
-            if not doom:
-                return None
-            for finish, victim in self._busy(device):
-                residency.victims.append(victim)
-                residency.clear_ns = max(residency.clear_ns, finish)
-                available += victim.spec.page_count
-                if available >= spec.page_count:
-                    break
-            else:
-                return None
-        if device.pending:
-            residency.clear_ns = max(residency.clear_ns, max(one.clear_ns for one in device.pending))
+        if not self._find_victims(residency, doom):
+            return None
         keys = [one.key_ns for one in device.pending]
         device.pending.insert(bisect_right(keys, key_ns), residency)
         model.residencies.append(residency)
         self._retime_loads(device)
         return residency
+
+    def _find_victims(self, residency: Residency, doom: bool) -> bool:
+        """Try out, on a copy of the arena, who has to go for this load. False if it cannot be."""
+        device, runs = residency.device, residency.spec.runs
+        trial = device.pages.copy()
+        for other in device.pending:
+            for victim in other.victims:
+                if victim.starts and device.resident.get(victim.model.model_id) is victim:
+                    trial.free(victim.starts, victim.spec.runs)
+            residency.clear_ns = max(residency.clear_ns, other.clear_ns)
+        for other in device.pending:
+            if trial.allocate(other.spec.runs) is None:
+                return False
+        if trial.allocate(runs) is not None:
+            return True
+        for victim in device.resident.values():  # idle, least recently used first
+            if not victim.doomed and is_idle(victim):
+                residency.victims.append(victim)
+                trial.free(victim.starts, victim.spec.runs)
+                if trial.allocate(runs) is not None:
+                    return True
+        if doom:
+            for finish, victim in self._busy(device):
+                residency.victims.append(victim)
+                residency.clear_ns = max(residency.clear_ns, finish)
+                trial.free(victim.starts, victim.spec.runs)
+                if trial.allocate(runs) is not None:
+                    return True
+        return False
 
     def _accept_load(self, residency: Residency) -> None:
         for victim in residency.victims:
@@ -120,12 +143,19 @@ class Loads(Book):
     # ----- acting --------------------------------------------------------------------------------
 
     def _start_loads(self, device: Device) -> None:
-        while device.pending and device.loading < device.run_ahead:
+        worker, now = device.worker, self._now
+        while device.pending:
+            if device.loading >= device.run_ahead:
+                due = worker.link_free_ns - worker.there_ns - worker.back_ns - FEED_NS
+                if device.loading >= OUTSTANDING_MAX or due > now:
+                    if device.loading < OUTSTANDING_MAX:
+                        device.wake_ns = min(device.wake_ns, due)
+                    return
             residency = device.pending[0]
             if not residency.batches and residency.model.model_id not in self._background:
                 self._drop_load(residency)  # whoever wanted it has gone
                 continue
-            starts = self._make_room(device, residency.spec.runs)
+            starts = self._make_room(device, residency.spec.runs, residency.victims)
             if starts is None:
                 self._doom_more(device, residency)
                 return
@@ -161,22 +191,27 @@ class Loads(Book):
         self._retime_loads(device)
 
     def _make_room(
-        self, device: Device, runs: tuple[int, ...], before_ns: int = NEVER_NS
+        self, device: Device, runs: tuple[int, ...], chosen: Sequence[Residency], before_ns: int = NEVER_NS
     ) -> tuple[int, ...] | None:
         """Pages for these runs, unloading as few idle models as it takes; None, and nothing done, if those
-        do not suffice. before_ns: only models that were last used before then are unloaded."""
+        do not suffice. chosen: these go first; before_ns: of others, only those last used before then.
+        """
         pages = device.pages
         starts = pages.allocate(runs)
         if starts is not None:
             return starts
+        idle = [one for one in chosen if is_idle(one) and device.resident.get(one.model.model_id) is one]
+        others = [one for one in device.resident.values() if one.used_ns < before_ns and is_idle(one)]
+        idle += [one for one in others if not one.doomed]
+        if before_ns >= NEVER_NS:  # the first load in line takes, in need, what a later one counted on
+            idle += [one for one in others if one.doomed and one not in chosen]
         victims: list[Residency] = []
-        for residency in device.resident.values():
-            if residency.used_ns < before_ns and is_idle(residency):
-                pages.free(residency.starts, residency.spec.runs)
-                victims.append(residency)
-                starts = pages.allocate(runs)
-                if starts is not None:
-                    break
+        for residency in idle:
+            pages.free(residency.starts, residency.spec.runs)
+            victims.append(residency)
+            starts = pages.allocate(runs)
+            if starts is not None:
+                break
         if starts is None:
             for residency in victims:
                 pages.take(residency.starts, residency.spec.runs)
@@ -198,14 +233,13 @@ class Loads(Book):
         return starts
 
     def _doom_more(self, device: Device, residency: Residency) -> None:
-        """Room was expected and is not there (fragmentation): another busy model has to go."""
-        if self._now < residency.key_ns and residency.key_ns >= NEVER_NS:
-            return
-        if any(one.doomed for one in device.resident.values()):
+        """Its room is not there yet: see to it that somebody is on the way out."""
+        if any(not is_idle(victim) for victim in residency.victims):
             return  # they will be idle in a while
         if not residency.batches and self._now < residency.key_ns:
             device.wake_ns = min(device.wake_ns, residency.key_ns)
             return  # a background load dooms nobody before it has waited
+        # The pages fell otherwise than they were tried out.
         for finish, victim in self._busy(device):
             victim.doomed = True
             residency.victims.append(victim)
@@ -240,8 +274,12 @@ class Loads(Book):
         residency, device = flight.residency, flight.device
         model, worker = residency.model, device.worker
         device.loading -= 1
-        if not any(one.loading for one in worker.devices):
-            worker.link_free_ns = self._now
+        under_way = sum(
+            one.duration_ns
+            for one in self._flights.values()
+            if one.kind == "load" and one.device.worker is worker
+        )
+        worker.link_free_ns = self._now - worker.back_ns + under_way
         if event.status is Status.OK:
             took = event.duration_ns or max(event.end_ns - event.begin_ns, 0)
             residency.spec.loads.measure(

@@ -22,6 +22,13 @@ class PageAllocator:
         self._starts: list[int] = [0] if page_count else []
         self._sizes: list[int] = [page_count] if page_count else []
 
+    def copy(self) -> PageAllocator:
+        """Another arena in the same state, to try things on."""
+        other = PageAllocator(0)
+        other.page_count, other.free_count = self.page_count, self.free_count
+        other._starts, other._sizes = self._starts.copy(), self._sizes.copy()
+        return other
+
     def fits(self, runs: Sequence[int]) -> bool:
         """Whether these runs would fit if nothing else were there."""
         return sum(runs) <= self.page_count

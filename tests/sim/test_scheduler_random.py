@@ -1,0 +1,136 @@
+"""Seeded random worlds: whatever happens, the books balance and every promise is kept or answered for."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from clockwork.messages import Status
+from tests.sim.harness import MS, SECOND, SHAPE, US, World, spec
+
+BIG = ((3, 16, 16),)
+HUGE = ((3, 512, 512),)
+
+
+def random_world(seed: int, calm: bool) -> World:
+    """A few workers, more models than memory, mixed requests. calm: nothing fails, joins or leaves."""
+    rng = random.Random(seed * 2 + calm)
+    world = World(seed, noise=0.0 if calm else 0.05, outlier=0.0 if calm else 0.01)
+    jitter = 0 if calm else 300 * US
+    for worker_id in range(1, rng.randint(2, 4)):
+        devices = [("cpu", rng.randint(6, 14), 1.0) for _ in range(rng.randint(1, 2))]
+        world.join(worker_id, devices, rng.randint(20, 2000) * US, rng.randint(20, 2000) * US, jitter)
+    models = []
+    for model_id in range(1, rng.randint(2, 12)):
+        runs = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 3)))
+        models.append(
+            spec(model_id, rng.uniform(0.2, 8), rng.choice([1, 1, 4, 16]), rng.uniform(0.05, 0.2), runs, rng.uniform(0.5, 15))
+        )  # fmt: skip
+    world.ready(*models)
+    if not calm:
+        world.load_failures, world.infer_failures = rng.choice([0, 0.1]), rng.choice([0, 0.05])
+    until = world.now + rng.randint(200, 600) * MS
+
+    def arrive() -> None:
+        model = models[min(int(rng.expovariate(0.5)), len(models) - 1)]
+        slo = rng.choice([5, 20, 50, 100, 100, 250])
+        shape = SHAPE
+        if not calm:
+            slo = rng.choice([slo, slo, slo, slo, 0])
+            shape = rng.choice([SHAPE] * 12 + [BIG, HUGE])
+        rows = rng.choice([1, 1, 1, 2, 20]) if model.batches else 1
+        request = world.request(model.model_id, slo, 4 if calm else rng.choice([1, 4, 4, 9]), rows, shape)
+        if not calm and rng.random() < 0.05:
+            world.at(world.now + rng.randrange(40 * MS), world.cancel, request)
+        if not calm and rng.random() < 0.01:
+            world.poison[request] = None
+
+    world.poisson(rng.choice([100, 400, 1000]), until, arrive)
+    if not calm:
+        disturb(world, rng, models, until)
+    return world
+
+
+def disturb(world: World, rng: random.Random, models: list, until: int) -> None:
+    """Workers leave, drain and come back; models are removed."""
+    fresh = [100]
+
+    def leave() -> None:
+        alive = [w for w, worker in world.workers.items() if not worker.dead]
+        if alive:
+            world.leave(rng.choice(alive))
+
+    def drain() -> None:
+        alive = [w for w, worker in world.workers.items() if not worker.dead]
+        if alive:
+            chosen = rng.choice(alive)
+            world.drain(chosen)
+            world.at(world.now + 50 * MS, lambda: world.workers[chosen].dead or world.leave(chosen))
+
+    def join() -> None:
+        fresh[0] += 1
+        world.join(fresh[0], [("cpu", rng.randint(6, 14), 1.0)])
+        world.ready(*models, workers=[fresh[0]])
+
+    def remove() -> None:
+        if len(models) > 1:
+            world.remove(models.pop(rng.randrange(len(models))).model_id)
+
+    for _ in range(rng.randint(0, 5)):
+        world.at(rng.randrange(world.now, until), rng.choice([leave, drain, join, join, remove]))
+    world.at(until, join)  # whatever was left over can be served
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_any_world_balances(block: int) -> None:
+    for seed in range(block * 20, block * 20 + 20):
+        world = random_world(seed, calm=False)
+        try:
+            world.settle()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        for request_id, answer in world.answers.items():
+            assert world.sent.get(request_id, 0) <= 4, (
+                f"seed {seed}: request {request_id} was sent without end"
+            )
+            if request_id in world.poison:
+                assert world.status(request_id) != Status.OK, f"seed {seed}: {answer}"
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_what_was_admitted_in_a_calm_world_is_answered_in_time(block: int) -> None:
+    for seed in range(block * 20, block * 20 + 20):
+        world = random_world(seed, calm=True)
+        try:
+            world.settle()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        assert set(world.tally()) <= {"ok", "refused"}, f"seed {seed}: {world.tally()}"
+
+
+def test_the_same_seed_is_the_same_trace() -> None:
+    traces = []
+    for _ in range(2):
+        world = random_world(7, calm=False)
+        world.settle()
+        traces.append(world.trace)
+    assert traces[0] == traces[1]
+    assert len(traces[0]) > 100
+
+
+def test_removed_models_are_gone_in_the_end() -> None:
+    world = World(3)
+    world.join()
+    world.ready(spec(1), spec(2))
+    for _ in range(20):
+        world.request(1)
+        world.request(2, 0)
+    world.run(world.now + 12 * MS)
+    world.remove(1)
+    world.remove(2)
+    assert world.status(world.request(1)) == Status.REFUSED
+    world.settle()
+    assert sorted(world.gone) == [1, 2]
+    assert world.tally() == {"ok": 38, "refused": 3} or world.tally()["ok"] >= 35
+    assert world.now < 1 * SECOND

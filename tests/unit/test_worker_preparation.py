@@ -1,0 +1,149 @@
+"""The handle on the preparation process: whatever becomes of the process, every job ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from clockwork.messages import Status
+from clockwork.worker.preparation import JobDone, PreparationProcess
+
+TIMEOUT_S = 30
+
+# A stand-in that does as its jobs say; the real one is tried in tests/process.
+CHILD = """
+import msgpack, os, signal, socket, sys, time
+connection = socket.socket(fileno=int(sys.argv[1]))
+unpacker = msgpack.Unpacker()
+while data := connection.recv(65536):
+    unpacker.feed(data)
+    for job in unpacker:
+        connection.sendall(msgpack.packb({"started": True}))
+        if "signal" in job:
+            os.kill(os.getpid(), job["signal"])
+        if "exit" in job:
+            os._exit(job["exit"])
+        if "hang" in job:
+            time.sleep(3600)
+        connection.sendall(msgpack.packb({"status": job["status"], "text": str(os.getpid())}))
+"""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Give way to the other thread until it has done something."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        os.sched_yield()
+
+
+class Side:
+    def __init__(self, **settings: int) -> None:
+        self._woken = threading.Semaphore(0)
+        self.process = PreparationProcess(self._woken.release, [sys.executable, "-c", CHILD], **settings)
+
+    def end_of(self, job_id: int) -> JobDone:
+        assert self._woken.acquire(timeout=TIMEOUT_S)
+        (done,) = self.process.poll()
+        assert done.job_id == job_id
+        return done
+
+
+@pytest.fixture()
+def make() -> Iterator[Callable[..., Side]]:
+    made: list[Side] = []
+
+    def new(**settings: int) -> Side:
+        made.append(Side(**settings))
+        return made[-1]
+
+    yield new
+    for side in made:
+        side.process.close()
+        assert side.process.pid == 0
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # no child, not even a dead one
+
+
+def test_one_process_serves_one_job_after_another(make: Callable[..., Side]) -> None:
+    side = make()
+    assert side.process.pid == 0  # not before it is needed
+    side.process.submit(1, {"status": Status.OK})
+    first = side.end_of(1)
+    side.process.submit(2, {"status": Status.INVALID_MODEL})
+    second = side.end_of(2)
+    assert (first.status, second.status) == (Status.OK, Status.INVALID_MODEL)
+    assert first.text == second.text == str(side.process.pid)
+
+
+@pytest.mark.parametrize(
+    ("job", "how"), [({"signal": 11}, "signal 11"), ({"exit": 3}, "exit status 3"), ({"signal": 9}, "signal 9")]
+)
+def test_a_crash_is_the_models_fault_and_the_next_job_gets_a_new_process(
+    make: Callable[..., Side], job: dict[str, int], how: str
+) -> None:
+    side = make()
+    side.process.submit(1, job)
+    assert side.end_of(1) == JobDone(1, Status.INVALID_MODEL, f"preparation crashed ({how})")
+    side.process.submit(2, {"status": Status.OK})
+    assert side.end_of(2).status == Status.OK
+
+
+def test_a_job_that_takes_too_long_is_stopped(make: Callable[..., Side]) -> None:
+    side = make(limit_ns=50_000_000)
+    side.process.submit(1, {"hang": 0})
+    done = side.end_of(1)
+    assert (done.status, done.text) == (
+        Status.INVALID_MODEL,
+        "preparation took longer than 0.05 s and was stopped",
+    )
+    assert side.process.pid == 0
+
+
+def test_cancelling_kills_the_job_it_names_and_no_other(make: Callable[..., Side]) -> None:
+    side = make()
+    side.process.submit(1, {"status": Status.OK})
+    pid = side.end_of(1).text
+    side.process.cancel(1)  # it has ended: nothing to kill
+    side.process.submit(2, {"status": Status.OK})
+    assert side.end_of(2).text == pid
+    side.process.submit(3, {"hang": 0})
+    until(lambda: side.process._current == 3)
+    side.process.cancel(2)
+    side.process.cancel(3)
+    assert side.end_of(3).text == "preparation crashed (signal 9)"
+
+
+def test_a_process_without_work_leaves(make: Callable[..., Side]) -> None:
+    side = make(idle_ns=1_000_000)
+    side.process.submit(1, {"status": Status.OK})
+    pid = int(side.end_of(1).text)
+    until(lambda: not side.process.pid)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    side.process.submit(2, {"status": Status.OK})
+    assert side.end_of(2).status == Status.OK
+
+
+def test_a_command_that_does_not_exist_ends_the_job() -> None:
+    woken = threading.Event()
+    process = PreparationProcess(woken.set, ["/nonexistent/python"])
+    process.submit(1, {})
+    assert woken.wait(TIMEOUT_S)
+    (done,) = process.poll()
+    assert done.status == Status.INTERNAL
+    assert "cannot be started" in done.text
+    process.close()
+
+
+def test_closing_does_not_wait_for_a_job(make: Callable[..., Side]) -> None:
+    side = make()
+    side.process.submit(1, {"hang": 0})
+    until(lambda: side.process._current == 1)
+    side.process.close()
+    assert side.process.pid == 0

@@ -140,6 +140,13 @@ SECONDS_MAX = 31_536_000
 MODEL_REFERENCE_MAX = 256
 """Characters of ``name`` or ``name@version`` in a request."""
 
+LANE_SPIN_NS = 30_000
+"""A lane sleeps until this long before an action's window opens and spins from there: about what a
+wake-up costs, so that starting on time takes a core for no longer than that."""
+
+IO_SLOT_BYTES_MAX = 1 << 30
+"""The largest joined inputs of one action."""
+
 
 def environment(name: str, default: str) -> str:
     """CLOCKWORK_<name>, or the default where it is unset or empty."""

@@ -209,15 +209,16 @@ static inline void cw_lane_end(cw_lane *lane, cw_action *action)
     pthread_mutex_unlock(&lane->hub->lock);
 }
 
-/* End a queued action with this status. 1 if it was there, 0 if not. */
-static inline int cw_lane_revoke(cw_lane *lane, int64_t action_id, int32_t status)
+/* End a queued action with this status, and return it; NULL if it is not (or no longer) queued. */
+static inline cw_action *cw_lane_revoke(cw_lane *lane, int64_t action_id, int32_t status)
 {
-    int found = 0;
     pthread_mutex_lock(&lane->hub->lock);
-    cw_action *before = NULL;
-    for (cw_action *action = lane->head; action; before = action, action = action->next) {
-        if (action->action_id != action_id)
-            continue;
+    cw_action *before = NULL, *action = lane->head;
+    while (action && action->action_id != action_id) {
+        before = action;
+        action = action->next;
+    }
+    if (action) {
         if (before)
             before->next = action->next;
         else
@@ -228,11 +229,9 @@ static inline int cw_lane_revoke(cw_lane *lane, int64_t action_id, int32_t statu
         action->status = status;
         cw_hub_end(lane->hub, action);
         pthread_cond_signal(&lane->wake);
-        found = 1;
-        break;
     }
     pthread_mutex_unlock(&lane->hub->lock);
-    return found;
+    return action;
 }
 
 /* Take away everything queued, and wait until nothing runs. Returns the queue, oldest first. */

@@ -1,0 +1,199 @@
+"""The CPU device's native half: a page arena, two lanes, and the actions that run on them."""
+
+from cpython.buffer cimport Py_buffer
+from cpython.ref cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from clockwork.device._ort cimport (
+    TEXT_BYTES, OrtApi, OrtRunOptions, OrtSessionOptions, OrtValue, Runtime, Session)
+
+cdef extern from "lane.h" nogil:
+    enum:
+        CW_PENDING
+    ctypedef struct cw_action:
+        cw_action* next
+        int64_t action_id
+        int64_t earliest_ns
+        int64_t latest_ns
+        int32_t status
+    ctypedef struct cw_hub:
+        int event_fd
+    ctypedef struct cw_lane:
+        cw_action* head
+        cw_action* running
+        int32_t length
+    int64_t cw_now()
+    int64_t cw_thread_time()
+    int cw_hub_init(cw_hub*)
+    void cw_hub_free(cw_hub*)
+    void cw_hub_lock(cw_hub*)
+    void cw_hub_unlock(cw_hub*)
+    void cw_hub_end(cw_hub*, cw_action*)
+    cw_action* cw_hub_take(cw_hub*)
+    void cw_lane_init(cw_lane*, cw_hub*)
+    void cw_lane_free(cw_lane*)
+    void cw_lane_enter(const char* name)
+    int cw_lane_push(cw_lane*, cw_action*, int32_t most)
+    cw_action* cw_lane_take(cw_lane*, int64_t spin_ns)
+    void cw_lane_end(cw_lane*, cw_action*)
+    cw_action* cw_lane_revoke(cw_lane*, int64_t action_id, int32_t status)
+    cw_action* cw_lane_clear(cw_lane*)
+    void cw_lane_stop(cw_lane*)
+
+cdef enum Kind:
+    KIND_LOAD
+    KIND_UNLOAD
+    KIND_INFER
+    KIND_PROFILE
+
+cdef enum:
+    RANK_MOST = 32  # config.RANK_MAX
+
+cdef struct Weight:
+    # Where one of the program's inputs lies in the pages.
+    int dtype
+    int rank
+    int64_t run
+    int64_t offset
+    int64_t bytes
+    int64_t* dims
+
+cdef struct ModelState:
+    bint packed
+    bint has_session  # of its own: packed, and resident
+    Session* session  # the shared program's, or &own
+    Session own
+    char* path  # packed: what LOAD opens
+    size_t input_count
+    int* input_dtypes
+    char* source  # the weights, mapped
+    size_t source_bytes
+    int run_count
+    int64_t* run_pages
+    int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied
+    size_t weight_count
+    Weight* weights
+    int64_t* dims
+    OrtValue** values  # what a run is fed: places for the inputs, then the weights
+    # Guarded by the hub's lock:
+    bint resident
+    int64_t load_id
+    int64_t* run_starts
+
+cdef struct Slot:
+    char* base
+    size_t bytes
+    bint busy  # guarded by the hub's lock
+
+cdef struct Input:
+    int dtype
+    int rank
+    int64_t dims[RANK_MOST]  # of all parts joined
+    int64_t bytes
+    int64_t slot_offset  # -1: read in place
+
+cdef struct Output:
+    int dtype
+    int rank
+    int64_t dims[RANK_MOST]
+    int64_t begin  # in the block
+    int64_t bytes
+
+cdef struct Span:
+    int64_t begin_ns
+    int64_t end_ns
+    int64_t duration_ns
+
+cdef struct Action:
+    cw_action base  # first, so that a lane's pointer is one to this
+    Kind kind
+    PyObject* owner  # the Model, kept alive
+    ModelState* model
+    int64_t load_id
+    int64_t* run_starts
+    int run_count
+    size_t part_count
+    size_t input_count
+    size_t pinned_count
+    Py_buffer* pinned  # part_count rows of input_count
+    Input* inputs
+    int64_t* rows  # of each part
+    Slot* slot
+    size_t output_count
+    Output* outputs
+    int64_t* part_ends  # output_count rows of part_count: where each part ends in the block
+    char* block  # the outputs' bytes
+    int64_t block_bytes
+    Span copy_in
+    Span execute
+    Span copy_out
+    char text[TEXT_BYTES]
+
+cdef class Program:
+    cdef Session session
+    cdef Runtime runtime
+    cdef object __weakref__
+
+cdef class Model:
+    cdef ModelState state
+    cdef Program program
+    cdef Runtime runtime
+    cdef int pending  # actions under way; guarded by the GIL
+    cdef readonly int64_t model_id
+    cdef readonly int64_t packed_bytes
+
+cdef class Block:
+    cdef char* data
+    cdef Py_ssize_t bytes
+
+cdef class Core:
+    cdef cw_hub hub
+    cdef cw_lane load_lane
+    cdef cw_lane execute_lane
+    cdef Runtime runtime
+    cdef const OrtApi* api
+    cdef OrtSessionOptions* options
+    cdef OrtRunOptions* run_options
+    cdef char* arena
+    cdef size_t arena_bytes
+    cdef ModelState** owners  # of each page, NULL if free; guarded by the hub's lock
+    cdef int32_t run_ahead
+    cdef int slot_count
+    cdef Slot* slots
+    cdef size_t slot_bytes_most
+    cdef int64_t spin_ns
+    cdef bint cpu_time
+    cdef bint opened
+    cdef readonly size_t page_bytes
+    cdef readonly int64_t page_count
+    cdef dict models
+    cdef dict statuses
+    cdef object completion
+    cdef object view
+
+    cdef void run_load(self, Action* action) noexcept nogil
+    cdef void run_unload(self, Action* action) noexcept nogil
+    cdef void run_infer(self, Action* action) noexcept nogil
+    cdef int claim_pages(self, Action* action) noexcept nogil
+    cdef void free_pages(self, ModelState* model) noexcept nogil
+    cdef bint fill(self, ModelState* model, char* text) noexcept nogil
+    cdef bint evict(self, ModelState* model) noexcept nogil
+    cdef bint is_used(self, ModelState* model, int64_t load_id) noexcept nogil
+    cdef bint feed(self, Action* action) noexcept nogil
+    cdef bint feed_strings(self, Action* action, size_t index, OrtValue* value) noexcept nogil
+    cdef bint take_outputs(self, Action* action, Session* session) noexcept nogil
+    cdef bint describe_output(self, Action* action, OrtValue* value, const char* name, size_t index) noexcept nogil
+    cdef bint copy_output(self, Action* action, OrtValue* value, size_t index) noexcept nogil
+    cdef bint copy_strings(self, Action* action, OrtValue* value, size_t index) noexcept nogil
+    cdef void drop_slot(self, Action* action) noexcept nogil
+    cdef Slot* take_slot(self) noexcept nogil
+    cdef bint grow_slot(self, Slot* slot, size_t bytes) noexcept nogil
+    cdef Action* new_action(self, Kind kind, object order) except NULL
+    cdef object pin_parts(self, Action* action, Model model, object parts)
+    cdef object place_inputs(self, Action* action, bint in_place)
+    cdef int queue(self, Action* action, cw_lane* lane) except -1
+    cdef int refuse(self, Action* action, int status, str text) except -1
+    cdef object finish(self, Action* action)
+    cdef list list_parts(self, Action* action)
+    cdef int free_action(self, Action* action) except -1
+    cdef int free_list(self, cw_action* head) except -1

@@ -1,0 +1,1191 @@
+# cython: language_level=3, cdivision=True
+"""The CPU device's native half. clockwork/device/cpu.py is its only caller and says what it promises.
+
+Two threads run here, one for each lane; they enter without the GIL and never take it. What a lane
+needs of Python (pinned buffers, the model kept alive) is gathered before an action is queued and
+given back when it is polled. One lock, the hub's, guards lanes and residency; see csrc/lane.h.
+"""
+
+import os
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset, strdup
+from posix.mman cimport (
+    MADV_DONTNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
+
+from clockwork.device._ort cimport (
+    CW_HUGE, ORT_STRING, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
+    ort_create_tensor, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_session_options,
+    ort_release_tensor_info, ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes,
+    ort_tensor_data, ort_tensor_dims, ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate,
+    ort_wrap_tensor, runtime, ws_trim)
+
+from clockwork.device.base import Completion, TensorView
+from clockwork.errors import InvalidModel
+from clockwork.messages import Status
+
+cdef enum:
+    ALIGNMENT = 64
+    IN_PLACE_ALIGNMENT = 16  # of a caller's buffer that a kernel reads directly
+
+cdef int OK = Status.OK
+cdef int INVALID_INPUT = Status.INVALID_INPUT
+cdef int EXECUTION_FAILED = Status.EXECUTION_FAILED
+cdef int TOO_LATE = Status.TOO_LATE
+cdef int NOT_RESIDENT = Status.NOT_RESIDENT
+cdef int IN_USE = Status.IN_USE
+cdef int BAD_PAGES = Status.BAD_PAGES
+cdef int UNKNOWN_MODEL = Status.UNKNOWN_MODEL
+cdef int DEVICE_ERROR = Status.DEVICE_ERROR
+cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
+
+# An empty tensor still needs an address.
+cdef char[ALIGNMENT] NOTHING
+
+
+cdef int dtype_bits(int dtype) noexcept nogil:
+    """Bits of one element of an ONNX type; 0 if it has no fixed size or is unknown."""
+    if dtype in (1, 6, 12):  # float32, int32, uint32
+        return 32
+    if dtype in (7, 11, 13, 14):  # int64, float64, uint64, complex64
+        return 64
+    if dtype in (4, 5, 10, 16):  # uint16, int16, float16, bfloat16
+        return 16
+    if dtype in (2, 3, 9, 17, 18, 19, 20, 24):  # uint8, int8, bool, the float8 family
+        return 8
+    if dtype in (21, 22, 23):  # uint4, int4, float4
+        return 4
+    if dtype in (25, 26):  # uint2, int2
+        return 2
+    if dtype == 15:  # complex128
+        return 128
+    return 0
+
+
+cdef inline size_t packed_size(int64_t count, int bits) noexcept nogil:
+    return <size_t>((count * bits + 7) // 8)
+
+
+cdef inline void span_begin(Span* span) noexcept nogil:
+    span.begin_ns = cw_now()
+
+
+cdef inline void span_end(Span* span) noexcept nogil:
+    span.end_ns = cw_now()
+    span.duration_ns = span.end_ns - span.begin_ns
+
+
+cdef class Program:
+    """A session that holds no weights, shared by every model of one architecture."""
+
+    def __cinit__(self, Core core, str path):
+        cdef char text[TEXT_BYTES]
+        cdef bytes name = os.fsencode(path)
+        cdef const char* c_name = name
+        cdef bint opened
+        self.runtime = core.runtime
+        with nogil:
+            opened = self.runtime.open(core.options, c_name, NULL, 0, &self.session, text)
+        if not opened:
+            raise InvalidModel(f"{path}: {text.decode(errors='replace')}")
+
+    def __dealloc__(self):
+        if self.runtime is not None:
+            with nogil:
+                self.runtime.close(&self.session)
+                ws_trim(self.runtime.workspace)
+
+    @property
+    def input_count(self):
+        return self.session.input_count
+
+    @property
+    def output_count(self):
+        return self.session.output_count
+
+
+cdef class Model:
+    """One prepared model: its program, its weights mapped, and whether it is resident.
+
+    runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program
+    is None for the packed holding, whose session LOAD opens from packed_path.
+    """
+
+    def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
+                  str packed_path, int64_t packed_bytes):
+        cdef size_t index, total
+        cdef int64_t* dims
+        cdef Weight* weight
+        cdef ModelState* state = &self.state
+        self.model_id = model_id
+        self.program = program
+        self.runtime = runtime()
+        self.packed_bytes = packed_bytes
+        state.packed = program is None
+        state.session = &state.own if program is None else &program.session
+        state.input_count = len(dtypes)
+        state.run_count = len(runs)
+        state.weight_count = len(weights)
+        total = sum(len(shape) for _, shape, _, _, _ in weights)
+        state.input_dtypes = <int*>calloc(len(dtypes) + 1, sizeof(int))
+        state.run_pages = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
+        state.run_starts = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
+        state.run_bytes = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
+        state.weights = <Weight*>calloc(len(weights) + 1, sizeof(Weight))
+        state.dims = <int64_t*>calloc(total + 1, sizeof(int64_t))
+        state.values = <OrtValue**>calloc(len(dtypes) + len(weights) + 1, sizeof(OrtValue*))
+        if (state.input_dtypes == NULL or state.run_pages == NULL or state.run_starts == NULL
+                or state.run_bytes == NULL or state.weights == NULL or state.dims == NULL or state.values == NULL):
+            raise MemoryError
+        if packed_path is not None:
+            state.path = strdup(os.fsencode(packed_path))
+            if state.path == NULL:
+                raise MemoryError
+        for index, dtype in enumerate(dtypes):
+            state.input_dtypes[index] = dtype
+        for index, pages in enumerate(runs):
+            state.run_pages[index] = pages
+        dims = state.dims
+        for index, (dtype, shape, run, offset, size) in enumerate(weights):
+            weight = &state.weights[index]
+            weight.dtype, weight.rank, weight.run, weight.offset, weight.bytes = dtype, len(shape), run, offset, size
+            weight.dims = dims
+            for extent in shape:
+                dims[0] = extent
+                dims += 1
+            if run < state.run_count and offset + size > state.run_bytes[run]:
+                state.run_bytes[run] = offset + size
+
+    def map_weights(self, str path, size_t size, bint copy):
+        """Map the laid-out weights; with copy, keep them in memory of this process instead.
+
+        Returns how many bytes are locked. A process without the right to lock still holds them in RAM.
+        """
+        cdef char* base
+        cdef int descriptor
+        cdef size_t mapped
+        if size == 0:
+            return 0
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if copy:
+                mapped = cw_round_up(size, CW_HUGE)
+                with nogil:
+                    base = <char*>cw_map(mapped)
+                if base == NULL:
+                    raise MemoryError(f"no memory to keep {path} ({size} bytes)")
+                self.state.source, self.state.source_bytes = base, mapped
+                view = <char[:mapped]>base
+                with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                    done = 0
+                    while done < size:
+                        count = file.readinto(view[done:size])
+                        if not count:
+                            raise InvalidModel(f"{path} ended at byte {done} of {size}")
+                        done += count
+                return size if mlock(base, mapped) == 0 else 0
+            base = <char*>map_memory(NULL, size, PROT_READ, MAP_PRIVATE, descriptor, 0)
+            if base == <char*>MAP_FAILED:
+                raise OSError(f"cannot map {path} ({size} bytes)")
+            self.state.source, self.state.source_bytes = base, size
+            return 0
+        finally:
+            os.close(descriptor)
+
+    def lock_file(self, str path, size_t size):
+        """Keep a file in the OS's cache for as long as the model is known. Returns how many bytes are locked."""
+        self.map_weights(path, size, False)
+        if size == 0:
+            return 0
+        return size if mlock(self.state.source, size) == 0 else 0
+
+    def __dealloc__(self):
+        cdef ModelState* state = &self.state
+        if self.runtime is not None:
+            close_values(self.runtime.api, state)
+            if state.packed:
+                with nogil:
+                    self.runtime.close(&state.own)
+        if state.source != NULL:
+            munmap(state.source, state.source_bytes)
+        free(state.path)
+        free(state.input_dtypes)
+        free(state.run_pages)
+        free(state.run_starts)
+        free(state.run_bytes)
+        free(state.weights)
+        free(state.dims)
+        free(state.values)
+
+
+cdef void close_values(const OrtApi* api, ModelState* model) noexcept nogil:
+    """Release the tensors over a model's pages (not the pages)."""
+    cdef size_t index
+    if model.values == NULL:
+        return
+    for index in range(model.input_count, model.input_count + model.weight_count):
+        ort_release_value(api, model.values[index])
+        model.values[index] = NULL
+
+
+cdef class Block:
+    """The outputs of one action: bytes that are freed with the last view of them."""
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, self.bytes, True, flags)
+
+    def __dealloc__(self):
+        free(self.data)
+
+
+cdef class Core:
+    """Arena, lanes, slots. Methods are for the loop's thread except where they say otherwise."""
+
+    def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, int64_t spin_ns,
+                  size_t slot_bytes_most, bint cpu_time):
+        self.runtime = runtime()
+        self.api = self.runtime.api
+        self.models = {}
+        self.statuses = {int(status): status for status in Status}
+        self.completion = Completion
+        self.view = TensorView
+        self.page_bytes = page_bytes
+        self.page_count = arena_bytes // page_bytes
+        self.run_ahead = run_ahead
+        self.spin_ns = spin_ns
+        self.cpu_time = cpu_time
+        self.slot_bytes_most = slot_bytes_most
+        # One for each action that a lane may hold, and one that prepare() may be enlarging.
+        self.slot_count = run_ahead + 1
+        self.slots = <Slot*>calloc(self.slot_count, sizeof(Slot))
+        self.owners = <ModelState**>calloc(self.page_count, sizeof(ModelState*))
+        if self.slots == NULL or self.owners == NULL:
+            raise MemoryError
+        self.options = self.runtime.make_options(threads)
+        self.runtime.check(ort_create_run_options(self.api, &self.run_options))
+        self.arena_bytes = cw_round_up(self.page_count * page_bytes, CW_HUGE)
+        with nogil:
+            self.arena = <char*>cw_map(self.arena_bytes)
+        if self.arena == NULL:
+            raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
+        if cw_hub_init(&self.hub):
+            raise OSError("cannot make an eventfd")
+        cw_lane_init(&self.load_lane, &self.hub)
+        cw_lane_init(&self.execute_lane, &self.hub)
+        self.opened = True
+
+    def __dealloc__(self):
+        self.release()
+
+    # ----- threads and life ------------------------------------------------------------------
+
+    def load_loop(self):
+        """Run the load lane until stop(). The target of a thread."""
+        cdef Action* action
+        with nogil:
+            cw_lane_enter(b"cw-load")
+            while True:
+                action = <Action*>cw_lane_take(&self.load_lane, self.spin_ns)
+                if action == NULL:
+                    break
+                if cw_now() > action.base.latest_ns:
+                    action.base.status = TOO_LATE
+                elif action.kind == KIND_LOAD:
+                    self.run_load(action)
+                else:
+                    self.run_unload(action)
+                cw_lane_end(&self.load_lane, &action.base)
+
+    def execute_loop(self):
+        """Run the execute lane until stop(). The target of a thread."""
+        cdef Action* action
+        with nogil:
+            cw_lane_enter(b"cw-execute")
+            while True:
+                action = <Action*>cw_lane_take(&self.execute_lane, self.spin_ns)
+                if action == NULL:
+                    break
+                if cw_now() > action.base.latest_ns:
+                    action.base.status = TOO_LATE
+                else:
+                    self.run_infer(action)
+                self.drop_slot(action)
+                cw_lane_end(&self.execute_lane, &action.base)
+
+    def stop(self):
+        """Have both loops return; a run that is under way is cut short."""
+        with nogil:
+            ort_terminate(self.api, self.run_options)
+            cw_lane_stop(&self.load_lane)
+            cw_lane_stop(&self.execute_lane)
+
+    def release(self):
+        """Free everything. Both loops must have returned."""
+        cdef int index
+        if self.opened:
+            self.opened = False
+            self.free_list(cw_lane_clear(&self.load_lane))
+            self.free_list(cw_lane_clear(&self.execute_lane))
+            self.free_list(cw_hub_take(&self.hub))
+            self.models.clear()
+            cw_lane_free(&self.load_lane)
+            cw_lane_free(&self.execute_lane)
+            cw_hub_free(&self.hub)
+        if self.slots != NULL:
+            for index in range(self.slot_count):
+                if self.slots[index].base != NULL:
+                    munmap(self.slots[index].base, self.slots[index].bytes)
+        if self.arena != NULL:
+            munmap(self.arena, self.arena_bytes)
+        free(self.slots)
+        free(self.owners)
+        if self.runtime is not None:
+            ort_release_session_options(self.api, self.options)
+            ort_release_run_options(self.api, self.run_options)
+        self.arena, self.slots, self.owners, self.options, self.run_options = NULL, NULL, NULL, NULL, NULL
+
+    def reset(self):
+        """Wait for what runs; drop what is queued, what has not been polled, and every residency."""
+        cdef cw_action* queued
+        cdef Model model
+        with nogil:
+            queued = cw_lane_clear(&self.execute_lane)
+        self.free_list(queued)
+        with nogil:
+            queued = cw_lane_clear(&self.load_lane)
+        self.free_list(queued)
+        self.free_list(cw_hub_take(&self.hub))
+        for model in list(self.models.values()):
+            if model.state.resident:
+                with nogil:
+                    model.state.resident = False
+                    self.evict(&model.state)
+
+    # ----- models ----------------------------------------------------------------------------
+
+    def add_model(self, Model model):
+        """Make a model known. Any thread."""
+        self.models[model.model_id] = model
+
+    def has_model(self, model_id):
+        return model_id in self.models
+
+    def remove_model(self, model_id):
+        """Any thread. Raises ValueError if it is resident or has actions under way."""
+        cdef Model model = self.models.get(model_id)
+        if model is None:
+            return
+        if model.state.resident or model.pending:
+            raise ValueError(f"model {model_id} is {'resident' if model.state.resident else 'in use'}")
+        del self.models[model_id]
+
+    def grow_slots(self, size_t size):
+        """Make every input slot hold this many bytes. Any thread; one that is in use grows when next taken."""
+        cdef int index
+        cdef bint mine, grown
+        for index in range(self.slot_count):
+            with nogil:
+                cw_hub_lock(&self.hub)
+                mine = not self.slots[index].busy and self.slots[index].bytes < size
+                if mine:
+                    self.slots[index].busy = True
+                cw_hub_unlock(&self.hub)
+                grown = not mine or self.grow_slot(&self.slots[index], size)
+                if mine:
+                    cw_hub_lock(&self.hub)
+                    self.slots[index].busy = False
+                    cw_hub_unlock(&self.hub)
+            if not grown:
+                raise MemoryError(f"no memory for inputs of {size} bytes (at most {self.slot_bytes_most})")
+
+    def memory(self):
+        """Bytes by purpose, and counts of pages."""
+        cdef int64_t index, held = 0
+        cdef int slot
+        cdef Model model
+        cdef size_t slots = 0, mapped = 0, packed = 0
+        with nogil:
+            cw_hub_lock(&self.hub)
+            for index in range(self.page_count):
+                held += self.owners[index] != NULL
+            for slot in range(self.slot_count):
+                slots += self.slots[slot].bytes
+            cw_hub_unlock(&self.hub)
+        for model in list(self.models.values()):
+            mapped += model.state.source_bytes
+            if model.state.packed and model.state.resident:
+                packed += model.packed_bytes
+        return {
+            "arena_bytes": self.arena_bytes,
+            "resident_bytes": held * self.page_bytes,
+            "packed_bytes": packed,
+            "workspace_bytes": self.runtime.workspace_bytes(),
+            "io_bytes": slots,
+            "store_bytes": mapped,
+            "models": len(self.models),
+        }
+
+    # ----- actions, from the loop's thread -----------------------------------------------------
+
+    def fileno(self):
+        return self.hub.event_fd
+
+    def start_load(self, order):
+        cdef Model model = self.models.get(order.model_id)
+        cdef Action* action = self.new_action(KIND_LOAD, order)
+        cdef int index
+        if model is None:
+            self.refuse(action, UNKNOWN_MODEL, f"model {order.model_id} is not prepared here")
+            return
+        if len(order.run_starts) != model.state.run_count:
+            self.refuse(action, BAD_PAGES, f"{len(order.run_starts)} runs of pages for {model.state.run_count}")
+            return
+        action.run_count = model.state.run_count
+        action.run_starts = <int64_t*>calloc(action.run_count + 1, sizeof(int64_t))
+        if action.run_starts == NULL:
+            self.free_action(action)
+            raise MemoryError
+        for index in range(action.run_count):
+            action.run_starts[index] = order.run_starts[index]
+        self.queue(action, &self.load_lane)
+
+    def start_unload(self, order):
+        cdef Action* action = self.new_action(KIND_UNLOAD, order)
+        if action.model == NULL:
+            self.refuse(action, UNKNOWN_MODEL, f"model {order.model_id} is not prepared here")
+            return
+        self.queue(action, &self.load_lane)
+
+    def start_infer(self, order, parts):
+        cdef Model model = self.models.get(order.model_id)
+        cdef Action* action = self.new_action(KIND_INFER, order)
+        if model is None:
+            self.refuse(action, UNKNOWN_MODEL, f"model {order.model_id} is not prepared here")
+            return
+        try:
+            problem = self.pin_parts(action, model, parts)
+        except BaseException:
+            self.free_action(action)
+            raise
+        if problem is None and self.execute_lane.length < self.run_ahead:
+            problem = self.place_inputs(action, True)
+        if problem is not None:
+            self.refuse(action, INVALID_INPUT, problem)
+            return
+        self.queue(action, &self.execute_lane)
+
+    def start_profile(self, order):
+        cdef Model model = self.models.get(order.model_id)
+        cdef Action* action = self.new_action(KIND_PROFILE, order)
+        if model is None:
+            self.refuse(action, UNKNOWN_MODEL, f"model {order.model_id} is not prepared here")
+            return
+        views = [[(dtype, shape, None) for dtype, shape in zip(model_dtypes(model), order.shapes)]]
+        try:
+            problem = self.pin_parts(action, model, views)
+        except BaseException:
+            self.free_action(action)
+            raise
+        if problem is None and self.execute_lane.length < self.run_ahead:
+            problem = self.place_inputs(action, False)
+        if problem is not None:
+            self.refuse(action, INVALID_INPUT, problem)
+            return
+        self.queue(action, &self.execute_lane)
+
+    def revoke(self, action_id):
+        cdef cw_action* found = cw_lane_revoke(&self.execute_lane, action_id, ACTION_CANCELLED)
+        if found != NULL:
+            self.drop_slot(<Action*>found)
+        else:
+            cw_lane_revoke(&self.load_lane, action_id, ACTION_CANCELLED)
+
+    def poll(self):
+        cdef cw_action* action = cw_hub_take(&self.hub)
+        cdef cw_action* after
+        cdef list ended = []
+        while action != NULL:
+            after = action.next
+            ended.append(self.finish(<Action*>action))
+            action = after
+        return ended
+
+    cdef Action* new_action(self, Kind kind, object order) except NULL:
+        """An action with what all orders share; it holds its model, if that is known."""
+        cdef int64_t action_id = order.action_id, load_id = order.load_id
+        cdef int64_t earliest_ns = order.earliest_ns, latest_ns = order.latest_ns
+        cdef Model model = self.models.get(order.model_id)
+        cdef Action* action = <Action*>calloc(1, sizeof(Action))
+        if action == NULL:
+            raise MemoryError
+        action.base.action_id = action_id
+        action.base.earliest_ns = earliest_ns
+        action.base.latest_ns = latest_ns
+        action.base.status = CW_PENDING
+        action.kind = kind
+        action.load_id = load_id
+        if model is not None:
+            model.pending += 1
+            Py_INCREF(model)
+            action.owner = <PyObject*>model
+            action.model = &model.state
+        return action
+
+    cdef object pin_parts(self, Action* action, Model model, object parts):
+        """Pin the parts' buffers and describe the inputs joined. A sentence if they are not valid, else None."""
+        cdef size_t part, index, input_count = model.state.input_count
+        cdef int64_t extent, count, part_bits
+        cdef int dtype, rank, axis
+        cdef Input* joined
+        cdef Py_buffer* buffer
+        action.part_count = len(parts)
+        action.input_count = input_count
+        if not action.part_count:
+            return "a batch of no parts"
+        action.pinned = <Py_buffer*>calloc(action.part_count * input_count + 1, sizeof(Py_buffer))
+        action.inputs = <Input*>calloc(input_count + 1, sizeof(Input))
+        action.rows = <int64_t*>calloc(action.part_count, sizeof(int64_t))
+        if action.pinned == NULL or action.inputs == NULL or action.rows == NULL:
+            raise MemoryError
+        for part, views in enumerate(parts):
+            if <size_t>len(views) != input_count:
+                return f"{len(views)} inputs for a model of {input_count}"
+            for index in range(input_count):
+                view = views[index]
+                dtype = view[0]
+                shape = view[1]
+                joined = &action.inputs[index]
+                rank = len(shape)
+                if rank > RANK_MOST:
+                    return f"input {index} has {rank} dimensions, at most {RANK_MOST} are served"
+                if dtype != model.state.input_dtypes[index]:
+                    return f"input {index} is of type {dtype}, the model takes {model.state.input_dtypes[index]}"
+                if part == 0:
+                    joined.dtype, joined.rank = dtype, rank
+                elif rank != joined.rank:
+                    return f"input {index} has {rank} dimensions in one part and {joined.rank} in another"
+                if action.part_count > 1 and rank == 0:
+                    return f"input {index} is a scalar, which cannot be joined"
+                count = 1
+                for axis in range(rank):
+                    extent = shape[axis]
+                    if extent < 0 or (extent > 0 and count > (<int64_t>1 << 40) // extent):
+                        return f"input {index} cannot have the shape {list(shape)}"
+                    count *= extent
+                    if part == 0:
+                        joined.dims[axis] = extent
+                    elif axis == 0:
+                        joined.dims[0] += extent
+                    elif joined.dims[axis] != extent:
+                        return f"input {index} has the shape {list(shape)} in one part and another elsewhere"
+                if index == 0:
+                    action.rows[part] = shape[0] if rank else 0
+                elif action.part_count > 1 and shape[0] != action.rows[part]:
+                    return f"input {index} has {shape[0]} rows and input 0 has {action.rows[part]}"
+                part_bits = count * dtype_bits(dtype)
+                if action.part_count > 1 and part_bits % 8:
+                    return f"input {index} does not end on a byte, and cannot be joined"
+                joined.bytes += (part_bits + 7) // 8
+                if action.kind == KIND_PROFILE:
+                    continue
+                buffer = &action.pinned[part * input_count + index]
+                PyObject_GetBuffer(view[2], buffer, PyBUF_SIMPLE)
+                action.pinned_count = part * input_count + index + 1
+                if dtype != ORT_STRING and buffer.len != (part_bits + 7) // 8:
+                    return f"input {index} of shape {list(shape)} takes {(part_bits + 7) // 8} bytes, got {buffer.len}"
+        return None
+
+    cdef object place_inputs(self, Action* action, bint in_place):
+        """Give the action a slot with a place for every input that is not read where it lies."""
+        cdef size_t index
+        cdef int64_t size = 0
+        cdef Input* joined
+        cdef bint grown
+        for index in range(action.input_count):
+            joined = &action.inputs[index]
+            joined.slot_offset = -1
+            if joined.dtype == ORT_STRING or (
+                    in_place and action.part_count == 1
+                    and <size_t>action.pinned[index].buf % IN_PLACE_ALIGNMENT == 0):
+                continue
+            joined.slot_offset = size
+            size += cw_round_up(joined.bytes, ALIGNMENT)
+        if size == 0:
+            return None
+        if <size_t>size > self.slot_bytes_most:
+            return f"inputs of {size} bytes; at most {self.slot_bytes_most} are joined"
+        action.slot = self.take_slot()
+        assert action.slot != NULL, "more actions than the lane may hold"
+        if action.slot.bytes < <size_t>size:
+            with nogil:
+                grown = self.grow_slot(action.slot, size)
+            if not grown:
+                return f"no memory for inputs of {size} bytes"
+        return None
+
+    cdef int queue(self, Action* action, cw_lane* lane) except -1:
+        if cw_lane_push(lane, &action.base, self.run_ahead):
+            self.refuse(action, DEVICE_ERROR, f"the lane holds {self.run_ahead} actions, which is its bound")
+        return 0
+
+    cdef int refuse(self, Action* action, int status, str text) except -1:
+        """End an action that was never queued."""
+        cdef bytes message = text.encode()[:TEXT_BYTES - 1]
+        memcpy(action.text, <const char*>message, len(message))
+        self.drop_slot(action)
+        action.base.status = status
+        cw_hub_lock(&self.hub)
+        cw_hub_end(&self.hub, &action.base)
+        cw_hub_unlock(&self.hub)
+        return 0
+
+    cdef object finish(self, Action* action):
+        """The Completion of an ended action, which is freed."""
+        cdef list parts = []
+        if action.block != NULL and action.base.status == OK:
+            parts = self.list_parts(action)
+        result = self.completion(
+            action.base.action_id,
+            self.statuses[action.base.status],
+            (<bytes>action.text).decode(errors="replace"),
+            [action.copy_in.begin_ns, action.copy_in.end_ns, action.copy_in.duration_ns],
+            [action.execute.begin_ns, action.execute.end_ns, action.execute.duration_ns],
+            [action.copy_out.begin_ns, action.copy_out.end_ns, action.copy_out.duration_ns],
+            parts,
+        )
+        self.free_action(action)
+        return result
+
+    cdef list list_parts(self, Action* action):
+        """The outputs of each part, as views of one block of memory."""
+        cdef Block block = Block.__new__(Block)
+        cdef size_t part, index
+        cdef int64_t begin, end
+        cdef int axis
+        cdef Output* output
+        block.data, block.bytes = action.block, action.block_bytes
+        action.block = NULL
+        whole = memoryview(block)
+        cdef list parts = []
+        cdef list views
+        for part in range(action.part_count):
+            views = []
+            for index in range(action.output_count):
+                output = &action.outputs[index]
+                shape = [output.dims[axis] for axis in range(output.rank)]
+                if action.part_count > 1:
+                    shape[0] = action.rows[part]
+                begin = action.part_ends[index * action.part_count + part - 1] if part else output.begin
+                end = action.part_ends[index * action.part_count + part]
+                views.append(self.view(output.dtype, tuple(shape), whole[begin:end]))
+            parts.append(views)
+        return parts
+
+    cdef int free_action(self, Action* action) except -1:
+        cdef size_t index
+        cdef Model model
+        self.drop_slot(action)
+        for index in range(action.pinned_count):
+            PyBuffer_Release(&action.pinned[index])
+        if action.owner != NULL:
+            model = <Model>action.owner
+            model.pending -= 1
+            Py_DECREF(model)
+        free(action.run_starts)
+        free(action.pinned)
+        free(action.inputs)
+        free(action.rows)
+        free(action.outputs)
+        free(action.part_ends)
+        free(action.block)
+        free(action)
+        return 0
+
+    cdef int free_list(self, cw_action* head) except -1:
+        cdef cw_action* after
+        while head != NULL:
+            after = head.next
+            self.free_action(<Action*>head)
+            head = after
+        return 0
+
+    # ----- slots -------------------------------------------------------------------------------
+
+    cdef Slot* take_slot(self) noexcept nogil:
+        """A slot that nobody uses, the largest of them; NULL if there is none."""
+        cdef int index
+        cdef Slot* best = NULL
+        cw_hub_lock(&self.hub)
+        for index in range(self.slot_count):
+            if not self.slots[index].busy and (best == NULL or self.slots[index].bytes > best.bytes):
+                best = &self.slots[index]
+        if best != NULL:
+            best.busy = True
+        cw_hub_unlock(&self.hub)
+        return best
+
+    cdef bint grow_slot(self, Slot* slot, size_t size) noexcept nogil:
+        """Enlarge a slot that the caller holds."""
+        cdef size_t rounded = cw_round_up(size, CW_HUGE)
+        cdef char* base
+        if size > self.slot_bytes_most:
+            return False
+        base = <char*>cw_map(rounded)
+        if base == NULL:
+            return False
+        cw_hub_lock(&self.hub)
+        base, slot.base = slot.base, base
+        rounded, slot.bytes = slot.bytes, rounded
+        cw_hub_unlock(&self.hub)
+        if base != NULL:
+            munmap(base, rounded)
+        return True
+
+    cdef void drop_slot(self, Action* action) noexcept nogil:
+        if action.slot != NULL:
+            cw_hub_lock(&self.hub)
+            action.slot.busy = False
+            action.slot = NULL
+            cw_hub_unlock(&self.hub)
+
+    # ----- the load lane -----------------------------------------------------------------------
+
+    cdef void run_load(self, Action* action) noexcept nogil:
+        cdef ModelState* model = action.model
+        cdef int status
+        span_begin(&action.execute)
+        cw_hub_lock(&self.hub)
+        status = self.claim_pages(action)
+        cw_hub_unlock(&self.hub)
+        if status == OK and not self.fill(model, action.text):
+            self.evict(model)
+            status = DEVICE_ERROR
+        if status == OK:
+            cw_hub_lock(&self.hub)
+            model.load_id = action.load_id
+            model.resident = True
+            cw_hub_unlock(&self.hub)
+        span_end(&action.execute)
+        action.base.status = status
+
+    cdef int claim_pages(self, Action* action) noexcept nogil:
+        """Check the pages of a LOAD and make them the model's. The lock is held."""
+        cdef ModelState* model = action.model
+        cdef int run
+        cdef int64_t page, start, pages
+        if model.resident:
+            snprintf(action.text, TEXT_BYTES, "the model is resident already, as load %lld", <long long>model.load_id)
+            return DEVICE_ERROR
+        for run in range(model.run_count):
+            model.run_starts[run] = -1
+        for run in range(model.run_count):
+            start, pages = action.run_starts[run], model.run_pages[run]
+            if start < 0 or pages > self.page_count or start > self.page_count - pages:
+                snprintf(action.text, TEXT_BYTES, "run %d at page %lld of %lld pages does not lie in an arena of %lld",
+                         run, <long long>start, <long long>pages, <long long>self.page_count)
+                self.free_pages(model)
+                return BAD_PAGES
+            for page in range(start, start + pages):
+                if self.owners[page] != NULL:
+                    snprintf(action.text, TEXT_BYTES, "page %lld is held by another model or run", <long long>page)
+                    self.free_pages(model)
+                    return BAD_PAGES
+            for page in range(start, start + pages):
+                self.owners[page] = model
+            model.run_starts[run] = start
+        return OK
+
+    cdef void free_pages(self, ModelState* model) noexcept nogil:
+        """Nobody's again are the pages of a model. The lock is held."""
+        cdef int run
+        cdef int64_t page, start
+        for run in range(model.run_count):
+            start = model.run_starts[run]
+            if start < 0:
+                continue
+            for page in range(start, start + model.run_pages[run]):
+                self.owners[page] = NULL
+            model.run_starts[run] = -1
+
+    cdef bint fill(self, ModelState* model, char* text) noexcept nogil:
+        """Bring the weights: copy the runs and describe them, or open the packed session."""
+        cdef int run
+        cdef size_t index
+        cdef char* source = model.source
+        cdef char* base
+        cdef Weight* weight
+        if model.packed:
+            # The session keeps its own memory, so the pages it is charged for give up theirs.
+            for run in range(model.run_count):
+                madvise(self.arena + model.run_starts[run] * self.page_bytes, model.run_pages[run] * self.page_bytes,
+                        MADV_DONTNEED)
+            if not self.runtime.open(self.options, model.path, NULL, 0, &model.own, text):
+                return False
+            if model.own.input_count != model.input_count:
+                snprintf(text, TEXT_BYTES, "the packed session takes %zu inputs, the model %zu",
+                         model.own.input_count, model.input_count)
+                return False
+            return True
+        for run in range(model.run_count):
+            memcpy(self.arena + model.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
+            source += model.run_pages[run] * self.page_bytes
+        for index in range(model.weight_count):
+            weight = &model.weights[index]
+            base = self.arena + model.run_starts[weight.run] * self.page_bytes + weight.offset
+            if ort_failed(self.api, ort_wrap_tensor(
+                    self.api, self.runtime.memory, base, weight.bytes, weight.dims, weight.rank, weight.dtype,
+                    &model.values[model.input_count + index]), text, TEXT_BYTES):
+                return False
+        return True
+
+    cdef bint evict(self, ModelState* model) noexcept nogil:
+        """Undo fill(), whatever of it was done, and free the pages. False if memory ran out."""
+        cdef int run
+        cdef bint whole = True
+        close_values(self.api, model)
+        if model.packed:
+            self.runtime.close(&model.own)
+            for run in range(model.run_count):
+                if cw_populate(self.arena + model.run_starts[run] * self.page_bytes,
+                               model.run_pages[run] * self.page_bytes):
+                    whole = False
+        cw_hub_lock(&self.hub)
+        self.free_pages(model)
+        cw_hub_unlock(&self.hub)
+        return whole
+
+    cdef void run_unload(self, Action* action) noexcept nogil:
+        cdef ModelState* model = action.model
+        cdef int status = OK
+        span_begin(&action.execute)
+        cw_hub_lock(&self.hub)
+        if not model.resident or model.load_id != action.load_id:
+            status = NOT_RESIDENT
+        elif self.is_used(model, action.load_id):
+            status = IN_USE
+        else:
+            # From here on no INFER can start, and none is under way.
+            model.resident = False
+        cw_hub_unlock(&self.hub)
+        if status == OK and not self.evict(model):
+            snprintf(action.text, TEXT_BYTES, "no memory to give the arena its pages back")
+            status = DEVICE_ERROR
+        span_end(&action.execute)
+        action.base.status = status
+
+    cdef bint is_used(self, ModelState* model, int64_t load_id) noexcept nogil:
+        """Whether the execute lane holds work on this residency. The lock is held."""
+        cdef Action* action = <Action*>self.execute_lane.running
+        if action != NULL and action.model == model and action.load_id == load_id:
+            return True
+        action = <Action*>self.execute_lane.head
+        while action != NULL:
+            if action.model == model and action.load_id == load_id:
+                return True
+            action = <Action*>action.base.next
+        return False
+
+    # ----- the execute lane --------------------------------------------------------------------
+
+    cdef void run_infer(self, Action* action) noexcept nogil:
+        cdef ModelState* model = action.model
+        cdef Session* session = model.session
+        cdef size_t index
+        cdef bint resident, failed, done
+        cdef int64_t cpu_ns
+        cdef char message[TEXT_BYTES]
+        cw_hub_lock(&self.hub)
+        # It stays resident while this action runs: UNLOAD looks at the lane under the same lock.
+        resident = model.resident and model.load_id == action.load_id
+        cw_hub_unlock(&self.hub)
+        if not resident:
+            action.base.status = NOT_RESIDENT
+            return
+        span_begin(&action.copy_in)
+        done = self.feed(action)
+        span_end(&action.copy_in)
+        if done:
+            span_begin(&action.execute)
+            cpu_ns = cw_thread_time()
+            failed = ort_failed(self.api, ort_run(
+                self.api, session.handle, self.run_options, <const char* const*>session.input_names,
+                <const OrtValue* const*>model.values, session.input_count,
+                <const char* const*>session.output_names, session.output_count, session.outputs),
+                action.text, TEXT_BYTES)
+            cpu_ns = cw_thread_time() - cpu_ns
+            span_end(&action.execute)
+            if self.cpu_time:
+                action.execute.duration_ns = cpu_ns
+            if failed:
+                action.base.status = EXECUTION_FAILED
+                done = False
+        for index in range(model.input_count):
+            ort_release_value(self.api, model.values[index])
+            model.values[index] = NULL
+        if done:
+            span_begin(&action.copy_out)
+            if action.kind == KIND_PROFILE or self.take_outputs(action, session):
+                action.base.status = OK
+            elif action.base.status == CW_PENDING:
+                action.base.status = DEVICE_ERROR
+            span_end(&action.copy_out)
+        for index in range(session.output_count):
+            ort_release_value(self.api, session.outputs[index])
+            session.outputs[index] = NULL
+
+    cdef bint feed(self, Action* action) noexcept nogil:
+        """Make the tensors that a run is fed: join the parts, or look at them where they are."""
+        cdef ModelState* model = action.model
+        cdef size_t index, part
+        cdef char* base
+        cdef char* target
+        cdef Py_buffer* piece
+        cdef Input* joined
+        cdef OrtStatus* status
+        cdef OrtValue** value
+        for index in range(action.input_count):
+            joined = &action.inputs[index]
+            value = &model.values[index]
+            if joined.dtype == ORT_STRING:
+                status = ort_create_tensor(self.api, self.runtime.strings, joined.dims, joined.rank, ORT_STRING, value)
+                if ort_failed(self.api, status, action.text, TEXT_BYTES):
+                    action.base.status = DEVICE_ERROR
+                    return False
+                if action.kind == KIND_INFER and not self.feed_strings(action, index, value[0]):
+                    return False
+                continue
+            if joined.slot_offset < 0:
+                base = <char*>action.pinned[index].buf if action.pinned_count and joined.bytes else NOTHING
+            else:
+                base = target = action.slot.base + joined.slot_offset
+                if action.kind == KIND_PROFILE:
+                    fill_seeded(target, joined)
+                else:
+                    for part in range(action.part_count):
+                        piece = &action.pinned[part * action.input_count + index]
+                        memcpy(target, piece.buf, piece.len)
+                        target += piece.len
+            status = ort_wrap_tensor(self.api, self.runtime.memory, base, joined.bytes, joined.dims, joined.rank,
+                                     joined.dtype, value)
+            if ort_failed(self.api, status, action.text, TEXT_BYTES):
+                action.base.status = DEVICE_ERROR
+                return False
+        return True
+
+    cdef bint feed_strings(self, Action* action, size_t index, OrtValue* value) noexcept nogil:
+        """Fill a tensor of strings from its parts, each element a 4-byte length and its bytes."""
+        cdef Input* joined = &action.inputs[index]
+        cdef size_t part, element, done = 0
+        cdef int64_t part_count, total = 1
+        cdef int axis
+        cdef Py_buffer* piece
+        cdef const unsigned char* at
+        cdef size_t left, size
+        cdef char* text = NULL
+        for axis in range(joined.rank):
+            total *= joined.dims[axis]
+        for part in range(action.part_count):
+            piece = &action.pinned[part * action.input_count + index]
+            at, left = <const unsigned char*>piece.buf, piece.len
+            part_count = total
+            if action.part_count > 1:
+                part_count = total // joined.dims[0] * action.rows[part] if joined.dims[0] else 0
+            for element in range(<size_t>part_count):
+                size = left
+                if left >= 4:
+                    size = at[0] | at[1] << 8 | at[2] << 16 | <size_t>at[3] << 24
+                if left < 4 or size > left - 4:
+                    snprintf(action.text, TEXT_BYTES, "input %zu ends within its string %zu of %lld", index, done,
+                             <long long>total)
+                    action.base.status = INVALID_INPUT
+                    return False
+                if ort_failed(self.api, ort_string_buffer(self.api, value, done, size, &text), action.text, TEXT_BYTES):
+                    action.base.status = DEVICE_ERROR
+                    return False
+                if size:
+                    memcpy(text, at + 4, size)
+                at += 4 + size
+                left -= 4 + size
+                done += 1
+            if left:
+                snprintf(action.text, TEXT_BYTES, "input %zu has %zu bytes behind its last string", index, left)
+                action.base.status = INVALID_INPUT
+                return False
+        return True
+
+    cdef bint take_outputs(self, Action* action, Session* session) noexcept nogil:
+        """Copy what the run returned into one block, and note where each part's share ends."""
+        cdef size_t index
+        action.output_count = session.output_count
+        action.outputs = <Output*>calloc(session.output_count + 1, sizeof(Output))
+        action.part_ends = <int64_t*>calloc(session.output_count * action.part_count + 1, sizeof(int64_t))
+        if action.outputs == NULL or action.part_ends == NULL:
+            snprintf(action.text, TEXT_BYTES, "no memory for outputs")
+            return False
+        for index in range(session.output_count):
+            if not self.describe_output(action, session.outputs[index], session.output_names[index], index):
+                return False
+            action.outputs[index].begin = action.block_bytes
+            action.block_bytes += cw_round_up(action.outputs[index].bytes, ALIGNMENT)
+        action.block = <char*>malloc(action.block_bytes + 1)
+        if action.block == NULL:
+            snprintf(action.text, TEXT_BYTES, "no memory for outputs of %lld bytes", <long long>action.block_bytes)
+            return False
+        for index in range(session.output_count):
+            if action.outputs[index].dtype == ORT_STRING:
+                if not self.copy_strings(action, session.outputs[index], index):
+                    return False
+            elif not self.copy_output(action, session.outputs[index], index):
+                return False
+        return True
+
+    cdef bint describe_output(self, Action* action, OrtValue* value, const char* name, size_t index) noexcept nogil:
+        """Shape, type and size of what was returned, and whether it can be split."""
+        cdef Output* output = &action.outputs[index]
+        cdef OrtTensorInfo* info = NULL
+        cdef size_t rank = 0, string_bytes = 0, part
+        cdef int64_t count = 1, rows = 0
+        cdef int axis, bits = 0, is_tensor = 0
+        cdef bint failed
+        if ort_failed(self.api, ort_is_tensor(self.api, value, &is_tensor), action.text, TEXT_BYTES):
+            return False
+        if not is_tensor:
+            snprintf(action.text, TEXT_BYTES, "output '%.200s' is not a tensor", name)
+            return False
+        failed = (
+            ort_failed(self.api, ort_tensor_info(self.api, value, &info), action.text, TEXT_BYTES)
+            or ort_failed(self.api, ort_tensor_dtype(self.api, info, &output.dtype), action.text, TEXT_BYTES)
+            or ort_failed(self.api, ort_tensor_rank(self.api, info, &rank), action.text, TEXT_BYTES))
+        if not failed and rank > RANK_MOST:
+            snprintf(action.text, TEXT_BYTES, "output '%.200s' has %zu dimensions", name, rank)
+            failed = True
+        if not failed:
+            output.rank = <int>rank
+            failed = ort_failed(self.api, ort_tensor_dims(self.api, info, output.dims, rank), action.text, TEXT_BYTES)
+        ort_release_tensor_info(self.api, info)
+        if failed:
+            return False
+        for axis in range(output.rank):
+            count *= output.dims[axis]
+        if output.dtype == ORT_STRING:
+            if ort_failed(self.api, ort_strings_bytes(self.api, value, &string_bytes), action.text, TEXT_BYTES):
+                return False
+            output.bytes = string_bytes + 4 * count
+        else:
+            bits = dtype_bits(output.dtype)
+            if not bits:
+                snprintf(action.text, TEXT_BYTES, "output '%.200s' is of unknown type %d", name, output.dtype)
+                return False
+            output.bytes = packed_size(count, bits)
+        if action.part_count == 1:
+            return True
+        for part in range(action.part_count):
+            rows += action.rows[part]
+        if output.rank == 0 or output.dims[0] != rows:
+            snprintf(action.text, TEXT_BYTES, "output '%.200s' has %lld rows for a batch of %lld: it cannot be split",
+                     name, <long long>(output.dims[0] if output.rank else 0), <long long>rows)
+            return False
+        if output.dtype != ORT_STRING and rows and count // rows * bits % 8:
+            snprintf(action.text, TEXT_BYTES, "output '%.200s' has rows that do not end on a byte", name)
+            return False
+        return True
+
+    cdef bint copy_output(self, Action* action, OrtValue* value, size_t index) noexcept nogil:
+        cdef Output* output = &action.outputs[index]
+        cdef void* data = NULL
+        cdef size_t part
+        cdef int64_t end = output.begin, row_bytes
+        cdef int64_t* ends = &action.part_ends[index * action.part_count]
+        if ort_failed(self.api, ort_tensor_data(self.api, value, &data), action.text, TEXT_BYTES):
+            return False
+        if output.bytes:
+            memcpy(action.block + output.begin, data, output.bytes)
+        if action.part_count == 1:
+            ends[0] = output.begin + output.bytes
+            return True
+        row_bytes = output.bytes // output.dims[0] if output.dims[0] else 0
+        for part in range(action.part_count):
+            end += row_bytes * action.rows[part]
+            ends[part] = end
+        return True
+
+    cdef bint copy_strings(self, Action* action, OrtValue* value, size_t index) noexcept nogil:
+        cdef Output* output = &action.outputs[index]
+        cdef size_t part, element = 0, stop, size, total, count = 1
+        cdef int axis
+        cdef int64_t* ends = &action.part_ends[index * action.part_count]
+        cdef char* text
+        cdef size_t* offsets
+        cdef char* at = action.block + output.begin
+        cdef bint failed
+        for axis in range(output.rank):
+            count *= output.dims[axis]
+        total = output.bytes - 4 * count
+        text = <char*>malloc(total + 1)
+        offsets = <size_t*>calloc(count + 1, sizeof(size_t))
+        if text == NULL or offsets == NULL:
+            snprintf(action.text, TEXT_BYTES, "no memory for strings of %zu bytes", total)
+            failed = True
+        else:
+            failed = ort_failed(self.api, ort_strings(self.api, value, text, total, offsets, count), action.text, TEXT_BYTES)
+        if not failed:
+            offsets[count] = total
+            for part in range(action.part_count):
+                stop = count
+                if action.part_count > 1:
+                    stop = element + (count // output.dims[0] * action.rows[part] if output.dims[0] else 0)
+                while element < stop:
+                    size = offsets[element + 1] - offsets[element]
+                    at[0], at[1], at[2], at[3] = size & 255, size >> 8 & 255, size >> 16 & 255, size >> 24 & 255
+                    memcpy(at + 4, text + offsets[element], size)
+                    at += 4 + size
+                    element += 1
+                ends[part] = at - action.block
+        free(text)
+        free(offsets)
+        return not failed
+
+
+def model_dtypes(Model model):
+    """The element types of a model's own inputs."""
+    return [model.state.input_dtypes[index] for index in range(model.state.input_count)]
+
+
+cdef void fill_seeded(char* target, Input* joined) noexcept nogil:
+    """Inputs for a profile: the same for the same shape. Floats about N(0, 1), integers and bools 0 or 1."""
+    cdef uint64_t state = 0x9E3779B97F4A7C15
+    cdef int bits = dtype_bits(joined.dtype)
+    cdef int64_t index, count = joined.bytes * 8 // bits
+    cdef double value
+    memset(target, 0, joined.bytes)
+    for index in range(count):
+        state ^= state << 13
+        state ^= state >> 7
+        state ^= state << 17
+        # The sum of four uniform numbers, scaled to variance 1.
+        value = (<double>((state & 0xFFFF) + (state >> 16 & 0xFFFF) + (state >> 32 & 0xFFFF) + (state >> 48))
+                 / 65536.0 - 2.0) * 1.7320508
+        if joined.dtype == 1:
+            (<float*>target)[index] = <float>value
+        elif joined.dtype == 11:
+            (<double*>target)[index] = value
+        elif joined.dtype == 14:
+            (<float*>target)[2 * index] = <float>value
+        elif joined.dtype == 15:
+            (<double*>target)[2 * index] = value
+        elif joined.dtype == 10:  # 1.0, -1.0, 0.5 or -0.5
+            target[2 * index + 1] = <char>((0x3C if state & 1 else 0x38) | (0x80 if state & 2 else 0))
+        elif joined.dtype == 16:
+            target[2 * index] = <char>(0x80 if state & 1 else 0)
+            target[2 * index + 1] = <char>(0x3F | (0x80 if state & 2 else 0))
+        elif bits == 32:
+            (<int32_t*>target)[index] = state & 1
+        elif bits == 64:
+            (<int64_t*>target)[index] = state & 1
+        elif bits == 16:
+            target[2 * index] = state & 1
+        elif joined.dtype in (2, 3, 9):
+            target[index] = state & 1

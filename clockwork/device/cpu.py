@@ -1,0 +1,292 @@
+"""The CPU as a device: ONNX Runtime executes, weights live in a page arena, two native lanes do the work.
+
+A *bound* model's program has its weights as inputs: LOAD copies them from the mapped, laid-out file
+to pages and wraps tensors around them, and INFER hands those to the one session that all models of
+that program share. A *packed* model (see the design) has a session of its own that LOAD opens; the
+pages that it is charged for give up their memory meanwhile, so that the arena never exceeds its size.
+
+LOAD and UNLOAD report their time as the ``execute`` phase.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import math
+import os
+import platform
+import select
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from clockwork import config
+from clockwork.clock import now_ns
+from clockwork.device._cpu import Core, Model, Program
+from clockwork.device._ort import runtime
+from clockwork.device.base import Completion, DeviceInfo, TensorView
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.messages import Infer, Load, Profile, Unload
+from clockwork.models.prepared import (
+    PACKED_DATA_FILE, PACKED_FILE, PROGRAM_FILE, WEIGHTS_FILE, PreparedModel, WeightSpec,
+)  # fmt: skip
+from clockwork.tensors import DTYPES, STRING
+
+_ALIGNMENT = 64
+"""Of each input's place in a slot, in bytes."""
+
+
+class CpuDevice:
+    """Implements device.base.Device. Several may live in one process; they share ONNX Runtime's workspace.
+
+    arena_bytes is rounded down to whole pages. threads: of one execution. lock_store: keep the laid-out
+    weights in this process's memory instead of leaving them to the OS's cache. cpu_time: report the
+    thread's CPU time as the duration of ``execute``, for measuring on a busy machine; one thread only.
+    """
+
+    def __init__(
+        self,
+        arena_bytes: int = config.ARENA_BYTES,
+        page_bytes: int = config.PAGE_BYTES,
+        threads: int = 1,
+        run_ahead: int = config.RUN_AHEAD,
+        lock_store: bool = False,
+        cpu_time: bool = False,
+    ) -> None:
+        if page_bytes < 4096 or page_bytes % 4096:
+            raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of 4096")
+        if arena_bytes < page_bytes:
+            raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
+        if threads < 1 or run_ahead < 1:
+            raise ConfigError(f"threads and run_ahead must be at least 1, got {threads} and {run_ahead}")
+        if cpu_time and threads > 1:
+            raise ConfigError(f"cpu_time counts one thread; threads is {threads}")
+        self._core = Core(
+            arena_bytes,
+            page_bytes,
+            threads,
+            run_ahead,
+            config.LANE_SPIN_NS,
+            config.IO_SLOT_BYTES_MAX,
+            cpu_time,
+        )
+        self.info = DeviceInfo(
+            kind="cpu",
+            name=_processor_name(),
+            fingerprint=fingerprint(threads),
+            page_bytes=page_bytes,
+            page_count=self._core.page_count,
+            run_ahead=run_ahead,
+        )
+        self._lock_store = lock_store
+        self._locked_bytes = 0
+        self._prepare_lock = threading.Lock()
+        self._programs: weakref.WeakValueDictionary[str, Program] = weakref.WeakValueDictionary()
+        self._backlog: list[Completion] = []
+        # Daemons, and closed by the finalizer: an interpreter that exits must not wait for a lane.
+        lanes = [
+            threading.Thread(target=loop, name=name, daemon=True)
+            for name, loop in (("cw-load", self._core.load_loop), ("cw-execute", self._core.execute_loop))
+        ]
+        for lane in lanes:
+            lane.start()
+        self.close = weakref.finalize(self, _close, self._core, lanes)
+
+    # ----- models, from the preparation thread -------------------------------------------------
+
+    def prepare(self, model_id: int, directory: str) -> None:
+        """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken."""
+        place = Path(directory)
+        try:
+            prepared = PreparedModel.read(place)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InvalidModel(f"{directory} holds no prepared model: {error}") from None
+        self._check(prepared, place)
+        with self._prepare_lock:
+            if self._core.has_model(model_id):
+                raise ValueError(f"model {model_id} is prepared already")
+            model = self._make_model(model_id, prepared, place)
+            self._core.grow_slots(slot_bytes(prepared))
+            self._core.add_model(model)
+
+    def _check(self, prepared: PreparedModel, place: Path) -> None:
+        if prepared.fingerprint != self.info.fingerprint:
+            raise InvalidModel(
+                f"{place} was prepared for {prepared.fingerprint}, this device is {self.info.fingerprint}"
+            )
+        if prepared.page_bytes != self.info.page_bytes:
+            raise InvalidModel(
+                f"{place} has pages of {prepared.page_bytes} bytes, this device {self.info.page_bytes}"
+            )
+        if prepared.holding not in ("bound", "packed", "none"):
+            raise InvalidModel(f"{place} has the unknown holding {prepared.holding!r}")
+        if any(pages < 1 for pages in prepared.runs):
+            raise InvalidModel(f"{place} has a run of no pages: {prepared.runs}")
+        for weight in prepared.weights:
+            self._check_weight(prepared, weight, place)
+
+    def _check_weight(self, prepared: PreparedModel, weight: WeightSpec, place: Path) -> None:
+        kind = DTYPES.get(weight.dtype)
+        if kind is None or weight.dtype == STRING or any(extent < 0 for extent in weight.shape):
+            raise InvalidModel(f"{place} has a weight of type {weight.dtype} and shape {list(weight.shape)}")
+        size = (math.prod(weight.shape) * kind.bits + 7) // 8
+        room = prepared.runs[weight.run] * prepared.page_bytes if 0 <= weight.run < len(prepared.runs) else 0
+        if weight.bytes != size or not 0 <= weight.offset <= room - size:
+            raise InvalidModel(
+                f"{place} has a weight of {size} bytes, written as {weight.bytes} at {weight.offset}, in a run of {room}"
+            )
+
+    def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
+        dtypes = [one.dtype for one in prepared.inputs]
+        if prepared.holding == "packed":
+            path = place / PACKED_FILE
+            if not path.is_file():
+                raise InvalidModel(f"{place} is packed and has no {PACKED_FILE}")
+            model = Model(model_id, None, dtypes, prepared.runs, [], str(path), prepared.resident_bytes)
+            data = place / PACKED_DATA_FILE
+            if self._lock_store and data.is_file():
+                self._locked_bytes += model.lock_file(str(data), data.stat().st_size)
+            return model
+        program = self._program(prepared.program, place)
+        expected = len(prepared.inputs) + len(prepared.weights)
+        if program.input_count != expected or program.output_count != len(prepared.outputs):
+            raise InvalidModel(
+                f"{place}: its program takes {program.input_count} inputs and gives {program.output_count} outputs, "
+                f"expected {expected} and {len(prepared.outputs)}"
+            )
+        weights = [(one.dtype, one.shape, one.run, one.offset, one.bytes) for one in prepared.weights]
+        model = Model(model_id, program, dtypes, prepared.runs, weights, None, 0)
+        size = sum(prepared.runs) * prepared.page_bytes
+        if size:
+            path = place / WEIGHTS_FILE
+            try:
+                found = path.stat().st_size
+                if found != size:
+                    raise InvalidModel(f"{path} has {found} bytes, its runs {size}")
+                self._locked_bytes += model.map_weights(str(path), size, self._lock_store)
+            except OSError as error:
+                raise InvalidModel(f"{path}: {error}") from None
+        return model
+
+    def _program(self, digest: str, place: Path) -> Program:
+        program = self._programs.get(digest)
+        if program is None:
+            path = place.parent.parent / "programs" / digest / PROGRAM_FILE
+            if not path.is_file():
+                raise InvalidModel(f"{path} is missing")
+            program = self._programs[digest] = Program(self._core, str(path))
+        return program
+
+    def forget(self, model_id: int) -> None:
+        """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
+        self._core.remove_model(model_id)
+
+    # ----- actions, from the loop's thread -----------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._core.fileno()
+
+    def start_load(self, action: Load) -> None:
+        self._core.start_load(action)
+
+    def start_unload(self, action: Unload) -> None:
+        self._core.start_unload(action)
+
+    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
+        self._core.start_infer(action, parts)
+
+    def start_profile(self, action: Profile) -> None:
+        self._core.start_profile(action)
+
+    def revoke(self, action_id: int) -> None:
+        self._core.revoke(action_id)
+
+    def poll(self) -> list[Completion]:
+        ended = self._core.poll()
+        if self._backlog:
+            self._backlog, ended = [], self._backlog + ended
+        return ended
+
+    def wait(self, action_ids: Iterable[int], timeout_s: float) -> list[Completion]:
+        """The completions of these actions, in the order asked for; for callers without a loop.
+
+        Others that end meanwhile are kept for poll(). Raises TimeoutError.
+        """
+        order = list(action_ids)
+        found: dict[int, Completion] = {}
+        deadline_ns = now_ns() + round(timeout_s * 1e9)
+        ended = self.poll()
+        while True:
+            for completion in ended:
+                if completion.action_id in order:
+                    found[completion.action_id] = completion
+                else:
+                    self._backlog.append(completion)
+            if len(found) == len(order):
+                return [found[action_id] for action_id in order]
+            left_s = (deadline_ns - now_ns()) / 1e9
+            poller = select.poll()
+            poller.register(self.fileno(), select.POLLIN)
+            if left_s <= 0 or not poller.poll(left_s * 1e3):
+                self._backlog.extend(found.values())
+                missing = [action_id for action_id in order if action_id not in found]
+                raise TimeoutError(f"actions {missing} did not end within {timeout_s} s")
+            ended = self._core.poll()
+
+    def reset(self) -> None:
+        """See Device. Completions that were not polled go too."""
+        self._core.reset()
+        self._backlog.clear()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by purpose. workspace_bytes is the process's; store_bytes: weights mapped, cached or not."""
+        return {**self._core.memory(), "programs": len(self._programs), "locked_bytes": self._locked_bytes}
+
+
+def _close(core: Core, lanes: list[threading.Thread]) -> None:
+    core.stop()
+    for lane in lanes:
+        lane.join()
+    core.release()
+
+
+def slot_bytes(prepared: PreparedModel) -> int:
+    """Bytes of the largest inputs that were profiled, each at its aligned place in a slot."""
+    most = 0
+    for shapes, rows in [*((point.shape, point.batch) for point in prepared.profile), (prepared.example, 0)]:
+        total = 0
+        for spec, shape in zip(prepared.inputs, shapes):
+            bits = DTYPES[spec.dtype].bits * math.prod(shape)
+            # A profile point of a model that batches has no axis 0; the example has it.
+            bits *= rows if rows and prepared.batches else 1
+            total += -(-bits // (8 * _ALIGNMENT)) * _ALIGNMENT
+        most = max(most, total)
+    return min(most, config.IO_SLOT_BYTES_MAX)
+
+
+@functools.cache
+def _processor() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo."""
+    fields: dict[str, str] = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            key, colon, value = line.partition(":")
+            if not colon and fields:
+                break
+            fields.setdefault(key.strip(), value.strip())
+    return fields
+
+
+def _processor_name() -> str:
+    fields = _processor()
+    return fields.get("model name") or f"{platform.machine()} {fields.get('CPU part', '')}".strip()
+
+
+def fingerprint(threads: int) -> str:
+    """What prepared programs depend on: instruction set, runtime version, threads. Twelve hex digits."""
+    fields = _processor()
+    features = sorted((fields.get("flags") or fields.get("Features") or "").split())
+    parts = (platform.machine(), _processor_name(), " ".join(features), runtime().version, str(threads))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,263 @@
+"""What the conformance suite needs of a device: how to make one, and how to prepare a model for it.
+
+Prepared directories are written by hand here, so that a device is tested against the format and not
+against the pipeline that usually writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from clockwork.device.base import Completion, TensorView
+from clockwork.device.cpu import CpuDevice
+from clockwork.messages import NEVER_NS, Infer, Load, Profile, Unload
+from clockwork.models.layout import lay_out, write_weights
+from clockwork.models.prepared import (
+    FORMAT_VERSION, PACKED_DATA_FILE, PACKED_FILE, PROGRAM_FILE, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec,
+)  # fmt: skip
+from clockwork.tensors import DTYPES
+
+PAGE_BYTES = 65_536
+
+
+@dataclasses.dataclass
+class Case:
+    """A model with its weights as initializers, and whether it batches."""
+
+    model: onnx.ModelProto
+    batches: bool = True
+
+
+def case(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, tuple[int, Sequence[Any]]],
+    outputs: Mapping[str, tuple[int, Sequence[Any] | None]],
+    weights: Mapping[str, np.ndarray] | None = None,
+    batches: bool = True,
+) -> Case:
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in outputs.items()],
+        [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    return Case(helper.make_model(graph, opset_imports=opsets, ir_version=10), batches)
+
+
+class CpuRig:
+    """The CPU device."""
+
+    kind = "cpu"
+    computes = True
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.count = 0
+
+    def make(self, pages: int = 32, **options: Any) -> CpuDevice:
+        device = CpuDevice(pages * PAGE_BYTES, PAGE_BYTES, **options)
+        self.fingerprint = device.info.fingerprint
+        return device
+
+    def build(self, one: Case, holding: str = "bound") -> str:
+        """Write the directories that the device's prepare() reads; the model's, for prepare()."""
+        model = onnx.ModelProto()
+        model.CopyFrom(one.model)
+        graph = model.graph
+        arrays = [numpy_helper.to_array(weight) for weight in graph.initializer]
+        inputs, outputs = _specs(graph.input), _specs(graph.output)
+        layout = lay_out([array.nbytes for array in arrays], PAGE_BYTES)
+        self.count += 1
+        place = self.store / "prepared" / f"{self.count:04d}-{self.fingerprint}"
+        place.mkdir(parents=True)
+        weights: list[WeightSpec] = []
+        program = ""
+        if holding == "packed":
+            _write_packed(model, place)
+        else:
+            for array, proto, (run, offset) in zip(arrays, graph.initializer, layout.places):
+                graph.input.append(helper.make_tensor_value_info(proto.name, proto.data_type, array.shape))
+                weights.append(WeightSpec(proto.data_type, array.shape, run, offset, array.nbytes))
+            del graph.initializer[:]
+            body = model.SerializeToString()
+            program = hashlib.sha256(body).hexdigest()
+            path = self.store / "programs" / program / PROGRAM_FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+            if arrays:
+                write_weights(
+                    place / WEIGHTS_FILE, layout, [np.ascontiguousarray(one) for one in arrays], PAGE_BYTES
+                )
+        prepared = PreparedModel(
+            format_version=FORMAT_VERSION, digest=place.name, fingerprint=self.fingerprint, program=program,
+            holding=holding if arrays else "none", inputs=inputs, outputs=outputs, batches=one.batches,
+            batching_note="", batch_max=8, page_bytes=PAGE_BYTES, runs=layout.runs, weights=weights,
+            weights_bytes=sum(array.nbytes for array in arrays),
+            resident_bytes=sum(layout.runs) * PAGE_BYTES, load_ns=0, profile=[], constants_note="", metadata={},
+            example=[],
+        )  # fmt: skip
+        prepared.write(place)
+        return str(place)
+
+
+RIGS = [CpuRig]
+
+
+def _specs(values: Any) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            value.name,
+            value.type.tensor_type.elem_type,
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    ]
+
+
+def _write_packed(model: onnx.ModelProto, place: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(place / PACKED_FILE)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name", PACKED_DATA_FILE
+    )
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1")
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class Driver:
+    """Gives a device its orders one by one: counts ids, keeps every window open unless told otherwise."""
+
+    def __init__(self, device: Any, rig: Any) -> None:
+        self.device = device
+        self.rig = rig
+        self.last_id = 0
+        self.models = 0
+
+    def prepare(self, one: Case, holding: str = "bound") -> int:
+        self.models += 1
+        self.device.prepare(self.models, self.rig.build(one, holding))
+        return self.models
+
+    def _id(self) -> int:
+        self.last_id += 1
+        return self.last_id
+
+    def load(
+        self, model: int, load_id: int, starts: Sequence[int], earliest_ns: int = 0, latest_ns: int = NEVER_NS
+    ) -> int:
+        action_id = self._id()
+        self.device.start_load(Load(action_id, 0, model, load_id, list(starts), earliest_ns, latest_ns, 0))
+        return action_id
+
+    def unload(self, model: int, load_id: int, earliest_ns: int = 0, latest_ns: int = NEVER_NS) -> int:
+        action_id = self._id()
+        self.device.start_unload(Unload(action_id, 0, model, load_id, earliest_ns, latest_ns, 0))
+        return action_id
+
+    def infer(
+        self,
+        model: int,
+        load_id: int,
+        *parts: Sequence[Any],
+        earliest_ns: int = 0,
+        latest_ns: int = NEVER_NS,
+    ) -> int:
+        """parts: per request its inputs, arrays or TensorViews."""
+        action_id = self._id()
+        views = [[one if isinstance(one, TensorView) else view(one) for one in part] for part in parts]
+        self.device.start_infer(Infer(action_id, 0, model, load_id, earliest_ns, latest_ns, 0, []), views)
+        return action_id
+
+    def profile(self, model: int, load_id: int, shapes: list[list[int]]) -> int:
+        action_id = self._id()
+        self.device.start_profile(Profile(action_id, 0, model, load_id, 0, NEVER_NS, 0, shapes))
+        return action_id
+
+    def wait(self, *action_ids: int) -> list[Completion]:
+        found: list[Completion] = self.device.wait(action_ids, 30.0)
+        return found
+
+    def end(self, action_id: int) -> Completion:
+        return self.wait(action_id)[0]
+
+
+def view(array: Any) -> TensorView:
+    array = np.asarray(array)
+    if array.dtype.kind in "OU":
+        items = [str(one).encode() for one in array.ravel()]
+        return TensorView(8, array.shape, b"".join(len(one).to_bytes(4, "little") + one for one in items))
+    return TensorView(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.tobytes())
+
+
+def array_of(one: TensorView) -> np.ndarray:
+    if one.dtype == 8:
+        items, data, at = [], bytes(one.data), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 4], "little")
+            items.append(data[at + 4 : at + 4 + size].decode())
+            at += 4 + size
+        return np.array(items, dtype=object).reshape(one.shape)
+    return np.frombuffer(one.data, DTYPES[one.dtype].name).reshape(one.shape)
+
+
+# ----- models whose answers are known ---------------------------------------------------------
+
+
+def affine(seed: int = 0, width: int = 4, scale: float = 1.0) -> Case:
+    """y = x @ w + b."""
+    random = np.random.default_rng(seed)
+    weights = {
+        "w": (scale * random.standard_normal((width, width))).astype(np.float32),
+        "b": random.standard_normal(width).astype(np.float32),
+    }
+    return case(
+        [helper.make_node("MatMul", ["x", "w"], ["t"]), helper.make_node("Add", ["t", "b"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["n", width])},
+        {"y": (TensorProto.FLOAT, ["n", width])},
+        weights,
+    )
+
+
+def expected_affine(one: Case, x: np.ndarray) -> np.ndarray:
+    w, b = (numpy_helper.to_array(weight) for weight in one.model.graph.initializer)
+    return np.asarray(x @ w + b)
+
+
+def repeated(width: int = 256) -> Case:
+    """As many products with a matrix as its input ``n`` says: runs for as long as a test likes."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("MatMul", ["state", "w"], ["state_next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [width, width]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state_next", TensorProto.FLOAT, [width, width]),
+        ],
+    )
+    return case(
+        [helper.make_node("Loop", ["n", "", "w"], ["y"], body=body)],
+        {"n": (TensorProto.INT64, [])},
+        {"y": (TensorProto.FLOAT, [width, width])},
+        {"w": np.eye(width, dtype=np.float32)},
+        batches=False,
+    )

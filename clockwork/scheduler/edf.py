@@ -300,7 +300,7 @@ class EdfScheduler(Loads):
                     if device.pending and not self._keeps_loads(device, free, index, growth):
                         continue
                     return finish, index - 1, batch
-        index = bisect_right(device.keys, deadline)
+        index = self._place_of(residency, deadline)
         start = device.finish_ns(free, index)
         ready = residency.ready_ns
         finish = (start if start > ready else ready) + duration
@@ -309,6 +309,17 @@ class EdfScheduler(Loads):
         if device.pending and not self._keeps_loads(device, free, index, duration):
             return None
         return finish, index, None
+
+    @staticmethod
+    def _place_of(residency: Residency, deadline: int) -> int:
+        """The index in the plan for a new batch: by deadline, but behind the work that its load waits for."""
+        device = residency.device
+        index = bisect_right(device.keys, deadline)
+        if residency.victims:
+            for place in range(len(device.plan) - 1, index - 1, -1):
+                if device.plan[place].residency in residency.victims:
+                    return place + 1
+        return index
 
     def _keeps_loads(self, device: Device, free: int, index: int, added: int) -> bool:
         """Whether loads that wait for victims still come in time if work is added before the plan's index.
@@ -338,7 +349,8 @@ class EdfScheduler(Loads):
         planned = device.planned_ns
         if batch is None:
             curve = residency.spec.program.curves.get(shape)
-            batch = Batch(residency, shape, curve, pending.deadline_ns)
+            key = max(pending.deadline_ns, device.keys[index - 1]) if index else pending.deadline_ns
+            batch = Batch(residency, shape, curve, key)
             batch.size = pending.size
             batch.duration_ns = curve.planned_ns(batch.size) if curve is not None else residency.spec.alone_ns(shape, batch.size)  # fmt: skip
             batch.limit_ns = limit
@@ -561,7 +573,7 @@ class EdfScheduler(Loads):
             if one.request.priority > level
         ]
         candidates.sort(key=lambda one: one[:3])
-        index = bisect_right(device.keys, pending.deadline_ns)
+        index = self._place_of(residency, pending.deadline_ns)
         gone: dict[Pending, None] = {}
 
         def fits() -> bool:
@@ -722,6 +734,10 @@ class EdfScheduler(Loads):
             batch = plan[place]
             if batch.residency.state is RESIDENT and self._may_skip(device, free, place):
                 return batch
+        if device.pending:
+            for batch in plan:  # what the pages are waited for goes first, whatever it costs
+                if batch.residency.doomed and batch.residency.state is RESIDENT:
+                    return batch
         return None
 
     def _may_skip(self, device: Device, free: int, place: int) -> bool:
@@ -854,10 +870,10 @@ class EdfScheduler(Loads):
         now = self._now
         flight = Flight(self._next_action(), kind, device, residency, batch, expected, duration, now)
         self._flights[flight.action_id] = flight
+        device.lane_end_ns = device.free_ns(now) + duration
         if not device.lane:
-            device.lane_start_ns = now + device.worker.there_ns
+            device.head_end_ns = device.lane_end_ns
         device.lane[flight.action_id] = flight
-        device.lane_ns += duration
         residency.flying += 1
         residency.used_ns = now
         device.resident.move_to_end(residency.model.model_id)
@@ -1076,15 +1092,13 @@ class EdfScheduler(Loads):
         device, worker = flight.device, flight.device.worker
         first = next(iter(device.lane)) == flight.action_id
         del device.lane[flight.action_id]
-        device.lane_ns -= flight.duration_ns
         flight.residency.flying -= 1
-        if device.lane:
-            if first:
-                end = event.end_ns if 0 < event.end_ns <= self._now else self._now - worker.back_ns
-                head = next(iter(device.lane.values()))
-                device.lane_start_ns = max(end, head.sent_ns + worker.there_ns)
-        else:
+        if not device.lane:
             device.idle_since_ns = self._now
+        elif first:
+            device.retime_lane(event.end_ns if 0 < event.end_ns <= self._now else self._now - worker.back_ns)
+        else:
+            device.lane_end_ns -= flight.duration_ns
 
     def _answer(self, flight: Flight, event: ActionDone) -> None:
         now = self._now

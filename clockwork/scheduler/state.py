@@ -170,7 +170,7 @@ class Device:
     """One device: what is on it, what was sent to it, what is planned on it."""
 
     __slots__ = (
-        "aged_ns", "idle_since_ns", "index", "keys", "kind", "lane", "lane_ns", "lane_start_ns", "loading", "number",
+        "aged_ns", "head_end_ns", "idle_since_ns", "index", "keys", "kind", "lane", "lane_end_ns", "loading", "number",
         "page_bytes", "pages", "pending", "plan", "planned_ns", "resident", "run_ahead", "served", "timer_ns", "unready",
         "wake_ns", "worker",
     )  # fmt: skip
@@ -187,8 +187,8 @@ class Device:
         self.pending: list[Residency] = []  # loads not sent, by key
         self.loading = 0  # LOADs under way
         self.lane: OrderedDict[int, Flight] = OrderedDict()  # the execute lane, oldest first
-        self.lane_ns = 0  # durations of all of it
-        self.lane_start_ns = 0  # when its oldest is thought to have begun
+        self.lane_end_ns = 0  # when the last of it is thought to end
+        self.head_end_ns = 0  # when the oldest is
         self.plan: list[Batch] = []
         self.keys: list[int] = []  # of the plan's batches, ascending
         self.planned_ns = 0  # durations of the whole plan
@@ -209,12 +209,24 @@ class Device:
         soonest = now + worker.there_ns
         if not self.lane:
             return soonest
-        head = next(iter(self.lane.values())).duration_ns
-        end = self.lane_start_ns + head
-        if end < now - worker.back_ns:  # had it ended before, its result would be here
-            end = now - worker.back_ns
-        end += self.lane_ns - head
+        end = self.lane_end_ns
+        overdue = (
+            now - worker.back_ns - self.head_end_ns
+        )  # had the head ended before, its result would be here
+        if overdue > 0:
+            end += overdue
         return end if end > soonest else soonest
+
+    def retime_lane(self, time: int) -> None:
+        """Predict the lane anew: its oldest action begins at ``time``, or when it has arrived."""
+        there = self.worker.there_ns
+        self.head_end_ns = 0
+        for flight in self.lane.values():
+            arrived = flight.sent_ns + there
+            time = (time if time > arrived else arrived) + flight.duration_ns
+            if not self.head_end_ns:
+                self.head_end_ns = time
+        self.lane_end_ns = time
 
     def finish_ns(self, free: int, count: int) -> int:
         """When the first ``count`` batches of the plan are done, if the device is free from ``free`` on."""

@@ -1,6 +1,6 @@
 """What preparing a model leaves on disk, and what of it the controller is told.
 
-    <store>/prepared/<digest>-<fingerprint>/
+    <store>/prepared/<digest>-<fingerprint>/    (see prepared_directory())
         prepared.json    this module's PreparedModel
         weights.bin      bound: the laid-out weights, run after run, each run a whole number of pages
         packed.onnx      packed: the optimised model ...
@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ WEIGHTS_FILE = "weights.bin"
 PACKED_FILE = "packed.onnx"
 PACKED_DATA_FILE = "packed.data"
 PROGRAM_FILE = "program.onnx"
+
+
+def prepared_directory(store: Path, digest: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
+    """Where a package prepared for devices of one fingerprint lies; options: as in messages.Prepare.
+
+    What batching options change is another preparation, and lies beside the default one.
+    """
+    name = f"{digest}-{fingerprint}"
+    if options.get("batching", "auto") != "auto":
+        name += f"-{options['batching']}"
+    if options.get("batch_max", 0):
+        name += f"-max{options['batch_max']}"
+    return store / "prepared" / name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,0 +1,106 @@
+"""Whether the rows of a model are independent, so that requests may share one execution.
+
+A symbolic first dimension is not enough: it may be time, or the model may scale over all rows. So rows
+that differ are run together and apart; only equal answers make a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from clockwork.errors import InvalidModel
+from clockwork.models.inputs import Run, any_finite, difference, different_rows, is_named
+from clockwork.models.prepared import TensorSpec
+from clockwork.models.runtime import RunError
+from clockwork.tensors import Array
+
+PROOF_ROWS = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Proof:
+    batches: bool
+    note: str  # why, for people
+
+
+def declared_reason(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """Why the declared shapes do not allow a batch, or nothing if they do."""
+    symbols: dict[str, None] = {}
+    if not inputs:
+        return "it has no input"
+    for role, specs in (("input", inputs), ("output", outputs)):
+        for spec in specs:
+            # An output of unknown shape is declared as (): what it returns decides then.
+            if not spec.shape:
+                if role == "input":
+                    return f"input {spec.name!r} has no first dimension"
+                continue
+            first = spec.shape[0]
+            if isinstance(first, int):
+                return f"{role} {spec.name!r} has a fixed first dimension of {first}"
+            if first == "...":
+                return f"input {spec.name!r} has no declared shape"
+            if is_named(first):
+                symbols.setdefault(first)
+    if len(symbols) > 1:
+        return f"inputs and outputs do not share their first dimension ({', '.join(symbols)})"
+    symbol = next(iter(symbols), "")
+    for spec in (*inputs, *outputs):
+        if symbol and symbol in spec.shape[1:]:
+            return f"dimension {symbol!r} of {spec.name!r} is not only its first"
+    return ""
+
+
+def prove(run: Run, inputs: Sequence[Array], more: Sequence[Sequence[Array]], asked: bool) -> Proof:
+    """Run different rows together and apart.
+
+    run: the model. inputs: one row. more: other examples, of which those of equal shape are rows, too.
+    asked: the user said that it batches, so a difference in values is noted, and no batch at all is
+    an error (InvalidModel).
+    """
+    rows = [list(inputs)]
+    for example in more:
+        if len(rows) < PROOF_ROWS - 1 and [a.shape for a in example] == [a.shape for a in inputs]:
+            rows.append(list(example))
+    rows.extend(different_rows(inputs, PROOF_ROWS)[1 : 1 + PROOF_ROWS - len(rows)])
+    failure, apart, together = _structural(run, rows)
+    if failure:
+        if asked:
+            raise InvalidModel(f"batching was asked for, but {failure}")
+        return Proof(False, failure)
+    same = all(np.array_equal(a, b) for row in rows[1:] for a, b in zip(row, rows[0]) if a.size)
+    if same and not asked:
+        return Proof(False, "could not be verified: no rows that differ are known; give examples")
+    for index, alone in enumerate(apart):
+        text = difference([output[index : index + 1] for output in together], alone)
+        if text:
+            what = f"rows answer differently together and apart: {text}"
+            return Proof(True, f"asked for, although {what}") if asked else Proof(False, what)
+    if not any_finite([output for alone in apart for output in alone]):
+        note = "could not be verified: the answers hold no finite number; give examples"
+        return Proof(asked, note)
+    return Proof(True, f"proven: {len(rows)} different rows answer the same together and apart")
+
+
+def _structural(run: Run, rows: Sequence[Sequence[Array]]) -> tuple[str, list[list[Array]], list[Array]]:
+    """Why joined rows do not even give joined outputs (or nothing), and the outputs apart and together."""
+    try:
+        apart = [run(row) for row in rows]
+    except RunError as error:
+        return f"could not be verified: {error}", [], []
+    try:
+        together = run([np.concatenate(parts, axis=0) for parts in zip(*rows)])
+    except RunError as error:
+        return f"it does not run with {len(rows)} rows: {error}", apart, []
+    except ValueError as error:
+        return f"its inputs cannot be joined on their first dimension: {error}", apart, []
+    for index, output in enumerate(together):
+        alone = apart[0][index]
+        if output.ndim == 0 or alone.ndim == 0 or alone.shape[0] != 1 or output.shape[0] != len(rows):
+            return f"output {index} does not have one row for each row of input", apart, together
+        if any(outputs[index].shape[1:] != output.shape[1:] for outputs in apart):
+            return f"the shape of output {index} depends on which rows share a batch", apart, together
+    return "", apart, together

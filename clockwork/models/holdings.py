@@ -1,0 +1,227 @@
+"""The two ways to hold a model's weights on a CPU, written to a directory and verified there.
+
+*bound*: the program has none; weights.bin holds them page by page, and a run binds their addresses.
+*packed*: the whole optimised model, with ONNX Runtime's own prepacked weights in a file that is mapped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clockwork.models.inputs import difference
+from clockwork.models.layout import Layout, lay_out, write_weights
+from clockwork.models.measure import weight_addresses
+from clockwork.models.package import fsync_directory, write_durably
+from clockwork.models.prepared import (
+    PACKED_DATA_FILE,
+    PACKED_FILE,
+    PROGRAM_FILE,
+    WEIGHTS_FILE,
+    WeightSpec,
+)
+from clockwork.models.runtime import RunError, Session
+from clockwork.models.split import Program, Splitter, operator
+from clockwork.tensors import Array
+
+
+@dataclasses.dataclass(slots=True)
+class Reference:
+    """What plain ONNX Runtime answers, which every holding must answer, too."""
+
+    inputs: list[list[Array]]
+    outputs: list[list[Array]]
+    deterministic: bool  # False: it answers differently each time, and only shapes can be compared
+    relative: float
+
+    def difference(self, run: Callable[[Sequence[Array]], list[Array]]) -> str:
+        """How a run of the same model differs, or nothing. Does not raise RunError."""
+        for inputs, expected in zip(self.inputs, self.outputs):
+            try:
+                actual = run(inputs)
+            except RunError as error:
+                return str(error)
+            if self.deterministic:
+                text = difference(actual, expected, self.relative)
+            else:
+                ranks = [(a.ndim, a.dtype) for a in actual] == [(e.ndim, e.dtype) for e in expected]
+                text = "" if ranks else "outputs of another type"
+            if text:
+                return text
+        return ""
+
+
+# ----- bound ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class Bound:
+    """A program and its weights, written to a directory and found to answer as the original does."""
+
+    program: Program
+    layout: Layout
+    weights: list[WeightSpec]
+    weights_bytes: int
+    error: str  # why it does not work, or nothing
+
+
+def build_bound(program: Program, directory: Path, page_bytes: int, reference: Reference) -> Bound:
+    """Write weights.bin, then run the program over that file."""
+    sizes = [constant.size for constant in program.weights]
+    layout = lay_out(sizes, page_bytes)
+    weights = [
+        WeightSpec(constant.tensor.data_type, constant.shape, run, offset, size)
+        for constant, size, (run, offset) in zip(program.weights, sizes, layout.places)
+    ]
+    path = directory / WEIGHTS_FILE
+    path.unlink(missing_ok=True)
+    if weights:
+        write_weights(path, layout, [constant.data() for constant in program.weights], page_bytes)
+    return Bound(program, layout, weights, sum(sizes), _verify(program.model, path, layout, weights, page_bytes, reference))  # fmt: skip
+
+
+def _verify(
+    model: bytes,
+    path: Path,
+    layout: Layout,
+    weights: Sequence[WeightSpec],
+    page_bytes: int,
+    reference: Reference,
+) -> str:
+    try:
+        session = Session(model, optimise=False)
+    except RunError as error:
+        return str(error)
+    if not weights:
+        return reference.difference(session.run)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        addresses = weight_addresses(weights, layout.runs, page_bytes, memory)
+        return reference.difference(lambda inputs: session.run(inputs, addresses))
+
+
+def choose_program(
+    splitter: Splitter, build: Callable[[Program], Bound], known: Sequence[str] | None
+) -> tuple[Bound, list[str], str]:
+    """The program with the fewest weights inside that works, operators whose weights stay, and why.
+
+    known: operators found to need their weights in an earlier model of this architecture.
+    """
+
+    def keeping(operators: Sequence[str]) -> Program:
+        wanted = set(operators)
+        return splitter.program(lambda constant: any(operator(node) in wanted for node, _ in constant.uses))
+
+    if known:
+        bound = build(keeping(known))
+        if not bound.error:
+            return bound, list(known), _kept_note(bound.program, known, "")
+    bound = build(splitter.program())
+    if not bound.error:
+        return bound, [], ""
+    reason = bound.error
+    users = splitter.weight_users()
+    bound = build(keeping(users))
+    if bound.error:
+        bound = build(splitter.program(lambda constant: True))
+        return bound, users, _kept_note(bound.program, users, reason)
+    # All but the culprits may leave again, one operator type after another.
+    kept = users
+    for name in users:
+        trial = build(keeping([one for one in kept if one != name]))
+        if not trial.error:
+            kept = [one for one in kept if one != name]
+    bound = build(keeping(kept))
+    return bound, kept, _kept_note(bound.program, kept, reason)
+
+
+def _kept_note(program: Program, operators: Sequence[str], reason: str) -> str:
+    count, size = len(program.kept), program.kept_bytes
+    why = f": {reason}" if reason else ""
+    return f"{count} weights ({size} bytes) of {', '.join(operators)} stay inside the program{why}"
+
+
+def write_program(store: Path, name: str, model: bytes) -> None:
+    """Put a program into the store, unless it is there."""
+    target = store / "programs" / name
+    if (target / PROGRAM_FILE).is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
+    try:
+        write_durably(temporary / PROGRAM_FILE, model)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not (target / PROGRAM_FILE).is_file():  # else another process was first
+                raise
+        fsync_directory(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# ----- packed --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class Packed:
+    resident_bytes: int  # the mapped file and what the session allocates beside it
+    error: str  # why it does not work, or nothing
+
+
+def build_packed(optimised: Path, directory: Path, reference: Reference) -> Packed:
+    """Write packed.onnx and packed.data, then run that model."""
+    target = directory / PACKED_FILE
+    data = directory / PACKED_DATA_FILE
+    try:
+        Session(optimised, optimise=False, save_to=target, packed_data=PACKED_DATA_FILE)
+        before = _heap_bytes()
+        session = Session(target, optimise=False)
+        heap = max(_heap_bytes() - before, target.stat().st_size)
+    except RunError as error:
+        return Packed(0, str(error))
+    for path in (target, data):
+        if path.is_file():
+            _fsync(path)
+    mapped = data.stat().st_size if data.is_file() else 0
+    return Packed(mapped + heap, reference.difference(session.run))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+                 "fordblks", "keepcost")]  # fmt: skip
+
+
+def _heap_bytes() -> int:
+    """Bytes that this process has allocated; where the C library does not say (musl), its anonymous RSS."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        text = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("RssAnon"))
+    mallinfo2.restype = _MallocInfo
+    info = mallinfo2()
+    return int(info.uordblks) + int(info.hblkhd)
+
+
+def is_quantised(operators: Sequence[str]) -> bool:
+    """Whether a model rounds to integers inside, where a flipped rounding is no error."""
+    return any(
+        "Quant" in name or "QLinear" in name or "Integer" in name or "QGemm" in name for name in operators
+    )

@@ -1,0 +1,209 @@
+"""Inputs to try a model with, and whether two answers are the same.
+
+Real examples are best; without them inputs are made up from a fixed seed, and dimensions that the model
+leaves open are guessed until it runs.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from onnx import TensorProto
+
+from clockwork.models.prepared import TensorSpec
+from clockwork.models.runtime import RunError
+from clockwork.tensors import DTYPES, Array, numpy_dtype
+
+Run: TypeAlias = Callable[[Sequence[Array]], list[Array]]
+
+SEED = 20_201_104  # the first day of OSDI '20
+GUESS_SECONDS = 20.0
+"""Guessing dimensions gives up after this; one try of a large model takes a second."""
+
+_SIZES = (
+    (224, 128), (64, 64), (48, 48), (32, 32), (256, 256), (512, 512), (576, 576), (640, 384), (16, 16),
+    (80, 80), (8, 8), (4, 4), (3, 3), (2, 2), (1, 1),
+)  # fmt: skip
+"""Guesses for dimensions left open: (height and width of an image, any other)."""
+
+_ID_BOUNDS = (16, 2, 1)
+"""Integers are drawn below these: token ids and class numbers, flags, nothing but zeros."""
+
+_NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
+"""How tf2onnx, paddle2onnx and torch call a dimension for which they were given no name."""
+
+UNKNOWN_RANK = ("...",)
+"""TensorSpec.shape of an input whose rank the model does not declare."""
+
+
+def is_named(dim: int | str) -> bool:
+    """Whether a symbolic dimension was named by somebody; converters number those that were not."""
+    return isinstance(dim, str) and not _NUMBERED.fullmatch(dim)
+
+
+def guesses(specs: Sequence[TensorSpec]) -> Iterator[list[Array]]:
+    """Inputs to try, most plausible first. Axis 0, where it is open, is one row."""
+    open_dims = any(isinstance(dim, str) for spec in specs for dim in spec.shape)
+    integers = any(_is_integer(spec.dtype) for spec in specs)
+    # The state of a recurrent model has its batch on axis 1.
+    recurrent = any(len(spec.shape) == 3 and isinstance(spec.shape[1], str) for spec in specs)
+    for middle in (None, 1) if recurrent else (None,):
+        for image, other in _SIZES if open_dims else _SIZES[:1]:
+            sizes: dict[str, int] = {}
+            shapes = [_shape(spec.shape, sizes, image, other, middle) for spec in specs]
+            for bound in _ID_BOUNDS if integers else _ID_BOUNDS[:1]:
+                rng = np.random.default_rng(SEED)
+                yield [seeded(spec.dtype, shape, rng, bound) for spec, shape in zip(specs, shapes)]
+
+
+def first_that_runs(specs: Sequence[TensorSpec], run: Run) -> tuple[list[Array] | None, str]:
+    """The first guess that the model accepts, or None and what it said of the last."""
+    error = ""
+    give_up = time.monotonic() + GUESS_SECONDS
+    for inputs in guesses(specs):
+        try:
+            run(inputs)
+        except RunError as failure:
+            error = str(failure)
+        else:
+            return inputs, ""
+        if time.monotonic() > give_up:
+            break
+    return None, error
+
+
+def _shape(
+    dims: Sequence[int | str], sizes: dict[str, int], image: int, other: int, middle: int | None
+) -> tuple[int, ...]:
+    if dims == UNKNOWN_RANK:
+        return (1, other)
+    shape = []
+    channels_last = len(dims) == 4 and dims[3] in (1, 3, 4)
+    for axis, dim in enumerate(dims):
+        if isinstance(dim, int):
+            shape.append(dim)
+            continue
+        is_image = len(dims) == 4 and axis in ((1, 2) if channels_last else (2, 3))
+        size = 1 if axis == 0 else image if is_image else other
+        if middle is not None and len(dims) == 3 and axis == 1:
+            size = middle
+        shape.append(sizes.setdefault(dim, size) if is_named(dim) else size)
+    return tuple(shape)
+
+
+def seeded(dtype: int, shape: Sequence[int], rng: np.random.Generator, id_bound: int = 16) -> Array:
+    """Random values that most models take: normal floats, small non-negative integers."""
+    if dtype == TensorProto.STRING:
+        return np.array([f"text {k}" for k in rng.integers(0, 9, shape).reshape(-1)], object).reshape(shape)
+    kind = numpy_dtype(dtype)
+    if dtype == TensorProto.BOOL:
+        return rng.integers(0, 2, shape).astype(bool)
+    if _is_integer(dtype):
+        bound = min(id_bound, 1 << (DTYPES[dtype].bits - 1))
+        return rng.integers(0, bound, shape).astype(kind)
+    return np.asarray(rng.standard_normal(shape)).astype(kind)
+
+
+def _is_integer(dtype: int) -> bool:
+    return dtype != TensorProto.STRING and "int" in numpy_dtype(dtype).name
+
+
+def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
+    """``count`` versions of one-row inputs that differ in value and in magnitude.
+
+    The magnitudes matter: a model that scales over all rows (dynamic quantisation) then answers each
+    row differently in company. Integers are drawn from those that are there, so that ids stay valid.
+    """
+    rng = np.random.default_rng(SEED)
+    rows = [[np.asarray(array) for array in inputs]]
+    for index in range(1, count):
+        scale = (4.0, 0.125)[index % 2] * (1 + index // 2)
+        row: list[Array] = []
+        for array in inputs:
+            if array.dtype.kind in "OSU" or array.size == 0:
+                row.append(array)
+            elif array.dtype == bool or _is_integer_array(array):
+                row.append(rng.permutation(array.reshape(-1)).reshape(array.shape))
+            else:
+                mixed = rng.permutation(array.reshape(-1)).reshape(array.shape)
+                row.append((mixed.astype(np.complex128 if array.dtype.kind == "c" else np.float64) * scale)
+                           .astype(array.dtype))  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _is_integer_array(array: Array) -> bool:
+    return "int" in array.dtype.name
+
+
+def tile(inputs: Sequence[Array], rows: int) -> list[Array]:
+    """A batch of so many copies of one-row inputs."""
+    return [np.concatenate([array] * rows, axis=0) if rows > 1 else array for array in inputs]
+
+
+# ----- comparing -----------------------------------------------------------------------------
+
+RELATIVE = 1e-4
+"""How far two float32 answers may be apart, relative to the largest of the tensor."""
+
+QUANTISED_RELATIVE = 2e-2
+"""The same where a model rounds to 8 bits inside: one flipped rounding is not an error."""
+
+
+def difference(actual: Sequence[Array], expected: Sequence[Array], relative: float = RELATIVE) -> str:
+    """What differs between two lists of outputs, or nothing. NaN equals NaN."""
+    if len(actual) != len(expected):
+        return f"{len(actual)} outputs instead of {len(expected)}"
+    for index, (one, other) in enumerate(zip(actual, expected)):
+        text = _difference(one, other, relative)
+        if text:
+            return f"output {index} {text}"
+    return ""
+
+
+def _difference(one: Array, other: Array, relative: float) -> str:
+    if one.shape != other.shape:
+        return f"has shape {one.shape} instead of {other.shape}"
+    if one.dtype != other.dtype:
+        return f"is {one.dtype} instead of {other.dtype}"
+    if one.dtype.kind in "OSU" or one.dtype == bool:
+        return "" if bool(np.array_equal(one, other)) else "has other values"
+    if _is_integer_array(one):
+        steps = 1 if relative > RELATIVE and one.dtype.itemsize == 1 else 0
+        apart = np.abs(one.astype(np.int64) - other.astype(np.int64)).max(initial=0)
+        return "" if apart <= steps else f"is apart by {apart}"
+    name = one.dtype.name
+    least = {"float16": 1e-2, "bfloat16": 4e-2}.get(name, 0.25 if "float8" in name or "float4" in name else 0)
+    wide = np.complex128 if one.dtype.kind == "c" else np.float64
+    left, right = one.astype(wide), other.astype(wide)
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(left) & np.isfinite(right)
+        same = (left == right) | (np.isnan(left) & np.isnan(right))
+    if not np.all(same | finite):
+        return "is not finite in other places"
+    if not finite.any():
+        return ""
+    scale = float(np.abs(right[finite]).max())
+    apart = float(np.abs(left[finite] - right[finite]).max())
+    bound = max(relative, least)
+    if apart <= bound * scale:
+        return ""
+    return (
+        f"is apart by {apart / scale if scale else float('inf'):.1e} of its largest value (bound {bound:.0e})"
+    )
+
+
+def any_finite(outputs: Sequence[Array]) -> bool:
+    """Whether there is anything in the outputs to compare."""
+    return all(array.size == 0 or _has_finite(array) for array in outputs)
+
+
+def _has_finite(array: Array) -> bool:
+    if array.dtype.kind in "OSUb" or _is_integer_array(array):
+        return True
+    wide: Any = np.complex128 if array.dtype.kind == "c" else np.float64
+    return bool(np.isfinite(array.astype(wide)).any())

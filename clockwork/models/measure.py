@@ -1,0 +1,174 @@
+"""How long a prepared model takes: to load, and to execute at each batch size that helps."""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clockwork.device.base import Completion, TensorView
+from clockwork.device.cpu import CpuDevice
+from clockwork.device.cpu import fingerprint as device_fingerprint
+from clockwork.errors import ConfigError
+from clockwork.messages import NEVER_NS, Infer, Load, Status, Unload
+from clockwork.models.inputs import tile
+from clockwork.models.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
+from clockwork.models.runtime import RunError
+from clockwork.scheduler.types import ProfilePoint
+from clockwork.tensors import Array, decode_tensor, encode_array
+
+BATCH_MAX = 16
+"""The largest batch that is tried, unless the user asks for another bound."""
+
+BATCH_GAIN = 1.02
+"""A larger batch is used only if throughput grows by this factor over the last size that helped."""
+
+POINT_SECONDS = 0.25
+"""Time for one point of a profile; a slow model gets RUNS_MIN runs whatever they take."""
+
+PROFILE_SECONDS = 2.0
+"""No further batch size is begun after this."""
+
+RUNS_MIN = 3
+RUNS_MAX = 50
+ACTION_SECONDS = 600.0
+"""One action that takes longer than this makes the model unfit to be served."""
+
+THREADS_MAX = 256
+"""Threads of a device that are thought possible."""
+
+LOADS_MIN = 3
+LOADS_MAX = 10
+
+
+class Bench:
+    """Prepared models on a device of their own, which measures CPU time where it can."""
+
+    def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
+        """directories: of one prepared model each, which must lie where prepared models lie."""
+        self._prepared = [PreparedModel.read(directory) for directory in directories]
+        pages = sum(sum(one.runs) for one in self._prepared)
+        threads = threads_of(fingerprint)
+        self._device = CpuDevice(
+            max(1, pages) * page_bytes, page_bytes, threads, lock_store=True, cpu_time=threads == 1
+        )
+        self._ids = itertools.count(1)
+        self._starts: list[list[int]] = []
+        page = 0
+        try:
+            for index, (directory, prepared) in enumerate(zip(directories, self._prepared)):
+                self._starts.append([])
+                for count in prepared.runs:
+                    self._starts[-1].append(page)
+                    page += count
+                self._device.prepare(index, str(directory))
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self, index: int) -> int:
+        """Load one of the models; the duration in ns. Raises RunError."""
+        action = Load(next(self._ids), 0, index, index + 1, self._starts[index], 0, NEVER_NS, 0)
+        self._device.start_load(action)
+        return self._finish(action.action_id).execute[2]
+
+    def unload(self, index: int) -> None:
+        action = Unload(next(self._ids), 0, index, index + 1, 0, NEVER_NS, 0)
+        self._device.start_unload(action)
+        self._finish(action.action_id)
+
+    def run(self, index: int, inputs: Sequence[Array]) -> tuple[list[Array], int]:
+        """Outputs, and the time of the execution in ns. Raises RunError."""
+        action = Infer(next(self._ids), 0, index, index + 1, 0, NEVER_NS, 0, [])
+        views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
+        self._device.start_infer(action, [views])
+        done = self._finish(action.action_id)
+        return [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]], done.execute[2]
+
+    def _finish(self, action_id: int) -> Completion:
+        (done,) = self._device.wait([action_id], ACTION_SECONDS)
+        if done.status != Status.OK:
+            raise RunError(done.text or done.status.name)
+        return done
+
+    def close(self) -> None:
+        self._device.close()
+
+
+def threads_of(fingerprint: str) -> int:
+    """The number of threads of the CPU devices that have this fingerprint. Raises ConfigError."""
+    for threads in range(1, max(THREADS_MAX, os.cpu_count() or 1) + 1):
+        if device_fingerprint(threads) == fingerprint:
+            return threads
+    raise ConfigError(f"no CPU device of this machine has the fingerprint {fingerprint!r}")
+
+
+def load_time(bench: Bench, index: int) -> int:
+    """Median duration of a load in ns; leaves the model loaded."""
+    times: list[int] = []
+    give_up = time.monotonic() + POINT_SECONDS
+    while len(times) < LOADS_MIN or (len(times) < LOADS_MAX and time.monotonic() < give_up):
+        if times:
+            bench.unload(index)
+        times.append(bench.load(index))
+    return round(statistics.median(times))
+
+
+def execution_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
+    """Median CPU time of an execution in ns, after a warm-up. Raises RunError."""
+    bench.run(index, inputs)
+    times: list[int] = []
+    give_up = time.monotonic() + POINT_SECONDS
+    while len(times) < RUNS_MIN or (len(times) < RUNS_MAX and time.monotonic() < give_up):
+        times.append(max(1, bench.run(index, inputs)[1]))
+    return round(statistics.median(times))
+
+
+def batch_sizes(batch_max: int) -> list[int]:
+    """1, 2, 4, ... and the bound itself."""
+    sizes = [1 << power for power in range(batch_max.bit_length()) if 1 << power <= batch_max]
+    return sizes if sizes[-1] == batch_max else [*sizes, batch_max]
+
+
+def profile(
+    bench: Bench, index: int, inputs: Sequence[Array], batches: bool, batch_max: int = BATCH_MAX
+) -> tuple[list[ProfilePoint], int]:
+    """Points of rising batch size while throughput grows, and the last size that helped.
+
+    inputs: one row where the model batches. The point that no longer helped is kept: it is measured.
+    """
+    shape = tuple(tuple(array.shape[1:] if batches else array.shape) for array in inputs)
+    points: list[ProfilePoint] = []
+    helps, best = 1, 0.0
+    give_up = time.monotonic() + PROFILE_SECONDS
+    for size in batch_sizes(batch_max) if batches else (1,):
+        points.append(ProfilePoint(shape, size, execution_time(bench, index, tile(inputs, size))))
+        throughput = size / points[-1].exec_ns
+        if points[:-1] and throughput < best * BATCH_GAIN:
+            break
+        helps, best = size, throughput
+        if time.monotonic() > give_up:
+            break
+    return points, helps
+
+
+def program_path(directory: Path, program: str) -> Path:
+    """Where the program of a prepared directory lies."""
+    return directory.parent.parent / "programs" / program / PROGRAM_FILE
+
+
+def weight_addresses(
+    weights: Sequence[WeightSpec], runs: Sequence[int], page_bytes: int, memory: mmap.mmap
+) -> list[tuple[int, Sequence[int], int]]:
+    """(dtype, shape, address) of each weight, the runs lying one after another in ``memory``."""
+    base = np.frombuffer(memory, np.uint8).ctypes.data
+    starts = [0]
+    for pages in runs:
+        starts.append(starts[-1] + pages * page_bytes)
+    return [(one.dtype, one.shape, base + starts[one.run] + one.offset) for one in weights]

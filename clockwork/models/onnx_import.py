@@ -1,0 +1,321 @@
+"""Reading ONNX files that strangers wrote: what is checked before ONNX Runtime sees them.
+
+Nothing here runs a model. Errors are InvalidModel and name what is wrong with the file; whether ONNX
+Runtime has a kernel for every operator is only known when it is asked (see models.runtime).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto, defs, helper
+
+from clockwork.errors import InvalidModel
+from clockwork.models.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
+from clockwork.tensors import DTYPES, Array
+
+Examples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
+"""Real inputs: one dict of arrays by input name, or several of them."""
+
+EXAMPLES_MAX = 64
+"""Example inputs beyond these are not looked at."""
+
+GRAPH_DEPTH_MAX = 64
+"""Nesting of If/Loop/Scan bodies; ONNX Runtime recurses over them."""
+
+_STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+# ----- the file ------------------------------------------------------------------------------
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The protobuf of an ONNX file, external data not loaded. Raises InvalidModel."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidModel(f"{path} does not exist") from None
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read: {error.strerror}") from None
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        # An ONNX file begins with field 1, ir_version, a small varint.
+        begun = len(data) > 2 and data[0] == 0x08 and 1 <= data[1] < 0x40
+        what = "is truncated or damaged" if begun else "is not an ONNX model"
+        raise InvalidModel(f"{path.name} {what} ({len(data)} bytes)") from None
+    if not model.ir_version or not model.HasField("graph"):
+        raise InvalidModel(f"{path.name} is not an ONNX model ({len(data)} bytes hold no graph)")
+    return model
+
+
+def check_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file and check all that can be checked without running it. Raises InvalidModel."""
+    path = Path(path)
+    model = read_model(path)
+    _check_versions(model, path.name)
+    _check_graph(model, path.name)
+    for location in external_files(model):
+        file = external_path(path.parent, location)
+        if not file.is_file():
+            raise InvalidModel(f"{path.name} refers to external data {location!r}, which is not beside it")
+    for tensor in tensors_of(model):
+        _check_tensor(tensor, path)
+    check_interface(model, path.name)
+    return model
+
+
+def _check_versions(model: onnx.ModelProto, name: str) -> None:
+    if not model.opset_import:
+        raise InvalidModel(f"{name} imports no operator set")
+    newest = defs.onnx_opset_version()
+    for opset in model.opset_import:
+        if opset.domain in _STANDARD_DOMAINS and not 1 <= opset.version <= newest:
+            raise InvalidModel(f"{name} needs ONNX opset {opset.version}; 1 to {newest} are supported")
+
+
+def _check_graph(model: onnx.ModelProto, name: str) -> None:
+    """Every value is defined, and every standard operator exists in the opset that is imported."""
+    versions = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in model.opset_import}
+    functions = {(f.domain, f.name) for f in model.functions}
+
+    def walk(graph: onnx.GraphProto, outer: frozenset[str], depth: int) -> None:
+        if depth > GRAPH_DEPTH_MAX:
+            raise InvalidModel(f"{name} nests subgraphs deeper than {GRAPH_DEPTH_MAX}")
+        known = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+        known |= {t.values.name for t in graph.sparse_initializer}
+        for node in graph.node:
+            known.update(node.output)
+        scope = outer | known
+        for node in graph.node:
+            domain = "" if node.domain == "ai.onnx" else node.domain
+            label = f"{node.op_type} ({node.name})" if node.name else node.op_type
+            if domain == "" and (node.domain, node.op_type) not in functions:
+                try:
+                    schema = defs.get_schema(node.op_type, versions.get("", 1), "")
+                except defs.SchemaError:
+                    raise InvalidModel(
+                        f"{name} uses operator {label}, which opset {versions.get('', 1)} does not have"
+                    ) from None
+                if schema.deprecated:
+                    raise InvalidModel(f"{name} uses operator {label}, withdrawn in opset {versions['']}")
+            elif domain and domain not in versions and (node.domain, node.op_type) not in functions:
+                raise InvalidModel(
+                    f"{name} uses operator {domain}.{label}, whose operator set it does not import"
+                )
+            for value in node.input:
+                if value and value not in scope:
+                    raise InvalidModel(f"{name}: operator {label} reads {value!r}, which nothing defines")
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+                    walk(body, scope, depth + 1)
+        if depth == 0:
+            if not graph.output:
+                raise InvalidModel(f"{name} has no output")
+            for output in graph.output:
+                if output.name not in known:
+                    raise InvalidModel(f"{name}: nothing computes its output {output.name!r}")
+
+    walk(model.graph, frozenset(), 0)
+
+
+def check_interface(model: onnx.ModelProto, name: str) -> None:
+    """Inputs and outputs are tensors; sequences, optionals and maps cannot be served."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    for role, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            if value.name in held:
+                continue
+            kind = value.type.WhichOneof("value")
+            if kind not in (None, "tensor_type"):
+                raise InvalidModel(
+                    f"{name}: {role} {value.name!r} is a {str(kind).removesuffix('_type')}; "
+                    "only tensors can be served"
+                )
+
+
+# ----- tensors and external data -------------------------------------------------------------
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every constant of a model: initializers and attributes, subgraphs and functions included."""
+
+    def of_nodes(nodes: Any) -> Iterator[TensorProto]:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    yield from of_graph(attribute.g)
+                for body in attribute.graphs:
+                    yield from of_graph(body)
+
+    def of_graph(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+        yield from graph.initializer
+        yield from of_nodes(graph.node)
+
+    yield from of_graph(model.graph)
+    for function in model.functions:
+        yield from of_nodes(function.node)
+
+
+def is_external(tensor: TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def external_entry(tensor: TensorProto) -> tuple[str, int, int]:
+    """Location, offset and length in bytes (-1: to the end) of an external tensor. Raises InvalidModel."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        return entries["location"], int(entries.get("offset", 0)), int(entries.get("length", -1))
+    except (KeyError, ValueError):
+        raise InvalidModel(f"tensor {tensor.name!r} has no readable place of its external data") from None
+
+
+def external_files(model: onnx.ModelProto) -> list[str]:
+    """Locations of all external data files, in order of first use."""
+    found: dict[str, None] = {}
+    for tensor in tensors_of(model):
+        if is_external(tensor):
+            found.setdefault(external_entry(tensor)[0])
+    return list(found)
+
+
+def external_path(directory: Path, location: str) -> Path:
+    """The file that a location names, which must lie within the model's folder. Raises InvalidModel."""
+    pure = PurePosixPath(location)
+    if not location or pure.is_absolute() or ".." in pure.parts or "\\" in location or "\0" in location:
+        raise InvalidModel(f"external data {location!r} lies outside the model's folder")
+    path = directory / pure
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise InvalidModel(f"external data {location!r} is a link that leaves the model's folder")
+    return path
+
+
+def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
+    """Bytes of a tensor as ONNX Runtime holds it: 4-bit elements two to a byte. Raises InvalidModel."""
+    kind = DTYPES.get(dtype)
+    if kind is None or dtype == TensorProto.STRING:
+        raise InvalidModel(f"a tensor of type {dtype} has no size that is known")
+    return (math.prod(shape) * kind.bits + 7) // 8
+
+
+def _check_tensor(tensor: TensorProto, path: Path) -> None:
+    """A constant holds as many bytes as its shape says."""
+    if any(size < 0 for size in tensor.dims):
+        raise InvalidModel(f"{path.name}: tensor {tensor.name!r} has a negative dimension")
+    if tensor.data_type == TensorProto.STRING:
+        return
+    size = tensor_bytes(tensor.data_type, tensor.dims)
+    if is_external(tensor):
+        location, offset, length = external_entry(tensor)
+        file = external_path(path.parent, location)
+        held = file.stat().st_size - offset
+        if offset < 0 or held < size or length not in (-1, size):
+            raise InvalidModel(
+                f"{path.name}: tensor {tensor.name!r} needs {size} bytes of {location!r} from {offset}, "
+                f"which has {max(held, 0)}"
+            )
+    elif tensor.HasField("raw_data") and len(tensor.raw_data) != size:
+        raise InvalidModel(
+            f"{path.name}: tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, its shape says {size}"
+        )
+
+
+# ----- what a client uploads -----------------------------------------------------------------
+
+
+def package_files(model_path: Path, examples: Examples = None) -> list[tuple[str, Path | bytes]]:
+    """What a client uploads, model first: (path in the package, source file or bytes). Raises InvalidModel.
+
+    The model is checked first. examples: see Examples; keys must be names of the model's inputs.
+    """
+    model_path = Path(model_path)
+    model = check_model(model_path)
+    files: list[tuple[str, Path | bytes]] = [(MODEL_FILE, model_path)]
+    for location in external_files(model):
+        if str(PurePosixPath(location)) in (MODEL_FILE, EXAMPLES_FILE, LIST_FILE):
+            raise InvalidModel(f"external data may not be called {location!r}")
+        files.append((location, external_path(model_path.parent, location)))
+    data = pack_examples(model, examples)
+    if data:
+        files.append((EXAMPLES_FILE, data))
+    return files
+
+
+def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that a request must bring: those that no initializer fills."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    held |= {tensor.values.name for tensor in model.graph.sparse_initializer}
+    return [value for value in model.graph.input if value.name not in held]
+
+
+def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
+    """examples.npz ("<index>/<input name>" -> array), or no bytes. Equal examples give equal bytes."""
+    if examples is None:
+        return b""
+    rows = [examples] if isinstance(examples, Mapping) else list(examples)
+    inputs = {value.name: value for value in real_inputs(model)}
+    arrays: dict[str, Any] = {}
+    for index, row in enumerate(rows[:EXAMPLES_MAX]):
+        if not isinstance(row, Mapping) or set(row) != set(inputs):
+            got = sorted(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+            raise InvalidModel(f"an example is a dict with the keys {sorted(inputs)}, not {got}")
+        for name, value in row.items():
+            array = np.asarray(value)
+            wanted = inputs[name].type.tensor_type
+            if array.dtype.kind in "OUS":
+                array = array.astype(np.str_)
+            elif wanted.elem_type != TensorProto.STRING:
+                expected = helper.tensor_dtype_to_np_dtype(wanted.elem_type)
+                if array.dtype != expected:
+                    raise InvalidModel(f"example {name!r} is {array.dtype}; the model takes {expected}")
+            if wanted.HasField("shape") and len(wanted.shape.dim) != array.ndim:
+                raise InvalidModel(
+                    f"example {name!r} has rank {array.ndim}; the model takes rank {len(wanted.shape.dim)}"
+                )
+            arrays[f"{index}/{name}"] = array
+    if not arrays:
+        return b""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:
+    """The examples of a package, each a list in the order of the model's inputs. Raises InvalidModel."""
+    path = directory / EXAMPLES_FILE
+    if not path.is_file():
+        return []
+    inputs = real_inputs(model)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            indices = sorted({int(key.split("/", 1)[0]) for key in arrays.files})
+            return [
+                [_as_declared(arrays[f"{index}/{value.name}"], value.type.tensor_type.elem_type)
+                 for value in inputs]
+                for index in indices[:EXAMPLES_MAX]
+            ]  # fmt: skip
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise InvalidModel(f"{EXAMPLES_FILE} cannot be read: {error}") from None
+
+
+def _as_declared(array: Array, dtype: int) -> Array:
+    """np.load() forgets the name of types that NumPy itself does not have, such as bfloat16."""
+    if dtype == TensorProto.STRING:
+        return array.astype(object)
+    expected = helper.tensor_dtype_to_np_dtype(dtype)
+    return array.view(expected) if array.dtype.kind == "V" else array
+
+
+def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}

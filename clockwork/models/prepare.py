@@ -1,0 +1,450 @@
+"""From a package to what a device can load: optimise, split, verify, choose a holding, profile.
+
+Runs in a process of its own, one model after another, away from anything that has a deadline: a model
+that crashes ONNX Runtime takes only that process with it. What was found out about a program (its
+holding, profile, proof of batching) is kept beside it, so that the next model of equal architecture is
+only split and verified.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from clockwork.errors import InvalidModel
+from clockwork.models import batching, measure
+from clockwork.models import inputs as trial
+from clockwork.models.holdings import (
+    Bound,
+    Packed,
+    Reference,
+    build_bound,
+    build_packed,
+    choose_program,
+    is_quantised,
+    write_program,
+)
+from clockwork.models.onnx_import import check_model, metadata_of, read_examples, real_inputs
+from clockwork.models.package import (
+    LIST_FILE,
+    MODEL_FILE,
+    PackageFile,
+    digest_of,
+    fsync_directory,
+    hash_file,
+    parse_files,
+    write_durably,
+)
+from clockwork.models.prepared import (
+    FORMAT_VERSION,
+    PREPARED_FILE,
+    WEIGHTS_FILE,
+    PreparedModel,
+    TensorSpec,
+    prepared_directory,
+)
+from clockwork.models.runtime import RunError, Session, optimise
+from clockwork.models.split import Splitter
+from clockwork.scheduler.types import ProfilePoint
+from clockwork.tensors import Array
+
+Progress = Callable[[str, int, int], None]
+
+TIE = 1.10
+"""Execution times of the two holdings within this factor are a tie, which goes to bound."""
+
+KEPT_SHARE_MAX = 0.1
+KEPT_BYTES_MIN = 64 << 10
+"""A program that keeps more weights than both inside costs memory that no page counts: then packed is
+better, if it works."""
+
+EXTERNAL_BYTES = 1_500_000_000
+"""Models beyond this are optimised into a file with external data: protobuf ends at 2 GB."""
+
+REFERENCE_SETS = 4
+"""Examples of which the answers are compared."""
+
+PROFILED_SHAPES = 4
+"""Different input shapes among the examples that are profiled."""
+
+LEFTOVER_SECONDS = 86_400
+"""Temporary directories older than this belong to a process that died."""
+
+_STEPS = ("optimise", "split", "verify", "measure", "write")
+
+
+@dataclasses.dataclass(slots=True)
+class Finding:
+    """What is true of a program and therefore of every model that has it."""
+
+    holding: str
+    batches: bool
+    batching_note: str
+    batch_max: int
+    load_ns: int
+    profile: list[ProfilePoint]
+
+
+def prepare(
+    package_dir: Path,
+    store: Path,
+    fingerprint: str,
+    page_bytes: int,
+    options: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> PreparedModel:
+    """Prepare the package for devices of this fingerprint, or find that done. Raises InvalidModel.
+
+    options: ``batching`` (auto, on, off), ``batch_max`` (0: as measured), ``holding`` (auto, or bound or
+    packed for benches and tests; then nothing is remembered for other models). progress: called with
+    (step, done, total).
+    """
+    package_dir, store = Path(package_dir), Path(store)
+    digest = _digest(package_dir)
+    target = prepared_directory(store, digest, fingerprint, options)
+    found = _read(target, page_bytes)
+    if found is not None:
+        return found
+    (store / "prepared").mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(store)
+    work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=store / "prepared"))
+    made: list[Path] = [work]
+    try:
+        job = _Preparation(package_dir, store, digest, fingerprint, page_bytes, options, work, made, progress)
+        prepared, directory = job.run()
+        prepared.write(directory)
+        _install(directory, target, page_bytes)
+        return prepared
+    finally:
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class _Preparation:
+    """One package on its way through the steps. ``work`` is for what is not kept."""
+
+    def __init__(
+        self,
+        package_dir: Path,
+        store: Path,
+        digest: str,
+        fingerprint: str,
+        page_bytes: int,
+        options: Mapping[str, Any],
+        work: Path,
+        made: list[Path],
+        progress: Progress | None,
+    ) -> None:
+        self._package_dir = package_dir
+        self._store = store
+        self._digest = digest
+        self._fingerprint = fingerprint
+        self._page_bytes = page_bytes
+        self._work = work
+        self._made = made
+        self._progress = progress
+        self._batching = str(options.get("batching", "auto"))
+        self._batch_max = int(options.get("batch_max", 0))
+        self._forced = str(options.get("holding", "auto"))
+
+    def run(self) -> tuple[PreparedModel, Path]:
+        """The result and the directory that holds its files, still under a temporary name."""
+        self._step(0)
+        model_path = self._package_dir / MODEL_FILE
+        model = check_model(model_path)
+        self._metadata = metadata_of(model)
+        self._examples = read_examples(self._package_dir, model)
+        model_path = self._without_defaults(model, model_path)
+        self._optimised = self._work / "optimised.onnx"
+        size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
+        external = "optimised.data" if size > EXTERNAL_BYTES else ""
+        session = optimise(model_path, self._optimised, external)
+        self._describe(session, model)
+        del model
+
+        self._step(1)
+        splitter = Splitter(self._optimised)
+        self._reference = self._refer(session, splitter)
+        self._step(2)
+        bound_dir = self._directory()
+        bound, note = self._split(splitter, bound_dir)
+        total = bound.weights_bytes + bound.program.kept_bytes
+        has_weights = total > 0
+        del splitter
+        self._program = hashlib.sha256(bound.program.model + self._fingerprint.encode()).hexdigest()
+        write_program(self._store, self._program, bound.program.model)
+
+        self._step(3)
+        finding = self._recall()
+        packed_dir = self._directory()
+        packed: Packed | None = None
+        if has_weights and self._forced != "bound" and (finding is None or finding.holding == "packed"):
+            packed = build_packed(self._optimised, packed_dir, self._reference)
+            if packed.error and self._forced == "packed":
+                raise InvalidModel(f"the packed holding does not work: {packed.error}")
+        if bound.error and (packed is None or packed.error):
+            raise InvalidModel(f"the optimised model answers differently from the original: {bound.error}")
+        choices: dict[str, tuple[PreparedModel, Path]] = {}
+        if not bound.error:
+            prepared = self._prepared("bound" if bound.weights else "none", note)
+            prepared.runs = bound.layout.runs
+            prepared.weights = bound.weights
+            prepared.weights_bytes = prepared.resident_bytes = bound.weights_bytes
+            choices[prepared.holding] = (prepared, bound_dir)
+        if packed is not None and not packed.error:
+            prepared = self._prepared("packed", "")
+            prepared.runs = [1] * max(1, -(-packed.resident_bytes // self._page_bytes))
+            prepared.weights_bytes = total
+            prepared.resident_bytes = packed.resident_bytes
+            choices["packed"] = (prepared, packed_dir)
+        kept_bytes = bound.program.kept_bytes
+        if "packed" in choices and kept_bytes > max(KEPT_BYTES_MIN, KEPT_SHARE_MAX * total):
+            choices = {"packed": choices["packed"]}
+        if self._forced == "packed" and "packed" in choices:
+            choices = {"packed": choices["packed"]}
+        if finding is None or finding.holding not in choices:
+            finding = self._measure(session, choices)
+            if self._forced == "auto":
+                self._remember(finding)
+        prepared, directory = choices[finding.holding]
+        prepared.batches = finding.batches
+        prepared.batching_note = finding.batching_note
+        prepared.batch_max = finding.batch_max
+        prepared.load_ns = finding.load_ns
+        prepared.profile = finding.profile
+        self._step(4)
+        return prepared, directory
+
+    # ----- the steps -------------------------------------------------------------------------
+
+    def _without_defaults(self, model: onnx.ModelProto, path: Path) -> Path:
+        """The model with no initializer declared as an input (old IR), which keeps it from being optimised."""
+        wanted = real_inputs(model)
+        if len(wanted) == len(model.graph.input) or len(list(self._package_dir.iterdir())) > 3:
+            return path
+        inputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in wanted]
+        del model.graph.input[:]
+        model.graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, 4)
+        path = self._work / MODEL_FILE
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    def _describe(self, session: Session, model: onnx.ModelProto) -> None:
+        ranked = {
+            value.name
+            for value in (*model.graph.input, *model.graph.output)
+            if value.type.tensor_type.HasField("shape")
+        }
+        self._inputs = [
+            TensorSpec(name, dtype, _dims(shape) if shape or name in ranked else trial.UNKNOWN_RANK)
+            for name, dtype, shape in session.inputs
+        ]
+        self._outputs = [TensorSpec(name, dtype, _dims(shape)) for name, dtype, shape in session.outputs]
+
+    def _refer(self, session: Session, splitter: Splitter) -> Reference:
+        """What the original answers to its examples, or to made-up inputs."""
+        if self._examples:
+            sets = self._examples[:REFERENCE_SETS]
+        else:
+            guess, error = trial.first_that_runs(self._inputs, session.run)
+            if guess is None:
+                shapes = ", ".join(f"{one.name}{list(one.shape)}" for one in self._inputs)
+                raise InvalidModel(
+                    f"no made-up input of {shapes} could be run; give examples. The last: {error}"
+                )
+            sets = [guess]
+        try:
+            outputs = [session.run(one) for one in sets]
+            again = session.run(sets[0])
+        except RunError as error:
+            raise InvalidModel(f"the model fails on its example: {error}") from None
+        quantised = is_quantised(splitter.operators())
+        relative = trial.QUANTISED_RELATIVE if quantised else trial.RELATIVE
+        deterministic = not trial.difference(again, outputs[0], relative)
+        return Reference(sets, outputs, deterministic, relative)
+
+    def _split(self, splitter: Splitter, directory: Path) -> tuple[Bound, str]:
+        build = functools.partial(
+            build_bound, directory=directory, page_bytes=self._page_bytes, reference=self._reference
+        )
+        first = splitter.program().model if splitter.weights else b""
+        memo = self._store / "kept" / f"{hashlib.sha256(first + self._fingerprint.encode()).hexdigest()}.json"
+        known = json.loads(memo.read_text()) if memo.is_file() else None
+        bound, kept, note = choose_program(splitter, build, known)
+        if kept and kept != known and not bound.error:
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(memo, json.dumps(kept).encode())
+        return bound, note
+
+    def _measure(self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]) -> Finding:
+        """Prove batching, time each holding, choose, and profile the one chosen."""
+        rows, proof = self._prove(session)
+        names = list(choices)
+        for prepared, path in choices.values():
+            prepared.batches = proof.batches
+            prepared.write(path)
+        bench = measure.Bench(
+            self._fingerprint, self._page_bytes, [directory for _, directory in choices.values()]
+        )
+        try:
+            loads = [measure.load_time(bench, index) for index in range(len(names))]
+            chosen = 0
+            if len(names) == 2:
+                ratios = []
+                for size in (1, 8) if proof.batches and self._batch_max != 1 else (1,):
+                    batch = trial.tile(rows[0], size) if proof.batches else rows[0]
+                    bound_ns, packed_ns = (measure.execution_time(bench, index, batch) for index in (0, 1))
+                    ratios.append(bound_ns / packed_ns)
+                chosen = 1 if math.prod(ratios) ** (1 / len(ratios)) > TIE else 0
+            asked = self._batch_max or measure.BATCH_MAX
+            points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, asked)
+            for row in rows[1:]:
+                points += measure.profile(bench, chosen, row, proof.batches, batch_max)[0]
+        except RunError as error:
+            raise InvalidModel(f"the model fails on the device: {error}") from None
+        finally:
+            bench.close()
+        return Finding(names[chosen], proof.batches, proof.note, batch_max, loads[chosen], points)
+
+    def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
+        """Inputs to profile with, one of each shape (one row where the model batches), and the proof."""
+        sets = self._reference.inputs
+        reason = batching.declared_reason(self._inputs, self._outputs)
+        if self._batching == "off":
+            proof = batching.Proof(False, "switched off")
+        elif self._batching == "auto" and reason:
+            proof = batching.Proof(False, reason)
+        elif not self._reference.deterministic:
+            asked = self._batching == "on"
+            proof = batching.Proof(asked, "could not be verified: it answers differently each time")
+        else:
+            if any(array.ndim == 0 or array.shape[0] == 0 for one in sets for array in one):
+                raise InvalidModel("batching was asked for, but an input has no rows")
+            split = [
+                [array[row : row + 1] for array in one] for one in sets for row in range(min(3, len(one[0])))
+            ]
+            proof = batching.prove(session.run, split[0], split[1:], self._batching == "on")
+        if proof.batches:
+            sets = [[array[:1] for array in one] for one in sets]
+        distinct = {tuple(array.shape for array in one): one for one in reversed(sets)}
+        return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
+
+    # ----- what is known of a program --------------------------------------------------------
+
+    def _finding_path(self) -> Path:
+        about = [FORMAT_VERSION, self._batching, self._batch_max, bool(self._examples),
+                 [[list(array.shape) for array in one] for one in self._reference.inputs]]  # fmt: skip
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        return self._store / "programs" / self._program / f"finding-{key}.json"
+
+    def _recall(self) -> Finding | None:
+        if self._forced != "auto":
+            return None
+        try:
+            body = json.loads(self._finding_path().read_text())
+            points = [ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
+                      for one in body.pop("profile")]  # fmt: skip
+            return Finding(profile=points, **body)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _remember(self, finding: Finding) -> None:
+        write_durably(self._finding_path(), json.dumps(dataclasses.asdict(finding)).encode())
+
+    # ----- small things ----------------------------------------------------------------------
+
+    def _prepared(self, holding: str, note: str) -> PreparedModel:
+        if not self._reference.deterministic:
+            note = "; ".join(filter(None, (note, "answers differently each time: not verified")))
+        return PreparedModel(
+            FORMAT_VERSION, self._digest, self._fingerprint, self._program, holding, self._inputs,
+            self._outputs, batches=False, batching_note="", batch_max=1, page_bytes=self._page_bytes, runs=[],
+            weights=[], weights_bytes=0, resident_bytes=0, load_ns=0, profile=[], constants_note=note,
+            metadata=self._metadata, example=[list(array.shape) for array in self._reference.inputs[0]],
+        )  # fmt: skip
+
+    def _directory(self) -> Path:
+        path = Path(tempfile.mkdtemp(prefix=".preparing-", dir=self._store / "prepared"))
+        self._made.append(path)
+        return path
+
+    def _step(self, index: int) -> None:
+        if self._progress is not None:
+            self._progress(_STEPS[index], index, len(_STEPS))
+
+
+def _dims(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Dimensions as declared; names that a converter made up for want of one are no names."""
+    return tuple(dim if isinstance(dim, int) or trial.is_named(dim) else "" for dim in shape)
+
+
+def _digest(package_dir: Path) -> str:
+    """The digest of a package; of a plain folder with a model in it, what it would be."""
+    listed = package_dir / LIST_FILE
+    if listed.is_file():
+        return digest_of(parse_files(json.loads(listed.read_text())))
+    files = []
+    for path in sorted(package_dir.rglob("*")):
+        if path.is_file():
+            files.append(PackageFile(path.relative_to(package_dir).as_posix(), *hash_file(path)))
+    return digest_of(files)
+
+
+def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
+    """What an earlier preparation left, if it is whole and of this page size."""
+    try:
+        prepared = PreparedModel.read(directory)
+        if prepared.holding == "bound":
+            size = (directory / WEIGHTS_FILE).stat().st_size
+            if size != sum(prepared.runs) * prepared.page_bytes:
+                return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    whole = measure.program_path(directory, prepared.program).is_file()
+    return prepared if whole and prepared.page_bytes == page_bytes else None
+
+
+def _install(directory: Path, target: Path, page_bytes: int) -> None:
+    """Rename the finished directory into place, durably."""
+    descriptor = os.open(directory / PREPARED_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.chmod(directory, 0o755)
+    fsync_directory(directory)
+    if target.exists() and _read(target, page_bytes) is None:
+        old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
+        os.rename(target, old / "replaced")
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.rename(directory, target)
+    except OSError:
+        if _read(target, page_bytes) is None:  # else another process was first
+            raise
+    fsync_directory(target.parent)
+
+
+@functools.cache
+def _remove_leftovers(store: Path) -> None:
+    """Remove what preparations that died left behind; once in the life of this process."""
+    for parent in (store / "prepared", store / "programs"):
+        for path in parent.glob(".[pio]*-*"):
+            try:
+                if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+            except FileNotFoundError:
+                continue

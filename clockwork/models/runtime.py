@@ -1,0 +1,183 @@
+"""ONNX Runtime from Python: optimise a model, save it packed, run it to compare answers.
+
+Only preparation uses this; inference goes through a Device. Each call makes its own session and lets go
+of it, so that one model leaves nothing behind for the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnx import TensorProto
+
+from clockwork.errors import InvalidModel
+from clockwork.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
+
+SILENT = 4  # ONNX Runtime's severity "fatal": its errors reach us as exceptions, not as lines on stderr
+
+EXTERNAL_MIN_BYTES = 1024
+"""Tensors below this stay in the file itself: ONNX Runtime cannot infer shapes from external ones."""
+
+_ELEMENT_TYPES = {
+    "float": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8,
+    "uint16": TensorProto.UINT16, "int16": TensorProto.INT16, "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64, "string": TensorProto.STRING, "bool": TensorProto.BOOL,
+    "float16": TensorProto.FLOAT16, "double": TensorProto.DOUBLE, "uint32": TensorProto.UINT32,
+    "uint64": TensorProto.UINT64, "complex64": TensorProto.COMPLEX64, "complex128": TensorProto.COMPLEX128,
+    "bfloat16": TensorProto.BFLOAT16, "float8e4m3fn": TensorProto.FLOAT8E4M3FN,
+    "float8e4m3fnuz": TensorProto.FLOAT8E4M3FNUZ, "float8e5m2": TensorProto.FLOAT8E5M2,
+    "float8e5m2fnuz": TensorProto.FLOAT8E5M2FNUZ, "uint4": TensorProto.UINT4, "int4": TensorProto.INT4,
+    "float4e2m1": TensorProto.FLOAT4E2M1, "uint2": UINT2, "int2": INT2,
+}  # fmt: skip
+
+
+class RunError(Exception):
+    """ONNX Runtime would not run a model on these inputs; the text is its own, in one line."""
+
+
+class Session:
+    """A model that runs on one thread of this process."""
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        optimise: bool,
+        save_to: Path | None = None,
+        packed_data: str = "",
+        external_data: str = "",
+        threads: int = 1,
+    ) -> None:
+        """Raises RunError if ONNX Runtime rejects the model.
+
+        save_to: write the optimised model there. packed_data: name of the file beside it that takes
+        the weights, prepacked. external_data: likewise, as they are (for models near protobuf's 2 GB).
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = SILENT
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        if save_to is not None:
+            options.optimized_model_filepath = str(save_to)
+            name = packed_data or external_data
+            if name:
+                prefix = "session.optimized_model_external_initializers"
+                options.add_session_config_entry(f"{prefix}_file_name", name)
+                options.add_session_config_entry(f"{prefix}_min_size_in_bytes", str(EXTERNAL_MIN_BYTES))
+            if packed_data:
+                options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+        try:
+            self._session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=["CPUExecutionProvider"],
+                # It merges small tensors of equal value, so that whether two models of one
+                # architecture have one program would depend on their weights.
+                disabled_optimizers=["ConstantSharing"],
+            )
+        except Exception as error:  # pybind11 raises one class per status, and RuntimeError
+            raise RunError(_one_line(error)) from None
+        self._run_options = ort.RunOptions()
+        self._run_options.log_severity_level = SILENT
+        self.inputs = [(one.name, _dtype(one.type), _shape(one.shape)) for one in self._session.get_inputs()]
+        self.outputs = [
+            (one.name, _dtype(one.type), _shape(one.shape)) for one in self._session.get_outputs()
+        ]
+
+    def run(
+        self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]] = ()
+    ) -> list[Array]:
+        """The outputs, for inputs in the session's order. Raises RunError.
+
+        weights: (dtype, shape, address) of the inputs that follow; the memory stays the caller's.
+        """
+        try:
+            if any(dtype == TensorProto.STRING for _, dtype, _ in self.inputs):
+                return self._run_strings(inputs, weights)
+            binding = self._session.io_binding()
+            held = []
+            for (name, dtype, _), array in zip(self.inputs, inputs):
+                _, dims, frame = encode_array(array)
+                held.append(np.frombuffer(frame, np.uint8))
+                binding.bind_input(name, "cpu", 0, dtype, dims, held[-1].ctypes.data)
+            for (name, _, _), (dtype, shape, address) in zip(self.inputs[len(inputs) :], weights):
+                binding.bind_input(name, "cpu", 0, dtype, list(shape), address)
+            for name, _, _ in self.outputs:
+                binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(binding, self._run_options)
+            return [_from_value(value) for value in binding.get_outputs()]
+        except RunError:
+            raise
+        except Exception as error:
+            raise RunError(_one_line(error)) from None
+
+    def _run_strings(
+        self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]]
+    ) -> list[Array]:
+        feed: dict[str, Any] = {name: array for (name, _, _), array in zip(self.inputs, inputs)}
+        for (name, _, _), (dtype, shape, address) in zip(self.inputs[len(inputs) :], weights):
+            feed[name] = _memory(address, dtype, shape)
+        return [np.asarray(one) for one in self._session.run(None, feed, self._run_options)]
+
+
+def optimise(model: Path, target: Path, external_data: str = "") -> Session:
+    """Write the optimised model to ``target``; the session that did it runs the original. Raises InvalidModel."""
+    try:
+        return Session(model, optimise=True, save_to=target, external_data=external_data)
+    except RunError as error:
+        raise InvalidModel(explain(str(error), model.name)) from None
+
+
+def explain(text: str, name: str) -> str:
+    """A sentence for people out of what ONNX Runtime says of a model that it rejects."""
+    for pattern in (
+        r"Could not find an implementation for (?P<op>\S+?)\((?P<version>\d+)\)",
+        r"(?P<op>\S+?)\((?P<version>-?\d+)\) is not a registered function/op",
+        r"No [Oo]p registered for (?P<op>\S+) with domain_version of (?P<version>\d+)",
+    ):
+        found = re.search(pattern, text)
+        if found:
+            op, version = found["op"].replace(":", ".").lstrip("."), found["version"]
+            of = f" (version {version})" if not version.startswith("-") else ""
+            return f"{name} uses operator {op}{of}, which ONNX Runtime cannot execute here: {text}"
+    return f"ONNX Runtime rejects {name}: {text}"
+
+
+def _memory(address: int, dtype: int, shape: Sequence[int]) -> Array:
+    """A copy of a tensor in memory that somebody else owns."""
+    size = tensor_bytes(dtype, shape)
+    return decode_tensor(dtype, shape, ctypes.string_at(address, size) if size else b"")
+
+
+def _from_value(value: Any) -> Array:
+    if not value.is_tensor():
+        raise RunError(f"an output is a {value.data_type()}, not a tensor")
+    dtype = value.element_type()
+    if dtype == TensorProto.STRING:
+        return np.asarray(value.numpy())
+    return _memory(value.data_ptr(), dtype, value.shape())
+
+
+def _dtype(text: str) -> int:
+    """ "tensor(float)" as ONNX's code. Raises RunError for what is no tensor."""
+    found = re.fullmatch(r"tensor\((\w+)\)", text)
+    if not found or found[1] not in _ELEMENT_TYPES:
+        raise RunError(f"type {text} is not a tensor")
+    return int(_ELEMENT_TYPES[found[1]])
+
+
+def _shape(dims: Sequence[int | str | None] | None) -> tuple[int | str, ...]:
+    return tuple("" if dim is None else dim for dim in dims or ())
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:1000]

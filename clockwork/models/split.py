@@ -1,0 +1,397 @@
+"""Splitting an optimised model into its program and its weights.
+
+Constants that are data leave the graph and become inputs of it, after the model's own; constants that
+operators need as constants (shapes, axes, scalars) stay, and are part of the program. What remains is
+written canonically: nodes in the order in which the outputs need them, values named by that order, no
+names, documentation or metadata of the exporter. Two models of one architecture then give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
+
+from clockwork.models.onnx_import import external_entry, external_path, is_external, read_model, tensor_bytes
+from clockwork.tensors import DTYPES
+
+SMALL_INTEGERS = 64
+"""Integer and boolean tensors of up to so many elements are taken for shapes, axes and the like, and stay."""
+
+_FLOATS = frozenset(
+    code
+    for code, name in ((value, key) for key, value in TensorProto.DataType.items())
+    if name.startswith(("FLOAT", "DOUBLE", "BFLOAT", "COMPLEX"))
+)
+_NARROW = frozenset(
+    code
+    for code, name in ((value, key) for key, value in TensorProto.DataType.items())
+    if name in ("INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2", "INT16", "UINT16")
+)
+
+_CONSTANT_INPUTS: dict[str, frozenset[int]] = {
+    name: frozenset(positions)
+    for name, positions in {
+        "AffineGrid": (1,), "BlackmanWindow": (0,), "CenterCropPad": (1,), "Clip": (1, 2), "Col2Im": (1, 2),
+        "ConstantOfShape": (0,), "CumSum": (1,), "DFT": (1, 2), "Dropout": (1, 2), "Expand": (1,),
+        "HammingWindow": (0,), "HannWindow": (0,), "Loop": (0, 1), "MaxUnpool": (2,),
+        "MelWeightMatrix": (0, 1, 2, 3, 4), "NonMaxSuppression": (2, 3, 4), "OneHot": (1,), "Pad": (1, 2, 3),
+        "Range": (0, 1, 2), "Reshape": (1,), "Resize": (1, 2, 3), "STFT": (1, 3), "Slice": (1, 2, 3, 4),
+        "Split": (1,), "SplitToSequence": (1,), "Squeeze": (1,), "Tile": (1,), "TopK": (1,), "Trilu": (1,),
+        "Unsqueeze": (1,), "Upsample": (1,),
+        # These kernels of ONNX Runtime are only made with constant weights.
+        "DynamicQuantizeLSTM": (1, 2),
+        "ReduceL1": (1,), "ReduceL2": (1,), "ReduceLogSum": (1,), "ReduceLogSumExp": (1,), "ReduceMax": (1,),
+        "ReduceMean": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceSum": (1,), "ReduceSumSquare": (1,),
+    }.items()
+}  # fmt: skip
+"""Inputs by position that an operator needs as constants, or runs much better with."""
+
+_QUANTISED = (
+    "QLinear",
+    "QGemm",
+    "QAttention",
+    "ConvInteger",
+    "MatMulInteger",
+    "DequantizeLinear",
+    "DynamicQ",
+)
+"""Beginnings of the operators whose small 32-bit integers are biases, not shapes."""
+
+
+@dataclasses.dataclass(slots=True)
+class Constant:
+    """One constant of the model, wherever it was: initializer or Constant node, main graph or body."""
+
+    tensor: TensorProto  # its data may be external
+    directory: Path
+    uses: list[tuple[NodeProto, int]]  # operator and input position
+    is_sparse: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.dims)
+
+    @property
+    def size(self) -> int:
+        return tensor_bytes(self.tensor.data_type, self.tensor.dims)
+
+    def data(self) -> bytes | memoryview:
+        """Its elements as ONNX Runtime holds them in memory."""
+        tensor = self.tensor
+        if is_external(tensor):
+            location, offset, _ = external_entry(tensor)
+            with open(external_path(self.directory, location), "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return memoryview(mapped)[offset : offset + self.size]
+        if tensor.HasField("raw_data"):
+            return tensor.raw_data
+        if DTYPES[tensor.data_type].bits < 8:
+            return np.asarray(tensor.int32_data, dtype=np.uint8).tobytes()
+        return numpy_helper.to_array(tensor).tobytes()
+
+    def is_weight(self) -> bool:
+        """Data, which leaves; not a constant that an operator needs."""
+        tensor = self.tensor
+        kind = tensor.data_type
+        if self.is_sparse or kind in (TensorProto.STRING, TensorProto.UNDEFINED) or not tensor.dims:
+            return False
+        count = int(np.prod(tensor.dims, dtype=object))
+        if count == 0 or any(at in _CONSTANT_INPUTS.get(node.op_type, ()) for node, at in self.uses):
+            return False
+        if kind in _FLOATS or kind in _NARROW or count > SMALL_INTEGERS:
+            return True
+        return kind == TensorProto.INT32 and any(node.op_type.startswith(_QUANTISED) for node, _ in self.uses)
+
+
+@dataclasses.dataclass(slots=True)
+class Program:
+    """The result of a split."""
+
+    model: bytes  # canonical ONNX file
+    weights: list[Constant]  # in the order of the inputs that follow the model's own
+    kept: list[Constant]  # weights that had to stay inside
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(constant.size for constant in self.kept)
+
+
+class Splitter:
+    """An optimised model taken apart once, from which programs are made that keep this or that inside."""
+
+    def __init__(self, path: Path) -> None:
+        """path: an ONNX file as ONNX Runtime saved it; its external data lie beside it."""
+        self._directory = path.parent
+        self._model = read_model(path)
+        self._shape_symbols: dict[str, str] = {}
+        self._constants: dict[str, Constant] = {}  # by unique name
+        self._count = 0
+        graph = self._model.graph
+        self._graph = self._canonical(graph, {}, "x")
+        for constant in self._constants.values():
+            constant.uses.clear()
+        self._find_uses(self._graph)
+
+    @property
+    def weights(self) -> list[Constant]:
+        return [constant for constant in self._constants.values() if constant.is_weight()]
+
+    def weight_users(self) -> list[str]:
+        """Operators that read weights, each once, in order of first use."""
+        users: dict[str, None] = {}
+        for constant in self.weights:
+            for node, _ in constant.uses:
+                users.setdefault(operator(node))
+        return list(users)
+
+    def operators(self) -> list[str]:
+        """Every operator of the model, each once."""
+        return list(dict.fromkeys(operator(node) for node in _nodes(self._graph)))
+
+    def program(self, keep: Callable[[Constant], bool] = lambda constant: False) -> Program:
+        """The program in which the weights that ``keep`` chooses stay inside."""
+        leaving: dict[str, Constant] = {}
+        kept: list[Constant] = []
+        for name, constant in self._constants.items():
+            if constant.is_weight():
+                if keep(constant):
+                    kept.append(constant)
+                else:
+                    leaving[name] = constant
+        model = onnx.ModelProto(ir_version=self._model.ir_version)
+        model.graph.CopyFrom(self._graph)
+        self._restore(model.graph, leaving)
+        for name, constant in leaving.items():
+            model.graph.input.append(
+                helper.make_tensor_value_info(name, constant.tensor.data_type, constant.shape)
+            )
+        used = {node.domain for node in _nodes(model.graph)} | {""}
+        for opset in sorted(self._model.opset_import, key=lambda one: one.domain):
+            if opset.domain in used:
+                model.opset_import.append(helper.make_opsetid(opset.domain, opset.version))
+        return Program(model.SerializeToString(deterministic=True), list(leaving.values()), kept)
+
+    # ----- taking apart ----------------------------------------------------------------------
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"v{self._count}"
+
+    def _canonical(self, graph: GraphProto, outer: Mapping[str, str], inputs: str = "") -> GraphProto:
+        """A copy without constants, in canonical order and names. outer: names of the enclosing graphs."""
+        result = GraphProto(name="g")
+        names = dict(outer)
+        constants: dict[str, Constant] = {}
+        for tensor in graph.initializer:
+            constants[tensor.name] = Constant(tensor, self._directory, [])
+        for sparse in graph.sparse_initializer:
+            tensor = TensorProto(name=sparse.values.name, data_type=sparse.values.data_type, dims=sparse.dims)
+            constants[tensor.name] = Constant(tensor, self._directory, [], is_sparse=True)
+            copy = result.sparse_initializer.add()
+            copy.CopyFrom(sparse)
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            if _constant_of(node) is not None:
+                constants[node.output[0]] = Constant(_constant_of(node), self._directory, [])  # type: ignore[arg-type]
+            else:
+                nodes.append(node)
+        for index, value in enumerate(one for one in graph.input if one.name not in constants):
+            names[value.name] = f"{inputs}{index}" if inputs else self._name()
+            result.input.append(self._value(value, names[value.name]))
+        producers = {name: node for node in nodes for name in node.output if name}
+        local = set(producers) | set(constants)
+
+        def define(name: str) -> str:
+            """The canonical name of a value that is read; constants are named at their first use."""
+            if name in constants and name in local:
+                local.discard(name)
+                names[name] = self._name()
+                self._constants[names[name]] = constants[name]
+            return names[name]
+
+        for node in _in_order([value.name for value in graph.output], producers):
+            copy_node = NodeProto(
+                op_type=node.op_type, domain="" if node.domain == "ai.onnx" else node.domain
+            )
+            for name in node.input:
+                copy_node.input.append(define(name) if name else "")
+            for attribute in sorted(node.attribute, key=lambda one: one.name):
+                # A body sees every value that was defined before it, and constants by name.
+                for name in _captured_by(attribute):
+                    if name in local and name in constants:
+                        define(name)
+                copy_node.attribute.append(self._attribute(attribute, names))
+            for name in node.output:
+                if name:
+                    names[name] = self._name()
+                copy_node.output.append(names[name] if name else "")
+            result.node.append(copy_node)
+        for value in graph.output:
+            name = define(value.name)
+            if value.name in constants or (inputs and value.name not in producers):
+                # A value that leaves may no longer be the graph's output directly.
+                target = self._name()
+                result.node.append(NodeProto(op_type="Identity", input=[name], output=[target]))
+                name = target
+            result.output.append(self._value(value, name))
+        for copy in list(result.sparse_initializer):
+            if copy.values.name in names and names[copy.values.name] in self._constants:
+                copy.values.name = names[copy.values.name]
+            else:
+                result.sparse_initializer.remove(copy)
+        # Where each constant goes back if it stays: a marker by name, filled by _restore().
+        for name in constants:
+            if name not in local and not constants[name].is_sparse:
+                result.initializer.append(TensorProto(name=names[name]))
+        return result
+
+    def _attribute(self, attribute: AttributeProto, names: Mapping[str, str]) -> AttributeProto:
+        copy = AttributeProto()
+        copy.CopyFrom(attribute)
+        copy.doc_string = ""
+        if attribute.HasField("g"):
+            copy.g.CopyFrom(self._canonical(attribute.g, names))
+        for index, body in enumerate(attribute.graphs):
+            copy.graphs[index].CopyFrom(self._canonical(body, names))
+        if attribute.HasField("t"):
+            copy.t.name = copy.t.doc_string = ""
+        return copy
+
+    def _value(self, value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
+        copy = onnx.ValueInfoProto(name=name)
+        copy.type.CopyFrom(value.type)
+        if copy.type.HasField("tensor_type"):
+            for dim in copy.type.tensor_type.shape.dim:
+                dim.ClearField("denotation")
+                if dim.HasField("dim_param"):
+                    symbols = self._shape_symbols
+                    dim.dim_param = symbols.setdefault(dim.dim_param, f"d{len(symbols)}")
+        copy.type.ClearField("denotation")
+        return copy
+
+    def _find_uses(self, graph: GraphProto) -> None:
+        for node in _nodes(graph):
+            for position, name in enumerate(node.input):
+                if name in self._constants:
+                    self._constants[name].uses.append((node, position))
+
+    def _restore(self, graph: GraphProto, leaving: Mapping[str, Constant]) -> None:
+        """Put the constants that stay back into the (copied) graph that held them."""
+        staying = [marker.name for marker in graph.initializer if marker.name not in leaving]
+        del graph.initializer[:]
+        for name in sorted(staying, key=lambda one: int(one[1:])):
+            constant = self._constants[name]
+            tensor = graph.initializer.add(name=name, data_type=constant.tensor.data_type)
+            tensor.dims.extend(constant.tensor.dims)
+            if tensor.data_type == TensorProto.STRING:
+                tensor.string_data.extend(constant.tensor.string_data)
+            else:
+                tensor.raw_data = bytes(constant.data())
+        for node in graph.node:
+            for attribute in node.attribute:
+                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                    self._restore(body, leaving)
+
+
+def operator(node: NodeProto) -> str:
+    """What people call it: Conv, com.microsoft.FusedConv."""
+    return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
+
+
+def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """Every node, bodies included."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
+            for body in attribute.graphs:
+                yield from _nodes(body)
+
+
+def _constant_of(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node, if it is one that holds a dense tensor or numbers."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
+        return None
+    attribute = node.attribute[0]
+    name = node.output[0]
+    match attribute.name:
+        case "value":
+            tensor: TensorProto = attribute.t
+            return tensor
+        case "value_float":
+            return helper.make_tensor(name, TensorProto.FLOAT, [], [attribute.f])
+        case "value_floats":
+            return helper.make_tensor(name, TensorProto.FLOAT, [len(attribute.floats)], attribute.floats)
+        case "value_int":
+            return helper.make_tensor(name, TensorProto.INT64, [], [attribute.i])
+        case "value_ints":
+            return helper.make_tensor(name, TensorProto.INT64, [len(attribute.ints)], attribute.ints)
+        case _:
+            return None
+
+
+def _captured_by(attribute: AttributeProto) -> Iterable[str]:
+    """Names of enclosing graphs that the bodies of an attribute read, in order of first use."""
+    found: dict[str, None] = {}
+
+    def walk(graph: GraphProto, inner: frozenset[str]) -> None:
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        own |= {tensor.values.name for tensor in graph.sparse_initializer}
+        for node in graph.node:
+            own.update(node.output)
+        scope = inner | own
+        for node in graph.node:
+            for name in node.input:
+                if name and name not in scope:
+                    found.setdefault(name)
+            for one in node.attribute:
+                for body in (*([one.g] if one.HasField("g") else []), *one.graphs):
+                    walk(body, scope)
+        for value in graph.output:
+            if value.name not in scope:
+                found.setdefault(value.name)
+
+    for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        walk(body, frozenset())
+    return found
+
+
+def _in_order(outputs: Iterable[str], producers: Mapping[str, NodeProto]) -> list[NodeProto]:
+    """The nodes that the outputs need, each after what it reads: depth first, inputs in order.
+
+    The order depends on the computation alone, not on how the file happened to list it.
+    """
+    ordered: list[NodeProto] = []
+    done: set[int] = set()
+
+    def reads(node: NodeProto) -> list[str]:
+        names = [name for name in node.input if name]
+        for attribute in sorted(node.attribute, key=lambda one: one.name):
+            names.extend(_captured_by(attribute))
+        return names
+
+    for output in outputs:
+        stack: list[tuple[NodeProto, Iterator[str]]] = []
+        root = producers.get(output)
+        if root is not None and id(root) not in done:
+            done.add(id(root))
+            stack.append((root, iter(reads(root))))
+        while stack:
+            node, names = stack[-1]
+            for name in names:
+                child = producers.get(name)
+                if child is not None and id(child) not in done:
+                    done.add(id(child))
+                    stack.append((child, iter(reads(child))))
+                    break
+            else:
+                ordered.append(node)
+                stack.pop()
+    return ordered

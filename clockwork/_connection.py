@@ -272,24 +272,42 @@ class Connection:
     def call(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> Received:
         """Send a request and wait for what ends it. Raises what it failed with."""
         call = Call(request_id, header, frames, timeout_ns)
-        with self._lock:
-            self._check_usable()
-            if self._owner is _Owner.NOBODY:
-                self._owner = _Owner.CALLER
-                direct = True
+        direct = False
+        # Ctrl-C may strike anywhere: what was begun is then cancelled, and the socket let go of.
+        try:
+            with self._lock:
+                self._check_usable()
+                if self._owner is _Owner.NOBODY:
+                    self._owner = _Owner.CALLER
+                    direct = True
+                else:
+                    if threading.current_thread() is self._thread:
+                        raise ClockworkError("a blocking call inside a callback of a future would never end")
+                    self._check_room()
+                    call.lock = _held_lock()
+                    self._queue.append(lambda: self._begin(call, True))
+            if direct:
+                self._drive(call)
             else:
-                if threading.current_thread() is self._thread:
-                    raise ClockworkError("a blocking call inside a callback of a future would never end")
-                self._check_room()
-                call.lock = _held_lock()
-                self._queue.append(lambda: self._begin(call, True))
-                direct = False
-        if direct:
-            self._run_call(call)
-        else:
-            self._wake()
-        if call.lock is not None:
-            self._await(call)
+                self._wake()
+                call.lock.acquire()  # type: ignore[union-attr]
+        except ClockworkError:
+            raise
+        except BaseException:
+            if direct:
+                self._abandon(call)
+            else:
+                self.abandon(call)
+            raise
+        finally:
+            if direct:
+                self._let_go(call)
+        if direct and call.lock is not None:
+            try:
+                call.lock.acquire()
+            except BaseException:
+                self.abandon(call)
+                raise
         return call.result()
 
     def submit(
@@ -386,41 +404,29 @@ class Connection:
         self._thread = thread
         self._owner = _Owner.THREAD
 
-    def _run_call(self, call: Call) -> None:
-        """Own the socket for one call, or until somebody else needs it too."""
-        handed_over = False
-        try:
-            self._begin(call, False)
-            while not call.done:
-                self._sleeping = True
-                if self._queue or self._closing:
-                    handed_over = True
-                    return
-                self._sleep(min(call.deadline_ns, call.connect_ns if not call.sent else NEVER_NS))
-                self._pump()
-                if not call.done:
-                    self._expire_call(call, now_ns())
-        except BaseException:
-            self._abandon(call)  # Ctrl-C, most likely: nobody will wait for the answer
-            raise
-        finally:
-            self._sleeping = False
-            with self._lock:
-                if not handed_over and not self._queue and not self._closing:
-                    self._owner = _Owner.NOBODY
-                else:
-                    if not call.done:
-                        call.lock = _held_lock()
-                        self._push_deadline(call)
-                    self._start_thread()
+    def _drive(self, call: Call) -> None:
+        """As the calling thread that owns the socket: see one call through, or until others need it too."""
+        self._begin(call, False)
+        while not call.done:
+            self._sleeping = True
+            if self._queue or self._closing:
+                return
+            self._sleep(min(call.deadline_ns, call.connect_ns if not call.sent else NEVER_NS))
+            self._pump()
+            if not call.done:
+                self._expire_call(call, now_ns())
 
-    def _await(self, call: Call) -> None:
-        assert call.lock is not None
-        try:
-            call.lock.acquire()
-        except BaseException:
-            self.abandon(call)
-            raise
+    def _let_go(self, call: Call) -> None:
+        """Give the socket back, or to an I/O thread if there is more to do: then call.lock is what to wait for."""
+        self._sleeping = False
+        with self._lock:
+            if call.done and not self._queue and not self._closing:
+                self._owner = _Owner.NOBODY
+                return
+            if not call.done:
+                call.lock = _held_lock()
+                self._push_deadline(call)
+            self._start_thread()
 
     def _run_thread(self) -> None:
         """Own the socket until there has been nothing to do for a while."""
@@ -518,6 +524,7 @@ class Connection:
 
     def _send(self, call: Call) -> None:
         assert self._dealer is not None
+        call.sent = True  # first, so that Ctrl-C at any point finds a request to cancel
         call.sent = self._dealer.send(call.header, call.frames)
 
     def _post(self, call: Call, header: bytes, frames: Sequence[Frame]) -> None:
@@ -530,8 +537,8 @@ class Connection:
         if call.request_id in self._calls:
             self._end(call, None, Cancelled("the request was cancelled"))
             self._send_cancel(call)
-        elif call.future is not None and not call.done:
-            call.finish(None, None)
+        else:
+            call.finish(None, Cancelled("the request was cancelled"))
 
     def _send_cancel(self, call: Call) -> None:
         if call.sent and self._dealer is not None and self._state is _State.READY:

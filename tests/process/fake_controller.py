@@ -1,0 +1,151 @@
+"""A controller of a few lines, for tests of the client: it answers as each test's handler says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from clockwork import wire
+from clockwork.keys import ControllerKeys
+from clockwork.messages import (
+    FROM_CLIENT,
+    PROTOCOL_VERSION,
+    Answer,
+    Bye,
+    ClientHello,
+    ClientWelcome,
+    Failure,
+    HelloNeeded,
+    InferRequest,
+    Status,
+)
+from clockwork.transport import Router, Transport, Waiter
+
+
+class FakeController:
+    """Runs on a thread of its own. ``handle(controller, identity, message, frames)`` may be replaced.
+
+    The default handler answers every InferRequest with its inputs. Whatever a test wants to do with
+    the socket goes through do(), which runs it on the controller's thread.
+    """
+
+    def __init__(
+        self,
+        endpoint: str = "tcp://127.0.0.1:0",
+        *,
+        keys: ControllerKeys | None = None,
+        handle: Callable[[FakeController, bytes, Any, list[Any]], None] | None = None,
+        greet: bool = True,
+    ) -> None:
+        self.handle = handle or echo
+        self.greet = greet
+        self.received: list[Any] = []
+        self.peers: list[bytes] = []
+        self._changed = threading.Condition()
+        self._work: list[Callable[[], None]] = []
+        self._stop = False
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._transport = Transport()
+        self.router: Router = self._transport.router(endpoint, keys)
+        self.endpoint = self.router.endpoint
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def send(self, identity: bytes, message: Any, frames: Any = ()) -> None:
+        """On the controller's thread only."""
+        self.router.send(identity, wire.encode(message), frames)
+
+    def do(self, work: Callable[[], None]) -> None:
+        with self._changed:
+            self._work.append(work)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def wait_for(self, kind: type, count: int = 1) -> list[Any]:
+        """The messages of a kind, once there are ``count`` of them."""
+        with self._changed:
+            ok = self._changed.wait_for(lambda: len(self.of(kind)) >= count or self._failure, timeout=10)
+            assert self._failure is None, self._failure
+            assert ok, self.received
+            return self.of(kind)
+
+    def of(self, kind: type) -> list[Any]:
+        return [message for message in self.received if type(message) is kind]
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._stop = True
+            os.eventfd_write(self._wake_fd, 1)
+            self._thread.join(10)
+            assert not self._thread.is_alive()
+            os.close(self._wake_fd)
+        assert self._failure is None, self._failure
+
+    def __enter__(self) -> FakeController:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            waiter = Waiter([self.router], [self._wake_fd])
+            while not self._stop:
+                waiter.wait(-1)
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake_fd)
+                with self._changed:
+                    work, self._work = self._work, []
+                for one in work:
+                    one()
+                while (got := self.router.receive()) is not None:
+                    self._take(*got)
+        except BaseException as failure:
+            with self._changed:
+                self._failure = failure
+                self._changed.notify_all()
+            raise
+        finally:
+            self._transport.close()
+
+    def _take(self, identity: bytes, _: int, frames: list[Any]) -> None:
+        message = wire.decode(frames[0], FROM_CLIENT)
+        if type(message) is ClientHello and identity not in self.peers:
+            self.peers.append(identity)
+        with self._changed:
+            self.received.append(message)
+            self._changed.notify_all()
+        if type(message) is ClientHello:
+            if self.greet:
+                self.send(identity, ClientWelcome(PROTOCOL_VERSION, "fake", 1))
+        elif identity not in self.peers:
+            self.send(identity, HelloNeeded(1))
+        elif type(message) is not Bye:
+            self.handle(self, identity, message, frames[1:])
+
+
+def echo(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+    """Answers a request with its own inputs, each named y, y1, y2, ... in order."""
+    if type(message) is InferRequest:
+        tensors = [
+            [f"y{index or ''}", dtype, shape, frame]
+            for index, (_, dtype, shape, frame) in enumerate(message.tensors)
+        ]
+        controller.send(identity, Answer(message.request_id, 1, tensors, [0, 0, 0, 0]), frames)
+
+
+def silent(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+    """Answers nothing."""
+
+
+def failing(status: Status, text: str, details: dict[str, Any] | None = None) -> Any:
+    """A handler that answers every request with one failure."""
+
+    def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        if hasattr(message, "request_id"):
+            controller.send(identity, Failure(message.request_id, status, text, details or {}))
+
+    return handle

@@ -1,0 +1,189 @@
+"""What a client refuses to send, and how failures become exceptions: no sockets needed."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import clockwork
+from clockwork import errors, tensors, wire
+from clockwork._connection import error_of
+from clockwork.client import decode_answer, encode_request, registration_options
+from clockwork.description import ModelInfo
+from clockwork.errors import ClockworkError, InvalidInput
+from clockwork.messages import FROM_CLIENT, Answer, Failure, InferRequest, Reply, Status
+
+
+def request(**changes: object) -> InferRequest:
+    arguments = {"model": "m", "inputs": np.zeros((1, 2), np.float32), "slo": None, "priority": 0} | changes
+    header, _, _ = encode_request(7, **arguments)  # type: ignore[arg-type]
+    message = wire.decode(header, FROM_CLIENT)
+    assert type(message) is InferRequest
+    return message
+
+
+def test_an_array_goes_without_a_name() -> None:
+    assert request() == InferRequest(7, "m", 0, 0, [["", tensors.FLOAT, [1, 2], 0]])
+
+
+def test_a_mapping_goes_by_name_one_frame_each() -> None:
+    message = request(inputs={"ids": np.zeros((1, 2), np.int64), "text": ["a"]}, slo=0.1, priority=2)
+    assert message.slo_ns == 100_000_000
+    assert message.priority == 2
+    assert message.tensors == [["ids", tensors.INT64, [1, 2], 0], ["text", tensors.STRING, [1], 1]]
+
+
+@pytest.mark.parametrize("slo", [0, 0.0, -1, math.nan, math.inf, -math.inf, 1e9, "soon"])
+def test_an_slo_that_is_none(slo: object) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        request(slo=slo)
+    assert "slo" in str(caught.value)
+    assert repr(slo) in str(caught.value)
+
+
+@pytest.mark.parametrize("priority", [-1, 256, 1.5, True, "high"])
+def test_a_priority_that_is_none(priority: object) -> None:
+    with pytest.raises(InvalidInput, match="priority"):
+        request(priority=priority)
+
+
+@pytest.mark.parametrize("model", ["", "x" * 300, None, 3])
+def test_a_name_that_is_none(model: object) -> None:
+    with pytest.raises(InvalidInput, match="model"):
+        request(model=model)
+
+
+def test_an_input_that_cannot_be_sent_is_named() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        request(inputs={"when": np.zeros(2, "M8[s]")})
+    assert caught.value.tensor == "when"
+    with pytest.raises(InvalidInput, match="str"):
+        request(inputs={3: np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0.0, "auto", None), (None, "maybe", None), (None, "auto", 0), (None, "auto", 1.5)]
+)
+def test_registration_options_that_are_none(arguments: tuple[object, ...]) -> None:
+    with pytest.raises(InvalidInput):
+        registration_options(*arguments)  # type: ignore[arg-type]
+
+
+# ----- answers -------------------------------------------------------------------------------
+
+
+def answer(*refs: list[object]) -> Answer:
+    return Answer(1, 1, list(refs), [0, 0, 0, 0])
+
+
+def test_one_array_for_one_array_and_a_dict_for_a_dict() -> None:
+    frame = np.arange(2, dtype=np.float32).tobytes()
+    one = answer(["y", 1, [2], 0])
+    assert decode_answer(one, [frame], True).tolist() == [0, 1]  # type: ignore[union-attr]
+    assert decode_answer(one, [frame], False)["y"].tolist() == [0, 1]  # type: ignore[index,call-overload]
+    two = decode_answer(answer(["y", 1, [2], 0], ["z", 1, [1, 2], 0]), [frame], True)
+    assert isinstance(two, dict)
+    assert sorted(two) == ["y", "z"]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        ["y", 1, [3], 0],
+        ["y", 1, [2], 1],
+        ["y", 1, [2]],
+        ["y", 99, [2], 0],
+        ["y", 1, None, 0],
+        3,
+        ["y", 1, [2], "0"],
+    ],
+)
+def test_a_damaged_answer_is_an_error_not_a_crash(reference: object) -> None:
+    with pytest.raises(ClockworkError, match="damaged"):
+        decode_answer(Answer(1, 1, [reference], [0, 0, 0, 0]), [bytes(8)], True)  # type: ignore[list-item]
+    with pytest.raises(ClockworkError, match="damaged"):
+        decode_answer(Reply(1, {}), [], True)
+
+
+# ----- failures ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (Status.DEADLINE_MISSED, errors.DeadlineMissed),
+        (Status.CANCELLED, errors.Cancelled),
+        (Status.MODEL_NOT_FOUND, errors.ModelNotFound),
+        (Status.INVALID_INPUT, errors.InvalidInput),
+        (Status.EXECUTION_FAILED, errors.ExecutionFailed),
+        (Status.UNAVAILABLE, errors.Unavailable),
+        (Status.PROTOCOL_MISMATCH, errors.ProtocolMismatch),
+        (Status.INVALID_MODEL, errors.InvalidModel),
+        (Status.REFUSED, errors.Refused),
+        (Status.INTERNAL, ClockworkError),
+        (99, ClockworkError),
+    ],
+)
+def test_every_status_has_its_exception(status: int, kind: type[ClockworkError]) -> None:
+    error = error_of(Failure(1, status, "why", {}))
+    assert type(error) is kind
+    assert str(error) == "why"
+    assert isinstance(error, ClockworkError)
+
+
+def test_a_refusal_says_what_would_have_been_admitted() -> None:
+    details = {"reason": "deadline", "feasible_slo_ns": 20_000_000, "retry_after_ns": 1_500_000_000}
+    error = error_of(Failure(1, Status.REFUSED, "no", details))
+    assert isinstance(error, errors.Refused)
+    assert (error.reason, error.feasible_slo, error.retry_after) == ("deadline", 0.02, 1.5)
+    unknown = error_of(Failure(1, Status.REFUSED, "no", {"feasible_slo_ns": 0}))
+    assert isinstance(unknown, errors.Refused)
+    assert (unknown.feasible_slo, unknown.retry_after) == (None, None)
+
+
+def test_an_invalid_input_names_the_tensor() -> None:
+    error = error_of(
+        Failure(1, Status.INVALID_INPUT, "no", {"tensor": "x", "expected": "float32", "got": "int8"})
+    )
+    assert isinstance(error, errors.InvalidInput)
+    assert (error.tensor, error.expected, error.got) == ("x", "float32", "int8")
+
+
+# ----- descriptions --------------------------------------------------------------------------
+
+
+def test_a_description_tolerates_what_it_does_not_know() -> None:
+    info = ModelInfo.from_wire({
+        "name": "m", "version": 3, "slo_ns": 100_000_000, "from_the_future": 1,
+        "inputs": [{"name": "x", "dtype": 1, "shape": ["n", 4]}],
+        "profile": [{"shape": [[4]], "batch": 2, "exec_ns": 5}],
+    })  # fmt: skip
+    assert (info.name, info.version, info.slo) == ("m", 3, 0.1)
+    assert (info.inputs[0].dtype, info.inputs[0].shape) == ("float32", ("n", 4))
+    assert info.profile[0].shape == ((4,),)
+    assert info.raw["from_the_future"] == 1
+    assert ModelInfo.from_wire({}).slo is None
+
+
+# ----- the package ---------------------------------------------------------------------------
+
+
+def test_everything_public_can_be_imported() -> None:
+    for name in clockwork.__all__:
+        assert getattr(clockwork, name) is not None
+    with pytest.raises(AttributeError):
+        clockwork.nonsense  # noqa: B018
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, clockwork; "
+        "assert not {'numpy', 'zmq', 'onnx', 'onnxruntime'} & set(sys.modules), sys.modules; "
+        "clockwork.Client; "
+        "assert not {'onnx', 'onnxruntime', 'PIL', 'rich', 'click'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

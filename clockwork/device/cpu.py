@@ -14,7 +14,6 @@ import contextlib
 import functools
 import hashlib
 import math
-import os
 import platform
 import select
 import threading
@@ -30,8 +29,13 @@ from clockwork.device.base import Completion, DeviceInfo, TensorView
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import Infer, Load, Profile, Unload
 from clockwork.models.prepared import (
-    PACKED_DATA_FILE, PACKED_FILE, PROGRAM_FILE, WEIGHTS_FILE, PreparedModel, WeightSpec,
-)  # fmt: skip
+    PACKED_DATA_FILE,
+    PACKED_FILE,
+    PROGRAM_FILE,
+    WEIGHTS_FILE,
+    PreparedModel,
+    WeightSpec,
+)
 from clockwork.tensors import DTYPES, STRING
 
 _ALIGNMENT = 64

@@ -21,8 +21,15 @@ from clockwork.device.cpu import CpuDevice
 from clockwork.messages import NEVER_NS, Infer, Load, Profile, Unload
 from clockwork.models.layout import lay_out, write_weights
 from clockwork.models.prepared import (
-    FORMAT_VERSION, PACKED_DATA_FILE, PACKED_FILE, PROGRAM_FILE, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec,
-)  # fmt: skip
+    FORMAT_VERSION,
+    PACKED_DATA_FILE,
+    PACKED_FILE,
+    PROGRAM_FILE,
+    WEIGHTS_FILE,
+    PreparedModel,
+    TensorSpec,
+    WeightSpec,
+)
 from clockwork.tensors import DTYPES
 
 PAGE_BYTES = 65_536
@@ -99,13 +106,27 @@ class CpuRig:
                     place / WEIGHTS_FILE, layout, [np.ascontiguousarray(one) for one in arrays], PAGE_BYTES
                 )
         prepared = PreparedModel(
-            format_version=FORMAT_VERSION, digest=place.name, fingerprint=self.fingerprint, program=program,
-            holding=holding if arrays else "none", inputs=inputs, outputs=outputs, batches=one.batches,
-            batching_note="", batch_max=8, page_bytes=PAGE_BYTES, runs=layout.runs, weights=weights,
+            format_version=FORMAT_VERSION,
+            digest=place.name,
+            fingerprint=self.fingerprint,
+            program=program,
+            holding=holding if arrays else "none",
+            inputs=inputs,
+            outputs=outputs,
+            batches=one.batches,
+            batching_note="",
+            batch_max=8,
+            page_bytes=PAGE_BYTES,
+            runs=layout.runs,
+            weights=weights,
             weights_bytes=sum(array.nbytes for array in arrays),
-            resident_bytes=sum(layout.runs) * PAGE_BYTES, load_ns=0, profile=[], constants_note="", metadata={},
+            resident_bytes=sum(layout.runs) * PAGE_BYTES,
+            load_ns=0,
+            profile=[],
+            constants_note="",
+            metadata={},
             example=[],
-        )  # fmt: skip
+        )
         prepared.write(place)
         return str(place)
 

@@ -1,0 +1,42 @@
+"""A device of each kind, made fresh for each test and checked to have left nothing behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.device.rig import RIGS, Driver
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(params=RIGS, ids=lambda rig: rig.kind)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Driver]]:
+    """Makes devices (options as the rig's make()) with a Driver each; closes them at the end."""
+    made: list[Driver] = []
+
+    def one(**options: Any) -> Driver:
+        rig = request.param(tmp_path)
+        made.append(Driver(rig.make(**options), rig))
+        return made[-1]
+
+    request.param(tmp_path).make().close()  # what is made once per process is not a leak
+    threads, files = threading.active_count(), open_files()
+    yield one
+    for driver in made:
+        driver.device.close()
+        driver.device.close()  # idempotent
+    assert threading.active_count() == threads
+    assert open_files() == files
+
+
+@pytest.fixture
+def driver(make: Callable[..., Driver]) -> Driver:
+    return make()

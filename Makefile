@@ -99,7 +99,7 @@ distclean: clean ## remove the virtual environment as well
 
 $(ENVIRONMENT):
 	@sh tools/needs.sh "$(PYTHON)"
-	@if [ -x $(BIN)/python ] && ! ls $(VENV)/.environment-* >/dev/null 2>&1; then \
+	@if ! ls $(VENV)/.environment-* >/dev/null 2>&1 && $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	    echo "Using the virtual environment that is there, $(VENV)."; \
 	else \
 	    echo "Creating the virtual environment $(VENV) with $(PYTHON) ..."; \

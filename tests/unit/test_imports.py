@@ -1,0 +1,235 @@
+"""Who may import whom: ARCHITECTURE's "imports go one way", read from the sources with ast.
+
+Every module below clockwork/ belongs to one room; a room imports itself and the rooms that are listed for it.
+A new file outside the known rooms fails here, so that somebody decides where it belongs.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "clockwork"
+
+ROOMS = {
+    "leaves": [
+        "errors",
+        "config",
+        "clock",
+        "messages",
+        "wire",
+        "tensors",
+        "keys",
+        "description",
+        "_wait",
+        "device.base",
+        "__version__",
+    ],
+    "scheduler": ["scheduler"],
+    "actions": ["worker.actions"],
+    "transport": ["transport"],
+    "formats": ["models.package", "models.prepared"],
+    "device": ["device"],
+    "models": ["models"],
+    "client": ["", "client", "aio", "_connection"],
+    "controller": ["controller"],
+    "worker": ["worker"],
+    "gateway": ["gateway"],
+    "sim": ["sim"],
+    "cli": ["cli", "__main__"],
+}
+"""Room: the modules in it, by name below clockwork; a package stands for all that it holds. Longest name wins."""
+
+MAY_IMPORT = {
+    "leaves": [],
+    "scheduler": ["leaves"],
+    "actions": ["leaves"],
+    "transport": ["leaves"],
+    "formats": ["leaves", "scheduler"],
+    "device": ["leaves", "formats"],
+    "models": ["leaves", "scheduler", "formats", "device"],  # preparation measures on the device itself
+    "client": ["leaves", "transport", "formats", "models"],
+    "controller": ["leaves", "scheduler", "transport", "formats"],
+    "worker": ["leaves", "actions", "transport", "formats", "device", "models"],
+    "gateway": ["leaves", "client"],
+    "sim": ["leaves", "scheduler", "actions", "formats", "device"],
+    "cli": ["leaves", "transport", "formats", "models", "client", "controller", "worker", "gateway", "sim"],
+}
+
+PURE = ["scheduler", "actions"]
+IMPURE_MODULES = {
+    "asyncio", "concurrent", "multiprocessing", "os", "pathlib", "select", "signal", "socket", "subprocess",
+    "threading", "time", "clockwork.clock", "clockwork.tensors", "clockwork.wire", "clockwork.keys",
+}  # fmt: skip
+"""What a pure room must not touch: sockets, threads, clocks, files, bytes of tensors."""
+
+ONLY_IN = {
+    "zmq": ["transport"],
+    "onnxruntime": ["models", "device"],
+    "sklearn": [],
+    "torch": [],
+}
+"""Outside packages, and the modules (a package stands for all that it holds) that may import them."""
+
+
+class Import(NamedTuple):
+    importer: str  # module name below clockwork, "" for clockwork itself
+    target: str  # full dotted name
+    line: int
+
+    def __str__(self) -> str:
+        return f"clockwork.{self.importer}:{self.line} imports {self.target}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every import, also those inside functions; those for type checking alone are imports too."""
+    name = module_name(path)
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".pyx":
+        for number, line in enumerate(source.splitlines(), 1):
+            if found := re.match(r"\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))\b", line):
+                yield Import(name, found[1] or found[2], number)
+        return
+    package = ["clockwork", *name.split(".")] if name else ["clockwork"]
+    if path.name != "__init__.py":
+        package.pop()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(name, alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            target = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:  # "from clockwork import clock" imports clockwork.clock
+                deeper = f"{target}.{alias.name}"
+                known = is_module(deeper) or deeper == "clockwork.__version__"
+                yield Import(name, deeper if known else target, node.lineno)
+
+
+def is_module(name: str) -> bool:
+    head, *rest = name.split(".")
+    place = PACKAGE.joinpath(*rest)
+    return head == "clockwork" and (
+        place.is_dir() or any(place.with_suffix(s).exists() for s in (".py", ".pyx"))
+    )
+
+
+def within(module: str, names: list[str]) -> bool:
+    return any(module == name or (name and module.startswith(f"{name}.")) for name in names)
+
+
+def room_of(module: str) -> str:
+    """The room of a module below clockwork; "" if it has none."""
+    found = [
+        (len(name), room)
+        for room, names in ROOMS.items()
+        for name in names
+        if module == name or (name and module.startswith(f"{name}."))
+    ]
+    return max(found)[1] if found else ""
+
+
+SOURCES = sorted(path for suffix in ("py", "pyx") for path in PACKAGE.rglob(f"*.{suffix}"))
+IMPORTS = [one for path in SOURCES for one in imports_of(path)]
+INSIDE = [one for one in IMPORTS if one.target == "clockwork" or one.target.startswith("clockwork.")]
+
+
+def test_every_module_has_a_room() -> None:
+    assert [module_name(path) for path in SOURCES if not room_of(module_name(path))] == []
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for one in INSIDE:
+        source, target = (
+            room_of(one.importer),
+            room_of(one.target.removeprefix("clockwork").removeprefix(".")),
+        )
+        if source != target and target not in MAY_IMPORT[source]:
+            wrong.append(f"{one}: {source} must not import {target}")
+    assert wrong == []
+
+
+def test_the_rooms_themselves_have_no_circle() -> None:
+    """No pair of rooms may import each other, however long the way round."""
+    settled: list[str] = []
+    while len(settled) < len(MAY_IMPORT):
+        ready = [
+            room for room, others in MAY_IMPORT.items() if room not in settled and set(others) <= set(settled)
+        ]
+        assert ready, f"a circle among {sorted(set(MAY_IMPORT) - set(settled))}"
+        settled += ready
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_what_decides_touches_no_socket_thread_clock_or_file(room: str) -> None:
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if room_of(one.importer) == room
+        and (one.target in IMPURE_MODULES or one.target.split(".")[0] in IMPURE_MODULES)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_outside_packages_stay_where_they_belong(package: str) -> None:
+    wrong = [
+        str(one)
+        for one in IMPORTS
+        if one.target.split(".")[0] == package and not within(one.importer, ONLY_IN[package])
+    ]
+    assert wrong == []
+
+
+def test_only_config_reads_the_environment() -> None:
+    wrong = []
+    for path in SOURCES:
+        if path.suffix != ".py" or module_name(path) == "config":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert wrong == []
+
+
+def test_the_client_starts_without_onnx_and_onnxruntime() -> None:
+    """They take half a second to import, and a client that only infers has no use for them."""
+    program = "import sys, clockwork; clockwork.Client; print([m for m in ('onnx', 'onnxruntime') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_the_reader_of_imports_sees_all_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks above would pass on an empty list; this holds the eyes they see with."""
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    (tmp_path / "worker").mkdir()
+    (tmp_path / "clock.py").touch()
+    source = tmp_path / "worker" / "loop.py"
+    source.write_text(
+        "import zmq.auth\nfrom clockwork import clock, nothing\nfrom ..clock import now\nfrom . import other\n"
+        "def f():\n    import threading\n"
+    )
+    assert {one.target for one in imports_of(source)} == {
+        "zmq.auth", "clockwork.clock", "clockwork", "clockwork.worker", "threading",
+    }  # fmt: skip
+    cython = tmp_path / "_fast.pyx"
+    cython.write_text(
+        "from clockwork.clock import now\ncimport cython\nfrom libc.stdint cimport int64_t\n  import zmq\n"
+    )
+    assert [one.target for one in imports_of(cython)] == ["clockwork.clock", "cython", "libc.stdint", "zmq"]

@@ -47,6 +47,17 @@ typedef struct OrtAllocator {
     const OrtMemoryInfo *(*Info)(const struct OrtAllocator *self);
 } OrtAllocator;
 
+/* The runtime numbers element types as ONNX does, but for three that it took up in another order. */
+static inline int ort_dtype_of_onnx(int dtype)
+{
+    return dtype == 24 ? 26 : dtype == 25 || dtype == 26 ? dtype - 1 : dtype;
+}
+
+static inline int onnx_dtype_of_ort(int dtype)
+{
+    return dtype == 26 ? 24 : dtype == 24 || dtype == 25 ? dtype + 1 : dtype;
+}
+
 #define ORT_CALL(api, place, ...) ((OrtStatus * (*)(__VA_ARGS__))(api)->entry[place])
 #define ORT_RELEASE(name, place, type)                                  \
     static inline void name(const OrtApi *api, type *object)            \

@@ -17,7 +17,7 @@ from posix.mman cimport (
     MADV_DONTNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
 
 from clockwork.device._ort cimport (
-    CW_HUGE, ORT_STRING, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
+    CW_HUGE, ORT_STRING, onnx_dtype_of_ort, ort_dtype_of_onnx, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
     ort_create_tensor, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_session_options,
     ort_release_tensor_info, ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes,
     ort_tensor_data, ort_tensor_dims, ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate,
@@ -836,7 +836,8 @@ cdef class Core:
             weight = &model.weights[index]
             base = self.arena + model.run_starts[weight.run] * self.page_bytes + weight.offset
             if ort_failed(self.api, ort_wrap_tensor(
-                    self.api, self.runtime.memory, base, weight.bytes, weight.dims, weight.rank, weight.dtype,
+                    self.api, self.runtime.memory, base, weight.bytes, weight.dims, weight.rank,
+                    ort_dtype_of_onnx(weight.dtype),
                     &model.values[model.input_count + index]), text, TEXT_BYTES):
                 return False
         return True
@@ -969,7 +970,7 @@ cdef class Core:
                         memcpy(target, piece.buf, piece.len)
                         target += piece.len
             status = ort_wrap_tensor(self.api, self.runtime.memory, base, joined.bytes, joined.dims, joined.rank,
-                                     joined.dtype, value)
+                                     ort_dtype_of_onnx(joined.dtype), value)
             if ort_failed(self.api, status, action.text, TEXT_BYTES):
                 action.base.status = DEVICE_ERROR
                 return False
@@ -1063,6 +1064,7 @@ cdef class Core:
             snprintf(action.text, TEXT_BYTES, "output '%.200s' has %zu dimensions", name, rank)
             failed = True
         if not failed:
+            output.dtype = onnx_dtype_of_ort(output.dtype)
             output.rank = <int>rank
             failed = ort_failed(self.api, ort_tensor_dims(self.api, info, output.dims, rank), action.text, TEXT_BYTES)
         ort_release_tensor_info(self.api, info)

@@ -27,6 +27,8 @@ cdef extern from "ort_api.h" nogil:
     ctypedef struct OrtAllocator:
         uint32_t version
 
+    int ort_dtype_of_onnx(int)
+    int onnx_dtype_of_ort(int)
     void ort_release_session(const OrtApi*, OrtSession*)
     void ort_release_value(const OrtApi*, OrtValue*)
     void ort_release_run_options(const OrtApi*, OrtRunOptions*)
@@ -106,7 +108,7 @@ cdef struct Session:
     size_t output_count
     char** input_names
     char** output_names
-    int* input_dtypes
+    int* input_dtypes  # ONNX's
     OrtValue** outputs  # output_count places for the one run that is under way
 
 cdef class Runtime:

@@ -225,6 +225,7 @@ cdef class Runtime:
         if not failed and dtype != NULL:
             failed = (ort_failed(api, ort_type_tensor(api, type_info, &tensor), text, TEXT_BYTES)
                       or ort_failed(api, ort_tensor_dtype(api, tensor, dtype), text, TEXT_BYTES))
+            dtype[0] = onnx_dtype_of_ort(dtype[0])
         ort_release_type_info(api, type_info)
         return not failed
 

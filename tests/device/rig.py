@@ -49,6 +49,7 @@ def case(
     outputs: Mapping[str, tuple[int, Sequence[Any] | None]],
     weights: Mapping[str, np.ndarray] | None = None,
     batches: bool = True,
+    opset: int = 21,
 ) -> Case:
     graph = helper.make_graph(
         list(nodes),
@@ -57,8 +58,8 @@ def case(
         [helper.make_tensor_value_info(name, dtype, shape) for name, (dtype, shape) in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()],
     )
-    opsets = [helper.make_opsetid("", 21)]
-    return Case(helper.make_model(graph, opset_imports=opsets, ir_version=10), batches)
+    opsets = [helper.make_opsetid("", opset)]
+    return Case(helper.make_model(graph, opset_imports=opsets, ir_version=13 if opset > 21 else 10), batches)
 
 
 class CpuRig:

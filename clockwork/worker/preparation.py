@@ -197,12 +197,12 @@ class PreparationProcess:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        with self._lock:
-            child = self._child
-            self._child = None
+        child = self._child  # only this thread assigns it
         if child is not None:
             child.kill()
             child.wait()
+            with self._lock:
+                self._child = None
 
     def _explain_death(self) -> tuple[Status, str]:
         with self._lock:

@@ -174,14 +174,16 @@ class Registrar:
     def _opened(self, opened: _Opened) -> None:
         model = opened.model
         model_id = model.message.model_id
-        if model.cancelled or (not opened.missing and len(model.opened) < len(self._devices)):
+        ready = not opened.missing and len(model.opened) == len(self._devices)
+        if model.cancelled or not ready:
             for device in model.opened:
                 device.forget(model_id)
+            model.opened.clear()
         if model.cancelled:
             return
         if not opened.missing:
             del self._coming[model_id]
-            if len(model.opened) == len(self._devices):
+            if ready:
                 self.ready.add(model_id)
             self._send(opened.reply)
         elif opened.has_package:
@@ -291,7 +293,13 @@ class _OpeningThread:
                 )
             summary = summary or found
         for device in self._devices:
-            device.prepare(message.model_id, str(self._directory(message, device)))
+            try:
+                device.prepare(message.model_id, str(self._directory(message, device)))
+            except InvalidModel:
+                if model.was_prepared:
+                    raise
+                # Preparation looks more closely at what is in the cache, and replaces what is damaged.
+                return _Opened(model, True, self._store.has(message.digest), b"")
             model.opened.append(device)
         assert summary is not None
         return _Opened(model, False, True, wire.encode(Prepared(message.model_id, Status.OK, "", summary)))

@@ -61,7 +61,7 @@ class Side:
         return sorted(path.name for path in (self.store.root / "packages").glob(".*"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def side(tmp_path: Path) -> Iterator[Side]:
     side = Side(tmp_path)
     yield side

@@ -54,7 +54,7 @@ class Side:
         return done
 
 
-@pytest.fixture()
+@pytest.fixture
 def make() -> Iterator[Callable[..., Side]]:
     made: list[Side] = []
 
@@ -82,7 +82,8 @@ def test_one_process_serves_one_job_after_another(make: Callable[..., Side]) -> 
 
 
 @pytest.mark.parametrize(
-    ("job", "how"), [({"signal": 11}, "signal 11"), ({"exit": 3}, "exit status 3"), ({"signal": 9}, "signal 9")]
+    ("job", "how"),
+    [({"signal": 11}, "signal 11"), ({"exit": 3}, "exit status 3"), ({"signal": 9}, "signal 9")],
 )
 def test_a_crash_is_the_models_fault_and_the_next_job_gets_a_new_process(
     make: Callable[..., Side], job: dict[str, int], how: str

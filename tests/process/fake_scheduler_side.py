@@ -1,0 +1,255 @@
+"""The controller's side of a worker's conversation, played by hand, and a worker process to talk to."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from clockwork import __version__, wire
+from clockwork.clock import SECOND, now_ns
+from clockwork.messages import (
+    FROM_WORKER,
+    NEVER_NS,
+    PROTOCOL_VERSION,
+    Chunk,
+    Fetch,
+    Heartbeat,
+    Infer,
+    Load,
+    Prepare,
+    Prepared,
+    Result,
+    Status,
+    Unload,
+    WorkerHello,
+    WorkerWelcome,
+)
+from clockwork.models.package import PackageFile, digest_of, rows_of
+from clockwork.transport import Transport, Waiter
+
+TIMEOUT_S = 60
+
+MAIN = """
+import json, pathlib, sys
+from clockwork.worker.process import main
+from clockwork.worker.settings import WorkerSettings
+settings = json.loads(sys.argv[1])
+settings["store"] = pathlib.Path(settings["store"])
+settings["key"] = pathlib.Path(settings["key"]) if settings.get("key") else None
+raise SystemExit(main(WorkerSettings(**settings)))
+"""
+
+
+@dataclasses.dataclass
+class Package:
+    """A package as a controller would have it: its files' contents, and what a Prepare says of it."""
+
+    contents: list[bytes]
+    files: list[PackageFile]
+    digest: str
+
+
+def package(model: bytes) -> Package:
+    files = [PackageFile("model.onnx", len(model), hashlib.sha256(model).hexdigest())]
+    return Package([model], files, digest_of(files))
+
+
+class SchedulerSide:
+    """One worker at a time; everything happens on the caller's thread."""
+
+    def __init__(self, endpoint: str = "tcp://127.0.0.1:0", keys: Any = None) -> None:
+        self._transport = Transport()
+        self.router = self._transport.router(endpoint, keys)
+        self.endpoint = self.router.endpoint
+        self._waiter = Waiter([self.router])
+        self.identity = b""
+        self.packages: dict[str, Package] = {}
+        self.fetched_bytes = 0
+        self.heartbeats: list[Heartbeat] = []
+        self._action_id = 0
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> SchedulerSide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ----- messages ----------------------------------------------------------------------------
+
+    def receive(self, timeout_s: float = TIMEOUT_S) -> tuple[Any, list[Any]]:
+        """The next message and its frames. Fetches are served, heartbeats kept."""
+        deadline_ns = now_ns() + round(timeout_s * SECOND)
+        while True:
+            received = self.router.receive()
+            if received is None:
+                left_ns = deadline_ns - now_ns()
+                assert left_ns > 0, "the worker says nothing"
+                self._waiter.wait(left_ns)
+                continue
+            identity, _, frames = received
+            message = wire.decode(frames[0], FROM_WORKER)
+            if isinstance(message, WorkerHello):
+                self.identity = identity
+            if isinstance(message, Fetch) and message.digest in self.packages:
+                self._serve(message)
+            elif isinstance(message, Heartbeat):
+                self.heartbeats.append(message)
+                return message, []
+            else:
+                return message, frames[1:]
+
+    def _serve(self, fetch: Fetch) -> None:
+        body = self.packages[fetch.digest].contents[fetch.file][fetch.offset : fetch.offset + fetch.length]
+        self.fetched_bytes += len(body)
+        self.send(Chunk(fetch.digest, fetch.file, fetch.offset, Status.OK), [body])
+
+    def expect(self, kind: type, timeout_s: float = TIMEOUT_S) -> Any:
+        """The next message, which has to be of this kind (heartbeats apart), and no frames."""
+        return self.expect_frames(kind, timeout_s)[0]
+
+    def expect_frames(self, kind: type, timeout_s: float = TIMEOUT_S) -> tuple[Any, list[Any]]:
+        while True:
+            message, frames = self.receive(timeout_s)
+            if isinstance(message, kind):
+                return message, frames
+            assert isinstance(message, Heartbeat), message
+
+    def send(self, message: Any, frames: Sequence[Any] = ()) -> None:
+        assert self.router.send(self.identity, wire.encode(message), frames)
+
+    def send_raw(self, header: bytes, frames: Sequence[Any] = ()) -> None:
+        assert self.router.send(self.identity, header, frames)
+
+    # ----- conversations -----------------------------------------------------------------------
+
+    def welcome(self, epoch: int = 1) -> WorkerHello:
+        """Let a worker in."""
+        hello: WorkerHello = self.expect(WorkerHello)
+        self.send(WorkerWelcome(PROTOCOL_VERSION, __version__, epoch, 7))
+        return hello
+
+    def announce(self, model_id: int, package: Package, **options: Any) -> None:
+        self.packages[package.digest] = package
+        self.send(Prepare(model_id, f"model{model_id}", 1, package.digest, rows_of(package.files), options))
+
+    def prepare(self, model_id: int, package: Package, **options: Any) -> dict[str, Any]:
+        """Have a model prepared; its summary."""
+        self.announce(model_id, package, **options)
+        prepared: Prepared = self.expect(Prepared)
+        assert (prepared.model_id, Status(prepared.status), prepared.text) == (model_id, Status.OK, "")
+        return prepared.summary
+
+    def next_action(self) -> int:
+        self._action_id += 1
+        return self._action_id
+
+    def load(
+        self, model_id: int, load_id: int, starts: list[int], latest_ns: int = NEVER_NS, earliest_ns: int = 0
+    ) -> Result:
+        action_id = self.next_action()
+        self.send(Load(action_id, 0, model_id, load_id, starts, earliest_ns, latest_ns, 1_000_000))
+        return self.result(action_id)
+
+    def unload(self, model_id: int, load_id: int) -> Result:
+        action_id = self.next_action()
+        self.send(Unload(action_id, 0, model_id, load_id, 0, NEVER_NS, 1_000))
+        return self.result(action_id)
+
+    def send_infer(
+        self,
+        model_id: int,
+        load_id: int,
+        parts: list[list[list[Any]]],
+        frames: Sequence[Any],
+        window: tuple[int, int] = (0, NEVER_NS),
+        device: int = 0,
+    ) -> int:
+        action_id = self.next_action()
+        self.send(Infer(action_id, device, model_id, load_id, *window, 1_000_000, parts), frames)
+        return action_id
+
+    def result(self, action_id: int) -> Result:
+        return self.result_frames(action_id)[0]
+
+    def result_frames(self, action_id: int) -> tuple[Result, list[Any]]:
+        result, frames = self.expect_frames(Result)
+        assert result.action_id == action_id
+        return result, frames
+
+
+class WorkerProcess:
+    """A worker in a process of its own."""
+
+    def __init__(self, endpoint: str, store: Path, log: Path, **settings: Any) -> None:
+        self.log = log
+        body = {"endpoint": endpoint, "name": "w", "store": str(store), "arena_bytes": 64 << 20, **settings}
+        body.setdefault("page_bytes", 1 << 16)
+        with open(log, "ab") as stderr:
+            self.process = subprocess.Popen([sys.executable, "-c", MAIN, json.dumps(body)], stderr=stderr)
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
+        return self.process.wait(timeout_s)
+
+    def log_text(self) -> str:
+        return self.log.read_text()
+
+    def children(self) -> list[int]:
+        """Process ids of the worker's children."""
+        return [pid for pid, parent in _parents().items() if parent == self.process.pid]
+
+    def wait_for_child(self) -> int:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not (children := self.children()):
+            assert time.monotonic() < deadline
+            os.sched_yield()
+        return children[0]
+
+
+def _parents() -> dict[int, int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it may end while we look
+                stat = (entry / "stat").read_text()
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    return parents
+
+
+@contextlib.contextmanager
+def running_worker(endpoint: str, store: Path, **settings: Any) -> Iterator[WorkerProcess]:
+    """A worker while this lasts; it must leave nothing behind, however it ends."""
+    store.mkdir(parents=True, exist_ok=True)
+    worker = WorkerProcess(endpoint, store, store.parent / "worker.log", **settings)
+    try:
+        yield worker
+    except BaseException:
+        print(worker.log_text(), file=sys.stderr)
+        raise
+    finally:
+        children = worker.children()
+        if worker.process.poll() is None:
+            worker.process.kill()
+        worker.process.wait()
+        deadline = time.monotonic() + TIMEOUT_S
+        while any(Path(f"/proc/{pid}/cmdline").is_file() and not _is_zombie(pid) for pid in children):
+            assert time.monotonic() < deadline, "a child outlives its worker"
+            os.sched_yield()
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

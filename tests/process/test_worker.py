@@ -1,0 +1,503 @@
+"""A real worker with a real CPU device, and the other side of the socket in the test's hand."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+
+from clockwork import wire
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.keys import ControllerKeys, write_keys
+from clockwork.messages import (
+    NEVER_NS,
+    PROTOCOL_VERSION,
+    Forget,
+    Goodbye,
+    Heartbeat,
+    HelloNeeded,
+    Infer,
+    Load,
+    Mismatch,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Profile,
+    Result,
+    Revoke,
+    Status,
+    Unload,
+)
+from clockwork.models import zoo
+from clockwork.models.package import rows_of
+from clockwork.transport import new_key_pair
+from tests.process.fake_scheduler_side import (
+    Package,
+    SchedulerSide,
+    WorkerProcess,
+    package,
+    running_worker,
+)
+
+FLOAT = 1
+
+
+@pytest.fixture(scope="module")
+def model() -> Package:
+    return package(zoo.build("mlp", seed=3).SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared by the first test that needs it; found in the cache by the others."""
+    return tmp_path_factory.mktemp("worker") / "store"
+
+
+@pytest.fixture
+def side() -> Iterator[SchedulerSide]:
+    with SchedulerSide() as side:
+        yield side
+
+
+@pytest.fixture
+def worker(side: SchedulerSide, shared_store: Path) -> Iterator[WorkerProcess]:
+    with running_worker(side.endpoint, shared_store) as worker:
+        side.welcome()
+        yield worker
+
+
+def rows_of_input(side: SchedulerSide, summary: dict[str, list[dict[str, list[int]]]]) -> list[int]:
+    return [1, *summary["inputs"][0]["shape"][1:]]
+
+
+class Served:
+    """A model that is prepared and loaded as load 1."""
+
+    def __init__(self, side: SchedulerSide, package: Package, model_id: int = 5) -> None:
+        self.side, self.model_id, self.package = side, model_id, package
+        self.summary = side.prepare(model_id, package)
+        starts, page = [], 0
+        for pages in self.summary["runs"]:
+            starts.append(page)
+            page += pages
+        self.starts = starts
+        result = side.load(model_id, 1, starts)
+        assert (result.status, result.text) == (Status.OK, "")
+        self.shape = [1, *self.summary["inputs"][0]["shape"][1:]]
+
+    def x(self, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).standard_normal(self.shape, dtype=np.float32)
+
+    def send(self, *arrays: np.ndarray, window: tuple[int, int] = (0, NEVER_NS)) -> int:
+        parts = [[[FLOAT, list(x.shape), index]] for index, x in enumerate(arrays)]
+        return self.side.send_infer(self.model_id, 1, parts, [x.tobytes() for x in arrays], window)
+
+    def expected(self, x: np.ndarray) -> np.ndarray:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(self.package.contents[0], providers=["CPUExecutionProvider"])
+        (y,) = session.run(None, {session.get_inputs()[0].name: x})
+        return np.asarray(y)
+
+
+@pytest.fixture
+def served(worker: WorkerProcess, side: SchedulerSide, model: Package) -> Served:
+    return Served(side, model)
+
+
+def test_a_model_is_fetched_prepared_loaded_run_and_unloaded(tmp_path: Path, side: SchedulerSide) -> None:
+    digits = package(zoo.build("digits").SerializeToString())
+    with running_worker(side.endpoint, tmp_path / "store") as worker:
+        hello = side.welcome()
+        assert (hello.protocol, hello.name) == (PROTOCOL_VERSION, "w")
+        assert hello.devices[0]["kind"] == "cpu"
+        assert hello.devices[0]["page_count"] * hello.devices[0]["page_bytes"] == 64 << 20
+        served = Served(side, digits)
+        assert side.fetched_bytes == len(digits.contents[0])
+        arrays = [served.x(seed) for seed in range(3)]
+        count = 3 if served.summary["batches"] else 1
+        result, frames = side.result_frames(served.send(*arrays[:count]))
+        assert (result.status, result.text) == (Status.OK, "")
+        assert 0 < result.received_ns <= result.execute[0] < result.execute[1] <= now_ns()
+        for x, (ref,) in zip(arrays, result.parts, strict=False):
+            dtype, shape, frame = ref
+            y = np.frombuffer(frames[frame], np.float32).reshape(shape)
+            assert dtype == FLOAT
+            np.testing.assert_allclose(y, served.expected(x), rtol=1e-4, atol=1e-5)
+        assert side.unload(5, 1).status == Status.OK
+        assert side.result(served.send(arrays[0])).status == Status.NOT_RESIDENT
+        side.send(Forget(5))
+        assert side.result(served.send(arrays[0])).status == Status.UNKNOWN_MODEL
+        assert worker.process.poll() is None
+
+
+def test_a_worker_that_starts_again_finds_its_models(
+    side: SchedulerSide, shared_store: Path, model: Package
+) -> None:
+    for epoch in (1, 2):
+        side.fetched_bytes = 0
+        with running_worker(side.endpoint, shared_store) as worker:
+            side.welcome(epoch)
+            side.prepare(epoch, model)
+            if epoch == 2:
+                assert side.fetched_bytes == 0
+                assert worker.children() == []  # and nothing was prepared
+
+
+def test_a_profile_run_returns_no_output(served: Served, side: SchedulerSide) -> None:
+    action_id = side.next_action()
+    side.send(Profile(action_id, 0, 5, 1, 0, NEVER_NS, 0, [served.shape]))
+    result = side.result(action_id)
+    assert (result.status, result.parts) == (Status.OK, [])
+    assert result.execute[2] > 0
+
+
+def test_an_action_whose_window_has_closed_is_too_late_and_does_nothing(
+    served: Served, side: SchedulerSide
+) -> None:
+    assert side.unload(5, 1).status == Status.OK
+    late = side.load(5, 2, served.starts, latest_ns=now_ns() - MS)
+    assert (late.status, late.execute) == (Status.TOO_LATE, [0, 0, 0])
+    assert side.result(served.send(served.x(0), window=(0, now_ns() - MS))).status == Status.TOO_LATE
+    assert side.load(5, 3, served.starts).status == Status.OK  # the pages are still free
+
+
+def test_an_action_waits_for_its_window(served: Served, side: SchedulerSide) -> None:
+    earliest_ns = now_ns() + 50 * MS
+    result = side.result(served.send(served.x(0), window=(earliest_ns, earliest_ns + 10 * SECOND)))
+    assert result.status == Status.OK
+    assert result.execute[0] >= earliest_ns
+
+
+def test_a_revoked_action_is_cancelled(served: Served, side: SchedulerSide) -> None:
+    action_id = served.send(served.x(0), window=(now_ns() + 60 * SECOND, NEVER_NS))
+    side.send(Revoke(action_id))
+    assert side.result(action_id).status == Status.ACTION_CANCELLED
+    side.send(Revoke(999))  # long gone: nothing to say
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "text"),
+    [
+        ({"device": 1}, Status.DEVICE_ERROR, "device 1 of 1"),
+        ({"device": -1}, Status.DEVICE_ERROR, "device -1 of 1"),
+        ({"model_id": 6}, Status.UNKNOWN_MODEL, "model id 6"),
+        ({"latest_ns": 2**64 - 1}, Status.DEVICE_ERROR, "beyond all time"),
+        ({"load_id": 2**64 - 1}, Status.DEVICE_ERROR, "large"),
+        ({"parts": [[[FLOAT, [1], 1]]]}, Status.INVALID_INPUT, "frame 1 of a message with 1"),
+        ({"parts": [[[FLOAT, [1], -1]]]}, Status.INVALID_INPUT, "frame -1"),
+        ({"parts": [[[FLOAT, [1]]]]}, Status.INVALID_INPUT, "[dtype, shape, frame]"),
+        ({"parts": [[[FLOAT, 1, 0]]]}, Status.INVALID_INPUT, "[dtype, shape, frame]"),
+        ({"parts": [[[FLOAT, ["a"], 0]]]}, Status.DEVICE_ERROR, ""),
+        ({"parts": [[[None, [1], 0]]]}, Status.DEVICE_ERROR, ""),
+        ({"parts": [7]}, Status.INVALID_INPUT, "[dtype, shape, frame]"),
+        ({"parts": [[[FLOAT, [1] * 33, 0]]]}, Status.INVALID_INPUT, "rank 33"),
+        ({"parts": [[[FLOAT, [2**40, 2**40], 0]]]}, Status.INVALID_INPUT, ""),
+        ({"parts": []}, Status.INVALID_INPUT, ""),
+    ],
+)
+def test_an_action_that_makes_no_sense_is_answered(
+    served: Served, side: SchedulerSide, change: dict[str, object], status: Status, text: str
+) -> None:
+    x = served.x(0)
+    action = Infer(side.next_action(), 0, 5, 1, 0, NEVER_NS, 0, [[[FLOAT, served.shape, 0]]])
+    side.send(action._replace(**change), [x.tobytes()])
+    result = side.result(action.action_id)
+    assert Status(result.status) == status
+    assert text in result.text
+    assert side.result(served.send(x)).status == Status.OK
+
+
+def test_actions_of_other_kinds_that_make_no_sense_are_answered(served: Served, side: SchedulerSide) -> None:
+    for action in (
+        Load(901, 0, 5, 2, [None], 0, NEVER_NS, 0),
+        Load(902, 0, 5, 2, [2**70 % 2**64] * len(served.starts), 0, NEVER_NS, 0),
+        Unload(903, 0, 5, 77, 0, NEVER_NS, 0),
+        Profile(904, 0, 5, 1, 0, NEVER_NS, 0, [None]),
+    ):
+        side.send(action)
+        assert side.result(action.action_id).status != Status.OK
+    assert side.result(served.send(served.x(0))).status == Status.OK
+
+
+def test_messages_that_are_none_are_dropped(served: Served, side: SchedulerSide) -> None:
+    for header in (
+        b"",
+        b"\xff",
+        b"\x91",
+        os.urandom(100),
+        msgpack.packb([12345]),
+        msgpack.packb([97]),  # a Ping without its field
+        msgpack.packb([97, "now"]),
+        msgpack.packb([64, 1, "", "", 1, []]),  # a message of the other direction
+        msgpack.packb({"tag": 97}),
+    ):
+        side.send_raw(header, [b"frame"])
+    assert side.result(served.send(served.x(0))).status == Status.OK
+
+
+def test_a_ping_is_answered_with_two_stamps(worker: WorkerProcess, side: SchedulerSide) -> None:
+    sent_ns = now_ns()
+    side.send(Ping(sent_ns))
+    pong = side.expect(Pong)
+    assert sent_ns <= pong.received_ns <= pong.returned_ns <= now_ns()
+    assert pong.sent_ns == sent_ns
+
+
+def test_heartbeats_tell_how_the_worker_is(served: Served, side: SchedulerSide) -> None:
+    side.heartbeats.clear()
+    message, _ = side.receive()
+    assert isinstance(message, Heartbeat)
+    assert message.stats["models"] == 1
+    assert message.stats["rss_bytes"] > 1 << 20
+    assert message.stats["devices"][0]["arena_bytes"] == 64 << 20
+    assert 0 <= message.jitter_ns < SECOND
+
+
+def test_a_worker_whose_clock_is_off_keeps_its_windows(
+    shared_store: Path, side: SchedulerSide, model: Package
+) -> None:
+    offset_ns = -3600 * SECOND
+    with running_worker(side.endpoint, shared_store, clock_offset_ns=offset_ns, clock_drift_ppm=100.0):
+        side.welcome()
+        served = Served(side, model)
+        sent_ns = now_ns()
+        side.send(Ping(sent_ns))
+        pong = side.expect(Pong)
+        theirs_ns = pong.received_ns - offset_ns
+        assert sent_ns - SECOND < theirs_ns < now_ns() + SECOND
+        earliest_ns = pong.returned_ns + 20 * MS
+        window = (earliest_ns, earliest_ns + 10 * SECOND)
+        result = side.result(served.send(served.x(0), window=window))
+        assert result.status == Status.OK
+        assert result.received_ns < earliest_ns <= result.execute[0] < result.execute[1] < window[1]
+        late = side.result(served.send(served.x(0), window=(0, pong.returned_ns)))
+        assert late.status == Status.TOO_LATE
+
+
+def test_a_new_controller_makes_the_worker_forget(shared_store: Path, model: Package) -> None:
+    with SchedulerSide() as first:
+        endpoint = first.endpoint
+        with running_worker(endpoint, shared_store) as worker:
+            hello = first.welcome()
+            served = Served(first, model)
+            held = served.send(served.x(0), window=(now_ns() + 3600 * SECOND, NEVER_NS))
+            assert held
+            first.close()
+            with SchedulerSide(endpoint) as second:
+                again = second.welcome(epoch=2)
+                assert again.worker_epoch == hello.worker_epoch
+                action_id = second.send_infer(
+                    5, 1, [[[FLOAT, served.shape, 0]]], [served.x(0).tobytes()]
+                )  # what was known under the first controller
+                assert second.result(action_id).status == Status.UNKNOWN_MODEL
+                served = Served(second, model)
+                assert second.result(served.send(served.x(0))).status == Status.OK
+                second.send(HelloNeeded(3))
+                third = second.welcome(epoch=3)
+                assert third.worker_epoch == hello.worker_epoch
+                Served(second, model)
+            assert "lost" in worker.log_text()
+
+
+def test_a_worker_may_start_before_the_controller(shared_store: Path) -> None:
+    with SchedulerSide() as side:
+        endpoint = side.endpoint
+    with running_worker(endpoint, shared_store), SchedulerSide(endpoint) as side:
+        side.welcome()
+
+
+def test_another_protocol_ends_the_worker_with_a_sentence(worker: WorkerProcess, side: SchedulerSide) -> None:
+    side.send(Mismatch(2, "the controller speaks 2, the worker speaks 1"))
+    assert worker.wait() == 1
+    assert "the controller speaks 2, the worker speaks 1" in worker.log_text()
+
+
+def test_keys_let_a_worker_in_or_end_it(tmp_path: Path, shared_store: Path) -> None:
+    ours, theirs = new_key_pair(), new_key_pair()
+    _, peer_file = write_keys(tmp_path / "right", ours, theirs)
+    _, stranger_file = write_keys(tmp_path / "stranger", ours, new_key_pair())
+    _, misled_file = write_keys(tmp_path / "misled", new_key_pair(), theirs)
+    keys = ControllerKeys(*ours, (theirs[0],))
+    with SchedulerSide(keys=keys) as side:
+        with running_worker(side.endpoint, shared_store, key=str(peer_file)):
+            side.welcome()
+        for file in (stranger_file, misled_file, None):
+            with running_worker(side.endpoint, shared_store, key=file and str(file)) as worker:
+                assert worker.wait() == 1
+                assert (
+                    worker.log_text().rstrip().endswith("refused the connection: are the keys right (--key)?")
+                )
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"devices": ["cuda:0"]}, "device 'cuda:0' is unknown"),
+        ({"page_bytes": 1000}, "page_bytes is 1000"),
+        ({"key": "/nonexistent/key"}, "key file /nonexistent/key cannot be read"),
+        ({"endpoint": "nonsense"}, "'nonsense' is no endpoint"),
+        ({"store": "/proc/store"}, "/proc/store"),
+    ],
+)
+def test_wrong_settings_end_the_worker_with_a_sentence(
+    shared_store: Path, settings: dict[str, object], text: str
+) -> None:
+    endpoint = str(settings.pop("endpoint", "tcp://127.0.0.1:1"))
+    with running_worker(endpoint, shared_store, **settings) as worker:
+        assert worker.wait() == 1
+        assert text in worker.log_text()
+        assert "Traceback" not in worker.log_text()
+
+
+# ----- preparation -----------------------------------------------------------------------------
+
+
+def test_models_that_cannot_be_served_are_answered(tmp_path: Path, side: SchedulerSide) -> None:
+    garbage = package(b"this is no model")
+    large = package(zoo.build("mlp", seed=3).SerializeToString())
+    with running_worker(side.endpoint, tmp_path / "store", arena_bytes=1 << 16) as worker:
+        side.welcome()
+        side.announce(1, garbage)
+        prepared = side.expect(Prepared)
+        assert (prepared.model_id, prepared.status) == (1, Status.INVALID_MODEL)
+        assert "Traceback" not in prepared.text
+        side.announce(2, large)
+        prepared = side.expect(Prepared)
+        assert (prepared.model_id, prepared.status) == (2, Status.INVALID_MODEL)
+        assert prepared.text.endswith("has 1")  # pages
+        side.send(Prepare(3, "m", 1, "0" * 64, rows_of(large.files), {}))
+        assert "not those of package" in side.expect(Prepared).text
+        side.send(Prepare(4, "m", 1, large.digest, [["../escape", 1, "0" * 64]], {}))
+        assert "leaves the package" in side.expect(Prepared).text
+        side.announce(5, large, batching="../../etc")
+        assert "no way to batch" in side.expect(Prepared).text
+        assert worker.process.poll() is None
+
+
+def test_a_preparation_that_crashes_is_answered_and_the_next_one_succeeds(
+    tmp_path: Path, side: SchedulerSide, model: Package
+) -> None:
+    store = tmp_path / "store"
+    (store / "prepared").mkdir(parents=True)
+    with open(store / "prepared" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # no preparation gets beyond its start
+        with running_worker(side.endpoint, store) as worker:
+            side.welcome()
+            side.announce(1, model)
+            pid = None
+            while pid is None:
+                side.receive()  # heartbeats; the package is fetched meanwhile
+                pid = next(iter(worker.children()), None)
+            os.kill(pid, signal.SIGSEGV)
+            prepared = side.expect(Prepared)
+            assert prepared.status == Status.INVALID_MODEL
+            assert prepared.text == "preparation crashed (signal 11)"
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            Served(side, model, model_id=2)
+
+
+def test_forgetting_a_model_ends_its_preparation(tmp_path: Path, side: SchedulerSide, model: Package) -> None:
+    store = tmp_path / "store"
+    (store / "prepared").mkdir(parents=True)
+    other = package(zoo.build("null").SerializeToString())
+    with open(store / "prepared" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with running_worker(side.endpoint, store) as worker:
+            side.welcome()
+            side.announce(1, model)
+            while not worker.children():
+                side.receive()
+            side.announce(2, other)
+            side.send(Forget(1))
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            assert side.expect(Prepared).model_id == 2  # and of model 1 nothing more is heard
+
+
+def test_a_damaged_cache_is_prepared_again(tmp_path: Path, side: SchedulerSide, model: Package) -> None:
+    store = tmp_path / "store"
+    with running_worker(side.endpoint, store):
+        side.welcome()
+        side.prepare(1, model)
+        side.send(Forget(1))
+        (weights,) = (store / "prepared").glob("*/prepared.json")
+        weights.write_bytes(b"{")
+        for program in (store / "programs").glob("*/program.onnx"):
+            program.write_bytes(b"")
+        side.prepare(2, model)
+
+
+# ----- leaving ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_what_the_worker_holds(
+    worker: WorkerProcess, served: Served, side: SchedulerSide, number: int
+) -> None:
+    begun_ns = now_ns()
+    action_id = served.send(served.x(0), window=(begun_ns + 300 * MS, NEVER_NS))
+    side.send(Ping(0))
+    side.expect(Pong)  # it has the action
+    os.kill(worker.process.pid, number)
+    side.expect(Goodbye)
+    late_id = served.send(served.x(1))  # it was on its way
+    assert side.result(late_id).status == Status.OK
+    assert side.result(action_id).status == Status.OK
+    assert worker.wait() == 0
+    assert now_ns() - begun_ns < 2 * SECOND
+
+
+def test_an_action_that_would_take_too_long_does_not_keep_the_worker(
+    worker: WorkerProcess, served: Served, side: SchedulerSide
+) -> None:
+    served.send(served.x(0), window=(now_ns() + 3600 * SECOND, NEVER_NS))
+    side.send(Ping(0))
+    side.expect(Pong)
+    stopped_ns = now_ns()
+    os.kill(worker.process.pid, signal.SIGTERM)
+    side.expect(Goodbye)
+    assert worker.wait() == 0
+    assert SECOND <= now_ns() - stopped_ns < 2 * SECOND
+
+
+def test_a_second_signal_ends_it_at_once(worker: WorkerProcess, served: Served, side: SchedulerSide) -> None:
+    served.send(served.x(0), window=(now_ns() + 3600 * SECOND, NEVER_NS))
+    side.send(Ping(0))
+    side.expect(Pong)
+    stopped_ns = now_ns()
+    os.kill(worker.process.pid, signal.SIGTERM)
+    side.expect(Goodbye)
+    os.kill(worker.process.pid, signal.SIGTERM)
+    assert worker.wait() == 0
+    assert now_ns() - stopped_ns < SECOND
+
+
+def test_a_worker_without_a_controller_leaves_at_once(shared_store: Path) -> None:
+    with running_worker("tcp://127.0.0.1:1", shared_store) as worker:
+        while "waits for the controller" not in worker.log_text():
+            os.sched_yield()
+        os.kill(worker.process.pid, signal.SIGTERM)
+        assert worker.wait(2) == 0
+
+
+def test_the_preparation_process_dies_with_a_worker_that_is_killed(
+    tmp_path: Path, side: SchedulerSide, model: Package
+) -> None:
+    with running_worker(side.endpoint, tmp_path / "store") as worker:
+        side.welcome()
+        side.prepare(1, model)
+        assert len(worker.children()) == 1
+        worker.process.kill()  # running_worker() waits for the child to go
+
+
+def test_a_malformed_header_alone_is_no_result(worker: WorkerProcess, side: SchedulerSide) -> None:
+    side.send_raw(wire.encode(Result(1, 0, "", 0, [], [], [], [])))
+    side.send(Ping(1))
+    assert side.expect(Pong).sent_ns == 1

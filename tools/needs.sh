@@ -52,7 +52,7 @@ else
     "$python" -c 'import os, sys, sysconfig
 sys.exit(not os.path.isfile(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' ||
         need "Python.h, the headers of $python" \
-            "$("$python" -c 'import sys; print("libpython%d.%d-dev" % sys.version_info[:2])')" python3-devel
+            "$("$python" -c 'import sys; print("python%d.%d-dev" % sys.version_info[:2])')" python3-devel
     # What setuptools will call: the compiler that Python itself was built with, unless CC or CXX say another.
     cc=${CC:-$("$python" -c 'import sysconfig; print((sysconfig.get_config_var("CC") or "cc").split()[0])')}
     cxx=${CXX:-$("$python" -c 'import sysconfig; print((sysconfig.get_config_var("CXX") or "c++").split()[0])')}

@@ -1,0 +1,125 @@
+"""What a stranger meets first: missing tools are named, pins agree with bounds, the Makefile explains itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS = ROOT / "tools" / "needs.sh"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def needs(python: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", str(NEEDS), python],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+
+
+def python_without(directory: Path, *, modules: str = "", headers: bool = True) -> str:
+    """A Python that acts as if these modules, or its headers, were not installed."""
+    (directory / "sitecustomize.py").write_text(
+        f"import sys, sysconfig\nfor name in {modules.split()!r}: sys.modules[name] = None\n"
+        + ("" if headers else "sysconfig.get_paths = lambda: {'include': '/nonexistent'}\n")
+    )
+    path = directory / "python"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="{directory}" exec "{sys.executable}" "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+def test_a_machine_that_has_everything_passes_in_silence() -> None:
+    done = needs(sys.executable)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_missing_python_is_named_with_its_packages() -> None:
+    done = needs("python3.99")
+    assert done.returncode == 1
+    assert "python3.99" in done.stdout
+    assert re.search(r"apt install .*python3 python3-venv python3-dev", done.stdout)
+    assert "dnf install python3 python3-devel" in done.stdout
+
+
+def test_missing_venv_and_headers_are_listed_together(tmp_path: Path) -> None:
+    done = needs(python_without(tmp_path, modules="ensurepip", headers=False))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert done.returncode == 1
+    assert "ensurepip" in done.stdout
+    assert "Python.h" in done.stdout
+    assert f"apt install python{version}-venv python{version}-dev" in done.stdout
+
+
+def test_an_old_python_is_refused(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text(
+        '#!/bin/sh\ncase "$2" in *exit*) exit 1;; esac\necho 3.9\n'  # what 3.9 says to the two questions
+    )
+    old.chmod(0o755)
+    done = needs(str(old))
+    assert done.returncode == 1
+    assert "3.9" in done.stdout
+    assert "3.11 or newer" in done.stdout
+
+
+@pytest.mark.parametrize(("variable", "package"), [("CC", "build-essential"), ("CXX", "build-essential")])
+def test_a_missing_compiler_is_named_with_its_package(variable: str, package: str) -> None:
+    done = needs(sys.executable, **{variable: "no-such-compiler"})
+    assert done.returncode == 1
+    assert "no-such-compiler" in done.stdout
+    assert package in done.stdout
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {
+        line.split("==")[0].lower().replace("_", "-"): line.split("==")[1]
+        for line in lines
+        if line and not line.startswith(("#", "-r"))
+    }
+
+
+def test_every_dependency_is_pinned_within_its_bounds() -> None:
+    run, test = pins("requirements.lock"), pins("requirements-test.lock")
+    assert not run.keys() & test.keys()
+    wanted = [*PROJECT["build-system"]["requires"], *PROJECT["project"]["dependencies"]]
+    for pinned, texts in (
+        (run, wanted),
+        ({**run, **test}, PROJECT["project"]["optional-dependencies"]["test"]),
+    ):
+        for text in texts:
+            requirement = Requirement(text)
+            version = pinned[requirement.name.lower().replace("_", "-")]
+            assert requirement.specifier.contains(version), f"{text} is pinned to {version}"
+            assert re.search(r"<\d", text) or text.startswith("setuptools"), f"{text} has no upper bound"
+
+
+def test_help_is_the_default_and_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    assert phony
+    targets = phony[1].replace("\\\n", " ").split()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    shown = subprocess.run(
+        ["make", "-C", str(ROOT)], env=environment, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    for target in targets:
+        assert re.search(rf"^  {target} +\S", shown, re.MULTILINE), target
+
+
+def test_the_demo_model_is_package_data() -> None:
+    assert "data/*.onnx" in PROJECT["tool"]["setuptools"]["package-data"]["clockwork.models"]
+    assert (ROOT / "clockwork" / "models" / "data" / "digits.onnx").is_file()

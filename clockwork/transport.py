@@ -80,16 +80,22 @@ class Connection(enum.Enum):
 
     UP = "up"
     DOWN = "down"
-    REFUSED = "refused"  # the keys were not accepted
+    REFUSED = "refused"  # the keys were not accepted; this is final, it is not tried again
+    FAILED = "failed"  # it ended while the handshake went on, and is tried again: a controller that
+    # went away, or whose public key is not the one that we have
 
 
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = zmq.EVENT_DISCONNECTED
-_REFUSED = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_CHANGES = {
+    _UP: Connection.UP,
+    _DOWN: Connection.DOWN,
+    _FAILED: Connection.FAILED,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Connection.REFUSED,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: Connection.REFUSED,
+}
 
 
 class Transport:
@@ -207,7 +213,7 @@ class Dealer:
             socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
             socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
             socket.set(zmq.CURVE_SERVERKEY, keys.controller.encode())
-        self._monitor = socket.get_monitor_socket(_UP | _DOWN | _REFUSED)
+        self._monitor = socket.get_monitor_socket(_UP | _DOWN | _REFUSED | _FAILED)
         self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
         try:
             socket.connect(endpoint)
@@ -238,10 +244,7 @@ class Dealer:
 
     def changes(self) -> list[Connection]:
         """What happened to the connection since the last call, in order."""
-        return [
-            Connection.UP if event == _UP else Connection.DOWN if event == _DOWN else Connection.REFUSED
-            for event, _ in _read_monitor(self._monitor)
-        ]
+        return [_CHANGES[event] for event, _ in _read_monitor(self._monitor)]
 
     def readable(self) -> bool:
         """Whether receive() or changes() has something. Call before waiting on filenos: they are edges."""

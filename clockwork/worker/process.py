@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ from clockwork.worker.settings import WorkerSettings
 log = logging.getLogger("clockwork.worker")
 
 REFUSALS_MAX = 3
-"""Handshakes that may fail in a row before the keys are held to be wrong: one fails as well when the
-controller goes away in the middle of it."""
+"""Handshakes that may break off in a row before the controller's key is held to be another one: one does
+as well when the controller goes away in the middle of it."""
 
 WARNING_INTERVAL_NS = SECOND
 """At most one line of complaint about malformed messages in this time."""
@@ -240,7 +241,9 @@ class Worker:
                 self._abandon()
             else:
                 self._refusals += 1
-                if self._refusals >= REFUSALS_MAX and not self._was_up:
+                if change is Connection.REFUSED or (
+                    self._refusals >= REFUSALS_MAX and not self._was_up and self._settings.key is not None
+                ):
                     log.error(
                         "%s refused the connection: are the keys right (--key)?", self._settings.endpoint
                     )
@@ -518,6 +521,17 @@ def open_device(kind: str, settings: WorkerSettings) -> Device:
     )
 
 
+def _open_store(root: Path) -> PackageStore:
+    """The packages below a directory, which is made if need be. Raises ConfigError."""
+    try:
+        store = PackageStore(root)
+    except OSError as error:
+        raise ConfigError(f"the store {root} cannot be used: {error.strerror}") from None
+    if not os.access(root / "packages", os.W_OK | os.X_OK):
+        raise ConfigError(f"the store {root} cannot be written to")
+    return store
+
+
 @contextlib.contextmanager
 def _signals(worker: Worker) -> Iterator[None]:
     """SIGINT and SIGTERM stop the worker while this lasts."""
@@ -548,7 +562,7 @@ def main(settings: WorkerSettings) -> int:
     started_ns = now_ns()
     with contextlib.ExitStack() as stack:
         try:
-            store = PackageStore(settings.store)
+            store = _open_store(settings.store)
             transport = Transport()
             stack.callback(transport.close)
             devices = []

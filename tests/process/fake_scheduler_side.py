@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -230,8 +231,9 @@ def _parents() -> dict[int, int]:
 @contextlib.contextmanager
 def running_worker(endpoint: str, store: Path, **settings: Any) -> Iterator[WorkerProcess]:
     """A worker while this lasts; it must leave nothing behind, however it ends."""
-    store.mkdir(parents=True, exist_ok=True)
-    worker = WorkerProcess(endpoint, store, store.parent / "worker.log", **settings)
+    descriptor, log = tempfile.mkstemp(suffix=".log", prefix="worker-")
+    os.close(descriptor)
+    worker = WorkerProcess(endpoint, store, Path(log), **settings)
     try:
         yield worker
     except BaseException:
@@ -246,6 +248,7 @@ def running_worker(endpoint: str, store: Path, **settings: Any) -> Iterator[Work
         while any(Path(f"/proc/{pid}/cmdline").is_file() and not _is_zombie(pid) for pid in children):
             assert time.monotonic() < deadline, "a child outlives its worker"
             os.sched_yield()
+        worker.log.unlink()
 
 
 def _is_zombie(pid: int) -> bool:

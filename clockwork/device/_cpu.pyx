@@ -14,10 +14,10 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset, strdup
 from posix.mman cimport (
-    MADV_DONTNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
+    MADV_DONTNEED, MADV_WILLNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
 
 from clockwork.device._ort cimport (
-    CW_HUGE, ORT_STRING, onnx_dtype_of_ort, ort_dtype_of_onnx, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
+    CW_HUGE, CW_PAGE, MADV_POPULATE_READ, ORT_STRING, onnx_dtype_of_ort, ort_dtype_of_onnx, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
     ort_create_tensor, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_session_options,
     ort_release_tensor_info, ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes,
     ort_tensor_data, ort_tensor_dims, ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate,
@@ -76,6 +76,60 @@ cdef inline void span_begin(Span* span) noexcept nogil:
 cdef inline void span_end(Span* span) noexcept nogil:
     span.end_ns = cw_now()
     span.duration_ns = span.end_ns - span.begin_ns
+
+
+cdef enum:
+    PROBE_PAGES = 4096  # looked at by one mincore()
+
+
+cdef bint probe(char* base, size_t size, unsigned char* cached) noexcept nogil:
+    """Which pages of a file's mapping the OS has in its cache (lowest bit); True if all of them.
+
+    At most PROBE_PAGES pages. An error counts as cached: then a copy simply faults.
+    """
+    cdef size_t page, pages = (size + CW_PAGE - 1) // CW_PAGE
+    if mincore(base, size, cached):
+        memset(cached, 1, pages)
+    for page in range(pages):
+        if not cached[page] & 1:
+            return False
+    return True
+
+
+cdef void touch_cached(char* base, size_t size) noexcept nogil:
+    """Enter what the OS has cached of a mapping in the page tables, so that a LOAD faults none of it.
+
+    Measured: 7 ms for 100 MB, which the first copy would else take 17 ms instead of 9 for.
+    """
+    cdef unsigned char cached[PROBE_PAGES]
+    cdef size_t at = 0, piece, page, first, pages
+    while at < size:
+        piece = min(size - at, <size_t>(PROBE_PAGES * CW_PAGE))
+        pages = (piece + CW_PAGE - 1) // CW_PAGE
+        probe(base + at, piece, cached)
+        page = 0
+        while page < pages:
+            first = page
+            while page < pages and cached[page] & 1:
+                page += 1
+            if page > first:
+                # Only advice: a kernel before 5.14 has it not, and the copy faults.
+                madvise(base + at + first * CW_PAGE, (page - first) * CW_PAGE, MADV_POPULATE_READ)
+            else:
+                page += 1
+        at += piece
+
+
+cdef void read_ahead(char* base, size_t size) noexcept nogil:
+    """Have the OS read what of a mapping it has not cached, all at once: the disk's full rate."""
+    cdef unsigned char cached[PROBE_PAGES]
+    cdef size_t at = 0, piece
+    while at < size:
+        piece = min(size - at, <size_t>(PROBE_PAGES * CW_PAGE))
+        if not probe(base + at, piece, cached):
+            madvise(base + at, size - at, MADV_WILLNEED)
+            return
+        at += piece
 
 
 cdef class Program:
@@ -177,7 +231,7 @@ cdef class Model:
                     base = <char*>cw_map(mapped)
                 if base == NULL:
                     raise MemoryError(f"no memory to keep {path} ({size} bytes)")
-                self.state.source, self.state.source_bytes = base, mapped
+                self.state.source, self.state.source_bytes, self.state.copied = base, mapped, True
                 view = <char[:mapped]>base
                 with open(descriptor, "rb", buffering=0, closefd=False) as file:
                     done = 0
@@ -191,6 +245,8 @@ cdef class Model:
             if base == <char*>MAP_FAILED:
                 raise OSError(f"cannot map {path} ({size} bytes)")
             self.state.source, self.state.source_bytes = base, size
+            with nogil:
+                touch_cached(base, size)
             return 0
         finally:
             os.close(descriptor)
@@ -607,7 +663,7 @@ cdef class Core:
         for index in range(action.input_count):
             joined = &action.inputs[index]
             joined.slot_offset = -1
-            if joined.dtype == ORT_STRING or (
+            if joined.dtype == ORT_STRING or joined.bytes == 0 or (
                     in_place and action.part_count == 1
                     and <size_t>action.pinned[index].buf % IN_PLACE_ALIGNMENT == 0):
                 continue
@@ -829,6 +885,8 @@ cdef class Core:
                          model.own.input_count, model.input_count)
                 return False
             return True
+        if not model.copied:
+            read_ahead(source, model.source_bytes)
         for run in range(model.run_count):
             memcpy(self.arena + model.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
             source += model.run_pages[run] * self.page_bytes

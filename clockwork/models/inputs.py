@@ -60,20 +60,18 @@ def guesses(specs: Sequence[TensorSpec]) -> Iterator[list[Array]]:
                 yield [seeded(spec.dtype, shape, rng, bound) for spec, shape in zip(specs, shapes)]
 
 
-def first_that_runs(specs: Sequence[TensorSpec], run: Run) -> tuple[list[Array] | None, str]:
-    """The first guess that the model accepts, or None and what it said of the last."""
+def first_that_runs(specs: Sequence[TensorSpec], run: Run) -> tuple[list[Array] | None, list[Array], str]:
+    """The first guess that the model accepts and its outputs, or None and what it said of the last."""
     error = ""
     give_up = time.monotonic() + GUESS_SECONDS
     for inputs in guesses(specs):
         try:
-            run(inputs)
+            return inputs, run(inputs), ""
         except RunError as failure:
             error = str(failure)
-        else:
-            return inputs, ""
         if time.monotonic() > give_up:
             break
-    return None, error
+    return None, [], error
 
 
 def _shape(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 import statistics
@@ -34,6 +35,9 @@ POINT_SECONDS = 0.25
 
 PROFILE_SECONDS = 2.0
 """No further batch size is begun after this."""
+
+COMPARE_NS = 400_000_000
+"""The most that one execution may take when two holdings are compared."""
 
 RUNS_MIN = 3
 RUNS_MAX = 50
@@ -128,6 +132,20 @@ def execution_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
     while len(times) < RUNS_MIN or (len(times) < RUNS_MAX and time.monotonic() < give_up):
         times.append(max(1, bench.run(index, inputs)[1]))
     return round(statistics.median(times))
+
+
+def compare(bench: Bench, inputs: Sequence[Array], batch: int) -> float:
+    """Execution time of the first model over that of the second: geometric mean of one row and a batch.
+
+    inputs: one row, if batch is more than 1. A batch that would take too long is made smaller.
+    """
+    alone = [execution_time(bench, index, inputs) for index in (0, 1)]
+    while batch > 2 and batch * max(alone) > COMPARE_NS:
+        batch //= 2
+    if batch == 1:
+        return alone[0] / alone[1]
+    joined = [execution_time(bench, index, tile(inputs, batch)) for index in (0, 1)]
+    return math.sqrt(alone[0] / alone[1] * joined[0] / joined[1])
 
 
 def batch_sizes(batch_max: int) -> list[int]:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -61,6 +60,9 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.tensors import Array
 
 Progress = Callable[[str, int, int], None]
+
+COMPARED_BATCH = 8
+"""Holdings of models that batch are compared with one row and with so many."""
 
 TIE = 1.10
 """Execution times of the two holdings within this factor are a tie, which goes to bound."""
@@ -259,15 +261,16 @@ class _Preparation:
         if self._examples:
             sets = self._examples[:REFERENCE_SETS]
         else:
-            guess, error = trial.first_that_runs(self._inputs, session.run)
+            guess, answer, error = trial.first_that_runs(self._inputs, session.run)
             if guess is None:
                 shapes = ", ".join(f"{one.name}{list(one.shape)}" for one in self._inputs)
                 raise InvalidModel(
                     f"no made-up input of {shapes} could be run; give examples. The last: {error}"
                 )
-            sets = [guess]
+            sets, outputs = [guess], [answer]
         try:
-            outputs = [session.run(one) for one in sets]
+            if self._examples:
+                outputs = [session.run(one) for one in sets]
             again = session.run(sets[0])
         except RunError as error:
             raise InvalidModel(f"the model fails on its example: {error}") from None
@@ -303,12 +306,11 @@ class _Preparation:
             loads = [measure.load_time(bench, index) for index in range(len(names))]
             chosen = 0
             if len(names) == 2:
-                ratios = []
-                for size in (1, 8) if proof.batches and self._batch_max != 1 else (1,):
-                    batch = trial.tile(rows[0], size) if proof.batches else rows[0]
-                    bound_ns, packed_ns = (measure.execution_time(bench, index, batch) for index in (0, 1))
-                    ratios.append(bound_ns / packed_ns)
-                chosen = 1 if math.prod(ratios) ** (1 / len(ratios)) > TIE else 0
+                batch_max = self._batch_max or COMPARED_BATCH
+                ratio = measure.compare(
+                    bench, rows[0], min(batch_max, COMPARED_BATCH) if proof.batches else 1
+                )
+                chosen = 1 if ratio > TIE else 0
             asked = self._batch_max or measure.BATCH_MAX
             points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, asked)
             for row in rows[1:]:

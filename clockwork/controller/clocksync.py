@@ -37,6 +37,7 @@ class ClockSync:
 
     __slots__ = (
         "_back",
+        "_delays",
         "_lower",
         "_lower_at",
         "_returns",

@@ -1,0 +1,196 @@
+"""Peers of a controller that a test can hold in its hands: a raw client and a worker without a device."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clockwork import messages, wire
+from clockwork.clock import SECOND, now_ns
+from clockwork.controller.process import Controller
+from clockwork.controller.settings import ControllerSettings
+from clockwork.models.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
+from clockwork.scheduler.types import ProfilePoint
+from clockwork.transport import Dealer, Transport, Waiter
+
+PATIENCE_NS = 20 * SECOND
+"""How long a test waits for what must come, on a busy machine."""
+
+
+def controller_settings(data: Path, **more: Any) -> ControllerSettings:
+    anywhere = "tcp://127.0.0.1:0"
+    return ControllerSettings(
+        client_endpoint=anywhere, worker_endpoint=anywhere, events_endpoint=anywhere, data=data, **more
+    )
+
+
+@contextlib.contextmanager
+def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
+    """A controller on a thread; whatever its loop raised is raised again at the end."""
+    controller = Controller(controller_settings(data, **more))
+    failure: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            controller.run()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield controller
+    finally:
+        controller.stop()  # the loop looks at least once a heartbeat
+        thread.join()
+        controller.close()
+        if failure:
+            raise failure[0]
+
+
+class Peer:
+    """A dialled connection with patience."""
+
+    def __init__(self, endpoint: str, answers: dict[int, type]) -> None:
+        self._transport = Transport()
+        self.dealer: Dealer = self._transport.dealer(endpoint)
+        self._waiter = Waiter([self.dealer])
+        self._answers = answers
+        deadline = now_ns() + PATIENCE_NS
+        while not self.dealer.changes():
+            assert now_ns() < deadline, f"no connection to {endpoint}"
+            self._waiter.wait(SECOND)
+
+    def send(self, message: Any, *frames: Any) -> None:
+        assert self.dealer.send(wire.encode(message), frames)
+
+    def receive(self, kind: type | None = None, within_ns: int = PATIENCE_NS) -> tuple[Any, list[bytes]]:
+        """The next message (of that kind: others are passed over) and its frames."""
+        deadline = now_ns() + within_ns
+        while True:
+            frames = self.dealer.receive()
+            if frames is None:
+                left = deadline - now_ns()
+                assert left > 0, f"no {kind.__name__ if kind else 'message'} came"
+                self._waiter.wait(left)
+                continue
+            message = wire.decode(frames[0], self._answers)
+            if kind is None or type(message) is kind:
+                return message, [bytes(frame) for frame in frames[1:]]
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RawClient(Peer):
+    def __init__(self, controller: Controller, *, hello: bool = True) -> None:
+        super().__init__(controller.client_endpoint, messages.TO_CLIENT)
+        if hello:
+            self.send(messages.ClientHello(messages.PROTOCOL_VERSION, "test", "test"))
+            self.receive(messages.ClientWelcome)
+
+    def register(self, name: str, content: bytes, request_id: int = 1, **options: Any) -> Any:
+        """Upload one file and wait for the outcome: a Reply or a Failure."""
+        row = ["model.onnx", len(content), hashlib.sha256(content).hexdigest()]
+        self.send(messages.Register(request_id, name, [row], options))
+        while True:
+            message, _ = self.receive()
+            if type(message) is messages.UploadNeed:
+                for offset in range(0, len(content), message.chunk_bytes):
+                    piece = content[offset : offset + message.chunk_bytes]
+                    self.send(messages.UploadChunk(request_id, 0, offset), piece)
+            elif type(message) in (messages.Reply, messages.Failure) and message.request_id == request_id:
+                return message
+
+    def infer(self, model: str, request_id: int, shape: list[int], data: bytes, slo_ns: int = 0) -> None:
+        ref = ["x", 1, shape, 0]
+        self.send(messages.InferRequest(request_id, model, slo_ns, 0, [ref]), data)
+
+
+def prepared_model(**changes: Any) -> PreparedModel:
+    """What a worker would find out about a small model with one input x [N, 2] and one output y [N, 2]."""
+    fields: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "digest": "0" * 64,
+        "fingerprint": "test",
+        "program": "program",
+        "holding": "bound",
+        "inputs": [TensorSpec("x", 1, ("N", 2))],
+        "outputs": [TensorSpec("y", 1, ("N", 2))],
+        "batches": True,
+        "batching_note": "",
+        "batch_max": 8,
+        "page_bytes": 4096,
+        "runs": [1],
+        "weights": [],
+        "weights_bytes": 100,
+        "resident_bytes": 4096,
+        "load_ns": 100_000,
+        "profile": [ProfilePoint(((2,),), batch, 1_000_000 + batch * 10_000) for batch in (1, 2, 4, 8)],
+        "constants_note": "",
+        "metadata": {},
+        "example": [[1, 2]],
+    }
+    return PreparedModel(**(fields | changes))
+
+
+class FakeWorker(Peer):
+    """A worker whose model gives back its input. It answers only what the test has it answer."""
+
+    def __init__(self, controller: Controller, epoch: int = 1, pages: int = 4) -> None:
+        super().__init__(controller.worker_endpoint, messages.TO_WORKER)
+        device = {
+            "kind": "cpu", "name": "fake", "fingerprint": "test", "page_bytes": 4096, "page_count": pages, "run_ahead": 2,
+        }  # fmt: skip
+        self.send(messages.WorkerHello(messages.PROTOCOL_VERSION, "test", f"fake{epoch}", epoch, [device]))
+        self.receive(messages.WorkerWelcome)
+
+    def prepare(self, status: messages.Status = messages.Status.OK, text: str = "", **changes: Any) -> Any:
+        """Wait for Prepare and answer it."""
+        message, _ = self.receive(messages.Prepare)
+        summary = prepared_model(**changes).summary() if status == messages.Status.OK else {}
+        self.send(messages.Prepared(message.model_id, status, text, summary))
+        return message
+
+    def next_action(self) -> tuple[Any, list[bytes]]:
+        deadline = now_ns() + PATIENCE_NS
+        while True:
+            assert now_ns() < deadline, "no action came"
+            message, frames = self.receive()
+            if type(message) is messages.Ping:
+                self.pong(message)
+            elif type(message) is not messages.Prepare:
+                return message, frames
+
+    def pong(self, message: Any) -> None:
+        self.send(messages.Pong(message.sent_ns, now_ns(), now_ns()))
+
+    def answer(
+        self, action: Any, frames: list[bytes], status: messages.Status = messages.Status.OK, text: str = ""
+    ) -> None:
+        """Answer an action as if it had been done at once; INFER echoes its inputs."""
+        now = now_ns()
+        parts = action.parts if type(action) is messages.Infer and status == messages.Status.OK else []
+        nothing = [0, 0, 0]
+        result = messages.Result(
+            action.action_id, status, text, now, nothing, [now - 50_000, now, 50_000], nothing, parts
+        )
+        self.send(result, *(frames if parts else ()))
+
+    def serve_one(self) -> Any:
+        """Load whatever must be loaded, until one INFER has been answered; returns it."""
+        while True:
+            action, frames = self.next_action()
+            self.answer(action, frames)
+            if type(action) is messages.Infer:
+                return action

@@ -1,0 +1,409 @@
+"""The controller over real sockets, with peers that say exactly what a test wants them to say."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peers import FakeWorker, RawClient, controller_settings, prepared_model, running_controller
+
+from clockwork import messages, wire
+from clockwork.clock import MS, SECOND
+from clockwork.controller.process import Controller
+from clockwork.errors import ConfigError
+from clockwork.messages import Status
+from clockwork.models.prepared import TensorSpec
+
+ROW = struct.pack("<2f", 1.5, -2.5)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Any:
+    """A controller with one worker and one model ``m`` that echoes [N, 2] floats."""
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        client.send(messages.Register(1, "m", [["model.onnx", 5, "0" * 64]], {}))
+        client.receive(messages.UploadNeed)  # this one is given up: what follows is another upload
+        content = b"model"
+        import threading
+
+        preparing = threading.Thread(target=worker.prepare)
+        preparing.start()
+        reply = client.register("m", content, request_id=2)
+        preparing.join()
+        assert type(reply) is messages.Reply, reply
+        yield controller, worker, client
+
+
+def test_a_request_crosses_client_controller_and_worker(served: Any) -> None:
+    _, worker, client = served
+    client.infer("m", 7, [1, 2], ROW)
+    worker.serve_one()
+    answer, frames = client.receive(messages.Answer)
+    assert (answer.request_id, answer.model_version, answer.tensors) == (7, 1, [["y", 1, [1, 2], 0]])
+    assert frames == [ROW]
+
+
+def test_requests_that_wait_together_travel_in_one_batch_and_get_their_own_rows(served: Any) -> None:
+    _, worker, client = served
+    client.infer("m", 1, [1, 2], ROW)
+    first = worker.next_action()
+    assert type(first[0]) is messages.Load
+    for request in range(2, 6):  # these arrive while the model is being loaded
+        client.infer("m", request, [1, 2], struct.pack("<2f", request, 0))
+    client.send(messages.Query(99, "status", ""))
+    client.receive(messages.Reply)  # so they have arrived
+    worker.answer(*first)
+    batched = worker.serve_one()
+    assert len(batched.parts) == 5
+    for request in range(1, 6):
+        answer, frames = client.receive(messages.Answer)
+        assert answer.request_id == request
+        assert frames == [ROW if request == 1 else struct.pack("<2f", request, 0)]
+
+
+@pytest.mark.parametrize(
+    ("refs", "frames", "names"),
+    [
+        ([["z", 1, [1, 2], 0]], [ROW], ["'z'", "'x'"]),
+        ([["x", 11, [1, 2], 0]], [ROW], ["float32", "float64"]),
+        ([["x", 1, [2], 0]], [ROW], ["[N, 2]", "[2]"]),
+        ([["x", 1, [1, 3], 0]], [ROW], ["[N, 2]", "[1, 3]"]),
+        ([["x", 1, [1, -2], 0]], [ROW], ["[1, -2]"]),
+        ([["x", 1, [1 << 62, 2], 0]], [ROW], ["overflow"]),
+        ([["x", 1, [2, 2], 0]], [ROW], ["16 bytes", "8"]),
+        ([["x", 1, [0, 2], 0]], [b""], ["at least 1 row"]),
+        ([["x", 1, [1, 2], 1]], [ROW], ["frame of this message"]),
+        ([["x", 1, [1, 2], -1]], [ROW], ["frame of this message"]),
+        ([["x", "float", [1, 2], 0]], [ROW], ["dtype"]),
+        ([["x", 1, [1, 2], 0]], [ROW, ROW], ["2 frames"]),
+        ([["x", 1, [1, 2], 0]], [], ["0 frames"]),
+        ([], [], ["'x' is missing"]),
+        (["x"], [ROW], ["[name, dtype, shape"]),
+    ],
+)
+def test_bad_tensors_are_named_and_harm_nobody(served: Any, refs: Any, frames: Any, names: list[str]) -> None:
+    _, worker, client = served
+    client.send(messages.InferRequest(1, "m", 0, 0, refs), *frames)
+    failure, _ = client.receive(messages.Failure)
+    assert failure.status == Status.INVALID_INPUT, failure
+    for name in names:
+        assert name in failure.text
+    client.infer("m", 2, [1, 2], ROW)
+    worker.serve_one()
+    assert client.receive(messages.Answer)[0].request_id == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xc1",
+        b"",
+        b"\x93\x02",
+        b"no msgpack at all",
+        wire._pack([2, 1]),
+        wire._pack([200]),
+        wire._pack([67]),
+        wire._pack({"a": 1}),
+        wire._pack([2, "1", "m", 0, 0, []]),
+        wire._pack([2, 1 << 63, "m", 0, 0, [[["x"] * 100] * 100]]),
+        b"\x91" * 2000,
+        b"\xdd\xff\xff\xff\xff",
+    ],
+)
+def test_frames_that_are_no_message_get_an_error_and_the_connection_lives(served: Any, header: bytes) -> None:
+    _, worker, client = served
+    client.dealer.send(header)
+    failure, _ = client.receive(messages.Failure)
+    assert failure.status == Status.INVALID_INPUT
+    client.infer("m", 2, [1, 2], ROW)
+    worker.serve_one()
+    assert client.receive(messages.Answer)[0].request_id == 2
+
+
+def test_unknown_models_versions_slos_and_priorities(served: Any) -> None:
+    _, _, client = served
+    for name in ("nobody", "m@2", "m@", "m@x", "@", ""):
+        client.infer(name, 1, [1, 2], ROW)
+        assert client.receive(messages.Failure)[0].status == Status.MODEL_NOT_FOUND
+    client.infer("m", 1, [1, 2], ROW, slo_ns=-5)
+    assert "-5" in client.receive(messages.Failure)[0].text
+    client.send(messages.InferRequest(1, "m", 0, 256, [["x", 1, [1, 2], 0]]), ROW)
+    assert "256" in client.receive(messages.Failure)[0].text
+
+
+def test_an_slo_below_the_execution_time_is_refused_with_a_feasible_one(served: Any) -> None:
+    _, _, client = served
+    client.infer("m", 1, [1, 2], ROW, slo_ns=100_000)
+    failure, _ = client.receive(messages.Failure)
+    assert failure.status == Status.REFUSED
+    assert failure.details["reason"] == "infeasible"
+    assert failure.details["feasible_slo_ns"] > 1_000_000
+
+
+def test_what_cannot_be_answered_in_time_is_answered_at_its_deadline(served: Any) -> None:
+    _, worker, client = served
+    client.infer("m", 1, [1, 2], ROW, slo_ns=200 * MS)
+    load, frames = worker.next_action()
+    worker.answer(load, frames)
+    infer, frames = worker.next_action()  # and sits on it
+    failure, _ = client.receive(messages.Failure)
+    assert failure.status == Status.DEADLINE_MISSED
+    worker.answer(infer, frames)
+    client.infer("m", 2, [1, 2], ROW, slo_ns=5 * SECOND)
+    worker.serve_one()
+    assert client.receive(messages.Answer)[0].request_id == 2  # the late one was never delivered
+
+
+def test_an_action_lost_with_its_worker_is_done_by_another(served: Any) -> None:
+    controller, worker, client = served
+    with FakeWorker(controller, epoch=2) as second:
+        second.prepare()
+        client.infer("m", 1, [1, 2], ROW)
+        doomed, other = worker, second
+        action, _ = doomed.next_action()
+        assert type(action) is messages.Load
+        doomed.close()
+        other.serve_one()
+        assert client.receive(messages.Answer)[0].request_id == 1
+
+
+def test_a_client_that_vanishes_takes_its_requests_along(served: Any) -> None:
+    controller, worker, client = served
+    with RawClient(controller) as other:
+        other.infer("m", 1, [1, 2], ROW)
+        load = worker.next_action()
+    while True:  # the disconnect is noticed within a turn of the loop, not by a timeout
+        client.send(messages.Query(5, "status", ""))
+        body = client.receive(messages.Reply)[0].body
+        if body["requests_held"] == 0:
+            break
+    assert body["counts"]["cancelled"] == 1
+    worker.answer(*load)
+    client.infer("m", 2, [1, 2], ROW)
+    assert type(worker.serve_one()) is messages.Infer
+    assert client.receive(messages.Answer)[0].request_id == 2
+
+
+def test_a_late_result_of_an_earlier_worker_epoch_is_dropped(served: Any) -> None:
+    controller, worker, client = served
+    client.infer("m", 1, [1, 2], ROW)
+    load, frames = worker.next_action()
+    with FakeWorker(controller, epoch=1) as reborn:  # the same worker, reconnected
+        reborn.prepare()
+        worker.answer(load, frames)
+        # Nobody else could have done it, so it was answered when its worker was lost.
+        assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE
+        client.infer("m", 2, [1, 2], ROW)
+        reborn.serve_one()
+        assert client.receive(messages.Answer)[0].request_id == 2
+
+
+def test_a_restarted_controller_finds_its_models(tmp_path: Path) -> None:
+    import threading
+
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        preparing = threading.Thread(target=worker.prepare)
+        preparing.start()
+        assert type(client.register("kept", b"content", slo_ns=50 * MS)) is messages.Reply
+        preparing.join()
+    with running_controller(tmp_path) as controller, RawClient(controller) as client:
+        client.infer("kept", 1, [1, 2], ROW)
+        assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE  # known, no worker yet
+        with FakeWorker(controller) as worker:
+            assert worker.prepare().name == "kept"
+            client.send(messages.Query(2, "model", "kept"))
+            while (body := client.receive(messages.Reply)[0].body)["state"] != "ready":
+                client.send(messages.Query(2, "model", "kept"))
+            assert body["slo_ns"] == 50 * MS
+            client.infer("kept", 3, [1, 2], ROW)
+            worker.serve_one()
+            assert client.receive(messages.Answer)[0].request_id == 3
+
+
+def test_new_content_becomes_the_next_version_when_it_is_ready(served: Any) -> None:
+    import threading
+
+    _, worker, client = served
+    client.infer("m", 10, [1, 2], ROW)
+    worker.serve_one()
+    assert client.receive(messages.Answer)[0].model_version == 1
+    preparing = threading.Thread(target=worker.prepare, kwargs={"digest": "1" * 64})
+    preparing.start()
+    reply = client.register("m", b"new content", request_id=11)
+    preparing.join()
+    assert reply.body["version"] == 2
+    for name, version in (("m", 2), ("m@1", 1), ("m@2", 2)):
+        client.infer(name, 12, [1, 2], ROW)
+        worker.serve_one()
+        assert client.receive(messages.Answer)[0].model_version == version
+
+
+def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    import threading
+
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        arguments = (Status.INVALID_MODEL, "operator Frobnicate is unknown")
+        preparing = threading.Thread(target=worker.prepare, args=arguments)
+        preparing.start()
+        failure = client.register("bad", b"content")
+        preparing.join()
+        assert failure.status == Status.INVALID_MODEL
+        assert "Frobnicate" in failure.text
+        client.send(messages.Query(2, "models", ""))
+        assert client.receive(messages.Reply)[0].body == []
+    assert list((tmp_path / "models").iterdir()) == []
+    assert list((tmp_path / "packages").iterdir()) == []
+
+
+def test_an_slo_at_registration_below_the_execution_time_is_an_error(tmp_path: Path) -> None:
+    import threading
+
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        preparing = threading.Thread(target=worker.prepare)
+        preparing.start()
+        failure = client.register("tight", b"content", slo_ns=1000)
+        preparing.join()
+        assert type(failure) is messages.Failure
+        assert "SLO" in failure.text
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "options", "text"),
+    [
+        ("a/b", [["model.onnx", 1, "0" * 64]], {}, "a/b"),
+        ("", [["model.onnx", 1, "0" * 64]], {}, "name"),
+        ("a", [], {}, "files"),
+        ("a", [["model.onnx", 1, "0" * 64], ["../../etc/passwd", 1, "0" * 64]], {}, "leaves the package"),
+        ("a", [["/model.onnx", 1, "0" * 64]], {}, "leaves"),
+        ("a", [["model.onnx", -1, "0" * 64]], {}, "sha256"),
+        ("a", [["model.onnx", 1 << 60, "0" * 64]], {}, "larger"),
+        ("a", [["model.onnx", 1, "0" * 64]], {"slo_ns": -1}, "slo_ns"),
+        ("a", [["model.onnx", 1, "0" * 64]], {"batching": "maybe"}, "maybe"),
+        ("a", [["model.onnx", 1, "0" * 64]], {"colour": 1}, "colour"),
+    ],
+)
+def test_registrations_that_make_no_sense(
+    served: Any, name: str, files: Any, options: Any, text: str
+) -> None:
+    _, _, client = served
+    client.send(messages.Register(50, name, files, options))
+    failure, _ = client.receive(messages.Failure)
+    assert failure.request_id == 50
+    assert text in failure.text
+
+
+def test_a_damaged_upload_is_refused_and_leaves_nothing(served: Any, tmp_path: Path) -> None:
+    _, _, client = served
+    before = sorted(path.name for path in (tmp_path / "packages").iterdir())
+    client.send(messages.Register(50, "torn", [["model.onnx", 4, "0" * 64]], {}))
+    client.receive(messages.UploadNeed)
+    client.send(messages.UploadChunk(50, 0, 0), b"data")
+    failure, _ = client.receive(messages.Failure)
+    assert failure.status == Status.INVALID_MODEL
+    assert "damaged" in failure.text
+    after = sorted(
+        path.name for path in (tmp_path / "packages").iterdir() if not path.name.startswith(".incoming")
+    )
+    assert after == [name for name in before if not name.startswith(".incoming")]
+
+
+def test_unregistering_drains_first(served: Any, tmp_path: Path) -> None:
+    _, worker, client = served
+    client.infer("m", 1, [1, 2], ROW)
+    load = worker.next_action()
+    client.send(messages.Unregister(2, "m"))
+    client.infer("m", 3, [1, 2], ROW)
+    failure, _ = client.receive(messages.Failure)
+    assert failure.request_id == 3
+    worker.answer(*load)
+    worker.serve_one()
+    assert client.receive(messages.Answer)[0].request_id == 1
+    unload, frames = worker.next_action()
+    assert type(unload) is messages.Unload
+    worker.answer(unload, frames)
+    assert client.receive(messages.Reply)[0].request_id == 2
+    assert type(worker.next_action()[0]) is messages.Forget
+    client.infer("m", 4, [1, 2], ROW)
+    assert client.receive(messages.Failure)[0].status == Status.MODEL_NOT_FOUND
+
+
+def test_peers_of_another_protocol_version_are_told(served: Any) -> None:
+    controller, _, _ = served
+    with RawClient(controller, hello=False) as client:
+        client.send(messages.ClientHello(99, "9.9", "future"))
+        mismatch, _ = client.receive(messages.Mismatch)
+        assert "99" in mismatch.text
+        assert str(messages.PROTOCOL_VERSION) in mismatch.text
+    with RawClient(controller, hello=False) as client:
+        client.infer("m", 1, [1, 2], ROW)
+        client.receive(messages.HelloNeeded)
+
+
+def test_a_port_in_use_and_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    with running_controller(tmp_path / "a") as controller:
+        settings = controller_settings(tmp_path / "b")
+        settings.client_endpoint = controller.client_endpoint
+        with pytest.raises(ConfigError, match="another cluster"):
+            Controller(settings)
+        with pytest.raises(ConfigError, match="in use by another controller"):
+            Controller(controller_settings(tmp_path / "a"))
+    (tmp_path / "a" / "format").write_text("999")
+    with pytest.raises(ConfigError, match="999"):
+        Controller(controller_settings(tmp_path / "a"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Controller(controller_settings(tmp_path / "file" / "data"))
+
+
+def test_listening_beyond_loopback_needs_keys_or_insistence(tmp_path: Path) -> None:
+    settings = controller_settings(tmp_path)
+    settings.client_endpoint = "tcp://0.0.0.0:0"
+    with pytest.raises(ConfigError, match="--insecure"):
+        Controller(settings)
+    settings.insecure = True
+    Controller(settings).close()
+
+
+def test_symbols_that_disagree_between_inputs(tmp_path: Path) -> None:
+    import threading
+
+    inputs = [TensorSpec("ids", 7, ("N", "S")), TensorSpec("mask", 7, ("N", "S"))]
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        preparing = threading.Thread(target=worker.prepare, kwargs={"inputs": inputs, "batches": False})
+        preparing.start()
+        client.register("bert", b"content")
+        preparing.join()
+        refs = [["ids", 7, [1, 4], 0], ["mask", 7, [1, 5], 1]]
+        client.send(messages.InferRequest(2, "bert", 0, 0, refs), bytes(32), bytes(40))
+        failure, _ = client.receive(messages.Failure)
+        assert failure.details == {"tensor": "mask", "expected": "S = 4", "got": "S = 5"}
+
+
+def test_a_prepared_model_survives_its_summary() -> None:
+    from clockwork.models.prepared import PreparedModel
+
+    model = prepared_model()
+    again = PreparedModel.from_dict(wire.msgpack.unpackb(wire.msgpack.packb(model.summary())))
+    assert again == model

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from clockwork.clock import to_seconds
-from clockwork.tensors import dtype_name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,7 +19,6 @@ class TensorInfo:
     name: str
     dtype: str  # numpy's name of it: "float32"; "string" for strings
     shape: tuple[int | str, ...]
-    code: int  # ONNX's TensorProto.DataType
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,11 +32,12 @@ class ProfileInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One version of a registered model."""
+    """One version of a registered model. Those of Client.models() lack what takes long to list: see model()."""
 
     name: str
     version: int
     state: str  # preparing, ready, draining or failed
+    text: str  # why it failed
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     slo: float | None  # the default, in seconds
@@ -63,6 +62,7 @@ class ModelInfo:
             name=str(body.get("name", "")),
             version=_int(body.get("version")),
             state=str(body.get("state", "")),
+            text=str(body.get("text", "")),
             inputs=_tensors(body.get("inputs")),
             outputs=_tensors(body.get("outputs")),
             slo=to_seconds(slo_ns) if slo_ns > 0 else None,
@@ -109,9 +109,8 @@ def _tensors(body: Any) -> tuple[TensorInfo, ...]:
     return tuple(
         TensorInfo(
             str(one.get("name", "")),
-            dtype_name(_int(one.get("dtype"))),
+            str(one.get("dtype", "")),
             tuple(one.get("shape", ())),
-            _int(one.get("dtype")),
         )
         for one in body or ()
     )

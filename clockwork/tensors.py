@@ -78,6 +78,14 @@ def dtype_name(dtype: int) -> str:
     return kind.name if kind is not None else f"unknown dtype {dtype}"
 
 
+def code_of(name: str) -> int:
+    """Inverse of dtype_name(). Raises InvalidInput."""
+    code = STRING if name == DTYPES[STRING].name else _CODE_OF_NAME.get(name)
+    if code is None:
+        raise InvalidInput(f"dtype {name!r} is not one of ONNX's", expected="an ONNX dtype", got=name)
+    return code
+
+
 def numpy_dtype(dtype: int) -> np.dtype[Any]:
     """The numpy dtype in which decode_tensor() gives such a tensor. Raises InvalidInput if unknown."""
     kind = DTYPES.get(dtype)

@@ -159,7 +159,7 @@ def test_an_invalid_input_names_the_tensor() -> None:
 def test_a_description_tolerates_what_it_does_not_know() -> None:
     info = ModelInfo.from_wire({
         "name": "m", "version": 3, "slo_ns": 100_000_000, "from_the_future": 1,
-        "inputs": [{"name": "x", "dtype": 1, "shape": ["n", 4]}],
+        "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 4]}],
         "profile": [{"shape": [[4]], "batch": 2, "exec_ns": 5}],
     })  # fmt: skip
     assert (info.name, info.version, info.slo) == ("m", 3, 0.1)

@@ -32,6 +32,13 @@ def test_every_dtype_returns_as_it_went(code: int, shape: tuple[int, ...]) -> No
     assert not back.flags.writeable
 
 
+@pytest.mark.parametrize("code", tensors.DTYPES)
+def test_names_and_codes_are_inverse(code: int) -> None:
+    assert tensors.code_of(tensors.dtype_name(code)) == code
+    with pytest.raises(InvalidInput):
+        tensors.code_of("float31")
+
+
 def test_int4_is_packed_as_onnx_packs_it() -> None:
     array = np.array([1, -2, 7, -8, 3], ml_dtypes.int4)
     code, shape, frame = encode_array(array)

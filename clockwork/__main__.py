@@ -1,0 +1,5 @@
+"""``python -m clockwork``."""
+
+from clockwork.cli import main
+
+main()

@@ -1,0 +1,350 @@
+"""``clockwork up``: a controller and workers as child processes, from start to finish.
+
+The children are sessions of their own, so that Ctrl-C reaches this process alone and the end is
+orderly; should this process be killed outright, the kernel tells them (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from clockwork import config
+from clockwork.clock import SECOND, now_ns, to_seconds
+from clockwork.errors import ClockworkError, ConfigError, ModelNotFound
+from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE
+
+STOP_NS = 1_400_000_000
+"""How long children may take to end in order; what is left then is killed. All within two seconds."""
+
+READY_NS = 120 * SECOND
+"""How long the cluster may take to become ready."""
+
+POLL_S = 0.05
+LAST_LINES = 20
+"""Lines of a child's output that are shown when it dies."""
+
+DEMO_MODEL = "digits"
+PR_SET_PDEATHSIG = 1
+
+_ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
+"""A line of a child's log that only --verbose shows; anything else may be trouble."""
+
+
+@dataclasses.dataclass(slots=True)
+class UpSettings:
+    workers: int = 1
+    host: str = "127.0.0.1"
+    port: int = 5555  # of the clients; the next two are the workers' and the events'. 0: any that are free
+    data: Path = dataclasses.field(default_factory=config.data_directory)
+    policy: str = "edf"
+    keys: Path | None = None  # a directory made by `clockwork keys new`
+    insecure: bool = False
+    demo: bool = True
+    verbose: bool = False
+    worker_arguments: tuple[str, ...] = ()
+
+
+class _Stop(BaseException):
+    """A signal asks for the end."""
+
+
+class _ChildEnded(BaseException):
+    """A child ended that should not have."""
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process (SIGTERM) when its parent ends; exit if that has happened already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+class _Child:
+    """One process of the cluster and the end of its output."""
+
+    def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
+        self.name = name
+        self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self._say = say
+        self._verbose = verbose
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "clockwork", *arguments, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def ended(self) -> bool:
+        """Whether it has; it is not reaped, so that its process group still exists."""
+        if self.process.returncode is not None:
+            return True
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, flags) is not None
+
+    def signal(self, number: int) -> None:
+        if not self.ended():
+            self.process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill what is left of it, helpers included, and reap it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join(1.0)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for raw in stream:
+                line = raw.decode(errors="replace").rstrip()
+                self.lines.append(line)
+                if self._verbose or not _ROUTINE.match(line):
+                    self._say(f"{self.name} | {line}")
+
+
+def up(settings: UpSettings, say: Callable[[str], None]) -> int:
+    """Run a cluster in the foreground until a signal or a child's end; the exit status."""
+    endpoints = _endpoints(settings)
+    cluster = _Cluster(settings, endpoints, say)
+    try:
+        with cluster.signals():
+            cluster.start()
+            cluster.wait_until_ready()
+            _greet(settings, endpoints, say, cluster.started_ns)
+            while True:
+                signal.pause()
+    except _Stop:
+        say("Stopping ...")
+        return 0
+    except _ChildEnded:
+        say(cluster.post_mortem())
+        return 1
+    finally:
+        cluster.stop()
+
+
+class _Cluster:
+    def __init__(
+        self, settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None]
+    ) -> None:
+        self.started_ns = now_ns()
+        self._settings = settings
+        self._endpoints = endpoints
+        self._say = say
+        self._children: list[_Child] = []
+        self._armed = False  # whether a signal may interrupt the main thread
+        self._stopping = False
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Turn signals into exceptions of the main thread while inside."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            self._armed = False
+            # A second Ctrl-C must not interrupt the clean-up.
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = self._stopping or number != signal.SIGCHLD
+        if self._armed:
+            self._check()
+
+    def _check(self) -> None:
+        if self._stopping:
+            self._armed = False
+            raise _Stop
+        if any(child.ended() for child in self._children):
+            self._armed = False
+            raise _ChildEnded
+
+    def start(self) -> None:
+        settings = self._settings
+        clients, workers, events = self._endpoints
+        what = f"a controller and {settings.workers} worker{'s' if settings.workers != 1 else ''}"
+        self._say(f"Starting {what} (models are kept in {settings.data}) ...")
+        arguments = [
+            "controller", "--listen", clients, "--worker-listen", workers, "--events", events,
+            "--data", str(settings.data), "--policy", settings.policy,
+        ]  # fmt: skip
+        if settings.keys is not None:
+            arguments += ["--key", str(settings.keys / CONTROLLER_KEY_FILE)]
+        if settings.insecure:
+            arguments += ["--insecure"]
+        self._spawn("controller", arguments)
+        for index in range(settings.workers):
+            name = f"worker-{index}"
+            arguments = [
+                "worker",
+                "--connect",
+                _dialled(workers),
+                "--name",
+                name,
+                "--store",
+                str(settings.data),
+            ]
+            if settings.keys is not None:
+                arguments += ["--key", str(settings.keys / PEER_KEY_FILE)]
+            self._spawn(name, [*arguments, *settings.worker_arguments])
+        # Only now may a signal interrupt: nothing is half started.
+        self._armed = True
+        self._check()
+
+    def _spawn(self, name: str, arguments: list[str]) -> None:
+        self._children.append(_Child(name, arguments, self._say, self._settings.verbose))
+
+    def wait_until_ready(self) -> None:
+        """Until every worker is there and every model is ready on it, the demo model included."""
+        from clockwork.client import Client
+
+        settings = self._settings
+        keys = settings.keys / PEER_KEY_FILE if settings.keys is not None else None
+        limit_ns = self.started_ns + READY_NS
+        with Client(
+            _dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(READY_NS)
+        ) as client:
+            self._wait(lambda: len(client.status()["workers"]) >= settings.workers, limit_ns, "the workers")
+            if settings.demo:
+                self._register_demo(client)
+            self._wait(lambda: not client.status()["models"].get("preparing"), None, "the models")
+
+    def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
+        pause = threading.Event()
+        said_ns = now_ns()
+        while not ready():
+            now = now_ns()
+            if limit_ns is not None and now > limit_ns:
+                raise ClockworkError(f"{what} were not ready within {to_seconds(READY_NS):g} s")
+            if now - said_ns > 2 * SECOND:
+                self._say(f"Waiting for {what} ...")
+                said_ns = now
+            pause.wait(POLL_S)
+
+    def _register_demo(self, client: Any) -> None:
+        from clockwork.models.package import MODEL_FILE, PackageFile, digest_of, hash_file
+
+        path = Path(__file__).parent / "models" / "data" / f"{DEMO_MODEL}.onnx"
+        digest = digest_of([PackageFile(MODEL_FILE, *hash_file(path))])
+        with contextlib.suppress(ModelNotFound):
+            known = client.model(DEMO_MODEL)
+            # What is known need not be read again: that would cost a restart half a second.
+            if known.digest == digest and known.state in ("preparing", "ready"):
+                return
+        self._say(f"Registering the demo model {DEMO_MODEL} ...")
+        client.register(DEMO_MODEL, path)
+
+    def post_mortem(self) -> str:
+        """What to say of the child that ended."""
+        # A controller that cannot start takes its workers' connections with it: it is first in the list.
+        child = next(child for child in self._children if child.ended())
+        child.end()
+        status = child.process.returncode
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        last = "".join(f"\n  {line}" for line in child.lines)
+        return f"The {child.name} {how}.{' Its last lines:' if last else ''}{last}"
+
+    def stop(self) -> None:
+        """End every child: in order, or else by force."""
+        deadline_ns = now_ns() + STOP_NS
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        pause = threading.Event()
+        while not all(child.ended() for child in self._children) and now_ns() < deadline_ns:
+            pause.wait(0.01)
+        for child in self._children:
+            child.end()
+
+
+def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
+    """Of the clients, the workers and the events."""
+    if settings.keys is not None:
+        for name in (CONTROLLER_KEY_FILE, PEER_KEY_FILE):
+            if not (settings.keys / name).is_file():
+                raise ConfigError(f"{settings.keys} holds no {name} (make both with: clockwork keys new DIR)")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    ports = _free_ports(3) if settings.port == 0 else [settings.port + index for index in range(3)]
+    clients, workers, events = (f"tcp://{host}:{port}" for port in ports)
+    return clients, workers, events
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.1", 0))
+            ports.append(int(held.getsockname()[1]))
+        return ports
+
+
+def _dialled(endpoint: str) -> str:
+    """The endpoint as this machine reaches it: one that listens everywhere is dialled on loopback."""
+    for everywhere, here in (
+        ("//0.0.0.0:", "//127.0.0.1:"),
+        ("//*:", "//127.0.0.1:"),
+        ("//[::]:", "//[::1]:"),
+    ):
+        endpoint = endpoint.replace(everywhere, here)
+    return endpoint
+
+
+def _greet(
+    settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None], since_ns: int
+) -> None:
+    clients, workers, events = endpoints
+    options = [] if clients == config.CLIENT_ENDPOINT else ["--endpoint", _dialled(clients)]
+    if settings.keys is not None:
+        options += ["--key", str(settings.keys / PEER_KEY_FILE)]
+    image = Path(__file__).parent.parent / "examples" / "digits" / "7.png"
+    if settings.demo and image.is_file():
+        what = ["infer", *options, DEMO_MODEL, _shown(image)]
+    elif settings.demo:
+        what = ["load", *options, DEMO_MODEL]
+    else:
+        what = ["status", *options]
+    say(
+        f"\nReady after {to_seconds(now_ns() - since_ns):.1f} s.\n\n"
+        f"  clients  {clients}\n  workers  {workers}\n  events   {events}\n\n"
+        f"Try it in another terminal:\n\n  {shlex.join([*_command(), *what])}\n\nCtrl-C ends it."
+    )
+
+
+def _command() -> list[str]:
+    """How this program is called from a terminal in the same directory."""
+    script = Path(sys.executable).parent / "clockwork"
+    if not script.is_file():
+        return [_shown(Path(sys.executable)), "-m", "clockwork"]
+    found = shutil.which("clockwork")
+    return ["clockwork"] if found is not None and Path(found).samefile(script) else [_shown(script)]
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current directory where that is below it."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

@@ -41,8 +41,8 @@ class WorkerLink:
     """A connected worker: its clock, its devices and the actions that it has not answered."""
 
     __slots__ = (
-        "actions", "clock", "devices", "fd", "heard_ns", "identity", "jitter_ns", "name", "stats", "worker_epoch",
-        "worker_id",
+        "actions", "clock", "devices", "fd", "heard_ns", "identity", "jitter_ns", "name", "results", "sent",
+        "stats", "worker_epoch", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,8 @@ class WorkerLink:
         self.devices = devices
         self.clock = ClockSync()
         self.actions: set[int] = set()
+        self.sent: dict[str, int] = {}  # actions by kind
+        self.results: dict[str, int] = {}  # of them, by status
         self.heard_ns = 0
         self.jitter_ns = 0
         self.stats: dict[str, Any] = {}

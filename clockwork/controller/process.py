@@ -316,6 +316,8 @@ class Controller:
         model = self._table.find(text)
         if model is None:
             raise ModelNotFound(f"no model {text[:200]!r} is registered")
+        if not self._workers:
+            raise Unavailable(f"no worker is connected that could serve {model.label}")
         if model.state is ModelState.FAILED:
             raise Unavailable(f"{model.label} cannot be served: {model.text}")
         if model.prepared is None:
@@ -442,6 +444,8 @@ class Controller:
             return  # of an action that was given up
         worker.actions.discard(message.action_id)
         begin_ns, end_ns, duration_ns = check_result(message, len(frames) - 1)
+        outcome = Status(message.status).name.lower()
+        worker.results[outcome] = worker.results.get(outcome, 0) + 1
         clock = worker.clock
         self._results[message.action_id] = (message.parts, frames)
         self._events.append(
@@ -514,6 +518,8 @@ class Controller:
         if worker is None:
             return  # it left in this very turn; WorkerLeft is on its way to the scheduler
         worker.actions.add(action_id)
+        kind = type(message).__name__.lower()
+        worker.sent[kind] = worker.sent.get(kind, 0) + 1
         if not self._worker_router.send(worker.identity, wire.encode(message), frames):
             self._worker_gone(worker, "cannot be reached")
 
@@ -691,13 +697,8 @@ class Controller:
     def describe(self, model: ServedModel) -> dict[str, Any]:
         names = {worker.worker_id: worker.name for worker in self._workers.values()}
         resident = [
-            {
-                "worker": names.get(device["worker"], str(device["worker"])),
-                "device": device["device"],
-                "state": device["resident"][model.model_id]["state"],
-            }
-            for device in self._scheduler.snapshot()["devices"]
-            if model.model_id in device["resident"]
+            {"worker": names.get(worker, str(worker)), "device": device, "state": state}
+            for worker, device, state in self._scheduler.whereabouts(model.model_id)
         ]
         return model.describe(names, resident)
 
@@ -722,20 +723,16 @@ class Controller:
 
     def status(self) -> dict[str, Any]:
         """What ``clockwork status`` shows."""
-        snapshot = self._scheduler.snapshot()
+        plans: dict[int, list[dict[str, Any]]] = {}
+        for plan in self._scheduler.devices():
+            plans.setdefault(plan["worker"], []).append(plan)
         workers = []
         for worker in self._workers.values():
             clock = worker.clock
             devices = [
                 info.describe() | {"plan": plan}
-                for info, plan in zip(
-                    worker.devices, (one for one in snapshot["devices"] if one["worker"] == worker.worker_id)
-                )
+                for info, plan in zip(worker.devices, plans.get(worker.worker_id, ()))
             ]
-            for device in devices:
-                device["plan"] = {
-                    key: value for key, value in device["plan"].items() if key != "resident"
-                } | {"resident": len(device["plan"]["resident"])}
             workers.append(
                 {
                     "id": worker.worker_id,
@@ -744,6 +741,8 @@ class Controller:
                     "clock_uncertainty_ns": clock.uncertainty_ns(self._now) if clock.known else 0,
                     "jitter_ns": worker.jitter_ns,
                     "actions": len(worker.actions),
+                    "sent": dict(worker.sent),
+                    "results": dict(worker.results),
                     "devices": devices,
                     "stats": worker.stats,
                 }

@@ -1,0 +1,297 @@
+"""A whole cluster of real processes for one test: a controller and workers, started as a user starts them.
+
+At the end every process is stopped, and the fixture asserts that none is left, that each ended with
+status 0, and that the directory for temporary files is as empty as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from clockwork import Client
+from clockwork.clock import SECOND, now_ns
+from clockwork.description import Status
+
+PATIENCE_S = 60.0
+"""How long a test waits for what must come, on a machine that does other things as well."""
+
+ROOT = Path(__file__).resolve().parents[2]
+ANYWHERE = "tcp://127.0.0.1:0"
+
+_LISTENS = re.compile(r"listens for clients on (\S+) and for workers on (\S+);")
+_JOINED = re.compile(r"\S+ serves controller \S+ as worker \d+")
+
+
+class Program:
+    """One process and what it prints. Its descendants share its session, by which they are found again."""
+
+    def __init__(
+        self, arguments: Sequence[str], environment: dict[str, str] | None = None, *, code: str = ""
+    ) -> None:
+        """Start ``python -m clockwork <arguments>``, or ``python -c <code> <arguments>``."""
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._over = False
+        self.process = subprocess.Popen(
+            [sys.executable, *(["-c", code] if code else ["-m", "clockwork"]), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=ROOT,
+            env={**clean_environment(), **(environment or {})},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_for(self, pattern: str | re.Pattern[str], after: int = 0) -> re.Match[str]:
+        """The first line that matches; only lines from index ``after`` on count."""
+        index = after
+        deadline_ns = now_ns() + int(PATIENCE_S * SECOND)
+        with self._changed:
+            while True:
+                for line in self.lines[index:]:
+                    if match := re.search(pattern, line):
+                        return match
+                index = len(self.lines)
+                assert not self._over, f"it ended without saying {pattern!r}:\n{self.text}"
+                left_s = (deadline_ns - now_ns()) / SECOND
+                assert left_s > 0, f"it did not say {pattern!r}:\n{self.text}"
+                self._changed.wait(left_s)
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, within_s: float = PATIENCE_S) -> int:
+        """Its exit status, once all that it printed has been read."""
+        try:
+            status = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.process.args} did not end:\n{self.text}") from None
+        self._reader.join(PATIENCE_S)
+        return status
+
+    def stop(self) -> int:
+        """Ask it to end, and wait."""
+        if self.process.poll() is None:
+            self.send(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def destroy(self) -> None:
+        """Kill it and all its descendants, whatever state they are in."""
+        for pid in session_members(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for raw in stream:
+                with self._changed:
+                    self.lines.append(raw.decode(errors="replace").rstrip())
+                    self._changed.notify_all()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would lead a test's processes to somebody else's cluster."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CLOCKWORK_")}
+
+
+def session_members(session: int) -> list[int]:
+    """Processes of that session that are not zombies."""
+    members = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                state, _, _, member = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(member) == session and state not in "ZX":
+                    members.append(int(entry.name))
+    return members
+
+
+def eventually(condition: Callable[[], Any], what: str, within_s: float = PATIENCE_S) -> Any:
+    """What the condition returns once it is true."""
+    pause = threading.Event()
+    deadline_ns = now_ns() + int(within_s * SECOND)
+    while not (value := condition()):
+        assert now_ns() < deadline_ns, f"{what}: not within {within_s:g} s"
+        pause.wait(0.02)
+    return value
+
+
+class Cluster:
+    """One controller and its workers, on ports that were free."""
+
+    def __init__(self, data: Path, options: Sequence[str] = ()) -> None:
+        self.data = data
+        self.temporary = data / "tmp"
+        self.temporary.mkdir(parents=True)
+        self.workers: list[Program] = []
+        self._programs: list[Program] = []
+        self._killed: list[Program] = []
+        self._options = list(options)
+        self.endpoint = self.worker_endpoint = ANYWHERE
+        self.start_controller()
+
+    def start_controller(self) -> None:
+        """Start it, at the same endpoints as before if there was one."""
+        self.controller = self.program([
+            "controller", "--listen", self.endpoint, "--worker-listen", self.worker_endpoint,
+            "--events", ANYWHERE, "--data", str(self.data / "controller"), *self._options,
+        ])  # fmt: skip
+        self.endpoint, self.worker_endpoint = self.controller.wait_for(_LISTENS).groups()
+
+    def start_worker(
+        self,
+        *options: str,
+        arena: str = "64MiB",
+        name: str = "",
+        store: str = "worker",
+        endpoint: str = "",
+        wait: bool = True,
+    ) -> Program:
+        """Start one, and (wait) return once the controller has taken it in."""
+        worker = self.program([
+            "worker", "--connect", endpoint or self.worker_endpoint, "--arena", arena, "--page-size", "256KiB",
+            "--store", str(self.data / store), "--name", name or f"worker-{len(self.workers)}", *options,
+        ])  # fmt: skip
+        self.workers.append(worker)
+        if wait:
+            worker.wait_for(_JOINED)
+        return worker
+
+    def program(self, arguments: Sequence[str], *, code: str = "") -> Program:
+        """Any process that is to be gone when the test ends."""
+        program = Program(arguments, {"TMPDIR": str(self.temporary)}, code=code)
+        self._programs.append(program)
+        return program
+
+    def kill(self, program: Program) -> None:
+        """kill -9, and what it started must end by itself."""
+        program.kill()
+        self._killed.append(program)
+
+    def client(self, **more: Any) -> Client:
+        more.setdefault("timeout", PATIENCE_S)
+        return Client(self.endpoint, **more)
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """A command of the CLI that talks to this cluster: (exit status, all that it printed)."""
+        program = self.program([*arguments, "--endpoint", self.endpoint])
+        return program.wait(), program.text
+
+    def check_end(self) -> None:
+        """Stop everything in order and assert that it ends well and leaves nothing."""
+        for worker in self.workers:
+            if worker not in self._killed:
+                assert worker.stop() == 0, worker.text
+        for program in self._programs:
+            if program not in self._killed and program is not self.controller:
+                program.wait()
+        if self.controller not in self._killed:
+            assert self.controller.stop() == 0, self.controller.text
+        for program in self._programs:
+            eventually(
+                lambda: not session_members(program.pid),  # noqa: B023
+                f"descendants of {program.process.args} end",
+                10,
+            )
+            assert "Traceback" not in program.text, program.text
+        assert not list(self.temporary.iterdir())
+
+    def destroy(self) -> None:
+        for program in self._programs:
+            program.destroy()
+
+
+@contextlib.contextmanager
+def running_cluster(
+    data: Path, workers: int = 1, controller_options: Sequence[str] = (), **worker_options: Any
+) -> Iterator[Cluster]:
+    """A cluster that is up; see the module."""
+    cluster = None
+    try:
+        cluster = Cluster(data, controller_options)
+        for _ in range(workers):
+            cluster.start_worker(**worker_options, wait=False)
+        for worker in cluster.workers:
+            worker.wait_for(_JOINED)
+        try:
+            yield cluster
+        except BaseException:
+            for program in cluster._programs:
+                print(f"--- {program.process.args[1:]}\n{program.text[-6000:]}")
+            raise
+        cluster.check_end()
+    finally:
+        if cluster is not None:
+            cluster.destroy()
+
+
+# ----- models and what they should answer -------------------------------------------------------
+
+
+class Reference:
+    """A model in plain ONNX Runtime."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+    def __call__(self, inputs: np.ndarray | dict[str, np.ndarray]) -> np.ndarray:
+        """The first output. One array is the first input."""
+        if not isinstance(inputs, dict):
+            inputs = {self._session.get_inputs()[0].name: inputs}
+        return np.asarray(self._session.run(None, inputs)[0])
+
+
+def same(answer: Any, expected: np.ndarray) -> bool:
+    """Equal within a relative 1e-4 of the largest value, and of the same shape and type."""
+    answer = np.asarray(answer)
+    scale = float(np.abs(expected).max(initial=0.0)) or 1.0
+    return (
+        answer.shape == expected.shape
+        and answer.dtype == expected.dtype
+        and bool(np.all(np.abs(answer - expected) <= 1e-4 * scale))
+    )
+
+
+def total_results(status: Status, outcome: str) -> int:
+    """Results of that status over all workers, as the controller counted them."""
+    return sum(worker["results"].get(outcome, 0) for worker in status["workers"])
+
+
+def total_sent(status: Status, kind: str) -> int:
+    """Actions of that kind sent to the workers that are there."""
+    return sum(worker["sent"].get(kind, 0) for worker in status["workers"])

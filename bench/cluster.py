@@ -1,0 +1,167 @@
+"""A controller and workers as processes of their own, for one benchmark: free ports, a data directory
+that goes with them, and an orderly end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from clockwork.client import Client
+from clockwork.clock import SECOND, now_ns
+from clockwork.errors import ClockworkError
+
+READY_NS = 60 * SECOND
+STOP_S = 3.0
+POLL_S = 0.02
+ARENA = "256M"
+"""Unless told otherwise: the pages of a large arena take seconds to be touched once."""
+
+
+class Cluster:
+    """One controller and some workers; use as a context manager.
+
+    worker_arguments: further flags of every worker, such as ("--arena", "512M").
+    data: where models are kept; without it, a temporary directory that is removed at the end.
+    """
+
+    def __init__(
+        self, workers: int = 1, worker_arguments: Sequence[str] = (), data: Path | None = None
+    ) -> None:
+        self._kept = data is not None
+        self.data = data if data is not None else Path(tempfile.mkdtemp(prefix="clockwork-bench-"))
+        self._worker_arguments = ["--arena", ARENA, *worker_arguments]
+        self.controller: subprocess.Popen[bytes]
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._logs: list[IO[bytes]] = []
+        self._worker_count = workers
+        self.endpoint = ""
+
+    def start(self) -> int:
+        """Start everything; returns nanoseconds until every worker had joined and no model was in preparation."""
+        started_ns = now_ns()
+        clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
+        self.endpoint = clients
+        arguments = ["--listen", clients, "--worker-listen", dialled, "--events", events]
+        self.controller = self._spawn("controller", [*arguments, "--data", str(self.data)])
+        self.workers = [
+            self._spawn(
+                f"worker-{index}",
+                ["--connect", dialled, "--name", f"worker-{index}", "--store", str(self.data)]
+                + self._worker_arguments,
+            )
+            for index in range(self._worker_count)
+        ]
+        pause = threading.Event()
+        with self.client() as client:
+            while True:
+                try:
+                    status = client.status(timeout=30.0)
+                except ClockworkError as error:
+                    self.stop()
+                    raise RuntimeError(f"the cluster does not start: {error}\n{self.log()}") from error
+                if len(status["workers"]) >= self._worker_count and not status["models"].get("preparing"):
+                    return now_ns() - started_ns
+                self._check()
+                if now_ns() - started_ns > READY_NS:
+                    raise TimeoutError(f"the cluster was not ready in time:\n{self.log()}")
+                pause.wait(POLL_S)
+
+    def client(self, **options: Any) -> Client:
+        return Client(self.endpoint, **{"timeout": 120.0, "name": "bench", **options})
+
+    def stop(self) -> None:
+        """End every process: in order, or else by force."""
+        children = [*self.workers, *([self.controller] if hasattr(self, "controller") else [])]
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGTERM)
+        for child in children:
+            try:
+                child.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        self.workers = []
+        for log in self._logs:
+            log.close()
+        self._logs.clear()
+
+    def close(self) -> None:
+        """stop(), and remove the data directory unless it was given."""
+        self.stop()
+        if not self._kept:
+            shutil.rmtree(self.data, ignore_errors=True)
+
+    def log(self) -> str:
+        """What the processes wrote so far."""
+        return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.data.glob("*.log"))
+
+    def rss_bytes(self) -> tuple[int, int]:
+        """Resident memory of the controller and of the workers together."""
+        return rss_bytes(self.controller.pid), sum(rss_bytes(worker.pid) for worker in self.workers)
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        log = (self.data / f"{name}.log").open("ab")
+        self._logs.append(log)
+        role = name.partition("-")[0]
+        return subprocess.Popen(
+            [sys.executable, "-m", "clockwork", role, *arguments, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def _check(self) -> None:
+        for child in [self.controller, *self.workers]:
+            if child.poll() is not None:
+                raise RuntimeError(f"a process ended with status {child.returncode}:\n{self.log()}")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.1", 0))
+            ports.append(int(held.getsockname()[1]))
+        return ports
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,92 @@
+"""A bare relay of three processes, the floor under any round trip through a controller and a worker:
+
+    caller --DEALER/ROUTER--> relay <--ROUTER/DEALER-- echo
+
+Run as a program it is the relay or the echo; Relay starts both.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import zmq
+
+from bench.cluster import free_ports
+from clockwork.cluster import die_with
+
+
+class Relay:
+    """The two other processes and the caller's socket; use as a context manager."""
+
+    def __init__(self) -> None:
+        front, back = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+        root = Path(__file__).parent.parent
+        self._children = [
+            subprocess.Popen(
+                [sys.executable, "-m", "bench.relay", role, front, back, str(os.getpid())], cwd=root
+            )
+            for role in ("relay", "echo")
+        ]
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVTIMEO, 10_000)
+        self._socket.connect(front)
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children:
+            child.kill()
+            child.wait()
+        self._socket.close(0)
+        self._context.term()
+
+    def call(self, frames: list[bytes]) -> list[bytes]:
+        """Send frames and wait until they are back."""
+        self._socket.send_multipart(frames)
+        return self._socket.recv_multipart()
+
+
+def relay(front: str, back: str) -> None:
+    """Pass messages between two ROUTER sockets; the echo introduces itself with an empty message."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    clients, workers = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
+    clients.bind(front)
+    workers.bind(back)
+    worker = workers.recv_multipart()[0]
+    poller = zmq.Poller()
+    poller.register(clients, zmq.POLLIN)
+    poller.register(workers, zmq.POLLIN)
+    while True:
+        for socket, _ in poller.poll():
+            identity, *frames = socket.recv_multipart()
+            if socket is clients:
+                workers.send_multipart([worker, identity, *frames])
+            else:
+                clients.send_multipart(frames)
+
+
+def echo(back: str) -> None:
+    """Give every message back."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(back)
+    socket.send(b"")
+    while True:
+        socket.send_multipart(socket.recv_multipart())
+
+
+if __name__ == "__main__":
+    die_with(int(sys.argv[4]))
+    if sys.argv[1] == "relay":
+        relay(sys.argv[2], sys.argv[3])
+    else:
+        echo(sys.argv[3])

@@ -1,0 +1,80 @@
+"""Under what conditions a number was measured, and a result as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("numpy", "onnx", "onnxruntime", "pyzmq", "msgpack")
+
+
+def conditions(seed: int) -> dict[str, Any]:
+    """Machine, commit, versions and seed."""
+    return {
+        "machine": machine(),
+        "commit": commit(),
+        "seed": seed,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def machine() -> str:
+    """Processor, cores that may be used, architecture."""
+    model = platform.processor() or "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}, Linux {platform.release()}"
+
+
+def commit() -> str:
+    """The commit of the checkout, with a plus if it was changed since."""
+    here = Path(__file__).parent
+    try:
+        name = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.stdout.strip()
+
+
+def percentiles(values_ns: Sequence[int], marks: Sequence[float] = (50, 99)) -> dict[str, float]:
+    """Percentiles in microseconds, by name."""
+    found = np.percentile(np.asarray(values_ns), marks) / 1e3
+    return {f"p{mark:g}_us": round(float(value), 1) for mark, value in zip(marks, found)}
+
+
+def show(title: str, seed: int, rows: Sequence[dict[str, Any]], facts: dict[str, Any], as_json: bool) -> None:
+    """Print one benchmark's result: conditions, one row per case, and what holds for the whole run."""
+    if as_json:
+        body = {"title": title, "conditions": conditions(seed), "rows": rows, "facts": facts}
+        print(json.dumps(body, indent=2, default=str))
+        return
+    under = conditions(seed)
+    packages = " ".join(f"{name} {one}" for name, one in under["versions"].items())
+    print(f"{title}\n  {under['machine']}, load average {under['load_average']}")
+    print(f"  commit {under['commit']}, seed {seed}, python {under['python']} {packages}")
+    if rows:
+        names = list(rows[0])
+        cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+        widths = [max(len(row[index]) for row in cells) for index in range(len(names))]
+        for row in cells:
+            print("  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths)))
+    for name, value in facts.items():
+        print(f"  {name}: {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -412,6 +412,11 @@ class Connection:
             if self._queue or self._closing:
                 return
             self._sleep(min(call.deadline_ns, call.connect_ns if not call.sent else NEVER_NS))
+            # Most likely this is the answer: then nothing else need be asked of the socket.
+            if self._dealer is not None and (frames := self._dealer.receive()) is not None:
+                self._take(frames)
+                if call.done:
+                    return
             self._pump()
             if not call.done:
                 self._expire_call(call, now_ns())
@@ -514,9 +519,13 @@ class Connection:
         self._calls[call.request_id] = call
         if timed:
             self._push_deadline(call)
-        self._pump()  # A connection that was lost and came back must be greeted before it is used.
-        if call.done:
-            return
+        # A connection that was lost and came back must be greeted before it is used.
+        assert self._dealer is not None
+        changes = self._dealer.changes()
+        if changes or self._state is not _State.READY:
+            self._pump(changes)
+            if call.done:
+                return
         if self._state is _State.READY and not self._waiting:
             self._send(call)
         if not call.sent:
@@ -548,11 +557,12 @@ class Connection:
         self._calls.pop(call.request_id, None)
         call.finish(received, error)
 
-    def _pump(self) -> None:
-        """Take in everything that has arrived."""
+    def _pump(self, changes: list[Change] | None = None) -> None:
+        """Take in everything that has arrived. changes: of the connection, if the dealer was asked already."""
         while (dealer := self._dealer) is not None:
             # Asked for first, applied last: what arrived before a loss still counts.
-            changes = dealer.changes()
+            if changes is None:
+                changes = dealer.changes()
             while self._dealer is dealer and (frames := dealer.receive()) is not None:
                 self._take(frames)
             for change in changes:
@@ -560,6 +570,7 @@ class Connection:
                     self._apply(change)
             if not changes:
                 break
+            changes = None
         if self._waiting and self._state is _State.READY:
             self._flush()
 

@@ -361,9 +361,9 @@ def _table(titles: list[str], rows: list[list[str]]) -> None:
 
     table = Table(*titles, box=SIMPLE, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 200)
+        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table)
 
 
 @models.command()
@@ -608,7 +608,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
         for index, device in enumerate(one.get("devices") or ()):
             plan = device.get("plan") or {}
             memory = (stats.get("devices") or [{}] * (index + 1))[index]
-            pages, free = device.get("page_count", 0), plan.get("free_pages")
+            pages, free = device.get("page_count", 0), plan.get("pages_free")
             rows.append([
                 str(one.get("name")),
                 f"{device.get('kind')}: {device.get('name')}",

@@ -29,8 +29,11 @@ from clockwork.clock import SECOND, now_ns, to_seconds
 from clockwork.errors import ClockworkError, ConfigError, ModelNotFound
 from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE
 
-STOP_NS = 1_400_000_000
-"""How long children may take to end in order; what is left then is killed. All within two seconds."""
+STOP_WORKERS_NS = 1_150_000_000
+"""How long workers may take to finish what they have; then the controller is told to end in any case."""
+
+STOP_NS = 1_500_000_000
+"""How long all may take to end in order; what is left then is killed. Everything is over in two seconds."""
 
 READY_NS = 120 * SECOND
 """How long the cluster may take to become ready."""
@@ -270,12 +273,14 @@ class _Cluster:
 
     def stop(self) -> None:
         """End every child: in order, or else by force."""
-        deadline_ns = now_ns() + STOP_NS
-        for child in self._children:
-            child.signal(signal.SIGTERM)
+        begun_ns = now_ns()
         pause = threading.Event()
-        while not all(child.ended() for child in self._children) and now_ns() < deadline_ns:
-            pause.wait(0.01)
+        # Workers first: a controller that went before them would look to them like a failure.
+        for group, limit_ns in ((self._children[1:], STOP_WORKERS_NS), (self._children[:1], STOP_NS)):
+            for child in group:
+                child.signal(signal.SIGTERM)
+            while not all(child.ended() for child in group) and now_ns() - begun_ns < limit_ns:
+                pause.wait(0.01)
         for child in self._children:
             child.end()
 

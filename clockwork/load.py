@@ -259,6 +259,8 @@ class _Generator:
 
     def closed_loop(self) -> float:
         """Keep ``concurrency`` requests under way; seconds until the last was answered."""
+        if self._settings.concurrency == 1:
+            return self._one_by_one()
         completed: queue.SimpleQueue[None] = queue.SimpleQueue()
         started_ns = now_ns()
         end_ns = started_ns + self._duration_ns
@@ -274,6 +276,32 @@ class _Generator:
                 under_way += 1
                 self._send(self._choose(), 0, completed)
         return (now_ns() - started_ns) / SECOND
+
+    def _one_by_one(self) -> float:
+        """The closed loop of one caller, as such a caller would write it: no other thread is involved."""
+        settings, tally = self._settings, self.tally
+        started_ns = now = now_ns()
+        while now < started_ns + self._duration_ns:
+            target = self._choose()
+            inputs = target.inputs[tally.sent % len(target.inputs)]
+            tally.sent += 1
+            tally.input_bytes += target.bytes
+            error: ClockworkError | None = None
+            begin_ns = now_ns()
+            try:
+                self._client.infer(
+                    target.name,
+                    inputs,
+                    slo=settings.slo_s,
+                    priority=settings.priority,
+                    timeout=settings.timeout_s,
+                )
+            except ClockworkError as failure:
+                error = failure
+            now = now_ns()
+            tally.record(now - begin_ns, target.slo_ns, error)
+            self._look(started_ns)
+        return (now - started_ns) / SECOND
 
     def _send(self, target: _Target, due_ns: int, completed: queue.SimpleQueue[None] | None) -> None:
         """Send one request; latency counts from due_ns, or (0) from now."""

@@ -172,33 +172,48 @@ class Book:
 
     # ----- what status shows, and what must hold -------------------------------------------------
 
+    def devices(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "worker": device.worker.worker_id,
+                "device": device.index,
+                "kind": device.kind.partition("/")[0],
+                "planned_requests": sum(len(batch.pendings) for batch in device.plan),
+                "planned_batches": len(device.plan),
+                "planned_ns": device.planned_ns,
+                "in_flight": len(device.lane),
+                "loading": device.loading,
+                "loads_waiting": len(device.pending),
+                "pages": device.pages.page_count,
+                "pages_free": device.pages.free_count,
+                "draining": device.worker.draining,
+                "resident": len(device.resident),
+                "served": device.served,
+            }
+            for device in self._devices
+        ]
+
+    def whereabouts(self, model_id: int) -> list[tuple[int, int, str]]:
+        model = self._models.get(model_id)
+        return [
+            (one.device.worker.worker_id, one.device.index, one.state.name.lower())
+            for one in (model.residencies if model is not None else ())
+        ]
+
     def snapshot(self) -> dict[str, Any]:
-        devices = []
-        for device in self._devices:
-            devices.append(
-                {
-                    "worker": device.worker.worker_id,
-                    "device": device.index,
-                    "kind": device.kind.partition("/")[0],
-                    "planned_requests": sum(len(batch.pendings) for batch in device.plan),
-                    "planned_batches": len(device.plan),
-                    "planned_ns": device.planned_ns,
-                    "in_flight": len(device.lane),
-                    "loading": device.loading,
-                    "loads_waiting": len(device.pending),
-                    "pages": device.pages.page_count,
-                    "pages_free": device.pages.free_count,
-                    "draining": device.worker.draining,
-                    "resident": {
-                        model_id: {
-                            "name": one.model.name, "load_id": one.load_id, "state": one.state.name.lower(),
-                            "run_starts": list(one.starts), "pages": one.spec.page_count,
-                        }
-                        for model_id, one in device.resident.items()
-                    },
-                    "served": device.served,
+        devices = [
+            description
+            | {
+                "resident": {
+                    model_id: {
+                        "name": one.model.name, "load_id": one.load_id, "state": one.state.name.lower(),
+                        "run_starts": list(one.starts), "pages": one.spec.page_count,
+                    }
+                    for model_id, one in device.resident.items()
                 }
-            )  # fmt: skip
+            }
+            for device, description in zip(self._devices, self.devices())
+        ]  # fmt: skip
         models = {
             model.model_id: {
                 "name": model.name, "queued": model.live, "served": model.served, "draining": model.draining,

@@ -72,6 +72,9 @@ BACKGROUND_AGE_NS = 1_000_000_000
 BACKGROUND_SHARE = 10
 """One part in so many of a busy device's time goes to background requests that waited BACKGROUND_AGE_NS."""
 
+BACKGROUND_RETRY_NS = 100_000_000
+"""An idle device that could do nothing for the background requests there are looks again after this."""
+
 PROFILE_IDLE_NS = 20_000_000
 """A device that has been idle this long may measure a shape."""
 
@@ -249,8 +252,11 @@ class EdfScheduler(Loads):
         return waiting
 
     def _strand(self, model: Model) -> None:
-        """Answer the background requests of a model that nobody can serve any more."""
-        if not model.background or any(not self._workers[worker].draining for worker in model.workers):
+        """Answer the background requests of a model that nobody can serve any more; find others a device."""
+        if not model.background:
+            return
+        if any(one.device.usable for one in model.residencies) or self._loadable(model):
+            self._wake_devices(model)
             return
         for pending in list(model.background):
             self._fail(pending, Status.UNAVAILABLE, "no worker that can serve the model is left")
@@ -683,6 +689,10 @@ class EdfScheduler(Loads):
         else:
             model.background.append(pending)
         self._background[model.model_id] = model
+        self._wake_devices(model)
+
+    def _wake_devices(self, model: Model) -> None:
+        """Have every device that could serve the model's background requests look at them."""
         for residency in model.residencies:
             self._dirty[residency.device] = None
         if not model.residencies:
@@ -891,6 +901,8 @@ class EdfScheduler(Loads):
             batch = self._from_background(device, free)
             if batch is not None:
                 return batch
+            if self._background:  # memory may be short, or another device have the model
+                device.wake_ns = min(device.wake_ns, self._now + BACKGROUND_RETRY_NS)
         if self._unmeasured and not device.lane and not device.plan:
             self._measure(device)
         return None

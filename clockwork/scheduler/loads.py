@@ -305,6 +305,9 @@ class Loads(Book):
         device.pages.free(residency.starts, residency.spec.runs)
         residency.starts = ()
         del device.resident[model.model_id]
+        for other in device.pending:
+            if residency in other.victims:
+                other.victims.remove(residency)
         residency.attempts += 1
         if residency.attempts < LOAD_ATTEMPTS_MAX and not device.worker.draining and not model.draining:
             residency.state = PENDING

@@ -250,7 +250,15 @@ class Scheduler(Protocol):
         ...
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain data for status: per device its queue, residency and free pages; per model its counts."""
+        """Plain data about everything: devices() with what each holds, and every model. For tests and dumps."""
+        ...
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Plain data for status: per device its queue, its free pages and how much is resident."""
+        ...
+
+    def whereabouts(self, model_id: int) -> list[tuple[int, int, str]]:
+        """(worker, device, state) of each device that holds a model, or is about to."""
         ...
 
     def check_invariants(self) -> None:

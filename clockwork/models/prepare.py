@@ -171,7 +171,8 @@ class _Preparation:
         model_path = self._without_defaults(model, model_path)
         self._optimised = self._work / "optimised.onnx"
         size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
-        external = "optimised.data" if size > EXTERNAL_BYTES else ""
+        # Otherwise the optimised file would go on naming data that lie beside the original.
+        external = "optimised.data" if size > EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
         self._describe(session, model)
         del model

@@ -35,7 +35,7 @@ from clockwork.models.holdings import (
     is_quantised,
     write_program,
 )
-from clockwork.models.onnx_import import check_model, metadata_of, read_examples, real_inputs
+from clockwork.models.onnx_import import check_model, external_files, metadata_of, read_examples, real_inputs
 from clockwork.models.package import (
     LIST_FILE,
     MODEL_FILE,

@@ -177,6 +177,15 @@ def key_file() -> Path | None:
     return Path(name).expanduser() if name else None
 
 
+def silence_onnxruntime() -> None:
+    """Have ONNX Runtime, loaded after this, and that of child processes, report nothing to its makers.
+
+    Its telemetry would send from a thread in the middle of an execution, and leaves a file in TMPDIR. Who
+    wants it says so: ORT_DISABLE_TELEMETRY=0.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def parse_bytes(text: str) -> int:
     """``"512M"``, ``"4GiB"``, ``"1048576"`` as a count of bytes. Raises ConfigError."""
     units = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}

@@ -32,6 +32,7 @@ from clockwork.config import (
     RANK_MAX,
     SWITCH_INTERVAL_NS,
     WORKER_MESSAGES_PER_TURN,
+    silence_onnxruntime,
 )
 from clockwork.device.base import Completion, Device, TensorView
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
@@ -558,6 +559,7 @@ def main(settings: WorkerSettings) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s"
     )
     threading.excepthook = _stop_the_process
+    silence_onnxruntime()
     sys.setswitchinterval(SWITCH_INTERVAL_NS / SECOND)
     started_ns = now_ns()
     with contextlib.ExitStack() as stack:

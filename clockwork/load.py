@@ -61,8 +61,6 @@ class LoadSettings:
         """Raises ConfigError, naming the value and its bound."""
         if not self.models:
             raise ConfigError("load needs at least one model")
-        if (self.rate > 0) == (self.concurrency > 0):
-            raise ConfigError("load is open loop (a rate) or closed loop (a concurrency): give one of them")
         for name, value, bound in (
             ("rate", self.rate, RATE_MAX),
             ("concurrency", self.concurrency, CONCURRENCY_MAX),
@@ -70,6 +68,8 @@ class LoadSettings:
         ):
             if not 0 <= value <= bound:
                 raise ConfigError(f"{name} {value:g} is not between 0 and {bound}")
+        if (self.rate > 0) == (self.concurrency > 0):
+            raise ConfigError("load is open loop (a rate) or closed loop (a concurrency): give one of them")
 
 
 @dataclasses.dataclass(slots=True)

@@ -1,0 +1,306 @@
+"""The command line against a fake controller: what it reads, prints and says when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from fake_controller import FakeController
+from PIL import Image
+
+from clockwork import cli, transport
+from clockwork.errors import ConfigError
+from clockwork.keys import read_controller_keys, read_peer_keys
+from clockwork.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister
+from clockwork.tensors import encode_array
+
+LABELS = [str(digit) for digit in range(10)]
+
+MODELS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "name": "digits", "version": 1, "state": "ready", "slo_ns": 0, "holding": "bound",
+        "inputs": [{"name": "image", "dtype": "float32", "shape": ["n", 1, 8, 8]}],
+        "outputs": [{"name": "scores", "dtype": "float32", "shape": ["n", 10]}],
+        "batches": True, "batch_max": 8, "batching_note": "proven", "weights_bytes": 1 << 20, "pages": 1,
+        "load_ns": 1000, "digest": "d" * 64, "metadata": {"clockwork.labels": json.dumps(LABELS)},
+        "profile": [{"shape": [[1, 8, 8]], "batch": 1, "exec_ns": 2_000_000}],
+        "counts": {"answered": 3}, "devices": [{"worker": "w", "device": 0, "state": "resident"}],
+    },
+    "two": {
+        "name": "two", "version": 2, "state": "ready", "slo_ns": 50_000_000,
+        "inputs": [
+            {"name": "ids", "dtype": "int64", "shape": ["n", "length"]},
+            {"name": "text", "dtype": "string", "shape": [1]},
+        ],
+        "outputs": [], "example": [[1, 5], [1]],
+    },
+}  # fmt: skip
+
+STATUS = {
+    "version": "9", "policy": "edf", "uptime_ns": 5 * 10**9, "clients": 1, "models": {"ready": 2}, "programs": 1,
+    "counts": {"answered": 7, "refused": 1, "refusals": {"deadline": 1}},
+    "workers": [
+        {"name": "a-worker", "rtt_ns": 1_000_000, "jitter_ns": 20_000, "stats": {"rss_bytes": 1 << 20},
+         "devices": [{"kind": "cpu", "name": "EPYC", "page_bytes": 1 << 20, "page_count": 64,
+                      "plan": {"pages_free": 32, "resident": 1}}]},
+    ],
+}  # fmt: skip
+
+
+def serve(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+    """Knows the models above; `digits` always sees a 7, `two` returns its inputs."""
+    if type(message) is Query:
+        if message.what == "model" and message.argument not in MODELS:
+            text = f"no model {message.argument!r} is registered"
+            controller.send(identity, Failure(message.request_id, Status.MODEL_NOT_FOUND, text, {}))
+            return
+        body = {"models": list(MODELS.values()), "status": STATUS}.get(message.what) or MODELS[
+            message.argument
+        ]
+        controller.send(identity, Reply(message.request_id, body))
+    elif type(message) is Unregister:
+        controller.send(identity, Reply(message.request_id, None))
+    elif type(message) is InferRequest and message.model == "digits":
+        scores = np.full((1, 10), 0.01, np.float32)
+        scores[0, 7] = 0.9
+        dtype, shape, frame = encode_array(scores)
+        controller.send(
+            identity, Answer(message.request_id, 1, [["scores", dtype, shape, 0]], [0] * 4), [frame]
+        )
+    elif type(message) is InferRequest:
+        controller.send(identity, Answer(message.request_id, 1, message.tensors, [0] * 4), frames)
+
+
+@pytest.fixture(scope="module")
+def controller() -> Iterator[FakeController]:
+    with FakeController(handle=serve) as controller:
+        yield controller
+
+
+@pytest.fixture
+def run(controller: FakeController, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("CLOCKWORK_ENDPOINT", controller.endpoint)
+    controller.handle = serve
+
+    def run(*arguments: str | Path, ok: bool = True) -> Result:
+        result = CliRunner().invoke(cli.cli, [str(one) for one in arguments])
+        assert "Traceback" not in result.output
+        assert (result.exit_code == 0) == ok, result.output
+        return result
+
+    return run
+
+
+# ----- infer ---------------------------------------------------------------------------------
+
+
+def test_an_image_becomes_a_visible_answer(run: Any, controller: FakeController, tmp_path: Path) -> None:
+    Image.new("L", (16, 16), 200).save(tmp_path / "seven.png")
+    result = run("infer", "digits", tmp_path / "seven.png", "--slo", "0.5", "--priority", "1")
+    assert result.output.splitlines()[0] == "digits: 7"
+    request = controller.of(InferRequest)[-1]
+    assert request.tensors == [["image", 1, [1, 1, 8, 8], 0]]
+    assert (request.slo_ns, request.priority) == (500_000_000, 1)
+
+
+def test_numpy_and_json_files(run: Any, controller: FakeController, tmp_path: Path) -> None:
+    image = np.zeros((2, 1, 8, 8), np.float32)
+    np.save(tmp_path / "a.npy", image)
+    np.savez(tmp_path / "a.npz", image)
+    np.savez(tmp_path / "named.npz", image=image)
+    (tmp_path / "a.json").write_text(json.dumps(image.tolist()))
+    (tmp_path / "named.json").write_text(json.dumps({"image": image.tolist()}))
+    for name in ("a.npy", "a.npz", "named.npz", "a.json", "named.json"):
+        run("infer", "digits", tmp_path / name)
+        assert controller.of(InferRequest)[-1].tensors == [["image", 1, [2, 1, 8, 8], 0]]
+
+
+def test_several_inputs_by_name(run: Any, controller: FakeController, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array([[1, 2]]))
+    (tmp_path / "text.json").write_text('["hello"]')
+    result = run("infer", "two", f"ids={tmp_path / 'ids.npy'}", f"text={tmp_path / 'text.json'}", "--json")
+    assert json.loads(result.output) == {"ids": [[1, 2]], "text": ["hello"]}
+    (tmp_path / "all.json").write_text('{"ids": [[3]], "text": ["x"]}')
+    text = run("infer", "two", tmp_path / "all.json").output
+    assert "ids  int64 [1, 1]" in text
+    assert "'x'" in text
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.json"])
+def test_outputs_to_files(run: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "all.json").write_text('{"ids": [[3]], "text": ["x"]}')
+    run("infer", "two", tmp_path / "all.json", "-o", tmp_path / name)
+    if name.endswith(".npz"):
+        with np.load(tmp_path / name) as loaded:
+            assert loaded["ids"].tolist() == [[3]]
+            assert loaded["text"].tolist() == ["x"]
+    else:
+        assert json.loads((tmp_path / name).read_text()) == {"ids": [[3]], "text": ["x"]}
+
+
+def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((1, 1, 8, 8), np.float32))
+    run("infer", "digits", tmp_path / "in.npy", "-o", tmp_path / "out.npy")
+    assert np.load(tmp_path / "out.npy").argmax() == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("infer", "nope", "x.npy"), "no model 'nope'"),
+        (("infer", "digits", "absent.npy"), "absent.npy cannot be read"),
+        (("infer", "digits", "absent.png"), "absent.png"),
+        (("infer", "digits", "other=absent.npy"), "no input 'other'; it has image"),
+        (("infer", "digits", "file.xyz"), ".npy, .npz, .json or image"),
+        (("infer", "two", "ids.npy"), "say ids=ids.npy"),
+        (("infer", "digits", "x.npy", "-o", "out.csv"), ".npy, .npz, .json"),
+        (("load", "digits", "--rate", "-1"), "rate -1"),
+        (("load", "digits", "--rate", "5", "--concurrency", "5"), "open loop"),
+        (("load", "nope"), "no model 'nope'"),
+        (("models", "show", "nope"), "no model 'nope'"),
+        (("status", "--timeout", "-1"), "timeout -1"),
+        (("status", "--endpoint", "nonsense"), "nonsense"),
+        (("status", "--key", "absent.key"), "absent.key"),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(run: Any, arguments: tuple[str, ...], said: str) -> None:
+    result = run(*arguments, ok=False)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+
+
+def test_damaged_files(run: Any, tmp_path: Path) -> None:
+    for name in ("a.npy", "a.npz", "a.json", "a.png"):
+        (tmp_path / name).write_bytes(b"\x93NUMPY garbage" if name == "a.npy" else b"garbage")
+        assert name in run("infer", "digits", tmp_path / name, ok=False).stderr
+
+
+def test_a_refusal_says_what_would_have_been_admitted(
+    run: Any, controller: FakeController, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((1, 1, 8, 8), np.float32))
+
+    def refuse(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        if type(message) is InferRequest:
+            details = {"reason": "deadline", "feasible_slo_ns": 20_000_000, "retry_after_ns": 5_000_000}
+            controller.send(identity, Failure(message.request_id, Status.REFUSED, "too busy", details))
+        else:
+            serve(controller, identity, message, frames)
+
+    controller.handle = refuse
+    stderr = run("infer", "digits", tmp_path / "in.npy", ok=False).stderr
+    assert "too busy" in stderr
+    assert "reason: deadline; an SLO of 0.02 s would have been admitted; retry after 0.005 s" in stderr
+
+
+# ----- models and status ---------------------------------------------------------------------
+
+
+def test_models(run: Any, controller: FakeController, tmp_path: Path) -> None:
+    text = run("models", "list").output
+    assert "digits@1" in text
+    assert "two@2" in text
+    assert "50 ms" in text
+    assert [one["name"] for one in json.loads(run("models", "list", "--json").output)] == ["digits", "two"]
+    text = run("models", "show", "digits").output
+    assert "image  float32 ['n', 1, 8, 8]" in text
+    assert "2.000 ms" in text
+    assert "w device 0: resident" in text
+    run("models", "show", "digits", "--profile", tmp_path / "profile.json")
+    profile = json.loads((tmp_path / "profile.json").read_text())
+    assert profile["profile"] == MODELS["digits"]["profile"]
+    assert json.loads(run("models", "show", "digits", "--profile", "-").output) == profile
+    assert json.loads(run("models", "show", "digits", "--json").output) == MODELS["digits"]
+    assert run("models", "remove", "digits", "two@2").output == "removed digits\nremoved two@2\n"
+    assert [message.model for message in controller.of(Unregister)[-2:]] == ["digits", "two@2"]
+
+
+def test_status(run: Any) -> None:
+    text = run("status").output
+    for part in (
+        "policy edf",
+        "2 ready",
+        "7 answered",
+        "1 deadline",
+        "a-worker",
+        "cpu: EPYC",
+        "64 MiB",
+        "32 MiB",
+    ):
+        assert part in text
+    assert json.loads(run("status", "--json").output) == STATUS
+
+
+# ----- load ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "how", [("--rate", "200"), ("--rate", "200", "--arrivals", "constant"), ("--concurrency", "4"), ()]
+)
+def test_load_reports_what_became_of_it(run: Any, how: tuple[str, ...]) -> None:
+    result = run("load", "digits", "two", "--duration", "0.3", "--json", *how)
+    report = json.loads(result.stdout)
+    assert report["offered"] == report["answered"] > 10
+    assert report["refused"] == report["missed"] == report["timeouts"] == 0
+    assert not report["errors"]
+    assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] <= report["latency_ms"]["max"]
+    assert "offered" in run("load", "digits", "--duration", "0.05", *how).stdout
+
+
+# ----- the program itself --------------------------------------------------------------------
+
+
+def every_command() -> list[list[str]]:
+    found: list[list[str]] = []
+
+    def walk(command: Any, path: list[str]) -> None:
+        found.append(path)
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(inner, [*path, name])
+
+    walk(cli.cli, [])
+    return found
+
+
+@pytest.mark.parametrize("path", every_command(), ids=" ".join)
+def test_every_command_explains_itself(path: list[str]) -> None:
+    result = CliRunner().invoke(cli.cli, [*path, "--help"])
+    assert result.exit_code == 0
+    if path and path not in (["models"], ["keys"]):
+        assert "Example" in result.output, "help shows how it is called"
+
+
+def test_keys(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.cli, ["keys", "new", str(tmp_path / "keys")])
+    assert result.exit_code == 0
+    peer = read_peer_keys(tmp_path / "keys" / "peer.key")
+    controller = read_controller_keys(tmp_path / "keys" / "controller.key")
+    assert peer.controller == controller.public
+    assert controller.allowed == (peer.public,)
+    assert os.stat(tmp_path / "keys" / "peer.key").st_mode & 0o077 == 0
+    again = CliRunner().invoke(cli.cli, ["keys", "new", str(tmp_path / "keys")])
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+    assert transport.new_key_pair() != transport.new_key_pair()
+
+
+def test_python_dash_m_reaches_the_same_program() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "clockwork", "status", "--endpoint", "nonsense"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("clockwork: ")
+    with pytest.raises(ConfigError):
+        raise ConfigError(result.stderr)

@@ -1,0 +1,172 @@
+"""`clockwork up`, for real: it becomes ready, answers, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "digits" / "7.png"
+PATIENCE_S = 60
+
+
+class Up:
+    """A cluster in the foreground of a process of its own."""
+
+    def __init__(self, data: Path, *arguments: str) -> None:
+        self.data = data
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "clockwork", "up", "--port", "0", "--data", str(data), "--arena", "32MiB",
+             *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._over = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._changed:
+                self.lines.append(line.rstrip())
+                self._changed.notify_all()
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The first line that matches."""
+
+        def find() -> re.Match[str] | None:
+            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: find() or self._over, PATIENCE_S)
+            found = find()
+        assert found is not None, self.lines
+        return found
+
+    def children(self) -> list[int]:
+        """Every process that works on this cluster's data, but for `up` itself."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                command = (entry / "cmdline").read_bytes().decode()
+                if str(self.data) in command and int(entry.name) != self.process.pid:
+                    found.append(int(entry.name))
+        return found
+
+    def wait_for_no_children(self, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        pause = threading.Event()
+        while self.children() and time.monotonic() < deadline:
+            pause.wait(0.02)
+        assert not self.children()
+
+    def end(self, number: int = signal.SIGINT) -> tuple[int, float]:
+        """(exit status, seconds that it took)."""
+        begun = time.monotonic()
+        self.process.send_signal(number)
+        status = self.process.wait(PATIENCE_S)
+        return status, time.monotonic() - begun
+
+
+@contextlib.contextmanager
+def running(data: Path, *arguments: str) -> Iterator[Up]:
+    up = Up(data, *arguments)
+    try:
+        yield up
+    finally:
+        if up.process.poll() is None:
+            up.end(signal.SIGTERM)
+        up._reader.join(10)
+        assert not up.children()
+
+
+def clockwork(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "clockwork", *arguments], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_newcomers_first_minute(tmp_path: Path) -> None:
+    """Start, ask, stop; start again and find the model there."""
+    with running(tmp_path) as up:
+        endpoint = up.wait_for(r"clients +(tcp://127\.0\.0\.1:\d+)")[1]
+        up.wait_for("Ctrl-C ends it")
+        assert clockwork("infer", "--endpoint", endpoint, "digits", str(EXAMPLE)).startswith("digits: 7")
+        assert "worker-0" in clockwork("status", "--endpoint", endpoint)
+        assert len(up.children()) >= 2
+        status, seconds = up.end(signal.SIGINT)
+        assert status == 0, up.lines
+        assert seconds < 2.0
+    with running(tmp_path, "--workers", "2") as up:
+        endpoint = up.wait_for(r"clients +(tcp://127\.0\.0\.1:\d+)")[1]
+        up.wait_for("Ctrl-C ends it")
+        assert not any("Registering" in line for line in up.lines)
+        assert clockwork("infer", "--endpoint", endpoint, "digits", str(EXAMPLE)).startswith("digits: 7")
+        assert "worker-1" in clockwork("status", "--endpoint", endpoint)
+        status, seconds = up.end(signal.SIGTERM)
+        assert status == 0, up.lines
+        assert seconds < 2.0
+
+
+def test_it_can_be_stopped_before_it_is_ready(tmp_path: Path) -> None:
+    with running(tmp_path) as up:
+        up.wait_for("Starting")
+        status, seconds = up.end(signal.SIGTERM)
+        assert status in (0, -signal.SIGTERM)
+        assert seconds < 2.0
+
+
+def test_children_that_hang_are_ended_in_time(tmp_path: Path) -> None:
+    with running(tmp_path, "--no-demo") as up:
+        up.wait_for("Ctrl-C ends it")
+        for pid in up.children():
+            os.kill(pid, signal.SIGSTOP)
+        status, seconds = up.end(signal.SIGINT)
+        assert status == 0
+        assert seconds < 2.0
+
+
+def test_children_end_when_up_is_killed_outright(tmp_path: Path) -> None:
+    with running(tmp_path, "--no-demo") as up:
+        up.wait_for("Ctrl-C ends it")
+        up.end(signal.SIGKILL)
+        up.wait_for_no_children(5)
+
+
+@pytest.mark.parametrize("victim", ["controller", "worker"])
+def test_a_child_that_dies_ends_everything_and_is_named(tmp_path: Path, victim: str) -> None:
+    with running(tmp_path, "--no-demo") as up:
+        up.wait_for("Ctrl-C ends it")
+        for pid in up.children():
+            if victim in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
+                os.kill(pid, signal.SIGKILL)
+        assert up.process.wait(PATIENCE_S) == 1
+        up.wait_for(rf"{victim}\S* was killed by signal 9")
+
+
+def test_a_data_directory_that_is_in_use_is_said(tmp_path: Path) -> None:
+    with running(tmp_path, "--no-demo") as first:
+        first.wait_for("Ctrl-C ends it")
+        second = subprocess.run(
+            [sys.executable, "-m", "clockwork", "up", "--port", "0", "--data", str(tmp_path), "--no-demo"],
+            capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+        assert second.returncode == 1
+        assert "controller ended with status 1" in second.stdout
+        assert "in use by another controller" in second.stdout

@@ -88,7 +88,7 @@ lock: ## pin the newest dependencies that pyproject.toml allows (needs PYTHON to
 
 clean: ## remove what was built and cached; the next build is quick
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(VENV)/.built-*
-	find clockwork tests bench examples tools -name __pycache__ -prune -exec rm -rf {} +
+	find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 	find clockwork -name '*.so' -exec rm -f {} +
 	find clockwork -name '*.pyx' | sed 's/pyx$$/c/; p; s/c$$/cpp/' | while IFS= read -r made; do rm -f "$$made"; done
 

@@ -54,6 +54,28 @@ def declared_reason(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec])
     return ""
 
 
+def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool) -> Proof:
+    """prove() for examples of any number of rows, which are taken apart."""
+    if any(
+        array.ndim == 0 or array.shape[0] != len(one[0]) for one in examples for array in one if one[0].ndim
+    ):
+        bad = "its inputs do not have the same number of rows"
+    elif not examples[0] or examples[0][0].ndim == 0 or not len(examples[0][0]):
+        bad = "its inputs have no rows"
+    else:
+        bad = ""
+    if bad:
+        if asked:
+            raise InvalidModel(f"batching was asked for, but {bad}")
+        return Proof(False, bad)
+    rows = [
+        [array[row : row + 1] for array in one]
+        for one in examples
+        for row in range(min(PROOF_ROWS, len(one[0])))
+    ]
+    return prove(run, rows[0], rows[1:], asked)
+
+
 def prove(run: Run, inputs: Sequence[Array], more: Sequence[Sequence[Array]], asked: bool) -> Proof:
     """Run different rows together and apart.
 

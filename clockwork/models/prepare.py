@@ -41,14 +41,11 @@ from clockwork.models.package import (
     MODEL_FILE,
     PackageFile,
     digest_of,
-    fsync_directory,
     hash_file,
     parse_files,
-    write_durably,
 )
 from clockwork.models.prepared import (
     FORMAT_VERSION,
-    PREPARED_FILE,
     WEIGHTS_FILE,
     PreparedModel,
     TensorSpec,
@@ -227,6 +224,8 @@ class _Preparation:
         prepared.batch_max = finding.batch_max
         prepared.load_ns = finding.load_ns
         prepared.profile = finding.profile
+        if finding.batches:
+            prepared.example = [[1, *shape[1:]] for shape in prepared.example]
         self._step(4)
         return prepared, directory
 
@@ -235,7 +234,7 @@ class _Preparation:
     def _without_defaults(self, model: onnx.ModelProto, path: Path) -> Path:
         """The model with no initializer declared as an input (old IR), which keeps it from being optimised."""
         wanted = real_inputs(model)
-        if len(wanted) == len(model.graph.input) or len(list(self._package_dir.iterdir())) > 3:
+        if len(wanted) == len(model.graph.input) or external_files(model):
             return path
         inputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in wanted]
         del model.graph.input[:]
@@ -286,11 +285,11 @@ class _Preparation:
         )
         first = splitter.program().model if splitter.weights else b""
         memo = self._store / "kept" / f"{hashlib.sha256(first + self._fingerprint.encode()).hexdigest()}.json"
-        known = json.loads(memo.read_text()) if memo.is_file() else None
+        known = _read_names(memo)
         bound, kept, note = choose_program(splitter, build, known)
         if kept and kept != known and not bound.error:
             memo.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(memo, json.dumps(kept).encode())
+            _replace(memo, json.dumps(kept))
         return bound, note
 
     def _measure(self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]) -> Finding:
@@ -334,12 +333,7 @@ class _Preparation:
             asked = self._batching == "on"
             proof = batching.Proof(asked, "could not be verified: it answers differently each time")
         else:
-            if any(array.ndim == 0 or array.shape[0] == 0 for one in sets for array in one):
-                raise InvalidModel("batching was asked for, but an input has no rows")
-            split = [
-                [array[row : row + 1] for array in one] for one in sets for row in range(min(3, len(one[0])))
-            ]
-            proof = batching.prove(session.run, split[0], split[1:], self._batching == "on")
+            proof = batching.prove_by_rows(session.run, sets, self._batching == "on")
         if proof.batches:
             sets = [[array[:1] for array in one] for one in sets]
         distinct = {tuple(array.shape for array in one): one for one in reversed(sets)}
@@ -365,7 +359,7 @@ class _Preparation:
             return None
 
     def _remember(self, finding: Finding) -> None:
-        write_durably(self._finding_path(), json.dumps(dataclasses.asdict(finding)).encode())
+        _replace(self._finding_path(), json.dumps(dataclasses.asdict(finding)))
 
     # ----- small things ----------------------------------------------------------------------
 
@@ -420,15 +414,28 @@ def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
     return prepared if whole and prepared.page_bytes == page_bytes else None
 
 
-def _install(directory: Path, target: Path, page_bytes: int) -> None:
-    """Rename the finished directory into place, durably."""
-    descriptor = os.open(directory / PREPARED_FILE, os.O_RDONLY | os.O_CLOEXEC)
+def _replace(path: Path, text: str) -> None:
+    """Write what may be lost: readers see all of it, or what was there before, or nothing."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".incoming-", delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def _read_names(path: Path) -> list[str] | None:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        names = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return [str(name) for name in names]
+
+
+def _install(directory: Path, target: Path, page_bytes: int) -> None:
+    """Rename the finished directory into place.
+
+    Weights and program are on disk by now. The rest is left to the OS: a prepared.json that a crash of
+    the machine empties, or a directory that it loses, is seen to be so, and prepared again.
+    """
     os.chmod(directory, 0o755)
-    fsync_directory(directory)
     if target.exists() and _read(target, page_bytes) is None:
         old = Path(tempfile.mkdtemp(prefix=".old-", dir=target.parent))
         os.rename(target, old / "replaced")
@@ -438,7 +445,6 @@ def _install(directory: Path, target: Path, page_bytes: int) -> None:
     except OSError:
         if _read(target, page_bytes) is None:  # else another process was first
             raise
-    fsync_directory(target.parent)
 
 
 @functools.cache

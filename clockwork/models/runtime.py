@@ -37,6 +37,11 @@ _ELEMENT_TYPES = {
 }  # fmt: skip
 
 
+_VALUE_DEPENDENT = ("ConstantSharing", "NoopElimination")
+"""Optimisers that merge small tensors of equal value, and drop what adds zeros or multiplies by ones: with
+them it would depend on its weights whether a model shares its architecture's program."""
+
+
 class RunError(Exception):
     """ONNX Runtime would not run a model on these inputs; the text is its own, in one line."""
 
@@ -79,9 +84,7 @@ class Session:
                 model if isinstance(model, bytes) else str(model),
                 options,
                 providers=["CPUExecutionProvider"],
-                # It merges small tensors of equal value, so that whether two models of one
-                # architecture have one program would depend on their weights.
-                disabled_optimizers=["ConstantSharing"],
+                disabled_optimizers=list(_VALUE_DEPENDENT),
             )
         except Exception as error:  # pybind11 raises one class per status, and RuntimeError
             raise RunError(_one_line(error)) from None

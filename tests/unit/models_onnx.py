@@ -1,0 +1,81 @@
+"""Small ONNX models for the tests of import, split and preparation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from clockwork.models.onnx_import import Examples, package_files
+from clockwork.tensors import Array
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+
+
+def value(name: str, shape: Sequence[int | str] | None, dtype: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def initializer(name: str, array: Any, dtype: Any = np.float32) -> TensorProto:
+    return numpy_helper.from_array(np.asarray(array, dtype), name)
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    initializers: Sequence[TensorProto] = (),
+    opset: int = 17,
+    ir_version: int = 8,
+    domains: Sequence[tuple[str, int]] = (),
+) -> onnx.ModelProto:
+    graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(initializers))
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(*one) for one in domains)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+
+
+def small_net(seed: int, *, prefix: str = "", width: int = 8) -> onnx.ModelProto:
+    """x [N, 8] -> Gemm -> Relu -> MatMul -> Add (a bias of one element) -> Reshape; every weight from the seed."""
+    rng = np.random.default_rng(seed)
+    p = prefix
+    weights = [
+        initializer(f"{p}w1", rng.standard_normal((8, width))),
+        initializer(f"{p}b1", rng.standard_normal(width)),
+        initializer(f"{p}w2", rng.standard_normal((width, 4))),
+        initializer(f"{p}b2", rng.standard_normal(1)),
+        initializer(f"{p}shape", [0, 2, 2], np.int64),
+    ]
+    nodes = [
+        helper.make_node("Gemm", [f"{p}x", f"{p}w1", f"{p}b1"], [f"{p}h"], name=f"{p}first"),
+        helper.make_node("Tanh", [f"{p}h"], [f"{p}r"], doc_string=f"seed {seed}"),
+        helper.make_node("MatMul", [f"{p}r", f"{p}w2"], [f"{p}m"]),
+        helper.make_node("Add", [f"{p}m", f"{p}b2"], [f"{p}a"]),
+        helper.make_node("Reshape", [f"{p}a", f"{p}shape"], [f"{p}y"]),
+    ]
+    model = model_of(nodes, [value(f"{p}x", [f"{p}N", 8])], [value(f"{p}y", [f"{p}N", 2, 2])], weights)
+    helper.set_model_props(model, {"seed": str(seed)})
+    return model
+
+
+def save_package(model: onnx.ModelProto, folder: Path, examples: Examples = None) -> Path:
+    """The package of a model as a worker has it."""
+    folder.mkdir(parents=True)
+    source = folder.parent / f"{folder.name}.onnx"
+    onnx.save(model, source)
+    return unpack(package_files(source, examples), folder)
+
+
+def unpack(files: Sequence[tuple[str, Path | bytes]], folder: Path) -> Path:
+    for name, content in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    return folder
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -1,0 +1,170 @@
+"""What is said of ONNX files that cannot be served, and what a client uploads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from clockwork.errors import InvalidModel
+from clockwork.models.onnx_import import check_model, package_files, read_examples
+from tests.unit.models_onnx import INT64, model_of, normal, small_net, unpack, value
+
+
+def save(model: onnx.ModelProto, path: Path, **options: Any) -> Path:
+    onnx.save(model, path, **options)
+    return path
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(InvalidModel) as caught:
+        check_model(path)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_a_good_model_passes(tmp_path: Path) -> None:
+    assert check_model(save(small_net(1), tmp_path / "net.onnx")).graph.node
+
+
+def test_what_is_no_onnx_file(tmp_path: Path) -> None:
+    refused(tmp_path / "none.onnx", "does not exist")
+    for content in (b"", b"\x89PNG\r\n\x1a\n and so on", b"hello world, this is text", b"\x00" * 100):
+        (tmp_path / "bad.onnx").write_bytes(content)
+        refused(tmp_path / "bad.onnx", "is not an ONNX model")
+    refused(tmp_path, "cannot be read")
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    data = small_net(1).SerializeToString()
+    for size in range(2, len(data), 7):
+        (tmp_path / "cut.onnx").write_bytes(data[:size])
+        # Some cuts fall on the end of a field: then something is missing, and is named.
+        refused(tmp_path / "cut.onnx", "cut.onnx")
+
+
+def test_opset_of_the_future(tmp_path: Path) -> None:
+    model = small_net(1)
+    model.opset_import[0].version = 999
+    refused(save(model, tmp_path / "new.onnx"), "opset 999", "are supported")
+
+
+def test_a_value_that_nothing_defines(tmp_path: Path) -> None:
+    node = helper.make_node("Add", ["x", "ghost"], ["y"], name="adder")
+    refused(
+        save(model_of([node], [value("x", [1])], [value("y", [1])]), tmp_path / "m.onnx"),
+        "Add (adder)",
+        "ghost",
+    )
+
+
+def test_sequences_and_optionals_are_named(tmp_path: Path) -> None:
+    sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    node = helper.make_node("SequenceAt", ["s", "i"], ["y"])
+    model = model_of([node], [sequence, value("i", [], INT64)], [value("y", None)])
+    refused(save(model, tmp_path / "m.onnx"), "input 's' is a sequence", "only tensors")
+
+
+def test_a_constant_of_the_wrong_size(tmp_path: Path) -> None:
+    model = small_net(1)
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+    refused(save(model, tmp_path / "m.onnx"), "'w1'", "its shape says")
+    model = small_net(1)
+    model.graph.initializer[0].dims[0] = -8
+    refused(save(model, tmp_path / "m.onnx"), "'w1'", "negative")
+    model.graph.initializer[0].dims[0] = 2**40
+    refused(save(model, tmp_path / "m.onnx"), "'w1'", "its shape says")
+
+
+def external(tmp_path: Path, location: str = "net.data") -> Path:
+    return save(
+        small_net(1), tmp_path / "net.onnx", save_as_external_data=True, location=location, size_threshold=0
+    )
+
+
+def test_external_data_travel_with_the_model(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    assert [name for name, _ in package_files(path)] == ["model.onnx", "net.data"]
+
+
+def test_external_data_that_are_missing_or_short(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    data = (tmp_path / "net.data").read_bytes()
+    (tmp_path / "net.data").write_bytes(data[:-8])
+    refused(path, "net.data", "which has")
+    (tmp_path / "net.data").unlink()
+    refused(path, "'net.data', which is not beside it")
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../net.data", "a/../../net.data", "", "..\\net.data"])
+def test_external_data_stay_in_the_folder(tmp_path: Path, location: str) -> None:
+    path = external(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    refused(save(model, path), "outside the model's folder")
+
+
+def test_external_data_behind_a_link_that_leaves(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    path = external(tmp_path / "inside")
+    (tmp_path / "inside" / "net.data").rename(tmp_path / "net.data")
+    (tmp_path / "inside" / "net.data").symlink_to(tmp_path / "net.data")
+    refused(path, "link that leaves")
+
+
+def test_examples_come_back_as_they_were(tmp_path: Path) -> None:
+    kinds = [TensorProto.FLOAT, TensorProto.BFLOAT16, TensorProto.STRING, INT64]
+    inputs = [value(name, ["N", 2], kind) for name, kind in zip(("file", "b", "s", "i"), kinds)]
+    nodes = [helper.make_node("Identity", [one.name], [f"{one.name}_out"]) for one in inputs]
+    outputs = [value(f"{one.name}_out", ["N", 2], kind) for one, kind in zip(inputs, kinds)]
+    path = save(model_of(nodes, inputs, outputs), tmp_path / "m.onnx")
+    example = {
+        "file": normal(1, 2),
+        "b": normal(1, 2).astype(ml_dtypes.bfloat16),
+        "s": np.array([["ab", "ü"]], object),
+        "i": np.array([[1, 2]]),
+    }
+    files = package_files(path, [example, example])
+    assert [name for name, _ in files] == ["model.onnx", "examples.npz"]
+    assert files == package_files(path, [example, example]), "equal examples are equal bytes"
+    folder = unpack(files, tmp_path / "package")
+    found = read_examples(folder, check_model(path))
+    assert len(found) == 2
+    for array, name in zip(found[0], ("file", "b", "s", "i")):
+        assert array.dtype == example[name].dtype
+        assert array.tolist() == example[name].tolist()
+
+
+def test_examples_that_do_not_fit(tmp_path: Path) -> None:
+    path = save(small_net(1), tmp_path / "m.onnx")
+    for example, words in (
+        ({"z": normal(1, 8)}, "keys ['x'], not ['z']"),
+        ({"x": normal(1, 8).astype(np.float64)}, "is float64; the model takes float32"),
+        ({"x": normal(8)}, "has rank 1; the model takes rank 2"),
+    ):
+        with pytest.raises(InvalidModel) as caught:
+            package_files(path, example)
+        assert words in str(caught.value)
+
+
+def test_damaged_examples(tmp_path: Path) -> None:
+    path = save(small_net(1), tmp_path / "m.onnx")
+    (tmp_path / "examples.npz").write_bytes(b"PK\x03\x04 no zip")
+    with pytest.raises(InvalidModel, match=r"examples.npz cannot be read"):
+        read_examples(tmp_path, check_model(path))
+
+
+def test_initializers_that_are_inputs_too_need_no_example(tmp_path: Path) -> None:
+    model = small_net(1)
+    model.ir_version = 3
+    model.graph.input.extend(value(t.name, t.dims, t.data_type) for t in model.graph.initializer)
+    path = save(model, tmp_path / "old.onnx")
+    assert [name for name, _ in package_files(path, {"x": normal(1, 8)})] == ["model.onnx", "examples.npz"]

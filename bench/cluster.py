@@ -58,8 +58,10 @@ class Cluster:
         self.workers = [
             self._spawn(
                 f"worker-{index}",
-                ["--connect", dialled, "--name", f"worker-{index}", "--store", str(self.data)]
-                + self._worker_arguments,
+                [
+                    *("--connect", dialled, "--name", f"worker-{index}", "--store", str(self.data)),
+                    *self._worker_arguments,
+                ],
             )
             for index in range(self._worker_count)
         ]

@@ -1,0 +1,189 @@
+"""What does a worker answer in time when it is asked for more than it can do?
+
+    python -m bench.overload [--quick] [--json] [--seconds 20] [--loads 0.3,0.6,0.9,1.2,1.5]
+
+One worker, a residual network of about 5 ms, an SLO of 100 ms, open-loop Poisson arrivals from a
+process of their own (`clockwork load`). Capacity is 1 / the mean time of plain ONNX Runtime on one
+thread, measured in blocks before and after each load, so that a machine that changes its speed changes
+both. Then: how soon is the device idle after a client with a long queue has gone, in order or killed?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from bench import report
+from bench.cluster import Cluster, cpu_s
+from bench.reference import Plain, relative_error
+from clockwork.client import Client
+from clockwork.clock import SECOND, now_ns
+from clockwork.models import zoo
+
+SEED = 5
+SLO_S = 0.1
+LOADS = (0.3, 0.6, 0.9, 1.2, 1.5)
+MODEL = "residual_cnn"
+BLOCK_S = 1.0
+BACKLOG = 400
+IDLE_LIMIT_NS = 5 * SECOND
+
+_LEAVER = """
+import sys, numpy as np
+from clockwork import Client
+client = Client(sys.argv[1])
+x = np.zeros((1, 3, 64, 64), np.float32)
+futures = [client.submit(sys.argv[2], x, slo=30.0) for _ in range(int(sys.argv[3]))]
+futures[0].result()
+print("queued", flush=True)
+sys.stdin.readline()
+client.close()
+print("closed", flush=True)
+sys.stdin.readline()
+"""
+
+
+def offer(cluster: Cluster, rate: float, seconds: float, seed: int) -> dict[str, Any]:
+    """One run of `clockwork load` in a process of its own; its report."""
+    command = [
+        *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, MODEL),
+        *("--rate", f"{rate:.3f}", "--duration", f"{seconds:g}", "--slo", f"{SLO_S:g}"),
+        *("--seed", str(seed), "--json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
+    if done.returncode:
+        raise RuntimeError(f"the load generator failed: {done.stderr}\n{cluster.log()}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def row(
+    load: float, capacity: float, found: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
+) -> dict[str, Any]:
+    """One line of the table: the client's view, and the controller's counts where it knows better."""
+
+    def counted(name: str) -> int:
+        return int(after[name]) - int(before[name])
+
+    admitted = max(1, counted("answered") + counted("missed"))
+    return {
+        "load": load,
+        "offered/s": round(found["offered_rate"], 1),
+        "goodput/s": round(found["goodput"], 1),
+        "of_capacity_%": round(100 * found["goodput"] / capacity, 1),
+        "of_offered_%": round(100 * found["within_slo"] / max(1, found["offered"]), 2),
+        "refused_%": round(100 * found["refused"] / max(1, found["offered"]), 2),
+        "refused_p99_ms": round(found["refusal_ms"].get("p99", 0.0), 2),
+        "missed_%": round(100 * counted("missed") / admitted, 3),
+        # As the client saw it, from the scheduled arrival: the generator's own lag is in it.
+        "late": found["answered"] - found["within_slo"],
+        "p50_ms": round(found["latency_ms"].get("p50", 0.0), 1),
+        "p99_ms": round(found["latency_ms"].get("p99", 0.0), 1),
+        "max_ms": round(found["latency_ms"].get("max", 0.0), 1),
+        "lag_p99_ms": round(found["lag_ms"].get("p99", 0.0), 2),
+        "errors": sum(found["errors"].values()) + found["timeouts"],
+    }
+
+
+def idle_after(cluster: Cluster, client: Client, killed: bool) -> float:
+    """Milliseconds from a client's end (of BACKLOG admitted requests) until nothing is held and nothing runs."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _LEAVER, cluster.endpoint, MODEL, str(BACKLOG)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with child, child.stdin, child.stdout:
+        if child.stdout.readline() != "queued\n":
+            raise RuntimeError("the client that is to leave could not queue its requests")
+        begin_ns = now_ns()
+        if killed:
+            child.kill()
+        else:
+            child.stdin.write("\n")
+            child.stdin.flush()
+            child.stdout.readline()
+            begin_ns = now_ns()
+        pause = threading.Event()
+        while True:
+            status = client.status()
+            at_ns = now_ns()
+            if not status["requests_held"] and not status["workers"][0]["actions"]:
+                break
+            if at_ns - begin_ns > IDLE_LIMIT_NS:
+                raise TimeoutError(f"still busy: {status['requests_held']} requests are held")
+            pause.wait(0.002)
+        child.kill()
+    return (at_ns - begin_ns) / 1e6
+
+
+def measure(loads: tuple[float, ...], seconds: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows, one for each load, and facts of the whole run."""
+    model = zoo.build(MODEL, seed=SEED)
+    plain = Plain(model)
+    x = np.random.default_rng(SEED).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    feeds = {"image": x}
+    block = max(10, int(min(BLOCK_S, seconds / 2) / plain.block(feeds, 10)))
+    rows = []
+    with Cluster() as cluster, cluster.client() as client:
+        client.register(MODEL, model)
+        error = relative_error(client.infer(MODEL, x), plain.run(feeds)[0])
+        offer(cluster, 0.5 / plain.block(feeds, block), min(seconds, 2.0), SEED)  # warm-up
+        rss_before = cluster.rss_bytes()
+        mean_before = plain.block(feeds, block)
+        for index, load in enumerate(loads):
+            pids = (cluster.controller.pid, cluster.workers[0].pid)
+            used = [cpu_s(pid) for pid in pids]
+            before = client.status()["counts"]
+            found = offer(cluster, load / mean_before, seconds, SEED + index)
+            after = client.status()["counts"]
+            used = [cpu_s(pid) - one for pid, one in zip(pids, used)]
+            mean_after = plain.block(feeds, block)
+            capacity = 2 / (mean_before + mean_after)
+            rows.append(
+                {
+                    **row(load, capacity, found, before, after),
+                    "capacity/s": round(capacity, 1),
+                    "controller_cpu": round(used[0] / found["seconds"], 2),
+                    "worker_cpu": round(used[1] / found["seconds"], 2),
+                }
+            )
+            mean_before = mean_after
+        rss_after = cluster.rss_bytes()
+        facts = {
+            "plain ONNX Runtime, mean ms": float(np.mean(plain.times_ns)) / 1e6,
+            "plain ONNX Runtime, p99 ms": float(np.percentile(plain.times_ns, 99)) / 1e6,
+            "largest relative error of the checked answer": error,
+            "controller RSS before and after, MiB": [
+                round(one[0] / 2**20, 1) for one in (rss_before, rss_after)
+            ],
+            "worker RSS before and after, MiB": [round(one[1] / 2**20, 1) for one in (rss_before, rss_after)],
+            "idle after a client closed, ms": round(idle_after(cluster, client, killed=False), 1),
+            "idle after a client was killed, ms": round(idle_after(cluster, client, killed=True), 1),
+            "refusals by reason": client.status()["counts"]["refusals"],
+        }
+    return rows, facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few seconds: does it run?")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--loads", default=",".join(str(load) for load in LOADS))
+    arguments = parser.parse_args()
+    loads = (0.5, 1.5) if arguments.quick else tuple(float(one) for one in arguments.loads.split(","))
+    rows, facts = measure(loads, 2.0 if arguments.quick else arguments.seconds)
+    report.show("overload of one worker", SEED, rows, facts, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

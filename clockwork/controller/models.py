@@ -11,6 +11,7 @@ import enum
 from typing import Any
 
 from clockwork.controller.catalog import ModelRecord
+from clockwork.models.package import PackageFile
 from clockwork.models.prepared import PreparedModel
 from clockwork.scheduler.types import ModelSpec
 from clockwork.tensors import dtype_name
@@ -151,6 +152,7 @@ class ModelTable:
         self.by_id: dict[int, ServedModel] = {}
         self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
         self.routes: dict[str, ServedModel] = {}  # name: what serves it now
+        self._of_digest: dict[str, list[ServedModel]] = {}
         self._shared: dict[tuple[str, str], PreparedModel] = {}
         self._indexes: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
         self._next_id = 1
@@ -160,11 +162,16 @@ class ModelTable:
         self._next_id += 1
         self.by_id[model.model_id] = model
         self.versions.setdefault(record.name, {})[record.version] = model
+        self._of_digest.setdefault(record.digest, []).append(model)
         return model
 
     def remove(self, model: ServedModel) -> None:
         """Forget a version; its name routes to no one until another version takes it."""
         del self.by_id[model.model_id]
+        twins = self._of_digest[model.record.digest]
+        twins.remove(model)
+        if not twins:
+            del self._of_digest[model.record.digest]
         versions = self.versions[model.record.name]
         del versions[model.record.version]
         if not versions:
@@ -193,6 +200,11 @@ class ModelTable:
         if at:
             return versions.get(int(version)) if version.isascii() and version.isdigit() else None
         return next(reversed(versions.values()))
+
+    def files_of(self, digest: str) -> list[PackageFile]:
+        """The files of a package that some version uses; empty where none does."""
+        models = self._of_digest.get(digest)
+        return models[0].record.files if models else []
 
     def next_version(self, name: str) -> int:
         return max(self.versions.get(name, {0: None})) + 1

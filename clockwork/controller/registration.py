@@ -384,7 +384,7 @@ class Registrar:
     def _discard(self, model: ServedModel) -> None:
         self._table.remove(model)
         digest = model.record.digest
-        shared = any(other.record.digest == digest for other in self._table.by_id.values()) or any(
+        shared = bool(self._table.files_of(digest)) or any(
             digest_of(upload.files) == digest for upload in self._uploads.values()
         )
         job: Callable[[], None] = functools.partial(

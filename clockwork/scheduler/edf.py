@@ -1085,6 +1085,7 @@ class EdfScheduler(Loads):
         if flight.kind == "unload":
             self._unload_done(flight, event)
             return
+        flight.revoked = True  # it has ended
         self._leave_lane(flight, event)
         residency, batch = flight.residency, flight.batch
         assert batch is not None

@@ -88,11 +88,12 @@ class Curve:
             return False
         window = self._windows.get(batch)
         if window is None:
+            # The seed counts twice: one sample, high or low, is not yet believed against the profile.
             window = self._windows[batch] = []
             if batch in self._seeds:
-                window.append(self._seeds[batch])
+                window += [self._seeds[batch]] * 2
             elif self._seeds:
-                window.append(self.exec_ns(batch))
+                window += [self.exec_ns(batch)] * 2
         window.append(max(ns, 1))
         if len(window) > WINDOW:
             del window[0]
@@ -214,7 +215,7 @@ class LoadEstimates:
 
     def __init__(self) -> None:
         self._windows: dict[int, list[int]] = {}
-        self._ratios: list[int] = [1000]
+        self._ratios: list[int] = [1000, 1000]
         self._page_ns: list[int] = []
 
     def load_ns(self, model_id: int, seed_ns: int, page_count: int) -> int:
@@ -230,9 +231,8 @@ class LoadEstimates:
         ns = max(ns, 1)
         window = self._windows.get(model_id)
         if window is None:
-            window = self._windows[model_id] = (
-                [max(self.load_ns(model_id, seed_ns, page_count), 1)] if seed_ns else []
-            )
+            seed = self.load_ns(model_id, seed_ns, page_count)
+            window = self._windows[model_id] = [seed, seed] if seed else []
         _push(window, ns)
         if seed_ns > 0:
             _push(self._ratios, ns * 1000 // seed_ns)

@@ -67,6 +67,9 @@ from clockwork.transport import Dealer, Frame, Transport, Waiter
 Received: TypeAlias = tuple[Any, list[Frame]]
 """A message of the controller and its frames."""
 
+CLOSE_S = 5.0
+"""How long close() waits for the thread that owns the socket; only a callback that hangs takes so long."""
+
 _forks = itertools.count()
 _generation = next(_forks)
 
@@ -358,7 +361,7 @@ class Connection:
             with contextlib.suppress(OSError):
                 self._wake(force=True)
             if threading.current_thread() is not self._thread:
-                self._closed.wait()
+                self._closed.wait(CLOSE_S)
 
     # ----- ownership -------------------------------------------------------------------------
 
@@ -382,7 +385,11 @@ class Connection:
                 self._check_room()
             self._queue.append(work)
             if self._owner is _Owner.NOBODY:
-                self._start_thread()
+                try:
+                    self._start_thread()
+                except RuntimeError as error:  # the system has no thread to give, or Python is ending
+                    self._queue.pop()
+                    raise Unavailable(f"the client needs a thread for this: {error}") from None
                 return
         self._wake()
 
@@ -425,13 +432,17 @@ class Connection:
         """Give the socket back, or to an I/O thread if there is more to do: then call.lock is what to wait for."""
         self._sleeping = False
         with self._lock:
-            if call.done and not self._queue and not self._closing:
-                self._owner = _Owner.NOBODY
-                return
-            if not call.done:
-                call.lock = _held_lock()
-                self._push_deadline(call)
-            self._start_thread()
+            closing = self._closing
+            if not closing:
+                if call.done and not self._queue:
+                    self._owner = _Owner.NOBODY
+                    return
+                if not call.done:
+                    call.lock = _held_lock()
+                    self._push_deadline(call)
+                self._start_thread()
+        if closing:
+            self._finish()
 
     def _run_thread(self) -> None:
         """Own the socket until there has been nothing to do for a while."""

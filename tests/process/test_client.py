@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import os
+import random
 import signal
 import threading
 import time
@@ -408,6 +410,48 @@ def test_the_environment_names_the_endpoint(
     with Client() as client:
         assert client.endpoint == controller.endpoint
         assert np.array_equal(client.infer("m", X), X)
+
+
+def test_every_call_ends_whatever_happens_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads call, submit, cancel and time out while controllers come and go."""
+    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", 400_000_000)
+    endpoint = free_endpoint()
+    over = threading.Event()
+    outcomes: collections.Counter[str] = collections.Counter()
+
+    def work(client: Client, seed: int) -> None:
+        rng = random.Random(seed)
+        while not over.is_set():
+            x = np.full(rng.choice((1, 100, 20_000)), seed, np.float32)
+            try:
+                match rng.randrange(4):
+                    case 0:
+                        future = client.submit("m", x)
+                        future.cancel()
+                        concurrent.futures.wait([future], 20)
+                        assert future.done()
+                    case 1:
+                        assert (client.infer("m", x, timeout=0.002) == x).all()
+                    case 2:
+                        assert (client.submit("m", x).result(20) == x).all()
+                    case _:
+                        assert (client.infer("m", x) == x).all()
+                outcomes["answered"] += 1
+            except (ConnectionLost, RequestTimeout) as error:
+                outcomes[type(error).__name__] += 1
+
+    with Client(endpoint) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        workers = [pool.submit(work, client, seed) for seed in range(8)]
+        for _ in range(4):
+            with FakeController(endpoint) as controller:
+                controller.wait_for(InferRequest, 200)
+        over.set()
+        for worker in workers:
+            worker.result(30)
+        with FakeController(endpoint):
+            assert np.array_equal(client.infer("m", X), X)
+    assert outcomes["answered"] > 100
+    assert outcomes["ConnectionLost"] > 0
 
 
 # ----- keys ----------------------------------------------------------------------------------

@@ -36,11 +36,12 @@ PROGRAM_FILE = "program.onnx"
 def prepared_directory(store: Path, digest: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
     """Where a package prepared for devices of one fingerprint lies; options: as in messages.Prepare.
 
-    What batching options change is another preparation, and lies beside the default one.
+    What options change is another preparation, and lies beside the default one.
     """
     name = f"{digest}-{fingerprint}"
-    if options.get("batching", "auto") != "auto":
-        name += f"-{options['batching']}"
+    for key in ("batching", "holding"):
+        if options.get(key, "auto") != "auto":
+            name += f"-{options[key]}"
     if options.get("batch_max", 0):
         name += f"-max{options['batch_max']}"
     return store / "prepared" / name

@@ -1,0 +1,387 @@
+"""Preparation as a whole: what it leaves in the store, and what it answers for models that are strange."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from clockwork.device.cpu import fingerprint
+from clockwork.errors import InvalidModel
+from clockwork.models import prepare as preparation
+from clockwork.models import zoo
+from clockwork.models.holdings import Bound, build_bound
+from clockwork.models.inputs import difference
+from clockwork.models.measure import Bench, batch_sizes, threads_of
+from clockwork.models.onnx_import import Examples
+from clockwork.models.prepare import prepare
+from clockwork.models.prepared import PreparedModel, prepared_directory
+from clockwork.models.runtime import Session
+from clockwork.models.split import Program
+from clockwork.tensors import Array
+from tests.unit.models_onnx import (
+    INT64,
+    initializer,
+    model_of,
+    normal,
+    save_package,
+    small_net,
+    unpack,
+    value,
+)
+
+PAGE_BYTES = 64 << 10
+FINGERPRINT = fingerprint(1)
+
+
+class Workshop:
+    """A store and packages below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = root / "store"
+        self._count = 0
+
+    def package(self, model: onnx.ModelProto, examples: Examples = None) -> Path:
+        self._count += 1
+        return save_package(model, self.root / f"package{self._count}", examples)
+
+    def prepare(
+        self, model: onnx.ModelProto | Path, examples: Examples = None, **options: Any
+    ) -> PreparedModel:
+        package = model if isinstance(model, Path) else self.package(model, examples)
+        return prepare(package, self.store, FINGERPRINT, PAGE_BYTES, options)
+
+    def directory(self, prepared: PreparedModel, **options: Any) -> Path:
+        return prepared_directory(self.store, prepared.digest, FINGERPRINT, options)
+
+    def serve(self, prepared: PreparedModel, *inputs: Array, **options: Any) -> list[Array]:
+        """What the CPU device answers."""
+        bench = Bench(FINGERPRINT, PAGE_BYTES, [self.directory(prepared, **options)])
+        try:
+            bench.load(0)
+            return bench.run(0, inputs)[0]
+        finally:
+            bench.close()
+
+    def check(self, model: onnx.ModelProto, *inputs: Array, **options: Any) -> PreparedModel:
+        """Prepare and serve a model; the answers are those of plain ONNX Runtime."""
+        prepared = self.prepare(model, **options)
+        expected = Session(model.SerializeToString(), optimise=True).run(inputs)
+        assert difference(self.serve(prepared, *inputs, **options), expected) == ""
+        return prepared
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path)
+
+
+def test_what_preparation_leaves_behind(workshop: Workshop) -> None:
+    steps: list[tuple[str, int, int]] = []
+    model = small_net(1)
+    package = workshop.package(model)
+    prepared = prepare(
+        package, workshop.store, FINGERPRINT, PAGE_BYTES, {"holding": "bound"}, lambda *one: steps.append(one)
+    )
+    assert steps == [
+        (name, k, 5) for k, name in enumerate(["optimise", "split", "verify", "measure", "write"])
+    ]
+    directory = workshop.directory(prepared, holding="bound")
+    assert PreparedModel.read(directory) == prepared
+    assert sorted(os.listdir(directory)) == ["prepared.json", "weights.bin"]
+    assert os.listdir(workshop.store / "prepared") == [directory.name], "no temporary directory is left"
+    program = (workshop.store / "programs" / prepared.program / "program.onnx").read_bytes()
+    assert hashlib.sha256(program + FINGERPRINT.encode()).hexdigest() == prepared.program
+    assert prepared.metadata == {"seed": "1"}
+    assert [(one.name, one.shape) for one in prepared.inputs] == [("x", ("N", 8))]
+    assert [(one.name, one.shape) for one in prepared.outputs] == [("y", ("N", 2, 2))]
+    assert prepared.weights_bytes == 4 * (64 + 8 + 32 + 1)
+    assert prepared.runs == [1]
+    assert prepared.example == [[1, 8]]
+    assert prepared.batches
+    assert [point.batch for point in prepared.profile][:2] == [1, 2]
+    assert {point.shape for point in prepared.profile} == {((8,),)}
+    assert all(point.exec_ns > 0 for point in prepared.profile)
+    assert prepared.load_ns > 0
+
+
+@pytest.mark.parametrize("holding", ["bound", "packed"])
+def test_both_holdings_answer_as_plain_onnx_runtime(workshop: Workshop, holding: str) -> None:
+    model = zoo.build("mlp")
+    prepared = workshop.check(model, normal(3, model.graph.input[0].type.tensor_type.shape.dim[1].dim_value),
+                              holding=holding)  # fmt: skip
+    assert prepared.holding == holding
+    assert prepared.resident_bytes <= sum(prepared.runs) * PAGE_BYTES
+    if holding == "packed":
+        assert prepared.weights == []
+        data = workshop.directory(prepared, holding=holding) / "packed.data"
+        assert prepared.resident_bytes >= data.stat().st_size > 0
+        assert set(prepared.runs) == {1}
+
+
+def test_it_is_found_the_second_time(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = workshop.package(small_net(1))
+    first = workshop.prepare(package)
+    monkeypatch.setattr(preparation, "optimise", lambda *_: pytest.fail("prepared again"))
+    assert workshop.prepare(package) == first
+
+
+@pytest.mark.parametrize("damage", ["json", "weights", "program", "page_bytes", "format"])
+def test_what_is_damaged_or_of_another_kind_is_prepared_again(workshop: Workshop, damage: str) -> None:
+    package = workshop.package(small_net(1))
+    first = workshop.prepare(package, holding="bound")
+    directory = workshop.directory(first, holding="bound")
+    body = json.loads((directory / "prepared.json").read_text())
+    match damage:
+        case "json":
+            (directory / "prepared.json").write_text("{")
+        case "weights":
+            (directory / "weights.bin").write_bytes(b"")
+        case "program":
+            (workshop.store / "programs" / first.program / "program.onnx").unlink()
+        case "page_bytes":
+            (directory / "prepared.json").write_text(json.dumps(body | {"page_bytes": 4096}))
+        case "format":
+            (directory / "prepared.json").write_text(json.dumps(body | {"format_version": 0}))
+    again = workshop.prepare(package, holding="bound")
+    assert (again.program, again.page_bytes) == (first.program, PAGE_BYTES)
+    expected = Session(small_net(1).SerializeToString(), optimise=True).run([normal(1, 8)])
+    assert difference(workshop.serve(again, normal(1, 8), holding="bound"), expected) == ""
+    assert os.listdir(workshop.store / "prepared") == [directory.name]
+
+
+def test_a_fine_tune_costs_no_measurement(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = workshop.prepare(small_net(1))
+    monkeypatch.setattr(preparation.measure, "Bench", lambda *_: pytest.fail("measured again"))
+    second = workshop.prepare(small_net(2, prefix="other/"))
+    monkeypatch.undo()
+    assert second.program == first.program
+    assert (second.holding, second.profile, second.batch_max) == (
+        first.holding,
+        first.profile,
+        first.batch_max,
+    )
+    assert (second.batches, second.batching_note) == (first.batches, first.batching_note)
+    assert len(os.listdir(workshop.store / "programs")) == 1
+    x = normal(2, 8)
+    for seed, prepared in ((1, first), (2, second)):
+        expected = Session(small_net(seed).SerializeToString(), optimise=True).run([x])
+        assert difference(workshop.serve(prepared, x), expected) == ""
+
+
+def test_registering_fine_tunes_is_fast(workshop: Workshop) -> None:
+    """Well below the 50 ms that twenty registrations a second leave for each, even on a busy machine."""
+    packages = [workshop.package(zoo.build("cnn", seed=seed)) for seed in range(11)]
+    workshop.prepare(packages[0])
+    begin = time.thread_time()
+    programs = {workshop.prepare(package).program for package in packages[1:]}
+    assert len(programs) == 1
+    assert (time.thread_time() - begin) / 10 < 0.05
+
+
+def test_a_model_without_weights(workshop: Workshop) -> None:
+    model = model_of([helper.make_node("Neg", ["x"], ["y"])], [value("x", ["N", 3])], [value("y", ["N", 3])])
+    prepared = workshop.check(model, normal(2, 3))
+    assert (prepared.holding, prepared.runs, prepared.weights_bytes) == ("none", [], 0)
+
+
+def test_batching_options(workshop: Workshop) -> None:
+    package = workshop.package(small_net(1))
+    default = workshop.prepare(package)
+    off = workshop.prepare(package, batching="off")
+    capped = workshop.prepare(package, batch_max=3)
+    assert default.batches
+    assert (off.batches, off.batching_note, off.batch_max) == (False, "switched off", 1)
+    assert [point.shape for point in off.profile] == [((1, 8),)]
+    assert capped.batches
+    assert capped.batch_max <= 3
+    assert {point.batch for point in capped.profile} <= {1, 2, 3}
+    # They lie side by side: one does not replace the other.
+    assert len(os.listdir(workshop.store / "prepared")) == 3
+    assert workshop.prepare(package) == default
+    fixed = model_of([helper.make_node("Neg", ["x"], ["y"])], [value("x", [1, 3])], [value("y", [1, 3])])
+    with pytest.raises(InvalidModel, match="batching was asked for"):
+        workshop.prepare(fixed, batching="on")
+    assert batch_sizes(16) == [1, 2, 4, 8, 16]
+    assert batch_sizes(6) == [1, 2, 4, 6]
+
+
+def test_fixed_batch_state_and_scalars(workshop: Workshop) -> None:
+    nodes = [
+        helper.make_node("Cast", ["sr"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "state"], ["next"]),
+        helper.make_node("Div", ["next", "f"], ["y"]),
+    ]
+    model = model_of(
+        nodes,
+        [value("x", ["N", 4]), value("state", [2, "N", 4]), value("sr", [], INT64)],
+        [value("y", None), value("next", [2, "N", 4])],
+        [initializer("w", normal(4, 4))],
+    )
+    prepared = workshop.check(model, normal(3, 4), normal(2, 3, 4), np.array(16000))
+    assert not prepared.batches
+    assert prepared.profile[0].shape[2] == ()
+
+
+def test_examples_decide_what_is_profiled(workshop: Workshop) -> None:
+    model = model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", ["N", "T", 4])], [value("y", ["N", "T", 2])],
+        [initializer("w", normal(4, 2))],
+    )  # fmt: skip
+    prepared = workshop.prepare(
+        model, [{"x": normal(2, 5, 4)}, {"x": normal(1, 9, 4)}, {"x": normal(1, 5, 4)}]
+    )
+    assert {point.shape for point in prepared.profile} == {((5, 4),), ((9, 4),)}
+    assert prepared.example == [[1, 5, 4]]
+
+
+def test_an_example_that_the_model_cannot_take(workshop: Workshop) -> None:
+    table = [initializer("t", normal(5, 2))]
+    model = model_of(
+        [helper.make_node("Gather", ["t", "x"], ["y"])], [value("x", ["N"], INT64)], [value("y", None)], table
+    )
+    with pytest.raises(InvalidModel, match="fails on its example"):
+        workshop.prepare(model, {"x": np.array([77])})
+
+
+def test_a_model_that_runs_on_nothing_that_can_be_guessed(workshop: Workshop) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    model = model_of(
+        nodes, [value("x", ["A", "B"])], [value("y", None)], [initializer("shape", [12347], np.int64)]
+    )
+    with pytest.raises(InvalidModel, match="give examples"):
+        workshop.prepare(model)
+    assert workshop.prepare(model, {"x": normal(1, 12347)}).example == [[1, 12347]]
+
+
+def test_answers_that_differ_each_time_are_noted_not_refused(workshop: Workshop) -> None:
+    nodes = [helper.make_node("RandomNormalLike", ["x"], ["r"]), helper.make_node("Add", ["r", "w"], ["y"])]
+    model = model_of(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], [initializer("w", normal(4))])
+    prepared = workshop.prepare(model)
+    assert "differently each time" in prepared.constants_note
+    assert not prepared.batches
+    assert workshop.serve(prepared, normal(1, 4))[0].shape == (1, 4)
+
+
+def test_operators_that_onnx_runtime_does_not_have(workshop: Workshop) -> None:
+    for domain, name in (("", "NoSuchThing"), ("com.example", "Frobnicate")):
+        node = helper.make_node(name, ["x"], ["y"], domain=domain)
+        model = model_of([node], [value("x", [1])], [value("y", [1])], domains=[("com.example", 1)])
+        with pytest.raises(InvalidModel, match=f"uses operator .*{name}"):
+            workshop.prepare(model)
+    assert not os.listdir(workshop.store / "prepared")
+
+
+def test_sequences_inside_are_fine_and_outside_are_not(workshop: Workshop) -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "two"], ["s"], axis=1),
+        helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=1),
+    ]
+    two = [initializer("two", 2, np.int64)]
+    workshop.check(model_of(nodes, [value("x", [2, 4])], [value("y", [2, 4])], two), normal(2, 4))
+    outside = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
+    with pytest.raises(InvalidModel, match="output 's' is a sequence"):
+        workshop.prepare(model_of(nodes[:1], [value("x", [2, 4])], [outside], two))
+
+
+def test_old_files_declare_initializers_as_inputs(workshop: Workshop) -> None:
+    model = small_net(1)
+    model.ir_version = 3
+    model.graph.input.extend(value(t.name, t.dims, t.data_type) for t in model.graph.initializer)
+    prepared = workshop.check(model, normal(2, 8))
+    assert [one.name for one in prepared.inputs] == ["x"]
+    assert prepared.weights_bytes == 420
+
+
+def test_models_beyond_protobufs_limit_take_external_data(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from clockwork.models.onnx_import import package_files
+
+    monkeypatch.setattr(preparation, "EXTERNAL_BYTES", 1000)
+    model = zoo.build("mlp")
+    onnx.save(
+        model, tmp_path / "big.onnx", save_as_external_data=True, location="big.data", size_threshold=64
+    )
+    package = unpack(package_files(tmp_path / "big.onnx"), tmp_path / "unpacked")
+    x = normal(2, zoo.build("mlp").graph.input[0].type.tensor_type.shape.dim[1].dim_value)
+    expected = Session(zoo.build("mlp").SerializeToString(), optimise=True).run([x])
+    for holding in ("bound", "packed"):
+        prepared = prepare(package, workshop.root / holding, FINGERPRINT, PAGE_BYTES, {"holding": holding})
+        directory = prepared_directory(
+            workshop.root / holding, prepared.digest, FINGERPRINT, {"holding": holding}
+        )
+        bench = Bench(FINGERPRINT, PAGE_BYTES, [directory])
+        bench.load(0)
+        assert difference(bench.run(0, [x])[0], expected) == ""
+        bench.close()
+
+
+def test_an_operator_that_needs_its_weights_keeps_them(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime that rejects a MatMul without constant weights: which operator it is gets found out once."""
+    builds: list[int] = []
+
+    def build(program: Program, *arguments: Any, **options: Any) -> Bound:
+        builds.append(len(program.weights))
+        bound = build_bound(program, *arguments, **options)
+        if any(node.op_type == "MatMul" for weight in program.weights for node, _ in weight.uses):
+            bound.error = "MatMul needs a constant"
+        return bound
+
+    monkeypatch.setattr(preparation, "build_bound", build)
+    prepared = workshop.check(small_net(1), normal(3, 8), holding="bound")
+    assert prepared.constants_note == (
+        "1 weights (128 bytes) of MatMul stay inside the program: MatMul needs a constant"
+    )
+    assert sorted(weight.shape for weight in prepared.weights) == [(1,), (8,), (8, 8)]
+    builds.clear()
+    again = workshop.check(small_net(2), normal(3, 8), holding="bound")
+    assert builds == [3], "the next model of this architecture knows it at once"
+    assert again.program != prepared.program, "what stays inside is part of the program"
+
+
+def test_a_split_that_never_answers_right(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*arguments: Any, **options: Any) -> Bound:
+        bound = build_bound(*arguments, **options)
+        bound.error = "wrong answer"
+        return bound
+
+    monkeypatch.setattr(preparation, "build_bound", build)
+    assert workshop.check(small_net(1), normal(3, 8)).holding == "packed"
+    with pytest.raises(InvalidModel, match="wrong answer"):
+        workshop.prepare(small_net(1), holding="bound")
+    left = [name for name in os.listdir(workshop.store / "prepared") if name.startswith(".")]
+    assert not left, "no temporary directory is left"
+
+
+def test_a_foreign_fingerprint_is_refused(workshop: Workshop) -> None:
+    with pytest.raises(ValueError, match="no CPU device of this machine"):
+        prepare(workshop.package(small_net(1)), workshop.store, "abc", PAGE_BYTES, {})
+    assert threads_of(fingerprint(3)) == 3
+
+
+def test_nothing_stays_behind_in_the_process(workshop: Workshop) -> None:
+    def state() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+    workshop.prepare(small_net(0, width=7))
+    before = state()
+    for seed in range(5):
+        workshop.prepare(small_net(seed, width=10 + seed))
+    with pytest.raises(InvalidModel):
+        workshop.prepare(
+            model_of([helper.make_node("No", ["x"], ["y"])], [value("x", [1])], [value("y", [1])])
+        )
+    assert state() == before

@@ -244,6 +244,7 @@ def test_a_timeout_ends_the_call_and_cancels_the_request(
 
 
 def test_a_timeout_of_a_future(client: Client, controller: FakeController) -> None:
+    client.infer("m", X)
     controller.handle = silent
     with pytest.raises(RequestTimeout):
         client.submit("m", X, timeout=0.05).result(10)
@@ -251,10 +252,11 @@ def test_a_timeout_of_a_future(client: Client, controller: FakeController) -> No
 
 
 def test_a_late_answer_is_dropped_and_harms_nothing(client: Client, controller: FakeController) -> None:
+    client.infer("m", X)
     controller.handle = silent
     with pytest.raises(RequestTimeout):
         client.infer("m", X, timeout=0.02)
-    late = Answer(controller.of(InferRequest)[0].request_id, 1, [["y", 1, [1], 0]], [0] * 4)
+    late = Answer(controller.wait_for(InferRequest, 2)[1].request_id, 1, [["y", 1, [1], 0]], [0] * 4)
     controller.do(lambda: controller.send(controller.peers[0], late, [bytes(4)]))
     controller.handle = echo
     assert np.array_equal(client.infer("m", X), X)

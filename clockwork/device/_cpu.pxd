@@ -40,6 +40,9 @@ cdef extern from "lane.h" nogil:
     cw_action* cw_lane_clear(cw_lane*)
     void cw_lane_stop(cw_lane*)
 
+cdef extern from "<sys/mman.h>" nogil:
+    int mincore(void*, size_t, unsigned char*)
+
 cdef enum Kind:
     KIND_LOAD
     KIND_UNLOAD
@@ -68,6 +71,7 @@ cdef struct ModelState:
     int* input_dtypes
     char* source  # the weights, mapped
     size_t source_bytes
+    bint copied  # they are in memory of this process, and not a file's mapping
     int run_count
     int64_t* run_pages
     int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied

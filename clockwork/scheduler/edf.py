@@ -936,10 +936,13 @@ class EdfScheduler(Loads):
 
     def _enter(
         self, device: Device, residency: Residency, shape: ShapeKey, curve: Curve | None,
-        pendings: list[Pending], duration: int, limit: int,
+        pendings: list[Pending], duration: int, limit: int, index: int = -1,
     ) -> Batch:  # fmt: skip
-        """Append a batch at the end of a device's plan."""
-        key = max(min(one.deadline_ns for one in pendings), device.keys[-1] if device.keys else 0)
+        """Enter a batch in a device's plan, at the end if not told otherwise."""
+        index = len(device.plan) if index < 0 else index
+        key = device.keys[index - 1] if index else 0
+        if limit < NEVER_NS:
+            key = max(key, min(one.deadline_ns for one in pendings))
         batch = Batch(residency, shape, curve, key)
         batch.pendings = pendings
         batch.size = sum(one.size for one in pendings)
@@ -947,7 +950,7 @@ class EdfScheduler(Loads):
         batch.limit_ns = limit
         for pending in pendings:
             pending.batch = batch
-        device.insert(len(device.plan), batch)
+        device.insert(index, batch)
         return batch
 
     def _from_background(self, device: Device, free: int) -> Batch | None:
@@ -975,7 +978,12 @@ class EdfScheduler(Loads):
         if residency is not None:
             self._accept_load(residency)
 
-    def _background_batch(self, device: Device, residency: Residency, free: int) -> Batch | None:
+    def _background_batch(
+        self, device: Device, residency: Residency, free: int, index: int = -1
+    ) -> Batch | None:
+        """The model's oldest background requests as a batch in the plan; at ``index`` if that keeps what is
+        behind, else at the end. None if the batch would delay what is planned: it is to run from ``free`` on.
+        """
         model, spec = residency.model, residency.spec
         queue = model.background
         shape = queue[0].request.shape
@@ -996,19 +1004,22 @@ class EdfScheduler(Loads):
                 size, duration, count = total, duration + growth, count + 1
         # Without a profile or a bound the duration is anyone's guess; the request has time.
         duration = spec.alone_ns(shape, size) or PROFILE_NS_MAX
-        if device.plan and not device.holds(free + duration, 0):
+        if index >= 0:
+            if not device.holds(device.finish_ns(free, index) + duration, index):
+                index = -1
+        elif device.plan and not device.holds(free + duration, 0):
             return None
         pendings = [queue.popleft() for _ in range(count)]
         if not queue:
             del self._background[model.model_id]
         else:
             self._background.move_to_end(model.model_id)
-        return self._enter(device, residency, shape, curve, pendings, duration, NEVER_NS)
+        return self._enter(device, residency, shape, curve, pendings, duration, NEVER_NS, index)
 
     def _promote(self, device: Device) -> None:
-        """Give a background batch that waited long a place at the end of a plan that never ends."""
+        """Give a background batch that waited long a place in a plan that never ends, where it breaks no promise."""
         now = self._now
-        if now < device.aged_ns or any(batch.limit_ns >= NEVER_NS for batch in device.plan):
+        if now < device.aged_ns:
             return
         for model in list(self._background.values())[:BACKGROUND_SCAN_MAX]:
             if now - model.background[0].request.arrived_ns < BACKGROUND_AGE_NS:
@@ -1020,12 +1031,12 @@ class EdfScheduler(Loads):
                 continue
             if residency.state is not RESIDENT or residency.doomed:
                 continue
-            end = device.finish_ns(device.free_ns(now), len(device.plan))
-            plan = len(device.plan)
-            batch = self._background_batch(device, residency, -NEVER_NS)
+            place = bisect_right(device.keys, now + BACKGROUND_AGE_NS)
+            batch = self._background_batch(device, residency, device.free_ns(now), place)
             assert batch is not None
-            assert device.plan[plan] is batch
-            device.aged_ns = end + batch.duration_ns * (BACKGROUND_SHARE - 1)
+            device.aged_ns = (
+                max(device.aged_ns, now) + batch.duration_ns * BACKGROUND_SHARE
+            )
             return
 
     def _measure(self, device: Device) -> None:

@@ -1,0 +1,137 @@
+"""Clock bounds: whatever the offset, drift and asymmetry, no window is converted to end too early."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from clockwork.controller.clocksync import UNCERTAIN_NS, ClockSync
+from clockwork.messages import NEVER_NS
+
+US, MS, SECOND, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000
+
+
+class Clock:
+    """A worker's clock: so far off, and drifting."""
+
+    def __init__(self, offset_ns: int, drift_ppm: float) -> None:
+        self.offset_ns, self.drift_ppm = offset_ns, drift_ppm
+
+    def __call__(self, true_ns: int) -> int:
+        return true_ns + self.offset_ns + int(true_ns * self.drift_ppm / 1_000_000)
+
+
+def ping(sync: ClockSync, clock: Clock, at: int, there: int, back: int, held: int = 50 * US) -> int:
+    """One round trip; returns when it is over."""
+    received, returned = at + there, at + there + held
+    sync.pong(at, clock(received), clock(returned), returned + back)
+    return returned + back
+
+
+def test_nothing_is_known_before_the_first_round_trip() -> None:
+    sync = ClockSync()
+    assert not sync.known
+    assert sync.to_worker_latest(5) == sync.to_worker_earliest(5) == 5
+    assert sync.uncertainty_ns(5) == NEVER_NS
+    assert sync.is_uncertain(5)
+    sync.returned(10, 5)
+    sync.reached(10, 5)
+    assert not sync.known, "one way alone bounds nothing"
+
+
+def test_a_round_trip_bounds_the_offset_by_its_delays() -> None:
+    sync, clock = ClockSync(), Clock(HOUR, 0)
+    now = ping(sync, clock, 10 * SECOND, there=1 * MS, back=3 * MS)
+    assert sync.known
+    assert sync.upper_ns(now) == pytest.approx(HOUR + MS, abs=2 * US)
+    assert sync.lower_ns(now) == pytest.approx(HOUR - 3 * MS, abs=2 * US)
+    assert sync.there_ns() + sync.back_ns() == pytest.approx(4 * MS, abs=5 * US)
+    assert sync.uncertainty_ns(now) == pytest.approx(2 * MS, abs=5 * US)
+    assert not sync.is_uncertain(now)
+
+
+def test_the_best_of_the_window_counts_and_ages() -> None:
+    sync, clock = ClockSync(), Clock(-HOUR, 0)
+    now = ping(sync, clock, SECOND, there=100 * US, back=100 * US)
+    now = ping(sync, clock, now + SECOND // 4, there=20 * MS, back=20 * MS)
+    assert sync.uncertainty_ns(now) < 250 * US
+    assert sync.uncertainty_ns(now + 10 * SECOND) == pytest.approx(
+        sync.uncertainty_ns(now) + 2 * MS, abs=10 * US
+    )
+
+
+def test_an_open_end_stays_open() -> None:
+    sync = ClockSync()
+    ping(sync, Clock(HOUR, 0), SECOND, MS, MS)
+    assert sync.to_worker_latest(NEVER_NS) == NEVER_NS
+
+
+def test_wide_uncertainty_is_reported() -> None:
+    sync = ClockSync()
+    now = ping(sync, Clock(0, 0), SECOND, there=30 * MS, back=1 * MS)
+    assert sync.uncertainty_ns(now) > UNCERTAIN_NS
+    assert sync.is_uncertain(now)
+
+
+def test_one_sided_samples_tighten_the_bounds() -> None:
+    sync, clock = ClockSync(), Clock(HOUR, 0)
+    now = ping(sync, clock, SECOND, there=15 * MS, back=15 * MS)
+    sync.reached(now, clock(now + 200 * US))
+    sync.returned(clock(now), now + 300 * US)
+    assert sync.uncertainty_ns(now) < 300 * US
+
+
+def test_a_clock_that_jumps_is_found_again() -> None:
+    sync, clock = ClockSync(), Clock(0, 0)
+    now = SECOND
+    for _ in range(10):
+        now = ping(sync, clock, now + SECOND // 4, 100 * US, 100 * US)
+    for jump in (5 * SECOND, -20 * SECOND):
+        clock.offset_ns += jump
+        for _ in range(3):
+            now = ping(sync, clock, now + SECOND // 4, 100 * US, 100 * US)
+        assert sync.lower_ns(now) <= clock(now) - now <= sync.upper_ns(now)
+        assert sync.uncertainty_ns(now) < MS
+    assert sync.resets == 2
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_window_is_spuriously_too_late(seed: int) -> None:
+    """An hour off, 100 ppm of drift, asymmetric delays of 1 to 20 ms that change."""
+    rng = random.Random(seed)
+    clock = Clock(rng.choice([-1, 1]) * HOUR, rng.choice([-100, 100]))
+    sync = ClockSync()
+    base_there, base_back = rng.randint(1, 20) * MS, rng.randint(1, 20) * MS
+    now = rng.randrange(100) * SECOND
+    for _ in range(300):
+        there = base_there + rng.randrange(3 * MS)
+        back = base_back + rng.randrange(3 * MS)
+        now = ping(sync, clock, now + 250 * MS, there, back)
+        if rng.random() < 0.5:
+            sync.reached(now, clock(now + base_there + rng.randrange(MS)))
+            sync.returned(clock(now - base_back), now)
+        for ahead in (0, 5 * MS, 100 * MS, SECOND):
+            at = now + ahead
+            assert sync.to_worker_latest(at) >= clock(at), "an action on time would be too late"
+            assert sync.to_worker_earliest(at) <= clock(at)
+        # What a worker stamps is never later than the moment its message comes in.
+        stamp = clock(now - back)
+        assert sync.to_controller(stamp, now) <= now
+        # The bounds are useful, too: no wider than the delays and the drift over the window.
+        assert sync.upper_ns(now) - sync.lower_ns(now) <= base_there + base_back + 3 * MS + 8 * MS
+        # There and back together are what round trips take.
+        assert base_there + base_back <= sync.there_ns() + sync.back_ns() <= base_there + base_back + 9 * MS
+    assert sync.resets == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_intervals_of_the_worker_stay_intervals(seed: int) -> None:
+    """What took 5 ms there takes 5 ms here: begin and end are converted alike."""
+    rng = random.Random(seed)
+    clock, sync, now = Clock(HOUR, 100), ClockSync(), SECOND
+    for _ in range(50):
+        now = ping(sync, clock, now + 250 * MS, rng.randint(1, 20) * MS, rng.randint(1, 20) * MS)
+        begin, end = now - 30 * MS, now - 25 * MS
+        took = sync.to_controller(clock(end), now) - sync.to_controller(clock(begin), now)
+        assert took == pytest.approx(5 * MS, abs=2 * US)

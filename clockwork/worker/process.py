@@ -127,6 +127,7 @@ class Worker:
         keys = read_peer_keys(settings.key) if settings.key is not None else None
         self._dealer = transport.dealer(settings.endpoint, keys)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._registrar = Registrar(devices, store, self._send, self.wake)
         self._waiter = Waiter([self._dealer], [self._wake_read, *(device.fileno() for device in devices)])
@@ -171,6 +172,7 @@ class Worker:
 
     def wake(self) -> None:
         """Have the loop turn once. Any thread may call it."""
+        self._wake_asked = True
         with contextlib.suppress(BlockingIOError):  # then it is full of wake-ups already
             os.write(self._wake_write, b"\0")
 
@@ -201,34 +203,34 @@ class Worker:
             if late_ns >= 0:
                 self._jitter.add(late_ns)
         receive = self._dealer.receive
+        idle = True
         for _ in range(WORKER_MESSAGES_PER_TURN):
             frames = receive()
             if frames is None:
                 break
+            idle = False
             self._on_message(frames, now_ns())
         for line in self._lines:
             completions = line.device.poll()
             if completions:
+                idle = False
                 now = now_ns()
                 for completion in completions:
                     self._on_completion(line, completion, now)
             now = now_ns()
             if line.queue.next_wake_ns <= now:
                 self._obey(line, line.queue.step(Due(now)))
-        self._on_changes()
-        if self._woken():
+        if idle:  # a lost connection brings no messages, so this turn comes soon; asking costs a while
+            self._on_changes()
+        if self._wake_asked:
+            self._wake_asked = False  # before reading: what is asked for from here on turns the loop again
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
             self._registrar.poll()
         if self._stop_signals:
             self._drain()
         if now_ns() >= self._next_heartbeat_ns:
             self._heartbeat()
-
-    def _woken(self) -> bool:
-        try:
-            os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            return False
-        return True
 
     def _on_changes(self) -> None:
         for change in self._dealer.changes():

@@ -203,6 +203,11 @@ class Device:
     def usable(self) -> bool:
         return not self.worker.draining
 
+    def has_room(self, spec: KindSpec) -> bool:
+        """Whether its free pages, less what waits to be loaded, are as many as the model takes."""
+        waiting = sum(one.spec.page_count for one in self.pending)
+        return self.pages.free_count - waiting >= spec.page_count
+
     def free_ns(self, now: int) -> int:
         """When a newly sent action would start, by what is thought of those before it."""
         worker = self.worker

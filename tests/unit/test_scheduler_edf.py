@@ -423,6 +423,21 @@ def test_the_least_recently_used_idle_model_makes_room() -> None:
     assert load.load_id > unload.load_id
 
 
+@pytest.mark.parametrize("slo_ms", [500, 0])
+def test_nothing_is_evicted_while_another_device_has_room(slo_ms: float) -> None:
+    story = Story(*(spec(model) for model in range(1, 6)), pages=4, workers=2, resident=False)
+    loaded = []
+    for model in range(1, 5):
+        _, [load] = story.request(model, slo_ms)
+        assert isinstance(load, SendLoad)
+        loaded.append((load.worker, load.run_starts))
+        [send] = story.done(load, 4)
+        story.done(send, 5)
+    assert loaded == [(1, (0,)), (2, (0,)), (1, (2,)), (2, (2,))]
+    _, commands = story.request(5, slo_ms)
+    assert [type(command) for command in commands] == [SendUnload, SendLoad]
+
+
 def test_only_as_much_is_evicted_as_the_load_needs() -> None:
     story = Story(spec(1, runs=(1,)), spec(2, runs=(3,)), spec(3, runs=(3,)), pages=4, resident=False)
     for model in (1, 2):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from clockwork.device.base import Completion, TensorView
@@ -147,9 +148,8 @@ def _specs(values: Any) -> list[TensorSpec]:
 
 
 def _write_packed(model: onnx.ModelProto, place: Path) -> None:
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # that the result is for this machine only is what it is for
     options.optimized_model_filepath = str(place / PACKED_FILE)
     options.add_session_config_entry(
         "session.optimized_model_external_initializers_file_name", PACKED_DATA_FILE

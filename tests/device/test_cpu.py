@@ -1,0 +1,373 @@
+"""What only the CPU device has: two holdings, ONNX Runtime's workspace, laid-out files kept mapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.device import _ort
+from clockwork.device.cpu import CpuDevice, fingerprint, slot_bytes
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.messages import Status
+from clockwork.models.prepared import PACKED_FILE, PREPARED_FILE, WEIGHTS_FILE, PreparedModel
+from clockwork.scheduler.types import ProfilePoint
+from tests.device.rig import (
+    PAGE_BYTES,
+    Case,
+    CpuRig,
+    Driver,
+    affine,
+    array_of,
+    case,
+    expected_affine,
+    repeated,
+)
+
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
+
+
+def starts_of(device: Any, directory: str, page: int = 0) -> list[int]:
+    starts = []
+    for pages in PreparedModel.read(directory).runs:
+        starts.append(page)
+        page += pages
+    return starts
+
+
+def resident_kib(field: str = "VmRSS") -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field))
+
+
+def convolution() -> Case:
+    """A convolution and a wide product: weights of several runs, which the runtime likes to prepack."""
+    random = np.random.default_rng(0)
+    weights = {
+        "k": random.standard_normal((32, 3, 5, 5)).astype(np.float32),
+        "w": random.standard_normal((32, 4000)).astype(np.float32) / 10,
+        "b": random.standard_normal(4000).astype(np.float32),
+    }
+    return case(
+        [
+            helper.make_node("Conv", ["x", "k"], ["c"], pads=[2, 2, 2, 2]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            helper.make_node("GlobalAveragePool", ["r"], ["p"]),
+            helper.make_node("Flatten", ["p"], ["f"]),
+            helper.make_node("Gemm", ["f", "w", "b"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, ["n", 3, 16, 16])},
+        {"y": (TensorProto.FLOAT, ["n", 4000])},
+        weights,
+    )
+
+
+def test_packed_and_bound_answer_alike_and_charge_the_same_pages(make: Callable[..., Driver]) -> None:
+    driver = make()
+    one = convolution()
+    bound, packed = driver.rig.build(one), driver.rig.build(one, "packed")
+    driver.device.prepare(1, bound)
+    driver.device.prepare(2, packed)
+    pages = sum(PreparedModel.read(bound).runs)
+    for model, directory, first in ((1, bound, 0), (2, packed, pages)):
+        done = driver.end(driver.load(model, 1, starts_of(driver.device, directory, first)))
+        assert done.status == Status.OK, done.text
+    assert driver.device.memory()["resident_bytes"] == 2 * pages * PAGE_BYTES
+    assert driver.device.memory()["packed_bytes"] == pages * PAGE_BYTES
+    x = np.random.default_rng(1).standard_normal((5, 3, 16, 16)).astype(np.float32)
+    done = driver.wait(driver.infer(1, 1, [x[:2]], [x[2:]]), driver.infer(2, 1, [x[:2]], [x[2:]]))
+    for ours, theirs in zip(done[0].parts, done[1].parts, strict=True):
+        np.testing.assert_allclose(array_of(ours[0]), array_of(theirs[0]), rtol=1e-4, atol=1e-4)
+    assert driver.end(driver.unload(2, 1)).status == Status.OK
+    assert driver.device.memory()["packed_bytes"] == 0
+
+
+def test_a_packed_models_pages_give_up_their_memory_and_get_it_back(make: Callable[..., Driver]) -> None:
+    driver = make(pages=512)  # 32 MiB
+    weights = {"w": np.zeros(4_000_000, np.float32)}  # 16 MB
+    one = case(
+        [helper.make_node("Add", ["x", "w"], ["t"]), helper.make_node("ReduceSum", ["t"], ["y"], keepdims=0)],
+        {"x": (TensorProto.FLOAT, [1])}, {"y": (TensorProto.FLOAT, [])}, weights, batches=False,
+    )  # fmt: skip
+    directory = driver.rig.build(one, "packed")
+    driver.device.prepare(1, directory)
+    arena_kib = resident_kib("RssAnon")
+    assert driver.end(driver.load(1, 1, starts_of(driver.device, directory))).status == Status.OK
+    assert resident_kib("RssAnon") < arena_kib - 14_000
+    assert driver.end(driver.unload(1, 1)).status == Status.OK
+    assert abs(resident_kib("RssAnon") - arena_kib) < 2_000
+    # What the next model finds there is memory like any other.
+    driver.device.prepare(2, driver.rig.build(affine()))
+    driver.end(driver.load(2, 2, [3]))
+    done = driver.end(driver.infer(2, 2, [X]))
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(affine(), X), rtol=1e-5, atol=1e-5)
+
+
+def test_a_packed_file_that_is_damaged_fails_at_load_and_keeps_nothing(make: Callable[..., Driver]) -> None:
+    driver = make()
+    directory = driver.rig.build(affine(), "packed")
+    driver.device.prepare(1, directory)
+    path = Path(directory, PACKED_FILE)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    done = driver.end(driver.load(1, 1, [0]))
+    assert done.status == Status.DEVICE_ERROR
+    assert done.text
+    assert driver.device.memory()["resident_bytes"] == 0
+    assert driver.end(driver.infer(1, 1, [X])).status == Status.NOT_RESIDENT
+    path.write_bytes(whole)
+    assert driver.end(driver.load(1, 2, [0])).status == Status.OK
+    assert driver.end(driver.infer(1, 2, [X])).status == Status.OK
+
+
+def test_memory_is_flat_over_inferences_and_loads(make: Callable[..., Driver]) -> None:
+    driver = make()
+    one = convolution()
+    bound, packed = driver.rig.build(one), driver.rig.build(one, "packed")
+    null = driver.prepare(
+        case([helper.make_node("Identity", ["x"], ["y"])], {"x": (1, ["n"])}, {"y": (1, ["n"])})
+    )
+    driver.end(driver.load(null, 1, []))
+    driver.device.prepare(8, bound)
+    driver.device.prepare(9, packed)
+    starts = starts_of(driver.device, bound)
+    x = np.zeros((4, 3, 16, 16), np.float32)
+    tiny = np.zeros(1, np.float32)
+
+    def work(rounds: int) -> None:
+        for load_id in range(rounds):
+            for model in (8, 9):
+                driver.end(driver.load(model, load_id, starts))
+                done = driver.end(driver.infer(model, load_id, [x[: 1 + load_id % 3]], [x[:1]]))
+                assert done.status == Status.OK, done.text
+                driver.end(driver.unload(model, load_id))
+            for _ in range(40):
+                driver.end(driver.infer(null, 1, [tiny]))
+
+    work(30)
+    before = resident_kib()
+    reserved = driver.device.memory()["workspace_bytes"]
+    work(250)  # 500 loads and unloads, 10,500 inferences
+    assert resident_kib() - before < 2_048
+    assert driver.device.memory()["workspace_bytes"] == reserved
+
+
+def test_the_first_inference_after_a_load_takes_no_new_memory(make: Callable[..., Driver]) -> None:
+    driver = make()
+    directory = driver.rig.build(convolution())
+    driver.device.prepare(1, directory)
+    starts = starts_of(driver.device, directory)
+    x = np.zeros((4, 3, 16, 16), np.float32)
+    driver.end(driver.load(1, 1, starts))
+    driver.end(driver.infer(1, 1, [x]))
+    driver.end(driver.unload(1, 1))
+    reserved = driver.device.memory()["workspace_bytes"]
+    for load_id in range(2, 8):
+        driver.end(driver.load(1, load_id, starts))
+        driver.end(driver.infer(1, load_id, [x]))
+        assert driver.device.memory()["workspace_bytes"] == reserved
+        driver.end(driver.unload(1, load_id))
+
+
+def test_lock_store_keeps_the_weights_in_this_process(make: Callable[..., Driver]) -> None:
+    driver = make(lock_store=True)
+    one = affine()
+    bound, packed = driver.rig.build(one), driver.rig.build(one, "packed")
+    driver.device.prepare(1, bound)
+    os.truncate(Path(bound, WEIGHTS_FILE), 0)  # with the file only mapped, the copy would now fail
+    assert driver.end(driver.load(1, 1, [0])).status == Status.OK
+    done = driver.end(driver.infer(1, 1, [X]))
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5, atol=1e-5)
+    driver.device.prepare(2, packed)
+    assert driver.end(driver.load(2, 1, [1])).status == Status.OK
+    memory = driver.device.memory()
+    assert 0 <= memory["locked_bytes"] <= memory["store_bytes"]
+
+
+def edit(directory: str, **changes: Any) -> None:
+    path = Path(directory, PREPARED_FILE)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"fingerprint": "0" * 12}, "prepared for 000000000000"),
+        ({"page_bytes": PAGE_BYTES * 2}, "pages of"),
+        ({"holding": "loose"}, "holding 'loose'"),
+        ({"runs": [0]}, "no pages"),
+        ({"runs": []}, "in a run of 0"),
+        ({"runs": [2]}, "runs"),
+        ({"program": "f" * 64}, "is missing"),
+        ({"weights": []}, "takes 3 inputs"),
+        ({"outputs": []}, "gives 1 outputs"),
+        ({"format_version": 0}, "format"),
+    ],
+)
+def test_a_directory_that_is_not_for_this_device(driver: Driver, changes: dict[str, Any], what: str) -> None:
+    directory = driver.rig.build(affine())
+    edit(directory, **changes)
+    with pytest.raises(InvalidModel, match=what):
+        driver.device.prepare(1, directory)
+    assert driver.device.memory()["models"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"offset": PAGE_BYTES},
+        {"offset": -64},
+        {"run": 1},
+        {"run": -1},
+        {"bytes": 63},
+        {"shape": [-4, -4]},
+        {"shape": [2**40, 2**40]},
+        {"dtype": 8},
+        {"dtype": 99},
+    ],
+)
+def test_a_weight_outside_its_run_is_never_mapped(driver: Driver, change: dict[str, Any]) -> None:
+    directory = driver.rig.build(affine())
+    weights = [dataclasses.asdict(one) for one in PreparedModel.read(directory).weights]
+    edit(directory, weights=[{**weights[0], **change}, weights[1]])
+    with pytest.raises(InvalidModel, match="weight"):
+        driver.device.prepare(1, directory)
+
+
+def test_an_output_that_is_not_a_tensor_is_refused_at_preparation(driver: Driver) -> None:
+    one = case([helper.make_node("SplitToSequence", ["x"], ["y"])], {"x": (1, ["n"])}, {"y": (1, ["n"])})
+    sequence = helper.make_sequence_type_proto(helper.make_tensor_type_proto(1, None))
+    one.model.graph.output[0].CopyFrom(helper.make_value_info("y", sequence))
+    with pytest.raises(InvalidModel, match="output 'y' is not a tensor"):
+        driver.prepare(one)
+
+
+def test_cpu_time_leaves_out_what_the_thread_did_not_get(make: Callable[..., Driver]) -> None:
+    driver = make(cpu_time=True)
+    model = driver.prepare(repeated())
+    driver.end(driver.load(model, 1, [0]))
+    done = driver.end(driver.infer(model, 1, [np.array(50, np.int64)]))
+    begin_ns, end_ns, duration_ns = done.execute
+    assert 0 < duration_ns <= end_ns - begin_ns
+
+
+def test_threads_compute_the_same(make: Callable[..., Driver]) -> None:
+    one = convolution()
+    x = np.random.default_rng(1).standard_normal((2, 3, 16, 16)).astype(np.float32)
+    answers = []
+    for threads in (1, 2):
+        driver = make(threads=threads)
+        directory = driver.rig.build(one)
+        driver.device.prepare(1, directory)
+        driver.end(driver.load(1, 1, starts_of(driver.device, directory)))
+        answers.append(array_of(driver.end(driver.infer(1, 1, [x])).parts[0][0]))
+        driver.device.close()
+    np.testing.assert_allclose(*answers, rtol=1e-4, atol=1e-4)
+    assert fingerprint(1) != fingerprint(2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"page_bytes": 1000}, {"page_bytes": 0}, {"arena_bytes": 100}, {"threads": 0}, {"run_ahead": 0},
+     {"threads": 2, "cpu_time": True}],
+)  # fmt: skip
+def test_settings_that_make_no_device(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        CpuDevice(**{"arena_bytes": 1 << 20, "page_bytes": PAGE_BYTES, **options})
+
+
+def test_an_arena_that_does_not_fit_is_a_sentence() -> None:
+    with pytest.raises(MemoryError, match="arena of"):
+        CpuDevice(1 << 50, PAGE_BYTES << 20)
+
+
+def test_a_runtime_that_is_missing_or_something_else_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ctypes.util
+
+    other = ctypes.util.find_library("z") or "libm.so.6"
+    with pytest.raises(ConfigError, match="no OrtGetApiBase"):
+        _ort.Runtime(other)
+    with pytest.raises(ConfigError, match="cannot load"):
+        _ort.Runtime(str(tmp_path / "libonnxruntime.so.1"))
+
+
+def test_onnxruntime_is_not_imported() -> None:
+    code = "import sys, clockwork.device.cpu as c; c.fingerprint(1); sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_interpreter_ends_although_a_device_was_not_closed(tmp_path: Path) -> None:
+    rig = CpuRig(tmp_path)
+    device = rig.make()
+    directory = rig.build(affine())
+    device.close()
+    code = f"""
+from clockwork.device.cpu import CpuDevice
+from clockwork.messages import NEVER_NS, Load
+device = CpuDevice({32 * PAGE_BYTES}, {PAGE_BYTES})
+device.prepare(1, {directory!r})
+device.start_load(Load(1, 0, 1, 1, [0], 2**61, NEVER_NS, 0))
+print("made", flush=True)
+"""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "made\n", "")
+    assert time.monotonic() - started < 20
+
+
+def test_close_cuts_a_long_run_short(driver: Driver) -> None:
+    model = driver.prepare(repeated())
+    driver.end(driver.load(model, 1, [0]))
+    driver.infer(model, 1, [np.array(10**9, np.int64)])  # hours
+    started_ns = now_ns()
+    driver.device.close()
+    assert now_ns() - started_ns < 2 * SECOND
+
+
+def test_wait_keeps_what_it_was_not_asked_for(driver: Driver) -> None:
+    model = driver.prepare(affine())
+    load = driver.load(model, 1, [0])
+    infer = driver.infer(model, 99, [X])
+    assert driver.wait(infer)[0].status == Status.NOT_RESIDENT
+    assert driver.wait(load)[0].status == Status.OK
+    held = driver.load(model, 2, [1], earliest_ns=now_ns() + 3600 * SECOND)
+    with pytest.raises(TimeoutError, match=str(held)):
+        driver.device.wait([held], 0.01)
+    driver.device.revoke(held)
+    assert [one.action_id for one in driver.device.poll()] == [held]
+
+
+def test_slots_are_sized_for_the_largest_batch_that_was_profiled(driver: Driver) -> None:
+    prepared = PreparedModel.read(driver.rig.build(affine()))
+    assert slot_bytes(prepared) == 0
+    prepared.profile = [ProfilePoint(((4,),), 1, 1), ProfilePoint(((4,),), 5, 1), ProfilePoint(((4,),), 2, 1)]
+    assert slot_bytes(prepared) == 128  # 5 rows of 16 bytes, in units of 64
+    prepared.example = [[9, 4]]
+    assert slot_bytes(prepared) == 192
+
+
+def test_an_action_starts_soon_after_its_window_opens(driver: Driver) -> None:
+    """How late is a matter of the machine; that half of them are within 2 ms is a matter of the lane."""
+    model = driver.prepare(affine())
+    driver.end(driver.load(model, 1, [0]))
+    late = []
+    for _ in range(20):
+        earliest_ns = now_ns() + 2 * MS
+        late.append(driver.end(driver.infer(model, 1, [X], earliest_ns=earliest_ns)).copy_in[0] - earliest_ns)
+    assert min(late) >= 0
+    assert sorted(late)[10] < 2 * MS

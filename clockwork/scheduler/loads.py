@@ -10,11 +10,20 @@ from the time at which its victims will be idle.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from clockwork.messages import NEVER_NS, Status
 from clockwork.scheduler.book import Book
-from clockwork.scheduler.state import Device, Flight, KindSpec, Model, Pending, Residency, ResidencyState
+from clockwork.scheduler.state import (
+    Batch,
+    Device,
+    Flight,
+    KindSpec,
+    Model,
+    Pending,
+    Residency,
+    ResidencyState,
+)
 from clockwork.scheduler.types import ActionDone, ModelGone, SendLoad, SendUnload
 
 LOAD_ATTEMPTS_MAX = 3
@@ -32,6 +41,9 @@ OUTSTANDING_MAX = 64
 """Actions of one lane that may be under way, whatever the delay."""
 
 UNLOAD_EXPECTED_NS = 100_000
+
+WARM_IDLE_NS = 1_000_000_000
+"""A refusal that a resident model would have avoided loads it, evicting only what idled this long."""
 
 PENDING, LOADING, RESIDENT = ResidencyState.PENDING, ResidencyState.LOADING, ResidencyState.RESIDENT
 
@@ -140,6 +152,23 @@ class Loads(Book):
             time = start + residency.spec.load_planned_ns(residency.model.model_id)
             residency.ready_ns = time + worker.back_ns + worker.there_ns
 
+    def _loadable(self, model: Model) -> list[tuple[Device, KindSpec]]:
+        """Devices that the model is not on, but could be."""
+        taken = [residency.device for residency in model.residencies]
+        found = []
+        for worker_id in model.workers:
+            worker = self._workers[worker_id]
+            if worker.draining:
+                continue
+            for device in worker.devices:
+                spec = model.specs.get(device.kind)
+                if spec is not None and device not in taken and device.pages.fits(spec.runs):
+                    found.append((device, spec))
+        return found
+
+    def _fits_somewhere(self, model: Model) -> bool:
+        return bool(self._loadable(model))
+
     # ----- acting --------------------------------------------------------------------------------
 
     def _start_loads(self, device: Device) -> None:
@@ -190,6 +219,17 @@ class Loads(Book):
         )  # fmt: skip
         self._retime_loads(device)
 
+    def _load_idly(self, device: Device, model: Model, spec: KindSpec) -> bool:
+        """Load into free pages, or those of models that have idled long. False if there are none."""
+        starts = self._make_room(device, spec.runs, (), self._now - WARM_IDLE_NS)
+        if starts is None:
+            return False
+        residency = Residency(model, device, spec, NEVER_NS)
+        model.residencies.append(residency)
+        device.pending.append(residency)
+        self._send_load(residency, starts)
+        return True
+
     def _make_room(
         self, device: Device, runs: tuple[int, ...], chosen: Sequence[Residency], before_ns: int = NEVER_NS
     ) -> tuple[int, ...] | None:
@@ -200,13 +240,8 @@ class Loads(Book):
         starts = pages.allocate(runs)
         if starts is not None:
             return starts
-        idle = [one for one in chosen if is_idle(one) and device.resident.get(one.model.model_id) is one]
-        others = [one for one in device.resident.values() if one.used_ns < before_ns and is_idle(one)]
-        idle += [one for one in others if not one.doomed]
-        if before_ns >= NEVER_NS:  # the first load in line takes, in need, what a later one counted on
-            idle += [one for one in others if one.doomed and one not in chosen]
         victims: list[Residency] = []
-        for residency in idle:
+        for residency in self._evictable(device, chosen, before_ns):
             pages.free(residency.starts, residency.spec.runs)
             victims.append(residency)
             starts = pages.allocate(runs)
@@ -231,6 +266,21 @@ class Loads(Book):
         for residency in victims:
             self._send_unload(residency)
         return starts
+
+    @staticmethod
+    def _evictable(device: Device, chosen: Sequence[Residency], before_ns: int) -> Iterator[Residency]:
+        """Idle models in the order in which they go: the chosen, then the least recently used."""
+        resident = device.resident
+        for one in chosen:
+            if is_idle(one) and resident.get(one.model.model_id) is one:
+                yield one
+        for one in resident.values():
+            if one.used_ns < before_ns and not one.doomed and is_idle(one):
+                yield one
+        if before_ns >= NEVER_NS:  # the first load in line takes, in need, what a later one counted on
+            for one in resident.values():
+                if one.doomed and one not in chosen and is_idle(one):
+                    yield one
 
     def _doom_more(self, device: Device, residency: Residency) -> None:
         """Its room is not there yet: see to it that somebody is on the way out."""
@@ -267,6 +317,28 @@ class Loads(Book):
                 self._now, NEVER_NS, UNLOAD_EXPECTED_NS,
             )
         )  # fmt: skip
+
+    def _fly(
+        self,
+        device: Device,
+        kind: str,
+        residency: Residency,
+        batch: Batch | None,
+        expected: int,
+        duration: int,
+    ) -> Flight:
+        """Enter an action of the execute lane in the books."""
+        now = self._now
+        flight = Flight(self._next_action(), kind, device, residency, batch, expected, duration, now)
+        self._flights[flight.action_id] = flight
+        device.lane_end_ns = device.free_ns(now) + duration
+        if not device.lane:
+            device.head_end_ns = device.lane_end_ns
+        device.lane[flight.action_id] = flight
+        residency.flying += 1
+        residency.used_ns = now
+        device.resident.move_to_end(residency.model.model_id)
+        return flight
 
     # ----- results -------------------------------------------------------------------------------
 

@@ -10,6 +10,9 @@ from clockwork import config
 from clockwork.errors import ConfigError
 from clockwork.messages import NEVER_NS, Reason, Status
 from clockwork.scheduler import edf, make_scheduler
+from clockwork.scheduler.admission import ATTEMPTS_MAX
+from clockwork.scheduler.edf import SCHEDULE_AHEAD_NS
+from clockwork.scheduler.spare import PROFILE_ATTEMPTS_MAX, PROFILE_IDLE_NS
 from clockwork.scheduler.types import (
     ActionDone,
     AnswerFailed,
@@ -166,7 +169,7 @@ def test_the_next_batch_is_bound_when_the_device_is_about_to_be_free() -> None:
     one, [first] = story.request(1, 200)
     two, commands = story.request(1, 200)
     assert commands == [], "the device is busy for 20 ms: the batch stays open"
-    assert story.wake == pytest.approx(story.now + 20.5 * MS - edf.SCHEDULE_AHEAD_NS, abs=MS)
+    assert story.wake == pytest.approx(story.now + 20.5 * MS - SCHEDULE_AHEAD_NS, abs=MS)
     story.at(10)
     three, commands = story.request(1, 200)
     assert commands == []
@@ -556,7 +559,7 @@ def test_a_stale_action_is_ignored() -> None:
 def test_an_action_that_came_to_nothing_is_planned_again_while_there_is_time(status: Status) -> None:
     story = Story(spec(1))
     one, [send] = story.request(1, 500)
-    for _ in range(edf.ATTEMPTS_MAX - 1):
+    for _ in range(ATTEMPTS_MAX - 1):
         story.now += MS
         [again] = story.done(send, 0, status, "why")
         assert again.requests == (one,)
@@ -743,9 +746,9 @@ def test_what_cannot_be_measured_is_given_up() -> None:
     story = Story(spec(1))
     wide = ((3, 8, 16),)
     _, [_, profile] = story.request(1, 18, shape=wide)
-    for _ in range(edf.PROFILE_ATTEMPTS_MAX - 1):
+    for _ in range(PROFILE_ATTEMPTS_MAX - 1):
         assert story.done(profile, 0, Status.EXECUTION_FAILED, "bad shape") == []
-        story.now += edf.PROFILE_IDLE_NS
+        story.now += PROFILE_IDLE_NS
         assert story.wake == story.now
         [profile] = story.tick()
         assert isinstance(profile, SendProfile)

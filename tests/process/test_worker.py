@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -204,7 +205,7 @@ def test_a_revoked_action_is_cancelled(served: Served, side: SchedulerSide) -> N
     ],
 )
 def test_an_action_that_makes_no_sense_is_answered(
-    served: Served, side: SchedulerSide, change: dict[str, object], status: Status, text: str
+    served: Served, side: SchedulerSide, change: dict[str, Any], status: Status, text: str
 ) -> None:
     x = served.x(0)
     action = Infer(side.next_action(), 0, 5, 1, 0, NEVER_NS, 0, [[[FLOAT, served.shape, 0]]])
@@ -217,10 +218,10 @@ def test_an_action_that_makes_no_sense_is_answered(
 
 def test_actions_of_other_kinds_that_make_no_sense_are_answered(served: Served, side: SchedulerSide) -> None:
     for action in (
-        Load(901, 0, 5, 2, [None], 0, NEVER_NS, 0),
+        Load(901, 0, 5, 2, [None], 0, NEVER_NS, 0),  # type: ignore[list-item]
         Load(902, 0, 5, 2, [2**70 % 2**64] * len(served.starts), 0, NEVER_NS, 0),
         Unload(903, 0, 5, 77, 0, NEVER_NS, 0),
-        Profile(904, 0, 5, 1, 0, NEVER_NS, 0, [None]),
+        Profile(904, 0, 5, 1, 0, NEVER_NS, 0, [None]),  # type: ignore[list-item]
     ):
         side.send(action)
         assert side.result(action.action_id).status != Status.OK
@@ -347,7 +348,7 @@ def test_keys_let_a_worker_in_or_end_it(tmp_path: Path, shared_store: Path) -> N
     ],
 )
 def test_wrong_settings_end_the_worker_with_a_sentence(
-    shared_store: Path, settings: dict[str, object], text: str
+    shared_store: Path, settings: dict[str, Any], text: str
 ) -> None:
     arguments = {"endpoint": "tcp://127.0.0.1:1", "store": shared_store, **settings}
     with running_worker(**arguments) as worker:
@@ -431,6 +432,48 @@ def test_a_damaged_cache_is_prepared_again(tmp_path: Path, side: SchedulerSide, 
         for program in (store / "programs").glob("*/program.onnx"):
             program.write_bytes(b"")
         side.prepare(2, model)
+
+
+def test_the_worker_itself_imports_neither_onnx_nor_onnxruntime(
+    worker: WorkerProcess, served: Served
+) -> None:
+    mapped = Path(f"/proc/{worker.process.pid}/maps").read_text()
+    assert "libonnxruntime.so" in mapped  # the C library: the device's
+    assert "onnx_cpp2py_export" not in mapped
+    assert "onnxruntime_pybind11_state" not in mapped
+
+
+def test_a_worker_drives_several_devices(side: SchedulerSide, shared_store: Path, model: Package) -> None:
+    with running_worker(side.endpoint, shared_store, devices=["cpu", "cpu"]):
+        assert len(side.welcome().devices) == 2
+        served = Served(side, model)  # on the first
+        x = served.x(0)
+        parts = [[[FLOAT, list(x.shape), 0]]]
+        second = side.send_infer(5, 1, parts, [x.tobytes()], device=1)
+        assert side.result(second).status == Status.NOT_RESIDENT
+        action_id = side.next_action()
+        side.send(Load(action_id, 1, 5, 9, served.starts, 0, NEVER_NS, 0))
+        assert side.result(action_id).status == Status.OK
+        second = side.send_infer(5, 9, parts, [x.tobytes()], device=1)
+        assert side.result(second).status == Status.OK
+
+
+def test_registering_forgetting_and_reconnecting_leaks_no_descriptor(
+    shared_store: Path, side: SchedulerSide, model: Package
+) -> None:
+    with running_worker(side.endpoint, shared_store) as worker:
+        side.welcome()
+        counts = []
+        for epoch in range(2, 6):
+            Served(side, model, model_id=epoch)
+            side.unload(epoch, 1)
+            side.send(Forget(epoch))
+            side.send(HelloNeeded(epoch))
+            side.welcome(epoch)
+            side.send(Ping(0))
+            side.expect(Pong)
+            counts.append(len(os.listdir(f"/proc/{worker.process.pid}/fd")))
+        assert counts[0] == counts[-1]
 
 
 # ----- leaving ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,25 +53,20 @@ LOADS_MAX = 10
 
 
 class Bench:
-    """Prepared models on a device of their own, which measures CPU time where it can."""
+    """Prepared models on a device of their own, which measures CPU time where it can; one is loaded at a time."""
 
     def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
         """directories: of one prepared model each, which must lie where prepared models lie."""
         self._prepared = [PreparedModel.read(directory) for directory in directories]
-        pages = sum(sum(one.runs) for one in self._prepared)
+        pages = max(sum(one.runs) for one in self._prepared)
         threads = threads_of(fingerprint)
-        self._device = CpuDevice(
-            max(1, pages) * page_bytes, page_bytes, threads, lock_store=True, cpu_time=threads == 1
-        )
+        self._device = CpuDevice(max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1)
         self._ids = itertools.count(1)
         self._starts: list[list[int]] = []
-        page = 0
         try:
             for index, (directory, prepared) in enumerate(zip(directories, self._prepared)):
-                self._starts.append([])
-                for count in prepared.runs:
-                    self._starts[-1].append(page)
-                    page += count
+                # All begin at page 0: one model is loaded at a time.
+                self._starts.append([0, *itertools.accumulate(prepared.runs)][: len(prepared.runs)])
                 self._device.prepare(index, str(directory))
         except BaseException:
             self.close()
@@ -134,18 +130,29 @@ def execution_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
     return round(statistics.median(times))
 
 
-def compare(bench: Bench, inputs: Sequence[Array], batch: int) -> float:
-    """Execution time of the first model over that of the second: geometric mean of one row and a batch.
+class Timing(NamedTuple):
+    """Execution times of one holding, in ns: of one row, and of a batch."""
 
-    inputs: one row, if batch is more than 1. A batch that would take too long is made smaller.
-    """
-    alone = [execution_time(bench, index, inputs) for index in (0, 1)]
-    while batch > 2 and batch * max(alone) > COMPARE_NS:
+    alone_ns: int
+    batch: int
+    joined_ns: int
+
+    def over(self, other: Timing) -> float:
+        """How much longer this one takes: the geometric mean of one row and a batch."""
+        ratio = self.alone_ns / other.alone_ns
+        return math.sqrt(ratio * self.joined_ns / other.joined_ns) if self.batch == other.batch else ratio
+
+
+def time_holding(bench: Bench, index: int, inputs: Sequence[Array], batch: int) -> Timing:
+    """Load the model, time it, unload it. A batch that would take too long is made smaller."""
+    bench.load(index)
+    alone_ns = joined_ns = execution_time(bench, index, inputs)
+    while batch > 2 and batch * alone_ns > COMPARE_NS:
         batch //= 2
-    if batch == 1:
-        return alone[0] / alone[1]
-    joined = [execution_time(bench, index, tile(inputs, batch)) for index in (0, 1)]
-    return math.sqrt(alone[0] / alone[1] * joined[0] / joined[1])
+    if batch > 1:
+        joined_ns = execution_time(bench, index, tile(inputs, batch))
+    bench.unload(index)
+    return Timing(alone_ns, batch, joined_ns)
 
 
 def batch_sizes(batch_max: int) -> list[int]:

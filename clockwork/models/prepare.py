@@ -33,6 +33,7 @@ from clockwork.models.holdings import (
     build_packed,
     choose_program,
     is_quantised,
+    is_random,
     write_program,
 )
 from clockwork.models.onnx_import import check_model, external_files, metadata_of, read_examples, real_inputs
@@ -271,13 +272,14 @@ class _Preparation:
         try:
             if self._examples:
                 outputs = [session.run(one) for one in sets]
-            again = session.run(sets[0])
         except RunError as error:
             raise InvalidModel(f"the model fails on its example: {error}") from None
         quantised = is_quantised(splitter.operators())
         relative = trial.QUANTISED_RELATIVE if quantised else trial.RELATIVE
-        deterministic = not trial.difference(again, outputs[0], relative)
-        return Reference(sets, outputs, deterministic, relative)
+        reference = Reference(session.run, sets, outputs, relative)
+        if is_random(splitter.operators()):
+            reference.check_deterministic()
+        return reference
 
     def _split(self, splitter: Splitter, directory: Path) -> tuple[Bound, str]:
         build = functools.partial(
@@ -299,27 +301,23 @@ class _Preparation:
         for prepared, path in choices.values():
             prepared.batches = proof.batches
             prepared.write(path)
-        bench = measure.Bench(
-            self._fingerprint, self._page_bytes, [directory for _, directory in choices.values()]
-        )
+        bench = measure.Bench(self._fingerprint, self._page_bytes, [path for _, path in choices.values()])
+        batch_max = self._batch_max or measure.BATCH_MAX
         try:
-            loads = [measure.load_time(bench, index) for index in range(len(names))]
             chosen = 0
             if len(names) == 2:
-                batch_max = self._batch_max or COMPARED_BATCH
-                ratio = measure.compare(
-                    bench, rows[0], min(batch_max, COMPARED_BATCH) if proof.batches else 1
-                )
-                chosen = 1 if ratio > TIE else 0
-            asked = self._batch_max or measure.BATCH_MAX
-            points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, asked)
+                batch = min(batch_max, COMPARED_BATCH) if proof.batches else 1
+                bound, packed = (measure.time_holding(bench, index, rows[0], batch) for index in (0, 1))
+                chosen = 1 if bound.over(packed) > TIE else 0
+            load_ns = measure.load_time(bench, chosen)
+            points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, batch_max)
             for row in rows[1:]:
                 points += measure.profile(bench, chosen, row, proof.batches, batch_max)[0]
         except RunError as error:
             raise InvalidModel(f"the model fails on the device: {error}") from None
         finally:
             bench.close()
-        return Finding(names[chosen], proof.batches, proof.note, batch_max, loads[chosen], points)
+        return Finding(names[chosen], proof.batches, proof.note, batch_max, load_ns, points)
 
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
         """Inputs to profile with, one of each shape (one row where the model batches), and the proof."""

@@ -1,0 +1,150 @@
+"""Processes that come, die and come back, under load."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork import Client
+from clockwork.clock import now_ns
+from clockwork.errors import ClockworkError, ConnectionLost, Refused, Unavailable
+from clockwork.models import zoo
+from tests.process.cluster import Reference, eventually, running_cluster, same
+
+X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+
+
+@contextmanager
+def askers(client: Client) -> Iterator[Callable[[], int]]:
+    """Registers four models and asks each from a thread without a pause.
+
+    Yields a count of right answers; at the end raises what failed.
+    """
+    base = zoo.build("mlp")
+    expected = []
+    for index in range(4):
+        model = zoo.fine_tune(base, index)
+        client.register(f"model-{index}", model)
+        expected.append(Reference(model)(X))
+    stop = threading.Event()
+    right = [0] * 4
+
+    def ask(index: int) -> None:
+        while not stop.is_set():
+            assert same(client.infer(f"model-{index}", X), expected[index])
+            right[index] += 1
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(ask, index) for index in range(4)]
+        try:
+            yield lambda: sum(right)
+        finally:
+            stop.set()
+        for task in tasks:
+            task.result()
+
+
+def served(client: Client) -> dict[str, int]:
+    return {
+        worker["name"]: sum(device["plan"]["served"] for device in worker["devices"])
+        for worker in client.status()["workers"]
+    }
+
+
+def test_workers_share_die_and_are_replaced_without_one_failed_request(tmp_path: Path) -> None:
+    with running_cluster(tmp_path, workers=2) as cluster, cluster.client() as client:
+        with askers(client) as answered:
+            eventually(lambda: min(served(client).values()) > 20, "both workers work")
+            cluster.kill(cluster.workers[0])
+            eventually(lambda: list(served(client)) == ["worker-1"], "the dead worker is struck off")
+            before = answered()
+            eventually(lambda: answered() > before + 20, "the other serves on")
+            cluster.start_worker(name="worker-2")
+            # What is resident elsewhere stays there; a model that comes new goes where there is room.
+            eventually(lambda: "worker-2" in client.model("model-0").raw["workers"], "it is known")
+            client.register("new", zoo.build("mlp", seed=9))
+            client.infer("new", X)
+            eventually(lambda: served(client)["worker-2"] > 0, "the new worker works")
+        counts = client.status()["counts"]
+        assert counts["failed"] == counts["missed"] == counts["refused"] == 0
+
+
+def test_without_any_worker_requests_are_answered_and_a_new_worker_serves(tmp_path: Path) -> None:
+    model = zoo.build("mlp", seed=2)
+    expected = Reference(model)(X)
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("lone", model)
+        assert same(client.infer("lone", X), expected)
+        cluster.kill(cluster.workers[0])
+        eventually(lambda: not client.status()["workers"], "the dead worker is struck off")
+        begin_ns = now_ns()
+        with pytest.raises((Refused, Unavailable)) as caught:
+            client.infer("lone", X, slo=30.0)
+        assert now_ns() - begin_ns < 5_000_000_000  # at once, not at the deadline
+        if isinstance(caught.value, Refused):
+            assert caught.value.reason == "no_worker"
+        cluster.start_worker(store="another")  # it has to fetch the package
+        eventually(lambda: client.model("lone").raw["workers"].get("worker-1") == "ready", "it is ready")
+        assert same(client.infer("lone", X), expected)
+
+
+def test_a_worker_that_is_stopped_in_order_loses_nothing(tmp_path: Path) -> None:
+    with running_cluster(tmp_path, workers=2) as cluster, cluster.client() as client:
+        with askers(client) as answered:
+            eventually(lambda: min(served(client).values()) > 20, "both workers work")
+            assert cluster.workers[0].stop() == 0
+            before = answered()
+            eventually(lambda: answered() > before + 20, "the other serves on")
+        counts = client.status()["counts"]
+        assert counts["failed"] == counts["missed"] == counts["refused"] == 0
+
+
+def test_a_controller_killed_and_restarted_is_found_again_by_all(tmp_path: Path) -> None:
+    model = zoo.build("residual_cnn", seed=4)
+    image = np.random.default_rng(4).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    expected = Reference(model)(image)
+    with running_cluster(tmp_path, workers=2) as cluster, cluster.client() as client:
+        client.register("kept", model, slo=30.0)
+        client.register("other", zoo.build("mlp"))
+        client.unregister("other")
+        marks = [len(worker.lines) for worker in cluster.workers]
+        futures = [client.submit("kept", image) for _ in range(50)]
+        cluster.kill(cluster.controller)
+        lost = 0
+        for future in futures:
+            try:
+                assert same(future.result(10.0), expected)  # it may have been answered before
+            except ConnectionLost:
+                lost += 1
+        assert lost > 0
+        cluster.start_controller()
+        for worker, mark in zip(cluster.workers, marks):
+            worker.wait_for("serves controller", after=mark)
+        assert [info.name for info in client.models()] == ["kept"]
+        eventually(lambda: client.model("kept").state == "ready", "the model is ready again")
+        assert client.model("kept").slo == 30.0
+        assert same(client.infer("kept", image), expected)
+        assert {worker["name"] for worker in client.status()["workers"]} == {"worker-0", "worker-1"}
+
+
+def test_a_client_waits_for_a_controller_that_comes_a_little_later(tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("late", zoo.build("mlp"))
+        cluster.controller.stop()
+        with pytest.raises(ClockworkError):
+            client.infer("late", X, timeout=0.2)
+        cluster.start_controller()
+
+        def answered() -> bool:
+            try:
+                return np.asarray(client.infer("late", X)).shape == (1, 10)
+            except (Refused, Unavailable, ConnectionLost):  # the worker is on its way
+                return False
+
+        eventually(answered, "the same client is answered")

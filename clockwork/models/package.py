@@ -44,7 +44,13 @@ def parse_files(rows: Any) -> list[PackageFile]:
         match row:
             case [str(path), int(size), str(sha256)] if size >= 0 and len(sha256) == 64:
                 pure = PurePosixPath(path)
-                if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in path or path == LIST_FILE:
+                if (
+                    pure.is_absolute()
+                    or ".." in pure.parts
+                    or not pure.parts
+                    or "\0" in path
+                    or path == LIST_FILE
+                ):
                     raise InvalidModel(f"file path {path!r} leaves the package")
                 files.append(PackageFile(path, size, sha256.lower()))
             case _:

@@ -111,7 +111,9 @@ class PreparedModel:
     def from_dict(body: dict[str, Any]) -> PreparedModel:
         """Inverse of asdict() and of summary() (then ``weights`` is empty)."""
         if body.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"prepared model of format {body.get('format_version')}, this is {FORMAT_VERSION}")
+            raise ValueError(
+                f"prepared model of format {body.get('format_version')}, this is {FORMAT_VERSION}"
+            )
         body = dict(body)
         body["inputs"] = [_tensor_spec(one) for one in body["inputs"]]
         body["outputs"] = [_tensor_spec(one) for one in body["outputs"]]

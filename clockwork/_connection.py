@@ -596,7 +596,10 @@ class Connection:
 
     def _apply(self, change: Change) -> None:
         if change is Change.UP:
+            self._broken = 0
             self._greet()
+        elif change is Change.FAILED and (self._broken := self._broken + 1) < HANDSHAKES_BROKEN_MAX:
+            pass  # the controller went away in the middle of it, or its key is another one: ZeroMQ tries again
         elif change is Change.DOWN:
             self._state = _State.DOWN
             self._lose_sent(f"the connection to {self.endpoint} was lost")

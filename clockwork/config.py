@@ -40,6 +40,10 @@ CHUNK_BYTES = 1 << 20
 CHUNK_WINDOW = 8
 """Chunks of one transfer that may be under way unacknowledged."""
 
+HANDSHAKES_BROKEN_MAX = 3
+"""Handshakes that may break off in a row before the other side's key is held to be another one: one does
+as well when the controller goes away in the middle of it."""
+
 # ----- the controller ------------------------------------------------------------------------
 
 QUEUED_REQUESTS_MAX = 65_536

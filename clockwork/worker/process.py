@@ -27,6 +27,7 @@ from clockwork.config import (
     COLLECT_INTERVAL_NS,
     DRAIN_LIMIT_NS,
     DRAIN_SETTLE_NS,
+    HANDSHAKES_BROKEN_MAX,
     HEARTBEAT_NS,
     JITTER_WINDOW,
     RANK_MAX,
@@ -81,10 +82,6 @@ from clockwork.worker.registration import Registrar
 from clockwork.worker.settings import WorkerSettings
 
 log = logging.getLogger("clockwork.worker")
-
-REFUSALS_MAX = 3
-"""Handshakes that may break off in a row before the controller's key is held to be another one: one does
-as well when the controller goes away in the middle of it."""
 
 WARNING_INTERVAL_NS = SECOND
 """At most one line of complaint about malformed messages in this time."""
@@ -245,7 +242,9 @@ class Worker:
             else:
                 self._refusals += 1
                 if change is Connection.REFUSED or (
-                    self._refusals >= REFUSALS_MAX and not self._was_up and self._settings.key is not None
+                    self._refusals >= HANDSHAKES_BROKEN_MAX
+                    and not self._was_up
+                    and self._settings.key is not None
                 ):
                     log.error(
                         "%s refused the connection: are the keys right (--key)?", self._settings.endpoint

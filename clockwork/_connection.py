@@ -255,6 +255,7 @@ class Connection:
         self._waiting: collections.deque[Call] = collections.deque()
         self._deadlines: list[tuple[int, int, Call]] = []
         self._state = _State.DOWN
+        self._broken = 0  # handshakes that broke off in a row
         self._sleeping = False
         self._woken = False
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -504,6 +505,7 @@ class Connection:
         self._dealer = self._transport.dealer(self.endpoint, self._keys)
         self._waiter = Waiter([self._dealer], [self._wake_fd])
         self._state = _State.DOWN
+        self._broken = 0
 
     def _hang_up(self) -> None:
         """Stop trying to connect: the next call dials again."""
@@ -598,8 +600,8 @@ class Connection:
         if change is Change.UP:
             self._broken = 0
             self._greet()
-        elif change is Change.FAILED and (self._broken := self._broken + 1) < HANDSHAKES_BROKEN_MAX:
-            pass  # the controller went away in the middle of it, or its key is another one: ZeroMQ tries again
+        elif change is Change.FAILED and self._broken + 1 < config.HANDSHAKES_BROKEN_MAX:
+            self._broken += 1  # the controller went away in the middle of it, or has another key: tried again
         elif change is Change.DOWN:
             self._state = _State.DOWN
             self._lose_sent(f"the connection to {self.endpoint} was lost")

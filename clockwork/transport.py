@@ -289,7 +289,10 @@ class Router:
         frames: list[Frame] = [first.bytes]
         if not _rest(socket, frames):
             frames.clear()
-        return identity, int(first.get(zmq.SRCFD)), frames
+        try:
+            return identity, int(first.get(zmq.SRCFD)), frames
+        except zmq.ZMQError:
+            return identity, -1, []
 
     def send(self, identity: bytes, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         """Queue one message. False if the peer is gone, or takes nothing any more."""

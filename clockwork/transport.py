@@ -277,7 +277,8 @@ class Router:
         """The next message as (identity, descriptor of its connection, frames), or None.
 
         Frames are header (bytes) first; one with too many frames yields none at all, so that it can be
-        answered as malformed.
+        answered as malformed. So does one of a peer that does not even speak today's ZMTP: libzmq takes
+        any bytes for the first version of it, and knows no descriptor of such a connection.
         """
         socket = self._socket
         if not _has_message(socket):

@@ -805,11 +805,23 @@ def main(settings: ControllerSettings) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s controller %(levelname).1s %(message)s"
     )
+    # A signal may come while it starts, too: it then ends in order before it has begun.
+    stopped = False
+    controller: Controller | None = None
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        if controller is not None:
+            controller.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     controller = Controller(settings)
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: controller.stop())
     signal.set_wakeup_fd(write_end)
+    if stopped:
+        controller.stop()
     try:
         controller.run(read_end)
         log.info("shutting down")

@@ -182,13 +182,15 @@ def test_a_caller_hands_its_call_over_when_another_thread_comes(
 def test_the_thread_retires_and_callers_do_their_own_io_again(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "CLIENT_THREAD_IDLE_NS", 20_000_000)
     client.submit("m", X).result(10)
     thread = client._connection._thread
     assert thread is not None
+    monkeypatch.setattr(config, "CLIENT_THREAD_IDLE_NS", 20_000_000)
+    client.submit("m", X).result(10)
     thread.join(10)
     assert not thread.is_alive()
     assert owner(client) is _Owner.NOBODY
+    monkeypatch.undo()
     client.infer("m", X)
     assert owner(client) is _Owner.NOBODY
     client.submit("m", X).result(10)
@@ -416,7 +418,7 @@ def test_the_environment_names_the_endpoint(
 
 def test_every_call_ends_whatever_happens_to_the_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads call, submit, cancel and time out while controllers come and go."""
-    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", 400_000_000)
+    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", 1_000_000_000)
     endpoint = free_endpoint()
     over = threading.Event()
     outcomes: collections.Counter[str] = collections.Counter()
@@ -444,12 +446,15 @@ def test_every_call_ends_whatever_happens_to_the_controller(monkeypatch: pytest.
 
     with Client(endpoint) as client, concurrent.futures.ThreadPoolExecutor(8) as pool:
         workers = [pool.submit(work, client, seed) for seed in range(8)]
-        for _ in range(4):
-            with FakeController(endpoint) as controller:
-                controller.wait_for(InferRequest, 200)
-        over.set()
+        try:
+            for _ in range(4):
+                with FakeController(endpoint) as controller:
+                    controller.wait_for(InferRequest, 100)
+        finally:
+            over.set()
         for worker in workers:
             worker.result(30)
+        monkeypatch.undo()
         with FakeController(endpoint):
             assert np.array_equal(client.infer("m", X), X)
     assert outcomes["answered"] > 100

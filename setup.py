@@ -9,6 +9,7 @@ COMPILE = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden"]
 
 extensions: list[Extension] = [
     Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2"]),
+    Extension("clockwork._zmq", ["clockwork/_zmq.pyx"], extra_compile_args=["-O2"], libraries=["dl"]),
     *(
         Extension(
             f"clockwork.device.{name}",

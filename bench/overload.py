@@ -114,7 +114,7 @@ def idle_after(cluster: Cluster, client: Client, killed: bool) -> float:
             begin_ns = now_ns()
         pause = threading.Event()
         while True:
-            status = client.status()
+            status: dict[str, Any] = dict(client.status())
             at_ns = now_ns()
             if not status["requests_held"] and not status["workers"][0]["actions"]:
                 break

@@ -45,9 +45,11 @@ UPLOADS_AT_ONCE = 8
 # ----- models of 100 MB ----------------------------------------------------------------------
 
 
-def large(models: int, room: int, requests: int, image: int, seed: int = SEED) -> dict[str, Any]:
-    """Ask ``models`` fine-tunes of a resnet50 in random order; facts. Raises where an answer is wrong."""
-    base = zoo.build("resnet50", seed=seed, image=image)
+def large(
+    models: int, room: int, requests: int, image: int, architecture: str = "resnet50", seed: int = SEED
+) -> dict[str, Any]:
+    """Ask ``models`` fine-tunes of one network in random order; facts. Raises where an answer is wrong."""
+    base = zoo.build(architecture, seed=seed, image=image)
     rng = random.Random(seed)
     x = np.random.default_rng(seed).standard_normal((1, 3, image, image)).astype(np.float32)
     expected: dict[str, Any] = {}
@@ -59,11 +61,11 @@ def large(models: int, room: int, requests: int, image: int, seed: int = SEED) -
         begin_ns = now_ns()
         for index in range(models):
             tuned = zoo.fine_tune(base, seed=seed + index)
-            name = f"resnet50-{index}"
+            name = f"{architecture}-{index}"
             expected[name] = Plain(tuned).run({"image": x})[0]
             client.register(name, tuned.SerializeToString())
         registered_s = (now_ns() - begin_ns) / 1e9
-        programs = client.status()["programs"]
+        programs = status_of(client)["programs"]
         errors = []
         times = []
         order = [rng.choice(list(expected)) for _ in range(requests)]
@@ -93,6 +95,11 @@ def large(models: int, room: int, requests: int, image: int, seed: int = SEED) -
             "latency p50, ms": float(np.percentile(times, 50)) / 1e6,
             "latency p99, ms": float(np.percentile(times, 99)) / 1e6,
         }
+
+
+def status_of(client: Client) -> dict[str, Any]:
+    """The controller's status, with all that it holds."""
+    return dict(client.status())
 
 
 def whose(answer: Any, expected: dict[str, Any]) -> str:
@@ -130,14 +137,15 @@ def settled(client: Client) -> tuple[dict[str, int], dict[str, int], int]:
 
 
 def architectures(count: int) -> list[onnx.ModelProto]:
-    """Networks of 0.5 to 4 MB, all different; three in four convolve, for a few milliseconds each."""
+    """Networks of 0.5 to 4 MB, all different; three in four convolve, for a millisecond or two."""
     found = []
     for index in range(count):
         if index % 4 == 3:
             found.append(zoo.build("mlp", seed=index, width=256 + 32 * (index // 2), depth=3))
         else:
-            widths = (32, 64 + 4 * index, 128, 192 + 8 * index)
-            found.append(zoo.build("cnn", seed=index, image=48 + 16 * (index % 3), widths=widths))
+            widths = (16 + 8 * (index % 2), 48, 96, 128 + 2 * index)
+            options = {"widths": widths, "blocks": (1, 1, 1, 1), "image": 64 + 16 * (index % 3)}
+            found.append(zoo.build("residual_cnn", seed=index, **options))
     return found
 
 
@@ -171,7 +179,7 @@ def thousands(
             rss = rss_bytes(cluster.controller.pid)
             rate, making_s = _register(client, bases, names, families, seed)
             each = (rss_bytes(cluster.controller.pid) - rss) / max(1, models - families)
-            programs = client.status()["programs"]
+            programs = status_of(client)["programs"]
         cluster.stop()
         restart_s = cluster.start() / 1e9
         with cluster.client() as client:
@@ -283,7 +291,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
     if arguments.models:
-        facts = large(4, 2, 12, 32) if arguments.quick else large(arguments.models, 8, arguments.requests, 64)
+        facts = (
+            large(4, 2, 12, 64, "residual_cnn")
+            if arguments.quick
+            else large(arguments.models, 8, arguments.requests, 64)
+        )
         report.show("models of 100 MB on an arena for a fifth of them", SEED, [], facts, arguments.json)
     if arguments.thousands:
         facts = (

@@ -41,7 +41,7 @@ def measure(client: Client, relay: Relay, blocks: int) -> tuple[list[int], list[
             begin_ns = now_ns()
             y = client.infer("null", x)
             ours.append(now_ns() - begin_ns)
-        if not np.array_equal(y, x):
+        if not isinstance(y, np.ndarray) or not np.array_equal(y, x):
             raise AssertionError(f"the null model answered {y}")
         for _ in range(WARM_UP if block < 0 else BLOCK):
             begin_ns = now_ns()

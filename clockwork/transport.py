@@ -18,7 +18,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
-from clockwork import _wait
+from clockwork import _wait, _zmq
 from clockwork.config import FRAMES_MAX, MESSAGE_BYTES_MAX, SEND_QUEUE_MAX
 from clockwork.errors import ConfigError
 from clockwork.keys import ControllerKeys, PeerKeys
@@ -40,7 +40,6 @@ COPY_BYTES = 16_384
 
 ZAP_DOMAIN = b"clockwork"
 
-_POLLIN = int(zmq.POLLIN)  # a flag's own & costs a microsecond, several times for each message
 
 
 def new_key_pair() -> tuple[str, str]:
@@ -181,20 +180,16 @@ def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None)
     return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
-def _read_monitor(monitor: zmq.Socket[bytes]) -> Iterator[tuple[int, int]]:
+def _read_monitor(monitor: zmq.Socket[bytes], probe: _zmq.Probe) -> Iterator[tuple[int, int]]:
     """(event, value) of each monitor message that is waiting."""
-    while _has_message(monitor):
+    while probe.readable():
         body = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
         yield int(body["event"]), int(body["value"])
 
 
-def _has_message(socket: zmq.Socket[bytes]) -> bool:
-    return int(socket.get(zmq.EVENTS)) & _POLLIN != 0
-
-
-def _rest(socket: zmq.Socket[bytes], frames: list[Frame]) -> bool:
+def _rest(socket: zmq.Socket[bytes], probe: _zmq.Probe, frames: list[Frame]) -> bool:
     """Receive the remaining frames of a message. False if there were too many: they are dropped."""
-    while socket.get(zmq.RCVMORE):
+    while probe.more():
         frame = socket.recv(zmq.NOBLOCK, copy=False)
         if len(frames) <= FRAMES_MAX:
             frames.append(frame)
@@ -216,6 +211,7 @@ class Dealer:
             socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
             socket.set(zmq.CURVE_SERVERKEY, keys.controller.encode())
         self._monitor = socket.get_monitor_socket(_UP | _DOWN | _REFUSED | _FAILED)
+        self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
         self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
         try:
             socket.connect(endpoint)
@@ -237,23 +233,25 @@ class Dealer:
     def receive(self) -> list[Frame] | None:
         """The next message, header (bytes) first, or None. One with too many frames yields its header alone."""
         socket = self._socket
-        if not _has_message(socket):
+        if not self._probe.readable():
             return None
         frames: list[Frame] = [socket.recv(zmq.NOBLOCK)]
-        if not _rest(socket, frames):
+        if not _rest(socket, self._probe, frames):
             del frames[1:]
         return frames
 
     def changes(self) -> list[Connection]:
         """What happened to the connection since the last call, in order."""
-        return [_CHANGES[event] for event, _ in _read_monitor(self._monitor)]
+        return [_CHANGES[event] for event, _ in _read_monitor(self._monitor, self._monitor_probe)]
 
     def readable(self) -> bool:
         """Whether receive() or changes() has something. Call before waiting on filenos: they are edges."""
-        return _has_message(self._socket) or _has_message(self._monitor)
+        return self._probe.readable() or self._monitor_probe.readable()
 
     def close(self) -> None:
         if not self._socket.closed:
+            self._probe.forget()
+            self._monitor_probe.forget()
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close()
@@ -266,6 +264,7 @@ class Router:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
         self._monitor = socket.get_monitor_socket(_DOWN)
+        self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
         self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
         try:
             self.endpoint = _bind(socket, endpoint, keys)
@@ -281,14 +280,14 @@ class Router:
         any bytes for the first version of it, and knows no descriptor of such a connection.
         """
         socket = self._socket
-        if not _has_message(socket):
+        if not self._probe.readable():
             return None
         identity = socket.recv(zmq.NOBLOCK)
-        if not socket.get(zmq.RCVMORE):
+        if not self._probe.more():
             return identity, -1, []
         first = socket.recv(zmq.NOBLOCK, copy=False)
         frames: list[Frame] = [first.bytes]
-        if not _rest(socket, frames):
+        if not _rest(socket, self._probe, frames):
             frames.clear()
         try:
             return identity, int(first.get(zmq.SRCFD)), frames
@@ -315,14 +314,16 @@ class Router:
         reused only after its old connection's end was reported, so the end then precedes the new
         connection's hello.
         """
-        return [value for _, value in _read_monitor(self._monitor)]
+        return [value for _, value in _read_monitor(self._monitor, self._monitor_probe)]
 
     def readable(self) -> bool:
         """Whether receive() or disconnected() has something; see Dealer.readable()."""
-        return _has_message(self._socket) or _has_message(self._monitor)
+        return self._probe.readable() or self._monitor_probe.readable()
 
     def close(self) -> None:
         if not self._socket.closed:
+            self._probe.forget()
+            self._monitor_probe.forget()
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close()

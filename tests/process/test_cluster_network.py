@@ -1,0 +1,324 @@
+"""Networks that delay, clocks that disagree, and keys."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import queue
+import random
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork import Client
+from clockwork.clock import now_ns
+from clockwork.errors import ClockworkError, ConnectionLost
+from clockwork.models import zoo
+from tests.process.cluster import (
+    ANYWHERE,
+    Program,
+    Reference,
+    eventually,
+    running_cluster,
+    same,
+)
+
+SHIFTED_WORKER = """
+import sys
+from pathlib import Path
+from clockwork.worker.process import main
+from clockwork.worker.settings import WorkerSettings
+endpoint, name, store, offset_ns, drift_ppm = sys.argv[1:]
+sys.exit(main(WorkerSettings(
+    endpoint=endpoint, name=name, store=Path(store), arena_bytes=64 << 20, page_bytes=1 << 18,
+    clock_offset_ns=int(offset_ns), clock_drift_ppm=float(drift_ppm),
+)))
+"""
+
+HOUR_NS = 3_600_000_000_000
+
+
+class DelayingProxy:
+    """Forwards TCP connections, each piece later by a time drawn anew, in order, each direction its own."""
+
+    def __init__(
+        self, target: str, there_ms: tuple[float, float], back_ms: tuple[float, float], seed: int
+    ) -> None:
+        host, _, port = target.removeprefix("tcp://").rpartition(":")
+        self._target = (host, int(port))
+        self._delays = (there_ms, back_ms)
+        self._seed = seed
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def _start(self, function: object, *arguments: object) -> None:
+        thread = threading.Thread(target=function, args=arguments, daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:
+                near.close()
+                continue
+            self._sockets += [near, far]
+            for source, target, delays in ((near, far, self._delays[0]), (far, near, self._delays[1])):
+                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                pieces: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+                self._seed += 1
+                self._start(self._read, source, pieces, delays, random.Random(self._seed))
+                self._start(self._write, target, pieces)
+
+    @staticmethod
+    def _read(
+        source: socket.socket,
+        pieces: queue.SimpleQueue[tuple[int, bytes]],
+        delays: tuple[float, float],
+        rng: random.Random,
+    ) -> None:
+        data = b"-"
+        while data:
+            try:
+                data = source.recv(1 << 16)
+            except OSError:
+                data = b""
+            pieces.put((now_ns() + int(rng.uniform(*delays) * 1e6), data))
+
+    @staticmethod
+    def _write(target: socket.socket, pieces: queue.SimpleQueue[tuple[int, bytes]]) -> None:
+        while True:
+            due_ns, data = pieces.get()
+            if (wait_ns := due_ns - now_ns()) > 0:
+                time.sleep(wait_ns / 1e9)  # the delay itself
+            try:
+                if not data:
+                    target.shutdown(socket.SHUT_RDWR)
+                    return
+                target.sendall(data)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for one in self._sockets:
+            one.close()
+
+
+@contextmanager
+def proxy(target: str, there: tuple[float, float], back: tuple[float, float], seed: int) -> Iterator[str]:
+    one = DelayingProxy(target, there, back, seed)
+    try:
+        yield one.endpoint
+    finally:
+        one.close()
+
+
+@pytest.mark.parametrize("seconds", [3, pytest.param(45, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("offset_ns", "drift_ppm", "there_ms", "back_ms"),
+    [(HOUR_NS, 100.0, (1, 5), (4, 20)), (-HOUR_NS, -100.0, (8, 20), (1, 3))],
+    ids=["ahead", "behind"],
+)
+def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
+    tmp_path: Path,
+    offset_ns: int,
+    drift_ppm: float,
+    there_ms: tuple[float, float],
+    back_ms: tuple[float, float],
+    seconds: int,
+) -> None:
+    model = zoo.build("mlp", seed=1)
+    reference = Reference(model)
+    with (
+        running_cluster(tmp_path, workers=0) as cluster,
+        proxy(cluster.worker_endpoint, there_ms, back_ms, seed=1) as endpoint,
+        cluster.client() as client,
+    ):
+        arguments = [endpoint, "shifted", str(tmp_path / "worker"), str(offset_ns), str(drift_ppm)]
+        worker = cluster.program(arguments, code=SHIFTED_WORKER)
+        worker.wait_for("serves controller")
+        names = [f"model-{index}" for index in range(4)]
+        for name in names:
+            client.register(name, model)
+        rng = np.random.default_rng(1)
+        slowest = 0.0
+
+        def ask(name: str, x: np.ndarray) -> float:
+            begin_ns = now_ns()
+            assert same(client.infer(name, x, slo=1.0), reference(x))
+            return (now_ns() - begin_ns) / 1e9
+
+        count = 0
+        end_ns = now_ns() + seconds * 1_000_000_000
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            while now_ns() < end_ns:
+                inputs = [rng.standard_normal((1, 64)).astype(np.float32) for _ in names]
+                slowest = max(slowest, *pool.map(ask, names, inputs))
+                count += len(names)
+        status = client.status()
+        (seen,) = status["workers"]
+        print(
+            f"{count} requests, slowest {slowest:.3f} s, round trip {seen['rtt_ns'] / 1e6:.1f} ms,", end=" "
+        )
+        print(f"clock known to {seen['clock_uncertainty_ns'] / 1e6:.1f} ms, results {seen['results']}")
+        assert set(seen["results"]) == {"ok"}  # nothing came too late
+        assert seen["rtt_ns"] > 4e6  # the delay was there
+        assert status["counts"]["answered"] == count > 20
+        assert worker.stop() == 0
+
+
+# ----- keys -------------------------------------------------------------------------------------
+
+
+def new_keys(directory: Path) -> tuple[str, str]:
+    program = Program(["keys", "new", str(directory)])
+    assert program.wait() == 0, program.text
+    return str(directory / "controller.key"), str(directory / "peer.key")
+
+
+def test_with_keys_only_those_who_have_the_right_ones_are_served(tmp_path: Path) -> None:
+    controller_key, peer_key = new_keys(tmp_path / "keys")
+    _, wrong_key = new_keys(tmp_path / "wrong")
+    assert (tmp_path / "keys" / "peer.key").stat().st_mode & 0o077 == 0
+    stranger = tmp_path / "stranger.key"  # knows whom it talks to, but is not let in
+    body = json.loads(Path(wrong_key).read_text())
+    body["controller"] = json.loads(Path(peer_key).read_text())["controller"]
+    stranger.write_text(json.dumps(body))
+
+    with running_cluster(
+        tmp_path / "data", workers=0, controller_options=["--key", controller_key]
+    ) as cluster:
+        cluster.start_worker("--key", peer_key)
+        model = zoo.build("mlp", seed=2)
+        x = np.zeros((1, 64), np.float32)
+        others = []
+        with cluster.client(keys=peer_key) as client:
+            client.register("secret", model)
+            assert same(client.infer("secret", x), Reference(model)(x))
+            for keys in (wrong_key, str(stranger), None):
+                begin_ns = now_ns()
+                with Client(cluster.endpoint, keys=keys, timeout=5.0) as other:
+                    with pytest.raises(ClockworkError) as caught:
+                        other.models()
+                    print(keys, type(caught.value).__name__, caught.value)
+                    assert "key" in str(caught.value)
+                    assert isinstance(caught.value, ConnectionLost)
+                assert now_ns() - begin_ns < 15_000_000_000
+            worker = cluster.program([
+                "worker", "--connect", cluster.worker_endpoint, "--store", str(tmp_path / "other"),
+                "--key", str(stranger), "--arena", "16MiB",
+            ])  # fmt: skip
+            assert worker.wait() == 1
+            assert "key" in worker.text
+            # One that has none, or another controller's, is not let in either, and says where it stands.
+            for key in ([], ["--key", wrong_key]):
+                worker = cluster.program([
+                    "worker", "--connect", cluster.worker_endpoint, "--store", str(tmp_path / "other"),
+                    "--arena", "16MiB", *key,
+                ])  # fmt: skip
+                worker.wait_for(r"waits for the controller|refused the connection")
+                others.append(worker)
+            assert [one["name"] for one in client.status()["workers"]] == ["worker-0"]
+            assert same(client.infer("secret", x), Reference(model)(x))
+        for worker in others:
+            worker.stop()
+
+
+def test_damaged_key_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "some.key"
+    for content in ("", "{}", "[]", '{"public": 1, "secret": 2, "controller": 3}', "\0"):
+        path.write_text(content)
+        program = Program(["status", "--key", str(path), "--endpoint", "tcp://127.0.0.1:9"])
+        assert program.wait() == 1
+        assert str(path) in program.text
+        assert "Traceback" not in program.text
+    program = Program(["keys", "new", str(tmp_path / "twice")])
+    assert program.wait() == 0
+    program = Program(["keys", "new", str(tmp_path / "twice")])
+    assert program.wait() == 1
+    assert "exists" in program.text
+
+
+def controller_arguments(data: Path, *more: str) -> list[str]:
+    return ["controller", "--worker-listen", ANYWHERE, "--events", ANYWHERE, "--data", str(data), *more]
+
+
+def test_beyond_loopback_takes_keys_or_insistence(tmp_path: Path) -> None:
+    everywhere = "tcp://0.0.0.0:0"
+    program = Program(controller_arguments(tmp_path, "--listen", everywhere))
+    assert program.wait() == 1
+    assert "--insecure" in program.text
+    assert "keys new" in program.text
+    assert "Traceback" not in program.text
+    key, _ = new_keys(tmp_path / "keys")
+    for option in (["--insecure"], ["--key", key]):
+        program = Program(controller_arguments(tmp_path, "--listen", everywhere, *option))
+        program.wait_for("listens for clients")
+        assert program.stop() == 0
+
+
+def test_a_port_in_use_and_a_directory_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        program = Program(controller_arguments(tmp_path / "data", "--listen", f"tcp://127.0.0.1:{port}"))
+        assert program.wait() == 1
+    assert str(port) in program.text
+    assert "in use" in program.text
+    assert "Traceback" not in program.text
+    (tmp_path / "file").write_text("")
+    for arguments in (
+        controller_arguments(tmp_path / "file" / "data", "--listen", ANYWHERE),
+        ["worker", "--store", str(tmp_path / "file" / "data"), "--arena", "1MiB"],
+    ):
+        program = Program(arguments)
+        assert program.wait() == 1
+        assert str(tmp_path / "file" / "data") in program.text
+        assert "Traceback" not in program.text
+
+
+def test_two_controllers_cannot_share_one_directory(tmp_path: Path) -> None:
+    first = Program(controller_arguments(tmp_path, "--listen", ANYWHERE))
+    first.wait_for("listens for clients")
+    second = Program(controller_arguments(tmp_path, "--listen", ANYWHERE))
+    try:
+        assert second.wait() == 1
+        assert str(tmp_path) in second.text
+        assert "Traceback" not in second.text
+    finally:
+        second.destroy()
+        assert first.stop() == 0
+
+
+def test_nonsense_on_a_socket_harms_nobody(tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("sane", zoo.build("mlp"))
+        rng = random.Random(3)
+        for endpoint in (cluster.endpoint, cluster.worker_endpoint):
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", int(endpoint.rpartition(":")[2]))) as one:
+                    one.sendall(rng.randbytes(rng.randrange(1, 2000)))
+        # One that connects and says nothing at all stays, and does no harm either.
+        with (
+            socket.create_connection(("127.0.0.1", int(cluster.endpoint.rpartition(":")[2]))) as silent,
+            selectors.DefaultSelector() as selector,
+        ):
+            selector.register(silent, selectors.EVENT_READ)
+            assert np.asarray(client.infer("sane", np.zeros((1, 64), np.float32))).shape == (1, 10)
+        eventually(lambda: client.status()["clients"] == 1, "only the one client counts")

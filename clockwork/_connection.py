@@ -13,7 +13,6 @@ A call is in exactly one of these places: in ``_queue`` (for the owner to take),
 from __future__ import annotations
 
 import collections
-import concurrent.futures
 import contextlib
 import enum
 import heapq
@@ -22,19 +21,15 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from clockwork import __version__, config, wire
+from clockwork._calls import Call, CallFuture, Received, error_of
 from clockwork.clock import now_ns, to_seconds
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
     ConnectionLost,
-    DeadlineMissed,
-    ExecutionFailed,
-    InvalidInput,
-    InvalidModel,
-    ModelNotFound,
     ProtocolMismatch,
     Refused,
     RequestTimeout,
@@ -57,15 +52,11 @@ from clockwork.messages import (
     Progress,
     Reason,
     Reply,
-    Status,
     UploadAck,
     UploadNeed,
 )
 from clockwork.transport import Connection as Change
 from clockwork.transport import Dealer, Frame, Transport, Waiter
-
-Received: TypeAlias = tuple[Any, list[Frame]]
-"""A message of the controller and its frames."""
 
 CLOSE_S = 5.0
 """How long close() waits for the thread that owns the socket; only a callback that hangs takes so long."""
@@ -80,118 +71,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
-
-
-def error_of(failure: Failure) -> ClockworkError:
-    """The exception that says the same as a Failure message."""
-    text, details = failure.text, failure.details
-    match failure.status:
-        case Status.REFUSED:
-            return Refused(
-                text,
-                str(details.get("reason", "")),
-                _seconds_or_none(details.get("feasible_slo_ns")),
-                _seconds_or_none(details.get("retry_after_ns")),
-            )
-        case Status.INVALID_INPUT:
-            return InvalidInput(text, *(str(details.get(key, "")) for key in ("tensor", "expected", "got")))
-    return _ERRORS.get(failure.status, ClockworkError)(text)
-
-
-_ERRORS: dict[int, type[ClockworkError]] = {
-    Status.DEADLINE_MISSED: DeadlineMissed,
-    Status.CANCELLED: Cancelled,
-    Status.MODEL_NOT_FOUND: ModelNotFound,
-    Status.EXECUTION_FAILED: ExecutionFailed,
-    Status.UNAVAILABLE: Unavailable,
-    Status.PROTOCOL_MISMATCH: ProtocolMismatch,
-    Status.INVALID_MODEL: InvalidModel,
-}
-
-
-def _seconds_or_none(ns: Any) -> float | None:
-    return to_seconds(ns) if isinstance(ns, int) and ns > 0 else None
-
-
-class Call:
-    """One request and what becomes of it. Its fields belong to the owner until ``done``."""
-
-    __slots__ = (
-        "connect_ns", "deadline_ns", "done", "error", "frames", "future", "header", "inbox", "lock",
-        "received", "renewed", "request_id", "sent", "timeout_ns",
-    )  # fmt: skip
-
-    def __init__(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> None:
-        now = now_ns()
-        self.request_id = request_id
-        self.header = header
-        self.frames = frames
-        self.timeout_ns = timeout_ns
-        self.deadline_ns = now + timeout_ns
-        self.connect_ns = now + config.CLIENT_CONNECT_NS
-        self.renewed = False
-        self.sent = False
-        self.done = False
-        self.received: Received | None = None
-        self.error: ClockworkError | None = None
-        self.lock: threading.Lock | None = None  # held until done: what a waiting thread waits for
-        self.future: CallFuture | None = None
-        self.inbox: queue.SimpleQueue[Received | ClockworkError] | None = None  # of an exchange
-
-    def finish(self, received: Received | None, error: ClockworkError | None) -> None:
-        if self.done:
-            return
-        self.received, self.error = received, error
-        self.done = True
-        self.frames = ()
-        if self.lock is not None:
-            self.lock.release()
-        elif self.future is not None:
-            self.future.finish(received, error)
-        elif self.inbox is not None:
-            self.inbox.put(error if error is not None else _present(received))
-
-    def result(self) -> Received:
-        if self.error is not None:
-            raise self.error
-        return _present(self.received)
-
-
-def _present(received: Received | None) -> Received:
-    assert received is not None
-    return received
-
-
-class CallFuture(concurrent.futures.Future[Any]):
-    """The future of a call. Its callbacks run on the connection's I/O thread and must not block.
-
-    cancel() also tells the controller, which then drops the request if it can.
-    """
-
-    def __init__(
-        self, connection: Connection, call: Call, convert: Callable[[Any, list[Frame]], Any]
-    ) -> None:
-        super().__init__()
-        self._connection = connection
-        self._call = call
-        self._convert = convert
-
-    def cancel(self) -> bool:
-        cancelled = super().cancel()
-        if cancelled:
-            self._connection.abandon(self._call)
-        return cancelled
-
-    def finish(self, received: Received | None, error: ClockworkError | None) -> None:
-        if not self.set_running_or_notify_cancel():
-            return
-        if error is None:
-            try:
-                self.set_result(self._convert(*_present(received)))
-            except ClockworkError as wrong:
-                self.set_exception(wrong)
-        else:
-            self.set_exception(error)
 
 
 class Exchange:
@@ -324,7 +203,7 @@ class Connection:
     ) -> CallFuture:
         """Send a request; the future's result is what ``convert`` makes of the answer."""
         call = Call(request_id, header, frames, timeout_ns)
-        call.future = CallFuture(self, call, convert)
+        call.future = CallFuture(call, convert, self.abandon)
         self._hand_in(lambda: self._begin(call, True), True)
         return call.future
 

@@ -11,7 +11,7 @@ import pytest
 
 import clockwork
 from clockwork import errors, tensors, wire
-from clockwork._connection import error_of
+from clockwork._calls import error_of
 from clockwork.client import decode_answer, encode_request, registration_options
 from clockwork.description import ModelInfo
 from clockwork.errors import ClockworkError, InvalidInput

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import zmq
+import zmq.backend
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
@@ -40,6 +41,12 @@ COPY_BYTES = 16_384
 
 ZAP_DOMAIN = b"clockwork"
 
+# Called with plain integers: pyzmq's own send_multipart takes 5 us for three small parts, most of it for
+# enums and checks, and this 0.6 us; receiving without a copy takes 0.5 us instead of 2.5.
+_send_part: Any = zmq.backend.Socket.send
+_receive_part: Any = zmq.backend.Socket.recv
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
 
 def new_key_pair() -> tuple[str, str]:
@@ -187,10 +194,20 @@ def _read_monitor(monitor: zmq.Socket[bytes], probe: _zmq.Probe) -> Iterator[tup
         yield int(body["event"]), int(body["value"])
 
 
+def _send(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Frame]) -> None:
+    """Queue a header and its frames, large ones without a copy. Raises zmq.Again and the like, having sent nothing."""
+    last = len(frames)
+    _send_part(socket, header, _MORE if last else _NOBLOCK)
+    for frame in frames:
+        last -= 1
+        copied = type(frame) is not zmq.Frame and memoryview(frame).nbytes < COPY_BYTES
+        _send_part(socket, frame, _MORE if last else _NOBLOCK, copied)
+
+
 def _rest(socket: zmq.Socket[bytes], probe: _zmq.Probe, frames: list[Frame]) -> bool:
     """Receive the remaining frames of a message. False if there were too many: they are dropped."""
     while probe.more():
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = _receive_part(socket, _NOBLOCK, False)
         if len(frames) <= FRAMES_MAX:
             frames.append(frame)
     return len(frames) <= FRAMES_MAX
@@ -222,10 +239,7 @@ class Dealer:
     def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         """Queue one message. False if there is no connection, or its queue is full."""
         try:
-            if frames:
-                self._socket.send_multipart([header, *frames], zmq.NOBLOCK, copy=False)
-            else:
-                self._socket.send(header, zmq.NOBLOCK)
+            _send(self._socket, header, frames)
         except zmq.Again:
             return False
         return True
@@ -235,7 +249,7 @@ class Dealer:
         socket = self._socket
         if not self._probe.readable():
             return None
-        frames: list[Frame] = [socket.recv(zmq.NOBLOCK)]
+        frames: list[Frame] = [_receive_part(socket, _NOBLOCK)]
         if not _rest(socket, self._probe, frames):
             del frames[1:]
         return frames
@@ -282,10 +296,10 @@ class Router:
         socket = self._socket
         if not self._probe.readable():
             return None
-        identity = socket.recv(zmq.NOBLOCK)
+        identity: bytes = _receive_part(socket, _NOBLOCK)
         if not self._probe.more():
             return identity, -1, []
-        first = socket.recv(zmq.NOBLOCK, copy=False)
+        first = _receive_part(socket, _NOBLOCK, False)
         frames: list[Frame] = [first.bytes]
         if not _rest(socket, self._probe, frames):
             frames.clear()
@@ -297,10 +311,8 @@ class Router:
     def send(self, identity: bytes, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         """Queue one message. False if the peer is gone, or takes nothing any more."""
         try:
-            if frames:
-                self._socket.send_multipart([identity, header, *frames], zmq.NOBLOCK, copy=False)
-            else:
-                self._socket.send_multipart([identity, header], zmq.NOBLOCK)
+            _send_part(self._socket, identity, _MORE)
+            _send(self._socket, header, frames)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False

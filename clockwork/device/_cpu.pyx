@@ -6,8 +6,10 @@ needs of Python (pinned buffers, the model kept alive) is gathered before an act
 given back when it is polled. One lock, the hub's, guards lanes and residency; see csrc/lane.h.
 """
 
+import mmap
 import os
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdio cimport snprintf
@@ -17,7 +19,7 @@ from posix.mman cimport (
     MADV_DONTNEED, MADV_WILLNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
 
 from clockwork.device._ort cimport (
-    CW_HUGE, CW_PAGE, MADV_POPULATE_READ, ORT_STRING, onnx_dtype_of_ort, ort_dtype_of_onnx, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
+    CW_HUGE, MADV_POPULATE_READ, ORT_STRING, onnx_dtype_of_ort, ort_dtype_of_onnx, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
     ort_create_tensor, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_session_options,
     ort_release_tensor_info, ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes,
     ort_tensor_data, ort_tensor_dims, ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate,
@@ -44,6 +46,8 @@ cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 # An empty tensor still needs an address.
 cdef char[ALIGNMENT] NOTHING
+
+cdef size_t OS_PAGE = mmap.PAGESIZE
 
 
 cdef int dtype_bits(int dtype) noexcept nogil:
@@ -87,7 +91,7 @@ cdef bint probe(char* base, size_t size, unsigned char* cached) noexcept nogil:
 
     At most PROBE_PAGES pages. An error counts as cached: then a copy simply faults.
     """
-    cdef size_t page, pages = (size + CW_PAGE - 1) // CW_PAGE
+    cdef size_t page, pages = (size + OS_PAGE - 1) // OS_PAGE
     if mincore(base, size, cached):
         memset(cached, 1, pages)
     for page in range(pages):
@@ -104,8 +108,8 @@ cdef void touch_cached(char* base, size_t size) noexcept nogil:
     cdef unsigned char cached[PROBE_PAGES]
     cdef size_t at = 0, piece, page, first, pages
     while at < size:
-        piece = min(size - at, <size_t>(PROBE_PAGES * CW_PAGE))
-        pages = (piece + CW_PAGE - 1) // CW_PAGE
+        piece = min(size - at, <size_t>(PROBE_PAGES * OS_PAGE))
+        pages = (piece + OS_PAGE - 1) // OS_PAGE
         probe(base + at, piece, cached)
         page = 0
         while page < pages:
@@ -114,7 +118,7 @@ cdef void touch_cached(char* base, size_t size) noexcept nogil:
                 page += 1
             if page > first:
                 # Only advice: a kernel before 5.14 has it not, and the copy faults.
-                madvise(base + at + first * CW_PAGE, (page - first) * CW_PAGE, MADV_POPULATE_READ)
+                madvise(base + at + first * OS_PAGE, (page - first) * OS_PAGE, MADV_POPULATE_READ)
             else:
                 page += 1
         at += piece
@@ -125,13 +129,14 @@ cdef void read_ahead(char* base, size_t size) noexcept nogil:
     cdef unsigned char cached[PROBE_PAGES]
     cdef size_t at = 0, piece
     while at < size:
-        piece = min(size - at, <size_t>(PROBE_PAGES * CW_PAGE))
+        piece = min(size - at, <size_t>(PROBE_PAGES * OS_PAGE))
         if not probe(base + at, piece, cached):
             madvise(base + at, size - at, MADV_WILLNEED)
             return
         at += piece
 
 
+@cython.no_gc_clear  # its end still needs the runtime
 cdef class Program:
     """A session that holds no weights, shared by every model of one architecture."""
 
@@ -161,6 +166,7 @@ cdef class Program:
         return self.session.output_count
 
 
+@cython.no_gc_clear  # its end still needs the runtime
 cdef class Model:
     """One prepared model: its program, its weights mapped, and whether it is resident.
 
@@ -297,6 +303,7 @@ cdef class Block:
         free(self.data)
 
 
+@cython.no_gc_clear  # its end still needs the runtime
 cdef class Core:
     """Arena, lanes, slots. Methods are for the loop's thread except where they say otherwise."""
 

@@ -81,7 +81,6 @@ cdef extern from "ort_api.h" nogil:
 cdef extern from "workspace.h" nogil:
     enum:
         CW_HUGE
-        CW_PAGE
         MADV_POPULATE_READ
     ctypedef struct workspace:
         OrtAllocator allocator

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import hashlib
 import math
+import mmap
 import platform
 import select
 import threading
@@ -59,8 +60,8 @@ class CpuDevice:
         lock_store: bool = False,
         cpu_time: bool = False,
     ) -> None:
-        if page_bytes < 4096 or page_bytes % 4096:
-            raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of 4096")
+        if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
+            raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of {mmap.PAGESIZE}")
         if arena_bytes < page_bytes:
             raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
         if threads < 1 or run_ahead < 1:

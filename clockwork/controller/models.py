@@ -216,12 +216,11 @@ class ModelTable:
         its layout and its load time.
         """
         shared = self._shared.setdefault((prepared.program, prepared.fingerprint), prepared)
-        for field in ("inputs", "outputs", "profile", "metadata", "example", "runs"):
+        for field in ("inputs", "outputs", "profile", "metadata", "example", "runs", "batching_note"):
             if getattr(shared, field) == getattr(prepared, field):
                 setattr(prepared, field, getattr(shared, field))
         prepared.program = shared.program
         prepared.fingerprint = shared.fingerprint
-        prepared.batching_note = shared.batching_note
         model.prepared = prepared
         key = (prepared.program, tuple(spec.name for spec in prepared.inputs))
         model.input_index = self._indexes.setdefault(

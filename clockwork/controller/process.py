@@ -328,6 +328,8 @@ class Controller:
         request = client.requests.get(message.request_id)
         if request is not None:
             self._events.append(RequestCancelled(self._now, request))
+        else:
+            self._registrar.cancel(client.identity, message.request_id)
 
     def _register(self, client: ClientLink, message: Register, frames: list[Any]) -> None:
         self._registrar.register(client.identity, message)

@@ -157,6 +157,12 @@ class Registrar:
         for model in models:
             self.drain(model)
 
+    def cancel(self, client: bytes, request_id: int) -> None:
+        """A client has given up: its upload ends. A model that is past that is prepared all the same."""
+        upload = self._uploads.get((client, request_id))
+        if upload is not None:
+            self._abandon(upload, None)
+
     def client_gone(self, client: bytes) -> None:
         """Nobody waits for its uploads and registrations any more; models that are under way stay."""
         for key in [key for key in self._uploads if key[0] == client]:

@@ -323,10 +323,58 @@ def test_bad_model_files_get_clear_errors_and_harm_nothing(client: Client, tmp_p
     assert same(client.infer("good", x), Reference(good)(x))
 
 
-def test_a_client_that_leaves_while_it_registers_leaves_no_upload(cluster: Cluster, client: Client) -> None:
-    clients = client.status()["clients"]
-    other = cluster.client()
-    other.status()
-    assert client.status()["clients"] == clients + 1
-    other.close()
-    eventually(lambda: client.status()["clients"] == clients, "the controller notices")
+def test_a_registration_that_is_given_up_leaves_no_upload(cluster: Cluster, client: Client) -> None:
+    class GivenUp(Exception):
+        pass
+
+    def give_up(stage: str, done: int, total: int) -> None:
+        if stage == "upload":
+            raise GivenUp
+
+    packages = cluster.data / "controller" / "packages"
+    before = sorted(packages.iterdir())
+    model = zoo.build("mlp", seed=10, width=1024)
+    with pytest.raises(GivenUp):
+        client.register("unfinished", model, progress=give_up)
+    eventually(lambda: sorted(packages.iterdir()) == before, "what was uploaded is removed")
+    assert "unfinished" not in {one.name for one in client.models()}
+
+
+def test_options_of_one_model_are_not_another_s(client: Client) -> None:
+    base = zoo.build("mlp", seed=11, width=96)
+    alone = client.register("alone", base, batching="off")
+    together = client.register("together", zoo.fine_tune(base, 1), batch_max=5)
+    assert (alone.batches, alone.batch_max) == (False, 1)
+    assert (together.batches, together.batch_max) == (True, 5)
+    assert together.batching_note != alone.batching_note
+    assert together.raw["program"] == alone.raw["program"]
+    x = rows(3)
+    assert same(client.infer("alone", x), Reference(base)(x))
+    assert same(client.infer("together", x), Reference(zoo.fine_tune(base, 1))(x))
+
+
+def test_a_batch_that_the_model_fixes(client: Client) -> None:
+    model = zoo.build("mlp", seed=12)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    info = client.register("pairs", model)
+    assert not info.batches
+    assert "fixed" in info.batching_note
+    x = rows(2)
+    assert same(client.infer("pairs", x), Reference(model)(x))
+    with pytest.raises(InvalidInput, match=r"\[1, 64\]"):
+        client.infer("pairs", rows(1))
+    with pytest.raises(InvalidModel, match="batching"):
+        client.register("forced", model, batching="on")
+
+
+def test_examples_that_do_not_fit_are_named(client: Client) -> None:
+    model = zoo.build("mlp", seed=13)
+    for examples, match in (
+        ({"y": rows(1)}, "'x'"),
+        ({"x": rows(1).astype(np.float64)}, "float64"),
+        ({"x": rows(1, 63)}, "63"),
+    ):
+        with pytest.raises(InvalidModel, match=match):
+            client.register("examples", model, examples=examples)
+    assert client.register("examples", model, examples=[{"x": rows(1)}, {"x": rows(1)}]).batches

@@ -39,7 +39,12 @@ class TensorView(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """The end of one action. Times are of this machine's monotonic clock."""
+    """The end of one action. Times are of this machine's monotonic clock.
+
+    LOAD and UNLOAD report their time as ``execute``. An action that a device cannot take (inputs that
+    are not the model's, pages that are not free, a lane that is full) completes with a status and a
+    sentence; nothing but a caller's bug raises.
+    """
 
     action_id: int
     status: Status
@@ -67,7 +72,8 @@ class Device(Protocol):
         ...
 
     def forget(self, model_id: int) -> None:
-        """Drop a model that is not resident; its program goes with the last model that uses it."""
+        """Drop a model, if it is known; its program goes with the last model that uses it. Raises
+        ValueError while it is resident or has actions under way."""
         ...
 
     def start_load(self, action: Load) -> None: ...
@@ -90,7 +96,9 @@ class Device(Protocol):
         ...
 
     def reset(self) -> None:
-        """Wait for what runs, drop what is queued and every residency. A new controller epoch begins."""
+        """Wait for what runs; drop what is queued, what has not been polled, and every residency.
+
+        A new controller epoch begins. Models stay prepared until they are forgotten."""
         ...
 
     def memory(self) -> dict[str, int]:

@@ -286,10 +286,15 @@ class Connection:
 
     def _start_thread(self) -> None:
         """Make an I/O thread the owner. With _lock held, by the owner or where there is none."""
-        thread = threading.Thread(target=self._run_thread, name="clockwork-client", daemon=True)
-        thread.start()
-        self._thread = thread
+        before = self._owner
+        # Set first: the thread may be at work, and in a callback, before start() returns here.
         self._owner = _Owner.THREAD
+        self._thread = threading.Thread(target=self._run_thread, name="clockwork-client", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._owner, self._thread = before, None
+            raise
 
     def _drive(self, call: Call) -> None:
         """As the calling thread that owns the socket: see one call through, or until others need it too."""

@@ -249,7 +249,10 @@ class Dealer:
         socket = self._socket
         if not self._probe.readable():
             return None
-        frames: list[Frame] = [_receive_part(socket, _NOBLOCK)]
+        try:
+            frames: list[Frame] = [_receive_part(socket, _NOBLOCK)]
+        except zmq.Again:
+            return None  # its connection ended since we asked, and what it had not delivered went with it
         if not _rest(socket, self._probe, frames):
             del frames[1:]
         return frames

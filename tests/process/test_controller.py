@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from clockwork.clock import MS, SECOND
 from clockwork.controller.process import Controller
 from clockwork.errors import ConfigError
 from clockwork.messages import Status
-from clockwork.models.prepared import TensorSpec
+from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 
@@ -30,7 +31,6 @@ def served(tmp_path: Path) -> Any:
         client.send(messages.Register(1, "m", [["model.onnx", 5, "0" * 64]], {}))
         client.receive(messages.UploadNeed)  # this one is given up: what follows is another upload
         content = b"model"
-        import threading
 
         preparing = threading.Thread(target=worker.prepare)
         preparing.start()
@@ -199,13 +199,16 @@ def test_a_late_result_of_an_earlier_worker_epoch_is_dropped(served: Any) -> Non
         worker.answer(load, frames)
         # Nobody else could have done it, so it was answered when its worker was lost.
         assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE
+        ready = False
+        while not ready:  # its Prepared and the client's request come by different sockets
+            client.send(messages.Query(5, "model", "m"))
+            ready = "ready" in client.receive(messages.Reply)[0].body["workers"].values()
         client.infer("m", 2, [1, 2], ROW)
         reborn.serve_one()
         assert client.receive(messages.Answer)[0].request_id == 2
 
 
 def test_a_restarted_controller_finds_its_models(tmp_path: Path) -> None:
-    import threading
 
     with (
         running_controller(tmp_path) as controller,
@@ -231,7 +234,6 @@ def test_a_restarted_controller_finds_its_models(tmp_path: Path) -> None:
 
 
 def test_new_content_becomes_the_next_version_when_it_is_ready(served: Any) -> None:
-    import threading
 
     _, worker, client = served
     client.infer("m", 10, [1, 2], ROW)
@@ -249,7 +251,6 @@ def test_new_content_becomes_the_next_version_when_it_is_ready(served: Any) -> N
 
 
 def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    import threading
 
     with (
         running_controller(tmp_path) as controller,
@@ -270,7 +271,6 @@ def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_p
 
 
 def test_an_slo_at_registration_below_the_execution_time_is_an_error(tmp_path: Path) -> None:
-    import threading
 
     with (
         running_controller(tmp_path) as controller,
@@ -383,7 +383,6 @@ def test_listening_beyond_loopback_needs_keys_or_insistence(tmp_path: Path) -> N
 
 
 def test_symbols_that_disagree_between_inputs(tmp_path: Path) -> None:
-    import threading
 
     inputs = [TensorSpec("ids", 7, ("N", "S")), TensorSpec("mask", 7, ("N", "S"))]
     with (
@@ -402,8 +401,24 @@ def test_symbols_that_disagree_between_inputs(tmp_path: Path) -> None:
 
 
 def test_a_prepared_model_survives_its_summary() -> None:
-    from clockwork.models.prepared import PreparedModel
 
     model = prepared_model()
     again = PreparedModel.from_dict(wire.msgpack.unpackb(wire.msgpack.packb(model.summary())))
     assert again == model
+
+
+def test_an_input_of_undeclared_rank_takes_any(tmp_path: Path) -> None:
+    inputs = [TensorSpec("x", 1, UNKNOWN_RANK)]
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        preparing = threading.Thread(target=worker.prepare, kwargs={"inputs": inputs, "batches": False})
+        preparing.start()
+        client.register("any", b"content")
+        preparing.join()
+        for request, shape in enumerate(([2], [1, 2], [1, 1, 2]), start=2):
+            client.infer("any", request, shape, ROW)
+            worker.serve_one()
+            assert client.receive(messages.Answer)[0].tensors == [["y", 1, shape, 0]]

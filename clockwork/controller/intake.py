@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from clockwork.controller.models import ServedModel
 from clockwork.errors import InvalidInput
-from clockwork.models.prepared import PreparedModel, TensorSpec
+from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.scheduler.types import ShapeKey
 from clockwork.tensors import STRING, check_tensor, dtype_name, split_strings
 
@@ -87,7 +87,7 @@ def _check_declared(spec: TensorSpec, dtype: int, shape: list[int]) -> None:
     if dtype != spec.dtype:
         expected, got = dtype_name(spec.dtype), dtype_name(dtype)
         raise InvalidInput(f"input {spec.name!r} is {expected}, got {got}", spec.name, expected, got)
-    matches = len(shape) == len(spec.shape)
+    matches = len(shape) == len(spec.shape) or spec.shape == UNKNOWN_RANK
     if matches:
         for dimension, declared in zip(shape, spec.shape):
             if (
@@ -110,6 +110,8 @@ def _check_symbols(inputs: Sequence[TensorSpec], tensors: Sequence[tuple[int, li
     """One symbol means one size, in all inputs of a request."""
     sizes: dict[str, tuple[int, str]] = {}
     for spec, (_, shape, _) in zip(inputs, tensors):
+        if spec.shape == UNKNOWN_RANK:
+            continue
         for declared, dimension in zip(spec.shape, shape):
             if type(declared) is str and declared:
                 size, first = sizes.setdefault(declared, (dimension, spec.name))

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from clockwork.models.prepared import TensorSpec
+from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.models.runtime import RunError
 from clockwork.tensors import DTYPES, Array, numpy_dtype
 
@@ -35,9 +35,6 @@ _ID_BOUNDS = (16, 2, 1)
 
 _NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
 """How tf2onnx, paddle2onnx and torch call a dimension for which they were given no name."""
-
-UNKNOWN_RANK = ("...",)
-"""TensorSpec.shape of an input whose rank the model does not declare."""
 
 
 def is_named(dim: int | str) -> bool:

@@ -47,6 +47,7 @@ from clockwork.models.package import (
 )
 from clockwork.models.prepared import (
     FORMAT_VERSION,
+    UNKNOWN_RANK,
     WEIGHTS_FILE,
     PreparedModel,
     TensorSpec,
@@ -252,7 +253,7 @@ class _Preparation:
             if value.type.tensor_type.HasField("shape")
         }
         self._inputs = [
-            TensorSpec(name, dtype, _dims(shape) if shape or name in ranked else trial.UNKNOWN_RANK)
+            TensorSpec(name, dtype, _dims(shape) if shape or name in ranked else UNKNOWN_RANK)
             for name, dtype, shape in session.inputs
         ]
         self._outputs = [TensorSpec(name, dtype, _dims(shape)) for name, dtype, shape in session.outputs]

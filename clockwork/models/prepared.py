@@ -26,6 +26,9 @@ from clockwork.scheduler.types import ProfilePoint
 FORMAT_VERSION = 1
 """Raised when the layout of this directory changes; older ones are then prepared again."""
 
+UNKNOWN_RANK = ("...",)
+"""The shape of an input whose rank the model does not declare."""
+
 PREPARED_FILE = "prepared.json"
 WEIGHTS_FILE = "weights.bin"
 PACKED_FILE = "packed.onnx"

@@ -75,6 +75,10 @@ HEARTBEAT_NS = 250_000_000
 WORKER_TIMEOUT_NS = 2_000_000_000
 """A worker unheard of for this long is given up, and its actions planned anew."""
 
+JITTER_COUNTED_MAX_NS = 5_000_000
+"""The most of a worker's wake-up jitter that plans allow for. On a machine that others keep busy it is tens of
+milliseconds; allowing for all of it refuses every request whose SLO is near that, when most would be in time."""
+
 CLOCK_WINDOW = 64
 """Pings over which a worker's clock offset is bounded; the drift within it is small."""
 

@@ -21,6 +21,7 @@ from clockwork.config import (
     CLIENTS_MAX,
     DRAIN_BATCH_EVENTS,
     HEARTBEAT_NS,
+    JITTER_COUNTED_MAX_NS,
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
     QUEUED_REQUESTS_MAX,
@@ -469,7 +470,7 @@ class Controller:
 
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._now)
-        there = worker.clock.there_ns() + worker.jitter_ns
+        there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
         self._events.append(LinkMeasured(self._now, worker.worker_id, there, worker.clock.back_ns()))
 
     def _fetch(self, worker: WorkerLink, message: Fetch, frames: list[Any]) -> None:

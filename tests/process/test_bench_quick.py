@@ -1,0 +1,58 @@
+"""The benchmarks run: quick forms, held to what must be true on any machine, however busy."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import overload, paging, roundtrip
+from bench.cluster import Cluster
+from bench.relay import Relay
+from clockwork.models import zoo
+
+
+def test_round_trip_beside_a_relay() -> None:
+    with Cluster() as cluster, cluster.client() as client, Relay() as relay:
+        client.register("null", zoo.build("null"))
+        ours, bare = roundtrip.measure(client, relay, 2)
+    assert len(ours) == len(bare) == 2 * roundtrip.BLOCK
+    # A request takes the relay's road and does more on it.
+    assert roundtrip.compare(ours, bare)["p50 ratio"] > 1.0
+
+
+def test_overload_is_answered_with_refusals() -> None:
+    [row], facts = overload.measure((1.8,), 1.0)
+    assert row["refused_%"] > 5.0
+    assert row["errors"] == 0
+    assert row["p50_ms"] > 0.0, "nothing was answered"
+    assert facts["largest relative error of the checked answer"] < paging.TOLERANCE
+    for how in ("closed", "was killed"):
+        # Far above the goal of 50 ms, and far below what the queue would have taken.
+        assert facts[f"idle after a client {how}, ms"] < 1000.0
+
+
+def test_large_models_keep_their_weights_apart() -> None:
+    facts = paging.large(models=3, room=1, requests=6, image=64, architecture="residual_cnn")
+    assert facts["programs"] == 1
+    assert facts["largest share of the arena in use"] <= 1.0
+    assert facts["LOAD ordered"] - facts["UNLOAD ordered"] == facts["resident at the end"] == 1
+    assert facts["results"] == {"ok": facts["LOAD ordered"] + facts["UNLOAD ordered"] + facts["requests"]}, (
+        "an action was refused, or done without an order"
+    )
+    assert facts["closest two models differ by"] > 100 * paging.TOLERANCE
+
+
+def test_many_small_models_share_programs() -> None:
+    facts = paging.thousands(models=12, families=2, seconds=1.0, share=0.4)
+    assert facts["programs"] == 2
+    assert facts["answers checked"] == 12
+    assert facts["largest relative error"] < paging.TOLERANCE
+    assert facts["latency, ms"], "nothing was answered"
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_cluster_that_loses_a_process_says_so(gone: int) -> None:
+    with Cluster() as cluster:
+        [cluster.controller, *cluster.workers][gone].kill()
+        [cluster.controller, *cluster.workers][gone].wait()
+        with pytest.raises(RuntimeError, match="ended with status -9"):
+            cluster._check()

@@ -137,6 +137,7 @@ class Connection:
         self._broken = 0  # handshakes that broke off in a row
         self._sleeping = False
         self._woken = False
+        self._lone = 0  # blocking calls in a row that had the connection to themselves
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._transport: Transport | None = None
         self._dealer: Dealer | None = None
@@ -287,6 +288,7 @@ class Connection:
     def _start_thread(self) -> None:
         """Make an I/O thread the owner. With _lock held, by the owner or where there is none."""
         before = self._owner
+        self._lone = 0
         # Set first: the thread may be at work, and in a callback, before start() returns here.
         self._owner = _Owner.THREAD
         self._thread = threading.Thread(target=self._run_thread, name="clockwork-client", daemon=True)
@@ -342,7 +344,9 @@ class Connection:
                 self._expire(now)
                 if self._calls or self._queue:
                     idle_since = now
-                elif now - idle_since >= config.CLIENT_THREAD_IDLE_NS:
+                elif (
+                    now - idle_since >= config.CLIENT_THREAD_IDLE_NS or self._lone >= config.CLIENT_LONE_CALLS
+                ):
                     with self._lock:
                         if not self._queue and not self._closing:
                             self._owner = _Owner.NOBODY
@@ -413,6 +417,7 @@ class Connection:
             return
         if self._dealer is None:
             self._dial()
+        self._lone = self._lone + 1 if call.lock is not None and not self._calls else 0
         self._calls[call.request_id] = call
         if timed:
             self._push_deadline(call)

@@ -142,6 +142,10 @@ CLIENT_CALLS_MAX = 16_384
 CLIENT_THREAD_IDLE_NS = 5_000_000_000
 """A client's I/O thread ends after this long without work; a lone caller then does its own I/O again."""
 
+CLIENT_LONE_CALLS = 32
+"""It also ends after so many blocking calls in a row of which no two overlapped: one caller in a loop, who
+would never leave it idle for long, and whom the way through another thread costs 100 us a call."""
+
 SECONDS_MAX = 31_536_000
 """The longest SLO or timeout, in seconds: a year."""
 

@@ -197,6 +197,20 @@ def test_the_thread_retires_and_callers_do_their_own_io_again(
     assert owner(client) is _Owner.THREAD
 
 
+def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(client: Client) -> None:
+    client.submit("m", X).result(10)
+    thread = client._connection._thread
+    assert thread is not None
+    for _ in range(config.CLIENT_LONE_CALLS - 1):
+        client.infer("m", X)
+    assert owner(client) is _Owner.THREAD
+    client.infer("m", X)
+    thread.join(config.CLIENT_THREAD_IDLE_NS / 2e9)
+    assert not thread.is_alive(), "it waits until it has been idle for long"
+    client.infer("m", X)
+    assert owner(client) is _Owner.NOBODY
+
+
 def test_a_callback_may_submit_but_not_wait(client: Client) -> None:
     def callback(_: Any) -> None:
         try:

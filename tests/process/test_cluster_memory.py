@@ -12,14 +12,30 @@ import pytest
 
 from clockwork import Client
 from clockwork.models import zoo
-from tests.process.cluster import Cluster, Reference, running_cluster, same, total_results, total_sent
+from tests.process.cluster import (
+    Cluster,
+    Reference,
+    eventually,
+    running_cluster,
+    same,
+    total_results,
+    total_sent,
+)
 
 PAGE_BYTES = 256 << 10
 
 
 def restart_worker(cluster: Cluster, arena_bytes: int) -> None:
     assert cluster.workers[-1].stop() == 0
-    cluster.start_worker(arena=str(arena_bytes))
+    worker = cluster.start_worker(arena=str(arena_bytes))
+    name = f"worker-{cluster.workers.index(worker)}"
+    with cluster.client() as client:
+        for info in client.models():
+
+            def ready(model: str = info.name) -> bool:
+                return client.model(model).raw["workers"].get(name) == "ready"
+
+            eventually(ready, f"{info.name} is ready on {name}")
 
 
 def ask_in_random_order(

@@ -59,11 +59,11 @@ def execution_s(client: Client) -> float:
     return (now_ns() - begin_ns) / 20e9
 
 
-def test_one_and_a_half_times_of_what_can_be_done(cluster: Cluster, client: Client) -> None:
-    rate = 1.5 / execution_s(client)
+def test_more_than_can_be_done(cluster: Cluster, client: Client) -> None:
+    rate = 2.5 / execution_s(client)  # which has the round trip in it, and a slower moment perhaps
     before = client.status()["counts"]
     status, text = cluster.run(
-        "load", "net", "--rate", f"{rate:.1f}", "--slo", "0.2", "--duration", "4", "--json"
+        "load", "net", "--rate", f"{rate:.1f}", "--slo", "0.2", "--duration", "3", "--json"
     )
     assert status == 0, text
     report = json.loads(text[text.index("{") :])
@@ -73,7 +73,7 @@ def test_one_and_a_half_times_of_what_can_be_done(cluster: Cluster, client: Clie
     assert report["timeouts"] == 0
     assert report["offered"] == report["answered"] + report["refused"] + report["missed"]
     assert report["refused"] > 0.1 * report["offered"]
-    assert report["goodput"] > 0.1 * rate / 1.5
+    assert report["goodput"] > 0.04 * rate
     # Nothing late is delivered as a success: what the client adds is its own way of measuring.
     assert report["latency_ms"]["max"] < 200 + report["lag_ms"]["max"] + 100
     assert report["refusal_ms"]["p50"] < 30
@@ -150,7 +150,7 @@ def test_registering_under_load_refuses_no_feasible_request_of_another_model(
     x = np.random.default_rng(1).standard_normal((1, 64)).astype(np.float32)
     client.infer("small", x)
     load = cluster.program([
-        "load", "small", "--rate", "100", "--slo", "0.5", "--duration", "5", "--json", "--endpoint", cluster.endpoint,
+        "load", "small", "--rate", "100", "--slo", "0.5", "--duration", "4", "--json", "--endpoint", cluster.endpoint,
     ])  # fmt: skip
     names = []
     while load.process.poll() is None:

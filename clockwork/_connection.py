@@ -544,7 +544,8 @@ class Connection:
                 self._mismatch(f"the controller speaks protocol {message.protocol}")
         elif kind is Mismatch:
             self._mismatch(message.text)
-        elif kind is HelloNeeded:
+        elif kind is HelloNeeded and self._state is _State.READY:
+            # Not while a hello is on its way: something sent before the last connection ended came first.
             self._lose_sent(f"the controller at {self.endpoint} was restarted")
             self._greet()
         elif kind is Goodbye:

@@ -219,7 +219,10 @@ class Dealer:
     def __init__(self, context: zmq.Context[Any], endpoint: str, keys: PeerKeys | None) -> None:
         self.endpoint = endpoint
         self._socket = socket = _new_socket(context, zmq.DEALER)
-        socket.set(zmq.IMMEDIATE, 1)  # nothing is queued for a controller that is not there
+        # Not ZMQ_IMMEDIATE, which would keep messages from queueing for a controller that is not there: it
+        # drops the pipe at a loss even between two parts of a message that is being received, and libzmq
+        # then aborts the process ("Assertion failed: !_more"). send() asks _up instead.
+        self._up = False
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
@@ -237,7 +240,13 @@ class Dealer:
             raise ConfigError(f"{endpoint!r} is no endpoint: {error.strerror}") from None
 
     def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
-        """Queue one message. False if there is no connection, or its queue is full."""
+        """Queue one message. False if there is no connection, or its queue is full.
+
+        What was queued before changes() tells of a loss may reach the next connection, ahead of any
+        hello there.
+        """
+        if not self._up:
+            return False
         try:
             _send(self._socket, header, frames)
         except zmq.Again:
@@ -252,14 +261,17 @@ class Dealer:
         try:
             frames: list[Frame] = [_receive_part(socket, _NOBLOCK)]
         except zmq.Again:
-            return None  # its connection ended since we asked, and what it had not delivered went with it
+            return None  # what was there when we asked has gone with its connection
         if not _rest(socket, self._probe, frames):
             del frames[1:]
         return frames
 
     def changes(self) -> list[Connection]:
         """What happened to the connection since the last call, in order."""
-        return [_CHANGES[event] for event, _ in _read_monitor(self._monitor, self._monitor_probe)]
+        changes = [_CHANGES[event] for event, _ in _read_monitor(self._monitor, self._monitor_probe)]
+        if changes:
+            self._up = changes[-1] is Connection.UP
+        return changes
 
     def readable(self) -> bool:
         """Whether receive() or changes() has something. Call before waiting on filenos: they are edges."""

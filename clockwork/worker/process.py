@@ -327,6 +327,8 @@ class Worker:
             self._send(wire.encode(Goodbye()))
 
     def _on_hello_needed(self, message: HelloNeeded, frames: list[Frame], now: int) -> None:
+        if not self._welcomed:
+            return  # a hello is on its way: something sent before the last connection ended came first
         self._abandon()
         self._hello()
 

@@ -92,9 +92,9 @@ def test_higher_priority_displaces_lower(client: Client) -> None:
 
     for _ in range(200):
         ask(low, slo, 8)
-    for _ in range(25):  # few, and in half the time: the machine may be slower from here on
+    for _ in range(8):  # a sixth of what fits in their time: the machine may be slower from here on
         ask(high, slo / 2, 1)
-        for _ in range(8):
+        for _ in range(20):
             ask(low, slo, 8)
     concurrent.futures.wait([*low, *high])
     outcomes = Counter(
@@ -103,8 +103,8 @@ def test_higher_priority_displaces_lower(client: Client) -> None:
         for future in futures
     )
     print(outcomes)
-    assert outcomes["high", "NoneType"] >= 20
-    assert outcomes["low", "displaced"] >= 5
+    assert outcomes["high", "NoneType"] >= 7
+    assert outcomes["low", "displaced"] >= 2
     assert outcomes["low", "NoneType"] >= 5  # what was running or still fitted
     assert outcomes["low", "deadline"] >= 5  # refused on arrival
     refused = next(one.exception() for one in low if getattr(one.exception(), "reason", "") == "deadline")

@@ -39,7 +39,7 @@ ROOMS = {
     "formats": ["models.package", "models.prepared"],
     "device": ["device"],
     "models": ["models"],
-    "client": ["", "client", "aio", "_connection"],
+    "client": ["", "client", "aio", "_connection", "_calls"],
     "controller": ["controller"],
     "worker": ["worker"],
     "gateway": ["gateway"],

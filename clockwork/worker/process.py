@@ -38,6 +38,7 @@ from clockwork.config import (
 from clockwork.device.base import Completion, Device, TensorView
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
 from clockwork.keys import read_peer_keys
+from clockwork.limits import raise_descriptor_limit
 from clockwork.messages import (
     NEVER_NS,
     PROTOCOL_VERSION,
@@ -563,6 +564,7 @@ def main(settings: WorkerSettings) -> int:
     )
     threading.excepthook = _stop_the_process
     silence_onnxruntime()
+    raise_descriptor_limit()
     sys.setswitchinterval(SWITCH_INTERVAL_NS / SECOND)
     started_ns = now_ns()
     with contextlib.ExitStack() as stack:

@@ -28,6 +28,7 @@ ROOMS = {
         "wire",
         "tensors",
         "keys",
+        "limits",
         "description",
         "_wait",
         "device.base",

@@ -110,6 +110,7 @@ class PackageStore:
 class PackageWriter:
     """Writes one package chunk by chunk, checks it, and renames it into place.
 
+    It keeps only the file written last open: a package may have more files than a process descriptors.
     Not thread-safe; all methods do file I/O and belong off the event loop.
     """
 
@@ -118,7 +119,8 @@ class PackageWriter:
         self.digest = digest_of(files)
         self._store = store
         self._temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=store.root / "packages"))
-        self._open: dict[int, int] = {}
+        self._open: int | None = None  # the index of the file that _descriptor is of
+        self._descriptor = -1
 
     def write(self, file: int, offset: int, data: Any) -> None:
         """Write a chunk. Raises InvalidModel if it lies outside its file."""
@@ -127,11 +129,7 @@ class PackageWriter:
         size = memoryview(data).nbytes
         if offset < 0 or offset + size > self.files[file].bytes:
             raise InvalidModel(f"chunk [{offset}, {offset + size}) outside {self.files[file].path!r}")
-        descriptor = self._open.get(file)
-        if descriptor is None:
-            path = self._temporary / self.files[file].path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = self._open[file] = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        descriptor = self._descriptor_of(file)
         view = memoryview(data).cast("B")
         while view:
             written = os.pwrite(descriptor, view, offset)
@@ -141,9 +139,9 @@ class PackageWriter:
         """Verify every checksum, make it durable, and put it in place. Raises InvalidModel."""
         try:
             for index, file in enumerate(self.files):
-                if index not in self._open:
-                    self.write(index, 0, b"")
-                os.fsync(self._open[index])
+                os.fsync(
+                    self._descriptor_of(index)
+                )  # its data too that was written through another descriptor
                 size, sha256 = hash_file(self._temporary / file.path)
                 if size != file.bytes or sha256 != file.sha256:
                     raise InvalidModel(
@@ -169,10 +167,20 @@ class PackageWriter:
         self._close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
+    def _descriptor_of(self, file: int) -> int:
+        """The descriptor of a file, which is made if need be; the previous one's is closed."""
+        if self._open != file:
+            self._close()
+            path = self._temporary / self.files[file].path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            self._open = file
+        return self._descriptor
+
     def _close(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-        self._open.clear()
+        if self._open is not None:
+            self._open = None
+            os.close(self._descriptor)
 
 
 def write_durably(path: Path, data: bytes) -> None:

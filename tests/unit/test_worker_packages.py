@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,3 +165,27 @@ def test_two_stores_in_one_directory_agree(side: Side) -> None:
     writer.write(0, 0, b"shared")
     writer.commit()
     assert side.serve(contents) == [Fetched(digest, Status.OK, "")]
+
+
+def test_a_package_may_have_more_files_than_a_process_descriptors(tmp_path: Path) -> None:
+    bodies = [b"%d" % index for index in range(200)]
+    files = [
+        PackageFile(
+            "model.onnx" if not index else f"weights/{index}", len(body), hashlib.sha256(body).hexdigest()
+        )
+        for index, body in enumerate(bodies)
+    ]
+    store = PackageStore(tmp_path)
+    writer = store.writer(files)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, limits[1]))
+    try:
+        for index in (*range(0, 200, 2), *range(1, 200, 2)):
+            writer.write(index, 0, bodies[index][:1])
+        for index, body in enumerate(bodies):
+            writer.write(index, 1, body[1:])
+        writer.commit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    directory = store.directory(digest_of(files))
+    assert [(directory / file.path).read_bytes() for file in files] == bodies

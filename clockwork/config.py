@@ -31,6 +31,9 @@ FRAMES_MAX = 65_536
 RANK_MAX = 32
 """The most dimensions of a tensor."""
 
+STRINGS_MAX = 1 << 20
+"""The most elements of a tensor of strings: the controller looks at the length of each."""
+
 SEND_QUEUE_MAX = 65_536
 """ZMQ_SNDHWM: messages that may wait for one peer; a peer that lets more pile up is given up."""
 
@@ -88,7 +91,8 @@ PAGE_BYTES = 1 << 20
 """Page size of a CPU arena. A CUDA arena has 16 MiB pages, which is what its copies like best; a memcpy
 has no such taste, and small pages waste little on small models."""
 
-ARENA_BYTES = 2 << 30
+ARENA_BYTES = 1 << 30
+"""The default. Every page of it is touched at start, which takes about a second for each GiB."""
 RUN_AHEAD = 2
 """Actions a lane may hold: one that runs and one behind it, so that a device never waits for Python."""
 

@@ -129,6 +129,11 @@ def _rows_and_shape(
 ) -> tuple[int, ShapeKey]:
     if not prepared.batches:
         return 1, tuple(tuple(shape) for _, shape, _ in tensors)
+    for spec, (_, shape, _) in zip(prepared.inputs, tensors):
+        if not shape:
+            raise InvalidInput(
+                f"input {spec.name!r} has no axis of rows", spec.name, "at least 1 axis", "a scalar"
+            )
     rows = tensors[0][1][0]
     for spec, (_, shape, _) in zip(prepared.inputs, tensors):
         if shape[0] != rows or rows == 0:

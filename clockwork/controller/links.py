@@ -8,7 +8,7 @@ from typing import Any
 from clockwork.controller.clocksync import ClockSync
 from clockwork.device.base import DeviceInfo
 from clockwork.errors import InvalidInput
-from clockwork.messages import Result, Status
+from clockwork.messages import NEVER_NS, Result, Status
 
 DEVICES_MAX = 1_024
 """Of one worker; an emulated one may have hundreds."""
@@ -61,7 +61,7 @@ class WorkerLink:
         self.worker_epoch = worker_epoch
         self.devices = devices
         self.clock = ClockSync()
-        self.actions: set[int] = set()
+        self.actions: dict[int, tuple[int, int]] = {}  # unanswered: parts and tensors of a result that is OK
         self.sent: dict[str, int] = {}  # actions by kind
         self.results: dict[str, int] = {}  # of them, by status
         self.heard_ns = 0
@@ -96,23 +96,42 @@ def parse_devices(rows: list[Any]) -> list[WorkerDevice]:
     return devices
 
 
-def check_result(message: Result, frame_count: int) -> tuple[int, int, int]:
-    """Begin, end and total duration of an action, over its phases. Raises InvalidInput if malformed."""
+def check_stamps(*stamps: int) -> None:
+    """Raises InvalidInput for a time that no clock shows."""
+    for stamp in stamps:
+        if not 0 <= stamp < NEVER_NS:
+            raise InvalidInput(f"a time is between 0 and {NEVER_NS} ns, not {stamp}")
+
+
+def check_result(
+    message: Result, frame_count: int, part_count: int, tensor_count: int
+) -> tuple[int, int, int]:
+    """Begin, end and total duration of an action, over its phases. Raises InvalidInput if malformed.
+
+    part_count, tensor_count: of an INFER's result that is OK.
+    """
+    if message.status not in _STATUSES:
+        raise InvalidInput(f"{message.status} is no status")
     begin_ns = end_ns = duration_ns = 0
     for phase in (message.copy_in, message.execute, message.copy_out):
         if len(phase) != 3 or not all(type(stamp) is int for stamp in phase):
             raise InvalidInput(f"a phase is [begin, end, duration], not {phase!r}")
+        check_stamps(*phase)
         if phase[1]:
             begin_ns = begin_ns or phase[0]
             end_ns = phase[1]
             duration_ns += phase[2]
-    if message.status not in _STATUSES:
-        raise InvalidInput(f"{message.status} is no status")
+    if message.status != Status.OK:
+        return begin_ns, end_ns, duration_ns
+    if len(message.parts) != part_count:
+        raise InvalidInput(f"a result of {len(message.parts)} parts for a batch of {part_count}")
     for part in message.parts:
+        if type(part) is not list or len(part) != tensor_count:
+            raise InvalidInput(f"a part is a list of the model's {tensor_count} outputs, not {part!r}"[:300])
         for ref in part:
             match ref:
                 case [int(), list(), int(frame)] if 0 <= frame < frame_count:
                     pass
                 case _:
-                    raise InvalidInput(f"an output is [dtype, shape, frame], not {ref!r}")
+                    raise InvalidInput(f"an output is [dtype, shape, frame], not {ref!r}"[:300])
     return begin_ns, end_ns, duration_ns

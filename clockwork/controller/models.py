@@ -10,6 +10,7 @@ import dataclasses
 import enum
 from typing import Any
 
+from clockwork.config import MODEL_REFERENCE_MAX
 from clockwork.controller.catalog import ModelRecord
 from clockwork.models.package import PackageFile
 from clockwork.models.prepared import PreparedModel
@@ -52,6 +53,7 @@ class ServedModel:
         "model_id",
         "prepared",
         "record",
+
         "slo_ns",
         "state",
         "text",
@@ -152,6 +154,9 @@ class ModelTable:
         self.by_id: dict[int, ServedModel] = {}
         self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
         self.routes: dict[str, ServedModel] = {}  # name: what serves it now
+        self._last_version: dict[
+            str, int
+        ] = {}  # a number is not given twice, or a pinned client meets other weights
         self._of_digest: dict[str, list[ServedModel]] = {}
         self._shared: dict[tuple[str, str], PreparedModel] = {}
         self._indexes: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
@@ -163,6 +168,7 @@ class ModelTable:
         self.by_id[model.model_id] = model
         self.versions.setdefault(record.name, {})[record.version] = model
         self._of_digest.setdefault(record.digest, []).append(model)
+        self._last_version[record.name] = max(self._last_version.get(record.name, 0), record.version)
         return model
 
     def remove(self, model: ServedModel) -> None:
@@ -193,6 +199,8 @@ class ModelTable:
         model = self.routes.get(text)
         if model is not None:
             return model
+        if len(text) > MODEL_REFERENCE_MAX:
+            return None
         name, at, version = text.partition("@")
         versions = self.versions.get(name)
         if versions is None:
@@ -207,7 +215,7 @@ class ModelTable:
         return models[0].record.files if models else []
 
     def next_version(self, name: str) -> int:
-        return max(self.versions.get(name, {0: None})) + 1
+        return self._last_version.get(name, 0) + 1
 
     def learn(self, model: ServedModel, prepared: PreparedModel) -> None:
         """Keep what a worker found out, sharing what models of one program have in common.

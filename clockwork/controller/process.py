@@ -30,7 +30,7 @@ from clockwork.config import (
 )
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
-from clockwork.controller.links import ClientLink, WorkerLink, check_result, parse_devices
+from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_stamps, parse_devices
 from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel
 from clockwork.controller.registration import Registrar
 from clockwork.controller.settings import ControllerSettings
@@ -420,7 +420,10 @@ class Controller:
             identity, wire.encode(WorkerWelcome(PROTOCOL_VERSION, __version__, self._epoch, worker.worker_id))
         )
         self._ping(worker)
-        shapes = tuple((one.kind, one.page_bytes, one.page_count, one.run_ahead) for one in devices)
+        shapes = tuple(
+            (f"{one.kind}/{one.fingerprint}", one.page_bytes, one.page_count, one.run_ahead)
+            for one in devices
+        )
         self._events.append(WorkerJoined(self._now, worker.worker_id, shapes))
         self._registrar.worker_joined(worker.worker_id)
         log.info(
@@ -443,10 +446,10 @@ class Controller:
         self.publish("worker", {"worker": worker.name, "state": "left", "why": why})
 
     def _result(self, worker: WorkerLink, message: Result, frames: list[Any]) -> None:
-        if message.action_id not in worker.actions:
+        expected = worker.actions.pop(message.action_id, None)
+        if expected is None:
             return  # of an action that was given up
-        worker.actions.discard(message.action_id)
-        begin_ns, end_ns, duration_ns = check_result(message, len(frames) - 1)
+        begin_ns, end_ns, duration_ns = check_result(message, len(frames) - 1, *expected)
         outcome = Status(message.status).name.lower()
         worker.results[outcome] = worker.results.get(outcome, 0) + 1
         clock = worker.clock
@@ -469,19 +472,13 @@ class Controller:
         worker.stats = message.stats
 
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
+        check_stamps(message.sent_ns, message.received_ns, message.returned_ns)
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._now)
         there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
         self._events.append(LinkMeasured(self._now, worker.worker_id, there, worker.clock.back_ns()))
 
     def _fetch(self, worker: WorkerLink, message: Fetch, frames: list[Any]) -> None:
-        files = next(
-            (
-                model.record.files
-                for model in self._table.by_id.values()
-                if model.record.digest == message.digest
-            ),
-            (),
-        )
+        files = self._table.files_of(message.digest)
         identity = worker.identity
 
         def answer(data: Any, error: BaseException | None) -> None:
@@ -515,12 +512,22 @@ class Controller:
 
     # ----- commands ------------------------------------------------------------------------------
 
-    def _order(self, worker_id: int, action_id: int, message: tuple[Any, ...], frames: list[Any]) -> None:
-        """Send an action; a worker that cannot take it has left, which the scheduler hears next."""
+    def _order(
+        self,
+        worker_id: int,
+        action_id: int,
+        message: tuple[Any, ...],
+        frames: list[Any],
+        expected: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Send an action; a worker that cannot take it has left, which the scheduler hears next.
+
+        expected: how many parts a result has that is OK, and how many tensors each.
+        """
         worker = self._worker_by_id.get(worker_id)
         if worker is None:
             return  # it left in this very turn; WorkerLeft is on its way to the scheduler
-        worker.actions.add(action_id)
+        worker.actions[action_id] = expected
         kind = type(message).__name__.lower()
         worker.sent[kind] = worker.sent.get(kind, 0) + 1
         if not self._worker_router.send(worker.identity, wire.encode(message), frames):
@@ -549,7 +556,10 @@ class Controller:
             command.expected_ns,
             parts,  # type: ignore[arg-type]
         )
-        self._order(command.worker, command.action_id, message, frames)
+        outputs = self._held[command.requests[0]].model.prepared
+        assert outputs is not None
+        expected = (len(parts), len(outputs.outputs))
+        self._order(command.worker, command.action_id, message, frames, expected)
 
     def _send_load(self, command: SendLoad) -> None:
         worker = self._worker_by_id.get(command.worker)

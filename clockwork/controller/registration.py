@@ -79,6 +79,15 @@ class Upload:
     failed: bool = False
 
 
+@dataclasses.dataclass(slots=True)
+class Removal:
+    """A client that waits for every one of these versions to be gone."""
+
+    waiter: Waiter
+    text: str
+    model_ids: set[int]
+
+
 class Registrar:
     def __init__(self, outside: Outside, catalog: Catalog, storage: StorageThread, table: ModelTable) -> None:
         self._outside = outside
@@ -86,7 +95,8 @@ class Registrar:
         self._storage = storage
         self._table = table
         self._uploads: dict[tuple[bytes, int], Upload] = {}
-        self._removing: dict[str, list[Waiter]] = {}  # waiters for the last version of a name to go
+        self._awaited: dict[int, ServedModel] = {}  # models that have waiters
+        self._removals: list[Removal] = []
 
     # ----- start -------------------------------------------------------------------------------
 
@@ -153,7 +163,8 @@ class Registrar:
         models = [model for model in models if model.state is not ModelState.DRAINING]
         if not models:
             raise ModelNotFound(f"no model {text!r} is registered")
-        models[-1].waiters.append(Waiter(client, request_id))
+        removal = Removal(Waiter(client, request_id), text, {model.model_id for model in models})
+        self._removals.append(removal)
         for model in models:
             self.drain(model)
 
@@ -167,9 +178,11 @@ class Registrar:
         """Nobody waits for its uploads and registrations any more; models that are under way stay."""
         for key in [key for key in self._uploads if key[0] == client]:
             self._abandon(self._uploads[key], None)
-        for model in self._table.by_id.values():
-            if model.waiters:
-                model.waiters = [waiter for waiter in model.waiters if waiter.client != client]
+        for model in list(self._awaited.values()):
+            model.waiters = [waiter for waiter in model.waiters if waiter.client != client]
+            if not model.waiters:
+                del self._awaited[model.model_id]
+        self._removals = [one for one in self._removals if one.waiter.client != client]
 
     # ----- workers -----------------------------------------------------------------------------
 
@@ -192,9 +205,20 @@ class Registrar:
             model.workers[worker] = message.text or "could not be prepared"
             log.warning("worker %d cannot prepare %s: %s", worker, model.label, message.text)
         else:
-            prepared = PreparedModel.from_dict(message.summary | {"weights": []})
+            prepared = read_summary(message.summary)
             fastest = min((point.exec_ns for point in prepared.profile), default=0)
-            if 0 < model.slo_ns < fastest and not model.was_ready:
+            known = model.prepared
+            if (
+                known is not None
+                and known.fingerprint == prepared.fingerprint
+                and "ready" in model.workers.values()
+                and (known.runs, known.batches, known.batch_max)
+                != (prepared.runs, prepared.batches, prepared.batch_max)
+            ):
+                # One plan serves all devices of a kind, so their layouts must be one too.
+                model.workers[worker] = "was prepared differently than on the other workers of its kind"
+                log.warning("worker %d: %s %s", worker, model.label, model.workers[worker])
+            elif 0 < model.slo_ns < fastest and not model.was_ready:
                 model.workers[worker] = (
                     f"its SLO of {model.slo_ns / 1e6:g} ms is below its execution time of {fastest / 1e6:.3g} ms"
                 )
@@ -210,8 +234,12 @@ class Registrar:
         for worker in model.workers:
             self._outside.to_worker(worker, Forget(model_id))
         self._discard(model)
-        for waiter in model.waiters:
-            self._outside.to_client(waiter.client, Reply(waiter.request_id, {"removed": model.label}))
+        for removal in [one for one in self._removals if model_id in one.model_ids]:
+            removal.model_ids.discard(model_id)
+            if not removal.model_ids:
+                self._removals.remove(removal)
+                reply = Reply(removal.waiter.request_id, {"removed": removal.text})
+                self._outside.to_client(removal.waiter.client, reply)
         log.info("removed %s", model.label)
         self._outside.publish("model", {"model": model.label, "state": "removed"})
 
@@ -241,7 +269,7 @@ class Registrar:
             model.slo_ns = options["slo_ns"]
             model.record.options = options
             self._storage.submit(functools.partial(self._catalog.save, model.record), self._stored)
-        model.waiters.append(waiter)
+        self._await(model, waiter)
         self._settle(model)
 
     def _begun(
@@ -299,8 +327,11 @@ class Registrar:
         version = self._table.next_version(upload.name)
         record = ModelRecord(upload.name, version, digest, upload.files, upload.options)
         model = self._table.add(record)
-        model.waiters += waiters
-        self._storage.submit(functools.partial(self._catalog.save, record), self._stored)
+        for waiter in waiters:
+            self._await(model, waiter)
+        self._storage.submit(
+            functools.partial(self._catalog.save, record), functools.partial(self._saved, model)
+        )
         workers = self._outside.worker_ids()
         for waiter in waiters:
             self._outside.to_client(waiter.client, Progress(waiter.request_id, "prepare", 0, len(workers)))
@@ -310,10 +341,33 @@ class Registrar:
             log.info("%s waits for a worker to prepare it", model.label)
         self._outside.publish("model", {"model": model.label, "state": model.state.value})
 
+    def _await(self, model: ServedModel, waiter: Waiter) -> None:
+        model.waiters.append(waiter)
+        self._awaited[model.model_id] = model
+
+    def _answer(self, model: ServedModel, outcome: Callable[[Waiter], Reply | ClockworkError]) -> None:
+        """Tell everyone who waits for a model's registration."""
+        for waiter in model.waiters:
+            answer = outcome(waiter)
+            if isinstance(answer, Reply):
+                self._outside.to_client(waiter.client, answer)
+            else:
+                self._outside.fail(waiter.client, waiter.request_id, answer)
+        model.waiters.clear()
+        self._awaited.pop(model.model_id, None)
+
+    def _saved(self, model: ServedModel, _: Any, error: BaseException | None) -> None:
+        """A version that could not be written down would be gone after a restart: better it goes now."""
+        if error is None or self._table.by_id.get(model.model_id) is not model:
+            return
+        log.error("%s cannot be kept: %s", model.label, error)
+        self._answer(model, lambda _: _storage_error(error))
+        if model.state is not ModelState.DRAINING:
+            self.drain(model)
+
     def _stored(self, _: Any, error: BaseException | None) -> None:
         if error is not None:
-            # What has been promised to be kept cannot be kept: go on would be to lie to everyone.
-            raise OSError(f"the catalog cannot be written: {error}") from error
+            log.error("the catalog could not be changed, and a restart will find it as it was: %s", error)
 
     def _abandon(self, upload: Upload, error: ClockworkError | None) -> None:
         upload.failed = True
@@ -345,18 +399,14 @@ class Registrar:
                 self._route(model)
                 log.info("%s is ready", model.label)
                 self._outside.publish("model", {"model": model.label, "state": "ready"})
-            for waiter in model.waiters:
-                self._outside.to_client(
-                    waiter.client, Reply(waiter.request_id, self._outside.describe(model))
-                )
-            model.waiters.clear()
+            if model.waiters:
+                body = self._outside.describe(model)
+                self._answer(model, lambda waiter: Reply(waiter.request_id, body))
         elif model.failed_everywhere():
             model.state = ModelState.FAILED
             model.text = next(iter(model.workers.values()))
             error = InvalidModel(f"{model.label} cannot be served: {model.text}")
-            for waiter in model.waiters:
-                self._outside.fail(waiter.client, waiter.request_id, error)
-            model.waiters.clear()
+            self._answer(model, lambda _: error)
             self._outside.publish("model", {"model": model.label, "state": "failed", "text": model.text})
             if not model.was_ready:
                 for worker in model.workers:
@@ -380,6 +430,7 @@ class Registrar:
     def drain(self, model: ServedModel) -> None:
         """Take no more requests for a version; it goes when the last one has been answered."""
         model.state = ModelState.DRAINING
+        self._answer(model, lambda _: Unavailable(f"{model.label} was unregistered before it was ready"))
         self._table.unroute(model)
         self._outside.publish("model", {"model": model.label, "state": "draining"})
         if model.prepared is None:  # the scheduler never heard of it
@@ -397,6 +448,35 @@ class Registrar:
             self._catalog.remove, model.record, with_package=not shared
         )
         self._storage.submit(job, self._stored)
+
+
+def read_summary(summary: dict[str, Any]) -> PreparedModel:
+    """What a worker says of a model that it has prepared. Raises InvalidInput where it makes no sense."""
+    try:
+        prepared = PreparedModel.from_dict(summary | {"weights": []})
+        numbers = [
+            *prepared.runs,
+            prepared.batch_max,
+            prepared.page_bytes,
+            *(point.batch for point in prepared.profile),
+            *(dimension for point in prepared.profile for dims in point.shape for dimension in dims),
+            *(point.exec_ns for point in prepared.profile),
+            prepared.load_ns,
+            prepared.weights_bytes,
+            prepared.resident_bytes,
+        ]
+        if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
+            raise InvalidInput("a summary's counts, bytes and times are natural numbers")
+        if type(prepared.program) is not str or type(prepared.fingerprint) is not str:
+            raise InvalidInput("a summary's program and fingerprint are strings")
+        if type(prepared.batches) is not bool or not prepared.batch_max or not all(prepared.runs):
+            raise InvalidInput("a summary's batch_max and runs are at least 1")
+        for spec in (*prepared.inputs, *prepared.outputs):
+            if type(spec.name) is not str or type(spec.dtype) is not int:
+                raise InvalidInput("a summary's tensors have a name and a dtype")
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise InvalidInput(f"a summary that cannot be read: {type(error).__name__}: {error}"[:300]) from None
+    return prepared
 
 
 def _ignore(_: Any, error: BaseException | None) -> None:

@@ -127,9 +127,10 @@ class EdfScheduler(Spare):
             model = self._models[spec.model_id] = Model(spec)
         elif model.draining:
             return
+        elsewhere = {device.kind for other in model.workers for device in self._workers[other].devices}
         model.workers[worker.worker_id] = None
         for device in worker.devices:
-            if device.kind not in model.specs:
+            if device.kind not in elsewhere:  # what an earlier worker of the kind said went with it
                 model.specs[device.kind] = KindSpec(spec, device.kind, self._estimates)
                 model.specs[device.kind].program.seed(spec.profile)
             self._dirty[device] = None

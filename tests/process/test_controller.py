@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from clockwork.messages import Status
 from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 
 ROW = struct.pack("<2f", 1.5, -2.5)
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 @pytest.fixture
@@ -422,3 +424,103 @@ def test_an_input_of_undeclared_rank_takes_any(tmp_path: Path) -> None:
             client.infer("any", request, shape, ROW)
             worker.serve_one()
             assert client.receive(messages.Answer)[0].tensors == [["y", 1, shape, 0]]
+
+
+def test_a_version_of_five_thousand_digits_is_no_version(served: Any) -> None:
+    _, worker, client = served
+    client.send(messages.Query(5, "model", "m@" + "1" * 5000))
+    assert client.receive(messages.Failure)[0].status == Status.MODEL_NOT_FOUND
+    client.infer("m", 2, [1, 2], ROW)
+    worker.serve_one()
+    assert client.receive(messages.Answer)[0].request_id == 2
+
+
+def broken_summary(field: str, value: Any) -> dict[str, Any]:
+    return prepared_model().summary() | {field: value}
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        messages.Prepared(1, Status.OK, "", {}),
+        messages.Prepared(1, Status.OK, "", broken_summary("format_version", 999)),
+        messages.Prepared(1, Status.OK, "", broken_summary("runs", ["x"])),
+        messages.Prepared(1, Status.OK, "", broken_summary("profile", 5)),
+        messages.Prepared(1, Status.OK, "", broken_summary("surprise", 5)),
+        messages.Pong(-(2**63), 2**63 - 1, 2**63 - 1),
+    ],
+)
+def test_a_worker_that_speaks_nonsense_is_let_go_and_the_controller_lives(
+    tmp_path: Path, nonsense: Any
+) -> None:
+    with (
+        running_controller(tmp_path) as controller,
+        RawClient(controller) as client,
+        FakeWorker(controller) as worker,
+    ):
+        client.send(messages.Register(1, "m", [["model.onnx", 0, EMPTY_SHA256]], {}))
+        worker.receive(messages.Prepare)
+        worker.send(nonsense)
+        while True:
+            client.send(messages.Query(9, "status", ""))
+            body = client.receive(messages.Reply)[0].body
+            if not body["workers"]:
+                break
+
+
+@pytest.mark.parametrize("parts", [[5], [], [[]], [[["a", [1, 2], 0]]], [[[1, [1, 2], 7]]]])
+def test_a_result_that_does_not_fit_its_batch_costs_the_worker_not_the_request(
+    served: Any, parts: Any
+) -> None:
+    _, worker, client = served
+    client.infer("m", 1, [1, 2], ROW)
+    load = worker.next_action()
+    worker.answer(*load)
+    infer, _ = worker.next_action()
+    stamps = [1, 2, 1]
+    worker.send(messages.Result(infer.action_id, Status.OK, "", 1, stamps, stamps, stamps, parts), ROW)
+    assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE
+    client.send(messages.Query(9, "status", ""))
+    assert client.receive(messages.Reply)[0].body["workers"] == []
+
+
+def test_whoever_waits_for_a_registration_hears_that_it_was_removed(tmp_path: Path) -> None:
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+        RawClient(controller) as other,
+    ):
+        client.send(messages.Register(1, "m", [["model.onnx", 0, EMPTY_SHA256]], {}))
+        worker.receive(messages.Prepare)
+        other.send(messages.Unregister(2, "m"))
+        assert other.receive(messages.Reply)[0].body == {"removed": "m"}
+        failure, _ = client.receive(messages.Failure)
+        assert (failure.request_id, failure.status) == (1, Status.UNAVAILABLE)
+
+
+def test_a_version_number_is_not_given_twice(served: Any) -> None:
+    _, worker, client = served
+    for request, content in ((20, b"second"), (30, b"third")):
+        preparing = threading.Thread(target=worker.prepare)
+        preparing.start()
+        version = client.register("m", content, request_id=request).body["version"]
+        preparing.join()
+        client.send(messages.Unregister(request + 1, f"m@{version}"))
+        client.receive(messages.Reply)
+    assert version == 3
+
+
+def test_rows_of_a_scalar(tmp_path: Path) -> None:
+    inputs = [TensorSpec("x", 1, UNKNOWN_RANK)]
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        preparing = threading.Thread(target=worker.prepare, kwargs={"inputs": inputs})
+        preparing.start()
+        client.register("any", b"content")
+        preparing.join()
+        client.infer("any", 2, [], ROW[:4])
+        assert "no axis of rows" in client.receive(messages.Failure)[0].text

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX
+from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidInput
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -147,7 +147,7 @@ def check_tensor(dtype: int, shape: Sequence[int], frame_bytes: int) -> None:
     """Raises InvalidInput unless a frame of ``frame_bytes`` bytes can hold such a tensor.
 
     Exact and cheap, whatever the size, but for strings, where only a lower bound is checked: their
-    lengths are proven by split_strings().
+    lengths are proven by check_strings().
     """
     size = tensor_bytes(dtype, shape)
     if frame_bytes != size and not (dtype == STRING and frame_bytes > size):
@@ -156,6 +156,29 @@ def check_tensor(dtype: int, shape: Sequence[int], frame_bytes: int) -> None:
             expected=f"{size} bytes",
             got=f"{frame_bytes} bytes",
         )
+
+
+def check_strings(count: int, frame: Any) -> None:
+    """Raises InvalidInput unless ``count`` strings, at most STRINGS_MAX, fill the frame exactly."""
+    if count > STRINGS_MAX:
+        raise InvalidInput(
+            f"a tensor of {count} strings; at most {STRINGS_MAX} (STRINGS_MAX)",
+            expected=f"<= {STRINGS_MAX} strings",
+            got=f"{count} strings",
+        )
+    view = memoryview(frame).cast("B")
+    total = view.nbytes
+    length_at = _LENGTH.unpack_from
+    last = total - 4  # where a length may begin at the latest
+    offset = 0
+    for index in range(count):
+        if offset > last:
+            raise InvalidInput(f"string {index} of {count} lies outside its frame of {total} bytes")
+        offset += 4 + length_at(view, offset)[0]
+    if offset > total:
+        raise InvalidInput(f"string {count - 1} of {count} lies outside its frame of {total} bytes")
+    if offset != total:
+        raise InvalidInput(f"{total - offset} bytes follow the last of {count} strings")
 
 
 def split_strings(count: int, frame: Any) -> list[bytes]:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from clockwork import tensors
-from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX
+from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidInput
-from clockwork.tensors import as_array, check_tensor, decode_tensor, encode_array, tensor_bytes
+from clockwork.tensors import as_array, check_strings, check_tensor, decode_tensor, encode_array, tensor_bytes
 
 EVERY_DTYPE = [code for code in tensors.DTYPES if code != tensors.STRING]
 
@@ -87,6 +87,23 @@ def test_strings_that_are_not_utf8_survive() -> None:
 def test_strings_whose_lengths_lie(frame: bytes) -> None:
     with pytest.raises(InvalidInput):
         decode_tensor(tensors.STRING, [2], frame)
+    with pytest.raises(InvalidInput):
+        check_strings(2, frame)
+
+
+def test_checking_strings_finds_nothing_wrong_with_right_ones() -> None:
+    frame = encode_array(np.array(["", "b", "äöü"]))[2]
+    check_strings(3, frame)
+    check_strings(0, b"")
+    for count in (0, 2, 4):
+        with pytest.raises(InvalidInput):
+            check_strings(count, frame)
+
+
+def test_checking_strings_stops_at_a_bound() -> None:
+    check_strings(STRINGS_MAX, bytes(4 * STRINGS_MAX))
+    with pytest.raises(InvalidInput, match=rf"at most {STRINGS_MAX} \(STRINGS_MAX\)"):
+        check_strings(STRINGS_MAX + 1, bytes(4 * STRINGS_MAX + 4))
 
 
 def test_encoding_copies_nothing_and_neither_does_decoding() -> None:

@@ -2,7 +2,7 @@
 
 Whoever *owns* the socket does its I/O. In the common case of one thread that calls and waits, that
 thread owns it for as long as its call lasts: nothing is handed to another thread and back, which
-would cost more than all the rest (DESIGN measured 130 us of a 240 us round trip). As soon as a second
+would cost more than all the rest (130 us of a round trip of 240 us, when it was measured). As soon as a second
 call comes in meanwhile, or one that nobody waits for, an I/O thread takes the socket over, including
 the call under way; when it has had nothing to do for CLIENT_THREAD_IDLE_NS it ends.
 

@@ -107,7 +107,7 @@ class Register(NamedTuple):
 
 
 class UploadChunk(NamedTuple):
-    """One frame: the bytes of file ``file`` from ``offset`` on. At most UPLOAD_WINDOW unacknowledged."""
+    """One frame: the bytes of file ``file`` from ``offset`` on. At most CHUNK_WINDOW unacknowledged."""
 
     request_id: int
     file: int

@@ -167,6 +167,16 @@ static inline int cw_lane_push(cw_lane *lane, cw_action *action, int32_t most)
     return 0;
 }
 
+/* Whether the lane holds as many actions as it may. For the one thread that pushes, "no" stays true: others
+ * only take actions off. */
+static inline int cw_lane_full(cw_lane *lane, int32_t most)
+{
+    pthread_mutex_lock(&lane->hub->lock);
+    int full = lane->length >= most;
+    pthread_mutex_unlock(&lane->hub->lock);
+    return full;
+}
+
 /* Wait for the next action and for its window to open: asleep until spin_ns before, then spinning.
  * NULL once the lane has been stopped. The action counts as running until cw_lane_end. */
 static inline cw_action *cw_lane_take(cw_lane *lane, int64_t spin_ns)

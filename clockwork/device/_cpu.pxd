@@ -34,6 +34,7 @@ cdef extern from "lane.h" nogil:
     void cw_lane_free(cw_lane*)
     void cw_lane_enter(const char* name)
     int cw_lane_push(cw_lane*, cw_action*, int32_t most)
+    int cw_lane_full(cw_lane*, int32_t most)
     cw_action* cw_lane_take(cw_lane*, int64_t spin_ns)
     void cw_lane_end(cw_lane*, cw_action*)
     cw_action* cw_lane_revoke(cw_lane*, int64_t action_id, int32_t status)
@@ -197,6 +198,7 @@ cdef class Core:
     cdef object place_inputs(self, Action* action, bint in_place)
     cdef int queue(self, Action* action, cw_lane* lane) except -1
     cdef int refuse(self, Action* action, int status, str text) except -1
+    cdef int refuse_full(self, Action* action) except -1
     cdef object finish(self, Action* action)
     cdef list list_parts(self, Action* action)
     cdef int free_action(self, Action* action) except -1

@@ -533,7 +533,10 @@ cdef class Core:
         except BaseException:
             self.free_action(action)
             raise
-        if problem is None and self.execute_lane.length < self.run_ahead:
+        if problem is None:
+            if cw_lane_full(&self.execute_lane, self.run_ahead):  # refused, even if there is room in a moment
+                self.refuse_full(action)
+                return
             problem = self.place_inputs(action, True)
         if problem is not None:
             self.refuse(action, INVALID_INPUT, problem)
@@ -552,7 +555,10 @@ cdef class Core:
         except BaseException:
             self.free_action(action)
             raise
-        if problem is None and self.execute_lane.length < self.run_ahead:
+        if problem is None:
+            if cw_lane_full(&self.execute_lane, self.run_ahead):  # refused, even if there is room in a moment
+                self.refuse_full(action)
+                return
             problem = self.place_inputs(action, False)
         if problem is not None:
             self.refuse(action, INVALID_INPUT, problem)
@@ -691,7 +697,11 @@ cdef class Core:
 
     cdef int queue(self, Action* action, cw_lane* lane) except -1:
         if cw_lane_push(lane, &action.base, self.run_ahead):
-            self.refuse(action, DEVICE_ERROR, f"the lane holds {self.run_ahead} actions, which is its bound")
+            self.refuse_full(action)
+        return 0
+
+    cdef int refuse_full(self, Action* action) except -1:
+        self.refuse(action, DEVICE_ERROR, f"the lane holds {self.run_ahead} actions, which is its bound")
         return 0
 
     cdef int refuse(self, Action* action, int status, str text) except -1:

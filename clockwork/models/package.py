@@ -139,9 +139,7 @@ class PackageWriter:
         """Verify every checksum, make it durable, and put it in place. Raises InvalidModel."""
         try:
             for index, file in enumerate(self.files):
-                os.fsync(
-                    self._descriptor_of(index)
-                )  # its data too that was written through another descriptor
+                os.fsync(self._descriptor_of(index))  # whichever descriptor wrote it
                 size, sha256 = hash_file(self._temporary / file.path)
                 if size != file.bytes or sha256 != file.sha256:
                     raise InvalidModel(

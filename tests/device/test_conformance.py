@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.device.base import TensorView
 from clockwork.errors import InvalidModel
-from clockwork.messages import Status
+from clockwork.messages import NEVER_NS, Infer, Status
 from tests.device.rig import PAGE_BYTES, Driver, affine, array_of, case, expected_affine, repeated, view
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -222,6 +222,21 @@ def test_a_lane_holds_as_many_actions_as_it_says(driver: Driver) -> None:
     for action_id in held:
         driver.device.revoke(action_id)
     assert {one.status for one in driver.wait(*held)} == {Status.ACTION_CANCELLED}
+
+
+def test_a_lane_that_has_room_a_moment_later_runs_nothing_half_prepared(driver: Driver) -> None:
+    """What is offered just while an action ends either runs, its inputs in place, or is refused."""
+    model = driver.prepare(affine())
+    driver.end(driver.load(model, 1, [0]))
+    parts = [[view(X)], [view(X)]]  # to be joined in a slot
+    ended: dict[Status, int] = {}
+    count = 0
+    while min(ended.get(Status.OK, 0), ended.get(Status.DEVICE_ERROR, 0)) < 3000:
+        count += 1
+        driver.device.start_infer(Infer(10**6 + count, 0, model, 1, 0, NEVER_NS, 0, []), parts)
+        for done in driver.device.poll():
+            ended[done.status] = ended.get(done.status, 0) + 1
+    assert ended.keys() == {Status.OK, Status.DEVICE_ERROR}
 
 
 def test_revoking_what_is_not_queued_does_nothing(driver: Driver) -> None:

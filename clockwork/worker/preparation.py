@@ -5,7 +5,7 @@ one at a time and at low priority, and imports onnx and onnxruntime so that the 
 that crashes it takes only itself down. PreparationProcess is the worker's handle on it.
 
 A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, then
-{started: true}, then {status, text}.
+{started: true}, then {status, text, leaving}. A process that is leaving takes no other job.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class PreparationProcess:
         self._closing = False
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
+        self._started = False  # the process has begun with the current job
         # The child dies with the thread that started it (PR_SET_PDEATHSIG): it lives as long as this object.
         self._thread = threading.Thread(target=self._run, name="preparation", daemon=True)
         self._thread.start()
@@ -119,12 +120,15 @@ class PreparationProcess:
             if order is None or self._closing:
                 break
             job_id, job = order
-            status, text = self._work(job_id, job)
+            ended = self._work(job_id, job) or self._work(job_id, job)
+            status, text = ended or (Status.INTERNAL, "the preparation process left before it began, twice")
             self._done.append(JobDone(job_id, status, text))
             self._wake()
         self._stop_child()
 
-    def _work(self, job_id: int, job: Job) -> tuple[Status, str]:
+    def _work(self, job_id: int, job: Job) -> tuple[Status, str] | None:
+        """How the job ended; None if the process left of its own accord (exit status 0) before it began."""
+        self._started = False
         try:
             connection = self._start_child(job_id)
         except OSError as error:
@@ -143,6 +147,8 @@ class PreparationProcess:
         self._end_job()
         if answer is None:
             return self._explain_death()
+        if answer.get("leaving"):
+            self._stop_child()
         return Status(int(answer["status"])), str(answer["text"])
 
     def _answer(self, connection: socket.socket) -> dict[str, Any] | None:
@@ -160,6 +166,7 @@ class PreparationProcess:
             for message in unpacker:
                 if "status" in message:
                     return dict(message)
+                self._started = True
                 deadline_ns = now_ns() + self._limit_ns
 
     def _end_job(self) -> None:
@@ -204,12 +211,14 @@ class PreparationProcess:
             with self._lock:
                 self._child = None
 
-    def _explain_death(self) -> tuple[Status, str]:
+    def _explain_death(self) -> tuple[Status, str] | None:
         with self._lock:
             child = self._child
         assert child is not None
         code = child.wait()  # its end of the socket is closed: it is on its way out
         self._stop_child()
+        if code == 0 and not self._started:
+            return None
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return Status.INVALID_MODEL, f"preparation crashed ({how})"
 
@@ -228,9 +237,11 @@ def main(arguments: Sequence[str]) -> int:
                 with _alone(Path(job["store"])):
                     connection.sendall(msgpack.packb({"started": True}))
                     status, text = _prepare(job)
-                connection.sendall(msgpack.packb({"status": int(status), "text": text}))
-                if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > PREPARATION_RSS_MAX:
-                    return 0  # what a large model needed is given back; the next job starts another
+                # What a large model needed is given back; the next job starts another process.
+                leaving = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > PREPARATION_RSS_MAX
+                connection.sendall(msgpack.packb({"status": int(status), "text": text, "leaving": leaving}))
+                if leaving:
+                    return 0
     return 0
 
 

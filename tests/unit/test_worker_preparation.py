@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,9 @@ unpacker = msgpack.Unpacker()
 while data := connection.recv(65536):
     unpacker.feed(data)
     for job in unpacker:
+        if "never" in job or ("leave" in job and not os.path.exists(job["leave"])):
+            open(job.get("leave", os.devnull), "w").close()
+            os._exit(0)
         connection.sendall(msgpack.packb({"started": True}))
         if "signal" in job:
             os.kill(os.getpid(), job["signal"])
@@ -30,7 +35,10 @@ while data := connection.recv(65536):
             os._exit(job["exit"])
         if "hang" in job:
             time.sleep(3600)
-        connection.sendall(msgpack.packb({"status": job["status"], "text": str(os.getpid())}))
+        leaving = "leaving" in job
+        connection.sendall(msgpack.packb({"status": job["status"], "text": str(os.getpid()), "leaving": leaving}))
+        if leaving:
+            time.sleep(3600)
 """
 
 
@@ -43,9 +51,9 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 class Side:
-    def __init__(self, **settings: int) -> None:
+    def __init__(self, program: str = CHILD, **settings: int) -> None:
         self._woken = threading.Semaphore(0)
-        self.process = PreparationProcess(self._woken.release, [sys.executable, "-c", CHILD], **settings)
+        self.process = PreparationProcess(self._woken.release, [sys.executable, "-c", program], **settings)
 
     def end_of(self, job_id: int) -> JobDone:
         assert self._woken.acquire(timeout=TIMEOUT_S)
@@ -58,7 +66,7 @@ class Side:
 def make() -> Iterator[Callable[..., Side]]:
     made: list[Side] = []
 
-    def new(**settings: int) -> Side:
+    def new(**settings: Any) -> Side:
         made.append(Side(**settings))
         return made[-1]
 
@@ -83,7 +91,12 @@ def test_one_process_serves_one_job_after_another(make: Callable[..., Side]) -> 
 
 @pytest.mark.parametrize(
     ("job", "how"),
-    [({"signal": 11}, "signal 11"), ({"exit": 3}, "exit status 3"), ({"signal": 9}, "signal 9")],
+    [
+        ({"signal": 11}, "signal 11"),
+        ({"exit": 3}, "exit status 3"),
+        ({"exit": 0}, "exit status 0"),
+        ({"signal": 9}, "signal 9"),
+    ],
 )
 def test_a_crash_is_the_models_fault_and_the_next_job_gets_a_new_process(
     make: Callable[..., Side], job: dict[str, int], how: str
@@ -93,6 +106,47 @@ def test_a_crash_is_the_models_fault_and_the_next_job_gets_a_new_process(
     assert side.end_of(1) == JobDone(1, Status.INVALID_MODEL, f"preparation crashed ({how})")
     side.process.submit(2, {"status": Status.OK})
     assert side.end_of(2).status == Status.OK
+
+
+def test_a_process_that_says_it_leaves_gets_no_other_job(make: Callable[..., Side]) -> None:
+    """However long it takes to go: it is not waited for either."""
+    side = make()
+    side.process.submit(1, {"status": Status.OK, "leaving": 0})
+    first = side.end_of(1)
+    side.process.submit(2, {"status": Status.OK})
+    second = side.end_of(2)
+    assert (first.status, second.status) == (Status.OK, Status.OK)
+    assert first.text != second.text == str(side.process.pid)
+
+
+def test_the_real_process_leaves_when_it_has_grown(make: Callable[..., Side], tmp_path: Path) -> None:
+    program = """
+import sys
+from clockwork.worker import preparation
+preparation.PREPARATION_RSS_MAX = 0
+raise SystemExit(preparation.main(sys.argv[1:]))
+"""
+    side = make(program=program)
+    job = {"package": "", "store": str(tmp_path), "fingerprints": [], "page_bytes": 1, "options": {}}
+    side.process.submit(1, job)
+    assert side.end_of(1) == JobDone(1, Status.OK, "")
+    assert side.process.pid == 0
+
+
+def test_a_job_that_met_a_process_on_its_way_out_is_tried_in_another(
+    make: Callable[..., Side], tmp_path: Path
+) -> None:
+    side = make()
+    side.process.submit(1, {"status": Status.OK, "leave": str(tmp_path / "left")})
+    assert side.end_of(1) == JobDone(1, Status.OK, str(side.process.pid))
+    assert (tmp_path / "left").exists()
+
+
+def test_a_job_that_no_process_begins_is_not_the_models_fault(make: Callable[..., Side]) -> None:
+    side = make()
+    side.process.submit(1, {"never": 0})
+    text = "the preparation process left before it began, twice"
+    assert side.end_of(1) == JobDone(1, Status.INTERNAL, text)
 
 
 def test_a_job_that_takes_too_long_is_stopped(make: Callable[..., Side]) -> None:

@@ -15,7 +15,6 @@ import ctypes
 import fcntl
 import os
 import queue
-import resource
 import signal
 import socket
 import subprocess
@@ -238,11 +237,17 @@ def main(arguments: Sequence[str]) -> int:
                     connection.sendall(msgpack.packb({"started": True}))
                     status, text = _prepare(job)
                 # What a large model needed is given back; the next job starts another process.
-                leaving = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > PREPARATION_RSS_MAX
+                leaving = _rss_bytes() > PREPARATION_RSS_MAX
                 connection.sendall(msgpack.packb({"status": int(status), "text": text, "leaving": leaving}))
                 if leaving:
                     return 0
     return 0
+
+
+def _rss_bytes() -> int:
+    """Memory this process holds. Its ru_maxrss would not do: it begins with the most that the worker ever held."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _yield_to_everybody() -> None:

@@ -119,18 +119,24 @@ def test_a_process_that_says_it_leaves_gets_no_other_job(make: Callable[..., Sid
     assert first.text != second.text == str(side.process.pid)
 
 
-def test_the_real_process_leaves_when_it_has_grown(make: Callable[..., Side], tmp_path: Path) -> None:
-    program = """
+@pytest.mark.parametrize(("limit_bytes", "stays"), [(1 << 20, False), (400 << 20, True)])
+def test_the_real_process_leaves_when_it_has_grown(
+    make: Callable[..., Side], tmp_path: Path, limit_bytes: int, stays: bool
+) -> None:
+    """What counts is what it holds, not what the worker does."""
+    program = f"""
 import sys
 from clockwork.worker import preparation
-preparation.PREPARATION_RSS_MAX = 0
+preparation.PREPARATION_RSS_MAX = {limit_bytes}
 raise SystemExit(preparation.main(sys.argv[1:]))
 """
+    held = b"x" * (500 << 20)
     side = make(program=program)
     job = {"package": "", "store": str(tmp_path), "fingerprints": [], "page_bytes": 1, "options": {}}
     side.process.submit(1, job)
     assert side.end_of(1) == JobDone(1, Status.OK, "")
-    assert side.process.pid == 0
+    assert bool(side.process.pid) == stays
+    assert held
 
 
 def test_a_job_that_met_a_process_on_its_way_out_is_tried_in_another(

@@ -31,7 +31,7 @@ FRAMES_MAX = 65_536
 RANK_MAX = 32
 """The most dimensions of a tensor."""
 
-STRINGS_MAX = 1 << 20
+STRINGS_MAX = 1 << 16
 """The most elements of a tensor of strings: the controller looks at the length of each."""
 
 SEND_QUEUE_MAX = 65_536

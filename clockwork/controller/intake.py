@@ -10,7 +10,7 @@ from clockwork.controller.models import ServedModel
 from clockwork.errors import InvalidInput
 from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.scheduler.types import ShapeKey
-from clockwork.tensors import STRING, check_tensor, dtype_name, split_strings
+from clockwork.tensors import STRING, check_strings, check_tensor, dtype_name
 
 
 class Checked(NamedTuple):
@@ -65,7 +65,7 @@ def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]
         try:
             check_tensor(dtype, shape, size)
             if dtype == STRING:
-                split_strings(math.prod(shape), data)
+                check_strings(math.prod(shape), data)
         except InvalidInput as error:
             raise InvalidInput(
                 f"input {spec.name!r}: {error}", spec.name, error.expected, error.got

@@ -44,6 +44,7 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.keys import read_controller_keys
+from clockwork.limits import raise_descriptor_limit
 from clockwork.messages import (
     FROM_CLIENT,
     FROM_WORKER,
@@ -830,6 +831,7 @@ def main(settings: ControllerSettings) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    raise_descriptor_limit()
     controller = Controller(settings)
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write_end)

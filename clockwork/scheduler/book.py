@@ -6,6 +6,7 @@ its deadline; nothing late is a success; a result of an action that is not in th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
@@ -20,7 +21,7 @@ TIMERS_SLACK = 1024
 """Timers of answered requests that may lie in the heap beyond the live ones before it is rebuilt."""
 
 
-class Book:
+class Book(ABC):
     """State shared by every policy, and the answers."""
 
     def __init__(self) -> None:
@@ -58,20 +59,25 @@ class Book:
         self._settle()
         return self._out
 
+    @abstractmethod
     def _handle(self, event: Event) -> None:
-        raise NotImplementedError
+        """One event changes the books."""
 
+    @abstractmethod
     def _expire(self, pending: Pending) -> None:
-        raise NotImplementedError
+        """A request reached the time at which something must be done about it."""
 
+    @abstractmethod
     def _dispatch(self, device: Device) -> None:
-        raise NotImplementedError
+        """Send a device what it should have now."""
 
+    @abstractmethod
     def _unplan(self, pending: Pending) -> None:
-        raise NotImplementedError
+        """Take a request out of the plan it is in."""
 
+    @abstractmethod
     def _check_removed(self, model: Model) -> None:
-        raise NotImplementedError
+        """Let go of a draining model once nothing of it is left."""
 
     def _settle(self) -> None:
         """Timers that are due, then every device that something happened to, then the next wake."""

@@ -359,7 +359,6 @@ class Loads(Book):
             )
             residency.state = RESIDENT
             residency.ready_ns = 0
-            residency.took_ns = took
             residency.used_ns = self._now
             residency.attempts = 0
             device.unready -= len(residency.batches)

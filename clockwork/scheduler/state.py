@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict, deque
-from typing import Any
 
 from clockwork.messages import NEVER_NS
 from clockwork.scheduler.estimates import Curve, Estimates, LoadEstimates, ProgramEstimates, with_margin
@@ -68,7 +67,7 @@ class Residency:
 
     __slots__ = (
         "action_id", "attempts", "batches", "clear_ns", "device", "doomed", "flying", "key_ns", "load_id", "model",
-        "ready_ns", "spec", "starts", "state", "took_ns", "used_ns", "victims",
+        "ready_ns", "spec", "starts", "state", "used_ns", "victims",
     )  # fmt: skip
 
     def __init__(self, model: Model, device: Device, spec: KindSpec, key_ns: int) -> None:
@@ -78,7 +77,6 @@ class Residency:
         self.state = ResidencyState.PENDING
         self.key_ns = key_ns  # pending loads start in this order
         self.ready_ns = 0  # predicted: an INFER may start from then on; 0 once it is resident
-        self.took_ns = 0  # how long the load took
         self.load_id = 0
         self.action_id = 0  # of the LOAD under way
         self.attempts = 0
@@ -297,5 +295,3 @@ class Worker:
 
 Slot = tuple[int, int, Batch | None]
 """Where a request could go: predicted finish, index in the plan, the batch to join (None: a new one)."""
-
-Snapshot = dict[str, Any]

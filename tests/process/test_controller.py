@@ -211,7 +211,6 @@ def test_a_late_result_of_an_earlier_worker_epoch_is_dropped(served: Any) -> Non
 
 
 def test_a_restarted_controller_finds_its_models(tmp_path: Path) -> None:
-
     with (
         running_controller(tmp_path) as controller,
         FakeWorker(controller) as worker,
@@ -253,7 +252,6 @@ def test_new_content_becomes_the_next_version_when_it_is_ready(served: Any) -> N
 
 
 def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-
     with (
         running_controller(tmp_path) as controller,
         FakeWorker(controller) as worker,
@@ -273,7 +271,6 @@ def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_p
 
 
 def test_an_slo_at_registration_below_the_execution_time_is_an_error(tmp_path: Path) -> None:
-
     with (
         running_controller(tmp_path) as controller,
         FakeWorker(controller) as worker,

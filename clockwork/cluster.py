@@ -137,7 +137,7 @@ def up(settings: UpSettings, say: Callable[[str], None]) -> int:
             cluster.wait_until_ready()
             _greet(settings, endpoints, say, cluster.started_ns)
             while True:
-                signal.pause()
+                cluster.wait_for_signal()
     except _Stop:
         say("Stopping ...")
         return 0
@@ -159,10 +159,14 @@ class _Cluster:
         self._children: list[_Child] = []
         self._armed = False  # whether a signal may interrupt the main thread
         self._stopping = False
+        self._wakeup = -1  # a pipe's reading end, where every signal leaves a byte
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
         """Turn signals into exceptions of the main thread while inside."""
+        self._wakeup, writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -172,6 +176,17 @@ class _Cluster:
             # A second Ctrl-C must not interrupt the clean-up.
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else handler)
+            signal.set_wakeup_fd(-1)
+            os.close(writing)
+            os.close(self._wakeup)
+
+    def wait_for_signal(self) -> None:
+        """Return after a signal that asks for nothing; one that came before the wait began counts too.
+
+        ``signal.pause`` would sleep through a signal that arrives between the interpreter's last look
+        and the system call: its handler, in Python, runs only when the next one comes.
+        """
+        os.read(self._wakeup, 4096)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping = self._stopping or number != signal.SIGCHLD

@@ -5,7 +5,8 @@ from __future__ import annotations
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-COMPILE = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-fvisibility=hidden"]
+CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden"]
+"""Of what decides and simulates: the same sums on every processor, so no fused multiply-add."""
 
 extensions: list[Extension] = [
     Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2"]),
@@ -20,6 +21,14 @@ extensions: list[Extension] = [
             depends=["csrc/ort_api.h", "csrc/workspace.h", "csrc/lane.h"],
         )
         for name in ("_ort", "_cpu")
+    ),
+    Extension(
+        "clockwork.worker._actions",
+        ["clockwork/worker/_actions.pyx", "csrc/worker/actions.cpp"],
+        include_dirs=["csrc"],
+        language="c++",
+        extra_compile_args=CORE,
+        depends=["csrc/id_table.h", "csrc/scheduler/types.h", "csrc/worker/actions.h"],
     ),
 ]
 

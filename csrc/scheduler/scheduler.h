@@ -20,6 +20,14 @@ struct SchedulerOptions {
     std::vector<std::pair<std::string, double>> values;
 };
 
+// A model on a device: what was loaded under which id, and the first page of each run.
+struct Held {
+    ModelId model_id = 0;
+    LoadId load_id = 0;
+    bool loading = false;  // the LOAD is under way
+    std::vector<std::uint32_t> starts;
+};
+
 // Events in, orders out. Deterministic: the same calls give the same orders. Not thread safe.
 //
 // Each event is noted by one call, then settle() decides, once for all that came together: timers that are due,
@@ -41,6 +49,19 @@ public:
     // A number for a shape that requests or profiles will name, and how many elements its inputs have.
     virtual void shape_known(std::uint32_t shape, std::uint64_t elements) = 0;
     virtual void settle(Ns now) = 0;
+
+    // Have a model loaded without a request for it: for set-ups that begin warm. False if the device is not there,
+    // has the model, or has no room without evicting anything.
+    virtual bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) {
+        (void)now, (void)worker, (void)device, (void)model_id;
+        return false;
+    }
+
+    // What it thinks a device holds, in any order; false if it is not there. For tests: the simulator compares.
+    virtual bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const {
+        (void)worker, (void)device, (void)held;
+        return false;
+    }
 
     // Throws std::logic_error where the books do not balance. For tests; may be slow.
     virtual void check_invariants() const = 0;

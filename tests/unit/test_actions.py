@@ -139,6 +139,30 @@ def test_a_full_queue_and_a_repeated_id_are_answered() -> None:
     assert "twice" in command.text
 
 
+def test_many_late_ones_behind_one_that_runs_are_answered_as_their_windows_close() -> None:
+    queue = ActionQueue(1)
+    queue.step(Received(0, infer(0)))
+    closing = random.Random(1).sample(range(1, 1001), 1000)
+    for action_id, latest in enumerate(closing, 1):
+        queue.step(Received(0, infer(action_id, latest=latest)))
+    for now in range(1, 1001):
+        [command] = queue.step(Due(now + 1))
+        assert isinstance(command, Reject)
+        assert command.action.latest_ns == now
+        queue.check_invariants()
+    assert queue.queued_count == 0
+
+
+def test_ids_of_any_sign_are_ids_and_the_end_of_what_waits_is_no_end() -> None:
+    queue = ActionQueue(1)
+    queue.step(Received(0, infer(-1)))
+    queue.step(Received(0, infer(-2)))
+    assert queue.step(Ended(1, -2)) == [], "it has not begun"
+    assert started(queue.step(Ended(2, -1))) == [-2]
+    assert queue.step(Revoked(3, -2)) == [RevokeStarted(-2)]
+    queue.check_invariants()
+
+
 def test_reset_forgets_everything() -> None:
     queue = ActionQueue(1)
     for action_id in (1, 2, 3):

@@ -369,7 +369,10 @@ def _table(titles: list[str], rows: list[list[str]]) -> None:
 @models.command()
 @click.argument("name")
 @click.option(
-    "--profile", type=PATH, metavar="FILE", help="Write its measured execution times, as JSON (- for stdout)."
+    "--profile",
+    type=PATH,
+    metavar="FILE",
+    help="Write what it takes, as measured, for emulation and planning: JSON (- for stdout).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @client_options
@@ -388,16 +391,16 @@ def show(
       clockwork models show resnet50
       clockwork models show resnet50@1 --profile resnet50.json
     """
+    from clockwork import profiles
+
     with new_client(endpoint, key, timeout) as client:
         info = client.model(name)
     if profile is not None:
-        wanted = ("name", "version", "digest", "program", "batches", "batch_max", "holding", "weights_bytes",
-                  "load_ns", "inputs", "outputs", "profile", "page_bytes", "runs")  # fmt: skip
-        body = {key: info.raw[key] for key in wanted if key in info.raw}
+        text = profiles.dump_profiles([profiles.from_info(info)])
         if str(profile) == "-":
-            print_json(body)
+            click.echo(text, nl=False)
         else:
-            _write(profile, json.dumps(body, indent=2).encode())
+            _write(profile, text.encode())
             click.echo(f"wrote {profile}")
         return
     if as_json:

@@ -163,6 +163,14 @@ wake-up costs, so that starting on time takes a core for no longer than that."""
 IO_SLOT_BYTES_MAX = 1 << 30
 """The largest joined inputs of one action."""
 
+# ----- profiles ------------------------------------------------------------------------------
+
+PROFILE_BYTES_MAX = 1 << 29
+"""The largest profile file: a million models of five hundred bytes each."""
+
+BATCH_SIZE_MAX = 65_536
+"""The largest batch of a profile."""
+
 
 def environment(name: str, default: str) -> str:
     """CLOCKWORK_<name>, or the default where it is unset or empty."""

@@ -1,0 +1,1 @@
+"""The policy benchmark: goodput of every policy in many cells, against upper bounds (README.md)."""

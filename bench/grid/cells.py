@@ -1,0 +1,304 @@
+"""The grid's cells: what is served, on what, and who asks, as a function of rate and seed.
+
+A cell is a line of key=value pairs, so that anyone can add one on the command line:
+
+    devices=8,models=20,slo=3x,gain=20,exec=4ms,arrivals=poisson,zipf=0,fits=1,priorities=1
+
+devices     how many, one to a worker
+models      how many
+slo         2x (times the model's own time for one request) or 100ms; several classes as 2x/5x/15x, drawn per
+            request, so that one model has them all
+gain        what a batch saves: beta/alpha of exec(b) = alpha b + beta (0.5: little, 20: much), or zoo: the
+            curves of the OSDI '20 paper's Table 1, striped over the models
+exec        time for one request, unless zoo
+arrivals    poisson; cv4: each model a Gamma renewal process with a coefficient of variation of 4; bursts: the
+            models sleep, and every now and then one gets BURST_REQUESTS in a row
+zipf        exponent of popularity; 0: all alike
+fits        the share of all models' pages that all devices together hold; 1: every device holds every model
+            from the start; v100: 1,376 pages of 16 MiB a device, the paper's
+priorities  levels, drawn per request
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+from bench.grid.arrivals import Arrivals, bursts, gamma, poisson
+from clockwork.profiles import ModelProfile, paper_models
+
+PAGE_BYTES = 16 << 20
+V100_PAGES = 1376
+"""Pages of a V100 with 32 GB, as the paper's worker had them."""
+
+SYNTHETIC_WEIGHTS_BYTES = 102_200_000
+SYNTHETIC_LOAD_NS = 8_320_000
+"""ResNet50 v2 in the paper's Table 1."""
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+"""Profile points of a synthetic model: a line, so what lies between is exact."""
+
+EXEC_NOISE = 0.0003
+"""Relative sigma of an execution: the paper's ResNet50 has its p99.99 within 0.03 % of the median (Fig. 2)."""
+LOAD_NOISE = 0.01
+LINK_NS = 50_000
+LINK_JITTER_NS = 10_000
+
+CV = 4.0
+BURST_REQUESTS = 20
+BURST_GAP_S = 0.002
+
+DECILES = 10
+
+WINDOW_SLOS = 50
+"""A window is at least this many times the longest SLO."""
+WINDOW_MIN_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Class:
+    """Requests that are judged together: one SLO and one priority."""
+
+    slo: str
+    priority: int  # 0: the default level
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One cell, as its specification says. Derived things are properties."""
+
+    name: str
+    devices: int = 1
+    models: int = 1
+    slo: str = "3x"
+    gain: str = "1"
+    exec_ns: int = 4_000_000
+    arrivals: str = "poisson"
+    zipf: float = 0.0
+    fits: str = "1"
+    priorities: int = 1
+
+    @property
+    def resident(self) -> bool:
+        """Whether every device holds every model from the start."""
+        return self.fits == "1"
+
+    @property
+    def cold(self) -> bool:
+        """Whether nothing is resident at the start and nothing is warmed up: cold bursts."""
+        return self.arrivals == "bursts"
+
+    @property
+    def classes(self) -> list[Class]:
+        levels = range(1, self.priorities + 1) if self.priorities > 1 else [0]
+        return [Class(slo, level) for slo in self.slo.split("/") for level in levels]
+
+    @property
+    def page_count(self) -> int:
+        """Pages of each device."""
+        if self.fits == "v100":
+            return V100_PAGES
+        pages = [pages_of(profile) for profile in profiles(self)]
+        if self.resident:
+            return sum(pages)
+        # Below a handful of models a device cannot load one while it runs another.
+        return max(math.ceil(float(self.fits) * sum(pages) / self.devices), 4 * max(pages))
+
+    def shares(self) -> list[float]:
+        """Each model's share of the requests, the most popular first."""
+        weights = [(rank + 1) ** -self.zipf for rank in range(self.models)]
+        total = sum(weights)
+        return [one / total for one in weights]
+
+    def decile(self, model: int) -> int:
+        """Models by popularity in ten groups of equal number; fewer than ten models are groups themselves."""
+        return model * DECILES // self.models if self.models >= DECILES else model
+
+    @property
+    def groups(self) -> int:
+        return min(self.models, DECILES)
+
+    def slos_ns(self) -> list[list[int]]:
+        """By model, by class: the SLO."""
+        return [
+            [slo_ns(one.slo, profile.exec_ns[1]) for one in self.classes] for profile in profiles(self)
+        ]
+
+    @property
+    def slo_max_ns(self) -> int:
+        return max(max(row) for row in self.slos_ns())
+
+    def window_s(self, rate: float, requests: int) -> float:
+        """How long a measured window is, seconds: enough requests, and long against the longest SLO."""
+        return max(requests / rate, WINDOW_SLOS * self.slo_max_ns / 1e9, WINDOW_MIN_S)
+
+    def draw(self, seed: int, count: int) -> Arrivals:
+        """The first `count` requests of this cell's process; the same for every policy and every rate."""
+        if self.arrivals == "poisson":
+            drawn = poisson(seed, count, self.shares())
+        elif self.arrivals == "cv4":
+            drawn = gamma(seed, count, self.shares(), CV)
+        else:
+            drawn = bursts(seed, count, self.shares(), BURST_REQUESTS, BURST_GAP_S)
+        return drawn.with_classes(seed, len(self.classes))
+
+    @property
+    def spec(self) -> str:
+        """The line that makes this cell again, name aside."""
+        return ",".join(f"{key}={write(self)}" for key, write in WRITTEN.items())
+
+
+WRITTEN = {
+    "devices": lambda cell: cell.devices,
+    "models": lambda cell: cell.models,
+    "slo": lambda cell: cell.slo,
+    "gain": lambda cell: cell.gain,
+    "exec": lambda cell: f"{cell.exec_ns / 1e6:g}ms",
+    "arrivals": lambda cell: cell.arrivals,
+    "zipf": lambda cell: f"{cell.zipf:g}",
+    "fits": lambda cell: cell.fits,
+    "priorities": lambda cell: cell.priorities,
+}
+
+
+def milliseconds(text: str) -> int:
+    """4ms -> 4,000,000."""
+    if not text.endswith("ms"):
+        raise ValueError(f"{text!r} is no time: write 4ms")
+    return round(float(text[:-2]) * 1e6)
+
+
+def slo_ns(text: str, exec_ns: int) -> int:
+    """An SLO as the specification writes it, for a model that takes exec_ns for one request."""
+    return round(float(text[:-1]) * exec_ns) if text.endswith("x") else milliseconds(text)
+
+
+def pages_of(profile: ModelProfile) -> int:
+    return -(-profile.weights_bytes // PAGE_BYTES)
+
+
+@functools.lru_cache(maxsize=64)
+def profiles(cell: Cell) -> Sequence[ModelProfile]:
+    """What the cell serves, the most popular first."""
+    classes = cell.classes
+    if cell.gain == "zoo":
+        zoo = [one for one in paper_models() if one.exec_ns]
+        return [
+            dataclasses.replace(
+                zoo[index % len(zoo)],
+                name=f"{zoo[index % len(zoo)].name}-{index}",
+                program=zoo[index % len(zoo)].name,
+                slo_ns=slo_ns(classes[0].slo, zoo[index % len(zoo)].exec_ns[1]),
+            )
+            for index in range(cell.models)
+        ]
+    gain = float(cell.gain)
+    alpha = cell.exec_ns / (1 + gain)
+    curve = {batch: round(alpha * (batch + gain)) for batch in BATCHES}
+    return [
+        ModelProfile(
+            name=f"model-{index}",
+            exec_ns=curve,
+            weights_bytes=SYNTHETIC_WEIGHTS_BYTES,
+            load_ns=SYNTHETIC_LOAD_NS,
+            program="synthetic",
+            slo_ns=slo_ns(classes[0].slo, curve[1]),
+        )
+        for index in range(cell.models)
+    ]
+
+
+def parse(text: str) -> Cell:
+    """A cell from its name or its specification; raises ValueError, naming what there is."""
+    if text in CELLS:
+        return CELLS[text]
+    if "=" not in text:
+        raise ValueError(f"no cell {text!r}; there are {', '.join(CELLS)}; or write key=value,...")
+    return specified(text, text)
+
+
+def specified(name: str, spec: str) -> Cell:
+    """A cell from its specification; raises ValueError where the specification has no sense."""
+    given: dict[str, str] = {}
+    for pair in spec.split(","):
+        key, _, value = pair.strip().partition("=")
+        if key not in WRITTEN or not value:
+            raise ValueError(f"{pair!r}: the keys of a cell are {', '.join(WRITTEN)}")
+        given[key] = value
+    cell = Cell(
+        name=name,
+        devices=int(given.get("devices", 1)),
+        models=int(given.get("models", 1)),
+        slo=given.get("slo", "3x"),
+        gain=given.get("gain", "1"),
+        exec_ns=milliseconds(given.get("exec", "4ms")),
+        arrivals=given.get("arrivals", "poisson"),
+        zipf=float(given.get("zipf", 0)),
+        fits=given.get("fits", "1"),
+        priorities=int(given.get("priorities", 1)),
+    )
+    if cell.devices < 1 or cell.models < 1 or cell.priorities < 1 or cell.exec_ns < 1:
+        raise ValueError(f"{spec!r}: devices, models, priorities and exec are at least 1")
+    if cell.arrivals not in ("poisson", "cv4", "bursts"):
+        raise ValueError(f"arrivals={cell.arrivals}: poisson, cv4 or bursts")
+    if cell.gain != "zoo" and float(cell.gain) < 0:
+        raise ValueError(f"gain={cell.gain} is below 0")
+    if cell.fits not in ("1", "v100") and not 0 < float(cell.fits) < 1:
+        raise ValueError(f"fits={cell.fits}: 1, v100, or a share between 0 and 1")
+    for row in cell.slos_ns()[:1]:
+        if min(row) < 1:
+            raise ValueError(f"slo={cell.slo} is below 1 ns")
+    return cell
+
+
+_TABLE: Mapping[str, str] = {
+    # One device: no choice of device, only of order and batch.
+    "d1-m1-tight-low": "devices=1,models=1,slo=2x,gain=1",
+    "d1-m1-medium-high": "devices=1,models=1,slo=4x,gain=20",
+    "d1-m6-tight-high": "devices=1,models=6,slo=2x,gain=20",
+    "d1-m6-medium-low-cv4": "devices=1,models=6,slo=5x,gain=1,arrivals=cv4",
+    "d1-m6-mixed-high": "devices=1,models=6,slo=2x/5x/15x,gain=20",
+    "d1-m20-loose-low": "devices=1,models=20,slo=20x,gain=0.5",
+    "d1-m20-loose-high-cv4": "devices=1,models=20,slo=20x,gain=20,arrivals=cv4",
+    "d1-m20-medium-zoo": "devices=1,models=20,slo=100ms,gain=zoo",
+    "d1-m200-pressed-zoo": "devices=1,models=200,slo=100ms,gain=zoo,zipf=0.9,fits=0.3",
+    "d1-m4000-pressed-zoo": "devices=1,models=4000,slo=250ms,gain=zoo,zipf=0.9,fits=v100",
+    # Eight devices: few models (a batch worth waiting for) and many (waiting collides).
+    "d8-m1-tight-high": "devices=8,models=1,slo=1.5x,gain=20",
+    "d8-m1-medium-low": "devices=8,models=1,slo=4x,gain=1",
+    "d8-m6-tight-low": "devices=8,models=6,slo=2x,gain=2",
+    "d8-m6-medium-high-cv4": "devices=8,models=6,slo=3x,gain=20,arrivals=cv4",
+    "d8-m20-tight-low": "devices=8,models=20,slo=1.5x,gain=1",
+    "d8-m20-tight-high": "devices=8,models=20,slo=2x,gain=20",
+    "d8-m20-tight-zoo": "devices=8,models=20,slo=25ms,gain=zoo",
+    "d8-m20-mixed-high": "devices=8,models=20,slo=2x/5x/15x,gain=20",
+    "d8-m20-priorities-low": "devices=8,models=20,slo=4x,gain=2,priorities=2",
+    "d8-m200-loose-high": "devices=8,models=200,slo=15x,gain=20,zipf=0.9",
+    "d8-m200-medium-zoo-cv4": "devices=8,models=200,slo=50ms,gain=zoo,zipf=0.9,arrivals=cv4",
+    "d8-m200-pressed-high": "devices=8,models=200,slo=5x,gain=20,zipf=0.9,fits=0.4",
+    "d8-m200-pressed-low-cv4": "devices=8,models=200,slo=15x,gain=1,zipf=0.9,fits=0.4,arrivals=cv4",
+    "d8-m200-cold-zoo": "devices=8,models=200,slo=100ms,gain=zoo,arrivals=bursts,fits=0.3",
+    "d8-m4000-pressed-zoo": "devices=8,models=4000,slo=100ms,gain=zoo,zipf=0.9,fits=v100",
+    # Twenty-four devices: Symphony's own setting, and against it.
+    "d24-m1-tight-high": "devices=24,models=1,slo=2x,gain=20",
+    "d24-m6-medium-high": "devices=24,models=6,slo=3x,gain=20",
+    "d24-m6-loose-high-cv4": "devices=24,models=6,slo=12x,gain=20,arrivals=cv4",
+    "d24-m20-tight-low": "devices=24,models=20,slo=2x,gain=0.5,zipf=0.9",
+    "d24-m200-tight-high": "devices=24,models=200,slo=2x,gain=20",
+    "d24-m200-mixed-low": "devices=24,models=200,slo=2x/4x/10x,gain=2,zipf=0.9,priorities=2",
+    "d24-m200-medium-zoo": "devices=24,models=200,slo=50ms,gain=zoo,zipf=0.9",
+    "d24-m4000-pressed-zoo": "devices=24,models=4000,slo=100ms,gain=zoo,zipf=0.9,fits=v100",
+    "d24-m4000-cold-high": "devices=24,models=4000,slo=10x,gain=20,arrivals=bursts,fits=0.1",
+    # A hundred devices; slower models, so that a second has not too many requests.
+    "d100-m1-tight-high": "devices=100,models=1,slo=2x,gain=20,exec=20ms",
+    "d100-m6-loose-low": "devices=100,models=6,slo=12x,gain=1,exec=20ms",
+    "d100-m20-medium-high": "devices=100,models=20,slo=3x,gain=20,exec=20ms",
+    "d100-m200-tight-high-cv4": "devices=100,models=200,slo=2x,gain=20,exec=20ms,zipf=0.9,arrivals=cv4",
+    "d100-m4000-pressed-high": "devices=100,models=4000,slo=4x,gain=20,exec=20ms,zipf=0.9,fits=0.4",
+    "d100-m4000-pressed-zoo-cv4": "devices=100,models=4000,slo=100ms,gain=zoo,zipf=0.9,fits=v100,arrivals=cv4",
+}
+
+CELLS: dict[str, Cell] = {name: specified(name, spec) for name, spec in _TABLE.items()}
+"""By name. Quick mode takes all of them too, with fewer requests and seeds."""

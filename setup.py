@@ -30,6 +30,14 @@ extensions: list[Extension] = [
         extra_compile_args=CORE,
         depends=["csrc/id_table.h", "csrc/scheduler/types.h", "csrc/worker/actions.h"],
     ),
+    Extension(
+        "clockwork.sim._bounds",
+        ["clockwork/sim/_bounds.pyx"],
+        include_dirs=["csrc"],
+        language="c++",
+        extra_compile_args=CORE,
+        depends=["csrc/sim/bounds.h"],
+    ),
 ]
 
 setup(ext_modules=cythonize(extensions, compiler_directives={"language_level": "3"}))

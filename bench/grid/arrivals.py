@@ -1,8 +1,8 @@
 """Requests of a cell before the rate is known: one drawing for every rate and every policy.
 
-Times are kept in units of the mean gap between two requests. At a rate they are that many gaps, so that two
-rates see the same requests, closer or further apart, and the search for a rate compares like with like. What
-happens inside a burst is in seconds and does not shrink.
+They are drawn once, at UNIT_RATE, and at another rate come that much closer or further apart, so that two rates
+see the same requests and the search for a rate compares like with like. What happens inside a burst is in
+seconds and does not shrink.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-PROCESS, CLASSES = 0, 1
-"""Streams of randomness of one seed."""
+from clockwork.sim.workloads import Class, Recorded, Workload, chosen, gamma, mixed, poisson
+from clockwork.sim.workloads.arrivals import Arrivals as Timed
+
+UNIT_RATE = 1000.0
+"""Requests a second at which they are drawn."""
+
+STREAM_GAPS = 1
+"""The stream of random numbers that the gaps within bursts come from; the workloads' own are 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrivals:
-    """Requests in the order of their times."""
+    """Requests as they come at UNIT_RATE, in order of time."""
 
-    units: npt.NDArray[np.float64]  # in mean gaps, ascending
-    offset_s: npt.NDArray[np.float64]  # added, in seconds
+    unit_ns: npt.NDArray[np.int64]
+    offset_ns: npt.NDArray[np.int64]  # added whatever the rate
     model: npt.NDArray[np.int32]
-    group: npt.NDArray[np.int32]  # index of the class
+    group: npt.NDArray[np.uint8]  # index of the class
 
     def __len__(self) -> int:
-        return len(self.units)
-
-    def with_classes(self, seed: int, classes: int) -> Arrivals:
-        """The same requests, each with a class drawn from `classes` equally likely ones."""
-        drawn = np.random.default_rng([seed, CLASSES]).random(len(self))
-        return dataclasses.replace(self, group=(drawn * classes).astype(np.int32))
+        return len(self.unit_ns)
 
     def at(self, rate: float, until_s: float) -> TimedArrivals:
         """The requests of the first `until_s` seconds at `rate` requests a second."""
-        times = np.floor((self.units / rate + self.offset_s) * 1e9).astype(np.int64)
-        if self.units[-1] / rate < until_s:
-            raise ValueError(
-                f"{len(self)} requests at {rate:g} a second are {self.units[-1] / rate:g} s, not {until_s:g} s"
-            )
-        # A time in seconds may let a later burst overtake: sort again, keeping the order of equals.
+        until_ns = int(until_s * 1e9)
+        times = (self.unit_ns * (UNIT_RATE / rate)).astype(np.int64)
+        if not len(times) or times[-1] < 0.95 * until_ns:
+            raise ValueError(f"{len(self)} requests at {rate:g} a second do not fill {until_s:g} s")
+        # A burst may overtake another: sort again, keeping the order of equals.
+        times += self.offset_ns
         order = np.argsort(times, kind="stable")
-        order = order[times[order] < int(until_s * 1e9)]
+        order = order[: int(np.searchsorted(times[order], until_ns))]
         return TimedArrivals(times[order], self.model[order], self.group[order])
 
 
@@ -53,61 +54,57 @@ class TimedArrivals:
 
     t_ns: npt.NDArray[np.int64]
     model: npt.NDArray[np.int32]
-    group: npt.NDArray[np.int32]
+    group: npt.NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.t_ns)
 
 
-def _untimed(units: npt.NDArray[np.float64], model: npt.NDArray[np.int32]) -> Arrivals:
-    return Arrivals(units, np.zeros(len(units)), model, np.zeros(len(units), np.int32))
+def drawn(workload: Workload, seed: int, classes: int) -> Arrivals:
+    """The requests of a workload, each in one of `classes` equally likely classes."""
+    found: Timed = mixed(workload, [Class()] * classes, seed).collect()
+    return Arrivals(found.t_ns, np.zeros(len(found), np.int64), found.model, found.cls)
 
 
-def poisson(seed: int, count: int, shares: Sequence[float]) -> Arrivals:
-    """Poisson processes, one a model."""
-    random = np.random.default_rng([seed, PROCESS])
-    # Drawn in pairs, so that the first requests are the same however many are asked for.
-    drawn = random.random((count, 2))
-    units = np.cumsum(-np.log1p(-drawn[:, 0]))
-    edges = np.cumsum(np.asarray(shares))[:-1]
-    return _untimed(units, np.searchsorted(edges, drawn[:, 1], side="right").astype(np.int32))
+def poisson_arrivals(seed: int, count: int, shares: Sequence[float], classes: int) -> Arrivals:
+    """About `count` requests of Poisson processes, one a model."""
+    rates = [UNIT_RATE * share for share in shares]
+    return drawn(poisson(rates, _duration_ns(count), seed=seed), seed, classes)
 
 
-def gamma(seed: int, count: int, shares: Sequence[float], cv: float) -> Arrivals:
-    """Renewal processes with Gamma gaps, one a model, stationary from the start."""
-    shape = 1 / cv**2
-    times: list[npt.NDArray[np.float64]] = []
-    for model, share in enumerate(shares):
-        random = np.random.default_rng([seed, PROCESS, model])
-        scale = 1 / (share * shape)
-        # A stationary observer falls into a long gap more often: that gap's length is biased by itself
-        # (shape + 1), and the observer's place in it is uniform.
-        at = random.standard_gamma(shape + 1) * scale * random.random()
-        parts: list[npt.NDArray[np.float64]] = []
-        while at < count:
-            expected = (count - at) * share
-            gaps = random.standard_gamma(shape, int(expected + 4 * cv * expected**0.5) + 16) * scale
-            part = at + np.concatenate(([0.0], np.cumsum(gaps)))
-            parts.append(part[:-1])
-            at = float(part[-1])
-        found = np.concatenate(parts) if parts else np.empty(0)
-        times.append(found[found < count])
-    units = np.concatenate(times)
-    model_of = np.repeat(np.arange(len(shares), dtype=np.int32), [len(one) for one in times])
-    order = np.argsort(units, kind="stable")
-    return _untimed(units[order], model_of[order])
+def gamma_arrivals(seed: int, count: int, shares: Sequence[float], cv: float, classes: int) -> Arrivals:
+    """About `count` requests of renewal processes with Gamma gaps, one a model."""
+    rates = [UNIT_RATE * share for share in shares]
+    return drawn(gamma(rates, cv, _duration_ns(count), seed=seed), seed, classes)
 
 
-def bursts(seed: int, count: int, shares: Sequence[float], size: int, gap_s: float) -> Arrivals:
+def burst_arrivals(
+    seed: int, count: int, shares: Sequence[float], size: int, gap_s: float, classes: int
+) -> Arrivals:
     """Bursts of `size` requests for one model, `gap_s` apart in the mean; the bursts come as Poisson."""
-    random = np.random.default_rng([seed, PROCESS])
-    drawn = random.random((-(-count // size), size + 1))
-    edges = np.cumsum(np.asarray(shares))[:-1]
-    model = np.searchsorted(edges, drawn[:, 0], side="right").astype(np.int32)
-    gaps = -np.log1p(-drawn[:, 1:])
-    starts = np.cumsum(gaps[:, 0]) * size
-    offsets = np.concatenate((np.zeros((len(drawn), 1)), np.cumsum(gaps[:, 1:] * gap_s, axis=1)), axis=1)
-    count = len(drawn) * size
-    return Arrivals(
-        np.repeat(starts, size), offsets.reshape(count), np.repeat(model, size), np.zeros(count, np.int32)
-    )
+    starts = chosen(poisson([UNIT_RATE / size], _duration_ns(count), seed=seed), shares, seed).collect()
+    long_enough_ns = int(2 * gap_s * (len(starts) * size + 1000) * 1e9)
+    within = poisson([1 / gap_s], long_enough_ns, seed=seed, stream=STREAM_GAPS)
+    gaps_ns = np.diff(_first(within, len(starts) * size + 1)).reshape(len(starts), size)
+    gaps_ns[:, 0] = 0
+    offsets = np.cumsum(gaps_ns, axis=1).reshape(-1)
+    # Classes are drawn by time and model: give each request a time of its own.
+    apart = Timed.of(np.arange(len(starts) * size), np.repeat(starts.model, size))
+    groups = mixed(Recorded(apart), [Class()] * classes, seed).collect().cls
+    return Arrivals(np.repeat(starts.t_ns, size), offsets, np.repeat(starts.model, size), groups)
+
+
+def _first(workload: Workload, count: int) -> npt.NDArray[np.int64]:
+    """The times of a workload's first arrivals."""
+    parts: list[npt.NDArray[np.int64]] = []
+    left = count
+    for chunk in workload:
+        parts.append(chunk.t_ns[:left])
+        left -= len(parts[-1])
+        if not left:
+            return np.concatenate(parts)
+    raise ValueError(f"the workload ends {left} short of {count} arrivals")
+
+
+def _duration_ns(count: int) -> int:
+    return int(count / UNIT_RATE * 1e9)

@@ -68,8 +68,8 @@ from bench.grid.cells import (
     LINK_JITTER_NS,
     LINK_NS,
     LOAD_NOISE,
+    PAGE_BYTES,
     Cell,
-    pages_of,
     profiles,
 )
 from clockwork.profiles import ModelProfile
@@ -92,10 +92,8 @@ Int64s = npt.NDArray[np.int64]
 
 def curve(profile: ModelProfile) -> Floats:
     """Execution time of every batch size, ns, entry 0 unused; never falling with the size."""
-    points = sorted(profile.exec_ns.items())
-    largest = profile.batch_max or points[-1][0]
-    sizes = np.arange(largest + 1)
-    times = np.interp(sizes, [size for size, _ in points], [ns for _, ns in points])
+    sizes = range(1, profile.largest_batch() + 1)
+    times = np.array([0, *(profile.execution_ns(size) for size in sizes)], np.float64)
     times = np.minimum.accumulate(times[::-1])[::-1]
     return times * (1 - NOISE_SIGMAS * EXEC_NOISE)
 
@@ -157,7 +155,7 @@ class Relaxation:
         within = (times >= begin) & (times < end)
         longest = slos.max(axis=1)
         span = end - begin
-        pages = np.array([pages_of(profile) for profile in served])
+        pages = np.array([profile.pages(PAGE_BYTES) for profile in served])
         loads = np.array([profile.load_ns for profile in served]) * (1 - NOISE_SIGMAS * LOAD_NOISE)
         self.hold: Hold | None = None
         if not cell.resident:
@@ -197,11 +195,13 @@ class Relaxation:
     def prices_max(self) -> Floats:
         """Prices (of a ns of device, of link, of a page-ns) at which nothing is worth serving."""
         finite = self.cost[np.isfinite(self.cost)]
-        device = 1 / finite.min() if len(finite) else 1.0
+        device = 1 / finite.min() if len(finite) else 0.0
         if self.hold is None or not self.count:
             return np.array([device, 0.0, 0.0])
         held = self.hold.pages_ns[np.isfinite(self.hold.pages_ns) & (self.hold.pages_ns > 0)]
-        return np.array([device, 1 / self.hold.load_ns.min(), 1 / float(np.median(held)) if len(held) else 0.0])
+        return np.array(
+            [device, 1 / self.hold.load_ns.min(), 1 / float(np.median(held)) if len(held) else 0.0]
+        )
 
     def value(self, prices: Floats) -> tuple[float, Floats]:
         """(the bound on the requests served, at these prices; its slope by each of them)."""

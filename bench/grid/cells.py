@@ -23,13 +23,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from bench.grid.arrivals import Arrivals, bursts, gamma, poisson
-from clockwork.profiles import ModelProfile, paper_models
+import numpy as np
 
-PAGE_BYTES = 16 << 20
+from bench.grid.arrivals import (
+    Arrivals,
+    TimedArrivals,
+    burst_arrivals,
+    gamma_arrivals,
+    poisson_arrivals,
+)
+from clockwork.profiles import PAPER_PAGE_BYTES, ModelProfile, paper_varieties
+from clockwork.sim.workloads import zipf
+from clockwork.sim.workloads.arrivals import Arrivals as Timed
+
+PAGE_BYTES = PAPER_PAGE_BYTES
 V100_PAGES = 1376
 """Pages of a V100 with 32 GB, as the paper's worker had them."""
 
@@ -100,7 +111,7 @@ class Cell:
         """Pages of each device."""
         if self.fits == "v100":
             return V100_PAGES
-        pages = [pages_of(profile) for profile in profiles(self)]
+        pages = [profile.pages(PAGE_BYTES) for profile in profiles(self)]
         if self.resident:
             return sum(pages)
         # Below a handful of models a device cannot load one while it runs another.
@@ -108,9 +119,7 @@ class Cell:
 
     def shares(self) -> list[float]:
         """Each model's share of the requests, the most popular first."""
-        weights = [(rank + 1) ** -self.zipf for rank in range(self.models)]
-        total = sum(weights)
-        return [one / total for one in weights]
+        return zipf(self.models, self.zipf)
 
     def decile(self, model: int) -> int:
         """Models by popularity in ten groups of equal number; fewer than ten models are groups themselves."""
@@ -122,9 +131,7 @@ class Cell:
 
     def slos_ns(self) -> list[list[int]]:
         """By model, by class: the SLO."""
-        return [
-            [slo_ns(one.slo, profile.exec_ns[1]) for one in self.classes] for profile in profiles(self)
-        ]
+        return [[slo_ns(one.slo, profile.exec_ns[1]) for one in self.classes] for profile in profiles(self)]
 
     @property
     def slo_max_ns(self) -> int:
@@ -136,13 +143,24 @@ class Cell:
 
     def draw(self, seed: int, count: int) -> Arrivals:
         """The first `count` requests of this cell's process; the same for every policy and every rate."""
+        shares, classes = self.shares(), len(self.classes)
         if self.arrivals == "poisson":
-            drawn = poisson(seed, count, self.shares())
-        elif self.arrivals == "cv4":
-            drawn = gamma(seed, count, self.shares(), CV)
-        else:
-            drawn = bursts(seed, count, self.shares(), BURST_REQUESTS, BURST_GAP_S)
-        return drawn.with_classes(seed, len(self.classes))
+            return poisson_arrivals(seed, count, shares, classes)
+        if self.arrivals == "cv4":
+            return gamma_arrivals(seed, count, shares, CV, classes)
+        return burst_arrivals(seed, count, shares, BURST_REQUESTS, BURST_GAP_S, classes)
+
+    def requests(self, offered: TimedArrivals) -> Timed:
+        """The same requests as the simulator takes them, with the SLO and priority of their class."""
+        slos = np.asarray(self.slos_ns(), np.int64)
+        priorities = np.array([one.priority for one in self.classes], np.uint8)
+        return Timed.of(
+            offered.t_ns,
+            offered.model,
+            slos[offered.model, offered.group],
+            priorities[offered.group],
+            offered.group,
+        )
 
     @property
     def spec(self) -> str:
@@ -175,24 +193,20 @@ def slo_ns(text: str, exec_ns: int) -> int:
     return round(float(text[:-1]) * exec_ns) if text.endswith("x") else milliseconds(text)
 
 
-def pages_of(profile: ModelProfile) -> int:
-    return -(-profile.weights_bytes // PAGE_BYTES)
-
-
 @functools.lru_cache(maxsize=64)
 def profiles(cell: Cell) -> Sequence[ModelProfile]:
     """What the cell serves, the most popular first."""
     classes = cell.classes
     if cell.gain == "zoo":
-        zoo = [one for one in paper_models() if one.exec_ns]
+        zoo = paper_varieties()
         return [
             dataclasses.replace(
-                zoo[index % len(zoo)],
-                name=f"{zoo[index % len(zoo)].name}-{index}",
-                program=zoo[index % len(zoo)].name,
-                slo_ns=slo_ns(classes[0].slo, zoo[index % len(zoo)].exec_ns[1]),
+                one,
+                name=f"{one.name}-{index}",
+                program=one.name,
+                slo_ns=slo_ns(classes[0].slo, one.exec_ns[1]),
             )
-            for index in range(cell.models)
+            for index, one in zip(range(cell.models), itertools.cycle(zoo))
         ]
     gain = float(cell.gain)
     alpha = cell.exec_ns / (1 + gain)

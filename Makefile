@@ -5,6 +5,9 @@ WORKERS ?= 1
 ARENA ?=
 PORT ?=
 DATA ?=
+DEVICE ?=
+DEVICES ?=
+PROFILES ?= $(if $(filter emulated,$(DEVICE)),paper)
 ARGS ?=
 TESTS ?=
 
@@ -35,7 +38,8 @@ help: ## list the targets
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...';"
+	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...',"
+	@echo "DEVICE=emulated DEVICES=12 PROFILES=file;"
 	@echo "of test: TESTS='tests/unit -k name'"
 
 check: ## name what is missing on this machine, with the package that brings it
@@ -46,7 +50,8 @@ build: $(BUILT) ## create .venv, install the pinned dependencies, build the exte
 
 run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
-	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") $(ARGS)
+	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device $(DEVICE)) \
+	    $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
 test: $(TESTABLE) $(MODELS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
 	$(BIN)/python -m pytest -m "not slow and not conformance" $(TESTS)

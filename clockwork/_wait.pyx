@@ -1,7 +1,21 @@
-"""Wait for descriptors with nanosecond timeouts: zmq_poll and select.poll round theirs to milliseconds."""
+"""Wait for descriptors with nanosecond timeouts: zmq_poll and select.poll round theirs to milliseconds.
+
+And a timer that is a descriptor: the kernel lets timerfd expire to the microsecond, where the timeout of a
+wait may be stretched by the thread's timer slack (50 us).
+"""
 
 from libc.errno cimport EINTR, errno
+from libc.stdint cimport uint64_t
 from libc.string cimport strerror
+from posix.time cimport CLOCK_MONOTONIC, itimerspec
+from posix.unistd cimport close, read
+
+cdef extern from "<sys/timerfd.h>" nogil:
+    int TFD_NONBLOCK
+    int TFD_CLOEXEC
+    int TFD_TIMER_ABSTIME
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *new_value, itimerspec *old_value)
 
 cdef extern from "<poll.h>" nogil:
     ctypedef unsigned long nfds_t
@@ -69,3 +83,42 @@ cdef class Waiter:
                 return False
             raise OSError(errno, strerror(errno).decode())
         return ready > 0
+
+
+cdef class Timer:
+    """One alarm at a time of the monotonic clock; its descriptor is readable from then on until clear()."""
+
+    cdef int _fd
+
+    def __cinit__(self):
+        self._fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
+        if self._fd < 0:
+            raise OSError(errno, strerror(errno).decode())
+
+    def __dealloc__(self):
+        self.close()
+
+    def fileno(self):
+        return self._fd
+
+    def set(self, long long at_ns):
+        """Go off at this time, at once if it has passed; 0: not at all. Replaces what was set before."""
+        cdef itimerspec alarm
+        alarm.it_interval.tv_sec = alarm.it_interval.tv_nsec = 0
+        alarm.it_value.tv_sec = alarm.it_value.tv_nsec = 0
+        if at_ns > 0:
+            alarm.it_value.tv_sec = at_ns // 1_000_000_000
+            alarm.it_value.tv_nsec = at_ns % 1_000_000_000
+        if timerfd_settime(self._fd, TFD_TIMER_ABSTIME, &alarm, NULL) != 0:
+            raise OSError(errno, strerror(errno).decode())
+
+    def clear(self):
+        """Whether it went off since the last set() or clear()."""
+        cdef uint64_t count
+        return read(self._fd, &count, sizeof(count)) > 0
+
+    def close(self):
+        """Idempotent."""
+        if self._fd >= 0:
+            close(self._fd)
+            self._fd = -1

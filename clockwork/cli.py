@@ -69,9 +69,10 @@ def cli() -> None:
 # ----- options that several commands have ----------------------------------------------------
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str) -> int:
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """A count of bytes; 0 where none was given."""
     try:
-        return config.parse_bytes(value)
+        return 0 if value is None else config.parse_bytes(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -89,12 +90,17 @@ def client_options(command: F) -> F:
 def worker_options(command: F) -> F:
     """What `worker` and `up` have in common."""
     for option in reversed([
-        click.option("--device", "devices", multiple=True, default=("cpu",), show_default=True,
-                     help="A device to serve from; may be repeated."),
-        click.option("--arena", default=str(config.ARENA_BYTES), callback=_size, metavar="SIZE",
-                     help="Memory for weights, of each device.  [default: 2GiB]"),
-        click.option("--page-size", default=str(config.PAGE_BYTES), callback=_size, metavar="SIZE",
-                     help="Pages that the arena is divided into.  [default: 1MiB]"),
+        click.option("--device", type=click.Choice(["cpu", "emulated"]), default="cpu", show_default=True,
+                     help="What it serves from; emulated devices take profiled times and compute nothing."),
+        click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
+                     show_default=True, help="How many of them each worker has."),
+        click.option("--emulate", multiple=True, metavar="NAME=VALUE",
+                     help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
+                          "failures, copy_bandwidth, shared_link, spin."),
+        click.option("--arena", callback=_size, metavar="SIZE",
+                     help="Memory for weights, of each device.  [default: 1GiB; emulated: 21.5GiB]"),
+        click.option("--page-size", callback=_size, metavar="SIZE",
+                     help="Pages that the arena is divided into.  [default: 1MiB; emulated: 16MiB]"),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
                      help="Threads of one execution on a CPU."),
         click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
@@ -131,12 +137,15 @@ def _plain(value: Any) -> Any:
 @click.option("--keys", type=PATH, help="A directory made by `clockwork keys new`.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
 @click.option("--no-demo", is_flag=True, help="Do not register the demo model.")
+@click.option("--profiles", metavar="FILE",
+              help="Register the models of a profile file, or `paper`, on emulated devices.")  # fmt: skip
+@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
 @worker_options
 def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, keys: Path | None, insecure: bool,
-    no_demo: bool, verbose: bool, devices: tuple[str, ...], arena: int, page_size: int, threads: int,
-    lock_store: bool,
+    no_demo: bool, profiles: str | None, copies: int, verbose: bool, device: str, devices: int,
+    emulate: tuple[str, ...], arena: int, page_size: int, threads: int, lock_store: bool,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller and workers.
 
@@ -148,18 +157,21 @@ def up(
       clockwork up --workers 2 --arena 4GiB
       clockwork up --port 6000 --data /var/lib/clockwork --no-demo
       clockwork up --host 0.0.0.0 --keys keys/
+      clockwork up --device emulated --devices 12 --profiles paper --copies 66
     """
     from clockwork import cluster
 
-    arguments = ["--arena", str(arena), "--page-size", str(page_size), "--threads", str(threads)]
-    for device in devices:
-        arguments += ["--device", device]
+    arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
+    for name, size in (("--arena", arena), ("--page-size", page_size)):
+        arguments += [name, str(size)] if size else []
+    for setting in emulate:
+        arguments += ["--emulate", setting]
     if lock_store:
         arguments += ["--lock-store"]
     settings = cluster.UpSettings(
         workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
-        keys=keys, insecure=insecure, demo=not no_demo and workers > 0, verbose=verbose,
-        worker_arguments=tuple(arguments),
+        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and device != "emulated", profiles=profiles or "", copies=copies,
+        verbose=verbose, worker_arguments=tuple(arguments),
     )  # fmt: skip
     sys.exit(cluster.up(settings, lambda line: click.echo(line)))
 
@@ -211,8 +223,8 @@ def controller(
 @click.option("--key", type=PATH, help="Its key file, peer.key (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)
 def worker(
-    connect: str | None, name: str | None, devices: tuple[str, ...], arena: int, page_size: int, threads: int,
-    lock_store: bool, store: Path | None, key: Path | None, parent: int | None,
+    connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
+    page_size: int, threads: int, lock_store: bool, store: Path | None, key: Path | None, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a worker: it does what the controller orders, on the devices of this machine.
 
@@ -220,6 +232,7 @@ def worker(
     Examples:
       clockwork worker --arena 8GiB --threads 4
       clockwork worker --connect tcp://10.0.0.1:5556 --key peer.key
+      clockwork worker --device emulated --devices 100 --emulate exec_noise=0.01
     """
     if parent is not None:
         from clockwork.cluster import die_with
@@ -230,7 +243,9 @@ def worker(
 
     settings = WorkerSettings(
         endpoint=connect or config.worker_endpoint(),
-        devices=devices,
+        devices=(device,),
+        device_count=devices,
+        emulate=emulate,
         arena_bytes=arena,
         page_bytes=page_size,
         threads=threads,
@@ -252,8 +267,10 @@ def models() -> None:
 
 
 @models.command("add")
-@click.argument("name")
-@click.argument("file", type=FILE)
+@click.argument("name", required=False)
+@click.argument("file", type=FILE, required=False)
+@click.option("--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`.")
+@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
 @click.option("--slo", type=float, help="The default SLO of its requests, in seconds.")
 @click.option(
     "--examples", type=FILE, help="Real inputs for profiling and checks: .npz by input name, or .npy."
@@ -262,10 +279,13 @@ def models() -> None:
 @click.option("--batch-max", type=click.IntRange(1), help="An upper bound of its batches.")
 @client_options
 def add(
-    name: str, file: Path, slo: float | None, examples: Path | None, batching: Any, batch_max: int | None,
-    endpoint: str | None, key: Path | None, timeout: float | None,
+    name: str | None, file: Path | None, profiles: str | None, copies: int, slo: float | None,
+    examples: Path | None, batching: Any, batch_max: int | None, endpoint: str | None, key: Path | None,
+    timeout: float | None,
 ) -> None:  # fmt: skip
     """Register an ONNX FILE as NAME; returns once it is ready to serve.
+
+    Or, for emulated devices, models that are only profiles: of a file, or of the paper's table.
 
     External data beside the file is taken along. Other content under a known name becomes its next
     version and takes over without a failed request.
@@ -274,9 +294,17 @@ def add(
     Examples:
       clockwork models add resnet50 resnet50.onnx --slo 0.1
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
+      clockwork models add --profiles paper --copies 66 --slo 0.1
     """
-    from clockwork import cli_files
+    from clockwork import cli_files, cli_profiles
 
+    cli_profiles.check_arguments(name, file, profiles)
+    if profiles is not None:
+        found = cli_profiles.read_profiles(profiles, copies)
+        with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
+            cli_profiles.register_profiles(client, found, slo, timeout, tell)
+        click.echo(f"{len(found)} models are ready")
+        return
     given = cli_files.read_examples(examples) if examples is not None else None
     with new_client(endpoint, key, timeout) as client, _progress(f"Registering {name}") as tell:
         info = client.register(

@@ -32,7 +32,8 @@ from clockwork.messages import (
     UploadChunk,
     UploadNeed,
 )
-from clockwork.models.package import hash_file
+from clockwork.models.package import PROFILE_FILE, hash_file
+from clockwork.profiles import ModelProfile
 from clockwork.tensors import Array, as_array, decode_tensor, encode_array
 from clockwork.transport import Frame
 
@@ -152,7 +153,8 @@ class Client:
         """Make a model known, and return once it is ready to serve: optimised, profiled, on the workers.
 
         model: an ONNX file (external data beside it is followed, within its folder), its bytes, or an
-        onnx.ModelProto. Other content under a known name becomes its next version.
+        onnx.ModelProto; for emulated devices, a clockwork.profiles.ModelProfile. Other content under a known
+        name becomes its next version.
         slo: the default of its requests. examples: real inputs, for profiling and checks: a dict by
         input name, a list of such, or one array for a model of one input.
         batching: "on" and "off" overrule what registration finds out. batch_max: an upper bound.
@@ -350,6 +352,12 @@ def register(
 
 
 def _package(model: Any, examples: Any, scratch: Path) -> list[tuple[str, Path | bytes]]:
+    if isinstance(model, ModelProfile):
+        if examples is not None:
+            raise InvalidModel("a profile has been measured already: it takes no examples")
+        from clockwork.models.profiled import encode_profile
+
+        return [(PROFILE_FILE, encode_profile(model))]
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
     if isinstance(model, (str, os.PathLike)):

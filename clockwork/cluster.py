@@ -59,6 +59,8 @@ class UpSettings:
     keys: Path | None = None  # a directory made by `clockwork keys new`
     insecure: bool = False
     demo: bool = True
+    profiles: str = ""  # a file of profiles to register on emulated devices, or "paper"
+    copies: int = 1  # of each of them
     verbose: bool = False
     worker_arguments: tuple[str, ...] = ()
 
@@ -249,6 +251,8 @@ class _Cluster:
             self._wait(lambda: len(client.status()["workers"]) >= settings.workers, limit_ns, "the workers")
             if settings.demo:
                 self._register_demo(client)
+            if settings.profiles:
+                self._register_profiles(client)
             self._wait(lambda: not client.status()["models"].get("preparing"), None, "the models")
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
@@ -275,6 +279,13 @@ class _Cluster:
                 return
         self._say(f"Registering the demo model {DEMO_MODEL} ...")
         client.register(DEMO_MODEL, path)
+
+    def _register_profiles(self, client: Any) -> None:
+        from clockwork.cli_profiles import read_profiles, register_profiles
+
+        profiles = read_profiles(self._settings.profiles, self._settings.copies)
+        self._say(f"Registering {len(profiles)} profiles ...")
+        register_profiles(client, profiles)
 
     def post_mortem(self) -> str:
         """What to say of the child that ended."""

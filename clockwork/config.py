@@ -172,6 +172,21 @@ BATCH_SIZE_MAX = 65_536
 """The largest batch of a profile."""
 
 
+# ----- emulated devices ----------------------------------------------------------------------
+
+EMULATED_PAGE_BYTES = 16 << 20
+"""Pages as the paper's workers have them."""
+
+EMULATED_ARENA_BYTES = 1376 * EMULATED_PAGE_BYTES
+"""Of one emulated device: the pages of a 32 GB V100, less what the paper's workers keep for themselves."""
+
+EMULATED_DEVICES_MAX = 1024
+"""Of one worker, which is as many as one worker may announce."""
+
+EMULATED_SPIN_NS = 60_000
+"""How long before an end the process wakes to wait for it exactly, where it may spin."""
+
+
 def environment(name: str, default: str) -> str:
     """CLOCKWORK_<name>, or the default where it is unset or empty."""
     return os.environ.get(f"CLOCKWORK_{name}") or default

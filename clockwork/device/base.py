@@ -55,12 +55,11 @@ class Completion(NamedTuple):
     parts: list[list[TensorView]]  # INFER: the outputs of each part, in the model's output order
 
 
-class Device(Protocol):
-    info: DeviceInfo
+class ModelHolder(Protocol):
+    """Whom models are made known to: a device, or the group that it belongs to."""
 
-    def fileno(self) -> int:
-        """A descriptor that is readable while poll() has completions to give."""
-        ...
+    @property
+    def info(self) -> DeviceInfo: ...
 
     def prepare(self, model_id: int, directory: str) -> None:
         """Make a prepared model loadable: create (or share) its program, map its weights. May take long.
@@ -74,6 +73,36 @@ class Device(Protocol):
     def forget(self, model_id: int) -> None:
         """Drop a model, if it is known; its program goes with the last model that uses it. Raises
         ValueError while it is resident or has actions under way."""
+        ...
+
+
+class DeviceGroup(ModelHolder, Protocol):
+    """Alike devices of one process that share their models and one descriptor.
+
+    What a worker does for each of its devices in each turn of its loop, it does once for a group: a
+    thousand emulated devices then cost what those of them cost that have something to say."""
+
+    def fileno(self) -> int:
+        """Readable while ended() has devices to give."""
+        ...
+
+    def ended(self) -> Sequence[Device]:
+        """The devices whose poll() has something to give, each once."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """For ``clockwork status``: how exactly it does what it does."""
+        ...
+
+
+class Device(ModelHolder, Protocol):
+    @property
+    def group(self) -> DeviceGroup | None:
+        """The group that it belongs to; models are then made known to the group alone."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while poll() has completions to give."""
         ...
 
     def start_load(self, action: Load) -> None: ...

@@ -51,6 +51,8 @@ class CpuDevice:
     thread's CPU time as the duration of ``execute``, for measuring on a busy machine; one thread only.
     """
 
+    group = None
+
     def __init__(
         self,
         arena_bytes: int = config.ARENA_BYTES,

@@ -3,6 +3,7 @@
     <store>/packages/<digest>/
         package.json     the file list
         model.onnx, ...  the files themselves; external data beside the model, examples.npz
+        profile.json     instead of all those: a model for emulated devices, see models.profiled
 
 The digest is over the list of (path, bytes, sha256), so equal content is one package, whoever sent it.
 """
@@ -22,6 +23,7 @@ from typing import Any
 from clockwork.errors import InvalidModel
 
 MODEL_FILE = "model.onnx"
+PROFILE_FILE = "profile.json"
 EXAMPLES_FILE = "examples.npz"
 LIST_FILE = "package.json"
 FILES_MAX = 4096
@@ -57,8 +59,10 @@ def parse_files(rows: Any) -> list[PackageFile]:
                 raise InvalidModel("a package's file is [path, bytes, sha256]")
     if len({file.path for file in files}) != len(files):
         raise InvalidModel("a package names one file twice")
-    if files[0].path != MODEL_FILE:
-        raise InvalidModel(f"the first file of a package is {MODEL_FILE}, not {files[0].path!r}")
+    if files[0].path not in (MODEL_FILE, PROFILE_FILE):
+        raise InvalidModel(
+            f"the first file of a package is {MODEL_FILE} or {PROFILE_FILE}, not {files[0].path!r}"
+        )
     total = sum(file.bytes for file in files)
     if total > PACKAGE_BYTES_MAX:
         raise InvalidModel(f"a package of {total} bytes is larger than {PACKAGE_BYTES_MAX}")

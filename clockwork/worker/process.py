@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -24,18 +25,22 @@ from typing import Any, NamedTuple
 from clockwork import __version__, wire
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.config import (
+    ARENA_BYTES,
     COLLECT_INTERVAL_NS,
     DRAIN_LIMIT_NS,
     DRAIN_SETTLE_NS,
+    EMULATED_ARENA_BYTES,
+    EMULATED_PAGE_BYTES,
     HANDSHAKES_BROKEN_MAX,
     HEARTBEAT_NS,
     JITTER_WINDOW,
+    PAGE_BYTES,
     RANK_MAX,
     SWITCH_INTERVAL_NS,
     WORKER_MESSAGES_PER_TURN,
     silence_onnxruntime,
 )
-from clockwork.device.base import Completion, Device, TensorView
+from clockwork.device.base import Completion, Device, DeviceGroup, TensorView
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
 from clockwork.keys import read_peer_keys
 from clockwork.limits import raise_descriptor_limit
@@ -89,17 +94,37 @@ WARNING_INTERVAL_NS = SECOND
 
 NO_PHASE: Phase = [0, 0, 0]
 
+DEVICES_ALONE_MAX = 12
+"""Devices with a descriptor of their own that one loop waits on."""
+
 Parts = list[list[TensorView]]
+
+
+STALE_WAKES_MAX = 1024
+"""Entries of the heap of wake-ups that may be out of date beyond one for each device, before it is built anew."""
 
 
 class _Line:
     """One device and the queue of actions before it."""
 
-    __slots__ = ("device", "queue")
+    __slots__ = ("device", "index", "queue", "wake_ns")
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, index: int, device: Device) -> None:
+        self.index = index
         self.device = device
         self.queue = ActionQueue(device.info.run_ahead)
+        self.wake_ns = NEVER_NS  # for which the loop's heap has an entry
+
+
+class _Alone:
+    """A device that belongs to no group, as one."""
+
+    def __init__(self, device: Device) -> None:
+        self.devices = (device,)
+        self.fileno = device.fileno
+
+    def ended(self) -> Sequence[Device]:
+        return self.devices
 
 
 class _Held(NamedTuple):
@@ -120,15 +145,30 @@ class Worker:
         self._clock = WorkerClock(settings.clock_offset_ns, settings.clock_drift_ppm)
         self._jitter = Jitter(JITTER_WINDOW)
         self._epoch = random.SystemRandom().getrandbits(63)
-        self._lines = [_Line(device) for device in devices]
+        self._lines = [_Line(index, device) for index, device in enumerate(devices)]
+        self._line_of = {line.device: line for line in self._lines}
+        self._wakes: list[
+            tuple[int, int]
+        ] = []  # (when, index) of lines; stale where it is not the line's wake_ns
+        self._groups = list(dict.fromkeys(one.group for one in devices if one.group is not None))
+        sources: list[_Alone | DeviceGroup] = [
+            *self._groups,
+            *(_Alone(one) for one in devices if one.group is None),
+        ]
+        if len(sources) > DEVICES_ALONE_MAX:
+            raise ConfigError(
+                f"a worker drives at most {DEVICES_ALONE_MAX} devices of this kind, not {len(sources)}"
+            )
+        self._ended = [source.ended for source in sources]
         self._actions: dict[int, _Held] = {}
         keys = read_peer_keys(settings.key) if settings.key is not None else None
         self._dealer = transport.dealer(settings.endpoint, keys)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        self._registrar = Registrar(devices, store, self._send, self.wake)
-        self._waiter = Waiter([self._dealer], [self._wake_read, *(device.fileno() for device in devices)])
+        holders = list(dict.fromkeys(one.group or one for one in devices))
+        self._registrar = Registrar(holders, store, self._send, self.wake)
+        self._waiter = Waiter([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
         self._welcomed = False  # by the controller at the other end of this connection
         self._hello_due = False  # connected, and it could not be sent
         self._was_up = False
@@ -190,8 +230,8 @@ class Worker:
 
     def _turn(self) -> None:
         due_ns = self._next_heartbeat_ns
-        for line in self._lines:
-            due_ns = min(due_ns, line.queue.next_wake_ns)
+        if self._wakes:
+            due_ns = min(due_ns, self._wakes[0][0])
         if self._goodbye_ns:
             due_ns = min(due_ns, self._drain_due_ns())
         timeout_ns = due_ns - now_ns()
@@ -208,16 +248,24 @@ class Worker:
                 break
             idle = False
             self._on_message(frames, now_ns())
-        for line in self._lines:
-            completions = line.device.poll()
-            if completions:
-                idle = False
-                now = now_ns()
-                for completion in completions:
-                    self._on_completion(line, completion, now)
-            now = now_ns()
-            if line.queue.next_wake_ns <= now:
-                self._obey(line, line.queue.step(Due(now)))
+        for ended in self._ended:
+            for device in ended():
+                completions = device.poll()
+                if completions:
+                    idle = False
+                    line, now = self._line_of[device], now_ns()
+                    for completion in completions:
+                        self._on_completion(line, completion, now)
+        wakes, now = self._wakes, now_ns()
+        while wakes and wakes[0][0] <= now:
+            wake_ns, index = heappop(wakes)
+            line = self._lines[index]
+            if line.wake_ns == wake_ns:
+                line.wake_ns = NEVER_NS
+                if line.queue.next_wake_ns <= now:
+                    self._obey(line, line.queue.step(Due(now)))
+                else:
+                    self._schedule(line)
         if idle:  # a lost connection brings no messages, so this turn comes soon; asking costs a while
             self._on_changes()
         if self._wake_asked:
@@ -229,6 +277,18 @@ class Worker:
             self._drain()
         if now_ns() >= self._next_heartbeat_ns:
             self._heartbeat()
+
+    def _schedule(self, line: _Line) -> None:
+        """Have a line's queue looked at when it asks for it, if that is sooner than was known."""
+        wake_ns = line.queue.next_wake_ns
+        if wake_ns < line.wake_ns:
+            line.wake_ns = wake_ns
+            heappush(self._wakes, (wake_ns, line.index))
+            if len(self._wakes) > len(self._lines) + STALE_WAKES_MAX:
+                self._wakes[:] = [
+                    (wake, index) for wake, index in self._wakes if self._lines[index].wake_ns == wake
+                ]
+                heapify(self._wakes)
 
     def _on_changes(self) -> None:
         for change in self._dealer.changes():
@@ -287,6 +347,7 @@ class Worker:
                 for line in self._lines
             ],
             **self._registrar.stats(),
+            **{name: value for group in self._groups for name, value in group.stats().items()},
         }
 
     # ----- the session -------------------------------------------------------------------------
@@ -425,6 +486,7 @@ class Worker:
     # ----- actions -----------------------------------------------------------------------------
 
     def _obey(self, line: _Line, commands: list[QueueCommand]) -> None:
+        self._schedule(line)
         for command in commands:
             if type(command) is Start:
                 self._start(line, command.action)
@@ -511,19 +573,49 @@ def _views(parts: list[list[TensorRef]], frames: list[Frame]) -> Parts:
 # ----- the process -----------------------------------------------------------------------------
 
 
-def open_device(kind: str, settings: WorkerSettings) -> Device:
-    """The device of that name. Raises ConfigError for one that this build does not have."""
-    if kind != "cpu":
-        raise ConfigError(f"device {kind!r} is unknown; this version has: cpu")
+def open_devices(settings: WorkerSettings) -> list[Device]:
+    """The devices that the settings ask for, all of one kind. Raises ConfigError for what this build does not have."""
+    kinds = list(dict.fromkeys(settings.devices))
+    unknown = [kind for kind in kinds if kind not in ("cpu", "emulated")]
+    if unknown or not kinds:
+        raise ConfigError(
+            f"device {unknown[0] if kinds else ''!r} is unknown; this version has: cpu, emulated"
+        )
+    if len(kinds) > 1:
+        raise ConfigError(f"the devices of one worker are of one kind, not {' and '.join(kinds)}")
+    count = len(settings.devices) * settings.device_count
+    if kinds == ["emulated"]:
+        from clockwork.device.emulated import EmulatedGroup, parse_settings
+
+        group = EmulatedGroup(
+            count,
+            settings.arena_bytes or EMULATED_ARENA_BYTES,
+            settings.page_bytes or EMULATED_PAGE_BYTES,
+            settings.run_ahead,
+            parse_settings(settings.emulate),
+        )
+        return list(group.devices)
+    if settings.emulate:
+        raise ConfigError(f"{settings.emulate[0]} is a setting of emulated devices")
     from clockwork.device.cpu import CpuDevice  # here, so that a worker loads only what it drives
 
-    return CpuDevice(
-        arena_bytes=settings.arena_bytes,
-        page_bytes=settings.page_bytes,
-        threads=settings.threads,
-        run_ahead=settings.run_ahead,
-        lock_store=settings.lock_store,
-    )
+    devices: list[Device] = []
+    try:
+        for _ in range(count):
+            devices.append(
+                CpuDevice(
+                    arena_bytes=settings.arena_bytes or ARENA_BYTES,
+                    page_bytes=settings.page_bytes or PAGE_BYTES,
+                    threads=settings.threads,
+                    run_ahead=settings.run_ahead,
+                    lock_store=settings.lock_store,
+                )
+            )
+    except BaseException:
+        for device in devices:
+            device.close()
+        raise
+    return devices
 
 
 def _open_store(root: Path) -> PackageStore:
@@ -572,10 +664,9 @@ def main(settings: WorkerSettings) -> int:
             store = _open_store(settings.store)
             transport = Transport()
             stack.callback(transport.close)
-            devices = []
-            for kind in settings.devices:
-                devices.append(open_device(kind, settings))
-                stack.callback(devices[-1].close)
+            devices = open_devices(settings)
+            for device in devices:
+                stack.callback(device.close)
             worker = Worker(settings, devices, store, transport)
         except (ClockworkError, OSError, MemoryError) as error:
             log.error("the worker cannot start: %s", error or type(error).__name__)

@@ -5,6 +5,8 @@
                     v
                fetch the package (unless it is here) -> preparation process -> opening thread again
 
+A package for emulated devices is only a profile: the opening thread prepares it itself.
+
 The loop only moves models between these; every file is read elsewhere.
 """
 
@@ -21,11 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import wire
-from clockwork.device.base import Device
+from clockwork.device.base import ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
-from clockwork.models.package import PackageFile, PackageStore, digest_of, parse_files
+from clockwork.models.package import PROFILE_FILE, PackageFile, PackageStore, digest_of, parse_files
 from clockwork.models.prepared import FORMAT_VERSION, PREPARED_FILE, prepared_directory
+from clockwork.models.profiled import prepare_profile
 from clockwork.worker.packages import PackageFetcher
 from clockwork.worker.preparation import PreparationProcess
 
@@ -38,10 +41,14 @@ class _Model:
 
     message: Prepare
     files: list[PackageFile] = dataclasses.field(default_factory=list)
-    opened: list[Device] = dataclasses.field(default_factory=list)  # that know it now
+    opened: list[ModelHolder] = dataclasses.field(default_factory=list)  # that know it now
     was_prepared: bool = False  # by the preparation process, on behalf of this model
     job_id: int = 0  # while the preparation process works on it
     cancelled: bool = False
+
+    @property
+    def is_profile(self) -> bool:
+        return bool(self.files) and self.files[0].path == PROFILE_FILE
 
 
 class _Opened(NamedTuple):
@@ -56,12 +63,13 @@ class _Opened(NamedTuple):
 class Registrar:
     """The models of one worker. Every method belongs to the loop's thread.
 
-    send: hands an encoded message to the controller. wake: has the loop call poll() soon, from any thread.
+    devices: whom models are made known to, one for each group of devices. send: hands an encoded message
+    to the controller. wake: has the loop call poll() soon, from any thread.
     """
 
     def __init__(
         self,
-        devices: Sequence[Device],
+        devices: Sequence[ModelHolder],
         store: PackageStore,
         send: Callable[[bytes], object],
         wake: Callable[[], None],
@@ -194,10 +202,12 @@ class Registrar:
 
     def _fetched(self, digest: str, status: Status, text: str) -> None:
         for model in self._fetching.pop(digest, ()):
-            if status == Status.OK:
-                self._to_prepare.append(model)
-            else:
+            if status != Status.OK:
                 self._failed(model, status, text)
+            elif model.is_profile:
+                self._opener.put(model)
+            else:
+                self._to_prepare.append(model)
         self._prepare_next()
 
     def _prepare_next(self) -> None:
@@ -224,7 +234,7 @@ class Registrar:
 class _OpeningThread:
     """Reads what is prepared and calls device.prepare(), in the order of the announcements."""
 
-    def __init__(self, devices: Sequence[Device], store: PackageStore, wake: Callable[[], None]) -> None:
+    def __init__(self, devices: Sequence[ModelHolder], store: PackageStore, wake: Callable[[], None]) -> None:
         self._devices = devices
         self._store = store
         self._wake = wake
@@ -277,19 +287,27 @@ class _OpeningThread:
             if digest_of(model.files) != message.digest:
                 raise InvalidModel(f"the files listed are not those of package {message.digest}")
             _check_options(message.options)
+            _check_kind(model, self._devices)
         summary: dict[str, Any] | None = None
         for device in self._devices:
             directory = self._directory(message, device)
-            found = read_summary(directory, message.digest, device.info.fingerprint, device.info.page_bytes)
+            info = device.info
+            found = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+            if found is None and model.is_profile and self._store.has(message.digest):
+                package = self._store.directory(message.digest)
+                prepare_profile(
+                    package, directory, message.digest, info.fingerprint, info.page_bytes, message.options
+                )
+                found = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
             if found is None:
                 if model.was_prepared:
                     raise InvalidModel(f"preparation left nothing usable in {directory}")
                 return _Opened(model, True, self._store.has(message.digest), b"")
             page_count = sum(found["runs"])
-            if page_count > device.info.page_count:
+            if page_count > info.page_count:
                 raise InvalidModel(
-                    f"the model takes {page_count} pages of {device.info.page_bytes} bytes, "
-                    f"the arena of {device.info.name} has {device.info.page_count}"
+                    f"the model takes {page_count} pages of {info.page_bytes} bytes, "
+                    f"the arena of {info.name} has {info.page_count}"
                 )
             summary = summary or found
         for device in self._devices:
@@ -304,7 +322,7 @@ class _OpeningThread:
         assert summary is not None
         return _Opened(model, False, True, wire.encode(Prepared(message.model_id, Status.OK, "", summary)))
 
-    def _directory(self, message: Prepare, device: Device) -> Path:
+    def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)
 
 
@@ -313,6 +331,23 @@ def _check_options(options: dict[str, Any]) -> None:
     batching, batch_max = options.get("batching", "auto"), options.get("batch_max", 0)
     if batching not in ("auto", "on", "off") or type(batch_max) is not int or batch_max < 0:
         raise InvalidModel(f"batching {batching!r} with batch_max {batch_max!r} is no way to batch")
+
+
+def _check_kind(model: _Model, devices: Sequence[ModelHolder]) -> None:
+    """A profile is for emulated devices, and they take nothing else. Raises InvalidModel."""
+    for device in devices:
+        emulated = device.info.kind == "emulated"
+        if model.is_profile and not emulated:
+            raise InvalidModel(
+                f"{model.message.name} is only a profile, which emulated devices serve; "
+                f"a {device.info.kind} device needs the model itself"
+            )
+        if emulated and not model.is_profile:
+            raise InvalidModel(
+                f"{model.message.name} is an ONNX model, and an emulated device serves profiles: export one "
+                "where it runs (clockwork models show NAME --profile FILE) and add that (clockwork models add "
+                "--profiles FILE)"
+            )
 
 
 def _hopeless(model: _Model, reply: Prepared) -> _Opened:

@@ -19,9 +19,11 @@ def default_name() -> str:
 class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT
     name: str = dataclasses.field(default_factory=default_name)
-    devices: tuple[str, ...] = ("cpu",)
-    arena_bytes: int = config.ARENA_BYTES  # of each device
-    page_bytes: int = config.PAGE_BYTES
+    devices: tuple[str, ...] = ("cpu",)  # all of one kind
+    device_count: int = 1  # how often to have each of them
+    arena_bytes: int = 0  # of each device; 0: what is usual for its kind
+    page_bytes: int = 0  # likewise
+    emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated
     threads: int = 1  # of each CPU device's execution
     run_ahead: int = config.RUN_AHEAD
     store: Path = dataclasses.field(default_factory=config.data_directory)

@@ -35,6 +35,7 @@ from tests.device.rig import (
     repeated,
 )
 
+RIGS = [CpuRig]
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 

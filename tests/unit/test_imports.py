@@ -38,7 +38,7 @@ ROOMS = {
     "scheduler": ["scheduler"],
     "actions": ["worker.actions", "worker._actions", "worker.events"],
     "transport": ["transport", "_zmq"],
-    "formats": ["models.package", "models.prepared"],
+    "formats": ["models.package", "models.prepared", "models.profiled"],
     "device": ["device"],
     "models": ["models"],
     "client": ["", "client", "aio", "_connection", "_calls"],
@@ -46,7 +46,7 @@ ROOMS = {
     "worker": ["worker"],
     "gateway": ["gateway"],
     "sim": ["sim"],
-    "cli": ["cli", "cli_files", "cluster", "load", "__main__"],
+    "cli": ["cli", "cli_files", "cli_profiles", "cluster", "load", "__main__"],
 }
 """Room: the modules in it, by name below clockwork; a package stands for all that it holds. Longest name wins."""
 

@@ -269,7 +269,9 @@ def models() -> None:
 @models.command("add")
 @click.argument("name", required=False)
 @click.argument("file", type=FILE, required=False)
-@click.option("--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`.")
+@click.option(
+    "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
+)
 @click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
 @click.option("--slo", type=float, help="The default SLO of its requests, in seconds.")
 @click.option(
@@ -305,6 +307,7 @@ def add(
             cli_profiles.register_profiles(client, found, slo, timeout, tell)
         click.echo(f"{len(found)} models are ready")
         return
+    assert name is not None, "check_arguments() lets only --profiles go without"
     given = cli_files.read_examples(examples) if examples is not None else None
     with new_client(endpoint, key, timeout) as client, _progress(f"Registering {name}") as tell:
         info = client.register(

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clockwork.errors import ConfigError, InvalidInput
-from clockwork.profiles import ModelProfile, load_profiles, paper_models
+from clockwork.profiles import ModelProfile, load_profiles, paper_varieties
+from clockwork.profiles import copies as copies_of
 
 if TYPE_CHECKING:
     from clockwork.client import Client
 
 PAPER = "paper"
-"""Instead of a file: the models of the paper's table."""
+"""Instead of a file: the 61 varieties of the paper's table."""
 
 REGISTRATIONS_AT_ONCE = 16
 """Registrations under way: enough that their disk writes overlap, far below what a controller takes."""
@@ -26,20 +27,13 @@ COPIES_MAX = 100_000
 def read_profiles(source: str, copies: int = 1) -> list[ModelProfile]:
     """The profiles of a file, or of the paper, each so many times. Raises ConfigError.
 
-    Several copies of a model are called NAME.00, NAME.01 ...; they share its program, as fine-tunes do, and
+    Several copies of a model are called NAME-00, NAME-01 ...; they share its program, as fine-tunes do, and
     have weights of their own.
     """
     if not 1 <= copies <= COPIES_MAX:
         raise ConfigError(f"copies of a model are 1 to {COPIES_MAX}, not {copies}")
-    found = paper_models() if source == PAPER else load_profiles(Path(source))
-    if copies == 1:
-        return list(found)
-    digits = max(2, len(str(copies - 1)))
-    return [
-        dataclasses.replace(one, name=f"{one.name}.{number:0{digits}}", program=one.program or one.name)
-        for number in range(copies)
-        for one in found
-    ]
+    found = paper_varieties() if source == PAPER else load_profiles(Path(source))
+    return list(found) if copies == 1 else copies_of(found, copies)
 
 
 def register_profiles(

@@ -125,19 +125,16 @@ class _Model:
         self.users = 0  # residencies, loads and executions under way, on all devices
 
     def duration_ns(self, batch: int) -> int:
-        """As profiled; between two points on the line through them, beyond the last in proportion."""
+        """As profiled; between two points on the line through them, as profiles.ModelProfile has it."""
         known = self.exec_ns.get(batch)
         if known is None:
             points = self.points
-            index = bisect_left(points, (batch, 0))
-            if index == 0:
-                known = points[0][1]
-            elif index == len(points):
-                last_batch, last_ns = points[-1]
-                known = last_ns * batch // last_batch
-            else:
-                (low, low_ns), (high, high_ns) = points[index - 1], points[index]
-                known = low_ns + (high_ns - low_ns) * (batch - low) // (high - low)
+            if len(points) == 1:
+                size, time_ns = points[0]
+                return max(1, time_ns * batch // size)
+            high = min(max(bisect_left(points, (batch, 0)), 1), len(points) - 1)
+            (left, left_ns), (right, right_ns) = points[high - 1], points[high]
+            known = max(1, left_ns + (right_ns - left_ns) * (batch - left) // (right - left))
         return known
 
 

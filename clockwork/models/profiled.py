@@ -1,6 +1,6 @@
 """A model that is nothing but its profile: what emulated devices serve.
 
-Its package holds one file, profile.json: the fields of one ModelProfile. To prepare it is to read that and to write
+Its package holds one file, profile.json: a profile file with one profile. To prepare it is to read that and to write
 down, as for any other model, what the controller and a device have to know of it. That takes no time, and nothing
 here imports ONNX. Models of the same profile share a package, whatever they are called.
 """
@@ -16,55 +16,47 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.config import IO_SLOT_BYTES_MAX
-from clockwork.errors import InvalidModel
+from clockwork.errors import ConfigError, InvalidModel
 from clockwork.models.package import PROFILE_FILE
-from clockwork.models.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
-from clockwork.profiles import ModelProfile
+from clockwork.models.prepared import FORMAT_VERSION, PREPARED_FILE, PreparedModel, TensorSpec
+from clockwork.profiles import ModelProfile, dump_profiles, parse_profiles
 from clockwork.scheduler.types import ProfilePoint
 
 HOLDING = "emulated"
 """How such a model is held: only its pages are counted."""
 
-PROFILE_BYTES_MAX = 1 << 20
+FILE_BYTES_MAX = 1 << 20
 WEIGHTS_BYTES_MAX = 1 << 44
-TIME_MAX_NS = 1 << 50
-BATCH_MAX = 4096
 UINT8 = 2
 """The type of its one input and one output, in ONNX's numbers."""
 
 
 def encode_profile(profile: ModelProfile) -> bytes:
-    """A profile as a package's file. Its SLO is an option of its registration, and is left out."""
-    body = dataclasses.asdict(profile)
-    body["exec_ns"] = {str(batch): profile.exec_ns[batch] for batch in sorted(profile.exec_ns)}
-    del body["slo_ns"]
-    return json.dumps(body, sort_keys=True).encode()
+    """A profile as a package's file. Its SLO is an option of its registration, and is left out.
+
+    Raises InvalidModel for what cannot be served.
+    """
+    try:
+        return dump_profiles([dataclasses.replace(profile, slo_ns=0)]).encode()
+    except ConfigError as error:
+        raise InvalidModel(str(error)) from None
 
 
 def decode_profile(data: bytes) -> ModelProfile:
     """Inverse of encode_profile(). Raises InvalidModel for what makes no sense."""
     try:
-        body = json.loads(data)
-        exec_ns = {int(batch): _natural(time, TIME_MAX_NS) for batch, time in body.pop("exec_ns").items()}
-        profile = ModelProfile(exec_ns=dict(sorted(exec_ns.items())), **body)
-        _natural(profile.weights_bytes, WEIGHTS_BYTES_MAX)
-        _natural(profile.load_ns, TIME_MAX_NS)
-        _natural(profile.input_bytes, IO_SLOT_BYTES_MAX)
-        _natural(profile.output_bytes, IO_SLOT_BYTES_MAX)
-        _natural(profile.batch_max, BATCH_MAX)
-        if not isinstance(profile.name, str) or not isinstance(profile.program, str):
-            raise ValueError("name and program are strings")
-        if 1 not in exec_ns or min(exec_ns) < 1 or max(exec_ns) > BATCH_MAX or min(exec_ns.values()) < 1:
-            raise ValueError("exec_ns has a time above 0 for batches of 1, and none for batches above 4096")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InvalidModel(f"{PROFILE_FILE} is no profile: {error}"[:300]) from None
+        (profile,) = parse_profiles(json.loads(data))
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise InvalidModel(f"{PROFILE_FILE} is not one profile: {error}"[:300]) from None
+    if (
+        profile.weights_bytes > WEIGHTS_BYTES_MAX
+        or max(profile.input_bytes, profile.output_bytes) > IO_SLOT_BYTES_MAX
+    ):
+        raise InvalidModel(
+            f"{profile.name}: at most {WEIGHTS_BYTES_MAX} bytes of weights and {IO_SLOT_BYTES_MAX} of inputs and "
+            "outputs are served"
+        )
     return profile
-
-
-def _natural(value: Any, bound: int) -> int:
-    if type(value) is not int or not 0 <= value <= bound:
-        raise ValueError(f"{value!r} is not an integer between 0 and {bound}")
-    return value
 
 
 def prepared_profile(
@@ -74,13 +66,16 @@ def prepared_profile(
 
     Its input and its output are bytes: one row of each for a request, or as many as the request has.
     """
-    batch_max = min(profile.batch_max or max(profile.exec_ns), max(profile.exec_ns))
+    batch_max = profile.largest_batch()
     if options.get("batch_max", 0):
         batch_max = min(batch_max, options["batch_max"])
-    batches = batch_max > 1 and options.get("batching", "auto") != "off"
+    if options.get("batching", "auto") == "off":
+        batch_max = 1
+    batches = batch_max > 1
     rows: int | str = "n" if batches else 1
     shape = (profile.input_bytes,) if batches else (1, profile.input_bytes)
-    pages = -(-profile.weights_bytes // page_bytes)
+    sizes = {size for size in profile.exec_ns if size <= batch_max} | {batch_max}
+    pages = profile.pages(page_bytes)
     return PreparedModel(
         format_version=FORMAT_VERSION,
         digest=digest,
@@ -91,18 +86,14 @@ def prepared_profile(
         outputs=[TensorSpec("output", UINT8, (rows, profile.output_bytes))],
         batches=batches,
         batching_note="as its profile says",
-        batch_max=batch_max if batches else 1,
+        batch_max=batch_max,
         page_bytes=page_bytes,
         runs=[1] * pages,
         weights=[],
         weights_bytes=profile.weights_bytes,
         resident_bytes=pages * page_bytes,
         load_ns=profile.load_ns,
-        profile=[
-            ProfilePoint((shape,), batch, time)
-            for batch, time in sorted(profile.exec_ns.items())
-            if batch <= (batch_max if batches else 1)
-        ],
+        profile=[ProfilePoint((shape,), size, profile.execution_ns(size)) for size in sorted(sizes)],
         constants_note="",
         metadata={},
         example=[[1, profile.input_bytes]],
@@ -116,13 +107,12 @@ def prepare_profile(
 
     It is not synced: what a crash leaves damaged is prepared again.
     """
-    path = package / PROFILE_FILE
-    if path.stat().st_size > PROFILE_BYTES_MAX:
-        raise InvalidModel(f"a {PROFILE_FILE} of more than {PROFILE_BYTES_MAX} bytes is no profile")
-    prepared = prepared_profile(decode_profile(path.read_bytes()), digest, fingerprint, page_bytes, options)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.mkdir(exist_ok=True)
+    with open(package / PROFILE_FILE, "rb") as file:
+        data = file.read(FILE_BYTES_MAX + 1)
+    if len(data) > FILE_BYTES_MAX:
+        raise InvalidModel(f"a {PROFILE_FILE} of more than {FILE_BYTES_MAX} bytes is no profile")
+    prepared = prepared_profile(decode_profile(data), digest, fingerprint, page_bytes, options)
+    target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as temporary:
         prepared.write(Path(temporary))
-        for entry in os.scandir(temporary):
-            os.replace(entry.path, target / entry.name)
+        os.replace(Path(temporary) / PREPARED_FILE, target / PREPARED_FILE)

@@ -31,23 +31,29 @@ from clockwork.sim.workloads.generators import (
     renewal,
     slo_ramp,
 )
+from clockwork.sim.workloads.synthetic import synthetic_trace
+from clockwork.sim.workloads.traces import MINUTE_NS, Mapping, Trace, load_trace, replay
 
 __all__ = [
     "CHUNK_ARRIVALS",
+    "MINUTE_NS",
     "Arrivals",
     "Class",
     "Constant",
     "Exponential",
     "Gamma",
     "Gaps",
+    "Mapping",
     "OnOff",
     "Recorded",
+    "Trace",
     "Workload",
     "bursty",
     "chosen",
     "constant",
     "delayed",
     "gamma",
+    "load_trace",
     "merge",
     "mixed",
     "on_off",
@@ -55,9 +61,11 @@ __all__ = [
     "pulses",
     "ramp",
     "renewal",
+    "replay",
     "scale",
     "slo_ramp",
     "slo_steps",
+    "synthetic_trace",
     "window",
     "zipf",
 ]

@@ -28,6 +28,74 @@ struct Held {
     std::vector<std::uint32_t> starts;
 };
 
+// What status shows of a device.
+struct DeviceStatus {
+    WorkerId worker = 0;
+    std::uint32_t device = 0;  // index within the worker
+    std::uint32_t kind = 0;
+    std::uint64_t planned_requests = 0;
+    std::uint64_t planned_batches = 0;
+    Ns planned_ns = 0;
+    std::uint64_t in_flight = 0;  // actions of the execute lane
+    std::uint64_t loading = 0;
+    std::uint64_t loads_waiting = 0;
+    std::uint64_t pages = 0;
+    std::uint64_t pages_free = 0;
+    std::uint64_t resident = 0;
+    std::uint64_t served = 0;
+    bool draining = false;
+};
+
+// A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.
+struct Whereabouts {
+    ModelId model_id = 0;
+    WorkerId worker = 0;
+    std::uint32_t device = 0;
+    int state = 0;
+    LoadId load_id = 0;
+    std::uint64_t pages = 0;
+    std::vector<std::uint32_t> run_starts;
+};
+
+struct ModelStatus {
+    ModelId model_id = 0;
+    std::uint64_t queued = 0;
+    std::uint64_t served = 0;
+    bool draining = false;
+    std::vector<WorkerId> workers;
+    std::vector<Whereabouts> residencies;
+};
+
+struct PlannedBatch {
+    ModelId model_id = 0;
+    std::uint32_t shape = 0;
+    std::uint32_t size = 0;
+    Ns duration_ns = 0;
+    std::vector<RequestId> requests;
+};
+
+struct FlightStatus {
+    ActionId action_id = 0;
+    WorkerId worker = 0;
+    std::uint32_t device = 0;
+    int kind = 0;  // LOAD, UNLOAD, INFER, PROFILE
+    ModelId model_id = 0;
+    std::vector<RequestId> requests;
+};
+
+// Everything, for tests and dumps. Lists beside `devices` have one entry for each.
+struct Snapshot {
+    Ns now_ns = 0;
+    std::uint64_t queued_requests = 0;
+    std::uint64_t queued_bytes = 0;
+    std::uint64_t admitted = 0, answered = 0, refused = 0, missed = 0, failed = 0, displaced = 0;
+    std::vector<DeviceStatus> devices;
+    std::vector<std::vector<Whereabouts>> resident;  // least recently used first
+    std::vector<std::vector<PlannedBatch>> plans;
+    std::vector<ModelStatus> models;
+    std::vector<FlightStatus> flights;  // by worker, in the order of sending
+};
+
 // Events in, orders out. Deterministic: the same calls give the same orders. Not thread safe.
 //
 // Each event is noted by one call, then settle() decides, once for all that came together: timers that are due,
@@ -48,8 +116,13 @@ public:
     virtual void model_removed(Ns now, ModelId model_id) = 0;
     // A number for a shape that requests or profiles will name, and how many elements its inputs have.
     virtual void shape_known(std::uint32_t shape, std::uint64_t elements) = 0;
+    // Nothing will name this number any more, until it is given out anew. Only for one that is not in use.
+    virtual void shape_forgotten(std::uint32_t shape) = 0;
+    // Appends every shape that something here still names; one may come twice.
+    virtual void shapes_in_use(std::vector<std::uint32_t>& found) const = 0;
     virtual void settle(Ns now) = 0;
 
+<<<<<<< HEAD
     // Have a model loaded without a request for it: for set-ups that begin warm. False if the device is not there,
     // has the model, or has no room without evicting anything.
     virtual bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) {
@@ -62,12 +135,21 @@ public:
         (void)worker, (void)device, (void)held;
         return false;
     }
+=======
+    virtual std::vector<DeviceStatus> devices() const = 0;
+    // Each device that holds the model, or is about to.
+    virtual std::vector<Whereabouts> whereabouts(ModelId model_id) const = 0;
+    virtual Snapshot snapshot() const = 0;
+>>>>>>> 242f6e3 (The scheduler's books, loads, plans and edf in C++, for the controller, the worker's peer and the simulator alike)
 
     // Throws std::logic_error where the books do not balance. For tests; may be slow.
     virtual void check_invariants() const = 0;
 
     Commands out;
 };
+
+// The policies that there are, the default first.
+const std::vector<std::string>& policy_names();
 
 // Throws std::invalid_argument, naming the value and what there is.
 std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options);

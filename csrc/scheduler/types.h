@@ -80,15 +80,16 @@ enum class Text : std::uint8_t {
     WORKER_LEAVES,
     NO_WORKER_LEFT,
     BATCH_FAILED,       // the batch that it was in failed
-    LOAD_FAILED,        // the model could not be loaded: text
-    VERBATIM,           // text, as the worker said it
+    FAILED_ON_INPUT,    // the model failed on this input
+    LOAD_FAILED,        // the model could not be loaded: text, or the name of status a
+    VERBATIM,           // text, as the worker said it, or the name of status a
 };
 
 struct Request {
     RequestId id = 0;
     ModelId model_id = 0;
     std::uint32_t rows = 1;
-    std::uint32_t shape = 0;   // a number for the shapes of its inputs (see SchedulerOptions::shape_elements)
+    std::uint32_t shape = 0;   // a number for the shapes of its inputs (see Scheduler::shape_known); 0: it has none
     std::uint64_t bytes = 0;   // of all its inputs, for the bound on what is queued
     Ns arrived_ns = 0;
     Ns deadline_ns = NEVER_NS;

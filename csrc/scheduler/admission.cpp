@@ -1,0 +1,596 @@
+#include "scheduler/admission.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace clockwork {
+
+namespace {
+
+// The time to a deadline that admits what takes so long: the inverse of what find_slot() holds back.
+Ns with_reserve(Ns ns) { return std::min(ns * RESERVE_SHARE / (RESERVE_SHARE - 1) + 1, ns + RESERVE_NS); }
+
+// Whether work behind this place is what a pending load waits for.
+bool delays_loads(const Device& device, std::size_t index) {
+    for (std::size_t place = index; place < device.plan.size(); ++place) {
+        if (device.plan[place]->residency->doomed) {
+            return true;
+        }
+    }
+    return false;
+}
+
+Ns loads_waiting_ns(const Device& device) {
+    Ns sum = 0;
+    for (const Residency* one : device.pending) {
+        sum += one->spec->load_planned_ns();
+    }
+    return sum;
+}
+
+}  // namespace
+
+// ----- admission ----------------------------------------------------------------------------------
+
+bool Admission::place(Pending& pending) {
+    Slot best{NEVER_NS, 0, nullptr}, slot{};
+    Residency* chosen = nullptr;
+    for (Residency* residency : pending.model->residencies) {
+        if (residency->doomed || residency->device->worker->draining) {
+            continue;
+        }
+        if (find_slot(*residency, pending, slot) && (chosen == nullptr || slot.finish_ns < best.finish_ns)) {
+            best = slot;
+            chosen = residency;
+        }
+    }
+    if (chosen == nullptr) {
+        return place_cold(pending);
+    }
+    commit(pending, *chosen, best);
+    return true;
+}
+
+// Where in the plan of this residency's device the request can go, every promise kept.
+bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& slot) {
+    Device& device = *residency.device;
+    const Plan& plan = device.plan;
+    const KindSpec& spec = *residency.spec;
+    std::uint32_t shape = pending.request.shape, size = pending.size;
+    Ns deadline = pending.deadline_ns;
+    Curve* curve = spec.program->curve(shape);
+    Ns duration = curve != nullptr ? curve->planned_ns(size) : spec.program->bound_ns(shapes_, shape, size);
+    if (duration == 0) {
+        return false;
+    }
+    Ns limit = deadline - device.worker->back_ns - std::min((deadline - now_) / RESERVE_SHARE, RESERVE_NS);
+    Ns free = device.free_ns(now_);
+    if (free + duration > limit) {
+        return false;
+    }
+    if (curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone) {
+        std::size_t count = residency.batches.size();
+        for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
+            Batch* batch = residency.batches[count - back];
+            std::uint32_t total = batch->size + size;
+            if (total > spec.batch_max || batch->shape != shape || batch->pendings.front()->alone) {
+                continue;
+            }
+            Ns growth = curve->planned_ns(total) - batch->duration_ns;
+            if (growth * JOIN_GAIN > duration * (JOIN_GAIN - 1)) {
+                continue;
+            }
+            std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
+            Ns finish = plan.finish_ns(free, index) + growth;
+            if (finish <= limit && finish <= batch->limit_ns && plan.holds(finish, index)) {
+                if (!device.pending.empty() && !keeps_loads(device, free, index, growth)) {
+                    continue;
+                }
+                slot = {finish, index - 1, batch};
+                return true;
+            }
+        }
+    }
+    std::size_t index = place_of(residency, deadline);
+    Ns finish = std::max(plan.finish_ns(free, index), residency.ready_ns) + duration;
+    if (finish > limit || !plan.holds(finish, index)) {
+        return false;
+    }
+    if (!device.pending.empty() && !keeps_loads(device, free, index, duration)) {
+        return false;
+    }
+    slot = {finish, index, nullptr};
+    return true;
+}
+
+// The index in the plan for a new batch: by deadline, but behind the work that its load waits for.
+std::size_t Admission::place_of(const Residency& residency, Ns deadline) const {
+    const Plan& plan = residency.device->plan;
+    std::size_t index = plan.place_of(deadline);
+    if (!residency.victims.empty()) {
+        for (std::size_t place = plan.size(); place-- > index;) {
+            const auto& victims = residency.victims;
+            if (std::find(victims.begin(), victims.end(), plan[place]->residency) != victims.end()) {
+                return place + 1;
+            }
+        }
+    }
+    return index;
+}
+
+// Whether loads that wait for victims still come in time if work is added before the plan's index.
+// Work before the last batch of a doomed model delays all that waits for its pages.
+bool Admission::keeps_loads(Device& device, Ns free, std::size_t index, Ns added) {
+    if (!delays_loads(device, index)) {
+        return true;
+    }
+    for (Residency* waiting : device.pending) {
+        waiting->ready_ns += waiting->clear_ns != 0 ? added : 0;
+    }
+    bool holds = device.plan.holds(free + added, 0);  // added in front of all: at least as hard as where it goes
+    for (Residency* waiting : device.pending) {
+        waiting->ready_ns -= waiting->clear_ns != 0 ? added : 0;
+    }
+    return holds;
+}
+
+void Admission::commit(Pending& pending, Residency& residency, const Slot& slot) {
+    Device& device = *residency.device;
+    Plan& plan = device.plan;
+    Batch* batch = slot.batch;
+    Ns limit = pending.deadline_ns - device.worker->back_ns, planned = plan.planned_ns;
+    if (batch == nullptr) {
+        std::uint32_t shape = pending.request.shape;
+        Ns key = slot.index > 0 ? std::max(pending.deadline_ns, plan.keys[slot.index - 1]) : pending.deadline_ns;
+        batch = make_batch(residency, shape, residency.spec->program->curve(shape), key);
+        batch->size = pending.size;
+        batch->duration_ns = residency.spec->alone_ns(shape, pending.size);
+        batch->limit_ns = limit;
+        plan.insert(slot.index, batch);
+    } else {
+        plan.resize(batch, batch->size + pending.size);
+        batch->limit_ns = std::min(batch->limit_ns, limit);
+    }
+    batch->pendings.push_back(&pending);
+    pending.batch = batch;
+    if (!device.pending.empty() && delays_loads(device, slot.index + 1)) {
+        for (Residency* waiting : device.pending) {
+            waiting->clear_ns += waiting->clear_ns != 0 ? plan.planned_ns - planned : 0;
+        }
+        retime_loads(device);
+    }
+    if (residency.state == ResidencyState::RESIDENT) {
+        device.resident.move_to_end(&residency);
+    }
+    touch(device);
+    set_timer(std::max(limit - batch->duration_ns, now_ + 1), pending);
+}
+
+// Promise it on a device onto which the model has to be loaded first.
+bool Admission::place_cold(Pending& pending) {
+    Model& model = *pending.model;
+    Ns deadline = pending.deadline_ns;
+    cold_.clear();
+    find_loadable(model, loadable_);
+    for (const Place& one : loadable_) {
+        const Device& device = *one.device;
+        Ns load = one.spec->load_planned_ns(), alone = one.spec->alone_ns(pending.request.shape, pending.size);
+        const Worker& worker = *device.worker;
+        Ns start = std::max(worker.link_free_ns, now_ + worker.there_ns);
+        if (alone != 0 && start + load + alone + worker.back_ns <= deadline) {
+            // What is evicted has to be loaded again one day: that counts as a load more.
+            Ns once_more = device.has_room(*one.spec) ? 0 : load;
+            Ns time = start + loads_waiting_ns(device) + load + once_more + device.plan.planned_ns;
+            cold_.push_back({time / LOAD_ALIKE_NS, device.pages.free_count(), one.device, one.spec});
+        }
+    }
+    auto better = [](const Cold& a, const Cold& b) {
+        return std::make_tuple(a.time, -std::int64_t{a.free_pages}, a.device->number) <
+               std::make_tuple(b.time, -std::int64_t{b.free_pages}, b.device->number);
+    };
+    std::size_t count = std::min(cold_.size(), LOAD_SCAN_MAX);
+    std::partial_sort(cold_.begin(), cold_.begin() + static_cast<std::ptrdiff_t>(count), cold_.end(), better);
+    for (std::size_t place = 0; place < count; ++place) {
+        Device& device = *cold_[place].device;
+        Residency* residency = propose_load(device, model, *cold_[place].spec, deadline, true);
+        if (residency == nullptr) {
+            continue;
+        }
+        Slot slot{};
+        if (find_slot(*residency, pending, slot) &&
+            (device.pending.size() == 1 || device.plan.holds(device.free_ns(now_), 0))) {
+            accept_load(*residency);
+            commit(pending, *residency, slot);
+            return true;
+        }
+        drop_load(*residency);
+    }
+    return false;
+}
+
+// ----- refusal ------------------------------------------------------------------------------------
+
+void Admission::refuse_in_detail(Pending& pending) {
+    Model& model = *pending.model;
+    const Request& request = pending.request;
+    std::uint32_t shape = request.shape, size = pending.size;
+    Ns deadline = pending.deadline_ns;
+    Ns least = NEVER_NS;
+    Ns alone_least = NEVER_NS;  // on an idle device that holds the model
+    for (const Residency* residency : model.residencies) {
+        Ns duration = residency->spec->alone_ns(shape, size);
+        const Worker& worker = *residency->device->worker;
+        if (duration == 0 || worker.draining) {
+            continue;
+        }
+        alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
+        Ns at_ns = least_finish_ns(*residency, duration);
+        if (residency->doomed) {
+            at_ns += residency->spec->load_planned_ns();
+        }
+        least = std::min(least, at_ns);
+    }
+    find_loadable(model, loadable_);
+    for (const Place& one : loadable_) {
+        Ns duration = one.spec->alone_ns(shape, size);
+        if (duration == 0) {
+            continue;
+        }
+        const Device& device = *one.device;
+        const Worker& worker = *device.worker;
+        alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
+        Ns start = std::max(worker.link_free_ns, now_ + worker.there_ns) + loads_waiting_ns(device);
+        Ns loaded = start + one.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
+        Ns tail = device.plan.finish_ns(device.free_ns(now_), device.plan.size());
+        least = std::min(least, std::max(loaded, tail) + duration + worker.back_ns);
+    }
+    bool unseen = is_unseen(model, shape);
+    if (unseen) {
+        remember_unseen(model, request);
+    }
+    Ns slo = deadline - request.arrived_ns;
+    if (least >= NEVER_NS) {
+        if (unseen) {
+            refuse(pending, Reason::UNPROFILED, Text::NEVER_MEASURED);
+        } else {
+            refuse(pending, Reason::DEADLINE, Text::NO_PLACE);
+        }
+        return;
+    }
+    least = now_ + with_reserve(least - now_);
+    alone_least = with_reserve(alone_least);
+    Ns feasible = std::max(least - request.arrived_ns, slo + 1);
+    if (unseen) {
+        refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
+    } else if (alone_least > slo) {
+        refuse(pending, Reason::INFEASIBLE, {Text::SLO_BELOW_IDLE, alone_least, slo},
+               std::max(alone_least, slo + 1));
+    } else {
+        refuse(pending, Reason::DEADLINE, {Text::COULD_BE_ANSWERED, feasible, slo}, feasible,
+               std::max<Ns>(least - deadline, 1));
+        if (model.residencies.empty()) {
+            warm(model);
+        }
+    }
+}
+
+// The earliest deadline that would be admitted on this residency's device now.
+Ns Admission::least_finish_ns(const Residency& residency, Ns duration) const {
+    const Device& device = *residency.device;
+    const Plan& plan = device.plan;
+    Ns back = device.worker->back_ns, ready = residency.ready_ns;
+    Ns finish = plan.finish_ns(device.free_ns(now_), plan.size());
+    std::size_t index = plan.size();
+    if (!plan.empty() && plan[index - 1]->limit_ns - finish >= duration) {
+        std::vector<Ns> finishes{device.free_ns(now_)};
+        finishes.reserve(plan.size() + 1);
+        for (const Batch* batch : plan.batches) {
+            finishes.push_back(std::max(finishes.back(), batch->residency->ready_ns) + batch->duration_ns);
+        }
+        while (index > 0 && plan[index - 1]->limit_ns - finishes[index] >= duration) {
+            --index;
+        }
+        finish = finishes[index];
+    }
+    return std::max(std::max(finish, ready) + duration + back, index > 0 ? plan.keys[index - 1] : 0);
+}
+
+bool Admission::is_unseen(const Model& model, std::uint32_t shape) const {
+    return std::none_of(model.specs.begin(), model.specs.end(),
+                        [shape](const KindSpec* spec) { return spec->program->curve(shape) != nullptr; });
+}
+
+void Admission::remember_unseen(const Model& model, const Request& request) {
+    for (const KindSpec* spec : model.specs) {
+        bool known = std::any_of(unmeasured_.begin(), unmeasured_.end(), [&](const Unmeasured& one) {
+            return one.program == spec->program_number && one.kind == spec->kind && one.shape == request.shape;
+        });
+        if (known) {
+            continue;
+        }
+        if (unmeasured_.size() >= PROFILE_TABLE_MAX) {
+            unmeasured_.erase(unmeasured_.begin());
+        }
+        std::uint32_t rows = model.batches ? request.rows : 1;
+        unmeasured_.push_back({spec->program_number, spec->kind, request.shape, model.model_id, rows, 0});
+        for (Device* device : devices_) {
+            if (device->kind == spec->kind) {
+                touch(*device);
+            }
+        }
+    }
+}
+
+void Admission::shapes_in_use(std::vector<std::uint32_t>& found) const {
+    Service::shapes_in_use(found);
+    for (const Unmeasured& one : unmeasured_) {
+        found.push_back(one.shape);
+    }
+}
+
+// Load a model that could not be promised because it is not resident; the next request may.
+void Admission::warm(Model& model) {
+    find_loadable(model, loadable_);
+    for (const Place& one : loadable_) {
+        Device& device = *one.device;
+        if (device.loading == 0 && device.pending.empty() && load_idly(device, model, *one.spec)) {
+            return;
+        }
+    }
+}
+
+// ----- displacement -------------------------------------------------------------------------------
+
+bool Admission::displace(Pending& pending) {
+    if (lowest_level() <= pending.request.priority) {
+        return false;
+    }
+    Slot slot{};
+    std::vector<Residency*> residencies = pending.model->residencies;
+    for (Residency* residency : residencies) {
+        if (residency->doomed || residency->device->worker->draining) {
+            continue;
+        }
+        find_displaced(*residency, pending, displaced_);
+        if (displaced_.empty()) {
+            continue;
+        }
+        answer_displaced(displaced_);
+        if (find_slot(*residency, pending, slot)) {
+            commit(pending, *residency, slot);
+            return true;
+        }
+    }
+    find_loadable(*pending.model, loadable_);
+    for (std::size_t place = 0; place < std::min(loadable_.size(), LOAD_SCAN_MAX); ++place) {
+        Device& device = *loadable_[place].device;
+        Residency* proposed = propose_load(device, *pending.model, *loadable_[place].spec, pending.deadline_ns, true);
+        if (proposed == nullptr) {
+            continue;
+        }
+        find_displaced(*proposed, pending, displaced_);
+        if (!displaced_.empty()) {
+            accept_load(*proposed);
+            answer_displaced(displaced_);
+            if (find_slot(*proposed, pending, slot)) {
+                commit(pending, *proposed, slot);
+                return true;
+            }
+        }
+        if (std::find(device.pending.begin(), device.pending.end(), proposed) != device.pending.end()) {
+            drop_load(*proposed);
+        }
+    }
+    return false;
+}
+
+void Admission::answer_displaced(const std::vector<Pending*>& victims) {
+    for (Pending* victim : victims) {
+        fail(*victim, Status::REFUSED, Text::TOOK_ITS_PLACE, Reason::DISPLACED);
+    }
+}
+
+// The requests whose displacement makes room for this one; none if none do.
+void Admission::find_displaced(const Residency& residency, const Pending& pending,
+                               std::vector<Pending*>& gone) const {
+    gone.clear();
+    const Device& device = *residency.device;
+    const Plan& plan = device.plan;
+    std::uint32_t level = pending.request.priority;
+    Ns duration = residency.spec->alone_ns(pending.request.shape, pending.size);
+    Ns limit = pending.deadline_ns - device.worker->back_ns, free = device.free_ns(now_);
+    if (duration == 0 || std::max(free, residency.ready_ns) + duration > limit) {
+        return;
+    }
+    std::vector<std::pair<std::size_t, Pending*>> candidates;  // with the place of their batch
+    for (std::size_t place = 0; place < plan.size(); ++place) {
+        for (Pending* one : plan[place]->pendings) {
+            if (one->request.priority > level) {
+                candidates.emplace_back(place, one);
+            }
+        }
+    }
+    std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) {
+        return std::make_tuple(a.second->request.priority, a.second->deadline_ns, a.first) >
+               std::make_tuple(b.second->request.priority, b.second->deadline_ns, b.first);
+    });
+    std::size_t index = place_of(residency, pending.deadline_ns);
+    auto is_gone = [&](const Pending* one) { return std::find(gone.begin(), gone.end(), one) != gone.end(); };
+    auto fits = [&] {
+        Ns time = free;
+        for (std::size_t place = 0;; ++place) {
+            if (place == index) {
+                time = std::max(time, residency.ready_ns) + duration;
+                if (time > limit) {
+                    return false;
+                }
+            }
+            if (place == plan.size()) {
+                return true;
+            }
+            const Batch* batch = plan[place];
+            std::uint32_t size = batch->size;
+            for (const Pending* one : batch->pendings) {
+                if (one->request.priority > level && is_gone(one)) {
+                    size -= one->size;
+                }
+            }
+            if (size > 0) {
+                Ns length =
+                    size == batch->size ? batch->duration_ns : batch->residency->spec->alone_ns(batch->shape, size);
+                time = std::max(time, batch->residency->ready_ns) + length;
+                if (time > batch->limit_ns && place >= index) {
+                    return false;
+                }
+            }
+        }
+    };
+    bool found = false;
+    for (std::size_t place = 0; place < std::min(candidates.size(), DISPLACE_MAX) && !found; ++place) {
+        gone.push_back(candidates[place].second);
+        found = fits();
+    }
+    if (!found) {
+        gone.clear();
+        return;
+    }
+    std::vector<Pending*> all = gone;
+    for (Pending* victim : all) {  // whoever need not go stays, the highest of them last
+        gone.erase(std::find(gone.begin(), gone.end(), victim));
+        if (!fits()) {
+            gone.push_back(victim);
+        }
+    }
+}
+
+// ----- leaving the plan ---------------------------------------------------------------------------
+
+void Admission::unplan(Pending& pending) {
+    Batch* batch = pending.batch;
+    if (batch == nullptr) {
+        if (pending.queue != nullptr) {
+            leave_background(pending);
+        }
+        return;
+    }
+    pending.batch = nullptr;
+    batch->pendings.erase(std::find(batch->pendings.begin(), batch->pendings.end(), &pending));
+    Device& device = *batch->residency->device;
+    touch(device);
+    if (batch->pendings.empty()) {
+        device.plan.remove(batch);
+        retire(batch);
+        return;
+    }
+    device.plan.resize(batch, batch->size - pending.size);
+    Ns tightest = NEVER_NS;
+    for (const Pending* one : batch->pendings) {
+        tightest = std::min(tightest, one->deadline_ns);
+    }
+    batch->limit_ns = tightest - device.worker->back_ns;
+}
+
+void Admission::expire(Pending& pending) {
+    if (now_ >= pending.deadline_ns) {
+        fail(pending, Status::DEADLINE_MISSED, Text::DEADLINE_PASSED);
+        return;
+    }
+    Ns at_ns = pending.deadline_ns;
+    if (const Batch* batch = pending.batch; batch != nullptr) {
+        const Worker& worker = *batch->residency->device->worker;
+        Ns last = pending.deadline_ns - worker.there_ns - worker.back_ns - batch->expected_ns(pending.size);
+        if (now_ > last) {
+            fail(pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+            return;
+        }
+        at_ns = last + 1;
+    }
+    set_timer(at_ns, pending);
+}
+
+void Admission::find_busy(Device& device, std::vector<Ending>& found) {
+    found.clear();
+    Ns time = device.free_ns(now_);
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        if (!one->doomed && !one->is_idle()) {
+            found.push_back({time, one});
+        }
+    }
+    for (const Batch* batch : device.plan.batches) {
+        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+        for (Ending& ending : found) {
+            if (ending.residency == batch->residency) {
+                ending.finish_ns = time;
+            }
+        }
+    }
+    for (Ending& ending : found) {
+        ending.finish_ns = std::max(ending.finish_ns, ending.residency->ready_ns) + device.worker->back_ns;
+    }
+    std::stable_sort(found.begin(), found.end(),
+                     [](const Ending& a, const Ending& b) { return a.finish_ns < b.finish_ns; });
+}
+
+void Admission::load_done(Residency& residency, Ns took_ns) {
+    residency.device->plan.unready -= residency.batches.size();
+    for (Batch* batch : residency.batches) {
+        for (Pending* pending : batch->pendings) {
+            pending->load_ns = took_ns;
+        }
+    }
+}
+
+void Admission::load_given_up(Residency& residency, const Said& said) {
+    std::vector<Pending*> waiting;
+    for (const Batch* batch : residency.batches) {
+        waiting.insert(waiting.end(), batch->pendings.begin(), batch->pendings.end());
+    }
+    for (Pending* pending : waiting) {
+        fail(*pending, Status::UNAVAILABLE, said);
+    }
+}
+
+void Admission::evacuate(Residency& residency, std::vector<Pending*>& waiting) {
+    while (!residency.batches.empty()) {
+        Batch* batch = residency.batches.front();
+        residency.device->plan.remove(batch);
+        for (Pending* pending : batch->pendings) {
+            pending->batch = nullptr;
+            waiting.push_back(pending);
+        }
+        retire(batch);
+    }
+}
+
+void Admission::clear_plan(Device& device, std::vector<Pending*>& waiting) {
+    while (!device.plan.empty()) {
+        Batch* batch = device.plan[0];
+        device.plan.remove(batch, 0);
+        for (Pending* pending : batch->pendings) {
+            pending->batch = nullptr;
+            waiting.push_back(pending);
+        }
+        retire(batch);
+    }
+}
+
+// Time the plans that use the new estimates anew.
+void Admission::estimates_changed(ProgramEstimates& program, std::uint32_t shape) {
+    Curve* curve = program.curve(shape);
+    for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
+        if (batch->shape == shape) {
+            batch->curve = curve;
+            batch->residency->device->plan.resize(batch, batch->size);
+        }
+    }
+}
+
+void Admission::estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) {
+    for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
+        if (batch->shape == shape) {
+            batch->curve = nullptr;  // its duration stays: the best that is known
+        }
+    }
+}
+
+}  // namespace clockwork

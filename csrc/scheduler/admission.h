@@ -1,0 +1,108 @@
+// Admission: a request is promised its deadline, or refused at once.
+//
+// It is admitted only if it fits into some device's plan, into a batch of its model or as a batch of its own, so that
+// it and everything promised before still finishes in time as predicted. A higher priority may displace lower ones
+// that were not sent.
+#pragma once
+
+#include <vector>
+
+#include "scheduler/service.h"
+
+namespace clockwork {
+
+// Joining a batch must cost at least 1/50 less than running alone.
+inline constexpr Ns JOIN_GAIN = 50;
+
+// Batches of its model that an arriving request tries to join.
+inline constexpr std::size_t JOIN_SCAN_MAX = 4;
+
+// Requests of lower priority that one arrival may displace.
+inline constexpr std::size_t DISPLACE_MAX = 64;
+
+// Devices for which a load is planned through, best first.
+inline constexpr std::size_t LOAD_SCAN_MAX = 4;
+
+// Devices on which a load would be done about as soon are alike: the one with more free pages gets it.
+inline constexpr Ns LOAD_ALIKE_NS = 1'000'000;
+
+// Shapes that wait to be measured; the oldest is forgotten first.
+inline constexpr std::size_t PROFILE_TABLE_MAX = 256;
+
+// A promise keeps this share of the time left (at most RESERVE_NS) back for what no estimate foresees: a device or a
+// link that falters. Without it a queue filled to the last microsecond breaks several promises at one falter: at 1.5
+// times capacity on two cores, 0.8 % of what was admitted missed; the goodput is the same.
+inline constexpr Ns RESERVE_SHARE = 50;
+inline constexpr Ns RESERVE_NS = 2'000'000;
+
+// What may enter a plan, and what leaves it unsent.
+class Admission : public Service {
+public:
+    using Service::Service;
+
+    void shapes_in_use(std::vector<std::uint32_t>& found) const override;
+
+protected:
+    // Where a request could go.
+    struct Slot {
+        Ns finish_ns;        // predicted
+        std::size_t index;   // in the plan
+        Batch* batch;        // to join; null: a new one
+    };
+    // A shape that waits to be measured.
+    struct Unmeasured {
+        std::uint32_t program;
+        std::uint32_t kind;
+        std::uint32_t shape;
+        ModelId model_id;
+        std::uint32_t rows;
+        int attempts;
+    };
+
+    // Promise a request its deadline on the device that finishes it first. False if none can.
+    bool place(Pending& pending);
+    bool replace(Pending& pending) override { return place(pending); }
+    // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
+    bool displace(Pending& pending);
+    // Say why, which SLO would have been admitted, and when this one might be.
+    void refuse_in_detail(Pending& pending);
+
+    bool is_unseen(const Model& model, std::uint32_t shape) const;
+    void remember_unseen(const Model& model, const Request& request);
+
+    void expire(Pending& pending) override;
+    void unplan(Pending& pending) override;
+    void find_busy(Device& device, std::vector<Ending>& found) override;
+    void load_done(Residency& residency, Ns took_ns) override;
+    void load_given_up(Residency& residency, const Said& said) override;
+    void evacuate(Residency& residency, std::vector<Pending*>& waiting) override;
+    void clear_plan(Device& device, std::vector<Pending*>& waiting) override;
+    void estimates_changed(ProgramEstimates& program, std::uint32_t shape) override;
+    void estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) override;
+
+    std::vector<Unmeasured> unmeasured_;
+
+private:
+    struct Cold {
+        Ns time;  // in units of LOAD_ALIKE_NS
+        std::uint32_t free_pages;
+        Device* device;
+        KindSpec* spec;
+    };
+
+    bool find_slot(Residency& residency, const Pending& pending, Slot& slot);
+    std::size_t place_of(const Residency& residency, Ns deadline) const;
+    bool keeps_loads(Device& device, Ns free, std::size_t index, Ns added);
+    void commit(Pending& pending, Residency& residency, const Slot& slot);
+    bool place_cold(Pending& pending);
+    Ns least_finish_ns(const Residency& residency, Ns duration) const;
+    void warm(Model& model);
+    void answer_displaced(const std::vector<Pending*>& victims);
+    void find_displaced(const Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const;
+
+    std::vector<Place> loadable_;
+    std::vector<Cold> cold_;
+    std::vector<Pending*> displaced_;
+};
+
+}  // namespace clockwork

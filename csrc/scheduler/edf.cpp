@@ -1,0 +1,207 @@
+#include "scheduler/edf.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+void Edf::arrive(Pending& pending) {
+    Model& model = *pending.model;
+    if (pending.deadline_ns >= NEVER_NS) {
+        open(pending);
+        to_background(pending);
+    } else if (place(pending) || displace(pending)) {
+        open(pending);
+    } else {
+        refuse_in_detail(pending);
+        return;
+    }
+    if (pending.request.shape != 0 && is_unseen(model, pending.request.shape)) {
+        remember_unseen(model, pending.request);
+    }
+}
+
+// Send a device what it should do next, as far ahead as it needs.
+void Edf::dispatch(Device& device) {
+    const Worker& worker = *device.worker;
+    device.wake_ns = NEVER_NS;
+    if (worker.draining) {
+        return;
+    }
+    if (!device.pending.empty()) {
+        start_loads(device);
+    }
+    if (!background_.empty() && !device.plan.empty()) {
+        promote(device);
+    }
+    while (true) {
+        std::uint32_t lane = device.lane.size();
+        Ns free = device.free_ns(now_);
+        bool has_work = !device.plan.empty() || !background_.empty();
+        if (lane >= device.run_ahead) {
+            // One more must be under way before the results are back, or the device waits a round trip.
+            Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
+            if (lane >= OUTSTANDING_MAX || due > now_) {
+                if (lane < OUTSTANDING_MAX && has_work) {
+                    device.wake_at(due);
+                }
+                return;
+            }
+        }
+        Ns due = free - worker.there_ns - SCHEDULE_AHEAD_NS;
+        if (due > now_) {
+            if (has_work) {
+                device.wake_at(due);
+            }
+            return;
+        }
+        Batch* batch = device.plan.empty() ? nullptr : pick(device, free);
+        if (batch == nullptr) {
+            batch = fill(device, free);
+            if (batch == nullptr) {
+                return;
+            }
+        }
+        if (trim(device, *batch, free)) {
+            top_up(device, *batch, free);
+            device.plan.remove(batch, device.plan[0] == batch ? 0 : device.plan.index(batch));
+            send_batch(*batch);
+        }
+    }
+}
+
+// The batch to send: the first, unless its model is still on its way and another can go before it.
+Batch* Edf::pick(Device& device, Ns free) {
+    const Plan& plan = device.plan;
+    auto is_ready = [](const Batch* batch) { return batch->residency->state == ResidencyState::RESIDENT; };
+    if (plan.unready == 0 || is_ready(plan[0])) {
+        return plan[0];
+    }
+    for (std::size_t place = 1; place < std::min(plan.size(), SKIP_SCAN_MAX); ++place) {
+        if (is_ready(plan[place]) && may_skip(device, free, place)) {
+            return plan[place];
+        }
+    }
+    if (!device.pending.empty()) {
+        for (Batch* batch : plan.batches) {  // what the pages are waited for goes first, whatever it costs
+            if (batch->residency->doomed && is_ready(batch)) {
+                return batch;
+            }
+        }
+    }
+    return nullptr;
+}
+
+// Whether what lies before this batch still makes its limits if this one goes first.
+bool Edf::may_skip(const Device& device, Ns free, std::size_t place) const {
+    Ns time = free + device.plan[place]->duration_ns;
+    for (std::size_t before = 0; before < place; ++before) {
+        const Batch* batch = device.plan[before];
+        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+        if (time > batch->limit_ns) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Make a batch small enough for its tightest deadline. False if nothing of it is left to send.
+bool Edf::trim(Device& device, Batch& batch, Ns free) {
+    const Worker& worker = *device.worker;
+    auto by_deadline = [](const Pending* a, const Pending* b) { return a->deadline_ns < b->deadline_ns; };
+    left_.clear();
+    while (!batch.pendings.empty()) {
+        Pending& tightest = **std::min_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
+        Ns slack = tightest.deadline_ns - worker.back_ns;
+        if (free + batch.expected_ns(batch.size) <= slack) {
+            break;
+        }
+        Ns alone = batch.expected_ns(tightest.size);
+        if (now_ + worker.there_ns + alone > slack) {
+            fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+        } else if (batch.pendings.size() == 1) {
+            break;
+        } else if (free + alone > slack) {  // hopeful at best: it must not take the others with it
+            fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+        } else {
+            Pending* latest = *std::max_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
+            unplan(*latest);
+            left_.push_back(latest);
+        }
+    }
+    for (Pending* pending : left_) {
+        again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+    }
+    return !batch.pendings.empty();
+}
+
+// Fill a batch that is about to be sent with what waits for the same model and shape.
+void Edf::top_up(Device& device, Batch& batch, Ns free) {
+    const Residency& residency = *batch.residency;
+    Model& model = *residency.model;
+    std::uint32_t batch_max = residency.spec->batch_max;
+    if (batch.curve == nullptr || batch.size >= batch_max || batch.pendings.front()->alone) {
+        return;
+    }
+    if (residency.batches.size() > 1) {
+        others_.clear();
+        for (Batch* other : residency.batches) {
+            if (other != &batch && other->shape == batch.shape) {
+                others_.push_back(other);
+            }
+        }
+        for (Batch* other : others_) {
+            candidates_ = other->pendings;
+            for (Pending* pending : candidates_) {
+                if (batch.size >= batch_max) {
+                    return;
+                }
+                if (gains(device, batch, *pending, free)) {
+                    unplan(*pending);
+                    append(device, batch, *pending);
+                }
+            }
+        }
+    }
+    while (!model.background.empty() && batch.size < batch_max) {
+        Pending& pending = *model.background.front();
+        if (pending.request.shape != batch.shape || pending.alone || !gains(device, batch, pending, free)) {
+            return;
+        }
+        unplan(pending);
+        append(device, batch, pending);
+    }
+}
+
+// Whether taking this request along costs less than running it alone, and breaks no promise.
+bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending, Ns free) const {
+    std::uint32_t total = batch.size + pending.size;
+    if (!device.pending.empty() || pending.alone || total > batch.residency->spec->batch_max) {
+        return false;
+    }
+    Ns duration = batch.curve->planned_ns(total);
+    if ((duration - batch.duration_ns) * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
+        return false;
+    }
+    Ns time = free + duration;
+    if (time > std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns)) {
+        return false;
+    }
+    for (const Batch* other : device.plan.batches) {
+        if (other != &batch) {
+            time = std::max(time, other->residency->ready_ns) + other->duration_ns;
+            if (time > other->limit_ns) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+void Edf::append(Device& device, Batch& batch, Pending& pending) {
+    device.plan.resize(&batch, batch.size + pending.size);
+    batch.limit_ns = std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns);
+    batch.pendings.push_back(&pending);
+    pending.batch = &batch;
+}
+
+}  // namespace clockwork

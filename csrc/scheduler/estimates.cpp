@@ -1,0 +1,308 @@
+#include "scheduler/estimates.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace clockwork {
+
+namespace {
+
+// Shapes up to which a walk through the list is as fast as a hash table.
+constexpr std::size_t WALK_MAX = 8;
+
+// Numbers that leave room to add a few of them: a batch of a billion rows must not overflow.
+constexpr __int128 DURATION_MAX = Ns{1} << 61;
+
+Ns floor_div(Ns a, Ns b) {
+    Ns quotient = a / b;
+    return quotient - (a % b != 0 && (a < 0) != (b < 0));
+}
+
+template <typename Value>
+auto find_batch(Value& sorted, std::uint32_t batch) {
+    return std::lower_bound(sorted.begin(), sorted.end(), batch,
+                            [](const auto& entry, std::uint32_t key) { return entry.first < key; });
+}
+
+}  // namespace
+
+void Window::push(Ns sample) {
+    if (count_ == WINDOW) {
+        std::move(samples_.begin() + 1, samples_.end(), samples_.begin());
+        --count_;
+    }
+    samples_[count_++] = sample;
+}
+
+Ns Window::robust() const {
+    if (count_ < 2) {
+        return samples_[0];
+    }
+    Ns first = std::max(samples_[0], samples_[1]), second = std::min(samples_[0], samples_[1]);
+    for (std::uint32_t index = 2; index < count_; ++index) {
+        Ns sample = samples_[index];
+        if (sample > first) {
+            second = first;
+            first = sample;
+        } else if (sample > second) {
+            second = sample;
+        }
+    }
+    return second;
+}
+
+void Curve::seed(std::uint32_t batch, Ns ns) {
+    if (batch < 1 || batch > BATCH_TABLE_MAX || ns <= 0) {
+        return;
+    }
+    auto place = find_batch(seeds_, batch);
+    if (place != seeds_.end() && place->first == batch) {
+        place->second = ns;
+    } else {
+        seeds_.insert(place, {batch, ns});
+    }
+    profiled_ = true;
+    raw_.clear();
+    planned_.clear();
+}
+
+Ns Curve::seed_of(std::uint32_t batch) const {
+    auto place = find_batch(seeds_, batch);
+    return place != seeds_.end() && place->first == batch ? place->second : 0;
+}
+
+Ns Curve::beyond(std::uint32_t batch) {
+    if (batch > BATCH_TABLE_MAX) {
+        __int128 ns = static_cast<__int128>(exec_ns(BATCH_TABLE_MAX)) * batch / BATCH_TABLE_MAX;
+        return static_cast<Ns>(std::min(ns, DURATION_MAX));
+    }
+    build(batch);
+    return raw_[batch];
+}
+
+bool Curve::measure(std::uint32_t batch, Ns ns) {
+    if (batch > BATCH_TABLE_MAX) {
+        return false;
+    }
+    auto place = find_batch(windows_, batch);
+    if (place == windows_.end() || place->first != batch) {
+        // The seed counts twice: one sample, high or low, is not yet believed against the profile.
+        Ns seed = seed_of(batch);
+        if (seed == 0 && !seeds_.empty()) {
+            seed = exec_ns(batch);
+        }
+        place = windows_.insert(find_batch(windows_, batch), {batch, Window{}});
+        if (seed > 0) {
+            place->second.push(seed);
+            place->second.push(seed);
+        }
+    }
+    place->second.push(std::max<Ns>(ns, 1));
+    if (batch >= raw_.size()) {
+        build(batch);
+        return true;
+    }
+    auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(place->second.robust());
+    if (new_ns > old_ns * (1 + RAISE_RATIO) || new_ns < old_ns * (1 - LOWER_RATIO)) {
+        build(static_cast<std::uint32_t>(raw_.size()) - 1);
+        return true;
+    }
+    return false;
+}
+
+// Publishes values for batches up to batch_max and then some.
+void Curve::build(std::uint32_t batch_max) {
+    std::vector<std::pair<std::uint32_t, Ns>> points;
+    points.reserve(seeds_.size() + windows_.size());
+    for (const auto& [batch, window] : windows_) {
+        points.emplace_back(batch, window.robust());
+    }
+    // A seed that was never executed here drifts with its nearest measured neighbour.
+    std::vector<std::pair<std::uint32_t, double>> drifts;
+    for (const auto& [batch, ns] : points) {
+        if (Ns seed = seed_of(batch); seed > 0) {
+            drifts.emplace_back(batch, static_cast<double>(ns) / static_cast<double>(seed));
+        }
+    }
+    std::size_t measured = points.size();
+    for (const auto& [batch, ns] : seeds_) {
+        auto end = points.begin() + static_cast<std::ptrdiff_t>(measured);
+        bool known = std::any_of(points.begin(), end, [b = batch](const auto& point) { return point.first == b; });
+        if (known) {
+            continue;
+        }
+        double ratio = 1.0;
+        std::int64_t nearest = INT64_MAX;
+        for (const auto& [other, drift] : drifts) {
+            std::int64_t distance = std::abs(std::int64_t{other} - std::int64_t{batch});
+            if (distance < nearest) {
+                nearest = distance;
+                ratio = drift;
+            }
+        }
+        points.emplace_back(batch, static_cast<Ns>(static_cast<double>(ns) * ratio));
+    }
+    if (points.empty()) {
+        throw std::invalid_argument("an estimate of something that was never measured");
+    }
+    std::sort(points.begin(), points.end());
+    std::uint32_t first = points.front().first, last = points.back().first;
+    std::uint32_t size = std::max({batch_max, last <= 256 ? last : 0u, 8u});
+    raw_.assign(size + 1, 0);
+    for (std::size_t index = 0; index + 1 < points.size(); ++index) {
+        auto [low, low_ns] = points[index];
+        auto [high, high_ns] = points[index + 1];
+        for (std::uint32_t batch = low; batch < std::min(high, size + 1); ++batch) {
+            raw_[batch] = low_ns + floor_div((high_ns - low_ns) * (batch - low), high - low);
+        }
+    }
+    for (std::uint32_t batch = 1; batch < std::min(first, size + 1); ++batch) {
+        raw_[batch] = points.front().second;
+    }
+    for (std::uint32_t batch = last; batch <= size; ++batch) {
+        raw_[batch] = points.back().second * batch / last;
+    }
+    planned_.assign(size + 1, 0);
+    for (std::uint32_t batch = 1; batch <= size; ++batch) {
+        raw_[batch] = std::max(raw_[batch], raw_[batch - 1]);
+        planned_[batch] = with_margin(raw_[batch]);
+    }
+}
+
+void Shapes::set(std::uint32_t shape, std::uint64_t elements) {
+    if (shape >= elements_.size()) {
+        elements_.resize(shape + 1, 0);
+    }
+    elements_[shape] = elements;
+}
+
+void ProgramEstimates::seed(const std::vector<ProfilePoint>& points) {
+    for (const ProfilePoint& point : points) {
+        Curve* known = curve(point.shape);
+        if (known == nullptr) {
+            known = &add(point.shape);
+        }
+        if (!known->is_measured()) {
+            known->seed(point.batch, point.exec_ns);
+        }
+    }
+}
+
+Curve& ProgramEstimates::add(std::uint32_t shape) {
+    curves_.emplace_back(shape, std::make_unique<Curve>());
+    if (curves_.size() > WALK_MAX) {
+        if (index_.empty()) {
+            for (const auto& entry : curves_) {
+                index_[entry.first] = entry.second.get();
+            }
+        }
+        index_[shape] = curves_.back().second.get();
+    }
+    return *curves_.back().second;
+}
+
+Curve* ProgramEstimates::curve(std::uint32_t shape) const {
+    if (!index_.empty()) {
+        auto found = index_.find(shape);
+        return found != index_.end() ? found->second : nullptr;
+    }
+    for (const auto& entry : curves_) {
+        if (entry.first == shape) {
+            return entry.second.get();
+        }
+    }
+    return nullptr;
+}
+
+Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::uint32_t batch) const {
+    Curve* reference = nullptr;
+    std::uint64_t reference_count = 0;
+    for (const auto& [known, curve] : curves_) {
+        std::uint64_t count = shapes.elements(known);
+        if (count > reference_count) {
+            reference = curve.get();
+            reference_count = count;
+        }
+    }
+    if (reference == nullptr) {
+        return 0;
+    }
+    double ratio = static_cast<double>(shapes.elements(shape)) / static_cast<double>(reference_count);
+    ratio = std::max(ratio, 1.0);
+    if (ratio > BOUND_RATIO_MAX) {
+        return 0;
+    }
+    return with_margin(static_cast<Ns>(static_cast<double>(reference->exec_ns(batch)) * ratio * ratio));
+}
+
+bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten) {
+    Curve* known = curve(shape);
+    if (known == nullptr) {
+        if (curves_.size() >= SHAPES_MAX) {
+            auto oldest = std::find_if(curves_.begin(), curves_.end(),
+                                       [](const auto& entry) { return !entry.second->is_profiled(); });
+            if (oldest == curves_.end()) {
+                return false;
+            }
+            *forgotten = oldest->first;
+            index_.erase(oldest->first);
+            curves_.erase(oldest);
+        }
+        known = &add(shape);
+    }
+    return known->measure(batch, ns);
+}
+
+LoadEstimates::LoadEstimates() {
+    ratios_.push(1000);
+    ratios_.push(1000);
+}
+
+Ns LoadEstimates::load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
+    if (auto window = windows_.find(model_id); window != windows_.end()) {
+        return window->second.robust();
+    }
+    if (seed_ns > 0) {
+        return seed_ns * std::min<Ns>(std::max<Ns>(ratios_.robust(), 500), 4000) / 1000;
+    }
+    return page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
+}
+
+void LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns) {
+    ns = std::max<Ns>(ns, 1);
+    auto window = windows_.find(model_id);
+    if (window == windows_.end()) {
+        Ns seed = load_ns(model_id, seed_ns, page_count);
+        window = windows_.emplace(model_id, Window{}).first;
+        if (seed > 0) {
+            window->second.push(seed);
+            window->second.push(seed);
+        }
+    }
+    window->second.push(ns);
+    if (seed_ns > 0) {
+        ratios_.push(ns * 1000 / seed_ns);
+    }
+    if (page_count > 0) {
+        page_ns_.push(ns / page_count);
+    }
+}
+
+ProgramEstimates& Estimates::use_program(std::uint32_t program, std::uint32_t kind) {
+    ProgramEstimates& found = programs_[std::uint64_t{program} << 32 | kind];
+    ++found.users;
+    return found;
+}
+
+void Estimates::release_program(std::uint32_t program, std::uint32_t kind) {
+    auto found = programs_.find(std::uint64_t{program} << 32 | kind);
+    if (found != programs_.end() && --found->second.users == 0) {
+        programs_.erase(found);
+    }
+}
+
+LoadEstimates& Estimates::loads(std::uint32_t kind) { return loads_[kind]; }
+
+}  // namespace clockwork

@@ -1,0 +1,187 @@
+// How long an execution or a load will take, from what the last ones took.
+//
+// Estimates belong to (program, input shape, batch, device kind): models of equal architecture teach each other.
+// Each batch size that was seen has a sliding window, seeded by the profile; the estimate is its second largest
+// sample, so that one outlier moves nothing and a real shift is followed as soon as two samples show it. (The
+// original takes 0.91 of the largest and 0.09 of the second: one outlier then inflates every plan for ten actions.)
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+struct Batch;
+
+// Samples that an estimate looks back on.
+inline constexpr std::uint32_t WINDOW = 10;
+
+// A plan counts max(MARGIN_RATIO of the estimate, MARGIN_NS) on top of each action: the gap between two actions and
+// what the estimate misses. It costs no throughput: the device is fed as it becomes free.
+inline constexpr double MARGIN_RATIO = 0.02;
+inline constexpr Ns MARGIN_NS = 100'000;
+
+// An estimate is published, and the plans timed anew, when it rose or fell by more than this.
+inline constexpr double RAISE_RATIO = 0.01;
+inline constexpr double LOWER_RATIO = 0.03;
+
+// A shape with more than this many times the elements of the largest profiled one has no bound.
+inline constexpr double BOUND_RATIO_MAX = 8;
+
+// Batches of more rows than this are taken to cost in proportion, and teach nothing.
+inline constexpr std::uint32_t BATCH_TABLE_MAX = 1024;
+
+// Shapes of one program with estimates of their own; the oldest unprofiled one is forgotten first.
+inline constexpr std::size_t SHAPES_MAX = 1024;
+
+inline Ns with_margin(Ns ns) {
+    Ns margin = static_cast<Ns>(static_cast<double>(ns) * MARGIN_RATIO);
+    return ns + (margin > MARGIN_NS ? margin : MARGIN_NS);
+}
+
+// The last samples of one thing, oldest first.
+class Window {
+public:
+    void push(Ns sample);
+    bool empty() const { return count_ == 0; }
+    Ns robust() const;  // the second largest sample (the only one, if there is one)
+
+private:
+    std::array<Ns, WINDOW> samples_{};
+    std::uint32_t count_ = 0;
+};
+
+// Execution time over batch size, for one program, shape and device kind.
+class Curve {
+public:
+    // A profile point. Measured windows are kept: they are fresher.
+    void seed(std::uint32_t batch, Ns ns);
+
+    // The expected duration of a batch; monotone in `batch`. Throws std::invalid_argument if nothing is known.
+    Ns exec_ns(std::uint32_t batch) {
+        if (batch < raw_.size()) {
+            return raw_[batch];
+        }
+        return beyond(batch);
+    }
+
+    // exec_ns with the margin that a plan counts.
+    Ns planned_ns(std::uint32_t batch) {
+        if (batch < planned_.size()) {
+            return planned_[batch];
+        }
+        return with_margin(beyond(batch));
+    }
+
+    // One execution took this long. True if the published estimates changed.
+    bool measure(std::uint32_t batch, Ns ns);
+
+    bool is_measured() const { return !windows_.empty(); }
+    bool is_profiled() const { return profiled_; }
+
+private:
+    Ns beyond(std::uint32_t batch);
+    void build(std::uint32_t batch_max);
+    Ns seed_of(std::uint32_t batch) const;  // 0: none
+
+    std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // by batch
+    std::vector<std::pair<std::uint32_t, Window>> windows_;  // by batch
+    std::vector<Ns> raw_;                                    // by batch size, 0 unused; published values
+    std::vector<Ns> planned_;
+    bool profiled_ = false;
+};
+
+// How many elements the inputs of each shape have, for one row. Shape 0 is that of a request without inputs.
+class Shapes {
+public:
+    void set(std::uint32_t shape, std::uint64_t elements);
+    void forget(std::uint32_t shape) { set(shape, 0); }
+    std::uint64_t elements(std::uint32_t shape) const {
+        std::uint64_t known = shape < elements_.size() ? elements_[shape] : 0;
+        return known > 0 ? known : 1;
+    }
+
+private:
+    std::vector<std::uint64_t> elements_;
+};
+
+// The curves of one program on one device kind, by shape.
+class ProgramEstimates {
+public:
+    void seed(const std::vector<ProfilePoint>& points);
+
+    // Null for a shape that was neither profiled nor measured. Valid until measure() reports it as forgotten.
+    Curve* curve(std::uint32_t shape) const;
+
+    // A conservative duration for a shape never seen, with margin; 0 if there is no ground for one.
+    //
+    // The largest known shape, times the square of how many more elements this one has (attention is quadratic), at
+    // least the reference itself.
+    Ns bound_ns(const Shapes& shapes, std::uint32_t shape, std::uint32_t batch) const;
+
+    // One execution took this long. True if published estimates changed. forgotten: set to a shape that had to make
+    // room for this one, if any; no pointer to its curve may be kept.
+    bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten);
+
+    template <typename Function>
+    void for_each_shape(Function&& function) const {
+        for (const auto& entry : curves_) {
+            function(entry.first);
+        }
+    }
+
+    Batch* planned = nullptr;  // the batches in plans that these curves time, as a list in no order that matters
+    std::uint32_t users = 0;   // models, by device kind, that run this program
+
+private:
+    Curve& add(std::uint32_t shape);
+
+    std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;  // in the order in which they came
+    std::unordered_map<std::uint32_t, Curve*> index_;                      // once there are many
+};
+
+// Load times of one device kind: each model's own window once it was loaded, its profile before.
+//
+// What loads take against their profiles is kept for the kind as a whole (a ratio in thousandths), so that the first
+// load of the hundredth model already knows that this machine is slower than it was.
+class LoadEstimates {
+public:
+    LoadEstimates();
+
+    // The expected duration of a load.
+    Ns load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const;
+    void measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns);
+    void forget(ModelId model_id) { windows_.erase(model_id); }
+
+private:
+    std::unordered_map<ModelId, Window> windows_;
+    Window ratios_;
+    Window page_ns_;
+};
+
+// Every estimate, by device kind. What no model uses any more is forgotten.
+class Estimates {
+public:
+    ProgramEstimates& use_program(std::uint32_t program, std::uint32_t kind);
+    void release_program(std::uint32_t program, std::uint32_t kind);
+    LoadEstimates& loads(std::uint32_t kind);
+
+    template <typename Function>
+    void for_each_program(Function&& function) const {
+        for (const auto& entry : programs_) {
+            function(entry.second);
+        }
+    }
+
+private:
+    std::unordered_map<std::uint64_t, ProgramEstimates> programs_;
+    std::unordered_map<std::uint32_t, LoadEstimates> loads_;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,561 @@
+#include "scheduler/loads.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+namespace {
+
+template <typename T>
+void remove_from(std::vector<T*>& list, const T* one) {
+    list.erase(std::find(list.begin(), list.end(), one));
+}
+
+template <typename T>
+bool contains(const std::vector<T*>& list, const T* one) {
+    return std::find(list.begin(), list.end(), one) != list.end();
+}
+
+}  // namespace
+
+// ----- deciding -----------------------------------------------------------------------------------
+
+Residency* Loads::propose_load(Device& device, Model& model, KindSpec& spec, Ns key_ns, bool doom) {
+    Residency* residency = residency_pool_.make();
+    residency->model = &model;
+    residency->device = &device;
+    residency->spec = &spec;
+    residency->key_ns = key_ns;
+    if (!find_victims(*residency, doom)) {
+        residency_pool_.give_back(residency);
+        return nullptr;
+    }
+    enter_pending(*residency);
+    model.residencies.push_back(residency);
+    retime_loads(device);
+    return residency;
+}
+
+void Loads::enter_pending(Residency& residency) {
+    std::vector<Residency*>& pending = residency.device->pending;
+    auto place = std::upper_bound(pending.begin(), pending.end(), residency.key_ns,
+                                  [](Ns key_ns, const Residency* one) { return key_ns < one->key_ns; });
+    pending.insert(place, &residency);
+}
+
+// Tries out, on a copy of the arena, who has to go for this load. False if it cannot be.
+bool Loads::find_victims(Residency& residency, bool doom) {
+    Device& device = *residency.device;
+    const PageAllocator::Pages& runs = residency.spec->runs;
+    trial_ = device.pages;
+    for (const Residency* other : device.pending) {
+        for (const Residency* victim : other->victims) {
+            if (!victim->starts.empty() && victim->on_device) {
+                trial_.free(victim->starts, victim->spec->runs);
+            }
+        }
+        residency.clear_ns = std::max(residency.clear_ns, other->clear_ns);
+    }
+    for (const Residency* other : device.pending) {
+        if (!trial_.allocate(other->spec->runs, trial_starts_)) {
+            return false;
+        }
+    }
+    if (trial_.allocate(runs, trial_starts_)) {
+        return true;
+    }
+    for (Residency* victim = device.resident.front(); victim != nullptr; victim = device.resident.next(victim)) {
+        if (!victim->doomed && victim->is_idle() && may_evict(*victim)) {
+            residency.victims.push_back(victim);
+            trial_.free(victim->starts, victim->spec->runs);
+            if (trial_.allocate(runs, trial_starts_)) {
+                return true;
+            }
+        }
+    }
+    if (doom) {
+        find_busy(device, endings_);
+        for (const Ending& ending : endings_) {
+            residency.victims.push_back(ending.residency);
+            residency.clear_ns = std::max(residency.clear_ns, ending.finish_ns);
+            trial_.free(ending.residency->starts, ending.residency->spec->runs);
+            if (trial_.allocate(runs, trial_starts_)) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void Loads::accept_load(Residency& residency) {
+    for (Residency* victim : residency.victims) {
+        victim->doomed = true;
+    }
+    touch(*residency.device);
+}
+
+void Loads::drop_load(Residency& residency) {
+    remove_from(residency.device->pending, &residency);
+    remove_from(residency.model->residencies, &residency);
+    absolve(residency);
+    retime_loads(*residency.device);
+    residency_gone(residency);
+    retire(&residency);
+}
+
+// Its victims are doomed no more, unless another pending load counts on them.
+void Loads::absolve(Residency& residency) {
+    for (Residency* victim : residency.victims) {
+        victim->doomed = std::any_of(
+            residency.device->pending.begin(), residency.device->pending.end(),
+            [&](const Residency* other) { return other != &residency && contains(other->victims, victim); });
+    }
+    residency.victims.clear();
+}
+
+// One that is gone is nobody's victim any more.
+void Loads::forget_victim(Device& device, Residency& residency) {
+    for (Residency* other : device.pending) {
+        std::erase(other->victims, &residency);
+    }
+}
+
+void Loads::find_busy(Device& device, std::vector<Ending>& found) {
+    found.clear();
+    Ns finish = device.free_ns(now_);
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        if (!one->doomed && !one->is_idle()) {
+            found.push_back({std::max(finish, one->ready_ns) + device.worker->back_ns, one});
+        }
+    }
+    std::stable_sort(found.begin(), found.end(),
+                     [](const Ending& a, const Ending& b) { return a.finish_ns < b.finish_ns; });
+}
+
+void Loads::retime_loads(Device& device) {
+    if (device.pending.empty()) {
+        return;
+    }
+    const Worker& worker = *device.worker;
+    Ns time = std::max(worker.link_free_ns, now_ + worker.there_ns);
+    for (Residency* residency : device.pending) {
+        Ns start = std::max(time, residency->clear_ns + worker.there_ns);
+        time = start + residency->spec->load_planned_ns();
+        residency->ready_ns = time + worker.back_ns + worker.there_ns;
+    }
+}
+
+template <typename Function>
+void Loads::for_each_loadable(const Model& model, Function&& function) {
+    ++mark_;
+    for (const Residency* residency : model.residencies) {
+        residency->device->mark = mark_;
+    }
+    for (WorkerId id : model.workers) {
+        Worker& worker = *find_worker(id);
+        if (worker.draining) {
+            continue;
+        }
+        for (Device* device : worker.devices) {
+            if (device->mark == mark_) {
+                continue;
+            }
+            KindSpec* spec = model.spec(device->kind);
+            if (spec != nullptr && spec->page_count <= device->pages.page_count() && !function(*device, *spec)) {
+                return;
+            }
+        }
+    }
+}
+
+void Loads::find_loadable(const Model& model, std::vector<Place>& found) {
+    found.clear();
+    for_each_loadable(model, [&](Device& device, KindSpec& spec) {
+        found.push_back({&device, &spec});
+        return true;
+    });
+}
+
+bool Loads::fits_somewhere(const Model& model) {
+    bool any = false;
+    for_each_loadable(model, [&](Device&, KindSpec&) {
+        any = true;
+        return false;
+    });
+    return any;
+}
+
+// ----- acting -------------------------------------------------------------------------------------
+
+void Loads::start_loads(Device& device) {
+    const Worker& worker = *device.worker;
+    while (!device.pending.empty()) {
+        if (device.loading >= device.run_ahead) {
+            Ns due = worker.link_free_ns - worker.there_ns - worker.back_ns - FEED_NS;
+            if (device.loading >= OUTSTANDING_MAX || due > now_) {
+                if (device.loading < OUTSTANDING_MAX) {
+                    device.wake_at(due);
+                }
+                return;
+            }
+        }
+        Residency& residency = *device.pending.front();
+        if (!is_load_wanted(residency)) {
+            drop_load(residency);  // whoever wanted it has gone
+            continue;
+        }
+        if (!make_room(device, residency, NEVER_NS)) {
+            doom_more(device, residency);
+            return;
+        }
+        send_load(residency);
+    }
+}
+
+// Its pages are in residency.starts. hurries: a load that cannot start soon is of no use.
+void Loads::send_load(Residency& residency, bool hurries) {
+    Device& device = *residency.device;
+    Worker& worker = *device.worker;
+    remove_from(device.pending, &residency);
+    absolve(residency);
+    device.enter(&residency);
+    ++device.loading;
+    Ns expected = residency.spec->load_expected_ns(), planned = with_margin(expected);
+    worker.link_free_ns = std::max(worker.link_free_ns, now_ + worker.there_ns) + planned;
+    worker.loads_ns += planned;
+    residency.state = ResidencyState::LOADING;
+    residency.load_id = ++load_id_;
+    residency.ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
+    Flight* flight = make_flight(device, FlightKind::LOAD, residency, nullptr, expected, planned);
+    residency.action_id = flight->action_id;
+    Command& command = order(CommandKind::SEND_LOAD);
+    command.worker = worker.worker_id;
+    command.device = static_cast<std::int32_t>(device.index);
+    command.action_id = flight->action_id;
+    command.model_id = residency.model->model_id;
+    command.load_id = residency.load_id;
+    command.first = static_cast<std::uint32_t>(out.runs.size());
+    command.count = static_cast<std::uint32_t>(residency.starts.size());
+    out.runs.insert(out.runs.end(), residency.starts.begin(), residency.starts.end());
+    command.earliest_ns = now_;
+    command.latest_ns = hurries ? now_ + std::max(LOAD_WINDOW_NS, 10 * planned) : NEVER_NS;
+    command.expected_ns = expected;
+    retime_loads(device);
+}
+
+bool Loads::load_idly(Device& device, Model& model, KindSpec& spec) {
+    Residency* residency = residency_pool_.make();
+    residency->model = &model;
+    residency->device = &device;
+    residency->spec = &spec;
+    residency->key_ns = NEVER_NS;
+    if (!make_room(device, *residency, now_ - WARM_IDLE_NS)) {
+        residency_pool_.give_back(residency);
+        return false;
+    }
+    model.residencies.push_back(residency);
+    device.pending.push_back(residency);
+    send_load(*residency);
+    return true;
+}
+
+bool Loads::preload(Ns now, WorkerId worker_id, std::int32_t device_index, ModelId model_id) {
+    advance(now);
+    Worker* worker = find_worker(worker_id);
+    Model* model = find_model(model_id);
+    auto index = static_cast<std::size_t>(device_index);
+    if (worker == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining ||
+        index >= worker->devices.size()) {
+        return false;
+    }
+    Device& device = *worker->devices[index];
+    for (const Residency* one : model->residencies) {
+        if (one->device == &device) {
+            return false;
+        }
+    }
+    Residency* residency = residency_pool_.make();
+    residency->model = model;
+    residency->device = &device;
+    residency->spec = model->spec(device.kind);
+    residency->key_ns = NEVER_NS;
+    if (!device.pages.allocate(residency->spec->runs, residency->starts)) {
+        residency_pool_.give_back(residency);
+        return false;
+    }
+    model->residencies.push_back(residency);
+    device.pending.push_back(residency);
+    send_load(*residency, false);
+    return true;
+}
+
+// Pages for a residency, unloading as few idle models as it takes; false, and nothing done, if those do not suffice.
+// Its victims go first; before_ns: of others, only those last used before then.
+bool Loads::make_room(Device& device, Residency& residency, Ns before_ns) {
+    PageAllocator& pages = device.pages;
+    const PageAllocator::Pages& runs = residency.spec->runs;
+    if (pages.allocate(runs, residency.starts)) {
+        return true;
+    }
+    find_evictable(device, residency.victims, before_ns, evictable_);
+    victims_.clear();
+    bool fits = false;
+    for (Residency* one : evictable_) {
+        pages.free(one->starts, one->spec->runs);
+        victims_.push_back(one);
+        fits = pages.allocate(runs, residency.starts);
+        if (fits) {
+            break;
+        }
+    }
+    if (!fits) {
+        for (Residency* one : victims_) {
+            pages.take(one->starts, one->spec->runs);
+        }
+        residency.starts.clear();
+        return false;
+    }
+    // Those that turned out not to be needed stay, the most recently used first.
+    for (std::size_t place = victims_.size() - 1; place-- > 0;) {
+        Residency* one = victims_[place];
+        pages.free(residency.starts, runs);
+        pages.take(one->starts, one->spec->runs);
+        if (pages.allocate(runs, residency.starts)) {
+            victims_.erase(victims_.begin() + static_cast<std::ptrdiff_t>(place));
+        } else {
+            pages.free(one->starts, one->spec->runs);
+            must(pages.allocate(runs, residency.starts), "pages that fitted a moment ago do not fit");
+        }
+    }
+    for (std::size_t place = 0; place < victims_.size(); ++place) {
+        send_unload(*victims_[place]);
+    }
+    return true;
+}
+
+// Idle models in the order in which they go: the chosen, then the least recently used.
+void Loads::find_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns,
+                           std::vector<Residency*>& found) {
+    found.clear();
+    for (Residency* one : chosen) {
+        if (one->is_idle() && one->on_device) {
+            found.push_back(one);
+        }
+    }
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        if (one->used_ns < before_ns && !one->doomed && one->is_idle() && may_evict(*one) && !contains(chosen, one)) {
+            found.push_back(one);
+        }
+    }
+    if (before_ns >= NEVER_NS) {  // the first load in line takes, in need, what a later one counted on
+        for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+            if (one->doomed && !contains(chosen, one) && one->is_idle()) {
+                found.push_back(one);
+            }
+        }
+    }
+}
+
+// Its room is not there yet: see to it that somebody is on the way out.
+void Loads::doom_more(Device& device, Residency& residency) {
+    if (std::any_of(residency.victims.begin(), residency.victims.end(),
+                    [](const Residency* victim) { return !victim->is_idle(); })) {
+        return;  // they will be idle in a while
+    }
+    if (residency.batches.empty() && now_ < residency.key_ns) {
+        device.wake_at(residency.key_ns);
+        return;  // a background load dooms nobody before it has waited
+    }
+    // The pages fell otherwise than they were tried out.
+    find_busy(device, endings_);
+    if (!endings_.empty()) {
+        Residency* victim = endings_.front().residency;
+        victim->doomed = true;
+        residency.victims.push_back(victim);
+        residency.clear_ns = std::max(residency.clear_ns, endings_.front().finish_ns);
+        retime_loads(device);
+    }
+}
+
+void Loads::evict(Residency& residency) {
+    residency.device->pages.free(residency.starts, residency.spec->runs);
+    touch(*residency.device);
+    send_unload(residency);
+}
+
+void Loads::send_unload(Residency& residency) {
+    Device& device = *residency.device;
+    must(residency.batches.empty(), "unloading a model that work is planned on");
+    must(residency.flying == 0, "unloading a model that is running");
+    if (residency.on_device) {
+        device.leave(&residency);
+        remove_from(residency.model->residencies, &residency);
+        forget_victim(device, residency);
+        residency_gone(residency);
+    }
+    ++residency.model->unloads;
+    ++residency.attempts;
+    Flight* flight =
+        make_flight(device, FlightKind::UNLOAD, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
+    Command& command = order(CommandKind::SEND_UNLOAD);
+    command.worker = device.worker->worker_id;
+    command.device = static_cast<std::int32_t>(device.index);
+    command.action_id = flight->action_id;
+    command.model_id = residency.model->model_id;
+    command.load_id = residency.load_id;
+    command.earliest_ns = now_;
+    command.latest_ns = NEVER_NS;
+    command.expected_ns = UNLOAD_EXPECTED_NS;
+}
+
+Flight* Loads::make_flight(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
+                           Ns duration_ns) {
+    Flight* flight = flight_pool_.make();
+    flight->action_id = next_action();
+    flight->kind = kind;
+    flight->device = &device;
+    flight->residency = &residency;
+    flight->batch = batch;
+    flight->expected_ns = expected_ns;
+    flight->duration_ns = duration_ns;
+    flight->sent_ns = now_;
+    flights_.set(flight->action_id, flight);
+    device.worker->flights.push_back(flight);
+    return flight;
+}
+
+void Loads::end_flight(Flight& flight) {
+    flights_.erase(flight.action_id);
+    flight.device->worker->flights.erase(&flight);
+    if (flight.kind == FlightKind::LOAD) {
+        flight.device->worker->loads_ns -= flight.duration_ns;
+    }
+    retire(&flight);
+}
+
+Flight* Loads::fly(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
+                   Ns duration_ns) {
+    Flight* flight = make_flight(device, kind, residency, batch, expected_ns, duration_ns);
+    device.lane_end_ns = device.free_ns(now_) + duration_ns;
+    if (device.lane.empty()) {
+        device.head_end_ns = device.lane_end_ns;
+    }
+    device.lane.push_back(flight);
+    ++residency.flying;
+    residency.used_ns = now_;
+    device.resident.move_to_end(&residency);
+    return flight;
+}
+
+// ----- results ------------------------------------------------------------------------------------
+
+void Loads::load_answered(Flight& flight, const ActionResult& result) {
+    Residency& residency = *flight.residency;
+    Device& device = *flight.device;
+    Model& model = *residency.model;
+    Worker& worker = *device.worker;
+    --device.loading;
+    worker.link_free_ns = now_ - worker.back_ns + worker.loads_ns;
+    if (result.status == Status::OK) {
+        Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
+        residency.spec->loads->measure(model.model_id, residency.spec->load_ns, residency.spec->page_count, took);
+        residency.state = ResidencyState::RESIDENT;
+        residency.ready_ns = 0;
+        residency.used_ns = now_;
+        residency.attempts = 0;
+        load_done(residency, took);
+    } else {
+        load_failed(residency, result);
+    }
+    retime_loads(device);
+    if (model.draining) {
+        check_removed(model);
+    }
+}
+
+void Loads::load_failed(Residency& residency, const ActionResult& result) {
+    Device& device = *residency.device;
+    Model& model = *residency.model;
+    device.pages.free(residency.starts, residency.spec->runs);
+    residency.starts.clear();
+    device.leave(&residency);
+    forget_victim(device, residency);
+    ++residency.attempts;
+    residency.state = ResidencyState::PENDING;
+    if (residency.attempts < LOAD_ATTEMPTS_MAX && !device.worker->draining && !model.draining) {
+        residency.doomed = false;
+        enter_pending(residency);
+        return;
+    }
+    // Its batches are still counted as unready; the residency leaves with the last of them.
+    Said said(Text::LOAD_FAILED, static_cast<Ns>(result.status), 0, result.text);
+    device.pending.push_back(&residency);
+    load_given_up(residency, said);
+    if (contains(device.pending, &residency)) {
+        drop_load(residency);
+    }
+    if (model.residencies.empty()) {
+        while (Pending* pending = model.background.front()) {
+            fail(*pending, Status::UNAVAILABLE, said);
+        }
+    }
+}
+
+void Loads::unload_answered(Flight& flight, const ActionResult& result) {
+    Residency& residency = *flight.residency;
+    --residency.model->unloads;
+    bool refused = result.status == Status::IN_USE || result.status == Status::DEVICE_ERROR ||
+                   result.status == Status::ACTION_CANCELLED || result.status == Status::TOO_LATE;
+    if (refused && residency.attempts < UNLOAD_ATTEMPTS_MAX && !flight.device->worker->draining) {
+        send_unload(residency);
+        return;
+    }
+    retire(&residency);
+    if (residency.model->draining) {
+        check_removed(*residency.model);
+    }
+}
+
+// The UNLOAD makes sure that both sides agree about its pages; it does no harm.
+void Loads::lose_residency(Residency& residency, std::vector<Pending*>& waiting) {
+    evacuate(residency, waiting);
+    residency.doomed = true;
+    if (residency.flying == 0) {
+        residency.device->pages.free(residency.starts, residency.spec->runs);
+        send_unload(residency);
+    }
+}
+
+// ----- removal ------------------------------------------------------------------------------------
+
+void Loads::check_removed(Model& model) {
+    if (model.live > 0 || model.gone) {
+        return;
+    }
+    std::vector<Residency*> all = model.residencies;
+    for (Residency* residency : all) {
+        if (residency->state == ResidencyState::PENDING) {
+            drop_load(*residency);
+        } else if (residency->is_idle()) {
+            evict(*residency);
+        }
+    }
+    if (!model.residencies.empty() || model.unloads > 0) {
+        return;
+    }
+    model.gone = true;
+    by_model_.erase(static_cast<std::uint64_t>(model.model_id));
+    remove_from(models_, &model);
+    for (WorkerId id : model.workers) {
+        find_worker(id)->has_model[model.slot] = false;
+    }
+    for (KindSpec* spec : model.specs) {
+        spec->loads->forget(model.model_id);
+        retire(spec);
+    }
+    model_gone(model);
+    retire(&model);
+    order(CommandKind::MODEL_GONE).model_id = model.model_id;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,150 @@
+// Which models are on which device: loads on demand, eviction, unloading.
+//
+// A load is decided with the first request that needs it. Idle models make room, least recently used first; where
+// they do not suffice, the busy ones whose planned work ends first are *doomed*: what was promised on them is still
+// done, nothing new is planned, and then their pages go. So a model with continuous traffic cannot keep another out
+// for ever, and a promise made on the new one is accounted from the time at which its victims will be idle.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "scheduler/book.h"
+
+namespace clockwork {
+
+// Times that a LOAD is sent before the requests that wait for it are answered.
+inline constexpr int LOAD_ATTEMPTS_MAX = 3;
+
+inline constexpr int UNLOAD_ATTEMPTS_MAX = 3;
+
+// A LOAD may start this much later than it was sent (or ten times its duration, if that is longer).
+inline constexpr Ns LOAD_WINDOW_NS = SECOND;
+
+// Beyond run_ahead actions, a lane is kept filled for one round trip and this, for short actions.
+inline constexpr Ns FEED_NS = 200'000;
+
+// Actions of one lane that may be under way, whatever the delay.
+inline constexpr std::uint32_t OUTSTANDING_MAX = 64;
+
+inline constexpr Ns UNLOAD_EXPECTED_NS = 100'000;
+
+// A refusal that a resident model would have avoided loads it, evicting only what idled this long.
+inline constexpr Ns WARM_IDLE_NS = SECOND;
+
+// Residency, for any policy.
+class Loads : public Book {
+public:
+    using Book::Book;
+
+    bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) final;
+
+protected:
+    struct Place {
+        Device* device;
+        KindSpec* spec;
+    };
+    struct Ending {
+        Ns finish_ns;
+        Residency* residency;
+    };
+
+    // ----- what a policy brings ----------------------------------------------------------------
+
+    // Whether an idle model may make room (asked of those that is_idle()).
+    virtual bool may_evict(const Residency& residency) const {
+        (void)residency;
+        return true;
+    }
+    // Whether anybody still waits for a load that was not sent. If not, it is dropped.
+    virtual bool is_load_wanted(const Residency& residency) const {
+        return !residency.batches.empty() || !residency.model->background.empty();
+    }
+    // Models that could be doomed, with the time at which their work ends, earliest first. Without a plan: those in
+    // flight.
+    virtual void find_busy(Device& device, std::vector<Ending>& found);
+    // A load was done: work may be sent to it.
+    virtual void load_done(Residency& residency, Ns took_ns) {
+        (void)residency;
+        (void)took_ns;
+    }
+    // A load failed for the last time: answer whoever waits for it.
+    virtual void load_given_up(Residency& residency, const Said& said) {
+        (void)residency;
+        (void)said;
+    }
+    // Take all work that is planned on a residency off it; append its requests, in order.
+    virtual void evacuate(Residency& residency, std::vector<Pending*>& waiting) {
+        (void)residency;
+        (void)waiting;
+    }
+    // A residency leaves its device, or its load is dropped.
+    virtual void residency_gone(Residency& residency) { (void)residency; }
+    virtual void model_gone(Model& model) { (void)model; }
+
+    // ----- deciding ----------------------------------------------------------------------------
+
+    // A pending load, entered in the device's queue with its predicted time. Null if pages cannot come free.
+    // The caller either accept_load()s it or drop_load()s it, before anything else is decided.
+    // doom: busy models may have to make room, not only idle ones.
+    Residency* propose_load(Device& device, Model& model, KindSpec& spec, Ns key_ns, bool doom);
+    void accept_load(Residency& residency);
+    // Forget a load that was not sent. Nothing may be planned on it.
+    void drop_load(Residency& residency);
+    // Predict anew when each load that waits will be done.
+    void retime_loads(Device& device);
+
+    // Devices that the model is not on, but could be. `found` is overwritten.
+    void find_loadable(const Model& model, std::vector<Place>& found);
+    bool fits_somewhere(const Model& model);
+
+    // ----- acting ------------------------------------------------------------------------------
+
+    void start_loads(Device& device);
+    // Load into free pages, or those of models that have idled long. False if there are none.
+    bool load_idly(Device& device, Model& model, KindSpec& spec);
+    // Order a model off its device. Its pages must have been given back to the allocator already.
+    void send_unload(Residency& residency);
+    // Give its pages back and order it off. It must be idle.
+    void evict(Residency& residency);
+    // Enter an action of the execute lane in the books.
+    Flight* fly(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns, Ns duration_ns);
+
+    // ----- results -----------------------------------------------------------------------------
+
+    void load_answered(Flight& flight, const ActionResult& result);
+    void unload_answered(Flight& flight, const ActionResult& result);
+    // The device says that the model is not there. Appends the requests that were planned on it.
+    void lose_residency(Residency& residency, std::vector<Pending*>& waiting);
+
+    // One step further in unloading a model that is being unregistered and has no request left.
+    void check_removed(Model& model) override;
+
+    Flight* make_flight(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
+                        Ns duration_ns);
+    // Takes it out of the books; it is given back when the step is over.
+    void end_flight(Flight& flight);
+
+private:
+    bool find_victims(Residency& residency, bool doom);
+    void absolve(Residency& residency);
+    void send_load(Residency& residency, bool hurries = true);
+    void enter_pending(Residency& residency);
+    bool make_room(Device& device, Residency& residency, Ns before_ns);
+    void find_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns,
+                        std::vector<Residency*>& found);
+    void doom_more(Device& device, Residency& residency);
+    void load_failed(Residency& residency, const ActionResult& result);
+    void forget_victim(Device& device, Residency& residency);
+    template <typename Function>
+    void for_each_loadable(const Model& model, Function&& function);
+
+    PageAllocator trial_;  // find_victims() tries things on it
+    PageAllocator::Pages trial_starts_;
+    std::vector<Residency*> evictable_;
+    std::vector<Residency*> victims_;
+    std::vector<Ending> endings_;
+    std::uint32_t mark_ = 0;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,53 @@
+// Which pages of a device's arena are free. The controller decides it, so that a load it orders always fits.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace clockwork {
+
+// Free pages as sorted intervals; the same calls always give the same pages.
+//
+// A model's weights are several runs of pages; each run is contiguous, the runs lie anywhere.
+class PageAllocator {
+public:
+    using Pages = std::vector<std::uint32_t>;
+
+    struct Interval {
+        std::uint32_t start;
+        std::uint32_t size;
+    };
+
+    explicit PageAllocator(std::uint32_t page_count = 0);
+
+    std::uint32_t page_count() const { return page_count_; }
+    std::uint32_t free_count() const { return free_count_; }
+    const std::vector<Interval>& intervals() const { return free_; }  // lowest first
+
+    // Whether these runs would fit if nothing else were there.
+    bool fits(const Pages& runs) const;
+
+    // Fills `starts` with the first page of each run, in the order of `runs`. False, and nothing taken, if they do
+    // not fit now. First fit at the lowest page, longest runs first: they are the ones that fragmentation shuts out.
+    bool allocate(const Pages& runs, Pages& starts);
+
+    // Give back what allocate() gave. Throws std::invalid_argument for pages that are free already or do not exist.
+    void free(const Pages& starts, const Pages& runs);
+    void free_run(std::int64_t start, std::int64_t size);
+
+    // Take exactly these free pages again: the inverse of free().
+    void take(const Pages& starts, const Pages& runs);
+    void take_run(std::int64_t start, std::int64_t size);
+
+    // Throws std::logic_error where the intervals are not what they should be.
+    void check_invariants() const;
+
+private:
+    std::uint32_t page_count_;
+    std::uint32_t free_count_;
+    std::vector<Interval> free_;
+    std::vector<Interval> trial_;       // allocate() works on it, and keeps it only if all fits
+    std::vector<std::uint32_t> order_;  // of the runs
+};
+
+}  // namespace clockwork

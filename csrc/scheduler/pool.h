@@ -1,0 +1,151 @@
+// Memory for what comes and goes with every request: slabs with a free list, and a map from numbers to objects.
+//
+// In a steady state nothing here calls the allocator: an object that was given back is given out again, with the
+// capacity of its vectors.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace clockwork {
+
+// Objects of one type at addresses that never change. T has `slot` (a small number, for tables beside the objects),
+// `generation` (how often the slot was given back) and reset().
+template <typename T>
+class Pool {
+public:
+    static constexpr std::uint32_t SLAB = 256;
+
+    T* make() {
+        if (free_.empty()) {
+            grow();
+        }
+        T* one = free_.back();
+        free_.pop_back();
+        return one;
+    }
+
+    void give_back(T* one) {
+        one->reset();
+        ++one->generation;
+        free_.push_back(one);
+    }
+
+    T* at(std::uint32_t slot) { return &slabs_[slot / SLAB][slot % SLAB]; }
+
+    // Slots that there are; every object's is below it.
+    std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slabs_.size()) * SLAB; }
+
+private:
+    void grow() {
+        std::uint32_t first = slot_count();
+        slabs_.push_back(std::make_unique<T[]>(SLAB));
+        for (std::uint32_t place = SLAB; place-- > 0;) {  // the lowest slot is given out first
+            slabs_.back()[place].slot = first + place;
+            free_.push_back(&slabs_.back()[place]);
+        }
+    }
+
+    std::vector<std::unique_ptr<T[]>> slabs_;
+    std::vector<T*> free_;
+};
+
+// Objects by a 64-bit number: open addressing, linear probing, and no tombstones.
+template <typename T>
+class IdMap {
+public:
+    std::size_t size() const { return count_; }
+
+    T* find(std::uint64_t id) const {
+        if (count_ == 0) {
+            return nullptr;
+        }
+        for (std::size_t place = home(id);; place = (place + 1) & mask_) {
+            const Entry& entry = entries_[place];
+            if (entry.value == nullptr || entry.id == id) {
+                return entry.value;
+            }
+        }
+    }
+
+    // Enters or replaces.
+    void set(std::uint64_t id, T* value) {
+        if ((count_ + 1) * 2 > entries_.size()) {
+            grow();
+        }
+        std::size_t place = home(id);
+        while (entries_[place].value != nullptr && entries_[place].id != id) {
+            place = (place + 1) & mask_;
+        }
+        count_ += entries_[place].value == nullptr;
+        entries_[place] = {id, value};
+    }
+
+    void erase(std::uint64_t id) {
+        if (count_ == 0) {
+            return;
+        }
+        std::size_t place = home(id);
+        while (entries_[place].value != nullptr && entries_[place].id != id) {
+            place = (place + 1) & mask_;
+        }
+        if (entries_[place].value == nullptr) {
+            return;
+        }
+        --count_;
+        // What lies behind moves up, unless it is at home already: so a gap always ends a search.
+        std::size_t gap = place;
+        for (std::size_t next = (gap + 1) & mask_; entries_[next].value != nullptr; next = (next + 1) & mask_) {
+            std::size_t wish = home(entries_[next].id);
+            if (((next - wish) & mask_) >= ((next - gap) & mask_)) {
+                entries_[gap] = entries_[next];
+                gap = next;
+            }
+        }
+        entries_[gap].value = nullptr;
+    }
+
+    // In no order that means anything: for sums and checks.
+    template <typename Function>
+    void for_each(Function&& function) const {
+        for (const Entry& entry : entries_) {
+            if (entry.value != nullptr) {
+                function(static_cast<const T&>(*entry.value));
+            }
+        }
+    }
+
+private:
+    struct Entry {
+        std::uint64_t id = 0;
+        T* value = nullptr;
+    };
+
+    std::size_t home(std::uint64_t id) const {
+        return static_cast<std::size_t>((id * 0x9E3779B97F4A7C15ull) >> 32) & mask_;
+    }
+
+    void grow() {
+        std::vector<Entry> old = std::move(entries_);
+        entries_.assign(old.empty() ? 8 : old.size() * 2, Entry{});
+        mask_ = entries_.size() - 1;
+        for (const Entry& entry : old) {
+            if (entry.value != nullptr) {
+                std::size_t place = home(entry.id);
+                while (entries_[place].value != nullptr) {
+                    place = (place + 1) & mask_;
+                }
+                entries_[place] = entry;
+            }
+        }
+    }
+
+    std::vector<Entry> entries_;
+    std::size_t mask_ = 0;
+    std::size_t count_ = 0;
+};
+
+}  // namespace clockwork

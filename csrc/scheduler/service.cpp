@@ -1,0 +1,511 @@
+#include "scheduler/service.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+// ----- requests -----------------------------------------------------------------------------------
+
+void Service::arrived(Ns now, const Request& request) {
+    advance(now);
+    Model* model = find_model(request.model_id);
+    if (model == nullptr || (model->workers.empty() && !model->draining)) {
+        refuse(request, Reason::NO_WORKER, Text::NO_WORKER);
+        return;
+    }
+    if (model->draining) {
+        refuse(request, Reason::DRAINING, Text::DRAINING);
+        return;
+    }
+    if (pendings_.size() >= queued_requests_max_ || queued_bytes_ + request.bytes > queued_bytes_max_) {
+        Said said(Text::QUEUE_FULL, static_cast<Ns>(pendings_.size()), static_cast<Ns>(queued_bytes_));
+        refuse(request, Reason::OVERLOADED, said);
+        return;
+    }
+    if (model->residencies.empty() && !fits_somewhere(*model)) {
+        bool usable = std::any_of(model->workers.begin(), model->workers.end(),
+                                  [this](WorkerId id) { return !find_worker(id)->draining; });
+        if (usable) {
+            refuse(request, Reason::MEMORY, Text::TOO_LARGE);
+        } else {
+            refuse(request, Reason::NO_WORKER, Text::WORKERS_LEAVING);
+        }
+        return;
+    }
+    arrive(*make_pending(request, *model));
+}
+
+void Service::cancelled(Ns now, RequestId request_id) {
+    advance(now);
+    if (Pending* pending = pendings_.find(request_id); pending != nullptr) {
+        fail(*pending, Status::CANCELLED, Text::WAS_CANCELLED);
+    }
+}
+
+void Service::again(Pending& pending, Status status, const Said& said, bool count) {
+    if (pending.answered) {
+        return;
+    }
+    pending.attempts = static_cast<std::uint8_t>(pending.attempts + count);
+    if (pending.attempts < ATTEMPTS_MAX && !pending.model->workers.empty()) {
+        if (pending.deadline_ns >= NEVER_NS) {
+            to_background(pending, true);
+            return;
+        }
+        if (replace(pending)) {
+            return;
+        }
+    }
+    fail(pending, status, said);
+}
+
+void Service::to_background(Pending& pending, bool first) {
+    Model& model = *pending.model;
+    if (model.background.empty()) {
+        background_.push_back(&model);
+    }
+    if (first) {
+        model.background.push_front(&pending);
+    } else {
+        model.background.push_back(&pending);
+    }
+    wake_devices(model);
+}
+
+void Service::leave_background(Pending& pending) {
+    Model& model = *pending.model;
+    model.background.erase(&pending);
+    if (model.background.empty()) {
+        background_.erase(&model);
+    }
+}
+
+void Service::wake_devices(Model& model) {
+    for (Residency* residency : model.residencies) {
+        touch(*residency->device);
+    }
+    if (model.residencies.empty()) {
+        find_loadable(model, places_);
+        for (const Place& place : places_) {
+            touch(*place.device);
+        }
+    }
+}
+
+// ----- models -------------------------------------------------------------------------------------
+
+void Service::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
+    advance(now);
+    Worker* worker = find_worker(worker_id);
+    if (worker == nullptr) {
+        return;
+    }
+    Model* model = find_model(spec.model_id);
+    if (model == nullptr) {
+        model = model_pool_.make();
+        model->model_id = spec.model_id;
+        model->batches = spec.batches;
+        by_model_.set(static_cast<std::uint64_t>(spec.model_id), model);
+        models_.push_back(model);
+    } else if (model->draining) {
+        return;
+    }
+    // What an earlier worker of a kind said went with it; what another says of it now stays.
+    for (std::size_t place = 0; place < worker->devices.size(); ++place) {
+        Device& device = *worker->devices[place];
+        auto mates = worker->devices.begin() + static_cast<std::ptrdiff_t>(place);
+        bool is_first =
+            std::none_of(worker->devices.begin(), mates, [&](const Device* one) { return one->kind == device.kind; });
+        touch(device);
+        if (!is_first) {
+            continue;
+        }
+        KindSpec* known = model->spec(device.kind);
+        if (known == nullptr || known->worker_count == 0) {
+            KindSpec* fresh = spec_pool_.make();
+            fresh->kind = device.kind;
+            fresh->program_number = spec.program;
+            fresh->program = &estimates_.use_program(spec.program, device.kind);
+            fresh->loads = &estimates_.loads(device.kind);
+            fresh->shapes = &shapes_;
+            fresh->model_id = spec.model_id;
+            fresh->batch_max = spec.batches ? spec.batch_max : 1;
+            fresh->runs = spec.runs;
+            fresh->page_count = 0;
+            for (std::uint32_t size : spec.runs) {
+                fresh->page_count += size;
+            }
+            fresh->load_ns = spec.load_ns;
+            fresh->program->seed(spec.profile);
+            if (known != nullptr) {
+                *std::find(model->specs.begin(), model->specs.end(), known) = fresh;
+                retire(known);
+            } else {
+                model->specs.push_back(fresh);
+            }
+            known = fresh;
+        }
+        known->worker_count += !worker->has(model);
+    }
+    if (!worker->has(model)) {
+        model->workers.push_back(worker_id);
+        if (worker->has_model.size() <= model->slot) {
+            worker->has_model.resize(model_pool_.slot_count());
+        }
+        worker->has_model[model->slot] = true;
+    }
+    model_prepared(*model, *worker);
+}
+
+void Service::model_removed(Ns now, ModelId model_id) {
+    advance(now);
+    Model* model = find_model(model_id);
+    if (model == nullptr) {
+        order(CommandKind::MODEL_GONE).model_id = model_id;
+    } else if (!model->draining) {
+        model->draining = true;
+        check_removed(*model);
+    }
+}
+
+// ----- workers ------------------------------------------------------------------------------------
+
+std::uint32_t Service::kind_of(const DeviceSpec& spec) {
+    std::pair<std::uint32_t, std::uint64_t> key{spec.kind, spec.page_bytes};
+    auto found = std::find(kinds_.begin(), kinds_.end(), key);
+    if (found == kinds_.end()) {
+        found = kinds_.insert(kinds_.end(), key);
+    }
+    return static_cast<std::uint32_t>(found - kinds_.begin());
+}
+
+void Service::worker_joined(Ns now, WorkerId worker_id, const std::vector<DeviceSpec>& devices) {
+    advance(now);
+    if (find_worker(worker_id) != nullptr) {
+        worker_left(now, worker_id);
+    }
+    Worker* worker = worker_pool_.make();
+    worker->worker_id = worker_id;
+    by_worker_.set(static_cast<std::uint32_t>(worker_id), worker);
+    for (const DeviceSpec& spec : devices) {
+        Device* device = device_pool_.make();
+        device->worker = worker;
+        device->index = static_cast<std::uint32_t>(worker->devices.size());
+        device->number = device_count_++;
+        device->kind = kind_of(spec);
+        device->kind_said = spec.kind;
+        device->pages = PageAllocator(spec.page_count);
+        device->run_ahead = std::max(spec.run_ahead, 1u);
+        device->idle_since_ns = now_;
+        worker->devices.push_back(device);
+        devices_.push_back(device);
+        device_joined(*device);
+    }
+}
+
+void Service::worker_left(Ns now, WorkerId worker_id) {
+    advance(now);
+    Worker* worker = find_worker(worker_id);
+    if (worker == nullptr) {
+        return;
+    }
+    by_worker_.erase(static_cast<std::uint32_t>(worker_id));
+    worker->draining = true;  // nothing that is planned again may land here
+    std::vector<Pending*> waiting;
+    clear_plans(*worker, waiting);
+    while (Flight* flight = worker->flights.front()) {
+        end_flight(*flight);
+        if (flight->kind == FlightKind::UNLOAD) {
+            --flight->residency->model->unloads;
+            retire(flight->residency);
+        }
+        if (flight->batch != nullptr) {
+            take_back(*flight, waiting);
+            retire_batch(*flight);
+        }
+    }
+    ++touch_round_;
+    std::vector<Model*> touched;
+    auto note = [&](Model* model) {
+        if (model->touched != touch_round_) {
+            model->touched = touch_round_;
+            touched.push_back(model);
+        }
+    };
+    for (Device* device : worker->devices) {
+        while (Residency* residency = device->resident.front()) {
+            auto& all = residency->model->residencies;
+            all.erase(std::find(all.begin(), all.end(), residency));
+            note(residency->model);
+            device->leave(residency);
+            residency_gone(*residency);
+            retire(residency);
+        }
+        device->timer_ns = NEVER_NS;  // whatever timer it has set is stale
+        device_left(*device);
+        untouch(*device);
+        devices_.erase(std::find(devices_.begin(), devices_.end(), device));
+        retire(device);
+    }
+    retire(worker);
+    for (Model* model : models_) {
+        if (worker->has(model)) {
+            model->workers.erase(std::find(model->workers.begin(), model->workers.end(), worker_id));
+            for (std::size_t place = 0; place < worker->devices.size(); ++place) {
+                std::uint32_t kind = worker->devices[place]->kind;
+                auto mates = worker->devices.begin() + static_cast<std::ptrdiff_t>(place);
+                KindSpec* spec = model->spec(kind);
+                if (spec != nullptr && std::none_of(worker->devices.begin(), mates,
+                                                    [&](const Device* one) { return one->kind == kind; })) {
+                    --spec->worker_count;
+                }
+            }
+        }
+        note(model);
+    }
+    for (Pending* pending : waiting) {
+        again(*pending, Status::UNAVAILABLE, Text::WORKER_LOST);
+    }
+    for (Model* model : touched) {
+        if (model->gone) {
+            continue;
+        }
+        strand(*model);
+        if (model->draining) {
+            check_removed(*model);
+        }
+    }
+}
+
+void Service::worker_draining(Ns now, WorkerId worker_id) {
+    advance(now);
+    Worker* worker = find_worker(worker_id);
+    if (worker == nullptr || worker->draining) {
+        return;
+    }
+    worker->draining = true;
+    std::vector<Pending*> waiting;
+    clear_plans(*worker, waiting);
+    for (Pending* pending : waiting) {
+        again(*pending, Status::UNAVAILABLE, Text::WORKER_LEAVES, false);
+    }
+    std::vector<Model*> all = models_;
+    for (Model* model : all) {
+        if (!model->gone && worker->has(model)) {
+            strand(*model);
+        }
+    }
+}
+
+void Service::link_measured(Ns now, WorkerId worker_id, Ns there_ns, Ns back_ns) {
+    advance(now);
+    if (Worker* worker = find_worker(worker_id); worker != nullptr) {
+        worker->there_ns = std::max<Ns>(there_ns, 0);
+        worker->back_ns = std::max<Ns>(back_ns, 0);
+    }
+}
+
+// Takes everything that was not sent off a worker's devices; appends the requests, in order.
+void Service::clear_plans(Worker& worker, std::vector<Pending*>& waiting) {
+    for (Device* device : worker.devices) {
+        clear_plan(*device, waiting);
+        std::vector<Residency*> loads = device->pending;
+        for (Residency* residency : loads) {
+            drop_load(*residency);
+        }
+    }
+}
+
+// Answer the background requests of a model that nobody can serve any more; find others a device.
+void Service::strand(Model& model) {
+    if (model.background.empty()) {
+        return;
+    }
+    bool usable = std::any_of(model.residencies.begin(), model.residencies.end(),
+                              [](const Residency* one) { return one->device->usable(); });
+    if (usable || fits_somewhere(model)) {
+        wake_devices(model);
+        return;
+    }
+    while (Pending* pending = model.background.front()) {
+        fail(*pending, Status::UNAVAILABLE, Text::NO_WORKER_LEFT);
+    }
+}
+
+// ----- sending ------------------------------------------------------------------------------------
+
+Batch* Service::make_batch(Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns) {
+    Batch* batch = batch_pool_.make();
+    batch->residency = &residency;
+    batch->shape = shape;
+    batch->curve = curve;
+    batch->key_ns = key_ns;
+    return batch;
+}
+
+Flight* Service::send_batch(Batch& batch) {
+    Residency& residency = *batch.residency;
+    Device& device = *residency.device;
+    const Worker& worker = *device.worker;
+    Ns expected = batch.expected_ns(batch.size);
+    Flight* flight = fly(device, FlightKind::INFER, residency, &batch, expected, batch.duration_ns);
+    Command& command = order(CommandKind::SEND_INFER);
+    command.worker = worker.worker_id;
+    command.device = static_cast<std::int32_t>(device.index);
+    command.action_id = flight->action_id;
+    command.model_id = residency.model->model_id;
+    command.load_id = residency.load_id;
+    command.first = static_cast<std::uint32_t>(out.ids.size());
+    command.count = static_cast<std::uint32_t>(batch.pendings.size());
+    Ns deadline = NEVER_NS;
+    std::uint32_t part = 0;
+    for (Pending* pending : batch.pendings) {
+        deadline = std::min(deadline, pending->deadline_ns);
+        pending->batch = nullptr;
+        pending->flight = flight;
+        pending->part = part++;
+        out.ids.push_back(pending->request.id);
+    }
+    command.earliest_ns = now_;
+    command.latest_ns = deadline < NEVER_NS ? deadline - expected - worker.back_ns : NEVER_NS;
+    command.expected_ns = expected;
+    return flight;
+}
+
+// ----- results ------------------------------------------------------------------------------------
+
+void Service::action_done(Ns now, const ActionResult& result) {
+    advance(now);
+    Flight* flight = flights_.find(result.action_id);
+    if (flight == nullptr || flight->device->worker->worker_id != result.worker) {
+        return;  // an answer to an action that was given up
+    }
+    end_flight(*flight);
+    touch(*flight->device);
+    if (flight->kind == FlightKind::LOAD) {
+        load_answered(*flight, result);
+        return;
+    }
+    if (flight->kind == FlightKind::UNLOAD) {
+        unload_answered(*flight, result);
+        return;
+    }
+    flight->revoked = true;  // it has ended
+    leave_lane(*flight, result);
+    Residency& residency = *flight->residency;
+    Batch& batch = *flight->batch;
+    Model& model = *residency.model;
+    if (result.status == Status::OK) {
+        Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
+        ProgramEstimates& program = *residency.spec->program;
+        std::uint32_t forgotten = UINT32_MAX;
+        bool changed = program.measure(batch.shape, batch.size, took, &forgotten);
+        if (forgotten != UINT32_MAX) {
+            estimates_forgotten(program, forgotten);
+        }
+        if (changed) {
+            estimates_changed(program, batch.shape);
+        }
+        if (flight->kind == FlightKind::INFER) {
+            answer(*flight, result);
+        }
+    } else if (flight->kind == FlightKind::INFER) {
+        infer_failed(*flight, result);
+    }
+    retire_batch(*flight);
+    if (model.draining) {
+        check_removed(model);
+    }
+}
+
+void Service::leave_lane(Flight& flight, const ActionResult& result) {
+    Device& device = *flight.device;
+    const Worker& worker = *device.worker;
+    bool is_first = device.lane.front() == &flight;
+    device.lane.erase(&flight);
+    --flight.residency->flying;
+    if (device.lane.empty()) {
+        device.idle_since_ns = now_;
+    } else if (is_first) {
+        bool is_sane = 0 < result.end_ns && result.end_ns <= now_;
+        device.retime_lane(is_sane ? result.end_ns : now_ - worker.back_ns);
+    } else {
+        device.lane_end_ns -= flight.duration_ns;
+    }
+}
+
+void Service::answer(Flight& flight, const ActionResult& result) {
+    for (Pending* pending : flight.batch->pendings) {
+        if (pending->answered) {
+            continue;
+        }
+        if (now_ > pending->deadline_ns) {
+            fail(*pending, Status::DEADLINE_MISSED, Text::RESULT_LATE);
+        } else {
+            answer_ok(*pending, flight, result);
+        }
+    }
+}
+
+// The unanswered requests of a flight that ended, free to be planned again.
+void Service::take_back(Flight& flight, std::vector<Pending*>& waiting) {
+    for (Pending* pending : flight.batch->pendings) {
+        if (!pending->answered) {
+            pending->flight = nullptr;
+            waiting.push_back(pending);
+        } else if (pending->flight == &flight) {
+            pending->flight = nullptr;
+            retire(pending);
+        }
+    }
+}
+
+void Service::retire_batch(Flight& flight) {
+    for (Pending* pending : flight.batch->pendings) {
+        if (pending->answered && pending->flight == &flight) {
+            pending->flight = nullptr;
+            retire(pending);
+        }
+    }
+    retire(flight.batch);
+}
+
+void Service::infer_failed(Flight& flight, const ActionResult& result) {
+    Status status = result.status;
+    waiting_.clear();
+    take_back(flight, waiting_);
+    bool has_words = result.text != nullptr && !result.text->empty();
+    if (status == Status::EXECUTION_FAILED || status == Status::INVALID_INPUT) {
+        for (Pending* pending : waiting_) {
+            if (flight.batch->pendings.size() == 1) {
+                Said said(has_words ? Text::VERBATIM : Text::FAILED_ON_INPUT, 0, 0, result.text);
+                fail(*pending, status, said);
+            } else {
+                pending->alone = true;
+                again(*pending, Status::DEADLINE_MISSED, Text::BATCH_FAILED, false);
+            }
+        }
+        return;
+    }
+    Said said(Text::VERBATIM, static_cast<Ns>(status), 0, result.text);
+    Status final_status = Status::UNAVAILABLE;
+    if (status == Status::TOO_LATE || status == Status::ACTION_CANCELLED) {
+        final_status = Status::DEADLINE_MISSED;
+        said = Text::CANNOT_BE_IN_TIME;
+    }
+    if (status == Status::NOT_RESIDENT || status == Status::UNKNOWN_MODEL) {
+        Residency& residency = *flight.residency;
+        if (residency.on_device) {
+            planned_.clear();
+            lose_residency(residency, planned_);
+            for (Pending* pending : planned_) {
+                again(*pending, final_status, said, false);
+            }
+        }
+    }
+    for (Pending* pending : waiting_) {
+        again(*pending, final_status, said);
+    }
+}
+
+}  // namespace clockwork

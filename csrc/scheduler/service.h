@@ -1,0 +1,94 @@
+// What every policy does alike: take events, keep workers and models, send batches, read results, try again.
+//
+// A policy decides by the hooks below when a request is admitted, where it waits, and what a device is sent next.
+// Policies with plans (edf) and policies with queues (fifo and its kin) both stand on this.
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "scheduler/loads.h"
+
+namespace clockwork {
+
+// Times that a request is sent, before a failure that is not its own is answered.
+inline constexpr int ATTEMPTS_MAX = 3;
+
+class Service : public Loads {
+public:
+    using Loads::Loads;
+
+    void arrived(Ns now, const Request& request) final;
+    void cancelled(Ns now, RequestId request_id) final;
+    void action_done(Ns now, const ActionResult& result) final;
+    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices) final;
+    void worker_left(Ns now, WorkerId worker) final;
+    void worker_draining(Ns now, WorkerId worker) final;
+    void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) final;
+    void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) final;
+    void model_removed(Ns now, ModelId model_id) final;
+
+protected:
+    // ----- what a policy brings ----------------------------------------------------------------
+
+    // A request for a model that is, or can be loaded, somewhere. open() it and have it wait, or refuse() it.
+    virtual void arrive(Pending& pending) = 0;
+    // Have a request wait anew whose action came to nothing, or whose plan was taken away; it has a deadline, and
+    // waits nowhere now. False if it cannot be in time any more.
+    virtual bool replace(Pending& pending) = 0;
+    // Append the requests that wait for this device alone, in order, and let it have none.
+    virtual void clear_plan(Device& device, std::vector<Pending*>& waiting) {
+        (void)device;
+        (void)waiting;
+    }
+    // New estimates were published for a shape of this program (on one kind of device).
+    virtual void estimates_changed(ProgramEstimates& program, std::uint32_t shape) {
+        (void)program;
+        (void)shape;
+    }
+    // A shape's estimates were dropped for want of room: keep no pointer to its curve.
+    virtual void estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) {
+        (void)program;
+        (void)shape;
+    }
+    // A model can no longer be served by a worker that left or leaves: answer whoever waits for it in vain.
+    virtual void strand(Model& model);
+    virtual void device_joined(Device& device) { (void)device; }
+    virtual void device_left(Device& device) { (void)device; }
+    // A model can be loaded on one worker more.
+    virtual void model_prepared(Model& model, Worker& worker) {
+        (void)model;
+        (void)worker;
+    }
+
+    // ----- for policies ------------------------------------------------------------------------
+
+    // Plan a request once more whose action came to nothing, or answer it. count: it was its action's failure.
+    void again(Pending& pending, Status status, const Said& said, bool count = true);
+    // To the end (or the front) of what has no deadline and waits until a device would be idle.
+    void to_background(Pending& pending, bool first = false);
+    // Takes it out of there.
+    void leave_background(Pending& pending);
+    // Have every device that could serve the model's background requests look at them.
+    void wake_devices(Model& model);
+    // Send a batch, which must be in no plan, on its residency's device. latest: the tightest deadline allows it.
+    Flight* send_batch(Batch& batch);
+    Batch* make_batch(Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
+
+private:
+    void answer(Flight& flight, const ActionResult& result);
+    void infer_failed(Flight& flight, const ActionResult& result);
+    void take_back(Flight& flight, std::vector<Pending*>& waiting);
+    void retire_batch(Flight& flight);
+    void leave_lane(Flight& flight, const ActionResult& result);
+    void clear_plans(Worker& worker, std::vector<Pending*>& waiting);
+    std::uint32_t kind_of(const DeviceSpec& spec);
+
+    std::vector<Pending*> waiting_;
+    std::vector<Pending*> planned_;
+    std::vector<Place> places_;
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> kinds_;  // kind and page size, by our number for both
+    std::uint32_t touch_round_ = 0;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,291 @@
+#include "scheduler/spare.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+namespace clockwork {
+
+namespace {
+
+constexpr std::size_t AT_THE_END = std::numeric_limits<std::size_t>::max();
+
+}  // namespace
+
+Batch* Spare::fill(Device& device, Ns free) {
+    if (devices_.size() > 1 && device.lane.empty()) {
+        if (Batch* batch = steal(device, free); batch != nullptr) {
+            return batch;
+        }
+    }
+    if (!background_.empty()) {
+        if (Batch* batch = from_background(device, free); batch != nullptr) {
+            return batch;
+        }
+        if (!background_.empty()) {  // memory may be short, or another device have the model
+            device.wake_at(now_ + BACKGROUND_RETRY_NS);
+        }
+    }
+    if (!unmeasured_.empty() && device.lane.empty() && device.plan.empty()) {
+        measure(device);
+    }
+    return nullptr;
+}
+
+// Take over a batch that another device has planned and this one can run at once.
+Batch* Spare::steal(Device& device, Ns free) {
+    std::size_t count = devices_.size();
+    ++round_;
+    for (std::size_t offset = 0; offset < std::min(count, STEAL_SCAN_MAX); ++offset) {
+        Device& other = *devices_[(round_ + offset) % count];
+        if (&other == &device || other.plan.empty()) {
+            continue;
+        }
+        bool is_ready = other.plan[0]->residency->state == ResidencyState::RESIDENT;
+        if (other.lane.empty() && is_ready && other.plan.size() == 1) {
+            continue;  // it is about to be sent
+        }
+        for (std::size_t place = 0; place < std::min(other.plan.size(), STEAL_SCAN_MAX); ++place) {
+            Batch* batch = other.plan[place];
+            Residency* here = device.find(batch->residency->model);
+            if (here == nullptr || here->state != ResidencyState::RESIDENT || here->doomed) {
+                continue;
+            }
+            Curve* curve = here->spec->program->curve(batch->shape);
+            if (curve == nullptr || (batch->size > here->spec->batch_max && batch->pendings.size() > 1)) {
+                continue;
+            }
+            Ns deadline = NEVER_NS;
+            for (const Pending* one : batch->pendings) {
+                deadline = std::min(deadline, one->deadline_ns);
+            }
+            Ns duration = curve->planned_ns(batch->size);
+            Ns limit = deadline < NEVER_NS ? deadline - device.worker->back_ns : NEVER_NS;
+            if (free + duration > limit || !device.plan.holds(free + duration, 0)) {
+                continue;
+            }
+            other.plan.remove(batch, place);
+            touch(other);
+            Batch* taken = make_batch(*here, batch->shape, curve, 0);
+            taken->pendings.swap(batch->pendings);
+            taken->duration_ns = duration;
+            taken->limit_ns = limit;
+            retire(batch);
+            return enter(device, taken, AT_THE_END);
+        }
+    }
+    return nullptr;
+}
+
+// Enters a batch in a device's plan, and fills in what follows from its requests and its place.
+Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
+    index = std::min(index, device.plan.size());
+    batch->key_ns = index > 0 ? device.plan.keys[index - 1] : 0;
+    Ns deadline = NEVER_NS;
+    for (Pending* pending : batch->pendings) {
+        pending->batch = batch;
+        batch->size += pending->size;
+        deadline = std::min(deadline, pending->deadline_ns);
+    }
+    if (batch->limit_ns < NEVER_NS) {
+        batch->key_ns = std::max(batch->key_ns, deadline);
+    }
+    device.plan.insert(index, batch);
+    return batch;
+}
+
+// The first of the models with background requests, as they are now.
+void Spare::find_background() {
+    scan_.clear();
+    for (Model* model = background_.front(); model != nullptr && scan_.size() < BACKGROUND_SCAN_MAX;
+         model = background_.next(model)) {
+        scan_.push_back(model);
+    }
+}
+
+// The oldest background requests whose model is here, as many as fit one batch.
+Batch* Spare::from_background(Device& device, Ns free) {
+    find_background();
+    for (Model* model : scan_) {
+        Residency* residency = device.find(model);
+        if (residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed) {
+            if (Batch* batch = background_batch(device, *residency, free, AT_THE_END); batch != nullptr) {
+                return batch;
+            }
+        } else if (residency == nullptr && device.pending.empty() && device.loading == 0) {
+            load_background(device, *model);
+        }
+    }
+    return nullptr;
+}
+
+void Spare::load_background(Device& device, Model& model) {
+    bool aged = now_ - model.background.front()->request.arrived_ns > BACKGROUND_AGE_NS;
+    if (!model.residencies.empty() && !aged) {
+        return;
+    }
+    KindSpec* spec = model.spec(device.kind);
+    if (spec == nullptr || !device.worker->has(&model) || spec->page_count > device.pages.page_count()) {
+        return;
+    }
+    if (std::any_of(model.residencies.begin(), model.residencies.end(),
+                    [&](const Residency* one) { return one->device == &device; })) {
+        return;
+    }
+    if (!aged) {
+        find_loadable(model, elsewhere_);
+        for (const Place& place : elsewhere_) {
+            const Device& other = *place.device;
+            bool is_idle = other.lane.empty() && other.plan.empty() && other.pending.empty() && other.loading == 0;
+            if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
+                               std::make_pair(device.has_room(*spec), device.pages.free_count())) {
+                return;  // which will look at it, too
+            }
+        }
+    }
+    if (Residency* residency = propose_load(device, model, *spec, now_ + BACKGROUND_AGE_NS, aged);
+        residency != nullptr) {
+        accept_load(*residency);
+    }
+}
+
+// The model's oldest background requests as a batch in the plan; at `index` if that keeps what is behind, else at the
+// end. Null if the batch would delay what is planned: at the end, it is to run from `free` on.
+Batch* Spare::background_batch(Device& device, Residency& residency, Ns free, std::size_t index) {
+    Model& model = *residency.model;
+    const KindSpec& spec = *residency.spec;
+    PendingList& queue = model.background;
+    const Pending* first = queue.front();
+    std::uint32_t shape = first->request.shape, size = first->size;
+    Curve* curve = spec.program->curve(shape);
+    std::size_t count = 1;
+    if (curve != nullptr && !first->alone) {
+        Ns duration = curve->planned_ns(size);
+        for (const Pending* pending = queue.next(first); pending != nullptr; pending = queue.next(pending)) {
+            std::uint32_t total = size + pending->size;
+            if (total > spec.batch_max || pending->request.shape != shape || pending->alone) {
+                break;
+            }
+            Ns growth = curve->planned_ns(total) - duration;
+            if (growth * JOIN_GAIN > curve->planned_ns(pending->size) * (JOIN_GAIN - 1)) {
+                break;
+            }
+            size = total;
+            duration += growth;
+            ++count;
+        }
+    }
+    // Without a profile or a bound the duration is anyone's guess; the request has time.
+    Ns duration = spec.alone_ns(shape, size);
+    if (duration == 0) {
+        duration = PROFILE_NS_MAX;
+    }
+    if (index != AT_THE_END) {
+        if (!device.plan.holds(device.plan.finish_ns(free, index) + duration, index)) {
+            index = AT_THE_END;
+        }
+    } else if (!device.plan.empty() && !device.plan.holds(free + duration, 0)) {
+        return nullptr;
+    }
+    Batch* batch = make_batch(residency, shape, curve, 0);
+    while (count-- > 0) {
+        batch->pendings.push_back(queue.pop_front());
+    }
+    if (queue.empty()) {
+        background_.erase(&model);
+    } else {
+        background_.move_to_end(&model);
+    }
+    batch->duration_ns = duration;
+    return enter(device, batch, index);
+}
+
+void Spare::promote(Device& device) {
+    if (now_ < device.aged_ns) {
+        return;
+    }
+    find_background();
+    for (Model* model : scan_) {
+        if (now_ - model->background.front()->request.arrived_ns < BACKGROUND_AGE_NS) {
+            continue;
+        }
+        Residency* residency = device.find(model);
+        if (residency == nullptr) {
+            if (device.pending.empty() && device.loading == 0) {
+                load_background(device, *model);
+            }
+            continue;
+        }
+        if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
+            continue;
+        }
+        std::size_t place = device.plan.place_of(now_ + BACKGROUND_AGE_NS);
+        Batch* batch = background_batch(device, *residency, device.free_ns(now_), place);
+        device.aged_ns = std::max(device.aged_ns, now_) + batch->duration_ns * BACKGROUND_SHARE;
+        return;
+    }
+}
+
+// Measure a shape that requests have come with, if the device has been idle for a while.
+void Spare::measure(Device& device) {
+    Ns due = device.idle_since_ns + PROFILE_IDLE_NS;
+    if (due > now_) {
+        device.wake_at(due);
+        return;
+    }
+    for (std::size_t place = 0; place < unmeasured_.size();) {
+        Unmeasured& one = unmeasured_[place];
+        if (one.kind != device.kind) {
+            ++place;
+            continue;
+        }
+        Model* model = find_model(one.model_id);
+        KindSpec* spec = model != nullptr ? model->spec(one.kind) : nullptr;
+        Ns bound = 0;
+        bool is_over = spec == nullptr || model->draining || spec->program->curve(one.shape) != nullptr;
+        if (!is_over) {
+            bound = spec->program->bound_ns(shapes_, one.shape, one.rows);
+            is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
+        }
+        if (is_over) {
+            unmeasured_.erase(unmeasured_.begin() + static_cast<std::ptrdiff_t>(place));
+            continue;
+        }
+        if (bound == 0) {
+            bound = PROFILE_NS_MAX;
+        }
+        Residency* residency = device.find(model);
+        if (residency == nullptr) {
+            if (device.worker->has(model) && model->residencies.empty() && device.loading == 0) {
+                if (spec->page_count <= device.pages.page_count()) {
+                    load_idly(device, *model, *spec);
+                }
+                return;
+            }
+            ++place;
+            continue;
+        }
+        if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
+            ++place;
+            continue;
+        }
+        ++one.attempts;
+        Batch* batch = make_batch(*residency, one.shape, nullptr, NEVER_NS);
+        batch->size = one.rows;
+        Flight* flight = fly(device, FlightKind::PROFILE, *residency, batch, bound, bound);
+        Command& command = order(CommandKind::SEND_PROFILE);
+        command.worker = device.worker->worker_id;
+        command.device = static_cast<std::int32_t>(device.index);
+        command.action_id = flight->action_id;
+        command.model_id = model->model_id;
+        command.load_id = residency->load_id;
+        command.rows = one.rows;
+        command.shape = one.shape;
+        command.earliest_ns = now_;
+        command.latest_ns = NEVER_NS;
+        command.expected_ns = bound;
+        return;
+    }
+}
+
+}  // namespace clockwork

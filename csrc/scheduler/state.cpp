@@ -1,0 +1,98 @@
+#include "scheduler/state.h"
+
+namespace clockwork {
+
+Ns Plan::finish_ns(Ns free, std::size_t count) const {
+    if (count == batches.size() && unready == 0) {
+        return free + planned_ns;
+    }
+    Ns time = free;
+    for (std::size_t place = 0; place < count; ++place) {
+        const Batch* batch = batches[place];
+        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+    }
+    return time;
+}
+
+bool Plan::holds(Ns time, std::size_t start) const {
+    for (std::size_t place = start; place < batches.size(); ++place) {
+        const Batch* batch = batches[place];
+        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+        if (time > batch->limit_ns) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void Plan::insert(std::size_t index, Batch* batch) {
+    batches.insert(batches.begin() + static_cast<std::ptrdiff_t>(index), batch);
+    keys.insert(keys.begin() + static_cast<std::ptrdiff_t>(index), batch->key_ns);
+    planned_ns += batch->duration_ns;
+    batch->residency->batches.push_back(batch);
+    unready += batch->residency->state != ResidencyState::RESIDENT;
+    batch->planned = true;
+    ProgramEstimates* program = batch->residency->spec->program;
+    batch->before = nullptr;
+    batch->after = program->planned;
+    if (batch->after != nullptr) {
+        batch->after->before = batch;
+    }
+    program->planned = batch;
+}
+
+void Plan::remove(Batch* batch, std::size_t index) {
+    batches.erase(batches.begin() + static_cast<std::ptrdiff_t>(index));
+    keys.erase(keys.begin() + static_cast<std::ptrdiff_t>(index));
+    planned_ns -= batch->duration_ns;
+    std::vector<Batch*>& beside = batch->residency->batches;
+    beside.erase(std::find(beside.begin(), beside.end(), batch));
+    unready -= batch->residency->state != ResidencyState::RESIDENT;
+    batch->planned = false;
+    (batch->before != nullptr ? batch->before->after : batch->residency->spec->program->planned) = batch->after;
+    if (batch->after != nullptr) {
+        batch->after->before = batch->before;
+    }
+    batch->before = batch->after = nullptr;
+}
+
+void Plan::resize(Batch* batch, std::uint32_t size) {
+    batch->size = size;
+    Ns duration = batch->curve == nullptr ? batch->residency->spec->alone_ns(batch->shape, size)
+                                          : batch->curve->planned_ns(size);
+    planned_ns += duration - batch->duration_ns;
+    batch->duration_ns = duration;
+}
+
+bool Device::has_room(const KindSpec& spec) const {
+    std::uint64_t waiting = 0;
+    for (const Residency* one : pending) {
+        waiting += one->spec->page_count;
+    }
+    return pages.free_count() >= waiting + spec.page_count;
+}
+
+void Device::retime_lane(Ns time) {
+    head_end_ns = 0;
+    for (Flight* flight = lane.front(); flight != nullptr; flight = lane.next(flight)) {
+        time = std::max(time, flight->sent_ns + worker->there_ns) + flight->duration_ns;
+        if (head_end_ns == 0) {
+            head_end_ns = time;
+        }
+    }
+    lane_end_ns = time;
+}
+
+void Device::enter(Residency* residency) {
+    resident.push_back(residency);
+    by_model.set(static_cast<std::uint64_t>(residency->model->model_id), residency);
+    residency->on_device = true;
+}
+
+void Device::leave(Residency* residency) {
+    resident.erase(residency);
+    by_model.erase(static_cast<std::uint64_t>(residency->model->model_id));
+    residency->on_device = false;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,450 @@
+// The records that a scheduler keeps: requests on their way, batches, residencies, devices, models.
+//
+// They hold state and the arithmetic of a device's timeline; what to do with it is the policy's. All live in pools;
+// what is let go of is given back when the step is over, so that no pointer dangles within a step.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/estimates.h"
+#include "scheduler/pages.h"
+#include "scheduler/pool.h"
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// The delay each way that is assumed of a link until it has been measured.
+inline constexpr Ns LINK_DEFAULT_NS = 200'000;
+
+struct Batch;
+struct Device;
+struct Flight;
+struct Model;
+struct Pending;
+struct PendingList;
+struct Residency;
+struct Worker;
+
+// A doubly linked list through the objects themselves: entering and leaving cost nothing, whatever the length.
+template <typename T, T* T::*Before, T* T::*After>
+class Chain {
+public:
+    T* front() const { return first_; }
+    T* back() const { return last_; }
+    bool empty() const { return first_ == nullptr; }
+    std::uint32_t size() const { return count_; }
+    static T* next(const T* one) { return one->*After; }
+
+    void push_back(T* one) {
+        one->*Before = last_;
+        one->*After = nullptr;
+        (last_ != nullptr ? last_->*After : first_) = one;
+        last_ = one;
+        ++count_;
+    }
+
+    void push_front(T* one) {
+        one->*Before = nullptr;
+        one->*After = first_;
+        (first_ != nullptr ? first_->*Before : last_) = one;
+        first_ = one;
+        ++count_;
+    }
+
+    // Before `place`; at the end if that is null.
+    void insert(T* one, T* place) {
+        if (place == nullptr) {
+            push_back(one);
+            return;
+        }
+        if (place == first_) {
+            push_front(one);
+            return;
+        }
+        one->*Before = place->*Before;
+        one->*After = place;
+        (place->*Before)->*After = one;
+        place->*Before = one;
+        ++count_;
+    }
+
+    void erase(T* one) {
+        (one->*Before != nullptr ? (one->*Before)->*After : first_) = one->*After;
+        (one->*After != nullptr ? (one->*After)->*Before : last_) = one->*Before;
+        one->*Before = one->*After = nullptr;
+        --count_;
+    }
+
+    void move_to_end(T* one) {
+        if (one != last_) {
+            erase(one);
+            push_back(one);
+        }
+    }
+
+private:
+    T* first_ = nullptr;
+    T* last_ = nullptr;
+    std::uint32_t count_ = 0;
+};
+
+// A request that has been admitted and not been answered.
+struct Pending {
+    Request request;
+    Model* model = nullptr;
+    Ns deadline_ns = NEVER_NS;
+    std::uint32_t size = 1;        // what it adds to a batch
+    std::uint32_t part = 0;        // its place in the flight
+    Batch* batch = nullptr;        // where it is planned
+    Flight* flight = nullptr;      // in what it was sent
+    PendingList* queue = nullptr;  // in which it waits
+    Pending* before = nullptr;     // in that queue
+    Pending* after = nullptr;
+    Ns load_ns = 0;  // the load that it waited for
+    Ns key_ns = 0;   // for the policy
+    std::uint8_t attempts = 0;
+    bool answered = false;
+    bool alone = false;  // a batch that it was in failed: it shares no other
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        batch = nullptr;
+        flight = nullptr;
+        queue = nullptr;
+        before = after = nullptr;
+        load_ns = key_ns = 0;
+        attempts = 0;
+        answered = alone = false;
+    }
+};
+
+// Requests that wait, each in at most one list, which it knows.
+struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
+    void push_back(Pending* one) {
+        one->queue = this;
+        Chain::push_back(one);
+    }
+    void push_front(Pending* one) {
+        one->queue = this;
+        Chain::push_front(one);
+    }
+    void insert(Pending* one, Pending* place) {
+        one->queue = this;
+        Chain::insert(one, place);
+    }
+    void erase(Pending* one) {
+        one->queue = nullptr;
+        Chain::erase(one);
+    }
+    Pending* pop_front() {
+        Pending* one = front();
+        erase(one);
+        return one;
+    }
+};
+
+// Requests of one model and shape that run together on one device, planned or sent.
+struct Batch {
+    Residency* residency = nullptr;
+    std::uint32_t shape = 0;
+    std::uint32_t size = 0;      // rows
+    Curve* curve = nullptr;      // null: the shape was never measured, duration_ns is a bound
+    Ns key_ns = 0;               // its place in the plan
+    Ns limit_ns = NEVER_NS;      // by when it must have finished on the device
+    Ns duration_ns = 0;          // with margin
+    std::vector<Pending*> pendings;
+    Batch* before = nullptr;  // among the planned batches of its program
+    Batch* after = nullptr;
+    bool planned = false;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        residency = nullptr;
+        curve = nullptr;
+        size = 0;
+        key_ns = duration_ns = 0;
+        limit_ns = NEVER_NS;
+        pendings.clear();
+    }
+
+    // What it is thought to take, without margin, if it had this size.
+    Ns expected_ns(std::uint32_t rows) const { return curve != nullptr ? curve->exec_ns(rows) : duration_ns; }
+};
+
+enum class ResidencyState : std::uint8_t {
+    PENDING,  // decided, not sent: the lane is full, or pages have to become free
+    LOADING,
+    RESIDENT,
+};
+
+// A model on one kind of device.
+struct KindSpec {
+    std::uint32_t kind = 0;
+    std::uint32_t program_number = 0;
+    ProgramEstimates* program = nullptr;
+    LoadEstimates* loads = nullptr;
+    const Shapes* shapes = nullptr;
+    ModelId model_id = 0;
+    std::uint32_t batch_max = 1;
+    std::uint32_t page_count = 0;
+    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model
+    Ns load_ns = 0;                  // measured at preparation
+    std::vector<std::uint32_t> runs;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() { worker_count = 0; }
+
+    Ns load_expected_ns() const { return loads->load_ns(model_id, load_ns, page_count); }
+    Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
+
+    // A batch of this size with margin, or the bound for a shape never seen; 0 if there is none.
+    Ns alone_ns(std::uint32_t shape, std::uint32_t size) const {
+        Curve* curve = program->curve(shape);
+        return curve != nullptr ? curve->planned_ns(size) : program->bound_ns(*shapes, shape, size);
+    }
+};
+
+// One model on one device, from the decision to load it until its UNLOAD is done.
+struct Residency {
+    Model* model = nullptr;
+    Device* device = nullptr;
+    KindSpec* spec = nullptr;
+    ResidencyState state = ResidencyState::PENDING;
+    bool doomed = false;         // a pending load waits for its pages: nothing new is planned on it
+    bool on_device = false;      // in device->resident
+    std::uint8_t attempts = 0;
+    std::uint32_t flying = 0;    // actions of the execute lane that use it
+    Ns key_ns = 0;               // pending loads start in this order
+    Ns ready_ns = 0;             // predicted: an INFER may start from then on; 0 once it is resident
+    Ns clear_ns = 0;             // predicted: the victims are idle from then on
+    Ns used_ns = 0;              // when it was last sent work, or became resident
+    LoadId load_id = 0;
+    ActionId action_id = 0;      // of the LOAD under way
+    std::vector<std::uint32_t> starts;
+    std::vector<Batch*> batches;      // planned here, in the order of planning
+    std::vector<Residency*> victims;  // doomed for this one
+    Residency* before = nullptr;      // among the device's models, least recently used first
+    Residency* after = nullptr;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        state = ResidencyState::PENDING;
+        doomed = on_device = false;
+        attempts = 0;
+        flying = 0;
+        key_ns = ready_ns = clear_ns = used_ns = 0;
+        load_id = action_id = 0;
+        starts.clear();
+        batches.clear();
+        victims.clear();
+        before = after = nullptr;
+    }
+
+    // Nothing is planned on it, nothing of it in flight, and it is not just being loaded.
+    bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
+};
+
+enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE };
+
+// An action that was sent and has not been answered.
+struct Flight {
+    ActionId action_id = 0;
+    FlightKind kind = FlightKind::INFER;
+    bool revoked = false;  // or it has ended
+    Device* device = nullptr;
+    Residency* residency = nullptr;
+    Batch* batch = nullptr;
+    Ns expected_ns = 0;
+    Ns duration_ns = 0;  // with margin
+    Ns sent_ns = 0;
+    Flight* before = nullptr;  // in the worker's list
+    Flight* after = nullptr;
+    Flight* lane_before = nullptr;
+    Flight* lane_after = nullptr;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        revoked = false;
+        batch = nullptr;
+    }
+};
+
+struct Model {
+    ModelId model_id = 0;
+    bool batches = false;
+    bool draining = false;
+    bool gone = false;
+    std::vector<KindSpec*> specs;    // one for each kind of device that it was prepared on
+    std::vector<WorkerId> workers;   // that have prepared it, in the order of their saying so
+    std::vector<Residency*> residencies;
+    PendingList background;          // requests without a deadline, not planned yet
+    Model* before = nullptr;         // among the models with such requests
+    Model* after = nullptr;
+    std::uint64_t live = 0;          // requests not answered
+    std::uint64_t served = 0;
+    std::uint32_t unloads = 0;       // UNLOADs under way
+    std::uint32_t touched = 0;       // the round of worker_left() that has seen it
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        batches = draining = gone = false;
+        specs.clear();
+        workers.clear();
+        residencies.clear();
+        live = served = 0;
+        unloads = touched = 0;
+    }
+
+    KindSpec* spec(std::uint32_t kind) const {
+        for (KindSpec* one : specs) {
+            if (one->kind == kind) {
+                return one;
+            }
+        }
+        return nullptr;
+    }
+};
+
+// The batches promised on a device, by key. Only policies that plan ahead use it.
+struct Plan {
+    std::vector<Batch*> batches;
+    std::vector<Ns> keys;  // of the batches, ascending
+    Ns planned_ns = 0;     // durations of all
+    std::size_t unready = 0;  // batches whose model is not resident yet
+
+    bool empty() const { return batches.empty(); }
+    std::size_t size() const { return batches.size(); }
+    Batch* operator[](std::size_t place) const { return batches[place]; }
+
+    // Behind all that have the same key.
+    std::size_t place_of(Ns key_ns) const {
+        return static_cast<std::size_t>(std::upper_bound(keys.begin(), keys.end(), key_ns) - keys.begin());
+    }
+
+    std::size_t index(const Batch* batch) const {
+        auto place = std::lower_bound(keys.begin(), keys.end(), batch->key_ns) - keys.begin();
+        while (batches[static_cast<std::size_t>(place)] != batch) {
+            ++place;
+        }
+        return static_cast<std::size_t>(place);
+    }
+
+    // When the first `count` batches are done, if the device is free from `free` on.
+    Ns finish_ns(Ns free, std::size_t count) const;
+    // Whether the batches from `start` on keep their limits if the first of them may start at `time`.
+    bool holds(Ns time, std::size_t start) const;
+
+    void insert(std::size_t index, Batch* batch);
+    void remove(Batch* batch) { remove(batch, index(batch)); }
+    void remove(Batch* batch, std::size_t index);
+    // Sets a planned batch's size, and its duration with it.
+    void resize(Batch* batch, std::uint32_t size);
+};
+
+// One device: what is on it, what was sent to it, what is planned on it.
+struct Device {
+    Worker* worker = nullptr;
+    std::uint32_t index = 0;
+    std::uint64_t number = 0;  // order of joining, breaks ties
+    std::uint32_t kind = 0;    // layouts, and so loads, differ with the page: kind and page size together
+    std::uint32_t kind_said = 0;  // the caller's number for the kind
+    PageAllocator pages;
+    std::uint32_t run_ahead = 1;
+    Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
+    IdMap<Residency> by_model;                                         // the same
+    std::vector<Residency*> pending;                                   // loads not sent, by key
+    std::uint32_t loading = 0;                                         // LOADs under way
+    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;     // the execute lane, oldest first
+    Ns lane_end_ns = 0;        // when the last of it is thought to end
+    Ns head_end_ns = 0;        // when the oldest is
+    Plan plan;
+    Ns wake_ns = NEVER_NS;     // when it wants to be looked at again
+    Ns timer_ns = NEVER_NS;    // the timer that is set for that
+    Ns aged_ns = 0;            // a waiting background batch is not promoted before this
+    Ns idle_since_ns = 0;
+    std::uint64_t served = 0;
+    std::uint32_t mark = 0;    // of the search that has seen it
+    bool dirty = false;        // something happened to it since it was last looked at
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        std::uint32_t place = slot, age = generation;
+        *this = Device();
+        slot = place;
+        generation = age;
+    }
+
+    bool usable() const;
+    void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
+    Residency* find(const Model* model) const {
+        return by_model.find(static_cast<std::uint64_t>(model->model_id));
+    }
+
+    // Whether its free pages, less what waits to be loaded, are as many as the model takes.
+    bool has_room(const KindSpec& spec) const;
+    // When a newly sent action would start, by what is thought of those before it.
+    Ns free_ns(Ns now) const;
+    // Predicts the lane anew: its oldest action begins at `time`, or when it has arrived.
+    void retime_lane(Ns time);
+
+    void enter(Residency* residency);
+    void leave(Residency* residency);
+};
+
+struct Worker {
+    WorkerId worker_id = 0;
+    std::vector<Device*> devices;
+    Ns there_ns = LINK_DEFAULT_NS;
+    Ns back_ns = LINK_DEFAULT_NS;
+    Ns link_free_ns = 0;  // when the loads that were sent are thought to be done; devices share the link
+    Ns loads_ns = 0;      // planned durations of the LOADs under way
+    Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
+    std::vector<bool> has_model;                             // by the model's slot
+    bool draining = false;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        std::uint32_t place = slot, age = generation;
+        *this = Worker();
+        slot = place;
+        generation = age;
+    }
+
+    bool has(const Model* model) const { return model->slot < has_model.size() && has_model[model->slot]; }
+};
+
+inline bool Device::usable() const { return !worker->draining; }
+
+inline Ns Device::free_ns(Ns now) const {
+    Ns soonest = now + worker->there_ns;
+    if (lane.empty()) {
+        return soonest;
+    }
+    Ns end = lane_end_ns;
+    Ns overdue = now - worker->back_ns - head_end_ns;  // had the head ended before, its result would be here
+    if (overdue > 0) {
+        end += overdue;
+    }
+    return std::max(end, soonest);
+}
+
+}  // namespace clockwork

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from glob import glob
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden"]
 """Of what decides and simulates: the same sums on every processor, so no fused multiply-add."""
+
+SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
+"""Every policy; each extension that schedules holds them all."""
+
+WORLD = ["csrc/sim/devices.cpp", "csrc/sim/world.cpp", "csrc/worker/actions.cpp"]
 
 extensions: list[Extension] = [
     Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2"]),
@@ -29,6 +36,19 @@ extensions: list[Extension] = [
         language="c++",
         extra_compile_args=CORE,
         depends=["csrc/id_table.h", "csrc/scheduler/types.h", "csrc/worker/actions.h"],
+    ),
+    Extension(
+        "clockwork.sim._world",
+        ["clockwork/sim/_world.pyx", *WORLD, *SCHEDULER],
+        include_dirs=["csrc"],
+        language="c++",
+        extra_compile_args=CORE,
+        depends=[
+            *glob("csrc/*.h"),
+            *glob("csrc/scheduler/*.h"),
+            *glob("csrc/sim/*.h"),
+            "csrc/worker/actions.h",
+        ],
     ),
     Extension(
         "clockwork.sim._bounds",

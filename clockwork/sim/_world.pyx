@@ -1,0 +1,380 @@
+# distutils: language = c++
+"""The native world in Python's terms; clockwork.sim.world is what callers use."""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.string cimport string
+from libcpp.utility cimport move, pair
+from libcpp.vector cimport vector
+
+import numpy as np
+
+cdef extern from *:
+    """
+    #include <new>
+    #include <stdexcept>
+
+    static void raise_as_python() {  // the world's complaints are AssertionErrors, the caller's mistakes ValueErrors
+        try {
+            throw;
+        } catch (const std::invalid_argument& error) {
+            PyErr_SetString(PyExc_ValueError, error.what());
+        } catch (const std::bad_alloc&) {
+            PyErr_NoMemory();
+        } catch (const std::logic_error& error) {
+            PyErr_SetString(PyExc_AssertionError, error.what());
+        } catch (const std::exception& error) {
+            PyErr_SetString(PyExc_RuntimeError, error.what());
+        }
+    }
+    """
+    void raise_as_python()
+
+cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
+    cdef cppclass Scheduler:
+        pass
+
+    cdef cppclass SchedulerOptions:
+        string policy
+        string memory
+        vector[pair[string, double]] values
+
+    unique_ptr[Scheduler] make_scheduler(const SchedulerOptions &options) except +raise_as_python
+
+cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
+    const size_t OUTCOMES
+
+    cdef cppclass Histogram:
+        @staticmethod
+        int64_t upper(size_t bucket)
+        uint64_t total()
+        int64_t largest()
+        const vector[uint64_t] &counts()
+
+    size_t BUCKETS "clockwork::sim::Histogram::BUCKETS"
+
+    cdef cppclass Counts:
+        uint64_t offered
+        uint64_t cold
+        uint64_t outcome[7]
+
+    cdef cppclass Slice:
+        uint64_t offered, good, bad, loads, infers, batched
+        int64_t busy_ns, link_busy_ns, p50_ns, p99_ns, p999_ns, largest_ns
+
+    cdef cppclass Errors:
+        Histogram over
+        Histogram under
+
+    cdef cppclass Accounts:
+        vector[Counts] models
+        vector[Counts] classes
+        Histogram latency
+        Histogram refusal
+        vector[int64_t] batches
+        vector[int64_t] busy_ns
+        vector[int64_t] link_busy_ns
+        uint64_t loads, unloads, infers, revokes, too_late, failed_actions, crashes
+        Errors infer_duration, infer_completion, load_duration, load_completion
+        vector[Slice] slices
+
+    cdef cppclass Digest:
+        uint64_t low()
+        uint64_t high()
+
+cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
+    cdef cppclass ModelInfo:
+        vector[pair[uint32_t, int64_t]] exec_ns
+        vector[int64_t] table
+        vector[uint32_t] runs
+        int64_t load_ns
+        uint64_t input_bytes
+        uint32_t program
+        uint32_t batch_max
+        int64_t slo_ns
+
+    cdef cppclass ClusterInfo:
+        uint32_t devices, devices_per_worker
+        uint64_t page_bytes
+        uint32_t page_count, run_ahead
+        size_t actions_queued_max
+        vector[double] speeds
+        double exec_noise, load_noise, outlier, outlier_factor
+        int64_t link_there_ns, link_back_ns, link_jitter_ns
+        double link_loss
+        int64_t clock_offset_ns
+        double clock_drift_ppm, crashes_per_hour
+        int64_t down_ns, timeout_ns
+        uint64_t input_bandwidth, copy_bandwidth
+        double load_failures, infer_failures, cancels
+
+    cdef cppclass ClosedInfo:
+        uint32_t model, concurrency
+        int64_t think_ns, round_trip_ns, slo_ns
+        uint8_t priority, class_index
+        int64_t start_ns, until_ns
+
+    cdef cppclass RunInfo:
+        uint64_t seed
+        int64_t warmup_ns, until_ns, drain_ns, slice_ns
+        cbool resident, check
+        size_t trace_max
+        uint8_t priority_default
+
+    cdef cppclass Chunk:
+        const int64_t *at_ns
+        const int32_t *model
+        const int64_t *slo_ns
+        const uint8_t *priority
+        const uint8_t *class_index
+        size_t count
+
+    cdef cppclass TraceRow:
+        int64_t at_ns, what, a, b, c, d
+
+    cdef enum class Stop(uint8_t):
+        WANTS_CHUNK
+        PAUSED
+        DONE
+
+    cdef cppclass CWorld "clockwork::sim::World":
+        CWorld(unique_ptr[Scheduler] scheduler, vector[ModelInfo] models, const ClusterInfo &cluster,
+               size_t opens, vector[ClosedInfo] closed, const RunInfo &run) except +raise_as_python
+        void set_up() except +raise_as_python
+        void feed(size_t open, const Chunk &chunk) except +raise_as_python
+        Stop run(uint64_t events_max) except +raise_as_python
+        size_t wanting()
+        int64_t now_ns()
+        int64_t end_ns()
+        uint64_t requests()
+        uint64_t events()
+        const Accounts &accounts()
+        const Digest &digest()
+        const vector[TraceRow] &trace()
+
+OUTCOME_NAMES = ("good", "late", "refused", "missed", "failed", "cancelled", "unanswered")
+SLICE_NAMES = (
+    "offered", "good", "bad", "loads", "infers", "batched", "busy_ns", "link_busy_ns", "p50_ns", "p99_ns",
+    "p999_ns", "max_ns",
+)
+
+
+def bucket_bounds():
+    """The largest value, in ns, of each bucket of a histogram."""
+    cdef size_t place
+    return np.array([Histogram.upper(place) for place in range(BUCKETS)], np.int64)
+
+
+cdef object counts_of(const Histogram &histogram):
+    cdef size_t place
+    result = np.zeros(BUCKETS, np.uint64)
+    cdef uint64_t[::1] view = result
+    for place in range(histogram.counts().size()):
+        view[place] = histogram.counts()[place]
+    return result, histogram.largest()
+
+
+cdef object array_of(const vector[int64_t] &values):
+    cdef size_t place
+    result = np.zeros(values.size(), np.int64)
+    cdef int64_t[::1] view = result
+    for place in range(values.size()):
+        view[place] = values[place]
+    return result
+
+
+cdef object table_of(const vector[Counts] &rows):
+    """(row, column): offered, cold, then the outcomes."""
+    cdef size_t place, column
+    result = np.zeros((<Py_ssize_t>rows.size(), <Py_ssize_t>(2 + OUTCOMES)), np.int64)
+    cdef int64_t[:, ::1] view = result
+    for place in range(rows.size()):
+        view[place, 0] = rows[place].offered
+        view[place, 1] = rows[place].cold
+        for column in range(OUTCOMES):
+            view[place, 2 + column] = rows[place].outcome[column]
+    return result
+
+
+cdef class World:
+    """One world. models, cluster, closed and run are mappings of the fields in csrc/sim/world.h."""
+
+    cdef unique_ptr[CWorld] _world
+    cdef list _chunks  # by open workload: what the world still reads
+
+    def __init__(self, policy, memory, options, models, cluster, opens, closed, run):
+        cdef SchedulerOptions scheduler_options
+        cdef vector[ModelInfo] model_infos
+        cdef vector[ClosedInfo] closed_infos
+        cdef ModelInfo info
+        cdef ClosedInfo group
+        cdef ClusterInfo place
+        cdef RunInfo how
+        cdef size_t open_count = opens
+        scheduler_options.policy = policy.encode()
+        scheduler_options.memory = memory.encode()
+        for name, value in options.items():
+            scheduler_options.values.push_back(pair[string, double](name.encode(), value))
+        for one in models:
+            info.exec_ns = one["exec_ns"]
+            info.table = one["table"]
+            info.runs = one["runs"]
+            info.load_ns = one["load_ns"]
+            info.input_bytes = one["input_bytes"]
+            info.program = one["program"]
+            info.batch_max = one["batch_max"]
+            info.slo_ns = one["slo_ns"]
+            model_infos.push_back(info)
+        for one in closed:
+            group.model = one["model"]
+            group.concurrency = one["concurrency"]
+            group.think_ns = one["think_ns"]
+            group.round_trip_ns = one["round_trip_ns"]
+            group.slo_ns = one["slo_ns"]
+            group.priority = one["priority"]
+            group.class_index = one["class_index"]
+            group.start_ns = one["start_ns"]
+            group.until_ns = one["until_ns"]
+            closed_infos.push_back(group)
+        place.devices = cluster["devices"]
+        place.devices_per_worker = cluster["devices_per_worker"]
+        place.page_bytes = cluster["page_bytes"]
+        place.page_count = cluster["page_count"]
+        place.run_ahead = cluster["run_ahead"]
+        place.actions_queued_max = cluster["actions_queued_max"]
+        place.speeds = cluster["speeds"]
+        place.exec_noise = cluster["exec_noise"]
+        place.load_noise = cluster["load_noise"]
+        place.outlier = cluster["outlier"]
+        place.outlier_factor = cluster["outlier_factor"]
+        place.link_there_ns = cluster["link_there_ns"]
+        place.link_back_ns = cluster["link_back_ns"]
+        place.link_jitter_ns = cluster["link_jitter_ns"]
+        place.link_loss = cluster["link_loss"]
+        place.clock_offset_ns = cluster["clock_offset_ns"]
+        place.clock_drift_ppm = cluster["clock_drift_ppm"]
+        place.crashes_per_hour = cluster["crashes_per_hour"]
+        place.down_ns = cluster["down_ns"]
+        place.timeout_ns = cluster["timeout_ns"]
+        place.input_bandwidth = cluster["input_bandwidth"]
+        place.copy_bandwidth = cluster["copy_bandwidth"]
+        place.load_failures = cluster["load_failures"]
+        place.infer_failures = cluster["infer_failures"]
+        place.cancels = cluster["cancels"]
+        how.seed = run["seed"]
+        how.warmup_ns = run["warmup_ns"]
+        how.until_ns = run["until_ns"]
+        how.drain_ns = run["drain_ns"]
+        how.slice_ns = run["slice_ns"]
+        how.resident = run["resident"]
+        how.check = run["check"]
+        how.trace_max = run["trace_max"]
+        how.priority_default = run["priority_default"]
+        self._chunks = [None] * opens
+        cdef unique_ptr[Scheduler] scheduler = make_scheduler(scheduler_options)
+        self._world.reset(
+            new CWorld(move(scheduler), move(model_infos), place, open_count, move(closed_infos), how)
+        )
+
+    def set_up(self):
+        """Workers join and models become ready (and resident, if asked for)."""
+        with nogil:
+            self._world.get().set_up()
+
+    def feed(self, size_t number, arrivals):
+        """More arrivals of an open workload: (t_ns, model, slo_ns, priority, cls); None: there are no more."""
+        cdef Chunk chunk
+        cdef const int64_t[::1] at_ns
+        cdef const int32_t[::1] model
+        cdef const int64_t[::1] slo_ns
+        cdef const uint8_t[::1] priority
+        cdef const uint8_t[::1] class_index
+        chunk.count = 0
+        if arrivals is not None:
+            at_ns, model, slo_ns, priority, class_index = arrivals
+            chunk.count = at_ns.shape[0]
+            if not (
+                model.shape[0] == slo_ns.shape[0] == priority.shape[0] == class_index.shape[0] == at_ns.shape[0]
+            ):
+                raise ValueError("the arrays of some arrivals differ in length")
+            if chunk.count:
+                chunk.at_ns, chunk.model, chunk.slo_ns = &at_ns[0], &model[0], &slo_ns[0]
+                chunk.priority, chunk.class_index = &priority[0], &class_index[0]
+        self._world.get().feed(number, chunk)
+        self._chunks[number] = arrivals  # the world reads their memory until it asks for more
+
+    def run(self, uint64_t events_max):
+        """Go on. The number of the open workload that has to be fed; -1: paused after so many events; -2: over."""
+        cdef Stop stop
+        with nogil:
+            stop = self._world.get().run(events_max)
+        if stop == Stop.WANTS_CHUNK:
+            return self._world.get().wanting()
+        return -1 if stop == Stop.PAUSED else -2
+
+    @property
+    def now_ns(self):
+        return self._world.get().now_ns()
+
+    @property
+    def requests(self):
+        return self._world.get().requests()
+
+    def results(self):
+        """Everything that was counted, as arrays and numbers by name."""
+        cdef const Accounts *accounts = &self._world.get().accounts()
+        cdef const Slice *one
+        cdef size_t place
+        slices = np.zeros((accounts.slices.size(), len(SLICE_NAMES)), np.int64)
+        cdef int64_t[:, ::1] view = slices
+        for place in range(accounts.slices.size()):
+            one = &accounts.slices[place]
+            view[place, 0], view[place, 1], view[place, 2] = one.offered, one.good, one.bad
+            view[place, 3], view[place, 4], view[place, 5] = one.loads, one.infers, one.batched
+            view[place, 6], view[place, 7] = one.busy_ns, one.link_busy_ns
+            view[place, 8], view[place, 9], view[place, 10] = one.p50_ns, one.p99_ns, one.p999_ns
+            view[place, 11] = one.largest_ns
+        low, high = self._world.get().digest().low(), self._world.get().digest().high()
+        return {
+            "models": table_of(accounts.models),
+            "classes": table_of(accounts.classes),
+            "latency": counts_of(accounts.latency),
+            "refusal": counts_of(accounts.refusal),
+            "batches": array_of(accounts.batches),
+            "busy_ns": array_of(accounts.busy_ns),
+            "link_busy_ns": array_of(accounts.link_busy_ns),
+            "loads": accounts.loads,
+            "unloads": accounts.unloads,
+            "infers": accounts.infers,
+            "revokes": accounts.revokes,
+            "too_late": accounts.too_late,
+            "failed_actions": accounts.failed_actions,
+            "crashes": accounts.crashes,
+            "errors": {
+                "infer_duration": errors_of(accounts.infer_duration),
+                "infer_completion": errors_of(accounts.infer_completion),
+                "load_duration": errors_of(accounts.load_duration),
+                "load_completion": errors_of(accounts.load_completion),
+            },
+            "slices": slices,
+            "digest": f"{high:016x}{low:016x}",
+            "requests": self._world.get().requests(),
+            "events": self._world.get().events(),
+            "end_ns": self._world.get().end_ns(),
+        }
+
+    def trace(self):
+        """The rows that were kept: (at_ns, what, a, b, c, d); see csrc/sim/world.h."""
+        cdef const vector[TraceRow] *rows = &self._world.get().trace()
+        cdef const TraceRow *row
+        cdef size_t place
+        result = []
+        for place in range(rows.size()):
+            row = &rows.at(place)
+            result.append((row.at_ns, row.what, row.a, row.b, row.c, row.d))
+        return result
+
+
+cdef object errors_of(const Errors &errors):
+    return counts_of(errors.over), counts_of(errors.under)

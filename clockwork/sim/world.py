@@ -1,0 +1,421 @@
+"""The simulator: the controller's scheduler and the workers' action queues on a virtual clock.
+
+``simulate()`` builds a cluster of emulated devices, lets workloads run against it and says what came of it. The
+same arguments give the same report, to the last bit of its digest, in any process on any machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clockwork.config import ACTIONS_QUEUED_MAX, PRIORITY_DEFAULT
+from clockwork.messages import NEVER_NS
+from clockwork.profiles import ModelProfile
+from clockwork.sim._world import OUTCOME_NAMES, SLICE_NAMES, World, bucket_bounds
+from clockwork.sim.workloads import Arrivals
+
+SECOND = 1_000_000_000
+
+EVENTS_A_TURN = 1_000_000
+"""Events between two calls of on_progress."""
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cluster:
+    """Emulated workers, all alike: their devices, links and clocks, and what goes wrong with them.
+
+    The devices of one worker load one after the other, over the link that they share. Every worker is connected
+    by a link of its own, which keeps messages in order.
+    """
+
+    devices: int = 1
+    devices_per_worker: int = 1
+    page_bytes: int = 16 << 20
+    page_count: int = 1376
+    run_ahead: int = 2  # actions that a lane accepts before the first of them has completed
+    speeds: Sequence[float] = ()  # of worker i: number i, over and over; executions take 1/speed. (): all 1
+    exec_noise: float = 0.0  # sigma of a lognormal factor (median 1) of executions
+    load_noise: float = 0.0
+    outlier: float = 0.0  # probability that an action takes outlier_factor times as long
+    outlier_factor: float = 2.0
+    link_there_ns: int = 50_000
+    link_back_ns: int = 50_000
+    link_jitter_ns: int = 0  # uniform, on top, each way
+    link_loss: float = 0.0  # probability that a message breaks the connection: the worker leaves and rejoins
+    clock_offset_ns: int = 0  # each worker's clock is off by up to this, either way
+    clock_drift_ppm: float = 0.0  # and drifts by up to this
+    crashes_per_hour: float = 0.0  # of each worker; half are noticed at once, half only by their silence
+    down_ns: int = 1_000_000_000  # from when the controller noticed until the worker is back, empty
+    timeout_ns: int = 2_000_000_000  # silence after which the controller gives a worker up
+    input_bandwidth: int = 0  # bytes/s of a worker's link for inputs; 0: unlimited
+    copy_bandwidth: int = 0  # bytes/s from a worker's memory to a device, for inputs; 0: they take no time
+    load_failures: float = 0.0  # probability that a LOAD fails
+    infer_failures: float = 0.0
+    cancels: float = 0.0  # probability that a client gives its request up before its deadline
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Open:
+    """Open-loop arrivals, chunk by chunk in order of time; t_ns counts from the beginning of the workload."""
+
+    chunks: Iterable[Arrivals]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Closed:
+    """Clients of one model that each send a request, wait for its answer, and think before the next."""
+
+    model: int  # index into the models
+    concurrency: int = 1
+    think_ns: int = 0
+    slo_ns: int = 0  # 0: the model's
+    priority: int = 0  # 0: the default
+    cls: int = 0  # the class that they are counted in
+    round_trip_ns: int = 100_000  # from an answer until the next request can be there, without thinking
+    start_ns: int = 0
+    until_ns: int = NEVER_NS
+
+
+Workload = Open | Closed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts of durations in buckets that are at most 1/128 wide."""
+
+    counts: npt.NDArray[np.uint64]
+    largest_ns: int
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    def percentile(self, percent: float) -> float:
+        """In ns: the top of the bucket where so many percent lie below; NaN if nothing was counted."""
+        sums = np.cumsum(self.counts)
+        if not len(sums) or sums[-1] == 0:
+            return float("nan")
+        wanted = min(int(percent / 100 * int(sums[-1])), int(sums[-1]) - 1)
+        place = int(np.searchsorted(sums, wanted, side="right"))
+        return float(min(bucket_bounds_ns()[place], self.largest_ns))
+
+    def fraction_within(self, ns: int) -> float:
+        """The share of what was counted that lies at or below, to a bucket; NaN if nothing was counted."""
+        total = self.total
+        if total == 0:
+            return float("nan")
+        end = int(np.searchsorted(bucket_bounds_ns(), ns, side="right"))
+        return float(self.counts[:end].sum()) / total
+
+    def to_json(self) -> dict[str, Any]:
+        """Its filled buckets, [largest value in ns, count], and the usual percentiles."""
+        filled = np.flatnonzero(self.counts)
+        bounds = bucket_bounds_ns()
+        return {
+            "total": self.total,
+            "max_ns": self.largest_ns,
+            "percentiles_ns": {
+                str(one): self.percentile(one) for one in (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
+            }
+            if len(filled)
+            else {},
+            "buckets": [[int(bounds[place]), int(self.counts[place])] for place in filled],
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Errors:
+    """What predictions missed by. over: longer, or later, than it was; under: the opposite."""
+
+    over: Histogram
+    under: Histogram
+
+    def to_json(self) -> dict[str, Any]:
+        return {"over": self.over.to_json(), "under": self.under.to_json()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tally:
+    """Requests by how they ended, row by row: models, or classes."""
+
+    offered: Counts
+    good: Counts
+    late: Counts
+    refused: Counts
+    missed: Counts
+    failed: Counts
+    cancelled: Counts  # by their own clients: neither good nor bad
+    unanswered: Counts
+    cold: Counts  # good or late, having waited for a LOAD
+
+    @property
+    def bad(self) -> Counts:
+        """Late, refused, missed, failed or unanswered: what counts against a server, as its client sees it."""
+        return self.late + self.refused + self.missed + self.failed + self.unanswered
+
+    def to_json(self) -> dict[str, list[int]]:
+        return {field.name: getattr(self, field.name).tolist() for field in dataclasses.fields(self)}
+
+    @staticmethod
+    def of(table: Counts) -> Tally:
+        columns = {name: table[:, 2 + place].copy() for place, name in enumerate(OUTCOME_NAMES)}
+        return Tally(offered=table[:, 0].copy(), cold=table[:, 1].copy(), **columns)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a simulation: everything about the requests that arrived after the warm-up.
+
+    The fields of Tally are there as well, by model: report.good[m].
+    """
+
+    models: Tally
+    classes: Tally  # by the arrivals' cls; as many as the largest that was used
+    span_ns: int  # the time that was counted
+    latency: Histogram  # of good and late answers
+    refusal: Histogram  # from arrival to the refusal
+    batches: Counts  # executions by batch size
+    device_busy: npt.NDArray[np.float64]  # by device: share of the time in which it executed
+    link_busy: npt.NDArray[np.float64]  # by worker: share of the time in which it loaded
+    loads: int
+    unloads: int
+    infers: int
+    revokes: int
+    too_late: int  # actions that came too late for their windows, warm-up included
+    failed_actions: int
+    crashes: int
+    errors: Mapping[str, Errors]  # infer_duration, infer_completion, load_duration, load_completion
+    series: Mapping[str, Counts]  # by SLICE_NAMES; empty without series_ns
+    series_ns: int
+    digest: str  # of every event and order
+    requests: int  # all of them, warm-up included
+    events: int
+    cpu_s: float  # of this process, in the simulation
+    trace: Sequence[tuple[int, int, int, int, int, int]]  # if asked for; see csrc/sim/world.h
+
+    def __getattr__(self, name: str) -> Counts:
+        if name in OUTCOME_NAMES or name in ("offered", "cold", "bad"):
+            return getattr(self.models, name)  # type: ignore[no-any-return]
+        raise AttributeError(name)
+
+    @property
+    def goodput_rate(self) -> float:
+        """Good answers per second of the counted time."""
+        return float(self.models.good.sum()) * SECOND / self.span_ns if self.span_ns > 0 else 0.0
+
+    @property
+    def bad_fraction(self) -> float:
+        """Of all that was offered and not cancelled by its client; 0 if there was nothing."""
+        counted = int(self.models.offered.sum() - self.models.cancelled.sum())
+        return float(self.models.bad.sum()) / counted if counted else 0.0
+
+    def percentile(self, percent: float) -> float:
+        """Of the latency of good and late answers, in ns; NaN if there were none."""
+        return self.latency.percentile(percent)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for json.dumps()."""
+        return {
+            "models": self.models.to_json(),
+            "classes": self.classes.to_json(),
+            "span_ns": self.span_ns,
+            "goodput_rate": self.goodput_rate,
+            "bad_fraction": self.bad_fraction,
+            "latency": self.latency.to_json(),
+            "refusal": self.refusal.to_json(),
+            "batches": self.batches.tolist(),
+            "device_busy": self.device_busy.tolist(),
+            "link_busy": self.link_busy.tolist(),
+            "loads": self.loads,
+            "unloads": self.unloads,
+            "infers": self.infers,
+            "revokes": self.revokes,
+            "too_late": self.too_late,
+            "failed_actions": self.failed_actions,
+            "crashes": self.crashes,
+            "errors": {name: one.to_json() for name, one in self.errors.items()},
+            "series": {name: values.tolist() for name, values in self.series.items()},
+            "series_ns": self.series_ns,
+            "digest": self.digest,
+            "requests": self.requests,
+            "events": self.events,
+            "cpu_s": self.cpu_s,
+        }
+
+
+_bounds: list[npt.NDArray[np.int64]] = []
+
+
+def bucket_bounds_ns() -> npt.NDArray[np.int64]:
+    """The largest value of each bucket of a Histogram."""
+    if not _bounds:
+        _bounds.append(bucket_bounds())
+    return _bounds[0]
+
+
+def simulate(
+    models: Sequence[ModelProfile],
+    cluster: Cluster,
+    workloads: Sequence[Workload],
+    policy: str = "adaptive",
+    memory: str = "",
+    options: Mapping[str, float] | None = None,
+    seed: int = 0,
+    warmup_ns: int = 0,
+    until_ns: int = 0,
+    drain_ns: int = 10 * SECOND,
+    resident: bool = False,
+    series_ns: int = 0,
+    check: bool = False,
+    trace_max: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Run the workloads against the cluster.
+
+    policy, memory, options: of the scheduler. warmup_ns: what arrives before is not counted. until_ns: nothing
+    arrives from then on; 0: when the open workloads end (closed ones then need an until_ns of their own).
+    drain_ns: how long answers are waited for after that. resident: begin with as many models on the devices as
+    fit, in as many copies. check: look for anything wrong after every step, and raise AssertionError.
+    trace_max: rows of the trace to keep. on_progress: called now and then with (simulated ns, requests).
+
+    Raises ValueError for arguments that make no sense.
+    """
+    if not warmup_ns >= 0 or until_ns < 0 or series_ns < 0 or drain_ns < 0:
+        raise ValueError("a time below 0")
+    if until_ns and warmup_ns >= until_ns:
+        raise ValueError(f"a warm-up of {warmup_ns} ns leaves nothing of {until_ns} ns")
+    opens: list[Iterator[Arrivals]] = [iter(one.chunks) for one in workloads if isinstance(one, Open)]
+    closed = [one for one in workloads if isinstance(one, Closed)]
+    run = {
+        "seed": seed,
+        "warmup_ns": warmup_ns,
+        "until_ns": until_ns or NEVER_NS,
+        "drain_ns": drain_ns,
+        "slice_ns": series_ns,
+        "resident": resident,
+        "check": check,
+        "trace_max": trace_max,
+        "priority_default": PRIORITY_DEFAULT,
+    }
+    world = World(
+        policy,
+        memory,
+        options or {},
+        _model_infos(models, cluster),
+        _cluster_info(cluster),
+        len(opens),
+        [_closed_info(one) for one in closed],
+        run,
+    )
+    begun = time.process_time()
+    world.set_up()
+    while True:
+        wanted = world.run(EVENTS_A_TURN)
+        if wanted >= 0:
+            world.feed(wanted, _next_chunk(opens[wanted]))
+        elif wanted == -1:
+            if on_progress is not None:
+                on_progress(world.now_ns, world.requests)
+        else:
+            break
+    return _report(world, models, warmup_ns, until_ns, series_ns, time.process_time() - begun)
+
+
+def _next_chunk(chunks: Iterator[Arrivals]) -> tuple[npt.NDArray[Any], ...] | None:
+    for chunk in chunks:
+        if len(chunk):
+            return (
+                np.ascontiguousarray(chunk.t_ns, np.int64),
+                np.ascontiguousarray(chunk.model, np.int32),
+                np.ascontiguousarray(chunk.slo_ns, np.int64),
+                np.ascontiguousarray(chunk.priority, np.uint8),
+                np.ascontiguousarray(chunk.cls, np.uint8),
+            )
+    return None
+
+
+def _model_infos(models: Sequence[ModelProfile], cluster: Cluster) -> list[dict[str, Any]]:
+    programs: dict[str, int] = {}
+    tables: dict[tuple[tuple[tuple[int, int], ...], int], list[int]] = {}
+    infos = []
+    for model in models:
+        largest = model.largest_batch()
+        points = tuple(sorted(model.exec_ns.items()))
+        table = tables.get((points, largest))
+        if table is None:
+            table = tables[points, largest] = [0, *(model.execution_ns(b) for b in range(1, largest + 1))]
+        infos.append(
+            {
+                "exec_ns": [(batch, ns) for batch, ns in points if batch <= largest],
+                "table": table,
+                "runs": [1] * model.pages(cluster.page_bytes),
+                "load_ns": model.load_ns,
+                "input_bytes": model.input_bytes,
+                "program": programs.setdefault(model.program or model.name, len(programs)),
+                "batch_max": largest,
+                "slo_ns": model.slo_ns,
+            }
+        )
+    return infos
+
+
+def _cluster_info(cluster: Cluster) -> dict[str, Any]:
+    info = {field.name: getattr(cluster, field.name) for field in dataclasses.fields(cluster)}
+    for name, value in info.items():
+        if name == "speeds":
+            info[name] = [float(one) for one in value]
+        elif not value >= 0:
+            raise ValueError(f"{name} of {value}")
+    return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}
+
+
+def _closed_info(closed: Closed) -> dict[str, Any]:
+    info = {field.name: getattr(closed, field.name) for field in dataclasses.fields(closed)}
+    info["class_index"] = info.pop("cls")
+    return info
+
+
+def _report(
+    world: World, models: Sequence[ModelProfile], warmup_ns: int, until_ns: int, series_ns: int, cpu_s: float
+) -> Report:
+    results = world.results()
+    span_ns = max((until_ns or results["end_ns"]) - warmup_ns, 0)
+    classes = results["classes"]
+    used = np.flatnonzero(classes[:, 0])
+    slices = results["slices"]
+    return Report(
+        models=Tally.of(results["models"]),
+        classes=Tally.of(classes[: int(used[-1]) + 1 if len(used) else 0]),
+        span_ns=span_ns,
+        latency=Histogram(*results["latency"]),
+        refusal=Histogram(*results["refusal"]),
+        batches=results["batches"],
+        device_busy=results["busy_ns"] / max(span_ns, 1),
+        link_busy=results["link_busy_ns"] / max(span_ns, 1),
+        loads=results["loads"],
+        unloads=results["unloads"],
+        infers=results["infers"],
+        revokes=results["revokes"],
+        too_late=results["too_late"],
+        failed_actions=results["failed_actions"],
+        crashes=results["crashes"],
+        errors={
+            name: Errors(Histogram(*over), Histogram(*under))
+            for name, (over, under) in results["errors"].items()
+        },
+        series={name: slices[:, place].copy() for place, name in enumerate(SLICE_NAMES)} if series_ns else {},
+        series_ns=series_ns,
+        digest=results["digest"],
+        requests=results["requests"],
+        events=results["events"],
+        cpu_s=cpu_s,
+        trace=world.trace(),
+    )

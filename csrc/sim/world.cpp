@@ -1,0 +1,718 @@
+// Time, the clients' side and the controller's side of a simulated world.
+#include "sim/world.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace clockwork::sim {
+
+namespace {
+
+constexpr int SEQUENCE_SHIFT = 24;  // a request's id: its sequence, and its slot in the lower bits
+constexpr std::uint64_t SLOT_MASK = (std::uint64_t{1} << SEQUENCE_SHIFT) - 1;
+constexpr std::uint32_t PRELOADS_AT_ONCE = 16;  // of one worker: their windows are a second long
+constexpr Ns SET_UP_LIMIT_NS = 3600 * SECOND;
+
+}  // namespace
+
+World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
+             std::size_t opens, std::vector<ClosedInfo> closed, const RunInfo& run)
+    : scheduler_(std::move(scheduler)),
+      models_(std::move(models)),
+      cluster_(cluster),
+      closed_(std::move(closed)),
+      run_(run),
+      opens_(opens),
+      random_(run.seed, 1) {
+    if (models_.empty()) throw std::invalid_argument("a world without models");
+    if (cluster_.devices < 1 || cluster_.devices_per_worker < 1) {
+        throw std::invalid_argument("a world without devices");
+    }
+    for (const ModelInfo& model : models_) {
+        if (model.exec_ns.empty() || model.batch_max < 1 || model.table.size() <= model.batch_max) {
+            throw std::invalid_argument("a model without its execution times");
+        }
+    }
+    for (const ClosedInfo& group : closed_) {
+        if (group.model >= models_.size()) throw std::invalid_argument("a client of a model that is none");
+        if (run_.until_ns == NEVER_NS && group.until_ns == NEVER_NS) {
+            throw std::invalid_argument("closed-loop clients that never stop: until_ns is missing");
+        }
+        if (group.think_ns + group.round_trip_ns <= 0) {
+            throw std::invalid_argument("closed-loop clients that take no time between two requests");
+        }
+    }
+    scheduler_->shape_known(0, 1);
+    worker_of_.push_back(NONE);  // WorkerIds begin at 1
+    const std::uint32_t count = (cluster_.devices + cluster_.devices_per_worker - 1) / cluster_.devices_per_worker;
+    devices_.reserve(cluster_.devices);
+    workers_.resize(count);
+    for (std::uint32_t index = 0; index < count; ++index) {
+        WorkerState& worker = workers_[index];
+        worker.random = Random(run_.seed, 1000 + index);
+        worker.first_device = index * cluster_.devices_per_worker;
+        worker.device_count = std::min(cluster_.devices_per_worker, cluster_.devices - worker.first_device);
+        if (!cluster_.speeds.empty()) {
+            worker.kind = index % static_cast<std::uint32_t>(cluster_.speeds.size());
+            worker.speed = cluster_.speeds[worker.kind];
+            if (!(worker.speed > 0)) throw std::invalid_argument("a speed must be above 0");
+        }
+        worker.offset_ns = static_cast<Ns>((2 * worker.random.uniform() - 1) *
+                                           static_cast<double>(cluster_.clock_offset_ns));
+        worker.drift = (2 * worker.random.uniform() - 1) * cluster_.clock_drift_ppm * 1e-6;
+        for (std::uint32_t number = 0; number < worker.device_count; ++number) {
+            Device& device = devices_.emplace_back(cluster_.run_ahead, cluster_.actions_queued_max);
+            device.worker = index;
+            device.index = number;
+            device.owner.assign(cluster_.page_count, NONE);
+            device.held.assign(models_.size(), NONE);
+            device.random = Random(run_.seed, 1'000'000 + worker.first_device + number);
+        }
+    }
+    accounts_.models.resize(models_.size());
+    accounts_.classes.resize(CLASSES);
+    accounts_.busy_ns.resize(devices_.size());
+    accounts_.link_busy_ns.resize(workers_.size());
+}
+
+// ----- setting up -------------------------------------------------------------------------------
+
+void World::set_up() {
+    now_ = SECOND;  // zero means "never" here and there
+    for (std::uint32_t index = 0; index < workers_.size(); ++index) join(index);
+    settle();
+    drain_set_up();
+    if (run_.resident) preload();
+    base_ns_ = (now_ / MS + 1) * MS;
+    count_from_ = base_ns_ + run_.warmup_ns;
+    count_until_ = run_.until_ns == NEVER_NS ? NEVER_NS : base_ns_ + run_.until_ns;
+    now_ = base_ns_;
+    begun_ = true;
+    for (std::uint32_t number = 0; number < closed_.size(); ++number) {
+        const ClosedInfo& group = closed_[number];
+        const Ns spread = group.think_ns + group.round_trip_ns;
+        clients_left_ += group.concurrency;
+        for (std::uint32_t client = 0; client < group.concurrency; ++client) {
+            const Ns at = group.start_ns + static_cast<Ns>(random_.below(static_cast<std::uint64_t>(spread)));
+            heap_.push(base_ns_ + at, EventKind::CLIENT, number, 0, 0);
+        }
+    }
+    if (cluster_.crashes_per_hour > 0) {
+        for (std::uint32_t index = 0; index < workers_.size(); ++index) next_crash(index);
+    }
+}
+
+void World::next_crash(std::uint32_t index) {
+    const double mean = 3600.0 * SECOND / cluster_.crashes_per_hour;
+    const double wait = std::min(workers_[index].random.exponential(mean), 1e17);
+    const Ns at = now_ + static_cast<Ns>(wait);
+    if (at < count_until_) heap_.push(at, EventKind::CRASH, index, 0, 0);
+}
+
+// Let what was begun come to its end.
+void World::drain_set_up() {
+    const Ns limit = now_ + SET_UP_LIMIT_NS;
+    while (!heap_.empty()) {
+        now_ = heap_.top().at_ns;
+        demand(now_ < limit, "setting up does not come to an end");
+        while (!heap_.empty() && heap_.top().at_ns == now_) handle(heap_.pop());
+        if (wake_ns_ <= now_) {
+            wake_ns_ = NEVER_NS;
+            touched_ = true;
+        }
+        if (touched_) settle();
+    }
+}
+
+// Every model on every device if all fit, else as many copies as there is room for, spread over the devices.
+void World::preload() {
+    struct Room {
+        std::uint64_t free;
+        std::vector<bool> has;
+    };
+    std::vector<Room> rooms(devices_.size(), Room{cluster_.page_count, std::vector<bool>(models_.size())});
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> wanted;  // device, model
+    for (bool placed = true; placed;) {
+        placed = false;
+        for (std::uint32_t model = 0; model < models_.size(); ++model) {
+            std::uint64_t pages = 0;
+            for (std::uint32_t run : models_[model].runs) pages += run;
+            std::size_t best = rooms.size();
+            for (std::size_t number = 0; number < rooms.size(); ++number) {
+                if (rooms[number].has[model] || rooms[number].free < pages) continue;
+                if (best == rooms.size() || rooms[number].free > rooms[best].free) best = number;
+            }
+            if (best == rooms.size()) continue;
+            rooms[best].has[model] = true;
+            rooms[best].free -= pages;
+            wanted.emplace_back(static_cast<std::uint32_t>(best), model);
+            placed = true;
+        }
+    }
+    std::size_t accepted = 0;
+    std::vector<std::uint32_t> under_way(workers_.size());
+    while (!wanted.empty()) {
+        std::fill(under_way.begin(), under_way.end(), 0);
+        std::vector<std::pair<std::uint32_t, std::uint32_t>> later;
+        for (const auto& [number, model] : wanted) {
+            const Device& device = devices_[number];
+            if (under_way[device.worker] >= PRELOADS_AT_ONCE) {
+                later.emplace_back(number, model);
+                continue;
+            }
+            ++under_way[device.worker];
+            accepted += scheduler_->preload(now_, workers_[device.worker].id,
+                                            static_cast<std::int32_t>(device.index), model);
+        }
+        if (accepted == 0) throw std::invalid_argument("this policy does not preload models");
+        settle();
+        drain_set_up();
+        wanted.swap(later);
+    }
+}
+
+// ----- time -------------------------------------------------------------------------------------
+
+void World::feed(std::size_t open, const Chunk& chunk) {
+    OpenState& state = opens_.at(open);
+    if (chunk.count == 0) {
+        state.over = true;
+        state.fed = false;
+        return;
+    }
+    Ns last = state.last_ns;
+    for (std::size_t place = 0; place < chunk.count; ++place) {
+        if (chunk.at_ns[place] < last) {
+            throw std::invalid_argument("an arrival at " + std::to_string(chunk.at_ns[place]) +
+                                        " ns comes after one at " + std::to_string(last) + " ns");
+        }
+        last = chunk.at_ns[place];
+        const std::int32_t model = chunk.model[place];
+        if (model < 0 || static_cast<std::size_t>(model) >= models_.size()) {
+            throw std::invalid_argument("an arrival for model " + std::to_string(model) + " of " +
+                                        std::to_string(models_.size()));
+        }
+        if (chunk.slo_ns[place] < 0) throw std::invalid_argument("an SLO below 0");
+    }
+    state.last_ns = last;
+    state.chunk = chunk;
+    state.next = 0;
+    state.fed = true;
+}
+
+// The time of the next arrival of nearest_, NEVER_NS if there is none; wanting_ is set if one has to be fed.
+Ns World::next_arrival() {
+    Ns least = NEVER_NS;
+    wanting_ = opens_.size();
+    for (std::size_t number = 0; number < opens_.size(); ++number) {
+        OpenState& state = opens_[number];
+        if (state.over) continue;
+        if (!state.fed) {
+            wanting_ = number;
+            return NEVER_NS;
+        }
+        const Ns at = state.chunk.at_ns[state.next];
+        if (at >= run_.until_ns) {
+            state.over = true;
+        } else if (base_ns_ + at < least) {
+            least = base_ns_ + at;
+            nearest_ = number;
+        }
+    }
+    return least;
+}
+
+Stop World::run(std::uint64_t events_max) {
+    if (over_) return Stop::DONE;
+    const std::uint64_t stop_at = events_ + events_max;
+    for (;;) {
+        Ns arrival = next_arrival();
+        if (wanting_ < opens_.size()) return Stop::WANTS_CHUNK;
+        if (events_ >= stop_at) return Stop::PAUSED;
+        Ns next = std::min(arrival, wake_ns_);
+        if (!heap_.empty()) next = std::min(next, heap_.top().at_ns);
+        if (arrival == NEVER_NS && clients_left_ == 0 && outstanding_ == 0 && (!run_.check || heap_.empty())) break;
+        const Ns ended = run_.until_ns == NEVER_NS ? base_ns_ + last_arrival_ns_ : base_ns_ + run_.until_ns;
+        if (next == NEVER_NS || (arrival == NEVER_NS && next > ended + run_.drain_ns)) break;
+        demand(next >= now_, "time went back");
+        now_ = next;
+        while (arrival == now_) {
+            arrive_open(nearest_);
+            arrival = next_arrival();
+            if (wanting_ < opens_.size()) break;  // the next turn of the loop asks for it
+        }
+        while (!heap_.empty() && heap_.top().at_ns == now_) handle(heap_.pop());
+        if (wake_ns_ <= now_) {
+            wake_ns_ = NEVER_NS;
+            touched_ = true;
+        }
+        if (touched_) settle();
+    }
+    finish();
+    return Stop::DONE;
+}
+
+void World::handle(const Event& event) {
+    ++events_;
+    const std::uint32_t subject = event.subject;
+    switch (event.kind()) {
+        case EventKind::DELIVER:
+            if (workers_[subject].epoch != event.epoch) {
+                drop_action(static_cast<std::uint32_t>(event.value));
+            } else {
+                deliver(static_cast<std::uint32_t>(event.value));
+            }
+            break;
+        case EventKind::REVOKE:
+            if (workers_[subject].epoch == event.epoch) revoke(subject, event.value);
+            break;
+        case EventKind::QUEUE_DUE:
+            if (workers_[devices_[subject].worker].epoch == event.epoch) queue_due(subject);
+            break;
+        case EventKind::LANE_OPEN:
+            if (workers_[devices_[subject].worker].epoch == event.epoch) {
+                devices_[subject].lanes[event.value].opens_ns = NEVER_NS;
+                advance(subject, static_cast<std::uint32_t>(event.value));
+            }
+            break;
+        case EventKind::LANE_END:
+            if (workers_[devices_[subject].worker].epoch == event.epoch) {
+                lane_end(subject, static_cast<std::uint32_t>(event.value));
+            }
+            break;
+        case EventKind::RESULT:
+            if (workers_[subject].epoch != event.epoch) {
+                drop_action(static_cast<std::uint32_t>(event.value));
+            } else {
+                reported(static_cast<std::uint32_t>(event.value), subject);
+            }
+            break;
+        case EventKind::CLIENT:
+            client_sends(subject);
+            break;
+        case EventKind::CANCEL: {
+            Request* request = find(event.value);
+            if (request) {
+                note(2, static_cast<std::int64_t>(event.value));
+                request->cancelled = true;
+                scheduler_->cancelled(now_, event.value);
+                touched_ = true;
+            }
+            break;
+        }
+        case EventKind::CRASH:
+            crash(subject, workers_[subject].random.chance(0.5));
+            next_crash(subject);
+            break;
+        case EventKind::NOTICED:
+            noticed(subject);
+            break;
+        case EventKind::REJOIN:
+            join(subject);
+            break;
+    }
+}
+
+// ----- clients ----------------------------------------------------------------------------------
+
+void World::arrive_open(std::size_t number) {
+    OpenState& state = opens_[number];
+    const Chunk& chunk = state.chunk;
+    const std::size_t place = state.next++;
+    if (state.next == chunk.count) state.fed = false;
+    arrive(static_cast<std::uint32_t>(chunk.model[place]), chunk.slo_ns[place], chunk.priority[place],
+           chunk.class_index[place], NONE);
+}
+
+void World::client_sends(std::uint32_t number) {
+    const ClosedInfo& group = closed_[number];
+    if (now_ - base_ns_ >= std::min(group.until_ns, run_.until_ns)) {
+        --clients_left_;
+        return;
+    }
+    arrive(group.model, group.slo_ns, group.priority, group.class_index, number);
+}
+
+void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::uint8_t class_index,
+                   std::uint32_t group) {
+    ++events_;
+    const ModelInfo& model = models_[number];
+    if (slo_ns == 0) slo_ns = model.slo_ns;
+    if (priority == 0) priority = run_.priority_default;
+    std::uint32_t slot;
+    if (free_requests_.empty()) {
+        slot = static_cast<std::uint32_t>(requests_.size());
+        demand(slot <= SLOT_MASK, "too many requests wait for their answers");
+        requests_.emplace_back();
+    } else {
+        slot = free_requests_.back();
+        free_requests_.pop_back();
+    }
+    Request& request = requests_[slot];
+    request.sequence = ++next_request_;
+    request.arrived_ns = now_;
+    request.deadline_ns = slo_ns ? now_ + slo_ns : NEVER_NS;
+    request.model = number;
+    request.group = group;
+    request.class_index = class_index;
+    request.priority = priority;
+    request.counted = counting();
+    request.cancelled = false;
+    request.flying = 0;
+    ++outstanding_;
+    last_arrival_ns_ = now_ - base_ns_;
+    if (request.counted) {
+        ++accounts_.models[number].offered;
+        ++accounts_.classes[request.class_index].offered;
+    }
+    if (Slice* one = slice()) ++one->offered;
+    highest_arrived_ = std::min(highest_arrived_, priority);
+    const RequestId id = request.sequence << SEQUENCE_SHIFT | slot;
+    note(3, static_cast<std::int64_t>(id), number, slo_ns, priority);
+    clockwork::Request told;
+    told.id = id;
+    told.model_id = number;
+    told.bytes = model.input_bytes;
+    told.arrived_ns = now_;
+    told.deadline_ns = request.deadline_ns;
+    told.priority = priority;
+    scheduler_->arrived(now_, told);
+    touched_ = true;
+    if (random_.chance(cluster_.cancels)) {
+        const Ns patience = slo_ns ? slo_ns : 100 * MS;
+        heap_.push(now_ + static_cast<Ns>(random_.below(static_cast<std::uint64_t>(patience))), EventKind::CANCEL, 0,
+                   0, id);
+    }
+}
+
+World::Request* World::find(RequestId id) {
+    const std::uint64_t slot = id & SLOT_MASK;
+    if (slot >= requests_.size() || requests_[slot].sequence != id >> SEQUENCE_SHIFT) return nullptr;
+    return &requests_[slot];
+}
+
+// A request is answered, or will never be.
+void World::close(RequestId id, Request& request, Outcome outcome) {
+    const Ns latency = now_ - request.arrived_ns;
+    if (request.counted) {
+        ++accounts_.models[request.model].outcome[static_cast<std::size_t>(outcome)];
+        ++accounts_.classes[request.class_index].outcome[static_cast<std::size_t>(outcome)];
+        if (outcome == Outcome::GOOD || outcome == Outcome::LATE) accounts_.latency.add(latency);
+        if (outcome == Outcome::REFUSED) accounts_.refusal.add(latency);
+    }
+    if (Slice* one = slice()) {
+        if (outcome == Outcome::GOOD) {
+            ++one->good;
+        } else if (outcome != Outcome::CANCELLED) {
+            ++one->bad;
+        }
+        if (outcome == Outcome::GOOD || outcome == Outcome::LATE) accounts_.slice_latency.add(latency);
+    }
+    if (request.group != NONE) {
+        const ClosedInfo& group = closed_[request.group];
+        heap_.push(now_ + group.think_ns + group.round_trip_ns, EventKind::CLIENT, request.group, 0, 0);
+    }
+    request.sequence = 0;
+    free_requests_.push_back(static_cast<std::uint32_t>(id & SLOT_MASK));
+    --outstanding_;
+}
+
+// ----- the controller ---------------------------------------------------------------------------
+
+void World::settle() {
+    touched_ = false;
+    scheduler_->settle(now_);
+    obey();
+    if (run_.check) scheduler_->check_invariants();
+    highest_arrived_ = 255;
+    if (run_.check) done_.clear();
+}
+
+void World::obey() {
+    Commands& out = scheduler_->out;
+    for (std::size_t place = 0; place < out.list.size(); ++place) {
+        const Command& command = out.list[place];
+        note(100 + static_cast<std::int64_t>(command.kind),
+             static_cast<std::int64_t>(command.action_id | command.request_id),
+             static_cast<std::int64_t>(command.worker) << 32 | command.device, command.model_id,
+             static_cast<std::int64_t>(command.status) << 8 | static_cast<std::int64_t>(command.reason));
+        digest_.add_all(command.earliest_ns, command.latest_ns, command.expected_ns, command.load_id, command.count);
+        switch (command.kind) {
+            case CommandKind::WAKE:
+                wake_ns_ = command.earliest_ns;
+                break;
+            case CommandKind::ANSWER_OK:
+            case CommandKind::ANSWER_FAILED:
+                answer(command);
+                break;
+            case CommandKind::MODEL_GONE:
+                break;
+            default:
+                order(command);
+        }
+    }
+    out.clear();
+}
+
+void World::answer(const Command& command) {
+    Request* request = find(command.request_id);
+    demand(request != nullptr, "a request is answered twice, or one that never was");
+    Outcome outcome;
+    if (command.kind == CommandKind::ANSWER_OK) {
+        outcome = now_ <= request->deadline_ns ? Outcome::GOOD : Outcome::LATE;
+        if (command.b > 0 && request->counted) {
+            ++accounts_.models[request->model].cold;
+            ++accounts_.classes[request->class_index].cold;
+        }
+        if (run_.check) {
+            demand(outcome == Outcome::GOOD, "a late success");
+            const auto found = done_.find(command.action_id);
+            demand(found != done_.end() && command.part < found->second.size() &&
+                       found->second[command.part] == command.request_id,
+                   "a request is answered with another's output");
+        }
+    } else if (command.status == Status::REFUSED) {
+        outcome = Outcome::REFUSED;
+        demand(!run_.check || command.reason != Reason::DISPLACED || highest_arrived_ < request->priority,
+               "a request is displaced, but not by a higher priority");
+    } else if (command.status == Status::DEADLINE_MISSED) {
+        outcome = Outcome::MISSED;
+    } else if (command.status == Status::CANCELLED) {
+        demand(request->cancelled, "a request is cancelled, but not by its client");
+        outcome = Outcome::CANCELLED;
+    } else {
+        outcome = Outcome::FAILED;
+    }
+    if (run_.check && outcome != Outcome::GOOD) {
+        demand(now_ <= std::max(request->deadline_ns, request->arrived_ns), "an answer after its deadline");
+    }
+    close(command.request_id, *request, outcome);
+}
+
+void World::order(const Command& command) {
+    demand(command.worker > 0 && static_cast<std::size_t>(command.worker) < worker_of_.size(), "an order to nobody");
+    const std::uint32_t index = worker_of_[static_cast<std::size_t>(command.worker)];
+    WorkerState& worker = workers_[index];
+    demand(worker.id == command.worker, "an order to a worker that has left");
+    if (command.kind == CommandKind::SEND_REVOKE) {
+        ++accounts_.revokes;
+        if (lost(index)) return;
+        worker.there_free_ns = std::max(worker.there_free_ns, now_ + cluster_.link_there_ns);
+        heap_.push(worker.there_free_ns, EventKind::REVOKE, index, worker.epoch, command.action_id);
+        return;
+    }
+    demand(command.device >= 0 && static_cast<std::uint32_t>(command.device) < worker.device_count,
+           "an order to a device that is none");
+    demand(command.model_id >= 0 && static_cast<std::size_t>(command.model_id) < models_.size(),
+           "an order for a model that is none");
+    demand(command.latest_ns >= command.earliest_ns, "a window that never opens");
+    const Commands& out = scheduler_->out;
+    const std::uint32_t slot = take_action();
+    Action& action = actions_[slot];
+    action.id = command.action_id;
+    action.device = worker.first_device + static_cast<std::uint32_t>(command.device);
+    action.model = static_cast<std::uint32_t>(command.model_id);
+    action.load_id = command.load_id;
+    action.rows = 0;
+    std::uint64_t bytes = 0;
+    switch (command.kind) {
+        case CommandKind::SEND_LOAD:
+            action.kind = ActionKind::LOAD;
+            action.starts.assign(out.runs.begin() + command.first, out.runs.begin() + command.first + command.count);
+            break;
+        case CommandKind::SEND_UNLOAD:
+            action.kind = ActionKind::UNLOAD;
+            break;
+        case CommandKind::SEND_INFER: {
+            action.kind = ActionKind::INFER;
+            action.requests.assign(out.ids.begin() + command.first, out.ids.begin() + command.first + command.count);
+            action.rows = command.count;
+            bytes = models_[action.model].input_bytes * command.count;
+            demand(command.count > 0, "an INFER of nothing");
+            if (run_.check) {
+                demand(command.count <= models_[action.model].batch_max, "a batch larger than the model's largest");
+                for (RequestId id : action.requests) {
+                    Request* request = find(id);
+                    demand(request != nullptr, "an answered request is sent");
+                    demand(request->model == action.model, "a request is sent with another model's");
+                    demand(request->flying == 0, "a request is sent twice at once");
+                    request->flying = action.id;
+                    request->flying_worker = index;
+                }
+            }
+            break;
+        }
+        default:
+            action.kind = ActionKind::PROFILE;
+            action.rows = std::max<std::uint32_t>(command.rows, 1);
+    }
+    predict(action, command);
+    set_window(action, command);
+    send(slot, bytes);
+}
+
+// When the controller may think that this action ends, from what it knows: what it sent before, its measure of the
+// link, and the expected duration in the order.
+void World::predict(Action& action, const Command& command) {
+    Device& device = devices_[action.device];
+    WorkerState& worker = workers_[device.worker];
+    action.sent_ns = now_;
+    action.expected_ns = command.expected_ns;
+    Ns start = std::max(now_ + worker.there_seen_ns, command.earliest_ns);
+    if (action.kind == ActionKind::LOAD) {  // LOADs of a worker's devices share its link
+        if (worker.link_unanswered++) start = std::max(start, worker.link_chain_ns);
+        worker.link_chain_ns = action.predicted_end_ns = start + action.expected_ns;
+    } else if (action.kind == ActionKind::INFER) {
+        if (device.unanswered++) start = std::max(start, device.chain_ns);
+        device.chain_ns = action.predicted_end_ns = start + action.expected_ns;
+    }
+}
+
+void World::reported(std::uint32_t slot, std::uint32_t index) {
+    Action& action = actions_[slot];
+    WorkerState& worker = workers_[index];
+    Device& device = devices_[action.device];
+    static const std::string said = "as the simulated device said";
+    ActionResult result;
+    result.worker = worker.id;
+    result.action_id = action.id;
+    result.status = action.status;
+    result.begin_ns = to_controller(worker, action.begin_ns);
+    result.end_ns = to_controller(worker, action.end_ns);
+    result.duration_ns = action.end_ns - action.begin_ns;
+    result.text = &said;
+    note(4, static_cast<std::int64_t>(action.id), static_cast<std::int64_t>(action.status), result.begin_ns,
+         result.end_ns);
+    const bool loads = action.kind == ActionKind::LOAD;
+    if (loads || action.kind == ActionKind::INFER) {
+        const bool ok = action.status == Status::OK;
+        const Ns shift = ok ? result.end_ns - action.predicted_end_ns : -action.expected_ns;
+        Ns& chain = loads ? worker.link_chain_ns : device.chain_ns;
+        std::uint32_t& unanswered = loads ? worker.link_unanswered : device.unanswered;
+        if (unanswered && --unanswered) chain += shift;
+        if (ok && action.sent_ns >= count_from_ && action.sent_ns < count_until_) {
+            Errors& duration = loads ? accounts_.load_duration : accounts_.infer_duration;
+            Errors& completion = loads ? accounts_.load_completion : accounts_.infer_completion;
+            duration.add(action.expected_ns - result.duration_ns);
+            completion.add(action.predicted_end_ns - result.end_ns);
+        }
+        if (action.status == Status::TOO_LATE) {
+            ++accounts_.too_late;
+        } else if (!ok && action.status != Status::ACTION_CANCELLED) {
+            ++accounts_.failed_actions;
+        }
+    }
+    if (run_.check) {
+        for (RequestId id : action.requests) {
+            Request* request = find(id);
+            if (request && request->flying == action.id) request->flying = 0;
+        }
+        if (action.status == Status::OK) done_[action.id] = action.requests;
+    }
+    drop_action(slot);
+    scheduler_->action_done(now_, result);
+    touched_ = true;
+}
+
+// ----- the end ----------------------------------------------------------------------------------
+
+void World::finish() {
+    over_ = true;
+    if (run_.check) at_rest();
+    for (std::size_t slot = 0; slot < requests_.size(); ++slot) {
+        Request& request = requests_[slot];
+        if (request.sequence == 0) continue;
+        if (request.counted) {
+            ++accounts_.models[request.model].outcome[static_cast<std::size_t>(Outcome::UNANSWERED)];
+            ++accounts_.classes[request.class_index].outcome[static_cast<std::size_t>(Outcome::UNANSWERED)];
+        }
+    }
+    end_slice();
+}
+
+// Nothing is left to happen: both sides must agree.
+void World::at_rest() {
+    demand(outstanding_ == 0, "a request was never answered");
+    std::vector<Held> held;
+    for (std::uint32_t number = 0; number < devices_.size(); ++number) {
+        const Device& device = devices_[number];
+        const WorkerState& worker = workers_[device.worker];
+        demand(device.queue.queued_count() + device.queue.started_count() == 0, "an action is left at a worker");
+        held.clear();
+        if (!scheduler_->picture(worker.id, static_cast<std::int32_t>(device.index), held)) continue;
+        std::size_t resident = 0;
+        for (std::uint32_t one : device.held) resident += one != NONE;
+        demand(resident == held.size(), "the scheduler's picture of a device has another number of models");
+        for (const Held& one : held) {
+            const std::uint32_t there = device.held[static_cast<std::size_t>(one.model_id)];
+            demand(there != NONE && residents_[there].load_id == one.load_id && residents_[there].starts == one.starts &&
+                       !one.loading,
+                   "the scheduler's picture of a device is wrong");
+        }
+    }
+}
+
+// ----- small things -----------------------------------------------------------------------------
+
+std::uint32_t World::take_action() {
+    if (free_actions_.empty()) {
+        actions_.emplace_back();
+        return static_cast<std::uint32_t>(actions_.size() - 1);
+    }
+    const std::uint32_t slot = free_actions_.back();
+    free_actions_.pop_back();
+    return slot;
+}
+
+void World::drop_action(std::uint32_t slot) {
+    Action& action = actions_[slot];
+    action.id = 0;
+    action.status = Status::OK;
+    action.at_worker = false;
+    action.ready_ns = action.begin_ns = action.end_ns = 0;
+    action.requests.clear();
+    action.starts.clear();
+    free_actions_.push_back(slot);
+}
+
+Ns World::overlap(Ns begin_ns, Ns end_ns) const {
+    return std::max<Ns>(std::min(end_ns, count_until_) - std::max(begin_ns, count_from_), 0);
+}
+
+// The slice of time that now is in; null if there is no series.
+Slice* World::slice() {
+    if (run_.slice_ns == 0 || !begun_) return nullptr;
+    const auto number = static_cast<std::size_t>((now_ - base_ns_) / run_.slice_ns);
+    if (number >= SLICES_MAX) return nullptr;
+    if (number >= accounts_.slices.size()) {
+        end_slice();
+        accounts_.slices.resize(number + 1);
+    }
+    return &accounts_.slices.back();
+}
+
+void World::end_slice() {
+    if (accounts_.slices.empty()) return;
+    Slice& last = accounts_.slices.back();
+    const auto& latency = accounts_.slice_latency;
+    last.p50_ns = latency.percentile(0.5);
+    last.p99_ns = latency.percentile(0.99);
+    last.p999_ns = latency.percentile(0.999);
+    last.largest_ns = latency.largest();
+    accounts_.slice_latency.clear();
+}
+
+void World::note(std::int64_t what, std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) {
+    digest_.add_all(now_, what, a, b, c, d);
+    if (trace_.size() < run_.trace_max) [[unlikely]] {
+        trace_.push_back({now_ - base_ns_, what, a, b, c, d});
+    }
+}
+
+void World::fail(const std::string& what) const {
+    throw std::logic_error(what + " (seed " + std::to_string(run_.seed) + ", at " + std::to_string(now_ - base_ns_) +
+                           " ns, event " + std::to_string(events_) + ")");
+}
+
+}  // namespace clockwork::sim

@@ -1,0 +1,313 @@
+// A simulated world: the very scheduler of the controller, the very action queues of the workers, and between
+// them emulated devices, links, clocks and clients, all on a virtual clock. The same seed is the same world.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "scheduler/scheduler.h"
+#include "scheduler/types.h"
+#include "sim/accounts.h"
+#include "sim/events.h"
+#include "sim/random.h"
+#include "worker/actions.h"
+
+namespace clockwork::sim {
+
+struct ModelInfo {
+    std::vector<std::pair<std::uint32_t, Ns>> exec_ns;  // batch size, time of the whole batch; ascending
+    std::vector<Ns> table;                              // by batch size, from 1 to batch_max; [0] is not used
+    std::vector<std::uint32_t> runs;                    // page counts
+    Ns load_ns = 0;
+    std::uint64_t input_bytes = 0;
+    std::uint32_t program = 0;
+    std::uint32_t batch_max = 1;
+    Ns slo_ns = 0;  // 0: none
+};
+
+struct ClusterInfo {
+    std::uint32_t devices = 1, devices_per_worker = 1;
+    std::uint64_t page_bytes = 16 << 20;
+    std::uint32_t page_count = 1376;
+    std::uint32_t run_ahead = 2;
+    std::size_t actions_queued_max = 4096;
+    std::vector<double> speeds;  // by worker, over and over: what an execution takes is divided by it; empty: 1
+    double exec_noise = 0;       // sigma of a lognormal factor
+    double load_noise = 0;
+    double outlier = 0, outlier_factor = 2;  // probability that an action takes so many times as long
+    Ns link_there_ns = 50'000, link_back_ns = 50'000;
+    Ns link_jitter_ns = 0;    // uniform, on top, each way
+    double link_loss = 0;     // probability that a message breaks the connection
+    Ns clock_offset_ns = 0;   // each worker's clock is off by up to this
+    double clock_drift_ppm = 0;
+    double crashes_per_hour = 0;  // of each worker
+    Ns down_ns = 1'000'000'000;   // how long a crashed worker stays away
+    Ns timeout_ns = 2'000'000'000;  // how long the controller waits for one that hangs (half of the crashes)
+    std::uint64_t input_bandwidth = 0;  // bytes/s of a worker's link; 0: unlimited
+    std::uint64_t copy_bandwidth = 0;   // bytes/s of a device's input copies; 0: they take no time
+    double load_failures = 0, infer_failures = 0;  // probability that an action fails
+    double cancels = 0;                            // probability that a client gives a request up
+};
+
+struct ClosedInfo {
+    std::uint32_t model = 0, concurrency = 1;
+    Ns think_ns = 0;       // from an answer to the next request
+    Ns round_trip_ns = 0;  // on top of that: an answer takes its way, and so does a request
+    Ns slo_ns = 0;         // 0: the model's
+    std::uint8_t priority = 0, class_index = 0;
+    Ns start_ns = 0, until_ns = NEVER_NS;
+};
+
+struct RunInfo {
+    std::uint64_t seed = 0;
+    Ns warmup_ns = 0;            // what arrives before is not counted
+    Ns until_ns = NEVER_NS;      // nothing arrives from then on; NEVER_NS: when the arrivals end
+    Ns drain_ns = 10 * SECOND;   // how long answers are waited for after that
+    Ns slice_ns = 0;             // 0: no series
+    bool resident = false;
+    bool check = false;
+    std::size_t trace_max = 0;   // rows of the trace that are kept
+    std::uint8_t priority_default = 4;
+};
+
+// Arrivals in order of time, the caller's memory until they have been consumed.
+struct Chunk {
+    const std::int64_t* at_ns = nullptr;
+    const std::int32_t* model = nullptr;
+    const std::int64_t* slo_ns = nullptr;
+    const std::uint8_t* priority = nullptr;
+    const std::uint8_t* class_index = nullptr;
+    std::size_t count = 0;
+};
+
+struct TraceRow {
+    Ns at_ns;
+    std::int64_t what;  // 0 to 99: an event of the controller's; 100 on: 100 + CommandKind; 200 on: devices
+    std::int64_t a, b, c, d;
+};
+
+enum class Stop : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
+
+class World {
+public:
+    World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
+          std::size_t opens, std::vector<ClosedInfo> closed, const RunInfo& run);
+
+    // Workers join, models are ready and, if asked for, resident. Time begins afterwards.
+    void set_up();
+
+    // Arrivals for an open workload; an empty chunk says that there are no more.
+    // Throws std::invalid_argument for times out of order and models that are none.
+    void feed(std::size_t open, const Chunk& chunk);
+
+    // Goes on until arrivals are missing, about events_max things have happened, or all is over.
+    // Throws std::logic_error where something is wrong with the scheduler or the world.
+    Stop run(std::uint64_t events_max);
+
+    std::size_t wanting() const { return wanting_; }  // which open workload, after WANTS_CHUNK
+    Ns now_ns() const { return now_ - base_ns_; }
+    Ns end_ns() const { return last_arrival_ns_; }     // when the counted time ended
+    std::uint64_t requests() const { return next_request_; }
+    std::uint64_t events() const { return events_; }
+    const Accounts& accounts() const { return accounts_; }
+    const Digest& digest() const { return digest_; }
+    const std::vector<TraceRow>& trace() const { return trace_; }
+
+private:
+    static constexpr std::uint32_t NONE = UINT32_MAX;
+
+    enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE };
+
+    struct Action {
+        ActionId id = 0;
+        ActionKind kind = ActionKind::INFER;
+        Status status = Status::OK;
+        bool at_worker = false;    // else on its way
+        std::uint32_t device = 0;  // of all
+        std::uint32_t model = 0;
+        std::uint32_t rows = 0;
+        LoadId load_id = 0;
+        Ns earliest_ns = 0, latest_ns = 0;  // true time, as the worker's clock tells it
+        Ns expected_ns = 0, predicted_end_ns = 0, sent_ns = 0;
+        Ns ready_ns = 0;  // INFER: its inputs are on the device
+        Ns begin_ns = 0, end_ns = 0;
+        std::vector<RequestId> requests;
+        std::vector<std::uint32_t> starts;
+    };
+
+    struct Request {
+        std::uint64_t sequence = 0;  // 0: free
+        Ns arrived_ns = 0, deadline_ns = 0;
+        std::uint32_t model = 0;
+        std::uint32_t group = NONE;  // of closed-loop clients
+        std::uint8_t class_index = 0;
+        std::uint8_t priority = 0;
+        bool counted = false;
+        bool cancelled = false;
+        std::uint32_t flying_worker = 0;
+        ActionId flying = 0;  // check: the action that it was sent with
+    };
+
+    struct LaneState {
+        std::vector<std::uint32_t> waiting;  // actions' slots, at most run_ahead
+        std::uint32_t running = NONE;
+        bool wants_link = false;
+        Ns opens_ns = NEVER_NS;  // when a LANE_OPEN is due
+    };
+
+    struct Resident {
+        std::uint32_t model = 0;
+        LoadId load_id = 0;
+        bool loading = true;
+        std::vector<std::uint32_t> starts;
+    };
+
+    struct Device {
+        std::uint32_t worker = 0, index = 0;
+        ActionQueue queue;
+        LaneState lanes[2];
+        Ns queue_due_ns = NEVER_NS;  // when a QUEUE_DUE is due
+        Ns copied_ns = 0;            // inputs are copied until then
+        std::vector<std::uint32_t> owner;       // by page: model, or NONE
+        std::vector<std::uint32_t> held;        // by model: index into residents, or NONE
+        Ns chain_ns = 0;                        // controller: when the last INFER sent is predicted to end
+        std::uint32_t unanswered = 0;
+        Random random;
+
+        Device(std::uint32_t run_ahead, std::size_t queued_max) : queue(run_ahead, queued_max) {}
+    };
+
+    struct WorkerState {
+        WorkerId id = 0;  // 0: the controller does not know it
+        std::uint32_t epoch = 0;
+        bool alive = false;
+        bool broken = false;  // its connection, rather than itself
+        std::uint32_t first_device = 0, device_count = 0;
+        double speed = 1;
+        std::uint32_t kind = 0;
+        Ns there_free_ns = 0, back_free_ns = 0;  // a link keeps order
+        Ns input_free_ns = 0;
+        Ns there_seen_ns = 0, back_seen_ns = 0;  // what the controller has measured
+        Ns offset_ns = 0;
+        double drift = 0;                        // per nanosecond
+        Ns synced_ns = NEVER_NS;                 // true time of the newest estimate of the clock
+        Ns upper_ns = 0, lower_ns = 0;           // bounds of the offset at that time
+        std::uint32_t link_user = NONE;          // device whose LOAD has the link
+        std::vector<std::uint32_t> link_queue;   // devices, in order
+        Ns link_chain_ns = 0;                    // controller: when the LOADs sent are predicted to end
+        std::uint32_t link_unanswered = 0;
+        Random random;
+    };
+
+    struct OpenState {
+        Chunk chunk;
+        std::size_t next = 0;
+        Ns last_ns = 0;
+        bool fed = false, over = false;
+    };
+
+    // world.cpp: time, and the controller's side
+    Ns next_arrival();
+    void arrive_open(std::size_t open);
+    void arrive(std::uint32_t model, Ns slo_ns, std::uint8_t priority, std::uint8_t class_index, std::uint32_t group);
+    void handle(const Event& event);
+    void settle();
+    void obey();
+    void order(const Command& command);
+    void answer(const Command& command);
+    void close(RequestId id, Request& request, Outcome outcome);
+    void predict(Action& action, const Command& command);
+    void reported(std::uint32_t slot, std::uint32_t worker);
+    void client_sends(std::uint32_t group);
+    void next_crash(std::uint32_t worker);
+    void end_slice();
+    void at_rest();
+    void finish();
+    Slice* slice();
+    void preload();
+    void drain_set_up();
+
+    // devices.cpp: the workers' side
+    void join(std::uint32_t worker);
+    void crash(std::uint32_t worker, bool hangs);
+    void noticed(std::uint32_t worker);
+    void send(std::uint32_t slot, std::uint64_t bytes);
+    void send_back(std::uint32_t slot);
+    bool lost(std::uint32_t worker);
+    void obey_queue(std::uint32_t device, std::vector<QueueCommand>& commands);
+    void deliver(std::uint32_t slot);
+    void revoke(std::uint32_t worker, ActionId action_id);
+    void queue_due(std::uint32_t device);
+    void advance(std::uint32_t device, std::uint32_t lane);
+    bool begin(std::uint32_t device, std::uint32_t lane, std::uint32_t slot);
+    Status begin_load(Device& device, Action& action);
+    void release(Device& device, std::uint32_t model);
+    void lane_end(std::uint32_t device, std::uint32_t lane);
+    void conclude(std::uint32_t device, std::uint32_t slot, Status status);
+    void grant_link(std::uint32_t worker);
+    Ns duration_ns(Device& device, const Action& action);
+    void sync_clock(WorkerState& worker);
+    Ns true_offset(const WorkerState& worker, Ns at_ns) const;
+    Ns to_true(const WorkerState& worker, Ns worker_ns) const;
+    Ns to_controller(WorkerState& worker, Ns true_ns);
+    void set_window(Action& action, const Command& command);
+    std::vector<QueueCommand> buffer();
+    void give_back(std::vector<QueueCommand>&& commands);
+
+    // both
+    std::uint32_t take_action();
+    void drop_action(std::uint32_t slot);
+    Request* find(RequestId id);
+    void note(std::int64_t what, std::int64_t a, std::int64_t b = 0, std::int64_t c = 0, std::int64_t d = 0);
+    [[noreturn]] void fail(const std::string& what) const;
+    void demand(bool holds, const char* what) const {
+        if (!holds) [[unlikely]]
+            fail(what);
+    }
+    bool counting() const { return now_ >= count_from_ && now_ < count_until_; }
+    Ns overlap(Ns begin_ns, Ns end_ns) const;  // of the counted time
+
+    std::unique_ptr<Scheduler> scheduler_;
+    std::vector<ModelInfo> models_;
+    ClusterInfo cluster_;
+    std::vector<ClosedInfo> closed_;
+    RunInfo run_;
+
+    Ns now_ = 0;
+    Ns base_ns_ = 0;  // when the workloads began
+    Ns count_from_ = NEVER_NS, count_until_ = NEVER_NS;
+    Ns last_arrival_ns_ = 0;
+    Ns wake_ns_ = NEVER_NS;
+    bool touched_ = false;  // the scheduler was told something since it settled
+    bool begun_ = false, over_ = false;
+    std::uint64_t events_ = 0;
+    EventHeap heap_;
+    std::vector<OpenState> opens_;
+    std::size_t nearest_ = 0, wanting_ = 0;
+    std::vector<Device> devices_;
+    std::vector<WorkerState> workers_;
+    std::vector<std::uint32_t> worker_of_;  // by WorkerId
+    std::vector<DeviceSpec> specs_;         // scratch
+    std::vector<Action> actions_;
+    std::vector<std::uint32_t> free_actions_;
+    std::vector<Request> requests_;
+    std::vector<std::uint32_t> free_requests_;
+    std::uint64_t next_request_ = 0;
+    std::size_t outstanding_ = 0;
+    std::vector<Resident> residents_;
+    std::vector<std::uint32_t> free_residents_;
+    std::vector<std::vector<QueueCommand>> buffers_;
+    std::uint8_t highest_arrived_ = 255;                          // priority, of this step
+    std::unordered_map<ActionId, std::vector<RequestId>> done_;   // check: reported OK in this step
+    std::uint64_t clients_left_ = 0;  // of closed loops
+    Random random_;
+    Accounts accounts_;
+    Digest digest_;
+    std::vector<TraceRow> trace_;
+};
+
+}  // namespace clockwork::sim

@@ -534,7 +534,28 @@ def infer(
 @click.option("--concurrency", type=int, default=0, help="Closed loop: requests under way at once.")
 @click.option("--duration", type=float, default=10.0, show_default=True, help="Seconds.")
 @click.option("--slo", type=float, help="Of every request, in seconds.  [default: each model's own]")
-@click.option("--arrivals", type=click.Choice(["poisson", "constant"]), default="poisson", show_default=True)
+@click.option(
+    "--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson", show_default=True
+)
+@click.option("--cv", type=float, default=4.0, show_default=True, help="Variation of gamma arrivals.")
+@click.option(
+    "--bursts",
+    type=float,
+    nargs=2,
+    metavar="ON OFF",
+    help="Mean seconds on and off of each model's requests.",
+)
+@click.option(
+    "--ramp", type=float, nargs=2, metavar="FACTOR SECONDS", help="Multiply the rate every so often."
+)
+@click.option("--trace", default="", metavar="FILE", help="Replay an Azure Functions trace, or `synthetic`.")
+@click.option(
+    "--mapping",
+    type=click.Choice(["original", "shuffled"]),
+    default="original",
+    show_default=True,
+    help="Hot functions on the first models, or anywhere.",
+)
 @click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
 @click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of each request.")
 @click.option(
@@ -545,6 +566,7 @@ def infer(
 @client_options
 def load(
     models: tuple[str, ...], rate: float, concurrency: int, duration: float, slo: float | None, arrivals: Any,
+    cv: float, bursts: tuple[float, float] | None, ramp: tuple[float, float] | None, trace: str, mapping: Any,
     priority: int, rows: int, zipf: float, seed: int, as_json: bool, endpoint: str | None, key: Path | None,
     timeout: float | None,
 ) -> None:  # fmt: skip
@@ -558,6 +580,8 @@ def load(
       clockwork load digits
       clockwork load resnet50 --rate 200 --slo 0.1 --duration 30
       clockwork load a b c --concurrency 16 --json
+      clockwork load a b c --rate 100 --arrivals gamma --cv 4 --zipf 0.9
+      clockwork load a b c --rate 50 --duration 600 --trace invocations_per_function_md.anon.d01.csv
     """
     from clockwork import load as generator
 
@@ -567,6 +591,11 @@ def load(
         concurrency=concurrency or (0 if rate else 1),
         duration_s=duration,
         arrivals=arrivals,
+        cv=cv,
+        bursts_s=bursts,
+        ramp=ramp,
+        trace=trace,
+        mapping=mapping,
         slo_s=slo,
         priority=priority,
         rows=rows,
@@ -575,37 +604,12 @@ def load(
         timeout_s=30.0 if timeout is None else timeout,
     )
     settings.check()
-    with new_client(endpoint, key, timeout) as client, _watch_load() as watch:
+    with new_client(endpoint, key, timeout) as client, generator.watching() as watch:
         report = generator.run(client, settings, watch)
     if as_json:
         print_json(report.to_json())
     else:
         click.echo(generator.describe(report))
-
-
-@contextmanager
-def _watch_load() -> Iterator[Callable[[float, Any], None]]:
-    """Live progress on a terminal, a line a second elsewhere; on stderr either way."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    from clockwork.clock import SECOND, now_ns
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        next_ns = now_ns() + SECOND
-
-        def say(part: float, tally: Any) -> None:
-            nonlocal next_ns
-            if now_ns() >= next_ns:
-                next_ns = now_ns() + SECOND
-                click.echo(f"{100 * part:3.0f} %  {tally.line()}", err=True)
-
-        yield say
-        return
-    with Progress(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
-        task = progress.add_task("", total=1.0)
-        yield lambda part, tally: progress.update(task, completed=part, description=tally.line())
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""A load generator: open loop at a rate, or closed loop at a concurrency, on one client.
+"""A load generator: open loop, any workload that the simulator can run, or closed loop, on one client.
 
 Open loop, arrivals come when they are due whatever the cluster does, and latency counts from then: a
 generator that waits for a slow server would otherwise leave out the very requests that suffered
@@ -10,22 +10,29 @@ from __future__ import annotations
 
 import array
 import collections
-import concurrent.futures
+import contextlib
 import dataclasses
+import enum
+import itertools
 import queue
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from clockwork.client import Client
 from clockwork.clock import SECOND, now_ns, to_ns
+from clockwork.config import SECONDS_MAX
 from clockwork.description import ModelInfo, TensorInfo
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Refused, RequestTimeout
+from clockwork.sim import workloads
+from clockwork.sim.workloads import Arrivals, Workload
 from clockwork.tensors import STRING, Array, code_of, numpy_dtype
 
 INPUTS_PER_MODEL = 4
@@ -37,8 +44,16 @@ SWITCH_INTERVAL_S = 0.0002
 RATE_MAX = 1_000_000
 CONCURRENCY_MAX = 16_000
 DURATION_MAX_S = 86_400
+REQUESTS_MAX = 50_000_000
+"""The most requests of a run whose every outcome is kept."""
 
-Arrivals = Literal["poisson", "constant"]
+SYNTHETIC = "synthetic"
+"""The name of a trace that is made up instead of read."""
+
+SYNTHETIC_FUNCTIONS_MIN = 1000
+"""Functions of a made-up trace; one for each model where that is more."""
+
+ArrivalKind = Literal["poisson", "constant", "gamma"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +64,12 @@ class LoadSettings:
     rate: float = 0.0  # requests per second, of all models together
     concurrency: int = 0
     duration_s: float = 10.0
-    arrivals: Arrivals = "poisson"
+    arrivals: ArrivalKind = "poisson"
+    cv: float = 4.0  # of the gaps between one model's requests, with gamma arrivals
+    bursts_s: tuple[float, float] | None = None  # mean time on and off of each model, with Poisson arrivals
+    ramp: tuple[float, float] | None = None  # (factor, seconds): the rate is multiplied by it every so often
+    trace: str = ""  # a CSV file of a trace that is replayed at the rate, or SYNTHETIC; "": none
+    mapping: workloads.Mapping = "original"  # which model gets the trace's hot functions
     slo_s: float | None = None  # None: each model's own
     priority: int = 0
     rows: int = 1  # of each request, where the model's first dimension is open
@@ -70,6 +90,59 @@ class LoadSettings:
                 raise ConfigError(f"{name} {value:g} is not between 0 and {bound}")
         if (self.rate > 0) == (self.concurrency > 0):
             raise ConfigError("load is open loop (a rate) or closed loop (a concurrency): give one of them")
+        if self.slo_s is not None and not 0 < self.slo_s <= SECONDS_MAX:
+            raise ConfigError(f"SLO {self.slo_s:g} s is not above 0 and at most {SECONDS_MAX} s")
+        shapes = {
+            "bursts": self.bursts_s is not None,
+            "a ramp": self.ramp is not None,
+            "a trace": bool(self.trace),
+        }
+        given = [name for name, there in shapes.items() if there]
+        if given and self.concurrency:
+            raise ConfigError(f"{given[0]} needs open loop: give a rate")
+        if self.trace and (len(given) > 1 or self.zipf or self.arrivals != "poisson"):
+            raise ConfigError(
+                "a trace says itself when which model is asked: give a rate and nothing else with it"
+            )
+        if self.bursts_s is not None and self.arrivals != "poisson":
+            raise ConfigError(f"bursts are of Poisson arrivals, not of {self.arrivals} ones")
+        if self.bursts_s is not None and not all(0 < one <= DURATION_MAX_S for one in self.bursts_s):
+            raise ConfigError(
+                f"bursts {self.bursts_s}: both times must be above 0 s, at most {DURATION_MAX_S} s"
+            )
+        if self.ramp is not None and not (0 < self.ramp[0] <= 1e6 and 1e-3 <= self.ramp[1] <= DURATION_MAX_S):
+            raise ConfigError(f"ramp {self.ramp}: a factor above 0, and from 0.001 s to {DURATION_MAX_S} s")
+
+
+def workload_of(settings: LoadSettings) -> Workload:
+    """The arrivals of an open loop. Raises ConfigError."""
+    duration_ns, count, seed = to_ns(settings.duration_s), len(settings.models), settings.seed
+    of_all: dict[str, Any] = {
+        "seed": seed,
+        "slo_ns": to_ns(settings.slo_s) if settings.slo_s is not None else 0,
+        "priority": settings.priority,
+    }
+    if settings.trace:
+        if settings.trace == SYNTHETIC:
+            trace = workloads.synthetic_trace(max(SYNTHETIC_FUNCTIONS_MIN, count), seed=seed)
+        else:
+            trace = workloads.load_trace(Path(settings.trace))
+        return workloads.replay(
+            trace, count, duration_ns, rate=settings.rate, mapping=settings.mapping, **of_all
+        )
+    if settings.ramp is not None:
+        factor, every_s = settings.ramp
+        of_all["steps"] = workloads.ramp(factor, to_ns(every_s), int(settings.duration_s / every_s) + 1)
+    shares = workloads.zipf(count, settings.zipf)
+    if settings.arrivals == "constant":  # even in all, so that several models do not beat against each other
+        return workloads.chosen(workloads.constant([settings.rate], duration_ns, **of_all), shares, seed)
+    rates = [settings.rate * share for share in shares]
+    if settings.bursts_s is not None:
+        on_s, off_s = settings.bursts_s
+        return workloads.on_off(rates, to_ns(on_s), to_ns(off_s), duration_ns, **of_all)
+    if settings.arrivals == "gamma":
+        return workloads.gamma(rates, settings.cv, duration_ns, **of_all)
+    return workloads.poisson(rates, duration_ns, **of_all)
 
 
 @dataclasses.dataclass(slots=True)
@@ -92,20 +165,10 @@ class Report:
     refusal_ms: dict[str, float]  # how soon a refusal came
     lag_ms: dict[str, float]  # how late the generator itself was: the limit of what it can measure
     input_bytes: int  # of all requests
+    classes: list[dict[str, int]]  # class, offered and within_slo of each class of requests
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def arrival_times(kind: Arrivals, rate: float, duration_ns: int, rng: random.Random) -> Iterator[int]:
-    """Nanoseconds from the start of every arrival within the duration."""
-    interval_ns = SECOND / rate
-    at = 0.0
-    while True:
-        at += rng.expovariate(1.0) * interval_ns if kind == "poisson" else interval_ns
-        if at > duration_ns:
-            return
-        yield round(at)
 
 
 def make_input(spec: TensorInfo, example: Sequence[int] | None, rows: int, rng: np.random.Generator) -> Array:
@@ -147,15 +210,50 @@ def make_inputs(info: ModelInfo, rows: int, seed: int) -> list[dict[str, Array]]
 class _Target:
     """One model and the inputs that it gets."""
 
-    def __init__(self, client: Client, name: str, settings: LoadSettings, seed: int) -> None:
+    def __init__(self, info: ModelInfo, inputs: list[dict[str, Array]]) -> None:
+        self.name = info.name
+        self.inputs = inputs
+        self.slo_ns = to_ns(info.slo) if info.slo is not None else 0  # its own
+        self.bytes = sum(one.nbytes for one in inputs[0].values())
+
+
+def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list[_Target]:
+    """The models by name. Those that take the same share their inputs: thousands of copies fit in memory."""
+    made: dict[Hashable, list[dict[str, Array]]] = {}
+    targets = []
+    for index, name in enumerate(names):
         info = client.model(name)
         if not info.inputs:
             raise ConfigError(f"model {name!r} is {info.state} and takes no load yet {info.text}".rstrip())
-        self.name = name
-        self.inputs = make_inputs(info, settings.rows, seed)
-        slo = settings.slo_s if settings.slo_s is not None else info.slo
-        self.slo_ns = to_ns(slo) if slo is not None else 0
-        self.bytes = sum(one.nbytes for one in self.inputs[0].values())
+        key = (info.inputs, str(info.raw.get("example")))
+        if key not in made:
+            made[key] = make_inputs(info, rows, seed + index)
+        target = _Target(info, made[key])
+        target.name = name  # as it was asked for, perhaps with a version
+        targets.append(target)
+    return targets
+
+
+class Outcome(enum.IntEnum):
+    """What became of a request, as the client saw it. Only GOOD is good."""
+
+    GOOD = 0  # answered, within its SLO if it has one
+    LATE = 1
+    REFUSED = 2
+    MISSED = 3
+    TIMEOUT = 4
+    FAILED = 5
+
+
+def outcome_of(latency_ns: int, slo_ns: int, error: BaseException | None) -> Outcome:
+    """slo_ns: 0 for none."""
+    if error is None:
+        return Outcome.GOOD if not slo_ns or latency_ns <= slo_ns else Outcome.LATE
+    if isinstance(error, Refused):
+        return Outcome.REFUSED
+    if isinstance(error, DeadlineMissed):
+        return Outcome.MISSED
+    return Outcome.TIMEOUT if isinstance(error, RequestTimeout) else Outcome.FAILED
 
 
 class Tally:
@@ -169,19 +267,24 @@ class Tally:
         self.latencies = array.array("q")
         self.refusal_latencies = array.array("q")
         self.lags = array.array("q")
+        self.offered_by_class: collections.Counter[int] = collections.Counter()
+        self.good_by_class: collections.Counter[int] = collections.Counter()
 
-    def record(self, latency_ns: int, slo_ns: int, error: BaseException | None) -> None:
+    def record(self, latency_ns: int, slo_ns: int, error: BaseException | None, cls: int = 0) -> None:
+        outcome = outcome_of(latency_ns, slo_ns, error)
         with self._ended:
             self.done += 1
+            self.offered_by_class[cls] += 1
             if error is None:
                 self.latencies.append(latency_ns)
-                self.within_slo += not slo_ns or latency_ns <= slo_ns
+                self.within_slo += outcome == Outcome.GOOD
+                self.good_by_class[cls] += outcome == Outcome.GOOD
             elif isinstance(error, Refused):
                 self.refusals[error.reason or "unknown"] += 1
                 self.refusal_latencies.append(latency_ns)
-            elif isinstance(error, DeadlineMissed):
+            elif outcome == Outcome.MISSED:
                 self.missed += 1
-            elif isinstance(error, RequestTimeout):
+            elif outcome == Outcome.TIMEOUT:
                 self.timeouts += 1
             else:
                 self.errors[type(error).__name__] += 1
@@ -212,150 +315,222 @@ Watch = Callable[[float, Tally], None]
 def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> Report:
     """Generate the load and say what became of it. Raises ConfigError, ModelNotFound, ConnectionLost."""
     settings.check()
-    targets = [
-        _Target(client, name, settings, settings.seed + index) for index, name in enumerate(settings.models)
-    ]
-    generator = _Generator(client, settings, targets, watch or (lambda part, tally: None))
+    workload = workload_of(settings) if settings.rate > 0 else None
+    targets = _targets(client, settings.models, settings.rows, settings.seed)
+    generator = _Generator(client, targets, to_ns(settings.duration_s), settings.timeout_s, watch)
+    with _quick_switches():
+        if workload is not None:
+            seconds = generator.open_loop(workload)
+        else:
+            seconds = generator.closed_loop(settings)
+    return _report(dataclasses.asdict(settings), generator.tally, seconds)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LiveRun:
+    """A workload that was sent to a cluster, request by request; the arrays line up with the arrivals."""
+
+    report: Report
+    arrivals: Arrivals
+    outcome: npt.NDArray[np.uint8]  # Outcome
+    latency_ns: npt.NDArray[np.int64]  # from when it was due until its outcome
+    lag_ns: npt.NDArray[np.int64]  # how much later than due it was sent
+
+
+def run_live(
+    client: Client,
+    workload: Workload | Arrivals,
+    models: Sequence[str],
+    *,
+    rows: int = 1,
+    seed: int = 0,
+    timeout_s: float = 30.0,
+    watch: Watch | None = None,
+) -> LiveRun:
+    """Send the very arrivals that the simulator is given; models are named in the order of their indices.
+
+    A request's SLO is that of its arrival, else its model's own. seed: of the inputs. Raises ConfigError,
+    ModelNotFound, ConnectionLost.
+    """
+    if isinstance(workload, Arrivals):
+        workload = workloads.Recorded(workload)
+    arrivals = workload.collect(REQUESTS_MAX)
+    if len(arrivals) and int(arrivals.model.max()) >= len(models):
+        raise ConfigError(f"the workload asks model {int(arrivals.model.max())} of {len(models)} models")
+    targets = _targets(client, models, rows, seed)
+    generator = _Generator(client, targets, workload.duration_ns, timeout_s, watch)
+    generator.kept = _Kept(len(arrivals))
+    with _quick_switches():
+        seconds = generator.open_loop(workload)
+    settings = {"models": list(models), "rows": rows, "seed": seed, "timeout_s": timeout_s}
+    return LiveRun(
+        _report(settings, generator.tally, seconds),
+        arrivals,
+        generator.kept.outcome,
+        generator.kept.latency_ns,
+        np.frombuffer(generator.tally.lags, np.int64) if len(arrivals) else np.zeros(0, np.int64),
+    )
+
+
+@contextlib.contextmanager
+def _quick_switches() -> Iterator[None]:
+    """The I/O thread gets the interpreter when it needs it."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
-        seconds = generator.open_loop() if settings.rate > 0 else generator.closed_loop()
+        yield
     finally:
         sys.setswitchinterval(interval)
-    return _report(settings, generator.tally, seconds)
+
+
+class _Kept:
+    """What became of each request, by its number."""
+
+    def __init__(self, count: int) -> None:
+        self.outcome = np.zeros(count, np.uint8)
+        self.latency_ns = np.zeros(count, np.int64)
 
 
 class _Generator:
     def __init__(
-        self, client: Client, settings: LoadSettings, targets: Sequence[_Target], watch: Watch
+        self,
+        client: Client,
+        targets: Sequence[_Target],
+        duration_ns: int,
+        timeout_s: float,
+        watch: Watch | None,
     ) -> None:
         self.tally = Tally()
+        self.kept: _Kept | None = None
         self._client = client
-        self._settings = settings
         self._targets = targets
+        self._duration_ns = duration_ns
+        self._timeout_s = timeout_s
         self._watch = watch
-        self._rng = random.Random(settings.seed)
-        weights = [1 / (rank + 1) ** settings.zipf for rank in range(len(targets))]
-        total = sum(weights)
-        self._cumulative = [sum(weights[: index + 1]) / total for index in range(len(weights))]
-        self._duration_ns = to_ns(settings.duration_s)
         self._next_watch_ns = 0
 
-    def open_loop(self) -> float:
+    def open_loop(self, workload: Workload) -> float:
         """Send everything when it is due; seconds from start to the last arrival."""
-        settings, tally = self._settings, self.tally
+        tally = self.tally
+        chunks = iter(workload)
+        chunk = next(chunks, None)  # made before the clock runs
         started_ns = now_ns()
-        for at_ns in arrival_times(settings.arrivals, settings.rate, self._duration_ns, self._rng):
-            due_ns = started_ns + at_ns
-            while (wait_ns := due_ns - now_ns()) > 0:
+        while chunk is not None:
+            fields = (chunk.t_ns, chunk.model, chunk.slo_ns, chunk.priority, chunk.cls)
+            for at_ns, model, slo_ns, priority, cls in zip(*(one.tolist() for one in fields)):
+                due_ns = started_ns + at_ns
+                while (wait_ns := due_ns - now_ns()) > 0:
+                    self._look(started_ns)
+                    time.sleep(min(wait_ns, SECOND // 10) / SECOND)
+                tally.lags.append(now_ns() - due_ns)
+                self._send(self._targets[model], due_ns, slo_ns, priority, cls)
                 self._look(started_ns)
-                time.sleep(min(wait_ns, SECOND // 10) / SECOND)
-            tally.lags.append(now_ns() - due_ns)
-            self._send(self._choose(), due_ns, None)
-            self._look(started_ns)
+            chunk = next(chunks, None)
         seconds = max(self._duration_ns, now_ns() - started_ns) / SECOND
         tally.wait()
         return seconds
 
-    def closed_loop(self) -> float:
+    def closed_loop(self, settings: LoadSettings) -> float:
         """Keep ``concurrency`` requests under way; seconds until the last was answered."""
-        if self._settings.concurrency == 1:
-            return self._one_by_one()
+        shares = workloads.zipf(len(self._targets), settings.zipf)
+        edges = list(itertools.accumulate(shares))
+        rng = random.Random(settings.seed)
+        slo_ns = to_ns(settings.slo_s) if settings.slo_s is not None else 0
+
+        def choose() -> _Target:
+            return rng.choices(self._targets, cum_weights=edges)[0]
+
+        if settings.concurrency == 1:
+            return self._one_by_one(choose, slo_ns, settings.priority)
         completed: queue.SimpleQueue[None] = queue.SimpleQueue()
         started_ns = now_ns()
         end_ns = started_ns + self._duration_ns
         under_way = 0
-        while under_way < self._settings.concurrency:
+        while under_way < settings.concurrency:
             under_way += 1
-            self._send(self._choose(), 0, completed)
+            self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
         while under_way:
             completed.get()
             under_way -= 1
             self._look(started_ns)
             if now_ns() < end_ns:
                 under_way += 1
-                self._send(self._choose(), 0, completed)
+                self._send(choose(), 0, slo_ns, settings.priority, 0, completed)
         return (now_ns() - started_ns) / SECOND
 
-    def _one_by_one(self) -> float:
+    def _one_by_one(self, choose: Callable[[], _Target], slo_ns: int, priority: int) -> float:
         """The closed loop of one caller, as such a caller would write it: no other thread is involved."""
-        settings, tally = self._settings, self.tally
+        tally = self.tally
         started_ns = now = now_ns()
+        slo_s = slo_ns / SECOND if slo_ns else None
         while now < started_ns + self._duration_ns:
-            target = self._choose()
+            target = choose()
             inputs = target.inputs[tally.sent % len(target.inputs)]
             tally.sent += 1
             tally.input_bytes += target.bytes
             error: ClockworkError | None = None
             begin_ns = now_ns()
             try:
-                self._client.infer(
-                    target.name,
-                    inputs,
-                    slo=settings.slo_s,
-                    priority=settings.priority,
-                    timeout=settings.timeout_s,
-                )
+                self._client.infer(target.name, inputs, slo=slo_s, priority=priority, timeout=self._timeout_s)
             except ClockworkError as failure:
                 error = failure
             now = now_ns()
-            tally.record(now - begin_ns, target.slo_ns, error)
+            tally.record(now - begin_ns, slo_ns or target.slo_ns, error)
             self._look(started_ns)
         return (now - started_ns) / SECOND
 
-    def _send(self, target: _Target, due_ns: int, completed: queue.SimpleQueue[None] | None) -> None:
-        """Send one request; latency counts from due_ns, or (0) from now."""
-        settings, tally = self._settings, self.tally
+    def _send(
+        self,
+        target: _Target,
+        due_ns: int,
+        slo_ns: int,
+        priority: int,
+        cls: int,
+        completed: queue.SimpleQueue[None] | None = None,
+    ) -> None:
+        """Send one request; latency counts from due_ns, or (0) from now. slo_ns 0: the model's own."""
+        tally, kept = self.tally, self.kept
         begin_ns = due_ns or now_ns()
+        limit_ns = slo_ns or target.slo_ns
+        number = tally.sent
 
-        def done(future: concurrent.futures.Future[Any]) -> None:
-            tally.record(now_ns() - begin_ns, target.slo_ns, future.exception())
+        def ended(error: BaseException | None) -> None:
+            latency_ns = now_ns() - begin_ns
+            if kept is not None:  # before it is counted: once all are, the arrays are read
+                kept.latency_ns[number] = latency_ns
+                kept.outcome[number] = outcome_of(latency_ns, limit_ns, error)
+            tally.record(latency_ns, limit_ns, error, cls)
             if completed is not None:
                 completed.put(None)
 
-        inputs = target.inputs[tally.sent % len(target.inputs)]
+        inputs = target.inputs[number % len(target.inputs)]
         tally.sent += 1
         tally.input_bytes += target.bytes
         try:
             future = self._client.submit(
                 target.name,
                 inputs,
-                slo=settings.slo_s,
-                priority=settings.priority,
-                timeout=settings.timeout_s,
+                slo=slo_ns / SECOND if slo_ns else None,
+                priority=priority,
+                timeout=self._timeout_s,
             )
         except Refused as error:  # the client's own bound
-            tally.record(now_ns() - begin_ns, target.slo_ns, error)
-            if completed is not None:
-                completed.put(None)
+            ended(error)
             return
-        future.add_done_callback(done)
-
-    def _choose(self) -> _Target:
-        if len(self._targets) == 1:
-            return self._targets[0]
-        point = self._rng.random()
-        low, high = 0, len(self._cumulative) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._cumulative[middle] < point:
-                low = middle + 1
-            else:
-                high = middle
-        return self._targets[low]
+        future.add_done_callback(lambda done: ended(done.exception()))
 
     def _look(self, started_ns: int) -> None:
         now = now_ns()
-        if now >= self._next_watch_ns:
+        if self._watch is not None and now >= self._next_watch_ns:
             self._next_watch_ns = now + SECOND // 10
             self._watch(min(1.0, (now - started_ns) / max(1, self._duration_ns)), self.tally)
 
 
-def _report(settings: LoadSettings, tally: Tally, seconds: float) -> Report:
+def _report(settings: dict[str, Any], tally: Tally, seconds: float) -> Report:
     if tally.done != tally.sent:
         raise ClockworkError(f"{tally.sent - tally.done} requests had no outcome")
     return Report(
-        settings=dataclasses.asdict(settings),
+        settings=settings,
         seconds=seconds,
         offered=tally.sent,
         offered_rate=tally.sent / seconds,
@@ -371,6 +546,10 @@ def _report(settings: LoadSettings, tally: Tally, seconds: float) -> Report:
         refusal_ms=_summary(tally.refusal_latencies),
         lag_ms=_summary(tally.lags),
         input_bytes=tally.input_bytes,
+        classes=[
+            {"class": cls, "offered": offered, "within_slo": tally.good_by_class[cls]}
+            for cls, offered in sorted(tally.offered_by_class.items())
+        ],
     )
 
 
@@ -419,3 +598,26 @@ def describe(report: Report) -> str:
         f"  {'input':<22}{report.input_bytes / max(1, report.offered):.0f} bytes a request",
     ]
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watch]:
+    """Live progress on a terminal, a line a second elsewhere; on stderr either way."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        next_ns = now_ns() + SECOND
+
+        def say(part: float, tally: Tally) -> None:
+            nonlocal next_ns
+            if now_ns() >= next_ns:
+                next_ns = now_ns() + SECOND
+                print(f"{100 * part:3.0f} %  {tally.line()}", file=sys.stderr)
+
+        yield say
+        return
+    with Progress(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda part, tally: progress.update(task, completed=part, description=tally.line())

@@ -15,7 +15,12 @@ import numpy as np
 import onnx
 import pytest
 
+from clockwork import Client
+from clockwork.clock import SECOND
+from clockwork.load import Outcome, run_live
 from clockwork.models import zoo
+from clockwork.profiles import ModelProfile, load_profiles
+from clockwork.sim.workloads import Class, mixed, poisson
 from tests.process.cluster import ROOT, Cluster, Program, clean_environment, running_cluster, session_members
 
 DIGITS = ROOT / "examples" / "digits"
@@ -85,9 +90,18 @@ def test_models_come_are_shown_and_go(cluster: Cluster, tmp_path: Path) -> None:
     assert "float32" in text
     status, text = cluster.run("models", "show", "net", "--profile", str(tmp_path / "profile.json"))
     assert status == 0
-    profile = json.loads((tmp_path / "profile.json").read_text())
-    assert profile["name"] == "net"
-    assert {point["batch"] for point in profile["profile"]} >= {1, 4}
+    (profile,) = load_profiles(tmp_path / "profile.json")
+    raw = json.loads(cluster.run("models", "show", "net", "--json")[1])
+    assert set(profile.exec_ns) >= {1, 4}
+    assert profile == ModelProfile(
+        "net", {point["batch"]: point["exec_ns"] for point in raw["profile"]}, raw["weights_bytes"],
+        raw["load_ns"], input_bytes=64 * 4, output_bytes=10 * 4, program=raw["program"], batch_max=4,
+        page_bytes=raw["page_bytes"], page_count=raw["pages"],
+    )  # fmt: skip
+    assert min(profile.weights_bytes, profile.load_ns, profile.page_count) > 0
+    status, text = cluster.run("models", "show", "net", "--profile", "-")
+    assert status == 0
+    assert json.loads(text) == json.loads((tmp_path / "profile.json").read_text())
     status, text = cluster.run("models", "remove", "net@1")
     assert (status, text) == (0, "removed net@1")
     status, text = cluster.run("models", "show", "net")
@@ -95,7 +109,7 @@ def test_models_come_are_shown_and_go(cluster: Cluster, tmp_path: Path) -> None:
     assert "net" in text
 
 
-def test_status_and_load_report_in_json_and_for_people(cluster: Cluster) -> None:
+def test_status_and_load_report_in_json_and_for_people(cluster: Cluster, tmp_path: Path) -> None:
     status, text = cluster.run("status")
     assert status == 0
     assert "worker-0" in text
@@ -108,12 +122,39 @@ def test_status_and_load_report_in_json_and_for_people(cluster: Cluster) -> None
         report = json.loads(text[text.index("{") :])
         assert report["answered"] == report["offered"] > 10
         assert 0 < report["latency_ms"]["p50"] <= report["latency_ms"]["max"]
+    (tmp_path / "trace.csv").write_text("HashFunction,minute_1\nf,7\ng,5\n")
+    for how in (
+        ["--arrivals", "gamma", "--cv", "2"], ["--bursts", "0.01", "0.02"], ["--ramp", "2", "0.5"],
+        ["--trace", "synthetic"], ["--trace", str(tmp_path / "trace.csv"), "--mapping", "shuffled"],
+    ):  # fmt: skip
+        status, text = cluster.run("load", "digits", "--rate", "60", *how, "--duration", "1", "--json")
+        assert status == 0, text
+        report = json.loads(text[text.index("{") :])
+        assert report["answered"] == report["offered"] > 10
     status, text = cluster.run("load", "digits", "--duration", "0.3")
     assert status == 0
     assert "goodput" in text
     after = json.loads(cluster.run("status", "--json")[1])
     assert after["counts"]["answered"] > before["counts"]["answered"] + 20
     assert after["counts"]["failed"] == 0
+
+
+def test_the_simulators_arrivals_are_sent_to_a_live_cluster(cluster: Cluster) -> None:
+    workload = mixed(
+        poisson([40.0, 20.0], 2 * SECOND, seed=3),
+        [Class(1, 5 * SECOND), Class(1, 4 * SECOND, 2), Class(2, 1)],
+    )
+    arrivals = workload.collect()
+    with Client(cluster.endpoint) as client:
+        live = run_live(client, workload, ["digits", "digits@1"])
+    assert np.array_equal(live.arrivals.t_ns, arrivals.t_ns)
+    possible = arrivals.cls < 2
+    assert set(live.outcome[possible]) == {Outcome.GOOD}
+    assert set(live.outcome[~possible]) == {Outcome.REFUSED}  # an SLO of a nanosecond
+    assert live.latency_ns.min() > 0
+    assert live.report.offered == len(arrivals)
+    assert live.report.within_slo == possible.sum() > 20
+    assert [one["within_slo"] for one in live.report.classes[2:]] == [0]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +175,9 @@ def test_status_and_load_report_in_json_and_for_people(cluster: Cluster) -> None
         (["models", "show", "digits@9"], 1, "digits@9"),
         (["load", "nosuch"], 1, "nosuch"),
         (["load", "digits", "--rate", "5", "--concurrency", "5"], 1, "one of them"),
+        (["load", "digits", "--trace", "synthetic"], 1, "open loop"),
+        (["load", "digits", "--rate", "5", "--trace", "absent.csv"], 1, "absent.csv"),
+        (["load", "digits", "--rate", "5", "--arrivals", "gamma", "--cv", "0"], 1, "CV 0"),
         (["status", "--timeout", "0"], 1, "timeout"),
         (["frobnicate"], 2, "frobnicate"),
     ],

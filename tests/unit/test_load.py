@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import random
+import concurrent.futures
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,22 +12,115 @@ import pytest
 from clockwork.clock import SECOND
 from clockwork.description import ModelInfo
 from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, Refused, RequestTimeout
-from clockwork.load import LoadSettings, Tally, _report, arrival_times, describe, make_inputs
+from clockwork.load import LoadSettings, Outcome, Tally, _report, describe, make_inputs, run_live, workload_of
+from clockwork.sim.workloads import Arrivals
 
 
-def test_poisson_arrivals_have_the_rate_and_the_spread_of_poisson() -> None:
-    times = list(arrival_times("poisson", 1000.0, 50 * SECOND, random.Random(5)))
-    gaps = np.diff([0, *times])
-    assert len(times) == pytest.approx(50_000, rel=0.02)
-    assert gaps.mean() == pytest.approx(1e6, rel=0.02)
-    assert gaps.std() == pytest.approx(1e6, rel=0.03)  # exponential: as large as the mean
-    assert times == list(arrival_times("poisson", 1000.0, 50 * SECOND, random.Random(5)))
+def load_of(models: int = 1, **more: Any) -> Arrivals:
+    settings = LoadSettings(
+        **{"models": tuple("abcdefgh"[:models]), "rate": 600.0, "duration_s": 20.0, **more}
+    )
+    settings.check()
+    return workload_of(settings).collect()
 
 
-def test_constant_arrivals_are_even() -> None:
-    assert list(arrival_times("constant", 4.0, SECOND, random.Random(0))) == [
-        SECOND // 4, SECOND // 2, 3 * SECOND // 4, SECOND,
+@pytest.mark.parametrize(
+    ("more", "cv"),
+    [
+        ({}, 1.0),
+        ({"arrivals": "constant"}, 0.0),
+        ({"arrivals": "gamma", "cv": 3.0}, 3.0),
+        (
+            {"bursts_s": (0.01, 0.04)},
+            6.28,
+        ),  # of an interrupted Poisson process: 1 + 2 * 3000 * 100 / 125**2, squared
+    ],
+)
+def test_arrivals_have_the_rate_and_the_spread_that_was_asked_for(more: dict[str, Any], cv: float) -> None:
+    arrivals = load_of(**more)
+    gaps = np.diff(arrivals.t_ns)
+    assert len(arrivals) == pytest.approx(12_000, rel=0.12)
+    assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.15, abs=1e-3)
+    assert np.array_equal(arrivals.t_ns, load_of(**more).t_ns)
+    assert not np.array_equal(arrivals.t_ns, load_of(**more, seed=1).t_ns)
+
+
+@pytest.mark.parametrize("arrivals", ["poisson", "constant", "gamma"])
+def test_models_are_asked_by_their_popularity_at_the_rate_of_all_together(arrivals: str) -> None:
+    found = load_of(4, arrivals=arrivals, cv=2.0, zipf=1.0, slo_s=0.25, priority=3)
+    counts = np.bincount(found.model, minlength=4)
+    assert counts.sum() == pytest.approx(12_000, rel=0.1)
+    assert counts / counts.sum() == pytest.approx(np.array([12, 6, 4, 3]) / 25, rel=0.15)
+    assert set(found.slo_ns.tolist()) == {250_000_000}
+    assert set(found.priority.tolist()) == {3}
+    if arrivals == "constant":
+        assert set(np.diff(found.t_ns).tolist()) <= {1_666_666, 1_666_667}
+
+
+def test_a_ramp_multiplies_the_rate_and_a_trace_is_replayed_at_it(tmp_path: Path) -> None:
+    ramped = load_of(rate=100.0, duration_s=40.0, ramp=(2.0, 10.0)).t_ns
+    by_step = np.bincount(ramped // (10 * SECOND), minlength=4)
+    assert by_step == pytest.approx(np.array([1000, 2000, 4000, 8000]), rel=0.12)
+    made_up = load_of(3, trace="synthetic", duration_s=30.0)
+    assert len(made_up) == pytest.approx(18_000, rel=0.05)
+    counts = np.bincount(made_up.model, minlength=3)
+    assert counts[0] > 10 * counts[1]
+    path = tmp_path / "trace.csv"
+    path.write_text("HashFunction,1,2\nf,0,100\ng,300,0\n")
+    read = load_of(2, trace=str(path), duration_s=120.0, rate=50.0)
+    assert len(read) == pytest.approx(6000, rel=0.05)
+    assert set((read.t_ns[read.model == 0] // (60 * SECOND)).tolist()) == {0}  # g, the hotter one
+    assert set((read.t_ns[read.model == 1] // (60 * SECOND)).tolist()) == {1}
+
+
+class StandIn:
+    """A client of a cluster that answers at once: model "a" well, "b" with a refusal, "c" never in time."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float | None, int]] = []
+
+    def model(self, name: str) -> ModelInfo:
+        return ModelInfo.from_wire({
+            "name": name, "state": "ready", "slo_ns": 5 * SECOND,
+            "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 3]}],
+        })  # fmt: skip
+
+    def submit(
+        self, model: str, inputs: object, *, slo: float | None, priority: int, timeout: float
+    ) -> concurrent.futures.Future[Any]:
+        self.asked.append((model, slo, priority))
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        if model == "a":
+            future.set_result({})
+        elif model == "b":
+            raise Refused("", "overloaded")
+        else:
+            future.set_exception(DeadlineMissed())
+        return future
+
+
+def test_a_live_run_sends_the_very_arrivals_and_says_what_became_of_each() -> None:
+    client = StandIn()
+    arrivals = Arrivals.of(
+        [0, 1_000_000, 1_000_000, 2_000_000, 3_000_000], [0, 1, 2, 0, 0],
+        slo_ns=[0, 0, 10**8, 1, 10**8], priority=[0, 0, 7, 0, 0], cls=[0, 1, 1, 1, 2],
+    )  # fmt: skip
+    live = run_live(client, arrivals, ["a", "b", "c"])  # type: ignore[arg-type]
+    assert client.asked == [("a", None, 0), ("b", None, 0), ("c", 0.1, 7), ("a", 1e-9, 0), ("a", 0.1, 0)]
+    assert [Outcome(one) for one in live.outcome] == [
+        Outcome.GOOD, Outcome.REFUSED, Outcome.MISSED, Outcome.LATE, Outcome.GOOD,
     ]  # fmt: skip
+    assert np.all(live.latency_ns >= live.lag_ns)
+    assert np.all(live.lag_ns >= 0)
+    assert (live.report.offered, live.report.answered, live.report.within_slo) == (5, 3, 2)
+    assert live.report.classes == [
+        {"class": 0, "offered": 1, "within_slo": 1},
+        {"class": 1, "offered": 3, "within_slo": 0},
+        {"class": 2, "offered": 1, "within_slo": 1},
+    ]
+    with pytest.raises(ConfigError, match="model 2 of 2 models"):
+        run_live(client, arrivals, ["a", "b"])  # type: ignore[arg-type]
+    assert len(run_live(client, Arrivals.of([], []), ["a"]).outcome) == 0  # type: ignore[arg-type]
 
 
 def test_inputs_are_made_to_measure_and_repeatable() -> None:
@@ -65,7 +160,7 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
     for latency_ns, error in outcomes:
         tally.sent += 1
         tally.record(latency_ns, 50_000_000, error)
-    report = _report(LoadSettings(("m",), rate=4.0), tally, 2.0)
+    report = _report({}, tally, 2.0)
     assert (report.offered, report.answered, report.within_slo) == (8, 2, 1)
     assert (report.offered_rate, report.goodput) == (4.0, 0.5)
     assert (report.refused, report.refusals) == (3, {"deadline": 2, "memory": 1})
@@ -89,6 +184,16 @@ def test_everything_is_counted_once_and_where_it_belongs() -> None:
         {"rate": float("nan")},
         {"rate": 0.0, "concurrency": 10**6},
         {"duration_s": -1.0},
+        {"slo_s": 0.0},
+        {"rate": 0.0, "concurrency": 1, "trace": "synthetic"},
+        {"rate": 0.0, "concurrency": 1, "ramp": (2.0, 1.0)},
+        {"trace": "synthetic", "zipf": 1.0},
+        {"trace": "synthetic", "arrivals": "gamma"},
+        {"trace": "synthetic", "ramp": (2.0, 1.0)},
+        {"bursts_s": (1.0, 1.0), "arrivals": "gamma"},
+        {"bursts_s": (0.0, 1.0)},
+        {"ramp": (0.0, 1.0)},
+        {"ramp": (2.0, 0.0)},
     ],
 )
 def test_settings_that_make_no_sense(wrong: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ from clockwork import cli, transport
 from clockwork.errors import ConfigError
 from clockwork.keys import read_controller_keys, read_peer_keys
 from clockwork.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister
+from clockwork.profiles import parse_profiles
 from clockwork.tensors import encode_array
 
 LABELS = [str(digit) for digit in range(10)]
@@ -217,9 +218,12 @@ def test_models(run: Any, controller: FakeController, tmp_path: Path) -> None:
     assert "2.000 ms" in text
     assert "w device 0: resident" in text
     run("models", "show", "digits", "--profile", tmp_path / "profile.json")
-    profile = json.loads((tmp_path / "profile.json").read_text())
-    assert profile["profile"] == MODELS["digits"]["profile"]
-    assert json.loads(run("models", "show", "digits", "--profile", "-").output) == profile
+    text = (tmp_path / "profile.json").read_text()
+    (profile,) = parse_profiles(json.loads(text))
+    assert profile.name == "digits"
+    assert profile.exec_ns == {point["batch"]: point["exec_ns"] for point in MODELS["digits"]["profile"]}
+    assert run("models", "show", "digits", "--profile", "-").output == text
+    assert "has no profile" in run("models", "show", "two", "--profile", "-", ok=False).output
     assert json.loads(run("models", "show", "digits", "--json").output) == MODELS["digits"]
     assert run("models", "remove", "digits", "two@2").output == "removed digits\nremoved two@2\n"
     assert [message.model for message in controller.of(Unregister)[-2:]] == ["digits", "two@2"]

@@ -32,29 +32,39 @@ ARENA = "256M"
 class Cluster:
     """One controller and some workers; use as a context manager.
 
-    worker_arguments: further flags of every worker, such as ("--arena", "512M").
+    worker_arguments: further flags of every worker, such as ("--arena", "512M"); controller_arguments likewise.
+    controller: what the interpreter runs as the controller, up to its flags.
     data: where models are kept; without it, a temporary directory that is removed at the end.
     """
 
     def __init__(
-        self, workers: int = 1, worker_arguments: Sequence[str] = (), data: Path | None = None
+        self,
+        workers: int = 1,
+        worker_arguments: Sequence[str] = (),
+        data: Path | None = None,
+        controller_arguments: Sequence[str] = (),
+        controller: Sequence[str] = ("-m", "clockwork", "controller"),
     ) -> None:
         self._kept = data is not None
         self.data = data if data is not None else Path(tempfile.mkdtemp(prefix="clockwork-bench-"))
         self._worker_arguments = ["--arena", ARENA, *worker_arguments]
+        self._controller_arguments = list(controller_arguments)
+        self._controller_command = list(controller)
         self.controller: subprocess.Popen[bytes]
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
         self._worker_count = workers
-        self.endpoint = ""
+        self.endpoint = self.worker_endpoint = ""
 
     def start(self) -> int:
         """Start everything; returns nanoseconds until every worker had joined and no model was in preparation."""
         started_ns = now_ns()
         clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
-        self.endpoint = clients
+        self.endpoint, self.worker_endpoint = clients, dialled
         arguments = ["--listen", clients, "--worker-listen", dialled, "--events", events]
-        self.controller = self._spawn("controller", [*arguments, "--data", str(self.data)])
+        self.controller = self._spawn(
+            "controller", [*arguments, "--data", str(self.data), *self._controller_arguments]
+        )
         self.workers = [
             self._spawn(
                 f"worker-{index}",
@@ -131,9 +141,9 @@ class Cluster:
     def _spawn(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         log = (self.data / f"{name}.log").open("ab")
         self._logs.append(log)
-        role = name.partition("-")[0]
+        command = self._controller_command if name == "controller" else ["-m", "clockwork", "worker"]
         return subprocess.Popen(
-            [sys.executable, "-m", "clockwork", role, *arguments, "--parent", str(os.getpid())],
+            [sys.executable, *command, *arguments, "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -161,6 +171,15 @@ def rss_bytes(pid: int) -> int:
     """Resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def thread_cpu_s(pid: int) -> dict[str, float]:
+    """Processor time of each thread that a process has now, to the nanosecond, by thread name."""
+    found: dict[str, float] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        found[name] = found.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
 
 
 def cpu_s(pid: int) -> float:

@@ -2,7 +2,8 @@
 
     caller --DEALER/ROUTER--> relay <--ROUTER/DEALER-- echo
 
-Run as a program it is the relay or the echo; Relay starts both.
+Run as a program it is the relay, the echo, or a stamp: an echo that says how long a message was on its way, whose
+last frame is the time at which it left. Relay starts two of them.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from types import TracebackType
 import zmq
 
 from bench.cluster import free_ports
+from clockwork.clock import now_ns
 from clockwork.cluster import die_with
 
 
 class Relay:
-    """The two other processes and the caller's socket; use as a context manager."""
+    """The two other processes and the caller's socket; use as a context manager. end: echo or stamp."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: str = "echo") -> None:
         front, back = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+        self.endpoint = front
         root = Path(__file__).parent.parent
         self._children = [
             subprocess.Popen(
                 [sys.executable, "-m", "bench.relay", role, front, back, str(os.getpid())], cwd=root
             )
-            for role in ("relay", "echo")
+            for role in ("relay", end)
         ]
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -74,14 +77,18 @@ def relay(front: str, back: str) -> None:
                 clients.send_multipart(frames)
 
 
-def echo(back: str) -> None:
-    """Give every message back."""
+def echo(back: str, stamped: bool = False) -> None:
+    """Give every message back, or (stamped) with its last frame, a time of 8 bytes, made the time since then."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.connect(back)
     socket.send(b"")
     while True:
-        socket.send_multipart(socket.recv_multipart())
+        frames = socket.recv_multipart()
+        if stamped:
+            sent_ns = int.from_bytes(frames[-1], "little")
+            frames[-1] = (now_ns() - sent_ns).to_bytes(8, "little")
+        socket.send_multipart(frames)
 
 
 if __name__ == "__main__":
@@ -89,4 +96,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "relay":
         relay(sys.argv[2], sys.argv[3])
     else:
-        echo(sys.argv[3])
+        echo(sys.argv[3], stamped=sys.argv[1] == "stamp")

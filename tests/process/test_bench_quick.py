@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import overload, paging, roundtrip
+from bench import emulated, overload, paging, roundtrip
 from bench.cluster import Cluster
 from bench.relay import Relay
 from clockwork.models import zoo
@@ -47,6 +47,24 @@ def test_many_small_models_share_programs() -> None:
     assert facts["answers checked"] == 12
     assert facts["largest relative error"] < paging.TOLERANCE
     assert facts["latency, ms"], "nothing was answered"
+
+
+def test_what_a_request_costs_the_controller() -> None:
+    settings = emulated.Settings(
+        seconds=0.6, warm_up_s=0.2, sizes=(0, 48_000), devices=4, models=3, in_flight=64, rate=300.0
+    )
+    rows, facts = emulated.measure(settings)
+    assert [row["input_bytes"] for row in rows] == [0, 48_000]
+    for row in rows:
+        assert row["requests"] > 0
+        assert 0 < row["us/request"] < 50_000
+        assert row["good_%"] > 50
+    assert rows[1]["Mbyte/s"] > 0
+    (phases,) = [found for name, found in facts.items() if "by phases" in name]
+    assert phases["schedule"] > 0
+    found = facts["one way, client to worker"]
+    assert min(found["messages"]) > 50
+    assert found["ratio"]["p50_us"] > 0
 
 
 @pytest.mark.parametrize("gone", [0, 1])

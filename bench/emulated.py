@@ -1,0 +1,538 @@
+"""What does a request cost the controller, and how long does it keep one?
+
+A real controller, emulated workers and a load client, through real sockets. Every number is of the controller's
+process: processor time of all its threads for each request, with inputs of several sizes; where that time goes, by
+sampling; and how long a request is on its way from the client through the controller to a worker, beside a bare
+relay at the same rate.
+
+    python -m bench.emulated [--quick] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from bench.cluster import Cluster, thread_cpu_s
+from bench.relay import Relay
+from bench.report import percentiles, show
+from clockwork import __version__, wire
+from clockwork.cli_profiles import register_profiles
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.cluster import die_with
+from clockwork.device.emulated import fingerprint
+from clockwork.errors import Unavailable
+from clockwork.messages import (
+    PROTOCOL_VERSION,
+    TO_CLIENT,
+    TO_WORKER,
+    Answer,
+    ClientHello,
+    ClientWelcome,
+    Failure,
+    Infer,
+    InferRequest,
+    Load,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Result,
+    Status,
+    Unload,
+    WorkerHello,
+)
+from clockwork.models.profiled import prepared_profile
+from clockwork.profiles import ModelProfile, linear
+from clockwork.transport import Connection, Frame, Transport, Waiter
+
+UINT8 = 2
+SIZES = (0, 48_000, 602_112)
+"""Bytes of a request's input: none, and what the paper's models take (a small image, and 224 x 224 floats)."""
+
+WINDOW_BYTES = 64 << 20
+"""Bytes of inputs that may be under way in the closed loop; it bounds what sockets hold."""
+
+SAMPLE_S = 0.001
+"""Of processor time between two samples; the kernel rounds it to its tick."""
+
+TURNS = 4
+"""How often the two roads of the delay are measured, one after the other."""
+
+MARKS = (50.0, 99.0, 99.9)
+
+
+@dataclasses.dataclass(slots=True)
+class Settings:
+    seconds: float = 8.0
+    warm_up_s: float = 1.0
+    sizes: tuple[int, ...] = SIZES
+    workers: int = 1
+    devices: int = 20  # of each worker
+    models: int = 20
+    in_flight: int = 512
+    rate: float = 1000.0  # of the comparison with a relay
+    policy: str = ""  # the controller's default
+    seed: int = 1
+
+
+def profiles(models: int, input_bytes: int) -> list[ModelProfile]:
+    """Models that gain much from batches, so that the controller and not the devices is the limit."""
+    return [
+        linear(f"m{index}-{input_bytes}", 20_000, 500_000, 32, weights_bytes=16 << 20, load_ns=2 * MS,
+               input_bytes=input_bytes, output_bytes=4, program=f"p{input_bytes}")
+        for index in range(models)
+    ]  # fmt: skip
+
+
+def stamped_profile() -> ModelProfile:
+    """A model that takes the time at which its request left, and gives how long that was under way."""
+    return ModelProfile("stamp", {1: 20_000, 32: 20_000}, 1 << 20, MS, input_bytes=8, output_bytes=8)
+
+
+# ----- a client that costs little -------------------------------------------------------------
+
+
+class Pipe:
+    """One connection on which many messages are under way; single-threaded."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._transport = Transport()
+        self._dealer = self._transport.dealer(endpoint)
+        self._waiter = Waiter([self._dealer])
+        self.send = self._dealer.send
+        self.receive = self._dealer.receive
+        limit_ns = now_ns() + 10 * SECOND
+        while Connection.UP not in self._dealer.changes():
+            if now_ns() > limit_ns:
+                raise Unavailable(f"{endpoint} does not answer")
+            self._waiter.wait(SECOND // 10)
+
+    def greet(self) -> None:
+        """Say hello to a controller."""
+        self.send(wire.encode(ClientHello(PROTOCOL_VERSION, __version__, "bench")))
+        limit_ns = now_ns() + 10 * SECOND
+        while (frames := self.receive()) is None:
+            if now_ns() > limit_ns:
+                raise Unavailable("the controller does not greet back")
+            self._waiter.wait(SECOND // 10)
+        if type(wire.decode(frames[0], TO_CLIENT)) is not ClientWelcome:
+            raise Unavailable("the controller refused the connection")
+
+    def wait(self, timeout_ns: int) -> None:
+        self._waiter.wait(max(0, timeout_ns))
+
+    def close(self) -> None:
+        self._transport.close()
+
+
+@contextmanager
+def pipe(endpoint: str, greets: bool) -> Iterator[Pipe]:
+    one = Pipe(endpoint)
+    try:
+        if greets:
+            one.greet()
+        yield one
+    finally:
+        one.close()
+
+
+class Requests:
+    """A closed loop: as many requests under way as asked for, over all models in turn."""
+
+    def __init__(self, connection: Pipe, names: Sequence[str], size: int, in_flight: int) -> None:
+        self._pipe = connection
+        self._names = names
+        self._size = size
+        self._input = bytes(size)
+        self._in_flight = max(1, min(in_flight, WINDOW_BYTES // max(1, size)))
+        self._sent = self._ended = 0
+        self.outcomes: collections.Counter[str] = collections.Counter()
+
+    def run(self, seconds: float) -> int:
+        """For so long; how many were answered with success meanwhile. What is under way stays so."""
+        before = self.outcomes["ok"]
+        end_ns = now_ns() + int(seconds * SECOND)
+        while (now := now_ns()) < end_ns:
+            while self._sent - self._ended < self._in_flight:
+                self._send()
+            if not self._take():
+                self._pipe.wait(min(end_ns - now, SECOND // 10))
+        return self.outcomes["ok"] - before
+
+    def finish(self) -> None:
+        """Until every request has its answer."""
+        limit_ns = now_ns() + 10 * SECOND
+        while self._ended < self._sent:
+            if now_ns() > limit_ns:
+                raise TimeoutError(f"{self._sent - self._ended} requests were not answered")
+            if not self._take():
+                self._pipe.wait(SECOND // 10)
+
+    def _send(self) -> None:
+        self._sent += 1
+        name = self._names[self._sent % len(self._names)]
+        request = InferRequest(self._sent, name, 2 * SECOND, 0, [["input", UINT8, [1, self._size], 0]])
+        if not self._pipe.send(wire.encode(request), [self._input]):
+            raise Unavailable("the controller does not take what is sent")
+
+    def _take(self) -> bool:
+        found = False
+        while (frames := self._pipe.receive()) is not None:
+            found = True
+            self._ended += 1
+            message = wire.decode(frames[0], TO_CLIENT)
+            if type(message) is Answer:
+                self.outcomes["ok"] += 1
+            elif type(message) is Failure:
+                self.outcomes[Status(message.status).name.lower()] += 1
+        return found
+
+
+# ----- throughput -----------------------------------------------------------------------------
+
+
+@contextmanager
+def cluster_of(settings: Settings, controller: Sequence[str] = ()) -> Iterator[Cluster]:
+    worker = (
+        "--device",
+        "emulated",
+        "--devices",
+        str(settings.devices),
+        "--arena",
+        "4GiB",
+        "--page-size",
+        "16MiB",
+    )
+    more = ("--policy", settings.policy) if settings.policy else ()
+    command = {"controller": controller} if controller else {}
+    with Cluster(settings.workers, worker, controller_arguments=more, **command) as cluster:  # type: ignore[arg-type]
+        yield cluster
+
+
+def throughput(cluster: Cluster, settings: Settings, size: int) -> dict[str, Any]:
+    """One row: what requests with inputs of this size cost the controller."""
+    names = [one.name for one in profiles(settings.models, size)]
+    with cluster.client() as client:
+        register_profiles(client, profiles(settings.models, size))
+        with pipe(cluster.endpoint, True) as connection:
+            load = Requests(connection, names, size, settings.in_flight)
+            load.run(settings.warm_up_s)
+            sent = _sent(client.status())
+            before, begun_ns = thread_cpu_s(cluster.controller.pid), now_ns()
+            answered = load.run(settings.seconds)
+            after, wall_s = thread_cpu_s(cluster.controller.pid), (now_ns() - begun_ns) / SECOND
+            actions = _sent(client.status()) - sent
+            load.finish()
+        outcomes = load.outcomes
+        for name in names:
+            client.unregister(name)
+    spent = {name: after[name] - before.get(name, 0.0) for name in after}
+    cpu_s = sum(spent.values())
+    io_s = sum(value for name, value in spent.items() if name.startswith("ZMQbg"))
+    return {
+        "input_bytes": size,
+        "requests": answered,
+        "requests/s": answered / wall_s,
+        "requests/cpu-s": answered / cpu_s,
+        "us/request": cpu_s / max(1, answered) * 1e6,
+        "I/O thread_%": 100 * io_s / cpu_s,
+        "Mbyte/s": answered * size / wall_s / 1e6,
+        "Mbyte/cpu-s": answered * size / cpu_s / 1e6,
+        "mean batch": answered / max(1, actions),
+        "good_%": 100 * outcomes["ok"] / max(1, outcomes.total()),
+    }
+
+
+def _sent(status: Any) -> int:
+    """INFER actions sent to workers so far."""
+    return sum(worker["sent"].get("infer", 0) for worker in status["workers"])
+
+
+# ----- where the time goes ----------------------------------------------------------------------
+
+PHASES = {
+    "receive": "receive", "_rest": "receive", "disconnected": "receive", "_read_monitor": "receive",
+    "decode": "decode headers",
+    "check_request": "check a request", "_infer": "take a request",
+    "step_many": "schedule", "step": "schedule",
+    "check_result": "take a result", "_result": "take a result", "to_controller": "take a result",
+    "_send_infer": "send an action", "_order": "send an action",
+    "_answer_ok": "send an answer", "_answer_failed": "send an answer", "_send_client": "send an answer",
+    "wait": "wait", "readable": "wait",
+}  # fmt: skip
+"""Function of the controller: what it is for. The innermost one that is listed counts."""
+
+
+class Sampler:
+    """Counts what the main thread is doing, by processor time, from SIGUSR1 on."""
+
+    def __init__(self) -> None:
+        self.phases: collections.Counter[str] = collections.Counter()
+        self.functions: collections.Counter[str] = collections.Counter()
+        signal.signal(signal.SIGPROF, self._sample)
+        signal.signal(signal.SIGUSR1, lambda *_: signal.setitimer(signal.ITIMER_PROF, SAMPLE_S, SAMPLE_S))
+
+    def _sample(self, number: int, frame: FrameType | None) -> None:
+        if frame is not None:
+            code = frame.f_code
+            self.functions[f"{Path(code.co_filename).stem}.{code.co_name}"] += 1
+        while frame is not None and frame.f_code.co_name not in PHASES:
+            frame = frame.f_back
+        self.phases["the loop itself" if frame is None else PHASES[frame.f_code.co_name]] += 1
+
+    def stop(self) -> dict[str, dict[str, int]]:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        return {"phases": dict(self.phases.most_common()), "functions": dict(self.functions.most_common(25))}
+
+
+def sampled_controller(arguments: Sequence[str]) -> None:
+    """A controller as `clockwork controller` runs it, under a sampler whose findings go to the file given first."""
+    from clockwork.controller.process import Controller
+    from clockwork.controller.settings import ControllerSettings
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("findings", type=Path)
+    for name in ("listen", "worker-listen", "events", "data", "policy", "parent"):
+        parser.add_argument(f"--{name}", default="")
+    options = parser.parse_args(arguments)
+    die_with(int(options.parent))
+    settings = ControllerSettings(
+        client_endpoint=options.listen, worker_endpoint=options.worker_listen, events_endpoint=options.events,
+        data=Path(options.data),
+    )  # fmt: skip
+    if options.policy:
+        settings.policy = options.policy
+    sampler = Sampler()
+    controller = Controller(settings)
+    signal.signal(signal.SIGTERM, lambda *_: controller.stop())
+    try:
+        controller.run()
+    finally:
+        options.findings.write_text(json.dumps(sampler.stop()))
+        controller.close()
+
+
+def where_time_goes(settings: Settings, size: int) -> dict[str, Any]:
+    """Shares of the main thread's processor time, of a run like those of throughput()."""
+    with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
+        findings = Path(directory) / "findings.json"
+        command = ("-m", "bench.emulated", "controller", str(findings))
+        with cluster_of(settings, command) as cluster:
+            with cluster.client() as client:
+                register_profiles(client, profiles(settings.models, size))
+            with pipe(cluster.endpoint, True) as connection:
+                load = Requests(
+                    connection,
+                    [one.name for one in profiles(settings.models, size)],
+                    size,
+                    settings.in_flight,
+                )
+                load.run(settings.warm_up_s)
+                cluster.controller.send_signal(signal.SIGUSR1)
+                load.run(settings.seconds)
+                load.finish()
+            cluster.controller.send_signal(signal.SIGTERM)
+            cluster.controller.wait(10.0)
+        found = json.loads(findings.read_text())
+    shares: dict[str, Any] = {}
+    for kind, counts in found.items():
+        total = max(1, sum(found["phases"].values()))
+        shares[kind] = {name: round(100 * count / total, 1) for name, count in counts.items()}
+    return {"samples": sum(found["phases"].values()), **shares}
+
+
+# ----- the delay ------------------------------------------------------------------------------
+
+
+def stamping_worker(endpoint: str) -> None:
+    """A worker of one device that answers at once, saying how long each request was on its way to it."""
+    page_bytes = 16 << 20
+    connection = Pipe(endpoint)
+    devices = [{"kind": "emulated", "name": "stamp", "fingerprint": fingerprint(page_bytes), "page_bytes": page_bytes,
+                "page_count": 1, "run_ahead": 64}]  # fmt: skip
+    connection.send(wire.encode(WorkerHello(PROTOCOL_VERSION, __version__, "stamp", os.getpid(), devices)))
+    profile = stamped_profile()
+    while True:
+        frames = connection.receive()
+        if frames is None:
+            connection.wait(SECOND)
+            continue
+        now = now_ns()
+        message = wire.decode(frames[0], TO_WORKER)
+        if type(message) is Infer:
+            _answer_stamped(connection, message, frames, now)
+        elif type(message) is Ping:
+            connection.send(wire.encode(Pong(message.sent_ns, now, now_ns())))
+        elif type(message) is Prepare:
+            prepared = prepared_profile(profile, message.digest, fingerprint(page_bytes), page_bytes, {})
+            connection.send(wire.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
+        elif isinstance(message, Load | Unload):
+            done = Result(message.action_id, Status.OK, "", now, [0] * 3, [now, now, 0], [0] * 3, [])
+            connection.send(wire.encode(done))
+
+
+def _answer_stamped(connection: Pipe, message: Infer, frames: Sequence[Frame], now: int) -> None:
+    outputs = []
+    for ((_, _, frame),) in message.parts:
+        sent_ns = int.from_bytes(bytes(frames[frame + 1]), "little")
+        outputs.append((now - sent_ns).to_bytes(8, "little"))
+    parts = [[[UINT8, [1, 8], index]] for index in range(len(outputs))]
+    end = now_ns()
+    phases = ([now, now, 0], [now, end, end - now], [end, end, 0])
+    connection.send(wire.encode(Result(message.action_id, Status.OK, "", now, *phases, parts)), outputs)
+
+
+def one_way(
+    connection: Pipe,
+    rate: float,
+    seconds: float,
+    seed: int,
+    send: Callable[[int, bytes], tuple[bytes, list[bytes]]],
+) -> list[int]:
+    """Nanoseconds that each message was on its way, of an open loop of Poisson arrivals.
+
+    send: the header and frames of a message, given its number and the stamp that it carries.
+    """
+    rng = random.Random(seed)
+    found: list[int] = []
+    begun_ns = now_ns()
+    end_ns = begun_ns + int(seconds * SECOND)
+    due_ns = begun_ns + int(rng.expovariate(rate) * SECOND)
+    sent = ended = 0
+    while sent > ended or due_ns < end_ns:
+        now = now_ns()
+        if due_ns <= now and due_ns < end_ns:
+            sent += 1
+            connection.send(*send(sent, now.to_bytes(8, "little")))
+            due_ns += int(rng.expovariate(rate) * SECOND)
+            continue
+        frames = connection.receive()
+        if frames is not None:
+            ended += 1
+            if len(frames) > 1:  # a refusal has none
+                found.append(int.from_bytes(bytes(frames[-1]), "little"))
+        elif now > end_ns + 10 * SECOND:
+            raise TimeoutError(f"{sent - ended} of {sent} messages did not come back")
+        else:
+            connection.wait((due_ns if due_ns < end_ns else now + SECOND // 10) - now)
+    return found
+
+
+def delay(settings: Settings) -> dict[str, Any]:
+    """From client to worker: through the controller, and through a bare relay at the same rate."""
+
+    def request(number: int, stamp: bytes) -> tuple[bytes, list[bytes]]:
+        tensors = [["input", UINT8, [1, 8], 0]]
+        return wire.encode(InferRequest(number, "stamp", SECOND, 0, tensors)), [stamp]
+
+    more = ("--policy", settings.policy) if settings.policy else ()
+    with Cluster(0, controller_arguments=more) as cluster:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bench.emulated", "stamp", cluster.worker_endpoint, str(os.getpid())],
+            cwd=Path(__file__).parent.parent,
+        )
+        try:
+            with cluster.client() as client:
+                client.register("stamp", stamped_profile())
+            with (
+                Relay("stamp") as relay,
+                pipe(cluster.endpoint, True) as connection,
+                pipe(relay.endpoint, False) as bare,
+            ):
+                one_way(bare, settings.rate, settings.warm_up_s, 0, request)
+                one_way(connection, settings.rate, settings.warm_up_s, 0, request)
+                ours: list[int] = []
+                theirs: list[int] = []
+                for turn in range(TURNS):  # in turn, so that a machine that others use is the same for both
+                    seed, seconds = settings.seed + turn, settings.seconds / TURNS
+                    # The very same messages, so that only what is in the middle differs.
+                    theirs += one_way(bare, settings.rate, seconds, seed, request)
+                    ours += one_way(connection, settings.rate, seconds, seed, request)
+        finally:
+            child.kill()
+            child.wait()
+    through, relayed = percentiles(ours, MARKS), percentiles(theirs, MARKS)
+    return {
+        "rate": settings.rate,
+        "messages": [len(ours), len(theirs)],
+        "through the controller": through,
+        "through a bare relay": relayed,
+        "ratio": {mark: round(through[mark] / relayed[mark], 2) for mark in through},
+    }
+
+
+# ----- all of it --------------------------------------------------------------------------------
+
+
+def measure(settings: Settings, profiled: bool = True) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows by input size, and the facts."""
+    with cluster_of(settings) as cluster:
+        rows = [throughput(cluster, settings, size) for size in settings.sizes]
+        with cluster.client() as client:
+            stats = client.status()["workers"][0]["stats"]
+            policy = client.status()["policy"]
+    facts: dict[str, Any] = {
+        "policy": policy,
+        "workers, devices each, models": f"{settings.workers}, {settings.devices}, {settings.models}",
+        "emulated ends noticed late, us": {
+            name: stats[f"late_{name}_ns"] / 1e3
+            for name in ("p50", "p99", "max")
+            if f"late_{name}_ns" in stats
+        },
+    }
+    if profiled:
+        found = where_time_goes(settings, settings.sizes[0])
+        for kind in ("phases", "functions"):
+            facts[f"main thread's time by {kind}, % of {found['samples']} samples"] = found[kind]
+    facts["one way, client to worker"] = delay(settings)
+    return rows, facts
+
+
+def main() -> None:
+    """The program."""
+    if sys.argv[1:2] == ["controller"]:
+        sampled_controller(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["stamp"]:
+        die_with(int(sys.argv[3]))
+        stamping_worker(sys.argv[2])
+        return
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    defaults = Settings()
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument(
+        "--sizes", type=lambda text: tuple(int(one) for one in text.split(",")), default=SIZES
+    )
+    for name in ("workers", "devices", "models", "in_flight", "seed"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
+    parser.add_argument("--rate", type=float, default=defaults.rate)
+    parser.add_argument("--policy", default="")
+    options = parser.parse_args()
+    settings = Settings(
+        seconds=options.seconds or (1.0 if options.quick else defaults.seconds),
+        warm_up_s=0.3 if options.quick else defaults.warm_up_s,
+        **{name: getattr(options, name) for name in
+           ("sizes", "workers", "devices", "models", "in_flight", "rate", "policy", "seed")},
+    )  # fmt: skip
+    rows, facts = measure(settings)
+    show("Requests through the controller, emulated devices", settings.seed, rows, facts, options.json)
+
+
+if __name__ == "__main__":
+    main()

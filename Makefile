@@ -30,7 +30,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-all conformance bench bench-compare lint format typecheck \
+.PHONY: help check build run-cluster test test-all conformance sim bench bench-compare lint format typecheck \
     annotate lock clean distclean
 
 help: ## list the targets
@@ -61,6 +61,9 @@ test-all: $(TESTABLE) $(MODELS) ## the slow tests and the whole of the operator 
 
 conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
 	$(BIN)/python -m pytest -m conformance $(TESTS)
+
+sim: $(BUILT) ## simulate SEEDS=1000 random worlds under every policy, checked after every step
+	$(BIN)/python -m clockwork.sim.check --seeds $(or $(SEEDS),1000) $(ARGS)
 
 bench: $(TESTABLE) ## run the benchmarks, print a table, save the run under bench/results
 	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \

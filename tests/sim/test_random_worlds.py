@@ -1,0 +1,40 @@
+"""Seeded random worlds, under every policy: whatever happens, every rule holds. `make sim SEEDS=n` looks at more."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork.scheduler import POLICIES
+from clockwork.sim.check import failures, random_world
+
+SEEDS = 300
+BLOCKS = 6
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_rule_holds_in_any_world(policy: str, block: int) -> None:
+    size = SEEDS // BLOCKS
+    assert list(failures([policy], range(block * size, (block + 1) * size))) == []
+
+
+def test_the_worlds_are_as_bad_as_they_should_be() -> None:
+    """A check of worlds in which nothing happens would prove nothing."""
+    reports = [random_world(seed).run("edf") for seed in range(60)]
+    for what in ("good", "refused", "missed", "failed", "cancelled", "cold"):
+        assert sum(int(getattr(report, what).sum()) for report in reports) > 50, what
+    for what in ("unloads", "revokes", "too_late", "failed_actions", "crashes"):
+        assert sum(getattr(report, what) for report in reports) > 20, what
+
+
+def test_what_edf_admits_in_a_calm_world_is_answered_in_time() -> None:
+    """But for one in ten thousand while memory suffices, and a few where models evict each other without end."""
+    admitted, broken = [0, 0], [0, 0]
+    for seed in range(150):
+        report = random_world(seed, calm=True).run("edf")
+        pressed = report.unloads > 0
+        admitted[pressed] += int(report.offered.sum() - report.refused.sum())
+        broken[pressed] += int(report.missed.sum() + report.late.sum() + report.failed.sum())
+    assert min(admitted) > 5000
+    assert broken[False] <= 1e-4 * admitted[False]
+    assert broken[True] <= 0.01 * admitted[True]

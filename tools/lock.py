@@ -35,7 +35,8 @@ def main() -> None:
         )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     run = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
-    test = project["project"]["optional-dependencies"]["test"]
+    extras = project["project"]["optional-dependencies"]
+    test = [*extras["test"], *extras["plots"]]
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
         python = Path(directory) / "bin" / "python"

@@ -65,7 +65,6 @@ import numpy.typing as npt
 from bench.grid.arrivals import Arrivals, TimedArrivals
 from bench.grid.cells import (
     EXEC_NOISE,
-    LINK_JITTER_NS,
     LINK_NS,
     LOAD_NOISE,
     PAGE_BYTES,
@@ -77,7 +76,7 @@ from clockwork.sim._bounds import best_batches
 
 BAD_MAX = 0.01
 NOISE_SIGMAS = 4
-NETWORK_NS = 2 * (LINK_NS - LINK_JITTER_NS)
+NETWORK_NS = 2 * LINK_NS  # jitter comes on top
 
 RATE_STEP = 1.002
 """The bisection of the rate ends when the bracket is this narrow."""

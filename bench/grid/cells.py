@@ -25,7 +25,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -168,7 +168,7 @@ class Cell:
         return ",".join(f"{key}={write(self)}" for key, write in WRITTEN.items())
 
 
-WRITTEN = {
+WRITTEN: dict[str, Callable[[Cell], object]] = {
     "devices": lambda cell: cell.devices,
     "models": lambda cell: cell.models,
     "slo": lambda cell: cell.slo,
@@ -269,11 +269,11 @@ def specified(name: str, spec: str) -> Cell:
 
 _TABLE: Mapping[str, str] = {
     # One device: no choice of device, only of order and batch.
-    "d1-m1-tight-low": "devices=1,models=1,slo=2x,gain=1",
+    "d1-m1-tight-low": "devices=1,models=1,slo=2.5x,gain=1",
     "d1-m1-medium-high": "devices=1,models=1,slo=4x,gain=20",
-    "d1-m6-tight-high": "devices=1,models=6,slo=2x,gain=20",
-    "d1-m6-medium-low-cv4": "devices=1,models=6,slo=5x,gain=1,arrivals=cv4",
-    "d1-m6-mixed-high": "devices=1,models=6,slo=2x/5x/15x,gain=20",
+    "d1-m6-tight-high": "devices=1,models=6,slo=2.5x,gain=20",
+    "d1-m6-loose-low-cv4": "devices=1,models=6,slo=20x,gain=1,arrivals=cv4",
+    "d1-m6-mixed-high": "devices=1,models=6,slo=3x/8x/20x,gain=20",
     "d1-m20-loose-low": "devices=1,models=20,slo=20x,gain=0.5",
     "d1-m20-loose-high-cv4": "devices=1,models=20,slo=20x,gain=20,arrivals=cv4",
     "d1-m20-medium-zoo": "devices=1,models=20,slo=100ms,gain=zoo",

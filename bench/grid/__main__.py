@@ -1,0 +1,190 @@
+"""python -m bench.grid: the policy benchmark (README.md beside this file)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bench import report
+from bench.grid import bounds, cells, extras, policies, run, tables
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+
+
+def chosen_cells(names: tuple[str, ...]) -> list[cells.Cell]:
+    try:
+        return [cells.parse(name) for name in names] or list(cells.CELLS.values())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--cell") from None
+
+
+def common(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that runs something."""
+    for option in (
+        click.option(
+            "--cell", "names", multiple=True, help="A cell's name or key=value,...; all if not given."
+        ),
+        click.option("--policy", "chosen", multiple=True, type=click.Choice(policies.POLICIES)),
+        click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed."),
+        click.option("--quick", is_flag=True, help="Few requests and seeds: to see that it works."),
+        click.option("--requests", type=click.IntRange(100), help="Requests of a measured point, at least."),
+    ):
+        command = option(command)
+    return command
+
+
+def planned(quick: bool, seed: int, seeds: int | None, requests: int | None) -> run.Plan:
+    plan = dataclasses.replace(run.QUICK if quick else run.Plan(), first_seed=seed)
+    if seeds is not None:
+        plan = dataclasses.replace(plan, seeds=seeds)
+    if requests is not None:
+        plan = dataclasses.replace(
+            plan, requests=requests, screen_requests=min(requests, plan.screen_requests)
+        )
+    return plan
+
+
+@click.group()
+def main() -> None:
+    """Goodput of every policy in many cells, against upper bounds."""
+
+
+@main.command("run")
+@common
+@click.option("--seeds", type=click.IntRange(1), help="How many seeds are reported.")
+@click.option("--processes", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="The book to begin or go on with."
+)
+@click.option("--no-bounds", is_flag=True, help="Leave out the upper bounds.")
+def run_command(
+    names: tuple[str, ...],
+    chosen: tuple[str, ...],
+    seed: int,
+    quick: bool,
+    requests: int | None,
+    seeds: int | None,
+    processes: int,
+    out: Path | None,
+    no_bounds: bool,
+) -> None:
+    """Measure, save after each result, print the table; go on where an interrupted run was."""
+    path = out or RESULTS / f"grid-{'quick' if quick else 'full'}-{seed}.json"
+    plan = planned(quick, seed, seeds, requests)
+    try:
+        book = run.run(
+            plan,
+            chosen_cells(names),
+            chosen or policies.POLICIES,
+            path,
+            processes=processes,
+            with_bounds=not no_bounds,
+            console=Console(stderr=True),
+        )
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    tables.show(book, Console(width=None if os.isatty(1) else 220))
+    click.echo(f"saved as {path}")
+
+
+@main.command("table")
+@click.argument("book", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def table_command(book: Path) -> None:
+    """Print the table of a book."""
+    tables.show(json.loads(book.read_text(encoding="utf-8")), Console(width=None if os.isatty(1) else 220))
+
+
+@main.command("plot")
+@click.argument("book", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("png", type=click.Path(dir_okay=False, path_type=Path))
+def plot_command(book: Path, png: Path) -> None:
+    """Draw a book as a PNG."""
+    try:
+        tables.plot(json.loads(book.read_text(encoding="utf-8")), png)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command("cells")
+def cells_command() -> None:
+    """List the cells, as --cell takes them."""
+    for cell in cells.CELLS.values():
+        click.echo(f"{cell.name:28} {cell.spec}")
+
+
+@main.command("bounds")
+@common
+def bounds_command(
+    names: tuple[str, ...], chosen: tuple[str, ...], seed: int, quick: bool, requests: int | None
+) -> None:
+    """The upper bounds of cells, requests a second."""
+    count = planned(quick, seed, None, requests).requests
+    rows = []
+    for cell in chosen_cells(names):
+        found = bounds.bounds(cell, [seed], count, 0.0 if cell.cold else extras.LIGHT_WARMUP_S)
+        rows.append({"cell": cell.name} | {name: values[0] for name, values in found.items()})
+    report.show("upper bounds, requests a second", seed, rows, {}, False)
+
+
+def _extra(title: str, measure: Callable[..., list[dict[str, Any]]]) -> Callable[..., None]:
+    def command(
+        names: tuple[str, ...], chosen: tuple[str, ...], seed: int, quick: bool, requests: int | None
+    ) -> None:
+        count = planned(quick, seed, None, requests).requests
+        rows = []
+        for cell in chosen_cells(names or DEFAULT_EXTRAS):
+            rows += measure(cell, chosen or policies.POLICIES, count, seed)
+        show_rows(title, rows, seed)
+
+    command.__doc__ = measure.__doc__
+    return command
+
+
+DEFAULT_EXTRAS = ("d8-m20-tight-high", "d8-m20-tight-low", "d24-m6-medium-high")
+
+
+def show_rows(title: str, rows: list[dict[str, Any]], seed: int) -> None:
+    """Print rows of one kind as a table."""
+    under = report.conditions(seed)
+    table = Table(title=f"{title} (commit {under['commit']}, seed {seed})", title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{one:.4g}" if isinstance(one, float) else str(one) for one in row.values()))
+    Console(width=None if os.isatty(1) else 160).print(table)
+
+
+main.command("idle")(common(_extra("an idle cluster", extras.idle)))
+main.command("saving")(common(_extra("devices busy at low load", extras.saving)))
+main.command("isolation")(common(_extra("a model misbehaves", extras.isolation)))
+
+
+@main.command("ablation")
+@common
+@click.option("--seeds", type=click.IntRange(1), default=2, show_default=True)
+def ablation_command(
+    names: tuple[str, ...],
+    chosen: tuple[str, ...],
+    seed: int,
+    quick: bool,
+    requests: int | None,
+    seeds: int,
+) -> None:
+    """Goodput with each rule of our policy switched off."""
+    plan = planned(quick, seed, seeds, requests)
+    rows = []
+    for cell in chosen_cells(names or DEFAULT_EXTRAS):
+        rows += extras.ablation(cell, plan)
+    show_rows("rules switched off", rows, seed)
+
+
+if __name__ == "__main__":
+    main()

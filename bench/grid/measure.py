@@ -1,0 +1,210 @@
+"""One measured point: a cell, a policy with its setting, a rate and a seed, run through the simulator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.grid.arrivals import Arrivals, TimedArrivals
+from bench.grid.cells import (
+    EXEC_NOISE,
+    LINK_JITTER_NS,
+    LINK_NS,
+    LOAD_NOISE,
+    PAGE_BYTES,
+    Cell,
+    profiles,
+)
+from bench.grid.policies import Setting
+from clockwork.sim import Cluster, Open, Report, simulate
+
+BAD_MAX = 0.01
+"""Of all requests."""
+GROUP_BAD_MAX = 0.02
+"""Of the requests of every popularity decile, and of every class."""
+
+WARMUP_WINDOWS = 12
+"""Successive windows that are compared to find where a run becomes stationary; the last of them at the latest."""
+WARMUP_WINDOW_REQUESTS = 2000
+WARMUP_WINDOW_SLOS = 5
+BAD_DRIFT = 0.01
+LOADS_DRIFT = 0.15
+"""Two windows agree if their bad parts differ by no more than BAD_DRIFT, and their loads by no more than this
+part of them, or by what chance does to counts of this size (3 sigma)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What one run gave, in its window."""
+
+    rate: float  # offered, requests a second
+    offered: int
+    bad: float  # part of the requests
+    worst_decile: float
+    worst_class: float
+    good_rate: float  # requests a second answered in time
+    p50_ms: float
+    p99_ms: float
+    busy: float  # part of the devices' time
+    devices_used: int  # that executed anything
+    batch: float  # mean size
+    loads: int
+    drift: float  # bad part of the window's second half less that of its first
+    cpu_s: float
+
+    @property
+    def passes(self) -> bool:
+        return (
+            self.bad <= BAD_MAX and self.worst_decile <= GROUP_BAD_MAX and self.worst_class <= GROUP_BAD_MAX
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: _short(value) for name, value in dataclasses.asdict(self).items()}
+
+
+def _short(value: float | int) -> float | int:
+    return value if isinstance(value, int) else float(f"{value:.6g}")
+
+
+def cluster(cell: Cell) -> Cluster:
+    return Cluster(
+        devices=cell.devices,
+        devices_per_worker=1,
+        page_bytes=PAGE_BYTES,
+        page_count=cell.page_count,
+        exec_noise=EXEC_NOISE,
+        load_noise=LOAD_NOISE,
+        link_there_ns=LINK_NS,
+        link_back_ns=LINK_NS,
+        link_jitter_ns=LINK_JITTER_NS,
+    )
+
+
+def run(
+    cell: Cell,
+    setting: Setting,
+    offered: TimedArrivals,
+    *,
+    seed: int,
+    warmup_s: float,
+    until_s: float,
+    series_s: float = 0.0,
+) -> Report:
+    """The simulator's report on these requests."""
+    return simulate(
+        profiles(cell),
+        cluster(cell),
+        [Open(cell.requests(offered).chunks())],
+        policy=setting.policy,
+        memory=setting.memory,
+        options=dict(setting.options),
+        seed=seed,
+        warmup_ns=round(warmup_s * 1e9),
+        until_ns=round(until_s * 1e9),
+        resident=not cell.cold,
+        series_ns=round(series_s * 1e9),
+    )
+
+
+def bad_parts(offered: npt.ArrayLike, bad: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """bad / offered, 0 where nothing was offered."""
+    count = np.asarray(offered, np.float64)
+    return np.asarray(bad, np.float64) / np.maximum(count, 1.0)
+
+
+def point(
+    cell: Cell, setting: Setting, drawn: Arrivals, rate: float, *, seed: int, warmup_s: float, requests: int
+) -> Point:
+    """Run a cell at a rate and count, from the end of the warm-up on."""
+    window_s = cell.window_s(rate, requests)
+    until_s = warmup_s + window_s
+    report = run(
+        cell,
+        setting,
+        drawn.at(rate, until_s),
+        seed=seed,
+        warmup_s=warmup_s,
+        until_s=until_s,
+        series_s=window_s / SLICES,
+    )
+    return summary(cell, report, rate, warmup_s)
+
+
+def summary(cell: Cell, report: Report, rate: float, warmup_s: float) -> Point:
+    """What the grid keeps of a report."""
+    offered, bad = report.models.offered, report.models.bad
+    deciles = np.array([cell.decile(model) for model in range(cell.models)])
+    by_decile = [np.bincount(deciles, one, minlength=cell.groups) for one in (offered, bad)]
+    total = int(offered.sum())
+    executions = int(report.batches.sum())
+    first, second = halves(report, warmup_s)
+    return Point(
+        rate=rate,
+        offered=total,
+        bad=float(bad.sum()) / max(total, 1),
+        worst_decile=float(bad_parts(*by_decile).max()),
+        worst_class=float(bad_parts(report.classes.offered, report.classes.bad).max(initial=0.0)),
+        good_rate=report.goodput_rate,
+        p50_ms=report.latency.percentile(50) / 1e6,
+        p99_ms=report.latency.percentile(99) / 1e6,
+        busy=float(report.device_busy.mean()),
+        devices_used=int(np.count_nonzero(report.device_busy)),
+        batch=float(report.batches @ np.arange(len(report.batches))) / max(executions, 1),
+        loads=report.loads,
+        drift=second - first,
+        cpu_s=report.cpu_s,
+    )
+
+
+SLICES = 20
+"""Of a window, for the comparison of its halves."""
+
+
+def halves(report: Report, warmup_s: float) -> tuple[float, float]:
+    """The bad part of the first half of the counted time and of the second."""
+    offered, bad = report.series["offered"], report.series["bad"]
+    begin = round(warmup_s * 1e9 / report.series_ns)
+    middle, end = begin + SLICES // 2, begin + SLICES
+    return (
+        float(bad[begin:middle].sum() / max(offered[begin:middle].sum(), 1)),
+        float(bad[middle:end].sum() / max(offered[middle:end].sum(), 1)),
+    )
+
+
+def settled(offered: Sequence[int], bad: Sequence[int], loads: Sequence[int]) -> int:
+    """The first window from which on three in a row agree; the number of windows if none do."""
+
+    def agree(one: int, other: int) -> bool:
+        count = max(min(offered[one], offered[other]), 1)
+        parts = [bad[index] / max(offered[index], 1) for index in (one, other)]
+        part = min(sum(parts) / 2, 1.0)
+        chance = 3 * math.sqrt(2 * part * (1 - part) / count)
+        most = max(loads[one], loads[other])
+        return abs(parts[0] - parts[1]) <= max(BAD_DRIFT, chance) and abs(loads[one] - loads[other]) <= max(
+            LOADS_DRIFT * most, 3 * math.sqrt(2 * most)
+        )
+
+    for first in range(len(bad) - 2):
+        if agree(first, first + 1) and agree(first + 1, first + 2) and agree(first, first + 2):
+            return first
+    return len(bad)
+
+
+def warmup_s(cell: Cell, settings: Sequence[Setting], drawn: Arrivals, rate: float, seed: int) -> float:
+    """How long until every setting's run is stationary at a rate, seconds; 0 in a cold cell, by definition."""
+    if cell.cold:
+        return 0.0
+    width_s = max(WARMUP_WINDOW_REQUESTS / rate, WARMUP_WINDOW_SLOS * cell.slo_max_ns / 1e9)
+    until_s = WARMUP_WINDOWS * width_s
+    offered = drawn.at(rate, until_s)
+    found = 1  # a window is never warm from its first moment
+    for setting in settings:
+        report = run(cell, setting, offered, seed=seed, warmup_s=0.0, until_s=until_s, series_s=width_s)
+        columns = [report.series[name][:WARMUP_WINDOWS].tolist() for name in ("offered", "bad", "loads")]
+        found = max(found, settled(*columns))
+    return found * width_s

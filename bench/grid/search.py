@@ -1,0 +1,72 @@
+"""The search for a goodput: the highest rate at which it, and every lower one tried, is good enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+RUNGS = (0.2, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
+"""Parts of the bound that are tried from below until one fails: a policy that fails at low rates is found out."""
+
+STEP = 1.1
+"""Beyond the last rung, and around a guess, the bracket grows by this factor."""
+NARROW = 1.03
+"""A bracket around a guess begins this wide, each way."""
+
+NOTHING = 1e-3
+"""A policy that fails at this part of the bound has a goodput of 0."""
+
+
+def goodput(passes: Callable[[float], bool], bound: float, guess: float, tolerance: float) -> float:
+    """The highest passing rate, to a factor of `tolerance`; 0 if none passes.
+
+    guess: about where it is (0: unknown, climb the rungs from below). `passes` is asked for each rate once.
+    """
+    if bound <= 0:
+        return 0.0
+    low, high = _around(passes, guess, bound * NOTHING) if guess > 0 else _climb(passes, bound)
+    if low == 0:
+        return 0.0
+    while high / low > tolerance:
+        middle = math.sqrt(low * high)
+        if passes(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _climb(passes: Callable[[float], bool], bound: float) -> tuple[float, float]:
+    low = 0.0
+    for rung in RUNGS:
+        if not passes(rung * bound):
+            return (low, rung * bound) if low else _descend(passes, rung * bound, bound * NOTHING)
+        low = rung * bound
+    while passes(low * STEP):
+        low *= STEP
+    return low, low * STEP
+
+
+def _descend(passes: Callable[[float], bool], high: float, floor: float) -> tuple[float, float]:
+    low = high / 2
+    while not passes(low):
+        high, low = low, low / 2
+        if low < floor:
+            return 0.0, high
+    return low, high
+
+
+def _around(passes: Callable[[float], bool], guess: float, floor: float) -> tuple[float, float]:
+    low, high = guess / NARROW, guess * NARROW
+    if not passes(low):
+        step = STEP
+        while True:
+            high, low = low, low / step
+            if low < floor:
+                return 0.0, high
+            if passes(low):
+                return low, high
+            step *= STEP
+    while passes(high):
+        low, high = high, high * STEP
+    return low, high

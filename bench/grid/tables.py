@@ -1,0 +1,257 @@
+"""A book read: each cell's ratios, what is lost, geometric means, and the plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.grid import policies, run
+from bench.grid.policies import OTHERS, OURS
+from bench.grid.search import NOTHING
+from bench.grid.statistics import geometric_mean, paired_ratio
+
+LOST_BELOW = 0.98
+"""A cell is lost if the interval of our goodput to the best other's begins below this."""
+EXPLAIN_BELOW = 0.8
+"""Cells below this part of the bound have to be explained."""
+DRIFT_MAX = 0.005
+"""Halves of a window whose bad parts differ by more than this, in the mean over seeds, were not stationary."""
+REFERENCES = ("paper", "edf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One cell with one memory manager."""
+
+    cell: str
+    memory: str
+    bound: float  # mean over seeds, requests a second; 0: not computed
+    goodput: dict[str, float]  # by policy, mean over seeds at its best setting
+    setting: dict[str, str]
+    ratio: dict[str, tuple[float, float, float]]  # ours to each other policy: mean, and its 95 % interval
+    overload: dict[str, dict[str, float]]  # by policy, by multiple: good rate to the goodput
+    drift: dict[str, float]  # by policy: how far the halves of its windows differ, at its goodput
+
+    @property
+    def best_other(self) -> str:
+        """The other policy with the highest goodput; "" if none was measured."""
+        others = [one for one in OTHERS if one in self.goodput]
+        return max(others, key=lambda one: self.goodput[one]) if others else ""
+
+    @property
+    def lost(self) -> bool:
+        other = self.best_other
+        return other in self.ratio and self.ratio[other][1] < LOST_BELOW
+
+
+def rows(book: dict[str, Any]) -> Iterator[Row]:
+    """Every cell and memory manager of a book in which anything was measured."""
+    for name, found in book["cells"].items():
+        names = {policies.Setting.of_key(key).memory for key in found["settings"]}
+        for memory in sorted(names - {""}) or [""]:
+            row = _row(name, memory, found)
+            if row.goodput:
+                yield row
+
+
+def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
+    limits = [min(one["fluid"], one["clairvoyant"]) for one in found["bounds"].values()]
+    bound = sum(limits) / len(limits) if limits else 0.0
+    floor = NOTHING * found["rough_bound"]
+    seeds: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, str] = {}
+    for policy in policies.POLICIES:
+        best = run.best_setting(found, policy, memory)
+        if best is not None:
+            seeds[policy] = found["settings"][best.key]["seeds"]
+            chosen[policy] = best.key
+    ratio = {}
+    for other in OTHERS:
+        if OURS in seeds and other in seeds:
+            both = sorted(set(seeds[OURS]) & set(seeds[other]), key=int)
+            if both:
+                # A goodput of nothing has no logarithm: it counts as the lowest rate that was tried.
+                ratio[other] = paired_ratio(
+                    [max(seeds[OURS][one]["goodput"], floor) for one in both],
+                    [max(seeds[other][one]["goodput"], floor) for one in both],
+                )
+    return Row(
+        name,
+        memory,
+        bound,
+        {policy: _mean(one["goodput"] for one in entry.values()) for policy, entry in seeds.items()},
+        chosen,
+        ratio,
+        {policy: _overload(entry) for policy, entry in seeds.items()},
+        {policy: _mean(_drift(one) for one in entry.values()) for policy, entry in seeds.items()},
+    )
+
+
+def _drift(measured: dict[str, Any]) -> float:
+    return next(
+        (
+            point["drift"]
+            for point in measured["points"]
+            if point["rate"] == float(f"{measured['goodput']:.6g}")
+        ),
+        0.0,
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def _overload(seeds: dict[str, Any]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for entry in seeds.values():
+        for times, point in entry["overload"].items():
+            found.setdefault(times, []).append(point["good_rate"] / entry["goodput"])
+    return {times: _mean(values) for times, values in found.items()}
+
+
+def gap_closed(found: Sequence[Row]) -> float:
+    """The part of the gap between the best other policy and the bound that ours closes, in geometric means."""
+    useful = [
+        one for one in found if one.bound and one.goodput.get(OURS) and one.goodput.get(one.best_other, 0) > 0
+    ]
+    if not useful:
+        return math.nan
+    ours = geometric_mean([one.goodput[OURS] / one.goodput[one.best_other] for one in useful])
+    whole = geometric_mean([max(one.bound / one.goodput[one.best_other], 1.0) for one in useful])
+    return math.log(ours) / math.log(whole) if whole > 1 else math.nan
+
+
+def show(book: dict[str, Any], console: Console) -> None:
+    """Print the table of cells and policies, and what follows from it."""
+    found = list(rows(book))
+    conditions = book["conditions"]
+    console.print(
+        f"commit {conditions['commit']}, {conditions['machine']}; "
+        f"{book['plan']['seeds']} seeds from {book['plan']['first_seed']}, "
+        f"{book['plan']['requests']} requests a point"
+    )
+    table = Table(title="goodput: requests a second, and parts of the bound", title_justify="left")
+    for title in (
+        "cell",
+        "memory",
+        "bound",
+        *policies.POLICIES,
+        "ours / best other",
+        *REFERENCES,
+        "1.2x",
+        "1.5x",
+        "",
+    ):
+        table.add_column(title, justify="left" if title in ("cell", "memory") else "right", no_wrap=True)
+    for row in found:
+        table.add_row(*_cells(row))
+    console.print(table)
+    for title, part in _groups(found):
+        for other in ("best other", *REFERENCES):
+            ratios = [
+                one.ratio[name][0]
+                for one in part
+                if (name := one.best_other if other == "best other" else other) in one.ratio
+            ]
+            if ratios:
+                console.print(
+                    f"{title}: geometric mean of ours / {other}: {geometric_mean(ratios):.3f} ({len(ratios)})"
+                )
+        console.print(f"{title}: part of the gap to the bound closed: {gap_closed(part):.2f}")
+    lost = [f"{one.cell} {one.memory}".strip() for one in found if one.lost]
+    console.print(f"lost: {', '.join(lost) or 'none'}")
+    below = [
+        f"{one.cell} {one.memory}".strip()
+        for one in found
+        if one.bound and OURS in one.goodput and one.goodput[OURS] < EXPLAIN_BELOW * one.bound
+    ]
+    console.print(f"below {EXPLAIN_BELOW:g} of the bound: {', '.join(below) or 'none'}")
+    drifting = [
+        f"{one.cell} {one.memory} {policy}"
+        for one in found
+        for policy, drift in one.drift.items()
+        if abs(drift) > DRIFT_MAX
+    ]
+    console.print(f"not stationary: {', '.join(drifting) or 'none'}")
+
+
+def _groups(found: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Resident cells and one memory manager together, once for each memory manager."""
+    for memory in policies.MEMORIES:
+        part = [one for one in found if one.memory in ("", memory)]
+        if part:
+            yield f"memory {memory}", part
+
+
+def _cells(row: Row) -> list[str]:
+    def goodput(policy: str) -> str:
+        if policy not in row.goodput:
+            return ""
+        rate = row.goodput[policy]
+        return f"{rate:.4g} ({rate / row.bound:.2f})" if row.bound else f"{rate:.4g}"
+
+    def ratio(other: str) -> str:
+        if other not in row.ratio:
+            return ""
+        mean, low, high = row.ratio[other]
+        return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if high < math.inf else f"{mean:.3f}"
+
+    ours = row.overload.get(OURS, {})
+    return [
+        row.cell,
+        row.memory,
+        f"{row.bound:.4g}" if row.bound else "",
+        *(goodput(policy) for policy in policies.POLICIES),
+        f"{ratio(row.best_other)} {row.best_other}",
+        *(ratio(one).partition(" ")[0] for one in REFERENCES),
+        *(f"{ours[times]:.2f}" if times in ours else "" for times in ("1.2", "1.5")),
+        "lost" if row.lost else "",
+    ]
+
+
+def plot(book: dict[str, Any], path: Path) -> None:
+    """A PNG: for each cell, every policy's part of the bound. Needs the extra [plots]."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ValueError("plots need matplotlib: install the extra [plots]") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    found = list(rows(book))
+    figure, axes = pyplot.subplots(figsize=(11, 0.32 * len(found) + 1.6), layout="constrained")
+    marks = dict(zip(policies.POLICIES, "svxD*"))
+    for policy in policies.POLICIES:
+        points = [
+            (row.goodput[policy] / (row.bound or max(row.goodput.values()) or 1.0), index)
+            for index, row in enumerate(found)
+            if policy in row.goodput
+        ]
+        axes.scatter(
+            [x for x, _ in points],
+            [y for _, y in points],
+            s=60 if policy == OURS else 26,
+            marker=marks[policy],
+            label=policy,
+            zorder=3 if policy == OURS else 2,
+        )
+    axes.set_yticks(range(len(found)), [f"{one.cell} {one.memory}".strip() for one in found], fontsize=7)
+    axes.invert_yaxis()
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlim(0, 1.05)
+    axes.set_xlabel("goodput as a part of the upper bound")
+    axes.set_title(
+        f"commit {book['conditions']['commit']}, seeds from {book['plan']['first_seed']}", fontsize=8
+    )
+    axes.legend(loc="lower right", fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

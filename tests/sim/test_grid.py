@@ -1,0 +1,146 @@
+"""The policy benchmark, small: it finds goodputs, goes on where it was interrupted, and obeys the bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bench.grid import bounds, cells, extras, measure, policies, run, tables
+
+TINY = dataclasses.replace(run.QUICK, requests=2000, screen_requests=1000, tolerance=1.05)
+TWO = [
+    cells.specified("many", "devices=2,models=6,slo=4x,gain=5,zipf=0.9"),
+    cells.specified("pressed", "devices=2,models=20,slo=10x,gain=5,zipf=0.9,fits=0.5"),
+]
+EDF = policies.Setting("edf")
+
+
+def without_times(value: Any) -> Any:
+    """A book without what differs from run to run."""
+    if isinstance(value, dict):
+        return {key: without_times(one) for key, one in value.items() if key not in ("cpu_s", "conditions")}
+    if isinstance(value, list):
+        return [without_times(one) for one in value]
+    return value
+
+
+def test_two_cells_quickly_and_again_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.run(TINY, TWO, ("edf",), tmp_path / "whole.json", processes=1)
+    left = 4
+
+    def dies(task: run.Task) -> dict[str, Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return perform(task)
+
+    perform = run.perform
+    monkeypatch.setattr(run, "perform", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(TINY, TWO, ("edf",), tmp_path / "parts.json", processes=1)
+    monkeypatch.setattr(run, "perform", perform)
+    parts = json.loads((tmp_path / "parts.json").read_text())
+    assert len(parts["cells"]) < len(TWO) or without_times(parts) != without_times(whole)
+    assert without_times(run.run(TINY, TWO, ("edf",), tmp_path / "parts.json", processes=1)) == without_times(
+        whole
+    )
+    for name, found in whole["cells"].items():
+        for seed, entry in found["settings"][EDF.key]["seeds"].items():
+            assert 0 < entry["goodput"] <= found["bounds"][seed]["clairvoyant"], name
+            assert all(
+                point["bad"] <= measure.BAD_MAX
+                for point in entry["points"]
+                if point["rate"] <= entry["goodput"]
+            )
+            assert set(entry["overload"]) == {"1.2", "1.5"}
+    with pytest.raises(ValueError, match="another --out"):
+        run.run(run.QUICK, TWO, ("edf",), tmp_path / "parts.json", processes=1)
+    console = Console(record=True, width=200)
+    tables.show(whole, console)
+    shown = console.export_text()
+    assert all(cell.name in shown for cell in TWO)
+
+
+@pytest.mark.parametrize(
+    "name", ["d1-m6-tight-high", "d8-m6-tight-low", "d8-m20-mixed-high", "d8-m200-pressed-low-cv4"]
+)
+def test_no_run_serves_more_than_the_bound_allows(name: str) -> None:
+    cell = cells.CELLS[name]
+    requests, begin_s = 3000, 0.5
+    rough = extras.rough_bound(cell, 3)
+    drawn = cell.draw(3, run.arrivals_for(cell, requests, begin_s, 1.5 * rough))
+    for part in (0.5, 1.3):
+        end_s = begin_s + cell.window_s(part * rough, requests)
+        offered = drawn.at(part * rough, end_s)
+        report = measure.run(cell, EDF, offered, seed=3, warmup_s=begin_s, until_s=end_s)
+        for clairvoyant in (False, True):
+            relaxed = bounds.Relaxation(cell, offered, begin_s, end_s, clairvoyant=clairvoyant)
+            assert relaxed.count == int(report.models.offered.sum())
+            most = bounds.minimum(relaxed.value, relaxed.prices_max, -1.0, 1e-3 * relaxed.count)
+            assert int(report.models.good.sum()) <= most + 1e-6
+
+
+def test_a_hot_model_sends_more_and_the_others_the_same() -> None:
+    cell = cells.specified("hot", "devices=2,models=3,slo=5x,gain=5")
+    rows = extras.isolation(cell, ("edf",), 2000, 5)
+    assert rows[0]["others bad_%, quiet"] < 1.0
+    drawn = cell.draw(5, 2000)
+    quiet = drawn.at(100.0, 10.0)
+    loud = extras.with_hot_model(quiet, 2, 10)
+    assert (loud.model == 2).sum() == 10 * (quiet.model == 2).sum()
+    assert (loud.model != 2).sum() == (quiet.model != 2).sum()
+
+
+def test_the_table_tells_lost_from_won() -> None:
+    """Ours is 10 % above the best other in one cell and 5 % below in the next, on every seed."""
+
+    def entry(goodput: float) -> dict[str, Any]:
+        point = {"rate": goodput, "drift": 0.0, "good_rate": 0.9 * goodput}
+        return {"goodput": goodput, "points": [point], "overload": {"1.2": point, "1.5": point}}
+
+    def setting(goodput: float) -> dict[str, Any]:
+        return {"seeds": {str(seed): entry(goodput * (1 + 0.1 * seed)) for seed in (1, 2, 3)}}
+
+    def cell(ours: float) -> dict[str, Any]:
+        bound = {"fluid": 300.0, "clairvoyant": 200.0}
+        return {
+            "rough_bound": 200.0,
+            "bounds": {str(seed): bound for seed in (1, 2, 3)},
+            "settings": {
+                "adaptive||": setting(ours),
+                "edf||": setting(80.0),
+                "fifo||queue_delay_ms=0,batch_cap=4": setting(100.0),
+                "fifo||queue_delay_ms=1,batch_cap=4": setting(60.0),
+            },
+        }
+
+    won, lost = tables.rows({"cells": {"won": cell(110.0), "lost": cell(95.0)}})
+    assert (won.best_other, won.lost, lost.lost) == ("fifo", False, True)
+    assert won.ratio["fifo"] == pytest.approx((1.1, 1.1, 1.1))
+    assert won.ratio["edf"][0] == pytest.approx(110 / 80)
+    assert won.bound == 200.0
+    assert won.overload["adaptive"] == pytest.approx({"1.2": 0.9, "1.5": 0.9})
+    assert tables.gap_closed([won]) == pytest.approx(math.log(1.1) / math.log(200 / 120))
+
+
+def test_a_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    book = run.run(
+        dataclasses.replace(TINY, seeds=1),
+        TWO[:1],
+        ("edf",),
+        tmp_path / "one.json",
+        processes=1,
+        with_bounds=False,
+    )
+    tables.plot(book, tmp_path / "one.png")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")

@@ -51,6 +51,14 @@ extensions: list[Extension] = [
         ],
     ),
     Extension(
+        "clockwork.scheduler._core",
+        ["clockwork/scheduler/_core.pyx", *SCHEDULER],
+        include_dirs=["csrc"],
+        language="c++",
+        extra_compile_args=CORE,
+        depends=sorted(glob("csrc/scheduler/*.h")),
+    ),
+    Extension(
         "clockwork.sim._bounds",
         ["clockwork/sim/_bounds.pyx"],
         include_dirs=["csrc"],

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from clockwork.scheduler.estimates import (
+from clockwork.scheduler._core import (
     BATCH_TABLE_MAX,
     BOUND_RATIO_MAX,
     Curve,
@@ -102,8 +102,8 @@ def test_models_of_one_program_teach_each_other_per_device_kind() -> None:
     for _ in range(10):
         estimates.program("p", "cpu").measure(SHAPE, 1, 9 * MS)
     estimates.program("p", "cpu").seed([ProfilePoint(SHAPE, 1, 5 * MS)])  # the next fine-tune registers
-    assert estimates.program("p", "cpu").curves[SHAPE].exec_ns(1) == 9 * MS
-    assert estimates.program("p", "cuda").curves[SHAPE].exec_ns(1) == 5 * MS
+    assert estimates.program("p", "cpu").curve(SHAPE).exec_ns(1) == 9 * MS
+    assert estimates.program("p", "cuda").curve(SHAPE).exec_ns(1) == 5 * MS
 
 
 def test_the_bound_of_an_unseen_shape_is_quadratic_and_capped() -> None:
@@ -119,7 +119,7 @@ def test_the_bound_of_an_unseen_shape_is_quadratic_and_capped() -> None:
     assert program.bound_ns(((3, 8, 8 * BOUND_RATIO_MAX + 8),), 1) == 0
     program.measure(((3, 8, 16),), 1, 6 * MS)
     assert program.is_profiled(((3, 8, 16),))
-    assert program.curves[((3, 8, 16),)].exec_ns(1) == 6 * MS
+    assert program.curve(((3, 8, 16),)).exec_ns(1) == 6 * MS
 
 
 def test_loads_know_the_model_the_profile_and_the_machine() -> None:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from clockwork.scheduler.pages import PageAllocator
+from clockwork.scheduler._core import PageAllocator
 
 
 def test_runs_lie_at_the_lowest_pages_the_longest_first() -> None:

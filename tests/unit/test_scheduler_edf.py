@@ -9,10 +9,8 @@ import pytest
 from clockwork import config
 from clockwork.errors import ConfigError
 from clockwork.messages import NEVER_NS, Reason, Status
-from clockwork.scheduler import edf, make_scheduler
-from clockwork.scheduler.admission import ATTEMPTS_MAX
-from clockwork.scheduler.edf import SCHEDULE_AHEAD_NS
-from clockwork.scheduler.spare import PROFILE_ATTEMPTS_MAX, PROFILE_IDLE_NS
+from clockwork.scheduler import make_scheduler
+from clockwork.scheduler._core import ATTEMPTS_MAX, PROFILE_ATTEMPTS_MAX, PROFILE_IDLE_NS, SCHEDULE_AHEAD_NS
 from clockwork.scheduler.types import (
     ActionDone,
     AnswerFailed,
@@ -70,9 +68,10 @@ class Story:
     """One scheduler, and a hand that plays everything else."""
 
     def __init__(
-        self, *specs: ModelSpec, pages: int = 4, workers: int = 1, resident: bool = True, devices: int = 1
-    ) -> None:
-        self.scheduler = make_scheduler("edf")
+        self, *specs: ModelSpec, pages: int = 4, workers: int = 1, resident: bool = True, devices: int = 1,
+        queued_requests_max: int = config.QUEUED_REQUESTS_MAX,
+    ) -> None:  # fmt: skip
+        self.scheduler = make_scheduler("edf", queued_requests_max=queued_requests_max)
         self.now = 0
         self.wake = NEVER_NS
         self.ids = 0
@@ -118,14 +117,24 @@ class Story:
     def tick(self) -> list[Any]:
         return self(Tick(self.now))
 
+    def plan(self) -> list[dict[str, Any]]:
+        """The batches that are planned on the first device."""
+        return self.scheduler.snapshot()["devices"][0]["plan"]  # type: ignore[no-any-return]
+
+    def flying(self, kind: str = "infer") -> list[int]:
+        """The actions of a kind that were sent and not answered, oldest first."""
+        return [one["action_id"] for one in self.scheduler.snapshot()["flights"] if one["kind"] == kind]
+
 
 def kinds(commands: list[Any]) -> list[str]:
     return [type(command).__name__ for command in commands]
 
 
 def test_policies_are_chosen_by_name() -> None:
-    with pytest.raises(ConfigError, match="fastest"):
+    with pytest.raises(ConfigError, match=r"fastest.*there is .*edf"):
         make_scheduler("fastest")
+    with pytest.raises(ConfigError, match="wings"):
+        make_scheduler("edf", options={"wings": 2})
 
 
 # ----- sending -------------------------------------------------------------------------------
@@ -197,10 +206,9 @@ def test_earlier_deadlines_go_first() -> None:
     story.at(5)
     order = []
     for _ in range(2):
-        sent = [f for f in story.scheduler._flights.values() if f.kind == "infer"]  # type: ignore[attr-defined]
-        action = min(sent, key=lambda flight: flight.action_id)
+        action = story.flying()[0]
         commands = story(
-            ActionDone(story.now, 1, action.action_id, Status.OK, "", story.now - 5 * MS, story.now, 5 * MS)
+            ActionDone(story.now, 1, action, Status.OK, "", story.now - 5 * MS, story.now, 5 * MS)
         )
         order += [command.requests[0] for command in commands if isinstance(command, SendInfer)]
         story.at(10)
@@ -213,7 +221,7 @@ def test_a_batch_takes_only_what_makes_it_faster() -> None:
     story.request(1, 100)
     story.request(1, 100)
     story.request(1, 100)
-    assert [len(batch.pendings) for batch in story.scheduler._devices[0].plan] == [1, 1, 1]  # type: ignore[attr-defined]
+    assert [batch["size"] for batch in story.plan()] == [1, 1, 1]
 
 
 def test_shapes_are_not_mixed_and_batch_max_holds() -> None:
@@ -224,8 +232,11 @@ def test_shapes_are_not_mixed_and_batch_max_holds() -> None:
     story.request(1, 900)
     for shape in (SHAPE, wide, SHAPE, SHAPE, SHAPE):
         story.request(1, 900, shape=shape)
-    plan = story.scheduler._devices[0].plan  # type: ignore[attr-defined]
-    assert sorted((batch.shape, batch.size) for batch in plan) == [(SHAPE, 1), (SHAPE, 3), (wide, 1)]
+    assert sorted((batch["shape"], batch["size"]) for batch in story.plan()) == [
+        (SHAPE, 1),
+        (SHAPE, 3),
+        (wide, 1),
+    ]
 
 
 # ----- refusing ------------------------------------------------------------------------------
@@ -280,7 +291,7 @@ def test_an_slo_below_the_execution_time_is_infeasible() -> None:
     assert isinstance(send, SendInfer)
 
 
-def test_reasons_no_worker_memory_draining_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_no_worker_memory_draining_overloaded() -> None:
     story = Story(spec(1), spec(2, runs=(5,)), pages=4, resident=False)
     assert story.request(77)[1][0].reason == Reason.NO_WORKER
     assert story.request(2)[1][0].reason == Reason.MEMORY
@@ -290,7 +301,7 @@ def test_reasons_no_worker_memory_draining_overloaded(monkeypatch: pytest.Monkey
     assert config.QUEUED_BYTES_MAX < 5 << 30
     story = Story(spec(1))
     assert story.request(1, 100, size=5 << 30)[1][0].reason == Reason.OVERLOADED
-    monkeypatch.setattr(edf, "QUEUED_REQUESTS_MAX", 2)
+    story = Story(spec(1), queued_requests_max=2)
     story.request(1, 0)
     story.request(1, 0)
     assert story.request(1, 0)[1][0].reason == Reason.OVERLOADED
@@ -361,9 +372,7 @@ def test_no_deadline_is_always_admitted_and_never_delays_a_promise() -> None:
         commands = story.done(last, 10)
         sends = [command for command in commands if isinstance(command, SendInfer)]
         sent += [request for send in sends for request in send.requests]
-        flights = story.scheduler._flights  # type: ignore[attr-defined]
-        flight = min(flights.values(), key=lambda one: one.action_id)
-        last = SendInfer(1, 0, flight.action_id, 1, 0, (), 0, 0, 0)
+        last = SendInfer(1, 0, story.flying()[0], 1, 0, (), 0, 0, 0)
     assert [request for request in sent if request in urgent] == urgent
     assert sent.index(urgent[0]) <= 1
 
@@ -464,8 +473,7 @@ def test_a_model_in_use_is_not_evicted_but_makes_room_when_it_is_done() -> None:
     _refused, commands = story.request(1, 60)
     assert commands[0].status == Status.REFUSED, "the model is on its way out"
     story.now = 20 * MS
-    flight = next(iter(story.scheduler._flights.values()))  # type: ignore[attr-defined]
-    last = sends[0] if sends else SendInfer(1, 0, flight.action_id, 1, 0, (), 0, 0, 0)
+    last = sends[0] if sends else SendInfer(1, 0, story.flying()[0], 1, 0, (), 0, 0, 0)
     commands = story.done(last, 10)
     assert kinds(commands) == ["AnswerOk", "SendUnload", "SendLoad"]
 

@@ -1,0 +1,255 @@
+# The C++ scheduler as Cython sees it; what each thing means is said in csrc/scheduler/.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport unique_ptr
+from libcpp.pair cimport pair
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+
+cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
+    cdef enum class CStatus "clockwork::Status"(uint8_t):
+        pass
+    cdef enum class CReason "clockwork::Reason"(uint8_t):
+        pass
+    cdef enum class CText "clockwork::Text"(uint8_t):
+        pass
+
+    cdef enum class CommandKind(uint8_t):
+        SEND_LOAD
+        SEND_UNLOAD
+        SEND_INFER
+        SEND_PROFILE
+        SEND_REVOKE
+        ANSWER_OK
+        ANSWER_FAILED
+        MODEL_GONE
+        WAKE
+
+    cdef cppclass CRequest "clockwork::Request":
+        uint64_t id
+        int64_t model_id
+        uint32_t rows
+        uint32_t shape
+        uint64_t bytes
+        int64_t arrived_ns
+        int64_t deadline_ns
+        uint8_t priority
+
+    cdef cppclass CProfilePoint "clockwork::ProfilePoint":
+        uint32_t shape
+        uint32_t batch
+        int64_t exec_ns
+
+    cdef cppclass CModelSpec "clockwork::ModelSpec":
+        int64_t model_id
+        uint32_t program
+        cbool batches
+        uint32_t batch_max
+        int64_t slo_ns
+        vector[uint32_t] runs
+        int64_t load_ns
+        vector[CProfilePoint] profile
+
+    cdef cppclass CDeviceSpec "clockwork::DeviceSpec":
+        uint32_t kind
+        uint64_t page_bytes
+        uint32_t page_count
+        uint32_t run_ahead
+
+    cdef cppclass CActionResult "clockwork::ActionResult":
+        int32_t worker
+        uint64_t action_id
+        CStatus status
+        int64_t begin_ns
+        int64_t end_ns
+        int64_t duration_ns
+        const string *text
+
+    cdef cppclass CCommand "clockwork::Command":
+        CommandKind kind
+        CStatus status
+        CReason reason
+        CText text
+        int32_t worker
+        int32_t device
+        uint32_t first
+        uint32_t count
+        uint32_t part
+        uint32_t shape
+        uint32_t rows
+        int32_t said
+        uint64_t action_id
+        int64_t model_id
+        uint64_t load_id
+        uint64_t request_id
+        int64_t earliest_ns
+        int64_t latest_ns
+        int64_t expected_ns
+        int64_t a
+        int64_t b
+        int64_t c
+        int64_t feasible_slo_ns
+        int64_t retry_after_ns
+
+    cdef cppclass CCommands "clockwork::Commands":
+        vector[CCommand] list
+        vector[uint64_t] ids
+        vector[uint32_t] runs
+        vector[string] texts
+        void clear()
+
+
+cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
+    cdef cppclass COptions "clockwork::SchedulerOptions":
+        string policy
+        string memory
+        uint64_t queued_requests_max
+        uint64_t queued_bytes_max
+        vector[pair[string, double]] values
+
+    cdef cppclass CDeviceStatus "clockwork::DeviceStatus":
+        int32_t worker
+        uint32_t device
+        uint32_t kind
+        uint64_t planned_requests
+        uint64_t planned_batches
+        int64_t planned_ns
+        uint64_t in_flight
+        uint64_t loading
+        uint64_t loads_waiting
+        uint64_t pages
+        uint64_t pages_free
+        uint64_t resident
+        uint64_t served
+        cbool draining
+
+    cdef cppclass CWhereabouts "clockwork::Whereabouts":
+        int64_t model_id
+        int32_t worker
+        uint32_t device
+        int state
+        uint64_t load_id
+        uint64_t pages
+        vector[uint32_t] run_starts
+
+    cdef cppclass CModelStatus "clockwork::ModelStatus":
+        int64_t model_id
+        uint64_t queued
+        uint64_t served
+        cbool draining
+        vector[int32_t] workers
+        vector[CWhereabouts] residencies
+
+    cdef cppclass CPlannedBatch "clockwork::PlannedBatch":
+        int64_t model_id
+        uint32_t shape
+        uint32_t size
+        int64_t duration_ns
+        vector[uint64_t] requests
+
+    cdef cppclass CFlightStatus "clockwork::FlightStatus":
+        uint64_t action_id
+        int32_t worker
+        uint32_t device
+        int kind
+        int64_t model_id
+        vector[uint64_t] requests
+
+    cdef cppclass CSnapshot "clockwork::Snapshot":
+        int64_t now_ns
+        uint64_t queued_requests
+        uint64_t queued_bytes
+        uint64_t admitted
+        uint64_t answered
+        uint64_t refused
+        uint64_t missed
+        uint64_t failed
+        uint64_t displaced
+        vector[CDeviceStatus] devices
+        vector[vector[CWhereabouts]] resident
+        vector[vector[CPlannedBatch]] plans
+        vector[CModelStatus] models
+        vector[CFlightStatus] flights
+
+    cdef cppclass CScheduler "clockwork::Scheduler":
+        void arrived(int64_t now, const CRequest &request) except +
+        void cancelled(int64_t now, uint64_t request_id) except +
+        void action_done(int64_t now, const CActionResult &result) except +
+        void worker_joined(int64_t now, int32_t worker, const vector[CDeviceSpec] &devices) except +
+        void worker_left(int64_t now, int32_t worker) except +
+        void worker_draining(int64_t now, int32_t worker) except +
+        void link_measured(int64_t now, int32_t worker, int64_t there_ns, int64_t back_ns) except +
+        void model_ready(int64_t now, int32_t worker, const CModelSpec &spec) except +
+        void model_removed(int64_t now, int64_t model_id) except +
+        void shape_known(uint32_t shape, uint64_t elements) except +
+        void shape_forgotten(uint32_t shape) except +
+        void shapes_in_use(vector[uint32_t] &found) except +
+        void settle(int64_t now) except +
+        vector[CDeviceStatus] devices() except +
+        vector[CWhereabouts] whereabouts(int64_t model_id) except +
+        CSnapshot snapshot() except +
+        void check_invariants() except +AssertionError
+        CCommands out
+
+    vector[string] policy_names() except +
+    unique_ptr[CScheduler] make_scheduler(const COptions &options) except +
+
+
+cdef extern from "scheduler/pages.h" namespace "clockwork" nogil:
+    cdef cppclass CInterval "clockwork::PageAllocator::Interval":
+        uint32_t start
+        uint32_t size
+
+    cdef cppclass CPages "clockwork::PageAllocator":
+        CPages()
+        CPages(uint32_t page_count)
+        uint32_t page_count()
+        uint32_t free_count()
+        vector[CInterval] intervals()
+        cbool fits(const vector[uint32_t] &runs)
+        cbool allocate(const vector[uint32_t] &runs, vector[uint32_t] &starts) except +
+        void free_run(int64_t start, int64_t size) except +
+        void take_run(int64_t start, int64_t size) except +
+        void check_invariants() except +AssertionError
+
+
+cdef extern from "scheduler/estimates.h" namespace "clockwork" nogil:
+    const uint32_t C_BATCH_TABLE_MAX "clockwork::BATCH_TABLE_MAX"
+    const double C_BOUND_RATIO_MAX "clockwork::BOUND_RATIO_MAX"
+    const size_t C_SHAPES_MAX "clockwork::SHAPES_MAX"
+    int64_t c_with_margin "clockwork::with_margin"(int64_t ns)
+
+    cdef cppclass CCurve "clockwork::Curve":
+        void seed(uint32_t batch, int64_t ns)
+        int64_t exec_ns(uint32_t batch) except +
+        int64_t planned_ns(uint32_t batch) except +
+        cbool measure(uint32_t batch, int64_t ns) except +
+
+    cdef cppclass CShapes "clockwork::Shapes":
+        void set(uint32_t shape, uint64_t elements) except +
+
+    cdef cppclass CProgram "clockwork::ProgramEstimates":
+        void seed(const vector[CProfilePoint] &points) except +
+        CCurve *curve(uint32_t shape)
+        int64_t bound_ns(const CShapes &shapes, uint32_t shape, uint32_t batch) except +
+        cbool measure(uint32_t shape, uint32_t batch, int64_t ns, uint32_t *forgotten) except +
+
+    cdef cppclass CLoads "clockwork::LoadEstimates":
+        int64_t load_ns(int64_t model_id, int64_t seed_ns, uint32_t page_count)
+        void measure(int64_t model_id, int64_t seed_ns, uint32_t page_count, int64_t ns) except +
+        void forget(int64_t model_id)
+
+    cdef cppclass CEstimates "clockwork::Estimates":
+        CProgram &use_program(uint32_t program, uint32_t kind) except +
+        void release_program(uint32_t program, uint32_t kind)
+
+
+cdef extern from "scheduler/edf.h" namespace "clockwork" nogil:
+    const int C_ATTEMPTS_MAX "clockwork::ATTEMPTS_MAX"
+    const int64_t C_SCHEDULE_AHEAD_NS "clockwork::SCHEDULE_AHEAD_NS"
+    const int C_PROFILE_ATTEMPTS_MAX "clockwork::PROFILE_ATTEMPTS_MAX"
+    const int64_t C_PROFILE_IDLE_NS "clockwork::PROFILE_IDLE_NS"
+    const uint64_t C_QUEUED_REQUESTS_MAX "clockwork::QUEUED_REQUESTS_MAX"
+    const uint64_t C_QUEUED_BYTES_MAX "clockwork::QUEUED_BYTES_MAX"
+    const int64_t C_NEVER_NS "clockwork::NEVER_NS"

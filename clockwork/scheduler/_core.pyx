@@ -1,0 +1,685 @@
+# distutils: language = c++
+"""The native scheduler in Python's terms: the typed records of ``types`` in and out, and sentences for people.
+
+Names stay on this side: the core knows models by their ids, and shapes, programs and device kinds by numbers that are
+given out here, and taken back once nothing names them.
+"""
+
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_SET_ITEM
+from cython.operator cimport dereference as at
+from libc.stdint cimport UINT32_MAX
+
+from clockwork.messages import Reason, Status
+from clockwork.scheduler.types import (
+    ActionDone, AnswerFailed, AnswerOk, Arrived, LinkMeasured, ModelGone, ModelReady, ModelRemoved, RequestCancelled,
+    SendInfer, SendLoad, SendProfile, SendRevoke, SendUnload, Tick, Wake, WorkerDraining, WorkerJoined, WorkerLeft,
+)
+
+BATCH_TABLE_MAX = C_BATCH_TABLE_MAX
+BOUND_RATIO_MAX = C_BOUND_RATIO_MAX
+SHAPES_MAX = C_SHAPES_MAX
+ATTEMPTS_MAX = C_ATTEMPTS_MAX
+SCHEDULE_AHEAD_NS = C_SCHEDULE_AHEAD_NS
+PROFILE_ATTEMPTS_MAX = C_PROFILE_ATTEMPTS_MAX
+PROFILE_IDLE_NS = C_PROFILE_IDLE_NS
+QUEUED_REQUESTS_MAX = C_QUEUED_REQUESTS_MAX
+QUEUED_BYTES_MAX = C_QUEUED_BYTES_MAX
+NEVER_NS = C_NEVER_NS
+POLICIES = tuple(name.decode() for name in policy_names())
+
+# Shapes that are given a number before it is looked which of them are still of use; then twice as many as are.
+SHAPES_KNOWN_MAX = 4096
+
+# More rows or elements than these are as good as these: no estimate goes that far.
+cdef uint64_t ROWS_MAX = 1 << 30
+cdef object ELEMENTS_MAX = 1 << 62
+
+cdef tuple STATES = ("pending", "loading", "resident")
+cdef tuple FLIGHTS = ("load", "unload", "infer", "profile")
+cdef tuple REASONS = ("", *Reason)
+cdef list STATUSES = [None] * 256
+for _status in Status:
+    STATUSES[_status.value] = _status
+
+_LATE = "it could no longer be answered by its deadline"
+
+# By Text: a sentence, with {name} of the model, {a} and {b} numbers, {a_ms} and {b_ms} the same in milliseconds, and
+# {said} what the worker said or else the name of status a.
+TEXTS = (
+    "",
+    "no worker that can serve the model is connected",
+    "{name} is being unregistered",
+    "{a} requests of {b} bytes are queued",
+    "{name} is larger than any device's memory",
+    "every worker that has the model is leaving",
+    "{name} was never measured with this input shape; it will be when a device is idle",
+    "{name} cannot be placed on any device now",
+    "{name} was never measured with this input shape, and its bound of {a_ms:.1f} ms is above the SLO",
+    "{name} takes {a_ms:.1f} ms on an idle device, the SLO is {b_ms:.1f} ms",
+    "{name} could be answered in {a_ms:.1f} ms, the SLO is {b_ms:.1f} ms",
+    "a request of higher priority took its place",
+    "the deadline passed",
+    _LATE,
+    "the result came after the deadline",
+    "the request was cancelled",
+    "the worker was lost",
+    "the worker is leaving",
+    "no worker that can serve the model is left",
+    "the batch that it was in failed",
+    "the model failed on this input",
+    "{name} could not be loaded: {said}",
+    "{said}",
+)
+cdef int TEXT_LOAD_FAILED = len(TEXTS) - 2
+cdef tuple _texts = TEXTS
+cdef tuple _fixed = tuple("{" not in text for text in TEXTS)
+
+cdef object _Arrived = Arrived, _ActionDone = ActionDone, _Tick = Tick, _RequestCancelled = RequestCancelled
+cdef object _LinkMeasured = LinkMeasured, _ModelReady = ModelReady, _ModelRemoved = ModelRemoved
+cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDraining = WorkerDraining
+cdef object _SendInfer = SendInfer, _SendLoad = SendLoad, _SendUnload = SendUnload, _SendProfile = SendProfile
+cdef object _SendRevoke = SendRevoke, _AnswerOk = AnswerOk, _AnswerFailed = AnswerFailed
+cdef object _ModelGone = ModelGone, _Wake = Wake
+
+cdef extern from *:
+    """
+    static inline PyObject *clockwork_new_record(PyObject *type, Py_ssize_t size) {
+        return ((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, size);
+    }
+    """
+    object clockwork_new_record(object type, Py_ssize_t size)
+
+
+cdef inline void put(object record, Py_ssize_t place, object value) noexcept:
+    """Fill in a field of a fresh record. A NamedTuple is a tuple; building it so takes a third of the time."""
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(record, place, value)
+
+
+cdef tuple ids_of(const uint64_t *first, uint32_t count):
+    cdef tuple ids = clockwork_new_record(tuple, count)
+    cdef uint32_t place
+    for place in range(count):
+        put(ids, place, first[place])
+    return ids
+
+
+cdef tuple starts_of(const uint32_t *first, uint32_t count):
+    cdef tuple starts = clockwork_new_record(tuple, count)
+    cdef uint32_t place
+    for place in range(count):
+        put(starts, place, first[place])
+    return starts
+
+
+cdef uint64_t elements_of(tuple shape) except? 0:
+    """Elements of all inputs, for one row."""
+    total = 0
+    for dims in shape:
+        count = 1
+        for dim in dims:
+            count *= dim
+        total += count
+    return min(max(total, 1), ELEMENTS_MAX)
+
+
+cdef vector[uint32_t] runs_of(object runs) except *:
+    cdef vector[uint32_t] found
+    for size in runs:
+        found.push_back(size)
+    return found
+
+
+cdef class Numbers:
+    """Numbers for things that hash, from 1 on; a number that was taken back is given out again."""
+
+    cdef dict _numbers
+    cdef list _things
+    cdef list _free
+
+    def __init__(self):
+        self._numbers = {}
+        self._things = [None]
+        self._free = []
+
+    cdef uint32_t number(self, object thing) except 0:
+        found = self._numbers.get(thing)
+        if found is None:
+            if self._free:
+                found = self._free.pop()
+                self._things[found] = thing
+            else:
+                found = len(self._things)
+                self._things.append(thing)
+            self._numbers[thing] = found
+        return found
+
+    cdef object thing(self, uint32_t number):
+        return self._things[number]
+
+    cdef void take_back(self, uint32_t number) except *:
+        del self._numbers[self._things[number]]
+        self._things[number] = None
+        self._free.append(number)
+
+
+cdef class ShapeNumbers(Numbers):
+    """Shape 0 is that of a request without inputs."""
+
+    cdef object _last
+    cdef uint32_t _last_number
+    cdef Py_ssize_t _known_max
+
+    def __init__(self):
+        Numbers.__init__(self)
+        self._things[0] = ()
+        self._known_max = SHAPES_KNOWN_MAX
+
+    cdef uint32_t of(self, object shape, CScheduler *core) except? 4294967295:
+        if shape is self._last:
+            return self._last_number
+        cdef uint32_t number = 0
+        if shape:
+            found = self._numbers.get(shape)
+            if found is None:
+                number = self.number(shape)
+                core.shape_known(number, elements_of(shape))
+            else:
+                number = found
+        self._last, self._last_number = shape, number
+        return number
+
+    cdef void forget_unused(self, CScheduler *core) except *:
+        """Between steps: take back the numbers that nothing in the core names."""
+        cdef vector[uint32_t] found
+        cdef uint32_t one
+        if len(self._numbers) <= self._known_max:
+            return
+        core.shapes_in_use(found)
+        used = {one for one in found}
+        for number in [number for number in self._numbers.values() if number not in used]:
+            self.take_back(number)
+            core.shape_forgotten(number)
+        self._last = None
+        self._known_max = max(SHAPES_KNOWN_MAX, 2 * len(self._numbers))
+
+
+cdef class Core:
+    """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
+
+    cdef unique_ptr[CScheduler] _owner
+    cdef CScheduler *_core
+    cdef ShapeNumbers _shapes
+    cdef Numbers _kinds
+    cdef Numbers _programs
+    cdef dict _program_users  # number -> models that name it
+    cdef dict _model_programs  # model -> the programs that it has on one kind of device or another
+    cdef dict _names  # model -> what people call it
+
+    def __init__(self, policy, memory, values, queued_requests_max, queued_bytes_max):
+        cdef COptions options
+        options.policy = policy.encode()
+        options.memory = memory.encode()
+        options.queued_requests_max = queued_requests_max
+        options.queued_bytes_max = queued_bytes_max
+        for name, value in values.items():
+            options.values.push_back(pair[string, double](<string>name.encode(), <double>value))
+        self._owner = make_scheduler(options)
+        self._core = self._owner.get()
+        self._shapes, self._kinds, self._programs = ShapeNumbers(), Numbers(), Numbers()
+        self._program_users, self._model_programs, self._names = {}, {}, {}
+
+    # ----- events ------------------------------------------------------------------------------
+
+    def step(self, event):
+        self._shapes.forget_unused(self._core)
+        cdef int64_t now = self._take(event)
+        self._core.settle(now)
+        return self._commands()
+
+    def step_many(self, events):
+        self._shapes.forget_unused(self._core)
+        cdef int64_t now = 0
+        for event in events:
+            now = max(now, self._take(event))
+        self._core.settle(now)
+        return self._commands()
+
+    cdef int64_t _take(self, object event) except? -1:
+        cdef int64_t now
+        cdef object kind = type(event)
+        if kind is _Arrived:
+            now = <object>(<tuple>event)[0]
+            self._arrived(now, (<tuple>event)[1])
+        elif kind is _ActionDone:
+            now = <object>(<tuple>event)[0]
+            self._action_done(now, <tuple>event)
+        elif kind is _Tick:
+            now = <object>(<tuple>event)[0]
+        else:
+            now = event.now_ns
+            if kind is _RequestCancelled:
+                self._core.cancelled(now, event.request_id)
+            elif kind is _LinkMeasured:
+                self._core.link_measured(now, event.worker, event.there_ns, event.back_ns)
+            elif kind is _ModelReady:
+                self._model_ready(now, event.worker, event.spec)
+            elif kind is _ModelRemoved:
+                self._core.model_removed(now, event.model_id)
+            elif kind is _WorkerJoined:
+                self._worker_joined(now, event.worker, event.devices)
+            elif kind is _WorkerLeft:
+                self._core.worker_left(now, event.worker)
+            elif kind is _WorkerDraining:
+                self._core.worker_draining(now, event.worker)
+            else:
+                raise TypeError(f"unknown event {event!r}")
+        return now
+
+    cdef void _arrived(self, int64_t now, object request) except *:
+        cdef CRequest one
+        one.id = request.id
+        one.model_id = request.model_id
+        one.rows = <uint32_t>min(<uint64_t>request.rows, ROWS_MAX)
+        one.shape = self._shapes.of(request.shape, self._core)
+        one.bytes = request.bytes
+        one.arrived_ns = request.arrived_ns
+        one.deadline_ns = request.deadline_ns
+        one.priority = request.priority
+        self._core.arrived(now, one)
+
+    cdef void _action_done(self, int64_t now, tuple event) except *:
+        cdef CActionResult result
+        cdef string text
+        result.worker = event[1]
+        result.action_id = event[2]
+        result.status = <CStatus><uint8_t>event[3]
+        result.begin_ns = event[5]
+        result.end_ns = event[6]
+        result.duration_ns = event[7]
+        result.text = NULL
+        if event[4]:
+            text = (<str>event[4]).encode()
+            result.text = &text
+        self._core.action_done(now, result)
+
+    cdef void _worker_joined(self, int64_t now, int32_t worker, object devices) except *:
+        cdef vector[CDeviceSpec] specs
+        cdef CDeviceSpec spec
+        for kind, page_bytes, page_count, run_ahead in devices:
+            spec.kind = self._kinds.number(kind)
+            spec.page_bytes = page_bytes
+            spec.page_count = page_count
+            spec.run_ahead = max(run_ahead, 1)
+            specs.push_back(spec)
+        self._core.worker_joined(now, worker, specs)
+
+    cdef void _model_ready(self, int64_t now, int32_t worker, object spec) except *:
+        cdef CModelSpec one
+        cdef CProfilePoint point
+        if spec.model_id not in self._names:
+            self._names[spec.model_id] = spec.name if spec.version <= 1 else f"{spec.name}@{spec.version}"
+        one.model_id = spec.model_id
+        one.program = self._programs.number(spec.program)
+        mine = self._model_programs.setdefault(spec.model_id, {})
+        if one.program not in mine:
+            mine[one.program] = None
+            self._program_users[one.program] = self._program_users.get(one.program, 0) + 1
+        one.batches = spec.batches
+        one.batch_max = spec.batch_max
+        one.slo_ns = spec.slo_ns
+        one.runs = runs_of(spec.runs)
+        one.load_ns = spec.load_ns
+        for measured in spec.profile:
+            point.shape = self._shapes.of(measured.shape, self._core)
+            point.batch = measured.batch
+            point.exec_ns = measured.exec_ns
+            one.profile.push_back(point)
+        self._core.model_ready(now, worker, one)
+
+    cdef void _model_gone(self, int64_t model_id) except *:
+        """What it alone was called by is called so no longer."""
+        self._names.pop(model_id, None)
+        for program in self._model_programs.pop(model_id, ()):
+            left = self._program_users[program] - 1
+            if left:
+                self._program_users[program] = left
+            else:
+                del self._program_users[program]
+                self._programs.take_back(program)
+
+    # ----- orders ------------------------------------------------------------------------------
+
+    cdef list _commands(self):
+        cdef list commands = []
+        cdef CCommands *out = &self._core.out
+        cdef CCommand *one
+        cdef size_t place
+        for place in range(out.list.size()):
+            one = &out.list[place]
+            if one.kind == CommandKind.ANSWER_OK:
+                record = clockwork_new_record(_AnswerOk, 6)
+                put(record, 0, one.request_id)
+                put(record, 1, one.action_id)
+                put(record, 2, one.part)
+                put(record, 3, one.a)
+                put(record, 4, one.b)
+                put(record, 5, one.c)
+            elif one.kind == CommandKind.SEND_INFER:
+                record = clockwork_new_record(_SendInfer, 9)
+                self._head(record, one)
+                put(record, 5, ids_of(out.ids.data() + one.first, one.count))
+                self._window(record, one, 6)
+            elif one.kind == CommandKind.WAKE:
+                record = clockwork_new_record(_Wake, 1)
+                put(record, 0, one.earliest_ns)
+            elif one.kind == CommandKind.ANSWER_FAILED:
+                record = clockwork_new_record(_AnswerFailed, 6)
+                put(record, 0, one.request_id)
+                put(record, 1, STATUSES[<uint8_t>one.status])
+                put(record, 2, REASONS[<uint8_t>one.reason])
+                put(record, 3, self._text(one))
+                put(record, 4, one.feasible_slo_ns)
+                put(record, 5, one.retry_after_ns)
+            elif one.kind == CommandKind.SEND_LOAD:
+                record = clockwork_new_record(_SendLoad, 9)
+                self._head(record, one)
+                put(record, 5, starts_of(out.runs.data() + one.first, one.count))
+                self._window(record, one, 6)
+            elif one.kind == CommandKind.SEND_UNLOAD:
+                record = clockwork_new_record(_SendUnload, 8)
+                self._head(record, one)
+                self._window(record, one, 5)
+            elif one.kind == CommandKind.SEND_PROFILE:
+                record = clockwork_new_record(_SendProfile, 10)
+                self._head(record, one)
+                put(record, 5, one.rows)
+                put(record, 6, self._shapes.thing(one.shape))
+                self._window(record, one, 7)
+            elif one.kind == CommandKind.SEND_REVOKE:
+                record = clockwork_new_record(_SendRevoke, 2)
+                put(record, 0, one.worker)
+                put(record, 1, one.action_id)
+            else:
+                record = clockwork_new_record(_ModelGone, 1)
+                put(record, 0, one.model_id)
+            commands.append(record)
+        for place in range(out.list.size()):  # names and numbers may be used up to here
+            if out.list[place].kind == CommandKind.MODEL_GONE:
+                self._model_gone(out.list[place].model_id)
+        out.clear()
+        return commands
+
+    cdef inline void _head(self, object record, CCommand *one) noexcept:
+        put(record, 0, one.worker)
+        put(record, 1, one.device)
+        put(record, 2, one.action_id)
+        put(record, 3, one.model_id)
+        put(record, 4, one.load_id)
+
+    cdef inline void _window(self, object record, CCommand *one, Py_ssize_t place) noexcept:
+        put(record, place, one.earliest_ns)
+        put(record, place + 1, one.latest_ns)
+        put(record, place + 2, one.expected_ns)
+
+    cdef str _text(self, CCommand *one):
+        cdef uint8_t number = <uint8_t>one.text
+        text = _texts[number]
+        if _fixed[number]:
+            return text
+        said = ""
+        if number >= TEXT_LOAD_FAILED:
+            if one.said >= 0:
+                said = self._core.out.texts[one.said].decode()
+            elif number == TEXT_LOAD_FAILED:
+                said = STATUSES[one.a].name
+            else:
+                said = STATUSES[one.a].name.lower().replace("_", " ")
+        name = self._names.get(one.model_id, "")
+        return text.format(name=name, a=one.a, b=one.b, a_ms=one.a / 1e6, b_ms=one.b / 1e6, said=said)
+
+    # ----- what it shows -----------------------------------------------------------------------
+
+    def devices(self):
+        return [self._device(row) for row in self._core.devices()]
+
+    cdef dict _device(self, const CDeviceStatus &row):
+        return {
+            "worker": row.worker,
+            "device": row.device,
+            "kind": self._kinds.thing(row.kind),
+            "planned_requests": row.planned_requests,
+            "planned_batches": row.planned_batches,
+            "planned_ns": row.planned_ns,
+            "in_flight": row.in_flight,
+            "loading": row.loading,
+            "loads_waiting": row.loads_waiting,
+            "pages": row.pages,
+            "pages_free": row.pages_free,
+            "draining": bool(row.draining),
+            "resident": row.resident,
+            "served": row.served,
+        }
+
+    def whereabouts(self, model_id):
+        cdef CWhereabouts one
+        return [(one.worker, one.device, STATES[one.state]) for one in self._core.whereabouts(model_id)]
+
+    def snapshot(self):
+        cdef CSnapshot all_ = self._core.snapshot()
+        cdef CWhereabouts one
+        cdef CPlannedBatch batch
+        cdef CFlightStatus flight
+        cdef CModelStatus model
+        cdef size_t place
+        devices = []
+        for place in range(all_.devices.size()):
+            row = self._device(all_.devices[place])
+            row["resident"] = {
+                one.model_id: {
+                    "name": self._names.get(one.model_id, ""), "load_id": one.load_id, "state": STATES[one.state],
+                    "run_starts": list(one.run_starts), "pages": one.pages,
+                }
+                for one in all_.resident[place]
+            }
+            row["plan"] = [
+                {
+                    "model_id": batch.model_id, "shape": self._shapes.thing(batch.shape), "size": batch.size,
+                    "duration_ns": batch.duration_ns, "requests": list(batch.requests),
+                }
+                for batch in all_.plans[place]
+            ]
+            devices.append(row)
+        models = {
+            model.model_id: {
+                "name": self._names.get(model.model_id, ""), "queued": model.queued, "served": model.served,
+                "draining": bool(model.draining), "workers": list(model.workers),
+                "resident": [[one.worker, one.device] for one in model.residencies if one.state == 2],
+            }
+            for model in all_.models
+        }
+        flights = [
+            {
+                "action_id": flight.action_id, "worker": flight.worker, "device": flight.device,
+                "kind": FLIGHTS[flight.kind], "model_id": flight.model_id, "requests": list(flight.requests),
+            }
+            for flight in all_.flights
+        ]
+        return {
+            "now_ns": all_.now_ns,
+            "queued_requests": all_.queued_requests,
+            "queued_bytes": all_.queued_bytes,
+            "counts": {
+                "admitted": all_.admitted, "answered": all_.answered, "refused": all_.refused,
+                "missed": all_.missed, "failed": all_.failed, "displaced": all_.displaced,
+            },
+            "devices": devices,
+            "models": models,
+            "flights": flights,
+        }
+
+    def check_invariants(self):
+        self._core.check_invariants()
+
+    @property
+    def known_counts(self):
+        """How many shapes, programs and models have a number or a name here."""
+        return len(self._shapes._numbers), len(self._programs._numbers), len(self._names)
+
+
+# ----- parts, for those who need one alone -------------------------------------------------------
+
+
+def with_margin(ns):
+    return c_with_margin(ns)
+
+
+cdef class PageAllocator:
+    """Which pages of an arena are free; see csrc/scheduler/pages.h."""
+
+    cdef CPages _pages
+
+    def __init__(self, page_count):
+        if page_count < 0:
+            raise ValueError(f"an arena of {page_count} pages")
+        self._pages = CPages(<uint32_t>page_count)
+
+    def copy(self):
+        cdef PageAllocator other = PageAllocator(0)
+        other._pages = self._pages
+        return other
+
+    @property
+    def page_count(self):
+        return self._pages.page_count()
+
+    @property
+    def free_count(self):
+        return self._pages.free_count()
+
+    def fits(self, runs):
+        return bool(self._pages.fits(runs_of(runs)))
+
+    def allocate(self, runs):
+        cdef vector[uint32_t] starts
+        if not self._pages.allocate(runs_of(runs), starts):
+            return None
+        return starts_of(starts.data(), <uint32_t>starts.size())
+
+    def free(self, starts, runs):
+        for start, size in zip(starts, runs, strict=True):
+            self._pages.free_run(start, size)
+
+    def take(self, starts, runs):
+        for start, size in zip(starts, runs, strict=True):
+            self._pages.take_run(start, size)
+
+    def intervals(self):
+        cdef CInterval one
+        return [(one.start, one.size) for one in self._pages.intervals()]
+
+    def check_invariants(self):
+        self._pages.check_invariants()
+
+
+cdef class Curve:
+    """Execution time over batch size; see csrc/scheduler/estimates.h."""
+
+    cdef CCurve _own
+    cdef CCurve *_curve
+    cdef object _keeper
+
+    def __cinit__(self):
+        self._curve = &self._own
+
+    def seed(self, batch, ns):
+        self._curve.seed(batch, ns)
+
+    def exec_ns(self, batch):
+        return self._curve.exec_ns(batch)
+
+    def planned_ns(self, batch):
+        return self._curve.planned_ns(batch)
+
+    def measure(self, batch, ns):
+        return bool(self._curve.measure(batch, ns))
+
+
+cdef class ProgramEstimates:
+    """The curves of one program on one device kind, by shape."""
+
+    cdef CProgram _own
+    cdef CProgram *_program
+    cdef CShapes _known
+    cdef Numbers _numbers
+    cdef object _keeper
+
+    def __cinit__(self):
+        self._program = &self._own
+        self._numbers = Numbers()
+
+    cdef uint32_t _shape(self, tuple shape) except 0:
+        cdef uint32_t number = self._numbers.number(shape)
+        self._known.set(number, elements_of(shape))
+        return number
+
+    def seed(self, points):
+        cdef vector[CProfilePoint] found
+        cdef CProfilePoint one
+        for point in points:
+            one.shape, one.batch, one.exec_ns = self._shape(point.shape), point.batch, point.exec_ns
+            found.push_back(one)
+        self._program.seed(found)
+
+    def is_profiled(self, shape):
+        return self._program.curve(self._shape(shape)) != NULL
+
+    def bound_ns(self, shape, batch):
+        return self._program.bound_ns(self._known, self._shape(shape), batch)
+
+    def measure(self, shape, batch, ns):
+        """True if published estimates changed."""
+        cdef uint32_t forgotten = UINT32_MAX
+        return bool(self._program.measure(self._shape(shape), batch, ns, &forgotten))
+
+    def curve(self, shape):
+        """Of a shape that is_profiled(). It goes when the shape is forgotten."""
+        cdef Curve found = Curve()
+        found._curve = self._program.curve(self._shape(shape))
+        found._keeper = self
+        if found._curve == NULL:
+            raise KeyError(shape)
+        return found
+
+
+cdef class LoadEstimates:
+    """Load times of one device kind."""
+
+    cdef CLoads _loads
+
+    def load_ns(self, model_id, seed_ns, page_count):
+        return self._loads.load_ns(model_id, seed_ns, page_count)
+
+    def measure(self, model_id, seed_ns, page_count, ns):
+        self._loads.measure(model_id, seed_ns, page_count, ns)
+
+    def forget(self, model_id):
+        self._loads.forget(model_id)
+
+
+cdef class Estimates:
+    """Every program's estimates, by device kind."""
+
+    cdef CEstimates _estimates
+    cdef Numbers _numbers
+
+    def __cinit__(self):
+        self._numbers = Numbers()
+
+    def program(self, program, kind):
+        cdef ProgramEstimates found = ProgramEstimates()
+        found._program = &self._estimates.use_program(self._numbers.number(program), self._numbers.number(kind))
+        found._keeper = self
+        return found

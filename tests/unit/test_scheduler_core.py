@@ -1,0 +1,144 @@
+"""The border between Python and the native scheduler: numbers that both must mean alike, names that are let go of."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clockwork import config, messages
+from clockwork.messages import NEVER_NS, Reason, Status
+from clockwork.scheduler import _core, make_scheduler
+from clockwork.scheduler.types import (
+    ActionDone,
+    AnswerFailed,
+    Arrived,
+    ModelGone,
+    ModelReady,
+    ModelRemoved,
+    ModelSpec,
+    ProfilePoint,
+    Request,
+    RequestCancelled,
+    WorkerJoined,
+    WorkerLeft,
+)
+
+MS = 1_000_000
+SHAPE = ((3, 8, 8),)
+HEADER = (Path(__file__).parents[2] / "csrc" / "scheduler" / "types.h").read_text(encoding="utf-8")
+
+
+def members(name: str) -> list[tuple[str, str]]:
+    """(name, value or "") of each member of an enum of the header."""
+    found = re.search(rf"enum class {name} .*?\{{(.*?)\}};", HEADER, re.DOTALL)
+    assert found, name
+    return re.findall(r"^    (\w+)(?: = (\d+))?,", found[1], re.MULTILINE)
+
+
+def spec(model_id: int, program: str = "p", version: int = 1) -> ModelSpec:
+    points = [ProfilePoint(SHAPE, 1, 5 * MS)]
+    return ModelSpec(model_id, f"m{model_id}", version, program, False, 1, 0, (1,), 4 * MS, points)
+
+
+def request(number: int, model: int = 1, shape: Any = SHAPE, slo_ms: int = 100, size: int = 1) -> Arrived:
+    return Arrived(0, Request(number, model, 1, shape, size, 0, slo_ms * MS if slo_ms else NEVER_NS, 4))
+
+
+def test_statuses_are_the_same_numbers_on_both_sides() -> None:
+    assert {name: int(value) for name, value in members("Status")} == {one.name: one.value for one in Status}
+
+
+def test_reasons_are_named_in_the_same_order() -> None:
+    names = [name for name, _ in members("Reason")]
+    assert names[0] == "NONE"
+    assert names[1:] == [one.name for one in Reason]
+    assert _core.NEVER_NS == messages.NEVER_NS
+
+
+def test_every_answer_has_its_sentence() -> None:
+    assert len(members("Text")) == len(_core.TEXTS)
+    for text in _core.TEXTS:
+        text.format(name="m", a=1, b=2, a_ms=1.0, b_ms=2.0, said="no")
+
+
+def test_the_bounds_are_those_of_the_configuration() -> None:
+    assert config.QUEUED_REQUESTS_MAX == _core.QUEUED_REQUESTS_MAX
+    assert config.QUEUED_BYTES_MAX == _core.QUEUED_BYTES_MAX
+
+
+def test_the_sentences_name_the_model_and_the_numbers() -> None:
+    scheduler = make_scheduler("edf", queued_bytes_max=1000)
+    scheduler.step(WorkerJoined(0, 1, (("cpu", 1 << 20, 4, 2),)))
+    scheduler.step(ModelReady(0, 1, spec(1, version=3)))
+
+    def text(event: Any) -> str:
+        [answer] = [one for one in scheduler.step(event) if isinstance(one, AnswerFailed)]
+        return answer.text
+
+    assert text(request(1, 77)) == "no worker that can serve the model is connected"
+    assert text(request(2, slo_ms=3)) == "m1@3 takes 5.6 ms on an idle device, the SLO is 3.0 ms"
+    scheduler.step(request(3, size=600))
+    assert text(request(4, size=600)) == "1 requests of 600 bytes are queued"
+    assert text(RequestCancelled(0, 3)) == "the request was cancelled"
+    scheduler.step(request(5))
+    scheduler.step(ModelRemoved(0, 1))
+    assert text(request(6)) == "m1@3 is being unregistered"
+    assert text(WorkerLeft(0, 1)) == "the worker was lost"
+
+
+@pytest.mark.parametrize(("said", "shown"), [("no such file", "no such file"), ("", "DEVICE_ERROR")])
+def test_a_failed_load_says_what_the_worker_said(said: str, shown: str) -> None:
+    scheduler = make_scheduler("edf")
+    scheduler.step(WorkerJoined(0, 1, (("cpu", 1 << 20, 4, 2),)))
+    scheduler.step(ModelReady(0, 1, spec(1)))
+    commands = scheduler.step(request(1))
+    while not isinstance(commands[0], AnswerFailed):
+        action: Any = commands[0]
+        commands = scheduler.step(ActionDone(0, 1, action.action_id, Status.DEVICE_ERROR, said, 0, 0, 0))
+    assert commands[0].text == f"m1 could not be loaded: {shown}"
+
+
+def test_names_programs_and_shapes_that_nothing_uses_are_forgotten() -> None:
+    scheduler: Any = make_scheduler("edf")
+    scheduler.step(WorkerJoined(0, 1, (("cpu", 1 << 20, 4, 2),)))
+    for model in range(1, 4):
+        scheduler.step(ModelReady(0, 1, spec(model, program=f"p{model % 2}")))
+    for number in range(
+        3 * _core.SHAPES_KNOWN_MAX
+    ):  # each client sends a shape of its own, far too large to bound
+        [answer] = [
+            one for one in scheduler.step(request(number, shape=((number + 5000,),)))
+            if isinstance(one, AnswerFailed)
+        ]  # fmt: skip
+        assert answer.reason == Reason.UNPROFILED
+    shapes, programs, names = scheduler.known_counts
+    assert shapes <= _core.SHAPES_KNOWN_MAX + 1
+    assert (programs, names) == (2, 3)
+    assert scheduler.step(ModelRemoved(0, 2)) == [ModelGone(2)]
+    assert scheduler.known_counts[1:] == (1, 2)
+    scheduler.step(ModelRemoved(0, 1))
+    assert scheduler.known_counts[1:] == (1, 1), "model 3 is of the same program"
+    scheduler.step(ModelRemoved(0, 3))
+    assert scheduler.known_counts[1:] == (0, 0)
+
+
+def test_a_forgotten_number_is_given_to_another_shape_without_harm() -> None:
+    scheduler: Any = make_scheduler("edf")
+    scheduler.step(WorkerJoined(0, 1, (("cpu", 1 << 20, 4, 2),)))
+    scheduler.step(ModelReady(0, 1, spec(1)))
+    for number in range(3 * _core.SHAPES_KNOWN_MAX):
+        scheduler.step(request(number, shape=((number + 5000,),)))
+    [load] = [
+        one for one in scheduler.step(request(10**6, shape=((192,),))) if not isinstance(one, AnswerFailed)
+    ][:1]
+    assert load.expected_ns == 4 * MS, (
+        "as many elements as the profiled shape has: it is bounded by it, and admitted"
+    )
+
+
+def test_an_event_that_is_none_is_a_mistake() -> None:
+    with pytest.raises((TypeError, AttributeError)):
+        make_scheduler("edf").step("tick")  # type: ignore[arg-type]

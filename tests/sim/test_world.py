@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from bench import simulator
 from clockwork.profiles import ModelProfile
 from clockwork.sim import Closed, Cluster, Open, Report, simulate
 from clockwork.sim.workloads import Arrivals
@@ -271,3 +272,9 @@ def test_workloads_that_make_no_sense_are_refused() -> None:
         run([CNN], Cluster(link_loss=-1), at([1]))
     with pytest.raises(ValueError, match="without models"):
         run([], Cluster(), at([1]))
+
+
+def test_the_benchmark_runs_and_its_cluster_carries_its_load() -> None:
+    row = simulator.measure("24 devices, 20 models, batches, noise", "edf", quick=True)
+    assert row["bad_%"] < 1
+    assert row["requests_per_cpu_s"] > 20_000, "fifty times slower than it was"

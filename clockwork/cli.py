@@ -161,6 +161,8 @@ def up(
     """
     from clockwork import cluster
 
+    if profiles and not workers:
+        raise ConfigError("--profiles needs a worker that takes them")
     arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
     for name, size in (("--arena", arena), ("--page-size", page_size)):
         arguments += [name, str(size)] if size else []
@@ -170,7 +172,8 @@ def up(
         arguments += ["--lock-store"]
     settings = cluster.UpSettings(
         workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
-        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and device != "emulated", profiles=profiles or "", copies=copies,
+        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and device != "emulated",
+        profiles=profiles or "", copies=copies,
         verbose=verbose, worker_arguments=tuple(arguments),
     )  # fmt: skip
     sys.exit(cluster.up(settings, lambda line: click.echo(line)))

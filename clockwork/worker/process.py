@@ -147,18 +147,13 @@ class Worker:
         self._epoch = random.SystemRandom().getrandbits(63)
         self._lines = [_Line(index, device) for index, device in enumerate(devices)]
         self._line_of = {line.device: line for line in self._lines}
-        self._wakes: list[
-            tuple[int, int]
-        ] = []  # (when, index) of lines; stale where it is not the line's wake_ns
+        # (when, index) of lines; an entry is stale where it is not the line's wake_ns.
+        self._wakes: list[tuple[int, int]] = []
         self._groups = list(dict.fromkeys(one.group for one in devices if one.group is not None))
         sources: list[_Alone | DeviceGroup] = [
             *self._groups,
             *(_Alone(one) for one in devices if one.group is None),
         ]
-        if len(sources) > DEVICES_ALONE_MAX:
-            raise ConfigError(
-                f"a worker drives at most {DEVICES_ALONE_MAX} devices of this kind, not {len(sources)}"
-            )
         self._ended = [source.ended for source in sources]
         self._actions: dict[int, _Held] = {}
         keys = read_peer_keys(settings.key) if settings.key is not None else None
@@ -595,6 +590,8 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
             parse_settings(settings.emulate),
         )
         return list(group.devices)
+    if count > DEVICES_ALONE_MAX:
+        raise ConfigError(f"a worker drives at most {DEVICES_ALONE_MAX} cpu devices, not {count}")
     if settings.emulate:
         raise ConfigError(f"{settings.emulate[0]} is a setting of emulated devices")
     from clockwork.device.cpu import CpuDevice  # here, so that a worker loads only what it drives

@@ -133,6 +133,7 @@ def test_devices_that_fail_now_and_then_are_survived(tmp_path: Path) -> None:
     [
         (("--emulate", "speed=2"), "no setting 'speed'"),
         (("--device", "cpu", "--emulate", "spin"), "a setting of emulated devices"),
+        (("--device", "cpu", "--devices", "1000"), "at most 12 cpu devices"),
     ],
 )
 def test_settings_that_make_no_worker(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:

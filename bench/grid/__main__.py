@@ -64,6 +64,10 @@ def main() -> None:
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="The book to begin or go on with."
 )
+@click.option("--any-commit", is_flag=True, help="Go on with a book that another commit began.")
+@click.option(
+    "--forget", multiple=True, type=click.Choice(policies.POLICIES), help="Measure this policy anew."
+)
 @click.option("--no-bounds", is_flag=True, help="Leave out the upper bounds.")
 def run_command(
     names: tuple[str, ...],
@@ -74,6 +78,8 @@ def run_command(
     seeds: int | None,
     processes: int,
     out: Path | None,
+    any_commit: bool,
+    forget: tuple[str, ...],
     no_bounds: bool,
 ) -> None:
     """Measure, save after each result, print the table; go on where an interrupted run was."""
@@ -87,6 +93,8 @@ def run_command(
             path,
             processes=processes,
             with_bounds=not no_bounds,
+            any_commit=any_commit,
+            forgotten=forget,
             console=Console(stderr=True),
         )
     except ValueError as error:

@@ -177,16 +177,32 @@ def empty(plan: Plan) -> dict[str, Any]:
     return {"plan": dataclasses.asdict(plan), "conditions": conditions(plan.first_seed), "cells": {}}
 
 
-def load(path: Path, plan: Plan) -> dict[str, Any]:
-    """The book in a file, or an empty one. Raises ValueError if it is of another plan."""
+def load(path: Path, plan: Plan, any_commit: bool = False) -> dict[str, Any]:
+    """The book in a file, or an empty one. Raises ValueError if it is of another plan, or another commit.
+
+    any_commit: take it all the same; each result says by which commit it was made.
+    """
     if not path.exists():
         return empty(plan)
     book: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if book["plan"] != dataclasses.asdict(plan):
         raise ValueError(f"{path} was made with {book['plan']}: give another --out, or the same options")
-    if book["conditions"]["commit"] != conditions(plan.first_seed)["commit"]:
-        raise ValueError(f"{path} was made by commit {book['conditions']['commit']}: give another --out")
+    commit = conditions(plan.first_seed)["commit"]
+    if book["conditions"]["commit"] != commit:
+        if not any_commit:
+            raise ValueError(
+                f"{path} was made by commit {book['conditions']['commit']}: give another --out or --any-commit"
+            )
+        book["conditions"] = conditions(plan.first_seed)
     return book
+
+
+def forget(book: dict[str, Any], chosen: Sequence[str]) -> None:
+    """Take the results of some policies out of a book: they have changed."""
+    for found in book["cells"].values():
+        found["settings"] = {
+            key: entry for key, entry in found["settings"].items() if Setting.of_key(key).policy not in chosen
+        }
 
 
 def save(path: Path, book: dict[str, Any]) -> None:
@@ -211,7 +227,7 @@ def enter(book: dict[str, Any], task: Task, result: dict[str, Any]) -> None:
     if task.kind == "screen":
         setting["screened"] = result["goodput"]
     else:
-        setting["seeds"][str(task.seed)] = result
+        setting["seeds"][str(task.seed)] = {**result, "commit": book["conditions"]["commit"]}
 
 
 def ready(
@@ -274,10 +290,16 @@ def run(
     *,
     processes: int,
     with_bounds: bool = True,
+    any_commit: bool = False,
+    forgotten: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure what is missing, save after each result, return the book."""
-    book = load(path, plan)
+    """Measure what is missing, save after each result, return the book.
+
+    any_commit: go on with a book of another commit. forgotten: policies that are measured anew.
+    """
+    book = load(path, plan, any_commit)
+    forget(book, forgotten)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-RUNGS = (0.2, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
+RUNGS = (0.05, 0.2, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
 """Parts of the bound that are tried from below until one fails: a policy that fails at low rates is found out."""
 
 STEP = 1.1

@@ -204,7 +204,10 @@ def _cells(row: Row) -> list[str]:
         mean, low, high = row.ratio[other]
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if high < math.inf else f"{mean:.3f}"
 
-    ours = row.overload.get(OURS, {})
+    def overload(times: str) -> str:
+        parts = [row.overload.get(one, {}).get(times) for one in (OURS, row.best_other)]
+        return " / ".join("-" if part is None else f"{part:.2f}" for part in parts)
+
     return [
         row.cell,
         row.memory,
@@ -212,7 +215,8 @@ def _cells(row: Row) -> list[str]:
         *(goodput(policy) for policy in policies.POLICIES),
         f"{ratio(row.best_other)} {row.best_other}",
         *(ratio(one).partition(" ")[0] for one in REFERENCES),
-        *(f"{ours[times]:.2f}" if times in ours else "" for times in ("1.2", "1.5")),
+        overload("1.2"),
+        overload("1.5"),
         "lost" if row.lost else "",
     ]
 

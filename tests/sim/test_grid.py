@@ -64,6 +64,8 @@ def test_two_cells_quickly_and_again_after_an_interruption(
             assert set(entry["overload"]) == {"1.2", "1.5"}
     with pytest.raises(ValueError, match="another --out"):
         run.run(run.QUICK, TWO, ("edf",), tmp_path / "parts.json", processes=1)
+    run.forget(parts, ("edf",))
+    assert not any(found["settings"] for found in parts["cells"].values())
     console = Console(record=True, width=200)
     tables.show(whole, console)
     shown = console.export_text()

@@ -209,7 +209,7 @@ def save(path: Path, book: dict[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(book, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(book, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.grid import policies, run
+from bench.grid.cells import CELLS
 from bench.grid.policies import OTHERS, OURS
 from bench.grid.search import NOTHING
 from bench.grid.statistics import geometric_mean, paired_ratio
@@ -51,8 +52,10 @@ class Row:
 
 
 def rows(book: dict[str, Any]) -> Iterator[Row]:
-    """Every cell and memory manager of a book in which anything was measured."""
-    for name, found in book["cells"].items():
+    """Every cell and memory manager of a book in which anything was measured, in the order of the grid."""
+    places = {name: place for place, name in enumerate(CELLS)}
+    ordered = sorted(book["cells"].items(), key=lambda item: (places.get(item[0], len(places)), item[0]))
+    for name, found in ordered:
         names = {policies.Setting.of_key(key).memory for key in found["settings"]}
         for memory in sorted(names - {""}) or [""]:
             row = _row(name, memory, found)

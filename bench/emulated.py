@@ -33,9 +33,11 @@ from clockwork import __version__, wire
 from clockwork.cli_profiles import register_profiles
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.cluster import die_with
-from clockwork.device.emulated import fingerprint
+from clockwork.device.base import TensorView
+from clockwork.device.emulated import EmulatedGroup, EmulatedSettings, fingerprint
 from clockwork.errors import Unavailable
 from clockwork.messages import (
+    NEVER_NS,
     PROTOCOL_VERSION,
     TO_CLIENT,
     TO_WORKER,
@@ -233,8 +235,10 @@ def throughput(cluster: Cluster, settings: Settings, size: int) -> dict[str, Any
             load.run(settings.warm_up_s)
             sent = _sent(client.status())
             before, begun_ns = thread_cpu_s(cluster.controller.pid), now_ns()
+            worked_s = sum(_all_cpu_s(worker.pid) for worker in cluster.workers)
             answered = load.run(settings.seconds)
             after, wall_s = thread_cpu_s(cluster.controller.pid), (now_ns() - begun_ns) / SECOND
+            worked_s = sum(_all_cpu_s(worker.pid) for worker in cluster.workers) - worked_s
             actions = _sent(client.status()) - sent
             load.finish()
         outcomes = load.outcomes
@@ -253,8 +257,13 @@ def throughput(cluster: Cluster, settings: Settings, size: int) -> dict[str, Any
         "Mbyte/s": answered * size / wall_s / 1e6,
         "Mbyte/cpu-s": answered * size / cpu_s / 1e6,
         "mean batch": answered / max(1, actions),
+        "worker us/action": worked_s / max(1, actions) * 1e6,
         "good_%": 100 * outcomes["ok"] / max(1, outcomes.total()),
     }
+
+
+def _all_cpu_s(pid: int) -> float:
+    return sum(thread_cpu_s(pid).values())
 
 
 def _sent(status: Any) -> int:
@@ -264,11 +273,14 @@ def _sent(status: Any) -> int:
 
 # ----- where the time goes ----------------------------------------------------------------------
 
+SCHEDULE = "schedule, and the loop"
+"""A native scheduler has no frame of its own: its time is that of the turn of the loop that calls it."""
+
 PHASES = {
     "receive": "receive", "_rest": "receive", "disconnected": "receive", "_read_monitor": "receive",
     "decode": "decode headers",
     "check_request": "check a request", "_infer": "take a request",
-    "step_many": "schedule", "step": "schedule",
+    "step_many": SCHEDULE, "step": SCHEDULE, "turn": SCHEDULE,
     "check_result": "take a result", "_result": "take a result", "to_controller": "take a result",
     "_send_infer": "send an action", "_order": "send an action",
     "_answer_ok": "send an answer", "_answer_failed": "send an answer", "_send_client": "send an answer",
@@ -353,6 +365,43 @@ def where_time_goes(settings: Settings, size: int) -> dict[str, Any]:
         total = max(1, sum(found["phases"].values()))
         shares[kind] = {name: round(100 * count / total, 1) for name, count in counts.items()}
     return {"samples": sum(found["phases"].values()), **shares}
+
+
+# ----- how exact the emulated devices are -----------------------------------------------------
+
+
+def lateness(settings: Settings, spin: bool) -> dict[str, float]:
+    """How late the ends of actions are noticed, by a process that does nothing else: microseconds.
+
+    Every device runs one action after another of 5 to 15 ms, for as many seconds as the settings say.
+    """
+    page_bytes = 1 << 20
+    options = EmulatedSettings(seed=settings.seed, exec_noise=0.3, spin=spin)
+    group = EmulatedGroup(settings.devices, page_bytes, page_bytes, settings=options)
+    waiter = Waiter([], [group.fileno()])
+    late: list[int] = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
+            profile = ModelProfile("m", {1: 10 * MS}, 1, MS)
+            prepared_profile(profile, "d", group.info.fingerprint, page_bytes, {}).write(Path(directory))
+            group.prepare(1, directory)
+        for device in group.devices:
+            device.start_load(Load(0, 0, 1, 1, [0], 0, NEVER_NS, 0))
+        end_ns = now_ns() + int(settings.seconds * SECOND)
+        number = 0
+        while (now := now_ns()) < end_ns:
+            waiter.wait(end_ns - now)
+            for device in group.ended():
+                for done in device.poll():
+                    if done.action_id:
+                        late.append(now_ns() - done.execute[1])
+                    number += 1
+                    order = Infer(number, 0, 1, 1, 0, NEVER_NS, 0, [])
+                    device.start_infer(order, [[TensorView(UINT8, (1, 0), b"")]])
+    finally:
+        for device in group.devices:
+            device.close()
+    return percentiles(late, (50.0, 99.0, 100.0))
 
 
 # ----- the delay ------------------------------------------------------------------------------
@@ -488,7 +537,7 @@ def measure(settings: Settings, profiled: bool = True) -> tuple[list[dict[str, A
     facts: dict[str, Any] = {
         "policy": policy,
         "workers, devices each, models": f"{settings.workers}, {settings.devices}, {settings.models}",
-        "emulated ends noticed late, us": {
+        "in the worker above, ends noticed late, us": {
             name: stats[f"late_{name}_ns"] / 1e3
             for name in ("p50", "p99", "max")
             if f"late_{name}_ns" in stats
@@ -498,6 +547,8 @@ def measure(settings: Settings, profiled: bool = True) -> tuple[list[dict[str, A
         found = where_time_goes(settings, settings.sizes[0])
         for kind in ("phases", "functions"):
             facts[f"main thread's time by {kind}, % of {found['samples']} samples"] = found[kind]
+    for spin in (False, True):
+        facts[f"an end is noticed late by, {'spinning' if spin else 'sleeping'}"] = lateness(settings, spin)
     facts["one way, client to worker"] = delay(settings)
     return rows, facts
 

@@ -60,8 +60,14 @@ class EmulatedSettings:
     outlier: float = 0.0  # probability that an execution takes outlier_factor times as long
     outlier_factor: float = 2.0
     failures: float = 0.0  # probability that an execution or a load takes its time and fails
-    copy_bandwidth: int = 0  # bytes a second at which inputs reach the device, before execution; 0: at once
-    shared_link: bool = False  # the loads of all devices of this worker go one after another
+    copy_bandwidth: int = (
+        0  # bytes a second at which inputs reach a device, from when it is handed them on, one
+    )
+    # batch after another and beside what executes; 0: at once
+    shared_link: bool = (
+        False  # the loads of all devices go one after another, as on one machine; else each device
+    )
+    # has a link of its own, as if on a machine of its own
     spin: bool = False  # spend a core's time on being on time: wake early and wait for the exact moment
 
     def check(self) -> None:
@@ -141,13 +147,14 @@ class _Model:
 class _Action:
     """One order and what has become of it."""
 
-    __slots__ = ("begin_ns", "copy_ns", "end_ns", "model", "order", "parts", "rows", "status", "text")
+    __slots__ = ("begin_ns", "copy_ns", "end_ns", "model", "order", "ready_ns", "rows", "status", "text")
 
     def __init__(self, order: Order, model: _Model) -> None:
         self.order = order
         self.model = model
         self.rows: list[int] = []  # of each part
-        self.copy_ns = 0  # of its inputs
+        self.ready_ns = 0  # its inputs are on the device
+        self.copy_ns = 0  # how long their copy takes; from begin_ns on: for how long the lane waited for it
         self.begin_ns = self.end_ns = 0
         self.status = Status.OK
         self.text = ""
@@ -167,7 +174,7 @@ class _Residency:
 class _Lane:
     """First in, first out. ``event`` names the one entry of the group's heap that still counts for it."""
 
-    __slots__ = ("device", "event", "event_ns", "loads", "queue", "running")
+    __slots__ = ("device", "event", "event_ns", "free_ns", "loads", "queue", "running")
 
     def __init__(self, device: EmulatedDevice, loads: bool) -> None:
         self.device = device
@@ -175,6 +182,7 @@ class _Lane:
         self.queue: deque[_Action] = deque()
         self.running: _Action | None = None
         self.event = self.event_ns = 0
+        self.free_ns = 0  # when what ran last had ended
 
 
 class EmulatedGroup:
@@ -287,6 +295,7 @@ class EmulatedGroup:
                 action = lane.running
                 if action is not None:
                     lane.running = None
+                    lane.free_ns = at_ns
                     self._lateness.append(now - at_ns)
                     lane.device.finish(action, lane)
                 self.next(lane, at_ns)
@@ -297,7 +306,7 @@ class EmulatedGroup:
         while queue and lane.running is None:
             action = queue[0]
             order = action.order
-            start_ns = max(now, order.earliest_ns)
+            start_ns = max(now, order.earliest_ns, action.ready_ns)
             on_link = lane.loads and self.settings.shared_link and type(order) is Load
             if on_link:
                 start_ns = max(start_ns, self.link_free_ns)
@@ -339,6 +348,11 @@ class EmulatedGroup:
         if at_ns != self._armed_ns:
             self._armed_ns = at_ns
             self._timer.set(0 if at_ns == NEVER_NS else max(at_ns, 1))
+
+    def let_go_of_link(self, end_ns: int) -> None:
+        """The load that would have ended then is given up."""
+        if self.link_free_ns == end_ns:
+            self.link_free_ns = self.clock()
 
     def is_due(self, device: EmulatedDevice, due: bool) -> None:
         """A device has got completions to give, or has none any more."""
@@ -385,6 +399,7 @@ class EmulatedDevice:
         self._held_pages = 0
         self._load, self._execute = _Lane(self, True), _Lane(self, False)
         self._done: list[Completion] = []
+        self._copied_ns = 0  # when the inputs that it was handed are all there
         self._closed = False
         self.input_bytes = 0  # received so far
 
@@ -455,6 +470,8 @@ class EmulatedDevice:
                 action.model.users -= 1
             if lane.running is not None:
                 lane.running.model.users -= 1
+                if lane.loads:
+                    self.group.let_go_of_link(lane.running.end_ns)
             lane.queue.clear()
             lane.running = None
             lane.event = 0
@@ -462,8 +479,8 @@ class EmulatedDevice:
             self._evict(model_id)
         self._owners.clear()
         self._held_pages = 0
+        self._copied_ns = 0
         self._done.clear()
-        self.group.link_free_ns = 0
         self.group.is_due(self, False)
         self.group.arm()
 
@@ -512,6 +529,8 @@ class EmulatedDevice:
             self._refuse(action.order, Status.DEVICE_ERROR, text)
             return
         action.model.users += 1
+        if action.copy_ns:
+            action.ready_ns = self._copied_ns = max(self._copied_ns, now) + action.copy_ns
         lane.queue.append(action)
         if lane.running is None:
             group.next(lane, now)
@@ -557,7 +576,9 @@ class EmulatedDevice:
         if settings.outlier and self._random.random() < settings.outlier:
             exec_ns = round(exec_ns * settings.outlier_factor)
         self._judge(action, Status.EXECUTION_FAILED)
-        action.end_ns = now + action.copy_ns + exec_ns
+        copied_since_ns = max(lane.free_ns, order.earliest_ns, action.ready_ns - action.copy_ns)
+        action.copy_ns = max(0, now - copied_since_ns) if action.ready_ns == now else 0
+        action.end_ns = now + exec_ns
         lane.running = action
 
     def finish(self, action: _Action, lane: _Lane) -> None:
@@ -575,7 +596,7 @@ class EmulatedDevice:
                 execute=[action.begin_ns, end_ns, end_ns - action.begin_ns],
             )
             return
-        copied_ns = action.begin_ns + action.copy_ns
+        begin_ns, copy_ns = action.begin_ns, action.copy_ns
         parts: list[list[TensorView]] = []
         if type(order) is Infer and not failed:
             parts = [self._outputs(action.model, rows) for rows in action.rows]
@@ -585,8 +606,8 @@ class EmulatedDevice:
                 order.action_id,
                 action.status,
                 action.text,
-                [action.begin_ns, copied_ns, action.copy_ns],
-                [copied_ns, end_ns, end_ns - copied_ns],
+                [begin_ns - copy_ns, begin_ns, copy_ns],
+                [begin_ns, end_ns, end_ns - begin_ns],
                 _NO_PHASE if failed else [end_ns, end_ns, 0],
                 parts,
             )

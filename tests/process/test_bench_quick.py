@@ -61,7 +61,8 @@ def test_what_a_request_costs_the_controller() -> None:
         assert row["good_%"] > 50
     assert rows[1]["Mbyte/s"] > 0
     (phases,) = [found for name, found in facts.items() if "by phases" in name]
-    assert phases["schedule"] > 0
+    assert phases[emulated.SCHEDULE] > 0
+    assert all(facts[f"an end is noticed late by, {how}"]["p50_us"] > 0 for how in ("sleeping", "spinning"))
     found = facts["one way, client to worker"]
     assert min(found["messages"]) > 50
     assert found["ratio"]["p50_us"] > 0

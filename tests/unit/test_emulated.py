@@ -172,15 +172,21 @@ def test_batches_between_the_points_are_as_the_profile_says(make: Any) -> None:
         assert done.execute[2] == profile.execution_ns(rows)
 
 
-def test_inputs_take_the_time_of_their_copy(make: Any) -> None:
+def test_inputs_are_copied_before_they_are_used_and_beside_what_runs(make: Any) -> None:
     bench = make(copy_bandwidth=1_000_000)  # a kilobyte in a millisecond
     model = bench.prepare()
     bench.resident(model)
-    bench.infer(model, 1, 1)
-    (done,) = bench.at(SECOND)
-    assert [done.copy_in[0] - START_NS, done.copy_in[2]] == [0, 2 * MS]
-    assert span(done) == (2 * MS, 6 * MS)
-    assert bench.devices[0].memory()["input_bytes"] == 2000
+    bench.infer(model, 1, 1)  # copied from 0 to 2, runs from 2 to 6
+    bench.infer(model, 1)  # copied from 2 to 3, runs from 6 to 9
+    first, second = bench.at(SECOND)
+    assert [first.copy_in[0] - START_NS, first.copy_in[2]] == [0, 2 * MS]
+    assert span(first) == (2 * MS, 6 * MS)
+    assert second.copy_in[2] == 0, "nobody waited for it"
+    assert span(second) == (6 * MS, 9 * MS)
+    assert bench.devices[0].memory()["input_bytes"] == 3000
+    late = bench.infer(model, 4, latest=START_NS + SECOND + MS)  # copied in 4 ms, which is after its window
+    (done,) = bench.at(2 * SECOND)
+    assert (done.action_id, done.status) == (late, Status.TOO_LATE)
 
 
 def test_loads_of_all_devices_share_one_link_or_do_not(make: Any) -> None:

@@ -187,10 +187,19 @@ def up(
 @click.option("--policy", default="edf", show_default=True, help="How it schedules.")
 @click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
+@click.option("--record", type=PATH, help="Write down what the scheduler is told, for `clockwork replay`.")
+@click.option(
+    "--record-max",
+    callback=_size,
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="Where a recording ends.",
+)
 @click.option("--parent", type=int, hidden=True)
 def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
-    key: Path | None, insecure: bool, parent: int | None,
+    key: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a controller: it holds the models and decides what every worker does when.
 
@@ -214,8 +223,40 @@ def controller(
         policy=policy,
         key=key or config.key_file(),
         insecure=insecure,
+        record=record,
+        record_bytes_max=record_max,
     )
     sys.exit(process.main(settings))
+
+
+@cli.command()
+@click.argument("recording", type=PATH)
+@click.option("--policy", default="", help="Another than the recorded one, to see where they part.")
+def replay(recording: Path, policy: str) -> None:
+    """Have a recorded controller's decisions again, and say whether they are the same.
+
+    \b
+    Example:
+      clockwork controller --record monday.rec
+      clockwork replay monday.rec
+    """
+    from clockwork.sim.replay import replay as replay_file
+
+    found = replay_file(recording, policy)
+    click.echo(
+        f"{found.steps} steps, {found.events} events, {found.orders} orders of policy {found.header.policy}, "
+        f"recorded by version {found.header.version}"
+    )
+    if found.identical:
+        click.echo("The decisions are identical.")
+        return
+    click.echo(f"They part at step {found.parted_at}. It was told:")
+    for event in found.parted_events:
+        click.echo(f"  {event}")
+    click.echo("and now orders:")
+    for order in found.parted_orders:
+        click.echo(f"  {order}")
+    sys.exit(1)
 
 
 @cli.command()

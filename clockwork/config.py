@@ -70,6 +70,9 @@ PRIORITY_MAX = 255
 DRAIN_BATCH_EVENTS = 256
 """Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
 
+RECORD_BYTES_MAX = 1 << 30
+"""A recording of a controller's events ends at this size: some 10 million requests."""
+
 # ----- liveness ------------------------------------------------------------------------------
 
 HEARTBEAT_NS = 250_000_000

@@ -32,6 +32,7 @@ from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
 from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_stamps, parse_devices
 from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel
+from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
 from clockwork.controller.settings import ControllerSettings
 from clockwork.controller.storage import StorageThread
@@ -142,6 +143,9 @@ class Controller:
         require_keys_beyond_loopback(endpoints, keys, settings.insecure)
         self._settings = settings
         self._scheduler = make_scheduler(settings.policy)
+        self._recorder: Recorder | None = None
+        if settings.record is not None:
+            self._recorder = Recorder(settings.record, settings.policy, settings.record_bytes_max)
         self._epoch = int.from_bytes(os.urandom(7), "big")
         self._started_ns = now_ns()
         self._now = self._started_ns
@@ -210,7 +214,10 @@ class Controller:
             self._events.append(Tick(self._now))
         while self._events:
             events, self._events = self._events, []
-            for command in self._scheduler.step_many(events):
+            commands = self._scheduler.step_many(events)
+            if self._recorder is not None:
+                self._recorder.record(events, commands)
+            for command in commands:
                 self._commands[type(command)](self, command)
         self._results.clear()
 
@@ -223,6 +230,8 @@ class Controller:
             self._client_router.send(client.identity, wire.encode(Goodbye()))
         for worker in self._workers.values():
             self._worker_router.send(worker.identity, wire.encode(Goodbye()))
+        if self._recorder is not None:
+            self._recorder.close()
         self._storage.close()
         self._transport.close()
         self._catalog.close()

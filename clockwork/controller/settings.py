@@ -17,3 +17,5 @@ class ControllerSettings:
     policy: str = "edf"
     key: Path | None = None  # a controller.key file; none: no encryption, loopback only
     insecure: bool = False  # listen beyond loopback without keys
+    record: Path | None = None  # where to write down what the scheduler is told
+    record_bytes_max: int = config.RECORD_BYTES_MAX

@@ -1,0 +1,52 @@
+"""Having a recorded controller's decisions again: the same events to a fresh scheduler must give the same orders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from clockwork.errors import ConfigError
+from clockwork.scheduler import make_scheduler
+from clockwork.scheduler.recording import Header, decode, digest_of
+from clockwork.scheduler.types import Command, Event
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay found. parted_at: the step whose orders differ, -1 if none does."""
+
+    header: Header
+    steps: int
+    events: int
+    orders: int
+    parted_at: int
+    parted_events: Sequence[Event] = ()  # what that step was told
+    parted_orders: Sequence[Command] = ()  # and what is ordered now
+
+    @property
+    def identical(self) -> bool:
+        return self.parted_at < 0
+
+
+def replay(path: Path, policy: str = "") -> Replayed:
+    """Feed a recording to a fresh scheduler, up to the first step that goes another way.
+
+    policy: another than the recorded one, to see where they part. Raises ConfigError for what is no recording.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    with file:
+        header, steps = decode(file)
+        scheduler = make_scheduler(policy or header.policy, header.memory, header.options)
+        step_count = event_count = order_count = 0
+        for step in steps:
+            orders = scheduler.step_many(step.events)
+            if digest_of(orders) != step.digest:
+                return Replayed(header, step_count, event_count, order_count, step_count, step.events, orders)
+            step_count += 1
+            event_count += len(step.events)
+            order_count += len(orders)
+        return Replayed(header, step_count, event_count, order_count, -1)

@@ -1,0 +1,40 @@
+"""What a live controller decided is decided again, event by event, from its recording."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from clockwork import load
+from clockwork.clock import MS
+from clockwork.profiles import ModelProfile, copies
+from tests.process.cluster import eventually, running_cluster
+
+SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
+
+
+def test_a_live_controllers_decisions_are_had_again(tmp_path: Path) -> None:
+    recording = tmp_path / "it.rec"
+    with running_cluster(
+        tmp_path / "cluster", workers=0, controller_options=("--record", str(recording))
+    ) as cluster:
+        emulated = ("--device", "emulated", "--page-size", "16MiB", "--devices", "2")
+        worker = cluster.start_worker(*emulated, "--emulate", "exec_noise=0.05", arena="128MiB")
+        with cluster.client() as client:
+            names = [one.name for one in copies([SMALL], 6)]
+            for name in names:
+                client.register(name, SMALL)
+            settings = load.LoadSettings(models=tuple(names), rate=300.0, duration_s=1.5, slo_s=0.05, seed=3)
+            report = load.run(client, settings)
+            assert report.answered > 100
+            cluster.kill(worker)
+            eventually(lambda: not client.status()["workers"], "the worker is missed")
+            load.run(client, load.LoadSettings(models=tuple(names), rate=50.0, duration_s=0.2, slo_s=0.05))
+        assert cluster.controller.stop() == 0
+        again = cluster.program(["replay", str(recording)])
+        assert again.wait() == 0, again.text
+        assert "The decisions are identical." in again.text
+        counts = re.search(r"(\d+) steps, (\d+) events, (\d+) orders of policy edf", again.text)
+        assert counts is not None, again.text
+        assert int(counts[2]) > report.offered
+        assert int(counts[3]) > report.offered

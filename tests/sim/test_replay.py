@@ -1,0 +1,114 @@
+"""A recording gives the same decisions again, and tells where others were taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clockwork.controller.record import Recorder
+from clockwork.errors import ConfigError
+from clockwork.scheduler.recording import decode
+from clockwork.scheduler.types import ActionDone, Arrived, LinkMeasured
+from clockwork.sim.replay import replay
+from tests.sim.test_scheduler_random import random_world
+
+Trace = Sequence[tuple[Any, Sequence[Any]]]
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    """The events and orders of a world in which much goes wrong."""
+    world = random_world(4, calm=False)
+    world.settle()
+    assert len(world.trace) > 300
+    return world.trace
+
+
+def write(path: Path, trace: Trace, bytes_max: int = 1 << 30) -> Path:
+    recorder = Recorder(path, "edf", bytes_max)
+    for event, orders in trace:
+        recorder.record([event], orders)
+    recorder.close()
+    return path
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path, trace: Trace) -> None:
+    with write(tmp_path / "it", trace).open("rb") as file:
+        header, steps = decode(file)
+        events = [event for step in steps for event in step.events]
+    assert header.policy == "edf"
+    assert events == [event for event, _ in trace]
+    assert [type(event) for event in events] == [type(event) for event, _ in trace]
+
+
+def test_a_fresh_scheduler_decides_the_same(tmp_path: Path, trace: Trace) -> None:
+    found = replay(write(tmp_path / "it", trace))
+    assert found.identical
+    assert (found.steps, found.events) == (len(trace), len(trace))
+    assert found.orders == sum(len(orders) for _, orders in trace)
+
+
+def test_another_decision_is_found_where_it_was_taken(tmp_path: Path, trace: Trace) -> None:
+    place = next(
+        i for i, (event, orders) in enumerate(trace) if i > 100 and isinstance(event, Arrived) and orders
+    )
+    changed = list(trace)
+    changed[place] = (trace[place][0], trace[place][1][:-1])
+    found = replay(write(tmp_path / "it", changed))
+    assert not found.identical
+    assert found.parted_at == found.steps == place
+    assert list(found.parted_events) == [trace[place][0]]
+    assert list(found.parted_orders) == list(trace[place][1])
+
+
+def test_another_event_is_found_by_what_it_leads_to(tmp_path: Path, trace: Trace) -> None:
+    place = next(i for i, (event, _) in enumerate(trace) if isinstance(event, LinkMeasured))
+    event = trace[place][0]
+    changed = list(trace)
+    changed[place] = (event._replace(there_ns=event.there_ns + 50_000_000), trace[place][1])
+    found = replay(write(tmp_path / "it", changed))
+    assert found.parted_at > place
+    assert any(isinstance(one, Arrived | ActionDone) for one in found.parted_events)
+
+
+def test_a_recording_that_was_cut_off_is_good_until_there(tmp_path: Path, trace: Trace) -> None:
+    path = write(tmp_path / "it", trace)
+    path.write_bytes(path.read_bytes()[:-1000])
+    found = replay(path)
+    assert found.identical
+    assert len(trace) - 50 < found.steps < len(trace)
+
+
+def test_a_full_recording_ends_with_a_whole_step(tmp_path: Path, trace: Trace) -> None:
+    path = write(tmp_path / "it", trace, bytes_max=10_000)
+    assert 9_000 < path.stat().st_size <= 10_000
+    found = replay(path)
+    assert found.identical
+    assert 10 < found.steps < len(trace)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "no recording"),
+        (b"\x93\x01\x02\x03", "no recording"),
+        (b"\x95\x63\xa3edf\xa0\x80\xa10", "format 99"),
+        (b"\x95\x01\xa3edf\xa0\x80\xa10\x92\x91\x91\x63\xc4\x00", "step 0 .* is damaged"),
+        (b"\x95\x01\xa3edf\xa0\x80\xa10\xc1", "is damaged"),
+        (b"\x95\x01\xa6no-one\xa0\x80\xa10", "no-one"),
+    ],
+)
+def test_what_is_no_recording_is_refused(tmp_path: Path, body: bytes, sentence: str) -> None:
+    (tmp_path / "it").write_bytes(body)
+    with pytest.raises(ConfigError, match=sentence):
+        replay(tmp_path / "it")
+
+
+def test_files_that_cannot_be_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        replay(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Recorder(tmp_path / "no" / "directory", "edf", 100)

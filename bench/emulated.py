@@ -34,7 +34,8 @@ from clockwork.cli_profiles import register_profiles
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.cluster import die_with
 from clockwork.device.base import TensorView
-from clockwork.device.emulated import EmulatedGroup, EmulatedSettings, fingerprint
+from clockwork.device.emulated import EmulatedGroup, fingerprint
+from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import Unavailable
 from clockwork.messages import (
     NEVER_NS,

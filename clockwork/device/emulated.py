@@ -11,19 +11,19 @@ Outputs are zeros of the declared shape, out of one buffer; inputs are checked a
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from clockwork import config
 from clockwork._wait import Timer
 from clockwork.clock import SECOND, Clock, now_ns
 from clockwork.device.base import Completion, DeviceInfo, TensorView
+from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import NEVER_NS, Infer, Load, Phase, Profile, Status, Unload
 from clockwork.models.prepared import PreparedModel
@@ -43,64 +43,9 @@ STALE_EVENTS_MAX = 1024
 ELEMENTS_MAX = 1 << 40
 """Of one input, as on other devices."""
 
-NOISE_SIGMA_MAX = 2.0
-
 Order: TypeAlias = Load | Unload | Infer | Profile
 Parts: TypeAlias = Sequence[Sequence[TensorView]]
 _NO_PHASE: Phase = [0, 0, 0]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EmulatedSettings:
-    """What an emulated device is like, beside its arena."""
-
-    seed: int = 0
-    exec_noise: float = 0.0  # of execution times: relative sigma, log-normal
-    load_noise: float = 0.0  # of load times, likewise
-    outlier: float = 0.0  # probability that an execution takes outlier_factor times as long
-    outlier_factor: float = 2.0
-    failures: float = 0.0  # probability that an execution or a load takes its time and fails
-    copy_bandwidth: int = (
-        0  # bytes a second at which inputs reach a device, from when it is handed them on, one
-    )
-    # batch after another and beside what executes; 0: at once
-    shared_link: bool = (
-        False  # the loads of all devices go one after another, as on one machine; else each device
-    )
-    # has a link of its own, as if on a machine of its own
-    spin: bool = False  # spend a core's time on being on time: wake early and wait for the exact moment
-
-    def check(self) -> None:
-        """Raises ConfigError, naming the value and its bound."""
-        for name in ("outlier", "failures"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is a probability, between 0 and 1, not {getattr(self, name)}")
-        for name in ("exec_noise", "load_noise"):
-            if not 0 <= getattr(self, name) <= NOISE_SIGMA_MAX:
-                raise ConfigError(f"{name} is between 0 and {NOISE_SIGMA_MAX}, not {getattr(self, name)}")
-        if not 0 < self.outlier_factor < math.inf or self.copy_bandwidth < 0:
-            raise ConfigError("outlier_factor is positive, and copy_bandwidth is not negative")
-
-
-def parse_settings(pairs: Sequence[str]) -> EmulatedSettings:
-    """The settings of ``name=value`` pairs; a name alone is ``name=true``. Raises ConfigError."""
-    types = {field.name: field.type for field in dataclasses.fields(EmulatedSettings)}
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        kind = types.get(name)
-        if kind is None:
-            raise ConfigError(f"an emulated device has no setting {name!r}; it has {', '.join(types)}")
-        try:
-            if kind == "bool":
-                values[name] = {"true": True, "false": False}[text.lower() if equals else "true"]
-            else:
-                values[name] = float(text) if kind == "float" else int(float(text))
-        except (KeyError, ValueError, OverflowError):
-            raise ConfigError(f"{name}={text!r} is not a {kind}") from None
-    settings = EmulatedSettings(**values)
-    settings.check()
-    return settings
 
 
 class _Model:

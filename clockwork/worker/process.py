@@ -580,7 +580,8 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
         raise ConfigError(f"the devices of one worker are of one kind, not {' and '.join(kinds)}")
     count = len(settings.devices) * settings.device_count
     if kinds == ["emulated"]:
-        from clockwork.device.emulated import EmulatedGroup, parse_settings
+        from clockwork.device.emulated import EmulatedGroup
+        from clockwork.device.emulation import parse_settings
 
         group = EmulatedGroup(
             count,

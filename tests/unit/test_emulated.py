@@ -13,7 +13,8 @@ import pytest
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.config import IO_SLOT_BYTES_MAX
 from clockwork.device.base import Completion, TensorView
-from clockwork.device.emulated import STALE_EVENTS_MAX, EmulatedGroup, EmulatedSettings, parse_settings
+from clockwork.device.emulated import STALE_EVENTS_MAX, EmulatedGroup
+from clockwork.device.emulation import EmulatedSettings, parse_settings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import NEVER_NS, Infer, Load, Profile, Status, Unload
 from clockwork.models.package import PROFILE_FILE

@@ -1,0 +1,65 @@
+"""What a user may ask of emulated devices; see device.emulated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from clockwork.errors import ConfigError
+
+NOISE_SIGMA_MAX = 2.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EmulatedSettings:
+    """What an emulated device is like, beside its arena."""
+
+    seed: int = 0
+    exec_noise: float = 0.0  # of execution times: relative sigma, log-normal
+    load_noise: float = 0.0  # of load times, likewise
+    outlier: float = 0.0  # probability that an execution takes outlier_factor times as long
+    outlier_factor: float = 2.0
+    failures: float = 0.0  # probability that an execution or a load takes its time and fails
+    copy_bandwidth: int = (
+        0  # bytes a second at which inputs reach a device, from when it is handed them on, one
+    )
+    # batch after another and beside what executes; 0: at once
+    shared_link: bool = (
+        False  # the loads of all devices go one after another, as on one machine; else each device
+    )
+    # has a link of its own, as if on a machine of its own
+    spin: bool = False  # spend a core's time on being on time: wake early and wait for the exact moment
+
+    def check(self) -> None:
+        """Raises ConfigError, naming the value and its bound."""
+        for name in ("outlier", "failures"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a probability, between 0 and 1, not {getattr(self, name)}")
+        for name in ("exec_noise", "load_noise"):
+            if not 0 <= getattr(self, name) <= NOISE_SIGMA_MAX:
+                raise ConfigError(f"{name} is between 0 and {NOISE_SIGMA_MAX}, not {getattr(self, name)}")
+        if not 0 < self.outlier_factor < math.inf or self.copy_bandwidth < 0:
+            raise ConfigError("outlier_factor is positive, and copy_bandwidth is not negative")
+
+
+def parse_settings(pairs: Sequence[str]) -> EmulatedSettings:
+    """The settings of ``name=value`` pairs; a name alone is ``name=true``. Raises ConfigError."""
+    types = {field.name: field.type for field in dataclasses.fields(EmulatedSettings)}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        kind = types.get(name)
+        if kind is None:
+            raise ConfigError(f"an emulated device has no setting {name!r}; it has {', '.join(types)}")
+        try:
+            if kind == "bool":
+                values[name] = {"true": True, "false": False}[text.lower() if equals else "true"]
+            else:
+                values[name] = float(text) if kind == "float" else int(float(text))
+        except (KeyError, ValueError, OverflowError):
+            raise ConfigError(f"{name}={text!r} is not a {kind}") from None
+    settings = EmulatedSettings(**values)
+    settings.check()
+    return settings

@@ -42,9 +42,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
 
     unique_ptr[Scheduler] make_scheduler(const SchedulerOptions &options) except +raise_as_python
 
-cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
-    const size_t OUTCOMES
-
+cdef extern from "histogram.h" namespace "clockwork" nogil:
     cdef cppclass Histogram:
         @staticmethod
         int64_t upper(size_t bucket)
@@ -52,7 +50,18 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
         int64_t largest()
         const vector[uint64_t] &counts()
 
-    size_t BUCKETS "clockwork::sim::Histogram::BUCKETS"
+    size_t BUCKETS "clockwork::Histogram::BUCKETS"
+
+cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
+    cdef cppclass Errors:
+        Histogram over
+        Histogram under
+
+    cdef cppclass Predictions:
+        Errors infer_duration, infer_completion, load_duration, load_completion
+
+cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
+    const size_t OUTCOMES
 
     cdef cppclass Counts:
         uint64_t offered
@@ -63,10 +72,6 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
         uint64_t offered, good, bad, loads, infers, batched
         int64_t busy_ns, link_busy_ns, p50_ns, p99_ns, p999_ns, largest_ns
 
-    cdef cppclass Errors:
-        Histogram over
-        Histogram under
-
     cdef cppclass Accounts:
         vector[Counts] models
         vector[Counts] classes
@@ -76,7 +81,6 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
         vector[int64_t] busy_ns
         vector[int64_t] link_busy_ns
         uint64_t loads, unloads, infers, revokes, too_late, failed_actions, crashes
-        Errors infer_duration, infer_completion, load_duration, load_completion
         vector[Slice] slices
 
     cdef cppclass Digest:
@@ -150,6 +154,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         uint64_t requests()
         uint64_t events()
         const Accounts &accounts()
+        const Predictions *predictions()
         const Digest &digest()
         const vector[TraceRow] &trace()
 
@@ -324,6 +329,8 @@ cdef class World:
     def results(self):
         """Everything that was counted, as arrays and numbers by name."""
         cdef const Accounts *accounts = &self._world.get().accounts()
+        cdef const Predictions *predictions = self._world.get().predictions()
+        assert predictions is not NULL, "every policy judges its predictions"
         cdef const Slice *one
         cdef size_t place
         slices = np.zeros((accounts.slices.size(), len(SLICE_NAMES)), np.int64)
@@ -352,10 +359,10 @@ cdef class World:
             "failed_actions": accounts.failed_actions,
             "crashes": accounts.crashes,
             "errors": {
-                "infer_duration": errors_of(accounts.infer_duration),
-                "infer_completion": errors_of(accounts.infer_completion),
-                "load_duration": errors_of(accounts.load_duration),
-                "load_completion": errors_of(accounts.load_completion),
+                "infer_duration": errors_of(predictions.infer_duration),
+                "infer_completion": errors_of(predictions.infer_completion),
+                "load_duration": errors_of(predictions.load_duration),
+                "load_completion": errors_of(predictions.load_completion),
             },
             "slices": slices,
             "digest": f"{high:016x}{low:016x}",

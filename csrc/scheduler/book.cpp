@@ -365,6 +365,11 @@ Snapshot Book::snapshot() const {
     return all;
 }
 
+void Book::judge_predictions(Ns from_ns, Ns until_ns) {
+    judged_from_ns_ = from_ns;
+    judged_until_ns_ = until_ns;
+}
+
 void Book::check_invariants() const {
     std::unordered_map<const Pending*, const char*> placed;
     auto place = [&](const Pending* pending, const char* where) {

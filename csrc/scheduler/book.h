@@ -53,6 +53,8 @@ public:
     std::vector<DeviceStatus> devices() const final;
     std::vector<Whereabouts> whereabouts(ModelId model_id) const final;
     Snapshot snapshot() const override;
+    const Predictions* predictions() const final { return &predictions_; }
+    void judge_predictions(Ns from_ns, Ns until_ns) final;
     bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const final;
     void check_invariants() const override;
 
@@ -143,6 +145,8 @@ protected:
     Counts counts_;
     LoadId load_id_ = 0;
     std::uint64_t device_count_ = 0;
+    Predictions predictions_;
+    Ns judged_from_ns_ = 0, judged_until_ns_ = NEVER_NS;
 
     Pool<Pending> pending_pool_;
     Pool<Batch> batch_pool_;

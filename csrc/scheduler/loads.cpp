@@ -419,6 +419,10 @@ Flight* Loads::make_flight(Device& device, FlightKind kind, Residency& residency
     flight->expected_ns = expected_ns;
     flight->duration_ns = duration_ns;
     flight->sent_ns = now_;
+    if (kind != FlightKind::UNLOAD) {
+        PredictedLane& lane = kind == FlightKind::LOAD ? device.worker->predicted_loads : device.predicted;
+        flight->predicted_end_ns = lane.sent(now_ + device.worker->there_ns, expected_ns);
+    }
     flights_.set(flight->action_id, flight);
     device.worker->flights.push_back(flight);
     return flight;
@@ -431,6 +435,25 @@ void Loads::end_flight(Flight& flight) {
         flight.device->worker->loads_ns -= flight.duration_ns;
     }
     retire(&flight);
+}
+
+void Loads::judge(const Flight& flight, const ActionResult& result) {
+    if (flight.kind == FlightKind::UNLOAD) {
+        return;
+    }
+    bool is_load = flight.kind == FlightKind::LOAD, is_done = result.status == Status::OK;
+    PredictedLane& lane = is_load ? flight.device->worker->predicted_loads : flight.device->predicted;
+    bool is_sane = 0 < result.end_ns && result.end_ns <= now_;  // the clocks of two machines were compared
+    Ns end = is_sane ? result.end_ns : now_ - flight.device->worker->back_ns;
+    lane.ended(is_done ? end - flight.predicted_end_ns : -flight.expected_ns);
+    if (!is_done || flight.kind == FlightKind::PROFILE || flight.sent_ns < judged_from_ns_ ||
+        flight.sent_ns >= judged_until_ns_) {
+        return;
+    }
+    Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
+    (is_load ? predictions_.load_duration : predictions_.infer_duration).add(flight.expected_ns - took);
+    (is_load ? predictions_.load_completion : predictions_.infer_completion)
+        .add(flight.predicted_end_ns - end);
 }
 
 Flight* Loads::fly(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,

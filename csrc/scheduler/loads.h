@@ -124,6 +124,8 @@ protected:
                         Ns duration_ns);
     // Takes it out of the books; it is given back when the step is over.
     void end_flight(Flight& flight);
+    // What was predicted of an action, held against what came of it.
+    void judge(const Flight& flight, const ActionResult& result);
 
 private:
     bool find_victims(Residency& residency, bool doom);

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "scheduler/predictions.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -142,6 +143,11 @@ public:
         return {};
     }
     virtual Snapshot snapshot() const { return {}; }
+
+    // How well the INFERs and LOADs were predicted that were sent from one time until another, all at first, and have
+    // ended well. Null for one that does not say.
+    virtual const Predictions* predictions() const { return nullptr; }
+    virtual void judge_predictions(Ns from_ns, Ns until_ns) { (void)from_ns, (void)until_ns; }
 
     // Throws std::logic_error where the books do not balance. For tests; may be slow.
     virtual void check_invariants() const = 0;

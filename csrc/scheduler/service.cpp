@@ -381,6 +381,7 @@ void Service::action_done(Ns now, const ActionResult& result) {
         return;  // an answer to an action that was given up
     }
     end_flight(*flight);
+    judge(*flight, result);
     touch(*flight->device);
     if (flight->kind == FlightKind::LOAD) {
         load_answered(*flight, result);

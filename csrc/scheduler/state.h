@@ -11,6 +11,7 @@
 
 #include "scheduler/estimates.h"
 #include "scheduler/pages.h"
+#include "scheduler/predictions.h"
 #include "scheduler/pool.h"
 #include "scheduler/types.h"
 
@@ -268,6 +269,7 @@ struct Flight {
     Ns expected_ns = 0;
     Ns duration_ns = 0;  // with margin
     Ns sent_ns = 0;
+    Ns predicted_end_ns = 0;  // without margins; see predictions.h
     Flight* before = nullptr;  // in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
@@ -372,6 +374,7 @@ struct Device {
     Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;     // the execute lane, oldest first
     Ns lane_end_ns = 0;        // when the last of it is thought to end
     Ns head_end_ns = 0;        // when the oldest is
+    PredictedLane predicted;   // the same lane without margins
     Plan plan;
     Ns wake_ns = NEVER_NS;     // when it wants to be looked at again
     Ns timer_ns = NEVER_NS;    // the timer that is set for that
@@ -415,6 +418,7 @@ struct Worker {
     Ns back_ns = LINK_DEFAULT_NS;
     Ns link_free_ns = 0;  // when the loads that were sent are thought to be done; devices share the link
     Ns loads_ns = 0;      // planned durations of the LOADs under way
+    PredictedLane predicted_loads;  // the same without margins
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
     std::vector<bool> has_model;                             // by the model's slot
     bool draining = false;

@@ -24,8 +24,6 @@ void World::join(std::uint32_t index) {
     worker.id = static_cast<WorkerId>(worker_of_.size());
     worker_of_.push_back(index);
     worker.there_free_ns = worker.back_free_ns = worker.input_free_ns = now_;
-    worker.link_chain_ns = 0;
-    worker.link_unanswered = 0;
     worker.synced_ns = NEVER_NS;
     sync_clock(worker);
     specs_.assign(worker.device_count, DeviceSpec{worker.kind, cluster_.page_bytes, cluster_.page_count,
@@ -93,10 +91,6 @@ void World::crash(std::uint32_t index, bool hangs) {
 void World::noticed(std::uint32_t index) {
     WorkerState& worker = workers_[index];
     note(1, worker.id);
-    for (std::uint32_t number = 0; number < worker.device_count; ++number) {
-        devices_[worker.first_device + number].chain_ns = 0;
-        devices_[worker.first_device + number].unanswered = 0;
-    }
     if (run_.check) {
         for (Request& request : requests_) {
             if (request.flying && request.flying_worker == index) request.flying = 0;

@@ -87,6 +87,7 @@ void World::set_up() {
     base_ns_ = (now_ / MS + 1) * MS;
     count_from_ = base_ns_ + run_.warmup_ns;
     count_until_ = run_.until_ns == NEVER_NS ? NEVER_NS : base_ns_ + run_.until_ns;
+    scheduler_->judge_predictions(count_from_, count_until_);
     now_ = base_ns_;
     begun_ = true;
     for (std::uint32_t number = 0; number < closed_.size(); ++number) {
@@ -547,32 +548,13 @@ void World::order(const Command& command) {
             action.kind = ActionKind::PROFILE;
             action.rows = std::max<std::uint32_t>(command.rows, 1);
     }
-    predict(action, command);
     set_window(action, command);
     send(slot, bytes);
-}
-
-// When the controller may think that this action ends, from what it knows: what it sent before, its measure of the
-// link, and the expected duration in the order.
-void World::predict(Action& action, const Command& command) {
-    Device& device = devices_[action.device];
-    WorkerState& worker = workers_[device.worker];
-    action.sent_ns = now_;
-    action.expected_ns = command.expected_ns;
-    Ns start = std::max(now_ + worker.there_seen_ns, command.earliest_ns);
-    if (action.kind == ActionKind::LOAD) {  // LOADs of a worker's devices share its link
-        if (worker.link_unanswered++) start = std::max(start, worker.link_chain_ns);
-        worker.link_chain_ns = action.predicted_end_ns = start + action.expected_ns;
-    } else if (action.kind == ActionKind::INFER) {
-        if (device.unanswered++) start = std::max(start, device.chain_ns);
-        device.chain_ns = action.predicted_end_ns = start + action.expected_ns;
-    }
 }
 
 void World::reported(std::uint32_t slot, std::uint32_t index) {
     Action& action = actions_[slot];
     WorkerState& worker = workers_[index];
-    Device& device = devices_[action.device];
     static const std::string said = "as the simulated device said";
     ActionResult result;
     result.worker = worker.id;
@@ -584,22 +566,10 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
     result.text = &said;
     note(4, static_cast<std::int64_t>(action.id), static_cast<std::int64_t>(action.status), result.begin_ns,
          result.end_ns);
-    const bool loads = action.kind == ActionKind::LOAD;
-    if (loads || action.kind == ActionKind::INFER) {
-        const bool ok = action.status == Status::OK;
-        const Ns shift = ok ? result.end_ns - action.predicted_end_ns : -action.expected_ns;
-        Ns& chain = loads ? worker.link_chain_ns : device.chain_ns;
-        std::uint32_t& unanswered = loads ? worker.link_unanswered : device.unanswered;
-        if (unanswered && --unanswered) chain += shift;
-        if (ok && action.sent_ns >= count_from_ && action.sent_ns < count_until_) {
-            Errors& duration = loads ? accounts_.load_duration : accounts_.infer_duration;
-            Errors& completion = loads ? accounts_.load_completion : accounts_.infer_completion;
-            duration.add(action.expected_ns - result.duration_ns);
-            completion.add(action.predicted_end_ns - result.end_ns);
-        }
+    if (action.kind == ActionKind::LOAD || action.kind == ActionKind::INFER) {
         if (action.status == Status::TOO_LATE) {
             ++accounts_.too_late;
-        } else if (!ok && action.status != Status::ACTION_CANCELLED) {
+        } else if (action.status != Status::OK && action.status != Status::ACTION_CANCELLED) {
             ++accounts_.failed_actions;
         }
     }

@@ -114,6 +114,7 @@ public:
     std::uint64_t requests() const { return next_request_; }
     std::uint64_t events() const { return events_; }
     const Accounts& accounts() const { return accounts_; }
+    const Predictions* predictions() const { return scheduler_->predictions(); }
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }
 
@@ -132,7 +133,6 @@ private:
         std::uint32_t rows = 0;
         LoadId load_id = 0;
         Ns earliest_ns = 0, latest_ns = 0;  // true time, as the worker's clock tells it
-        Ns expected_ns = 0, predicted_end_ns = 0, sent_ns = 0;
         Ns ready_ns = 0;  // INFER: its inputs are on the device
         Ns begin_ns = 0, end_ns = 0;
         std::vector<RequestId> requests;
@@ -174,8 +174,6 @@ private:
         Ns copied_ns = 0;            // inputs are copied until then
         std::vector<std::uint32_t> owner;       // by page: model, or NONE
         std::vector<std::uint32_t> held;        // by model: index into residents, or NONE
-        Ns chain_ns = 0;                        // controller: when the last INFER sent is predicted to end
-        std::uint32_t unanswered = 0;
         Random random;
 
         Device(std::uint32_t run_ahead, std::size_t queued_max) : queue(run_ahead, queued_max) {}
@@ -198,8 +196,6 @@ private:
         Ns upper_ns = 0, lower_ns = 0;           // bounds of the offset at that time
         std::uint32_t link_user = NONE;          // device whose LOAD has the link
         std::vector<std::uint32_t> link_queue;   // devices, in order
-        Ns link_chain_ns = 0;                    // controller: when the LOADs sent are predicted to end
-        std::uint32_t link_unanswered = 0;
         Random random;
     };
 
@@ -220,7 +216,6 @@ private:
     void order(const Command& command);
     void answer(const Command& command);
     void close(RequestId id, Request& request, Outcome outcome);
-    void predict(Action& action, const Command& command);
     void reported(std::uint32_t slot, std::uint32_t worker);
     void client_sends(std::uint32_t group);
     void next_crash(std::uint32_t worker);

@@ -703,6 +703,20 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
                 f"{stats.get('rss_bytes', 0) / 2**20:.0f} MiB",
             ])  # fmt: skip
     _table(["worker", "device", "arena", "free", "loaded", "queued", "round trip", "jitter", "memory"], rows)
+    rows = [
+        [
+            kind.replace("_", " "),
+            way,
+            str(errors["total"]),
+            *(f"{ns / 1e6:.3f} ms" for ns in errors["percentiles_ns"].values()),
+            f"{errors['max_ns'] / 1e6:.3f} ms",
+        ]
+        for kind, both in (body.get("predictions") or {}).items()
+        for way, errors in both.items()
+        if errors["total"]
+    ]
+    if rows:
+        _table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
 
 
 # ----- keys ----------------------------------------------------------------------------------

@@ -786,6 +786,7 @@ class Controller:
             "requests_held": len(self._held),
             "requests_held_max": QUEUED_REQUESTS_MAX,
             "counts": self._count_all(),
+            "predictions": self._scheduler.predictions(),
             "workers": workers,
         }
 

@@ -100,6 +100,25 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         void clear()
 
 
+cdef extern from "histogram.h" namespace "clockwork" nogil:
+    cdef cppclass CHistogram "clockwork::Histogram":
+        int64_t percentile(double fraction)
+        uint64_t total()
+        int64_t largest()
+
+
+cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
+    cdef cppclass CErrors "clockwork::Errors":
+        CHistogram over
+        CHistogram under
+
+    cdef cppclass CPredictions "clockwork::Predictions":
+        CErrors infer_duration
+        CErrors infer_completion
+        CErrors load_duration
+        CErrors load_completion
+
+
 cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
     cdef cppclass COptions "clockwork::SchedulerOptions":
         string policy
@@ -189,6 +208,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[CDeviceStatus] devices() except +
         vector[CWhereabouts] whereabouts(int64_t model_id) except +
         CSnapshot snapshot() except +
+        const CPredictions *predictions()
         void check_invariants() except +AssertionError
         CCommands out
 

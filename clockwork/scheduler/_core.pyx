@@ -206,6 +206,20 @@ cdef class ShapeNumbers(Numbers):
         self._known_max = max(SHAPES_KNOWN_MAX, 2 * len(self._numbers))
 
 
+cdef dict histogram_of(const CHistogram &one):
+    return {
+        "total": one.total(),
+        "max_ns": one.largest(),
+        "percentiles_ns": {
+            str(percent): one.percentile(percent / 100) for percent in (50, 90, 99, 99.9, 99.99)
+        },
+    }
+
+
+cdef dict errors_of(const CErrors &errors):
+    return {"over": histogram_of(errors.over), "under": histogram_of(errors.under)}
+
+
 cdef class Core:
     """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
 
@@ -466,6 +480,17 @@ cdef class Core:
     def whereabouts(self, model_id):
         cdef CWhereabouts one
         return [(one.worker, one.device, STATES[one.state]) for one in self._core.whereabouts(model_id)]
+
+    def predictions(self):
+        cdef const CPredictions *found = self._core.predictions()
+        if found is NULL:
+            return {}
+        return {
+            "infer_duration": errors_of(found.infer_duration),
+            "infer_completion": errors_of(found.infer_completion),
+            "load_duration": errors_of(found.load_duration),
+            "load_completion": errors_of(found.load_completion),
+        }
 
     def snapshot(self):
         cdef CSnapshot all_ = self._core.snapshot()

@@ -261,6 +261,11 @@ class Scheduler(Protocol):
         """(worker, device, state) of each device that holds a model, or is about to."""
         ...
 
+    def predictions(self) -> dict[str, Any]:
+        """Plain data: how much longer (over) or shorter (under) actions were predicted than they were, and how
+        much later or earlier their ends: infer_duration, infer_completion, load_duration, load_completion."""
+        ...
+
     def check_invariants(self) -> None:
         """Raise AssertionError where the books do not balance. For tests; may be slow."""
         ...

@@ -15,6 +15,7 @@ from clockwork.scheduler.types import (
     ActionDone,
     AnswerFailed,
     Arrived,
+    LinkMeasured,
     ModelGone,
     ModelReady,
     ModelRemoved,
@@ -22,6 +23,9 @@ from clockwork.scheduler.types import (
     ProfilePoint,
     Request,
     RequestCancelled,
+    SendInfer,
+    SendLoad,
+    Tick,
     WorkerJoined,
     WorkerLeft,
 )
@@ -142,3 +146,28 @@ def test_a_forgotten_number_is_given_to_another_shape_without_harm() -> None:
 def test_an_event_that_is_none_is_a_mistake() -> None:
     with pytest.raises((TypeError, AttributeError)):
         make_scheduler("edf").step("tick")  # type: ignore[arg-type]
+
+
+def test_the_predictions_of_actions_are_held_against_what_came_of_them() -> None:
+    """Two INFERs of 5 ms one after the other: the first takes 7 ms, and so the second, in time itself, is late."""
+    scheduler = make_scheduler("edf")
+    scheduler.step(WorkerJoined(0, 1, (("cpu", 1 << 20, 4, 2),)))
+    scheduler.step(LinkMeasured(0, 1, 0, 0))
+    scheduler.step(ModelReady(0, 1, spec(1)))
+    [load] = [one for one in scheduler.step(request(1)) if isinstance(one, SendLoad)]
+    done = scheduler.step(ActionDone(3 * MS, 1, load.action_id, Status.OK, "", 0, 3 * MS, 3 * MS))
+    again = [*scheduler.step(request(2)._replace(now_ns=3 * MS)), *scheduler.step(Tick(4 * MS))]
+    first, second = (one.action_id for one in [*done, *again] if isinstance(one, SendInfer))
+    scheduler.step(ActionDone(10 * MS, 1, first, Status.OK, "", 3 * MS, 10 * MS, 7 * MS))
+    scheduler.step(ActionDone(15 * MS, 1, second, Status.OK, "", 10 * MS, 15 * MS, 5 * MS))
+    found = scheduler.predictions()
+
+    def most_ms(kind: str, way: str) -> tuple[int, float]:
+        return found[kind][way]["total"], found[kind][way]["max_ns"] / MS
+
+    assert most_ms("load_duration", "over") == (1, 1.0), "4 ms in the profile, 3 in fact"
+    assert most_ms("load_completion", "over") == (1, 1.0)
+    assert most_ms("infer_duration", "under") == (1, 2.0)
+    assert most_ms("infer_duration", "over") == (1, 0.0)
+    assert most_ms("infer_completion", "under") == (2, 2.0), "the second began when the first had ended"
+    assert found["infer_duration"]["under"]["percentiles_ns"]["99.99"] == pytest.approx(2 * MS, rel=0.01)

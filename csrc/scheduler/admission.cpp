@@ -295,39 +295,6 @@ Ns Admission::least_finish_ns(const Residency& residency, Ns duration) const {
     return std::max(std::max(finish, ready) + duration + back, index > 0 ? plan.keys[index - 1] : 0);
 }
 
-bool Admission::is_unseen(const Model& model, std::uint32_t shape) const {
-    return std::none_of(model.specs.begin(), model.specs.end(),
-                        [shape](const KindSpec* spec) { return spec->program->curve(shape) != nullptr; });
-}
-
-void Admission::remember_unseen(const Model& model, const Request& request) {
-    for (const KindSpec* spec : model.specs) {
-        bool known = std::any_of(unmeasured_.begin(), unmeasured_.end(), [&](const Unmeasured& one) {
-            return one.program == spec->program_number && one.kind == spec->kind && one.shape == request.shape;
-        });
-        if (known) {
-            continue;
-        }
-        if (unmeasured_.size() >= PROFILE_TABLE_MAX) {
-            unmeasured_.erase(unmeasured_.begin());
-        }
-        std::uint32_t rows = model.batches ? request.rows : 1;
-        unmeasured_.push_back({spec->program_number, spec->kind, request.shape, model.model_id, rows, 0});
-        for (Device* device : devices_) {
-            if (device->kind == spec->kind) {
-                touch(*device);
-            }
-        }
-    }
-}
-
-void Admission::shapes_in_use(std::vector<std::uint32_t>& found) const {
-    Service::shapes_in_use(found);
-    for (const Unmeasured& one : unmeasured_) {
-        found.push_back(one.shape);
-    }
-}
-
 // Load a model that could not be promised because it is not resident; the next request may.
 void Admission::warm(Model& model) {
     find_loadable(model, loadable_);

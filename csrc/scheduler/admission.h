@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "scheduler/service.h"
+#include "scheduler/idle.h"
 
 namespace clockwork {
 
@@ -26,9 +26,6 @@ inline constexpr std::size_t LOAD_SCAN_MAX = 4;
 // Devices on which a load would be done about as soon are alike: the one with more free pages gets it.
 inline constexpr Ns LOAD_ALIKE_NS = 1'000'000;
 
-// Shapes that wait to be measured; the oldest is forgotten first.
-inline constexpr std::size_t PROFILE_TABLE_MAX = 256;
-
 // A promise keeps this share of the time left (at most RESERVE_NS) back for what no estimate foresees: a device or a
 // link that falters. Without it a queue filled to the last microsecond breaks several promises at one falter: at 1.5
 // times capacity on two cores, 0.8 % of what was admitted missed; the goodput is the same.
@@ -36,11 +33,9 @@ inline constexpr Ns RESERVE_SHARE = 50;
 inline constexpr Ns RESERVE_NS = 2'000'000;
 
 // What may enter a plan, and what leaves it unsent.
-class Admission : public Service {
+class Admission : public Idle {
 public:
-    using Service::Service;
-
-    void shapes_in_use(std::vector<std::uint32_t>& found) const override;
+    using Idle::Idle;
 
 protected:
     // Where a request could go.
@@ -48,15 +43,6 @@ protected:
         Ns finish_ns;        // predicted
         std::size_t index;   // in the plan
         Batch* batch;        // to join; null: a new one
-    };
-    // A shape that waits to be measured.
-    struct Unmeasured {
-        std::uint32_t program;
-        std::uint32_t kind;
-        std::uint32_t shape;
-        ModelId model_id;
-        std::uint32_t rows;
-        int attempts;
     };
 
     // Promise a request its deadline on the device that finishes it first. False if none can.
@@ -67,9 +53,6 @@ protected:
     // Say why, which SLO would have been admitted, and when this one might be.
     void refuse_in_detail(Pending& pending);
 
-    bool is_unseen(const Model& model, std::uint32_t shape) const;
-    void remember_unseen(const Model& model, const Request& request);
-
     void expire(Pending& pending) override;
     void unplan(Pending& pending) override;
     void find_busy(Device& device, std::vector<Ending>& found) override;
@@ -79,8 +62,6 @@ protected:
     void clear_plan(Device& device, std::vector<Pending*>& waiting) override;
     void estimates_changed(ProgramEstimates& program, std::uint32_t shape) override;
     void estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) override;
-
-    std::vector<Unmeasured> unmeasured_;
 
 private:
     struct Cold {

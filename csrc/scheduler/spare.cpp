@@ -94,15 +94,6 @@ Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
     return batch;
 }
 
-// The first of the models with background requests, as they are now.
-void Spare::find_background() {
-    scan_.clear();
-    for (Model* model = background_.front(); model != nullptr && scan_.size() < BACKGROUND_SCAN_MAX;
-         model = background_.next(model)) {
-        scan_.push_back(model);
-    }
-}
-
 // The oldest background requests whose model is here, as many as fit one batch.
 Batch* Spare::from_background(Device& device, Ns free) {
     find_background();
@@ -117,36 +108,6 @@ Batch* Spare::from_background(Device& device, Ns free) {
         }
     }
     return nullptr;
-}
-
-void Spare::load_background(Device& device, Model& model) {
-    bool aged = now_ - model.background.front()->request.arrived_ns > BACKGROUND_AGE_NS;
-    if (!model.residencies.empty() && !aged) {
-        return;
-    }
-    KindSpec* spec = model.spec(device.kind);
-    if (spec == nullptr || !device.worker->has(&model) || spec->page_count > device.pages.page_count()) {
-        return;
-    }
-    if (std::any_of(model.residencies.begin(), model.residencies.end(),
-                    [&](const Residency* one) { return one->device == &device; })) {
-        return;
-    }
-    if (!aged) {
-        find_loadable(model, elsewhere_);
-        for (const Place& place : elsewhere_) {
-            const Device& other = *place.device;
-            bool is_idle = other.lane.empty() && other.plan.empty() && other.pending.empty() && other.loading == 0;
-            if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
-                               std::make_pair(device.has_room(*spec), device.pages.free_count())) {
-                return;  // which will look at it, too
-            }
-        }
-    }
-    if (Residency* residency = propose_load(device, model, *spec, now_ + BACKGROUND_AGE_NS, aged);
-        residency != nullptr) {
-        accept_load(*residency);
-    }
 }
 
 // The model's oldest background requests as a batch in the plan; at `index` if that keeps what is behind, else at the
@@ -222,68 +183,6 @@ void Spare::promote(Device& device) {
         std::size_t place = device.plan.place_of(now_ + BACKGROUND_AGE_NS);
         Batch* batch = background_batch(device, *residency, device.free_ns(now_), place);
         device.aged_ns = std::max(device.aged_ns, now_) + batch->duration_ns * BACKGROUND_SHARE;
-        return;
-    }
-}
-
-// Measure a shape that requests have come with, if the device has been idle for a while.
-void Spare::measure(Device& device) {
-    Ns due = device.idle_since_ns + PROFILE_IDLE_NS;
-    if (due > now_) {
-        device.wake_at(due);
-        return;
-    }
-    for (std::size_t place = 0; place < unmeasured_.size();) {
-        Unmeasured& one = unmeasured_[place];
-        if (one.kind != device.kind) {
-            ++place;
-            continue;
-        }
-        Model* model = find_model(one.model_id);
-        KindSpec* spec = model != nullptr ? model->spec(one.kind) : nullptr;
-        Ns bound = 0;
-        bool is_over = spec == nullptr || model->draining || spec->program->curve(one.shape) != nullptr;
-        if (!is_over) {
-            bound = spec->program->bound_ns(shapes_, one.shape, one.rows);
-            is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
-        }
-        if (is_over) {
-            unmeasured_.erase(unmeasured_.begin() + static_cast<std::ptrdiff_t>(place));
-            continue;
-        }
-        if (bound == 0) {
-            bound = PROFILE_NS_MAX;
-        }
-        Residency* residency = device.find(model);
-        if (residency == nullptr) {
-            if (device.worker->has(model) && model->residencies.empty() && device.loading == 0) {
-                if (spec->page_count <= device.pages.page_count()) {
-                    load_idly(device, *model, *spec);
-                }
-                return;
-            }
-            ++place;
-            continue;
-        }
-        if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
-            ++place;
-            continue;
-        }
-        ++one.attempts;
-        Batch* batch = make_batch(*residency, one.shape, nullptr, NEVER_NS);
-        batch->size = one.rows;
-        Flight* flight = fly(device, FlightKind::PROFILE, *residency, batch, bound, bound);
-        Command& command = order(CommandKind::SEND_PROFILE);
-        command.worker = device.worker->worker_id;
-        command.device = static_cast<std::int32_t>(device.index);
-        command.action_id = flight->action_id;
-        command.model_id = model->model_id;
-        command.load_id = residency->load_id;
-        command.rows = one.rows;
-        command.shape = one.shape;
-        command.earliest_ns = now_;
-        command.latest_ns = NEVER_NS;
-        command.expected_ns = bound;
         return;
     }
 }

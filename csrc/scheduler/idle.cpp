@@ -1,0 +1,140 @@
+#include "scheduler/idle.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace clockwork {
+
+void Idle::find_background() {
+    scan_.clear();
+    for (Model* model = background_.front(); model != nullptr && scan_.size() < BACKGROUND_SCAN_MAX;
+         model = background_.next(model)) {
+        scan_.push_back(model);
+    }
+}
+
+void Idle::load_background(Device& device, Model& model) {
+    bool aged = now_ - model.background.front()->request.arrived_ns > BACKGROUND_AGE_NS;
+    if (!model.residencies.empty() && !aged) {
+        return;
+    }
+    KindSpec* spec = model.spec(device.kind);
+    if (spec == nullptr || !device.worker->has(&model) || spec->page_count > device.pages.page_count()) {
+        return;
+    }
+    if (std::any_of(model.residencies.begin(), model.residencies.end(),
+                    [&](const Residency* one) { return one->device == &device; })) {
+        return;
+    }
+    if (!aged) {
+        find_loadable(model, elsewhere_);
+        for (const Place& place : elsewhere_) {
+            const Device& other = *place.device;
+            bool is_idle = other.lane.empty() && other.plan.empty() && other.pending.empty() && other.loading == 0;
+            if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
+                               std::make_pair(device.has_room(*spec), device.pages.free_count())) {
+                return;  // which will look at it, too
+            }
+        }
+    }
+    if (Residency* residency = propose_load(device, model, *spec, now_ + BACKGROUND_AGE_NS, aged);
+        residency != nullptr) {
+        accept_load(*residency);
+    }
+}
+
+bool Idle::is_unseen(const Model& model, std::uint32_t shape) const {
+    return std::none_of(model.specs.begin(), model.specs.end(),
+                        [shape](const KindSpec* spec) { return spec->program->curve(shape) != nullptr; });
+}
+
+void Idle::remember_unseen(const Model& model, const Request& request) {
+    for (const KindSpec* spec : model.specs) {
+        bool known = std::any_of(unmeasured_.begin(), unmeasured_.end(), [&](const Unmeasured& one) {
+            return one.program == spec->program_number && one.kind == spec->kind && one.shape == request.shape;
+        });
+        if (known) {
+            continue;
+        }
+        if (unmeasured_.size() >= PROFILE_TABLE_MAX) {
+            unmeasured_.erase(unmeasured_.begin());
+        }
+        std::uint32_t rows = model.batches ? request.rows : 1;
+        unmeasured_.push_back({spec->program_number, spec->kind, request.shape, model.model_id, rows, 0});
+        for (Device* device : devices_) {
+            if (device->kind == spec->kind) {
+                touch(*device);
+            }
+        }
+    }
+}
+
+void Idle::shapes_in_use(std::vector<std::uint32_t>& found) const {
+    Service::shapes_in_use(found);
+    for (const Unmeasured& one : unmeasured_) {
+        found.push_back(one.shape);
+    }
+}
+
+void Idle::measure(Device& device) {
+    Ns due = device.idle_since_ns + PROFILE_IDLE_NS;
+    if (due > now_) {
+        device.wake_at(due);
+        return;
+    }
+    for (std::size_t place = 0; place < unmeasured_.size();) {
+        Unmeasured& one = unmeasured_[place];
+        if (one.kind != device.kind) {
+            ++place;
+            continue;
+        }
+        Model* model = find_model(one.model_id);
+        KindSpec* spec = model != nullptr ? model->spec(one.kind) : nullptr;
+        Ns bound = 0;
+        bool is_over = spec == nullptr || model->draining || spec->program->curve(one.shape) != nullptr;
+        if (!is_over) {
+            bound = spec->program->bound_ns(shapes_, one.shape, one.rows);
+            is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
+        }
+        if (is_over) {
+            unmeasured_.erase(unmeasured_.begin() + static_cast<std::ptrdiff_t>(place));
+            continue;
+        }
+        if (bound == 0) {
+            bound = PROFILE_NS_MAX;
+        }
+        Residency* residency = device.find(model);
+        if (residency == nullptr) {
+            if (device.worker->has(model) && model->residencies.empty() && device.loading == 0) {
+                if (spec->page_count <= device.pages.page_count()) {
+                    load_idly(device, *model, *spec);
+                }
+                return;
+            }
+            ++place;
+            continue;
+        }
+        if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
+            ++place;
+            continue;
+        }
+        ++one.attempts;
+        Batch* batch = make_batch(*residency, one.shape, nullptr, NEVER_NS);
+        batch->size = one.rows;
+        Flight* flight = fly(device, FlightKind::PROFILE, *residency, batch, bound, bound);
+        Command& command = order(CommandKind::SEND_PROFILE);
+        command.worker = device.worker->worker_id;
+        command.device = static_cast<std::int32_t>(device.index);
+        command.action_id = flight->action_id;
+        command.model_id = model->model_id;
+        command.load_id = residency->load_id;
+        command.rows = one.rows;
+        command.shape = one.shape;
+        command.earliest_ns = now_;
+        command.latest_ns = NEVER_NS;
+        command.expected_ns = bound;
+        return;
+    }
+}
+
+}  // namespace clockwork

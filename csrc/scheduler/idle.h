@@ -1,0 +1,65 @@
+// Idle time, whatever the policy: loading what only background requests wait for, and measuring shapes never seen.
+#pragma once
+
+#include <vector>
+
+#include "scheduler/service.h"
+
+namespace clockwork {
+
+// Shapes that wait to be measured; the oldest is forgotten first.
+inline constexpr std::size_t PROFILE_TABLE_MAX = 256;
+
+// Models with background requests that an idle device looks at.
+inline constexpr std::size_t BACKGROUND_SCAN_MAX = 64;
+
+// One part in BACKGROUND_SHARE of a busy device's time goes to background requests that waited BACKGROUND_AGE_NS.
+inline constexpr Ns BACKGROUND_AGE_NS = SECOND;
+inline constexpr Ns BACKGROUND_SHARE = 10;
+
+// An idle device that could do nothing for the background requests there are looks again after this.
+inline constexpr Ns BACKGROUND_RETRY_NS = 100'000'000;
+
+// A device that has been idle this long may measure a shape.
+inline constexpr Ns PROFILE_IDLE_NS = 20'000'000;
+
+inline constexpr int PROFILE_ATTEMPTS_MAX = 3;
+
+// A shape whose bound is above this is not measured: a device is not held for it.
+inline constexpr Ns PROFILE_NS_MAX = SECOND;
+
+class Idle : public Service {
+public:
+    using Service::Service;
+
+    void shapes_in_use(std::vector<std::uint32_t>& found) const override;
+
+protected:
+    // A shape that waits to be measured.
+    struct Unmeasured {
+        std::uint32_t program;
+        std::uint32_t kind;
+        std::uint32_t shape;
+        ModelId model_id;
+        std::uint32_t rows;
+        int attempts;
+    };
+
+    bool is_unseen(const Model& model, std::uint32_t shape) const;
+    // Have a shape measured on each kind of device, once one is idle.
+    void remember_unseen(const Model& model, const Request& request);
+    // Measure a shape that requests have come with, if the device has been idle for a while.
+    void measure(Device& device);
+    // Load a model that has only background requests, where there is room or they have waited long.
+    void load_background(Device& device, Model& model);
+    // Sets scan_ to the first of the models with background requests, as they are now.
+    void find_background();
+
+    std::vector<Unmeasured> unmeasured_;
+    std::vector<Model*> scan_;
+
+private:
+    std::vector<Place> elsewhere_;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,201 @@
+// What the policies with queues keep: requests that wait, in the order of their deadlines, and sets of numbers.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/state.h"
+
+namespace clockwork {
+
+// A set of small numbers. Its members come in ascending order.
+class Bits {
+public:
+    void set(std::uint32_t index) {
+        if (index / 64 >= words_.size()) {
+            words_.resize(index / 64 + 1, 0);
+        }
+        words_[index / 64] |= std::uint64_t{1} << (index % 64);
+    }
+
+    void clear(std::uint32_t index) {
+        if (index / 64 < words_.size()) {
+            words_[index / 64] &= ~(std::uint64_t{1} << (index % 64));
+        }
+    }
+
+    bool test(std::uint32_t index) const {
+        return index / 64 < words_.size() && (words_[index / 64] >> (index % 64) & 1) != 0;
+    }
+
+    void clear_all() { words_.clear(); }
+
+    // Calls function(index) for each number in both sets, ascending, until it returns false.
+    template <typename Function>
+    static void for_each_in_both(const Bits& one, const Bits& other, Function&& function) {
+        std::size_t count = std::min(one.words_.size(), other.words_.size());
+        for (std::size_t place = 0; place < count; ++place) {
+            std::uint64_t word = one.words_[place] & other.words_[place];
+            while (word != 0) {
+                auto index = static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));
+                word &= word - 1;
+                if (!function(index)) {
+                    return;
+                }
+            }
+        }
+    }
+
+    // The same for one set, beginning at `start` and going around.
+    template <typename Function>
+    void for_each_from(std::uint32_t start, Function&& function) const {
+        std::size_t count = words_.size();
+        if (count == 0) {
+            return;
+        }
+        std::size_t first = start / 64 % count;
+        for (std::size_t step = 0; step <= count; ++step) {
+            std::size_t place = (first + step) % count;
+            std::uint64_t word = words_[place];
+            std::uint64_t before = (std::uint64_t{1} << (start % 64)) - 1;
+            if (step == 0) {
+                word &= ~before;
+            } else if (step == count) {
+                word &= before;
+            }
+            while (word != 0) {
+                auto index = static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));
+                word &= word - 1;
+                if (!function(index)) {
+                    return;
+                }
+            }
+        }
+    }
+
+private:
+    std::vector<std::uint64_t> words_;
+};
+
+// One request in a queue, with what the choice of a batch needs to know of it: nothing else is read for that.
+struct Waiting {
+    Ns deadline_ns;
+    std::int64_t order;  // of arrival; Pending::key_ns holds the same
+    Pending* pending;
+    std::uint32_t size;
+    bool alone;
+
+    bool operator<(const Waiting& other) const {
+        return deadline_ns != other.deadline_ns ? deadline_ns < other.deadline_ns : order < other.order;
+    }
+};
+
+// Requests of one model, shape and level that wait for a device, by (deadline, order of arrival).
+//
+// Entering at the end and leaving at the front cost O(1). Elsewhere the place is found by bisection and the shorter
+// side moves up: a few cache lines where a linked list would be walked through.
+class Queue {
+public:
+    Queue(Model* model, std::uint32_t shape, std::uint8_t level) : model(model), shape(shape), level(level) {}
+
+    bool empty() const { return head_ == items_.size(); }
+    std::uint32_t size() const { return static_cast<std::uint32_t>(items_.size() - head_); }
+    std::uint32_t rows() const { return rows_; }
+    const Waiting& front() const { return items_[head_]; }
+    const Waiting& back() const { return items_.back(); }
+    const Waiting& operator[](std::size_t place) const { return items_[head_ + place]; }
+    // Every request has one row and may share a batch: the first n requests are a batch of n.
+    bool is_plain() const { return rows_ == size() && alone_ == 0; }
+
+    void insert(const Waiting& one) {
+        rows_ += one.size;
+        alone_ += one.alone;
+        if (empty() || items_.back() < one) {
+            if (items_.size() == items_.capacity() && head_ > items_.size() / 2) {
+                compact();
+            }
+            items_.push_back(one);
+            return;
+        }
+        auto place = std::upper_bound(begin(), items_.end(), one);
+        if (head_ > 0 && place - begin() < items_.end() - place) {
+            std::move(begin(), place, begin() - 1);
+            --head_;
+            *(place - 1) = one;
+        } else {
+            items_.insert(place, one);
+        }
+    }
+
+    // False if it is not here.
+    bool erase(const Pending& pending) {
+        auto place = std::lower_bound(begin(), items_.end(),
+                                      Waiting{pending.deadline_ns, pending.key_ns, nullptr, 0, false});
+        if (place == items_.end() || place->pending != &pending) {
+            return false;
+        }
+        rows_ -= place->size;
+        alone_ -= place->alone;
+        if (place - begin() < items_.end() - place) {
+            std::move_backward(begin(), place, place + 1);
+            ++head_;
+            settle();
+        } else {
+            items_.erase(place);
+        }
+        return true;
+    }
+
+    // Takes `count` requests from the place on and appends them.
+    void take(std::uint32_t first, std::uint32_t count, std::vector<Pending*>& taken) {
+        auto from = begin() + first, to = from + count;
+        for (auto place = from; place != to; ++place) {
+            rows_ -= place->size;
+            alone_ -= place->alone;
+            taken.push_back(place->pending);
+        }
+        std::move_backward(begin(), from, to);
+        head_ += count;
+        settle();
+    }
+
+    void pop_front() {
+        rows_ -= front().size;
+        alone_ -= front().alone;
+        ++head_;
+        settle();
+    }
+
+    Model* model;
+    std::uint32_t shape;
+    std::uint8_t level;
+    bool ready = false;             // it wants a device now; free devices see it
+    std::uint64_t rank = 0;         // while it is ready: the lower, the sooner
+    Ns timer_ns = NEVER_NS;         // the timer that is set for it
+    std::int64_t timer_order = -1;  // and on which request
+
+private:
+    std::vector<Waiting>::iterator begin() { return items_.begin() + static_cast<std::ptrdiff_t>(head_); }
+
+    void settle() {
+        if (head_ == items_.size()) {
+            items_.clear();
+            head_ = 0;
+        }
+    }
+
+    void compact() {
+        items_.erase(items_.begin(), begin());
+        head_ = 0;
+    }
+
+    std::vector<Waiting> items_;
+    std::size_t head_ = 0;
+    std::uint32_t rows_ = 0;
+    std::uint32_t alone_ = 0;
+};
+
+}  // namespace clockwork

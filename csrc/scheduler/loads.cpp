@@ -64,13 +64,18 @@ bool Loads::find_victims(Residency& residency, bool doom) {
     if (trial_.allocate(runs, trial_starts_)) {
         return true;
     }
-    for (Residency* victim = device.resident.front(); victim != nullptr; victim = device.resident.next(victim)) {
-        if (!victim->doomed && victim->is_idle() && may_evict(*victim)) {
-            residency.victims.push_back(victim);
-            trial_.free(victim->starts, victim->spec->runs);
-            if (trial_.allocate(runs, trial_starts_)) {
-                return true;
-            }
+    evictable_.clear();
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        if (!one->doomed && one->is_idle() && may_evict(*one)) {
+            evictable_.push_back(one);
+        }
+    }
+    order_evictable(device, evictable_);
+    for (Residency* victim : evictable_) {
+        residency.victims.push_back(victim);
+        trial_.free(victim->starts, victim->spec->runs);
+        if (trial_.allocate(runs, trial_starts_)) {
+            return true;
         }
     }
     if (doom) {
@@ -243,13 +248,13 @@ void Loads::send_load(Residency& residency, bool hurries) {
     retime_loads(device);
 }
 
-bool Loads::load_idly(Device& device, Model& model, KindSpec& spec) {
+bool Loads::load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns) {
     Residency* residency = residency_pool_.make();
     residency->model = &model;
     residency->device = &device;
     residency->spec = &spec;
     residency->key_ns = NEVER_NS;
-    if (!make_room(device, *residency, now_ - WARM_IDLE_NS)) {
+    if (!make_room(device, *residency, before_ns)) {
         residency_pool_.give_back(residency);
         return false;
     }
@@ -342,11 +347,14 @@ void Loads::find_evictable(Device& device, const std::vector<Residency*>& chosen
             found.push_back(one);
         }
     }
+    others_.clear();
     for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
         if (one->used_ns < before_ns && !one->doomed && one->is_idle() && may_evict(*one) && !contains(chosen, one)) {
-            found.push_back(one);
+            others_.push_back(one);
         }
     }
+    order_evictable(device, others_);
+    found.insert(found.end(), others_.begin(), others_.end());
     if (before_ns >= NEVER_NS) {  // the first load in line takes, in need, what a later one counted on
         for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
             if (one->doomed && !contains(chosen, one) && one->is_idle()) {

@@ -56,6 +56,11 @@ protected:
         (void)residency;
         return true;
     }
+    // Puts idle models in the order in which they are to make room; they come least recently used first.
+    virtual void order_evictable(Device& device, std::vector<Residency*>& found) {
+        (void)device;
+        (void)found;
+    }
     // Whether anybody still waits for a load that was not sent. If not, it is dropped.
     virtual bool is_load_wanted(const Residency& residency) const {
         return !residency.batches.empty() || !residency.model->background.empty();
@@ -102,7 +107,11 @@ protected:
 
     void start_loads(Device& device);
     // Load into free pages, or those of models that have idled long. False if there are none.
-    bool load_idly(Device& device, Model& model, KindSpec& spec);
+    bool load_idly(Device& device, Model& model, KindSpec& spec) {
+        return load_now(device, model, spec, now_ - WARM_IDLE_NS);
+    }
+    // Load into free pages, or those of idle models that were last used before then. False if there are none.
+    bool load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns);
     // Order a model off its device. Its pages must have been given back to the allocator already.
     void send_unload(Residency& residency);
     // Give its pages back and order it off. It must be idle.
@@ -144,6 +153,7 @@ private:
     PageAllocator trial_;  // find_victims() tries things on it
     PageAllocator::Pages trial_starts_;
     std::vector<Residency*> evictable_;
+    std::vector<Residency*> others_;
     std::vector<Residency*> victims_;
     std::vector<Ending> endings_;
     std::uint32_t mark_ = 0;

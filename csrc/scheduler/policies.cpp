@@ -1,31 +1,87 @@
-// Which policies there are.
+// Which policies there are, and what each may be told.
+#include <algorithm>
+#include <span>
 #include <stdexcept>
 
 #include "scheduler/edf.h"
+#include "scheduler/fifo.h"
 #include "scheduler/scheduler.h"
 
 namespace clockwork {
 
+namespace {
+
+struct Policy {
+    const char* name;
+    std::span<const char* const> options;
+    std::unique_ptr<Scheduler> (*make)(const SchedulerOptions& options);
+};
+
+template <typename T>
+std::unique_ptr<Scheduler> make(const SchedulerOptions& options) {
+    return std::make_unique<T>(options);
+}
+
+std::unique_ptr<Scheduler> make_edf(const SchedulerOptions& options) {
+    if (!options.memory.empty()) {
+        throw std::invalid_argument("policy edf brings its own memory rules, not '" + options.memory + "'");
+    }
+    return std::make_unique<Edf>(options);
+}
+
+const Policy POLICIES[] = {
+    {"edf", {}, make_edf},
+    {"fifo", Fifo::OPTIONS, make<Fifo>},
+};
+
+std::string joined(const std::vector<std::string>& names) {
+    std::string text;
+    for (const std::string& name : names) {
+        text += (text.empty() ? "" : ", ") + name;
+    }
+    return text;
+}
+
+const Policy& find_policy(const std::string& name) {
+    for (const Policy& policy : POLICIES) {
+        if (name == policy.name) {
+            return policy;
+        }
+    }
+    throw std::invalid_argument("no scheduling policy '" + name + "' (there is " + joined(policy_names()) + ")");
+}
+
+}  // namespace
+
 const std::vector<std::string>& policy_names() {
-    static const std::vector<std::string> names = {"edf"};
+    static const std::vector<std::string> names = [] {
+        std::vector<std::string> all;
+        for (const Policy& policy : POLICIES) {
+            all.emplace_back(policy.name);
+        }
+        return all;
+    }();
     return names;
 }
 
+std::vector<std::string> known_options(const std::string& policy) {
+    const Policy& found = find_policy(policy);
+    return {found.options.begin(), found.options.end()};
+}
+
 std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options) {
-    if (options.policy == "edf") {
-        if (!options.memory.empty()) {
-            throw std::invalid_argument("policy edf brings its own memory rules, not '" + options.memory + "'");
+    const Policy& policy = find_policy(options.policy);
+    for (const auto& [name, value] : options.values) {
+        if (std::find(policy.options.begin(), policy.options.end(), name) == policy.options.end()) {
+            std::vector<std::string> known = known_options(options.policy);
+            throw std::invalid_argument("policy " + options.policy + " has no option '" + name + "' (" +
+                                        (known.empty() ? "it has none" : "it has " + joined(known)) + ")");
         }
-        if (!options.values.empty()) {
-            throw std::invalid_argument("policy edf has no option '" + options.values.front().first + "'");
+        if (!(value >= 0 && value <= OPTION_MAX)) {
+            throw std::invalid_argument("option " + name + " is not between 0 and a million");
         }
-        return std::make_unique<Edf>(options);
     }
-    std::string names;
-    for (const std::string& name : policy_names()) {
-        names += (names.empty() ? "" : ", ") + name;
-    }
-    throw std::invalid_argument("no scheduling policy '" + options.policy + "' (there is " + names + ")");
+    return policy.make(options);
 }
 
 }  // namespace clockwork

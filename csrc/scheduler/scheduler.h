@@ -158,6 +158,12 @@ public:
 // The policies that there are, the default first.
 const std::vector<std::string>& policy_names();
 
+// Names that SchedulerOptions::values may have for a policy. Throws as make_scheduler() does.
+std::vector<std::string> known_options(const std::string& policy);
+
+// The largest value of an option.
+inline constexpr double OPTION_MAX = 1e6;
+
 // Throws std::invalid_argument, naming the value and what there is.
 std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options);
 

@@ -462,6 +462,9 @@ void Service::take_back(Flight& flight, std::vector<Pending*>& waiting) {
 }
 
 void Service::retire_batch(Flight& flight) {
+    if (flight.kind == FlightKind::INFER) {
+        batch_ended(flight);
+    }
     for (Pending* pending : flight.batch->pendings) {
         if (pending->answered && pending->flight == &flight) {
             pending->flight = nullptr;

@@ -41,6 +41,8 @@ protected:
         (void)device;
         (void)waiting;
     }
+    // A batch that was sent came to its end, well or not; its requests were answered, or wait anew.
+    virtual void batch_ended(Flight& flight) { (void)flight; }
     // New estimates were published for a shape of this program (on one kind of device).
     virtual void estimates_changed(ProgramEstimates& program, std::uint32_t shape) {
         (void)program;

@@ -1,0 +1,64 @@
+#include "scheduler/fifo.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+Fifo::Fifo(const SchedulerOptions& options)
+    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)),
+      batch_cap_(static_cast<std::uint32_t>(option(options, "batch_cap", 0))),
+      delay_ns_(option_ms(options, "queue_delay_ms", 0)),
+      drops_(option(options, "drop", 1) != 0) {
+    presses_late_ = delay_ns_ == 0;
+}
+
+Ns Fifo::rank_ns(const Queue& queue) { return queue.front().pending->request.arrived_ns; }
+
+Ns Fifo::ready_ns(Queue& queue) {
+    if (delay_ns_ == 0 || queue.rows() >= cap(*queue.model->specs.front())) {
+        return 0;
+    }
+    return queue.front().pending->request.arrived_ns + delay_ns_;
+}
+
+// The time of an execution alone is not waited for: with drop, choose() looks, for the device that is free.
+Ns Fifo::hopeless_ns(const Queue& queue, const Waiting& one) {
+    if (!drops_) {
+        return one.deadline_ns;
+    }
+    Ns least = NEVER_NS;
+    for (const KindSpec* spec : queue.model->specs) {
+        if (Ns alone = spec->alone_ns(queue.shape, 1); alone > 0) {
+            least = std::min(least, alone);
+        }
+    }
+    return least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns;
+}
+
+Queued::Choice Fifo::choose(Device& device, Ns free_ns) {
+    Residency* residency = nullptr;
+    while (Queue* queue = first_ready(device, residency)) {
+        const KindSpec& spec = *residency->spec;
+        Curve* curve = spec.program->curve(queue->shape);
+        Ns end = free_ns + device.worker->back_ns;
+        if (drops_ && end + planned_ns(*residency, queue->shape, queue->front().size) > queue->front().deadline_ns) {
+            drop(*queue, queue->front());
+            continue;
+        }
+        std::uint32_t count = curve != nullptr ? count_up_to(*queue, 0, cap(spec)) : 1;
+        Ns slack = queue->front().deadline_ns - end;
+        if (drops_ && curve != nullptr && count > 1 && curve->planned_ns(queue->is_plain() ? count : cap(spec)) > slack) {
+            std::uint32_t rows = queue->front().size;
+            std::uint32_t most = 1;
+            while (most < count && curve->planned_ns(rows + (*queue)[most].size) <= slack) {
+                rows += (*queue)[most].size;
+                ++most;
+            }
+            count = most;
+        }
+        return {queue, residency, 0, count};
+    }
+    return {};
+}
+
+}  // namespace clockwork

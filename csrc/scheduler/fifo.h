@@ -1,0 +1,45 @@
+// Policy `fifo`: work-conserving dynamic batching, as common servers do it at their best.
+//
+// A free device takes the queue whose oldest request came first, among the models that it holds, and runs as much of
+// it as one batch may have. Options:
+//   batch_cap       the largest batch (0: the model's own, the default)
+//   queue_delay_ms  0: a queue is taken as soon as a device is free. Else it is ready when it has batch_cap rows, or
+//                   its oldest request has waited so long (Triton's max_queue_delay)
+//   schedule_ahead_ms  a device is given its next batch so long before it is free (5)
+//   drop            1 (default): what could no longer be in time alone is answered when its batch is made up, and
+//                   while it waits; 0: only what has expired
+//
+// What is settled in its favour: requests of one model go by deadline, not by arrival, where their SLOs differ; a
+// batch is no larger than its tightest deadline allows (unless drop is 0); batches have any size.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "scheduler/queued.h"
+
+namespace clockwork {
+
+class Fifo final : public Queued {
+public:
+    static constexpr const char* OPTIONS[] = {"batch_cap", "queue_delay_ms", "schedule_ahead_ms", "drop"};
+
+    explicit Fifo(const SchedulerOptions& options);
+
+protected:
+    Choice choose(Device& device, Ns free_ns) override;
+    Ns rank_ns(const Queue& queue) override;
+    Ns ready_ns(Queue& queue) override;
+    Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+
+private:
+    std::uint32_t cap(const KindSpec& spec) const {
+        return batch_cap_ > 0 ? std::min(batch_cap_, spec.batch_max) : spec.batch_max;
+    }
+
+    std::uint32_t batch_cap_;
+    Ns delay_ns_;
+    bool drops_;
+};
+
+}  // namespace clockwork

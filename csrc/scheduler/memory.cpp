@@ -1,0 +1,122 @@
+#include "scheduler/memory.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "scheduler/memory_adaptive.h"
+#include "scheduler/memory_paper.h"
+#include "scheduler/queued.h"
+
+namespace clockwork {
+
+Ns Memory::now() const { return queued_.now_; }
+
+void Memory::touch(Device& device) { queued_.touch(device); }
+
+Device& Memory::device_at(std::uint32_t slot) const { return *queued_.device_pool_.at(slot); }
+
+Model& Memory::model_at(std::uint32_t slot) const { return *queued_.model_pool_.at(slot); }
+
+std::uint32_t Memory::waiting(const Model& model) const { return queued_.at(model).waiting; }
+
+Queue* Memory::queue(const Model& model, std::size_t index) const {
+    const auto& queues = queued_.at(model).queues;
+    return index < queues.size() ? queues[index].get() : nullptr;
+}
+
+const Bits& Memory::hungry() const { return queued_.hungry_; }
+
+Ns Memory::schedule_ahead_ns() const { return queued_.schedule_ahead_ns_; }
+
+KindSpec* Memory::loadable(const Device& device, const Model& model) const {
+    if (!device.usable() || !device.worker->has(&model)) {
+        return nullptr;
+    }
+    KindSpec* spec = model.spec(device.kind);
+    if (spec == nullptr || spec->page_count > device.pages.page_count() || device.find(&model) != nullptr ||
+        std::any_of(device.pending.begin(), device.pending.end(),
+                    [&](const Residency* one) { return one->model == &model; })) {
+        return nullptr;
+    }
+    return spec;
+}
+
+std::uint32_t Memory::loading(const Device& device) {
+    std::uint32_t count = 0;
+    for (const Device* one : device.worker->devices) {
+        count += one->loading + static_cast<std::uint32_t>(one->pending.size());
+    }
+    return count;
+}
+
+Device* Memory::find_target(const Model& model, Score score) {
+    std::size_t count = model.workers.size();
+    Device* best = nullptr;
+    double least = 0;
+    std::size_t seen = 0;
+    for (std::size_t step = 0; step < count && seen < TARGET_SCAN_MAX; ++step) {
+        const Worker* worker = queued_.find_worker(model.workers[(round_ + step) % count]);
+        for (Device* device : worker->devices) {
+            ++seen;
+            KindSpec* spec = loadable(*device, model);
+            if (spec == nullptr) {
+                continue;
+            }
+            double here = score(*this, *device, *spec);
+            if (here >= 0 && (best == nullptr || here < least)) {
+                best = device;
+                least = here;
+            }
+        }
+    }
+    ++round_;
+    return best;
+}
+
+bool Memory::load(Device& device, Model& model, KindSpec& spec) {
+    return queued_.load_now(device, model, spec, NEVER_NS);
+}
+
+bool Memory::load_by_force(Device& device, Model& model, KindSpec& spec) {
+    Residency* residency = queued_.propose_load(device, model, spec, now(), true);
+    if (residency == nullptr) {
+        return false;
+    }
+    queued_.accept_load(*residency);
+    return true;
+}
+
+bool Memory::find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims) {
+    victims.clear();
+    trial_ = device.pages;
+    if (trial_.allocate(spec.runs, starts_)) {
+        return true;
+    }
+    idle_.clear();
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        if (!one->doomed && one->is_idle() && may_evict(*one)) {
+            idle_.push_back(one);
+        }
+    }
+    order_evictable(device, idle_);
+    for (Residency* one : idle_) {
+        victims.push_back(one);
+        trial_.free(one->starts, one->spec->runs);
+        if (trial_.allocate(spec.runs, starts_)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+std::unique_ptr<Memory> make_memory(const std::string& name, Queued& queued, const SchedulerOptions& options) {
+    if (name == "paper") {
+        return std::make_unique<PaperMemory>(queued, options);
+    }
+    if (name == "adaptive") {
+        return std::make_unique<AdaptiveMemory>(queued);
+    }
+    throw std::invalid_argument("no memory rules '" + name + "' (there are paper, adaptive)");
+}
+
+}  // namespace clockwork

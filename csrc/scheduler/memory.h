@@ -1,0 +1,101 @@
+// Which models are on which device, for policies with queues: what to LOAD, where and when, and what to UNLOAD.
+//
+// A Memory is told what waits, is sent and ends, and is asked at every look at a device whether it wants to load
+// something there now. It decides; Loads does it (pages, orders, books). A load is ordered only when it can be sent
+// at once, so none is ever planned for requests that have gone by then.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "scheduler/loads.h"
+#include "scheduler/queue.h"
+
+namespace clockwork {
+
+class Queued;
+
+// Devices among which one is chosen for a load.
+inline constexpr std::size_t TARGET_SCAN_MAX = 16;
+
+class Memory {
+public:
+    explicit Memory(Queued& queued) : queued_(queued) {}
+    virtual ~Memory() = default;
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+
+    // A request waits in a queue now (anew, if it was sent before).
+    virtual void waits(Pending& pending) = 0;
+    // It waits no more: it is being sent, or was answered unsent.
+    virtual void leaves(Pending& pending, bool is_sent) = 0;
+    // A batch was sent; it ended, well or not.
+    virtual void sent(Flight& flight) { (void)flight; }
+    virtual void ended(Flight& flight) { (void)flight; }
+    // Order what this device should load now, by load().
+    virtual void look(Device& device) = 0;
+    // The requests that wait for a model cannot all be in time on the devices that have it, the policy finds.
+    virtual void press(Queue& queue) { (void)queue; }
+
+    virtual bool may_evict(const Residency& residency) const {
+        (void)residency;
+        return true;
+    }
+    // Put idle models that may make room in the order in which they should (it is least recently used first).
+    virtual void order_evictable(Device& device, std::vector<Residency*>& found) {
+        (void)device;
+        (void)found;
+    }
+
+    virtual void arrived_on(Residency& residency) { (void)residency; }
+    virtual void gone_from(Residency& residency) { (void)residency; }
+    // A model can be loaded in other places than before.
+    virtual void renew(Model& model) { (void)model; }
+    virtual void model_gone(Model& model) { (void)model; }
+    virtual void device_joined(Device& device) { (void)device; }
+    virtual void device_left(Device& device) { (void)device; }
+
+    virtual void check_invariants() const {}
+
+protected:
+    // ----- what it can see and do ----------------------------------------------------------------
+
+    Ns now() const;
+    void touch(Device& device);
+    Device& device_at(std::uint32_t slot) const;
+    Model& model_at(std::uint32_t slot) const;
+    std::uint32_t waiting(const Model& model) const;
+    // The model's queues; null at the end.
+    Queue* queue(const Model& model, std::size_t index) const;
+    const Bits& hungry() const;
+    Ns schedule_ahead_ns() const;
+    // Whether the model could be loaded there: prepared by the worker, small enough, and not there already.
+    KindSpec* loadable(const Device& device, const Model& model) const;
+    // LOADs under way or decided on the link that the device shares with its worker's others.
+    static std::uint32_t loading(const Device& device);
+    // The device of the lowest score of TARGET_SCAN_MAX that could load the model, others at each call; a score
+    // below zero rules one out. Null if there is none.
+    using Score = double (*)(const Memory&, const Device&, const KindSpec&);
+    Device* find_target(const Model& model, Score score);
+    // Sends the LOAD, evicting idle models in the order of order_evictable(). False: its pages cannot come free now.
+    bool load(Device& device, Model& model, KindSpec& spec);
+    // Decides the load even if busy models have to go for it: nothing new is sent to them, and it starts when their
+    // pages are free. False: not even then.
+    bool load_by_force(Device& device, Model& model, KindSpec& spec);
+    // The idle models that would have to go for it, fewest first; false if they do not suffice.
+    bool find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims);
+
+    Queued& queued_;
+
+private:
+    std::size_t round_ = 0;
+    PageAllocator trial_;
+    PageAllocator::Pages starts_;
+    std::vector<Residency*> idle_;
+};
+
+// name: "paper" or "adaptive". Throws std::invalid_argument for another.
+std::unique_ptr<Memory> make_memory(const std::string& name, Queued& queued, const SchedulerOptions& options);
+
+}  // namespace clockwork

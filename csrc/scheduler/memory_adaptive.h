@@ -1,0 +1,126 @@
+// Memory rules `adaptive`: loads by benefit and cost.
+//
+// A model asks for a load while requests wait for it and no device has it (it is *cold*), or while those that have it
+// cannot serve its queue in time (it is *pressed*). The next load of a link is the one with the most benefit per time
+// of the link. Counted in requests:
+//   benefit = those that wait and would still be in time if the load began now + standing (if it is cold)
+//   standing of a model = what is lost each time that it has to be loaded anew
+//                       = rate (load + wait), who comes before it is back
+//                       + min(1, rate STANDING_NS), who calls for it, if the SLO is too tight to wait for a load
+// where `wait` is the time that a load waits for a link now. It costs the standing of the models that have to go, and
+// is not sent if that is more. Those with the least rate x load per page go first; never one that has requests
+// waiting, is in flight or is being loaded. So an idle link loads whatever is asked for, and a busy one keeps what
+// would be asked for again.
+//
+// A pressed model is loaded, one device at a time, only onto a device that has nothing to run. A cold one that found
+// no room for DENIED_NS is loaded by force: busy models make room, as their work ends.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/memory.h"
+
+namespace clockwork {
+
+// Arrivals are counted with this half-life: long enough to know a model that is asked for once a minute, short enough
+// to follow a change within seconds.
+inline constexpr Ns RATE_HALF_LIFE_NS = 10 * SECOND;
+inline constexpr Ns STANDING_NS = 10 * SECOND;
+
+// A model is pressed for this long after its policy said so.
+inline constexpr Ns PRESSED_NS = 100 * MS;
+
+inline constexpr Ns DENIED_NS = SECOND;
+
+// Candidates that a device looks at for one load, and how long it does not look again if none would do.
+inline constexpr int CANDIDATE_SCAN_MAX = 8;
+inline constexpr Ns LOOK_AGAIN_NS = 5 * MS;
+
+// A count of which half is forgotten in each RATE_HALF_LIFE_NS; between, it falls in a straight line.
+class DecayedCount {
+public:
+    void add(Ns now, double count);
+    double at(Ns now) const;
+
+private:
+    double count_ = 0;
+    Ns time_ns_ = 0;
+};
+
+// Slots by value, the highest first (of equal ones, the lowest slot); a slot's value may change at any time.
+class SlotHeap {
+public:
+    bool empty() const { return heap_.empty(); }
+    std::size_t size() const { return heap_.size(); }
+    std::uint32_t top() const { return heap_.front(); }
+    double value(std::uint32_t slot) const { return values_[slot]; }
+    bool holds(std::uint32_t slot) const { return slot < places_.size() && places_[slot] != NOWHERE; }
+    void set(std::uint32_t slot, double value);
+    void erase(std::uint32_t slot);
+
+private:
+    static constexpr std::uint32_t NOWHERE = UINT32_MAX;
+
+    bool is_above(std::uint32_t one, std::uint32_t other) const {
+        return values_[one] != values_[other] ? values_[one] > values_[other] : one < other;
+    }
+    void put(std::size_t place, std::uint32_t slot) {
+        heap_[place] = slot;
+        places_[slot] = static_cast<std::uint32_t>(place);
+    }
+    void rise(std::size_t place);
+    void sink(std::size_t place);
+
+    std::vector<std::uint32_t> heap_;
+    std::vector<std::uint32_t> places_;  // by slot
+    std::vector<double> values_;
+};
+
+class AdaptiveMemory final : public Memory {
+public:
+    using Memory::Memory;
+
+    void waits(Pending& pending) override;
+    void leaves(Pending& pending, bool is_sent) override;
+    void look(Device& device) override;
+    void press(Queue& queue) override;
+    bool may_evict(const Residency& residency) const override;
+    void order_evictable(Device& device, std::vector<Residency*>& found) override;
+    void arrived_on(Residency& residency) override;
+    void gone_from(Residency& residency) override;
+    void renew(Model& model) override;
+    void model_gone(Model& model) override;
+    void device_joined(Device& device) override;
+
+private:
+    struct Demand {  // of a model
+        DecayedCount count;
+        Ns slo_ns = NEVER_NS;      // of its last request
+        Ns pressed_ns = -NEVER_NS;  // last
+        Ns denied_ns = 0;          // since when it found no room; 0: it did
+    };
+
+    Demand& demand(const Model& model);
+    const Demand* known(const Model& model) const {
+        return model.slot < demands_.size() ? &demands_[model.slot] : nullptr;
+    }
+    // Whether it asks for a load; is_cold: no device has it.
+    bool asks(const Model& model, bool& is_cold) const;
+    double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns delays_ns, bool is_cold) const;
+    double standing(const Model& model, const KindSpec& spec) const;
+    double rate(const Model& model) const;
+    void ask(Model& model);
+    static double score(const Memory& memory, const Device& device, const KindSpec& spec);
+    static double score_spare(const Memory& memory, const Device& device, const KindSpec& spec);
+    bool try_load(Device& device, Model& model, KindSpec& spec, double gain);
+
+    SlotHeap asking_;  // models by benefit per nanosecond of the link; what it says may have shrunk since
+    std::vector<Demand> demands_;  // by the model's slot
+    std::vector<Ns> again_ns_;     // by the device's: no look before
+    std::vector<std::uint32_t> aside_;
+    std::vector<Residency*> victims_;
+    std::vector<std::pair<double, Residency*>> densities_;
+};
+
+}  // namespace clockwork

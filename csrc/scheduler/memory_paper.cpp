@@ -1,0 +1,226 @@
+#include "scheduler/memory_paper.h"
+
+#include <algorithm>
+
+#include "scheduler/queued.h"
+
+namespace clockwork {
+
+namespace {
+
+template <typename T>
+T& grown(std::vector<T>& list, std::uint32_t index) {
+    if (index >= list.size()) {
+        list.resize(index + 1);
+    }
+    return list[index];
+}
+
+// a * b / c of durations, without overflow.
+Ns scaled(Ns a, Ns b, Ns c) { return static_cast<Ns>(static_cast<__int128>(a) * b / std::max<Ns>(c, 1)); }
+
+}  // namespace
+
+PaperMemory::PaperMemory(Queued& queued, const SchedulerOptions& options)
+    : Memory(queued), ahead_ns_(option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)) {}
+
+PaperMemory::Demand& PaperMemory::demand(const Model& model) { return grown(demands_, model.slot); }
+
+PaperMemory::Share& PaperMemory::share(const Pending& pending) { return grown(shares_, pending.slot); }
+
+void PaperMemory::soil(const Model& model) {
+    Demand& one = demand(model);
+    if (!one.is_dirty) {
+        one.is_dirty = true;
+        dirty_.push_back(model.slot);
+    }
+}
+
+void PaperMemory::waits(Pending& pending) {
+    Model& model = *pending.model;
+    const KindSpec& spec = *model.specs.front();
+    Ns one = spec.alone_ns(pending.request.shape, pending.size);
+    Ns slo = pending.deadline_ns - pending.request.arrived_ns;
+    Ns least = ahead_ns_ + PAPER_BUFFER_NS;
+    Ns exec_slo = std::max(slo - PAPER_BUFFER_NS, least);
+    Ns weights_slo = slo - (spec.load_expected_ns() + one + PAPER_BUFFER_NS + ahead_ns_);
+    weights_slo = std::max(std::min(PAPER_WEIGHTS_SLO_NS, weights_slo), least);
+    Share& mine = share(pending);
+    mine = {scaled(one, PAPER_CAPACITY_NS, exec_slo), scaled(one, PAPER_CAPACITY_NS, weights_slo), ++number_};
+    Demand& all = demand(model);
+    all.exec_ns += mine.exec_ns;
+    all.weights_ns += mine.weights_ns;
+    expiries_.push({pending.request.arrived_ns + weights_slo, pending.slot, model.slot, mine.number});
+    soil(model);
+    if (model.residencies.empty() || all.need > 0) {
+        call(model);
+    }
+}
+
+void PaperMemory::leaves(Pending& pending, bool is_sent) {
+    Model& model = *pending.model;
+    Share& mine = share(pending);
+    Demand& all = demand(model);
+    all.weights_ns -= mine.weights_ns;
+    mine.weights_ns = 0;
+    if (!is_sent) {
+        all.exec_ns -= mine.exec_ns;
+        mine = Share();
+    }
+    soil(model);
+}
+
+void PaperMemory::sent(Flight& flight) {
+    Ns& sum = grown(batches_, flight.batch->slot);
+    sum = 0;
+    for (const Pending* pending : flight.batch->pendings) {
+        if (pending->deadline_ns < NEVER_NS) {  // what has no deadline never came to waits()
+            Share& mine = share(*pending);
+            sum += mine.exec_ns;
+            mine = Share();
+        }
+    }
+}
+
+void PaperMemory::ended(Flight& flight) {
+    const Model& model = *flight.residency->model;
+    demand(model).exec_ns -= batches_[flight.batch->slot];
+    soil(model);
+}
+
+// Requests that have waited for weights longer than a load could still help them ask for none any more.
+void PaperMemory::expire() {
+    while (!expiries_.empty() && expiries_.top().at_ns <= now()) {
+        Expiry over = expiries_.top();
+        expiries_.pop();
+        Share& one = shares_[over.pending];
+        if (one.number == over.number && one.weights_ns > 0) {
+            demands_[over.model].weights_ns -= one.weights_ns;
+            one.weights_ns = 0;
+            soil(model_at(over.model));
+        }
+    }
+}
+
+// Brings shares, device loads and needs up to date.
+void PaperMemory::flush() {
+    for (std::uint32_t slot : dirty_) {
+        Demand& one = demands_[slot];
+        const Model& model = model_at(slot);
+        one.is_dirty = false;
+        double all = 0, squares = 0;
+        for (const Residency* residency : model.residencies) {
+            double here = weight(*residency->device);
+            all += here;
+            squares += here * here;
+        }
+        for (const Residency* residency : model.residencies) {
+            Ns& mine = grown(allocated_, residency->slot);
+            double part = weight(*residency->device) / all;
+            Ns now_ns = static_cast<Ns>(static_cast<double>(one.exec_ns) * part);
+            loads_[residency->device->slot] += now_ns - mine;
+            mine = now_ns;
+        }
+        double need = static_cast<double>(one.weights_ns);
+        if (all > 0) {
+            need *= 1 - squares / all;
+        }
+        if (one.is_listed) {
+            needs_.erase({-one.need, slot});
+        }
+        one.need = need;
+        one.is_listed = need > 0;
+        if (one.is_listed) {
+            needs_.insert({-need, slot});
+        }
+    }
+    dirty_.clear();
+}
+
+void PaperMemory::look(Device& device) {
+    if (!device.pending.empty() || (dirty_.empty() && needs_.empty())) {
+        return;
+    }
+    Worker& worker = *device.worker;
+    while (worker.link_free_ns < now() + ahead_ns_) {
+        expire();
+        flush();
+        bool found = false;
+        std::size_t seen = 0;
+        for (auto place = needs_.begin(); place != needs_.end() && seen < PAPER_SCAN_MAX; ++place, ++seen) {
+            Model& model = model_at(place->second);
+            KindSpec* spec = loadable(device, model);
+            if (spec != nullptr && waiting(model) > 0 && load(device, model, *spec)) {
+                grown(allocated_, model.residencies.back()->slot) = 0;
+                soil(model);
+                found = true;
+                break;
+            }
+        }
+        if (!found) {
+            return;
+        }
+    }
+    if (!needs_.empty()) {
+        device.wake_at(worker.link_free_ns - ahead_ns_ + 1);
+    }
+}
+
+double PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec) {
+    (void)spec;
+    const auto& self = static_cast<const PaperMemory&>(memory);
+    if (device.worker->link_free_ns >= self.now() + self.ahead_ns_) {
+        return -1;
+    }
+    return static_cast<double>(self.loads_[device.slot]);
+}
+
+void PaperMemory::call(Model& model) {
+    if (Device* device = find_target(model, score); device != nullptr) {
+        touch(*device);
+    }
+}
+
+void PaperMemory::order_evictable(Device& device, std::vector<Residency*>& found) {
+    (void)device;
+    std::stable_partition(found.begin(), found.end(), [](const Residency* one) { return one->model->live == 0; });
+}
+
+void PaperMemory::arrived_on(Residency& residency) { soil(*residency.model); }
+
+void PaperMemory::gone_from(Residency& residency) {
+    Ns& mine = grown(allocated_, residency.slot);
+    loads_[residency.device->slot] -= mine;
+    mine = 0;
+    soil(*residency.model);
+}
+
+void PaperMemory::renew(Model& model) {
+    if (waiting(model) > 0) {
+        soil(model);
+        call(model);
+    }
+}
+
+void PaperMemory::model_gone(Model& model) {
+    Demand& one = demand(model);
+    if (one.is_listed) {
+        needs_.erase({-one.need, model.slot});
+    }
+    bool is_dirty = one.is_dirty;  // dirty_ still names the slot
+    one = Demand();
+    one.is_dirty = is_dirty;
+}
+
+void PaperMemory::device_joined(Device& device) { grown(loads_, device.slot) = PAPER_DEVICE_LOAD_NS; }
+
+void PaperMemory::check_invariants() const {
+    for (const Demand& one : demands_) {
+        must(one.exec_ns >= 0 && one.weights_ns >= 0, "a model's demand is negative");
+    }
+    for (const Ns load : loads_) {
+        must(load > 0, "a device's load is not positive");
+    }
+}
+
+}  // namespace clockwork

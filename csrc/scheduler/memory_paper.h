@@ -1,0 +1,109 @@
+// Memory rules `paper`: the load tracker of the original (Clockwork, OSDI '20, its source of 2020-10-28).
+//
+// With C = 100 ms, s = the duration of a batch of one, w = that of the load, per request:
+//   exec_slo    = max(slo - BUFFER, ahead + BUFFER)
+//   weights_slo = max(min(25 ms, slo - (w + s + BUFFER + ahead)), ahead + BUFFER)
+//   e = s C / exec_slo, from its arrival until it is executed or answered: summed up in E_m
+//   l = s C / weights_slo, until it is sent or answered, or weights_slo is over: summed up in L_m
+// Each device has a load O_g = 1 ms + the sum of a_mg and a weight w_g = C / O_g, and each of its models a share
+//   a_mg = E_m w_g / W, where W is the sum of the weights of the devices that hold the model.
+// The need of a model for (another) load is
+//   p_m = L_m - the sum over its devices of C (L_m w_g / W) / O_g = L_m (1 - (the sum of w_g^2) / W).
+// A device whose link is thought to be free within `ahead` loads the model of the highest need that it does not
+// hold; models without unanswered requests go for it first, then the others, each least recently used first. Models
+// that are being loaded or are in flight stay.
+//
+// Departures from the original:
+// - A need of zero or less stops loading. (It compared a pointer with zero: never, so every model with a request was
+//   loaded onto every device.)
+// - l leaves when weights_slo is over. (It read a number that it had just set to zero: hardly ever.)
+// - After a failed load the model can be loaded again. (An assignment stood where a comparison was meant.)
+// - Models in flight are not evicted. (It evicted them; the action then failed.)
+// - Requests may have SLOs of their own: slo is the request's.
+// - Shares are computed when a load is chosen, not at each arrival; the sums are the same.
+// - Its threads poll all devices in turn. Here a request calls one: the least loaded (O_g) of up to TARGET_SCAN_MAX
+//   whose link is free, and every device looks when something happens on it.
+// - Pages are chosen so that the load fits; the original counts them, its pages being all alike.
+#pragma once
+
+#include <queue>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "scheduler/memory.h"
+
+namespace clockwork {
+
+inline constexpr Ns PAPER_CAPACITY_NS = 100 * MS;
+inline constexpr Ns PAPER_BUFFER_NS = 5 * MS;
+inline constexpr Ns PAPER_WEIGHTS_SLO_NS = 25 * MS;
+inline constexpr Ns PAPER_DEVICE_LOAD_NS = MS;
+
+// Models that a device looks at, in the order of their need, for one that it does not hold.
+inline constexpr std::size_t PAPER_SCAN_MAX = 64;
+
+class PaperMemory final : public Memory {
+public:
+    PaperMemory(Queued& queued, const SchedulerOptions& options);
+
+    void waits(Pending& pending) override;
+    void leaves(Pending& pending, bool is_sent) override;
+    void sent(Flight& flight) override;
+    void ended(Flight& flight) override;
+    void look(Device& device) override;
+    void order_evictable(Device& device, std::vector<Residency*>& found) override;
+    void arrived_on(Residency& residency) override;
+    void gone_from(Residency& residency) override;
+    void renew(Model& model) override;
+    void model_gone(Model& model) override;
+    void device_joined(Device& device) override;
+    void check_invariants() const override;
+
+private:
+    struct Demand {  // of a model
+        Ns exec_ns = 0;     // E_m
+        Ns weights_ns = 0;  // L_m
+        double need = 0;    // p_m, as it stands in needs_
+        bool is_dirty = false;
+        bool is_listed = false;
+    };
+    struct Share {  // of a request
+        Ns exec_ns = 0;
+        Ns weights_ns = 0;  // 0: over
+        std::uint64_t number = 0;
+    };
+    struct Expiry {
+        Ns at_ns;
+        std::uint32_t pending;  // slots
+        std::uint32_t model;
+        std::uint64_t number;
+        bool operator>(const Expiry& other) const {
+            return at_ns != other.at_ns ? at_ns > other.at_ns : number > other.number;
+        }
+    };
+
+    Demand& demand(const Model& model);
+    Share& share(const Pending& pending);
+    void soil(const Model& model);
+    void expire();
+    void flush();
+    void call(Model& model);
+    static double score(const Memory& memory, const Device& device, const KindSpec& spec);
+    double weight(const Device& device) const {
+        return static_cast<double>(PAPER_CAPACITY_NS) / static_cast<double>(loads_[device.slot]);
+    }
+
+    Ns ahead_ns_;
+    std::vector<Demand> demands_;       // by the model's slot
+    std::vector<Share> shares_;         // by the request's
+    std::vector<Ns> batches_;           // by the batch's: e of its requests
+    std::vector<Ns> allocated_;         // by the residency's: a_mg
+    std::vector<Ns> loads_;             // by the device's: O_g
+    std::vector<std::uint32_t> dirty_;  // models
+    std::set<std::pair<double, std::uint32_t>> needs_;  // (-p_m, slot) of models with a need
+    std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
+    std::uint64_t number_ = 0;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,193 @@
+// The base of policies that keep requests in queues and bind them to a device when it becomes free.
+//
+// Requests wait in one queue per (model, shape, level), by deadline. A queue that wants a device is *ready*; whether
+// and when it is, and how urgent (its rank), is the policy's to say. A device that can take work looks at the ready
+// queues of the models that it holds; if there is none it is *hungry*, and a queue that becomes ready calls a hungry
+// device of its model. So work is per batch: an arrival at a ready queue costs an insertion, and whatever is looked
+// for among devices or models is looked for in bit sets. Which models are on which device is Memory's (memory.h).
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "scheduler/idle.h"
+#include "scheduler/memory.h"
+#include "scheduler/queue.h"
+
+namespace clockwork {
+
+// A batch is sent when its device is predicted to be free within this (the paper's value).
+inline constexpr Ns QUEUED_AHEAD_NS = 5 * MS;
+
+// Queues of one model (shapes times levels) that are kept although they are empty.
+inline constexpr std::size_t QUEUES_KEPT = 16;
+
+// An option by name, of SchedulerOptions::values.
+double option(const SchedulerOptions& options, std::string_view name, double otherwise);
+inline Ns option_ms(const SchedulerOptions& options, std::string_view name, Ns otherwise) {
+    return static_cast<Ns>(option(options, name, static_cast<double>(otherwise) / MS) * MS);
+}
+
+class Queued : public Idle {
+public:
+    // memory: "paper" or "adaptive"; the policy's own choice, where the options name none.
+    Queued(const SchedulerOptions& options, const std::string& memory, Ns schedule_ahead_ns = QUEUED_AHEAD_NS);
+
+    void check_invariants() const override;
+
+protected:
+    friend class Memory;
+
+    // What a device is to run: requests [first, first + count) of a queue, in its order. No queue: nothing now.
+    struct Choice {
+        Queue* queue = nullptr;
+        Residency* residency = nullptr;
+        std::uint32_t first = 0;
+        std::uint32_t count = 0;
+    };
+
+    // What is known of a model beside its record.
+    struct ModelState {
+        std::vector<std::unique_ptr<Queue>> queues;
+        Queue* best = nullptr;      // of its ready queues, the first by (level, rank, order)
+        Bits homes;                 // slots of the devices on which it is resident
+        std::uint32_t waiting = 0;  // requests in its queues
+        std::uint32_t generation = 0;
+    };
+
+    // ----- what a policy brings ----------------------------------------------------------------
+
+    // What a free device runs next; it would start at `free_ns`. May answer requests that are hopeless (drop()).
+    virtual Choice choose(Device& device, Ns free_ns) = 0;
+    // The urgency of a ready queue: of those of one level, the lowest goes first. Asked when the front changed.
+    virtual Ns rank_ns(const Queue& queue) = 0;
+    // From when on a queue wants a device. Asked at each arrival while it is not ready, when its front changed, and
+    // at that time.
+    virtual Ns ready_ns(Queue& queue) {
+        (void)queue;
+        return 0;
+    }
+    // When the front of a queue is answered as missed, if nobody took it until then: at the latest at its deadline.
+    // Must not decrease from one request of a queue to the next.
+    virtual Ns hopeless_ns(const Queue& queue, const Waiting& one) {
+        (void)queue;
+        return one.deadline_ns;
+    }
+    // False: it was refused at arrival, by refuse().
+    virtual bool admit(Pending& pending) {
+        (void)pending;
+        return true;
+    }
+    // A batch was just ordered; the order may still be changed.
+    virtual void sent(Batch& batch, Flight& flight, Command& command) {
+        (void)batch;
+        (void)flight;
+        (void)command;
+    }
+
+    // ----- for policies ------------------------------------------------------------------------
+
+    // The ready queue of the lowest rank on a device, whose residency is set too; null: there is none.
+    Queue* first_ready(Device& device, Residency*& residency);
+    // Calls function(queue, residency) for every ready queue of the models on a device.
+    template <typename Function>
+    void for_each_ready(Device& device, Function&& function) {
+        Bits::for_each_in_both(at(device).models, work_, [&](std::uint32_t slot) {
+            Residency* residency = device.find(model_pool_.at(slot));
+            if (is_usable(residency)) {
+                for (const auto& queue : states_[slot].queues) {
+                    if (queue->ready) {
+                        function(*queue, *residency);
+                    }
+                }
+            }
+            return true;
+        });
+    }
+    // How long a batch would take on a residency, as planned for (the bound, for a shape never measured).
+    static Ns planned_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {
+        return residency.spec->alone_ns(shape, rows);
+    }
+    // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
+    static std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max);
+    // Answers a waiting request as missed.
+    void drop(Queue& queue, const Waiting& one);
+    // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
+    void review(Queue& queue);
+
+    ModelState& at(const Model& model) {
+        if (model.slot >= states_.size()) {
+            states_.resize(model.slot + 1);
+        }
+        ModelState& state = states_[model.slot];
+        if (state.generation != model.generation) {  // the slot had another model before
+            state = ModelState();
+            state.generation = model.generation;
+        }
+        return state;
+    }
+    static bool is_usable(const Residency* residency) {
+        return residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed;
+    }
+    // Devices that could take work now and found none.
+    const Bits& hungry() const { return hungry_; }
+
+    Ns schedule_ahead_ns_;
+    bool reviews_growth_ = false;  // review() a ready queue at every arrival, too
+    bool presses_late_ = true;     // a request sent after half of its time calls for another device; not if that
+                                   // is the policy's own doing
+    std::unique_ptr<Memory> memory_;
+
+    // ----- of the classes below ----------------------------------------------------------------
+
+    void arrive(Pending& pending) override;
+    bool replace(Pending& pending) override;
+    void expire(Pending& pending) override;
+    void unplan(Pending& pending) override;
+    void dispatch(Device& device) override;
+    void strand(Model& model) override;
+    void collect_waiting(std::vector<const Pending*>& found) const override;
+    bool may_evict(const Residency& residency) const override { return memory_->may_evict(residency); }
+    void order_evictable(Device& device, std::vector<Residency*>& found) override {
+        memory_->order_evictable(device, found);
+    }
+    bool is_load_wanted(const Residency& residency) const override;
+    void load_done(Residency& residency, Ns took_ns) override;
+    void load_given_up(Residency& residency, const Said& said) override;
+    void residency_gone(Residency& residency) override;
+    void model_gone(Model& model) override;
+    void device_joined(Device& device) override;
+    void device_left(Device& device) override;
+    void model_prepared(Model& model, Worker& worker) override;
+    void batch_ended(Flight& flight) override { memory_->ended(flight); }
+
+private:
+    struct DeviceState {
+        Bits models;                 // slots of the models that are resident
+        std::vector<Model*> called;  // for which it was called, or took a batch, in this step
+    };
+
+    DeviceState& at(const Device& device) { return devices_state_[device.slot]; }
+    Queue& queue_of(ModelState& state, const Pending& pending);
+    void enqueue(Pending& pending);
+    void publish(ModelState& state, const Model& model);
+    void call(Model& model);
+    bool feed(Device& device);
+    void send(Device& device, const Choice& choice);
+    void answer_overdue(Device& device);
+    bool serve_background(Device& device, bool aged);
+    void send_background(Device& device, Residency& residency);
+
+    std::deque<ModelState> states_;          // by the model's slot
+    std::deque<DeviceState> devices_state_;  // by the device's
+    std::vector<std::uint64_t> ranks_;       // by the model's slot: of the best ready queue
+    Bits work_;                              // models with a ready queue
+    Bits hungry_;                            // devices that could take work
+    std::int64_t order_ = 0;                 // of the last arrival
+    bool reviewing_ = false;
+};
+
+}  // namespace clockwork

@@ -53,6 +53,24 @@ Ns Window::robust() const {
     return second;
 }
 
+Ns Window::percentile() const {
+    Ns first = samples_[0], second = 0;
+    for (std::uint32_t index = 1; index < count_; ++index) {
+        Ns sample = samples_[index];
+        if (sample > first) {
+            second = first;
+            first = sample;
+        } else if (sample > second) {
+            second = sample;
+        }
+    }
+    if (count_ < 2) {
+        return first;
+    }
+    Ns above = 99 * (count_ - 1) % 100;  // hundredths of the way from the second largest to the largest
+    return second + (first - second) * above / 100;
+}
+
 void Curve::seed(std::uint32_t batch, Ns ns) {
     if (batch < 1 || batch > BATCH_TABLE_MAX || ns <= 0) {
         return;
@@ -94,7 +112,7 @@ bool Curve::measure(std::uint32_t batch, Ns ns) {
             seed = exec_ns(batch);
         }
         place = windows_.insert(find_batch(windows_, batch), {batch, Window{}});
-        if (seed > 0) {
+        if (seed > 0 && rule_ == EstimateRule::ROBUST) {
             place->second.push(seed);
             place->second.push(seed);
         }
@@ -104,8 +122,9 @@ bool Curve::measure(std::uint32_t batch, Ns ns) {
         build(batch);
         return true;
     }
-    auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(place->second.robust());
-    if (new_ns > old_ns * (1 + RAISE_RATIO) || new_ns < old_ns * (1 - LOWER_RATIO)) {
+    auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(value_of(place->second));
+    bool is_other = rule_ == EstimateRule::PERCENTILE && new_ns != old_ns;
+    if (is_other || new_ns > old_ns * (1 + RAISE_RATIO) || new_ns < old_ns * (1 - LOWER_RATIO)) {
         build(static_cast<std::uint32_t>(raw_.size()) - 1);
         return true;
     }
@@ -117,7 +136,7 @@ void Curve::build(std::uint32_t batch_max) {
     std::vector<std::pair<std::uint32_t, Ns>> points;
     points.reserve(seeds_.size() + windows_.size());
     for (const auto& [batch, window] : windows_) {
-        points.emplace_back(batch, window.robust());
+        points.emplace_back(batch, value_of(window));
     }
     // A seed that was never executed here drifts with its nearest measured neighbour.
     std::vector<std::pair<std::uint32_t, double>> drifts;
@@ -191,7 +210,7 @@ void ProgramEstimates::seed(const std::vector<ProfilePoint>& points) {
 }
 
 Curve& ProgramEstimates::add(std::uint32_t shape) {
-    curves_.emplace_back(shape, std::make_unique<Curve>());
+    curves_.emplace_back(shape, std::make_unique<Curve>(rule));
     if (curves_.size() > WALK_MAX) {
         if (index_.empty()) {
             for (const auto& entry : curves_) {
@@ -293,6 +312,7 @@ void LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_cou
 ProgramEstimates& Estimates::use_program(std::uint32_t program, std::uint32_t kind) {
     ProgramEstimates& found = programs_[std::uint64_t{program} << 32 | kind];
     ++found.users;
+    found.rule = rule_;
     return found;
 }
 

@@ -45,12 +45,19 @@ inline Ns with_margin(Ns ns) {
     return ns + (margin > MARGIN_NS ? margin : MARGIN_NS);
 }
 
+// What an estimate makes of its window.
+enum class EstimateRule : std::uint8_t {
+    ROBUST,      // the second largest; the profile counts as two samples; small changes are not published
+    PERCENTILE,  // the original's: the 99th percentile, interpolated; the first sample replaces the profile
+};
+
 // The last samples of one thing, oldest first.
 class Window {
 public:
     void push(Ns sample);
     bool empty() const { return count_ == 0; }
-    Ns robust() const;  // the second largest sample (the only one, if there is one)
+    Ns robust() const;      // the second largest sample (the only one, if there is one)
+    Ns percentile() const;  // the 99th, interpolated: 0.91 of the largest of ten and 0.09 of the second
 
 private:
     std::array<Ns, WINDOW> samples_{};
@@ -60,6 +67,8 @@ private:
 // Execution time over batch size, for one program, shape and device kind.
 class Curve {
 public:
+    explicit Curve(EstimateRule rule = EstimateRule::ROBUST) : rule_(rule) {}
+
     // A profile point. Measured windows are kept: they are fresher.
     void seed(std::uint32_t batch, Ns ns);
 
@@ -89,12 +98,16 @@ private:
     Ns beyond(std::uint32_t batch);
     void build(std::uint32_t batch_max);
     Ns seed_of(std::uint32_t batch) const;  // 0: none
+    Ns value_of(const Window& window) const {
+        return rule_ == EstimateRule::ROBUST ? window.robust() : window.percentile();
+    }
 
     std::vector<std::pair<std::uint32_t, Ns>> seeds_;        // by batch
     std::vector<std::pair<std::uint32_t, Window>> windows_;  // by batch
     std::vector<Ns> raw_;                                    // by batch size, 0 unused; published values
     std::vector<Ns> planned_;
     bool profiled_ = false;
+    EstimateRule rule_;
 };
 
 // How many elements the inputs of each shape have, for one row. Shape 0 is that of a request without inputs.
@@ -138,6 +151,7 @@ public:
 
     Batch* planned = nullptr;  // the batches in plans that these curves time, as a list in no order that matters
     std::uint32_t users = 0;   // models, by device kind, that run this program
+    EstimateRule rule = EstimateRule::ROBUST;
 
 private:
     Curve& add(std::uint32_t shape);
@@ -168,6 +182,8 @@ private:
 // Every estimate, by device kind. What no model uses any more is forgotten.
 class Estimates {
 public:
+    // For programs that come from now on.
+    void set_rule(EstimateRule rule) { rule_ = rule; }
     ProgramEstimates& use_program(std::uint32_t program, std::uint32_t kind);
     void release_program(std::uint32_t program, std::uint32_t kind);
     LoadEstimates& loads(std::uint32_t kind);
@@ -182,6 +198,7 @@ public:
 private:
     std::unordered_map<std::uint64_t, ProgramEstimates> programs_;
     std::unordered_map<std::uint32_t, LoadEstimates> loads_;
+    EstimateRule rule_ = EstimateRule::ROBUST;
 };
 
 }  // namespace clockwork

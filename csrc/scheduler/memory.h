@@ -19,6 +19,9 @@ class Queued;
 // Devices among which one is chosen for a load.
 inline constexpr std::size_t TARGET_SCAN_MAX = 16;
 
+// The time that the original keeps for what is not execution: network, and prediction errors.
+inline constexpr Ns PAPER_BUFFER_NS = 5 * MS;
+
 class Memory {
 public:
     explicit Memory(Queued& queued) : queued_(queued) {}

@@ -1,29 +1,12 @@
 #include "scheduler/memory_adaptive.h"
 
 #include <algorithm>
-#include <cmath>
-#include <numbers>
 
 #include "scheduler/queued.h"
 
 namespace clockwork {
 
-// ----- counts and order ---------------------------------------------------------------------------
-
-double DecayedCount::at(Ns now) const {
-    Ns past = now - time_ns_;
-    Ns halves = past / RATE_HALF_LIFE_NS;
-    if (halves > 60) {
-        return 0;
-    }
-    double rest = static_cast<double>(past % RATE_HALF_LIFE_NS) / static_cast<double>(RATE_HALF_LIFE_NS);
-    return std::ldexp(count_ * (1 - rest / 2), -static_cast<int>(halves));
-}
-
-void DecayedCount::add(Ns now, double count) {
-    count_ = at(now) + count;
-    time_ns_ = now;
-}
+// ----- order ------------------------------------------------------------------------------------
 
 void SlotHeap::set(std::uint32_t slot, double value) {
     if (slot >= places_.size()) {
@@ -94,7 +77,7 @@ AdaptiveMemory::Demand& AdaptiveMemory::demand(const Model& model) {
 // Arrivals per nanosecond.
 double AdaptiveMemory::rate(const Model& model) const {
     const Demand* one = known(model);
-    return one != nullptr ? one->count.at(now()) * std::numbers::ln2 / static_cast<double>(RATE_HALF_LIFE_NS) : 0;
+    return one != nullptr ? one->count.rate(now(), RATE_HALF_LIFE_NS) : 0;
 }
 
 double AdaptiveMemory::standing(const Model& model, const KindSpec& spec) const {
@@ -158,7 +141,7 @@ void AdaptiveMemory::waits(Pending& pending) {
     Model& model = *pending.model;
     Demand& one = demand(model);
     if (pending.attempts == 0) {
-        one.count.add(now(), pending.size);
+        one.count.add(now(), pending.size, RATE_HALF_LIFE_NS);
         one.slo_ns = pending.deadline_ns - pending.request.arrived_ns;
     }
     if (model.residencies.empty() || asking_.holds(model.slot)) {

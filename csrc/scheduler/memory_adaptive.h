@@ -17,8 +17,10 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "scheduler/decay.h"
 #include "scheduler/memory.h"
 
 namespace clockwork {
@@ -36,17 +38,6 @@ inline constexpr Ns DENIED_NS = SECOND;
 // Candidates that a device looks at for one load, and how long it does not look again if none would do.
 inline constexpr int CANDIDATE_SCAN_MAX = 8;
 inline constexpr Ns LOOK_AGAIN_NS = 5 * MS;
-
-// A count of which half is forgotten in each RATE_HALF_LIFE_NS; between, it falls in a straight line.
-class DecayedCount {
-public:
-    void add(Ns now, double count);
-    double at(Ns now) const;
-
-private:
-    double count_ = 0;
-    Ns time_ns_ = 0;
-};
 
 // Slots by value, the highest first (of equal ones, the lowest slot); a slot's value may change at any time.
 class SlotHeap {

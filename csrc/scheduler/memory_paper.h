@@ -36,7 +36,6 @@
 namespace clockwork {
 
 inline constexpr Ns PAPER_CAPACITY_NS = 100 * MS;
-inline constexpr Ns PAPER_BUFFER_NS = 5 * MS;
 inline constexpr Ns PAPER_WEIGHTS_SLO_NS = 25 * MS;
 inline constexpr Ns PAPER_DEVICE_LOAD_NS = MS;
 

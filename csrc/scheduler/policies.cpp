@@ -3,8 +3,10 @@
 #include <span>
 #include <stdexcept>
 
+#include "scheduler/deferred.h"
 #include "scheduler/edf.h"
 #include "scheduler/fifo.h"
+#include "scheduler/paper.h"
 #include "scheduler/scheduler.h"
 
 namespace clockwork {
@@ -31,7 +33,9 @@ std::unique_ptr<Scheduler> make_edf(const SchedulerOptions& options) {
 
 const Policy POLICIES[] = {
     {"edf", {}, make_edf},
+    {"paper", Paper::OPTIONS, make<Paper>},
     {"fifo", Fifo::OPTIONS, make<Fifo>},
+    {"deferred", Deferred::OPTIONS, make<Deferred>},
 };
 
 std::string joined(const std::vector<std::string>& names) {

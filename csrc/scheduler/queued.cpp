@@ -7,15 +7,9 @@ namespace clockwork {
 
 namespace {
 
-// A rank as one number: the level first, then the time, which may lie somewhat before zero.
+// Of a rank, for the time; what is above is the level.
 constexpr std::uint32_t RANK_BITS = 56;
 constexpr Ns RANK_BIAS = Ns{1} << 54;
-
-std::uint64_t packed(std::uint8_t level, Ns rank_ns) {
-    Ns most = (Ns{1} << RANK_BITS) - 1;
-    Ns low = std::clamp<Ns>(std::clamp(rank_ns, -RANK_BIAS, most) + RANK_BIAS, 0, most);
-    return std::uint64_t{level} << RANK_BITS | static_cast<std::uint64_t>(low);
-}
 
 }  // namespace
 
@@ -32,6 +26,12 @@ Queued::Queued(const SchedulerOptions& options, const std::string& memory, Ns sc
     : Idle(options),
       schedule_ahead_ns_(schedule_ahead_ns),
       memory_(make_memory(options.memory.empty() ? memory : options.memory, *this, options)) {}
+
+std::uint64_t Queued::packed_rank(std::uint8_t level, Ns rank_ns) {
+    Ns most = (Ns{1} << RANK_BITS) - 1;
+    Ns low = std::clamp<Ns>(std::clamp(rank_ns, -RANK_BIAS, most) + RANK_BIAS, 0, most);
+    return std::uint64_t{level} << RANK_BITS | static_cast<std::uint64_t>(low);
+}
 
 // ----- requests -----------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ void Queued::review(Queue& queue) {
         Ns wake = hopeless_ns(queue, front);
         queue.ready = ready <= now_;
         if (queue.ready) {
-            queue.rank = packed(queue.level, rank_ns(queue));
+            queue.rank = packed_rank(queue.level, rank_ns(queue));
         } else {
             wake = std::min(wake, ready);
         }
@@ -278,7 +278,7 @@ bool Queued::feed(Device& device) {
     while (true) {
         std::uint32_t lane = device.lane.size();
         Ns free = device.free_ns(now_);
-        if (lane >= device.run_ahead) {
+        if (lane >= (counts_lane_ ? device.run_ahead : OUTSTANDING_MAX)) {
             // One more must be under way before the results are back, or the device waits a round trip.
             Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
             if (lane >= OUTSTANDING_MAX || due > now_) {
@@ -329,7 +329,7 @@ void Queued::send(Device& device, const Choice& choice) {
         batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
         memory_->leaves(*pending, true);
     }
-    batch->duration_ns = planned_ns(residency, queue.shape, batch->size);
+    batch->duration_ns = duration_ns(residency, queue.shape, batch->size);
     Flight* flight = send_batch(*batch);
     sent(*batch, *flight, out.list.back());
     memory_->sent(*flight);

@@ -81,6 +81,10 @@ protected:
         (void)pending;
         return true;
     }
+    // What a device's timeline is to count for a batch.
+    virtual Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {
+        return planned_ns(residency, shape, rows);
+    }
     // A batch was just ordered; the order may still be changed.
     virtual void sent(Batch& batch, Flight& flight, Command& command) {
         (void)batch;
@@ -107,6 +111,39 @@ protected:
             return true;
         });
     }
+    // The ready queue of the least exact(queue, residency), of the highest level that has one, on a device.
+    // rank_ns() must never be above it: it tells which need not be looked at. NEVER_NS: not this one. Null: none.
+    template <typename Exact>
+    Queue* least(Device& device, Residency*& residency, Exact&& exact) {
+        Queue* best = nullptr;
+        std::uint64_t bound = UINT64_MAX;
+        Bits::for_each_in_both(at(device).models, work_, [&](std::uint32_t slot) {
+            if (ranks_[slot] > bound) {
+                return true;
+            }
+            Residency* here = device.find(model_pool_.at(slot));
+            if (!is_usable(here)) {
+                return true;
+            }
+            for (const auto& queue : states_[slot].queues) {
+                if (!queue->ready || queue->rank > bound) {
+                    continue;
+                }
+                Ns value = exact(*queue, *here);
+                if (value >= NEVER_NS) {
+                    continue;
+                }
+                std::uint64_t rank = packed_rank(queue->level, value);
+                if (rank < bound || (rank == bound && queue->front().order < best->front().order)) {
+                    bound = rank;
+                    best = queue.get();
+                    residency = here;
+                }
+            }
+            return true;
+        });
+        return best;
+    }
     // How long a batch would take on a residency, as planned for (the bound, for a shape never measured).
     static Ns planned_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {
         return residency.spec->alone_ns(shape, rows);
@@ -117,6 +154,9 @@ protected:
     void drop(Queue& queue, const Waiting& one);
     // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
     void review(Queue& queue);
+
+    // A rank as one number: the level first, then the time, which may lie somewhat before zero.
+    static std::uint64_t packed_rank(std::uint8_t level, Ns rank_ns);
 
     ModelState& at(const Model& model) {
         if (model.slot >= states_.size()) {
@@ -139,6 +179,7 @@ protected:
     bool reviews_growth_ = false;  // review() a ready queue at every arrival, too
     bool presses_late_ = true;     // a request sent after half of its time calls for another device; not if that
                                    // is the policy's own doing
+    bool counts_lane_ = true;      // a device is given no more than run_ahead actions (and a round trip's worth)
     std::unique_ptr<Memory> memory_;
 
     // ----- of the classes below ----------------------------------------------------------------

@@ -1,0 +1,40 @@
+// A count that forgets: of what is counted, half is left after each half-life.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// What is left of 1 after so long. Between half-lives it falls in a straight line: exp() is not the same to the last
+// bit everywhere, and decisions depend on it.
+inline double decay(Ns past, Ns half_life) {
+    Ns halves = past / half_life;
+    if (halves > 60) {
+        return 0;
+    }
+    double rest = static_cast<double>(past % half_life) / static_cast<double>(half_life);
+    return std::ldexp(1 - rest / 2, -static_cast<int>(halves));
+}
+
+class DecayedCount {
+public:
+    void add(Ns now, double count, Ns half_life) {
+        count_ = at(now, half_life) + count;
+        time_ns_ = now;
+    }
+    double at(Ns now, Ns half_life) const { return count_ > 0 ? count_ * decay(now - time_ns_, half_life) : 0; }
+    // What was counted per nanosecond, on average over the last half-lives: a steady stream fills the count to its
+    // rate times 1.5 half-lives.
+    double rate(Ns now, Ns half_life) const {
+        return at(now, half_life) / (1.5 * static_cast<double>(std::max<Ns>(half_life, 1)));
+    }
+
+private:
+    double count_ = 0;
+    Ns time_ns_ = 0;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,193 @@
+#include "scheduler/deferred.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+Deferred::Deferred(const SchedulerOptions& options)
+    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", 0)),
+      jitter_ns_(option_ms(options, "jitter_ms", DEFERRED_JITTER_NS)) {
+    presses_late_ = false;  // a request waits by design
+}
+
+Deferred::Meter& Deferred::meter(const Model& model, std::uint32_t shape) {
+    if (model.slot >= meters_.size()) {
+        meters_.resize(model.slot + 1);
+        generations_.resize(model.slot + 1, 0);
+    }
+    auto& all = meters_[model.slot];
+    if (generations_[model.slot] != model.generation) {
+        all.clear();
+        generations_[model.slot] = model.generation;
+    }
+    for (auto& [known, one] : all) {
+        if (known == shape) {
+            return one;
+        }
+    }
+    if (all.size() >= QUEUES_KEPT) {
+        all.erase(all.begin());
+    }
+    return all.emplace_back(shape, Meter()).second;
+}
+
+bool Deferred::admit(Pending& pending) {
+    Meter& one = meter(*pending.model, pending.request.shape);
+    if (one.since_ns == 0) {
+        one.since_ns = now_;
+    }
+    one.count.add(now_, pending.size, DEFERRED_HALF_LIFE_NS);
+    return true;
+}
+
+void Deferred::find_link(const Model& model, Ns& there_ns, Ns& back_ns) const {
+    const Worker* worker = !model.residencies.empty() ? model.residencies.front()->device->worker
+                                                      : find_worker(model.workers.front());
+    there_ns = worker->there_ns;
+    back_ns = worker->back_ns;
+}
+
+std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns there_ns, Ns back_ns) {
+    Meter& one = meter(*queue.model, queue.shape);
+    if (now_ - one.target_at_ns < DEFERRED_TARGET_NS) {
+        return one.target;
+    }
+    one.target_at_ns = now_;
+    one.target = 1;
+    Curve* curve = spec.program->curve(queue.shape);
+    if (curve == nullptr) {
+        return 1;
+    }
+    const Waiting& front = queue.front();
+    Ns slo = front.deadline_ns - front.pending->request.arrived_ns;
+    auto budget = static_cast<double>(slo - there_ns - back_ns);
+    Ns known = now_ - one.since_ns;
+    double rate = 0;  // per nanosecond; of a count that has been filling for `known`, as it would be in the long run
+    if (known >= DEFERRED_TARGET_NS) {
+        rate = one.count.rate(now_, DEFERRED_HALF_LIFE_NS) / (1 - decay(known, DEFERRED_HALF_LIFE_NS));
+    }
+    for (std::uint32_t size = spec.batch_max; size > 1; --size) {
+        auto exec = static_cast<double>(curve->planned_ns(size));
+        bool fits = false;
+        if (rate <= 0) {
+            fits = exec <= static_cast<double>(slo) / 2;
+        } else {
+            double devices = rate * exec / size;
+            fits = devices < 1 ? exec + size / rate <= budget : exec * (1 + 1 / devices) <= budget;
+        }
+        if (fits) {
+            one.target = size;
+            break;
+        }
+    }
+    return one.target;
+}
+
+Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, Ns start_ns, Ns back_ns) {
+    Candidate found;
+    std::uint32_t there = queue.size();
+    Curve* curve = spec.program->curve(queue.shape);
+    if (curve == nullptr || !queue.is_plain() || spec.batch_max == 1) {
+        // What cannot be batched freely runs as it can: at once.
+        for (std::uint32_t place = 0; place < there; ++place) {
+            Ns alone = spec.alone_ns(queue.shape, queue[place].size);
+            Ns deadline = queue[place].deadline_ns - back_ns;
+            if (alone > 0 && start_ns + alone <= deadline) {
+                std::uint32_t count = 1;
+                if (curve != nullptr && spec.batch_max > 1) {
+                    count = count_up_to(queue, place, spec.batch_max);
+                    while (count > 1) {
+                        std::uint32_t rows = 0;
+                        for (std::uint32_t next = place; next < place + count; ++next) {
+                            rows += queue[next].size;
+                        }
+                        if (start_ns + curve->planned_ns(rows) <= deadline) {
+                            break;
+                        }
+                        --count;
+                    }
+                }
+                return {place, count, start_ns, deadline - alone};
+            }
+        }
+        return found;
+    }
+    Ns there_ns = 0, unused = 0;
+    find_link(*queue.model, there_ns, unused);
+    std::uint32_t most = target(queue, spec, there_ns, back_ns);
+    std::uint32_t suffix = 0;
+    while (suffix < there && queue[suffix].deadline_ns - back_ns <
+                                 start_ns + curve->planned_ns(std::min(most, there - suffix))) {
+        ++suffix;
+    }
+    std::uint32_t size = std::min(most, there - suffix);
+    if (size == 0) {
+        return found;
+    }
+    std::uint32_t first = suffix;
+    while (first > 0 && queue[first - 1].deadline_ns - back_ns >= start_ns + curve->planned_ns(size)) {
+        --first;
+    }
+    Ns deadline = queue[first].deadline_ns - back_ns;
+    std::uint32_t limit = std::min(there - first, spec.batch_max);
+    while (size < limit && start_ns + curve->planned_ns(size + 1) <= deadline) {
+        ++size;
+    }
+    found.first = first;
+    found.count = size;
+    found.invalid_ns = deadline - curve->planned_ns(size);
+    found.exec_at_ns = start_ns;
+    if (size < spec.batch_max) {
+        found.exec_at_ns = std::max(start_ns, deadline - jitter_ns_ - curve->planned_ns(size + 1));
+    }
+    return found;
+}
+
+Ns Deferred::ready_ns(Queue& queue) {
+    Ns there = 0, back = 0;
+    find_link(*queue.model, there, back);
+    Candidate found = gather(queue, *queue.model->specs.front(), now_ + there, back);
+    return found.count > 0 ? found.exec_at_ns - there : NEVER_NS;
+}
+
+// When its candidate becomes invalid, or a little before: the batch may come out smaller on another device.
+Ns Deferred::rank_ns(const Queue& queue) {
+    Ns there = 0, back = 0, longest = 0;
+    find_link(*queue.model, there, back);
+    for (const KindSpec* spec : queue.model->specs) {
+        Curve* curve = spec->program->curve(queue.shape);
+        std::uint32_t rows = std::max(queue.is_plain() ? spec->batch_max : 1, queue.front().size);
+        longest = std::max(longest, curve != nullptr ? curve->planned_ns(rows) : spec->alone_ns(queue.shape, rows));
+    }
+    return queue.front().deadline_ns - back - longest;
+}
+
+Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& one) {
+    Ns least = NEVER_NS;
+    for (const KindSpec* spec : queue.model->specs) {
+        if (Ns alone = spec->alone_ns(queue.shape, 1); alone > 0) {
+            least = std::min(least, alone);
+        }
+    }
+    return least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns;
+}
+
+Queued::Choice Deferred::choose(Device& device, Ns free_ns) {
+    Ns back = device.worker->back_ns;
+    Residency* residency = nullptr;
+    Queue* queue = least(device, residency, [&](const Queue& one, const Residency& here) {
+        return gather(one, *here.spec, free_ns, back).invalid_ns;
+    });
+    if (queue == nullptr) {
+        return {};
+    }
+    Candidate found = gather(*queue, *residency->spec, free_ns, back);
+    std::int64_t first = (*queue)[found.first].order;
+    std::uint32_t count = found.count;
+    while (queue->front().order != first) {
+        drop(*queue, queue->front());
+    }
+    return {queue, residency, 0, count};
+}
+
+}  // namespace clockwork

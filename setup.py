@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden"]
 """Of what decides and simulates: the same sums on every processor, so no fused multiply-add."""
@@ -13,7 +17,49 @@ CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibil
 SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 """Every policy; each extension that schedules holds them all."""
 
-WORLD = ["csrc/sim/devices.cpp", "csrc/sim/world.cpp", "csrc/worker/actions.cpp"]
+ACTIONS = ["csrc/worker/actions.cpp"]
+WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *SCHEDULER]
+HEADERS = glob("csrc/**/*.h", recursive=True)
+
+
+SHARED = {
+    "clockwork.scheduler._core": SCHEDULER,
+    "clockwork.worker._actions": ACTIONS,
+    "clockwork.sim._world": WORLD,
+    "clockwork.sim._bounds": [],
+}
+"""Extensions around the C++ of csrc/; each of those files is compiled once for all of them."""
+
+
+class BuildExtensions(build_ext):
+    """Compiles what extensions share beforehand, as many files at a time as there are processors."""
+
+    def build_extensions(self) -> None:
+        root = Path(self.build_temp)
+
+        def is_stale(source: str) -> bool:
+            made = (root / source).with_suffix(".o")
+            noted = made.with_suffix(".d")  # by the compiler: what was read to make it
+            if not made.exists() or not noted.exists():
+                return True
+            needed = [*noted.read_text().replace("\\\n", " ").split()[1:], "setup.py"]
+            age = made.stat().st_mtime
+            return any(not os.path.exists(one) or os.path.getmtime(one) > age for one in needed)
+
+        def compile_one(source: str) -> None:
+            self.compiler.compile(
+                [source], output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=[*CORE, "-MMD"]
+            )
+
+        stale = sorted(source for source in {*WORLD, *SCHEDULER} if is_stale(source))
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(compile_one, stale))
+        for one in self.extensions:
+            shared = SHARED.get(one.name, [])
+            one.extra_objects += [str((root / source).with_suffix(".o")) for source in shared]
+        self.parallel = len(os.sched_getaffinity(0))
+        super().build_extensions()
+
 
 extensions: list[Extension] = [
     Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2"]),
@@ -29,43 +75,20 @@ extensions: list[Extension] = [
         )
         for name in ("_ort", "_cpu")
     ),
-    Extension(
-        "clockwork.worker._actions",
-        ["clockwork/worker/_actions.pyx", "csrc/worker/actions.cpp"],
-        include_dirs=["csrc"],
-        language="c++",
-        extra_compile_args=CORE,
-        depends=["csrc/id_table.h", "csrc/scheduler/types.h", "csrc/worker/actions.h"],
-    ),
-    Extension(
-        "clockwork.sim._world",
-        ["clockwork/sim/_world.pyx", *WORLD, *SCHEDULER],
-        include_dirs=["csrc"],
-        language="c++",
-        extra_compile_args=CORE,
-        depends=[
-            *glob("csrc/*.h"),
-            *glob("csrc/scheduler/*.h"),
-            *glob("csrc/sim/*.h"),
-            "csrc/worker/actions.h",
-        ],
-    ),
-    Extension(
-        "clockwork.scheduler._core",
-        ["clockwork/scheduler/_core.pyx", *SCHEDULER],
-        include_dirs=["csrc"],
-        language="c++",
-        extra_compile_args=CORE,
-        depends=sorted(glob("csrc/scheduler/*.h")),
-    ),
-    Extension(
-        "clockwork.sim._bounds",
-        ["clockwork/sim/_bounds.pyx"],
-        include_dirs=["csrc"],
-        language="c++",
-        extra_compile_args=CORE,
-        depends=["csrc/sim/bounds.h"],
+    *(
+        Extension(
+            name,
+            [f"{name.replace('.', '/')}.pyx"],
+            include_dirs=["csrc"],
+            language="c++",
+            extra_compile_args=CORE,
+            depends=[*HEADERS, *shared],
+        )
+        for name, shared in SHARED.items()
     ),
 ]
 
-setup(ext_modules=cythonize(extensions, compiler_directives={"language_level": "3"}))
+setup(
+    ext_modules=cythonize(extensions, compiler_directives={"language_level": "3"}),
+    cmdclass={"build_ext": BuildExtensions},
+)

@@ -3,6 +3,7 @@
 #include <span>
 #include <stdexcept>
 
+#include "scheduler/adaptive.h"
 #include "scheduler/deferred.h"
 #include "scheduler/edf.h"
 #include "scheduler/fifo.h"
@@ -36,6 +37,7 @@ const Policy POLICIES[] = {
     {"paper", Paper::OPTIONS, make<Paper>},
     {"fifo", Fifo::OPTIONS, make<Fifo>},
     {"deferred", Deferred::OPTIONS, make<Deferred>},
+    {"adaptive", Adaptive::OPTIONS, make<Adaptive>},
 };
 
 std::string joined(const std::vector<std::string>& names) {

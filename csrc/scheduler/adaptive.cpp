@@ -1,0 +1,298 @@
+#include "scheduler/adaptive.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace clockwork {
+
+namespace {
+
+// Beyond this exponent the growing weight starts anew at 1.
+constexpr double WEIGHT_EXPONENT_MAX = 40;
+
+// A model's ideal cost is looked up anew after so many arrivals: its estimates and SLOs drift slowly.
+constexpr std::uint32_t IDEAL_EVERY = 16;
+
+}  // namespace
+
+Adaptive::Adaptive(const SchedulerOptions& options)
+    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", ADAPTIVE_AHEAD_NS)),
+      holds_(option(options, "off_hold", 0) == 0),
+      sacrifices_(option(options, "off_sacrifice", 0) == 0),
+      saves_devices_(option(options, "save_devices", 0) != 0),
+      hold_need_(option(options, "hold_need", HOLD_NEED)),
+      hold_share_(option(options, "hold_share", HOLD_SHARE)),
+      hold_crowd_(option(options, "hold_crowd", HOLD_CROWD)),
+      sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {}
+
+// ----- what arrives, and what it needs ------------------------------------------------------------
+
+Adaptive::Traffic& Adaptive::traffic(const Model& model) {
+    if (model.slot >= traffic_.size()) {
+        traffic_.resize(model.slot + 1);
+    }
+    Traffic& found = traffic_[model.slot];
+    if (found.generation != model.generation) {
+        cost_sum_ -= found.cost;
+        square_sum_ -= found.cost * found.cost;
+        found = Traffic();
+        found.generation = model.generation;
+    }
+    return found;
+}
+
+double Adaptive::weight() {
+    if (begin_ns_ < 0) {
+        begin_ns_ = origin_ns_ = now_;
+    }
+    double exponent = static_cast<double>(now_ - origin_ns_) / NEED_TAU_NS;
+    if (exponent > WEIGHT_EXPONENT_MAX) {
+        double shrunk = std::exp(-exponent);
+        cost_sum_ = square_sum_ = 0;
+        for (Traffic& one : traffic_) {
+            one.cost *= shrunk;
+            one.rows *= shrunk;
+            cost_sum_ += one.cost;
+            square_sum_ += one.cost * one.cost;
+        }
+        origin_ns_ = now_;
+        return 1;
+    }
+    return std::exp(exponent);
+}
+
+// The time constant, or less while there is less of a past than that.
+double Adaptive::memory_ns() const {
+    double past = static_cast<double>(now_ - begin_ns_) / NEED_TAU_NS;
+    return NEED_TAU_NS * std::max(1 - std::exp(-past), 0.01);
+}
+
+KindSpec* Adaptive::spec_of(const Model& model) {
+    return model.residencies.empty() ? model.specs.front() : model.residencies.front()->spec;
+}
+
+// The longest batch of at most rows_max that is done within time_ns; 0 if not even one row is.
+std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max) {
+    if (spec.alone_ns(shape, rows_max) <= time_ns) {
+        return rows_max;
+    }
+    std::uint32_t low = 0, high = rows_max;  // low is in time, high is not
+    while (high - low > 1) {
+        std::uint32_t middle = low + (high - low) / 2;
+        (spec.alone_ns(shape, middle) <= time_ns ? low : high) = middle;
+    }
+    return low;
+}
+
+double Adaptive::find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns) {
+    std::uint32_t most = std::max(rows_within(spec, shape, static_cast<Ns>(slack_ns), spec.batch_max), 1u);
+    double least = static_cast<double>(spec.alone_ns(shape, most)) / most;
+    for (std::uint32_t rows = 1; rows < most; rows *= 2) {
+        least = std::min(least, static_cast<double>(spec.alone_ns(shape, rows)) / rows);
+    }
+    return least;
+}
+
+bool Adaptive::admit(Pending& pending) {
+    Model& model = *pending.model;
+    const Request& request = pending.request;
+    KindSpec& spec = *spec_of(model);
+    Traffic& there = traffic(model);
+    double slack = static_cast<double>(pending.deadline_ns - now_);
+    there.slack_ns += (slack - there.slack_ns) / (there.arrivals < IDEAL_EVERY ? there.arrivals + 1 : IDEAL_EVERY);
+    if (there.arrivals++ % IDEAL_EVERY == 0) {
+        there.ideal_ns = find_ideal_ns(spec, request.shape, there.slack_ns);
+    }
+    double now_weight = weight();
+    double cost = there.ideal_ns * pending.size * now_weight;
+    cost_sum_ += cost;
+    square_sum_ += (2 * there.cost + cost) * cost;
+    there.cost += cost;
+    there.rows += pending.size * now_weight;
+
+    Ns alone = spec.alone_ns(request.shape, pending.size);
+    const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
+    Ns link = worker != nullptr ? worker->there_ns + worker->back_ns : 0;
+    Ns slo = pending.deadline_ns - request.arrived_ns;
+    if (alone + link > pending.deadline_ns - now_) {
+        Ns least = alone + link + (now_ - request.arrived_ns);
+        refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo), std::max(least, slo + 1));
+        return false;
+    }
+    return true;
+}
+
+double Adaptive::need() {
+    if (devices_.empty() || begin_ns_ < 0) {
+        return 0;
+    }
+    return cost_sum_ / weight() / memory_ns() / static_cast<double>(devices_.size());
+}
+
+double Adaptive::hold_share() const {
+    if (saves_devices_) {
+        return 1;
+    }
+    if (square_sum_ <= 0 || devices_.empty()) {
+        return 0;
+    }
+    double models = cost_sum_ * cost_sum_ / square_sum_;
+    return hold_share_ * std::max(0.0, 1 - hold_crowd_ * models / static_cast<double>(devices_.size()));
+}
+
+// ----- when a queue wants a device ----------------------------------------------------------------
+
+Ns Adaptive::rank_ns(const Queue& queue) { return queue.front().deadline_ns; }
+
+Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& one) {
+    const Model& model = *queue.model;
+    if (model.residencies.empty()) {
+        return one.deadline_ns - model.specs.front()->alone_ns(queue.shape, 1) + 1;
+    }
+    const Residency& there = *model.residencies.front();
+    const Worker& worker = *there.device->worker;
+    return one.deadline_ns - worker.there_ns - worker.back_ns - there.spec->alone_ns(queue.shape, 1) + 1;
+}
+
+Ns Adaptive::ready_ns(Queue& queue) {
+    const Waiting& front = queue.front();
+    const Model& model = *queue.model;
+    if (!holds_ || front.alone || model.residencies.empty()) {
+        return 0;
+    }
+    const Residency& there = *model.residencies.front();
+    const KindSpec& spec = *there.spec;
+    std::uint32_t rows = queue.rows();
+    if (rows >= spec.batch_max) {
+        return 0;
+    }
+    const Traffic& known = traffic(model);
+    double cost = static_cast<double>(spec.alone_ns(queue.shape, rows)) / rows;
+    double share = hold_share();
+    if (share <= 0 || (!saves_devices_ && cost * hold_need_ * need() <= known.ideal_ns)) {
+        return 0;
+    }
+    const Worker& worker = *there.device->worker;
+    Ns link = worker.there_ns + worker.back_ns;
+    Ns arrived = front.pending->request.arrived_ns;
+    Ns hold = static_cast<Ns>(share * static_cast<double>(front.deadline_ns - arrived - link -
+                                                          spec.alone_ns(queue.shape, front.size)));
+    double expected = known.rows / weight() / memory_ns() * static_cast<double>(hold);
+    if (expected < HOLD_GAIN_MIN) {
+        return 0;
+    }
+    Ns last = front.deadline_ns - link - spec.alone_ns(queue.shape, rows + 1);
+    return std::min(arrived + hold, last);
+}
+
+// ----- what a device runs next --------------------------------------------------------------------
+
+bool Adaptive::has_other_device(const Model& model) {
+    bool found = false;
+    Bits::for_each_in_both(hungry(), at(model).homes, [&](std::uint32_t slot) {
+        (void)slot;
+        found = true;
+        return false;
+    });
+    return found;
+}
+
+// The best batch of a queue for a device that is free from free_ns on. False: nothing of it would be in time there.
+bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found) {
+    const KindSpec& spec = *residency.spec;
+    Ns until = free_ns + residency.device->worker->back_ns;  // a batch of deadline d may take d - until
+    std::uint32_t size = queue.size(), first = 0;
+    while (first < size &&
+           queue[first].deadline_ns - until < spec.alone_ns(queue.shape, std::min(queue[first].size, spec.batch_max))) {
+        ++first;
+    }
+    if (first == size) {
+        return false;
+    }
+    auto rows_from = [&](std::uint32_t place) {
+        std::uint32_t most = spec.batch_max;
+        if (queue.is_plain()) {
+            most = std::min(most, size - place);
+        }
+        return std::max(rows_within(spec, queue.shape, queue[place].deadline_ns - until, most), 1u);
+    };
+    std::uint32_t rows = rows_from(first), given_up = 0;
+    if (sacrifices_ && queue.is_plain() && rows < std::min(size - first, spec.batch_max)) {
+        double limit = traffic(*queue.model).ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
+        double cost = static_cast<double>(spec.alone_ns(queue.shape, rows)) / rows;
+        if (cost > limit && !has_other_device(*queue.model)) {
+            std::uint32_t last = std::min(size - first, SACRIFICE_MAX);
+            for (std::uint32_t skip = 1; skip < last && cost > limit; ++skip) {
+                std::uint32_t more = rows_from(first + skip);
+                double cheaper = static_cast<double>(spec.alone_ns(queue.shape, more)) / more;
+                if (cheaper < cost) {
+                    cost = cheaper;
+                    rows = more;
+                    given_up = skip;
+                }
+                if (more == std::min(size - first - skip, spec.batch_max)) {
+                    break;
+                }
+            }
+        }
+    }
+    found.queue = &queue;
+    found.residency = &residency;
+    found.first = first;
+    found.given_up = given_up;
+    found.count = count_up_to(queue, first + given_up, rows);
+    std::uint32_t batch_rows = rows;
+    if (!queue.is_plain()) {
+        batch_rows = 0;
+        for (std::uint32_t place = 0; place < found.count; ++place) {
+            batch_rows += queue[first + place].size;
+        }
+    }
+    found.duration_ns = spec.alone_ns(queue.shape, batch_rows);
+    found.start_ns = queue[first + given_up].deadline_ns - residency.device->worker->back_ns - found.duration_ns;
+    return true;
+}
+
+Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
+    candidates_.clear();
+    Candidate best{};
+    for_each_ready(device, [&](Queue& queue, Residency& residency) {
+        Candidate one{};
+        if (consider(queue, residency, free_ns, one)) {
+            candidates_.push_back(one);
+            if (best.queue == nullptr || one.start_ns < best.start_ns) {
+                best = one;
+            }
+        }
+    });
+    if (best.queue == nullptr) {
+        return {};
+    }
+    // A higher level that could not wait for the end of it goes first.
+    Candidate urgent{};
+    for (const Candidate& one : candidates_) {
+        bool cannot_wait = one.queue->level < best.queue->level && one.start_ns < free_ns + best.duration_ns &&
+                           !has_other_device(*one.queue->model);
+        if (cannot_wait && (urgent.queue == nullptr || one.queue->level < urgent.queue->level ||
+                            (one.queue->level == urgent.queue->level && one.start_ns < urgent.start_ns))) {
+            urgent = one;
+        }
+    }
+    const Candidate& chosen = urgent.queue != nullptr ? urgent : best;
+    for (std::uint32_t count = 0; count < chosen.given_up; ++count) {
+        drop(*chosen.queue, (*chosen.queue)[chosen.first]);
+    }
+    return {chosen.queue, chosen.residency, chosen.first, chosen.count};
+}
+
+void Adaptive::model_gone(Model& model) {
+    if (model.slot < traffic_.size() && traffic_[model.slot].generation == model.generation) {
+        Traffic& known = traffic_[model.slot];
+        cost_sum_ -= known.cost;
+        square_sum_ -= known.cost * known.cost;
+        known = Traffic();
+    }
+    Queued::model_gone(model);
+}
+
+}  // namespace clockwork

@@ -1,0 +1,123 @@
+// Policy `adaptive`: the most requests in time, from one idea: what device time is worth.
+//
+// Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
+// queue the largest batch that its tightest deadline allows), the one that has to start first goes first. Three
+// rules make that hold up near saturation, where it matters; each was measured against the others' best and against
+// the clairvoyant bound (bench/grid), and each can be switched off (off_*) to see what it earns.
+//
+// *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
+// arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a
+// need of 0.8 a batch may cost 1/0.8 of its ideal, and no more, if the others do as well. When little arrives the
+// need is near 0 and any batch is good enough.
+//
+// *Hold.* A queue whose batch would be dearer than the need allows waits to grow, for at most HOLD_SHARE of the time
+// its first request can wait, and never beyond the last start that still lets it take one more. Waiting is only safe
+// where a device will be free when it ends, so the share falls to nothing as the number of models that matter (the
+// participation number of their loads) nears the number of devices: on one device, or with more busy models than
+// devices, nothing is ever held. An idle cluster answers at once.
+//
+// *Sacrifice.* Where the tightest deadline allows only a batch dearer than the need, its first requests are
+// given up if that makes the batch cheap enough: three requests that would hold a device for as long as thirty cost
+// the thirty. Without it, queues near saturation decay into ever smaller batches (Symphony drops for the same
+// reason, arXiv 2308.07470, but whatever the load).
+//
+// Unlike `edf` it therefore promises nothing at arrival: a promise has to protect the one request that is planned
+// already from the many that would share its device more cheaply.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "scheduler/queued.h"
+
+namespace clockwork {
+
+// How far ahead of a device's becoming free its next batch is sent, beyond the delay of the link.
+inline constexpr Ns ADAPTIVE_AHEAD_NS = 500'000;
+
+// What arrived is forgotten with this time constant.
+inline constexpr Ns NEED_TAU_NS = 2 * SECOND;
+
+// A queue is held while its batch costs more than 1 / (HOLD_NEED * need) of its ideal.
+inline constexpr double HOLD_NEED = 1.3;
+
+// The longest hold, as a share of the time that the first request can wait ...
+inline constexpr double HOLD_SHARE = 0.8;
+
+// ... less this many times the share for each model that matters, per device.
+inline constexpr double HOLD_CROWD = 1.5;
+
+// Requests that a hold must be expected to bring, to be worth it.
+inline constexpr double HOLD_GAIN_MIN = 1.0;
+
+// A batch is too dear if it costs more than 1 / (SACRIFICE_NEED * need) of its ideal.
+inline constexpr double SACRIFICE_NEED = 1.0;
+
+// Requests of one queue that may be given up for one batch.
+inline constexpr std::uint32_t SACRIFICE_MAX = 128;
+
+class Adaptive final : public Queued {
+public:
+    static constexpr const char* OPTIONS[] = {"hold_need",   "hold_share",   "hold_crowd", "sacrifice_need",
+                                              "schedule_ahead_ms", "save_devices", "off_hold",   "off_sacrifice"};
+
+    explicit Adaptive(const SchedulerOptions& options);
+
+
+protected:
+    Choice choose(Device& device, Ns free_ns) override;
+    Ns rank_ns(const Queue& queue) override;
+    Ns ready_ns(Queue& queue) override;
+    Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+    bool admit(Pending& pending) override;
+    void model_gone(Model& model) override;
+
+private:
+    // What came for a model, each thing by the weight of its time: the past fades without being touched.
+    struct Traffic {
+        double cost = 0;      // ideal device time, ns
+        double rows = 0;
+        double ideal_ns = 0;  // of one row
+        double slack_ns = 0;  // that its requests come with
+        std::uint32_t arrivals = 0;
+        std::uint32_t generation = 0;
+    };
+
+    struct Candidate {
+        Queue* queue;
+        Residency* residency;
+        std::uint32_t first;     // those before cannot be in time on this device
+        std::uint32_t given_up;  // from there on
+        std::uint32_t count;     // behind them
+        Ns start_ns;             // the last at which it is in time
+        Ns duration_ns;
+    };
+
+    static KindSpec* spec_of(const Model& model);
+    static std::uint32_t rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max);
+    static double find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns);
+    Traffic& traffic(const Model& model);
+    double weight();
+    double memory_ns() const;
+    double need();
+    double hold_share() const;
+    bool has_other_device(const Model& model);
+    bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
+
+    bool holds_;
+    bool sacrifices_;
+    bool saves_devices_;
+    double hold_need_;
+    double hold_share_;
+    double hold_crowd_;
+    double sacrifice_need_;
+
+    std::vector<Traffic> traffic_;  // by the model's slot
+    double cost_sum_ = 0;           // of all models
+    double square_sum_ = 0;         // of each model's, squared
+    Ns begin_ns_ = -1;              // the first arrival
+    Ns origin_ns_ = -1;             // when the weight was 1
+    std::vector<Candidate> candidates_;
+};
+
+}  // namespace clockwork

@@ -41,10 +41,14 @@ bool Deferred::admit(Pending& pending) {
 }
 
 void Deferred::find_link(const Model& model, Ns& there_ns, Ns& back_ns) const {
-    const Worker* worker = !model.residencies.empty() ? model.residencies.front()->device->worker
-                                                      : find_worker(model.workers.front());
-    there_ns = worker->there_ns;
-    back_ns = worker->back_ns;
+    const Worker* worker = nullptr;
+    if (!model.residencies.empty()) {
+        worker = model.residencies.front()->device->worker;
+    } else if (!model.workers.empty()) {
+        worker = find_worker(model.workers.front());  // null while it leaves
+    }
+    there_ns = worker != nullptr ? worker->there_ns : LINK_DEFAULT_NS;
+    back_ns = worker != nullptr ? worker->back_ns : LINK_DEFAULT_NS;
 }
 
 std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns there_ns, Ns back_ns) {

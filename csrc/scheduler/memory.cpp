@@ -56,6 +56,9 @@ Device* Memory::find_target(const Model& model, Score score) {
     std::size_t seen = 0;
     for (std::size_t step = 0; step < count && seen < TARGET_SCAN_MAX; ++step) {
         const Worker* worker = queued_.find_worker(model.workers[(round_ + step) % count]);
+        if (worker == nullptr) {
+            continue;  // it is just leaving
+        }
         for (Device* device : worker->devices) {
             ++seen;
             KindSpec* spec = loadable(*device, model);

@@ -7,6 +7,9 @@ namespace clockwork {
 
 namespace {
 
+// Residencies that a search among many will look at, very likely.
+constexpr std::size_t PREFETCH = 4;
+
 // The time to a deadline that admits what takes so long: the inverse of what find_slot() holds back.
 Ns with_reserve(Ns ns) { return std::min(ns * RESERVE_SHARE / (RESERVE_SHARE - 1) + 1, ns + RESERVE_NS); }
 
@@ -33,15 +36,32 @@ Ns loads_waiting_ns(const Device& device) {
 // ----- admission ----------------------------------------------------------------------------------
 
 bool Admission::place(Pending& pending) {
+    Model& model = *pending.model;
+    std::size_t count = model.residencies.size();
+    bool is_wide = count > PLACE_SCAN_MAX;
+    std::size_t at = is_wide ? model.place_cursor % count : 0;
+    for (std::size_t ahead = at; is_wide && ahead < std::min(at + PREFETCH, count); ++ahead) {
+        __builtin_prefetch(model.residencies[ahead]);  // far too many to lie in the cache
+    }
     Slot best{NEVER_NS, 0, nullptr}, slot{};
     Residency* chosen = nullptr;
-    for (Residency* residency : pending.model->residencies) {
-        if (residency->doomed || residency->device->worker->draining) {
+    for (std::size_t looked = 0; looked < std::min(count, PLACE_TRY_MAX); ++looked) {
+        if (looked >= PLACE_SCAN_MAX && chosen != nullptr) {
+            break;
+        }
+        Residency* residency = model.residencies[at];
+        at = at + 1 < count ? at + 1 : 0;
+        Device& device = *residency->device;
+        if (residency->doomed || device.worker->draining || !find_slot(*residency, pending, slot)) {
             continue;
         }
-        if (find_slot(*residency, pending, slot) && (chosen == nullptr || slot.finish_ns < best.finish_ns)) {
+        if (chosen == nullptr || slot.finish_ns < best.finish_ns) {
             best = slot;
             chosen = residency;
+            model.place_cursor = static_cast<std::uint32_t>(at);
+            if (is_wide && device.lane.empty() && device.plan.empty() && residency->ready_ns == 0) {
+                break;
+            }
         }
     }
     if (chosen == nullptr) {
@@ -49,6 +69,16 @@ bool Admission::place(Pending& pending) {
     }
     commit(pending, *chosen, best);
     return true;
+}
+
+// Every residency, or a part of them where there are too many; by whose turn it is.
+template <typename Function>
+void Admission::for_some_residencies(const Model& model, Function&& function) const {
+    std::size_t count = model.residencies.size();
+    std::size_t first = count > PLACE_TRY_MAX ? model.place_cursor % count : 0;
+    for (std::size_t looked = 0; looked < std::min(count, PLACE_TRY_MAX); ++looked) {
+        function(*model.residencies[(first + looked) % count]);
+    }
 }
 
 // Where in the plan of this residency's device the request can go, every promise kept.
@@ -217,19 +247,19 @@ void Admission::refuse_in_detail(Pending& pending) {
     Ns deadline = pending.deadline_ns;
     Ns least = NEVER_NS;
     Ns alone_least = NEVER_NS;  // on an idle device that holds the model
-    for (const Residency* residency : model.residencies) {
-        Ns duration = residency->spec->alone_ns(shape, size);
-        const Worker& worker = *residency->device->worker;
+    for_some_residencies(model, [&](const Residency& residency) {
+        Ns duration = residency.spec->alone_ns(shape, size);
+        const Worker& worker = *residency.device->worker;
         if (duration == 0 || worker.draining) {
-            continue;
+            return;
         }
         alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
-        Ns at_ns = least_finish_ns(*residency, duration);
-        if (residency->doomed) {
-            at_ns += residency->spec->load_planned_ns();
+        Ns at_ns = least_finish_ns(residency, duration);
+        if (residency.doomed) {
+            at_ns += residency.spec->load_planned_ns();
         }
         least = std::min(least, at_ns);
-    }
+    });
     find_loadable(model, loadable_);
     for (const Place& one : loadable_) {
         Ns duration = one.spec->alone_ns(shape, size);
@@ -313,7 +343,8 @@ bool Admission::displace(Pending& pending) {
         return false;
     }
     Slot slot{};
-    std::vector<Residency*> residencies = pending.model->residencies;
+    std::vector<Residency*> residencies;
+    for_some_residencies(*pending.model, [&](Residency& one) { residencies.push_back(&one); });
     for (Residency* residency : residencies) {
         if (residency->doomed || residency->device->worker->draining) {
             continue;

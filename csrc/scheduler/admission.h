@@ -17,6 +17,14 @@ inline constexpr Ns JOIN_GAIN = 50;
 // Batches of its model that an arriving request tries to join.
 inline constexpr std::size_t JOIN_SCAN_MAX = 4;
 
+// Residencies of its model that a request compares before it takes the best. Of a model that is on more devices than
+// this, the search begins behind the one that was chosen last and ends at the first that is idle: at a thousand
+// devices a look at all of them costs more than everything else, and the best of a few is nearly the best of all.
+inline constexpr std::size_t PLACE_SCAN_MAX = 16;
+
+// Residencies that are looked at, while none could take the request, before it is displaced, loaded or refused.
+inline constexpr std::size_t PLACE_TRY_MAX = 64;
+
 // Requests of lower priority that one arrival may displace.
 inline constexpr std::size_t DISPLACE_MAX = 64;
 
@@ -71,6 +79,8 @@ private:
         KindSpec* spec;
     };
 
+    template <typename Function>
+    void for_some_residencies(const Model& model, Function&& function) const;
     bool find_slot(Residency& residency, const Pending& pending, Slot& slot);
     std::size_t place_of(const Residency& residency, Ns deadline) const;
     bool keeps_loads(Device& device, Ns free, std::size_t index, Ns added);

@@ -150,14 +150,18 @@ void Loads::retime_loads(Device& device) {
     }
 }
 
+// Until function returns false. Begins with the worker at this place among the model's, and returns the place of the
+// worker behind the last that was looked at.
 template <typename Function>
-void Loads::for_each_loadable(const Model& model, Function&& function) {
+std::size_t Loads::for_each_loadable(const Model& model, std::size_t first, Function&& function) {
     ++mark_;
     for (const Residency* residency : model.residencies) {
         residency->device->mark = mark_;
     }
-    for (WorkerId id : model.workers) {
-        Worker& worker = *find_worker(id);
+    std::size_t count = model.workers.size(), at = first < count ? first : 0;
+    for (std::size_t looked = 0; looked < count; ++looked) {
+        Worker& worker = *find_worker(model.workers[at]);
+        at = at + 1 < count ? at + 1 : 0;
         if (worker.draining) {
             continue;
         }
@@ -167,23 +171,25 @@ void Loads::for_each_loadable(const Model& model, Function&& function) {
             }
             KindSpec* spec = model.spec(device->kind);
             if (spec != nullptr && spec->page_count <= device->pages.page_count() && !function(*device, *spec)) {
-                return;
+                return at;
             }
         }
     }
+    return first;
 }
 
-void Loads::find_loadable(const Model& model, std::vector<Place>& found) {
+void Loads::find_loadable(Model& model, std::vector<Place>& found) {
     found.clear();
-    for_each_loadable(model, [&](Device& device, KindSpec& spec) {
+    std::size_t next = for_each_loadable(model, model.load_cursor, [&](Device& device, KindSpec& spec) {
         found.push_back({&device, &spec});
-        return true;
+        return found.size() < LOADABLE_MAX;
     });
+    model.load_cursor = static_cast<std::uint32_t>(next);
 }
 
-bool Loads::fits_somewhere(const Model& model) {
+bool Loads::fits_somewhere(Model& model) {
     bool any = false;
-    for_each_loadable(model, [&](Device&, KindSpec&) {
+    for_each_loadable(model, 0, [&](Device&, KindSpec&) {
         any = true;
         return false;
     });

@@ -29,6 +29,10 @@ inline constexpr std::uint32_t OUTSTANDING_MAX = 64;
 
 inline constexpr Ns UNLOAD_EXPECTED_NS = 100'000;
 
+// Devices that are compared before a model is loaded onto one; where there are more, each search begins where the last
+// one ended.
+inline constexpr std::size_t LOADABLE_MAX = 64;
+
 // A refusal that a resident model would have avoided loads it, evicting only what idled this long.
 inline constexpr Ns WARM_IDLE_NS = SECOND;
 
@@ -99,9 +103,9 @@ protected:
     // Predict anew when each load that waits will be done.
     void retime_loads(Device& device);
 
-    // Devices that the model is not on, but could be. `found` is overwritten.
-    void find_loadable(const Model& model, std::vector<Place>& found);
-    bool fits_somewhere(const Model& model);
+    // Devices that the model is not on, but could be; at most LOADABLE_MAX. `found` is overwritten.
+    void find_loadable(Model& model, std::vector<Place>& found);
+    bool fits_somewhere(Model& model);
 
     // ----- acting ------------------------------------------------------------------------------
 
@@ -148,7 +152,7 @@ private:
     void load_failed(Residency& residency, const ActionResult& result);
     void forget_victim(Device& device, Residency& residency);
     template <typename Function>
-    void for_each_loadable(const Model& model, Function&& function);
+    std::size_t for_each_loadable(const Model& model, std::size_t first, Function&& function);
 
     PageAllocator trial_;  // find_victims() tries things on it
     PageAllocator::Pages trial_starts_;

@@ -81,8 +81,21 @@ void Service::leave_background(Pending& pending) {
 }
 
 void Service::wake_devices(Model& model) {
-    for (Residency* residency : model.residencies) {
-        touch(*residency->device);
+    if (model.residencies.size() <= WAKE_MAX) {
+        for (Residency* residency : model.residencies) {
+            touch(*residency->device);
+        }
+    } else {  // a busy one looks by itself when it is done
+        std::size_t count = model.residencies.size(), at = model.place_cursor % count;
+        for (std::size_t looked = 0; looked < WAKE_MAX; ++looked) {
+            Device& device = *model.residencies[at]->device;
+            at = at + 1 < count ? at + 1 : 0;
+            if (device.lane.empty()) {
+                model.place_cursor = static_cast<std::uint32_t>(at);
+                touch(device);
+                break;
+            }
+        }
     }
     if (model.residencies.empty()) {
         find_loadable(model, places_);

@@ -14,6 +14,9 @@ namespace clockwork {
 // Times that a request is sent, before a failure that is not its own is answered.
 inline constexpr int ATTEMPTS_MAX = 3;
 
+// Devices that hold a model and are told of a request without a deadline; where there are more, it is one that is idle.
+inline constexpr std::size_t WAKE_MAX = 64;
+
 class Service : public Loads {
 public:
     using Loads::Loads;

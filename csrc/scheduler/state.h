@@ -298,6 +298,8 @@ struct Model {
     std::uint64_t live = 0;          // requests not answered
     std::uint64_t served = 0;
     std::uint32_t unloads = 0;       // UNLOADs under way
+    std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
+    std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
     std::uint32_t touched = 0;       // the round of worker_left() that has seen it
 
     std::uint32_t slot = 0;
@@ -309,7 +311,7 @@ struct Model {
         workers.clear();
         residencies.clear();
         live = served = 0;
-        unloads = touched = 0;
+        unloads = touched = place_cursor = load_cursor = 0;
     }
 
     KindSpec* spec(std::uint32_t kind) const {

@@ -551,6 +551,21 @@ def test_an_idle_device_takes_over_what_another_has_planned() -> None:
     assert (own.worker, own.requests) == (1, (waiting[1],))
 
 
+def test_of_many_devices_each_idle_one_is_found() -> None:
+    count = 40  # more than a request compares
+    story = Story(spec(1, 10), workers=count, resident=False)
+    loads = [story.request(1, 18)[1][0] for _ in range(count)]
+    assert sorted(load.worker for load in loads) == list(range(1, count + 1))
+    story.now += 4 * MS
+    sends = [command for load in loads for command in story.done(load, 4)]
+    story.now += 10 * MS
+    assert {kind for send in sends for kind in kinds(story.done(send, 10))} == {"AnswerOk"}
+    story.at(0)
+    sends = [story.request(1, 12)[1][0] for _ in range(count)]
+    assert sorted(send.worker for send in sends) == list(range(1, count + 1)), "only an idle one can take it"
+    assert story.request(1, 12)[1][0].reason == Reason.DEADLINE
+
+
 # ----- failures ------------------------------------------------------------------------------
 
 

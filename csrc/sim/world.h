@@ -206,7 +206,12 @@ private:
         bool fed = false, over = false;
     };
 
-    // world.cpp: time, and the controller's side
+    // setup.cpp
+    void preload();
+    void drain_set_up();
+    void next_crash(std::uint32_t worker);
+
+    // world.cpp: time, the clients' and the controller's side
     Ns next_arrival();
     void arrive_open(std::size_t open);
     void arrive(std::uint32_t model, Ns slo_ns, std::uint8_t priority, std::uint8_t class_index, std::uint32_t group);
@@ -218,13 +223,10 @@ private:
     void close(RequestId id, Request& request, Outcome outcome);
     void reported(std::uint32_t slot, std::uint32_t worker);
     void client_sends(std::uint32_t group);
-    void next_crash(std::uint32_t worker);
     void end_slice();
     void at_rest();
     void finish();
     Slice* slice();
-    void preload();
-    void drain_set_up();
 
     // devices.cpp: the workers' side
     void join(std::uint32_t worker);

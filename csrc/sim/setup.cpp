@@ -1,0 +1,175 @@
+// How a simulated world begins: workers join, models are ready and perhaps resident, clients take their places.
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "sim/world.h"
+
+namespace clockwork::sim {
+
+namespace {
+
+constexpr std::uint32_t PRELOADS_AT_ONCE = 16;  // of one worker: their windows are a second long
+constexpr Ns SET_UP_LIMIT_NS = 3600 * SECOND;
+
+}  // namespace
+
+World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
+             std::size_t opens, std::vector<ClosedInfo> closed, const RunInfo& run)
+    : scheduler_(std::move(scheduler)),
+      models_(std::move(models)),
+      cluster_(cluster),
+      closed_(std::move(closed)),
+      run_(run),
+      opens_(opens),
+      random_(run.seed, 1) {
+    if (models_.empty()) throw std::invalid_argument("a world without models");
+    if (cluster_.devices < 1 || cluster_.devices_per_worker < 1) {
+        throw std::invalid_argument("a world without devices");
+    }
+    for (const ModelInfo& model : models_) {
+        if (model.exec_ns.empty() || model.batch_max < 1 || model.table.size() <= model.batch_max) {
+            throw std::invalid_argument("a model without its execution times");
+        }
+    }
+    for (const ClosedInfo& group : closed_) {
+        if (group.model >= models_.size()) throw std::invalid_argument("a client of a model that is none");
+        if (run_.until_ns == NEVER_NS && group.until_ns == NEVER_NS) {
+            throw std::invalid_argument("closed-loop clients that never stop: until_ns is missing");
+        }
+        if (group.think_ns + group.round_trip_ns <= 0) {
+            throw std::invalid_argument("closed-loop clients that take no time between two requests");
+        }
+    }
+    scheduler_->shape_known(0, 1);
+    worker_of_.push_back(NONE);  // WorkerIds begin at 1
+    const std::uint32_t count = (cluster_.devices + cluster_.devices_per_worker - 1) / cluster_.devices_per_worker;
+    devices_.reserve(cluster_.devices);
+    workers_.resize(count);
+    for (std::uint32_t index = 0; index < count; ++index) {
+        WorkerState& worker = workers_[index];
+        worker.random = Random(run_.seed, 1000 + index);
+        worker.first_device = index * cluster_.devices_per_worker;
+        worker.device_count = std::min(cluster_.devices_per_worker, cluster_.devices - worker.first_device);
+        if (!cluster_.speeds.empty()) {
+            worker.kind = index % static_cast<std::uint32_t>(cluster_.speeds.size());
+            worker.speed = cluster_.speeds[worker.kind];
+            if (!(worker.speed > 0)) throw std::invalid_argument("a speed must be above 0");
+        }
+        worker.offset_ns = static_cast<Ns>((2 * worker.random.uniform() - 1) *
+                                           static_cast<double>(cluster_.clock_offset_ns));
+        worker.drift = (2 * worker.random.uniform() - 1) * cluster_.clock_drift_ppm * 1e-6;
+        for (std::uint32_t number = 0; number < worker.device_count; ++number) {
+            Device& device = devices_.emplace_back(cluster_.run_ahead, cluster_.actions_queued_max);
+            device.worker = index;
+            device.index = number;
+            device.owner.assign(cluster_.page_count, NONE);
+            device.held.assign(models_.size(), NONE);
+            device.random = Random(run_.seed, 1'000'000 + worker.first_device + number);
+        }
+    }
+    accounts_.models.resize(models_.size());
+    accounts_.classes.resize(CLASSES);
+    accounts_.busy_ns.resize(devices_.size());
+    accounts_.link_busy_ns.resize(workers_.size());
+}
+
+// ----- setting up -------------------------------------------------------------------------------
+
+void World::set_up() {
+    now_ = SECOND;  // zero means "never" here and there
+    for (std::uint32_t index = 0; index < workers_.size(); ++index) join(index);
+    settle();
+    drain_set_up();
+    if (run_.resident) preload();
+    base_ns_ = (now_ / MS + 1) * MS;
+    count_from_ = base_ns_ + run_.warmup_ns;
+    count_until_ = run_.until_ns == NEVER_NS ? NEVER_NS : base_ns_ + run_.until_ns;
+    scheduler_->judge_predictions(count_from_, count_until_);
+    now_ = base_ns_;
+    begun_ = true;
+    for (std::uint32_t number = 0; number < closed_.size(); ++number) {
+        const ClosedInfo& group = closed_[number];
+        const Ns spread = group.think_ns + group.round_trip_ns;
+        clients_left_ += group.concurrency;
+        for (std::uint32_t client = 0; client < group.concurrency; ++client) {
+            const Ns at = group.start_ns + static_cast<Ns>(random_.below(static_cast<std::uint64_t>(spread)));
+            heap_.push(base_ns_ + at, EventKind::CLIENT, number, 0, 0);
+        }
+    }
+    if (cluster_.crashes_per_hour > 0) {
+        for (std::uint32_t index = 0; index < workers_.size(); ++index) next_crash(index);
+    }
+}
+
+void World::next_crash(std::uint32_t index) {
+    const double mean = 3600.0 * SECOND / cluster_.crashes_per_hour;
+    const double wait = std::min(workers_[index].random.exponential(mean), 1e17);
+    const Ns at = now_ + static_cast<Ns>(wait);
+    if (at < count_until_) heap_.push(at, EventKind::CRASH, index, 0, 0);
+}
+
+// Let what was begun come to its end.
+void World::drain_set_up() {
+    const Ns limit = now_ + SET_UP_LIMIT_NS;
+    while (!heap_.empty()) {
+        now_ = heap_.top().at_ns;
+        demand(now_ < limit, "setting up does not come to an end");
+        while (!heap_.empty() && heap_.top().at_ns == now_) handle(heap_.pop());
+        if (wake_ns_ <= now_) {
+            wake_ns_ = NEVER_NS;
+            touched_ = true;
+        }
+        if (touched_) settle();
+    }
+}
+
+// Every model on every device if all fit, else as many copies as there is room for, spread over the devices.
+void World::preload() {
+    struct Room {
+        std::uint64_t free;
+        std::vector<bool> has;
+    };
+    std::vector<Room> rooms(devices_.size(), Room{cluster_.page_count, std::vector<bool>(models_.size())});
+    std::vector<std::pair<std::uint32_t, std::uint32_t>> wanted;  // device, model
+    for (bool placed = true; placed;) {
+        placed = false;
+        for (std::uint32_t model = 0; model < models_.size(); ++model) {
+            std::uint64_t pages = 0;
+            for (std::uint32_t run : models_[model].runs) pages += run;
+            std::size_t best = rooms.size();
+            for (std::size_t number = 0; number < rooms.size(); ++number) {
+                if (rooms[number].has[model] || rooms[number].free < pages) continue;
+                if (best == rooms.size() || rooms[number].free > rooms[best].free) best = number;
+            }
+            if (best == rooms.size()) continue;
+            rooms[best].has[model] = true;
+            rooms[best].free -= pages;
+            wanted.emplace_back(static_cast<std::uint32_t>(best), model);
+            placed = true;
+        }
+    }
+    std::size_t accepted = 0;
+    std::vector<std::uint32_t> under_way(workers_.size());
+    while (!wanted.empty()) {
+        std::fill(under_way.begin(), under_way.end(), 0);
+        std::vector<std::pair<std::uint32_t, std::uint32_t>> later;
+        for (const auto& [number, model] : wanted) {
+            const Device& device = devices_[number];
+            if (under_way[device.worker] >= PRELOADS_AT_ONCE) {
+                later.emplace_back(number, model);
+                continue;
+            }
+            ++under_way[device.worker];
+            accepted += scheduler_->preload(now_, workers_[device.worker].id,
+                                            static_cast<std::int32_t>(device.index), model);
+        }
+        if (accepted == 0) throw std::invalid_argument("this policy does not preload models");
+        settle();
+        drain_set_up();
+        wanted.swap(later);
+    }
+}
+
+}  // namespace clockwork::sim

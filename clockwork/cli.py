@@ -29,7 +29,7 @@ class _Failure(click.ClickException):
         click.echo(f"clockwork: {self.message}", err=True)
 
 
-class _Commands(click.Group):
+class Commands(click.Group):
     """A group in which what goes wrong is one line on stderr and exit status 1, never a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
@@ -46,14 +46,26 @@ class _Commands(click.Group):
             raise _Failure(str(error) or type(error).__name__) from None
 
 
+class _Root(Commands):
+    """All commands; those of a file of their own are imported when they are asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "plan"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name == "plan":
+            from clockwork.cli_plan import plan
+
+            return plan
+        return super().get_command(context, name)
+
+
 def main() -> None:
     """The program."""
     cli(prog_name="clockwork")
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="clockwork")
 def cli() -> None:
     """Serve deep-learning models, each request by its deadline.
@@ -305,7 +317,7 @@ def worker(
 # ----- models --------------------------------------------------------------------------------
 
 
-@cli.group(cls=_Commands)
+@cli.group(cls=Commands)
 def models() -> None:
     """Add, list, show and remove models."""
 
@@ -722,7 +734,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
 # ----- keys ----------------------------------------------------------------------------------
 
 
-@cli.group(cls=_Commands)
+@cli.group(cls=Commands)
 def keys() -> None:
     """Keys for clusters that listen beyond one machine."""
 

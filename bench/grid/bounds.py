@@ -73,6 +73,7 @@ from bench.grid.cells import (
     profiles,
 )
 from clockwork.profiles import ModelProfile
+from clockwork.sim import fluid
 from clockwork.sim._bounds import best_batches
 
 BAD_MAX = 0.01
@@ -92,37 +93,27 @@ Int64s = npt.NDArray[np.int64]
 
 def curve(profile: ModelProfile) -> Floats:
     """Execution time of every batch size, ns, entry 0 unused; never falling with the size."""
-    sizes = range(1, profile.largest_batch() + 1)
-    times = np.array([0, *(profile.execution_ns(size) for size in sizes)], np.float64)
-    times = np.minimum.accumulate(times[::-1])[::-1]
-    return times * (1 - NOISE_SIGMAS * EXEC_NOISE)
+    return fluid.curve(profile, NOISE_SIGMAS * EXEC_NOISE)
 
 
 def batch_limit(times: Floats, slo_ns: int) -> int:
     """The largest batch that fits into an SLO; 0 if none does."""
-    return int(np.searchsorted(times[1:], slo_ns - NETWORK_NS, side="right"))
+    return fluid.batch_limit(times, slo_ns - NETWORK_NS)
 
 
 def cheapest(times: Floats, slo_ns: int) -> float:
     """The least device time that one request can cost, ns; infinite where no batch fits its SLO."""
-    limit = batch_limit(times, slo_ns)
-    return float(np.min(times[1 : limit + 1] / np.arange(1, limit + 1))) if limit else math.inf
+    return fluid.cheapest(times, slo_ns - NETWORK_NS)
 
 
 def fluid_rate(cell: Cell) -> float:
     """Requests a second that the devices can execute, had they every model; the dearest 1 % are left out."""
-    costs = []
     classes = len(cell.classes)
+    costs = []
     for profile, share, slos in zip(profiles(cell), cell.shares(), cell.slos_ns()):
         times = curve(profile)
         costs += [(cheapest(times, slo), share / classes) for slo in slos]
-    left_out, total = BAD_MAX, 0.0
-    for cost, share in sorted(costs, reverse=True):
-        dropped = min(share, left_out)
-        left_out -= dropped
-        if share > dropped:
-            total += cost * (share - dropped)
-    return cell.devices * 1e9 / total if total < math.inf else 0.0
+    return fluid.fluid_rate(costs, cell.devices, BAD_MAX)
 
 
 @dataclasses.dataclass(frozen=True)

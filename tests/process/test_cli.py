@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -267,10 +268,13 @@ def test_load_reports_what_became_of_it(run: Any, how: tuple[str, ...]) -> None:
 def every_command() -> list[list[str]]:
     found: list[list[str]] = []
 
-    def walk(command: Any, path: list[str]) -> None:
+    def walk(command: click.Command | None, path: list[str]) -> None:
+        assert command is not None, path
         found.append(path)
-        for name, inner in getattr(command, "commands", {}).items():
-            walk(inner, [*path, name])
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                walk(command.get_command(context, name), [*path, name])
 
     walk(cli.cli, [])
     return found

@@ -1,0 +1,478 @@
+"""How many devices a load needs, what load devices hold, which SLO they keep; and what they are short of.
+
+A question is answered by simulation: a trial runs the same models and policy on several seeds of a workload and
+counts what was bad. The answer is found by bisection between a trial that passes and one that does not, begun where
+the fluid bound says. At the trial that just fails, one resource after another is doubled: the one whose doubling
+helps most is what the answer is limited by.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from clockwork.errors import ConfigError
+from clockwork.profiles import ModelProfile
+from clockwork.scheduler import POLICIES
+from clockwork.sim import fluid
+from clockwork.sim.workloads import Workload
+from clockwork.sim.world import Cluster, Histogram, Open, Report, simulate
+
+SECOND = 1_000_000_000
+
+BAD_MAX = 0.01
+"""The part of the requests that may be refused, late, missed, failed or unanswered."""
+
+REQUESTS = 20_000
+"""Counted requests of a trial, all seeds together, unless few bad ones are allowed."""
+BAD_SEEN = 3
+"""As many requests as would have this many bad ones at the limit: none seen is then below it with 95 %."""
+REQUESTS_MAX = 50_000_000
+
+WARM_UP_MIN_NS = SECOND
+WARM_UP_SLOS = 20
+"""The warm-up is at least this many times the longest SLO."""
+REFILLS = 2
+"""Where models do not all fit, it is as long as it takes to load the whole memory this many times."""
+WINDOW_SLOS = 50
+"""What is counted is at least this many times as long as the longest SLO."""
+
+DEVICES_MAX = 4096
+SLO_MAX_NS = 60 * SECOND
+RATE_TOLERANCE = 1.02
+SLO_TOLERANCE = 1.03
+DEVICES_GROWTH = 1.25
+"""While no number of devices suffices, it grows by this factor (and by one at least)."""
+BEYOND = 1.1
+"""The failing trial beside an answer that has no smaller one (one device) has so much more load."""
+FLUID_ARRIVALS = 2_000_000
+"""Arrivals that the fluid bound looks at to know each model's share."""
+
+RESOURCES = ("execution", "loading", "memory", "link")
+"""What can be short: device time, copies of weights to devices, pages for them, the network and input copies."""
+
+MakeWorkload = Callable[[float, int, int], Workload]
+"""The arrivals at a rate (requests per second), for a duration in ns, of a seed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scenario:
+    """What is asked about, but for the number that is sought."""
+
+    models: Sequence[ModelProfile]
+    make_workload: MakeWorkload
+    cluster: Cluster  # its devices: those of `rate` and `slo`
+    rate: float  # requests per second, of all models; those of `devices` and `slo`
+    slo_ns: int = 0  # of every request; 0: each model's own
+    bad_max: float = BAD_MAX
+    policy: str = ""  # "": the default one
+    memory: str = ""
+    options: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seeds: Sequence[int] = (1, 2, 3)
+    requests: int = 0  # counted, all seeds together; 0: enough for bad_max
+    duration_ns: int = 0  # of what is counted; 0: as long as it takes for the requests
+    warmup_ns: int = -1  # -1: as long as residency needs
+
+    def check(self) -> None:
+        """Raises ConfigError, naming the value and its bound."""
+        if not self.models:
+            raise ConfigError("a plan needs at least one model")
+        if self.policy and self.policy not in POLICIES:
+            raise ConfigError(f"no scheduling policy {self.policy!r} (there is {', '.join(POLICIES)})")
+        if not 0 < self.bad_max < 1:
+            raise ConfigError(f"the part that may be bad, {self.bad_max:g}, is not between 0 and 1")
+        if not self.seeds:
+            raise ConfigError("a plan needs at least one seed")
+        if not 0 < self.rate < math.inf:
+            raise ConfigError(f"rate {self.rate:g} is not above 0")
+        if not 1 <= self.cluster.devices <= DEVICES_MAX:
+            raise ConfigError(f"{self.cluster.devices} devices: there must be 1 to {DEVICES_MAX}")
+        if self.slo_ns == 0 and (missing := [one.name for one in self.models if not one.slo_ns]):
+            raise ConfigError(f"model {missing[0]!r} has no SLO: give one for all")
+        for one in self.models:
+            if one.pages(self.cluster.page_bytes) > self.cluster.page_count:
+                raise ConfigError(
+                    f"model {one.name!r} takes {one.pages(self.cluster.page_bytes)} pages,"
+                    f" a device has {self.cluster.page_count}"
+                )
+        if self.counted() > REQUESTS_MAX:
+            raise ConfigError(
+                f"{self.counted()} requests would have to be simulated for each trial, at most {REQUESTS_MAX}"
+                " can be: allow more to be bad"
+            )
+
+    def counted(self) -> int:
+        """Requests that a trial counts, all seeds together."""
+        return self.requests or max(REQUESTS, math.ceil(BAD_SEEN / self.bad_max))
+
+    def pages(self) -> int:
+        """Pages that all models take together."""
+        return sum(one.pages(self.cluster.page_bytes) for one in self.models)
+
+    def slo_of(self, model: ModelProfile) -> int:
+        return self.slo_ns or model.slo_ns
+
+    def slo_max_ns(self) -> int:
+        return max(self.slo_of(one) for one in self.models)
+
+    def window_ns(self) -> int:
+        """How long each seed's counted part is."""
+        if self.duration_ns:
+            return self.duration_ns
+        each = self.counted() / len(self.seeds)
+        return max(math.ceil(each / self.rate * SECOND), WINDOW_SLOS * self.slo_max_ns(), SECOND)
+
+    def warm_ns(self) -> int:
+        """How long requests come before any is counted."""
+        if self.warmup_ns >= 0:
+            return self.warmup_ns
+        warm = max(WARM_UP_MIN_NS, WARM_UP_SLOS * self.slo_max_ns())
+        pages = self.pages()
+        if pages > self.cluster.page_count:
+            page_ns = sum(one.load_ns for one in self.models) / pages
+            warm = max(warm, math.ceil(REFILLS * page_ns * self.cluster.page_count))
+        return warm
+
+    def with_devices(self, devices: int) -> Scenario:
+        return dataclasses.replace(self, cluster=dataclasses.replace(self.cluster, devices=devices))
+
+    def relieved(self, resource: str) -> Scenario:
+        """The same with twice as much of one of RESOURCES."""
+        models, cluster = list(self.models), self.cluster
+        if resource == "execution":
+            models = [
+                dataclasses.replace(one, exec_ns={size: max(1, ns // 2) for size, ns in one.exec_ns.items()})
+                for one in models
+            ]
+        elif resource == "loading":
+            models = [dataclasses.replace(one, load_ns=one.load_ns // 2) for one in models]
+        elif resource == "memory":
+            cluster = dataclasses.replace(cluster, page_count=2 * cluster.page_count)
+        elif resource == "link":
+            cluster = dataclasses.replace(
+                cluster,
+                input_bandwidth=2 * cluster.input_bandwidth,
+                copy_bandwidth=2 * cluster.copy_bandwidth,
+                link_there_ns=cluster.link_there_ns // 2,
+                link_back_ns=cluster.link_back_ns // 2,
+                link_jitter_ns=cluster.link_jitter_ns // 2,
+            )
+        else:
+            raise ConfigError(f"no resource {resource!r}: there are {', '.join(RESOURCES)}")
+        return dataclasses.replace(self, models=models, cluster=cluster)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of one simulated setting, all its seeds together."""
+
+    devices: int
+    rate: float
+    slo_ns: int  # of every request; 0: each model's own
+    passes: bool
+    bad_fraction: float
+    offered: int
+    goodput: float  # good answers per second
+    latency_ns: dict[str, float]  # percentiles
+    execution: float  # busy parts of the time, mean over the devices
+    loading: float
+    memory: float  # pages that all models take, of the pages there are, at most 1
+    link: float  # busy part of the workers' input links; 0 where they take no time
+    loads_rate: float  # per second
+    unloads_rate: float
+    cold: float  # part of the answered requests that waited for a load
+    seeds_bad: tuple[float, ...]  # bad fraction of each seed
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def line(self) -> str:
+        """For a person who watches."""
+        slo = f", {self.slo_ns / 1e6:.4g} ms" if self.slo_ns else ""
+        return (
+            f"{self.devices} devices, {self.rate:.5g}/s{slo}: {100 * self.bad_fraction:.3g} % bad,"
+            f" execution {100 * self.execution:.0f} %, loading {100 * self.loading:.0f} %"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """An answer and what it rests on."""
+
+    sought: str  # devices, rate or slo
+    answer: float | None  # devices, requests per second, or ns; None: nothing that was tried holds
+    fluid: float  # what the fluid bound says it cannot be better than
+    limited_by: str  # one of RESOURCES, "" where no relief helps
+    relief: dict[str, float]  # bad fraction of the failing trial, "none" and with twice as much of each
+    at: Trial | None  # at the answer
+    beyond: Trial | None  # the nearest that failed
+    trials: tuple[Trial, ...]  # all of them, in the order of what was sought
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for json.dumps()."""
+        return dataclasses.asdict(self)
+
+
+Tell = Callable[[str], None]
+"""Called with a line after every trial."""
+
+
+class Planner:
+    """Trials of one scenario, each run once."""
+
+    def __init__(self, scenario: Scenario, tell: Tell | None = None, threads: int = 0) -> None:
+        """threads: simulations at once; 0: one for each processor."""
+        scenario.check()
+        self.scenario = scenario
+        self._tell: Tell = tell or (lambda line: None)
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._shares = self._find_shares()
+        self.trials: list[Trial] = []
+
+    # ----- the three questions -----------------------------------------------------------------
+
+    def devices(self) -> Plan:
+        """The fewest devices that hold the rate."""
+        scenario = self.scenario
+        bound = self.fluid_rate(scenario.with_devices(1))
+        if bound == 0:
+            return self._nothing("devices", math.inf)
+        first = max(1, math.ceil(scenario.rate / bound - 1e-9)) if bound < math.inf else 1
+        passing, failing = 0, 0
+        one = min(first, DEVICES_MAX)
+        while not passing:
+            if self.trial(scenario.with_devices(one)).passes:
+                passing = one
+            elif one == DEVICES_MAX:
+                return self._nothing("devices", first, scenario.with_devices(one))
+            else:
+                failing = one
+                one = min(DEVICES_MAX, max(one + 1, math.ceil(one * DEVICES_GROWTH)))
+        while passing > 1 and not failing:  # chance may beat the fluid bound, which knows means alone
+            if self.trial(scenario.with_devices(passing - 1)).passes:
+                passing -= 1
+            else:
+                failing = passing - 1
+        while passing - failing > 1:
+            middle = (passing + failing) // 2
+            if self.trial(scenario.with_devices(middle)).passes:
+                passing = middle
+            else:
+                failing = middle
+        answer = scenario.with_devices(passing)
+        if failing:
+            return self._plan("devices", passing, first, answer, scenario.with_devices(failing))
+        return self._plan("devices", passing, first, answer, self._overloaded(answer))
+
+    def rate(self, tolerance: float = RATE_TOLERANCE) -> Plan:
+        """The highest rate that the devices hold."""
+        scenario = self.scenario
+
+        def at(rate: float) -> Scenario:
+            return dataclasses.replace(scenario, rate=rate)
+
+        bound = self.fluid_rate(scenario)
+        if bound == 0:
+            return self._nothing("rate", 0.0)
+        passing, failing = 0.0, 0.0
+        one = 0.7 * bound if bound < math.inf else scenario.rate
+        while not (passing and failing):
+            if self.trial(at(one)).passes:
+                passing = one
+                one = one / 0.7 if one < bound * 0.99 else one * BEYOND
+            else:
+                failing = one
+                one = one / 2
+                if not passing and one < bound / 1e4:
+                    return self._nothing("rate", bound, at(failing))
+        while failing / passing > tolerance:
+            middle = math.sqrt(passing * failing)
+            if self.trial(at(middle)).passes:
+                passing = middle
+            else:
+                failing = middle
+        return self._plan("rate", passing, bound, at(passing), at(failing))
+
+    def slo(self, tolerance: float = SLO_TOLERANCE) -> Plan:
+        """The tightest SLO for all requests that the devices hold at the rate."""
+        scenario = self.scenario
+
+        def at(slo_ns: int) -> Scenario:
+            return dataclasses.replace(scenario, slo_ns=slo_ns)
+
+        low, high = 1, SLO_MAX_NS
+        if self.fluid_rate(at(high)) < scenario.rate:
+            return self._nothing("slo", math.inf)
+        while high / low > 1.001:  # the fluid bound, which is cheap, rises with the SLO
+            middle = math.isqrt(low * high)
+            low, high = (low, middle) if self.fluid_rate(at(middle)) >= scenario.rate else (middle, high)
+            if high - low <= 1:
+                break
+        bound = high
+        passing, failing, one = 0, 0, bound
+        while not passing:
+            if self.trial(at(one)).passes:
+                passing = one
+            elif one >= SLO_MAX_NS:
+                return self._nothing("slo", bound, at(one))
+            else:
+                failing, one = one, min(SLO_MAX_NS, one * 3 // 2)
+        while failing and passing / failing > tolerance:
+            middle = math.isqrt(passing * failing)
+            if self.trial(at(middle)).passes:
+                passing = middle
+            else:
+                failing = middle
+        beyond = at(failing) if failing else self._overloaded(at(passing))
+        return self._plan("slo", passing, bound, at(passing), beyond)
+
+    # ----- what they stand on ------------------------------------------------------------------
+
+    def fluid_rate(self, scenario: Scenario) -> float:
+        """Requests per second above which no policy gets, whatever is loaded."""
+        network = scenario.cluster.link_there_ns + scenario.cluster.link_back_ns
+        faster = min(0.5, 4 * scenario.cluster.exec_noise)
+        times: dict[tuple[Any, ...], float] = {}
+        costs = []
+        for model, share in zip(scenario.models, self._shares):
+            room = scenario.slo_of(model) - network
+            key = (tuple(sorted(model.exec_ns.items())), model.largest_batch(), room)
+            if key not in times:
+                times[key] = fluid.cheapest(fluid.curve(model, faster), room)
+            costs.append((times[key], float(share)))
+        speeds = scenario.cluster.speeds or (1.0,)
+        of_all = sum(speeds[index % len(speeds)] for index in range(scenario.cluster.devices))
+        return fluid.fluid_rate(costs, 1, scenario.bad_max) * of_all
+
+    def trial(self, scenario: Scenario) -> Trial:
+        """Simulate a setting, unless that was done already, and remember it."""
+        for known in self.trials:
+            if (known.devices, known.rate, known.slo_ns) == _key(scenario):
+                return known
+        trial = self._simulate(scenario)
+        self.trials.append(trial)
+        self._tell(trial.line())
+        return trial
+
+    def _find_shares(self) -> npt.NDArray[np.float64]:
+        scenario = self.scenario
+        counts = np.zeros(len(scenario.models), np.int64)
+        for chunk in scenario.make_workload(scenario.rate, scenario.window_ns(), scenario.seeds[0]):
+            counts += np.bincount(chunk.model, minlength=len(counts))
+            if counts.sum() >= FLUID_ARRIVALS:
+                break
+        if not counts.sum():
+            raise ConfigError(f"nothing arrives in {scenario.window_ns() / SECOND:g} s")
+        return np.asarray(counts / counts.sum(), np.float64)
+
+    def _simulate(self, scenario: Scenario) -> Trial:
+        warm, window = scenario.warm_ns(), scenario.window_ns()
+        models = (
+            [dataclasses.replace(one, slo_ns=scenario.slo_ns) for one in scenario.models]
+            if scenario.slo_ns
+            else scenario.models
+        )
+
+        def run(seed: int) -> Report:
+            workload = scenario.make_workload(scenario.rate, warm + window, seed)
+            return simulate(
+                models,
+                scenario.cluster,
+                [Open(workload)],
+                scenario.policy or POLICIES[0],
+                scenario.memory,
+                scenario.options,
+                seed=seed,
+                warmup_ns=warm,
+                until_ns=warm + window,
+                resident=True,
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:  # without the interpreter's lock
+            reports = list(pool.map(run, scenario.seeds))
+        return _trial(scenario, reports)
+
+    def _overloaded(self, scenario: Scenario) -> Scenario:
+        """A setting that fails, of the same kind: with more and more load."""
+        for _ in range(100):
+            scenario = dataclasses.replace(scenario, rate=scenario.rate * BEYOND)
+            if not self.trial(scenario).passes:
+                return scenario
+        raise ConfigError(
+            f"even {scenario.rate:g} requests a second do not fill {scenario.cluster.devices} devices"
+        )
+
+    def _plan(self, sought: str, answer: float, bound: float, at: Scenario, beyond: Scenario) -> Plan:
+        limit, relief = self._find_limit(beyond)
+        return Plan(
+            sought, answer, bound, limit, relief, self.trial(at), self.trial(beyond), self._sorted(sought)
+        )
+
+    def _nothing(self, sought: str, bound: float, beyond: Scenario | None = None) -> Plan:
+        if beyond is None:
+            return Plan(sought, None, bound, "execution", {}, None, None, ())
+        limit, relief = self._find_limit(beyond)
+        return Plan(sought, None, bound, limit, relief, None, self.trial(beyond), self._sorted(sought))
+
+    def _find_limit(self, beyond: Scenario) -> tuple[str, dict[str, float]]:
+        found = {"none": self.trial(beyond).bad_fraction}
+        for resource in RESOURCES:
+            relieved = self._simulate(beyond.relieved(resource))
+            found[resource] = relieved.bad_fraction
+            self._tell(f"twice as much {resource}: {100 * relieved.bad_fraction:.3g} % bad")
+        best = min(RESOURCES, key=lambda one: found[one])
+        return (best if found[best] < found["none"] else ""), found
+
+    def _sorted(self, sought: str) -> tuple[Trial, ...]:
+        places = {"devices": lambda one: (one.devices, one.rate), "rate": lambda one: one.rate}
+        return tuple(sorted(self.trials, key=places.get(sought, lambda one: (one.slo_ns, one.rate))))
+
+
+def _key(scenario: Scenario) -> tuple[int, float, int]:
+    return scenario.cluster.devices, scenario.rate, scenario.slo_ns
+
+
+def _trial(scenario: Scenario, reports: Sequence[Report]) -> Trial:
+    offered = sum(int(one.models.offered.sum() - one.models.cancelled.sum()) for one in reports)
+    bad = sum(int(one.models.bad.sum()) for one in reports)
+    answered = sum(int((one.models.good + one.models.late).sum()) for one in reports)
+    seconds = sum(one.span_ns for one in reports) / SECOND
+    latency = Histogram(
+        np.sum([one.latency.counts for one in reports], axis=0),
+        max(one.latency.largest_ns for one in reports),
+    )
+    fraction = bad / offered if offered else 0.0
+    cluster = scenario.cluster
+    workers = -(-cluster.devices // cluster.devices_per_worker)
+    link = 0.0
+    if cluster.input_bandwidth:
+        arrived = sum(
+            float(one.models.offered @ np.array([model.input_bytes for model in scenario.models]))
+            for one in reports
+        )
+        link = arrived / seconds / workers / cluster.input_bandwidth
+    return Trial(
+        devices=cluster.devices,
+        rate=scenario.rate,
+        slo_ns=scenario.slo_ns,
+        passes=fraction <= scenario.bad_max,
+        bad_fraction=fraction,
+        offered=offered,
+        goodput=sum(int(one.models.good.sum()) for one in reports) / seconds,
+        latency_ns={str(one): latency.percentile(one) for one in (50, 99, 99.9)},
+        execution=float(np.mean([one.device_busy.mean() for one in reports])),
+        loading=float(np.mean([one.link_busy.mean() for one in reports])),
+        memory=min(1.0, scenario.pages() / (cluster.page_count * cluster.devices)),
+        link=link,
+        loads_rate=sum(one.loads for one in reports) / seconds,
+        unloads_rate=sum(one.unloads for one in reports) / seconds,
+        cold=sum(int(one.models.cold.sum()) for one in reports) / max(1, answered),
+        seeds_bad=tuple(one.bad_fraction for one in reports),
+    )

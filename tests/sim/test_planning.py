@@ -1,0 +1,184 @@
+"""Planning: how many devices, what rate, which SLO; and what a cluster that is almost enough is short of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from clockwork.cli import cli
+from clockwork.errors import ConfigError
+from clockwork.profiles import ModelProfile, linear, save_profiles
+from clockwork.sim import Cluster
+from clockwork.sim.planning import Planner, Scenario
+from clockwork.sim.workloads import Workload, poisson, zipf
+
+MS = 1_000_000
+SECOND = 1000 * MS
+MIB = 1 << 20
+PAGE = 16 * MIB
+
+CNN = linear("cnn", 0, 10 * MS, 1, weights_bytes=100_000_000, load_ns=8 * MS, slo_ns=100 * MS)
+"""One request at a time, 10 ms: a device does 100 a second and no policy can do more."""
+
+
+def scenario(
+    models: list[ModelProfile], rate: float, devices: int = 1, skew: float = 0.0, **more: Any
+) -> Scenario:
+    def arrivals(rate: float, duration_ns: int, seed: int) -> Workload:
+        return poisson([rate * share for share in zipf(len(models), skew)], duration_ns, seed=seed)
+
+    cluster = Cluster(devices=devices, **more.pop("cluster", {}))
+    return Scenario(models, arrivals, cluster, rate, **{"requests": 4000, "seeds": (1, 2), **more})
+
+
+def test_a_load_takes_as_many_devices_as_its_executions_fill() -> None:
+    plan = Planner(scenario([CNN], rate=250)).devices()
+    assert (plan.answer, plan.fluid) == (3, 3)
+    assert plan.limited_by == "execution"
+    assert plan.relief["execution"] < 0.01 < plan.relief["memory"] == plan.relief["loading"]
+    assert plan.at is not None
+    assert plan.at.passes
+    assert plan.at.execution == pytest.approx(250 / 300, abs=0.05)
+    assert plan.beyond is not None
+    assert plan.beyond.devices == 2
+    assert not plan.beyond.passes
+
+
+def test_the_rate_that_devices_hold_is_found_from_both_sides_and_below_the_bound() -> None:
+    planner = Planner(scenario([CNN], rate=1, devices=3))
+    plan = planner.rate()
+    assert plan.answer is not None
+    assert 0.85 * plan.fluid < plan.answer <= plan.fluid * 1.03
+    assert plan.fluid == pytest.approx(300 / 0.99, rel=0.01)
+    assert plan.beyond is not None
+    assert plan.answer < plan.beyond.rate < plan.answer * 1.03
+    again = Planner(scenario([CNN], rate=plan.answer)).devices()
+    assert again.answer == 3, "the inverse question has the inverse answer"
+
+
+def test_the_tightest_slo_leaves_room_for_the_queue() -> None:
+    idle = Planner(scenario([CNN], rate=1, devices=2)).slo()
+    busy = Planner(scenario([CNN], rate=170, devices=2)).slo()
+    assert idle.answer is not None
+    assert busy.answer is not None
+    assert 10 * MS < idle.answer < 11.5 * MS < 15 * MS < busy.answer < 200 * MS
+    assert busy.at is not None
+    assert busy.at.bad_fraction <= 0.01
+
+
+def test_models_that_do_not_fit_make_loading_or_memory_the_limit() -> None:
+    """Sixteen models, room for eight on a device, a load as long as twenty executions."""
+    fast = dataclasses.replace(CNN, exec_ns={1: 2 * MS}, load_ns=40 * MS)
+    models = [dataclasses.replace(fast, name=f"cnn-{number}") for number in range(16)]
+    pages = 8 * CNN.pages(PAGE)
+    plan = Planner(scenario(models, rate=1, devices=1, cluster={"page_count": pages})).rate()
+    assert plan.limited_by in ("loading", "memory")
+    assert plan.relief["memory"] < plan.relief["execution"]
+    assert plan.at is not None
+    assert plan.at.memory == 1.0
+    assert plan.at.loads_rate > 1
+    assert plan.at.execution < 0.7
+
+
+def test_large_inputs_over_a_slow_network_make_the_link_the_limit() -> None:
+    model = dataclasses.replace(CNN, input_bytes=1_000_000)
+    plan = Planner(
+        scenario([model], rate=1, devices=1, cluster={"input_bandwidth": 50_000_000, "devices_per_worker": 1})
+    ).rate()
+    assert plan.answer is not None
+    assert plan.answer < 55, "50 inputs a second, not 100 executions"
+    assert plan.limited_by == "link"
+    assert plan.at is not None
+    assert 0.4 < plan.at.link <= 1.02
+
+
+def test_what_cannot_be_is_said_without_end() -> None:
+    hopeless = Planner(scenario([CNN], rate=10, slo_ns=5 * MS)).devices()
+    assert hopeless.answer is None
+    assert hopeless.limited_by == "execution"
+    assert Planner(scenario([CNN], rate=300)).slo().answer is None, "more than a device can execute"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"models": []}, "at least one model"),
+        ({"bad_max": 0.0}, "0, is not between"),
+        ({"rate": 0.0}, "rate 0"),
+        ({"bad_max": 1e-9}, "allow more to be bad"),
+        ({"models": [dataclasses.replace(CNN, slo_ns=0)]}, "'cnn' has no SLO"),
+        ({"models": [dataclasses.replace(CNN, weights_bytes=1 << 40)]}, "a device has 1376"),
+    ],
+)
+def test_a_question_without_sense_is_refused(changes: dict[str, Any], text: str) -> None:
+    sound = dataclasses.replace(scenario([CNN], rate=10), requests=0)
+    with pytest.raises(ConfigError, match=text):
+        Planner(dataclasses.replace(sound, **changes))
+
+
+def test_few_bad_ones_are_only_claimed_of_many_requests() -> None:
+    one_in_a_million = dataclasses.replace(scenario([CNN], rate=10), requests=0, bad_max=1e-6)
+    assert one_in_a_million.counted() == 3_000_000
+
+
+def test_the_same_question_has_the_same_answer_to_the_last_digit() -> None:
+    def ask() -> str:
+        return json.dumps(Planner(scenario([CNN], rate=120)).devices().to_json())
+
+    assert ask() == ask()
+
+
+def run(*arguments: str) -> str:
+    found = CliRunner().invoke(cli, ["plan", *arguments], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return found.stdout
+
+
+def test_the_command_line_plans_from_a_profile_file_and_draws(tmp_path: Path) -> None:
+    file, picture = tmp_path / "models.json", tmp_path / "plan.png"
+    save_profiles(file, [CNN])
+    quick = ["--profiles", str(file), "--requests", "2000", "--seeds", "1"]
+    found = json.loads(run("devices", *quick, "--rate", "150", "--json", "--plot", str(picture)))
+    assert found["answer"] == 2
+    assert found["limited_by"] == "execution"
+    assert [one["devices"] for one in found["trials"]][:2] == [1, 2] or found["trials"][0]["devices"] == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = run("rate", *quick, "--devices", "2", "--copies", "3", "--zipf", "1")
+    assert "requests/s" in text
+    assert "limited by" in text
+    text = run("slo", *quick, "--rate", "50", "--model", "cnn")
+    assert math.isfinite(float(text.split()[1]))
+
+
+def test_the_command_line_plans_for_a_trace(tmp_path: Path) -> None:
+    file = tmp_path / "models.json"
+    save_profiles(file, [CNN])
+    found = json.loads(
+        run(
+            *("devices", "--profiles", str(file), "--copies", "4", "--rate", "60", "--trace", "synthetic"),
+            *("--duration", "30", "--seeds", "1", "--bad", "5", "--json"),
+        )
+    )
+    assert found["answer"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--policy", "clairvoyant"], "no scheduling policy 'clairvoyant'"),
+        (["--model", "gpt"], "no model 'gpt'"),
+        (["--bad", "100"], "is not between 0 and 1"),
+    ],
+)
+def test_the_command_line_names_what_is_wrong(tmp_path: Path, arguments: list[str], text: str) -> None:
+    file = tmp_path / "models.json"
+    save_profiles(file, [CNN])
+    found = CliRunner().invoke(cli, ["plan", "devices", "--profiles", str(file), "--rate", "5", *arguments])
+    assert found.exit_code == 1
+    assert text in found.output

@@ -122,7 +122,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
     cdef cppclass RunInfo:
         uint64_t seed
         int64_t warmup_ns, until_ns, drain_ns, slice_ns
-        cbool resident, check
+        cbool resident, check, timed
         size_t trace_max
         uint8_t priority_default
 
@@ -153,6 +153,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t end_ns()
         uint64_t requests()
         uint64_t events()
+        int64_t scheduler_ns()
         const Accounts &accounts()
         const Predictions *predictions()
         const Digest &digest()
@@ -274,6 +275,7 @@ cdef class World:
         how.slice_ns = run["slice_ns"]
         how.resident = run["resident"]
         how.check = run["check"]
+        how.timed = run["timed"]
         how.trace_max = run["trace_max"]
         how.priority_default = run["priority_default"]
         self._chunks = [None] * opens
@@ -321,6 +323,11 @@ cdef class World:
     @property
     def now_ns(self):
         return self._world.get().now_ns()
+
+    @property
+    def scheduler_ns(self):
+        """Real time inside the scheduler after set_up(), if it is measured."""
+        return self._world.get().scheduler_ns()
 
     @property
     def requests(self):

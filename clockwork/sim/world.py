@@ -199,6 +199,7 @@ class Report:
     requests: int  # all of them, warm-up included
     events: int
     cpu_s: float  # of this process, in the simulation
+    scheduler_s: float  # of that, in the scheduler itself after set-up; 0 unless timed
     trace: Sequence[tuple[int, int, int, int, int, int]]  # if asked for; see csrc/sim/world.h
 
     def __getattr__(self, name: str) -> Counts:
@@ -248,6 +249,7 @@ class Report:
             "requests": self.requests,
             "events": self.events,
             "cpu_s": self.cpu_s,
+            "scheduler_s": self.scheduler_s,
         }
 
 
@@ -275,6 +277,7 @@ def simulate(
     resident: bool = False,
     series_ns: int = 0,
     check: bool = False,
+    timed: bool = False,
     trace_max: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
@@ -284,6 +287,7 @@ def simulate(
     arrives from then on; 0: when the open workloads end (closed ones then need an until_ns of their own).
     drain_ns: how long answers are waited for after that. resident: begin with as many models on the devices as
     fit, in as many copies. check: look for anything wrong after every step, and raise AssertionError.
+    timed: measure the scheduler's own part of the processor time (Report.scheduler_s), which costs some itself.
     trace_max: rows of the trace to keep. on_progress: called now and then with (simulated ns, requests).
 
     Raises ValueError for arguments that make no sense.
@@ -302,6 +306,7 @@ def simulate(
         "slice_ns": series_ns,
         "resident": resident,
         "check": check,
+        "timed": timed,
         "trace_max": trace_max,
         "priority_default": PRIORITY_DEFAULT,
     }
@@ -317,6 +322,7 @@ def simulate(
     )
     begun = time.process_time()
     world.set_up()
+    running, running_cpu = time.perf_counter(), time.process_time()
     while True:
         wanted = world.run(EVENTS_A_TURN)
         if wanted >= 0:
@@ -326,7 +332,11 @@ def simulate(
                 on_progress(world.now_ns, world.requests)
         else:
             break
-    return _report(world, models, warmup_ns, until_ns, series_ns, time.process_time() - begun)
+    # Of the real time inside the scheduler, as much was processor time as of all.
+    used_s, real_s = time.process_time() - running_cpu, time.perf_counter() - running
+    scheduler_s = world.scheduler_ns / SECOND * used_s / real_s if real_s > 0 else 0.0
+    report = _report(world, models, warmup_ns, until_ns, series_ns)
+    return dataclasses.replace(report, cpu_s=time.process_time() - begun, scheduler_s=scheduler_s)
 
 
 def _next_chunk(chunks: Iterator[Arrivals]) -> tuple[npt.NDArray[Any], ...] | None:
@@ -384,7 +394,7 @@ def _closed_info(closed: Closed) -> dict[str, Any]:
 
 
 def _report(
-    world: World, models: Sequence[ModelProfile], warmup_ns: int, until_ns: int, series_ns: int, cpu_s: float
+    world: World, models: Sequence[ModelProfile], warmup_ns: int, until_ns: int, series_ns: int
 ) -> Report:
     results = world.results()
     span_ns = max((until_ns or results["end_ns"]) - warmup_ns, 0)
@@ -416,6 +426,7 @@ def _report(
         digest=results["digest"],
         requests=results["requests"],
         events=results["events"],
-        cpu_s=cpu_s,
+        cpu_s=0.0,
+        scheduler_s=0.0,
         trace=world.trace(),
     )

@@ -101,6 +101,7 @@ void World::set_up() {
     if (cluster_.crashes_per_hour > 0) {
         for (std::uint32_t index = 0; index < workers_.size(); ++index) next_crash(index);
     }
+    scheduler_ns_ = 0;
 }
 
 void World::next_crash(std::uint32_t index) {

@@ -219,7 +219,7 @@ void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::
     told.arrived_ns = now_;
     told.deadline_ns = request.deadline_ns;
     told.priority = priority;
-    scheduler_->arrived(now_, told);
+    timed([&] { scheduler_->arrived(now_, told); });
     touched_ = true;
     if (random_.chance(cluster_.cancels)) {
         const Ns patience = slo_ns ? slo_ns : 100 * MS;
@@ -264,7 +264,7 @@ void World::close(RequestId id, Request& request, Outcome outcome) {
 
 void World::settle() {
     touched_ = false;
-    scheduler_->settle(now_);
+    timed([&] { scheduler_->settle(now_); });
     obey();
     if (run_.check) scheduler_->check_invariants();
     highest_arrived_ = 255;
@@ -422,7 +422,7 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
         if (action.status == Status::OK) done_[action.id] = action.requests;
     }
     drop_action(slot);
-    scheduler_->action_done(now_, result);
+    timed([&] { scheduler_->action_done(now_, result); });
     touched_ = true;
 }
 

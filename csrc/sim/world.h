@@ -2,6 +2,7 @@
 // them emulated devices, links, clocks and clients, all on a virtual clock. The same seed is the same world.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -70,6 +71,7 @@ struct RunInfo {
     Ns slice_ns = 0;             // 0: no series
     bool resident = false;
     bool check = false;
+    bool timed = false;          // measure the time spent in the scheduler
     std::size_t trace_max = 0;   // rows of the trace that are kept
     std::uint8_t priority_default = 4;
 };
@@ -113,6 +115,7 @@ public:
     Ns end_ns() const { return last_arrival_ns_; }     // when the counted time ended
     std::uint64_t requests() const { return next_request_; }
     std::uint64_t events() const { return events_; }
+    Ns scheduler_ns() const { return scheduler_ns_; }  // if timed: real time inside the scheduler, set_up() excepted
     const Accounts& accounts() const { return accounts_; }
     const Predictions* predictions() const { return scheduler_->predictions(); }
     const Digest& digest() const { return digest_; }
@@ -259,6 +262,13 @@ private:
     std::uint32_t take_action();
     void drop_action(std::uint32_t slot);
     Request* find(RequestId id);
+    template <class Call>
+    void timed(Call call) {
+        if (!run_.timed) [[likely]] return call();
+        const auto begin = std::chrono::steady_clock::now();
+        call();
+        scheduler_ns_ += (std::chrono::steady_clock::now() - begin) / std::chrono::nanoseconds(1);
+    }
     void note(std::int64_t what, std::int64_t a, std::int64_t b = 0, std::int64_t c = 0, std::int64_t d = 0);
     [[noreturn]] void fail(const std::string& what) const;
     void demand(bool holds, const char* what) const {
@@ -279,6 +289,7 @@ private:
     Ns count_from_ = NEVER_NS, count_until_ = NEVER_NS;
     Ns last_arrival_ns_ = 0;
     Ns wake_ns_ = NEVER_NS;
+    Ns scheduler_ns_ = 0;
     bool touched_ = false;  // the scheduler was told something since it settled
     bool begun_ = false, over_ = false;
     std::uint64_t events_ = 0;

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import simulator
-from clockwork.profiles import ModelProfile
+from clockwork.profiles import ModelProfile, linear
 from clockwork.sim import Closed, Cluster, Open, Report, simulate
 from clockwork.sim.workloads import Arrivals
 
@@ -278,3 +278,12 @@ def test_the_benchmark_runs_and_its_cluster_carries_its_load() -> None:
     row = simulator.measure("24 devices, 20 models, batches, noise", "edf", quick=True)
     assert row["bad_%"] < 1
     assert row["requests_per_cpu_s"] > 20_000, "fifty times slower than it was"
+
+
+def test_the_schedulers_own_time_is_told_apart_where_it_is_wanted() -> None:
+    models, cluster = [linear("m", 1_000_000, 1_000_000, 8, load_ns=1_000_000)], Cluster()
+    timed = run(models, cluster, poisson(2000, 2.0), timed=True)
+    untimed = run(models, cluster, poisson(2000, 2.0))
+    assert 0 < timed.scheduler_s < timed.cpu_s
+    assert untimed.scheduler_s == 0
+    assert timed.digest == untimed.digest

@@ -30,7 +30,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-all conformance sim bench bench-compare lint format typecheck \
+.PHONY: help check build run-cluster test test-all conformance sim bench bench-compare paper lint format typecheck \
     annotate lock clean distclean
 
 help: ## list the targets
@@ -72,6 +72,9 @@ bench: $(TESTABLE) ## run the benchmarks, print a table, save the run under benc
 bench-compare: $(TESTABLE) ## run the benchmarks and hold them against the last saved run (ARGS='--benchmark-compare=0001')
 	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \
 	    $(if $(findstring --benchmark-compare,$(ARGS)),,--benchmark-compare) $(ARGS)
+
+paper: $(TESTABLE) ## draw the paper's figures again: JSON and PNG in bench/results/paper (FULL=1: its sizes; FIGURES='fig7')
+	$(BIN)/python -m bench.paper $(FIGURES) $(if $(FULL),--full) $(ARGS)
 
 lint: $(TESTABLE) ## ruff: rules and format
 	$(BIN)/ruff check .

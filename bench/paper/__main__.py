@@ -1,0 +1,139 @@
+"""Runs the experiments of the paper and draws its figures again.
+
+    python -m bench.paper [fig2|fig5|fig6|fig7|fig8|fig9|fig11|all ...] [--full] [--policies paper,fifo,adaptive]
+                          [--seed 0] [--out DIR] [--json] [--jobs N] [--trace FILE] [--no-live] [--no-plots]
+
+Each writes NAME.json and NAME.png. fig10 is drawn with fig9. See bench/paper/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench import report
+from bench.paper import fig2, fig5, fig6, fig7, fig8, fig9, fig11
+from bench.paper.common import Form, Result, Setting, named, plain, save
+from clockwork.errors import ConfigError
+
+FIGURES: dict[str, ModuleType] = {
+    "fig2": fig2,
+    "fig5": fig5,
+    "fig6": fig6,
+    "fig7": fig7,
+    "fig8": fig8,
+    "fig9": fig9,
+    "fig11": fig11,
+}
+
+ALSO = {"fig10": "fig9"}
+"""Figures that are drawn with another."""
+
+OUT = Path("bench/results/paper")
+CELL_MAX = 28
+
+
+def experiment(name: str, setting: Setting, out: Path, plots: bool, progress: Progress) -> Result:
+    """Run one, showing how far it is, and write its files."""
+    module = FIGURES[name]
+    task = progress.add_task(name, total=1.0)
+    result: Result = module.run(setting, lambda part: progress.update(task, completed=part))
+    progress.update(task, completed=1.0)
+    written = save(result, module.draw(result) if plots else None, out)
+    progress.console.print(table(result))
+    for title, value in result.facts.items():
+        progress.console.print(f"  {title}: {value}", highlight=False, markup=False)
+    for title, value in result.paper.items():
+        progress.console.print(f"  paper, {title}: {value}", highlight=False, markup=False, style="dim")
+    progress.console.print(f"  {', '.join(map(str, written))}\n", highlight=False, markup=False)
+    return result
+
+
+def table(result: Result) -> Table:
+    """The rows as people read them."""
+    shown = Table(title=result.title, title_justify="left", header_style="bold")
+    names = [name for name in FIGURES[result.name].SHOWN if any(name in row for row in result.rows)]
+    for name in names:
+        shown.add_column(name, justify="right", overflow="fold")
+    for row in result.rows:
+        shown.add_row(*(cell(row.get(name)) for name in names))
+    return shown
+
+
+def cell(value: object) -> str:
+    text = "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= CELL_MAX else text[: CELL_MAX - 1] + "…"
+
+
+def names_of(wanted: list[str]) -> list[str]:
+    """The experiments for the names given, each once; raises ConfigError for one that there is not."""
+    chosen: dict[str, None] = {}
+    for name in wanted or ["all"]:
+        if name == "all":
+            chosen |= dict.fromkeys(FIGURES)
+        elif ALSO.get(name, name) in FIGURES:
+            chosen[ALSO.get(name, name)] = None
+        else:
+            raise ConfigError(f"no experiment {name!r} (there is {', '.join([*FIGURES, *ALSO])}, all)")
+    return list(chosen)
+
+
+def setting_of(arguments: argparse.Namespace) -> Setting:
+    """Raises ConfigError for a policy that there is not."""
+    policies = tuple(one for one in arguments.policies.split(",") if one)
+    for one in policies:
+        named(one)
+    form: Form = "full" if arguments.full else arguments.form
+    jobs = arguments.jobs or len(os.sched_getaffinity(0))
+    return Setting(form, policies, arguments.seed, jobs, not arguments.no_live, arguments.trace)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.paper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("figures", nargs="*", metavar="FIGURE")
+    parser.add_argument("--full", action="store_true", help="the paper's sizes")
+    parser.add_argument("--form", choices=get_args(Form), default="quick")
+    parser.add_argument(
+        "--policies", default="", help="separated by commas, each as name or name:option=number"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--jobs", type=int, default=0, help="processes (0: one for each core)")
+    parser.add_argument("--trace", type=Path, help="a CSV file in the Azure Functions format")
+    parser.add_argument("--no-live", action="store_true", help="only what is simulated")
+    parser.add_argument("--no-plots", action="store_true", help="without matplotlib")
+    parser.add_argument("--json", action="store_true", help="print what the JSON files hold")
+    arguments = parser.parse_args(argv)
+    console = Console(stderr=arguments.json)
+    try:
+        setting, names = setting_of(arguments), names_of(arguments.figures)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        console.print(f"{report.machine()}, commit {report.commit()}", highlight=False)
+        with Progress(*columns, console=console) as progress:
+            results = [
+                experiment(name, setting, arguments.out, not arguments.no_plots, progress) for name in names
+            ]
+    except ConfigError as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        return 2
+    if arguments.json:
+        json.dump([one.to_json() for one in results], sys.stdout, indent=1, default=plain)
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""The most that any policy could serve of known arrivals, for resident models of one kind.
+
+The same relaxation as the benchmark's (bench/grid/bounds.py): device time has a price, per model a dynamic
+program finds the best batches of consecutive requests at that price, and at every price
+
+    served <= worth of what is served - price * its device time + price * the device time there is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.paper.common import EXEC_NOISE, LINK_NS, MS, input_ns
+from clockwork.profiles import ModelProfile
+from clockwork.sim._bounds import best_batches
+from clockwork.sim.workloads import Arrivals
+
+NOISE_SIGMAS = 4
+"""A device may be faster than its profile by this much noise."""
+
+STEPS = 40
+"""Of the search for the best price: an inexact one leaves the bound valid, only less tight."""
+
+
+def most_served(arrivals: Arrivals, models: int, profile: ModelProfile, devices: int, slo_ns: int) -> float:
+    """How many of these requests, of models that are all alike and resident everywhere, could be in time."""
+    if not len(arrivals):
+        return 0.0
+    order = np.argsort(arrivals.model, kind="stable")
+    arrived = np.ascontiguousarray(arrivals.t_ns[order], np.int64)
+    starts = np.searchsorted(arrivals.model[order], np.arange(models + 1)).astype(np.int64)
+    batches = range(1, profile.largest_batch() + 1)
+    curve = np.array([0, *(profile.execution_ns(one) for one in batches)]) * (1 - NOISE_SIGMAS * EXEC_NOISE)
+    room = slo_ns - 2 * LINK_NS - input_ns(profile)
+    spans = np.maximum(np.floor(room - curve), -1).astype(np.int64)
+    spans[0] = -1
+    exec_ns = np.tile(curve, (models, 1))
+    span_ns = np.tile(spans, (models, 1))
+    budget = devices * float(arrived.max() - arrived.min() + slo_ns)
+    worth = np.ones(len(arrived))
+    served = np.zeros(len(arrived), np.uint8)
+
+    def value(price: float) -> float:
+        total, _ = best_batches(arrived, worth, starts, exec_ns, span_ns, price, served)
+        return total + price * budget
+
+    # Convex in the price; at 1 / MS of device time nothing is worth serving any more.
+    low, high, best = 0.0, 4.0 / MS, value(0.0)
+    golden = (5**0.5 - 1) / 2
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = value(left), value(right)
+    for _ in range(STEPS):
+        best = min(best, at_left, at_right)
+        if best <= 0 or high - low < 1e-4 / MS:
+            break
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - golden * (high - low)
+            at_left = value(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + golden * (high - low)
+            at_right = value(right)
+    return min(best, float(len(arrived)))

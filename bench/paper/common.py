@@ -1,0 +1,314 @@
+"""What the experiments share: how large a run is, its jobs in parallel, the paper's devices, and results on disk."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bench import report
+from clockwork.errors import ConfigError
+from clockwork.profiles import PAPER_PAGE_BYTES, ModelProfile, copies, paper_model
+from clockwork.scheduler import POLICIES
+from clockwork.sim import Cluster, Report, Tally
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MS = 1_000_000
+SECOND = 1_000_000_000
+MINUTE = 60 * SECOND
+NO_SLO_NS = 24 * 3600 * SECOND
+"""What the paper's batch clients have: a day."""
+
+Form = Literal["tiny", "quick", "full"]
+"""tiny: does it run (tests); quick: minutes for all figures; full: the paper's sizes."""
+
+WANTED = ("paper", "fifo", "adaptive")
+"""Policies that the figures compare, where they exist."""
+
+COLOURS = {"paper": "tab:red", "fifo": "tab:orange", "edf": "tab:purple", "deferred": "tab:green"}
+"""Of the policies in every figure; `adaptive` and others are blue."""
+
+RESNET = "resnet50_v2"
+"""The model of the paper's experiments with one architecture: 2.73 ms alone, 925 requests/s in batches of 16."""
+
+V100_PAGES = 1376
+EXEC_NOISE = 0.0003
+"""Sigma of an execution: the paper's ResNet50 has its p99.99 within 0.03 % of the median (Fig. 2)."""
+LOAD_NOISE = 0.01
+LINK_NS = 50_000
+LINK_JITTER_NS = 10_000
+LINK_BYTES_S = 1_250_000_000
+"""A worker's 10 GbE."""
+COPY_BYTES_S = 12_300_000_000
+"""Host to device: what every transfer of the paper's Table 1 runs at."""
+
+PAPER = "Gujarati et al., OSDI 2020"
+ARTIFACT = "the paper's public results repository"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How an experiment is to be run."""
+
+    form: Form = "quick"
+    policies: tuple[str, ...] = ()  # as named() takes them; (): WANTED, as far as they exist
+    seed: int = 0
+    jobs: int = 1  # processes
+    live: bool = True  # with the parts that run on a CPU worker
+    trace: Path | None = None  # a CSV file in the Azure Functions format; None: a made-up one
+
+    def chosen(self) -> tuple[str, ...]:
+        """The policies to run; edf where none of those wanted exists."""
+        return self.policies or tuple(one for one in WANTED if one in POLICIES) or ("edf",)
+
+
+def named(policy: str) -> dict[str, Any]:
+    """What simulate() takes for a policy written as name or name:option=number:option=number.
+
+    Raises ConfigError for a name that is none, or an option that is no number.
+    """
+    name, *pairs = policy.split(":")
+    if name not in POLICIES:
+        raise ConfigError(f"no scheduling policy {name!r} (there is {', '.join(POLICIES)})")
+    options: dict[str, float] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = float(value)
+        except ValueError:
+            raise ConfigError(f"policy {policy!r}: {pair!r} is not option=number") from None
+    return {"policy": name, "options": options}
+
+
+@dataclasses.dataclass
+class Result:
+    """One experiment's outcome."""
+
+    name: str
+    title: str
+    setting: Setting
+    paper: dict[str, Any]  # what the paper says, each with its source
+    rows: list[dict[str, Any]]  # one for each case
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the whole, bounds included
+    series: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is drawn and too long for a table
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "figure": self.name,
+            "title": self.title,
+            "form": self.setting.form,
+            "policies": list(self.setting.chosen()),
+            "conditions": report.conditions(self.setting.seed),
+            "paper": self.paper,
+            "facts": self.facts,
+            "rows": self.rows,
+            "series": self.series,
+        }
+
+
+def save(result: Result, drawing: Figure | None, out: Path) -> list[Path]:
+    """Write NAME.json and, if there is one, the drawing as NAME.png; which files."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / f"{result.name}.json"]
+    written[0].write_text(
+        json.dumps(result.to_json(), indent=1, default=plain, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    if drawing is not None:
+        written.append(out / f"{result.name}.png")
+        drawing.savefig(written[1], dpi=110)
+    return written
+
+
+def plain(value: Any) -> Any:
+    """Numpy's numbers and arrays as Python's."""
+    return value.tolist()
+
+
+# ----- jobs in parallel ----------------------------------------------------------------------
+
+
+Tick = Callable[[float], None]
+"""Called with the part of a job that is done, 0 to 1."""
+
+Watch = Callable[[float], None]
+"""Called with the part of all jobs that is done, 0 to 1."""
+
+POLL_S = 0.2
+
+_parts: Sequence[Synchronized[float]] = ()
+
+
+def _begin(parts: Sequence[Synchronized[float]]) -> None:
+    global _parts
+    _parts = parts
+
+
+def _one(function: Callable[[Any, Tick], Any], job: Any, index: int) -> Any:
+    def tick(part: float) -> None:
+        _parts[index].value = part
+
+    return function(job, tick)
+
+
+def run_jobs(
+    setting: Setting, function: Callable[[Any, Tick], Any], jobs: Sequence[Any], watch: Watch | None = None
+) -> list[Any]:
+    """function(job, tick) for each job, in their order; in several processes if the setting says so.
+
+    The function must be one of a module, and jobs and results must be picklable.
+    """
+    tell = watch or (lambda part: None)
+    if setting.jobs <= 1 or len(jobs) <= 1:
+        found = []
+        for index, job in enumerate(jobs):
+            found.append(function(job, lambda part, index=index: tell((index + part) / len(jobs))))  # type: ignore[misc]
+            tell((index + 1) / len(jobs))
+        return found
+    context = multiprocessing.get_context("spawn")
+    parts = [context.Value("d", 0.0) for _ in jobs]
+    with concurrent.futures.ProcessPoolExecutor(
+        min(setting.jobs, len(jobs)), mp_context=context, initializer=_begin, initargs=(parts,)
+    ) as pool:
+        futures = [pool.submit(_one, function, job, index) for index, job in enumerate(jobs)]
+        pending = set(futures)
+        while pending:
+            done, pending = concurrent.futures.wait(
+                pending, timeout=POLL_S, return_when=concurrent.futures.FIRST_EXCEPTION
+            )
+            for one in done:
+                if one.exception() is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    one.result()
+            tell(
+                sum(1.0 if one.done() else min(part.value, 1.0) for one, part in zip(futures, parts))
+                / len(jobs)
+            )
+        return [one.result() for one in futures]
+
+
+def progress(tick: Tick, total_ns: int) -> Callable[[int, int], None]:
+    """What simulate() takes as on_progress."""
+    return lambda now_ns, requests: tick(min(1.0, now_ns / total_ns))
+
+
+# ----- the paper's machines and models -------------------------------------------------------
+
+
+def v100s(devices: int, **other: Any) -> Cluster:
+    """Workers with one V100 each, as the paper's tables and text describe them."""
+    given: dict[str, Any] = {
+        "devices": devices,
+        "page_bytes": PAPER_PAGE_BYTES,
+        "page_count": V100_PAGES,
+        "exec_noise": EXEC_NOISE,
+        "load_noise": LOAD_NOISE,
+        "link_there_ns": LINK_NS,
+        "link_back_ns": LINK_NS,
+        "link_jitter_ns": LINK_JITTER_NS,
+        "input_bandwidth": LINK_BYTES_S,
+        "copy_bandwidth": COPY_BYTES_S,
+    }
+    return Cluster(**(given | other))
+
+
+def resnets(count: int, slo_ns: int = 0) -> list[ModelProfile]:
+    """Copies of the paper's ResNet50."""
+    return copies([dataclasses.replace(paper_model(RESNET), slo_ns=slo_ns)], count)
+
+
+def input_ns(profile: ModelProfile, rows: int = 1) -> int:
+    """The least that a request's inputs take to a device: the worker's link, then the copy."""
+    size = profile.input_bytes * rows
+    return size * SECOND // LINK_BYTES_S + size * SECOND // COPY_BYTES_S
+
+
+def rate_limit(profile: ModelProfile, slo_ns: int, batch_max: int = 0) -> float:
+    """Requests/s that one device cannot exceed if each is to be answered within the SLO: the fluid bound.
+
+    batch_max: the most requests that can come together; 0: any number.
+    """
+    fixed_ns = 2 * LINK_NS + input_ns(profile)
+    return max(
+        (
+            batch * SECOND / profile.execution_ns(batch)
+            for batch in range(1, min(batch_max or profile.largest_batch(), profile.largest_batch()) + 1)
+            if profile.execution_ns(batch) + fixed_ns <= slo_ns
+        ),
+        default=0.0,
+    )
+
+
+# ----- what a report says --------------------------------------------------------------------
+
+
+def summary(found: Report) -> dict[str, Any]:
+    """A report in a row of numbers."""
+    offered = int(found.models.offered.sum())
+    sums = {
+        name: int(getattr(found.models, name).sum())
+        for name in ("good", "late", "refused", "missed", "failed", "unanswered", "cold")
+    }
+    return {
+        "offered": offered,
+        **sums,
+        "goodput/s": round(found.goodput_rate, 2),
+        "bad_%": round(100 * found.bad_fraction, 6),
+        **{f"p{mark:g}_ms": milliseconds(found.percentile(mark)) for mark in (50, 99, 99.99)},
+        "max_ms": milliseconds(found.latency.largest_ns),
+        "device_busy_%": round(100 * float(found.device_busy.mean()), 2),
+        "link_busy_%": round(100 * float(found.link_busy.mean()), 2),
+        "loads": found.loads,
+        "mean_batch": mean_batch(found),
+        "cpu_s": round(found.cpu_s, 3),
+        "digest": found.digest,
+    }
+
+
+def mean_batch(found: Report) -> float:
+    """Requests for each execution."""
+    executions = int(found.batches.sum())
+    return (
+        round(float((found.batches * range(len(found.batches))).sum()) / executions, 2) if executions else 0.0
+    )
+
+
+def milliseconds(ns: float) -> float | None:
+    """Rounded; None where there is none."""
+    return round(ns / MS, 3) if ns == ns else None
+
+
+def share(good: Any, offered: Any) -> list[float | None]:
+    """Part of each that was good; None where nothing was offered."""
+    return [float(one) / float(all_) if all_ else None for one, all_ in zip(good, offered)]
+
+
+TAIL = (0, 50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
+
+
+def tail(found: Report) -> list[list[float]]:
+    """[percent, ms]: the latency's CDF with its tail stretched, as the paper draws it."""
+    marks = sorted({*TAIL, *(100 - 10 ** (-place / 8) for place in range(-16, 49))})
+    return [[mark, found.percentile(mark) / MS] for mark in marks if found.latency.total * (100 - mark) >= 50]
+
+
+def class_rows(tally: Tally, count: int) -> dict[str, list[int]]:
+    """offered, good and cold of the first ``count`` classes, 0 for those that nothing fell into."""
+    return {
+        name: [int(values[at]) if at < len(values) else 0 for at in range(count)]
+        for name, values in (("offered", tally.offered), ("good", tally.good), ("cold", tally.cold))
+    }
+
+
+def ladder(first_ns: int, factor: float, until_ns: int) -> list[int]:
+    """SLOs from first_ns on, each ``factor`` times the last, up to the first that is at least until_ns."""
+    found = [first_ns]
+    while found[-1] < until_ns:
+        found.append(round(first_ns * factor ** len(found)))
+    return found

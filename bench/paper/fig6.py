@@ -1,0 +1,254 @@
+"""Thousands of models on one GPU: what gives way first, and who suffers?
+
+Major clients ask for 1,000 requests/s, spread over ever more models: one at first, and one more every second until
+there are 3,600. Minor clients ask one further model 200 times a second. The SLO is 100 ms.
+
+At first the GPU cannot execute that much; then the memory is full, and the PCIe link is what limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.paper import drawing
+from bench.paper.common import (
+    ARTIFACT,
+    MINUTE,
+    MS,
+    PAPER,
+    SECOND,
+    V100_PAGES,
+    Result,
+    Setting,
+    Tick,
+    Watch,
+    class_rows,
+    named,
+    progress,
+    rate_limit,
+    resnets,
+    run_jobs,
+    summary,
+    v100s,
+)
+from clockwork.profiles import PAPER_PAGE_BYTES
+from clockwork.sim import Open, simulate
+from clockwork.sim.workloads import Arrivals, Workload, merge, poisson
+from clockwork.sim.workloads.arrivals import uniform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Fig. 6: thousands of models on one GPU"
+SHOWN = (
+    "policy",
+    "goodput/s",
+    "bad_%",
+    "late",
+    "missed",
+    "max_ms",
+    "loads",
+    "first_unload_models",
+    "shift_min",
+    "minor_at_end/s",
+    "major_at_end/s",
+)
+"""Columns of the table; the JSON has more."""
+MAJOR_RATE = 1000.0
+MINOR_RATE = 200.0
+SLO_NS = 100 * MS
+BUCKETS = 90
+"""Points of the series: two classes each, major and minor."""
+
+PAPER_FULL_AT = 201
+PAPER_SHIFT_MIN = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    lead_ns: int  # with one major model
+    models: int  # major ones, at the end
+    every_ns: int  # from one to the next
+
+    @property
+    def total_ns(self) -> int:
+        return self.lead_ns + self.models * self.every_ns
+
+
+SIZES = {
+    "tiny": Size(SECOND, 400, SECOND // 100),
+    "quick": Size(MINUTE, 3600, SECOND // 10),
+    "full": Size(15 * MINUTE, 3600, SECOND),
+}
+
+
+class growing(Workload):
+    """Requests of a workload, spread evenly over the models that there are by then: model 1 and the next ones."""
+
+    def __init__(self, workload: Workload, size: Size, seed: int) -> None:
+        self.duration_ns = workload.duration_ns
+        self._workload, self._size, self._seed = workload, size, seed
+
+    def __iter__(self) -> Iterator[Arrivals]:
+        for chunk in self._workload:
+            count = active(chunk.t_ns, self._size)
+            model = 1 + (uniform(self._seed, chunk.t_ns, chunk.model) * count).astype(np.int32)
+            yield dataclasses.replace(chunk, model=model)
+
+
+def active(t_ns: Any, size: Size) -> Any:
+    """How many major models there are at these times."""
+    return np.clip(1 + (t_ns - size.lead_ns) // size.every_ns, 1, size.models)
+
+
+class bucketed(Workload):
+    """A workload whose classes are buckets of time: 2 k + which for the k-th."""
+
+    def __init__(self, workload: Workload, bucket_ns: int, which: int) -> None:
+        self.duration_ns = workload.duration_ns
+        self._workload, self._bucket_ns, self._which = workload, bucket_ns, which
+
+    def __iter__(self) -> Iterator[Arrivals]:
+        for chunk in self._workload:
+            place = 2 * (chunk.t_ns // self._bucket_ns) + self._which
+            yield dataclasses.replace(chunk, cls=place.astype(np.uint8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    policy: str
+    size: Size
+    seed: int
+
+
+def work(job: Job, tick: Tick) -> dict[str, Any]:
+    """One policy through all of it."""
+    size = job.size
+    bucket_ns = -(-size.total_ns // BUCKETS)
+    minor = poisson([MINOR_RATE], size.total_ns, seed=job.seed, stream=0)
+    major = growing(poisson([MAJOR_RATE], size.total_ns, seed=job.seed, stream=1), size, job.seed)
+    found = simulate(
+        resnets(1 + size.models, SLO_NS),
+        v100s(1),
+        [Open(merge(bucketed(minor, bucket_ns, 1), bucketed(major, bucket_ns, 0)))],
+        **named(job.policy),
+        seed=job.seed,
+        series_ns=bucket_ns,
+        on_progress=progress(tick, size.total_ns),
+    )
+    tally = class_rows(found.classes, 2 * BUCKETS)
+    seconds = bucket_ns / SECOND
+    names = ("major", "minor")
+    good, offered, cold = (np.array(tally[name]).reshape(-1, 2) for name in ("good", "offered", "cold"))
+    answered = np.maximum(good.sum(axis=1), 1)
+    minute = (np.arange(BUCKETS) + 0.5) * bucket_ns / MINUTE
+    series = {
+        "minute": minute.tolist(),
+        "models": active(((np.arange(BUCKETS) + 0.5) * bucket_ns).astype(np.int64), size).tolist(),
+        **{f"{name} good/s": (good[:, at] / seconds).tolist() for at, name in enumerate(names)},
+        **{f"{name} offered/s": (offered[:, at] / seconds).tolist() for at, name in enumerate(names)},
+        "cold": (cold.sum(axis=1) / answered).tolist(),
+        "GPU": (found.series["busy_ns"][:BUCKETS] / bucket_ns).tolist(),
+        "PCIe": (found.series["link_busy_ns"][:BUCKETS] / bucket_ns).tolist(),
+        "p99_ms": (found.series["p99_ns"][:BUCKETS] / MS).tolist(),
+        "max_ms": (found.series["max_ns"][:BUCKETS] / MS).tolist(),
+    }
+    pages = resnets(1)[0].pages(PAPER_PAGE_BYTES)
+    return {
+        "policy": job.policy,
+        **summary(found),
+        "most_resident": V100_PAGES // pages,
+        "loads": found.loads,
+        "unloads": found.unloads,
+        "first_unload_models": models_when(series, found.series["loads"], V100_PAGES // pages),
+        "shift_min": shift(series),
+        "minor_at_end/s": round(float(np.mean(series["minor good/s"][-BUCKETS // 10 :])), 1),
+        "major_at_end/s": round(float(np.mean(series["major good/s"][-BUCKETS // 10 :])), 1),
+        "series": series,
+    }
+
+
+def models_when(series: dict[str, Any], loads: Any, room: int) -> int | None:
+    """How many major models there were when as many models had been loaded as there is room for."""
+    reached = np.cumsum(loads[:BUCKETS]) >= room
+    return int(series["models"][int(reached.argmax())]) if reached.any() else None
+
+
+def shift(series: dict[str, Any]) -> float | None:
+    """The minute from which on the link is busier than the GPU; None if it never is."""
+    link = np.array(series["PCIe"]) > np.array(series["GPU"])
+    if not link.any():
+        return None
+    at = int(np.flatnonzero(~link)[-1]) + 1 if not link.all() else 0
+    return round(series["minute"][at], 1) if at < len(link) else None
+
+
+def bound(size: Size, series: dict[str, Any]) -> list[float]:
+    """Requests/s that no policy without foresight exceeds, at each point of the series.
+
+    Of requests for n models alike, those for the M that are resident are served as fast as the GPU can; any other
+    needs a load, which also serves those that come for its model within the SLO.
+    """
+    profile = resnets(1)[0]
+    room = V100_PAGES // profile.pages(PAPER_PAGE_BYTES) - 1  # the minor model has its place
+    loads = SECOND / profile.load_ns
+    most = rate_limit(profile, SLO_NS)
+    found = []
+    for count, major, minor in zip(series["models"], series["major offered/s"], series["minor offered/s"]):
+        if count <= room:
+            found.append(min(most, major + minor))
+            continue
+        together = 1 + major / count * SLO_NS / SECOND
+        cold = min(major * (1 - room / count), loads * together)
+        found.append(min(most, major * room / count + cold + minor))
+    return found
+
+
+def run(setting: Setting, watch: Watch | None = None) -> Result:
+    size = SIZES[setting.form]
+    rows = run_jobs(setting, work, [Job(policy, size, setting.seed) for policy in setting.chosen()], watch)
+    series = {row["policy"]: row.pop("series") for row in rows}
+    series["bound"] = {
+        "minute": series[rows[0]["policy"]]["minute"],
+        "good/s": bound(size, series[rows[0]["policy"]]),
+    }
+    return Result(
+        "fig6", TITLE, setting,
+        {
+            "memory full at models": PAPER_FULL_AT,
+            "bottleneck moves to PCIe at minute": PAPER_SHIFT_MIN,
+            "minor clients then": "recover to 200 requests/s",
+            "source": f"{PAPER}, section 6.2 (as reading notes give it); models at which memory is full: {ARTIFACT}",
+        },
+        rows, {"minutes": size.total_ns / MINUTE, "first model added at minute": size.lead_ns / MINUTE}, series,
+    )  # fmt: skip
+
+
+def draw(result: Result) -> Figure:
+    size = SIZES[result.setting.form]
+    policies = result.setting.chosen()
+    figure, axes = drawing.sheet(result, 3, len(policies), (4.6 * len(policies), 8))
+    full_min = (size.lead_ns + PAPER_FULL_AT * size.every_ns) / MINUTE
+    for at, policy in enumerate(policies):
+        own = result.series[policy]
+        above, middle, below = axes[at], axes[at + len(policies)], axes[at + 2 * len(policies)]
+        for name, shade in (("major", "C0"), ("minor", "C1")):
+            above.plot(own["minute"], own[f"{name} good/s"], color=shade, label=name)
+            above.plot(own["minute"], own[f"{name} offered/s"], color=shade, linestyle=":", linewidth=0.8)
+        above.plot(own["minute"], result.series["bound"]["good/s"], **drawing.BOUND, label="bound of both")
+        middle.plot(own["minute"], own["GPU"], color="C2", label="GPU")
+        middle.plot(own["minute"], own["PCIe"], color="C3", label="PCIe")
+        below.plot(own["minute"], own["cold"], color="C4", label="cold, of good answers")
+        for one in (above, middle, below):
+            one.axvline(full_min, **drawing.PAPER, label=f"paper: memory full ({PAPER_FULL_AT} models)")
+            one.set_ylim(bottom=0)
+        drawing.label(above, "minute", "goodput (requests/s)", policy)
+        drawing.label(middle, "minute", "busy")
+        drawing.label(below, "minute", "share")
+        for one in (above, middle, below):
+            drawing.legend(one)
+    return figure

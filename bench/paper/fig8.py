@@ -1,0 +1,210 @@
+"""Do batch clients disturb latency-sensitive ones? Six GPUs, six models with an SLO, others that only want much.
+
+Latency-sensitive clients: six models at 200 requests/s in total (the paper's text says per model, its program
+divides), with the SLO ladder of Fig. 7. Batch clients: none, 12 models with 16 closed-loop clients each, or 48
+with 4; their SLO is a day.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from bench.paper import drawing, live
+from bench.paper.bounds import most_served
+from bench.paper.common import (
+    ARTIFACT,
+    MS,
+    NO_SLO_NS,
+    PAPER,
+    SECOND,
+    Result,
+    Setting,
+    Tick,
+    Watch,
+    class_rows,
+    input_ns,
+    ladder,
+    named,
+    progress,
+    rate_limit,
+    resnets,
+    run_jobs,
+    share,
+    v100s,
+)
+from bench.paper.fig7 import DEVICES, FIRST_NS, LADDER, floors
+from clockwork.sim import Closed, Open, simulate
+from clockwork.sim.workloads import poisson, slo_steps, window
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Fig. 8: latency-sensitive clients beside batch clients, six GPUs"
+SHOWN = ("policy", "batch", "floor_ms", "floor_95%_ms", "late", "missed", "batch_bad", "device_busy_%")
+"""Columns of the table; the JSON has more."""
+SENSITIVE = 6
+RATE = 200
+BATCH_CLIENTS = ((0, 0), (12, 16), (48, 4))
+"""(models, closed-loop clients of each)."""
+
+BATCH_CLASS = 128
+"""Where the classes of batch clients begin: one for each step, as those of the others are from 0."""
+
+PAPER_REFUSED_BELOW_MS = 15.0
+
+STEP_NS = {"tiny": SECOND // 4, "quick": 3 * SECOND, "full": 30 * SECOND}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    policy: str  # "": the upper bound
+    batch_models: int
+    concurrency: int
+    step_ns: int
+    seed: int
+
+
+def work(job: Job, tick: Tick) -> dict[str, Any]:
+    """One ladder: of a policy, or of the bound."""
+    slos_ns = ladder(FIRST_NS, LADDER[0], round(FIRST_NS * LADDER[1]))
+    total_ns = job.step_ns * len(slos_ns)
+    sensitive = poisson([RATE / SENSITIVE] * SENSITIVE, total_ns, seed=job.seed)
+    models = resnets(SENSITIVE + job.batch_models)
+    slos_ms = [slo_ns / MS for slo_ns in slos_ns]
+    row: dict[str, Any] = {
+        "policy": job.policy or "bound",
+        "batch": f"{job.batch_models}x{job.concurrency}",
+        "slo_ms": slos_ms,
+    }
+    if not job.policy:
+        satisfied: list[float | None] = []
+        for index, slo_ns in enumerate(slos_ns):
+            part = window(sensitive, index * job.step_ns, (index + 1) * job.step_ns).collect()
+            served = most_served(part, SENSITIVE, models[0], DEVICES, slo_ns)
+            satisfied.append(served / len(part) if len(part) else None)
+            tick((index + 1) / len(slos_ns))
+        # A batch holds at most the clients of its model, and every client waits for its own answer.
+        alone_ns = models[0].execution_ns(1) + input_ns(models[0])
+        throughput = min(
+            DEVICES * rate_limit(models[0], NO_SLO_NS, job.concurrency),
+            job.batch_models * job.concurrency * SECOND / alone_ns,
+        )
+        return (
+            row
+            | {"satisfied": satisfied, "batch/s": [throughput] * len(slos_ns)}
+            | floors(slos_ms, satisfied)
+        )
+    steps = [(index * job.step_ns, slo_ns) for index, slo_ns in enumerate(slos_ns)]
+    batch = [
+        Closed(
+            SENSITIVE + model,
+            job.concurrency,
+            slo_ns=NO_SLO_NS,
+            cls=BATCH_CLASS + index,
+            round_trip_ns=input_ns(models[0]),
+            start_ns=begin_ns,
+            until_ns=begin_ns + job.step_ns,
+        )
+        for index, (begin_ns, _) in enumerate(steps)
+        for model in range(job.batch_models)
+    ]
+    found = simulate(
+        models,
+        v100s(DEVICES),
+        [Open(slo_steps(sensitive, steps)), *batch],
+        **named(job.policy),
+        seed=job.seed,
+        until_ns=total_ns,
+        resident=True,
+        on_progress=progress(tick, total_ns),
+    )
+    tally = class_rows(found.classes, BATCH_CLASS + len(slos_ns))
+    satisfied = share(tally["good"][: len(slos_ns)], tally["offered"][: len(slos_ns)])
+    return (
+        row
+        | {
+            "satisfied": satisfied,
+            "batch/s": [good * SECOND / job.step_ns for good in tally["good"][BATCH_CLASS:]],
+        }
+        | floors(slos_ms, satisfied)
+        | {
+            "late": int(found.models.late[:SENSITIVE].sum()),
+            "missed": int(found.models.missed[:SENSITIVE].sum()),
+            "batch_bad": int(found.models.bad[SENSITIVE:].sum()),
+            "device_busy_%": round(100 * float(found.device_busy.mean()), 2),
+            "digest": found.digest,
+            "cpu_s": round(found.cpu_s, 3),
+        }
+    )
+
+
+def run(setting: Setting, watch: Watch | None = None) -> Result:
+    policies = setting.chosen()
+    jobs = [
+        Job(policy, models, concurrency, STEP_NS[setting.form], setting.seed)
+        for (models, concurrency), policy in itertools.product(BATCH_CLIENTS, (*policies, ""))
+    ]
+    rows = run_jobs(setting, work, jobs, watch)
+    facts: dict[str, Any] = {}
+    for policy in policies:
+        own = [row for row in rows if row["policy"] == policy]
+        alone = next(row for row in own if row["batch"] == "0x0")
+        facts[f"floor in ms, {policy}"] = {row["batch"]: row["floor_ms"] for row in own}
+        facts[f"most of the sensitive requests lost to batch clients, {policy}, points"] = {
+            row["batch"]: round(
+                max(
+                    (
+                        100 * (before - with_batch)
+                        for before, with_batch in zip(alone["satisfied"], row["satisfied"])
+                        if before is not None and with_batch is not None
+                    ),
+                    default=0.0,
+                ),
+                3,
+            )
+            for row in own
+            if row is not alone
+        }
+    if setting.live:
+        facts["live, CPU worker"] = live.isolation(setting)
+    return Result(
+        "fig8", TITLE, setting,
+        {
+            "sensitive clients": "not affected by batch clients, which use what is left",
+            "mostly refused below ms": PAPER_REFUSED_BELOW_MS,
+            "source": f"{PAPER}, section 6.4 (as reading notes give it); rates and clients: {ARTIFACT}",
+        },
+        rows, facts,
+    )  # fmt: skip
+
+
+def draw(result: Result) -> Figure:
+    kinds = list(dict.fromkeys(row["batch"] for row in result.rows))
+    figure, axes = drawing.sheet(result, 2, len(kinds), (4.2 * len(kinds), 6.4))
+    for kind, above, below in zip(kinds, axes, axes[len(kinds) :]):
+        for row in result.rows:
+            if row["batch"] != kind:
+                continue
+            style: dict[str, Any] = (
+                drawing.BOUND
+                if row["policy"] == "bound"
+                else {"color": drawing.colour(row["policy"]), "marker": "o", "markersize": 3}
+            )
+            points = [(x, y) for x, y in zip(row["slo_ms"], row["satisfied"]) if y is not None]
+            above.plot(*zip(*points), **style, label=row["policy"])
+            below.plot(row["slo_ms"], row["batch/s"], **style, label=row["policy"])
+        above.axvline(
+            PAPER_REFUSED_BELOW_MS,
+            **drawing.PAPER,
+            label=f"paper: refused below {PAPER_REFUSED_BELOW_MS:g} ms",
+        )
+        above.set_ylim(0, 1.05)
+        for one in (above, below):
+            one.set_xscale("log")
+        drawing.label(above, "SLO (ms)", "sensitive satisfied", f"batch clients {kind}")
+        drawing.label(below, "SLO of the sensitive (ms)", "batch answers/s")
+        drawing.legend(above)
+        drawing.legend(below)
+    return figure

@@ -1,0 +1,399 @@
+"""A day's life: the Azure trace on 4,026 models, a mean of 9,638 requests/s, an SLO of 100 ms. Figs. 9 and 10.
+
+Twice. *Original order*, as published: the hottest functions go to the alphabetically first models, which are small,
+on 12 V100s. *Shuffled*: functions go to models at random, on the fewest V100s at which all but one request in a
+million are in time; the search takes the busiest part of the trace, and its outcome is held against the whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.paper import drawing
+from bench.paper.common import (
+    ARTIFACT,
+    LINK_NS,
+    MS,
+    PAPER,
+    SECOND,
+    Result,
+    Setting,
+    Tick,
+    Watch,
+    input_ns,
+    milliseconds,
+    named,
+    progress,
+    run_jobs,
+    summary,
+    tail,
+    v100s,
+)
+from clockwork.profiles import ModelProfile, paper_instances
+from clockwork.sim import Open, Report, simulate
+from clockwork.sim.workloads import Trace, Workload, delayed, load_trace, merge, replay, synthetic_trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLE = "Figs. 9 and 10: the Azure trace, 4,026 models, 9,638 requests/s"
+SHOWN = (
+    "mapping",
+    "policy",
+    "devices",
+    "goodput_%",
+    "bound_%",
+    "late",
+    "missed",
+    "p50_ms",
+    "p99_ms",
+    "p99.9999_ms",
+    "max_ms",
+    "cold_%",
+    "mean_batch",
+    "device_busy_%",
+    "cpu_s",
+)
+"""Columns of the table; the JSON has more."""
+RATE = 9638.0
+SLO_NS = 100 * MS
+DEVICES = 12
+GOAL = 1e-6
+"""Part of all requests that may be bad."""
+
+FUNCTIONS = 16_104
+"""Of the made-up trace: four for each model, as the original's runs have."""
+
+POINTS = 60
+"""Of the series, where a minute each would be fewer."""
+
+DEVICES_MAX = 400
+"""Where the search for the fewest devices gives up."""
+
+MARKS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999, 99.9999)
+
+PAPER_SAYS: dict[str, Any] = {
+    "goodput": "99.9999 % of 208 M requests within 100 ms, none later than 100 ms; 58 failed by a misprediction",
+    "devices": 12,
+    "mean rate, requests/s": RATE,
+    "hours": 6,
+    "p99 of INFER predictions, us over / under": [144, 55],
+    "source": f"{PAPER}, section 6.5 (as reading notes give it); {ARTIFACT} has 6 workers and 8 hours",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    whole_ns: int  # of the trace that is replayed, at real speed
+    begin_minute: int
+    search_ns: int  # the part that the search takes
+    warmup_ns: int  # before either
+    functions: int
+    rate: float
+    models: int  # instances, the first of the paper's
+
+
+MINUTE = 60 * SECOND
+SIZES = {
+    "tiny": Size(SECOND, 600, SECOND, SECOND, 400, 400.0, 200),
+    "quick": Size(2 * MINUTE, 600, MINUTE, 20 * SECOND, FUNCTIONS, RATE, 4026),
+    "full": Size(360 * MINUTE, 600, 5 * MINUTE, 2 * MINUTE, FUNCTIONS, RATE, 4026),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    policy: str
+    mapping: str
+    setting: Setting
+
+
+@functools.lru_cache(maxsize=1)
+def instances(size: Size) -> list[ModelProfile]:
+    """The models, an even choice of the paper's 4,026 where fewer are wanted."""
+    every = paper_instances()
+    return [
+        dataclasses.replace(every[index * len(every) // size.models], slo_ns=SLO_NS)
+        for index in range(size.models)
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def trace_of(setting: Setting, size: Size) -> Trace:
+    if setting.trace is not None:
+        return load_trace(setting.trace)
+    return synthetic_trace(size.functions, seed=setting.seed)
+
+
+def series_ns(measured_ns: int) -> int:
+    """The width of the series' buckets."""
+    return max(SECOND, min(MINUTE, measured_ns // POINTS))
+
+
+def scale_of(trace: Trace, size: Size) -> float:
+    """Requests for each call, so that the whole has the rate that is wanted."""
+    minutes = max(1, size.whole_ns // MINUTE)
+    columns = (size.begin_minute + np.arange(minutes)) % trace.counts.shape[1]
+    return size.rate * 60 * minutes / float(trace.minutes()[columns].sum())
+
+
+def busiest(trace: Trace, size: Size) -> int:
+    """The minute at which the busiest part, as long as the search takes, begins."""
+    minutes, part = max(1, size.whole_ns // MINUTE), max(1, size.search_ns // MINUTE)
+    calls = trace.minutes()
+    sums = [
+        sum(int(calls[(size.begin_minute + begin + at) % len(calls)]) for at in range(part))
+        for begin in range(minutes - part + 1)
+    ]
+    return (size.begin_minute + int(np.argmax(sums))) % len(calls)
+
+
+def simulated(
+    job: Job, size: Size, trace: Trace, devices: int, begin_minute: int, measured_ns: int, tick: Tick
+) -> Report:
+    """One run. Its warm-up is the beginning of what is then measured, once before."""
+    models = instances(size)
+    total_ns = size.warmup_ns + measured_ns
+
+    def part(duration_ns: int) -> Workload:
+        return replay(
+            trace, len(models), duration_ns,
+            mapping="original" if job.mapping == "original" else "shuffled", scale=scale_of(trace, size),
+            begin_minute=begin_minute, seed=job.setting.seed,
+        )  # fmt: skip
+
+    workload = merge(part(size.warmup_ns), delayed(part(measured_ns), size.warmup_ns))
+    return simulate(
+        models,
+        v100s(devices),
+        [Open(workload)],
+        **named(job.policy),
+        seed=job.setting.seed,
+        warmup_ns=size.warmup_ns,
+        until_ns=total_ns,
+        resident=True,
+        series_ns=series_ns(measured_ns),
+        on_progress=progress(tick, total_ns),
+    )
+
+
+def fewest(job: Job, size: Size, trace: Trace, tick: Tick) -> tuple[int | None, list[dict[str, Any]]]:
+    """The fewest devices at which the goal holds in the busiest part, by bisection; and what was tried."""
+    begin_minute = busiest(trace, size)
+    tried: list[dict[str, Any]] = []
+
+    def holds(devices: int) -> bool:
+        found = simulated(job, size, trace, devices, begin_minute, size.search_ns, lambda part: None)
+        tried.append({"devices": devices, "bad_%": 100 * found.bad_fraction, "requests": found.requests})
+        tick(min(0.95, len(tried) / 12))
+        return found.bad_fraction <= GOAL
+
+    low, high = 0, least_devices(trace, size, begin_minute, job)
+    while not holds(high):
+        low, high = high, high + max(1, high // 4)
+        if high > DEVICES_MAX:
+            return None, tried
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high, tried
+
+
+def least_devices(trace: Trace, size: Size, begin_minute: int, job: Job) -> int:
+    """Below so many devices nobody could execute it all, in the busiest part: the fluid bound."""
+    minutes = max(1, size.search_ns // MINUTE)
+    needed = [sum(needs(trace, size, begin_minute + at, job)[1]) for at in range(minutes)]
+    return max(1, math.ceil(sum(needed) / len(needed)))
+
+
+def needs(trace: Trace, size: Size, minute: int, job: Job) -> tuple[list[float], list[float]]:
+    """(requests/s, devices) that each model takes in a minute if every batch were the best one that fits."""
+    models = instances(size)
+    workload = replay(
+        trace, len(models), MINUTE, mapping="original" if job.mapping == "original" else "shuffled",
+        scale=scale_of(trace, size), begin_minute=minute % trace.counts.shape[1], seed=job.setting.seed,
+    )  # fmt: skip
+    rates = np.bincount(
+        np.arange(len(trace.counts)) * len(models) // len(trace.counts),
+        weights=workload.nominal(), minlength=len(models),
+    )  # fmt: skip
+    costs = [cheapest(one) for one in models]
+    return rates.tolist(), [float(rate) * cost / SECOND for rate, cost in zip(rates, costs)]
+
+
+def cheapest(profile: ModelProfile) -> float:
+    """Device time of one request in the best batch that its SLO has room for, ns."""
+    room = SLO_NS - 2 * LINK_NS - input_ns(profile)
+    return min(
+        (
+            profile.execution_ns(batch) / batch
+            for batch in range(1, profile.largest_batch() + 1)
+            if profile.execution_ns(batch) <= room
+        ),
+        default=math.inf,
+    )
+
+
+def bound(trace: Trace, size: Size, job: Job, devices: int) -> list[float]:
+    """Requests/s that so many devices could execute at most in each minute: the cheapest ones first."""
+    found = []
+    for at in range(max(1, size.whole_ns // MINUTE)):
+        rates, costs = needs(trace, size, size.begin_minute + at, job)
+        left, served = float(devices), 0.0
+        for cost, rate in sorted((cost / rate, rate) for cost, rate in zip(costs, rates) if rate > 0):
+            part = min(rate, left / cost)
+            served += part
+            left -= part * cost
+            if left <= 0:
+                break
+        found.append(served)
+    return found
+
+
+def work(job: Job, tick: Tick) -> dict[str, Any]:
+    """One policy with one mapping: the search, if there is one, and the whole."""
+    size = SIZES[job.setting.form]
+    trace = trace_of(job.setting, size)
+    row: dict[str, Any] = {"policy": job.policy, "mapping": job.mapping}
+    devices = DEVICES
+    share_of_search = 0.0
+    if job.mapping == "shuffled":
+        share_of_search = 0.6
+        enough, tried = fewest(job, size, trace, lambda part: tick(part * share_of_search))
+        row |= {"tried": tried}
+        if enough is None:
+            return row | {"devices": None, "closest": min(tried, key=lambda one: float(one["bad_%"]))}
+        devices = enough
+    while True:
+        found = simulated(
+            job, size, trace, devices, size.begin_minute, size.whole_ns,
+            lambda part: tick(share_of_search + part * (1 - share_of_search)),
+        )  # fmt: skip
+        if job.mapping == "original" or found.bad_fraction <= GOAL or devices >= DEVICES_MAX:
+            break
+        devices += 1  # the busiest part was not the hardest
+    predicted = {
+        f"{name}, {side}": {
+            f"p{mark:g}_us": round(getattr(errors, side).percentile(mark) / 1e3, 1)
+            for mark in (50, 99, 99.99)
+        }
+        for name, errors in found.errors.items()
+        for side in ("over", "under")
+        if getattr(errors, side).total
+    }
+    skipped = size.warmup_ns // found.series_ns
+    count = min(len(found.series["offered"]) - skipped, size.whole_ns // found.series_ns)
+    measured = slice(skipped, skipped + count)
+    seconds = found.series_ns / SECOND
+    return {
+        **row,
+        "devices": devices,
+        **summary(found),
+        "goodput_%": round(100 * (1 - found.bad_fraction), 6),
+        **{f"p{mark:g}_ms": milliseconds(found.percentile(mark)) for mark in MARKS},
+        "cold_%": round(100 * int(found.models.cold.sum()) / max(1, int(found.models.good.sum())), 4),
+        "batches": {str(size): int(n) for size, n in enumerate(found.batches) if n},
+        "prediction errors": predicted,
+        "series": {
+            "minute": [(at + 0.5) * found.series_ns / MINUTE for at in range(count)],
+            **{
+                name: (found.series[name][measured] / seconds).tolist()
+                for name in ("offered", "good", "bad", "loads", "infers")
+            },
+            "busy": (found.series["busy_ns"][measured] / found.series_ns / devices).tolist(),
+            "link": (found.series["link_busy_ns"][measured] / found.series_ns / devices).tolist(),
+            **{f"{name[:-3]}_ms": (found.series[name][measured] / MS).tolist() for name in SERIES_MARKS},
+        },
+        "tail": tail(found),
+        "error_tail": {
+            side: tail_of(getattr(found.errors["infer_duration"], side)) for side in ("over", "under")
+        },
+    }
+
+
+SERIES_MARKS = ("p50_ns", "p99_ns", "p999_ns", "max_ns")
+
+
+def tail_of(histogram: Any) -> list[list[float]]:
+    """[percent, us] of a histogram."""
+    marks = [0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.5, 99.9, 99.95, 99.99, 99.999, 99.9999]
+    return [[mark, histogram.percentile(mark) / 1e3] for mark in marks if histogram.total]
+
+
+def run(setting: Setting, watch: Watch | None = None) -> Result:
+    size = SIZES[setting.form]
+    jobs = [
+        Job(policy, mapping, setting) for mapping in ("shuffled", "original") for policy in setting.chosen()
+    ]
+    rows = run_jobs(setting, work, jobs, watch)
+    series = {
+        f"{row['policy']}, {row['mapping']}": {
+            name: row.pop(name) for name in ("series", "tail", "error_tail")
+        }
+        for row in rows
+        if "series" in row
+    }
+    trace = trace_of(setting, size)
+    least = {
+        mapping: least_devices(trace, size, busiest(trace, size), Job("", mapping, setting))
+        for mapping in ("original", "shuffled")
+    }
+    for row in rows:
+        if row.get("devices"):
+            row["bound_%"] = round(
+                100 * min(1.0, sum(bound(trace, size, Job("", row["mapping"], setting), row["devices"]))
+                / sum(sum(needs(trace, size, size.begin_minute + at, Job("", row["mapping"], setting))[0])
+                      for at in range(max(1, size.whole_ns // MINUTE)))), 4,
+            )  # fmt: skip
+    facts = {
+        "trace": str(setting.trace) if setting.trace is not None else f"made up, {size.functions} functions",
+        "minutes measured": size.whole_ns / MINUTE,
+        "models": size.models,
+        "no fewer devices could execute the busiest part": least,
+        "fewest devices found, shuffled": {
+            row["policy"]: row["devices"] for row in rows if row["mapping"] == "shuffled"
+        },
+    }
+    return Result("fig9", TITLE, setting, dict(PAPER_SAYS), rows, facts, series)
+
+
+def draw(result: Result) -> Figure:
+    cases = list(result.series)
+    figure, axes = drawing.sheet(result, 4, max(1, len(cases)), (4.4 * max(1, len(cases)), 11))
+    rows = {f"{row['policy']}, {row['mapping']}": row for row in result.rows}
+    for at, case in enumerate(cases):
+        body, row = result.series[case], rows[case]
+        over_time, latency, distribution, errors = (axes[at + line * len(cases)] for line in range(4))
+        series = body["series"]
+        over_time.plot(series["minute"], series["offered"], color="0.6", linewidth=0.8, label="offered")
+        over_time.plot(series["minute"], series["good"], color="C0", linewidth=1, label="good")
+        over_time.plot(series["minute"], series["bad"], color="C3", linewidth=1, label="bad")
+        over_time.plot(series["minute"], series["loads"], color="C4", linewidth=0.8, label="loads")
+        over_time.set_ylim(bottom=0)
+        for name in ("p50_ms", "p99_ms", "p999_ms", "max_ms"):
+            latency.plot(series["minute"], series[name], linewidth=0.9, label=name[:-3])
+        latency.set_ylim(0, 1.15 * SLO_NS / MS)
+        latency.axhline(SLO_NS / MS, **drawing.PAPER, label="SLO; the paper's latest")
+        drawing.draw_tail(distribution, body["tail"], color="C0", label=case)
+        distribution.axvline(SLO_NS / MS, **drawing.PAPER, label="SLO; the paper's latest")
+        drawing.tail_axis(distribution)
+        for side, style in (("over", "C1"), ("under", "C2")):
+            drawing.draw_tail(errors, body["error_tail"][side], color=style, label=f"{side}-predicted")
+        drawing.tail_axis(errors)
+        for place, style in zip(PAPER_SAYS["p99 of INFER predictions, us over / under"], ("C1", "C2")):
+            errors.plot([place], [drawing.tail_point(99)], marker="*", color=style, linestyle="")
+        errors.set_xscale("symlog", linthresh=1)
+        drawing.label(
+            over_time, "minute", "requests/s", f"{case}: {row['devices']} devices, {row['goodput_%']} % good"
+        )
+        drawing.label(latency, "minute", "latency (ms)")
+        drawing.label(distribution, "latency (ms)", "percentile")
+        drawing.label(errors, "INFER mispredicted by (us); stars: paper's p99", "percentile")
+        for one in (over_time, latency, distribution, errors):
+            drawing.legend(one)
+    return figure

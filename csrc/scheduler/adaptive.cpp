@@ -23,6 +23,9 @@ Adaptive::Adaptive(const SchedulerOptions& options)
       hold_need_(option(options, "hold_need", HOLD_NEED)),
       hold_share_(option(options, "hold_share", HOLD_SHARE)),
       hold_crowd_(option(options, "hold_crowd", HOLD_CROWD)),
+      refuse_need_(option(options, "refuse_need", REFUSE_NEED)),
+      refuse_wait_(option(options, "refuse_wait", REFUSE_WAIT)),
+      refuses_(option(options, "off_refuse", 0) == 0),
       sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {}
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
@@ -119,6 +122,68 @@ bool Adaptive::admit(Pending& pending) {
         refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo), std::max(least, slo + 1));
         return false;
     }
+    if (refuses_) {
+        if (now_ >= share_at_ns_) {
+            share_at_ns_ = now_ + SHARE_EVERY_NS;
+            share_out();
+        }
+        if (share_ > 0 && turn_away(pending, spec, there, link)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+double Adaptive::crowd() const {
+    if (square_sum_ <= 0 || devices_.empty()) {
+        return 0;
+    }
+    return cost_sum_ * cost_sum_ / square_sum_ / static_cast<double>(devices_.size());
+}
+
+// The level at which all models together have what there is: those that want less have that, the others the level.
+void Adaptive::share_out() {
+    share_ = 0;
+    double unit = 1 / weight() / memory_ns(), total = 0;
+    wanted_.clear();
+    for (const Traffic& one : traffic_) {
+        double devices = one.rows * unit * one.ideal_ns;
+        total += devices;
+        if (devices > 0) {
+            wanted_.push_back(devices);
+        }
+    }
+    double there = static_cast<double>(devices_.size());
+    if (total <= there * refuse_need_) {
+        return;
+    }
+    std::sort(wanted_.begin(), wanted_.end());
+    double left = there;
+    for (std::size_t place = 0; place < wanted_.size(); ++place) {
+        double level = left / static_cast<double>(wanted_.size() - place);
+        if (wanted_[place] >= level) {
+            share_ = level;
+            return;
+        }
+        left -= wanted_[place];
+    }
+}
+
+bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& known, Ns link_ns) {
+    double wanted = known.rows / weight() / memory_ns() * known.ideal_ns;
+    if (wanted <= share_) {
+        return false;
+    }
+    double wait = at(*pending.model).waiting * known.ideal_ns / share_;
+    double slack = static_cast<double>(pending.deadline_ns - now_ - link_ns);
+    double room = refuse_wait_ * (slack - static_cast<double>(spec.alone_ns(pending.request.shape, 1)));
+    if (wait <= std::max(room, static_cast<double>(spec.alone_ns(pending.request.shape, pending.size)))) {
+        return false;
+    }
+    Ns slo = pending.deadline_ns - pending.request.arrived_ns;
+    Ns after = static_cast<Ns>(wait - room);
+    refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + after, slo), slo + after,
+           std::max<Ns>(after, 1));
     return true;
 }
 
@@ -133,11 +198,7 @@ double Adaptive::hold_share() const {
     if (saves_devices_) {
         return 1;
     }
-    if (square_sum_ <= 0 || devices_.empty()) {
-        return 0;
-    }
-    double models = cost_sum_ * cost_sum_ / square_sum_;
-    return hold_share_ * std::max(0.0, 1 - hold_crowd_ * models / static_cast<double>(devices_.size()));
+    return crowd() > 0 ? hold_share_ * std::max(0.0, 1 - hold_crowd_ * crowd()) : 0;
 }
 
 // ----- when a queue wants a device ----------------------------------------------------------------
@@ -278,9 +339,22 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
             urgent = one;
         }
     }
-    const Candidate& chosen = urgent.queue != nullptr ? urgent : best;
-    for (std::uint32_t count = 0; count < chosen.given_up; ++count) {
-        drop(*chosen.queue, (*chosen.queue)[chosen.first]);
+    Candidate chosen = urgent.queue != nullptr ? urgent : best;
+    if (chosen.given_up > 0) {
+        victims_.clear();
+        for (std::uint32_t place = 0; place < chosen.given_up; ++place) {
+            victims_.push_back((*chosen.queue)[chosen.first + place]);
+        }
+        for (const Waiting& one : victims_) {
+            if (!one.pending->answered) {
+                drop(*chosen.queue, one);
+            }
+        }
+        // Others that waited in vain may have left with them.
+        if (chosen.queue->empty() || !consider(*chosen.queue, *chosen.residency, free_ns, chosen) ||
+            chosen.given_up > 0) {
+            return choose(device, free_ns);
+        }
     }
     return {chosen.queue, chosen.residency, chosen.first, chosen.count};
 }

@@ -21,7 +21,13 @@
 // the thirty. Without it, queues near saturation decay into ever smaller batches (Symphony drops for the same
 // reason, arXiv 2308.07470, but whatever the load).
 //
-// Unlike `edf` it therefore promises nothing at arrival: a promise has to protect the one request that is planned
+// *Turning away.* What has to be refused should hear so at once. Where models would all run at the batches that fit
+// their SLOs and the crowd (time to wait and time to run in the ratio of models to devices), and what arrives still
+// is more than the devices can do, each model is entitled to a fair share: those that ask for less get all, the
+// others the same. A model above its share has a request refused at arrival if what already waits for it would take,
+// within that share, longer than the request can wait. So a hot model cannot crowd out the others, either.
+//
+// Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
 // already from the many that would share its device more cheaply.
 #pragma once
 
@@ -53,13 +59,23 @@ inline constexpr double HOLD_GAIN_MIN = 1.0;
 // A batch is too dear if it costs more than 1 / (SACRIFICE_NEED * need) of its ideal.
 inline constexpr double SACRIFICE_NEED = 1.0;
 
+// Requests are turned away while what arrives needs more than this share of all device time.
+inline constexpr double REFUSE_NEED = 1.0;
+
+// And if the wait before them is longer than this many times what their SLO has room for.
+inline constexpr double REFUSE_WAIT = 1.0;
+
+// The fair share of a model is computed anew after this.
+inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
+
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
 
 class Adaptive final : public Queued {
 public:
     static constexpr const char* OPTIONS[] = {"hold_need",   "hold_share",   "hold_crowd", "sacrifice_need",
-                                              "schedule_ahead_ms", "save_devices", "off_hold",   "off_sacrifice"};
+                                              "schedule_ahead_ms", "save_devices", "off_hold",   "off_sacrifice",
+                                              "refuse_need", "refuse_wait",  "off_refuse"};
 
     explicit Adaptive(const SchedulerOptions& options);
 
@@ -96,6 +112,10 @@ private:
     static KindSpec* spec_of(const Model& model);
     static std::uint32_t rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max);
     static double find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns);
+    // Models that matter, for each device.
+    double crowd() const;
+    void share_out();
+    bool turn_away(Pending& pending, const KindSpec& spec, const Traffic& known, Ns link_ns);
     Traffic& traffic(const Model& model);
     double weight();
     double memory_ns() const;
@@ -110,14 +130,21 @@ private:
     double hold_need_;
     double hold_share_;
     double hold_crowd_;
+    double refuse_need_;
+    double refuse_wait_;
+    bool refuses_;
     double sacrifice_need_;
 
     std::vector<Traffic> traffic_;  // by the model's slot
     double cost_sum_ = 0;           // of all models
     double square_sum_ = 0;         // of each model's, squared
+    double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
+    Ns share_at_ns_ = 0;            // when to compute it anew
+    std::vector<double> wanted_;    // for that: what each model asks for, in devices
     Ns begin_ns_ = -1;              // the first arrival
     Ns origin_ns_ = -1;             // when the weight was 1
     std::vector<Candidate> candidates_;
+    std::vector<Waiting> victims_;
 };
 
 }  // namespace clockwork

@@ -21,8 +21,11 @@ Ns scaled(Ns a, Ns b, Ns c) { return static_cast<Ns>(static_cast<__int128>(a) * 
 
 }  // namespace
 
+// The policy `paper` looks as far ahead with loads as with executions; under another, what it is set to is its own.
 PaperMemory::PaperMemory(Queued& queued, const SchedulerOptions& options)
-    : Memory(queued), ahead_ns_(option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)) {}
+    : Memory(queued),
+      ahead_ns_(options.policy == "paper" ? option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)
+                                          : QUEUED_AHEAD_NS) {}
 
 PaperMemory::Demand& PaperMemory::demand(const Model& model) { return grown(demands_, model.slot); }
 

@@ -223,13 +223,6 @@ void Queued::call(Model& model) {
 
 // ----- devices ------------------------------------------------------------------------------------
 
-void Queued::begin_settle() {
-    for (std::uint32_t slot : gone_) {
-        states_[slot] = ModelState();
-    }
-    gone_.clear();
-}
-
 Queue* Queued::first_ready(Device& device, Residency*& residency) {
     // Residencies lie far apart in memory: that of the best is looked up alone, and it can nearly always be used.
     for (bool looks = false;; looks = true) {
@@ -486,7 +479,6 @@ void Queued::residency_gone(Residency& residency) {
 void Queued::model_gone(Model& model) {
     work_.clear(model.slot);
     memory_->model_gone(model);
-    gone_.push_back(model.slot);  // its queues are still being looked at
 }
 
 void Queued::device_joined(Device& device) {
@@ -507,6 +499,10 @@ void Queued::model_prepared(Model& model, Worker& worker) {
     (void)worker;
     if (model.slot >= states_.size()) {
         states_.resize(model_pool_.slot_count());
+    }
+    if (ModelState& state = at(model); state.generation != model.generation) {  // the slot had another model before
+        state = ModelState();
+        state.generation = model.generation;
     }
     memory_->renew(model);
 }

@@ -54,6 +54,7 @@ protected:
         std::uint32_t last_shape = 0;  // it is of
         std::uint8_t last_level = 0;
         std::uint32_t waiting = 0;     // requests in its queues
+        std::uint32_t generation = 0;  // of the model
         Queue* best = nullptr;         // of its ready queues, the first by (level, rank, order)
         std::vector<std::unique_ptr<Queue>> queues;
         Bits homes;                    // slots of the devices on which it is resident
@@ -151,7 +152,7 @@ protected:
     }
     // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
     static std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max);
-    // Answers a waiting request as missed.
+    // Answers a waiting request as missed. What is behind it may become hopeless too: look at the queue anew.
     void drop(Queue& queue, const Waiting& one);
     // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
     void review(Queue& queue);
@@ -180,7 +181,6 @@ protected:
     void expire(Pending& pending) override;
     void unplan(Pending& pending) override;
     void dispatch(Device& device) override;
-    void begin_settle() override;
     void strand(Model& model) override;
     void collect_waiting(std::vector<const Pending*>& found) const override;
     bool may_evict(const Residency& residency) const override { return memory_->may_evict(residency); }
@@ -219,7 +219,6 @@ private:
     std::vector<std::uint64_t> ranks_;       // by the model's slot: of the best ready queue
     Bits work_;                              // models with a ready queue
     Bits hungry_;                            // devices that could take work
-    std::vector<std::uint32_t> gone_;        // slots of models that went in this step, or after the last
     std::int64_t order_ = 0;                 // of the last arrival
     bool reviewing_ = false;
 };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from clockwork.scheduler.types import ModelSpec, SendInfer
 from tests.unit.stories import LINK, MS, Story, spec, told
 
@@ -17,7 +19,7 @@ def margin(ms: float) -> float:
     return ms + max(0.1, 0.02 * ms)
 
 
-def orders(story: Story, until_ms: float) -> list[tuple[float, list]]:
+def orders(story: Story, until_ms: float) -> list[tuple[float, list[Any]]]:
     return [(round(ms, 3), told([one])) for ms, one in story.until(until_ms)]
 
 

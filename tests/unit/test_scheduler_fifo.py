@@ -6,7 +6,7 @@ import pytest
 
 from clockwork.errors import ConfigError
 from clockwork.messages import Reason, Status
-from clockwork.scheduler import make_scheduler
+from clockwork.scheduler import known_options, make_scheduler
 from clockwork.scheduler.types import (
     ModelGone,
     ModelReady,
@@ -40,6 +40,7 @@ def test_options_are_known_by_name_and_bounded() -> None:
         make_scheduler("fifo", options={"batch_cap": -1})
     with pytest.raises(ConfigError, match=r"'greedy' \(there are paper, adaptive\)"):
         make_scheduler("fifo", memory="greedy")
+    assert known_options("fifo") == ("batch_cap", "queue_delay_ms", "schedule_ahead_ms", "drop")
 
 
 # ----- fifo ----------------------------------------------------------------------------------

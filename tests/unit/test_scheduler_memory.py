@@ -66,7 +66,6 @@ def test_what_is_in_flight_or_being_loaded_is_not_evicted(memory: str) -> None:
 
 
 @BOTH
-@BOTH
 def test_a_load_whose_requests_are_gone_is_not_sent(memory: str) -> None:
     story = story_of(memory, spec(1), spec(2), pages=4, run_ahead=1)
     story(ModelReady(story.now, 1, spec(3, load_ms=30)))

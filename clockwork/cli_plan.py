@@ -218,10 +218,11 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         pages = arena // page_bytes
     else:
         with new_client(given["endpoint"], given["key"], given["timeout"]) as client:
-            infos, status = client.models(), client.status()
-        models = [profiles.from_info(one) for one in infos if one.profile and one.raw.get("current", True)]
+            status = client.status()
+            ready = [one for one in client.models() if one.state == "ready" and one.raw.get("current", True)]
+            models = [profiles.from_info(client.model(one.name)) for one in ready]  # the list has no profiles
         if not models:
-            raise ConfigError("the cluster has no model that was profiled: add some, or give --profiles")
+            raise ConfigError("the cluster has no model that is ready: add some, or give --profiles")
         workers = status["workers"]
         found = [device for worker in workers for device in worker["devices"]]
         if not found:

@@ -29,10 +29,6 @@ QUEUED_BYTES_MAX = C_QUEUED_BYTES_MAX
 NEVER_NS = C_NEVER_NS
 POLICIES = tuple(name.decode() for name in policy_names())
 
-
-def known_options(str policy):
-    return tuple(name.decode() for name in c_known_options(policy.encode()))
-
 # Shapes that are given a number before it is looked which of them are still of use; then twice as many as are.
 SHAPES_KNOWN_MAX = 4096
 
@@ -210,12 +206,15 @@ cdef class ShapeNumbers(Numbers):
         self._known_max = max(SHAPES_KNOWN_MAX, 2 * len(self._numbers))
 
 
+cdef tuple PERCENTILES = (("50", 0.5), ("90", 0.9), ("99", 0.99), ("99.9", 0.999), ("99.99", 0.9999))
+
+
 cdef dict histogram_of(const CHistogram &one):
     return {
         "total": one.total(),
         "max_ns": one.largest(),
         "percentiles_ns": {
-            str(percent): one.percentile(percent / 100) for percent in (50, 90, 99, 99.9, 99.99)
+            mark: one.percentile(part) for mark, part in PERCENTILES
         },
     }
 

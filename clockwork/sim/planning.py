@@ -37,11 +37,11 @@ BAD_SEEN = 3
 REQUESTS_MAX = 50_000_000
 
 WARM_UP_MIN_NS = SECOND
-WARM_UP_SLOS = 20
+WARM_UP_SLOS = 5
 """The warm-up is at least this many times the longest SLO."""
 REFILLS = 2
 """Where models do not all fit, it is as long as it takes to load the whole memory this many times."""
-WINDOW_SLOS = 50
+WINDOW_SLOS = 20
 """What is counted is at least this many times as long as the longest SLO."""
 
 DEVICES_MAX = 4096

@@ -149,16 +149,10 @@ void AdaptiveMemory::waits(Pending& pending) {
     }
 }
 
-void AdaptiveMemory::leaves(Pending& pending) {
+void AdaptiveMemory::leaves(Pending& pending, bool is_sent) {
+    (void)is_sent;
     if (waiting(*pending.model) == 0) {
         asking_.erase(pending.model->slot);
-    }
-}
-
-void AdaptiveMemory::sent(Flight& flight) {
-    const Model& model = *flight.residency->model;
-    if (!asking_.empty() && waiting(model) == 0) {
-        asking_.erase(model.slot);
     }
 }
 

@@ -73,8 +73,7 @@ public:
     using Memory::Memory;
 
     void waits(Pending& pending) override;
-    void leaves(Pending& pending) override;
-    void sent(Flight& flight) override;
+    void leaves(Pending& pending, bool is_sent) override;
     void look(Device& device) override;
     void press(Queue& queue) override;
     bool may_evict(const Residency& residency) const override;

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from bench import emulated, overload, paging, roundtrip
+from bench import emulated, fidelity, overload, paging, prediction, roundtrip
 from bench.cluster import Cluster
 from bench.relay import Relay
 from clockwork.models import zoo
@@ -66,6 +68,40 @@ def test_what_a_request_costs_the_controller() -> None:
     found = facts["one way, client to worker"]
     assert min(found["messages"]) > 50
     assert found["ratio"]["p50_us"] > 0
+
+
+def test_a_live_run_stands_beside_its_simulation(tmp_path: Path) -> None:
+    """How near they are depends on what else the machine does; here, that both are of the same requests."""
+    found = fidelity.measure((0.3,), 1.0, quick=True)
+    lines = fidelity.table(found)
+    assert [line["simulated with"] for line in lines] == ["profile", "measured"]
+    for line in lines:
+        assert line["requests"] > 10
+        assert line["live good_%"] > 0
+        assert line["sim good_%"] > 0
+    [row] = found["rows"]
+    assert set(row["machine"]["ratio"]) == set(fidelity.SHARES), "every model was executed and recognised"
+    assert all(0.1 < ratio < 100 for ratio in row["machine"]["ratio"].values())
+    fidelity.draw(found, tmp_path / "fidelity.png")
+    assert (tmp_path / "fidelity.png").stat().st_size > 0
+    assert fidelity.reasons(found)
+
+
+def test_errors_of_predictions_live_and_simulated(tmp_path: Path) -> None:
+    found = {
+        "live": prediction.live(0.5, 1.0, "edf", quick=True),
+        "simulated": prediction.simulated(3.0, "edf"),
+    }
+    lines = prediction.table(found)
+    assert len(lines) == 2 * len(prediction.KINDS) * 2
+    for where in found:
+        for kind in ("infer duration", "infer completion", "load duration", "load completion"):
+            mine = [line for line in lines if (line["where"], line["predicted"]) == (where, kind)]
+            assert sum(line["actions"] for line in mine) > 0
+    exact = found["simulated"]["infer_duration"]
+    assert all(exact[way]["percentiles_ns"]["99"] < 0.1e6 for way in ("over", "under")), "noise of 0.03 %"
+    prediction.draw(found, tmp_path / "prediction.png")
+    assert (tmp_path / "prediction.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("gone", [0, 1])

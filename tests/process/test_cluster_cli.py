@@ -70,6 +70,43 @@ def test_infer_reads_images_and_arrays_alike_and_writes_files(cluster: Cluster, 
     np.testing.assert_allclose(json.loads((tmp_path / "y.json").read_text())["scores"], answers[0], rtol=1e-5)
 
 
+def test_status_says_how_well_actions_were_predicted(cluster: Cluster) -> None:
+    assert cluster.run("infer", "digits", str(DIGITS / "7.png"))[0] == 0
+    status, text = cluster.run("status", "--json")
+    assert status == 0, text
+    found = json.loads(text)["predictions"]
+    assert set(found) == {"infer_duration", "infer_completion", "load_duration", "load_completion"}
+    for kind in found.values():
+        assert kind["over"]["total"] + kind["under"]["total"] >= 1
+    status, text = cluster.run("status")
+    assert status == 0
+    assert "infer completion" in text
+    assert "p99.99" in text
+
+
+def test_plans_are_made_for_what_a_cluster_serves(cluster: Cluster) -> None:
+    status, text = cluster.run(
+        "plan",
+        "rate",
+        "--model",
+        "digits",
+        "--slo",
+        "0.05",
+        "--seeds",
+        "1",
+        "--requests",
+        "2000",
+        "--noise",
+        "0.05",
+    )
+    assert status == 0, text
+    assert re.search(r"rate +[0-9.e+]+ requests/s", text)
+    assert "limited by" in text
+    status, text = cluster.run("plan", "devices", "--model", "gpt", "--rate", "10")
+    assert status == 1
+    assert "no model 'gpt' (there is digits" in text
+
+
 def test_models_come_are_shown_and_go(cluster: Cluster, tmp_path: Path) -> None:
     onnx.save_model(zoo.build("mlp"), tmp_path / "mlp.onnx")
     np.savez(tmp_path / "examples.npz", x=np.ones((4, 64), np.float32))

@@ -1,0 +1,439 @@
+"""Does the simulator say what a CPU worker does? The same arrivals live and simulated, at several loads.
+
+    python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2] [--policy edf]
+        [--plot fidelity.png]
+
+A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device; the load generator sends a
+workload, and the simulator gets the very same arrival arrays. A load of 1 is what the device could execute one by
+one by the exported profiles. Two simulations stand beside each live run:
+
+- *profile*: the profiles that the cluster exports, the delays to and from the worker on the idle cluster, and the
+  noise of the executions (sigma, outliers) as the run itself had it.
+- *measured*: the same, with every model's executions scaled by what they took in this run against their profile,
+  and with what passes between two executions. What separates the two is the machine's, not the simulator's.
+
+What clients and controller add to a request is measured on the idle cluster and added to every simulated latency;
+a request is good if its client has the answer within the SLO. Goals: goodput within 3 points, p99 within 10 %.
+
+Other work on the cores makes executions slow in spells, which no simulation of independent noise can follow. On a
+machine that is not idle, give the run a real-time class (`chrt -r 5 python -m bench.fidelity`, as root).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from bench import report
+from bench.cluster import Cluster as Processes
+from clockwork import load, profiles
+from clockwork.client import Client
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.models import zoo
+from clockwork.profiles import ModelProfile
+from clockwork.scheduler import make_scheduler
+from clockwork.scheduler.recording import decode
+from clockwork.scheduler.types import ActionDone, Arrived, ModelReady, SendInfer
+from clockwork.sim import Cluster, Histogram, Open, Report, simulate
+from clockwork.sim.workloads import Arrivals, poisson
+
+SEED = 7
+LOADS = (0.5, 0.9, 1.2)
+SLO_NS = 250 * MS
+WARM_UP_NS = 3 * SECOND
+"""Of each run; what arrives then is not counted, live or simulated."""
+
+UNLOADED = 30
+"""Requests of each model, one after another, that tell what clients and controller add."""
+
+SEEDS = range(5)
+"""Of the simulated noise; the arrivals are the same."""
+
+OUTLIER = 1.5
+"""An execution that took this many times the median of its model is an outlier."""
+
+GOODPUT_POINTS = 3.0
+P99_PERCENT = 10.0
+
+SHARES = {"resnet18": 0.3, "residual": 0.4, "mlp": 0.2, "digits": 0.1}
+"""Of the requests. The first two take tens of milliseconds, so that what Python adds is small beside them."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def models(quick: bool) -> dict[str, onnx.ModelProto]:
+    if quick:
+        return {
+            "resnet18": zoo.build("resnet18", image=64),
+            "residual": zoo.build("residual_cnn", image=64),
+            "mlp": zoo.build("mlp", width=512),
+            "digits": zoo.digits(),
+        }
+    return {
+        "resnet18": zoo.build("resnet18", image=160),
+        "residual": zoo.build("residual_cnn", image=128),
+        "mlp": zoo.build("mlp", width=2048, depth=4),
+        "digits": zoo.digits(),
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Action:
+    """One execution of the recording."""
+
+    model: str
+    batch: int
+    first: int  # which arrival it answers, among others
+    sent_ns: int
+    begin_ns: int
+    end_ns: int
+    duration_ns: int
+    done_ns: int  # its result was there
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """How executions went in one run, against their profiles."""
+
+    ratio: dict[str, float]  # median by model
+    sigma: float  # of the logarithm, about each model's median
+    outliers: float  # part of all
+    outlier_factor: float
+    between_ns: (
+        float  # from the end of an execution until the next one that had been sent: the worker's own time
+    )
+
+
+def actions_of(path: Path) -> list[Action]:
+    """The executions of a recording, in the order in which they were sent."""
+    sent: dict[int, tuple[SendInfer, int, int]] = {}
+    found: list[Action] = []
+    arrivals: dict[int, int] = {}
+    names: dict[int, str] = {}
+    with path.open("rb") as file:
+        header, steps = decode(file)
+        scheduler = make_scheduler(header.policy, header.memory, header.options)
+        for step in steps:
+            for event in step.events:
+                if isinstance(event, Arrived):
+                    arrivals[event.request.id] = len(arrivals)
+                elif isinstance(event, ModelReady):
+                    names[event.spec.model_id] = event.spec.name
+                elif isinstance(event, ActionDone) and event.action_id in sent and event.duration_ns:
+                    order, at_ns, first = sent.pop(event.action_id)
+                    found.append(
+                        Action(names[order.model_id], len(order.requests), first, at_ns, event.begin_ns,
+                               event.end_ns, event.duration_ns, event.now_ns)
+                    )  # fmt: skip
+            now = max((event.now_ns for event in step.events), default=0)
+            for command in scheduler.step_many(step.events):
+                if isinstance(command, SendInfer):
+                    sent[command.action_id] = (command, now, arrivals[command.requests[0]])
+    return sorted(found, key=lambda one: one.sent_ns)
+
+
+def machine_of(actions: Sequence[Action], known: dict[str, ModelProfile]) -> Machine:
+    ratios: dict[str, list[float]] = {}
+    for one in actions:
+        ratios.setdefault(one.model, []).append(one.duration_ns / known[one.model].execution_ns(one.batch))
+    medians = {name: float(np.median(values)) for name, values in ratios.items()}
+    off = np.concatenate([np.array(values) / medians[name] for name, values in ratios.items()])
+    slow = off > OUTLIER
+    low, high = np.percentile(np.log(off[~slow]), (16, 84))
+    ordered = sorted(actions, key=lambda one: one.begin_ns)
+    between = [
+        after.begin_ns - before.end_ns + (before.end_ns - before.begin_ns - before.duration_ns)
+        for before, after in itertools.pairwise(ordered)
+        if after.sent_ns < before.begin_ns
+    ]
+    return Machine(
+        medians,
+        float(high - low) / 2,
+        float(slow.mean()),
+        float(off[slow].mean()) if slow.any() else 2.0,
+        float(max(0.0, np.median(between))) if between else 0.0,
+    )
+
+
+def delay_of(seen_ns: Sequence[int]) -> tuple[int, int]:
+    """(the least delay, the width of a uniform jitter on top) with the median and the spread that were seen."""
+    low, median = np.percentile(seen_ns, (5, 50))
+    return max(0, int(low)), max(0, int(2 * (median - low)))
+
+
+def simulated(
+    known: Sequence[ModelProfile], arrivals: Arrivals, cluster: Cluster, policy: str, until_ns: int
+) -> list[Report]:
+    return [
+        simulate(
+            known, cluster, [Open([arrivals])], policy, seed=seed, warmup_ns=WARM_UP_NS, until_ns=until_ns,
+            resident=True,
+        )
+        for seed in SEEDS
+    ]  # fmt: skip
+
+
+def seen_by_clients(reports: Sequence[Report], added_ns: float) -> dict[str, Any]:
+    """Good part and latencies, with what clients and controller add."""
+    latency = Histogram(
+        np.sum([one.latency.counts for one in reports], axis=0),
+        max(one.latency.largest_ns for one in reports),
+    )
+    offered = sum(int(one.offered.sum()) for one in reports)
+    within = latency.fraction_within(int(SLO_NS - added_ns)) if latency.total else 0.0
+    marks = {mark: latency.percentile(mark) + added_ns for mark in (50, 99)}
+    return {
+        "good_%": 100 * within * latency.total / offered,
+        "answered_%": 100 * latency.total / offered,
+        "p50_ms": marks[50] / 1e6,
+        "p99_ms": marks[99] / 1e6,
+        "curve_ms": [(latency.percentile(mark) + added_ns) / 1e6 for mark in range(1, 100)],
+        "predicted": {name: one.to_json() for name, one in reports[0].errors.items()},
+    }
+
+
+def seen_live(run: load.LiveRun) -> dict[str, Any]:
+    counted = run.arrivals.t_ns >= WARM_UP_NS
+    outcome, latency = run.outcome[counted], run.latency_ns[counted] / 1e6
+    answered = (outcome == load.Outcome.GOOD) | (outcome == load.Outcome.LATE)
+    marks = np.percentile(latency[answered], range(1, 100)) if answered.any() else np.full(99, math.nan)
+    return {
+        "good_%": 100 * float((outcome == load.Outcome.GOOD).mean()),
+        "answered_%": 100 * float(answered.mean()),
+        "p50_ms": float(marks[49]),
+        "p99_ms": float(marks[98]),
+        "curve_ms": marks.tolist(),
+        "requests": int(counted.sum()),
+        "lag_p99_ms": float(np.percentile(run.lag_ns[counted], 99)) / 1e6,
+    }
+
+
+def unloaded(client: Client, names: Sequence[str]) -> dict[str, list[int]]:
+    """Latencies of requests that have the cluster to themselves."""
+    found = {}
+    for name in names:
+        inputs = load.make_inputs(client.model(name), 1, SEED)[0]
+        found[name] = []
+        for _ in range(UNLOADED):
+            begin_ns = now_ns()
+            client.infer(name, inputs, slo=10.0)
+            found[name].append(now_ns() - begin_ns)
+    return found
+
+
+def measure(
+    loads: Sequence[float], seconds: float, quick: bool = False, policy: str = "edf"
+) -> dict[str, Any]:
+    """Everything: facts, and for each load the live run and both simulations."""
+    names = list(SHARES)
+    until_ns = WARM_UP_NS + round(seconds * SECOND)
+    with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
+        recording = Path(directory) / "recording"
+        with (
+            Processes(
+                worker_arguments=("--arena", "512M"),
+                data=Path(directory),
+                controller_arguments=("--policy", policy, "--record", str(recording)),
+            ) as cluster,
+            cluster.client() as client,
+        ):
+            for name, model in models(quick).items():
+                client.register(name, model, slo=SLO_NS / SECOND)
+            infos = [client.model(name) for name in names]
+            exported = [profiles.from_info(info) for info in infos]
+            alone = unloaded(client, names)
+            status: dict[str, Any] = dict(client.status())
+            cost_ns = sum(SHARES[one.name] * one.execution_ns(1) for one in exported)
+            runs = []
+            for part in loads:
+                rates = [part * SECOND / cost_ns * share for share in SHARES.values()]
+                arrivals = poisson(rates, until_ns, seed=SEED, slo_ns=SLO_NS).collect()
+                runs.append(load.run_live(client, arrivals, names, seed=SEED))
+            after: dict[str, Any] = dict(client.status())
+        actions = actions_of(recording)
+    return compare(exported, alone, status, runs, actions, loads, until_ns) | {
+        "predictions": after["predictions"]
+    }
+
+
+def compare(
+    exported: Sequence[ModelProfile],
+    alone: dict[str, list[int]],
+    status: dict[str, Any],
+    runs: Sequence[load.LiveRun],
+    actions: Sequence[Action],
+    loads: Sequence[float],
+    until_ns: int,
+) -> dict[str, Any]:
+    known = {one.name: one for one in exported}
+    worker = status["workers"][0]
+    device = worker["devices"][0]
+    first = len(alone) * UNLOADED
+    idle = [one for one in actions if one.first < first]
+    there_ns, there_jitter_ns = delay_of([one.begin_ns - one.sent_ns for one in idle])
+    back_ns, back_jitter_ns = delay_of([one.done_ns - one.end_ns for one in idle])
+    jitter_ns = (there_jitter_ns + back_jitter_ns) // 2
+    by_model = {name: [one.duration_ns for one in idle if one.model == name] for name in alone}
+    added_ns = float(
+        np.median(np.concatenate([np.array(alone[name]) - np.array(by_model[name]) for name in alone]))
+        - (there_ns + back_ns + jitter_ns)
+    )
+    rows = []
+    for part, run in zip(loads, runs):
+        mine = [one for one in actions if first <= one.first < first + len(run.arrivals)]
+        first += len(run.arrivals)
+        machine = machine_of(mine, known)
+        cluster = Cluster(
+            page_bytes=int(device["page_bytes"]),
+            page_count=int(device["page_count"]),
+            exec_noise=machine.sigma,
+            outlier=machine.outliers,
+            outlier_factor=machine.outlier_factor,
+            link_there_ns=there_ns,
+            link_back_ns=back_ns,
+            link_jitter_ns=jitter_ns,
+        )
+        scaled = [
+            dataclasses.replace(
+                one,
+                exec_ns={
+                    batch: round(ns * machine.ratio.get(one.name, 1.0) + machine.between_ns)
+                    for batch, ns in one.exec_ns.items()
+                },
+            )
+            for one in exported
+        ]
+        policy = str(status["policy"])
+        rows.append(
+            {
+                "load": part,
+                "live": seen_live(run),
+                "profile": seen_by_clients(
+                    simulated(exported, run.arrivals, cluster, policy, until_ns), added_ns
+                ),
+                "measured": seen_by_clients(
+                    simulated(scaled, run.arrivals, cluster, policy, until_ns), added_ns
+                ),
+                "machine": dataclasses.asdict(machine),
+            }
+        )
+    return {
+        "models_ms": {one.name: one.exec_ns[1] / 1e6 for one in exported},
+        "policy": status["policy"],
+        "there_ms": there_ns / 1e6,
+        "back_ms": back_ns / 1e6,
+        "jitter_ms": jitter_ns / 1e6,
+        "rtt_ms": int(worker["rtt_ns"]) / 1e6,
+        "added_ms": added_ns / 1e6,
+        "slo_ms": SLO_NS / 1e6,
+        "rows": rows,
+    }
+
+
+def table(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line for each load and simulation; differences are simulated less live."""
+    lines = []
+    for row in found["rows"]:
+        live = row["live"]
+        for how in ("profile", "measured"):
+            sim = row[how]
+            points = sim["good_%"] - live["good_%"]
+            percent = 100 * (sim["p99_ms"] / live["p99_ms"] - 1)
+            lines.append(
+                {
+                    "load": row["load"],
+                    "simulated with": how,
+                    "requests": live["requests"],
+                    "live good_%": round(live["good_%"], 2),
+                    "sim good_%": round(sim["good_%"], 2),
+                    "points": round(points, 2),
+                    "live p50_ms": round(live["p50_ms"], 1),
+                    "sim p50_ms": round(sim["p50_ms"], 1),
+                    "live p99_ms": round(live["p99_ms"], 1),
+                    "sim p99_ms": round(sim["p99_ms"], 1),
+                    "p99_%": round(percent, 1),
+                    "kept": "yes" if abs(points) <= GOODPUT_POINTS and abs(percent) <= P99_PERCENT else "no",
+                }
+            )
+    return lines
+
+
+def reasons(found: dict[str, Any]) -> dict[str, str]:
+    """By load: how the machine differed from its own profile, which the first simulation knows nothing of."""
+    said = {}
+    for row in found["rows"]:
+        machine = row["machine"]
+        ratios = ", ".join(f"{name} {value:.2f}" for name, value in machine["ratio"].items())
+        said[f"executions at load {row['load']:g}"] = (
+            f"took, against their profiles, {ratios}; sigma {100 * machine['sigma']:.1f} %,"
+            f" {100 * machine['outliers']:.2f} % outliers of {machine['outlier_factor']:.1f}x,"
+            f" {machine['between_ns'] / 1e6:.2f} ms between two; generator's lag p99 {row['live']['lag_p99_ms']:.2f} ms"
+        )
+    return said
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Latencies of what was answered, live and simulated, by load."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = found["rows"]
+    figure = Figure(figsize=(4.5 * len(rows), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows):
+        for how, style in (("live", "-"), ("profile", ":"), ("measured", "--")):
+            label = f"{how}: {row[how]['good_%']:.1f} % good"
+            axes.plot(row[how]["curve_ms"], range(1, 100), style, label=label)
+        axes.axvline(found["slo_ms"], color="grey", linewidth=0.8)
+        axes.set_title(f"load {row['load']:g}")
+        axes.set_xlabel("latency (ms)")
+        axes.set_ylabel("percent of the answers")
+        axes.set_xlim(left=0)
+        axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--loads", default="")
+    parser.add_argument("--policy", default="edf")
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    loads = [float(one) for one in given.loads.split(",")] if given.loads else list(LOADS)
+    found = measure(loads, given.seconds or (4.0 if given.quick else 60.0), given.quick, given.policy)
+    if given.plot is not None:
+        draw(found, given.plot)
+    if given.json:
+        print(json.dumps(report.conditions(SEED) | found, indent=2))
+        return
+    facts = {
+        "policy": found["policy"],
+        "one request, ms": {name: round(ms, 2) for name, ms in found["models_ms"].items()},
+        "to the worker, back, and jitter, ms": [
+            round(found[name], 3) for name in ("there_ms", "back_ms", "jitter_ms")
+        ],
+        "round trip that the controller plans with, ms": round(found["rtt_ms"], 3),
+        "added by clients and controller, ms": round(found["added_ms"], 3),
+        **reasons(found),
+    }
+    report.show("Live and simulated", SEED, table(found), facts, False)
+
+
+if __name__ == "__main__":
+    main()

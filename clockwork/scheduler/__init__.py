@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from clockwork.config import QUEUED_BYTES_MAX, QUEUED_REQUESTS_MAX
 from clockwork.errors import ConfigError
-from clockwork.scheduler._core import POLICIES, Core
+from clockwork.scheduler._core import POLICIES, Core, known_options
 from clockwork.scheduler.types import Scheduler
 
-__all__ = ["POLICIES", "make_scheduler"]
+__all__ = ["POLICIES", "known_options", "make_scheduler"]
 
 
 def make_scheduler(

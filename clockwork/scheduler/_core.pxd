@@ -213,6 +213,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         CCommands out
 
     vector[string] policy_names() except +
+    vector[string] c_known_options "clockwork::known_options"(const string& policy) except +
     unique_ptr[CScheduler] make_scheduler(const COptions &options) except +
 
 

@@ -17,6 +17,9 @@ SHAPES_KNOWN_MAX: int
 SHAPES_MAX: int
 TEXTS: tuple[str, ...]
 
+def known_options(policy: str) -> tuple[str, ...]:
+    """The options that a policy knows. Raise ValueError, naming what there is, for one that does not exist."""
+
 class Core:
     """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
 

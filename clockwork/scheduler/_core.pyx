@@ -29,6 +29,10 @@ QUEUED_BYTES_MAX = C_QUEUED_BYTES_MAX
 NEVER_NS = C_NEVER_NS
 POLICIES = tuple(name.decode() for name in policy_names())
 
+
+def known_options(str policy):
+    return tuple(name.decode() for name in c_known_options(policy.encode()))
+
 # Shapes that are given a number before it is looked which of them are still of use; then twice as many as are.
 SHAPES_KNOWN_MAX = 4096
 

@@ -31,10 +31,10 @@ public:
 
     // A request waits in a queue now (anew, if it was sent before).
     virtual void waits(Pending& pending) = 0;
-    // It waits no more: it is being sent, or was answered unsent.
-    virtual void leaves(Pending& pending, bool is_sent) = 0;
-    // A batch was sent; it ended, well or not.
-    virtual void sent(Flight& flight) { (void)flight; }
+    // It was answered unsent, and waits no more.
+    virtual void leaves(Pending& pending) = 0;
+    // A batch was sent, whose requests wait no more; it ended, well or not.
+    virtual void sent(Flight& flight) = 0;
     virtual void ended(Flight& flight) { (void)flight; }
     // Order what this device should load now, by load().
     virtual void look(Device& device) = 0;

@@ -149,10 +149,16 @@ void AdaptiveMemory::waits(Pending& pending) {
     }
 }
 
-void AdaptiveMemory::leaves(Pending& pending, bool is_sent) {
-    (void)is_sent;
+void AdaptiveMemory::leaves(Pending& pending) {
     if (waiting(*pending.model) == 0) {
         asking_.erase(pending.model->slot);
+    }
+}
+
+void AdaptiveMemory::sent(Flight& flight) {
+    const Model& model = *flight.residency->model;
+    if (!asking_.empty() && waiting(model) == 0) {
+        asking_.erase(model.slot);
     }
 }
 

@@ -73,7 +73,8 @@ public:
     using Memory::Memory;
 
     void waits(Pending& pending) override;
-    void leaves(Pending& pending, bool is_sent) override;
+    void leaves(Pending& pending) override;
+    void sent(Flight& flight) override;
     void look(Device& device) override;
     void press(Queue& queue) override;
     bool may_evict(const Residency& residency) const override;

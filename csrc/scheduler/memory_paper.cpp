@@ -21,8 +21,11 @@ Ns scaled(Ns a, Ns b, Ns c) { return static_cast<Ns>(static_cast<__int128>(a) * 
 
 }  // namespace
 
+// The policy `paper` looks as far ahead with loads as with executions; under another, what it is set to is its own.
 PaperMemory::PaperMemory(Queued& queued, const SchedulerOptions& options)
-    : Memory(queued), ahead_ns_(option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)) {}
+    : Memory(queued),
+      ahead_ns_(options.policy == "paper" ? option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)
+                                          : QUEUED_AHEAD_NS) {}
 
 PaperMemory::Demand& PaperMemory::demand(const Model& model) { return grown(demands_, model.slot); }
 
@@ -52,22 +55,21 @@ void PaperMemory::waits(Pending& pending) {
     all.weights_ns += mine.weights_ns;
     expiries_.push({pending.request.arrived_ns + weights_slo, pending.slot, model.slot, mine.number});
     soil(model);
-    if (model.residencies.empty() || all.need > 0) {
+    if (model.residencies.empty()) {
+        flush_ns_ = 0;
+        call(model);
+    } else if (all.need > 0) {
         call(model);
     }
 }
 
-void PaperMemory::leaves(Pending& pending, bool is_sent) {
-    Model& model = *pending.model;
+void PaperMemory::leaves(Pending& pending) {
     Share& mine = share(pending);
-    Demand& all = demand(model);
+    Demand& all = demand(*pending.model);
     all.weights_ns -= mine.weights_ns;
-    mine.weights_ns = 0;
-    if (!is_sent) {
-        all.exec_ns -= mine.exec_ns;
-        mine = Share();
-    }
-    soil(model);
+    all.exec_ns -= mine.exec_ns;
+    mine = Share();
+    soil(*pending.model);
 }
 
 void PaperMemory::sent(Flight& flight) {
@@ -77,9 +79,11 @@ void PaperMemory::sent(Flight& flight) {
         if (pending->deadline_ns < NEVER_NS) {  // what has no deadline never came to waits()
             Share& mine = share(*pending);
             sum += mine.exec_ns;
+            demand(*pending->model).weights_ns -= mine.weights_ns;
             mine = Share();
         }
     }
+    soil(*flight.residency->model);
 }
 
 void PaperMemory::ended(Flight& flight) {
@@ -143,8 +147,11 @@ void PaperMemory::look(Device& device) {
     }
     Worker& worker = *device.worker;
     while (worker.link_free_ns < now() + ahead_ns_) {
-        expire();
-        flush();
+        if (now() >= flush_ns_) {
+            expire();
+            flush();
+            flush_ns_ = now() + PAPER_FLUSH_NS;
+        }
         bool found = false;
         std::size_t seen = 0;
         for (auto place = needs_.begin(); place != needs_.end() && seen < PAPER_SCAN_MAX; ++place, ++seen) {
@@ -153,6 +160,7 @@ void PaperMemory::look(Device& device) {
             if (spec != nullptr && waiting(model) > 0 && load(device, model, *spec)) {
                 grown(allocated_, model.residencies.back()->slot) = 0;
                 soil(model);
+                flush_ns_ = 0;  // it needs another load less than before
                 found = true;
                 break;
             }

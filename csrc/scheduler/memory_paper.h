@@ -20,7 +20,8 @@
 // - After a failed load the model can be loaded again. (An assignment stood where a comparison was meant.)
 // - Models in flight are not evicted. (It evicted them; the action then failed.)
 // - Requests may have SLOs of their own: slo is the request's.
-// - Shares are computed when a load is chosen, not at each arrival; the sums are the same.
+// - Shares are computed when a load is chosen, at most every PAPER_FLUSH_NS, not at each arrival; the sums are the
+//   same.
 // - Its threads poll all devices in turn. Here a request calls one: the least loaded (O_g) of up to TARGET_SCAN_MAX
 //   whose link is free, and every device looks when something happens on it.
 // - Pages are chosen so that the load fits; the original counts them, its pages being all alike.
@@ -39,6 +40,9 @@ inline constexpr Ns PAPER_CAPACITY_NS = 100 * MS;
 inline constexpr Ns PAPER_WEIGHTS_SLO_NS = 25 * MS;
 inline constexpr Ns PAPER_DEVICE_LOAD_NS = MS;
 
+// Shares and needs are brought up to date no more often than this, but for models that no device has.
+inline constexpr Ns PAPER_FLUSH_NS = MS / 2;
+
 // Models that a device looks at, in the order of their need, for one that it does not hold.
 inline constexpr std::size_t PAPER_SCAN_MAX = 64;
 
@@ -47,7 +51,7 @@ public:
     PaperMemory(Queued& queued, const SchedulerOptions& options);
 
     void waits(Pending& pending) override;
-    void leaves(Pending& pending, bool is_sent) override;
+    void leaves(Pending& pending) override;
     void sent(Flight& flight) override;
     void ended(Flight& flight) override;
     void look(Device& device) override;
@@ -103,6 +107,7 @@ private:
     std::set<std::pair<double, std::uint32_t>> needs_;  // (-p_m, slot) of models with a need
     std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
     std::uint64_t number_ = 0;
+    Ns flush_ns_ = 0;  // no flush before
 };
 
 }  // namespace clockwork

@@ -172,6 +172,7 @@ public:
     Model* model;
     std::uint32_t shape;
     std::uint8_t level;
+    bool is_profiled = false;       // some kind of device has a curve for its shape, which it keeps
     bool ready = false;             // it wants a device now; free devices see it
     std::uint64_t rank = 0;         // while it is ready: the lower, the sooner
     Ns timer_ns = NEVER_NS;         // the timer that is set for it

@@ -39,7 +39,14 @@ void Queued::arrive(Pending& pending) {
     const Request& request = pending.request;
     Model& model = *pending.model;
     std::uint32_t shape = request.shape;
-    if (model.specs.front()->program->curve(shape) == nullptr && is_unseen(model, shape)) {
+    Queue& queue = queue_of(at(model), pending);
+    if (!queue.is_profiled) {
+        queue.is_profiled = std::any_of(model.specs.begin(), model.specs.end(), [shape](const KindSpec* spec) {
+            Curve* curve = spec->program->curve(shape);
+            return curve != nullptr && curve->is_profiled();
+        });
+    }
+    if (!queue.is_profiled && is_unseen(model, shape)) {
         remember_unseen(model, request);
         Ns least = NEVER_NS;
         for (const KindSpec* spec : model.specs) {
@@ -63,7 +70,7 @@ void Queued::arrive(Pending& pending) {
     } else if (admit(pending)) {
         open(pending);
         pending.key_ns = ++order_;
-        enqueue(pending);
+        enqueue(pending, queue);
     }
 }
 
@@ -71,29 +78,34 @@ bool Queued::replace(Pending& pending) {
     if (now_ >= pending.deadline_ns) {
         return false;
     }
-    enqueue(pending);
+    enqueue(pending, queue_of(at(*pending.model), pending));
     return true;
 }
 
 Queue& Queued::queue_of(ModelState& state, const Pending& pending) {
     std::uint32_t shape = pending.request.shape;
     std::uint8_t level = pending.request.priority;
+    if (state.last != nullptr && state.last_shape == shape && state.last_level == level) {
+        return *state.last;
+    }
+    state.last_shape = shape;
+    state.last_level = level;
     for (const auto& queue : state.queues) {
         if (queue->shape == shape && queue->level == level) {
+            state.last = queue.get();
             return *queue;
         }
     }
     if (state.queues.size() >= QUEUES_KEPT) {
         std::erase_if(state.queues, [](const auto& queue) { return queue->empty() && !queue->ready; });
     }
-    return *state.queues.emplace_back(std::make_unique<Queue>(pending.model, shape, level));
+    state.last = state.queues.emplace_back(std::make_unique<Queue>(pending.model, shape, level)).get();
+    return *state.last;
 }
 
-void Queued::enqueue(Pending& pending) {
-    ModelState& state = at(*pending.model);
-    Queue& queue = queue_of(state, pending);
+void Queued::enqueue(Pending& pending, Queue& queue) {
     queue.insert({pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone});
-    ++state.waiting;
+    ++at(*pending.model).waiting;
     memory_->waits(pending);
     if (!queue.ready || reviews_growth_ || queue.front().pending == &pending) {
         review(queue);
@@ -111,7 +123,7 @@ void Queued::unplan(Pending& pending) {
         return;  // it was being planned again
     }
     --state.waiting;
-    memory_->leaves(pending, false);
+    memory_->leaves(pending);
     if (!reviewing_) {
         review(queue);
     }
@@ -212,22 +224,28 @@ void Queued::call(Model& model) {
 // ----- devices ------------------------------------------------------------------------------------
 
 Queue* Queued::first_ready(Device& device, Residency*& residency) {
-    Model* best = nullptr;
-    std::uint64_t least = 0;
-    Bits::for_each_in_both(at(device).models, work_, [&](std::uint32_t slot) {
-        std::uint64_t rank = ranks_[slot];
-        if (best == nullptr || rank < least ||
-            (rank == least && states_[slot].best->front().order < at(*best).best->front().order)) {
-            Model* model = model_pool_.at(slot);
-            if (Residency* here = device.find(model); is_usable(here)) {
-                best = model;
+    // Residencies lie far apart in memory: that of the best is looked up alone, and it can nearly always be used.
+    for (bool looks = false;; looks = true) {
+        std::uint32_t best = UINT32_MAX;
+        std::uint64_t least = 0;
+        Bits::for_each_in_both(at(device).models, work_, [&](std::uint32_t slot) {
+            std::uint64_t rank = ranks_[slot];
+            bool is_better = best == UINT32_MAX || rank < least ||
+                             (rank == least && states_[slot].best->front().order < states_[best].best->front().order);
+            if (is_better && (!looks || is_usable(device.find(model_pool_.at(slot))))) {
+                best = slot;
                 least = rank;
-                residency = here;
             }
+            return true;
+        });
+        if (best == UINT32_MAX) {
+            return nullptr;
         }
-        return true;
-    });
-    return best != nullptr ? at(*best).best : nullptr;
+        residency = device.find(model_pool_.at(best));
+        if (is_usable(residency)) {
+            return states_[best].best;
+        }
+    }
 }
 
 std::uint32_t Queued::count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) {
@@ -327,7 +345,6 @@ void Queued::send(Device& device, const Choice& choice) {
     for (Pending* pending : batch->pendings) {
         batch->size += pending->size;
         batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
-        memory_->leaves(*pending, true);
     }
     batch->duration_ns = duration_ns(residency, queue.shape, batch->size);
     Flight* flight = send_batch(*batch);
@@ -466,7 +483,7 @@ void Queued::model_gone(Model& model) {
 
 void Queued::device_joined(Device& device) {
     if (device.slot >= devices_state_.size()) {
-        devices_state_.resize(device.slot + 1);
+        devices_state_.resize(device_pool_.slot_count());
     }
     at(device) = DeviceState();
     memory_->device_joined(device);
@@ -480,7 +497,13 @@ void Queued::device_left(Device& device) {
 
 void Queued::model_prepared(Model& model, Worker& worker) {
     (void)worker;
-    at(model);
+    if (model.slot >= states_.size()) {
+        states_.resize(model_pool_.slot_count());
+    }
+    if (ModelState& state = at(model); state.generation != model.generation) {  // the slot had another model before
+        state = ModelState();
+        state.generation = model.generation;
+    }
     memory_->renew(model);
 }
 
@@ -508,9 +531,6 @@ void Queued::strand(Model& model) {
 
 void Queued::collect_waiting(std::vector<const Pending*>& found) const {
     for (const Model* model : models_) {
-        if (model->slot >= states_.size() || states_[model->slot].generation != model->generation) {
-            continue;
-        }
         for (const auto& queue : states_[model->slot].queues) {
             for (std::uint32_t place = 0; place < queue->size(); ++place) {
                 found.push_back((*queue)[place].pending);
@@ -522,9 +542,6 @@ void Queued::collect_waiting(std::vector<const Pending*>& found) const {
 void Queued::check_invariants() const {
     Idle::check_invariants();
     for (const Model* model : models_) {
-        if (model->slot >= states_.size() || states_[model->slot].generation != model->generation) {
-            continue;
-        }
         const ModelState& state = states_[model->slot];
         std::uint32_t waiting = 0;
         bool ready = false;

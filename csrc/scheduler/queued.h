@@ -7,7 +7,6 @@
 // for among devices or models is looked for in bit sets. Which models are on which device is Memory's (memory.h).
 #pragma once
 
-#include <deque>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -51,11 +50,14 @@ protected:
 
     // What is known of a model beside its record.
     struct ModelState {
+        Queue* last = nullptr;         // the queue that was asked for last
+        std::uint32_t last_shape = 0;  // it is of
+        std::uint8_t last_level = 0;
+        std::uint32_t waiting = 0;     // requests in its queues
+        std::uint32_t generation = 0;  // of the model
+        Queue* best = nullptr;         // of its ready queues, the first by (level, rank, order)
         std::vector<std::unique_ptr<Queue>> queues;
-        Queue* best = nullptr;      // of its ready queues, the first by (level, rank, order)
-        Bits homes;                 // slots of the devices on which it is resident
-        std::uint32_t waiting = 0;  // requests in its queues
-        std::uint32_t generation = 0;
+        Bits homes;                    // slots of the devices on which it is resident
     };
 
     // ----- what a policy brings ----------------------------------------------------------------
@@ -150,7 +152,7 @@ protected:
     }
     // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
     static std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max);
-    // Answers a waiting request as missed.
+    // Answers a waiting request as missed. What is behind it may become hopeless too: look at the queue anew.
     void drop(Queue& queue, const Waiting& one);
     // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
     void review(Queue& queue);
@@ -158,17 +160,7 @@ protected:
     // A rank as one number: the level first, then the time, which may lie somewhat before zero.
     static std::uint64_t packed_rank(std::uint8_t level, Ns rank_ns);
 
-    ModelState& at(const Model& model) {
-        if (model.slot >= states_.size()) {
-            states_.resize(model.slot + 1);
-        }
-        ModelState& state = states_[model.slot];
-        if (state.generation != model.generation) {  // the slot had another model before
-            state = ModelState();
-            state.generation = model.generation;
-        }
-        return state;
-    }
+    ModelState& at(const Model& model) { return states_[model.slot]; }
     static bool is_usable(const Residency* residency) {
         return residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed;
     }
@@ -213,7 +205,7 @@ private:
 
     DeviceState& at(const Device& device) { return devices_state_[device.slot]; }
     Queue& queue_of(ModelState& state, const Pending& pending);
-    void enqueue(Pending& pending);
+    void enqueue(Pending& pending, Queue& queue);
     void publish(ModelState& state, const Model& model);
     void call(Model& model);
     bool feed(Device& device);
@@ -222,8 +214,8 @@ private:
     bool serve_background(Device& device, bool aged);
     void send_background(Device& device, Residency& residency);
 
-    std::deque<ModelState> states_;          // by the model's slot
-    std::deque<DeviceState> devices_state_;  // by the device's
+    std::vector<ModelState> states_;          // by the model's slot; grows with model_prepared() alone
+    std::vector<DeviceState> devices_state_;  // by the device's
     std::vector<std::uint64_t> ranks_;       // by the model's slot: of the best ready queue
     Bits work_;                              // models with a ready queue
     Bits hungry_;                            // devices that could take work

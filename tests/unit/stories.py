@@ -1,0 +1,150 @@
+"""A scheduler of any policy, and a hand that plays everything else: for stories of events and exact orders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from clockwork.messages import NEVER_NS, Status
+from clockwork.scheduler import make_scheduler
+from clockwork.scheduler.types import (
+    ActionDone,
+    AnswerFailed,
+    AnswerOk,
+    Arrived,
+    LinkMeasured,
+    ModelReady,
+    ModelSpec,
+    ProfilePoint,
+    Request,
+    SendInfer,
+    SendLoad,
+    SendUnload,
+    Tick,
+    Wake,
+    WorkerJoined,
+)
+
+MS = 1_000_000
+SHAPE = ((3, 8, 8),)
+LINK = 100_000
+
+
+def spec(
+    model_id: int,
+    exec_ms: float = 5,
+    batch_max: int = 1,
+    row_ms: float = 1,
+    runs: tuple[int, ...] = (2,),
+    load_ms: float = 4,
+) -> ModelSpec:
+    """A batch of b takes exec_ms + row_ms * (b - 1)."""
+    points = [ProfilePoint(SHAPE, b, int((exec_ms + row_ms * (b - 1)) * MS)) for b in sorted({1, batch_max})]
+    return ModelSpec(
+        model_id, f"m{model_id}", 1, f"p{model_id}", batch_max > 1, batch_max, 0, runs, int(load_ms * MS), points
+    )  # fmt: skip
+
+
+class Story:
+    """Workers of `devices` devices each; resident: every model is on the first device at 1 s, where stories begin."""
+
+    def __init__(
+        self,
+        policy: str,
+        *specs: ModelSpec,
+        pages: int = 4,
+        workers: int = 1,
+        devices: int = 1,
+        resident: bool = True,
+        memory: str = "",
+        run_ahead: int = 2,
+        options: Mapping[str, float] | None = None,
+    ) -> None:
+        self.scheduler = make_scheduler(policy, memory, options)
+        self.now = 0
+        self.wake = NEVER_NS
+        self.ids = 0
+        for worker in range(1, workers + 1):
+            self(WorkerJoined(0, worker, (("cpu", 1 << 20, pages, run_ahead),) * devices))
+            self(LinkMeasured(0, worker, LINK, LINK))
+            for one in specs if worker == 1 else ():
+                self(ModelReady(0, worker, one))
+        if resident:
+            for one in specs:
+                _, [load] = self.request(one.model_id, 0)
+                [send] = self.done(load, 4)
+                self.done(send, one.profile[0].exec_ns / MS)
+        for worker in range(2, workers + 1):
+            for one in specs:
+                self(ModelReady(0, worker, one))
+        self.at(0)
+
+    def __call__(self, event: Any) -> list[Any]:
+        commands = self.scheduler.step(event)
+        self.scheduler.check_invariants()
+        for command in commands:
+            if isinstance(command, Wake):
+                self.wake = command.at_ns
+        return [command for command in commands if not isinstance(command, Wake)]
+
+    def at(self, ms: float) -> Story:
+        """Let it be so many milliseconds after the beginning (1 s)."""
+        self.now = 1000 * MS + round(ms * MS)
+        return self
+
+    def request(
+        self, model: int = 1, slo_ms: float = 100, priority: int = 4, rows: int = 1, shape: Any = SHAPE
+    ) -> tuple[int, list[Any]]:
+        self.ids += 1
+        deadline = self.now + round(slo_ms * MS) if slo_ms else NEVER_NS
+        return self.ids, self(
+            Arrived(self.now, Request(self.ids, model, rows, shape, 10, self.now, deadline, priority))
+        )
+
+    def ask(self, *models: int, slo_ms: float = 100, priority: int = 4) -> list[int]:
+        """Requests of which none makes the scheduler order anything."""
+        asked = []
+        for model in models:
+            request, commands = self.request(model, slo_ms, priority)
+            assert commands == []
+            asked.append(request)
+        return asked
+
+    def done(self, sent: Any, took_ms: float = 5, status: Status = Status.OK, text: str = "") -> list[Any]:
+        """The action ended now."""
+        took = round(took_ms * MS)
+        return self(
+            ActionDone(self.now, sent.worker, sent.action_id, status, text, self.now - took, self.now, took)
+        )
+
+    def tick(self) -> list[Any]:
+        return self(Tick(self.now))
+
+    def until(self, ms: float) -> list[tuple[float, Any]]:
+        """Every order that timers bring about until then, with its time in ms."""
+        end = 1000 * MS + round(ms * MS)
+        orders = []
+        while self.wake <= end:
+            self.now, self.wake = max(self.now, self.wake), NEVER_NS
+            orders += [((self.now - 1000 * MS) / MS, one) for one in self.tick()]
+        self.now = end
+        return orders
+
+
+def told(commands: list[Any]) -> list[Any]:
+    """Orders in short: ("infer", model, requests), ("load" or "unload", model), ("ok" or a status, request)."""
+    short: list[Any] = []
+    for one in commands:
+        if isinstance(one, SendInfer):
+            short.append(("infer", one.model_id, one.requests))
+        elif isinstance(one, SendLoad):
+            short.append(("load", one.model_id))
+        elif isinstance(one, SendUnload):
+            short.append(("unload", one.model_id))
+        elif isinstance(one, AnswerOk):
+            short.append(("ok", one.request_id))
+        elif isinstance(one, AnswerFailed):
+            short.append((one.status.name.lower(), one.request_id))
+        else:
+            short.append(one)
+    return short

@@ -1,0 +1,151 @@
+"""Which models are loaded where and when, and which go for it, as stories; under a policy that does not interfere."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork.messages import Status
+from clockwork.scheduler.types import ModelReady, ModelSpec, SendInfer, SendLoad, SendUnload
+from tests.unit.stories import MS, Story, spec, told
+
+BOTH = pytest.mark.parametrize("memory", ["adaptive", "paper"])
+
+
+def story_of(memory: str, *specs: ModelSpec, **more: int) -> Story:
+    return Story("fifo", *specs, memory=memory, options={"schedule_ahead_ms": 0}, **more)  # type: ignore[arg-type]
+
+
+def serve(story: Story, ms: float, model: int) -> None:
+    """A request for a model that is there, from arrival to answer."""
+    _, [send] = story.at(ms).request(model)
+    assert isinstance(send, SendInfer)
+    story.at(ms + 5.2).done(send)
+
+
+@BOTH
+def test_a_request_for_a_cold_model_loads_it_and_waits(memory: str) -> None:
+    story = story_of(memory, spec(1), resident=False)
+    one, [load] = story.request(1)
+    assert told([load]) == [("load", 1)]
+    [send] = story.at(4.3).done(load, 4)
+    assert send.requests == (one,)
+    [answer] = story.at(9.6).done(send)
+    assert answer.load_ns == 4 * MS
+
+
+@BOTH
+def test_one_load_serves_all_who_wait_for_it(memory: str) -> None:
+    story = story_of(memory, spec(1, batch_max=4), resident=False, devices=2)
+    one, [load] = story.request(1)
+    others = story.ask(1, 1)
+    [send] = story.at(4.3).done(load, 4)
+    assert send.requests == (one, *others)
+
+
+@BOTH
+def test_a_load_that_failed_is_tried_again_and_then_answered(memory: str) -> None:
+    story = story_of(memory, spec(1), resident=False)
+    one, [load] = story.request(1)
+    for _ in range(2):
+        [load] = story.done(load, 0, Status.DEVICE_ERROR, "no")
+        assert told([load]) == [("load", 1)]
+    assert told(story.done(load, 0, Status.DEVICE_ERROR, "no")) == [("unavailable", one)]
+
+
+@BOTH
+def test_what_is_in_flight_or_being_loaded_is_not_evicted(memory: str) -> None:
+    story = story_of(memory, spec(1), pages=4)
+    for model in (2, 3):
+        story(ModelReady(story.now, 1, spec(model)))
+    _, [send] = story.request(1)
+    _, [load] = story.request(2)
+    assert story.request(3)[1] == []
+    commands = story.at(5.2).done(send)
+    assert told(commands)[1:] == [("unload", 1), ("load", 3)]
+    assert load.model_id == 2
+
+
+@BOTH
+def test_a_load_whose_requests_are_gone_is_not_sent(memory: str) -> None:
+    story = story_of(memory, spec(1), spec(2), pages=4, run_ahead=1)
+    story(ModelReady(story.now, 1, spec(3, load_ms=30)))
+    story(ModelReady(story.now, 1, spec(4)))
+    story.request(1)
+    _, [unload, load] = story.request(3, 60)
+    assert told([unload, load]) == [("unload", 2), ("load", 3)]
+    [late] = story.ask(4, slo_ms=20)
+    assert told([order for _, order in story.until(28)])[:1] == [("deadline_missed", late)]
+    commands = story.at(30.2).done(load, 30)
+    assert [one for one in commands if isinstance(one, SendLoad | SendUnload)] == []
+
+
+def test_paper_evicts_the_least_recently_used_of_those_nobody_waits_for() -> None:
+    story = story_of("paper", spec(1), spec(2), spec(3), pages=6)
+    for ms, model in ((0, 3), (10, 1), (20, 2)):
+        serve(story, ms, model)
+    story(ModelReady(story.now, 1, spec(4)))
+    assert told(story.at(30).request(4)[1]) == [("unload", 3), ("load", 4)]
+
+
+def test_adaptive_evicts_the_least_asked_for_even_if_it_was_used_last() -> None:
+    story = story_of("adaptive", spec(1), spec(2), spec(3), pages=6)
+    for turn in range(10):
+        serve(story, 20 * turn, 1 + turn % 2)
+    serve(story, 300, 3)
+    story(ModelReady(story.now, 1, spec(4)))
+    assert told(story.at(400).request(4)[1]) == [("unload", 3), ("load", 4)]
+
+
+def test_adaptive_counts_what_a_model_costs_per_page() -> None:
+    story = story_of("adaptive", spec(1, runs=(1,), load_ms=2), spec(2, runs=(3,), load_ms=2), pages=4)
+    for turn in range(6):
+        serve(story, 20 * turn, 1 + turn % 2)
+    story(ModelReady(story.now, 1, spec(3, runs=(1,))))
+    assert told(story.at(400).request(3)[1]) == [("unload", 2), ("load", 3)]
+
+
+def test_adaptive_does_not_give_up_a_busy_model_for_a_request_that_comes_once() -> None:
+    """Rate times reload: 400 a second would have to wait for 50 ms each time."""
+    story = story_of("adaptive", spec(1, exec_ms=1, load_ms=50), pages=2)
+    for turn in range(4000):
+        _, [send] = story.at(2.5 * turn).request(1)
+        story.at(2.5 * turn + 1.3).done(send, 1)
+    story(ModelReady(story.now, 1, spec(2)))
+    asked, commands = story.at(10_001).request(2, 20)
+    assert commands == []
+    assert told([order for _, order in story.until(10_030)])[:1] == [("deadline_missed", asked)]
+
+
+def test_adaptive_replicates_a_model_whose_requests_wait_too_long_onto_an_idle_device() -> None:
+    """A request that was sent after more than half of its time is the sign."""
+    story = story_of("adaptive", spec(1, exec_ms=20, load_ms=4), devices=2, pages=2)
+    _, [send] = story.request(1, 100)
+    waiting = story.ask(1, 1, 1, 1, slo_ms=100)
+    for turn in (1, 2):
+        _, send = story.at(20.2 * turn).done(send, 20)
+    commands = story.at(60.6).done(send, 20)
+    assert told(commands)[1:] == [("infer", 1, (waiting[2],)), ("load", 1)]
+    assert commands[-1].device == 1
+    [send] = story.at(65).done(commands[-1], 4)
+    assert (send.device, send.requests) == (1, (waiting[3],))
+
+
+def test_the_link_of_a_worker_has_run_ahead_loads_at_once() -> None:
+    story = story_of("adaptive", *(spec(model) for model in range(1, 5)), devices=2, pages=8, resident=False)
+    sent = [told(story.request(model)[1]) for model in range(1, 5)]
+    assert sent == [[("load", 1)], [("load", 2)], [], []]
+
+
+def test_paper_loads_where_the_link_is_free_within_schedule_ahead() -> None:
+    story = story_of("paper", *(spec(model) for model in range(1, 5)), devices=2, pages=8, resident=False)
+    sent = [told(story.request(model)[1]) for model in range(1, 5)]
+    assert sent == [[("load", 1)], [("load", 2)], [], []]
+
+
+def test_paper_stops_loading_a_model_whose_devices_suffice() -> None:
+    """The original never stopped: it compared a pointer with zero."""
+    story = story_of("paper", spec(1), workers=3, pages=2)
+    for turn in range(20):
+        _, [send] = story.at(10 * turn).request(1)
+        assert isinstance(send, SendInfer)
+        assert len(story.at(10 * turn + 5.2).done(send)) == 1

@@ -7,11 +7,26 @@ namespace clockwork {
 
 namespace {
 
-// Beyond this exponent the growing weight starts anew at 1.
-constexpr double WEIGHT_EXPONENT_MAX = 40;
+// Weights double with every half-life. After so many, all begin anew at 1.
+constexpr Ns DOUBLINGS_MAX = 64;
 
 // A model's ideal cost is looked up anew after so many arrivals: its estimates and SLOs drift slowly.
 constexpr std::uint32_t IDEAL_EVERY = 16;
+
+// A past shorter than so many half-lives is taken for this long: the first requests are no flood.
+constexpr double MEMORY_MIN = 0.05;
+
+struct Growth {
+    double weight;
+    double integral;  // of all weights until then, in half-lives
+};
+
+// Between half-lives weights grow in a straight line: exp() is not the same to the last bit everywhere.
+Growth growth(Ns past) {
+    auto doublings = static_cast<int>(past / NEED_HALF_LIFE_NS);
+    double rest = static_cast<double>(past % NEED_HALF_LIFE_NS) / NEED_HALF_LIFE_NS;
+    return {std::ldexp(1 + rest, doublings), std::ldexp(1.5 + rest + rest * rest / 2, doublings)};
+}
 
 }  // namespace
 
@@ -44,59 +59,87 @@ Adaptive::Traffic& Adaptive::traffic(const Model& model) {
     return found;
 }
 
-double Adaptive::weight() {
+// Brings weight_ and memory_ns_ up to now.
+void Adaptive::keep_time() {
+    if (kept_ns_ == now_) {
+        return;
+    }
+    kept_ns_ = now_;
     if (begin_ns_ < 0) {
         begin_ns_ = origin_ns_ = now_;
+        before_ = growth(0).integral;
     }
-    double exponent = static_cast<double>(now_ - origin_ns_) / NEED_TAU_NS;
-    if (exponent > WEIGHT_EXPONENT_MAX) {
-        double shrunk = std::exp(-exponent);
-        cost_sum_ = square_sum_ = 0;
+    Ns doublings = (now_ - origin_ns_) / NEED_HALF_LIFE_NS;
+    if (doublings > DOUBLINGS_MAX) {
+        auto shrink = [doublings](double& one) { one = std::ldexp(one, -static_cast<int>(doublings)); };
         for (Traffic& one : traffic_) {
-            one.cost *= shrunk;
-            one.rows *= shrunk;
-            cost_sum_ += one.cost;
-            square_sum_ += one.cost * one.cost;
+            shrink(one.cost);
+            shrink(one.rows);
         }
-        origin_ns_ = now_;
-        return 1;
+        shrink(cost_sum_);
+        shrink(square_sum_);
+        shrink(square_sum_);
+        shrink(before_);
+        origin_ns_ += doublings * NEED_HALF_LIFE_NS;
     }
-    return std::exp(exponent);
-}
-
-// The time constant, or less while there is less of a past than that.
-double Adaptive::memory_ns() const {
-    double past = static_cast<double>(now_ - begin_ns_) / NEED_TAU_NS;
-    return NEED_TAU_NS * std::max(1 - std::exp(-past), 0.01);
+    Growth grown = growth(now_ - origin_ns_);
+    weight_ = grown.weight;
+    double memory = (grown.integral - before_) / grown.weight;
+    memory_ns_ = std::max(memory, MEMORY_MIN) * NEED_HALF_LIFE_NS;
 }
 
 KindSpec* Adaptive::spec_of(const Model& model) {
     return model.residencies.empty() ? model.specs.front() : model.residencies.front()->spec;
 }
 
+Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
+    Curve* curve = spec.program->curve(shape);
+    if (curve == nullptr) {
+        return spec.alone_ns(shape, rows);
+    }
+    double margin = spec.kind < margins_.size() ? margins_[spec.kind] : MARGIN_FIRST;
+    Ns expected = curve->exec_ns(rows);
+    return expected + static_cast<Ns>(static_cast<double>(expected) * margin) + MARGIN_FIXED_NS;
+}
+
+void Adaptive::executed(const Flight& flight, Ns took_ns) {
+    std::uint32_t kind = flight.residency->spec->kind;
+    if (flight.kind != FlightKind::INFER || flight.batch->curve == nullptr || flight.expected_ns <= 0) {
+        return;
+    }
+    if (kind >= margins_.size()) {
+        margins_.resize(kind + 1, MARGIN_FIRST);
+    }
+    double over = static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns);
+    double step = over > margins_[kind] ? MARGIN_STEP * MARGIN_KEPT : -MARGIN_STEP * (1 - MARGIN_KEPT);
+    margins_[kind] = std::clamp(margins_[kind] + step, 0.0, MARGIN_SHARE_MAX);
+}
+
 // The longest batch of at most rows_max that is done within time_ns; 0 if not even one row is.
-std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max) {
-    if (spec.alone_ns(shape, rows_max) <= time_ns) {
+std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns,
+                                    std::uint32_t rows_max) const {
+    if (takes_ns(spec, shape, rows_max) <= time_ns) {
         return rows_max;
     }
     std::uint32_t low = 0, high = rows_max;  // low is in time, high is not
     while (high - low > 1) {
         std::uint32_t middle = low + (high - low) / 2;
-        (spec.alone_ns(shape, middle) <= time_ns ? low : high) = middle;
+        (takes_ns(spec, shape, middle) <= time_ns ? low : high) = middle;
     }
     return low;
 }
 
-double Adaptive::find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns) {
+double Adaptive::find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns) const {
     std::uint32_t most = std::max(rows_within(spec, shape, static_cast<Ns>(slack_ns), spec.batch_max), 1u);
-    double least = static_cast<double>(spec.alone_ns(shape, most)) / most;
+    double least = static_cast<double>(takes_ns(spec, shape, most)) / most;
     for (std::uint32_t rows = 1; rows < most; rows *= 2) {
-        least = std::min(least, static_cast<double>(spec.alone_ns(shape, rows)) / rows);
+        least = std::min(least, static_cast<double>(takes_ns(spec, shape, rows)) / rows);
     }
     return least;
 }
 
 bool Adaptive::admit(Pending& pending) {
+    keep_time();
     Model& model = *pending.model;
     const Request& request = pending.request;
     KindSpec& spec = *spec_of(model);
@@ -106,14 +149,13 @@ bool Adaptive::admit(Pending& pending) {
     if (there.arrivals++ % IDEAL_EVERY == 0) {
         there.ideal_ns = find_ideal_ns(spec, request.shape, there.slack_ns);
     }
-    double now_weight = weight();
-    double cost = there.ideal_ns * pending.size * now_weight;
+    double cost = there.ideal_ns * pending.size * weight_;
     cost_sum_ += cost;
     square_sum_ += (2 * there.cost + cost) * cost;
     there.cost += cost;
-    there.rows += pending.size * now_weight;
+    there.rows += pending.size * weight_;
 
-    Ns alone = spec.alone_ns(request.shape, pending.size);
+    Ns alone = takes_ns(spec, request.shape, pending.size);
     const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
     Ns link = worker != nullptr ? worker->there_ns + worker->back_ns : 0;
     Ns slo = pending.deadline_ns - request.arrived_ns;
@@ -144,10 +186,10 @@ double Adaptive::crowd() const {
 // The level at which all models together have what there is: those that want less have that, the others the level.
 void Adaptive::share_out() {
     share_ = 0;
-    double unit = 1 / weight() / memory_ns(), total = 0;
+    double total = 0;
     wanted_.clear();
     for (const Traffic& one : traffic_) {
-        double devices = one.rows * unit * one.ideal_ns;
+        double devices = rate(one.rows) * one.ideal_ns;
         total += devices;
         if (devices > 0) {
             wanted_.push_back(devices);
@@ -170,14 +212,14 @@ void Adaptive::share_out() {
 }
 
 bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& known, Ns link_ns) {
-    double wanted = known.rows / weight() / memory_ns() * known.ideal_ns;
+    double wanted = rate(known.rows) * known.ideal_ns;
     if (wanted <= share_) {
         return false;
     }
     double wait = at(*pending.model).waiting * known.ideal_ns / share_;
     double slack = static_cast<double>(pending.deadline_ns - now_ - link_ns);
-    double room = refuse_wait_ * (slack - static_cast<double>(spec.alone_ns(pending.request.shape, 1)));
-    if (wait <= std::max(room, static_cast<double>(spec.alone_ns(pending.request.shape, pending.size)))) {
+    double room = refuse_wait_ * (slack - static_cast<double>(takes_ns(spec, pending.request.shape, 1)));
+    if (wait <= std::max(room, static_cast<double>(takes_ns(spec, pending.request.shape, pending.size)))) {
         return false;
     }
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
@@ -185,13 +227,6 @@ bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& 
     refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + after, slo), slo + after,
            std::max<Ns>(after, 1));
     return true;
-}
-
-double Adaptive::need() {
-    if (devices_.empty() || begin_ns_ < 0) {
-        return 0;
-    }
-    return cost_sum_ / weight() / memory_ns() / static_cast<double>(devices_.size());
 }
 
 double Adaptive::hold_share() const {
@@ -208,14 +243,15 @@ Ns Adaptive::rank_ns(const Queue& queue) { return queue.front().deadline_ns; }
 Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& one) {
     const Model& model = *queue.model;
     if (model.residencies.empty()) {
-        return one.deadline_ns - model.specs.front()->alone_ns(queue.shape, 1) + 1;
+        return one.deadline_ns - takes_ns(*model.specs.front(), queue.shape, 1) + 1;
     }
     const Residency& there = *model.residencies.front();
     const Worker& worker = *there.device->worker;
-    return one.deadline_ns - worker.there_ns - worker.back_ns - there.spec->alone_ns(queue.shape, 1) + 1;
+    return one.deadline_ns - worker.there_ns - worker.back_ns - takes_ns(*there.spec, queue.shape, 1) + 1;
 }
 
 Ns Adaptive::ready_ns(Queue& queue) {
+    keep_time();
     const Waiting& front = queue.front();
     const Model& model = *queue.model;
     if (!holds_ || front.alone || model.residencies.empty()) {
@@ -228,7 +264,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
         return 0;
     }
     const Traffic& known = traffic(model);
-    double cost = static_cast<double>(spec.alone_ns(queue.shape, rows)) / rows;
+    double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
     double share = hold_share();
     if (share <= 0 || (!saves_devices_ && cost * hold_need_ * need() <= known.ideal_ns)) {
         return 0;
@@ -237,12 +273,12 @@ Ns Adaptive::ready_ns(Queue& queue) {
     Ns link = worker.there_ns + worker.back_ns;
     Ns arrived = front.pending->request.arrived_ns;
     Ns hold = static_cast<Ns>(share * static_cast<double>(front.deadline_ns - arrived - link -
-                                                          spec.alone_ns(queue.shape, front.size)));
-    double expected = known.rows / weight() / memory_ns() * static_cast<double>(hold);
+                                                          takes_ns(spec, queue.shape, front.size)));
+    double expected = rate(known.rows) * static_cast<double>(hold);
     if (expected < HOLD_GAIN_MIN) {
         return 0;
     }
-    Ns last = front.deadline_ns - link - spec.alone_ns(queue.shape, rows + 1);
+    Ns last = front.deadline_ns - link - takes_ns(spec, queue.shape, rows + 1);
     return std::min(arrived + hold, last);
 }
 
@@ -264,7 +300,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     Ns until = free_ns + residency.device->worker->back_ns;  // a batch of deadline d may take d - until
     std::uint32_t size = queue.size(), first = 0;
     while (first < size &&
-           queue[first].deadline_ns - until < spec.alone_ns(queue.shape, std::min(queue[first].size, spec.batch_max))) {
+           queue[first].deadline_ns - until < takes_ns(spec, queue.shape, std::min(queue[first].size, spec.batch_max))) {
         ++first;
     }
     if (first == size) {
@@ -280,12 +316,12 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     std::uint32_t rows = rows_from(first), given_up = 0;
     if (sacrifices_ && queue.is_plain() && rows < std::min(size - first, spec.batch_max)) {
         double limit = traffic(*queue.model).ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
-        double cost = static_cast<double>(spec.alone_ns(queue.shape, rows)) / rows;
+        double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
             std::uint32_t last = std::min(size - first, SACRIFICE_MAX);
             for (std::uint32_t skip = 1; skip < last && cost > limit; ++skip) {
                 std::uint32_t more = rows_from(first + skip);
-                double cheaper = static_cast<double>(spec.alone_ns(queue.shape, more)) / more;
+                double cheaper = static_cast<double>(takes_ns(spec, queue.shape, more)) / more;
                 if (cheaper < cost) {
                     cost = cheaper;
                     rows = more;
@@ -309,15 +345,23 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
             batch_rows += queue[first + place].size;
         }
     }
-    found.duration_ns = spec.alone_ns(queue.shape, batch_rows);
+    found.duration_ns = takes_ns(spec, queue.shape, batch_rows);
     found.start_ns = queue[first + given_up].deadline_ns - residency.device->worker->back_ns - found.duration_ns;
     return true;
 }
 
 Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
+    keep_time();
     candidates_.clear();
     Candidate best{};
     for_each_ready(device, [&](Queue& queue, Residency& residency) {
+        // The earliest that it could have to start; most need no closer look.
+        const KindSpec& spec = *residency.spec;
+        Ns longest = takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
+        Ns earliest = queue.front().deadline_ns - device.worker->back_ns - longest;
+        if (best.queue != nullptr && queue.level >= best.queue->level && earliest >= best.start_ns) {
+            return;
+        }
         Candidate one{};
         if (consider(queue, residency, free_ns, one)) {
             candidates_.push_back(one);

@@ -39,10 +39,18 @@
 namespace clockwork {
 
 // How far ahead of a device's becoming free its next batch is sent, beyond the delay of the link.
-inline constexpr Ns ADAPTIVE_AHEAD_NS = 500'000;
+inline constexpr Ns ADAPTIVE_AHEAD_NS = 100'000;
 
-// What arrived is forgotten with this time constant.
-inline constexpr Ns NEED_TAU_NS = 2 * SECOND;
+// Of what arrived, half is forgotten in this.
+inline constexpr Ns NEED_HALF_LIFE_NS = 1'400 * MS;
+
+// An execution is planned with the share on top of its estimate that MARGIN_KEPT of the executions on such a device
+// do not need (it is learnt, from MARGIN_FIRST on, by steps of MARGIN_STEP), and with a fixed time.
+inline constexpr double MARGIN_KEPT = 0.99;
+inline constexpr double MARGIN_FIRST = 0.01;
+inline constexpr double MARGIN_STEP = 0.002;
+inline constexpr double MARGIN_SHARE_MAX = 0.25;
+inline constexpr Ns MARGIN_FIXED_NS = 20'000;
 
 // A queue is held while its batch costs more than 1 / (HOLD_NEED * need) of its ideal.
 inline constexpr double HOLD_NEED = 1.3;
@@ -86,6 +94,10 @@ protected:
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
     bool admit(Pending& pending) override;
+    Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) override {
+        return takes_ns(*residency.spec, shape, rows);
+    }
+    void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;
 
 private:
@@ -110,16 +122,20 @@ private:
     };
 
     static KindSpec* spec_of(const Model& model);
-    static std::uint32_t rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max);
-    static double find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns);
+    // What a batch is counted with; the bound for a shape never measured, 0 if there is none.
+    Ns takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const;
+    std::uint32_t rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max) const;
+    double find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns) const;
     // Models that matter, for each device.
     double crowd() const;
     void share_out();
     bool turn_away(Pending& pending, const KindSpec& spec, const Traffic& known, Ns link_ns);
     Traffic& traffic(const Model& model);
-    double weight();
-    double memory_ns() const;
-    double need();
+    void keep_time();
+    // Of a sum of weighted things: how much of it there was per nanosecond.
+    double rate(double sum) const { return sum / (weight_ * memory_ns_); }
+    // The share of their ideal at which the devices have to run; above 1 they cannot.
+    double need() const { return devices_.empty() ? 0 : rate(cost_sum_) / static_cast<double>(devices_.size()); }
     double hold_share() const;
     bool has_other_device(const Model& model);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
@@ -138,11 +154,16 @@ private:
     std::vector<Traffic> traffic_;  // by the model's slot
     double cost_sum_ = 0;           // of all models
     double square_sum_ = 0;         // of each model's, squared
+    Ns begin_ns_ = -1;              // the first arrival
+    Ns origin_ns_ = 0;              // when the weight was 1
+    Ns kept_ns_ = -1;               // of when these are:
+    double weight_ = 1;             // of what arrives
+    double memory_ns_ = 1;          // how long a past the sums stand for
+    double before_ = 0;             // what they would hold from before the beginning, of a steady stream
+    std::vector<double> margins_;   // by the device's kind
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;            // when to compute it anew
     std::vector<double> wanted_;    // for that: what each model asks for, in devices
-    Ns begin_ns_ = -1;              // the first arrival
-    Ns origin_ns_ = -1;             // when the weight was 1
     std::vector<Candidate> candidates_;
     std::vector<Waiting> victims_;
 };

@@ -411,6 +411,7 @@ void Service::action_done(Ns now, const ActionResult& result) {
     Model& model = *residency.model;
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
+        executed(*flight, took);
         ProgramEstimates& program = *residency.spec->program;
         std::uint32_t forgotten = UINT32_MAX;
         bool changed = program.measure(batch.shape, batch.size, took, &forgotten);

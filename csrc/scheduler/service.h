@@ -56,6 +56,11 @@ protected:
         (void)program;
         (void)shape;
     }
+    // A batch was executed in took_ns.
+    virtual void executed(const Flight& flight, Ns took_ns) {
+        (void)flight;
+        (void)took_ns;
+    }
     // A model can no longer be served by a worker that left or leaves: answer whoever waits for it in vain.
     virtual void strand(Model& model);
     virtual void device_joined(Device& device) { (void)device; }

@@ -19,11 +19,13 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 
 ACTIONS = ["csrc/worker/actions.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *SCHEDULER]
+EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
 HEADERS = glob("csrc/**/*.h", recursive=True)
 
 
 SHARED = {
     "clockwork.scheduler._core": SCHEDULER,
+    "clockwork.controller._exchange": EXCHANGE,
     "clockwork.worker._actions": ACTIONS,
     "clockwork.sim._world": WORLD,
     "clockwork.sim._bounds": [],
@@ -51,7 +53,7 @@ class BuildExtensions(build_ext):
                 [source], output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=[*CORE, "-MMD"]
             )
 
-        stale = sorted(source for source in {*WORLD, *SCHEDULER} if is_stale(source))
+        stale = sorted(source for source in {*WORLD, *SCHEDULER, *EXCHANGE} if is_stale(source))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(compile_one, stale))
         for one in self.extensions:
@@ -63,7 +65,14 @@ class BuildExtensions(build_ext):
 
 extensions: list[Extension] = [
     Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2"]),
-    Extension("clockwork._zmq", ["clockwork/_zmq.pyx"], extra_compile_args=["-O2"], libraries=["dl"]),
+    Extension(
+        "clockwork._zmq",
+        ["clockwork/_zmq.pyx"],
+        include_dirs=["csrc"],
+        extra_compile_args=["-O2"],
+        libraries=["dl"],
+        depends=["csrc/zmq_api.h"],
+    ),
     *(
         Extension(
             f"clockwork.device.{name}",

@@ -34,6 +34,7 @@ class Cluster:
 
     worker_arguments: further flags of every worker, such as ("--arena", "512M"); controller_arguments likewise.
     controller: what the interpreter runs as the controller, up to its flags.
+    directory: the checkout whose controller it is; None for this one.
     data: where models are kept; without it, a temporary directory that is removed at the end.
     """
 
@@ -44,12 +45,14 @@ class Cluster:
         data: Path | None = None,
         controller_arguments: Sequence[str] = (),
         controller: Sequence[str] = ("-m", "clockwork", "controller"),
+        directory: str | None = None,
     ) -> None:
         self._kept = data is not None
         self.data = data if data is not None else Path(tempfile.mkdtemp(prefix="clockwork-bench-"))
         self._worker_arguments = ["--arena", ARENA, *worker_arguments]
         self._controller_arguments = list(controller_arguments)
         self._controller_command = list(controller)
+        self._directory = directory
         self.controller: subprocess.Popen[bytes]
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
@@ -142,12 +145,15 @@ class Cluster:
         log = (self.data / f"{name}.log").open("ab")
         self._logs.append(log)
         command = self._controller_command if name == "controller" else ["-m", "clockwork", "worker"]
+        elsewhere = self._directory if name == "controller" else None
         return subprocess.Popen(
             [sys.executable, *command, *arguments, "--parent", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
+            cwd=elsewhere,
+            env={**os.environ, **({"PYTHONPATH": elsewhere} if elsewhere else {})},
         )
 
     def _check(self) -> None:

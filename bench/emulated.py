@@ -2,7 +2,7 @@
 
 A real controller, emulated workers and a load client, through real sockets. Every number is of the controller's
 process: processor time of all its threads for each request, with inputs of several sizes; where that time goes, by
-sampling; and how long a request is on its way from the client through the controller to a worker, beside a bare
+stage of its loop; and how long a request is on its way from the client through the controller to a worker, beside a bare
 relay at the same rate.
 
     python -m bench.emulated [--quick] [--json]
@@ -23,7 +23,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from bench.cluster import Cluster, thread_cpu_s
@@ -68,9 +67,6 @@ SIZES = (0, 48_000, 602_112)
 
 WINDOW_BYTES = 64 << 20
 """Bytes of inputs that may be under way in the closed loop; it bounds what sockets hold."""
-
-SAMPLE_S = 0.001
-"""Of processor time between two samples; the kernel rounds it to its tick."""
 
 TURNS = 4
 """How often the two roads of the delay are measured, one after the other."""
@@ -274,46 +270,11 @@ def _sent(status: Any) -> int:
 
 # ----- where the time goes ----------------------------------------------------------------------
 
-SCHEDULE = "schedule, and the loop"
-"""A native scheduler has no frame of its own: its time is that of the turn of the loop that calls it."""
-
-PHASES = {
-    "receive": "receive", "_rest": "receive", "disconnected": "receive", "_read_monitor": "receive",
-    "decode": "decode headers",
-    "check_request": "check a request", "_infer": "take a request",
-    "step_many": SCHEDULE, "step": SCHEDULE, "turn": SCHEDULE,
-    "check_result": "take a result", "_result": "take a result", "to_controller": "take a result",
-    "_send_infer": "send an action", "_order": "send an action",
-    "_answer_ok": "send an answer", "_answer_failed": "send an answer", "_send_client": "send an answer",
-    "wait": "wait", "readable": "wait",
-}  # fmt: skip
-"""Function of the controller: what it is for. The innermost one that is listed counts."""
+STAGES = "the loop's processor time by stage, %"
 
 
-class Sampler:
-    """Counts what the main thread is doing, by processor time, from SIGUSR1 on."""
-
-    def __init__(self) -> None:
-        self.phases: collections.Counter[str] = collections.Counter()
-        self.functions: collections.Counter[str] = collections.Counter()
-        signal.signal(signal.SIGPROF, self._sample)
-        signal.signal(signal.SIGUSR1, lambda *_: signal.setitimer(signal.ITIMER_PROF, SAMPLE_S, SAMPLE_S))
-
-    def _sample(self, number: int, frame: FrameType | None) -> None:
-        if frame is not None:
-            code = frame.f_code
-            self.functions[f"{Path(code.co_filename).stem}.{code.co_name}"] += 1
-        while frame is not None and frame.f_code.co_name not in PHASES:
-            frame = frame.f_back
-        self.phases["the loop itself" if frame is None else PHASES[frame.f_code.co_name]] += 1
-
-    def stop(self) -> dict[str, dict[str, int]]:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        return {"phases": dict(self.phases.most_common()), "functions": dict(self.functions.most_common(25))}
-
-
-def sampled_controller(arguments: Sequence[str]) -> None:
-    """A controller as `clockwork controller` runs it, under a sampler whose findings go to the file given first."""
+def timed_controller(arguments: Sequence[str]) -> None:
+    """A controller as `clockwork controller` runs it. What its loop's time went to since SIGUSR1 goes to a file."""
     from clockwork.controller.process import Controller
     from clockwork.controller.settings import ControllerSettings
 
@@ -329,17 +290,17 @@ def sampled_controller(arguments: Sequence[str]) -> None:
     )  # fmt: skip
     if options.policy:
         settings.policy = options.policy
-    sampler = Sampler()
     controller = Controller(settings)
+    signal.signal(signal.SIGUSR1, lambda *_: controller.time_stages())
     signal.signal(signal.SIGTERM, lambda *_: controller.stop())
     try:
         controller.run()
     finally:
-        options.findings.write_text(json.dumps(sampler.stop()))
+        options.findings.write_text(json.dumps(controller.stages_ns()))
         controller.close()
 
 
-def where_time_goes(settings: Settings, size: int) -> dict[str, Any]:
+def where_time_goes(settings: Settings, size: int) -> dict[str, float]:
     """Shares of the main thread's processor time, of a run like those of throughput()."""
     with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
         findings = Path(directory) / "findings.json"
@@ -361,11 +322,8 @@ def where_time_goes(settings: Settings, size: int) -> dict[str, Any]:
             cluster.controller.send_signal(signal.SIGTERM)
             cluster.controller.wait(10.0)
         found = json.loads(findings.read_text())
-    shares: dict[str, Any] = {}
-    for kind, counts in found.items():
-        total = max(1, sum(found["phases"].values()))
-        shares[kind] = {name: round(100 * count / total, 1) for name, count in counts.items()}
-    return {"samples": sum(found["phases"].values()), **shares}
+    total = max(1, sum(found.values()))
+    return {name: round(100 * spent / total, 1) for name, spent in found.items()}
 
 
 # ----- how exact the emulated devices are -----------------------------------------------------
@@ -545,9 +503,7 @@ def measure(settings: Settings, profiled: bool = True) -> tuple[list[dict[str, A
         },
     }
     if profiled:
-        found = where_time_goes(settings, settings.sizes[0])
-        for kind in ("phases", "functions"):
-            facts[f"main thread's time by {kind}, % of {found['samples']} samples"] = found[kind]
+        facts[STAGES] = where_time_goes(settings, settings.sizes[0])
     for spin in (False, True):
         facts[f"an end is noticed late by, {'spinning' if spin else 'sleeping'}"] = lateness(settings, spin)
     facts["one way, client to worker"] = delay(settings)
@@ -557,7 +513,7 @@ def measure(settings: Settings, profiled: bool = True) -> tuple[list[dict[str, A
 def main() -> None:
     """The program."""
     if sys.argv[1:2] == ["controller"]:
-        sampled_controller(sys.argv[2:])
+        timed_controller(sys.argv[2:])
         return
     if sys.argv[1:2] == ["stamp"]:
         die_with(int(sys.argv[3]))

@@ -11,6 +11,23 @@ from libc.stdint cimport uintptr_t
 import zmq
 from zmq.backend.cython import _zmq as _binding
 
+cdef extern from "zmq_api.h" nogil:
+    ctypedef struct clockwork_zmq_api:
+        void *msg_init
+        void *msg_init_size
+        void *msg_recv
+        void *msg_send
+        void *msg_copy
+        void *msg_move
+        void *msg_close
+        void *msg_data
+        void *msg_size
+        void *msg_more
+        void *msg_get
+        void *send
+        void *getsockopt
+        void *last_error
+
 cdef extern from "<dlfcn.h>" nogil:
     void *dlopen(const char *path, int flags)
     void *dlsym(void *library, const char *name)
@@ -25,21 +42,55 @@ cdef enum:
 ctypedef int (*getsockopt_t)(void *socket, int option, void *value, size_t *size) noexcept nogil
 
 cdef getsockopt_t _getsockopt = NULL
+cdef clockwork_zmq_api _api
+
+
+cdef void *_find(void *library, const char *name, list missing) except? NULL:
+    cdef void *function = dlsym(library, name)
+    if function == NULL:
+        missing.append(name.decode())
+    return function
 
 
 cdef int _bind() except -1:
+    """Look every function up. Those that are not there are named in MISSING."""
     global _getsockopt
     path = _binding.__file__.encode()
     cdef void *library = dlopen(path, RTLD_NOW | RTLD_NOLOAD)
-    if library != NULL:
-        _getsockopt = <getsockopt_t> dlsym(library, b"zmq_getsockopt")
+    cdef list missing = MISSING
+    if library == NULL:
+        missing.append("all")
+        return 0
+    _getsockopt = <getsockopt_t> dlsym(library, b"zmq_getsockopt")
+    _api.msg_init = _find(library, b"zmq_msg_init", missing)
+    _api.msg_init_size = _find(library, b"zmq_msg_init_size", missing)
+    _api.msg_recv = _find(library, b"zmq_msg_recv", missing)
+    _api.msg_send = _find(library, b"zmq_msg_send", missing)
+    _api.msg_copy = _find(library, b"zmq_msg_copy", missing)
+    _api.msg_move = _find(library, b"zmq_msg_move", missing)
+    _api.msg_close = _find(library, b"zmq_msg_close", missing)
+    _api.msg_data = _find(library, b"zmq_msg_data", missing)
+    _api.msg_size = _find(library, b"zmq_msg_size", missing)
+    _api.msg_more = _find(library, b"zmq_msg_more", missing)
+    _api.msg_get = _find(library, b"zmq_msg_get", missing)
+    _api.send = _find(library, b"zmq_send", missing)
+    _api.getsockopt = _find(library, b"zmq_getsockopt", missing)
+    _api.last_error = _find(library, b"zmq_errno", missing)
     return 0
 
 
+MISSING = []
 _bind()
 
 DIRECT = _getsockopt != NULL
 """False where pyzmq was built with a libzmq that shows nobody its functions: then pyzmq is asked."""
+
+
+def functions():
+    """The address of a clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming what this libzmq does not show."""
+    if MISSING:
+        raise OSError(f"pyzmq's libzmq does not export {', '.join(MISSING)}")
+    return <uintptr_t> &_api
 
 
 cdef class Probe:

@@ -286,6 +286,17 @@ class Dealer:
             self._socket.close()
 
 
+def socket_functions() -> int:
+    """The address of libzmq's functions (csrc/zmq_api.h), for code that calls them without Python in between.
+
+    Raises ConfigError where pyzmq was built with a libzmq that shows nobody its functions.
+    """
+    try:
+        return _zmq.functions()
+    except OSError as error:
+        raise ConfigError(f"{error}: install a wheel of pyzmq, or build it against a shared libzmq") from None
+
+
 class Router:
     """A bound socket with many peers, each named by an identity that this side assigned."""
 
@@ -333,6 +344,13 @@ class Router:
                 return False
             raise
         return True
+
+    def addresses(self) -> tuple[int, int]:
+        """Of the socket and its monitor, for libzmq's own functions: receiving and sending without this class.
+
+        They hold until close(); the thread is the same as for everything here.
+        """
+        return int(self._socket.underlying), int(self._monitor.underlying)
 
     def disconnected(self) -> list[int]:
         """Descriptors of connections that ended since the last call.

@@ -85,6 +85,10 @@ class ClockSync:
                 self._lower, self._lower_at = returned_ns - now_ns, now_ns
                 self._reconcile(now_ns)
 
+    def bounds(self) -> tuple[int, int, int, int]:
+        """The upper bound and its time, the lower bound and its time: what the conversions are made of."""
+        return self._upper, self._upper_at, self._lower, self._lower_at
+
     def upper_ns(self, at_ns: int) -> int:
         """The offset is at most this, at a controller time."""
         return self._upper + _drift_ns(at_ns - self._upper_at) if self._sends else 0

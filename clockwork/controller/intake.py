@@ -1,4 +1,8 @@
-"""What a request must be before it may disturb anybody: every tensor named, typed, shaped and sized right."""
+"""What a request must be before it may disturb anybody: every tensor named, typed, shaped and sized right.
+
+Most requests never come here: csrc/controller/models.cpp takes what is plainly right, and leaves the rest to this
+module, which says what is wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from clockwork.tensors import STRING, check_strings, check_tensor, dtype_name
 
 
 class Checked(NamedTuple):
-    """A request that its model can take. ``tensors``: (dtype, shape, frame) in the model's input order."""
+    """A request that its model can take. ``tensors``: (dtype, shape, frame's index) in the model's input order."""
 
     rows: int
     shape: ShapeKey
     bytes: int
-    tensors: list[tuple[int, list[int], Any]]
+    tensors: list[tuple[int, list[int], int]]
 
 
 def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]) -> Checked:
@@ -33,7 +37,7 @@ def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]
             expected=f"{len(refs)} frames",
             got=str(len(frames)),
         )
-    ordered: list[tuple[int, list[int], Any] | None] = [None] * len(inputs)
+    ordered: list[tuple[int, list[int], int] | None] = [None] * len(inputs)
     seen_frames = 0
     total = 0
     for ref in refs:
@@ -71,8 +75,8 @@ def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]
                 f"input {spec.name!r}: {error}", spec.name, error.expected, error.got
             ) from None
         total += size
-        ordered[index] = (dtype, shape, data)
-    tensors: list[tuple[int, list[int], Any]] = []
+        ordered[index] = (dtype, shape, frame)
+    tensors: list[tuple[int, list[int], int]] = []
     for spec, tensor in zip(inputs, ordered):
         if tensor is None:
             raise InvalidInput(f"input {spec.name!r} is missing", spec.name, _declared(spec), "nothing")
@@ -106,7 +110,7 @@ def _declared(spec: TensorSpec) -> str:
     return "[" + ", ".join(str(dimension or "?") for dimension in spec.shape) + "]"
 
 
-def _check_symbols(inputs: Sequence[TensorSpec], tensors: Sequence[tuple[int, list[int], Any]]) -> None:
+def _check_symbols(inputs: Sequence[TensorSpec], tensors: Sequence[tuple[int, list[int], int]]) -> None:
     """One symbol means one size, in all inputs of a request."""
     sizes: dict[str, tuple[int, str]] = {}
     for spec, (_, shape, _) in zip(inputs, tensors):
@@ -125,7 +129,7 @@ def _check_symbols(inputs: Sequence[TensorSpec], tensors: Sequence[tuple[int, li
 
 
 def _rows_and_shape(
-    prepared: PreparedModel, tensors: Sequence[tuple[int, list[int], Any]]
+    prepared: PreparedModel, tensors: Sequence[tuple[int, list[int], int]]
 ) -> tuple[int, ShapeKey]:
     if not prepared.batches:
         return 1, tuple(tuple(shape) for _, shape, _ in tensors)

@@ -26,29 +26,29 @@ _DEVICE_TYPES = {
 
 
 class ClientLink:
-    """A connected client and what it waits for."""
+    """A connected client. What it waits for is the exchange's, which knows it by its slot."""
 
-    __slots__ = ("fd", "identity", "name", "requests")
+    __slots__ = ("fd", "identity", "name", "slot")
 
-    def __init__(self, identity: bytes, fd: int, name: str) -> None:
+    def __init__(self, identity: bytes, fd: int, name: str, slot: int) -> None:
         self.identity = identity
         self.fd = fd
         self.name = name
-        self.requests: dict[int, int] = {}  # the client's request id: ours
+        self.slot = slot
 
 
 class WorkerLink:
-    """A connected worker: its clock, its devices and the actions that it has not answered."""
+    """A connected worker: its clock and its devices. Its actions are the exchange's, which knows it by its slot."""
 
     __slots__ = (
-        "actions", "clock", "devices", "fd", "heard_ns", "identity", "jitter_ns", "name", "results", "sent",
-        "stats", "worker_epoch", "worker_id",
+        "clock", "devices", "fd", "identity", "jitter_ns", "name", "slot", "stats", "worker_epoch", "worker_id",
     )  # fmt: skip
 
     def __init__(
         self,
         identity: bytes,
         fd: int,
+        slot: int,
         worker_id: int,
         name: str,
         worker_epoch: int,
@@ -56,15 +56,12 @@ class WorkerLink:
     ) -> None:
         self.identity = identity
         self.fd = fd
+        self.slot = slot
         self.worker_id = worker_id
         self.name = name
         self.worker_epoch = worker_epoch
         self.devices = devices
         self.clock = ClockSync()
-        self.actions: dict[int, tuple[int, int]] = {}  # unanswered: parts and tensors of a result that is OK
-        self.sent: dict[str, int] = {}  # actions by kind
-        self.results: dict[str, int] = {}  # of them, by status
-        self.heard_ns = 0
         self.jitter_ns = 0
         self.stats: dict[str, Any] = {}
 
@@ -103,35 +100,39 @@ def check_stamps(*stamps: int) -> None:
             raise InvalidInput(f"a time is between 0 and {NEVER_NS} ns, not {stamp}")
 
 
-def check_result(
-    message: Result, frame_count: int, part_count: int, tensor_count: int
-) -> tuple[int, int, int]:
-    """Begin, end and total duration of an action, over its phases. Raises InvalidInput if malformed.
+def check_result(message: Result, frame_count: int, part_count: int, tensor_count: int) -> None:
+    """Raises InvalidInput for a result that makes no sense, saying why: the longer form of ResultHeader::read().
 
     part_count, tensor_count: of an INFER's result that is OK.
     """
     if message.status not in _STATUSES:
         raise InvalidInput(f"{message.status} is no status")
-    begin_ns = end_ns = duration_ns = 0
+    check_stamps(message.received_ns)
+    duration_ns = 0
     for phase in (message.copy_in, message.execute, message.copy_out):
         if len(phase) != 3 or not all(type(stamp) is int for stamp in phase):
-            raise InvalidInput(f"a phase is [begin, end, duration], not {phase!r}")
+            raise InvalidInput(f"a phase is [begin, end, duration], not {phase!r}"[:300])
         check_stamps(*phase)
-        if phase[1]:
-            begin_ns = begin_ns or phase[0]
-            end_ns = phase[1]
-            duration_ns += phase[2]
-    if message.status != Status.OK:
-        return begin_ns, end_ns, duration_ns
-    if len(message.parts) != part_count:
+        duration_ns += phase[2] if phase[1] else 0
+    check_stamps(duration_ns)
+    is_ok = message.status == Status.OK
+    if is_ok and len(message.parts) != part_count:
         raise InvalidInput(f"a result of {len(message.parts)} parts for a batch of {part_count}")
     for part in message.parts:
-        if type(part) is not list or len(part) != tensor_count:
+        if type(part) is not list or (is_ok and len(part) != tensor_count):
             raise InvalidInput(f"a part is a list of the model's {tensor_count} outputs, not {part!r}"[:300])
         for ref in part:
-            match ref:
-                case [int(), list(), int(frame)] if 0 <= frame < frame_count:
-                    pass
-                case _:
-                    raise InvalidInput(f"an output is [dtype, shape, frame], not {ref!r}"[:300])
-    return begin_ns, end_ns, duration_ns
+            if not _is_output(ref) or (is_ok and ref[2] >= frame_count):
+                raise InvalidInput(f"an output is [dtype, shape, frame], not {ref!r}"[:300])
+
+
+def _is_output(ref: Any) -> bool:
+    match ref:
+        case [dtype, list(shape), frame]:
+            return (
+                all(type(number) is int and number >= 0 for number in (dtype, frame, *shape))
+                and dtype < 1 << 31
+                and frame < 1 << 63
+                and all(dimension < NEVER_NS for dimension in shape)
+            )
+    return False

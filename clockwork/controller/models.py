@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import Any
+from typing import Any, Protocol
 
 from clockwork.config import MODEL_REFERENCE_MAX
 from clockwork.controller.catalog import ModelRecord
@@ -147,10 +147,24 @@ def _describe_tensor(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}
 
 
+class Mirror(Protocol):
+    """Who keeps a copy of what requests are checked against: the exchange, which does without Python."""
+
+    def serve(self, model: ServedModel) -> None:
+        """A prepared model's declaration or default SLO is new."""
+
+    def route(self, name: str, model: ServedModel | None) -> None:
+        """A name's traffic goes to this model now, or to none."""
+
+    def forget(self, model: ServedModel) -> None:
+        """The model is gone; no name routes to it."""
+
+
 class ModelTable:
     """Every served version, by id and by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
         self.by_id: dict[int, ServedModel] = {}
         self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
         self.routes: dict[str, ServedModel] = {}  # name: what serves it now
@@ -183,15 +197,22 @@ class ModelTable:
         if not versions:
             del self.versions[model.record.name]
         self.unroute(model)
+        self._mirror.forget(model)
+
+    def route(self, model: ServedModel) -> None:
+        """Have a version take its name's traffic."""
+        self.routes[model.record.name] = model
+        self._mirror.route(model.record.name, model)
 
     def unroute(self, model: ServedModel) -> None:
         """Take a version out of its name's traffic, which falls to the newest other that is ready."""
         name = model.record.name
         if self.routes.get(name) is model:
             del self.routes[name]
+            self._mirror.route(name, None)
             for other in reversed(list(self.versions.get(name, {}).values())):
                 if other is not model and other.state is ModelState.READY:
-                    self.routes[name] = other
+                    self.route(other)
                     break
 
     def find(self, text: str) -> ServedModel | None:
@@ -234,3 +255,10 @@ class ModelTable:
         model.input_index = self._indexes.setdefault(
             key, {spec.name: index for index, spec in enumerate(prepared.inputs)}
         )
+        self._mirror.serve(model)
+
+    def set_slo(self, model: ServedModel, slo_ns: int) -> None:
+        """Change the SLO of requests that bring none."""
+        model.slo_ns = slo_ns
+        if model.prepared is not None:
+            self._mirror.serve(model)

@@ -1,7 +1,9 @@
 """The controller's process: sockets, timers and books. Every decision is the scheduler's.
 
-One thread turns messages into events, steps the scheduler once for all that came together, and turns
-its commands into messages. Disk work happens on the storage thread, preparation on the workers.
+One thread drains the sockets, lets the scheduler decide once for all that came together, and carries its orders
+out. Requests, results, and the orders and answers that they lead to go through the exchange (``_exchange``), which
+needs no Python; what is rare, and what is not plainly right, stops there and is this module's. Disk work happens on
+the storage thread, preparation on the workers.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from clockwork.clock import now_ns
 from clockwork.config import (
     CLIENTS_MAX,
     DRAIN_BATCH_EVENTS,
+    FRAMES_MAX,
     HEARTBEAT_NS,
     JITTER_COUNTED_MAX_NS,
     PRIORITY_DEFAULT,
@@ -28,9 +31,20 @@ from clockwork.config import (
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
 )
+from clockwork.controller._exchange import (
+    CLIENT_MESSAGE,
+    CLIENTS_LEFT,
+    ORDER,
+    ORDERS_DONE,
+    OTHER,
+    WORKER_MESSAGE,
+    WORKERS_LEFT,
+    Exchange,
+)
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
 from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_stamps, parse_devices
+from clockwork.controller.mirror import ExchangeMirror
 from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
@@ -51,7 +65,6 @@ from clockwork.messages import (
     FROM_WORKER,
     NEVER_NS,
     PROTOCOL_VERSION,
-    Answer,
     Bye,
     Cancel,
     Chunk,
@@ -62,51 +75,41 @@ from clockwork.messages import (
     Goodbye,
     Heartbeat,
     HelloNeeded,
-    Infer,
     InferRequest,
-    Load,
     Mismatch,
     Ping,
     Pong,
     Prepared,
     Profile,
     Query,
+    Reason,
     Register,
     Reply,
     Result,
-    Revoke,
     Status,
-    Unload,
     Unregister,
     UploadChunk,
     WorkerHello,
     WorkerWelcome,
 )
 from clockwork.scheduler import make_scheduler
+from clockwork.scheduler._core import TEXTS
 from clockwork.scheduler.types import (
-    ActionDone,
-    AnswerFailed,
-    AnswerOk,
-    Arrived,
     Event,
     LinkMeasured,
     ModelGone,
-    Request,
-    RequestCancelled,
-    SendInfer,
-    SendLoad,
     SendProfile,
-    SendRevoke,
-    SendUnload,
     Tick,
-    Wake,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
 )
-from clockwork.transport import Router, Transport, Waiter, require_keys_beyond_loopback
+from clockwork.transport import Transport, require_keys_beyond_loopback, socket_functions
 
 log = logging.getLogger("clockwork.controller")
+
+REQUEST_ID_MAX = (1 << 63) - 1
+"""What a client may number its requests with."""
 
 _STATUS_OF = {
     ModelNotFound: Status.MODEL_NOT_FOUND,
@@ -114,24 +117,6 @@ _STATUS_OF = {
     InvalidModel: Status.INVALID_MODEL,
     Unavailable: Status.UNAVAILABLE,
 }
-
-
-class _Held:
-    """A request between its arrival and its answer: who asked, and the tensors on their way."""
-
-    __slots__ = ("client", "model", "request_id", "tensors")
-
-    def __init__(
-        self,
-        client: ClientLink,
-        request_id: int,
-        model: ServedModel,
-        tensors: list[tuple[int, list[int], Any]],
-    ) -> None:
-        self.client = client
-        self.request_id = request_id
-        self.model = model
-        self.tensors = tensors
 
 
 class Controller:
@@ -146,25 +131,19 @@ class Controller:
         self._recorder: Recorder | None = None
         if settings.record is not None:
             self._recorder = Recorder(settings.record, settings.policy, settings.record_bytes_max)
+        functions = socket_functions()
         self._epoch = int.from_bytes(os.urandom(7), "big")
         self._started_ns = now_ns()
         self._now = self._started_ns
         self._events: list[Event] = []
-        self._held: dict[int, _Held] = {}
-        self._results: dict[int, tuple[list[Any], list[Any]]] = {}
         self._clients: dict[bytes, ClientLink] = {}
         self._workers: dict[bytes, WorkerLink] = {}
         self._worker_by_id: dict[int, WorkerLink] = {}
         self._client_of_fd: dict[int, ClientLink] = {}
         self._worker_of_fd: dict[int, WorkerLink] = {}
-        self._next_request = 1
         self._next_worker = 1
-        self._wake_ns = NEVER_NS
         self._heartbeat_ns = self._started_ns
-        self._counts = Counts()
-        self._refusals: dict[str, int] = {}
         self._stopping = False
-        self._table = ModelTable()
         self._catalog = Catalog(settings.data)
         self._catalog.open()
         self._transport = Transport()
@@ -179,6 +158,13 @@ class Controller:
         self.client_endpoint = self._client_router.endpoint
         self.worker_endpoint = self._worker_router.endpoint
         self.events_endpoint = self._publisher.endpoint
+        self._exchange = Exchange(
+            self._scheduler, functions, self._worker_router.addresses(), self._client_router.addresses(),
+            TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
+            priority_default=PRIORITY_DEFAULT, priority_max=PRIORITY_MAX,
+        )  # fmt: skip
+        self._exchange.is_recording = self._recorder is not None
+        self._table = ModelTable(ExchangeMirror(self._exchange))
         self._storage = StorageThread()
         self._registrar = Registrar(self, self._catalog, self._storage, self._table)
         restored = self._registrar.restore()
@@ -193,39 +179,34 @@ class Controller:
 
     def run(self, wake_fd: int = -1) -> None:
         """Serve until stop(). wake_fd: a descriptor that becomes readable when a signal has come."""
-        filenos = [self._storage.fileno()] + ([wake_fd] if wake_fd >= 0 else [])
-        waiter = Waiter([self._worker_router, self._client_router], filenos)
+        others = [self._storage.fileno()] + ([wake_fd] if wake_fd >= 0 else [])
+        exchange = self._exchange
+        exchange.wait_on([*self._worker_router.filenos, *self._client_router.filenos], others)
         gc.collect()
         gc.freeze()
         while not self._stopping:
-            waiter.wait(max(min(self._wake_ns, self._heartbeat_ns) - now_ns(), 0))
-            self.turn()
+            need = exchange.run(self._heartbeat_ns)
+            self._now = exchange.now_ns
+            self._needs[need](self)
+            if (
+                need != ORDER
+            ):  # between decisions: the scheduler hears of it before anything that happened later
+                for event in self._events:
+                    exchange.note(event)
+                self._events.clear()
 
-    def turn(self) -> None:
-        """One turn of the loop: take what has come, decide once, send."""
-        self._now = now_ns()
-        self._take(self._worker_router, self._worker_of_fd, self._from_worker, self._worker_gone)
-        self._take(self._client_router, self._client_of_fd, self._from_client, self._client_gone)
-        self._storage.drain()
-        if self._now >= self._heartbeat_ns:
-            self._beat()
-        if self._now >= self._wake_ns:
-            self._wake_ns = NEVER_NS
-            self._events.append(Tick(self._now))
-        while self._events:
-            events, self._events = self._events, []
-            commands = self._scheduler.step_many(events)
-            if self._recorder is not None:
-                self._recorder.record(events, commands)
-            for command in commands:
-                self._commands[type(command)](self, command)
-        self._results.clear()
+    def time_stages(self) -> None:
+        """Count what the processor time of this thread goes to."""
+        self._exchange.is_timed = True
+
+    def stages_ns(self) -> dict[str, int]:
+        """That, since time_stages(), by stage of the loop; libzmq's own thread is not in it."""
+        return self._exchange.spent_ns()
 
     def close(self) -> None:
         """Answer what is open, say goodbye, release everything."""
         text = "the controller is shutting down"
-        for held in self._held.values():
-            self._send_client(held.client, Failure(held.request_id, Status.UNAVAILABLE, text, {}))
+        self._exchange.fail_all(Status.UNAVAILABLE, text)
         for client in self._clients.values():
             self._client_router.send(client.identity, wire.encode(Goodbye()))
         for worker in self._workers.values():
@@ -238,16 +219,29 @@ class Controller:
 
     # ----- taking messages -----------------------------------------------------------------------
 
-    def _take(self, router: Router, links: dict[int, Any], handle: Any, gone: Any) -> None:
-        batch: list[tuple[bytes, int, list[Any]]] = []
-        while len(batch) < DRAIN_BATCH_EVENTS and (message := router.receive()) is not None:
-            batch.append(message)
-        for fd in router.disconnected():
-            link = links.pop(fd, None)
-            if link is not None:
-                gone(link, "disconnected")
-        for identity, fd, frames in batch:
-            handle(identity, fd, frames)
+    def _workers_left(self) -> None:
+        for fd in self._worker_router.disconnected():
+            worker = self._worker_of_fd.pop(fd, None)
+            if worker is not None:
+                self._worker_gone(worker, "disconnected")
+
+    def _clients_left(self) -> None:
+        for fd in self._client_router.disconnected():
+            client = self._client_of_fd.pop(fd, None)
+            if client is not None:
+                self._client_gone(client, "disconnected")
+
+    def _worker_message(self) -> None:
+        self._from_worker(*self._exchange.message())
+
+    def _client_message(self) -> None:
+        self._from_client(*self._exchange.message())
+
+    def _other(self) -> None:
+        """What is neither a message nor an order."""
+        self._storage.drain()
+        if self._now >= self._heartbeat_ns:
+            self._beat()
 
     def _from_client(self, identity: bytes, fd: int, frames: list[Any]) -> None:
         client = self._clients.get(identity)
@@ -277,7 +271,8 @@ class Controller:
             self._client_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
         else:
             if identity not in self._clients:
-                link = ClientLink(identity, fd, message.name[:80])
+                slot = self._exchange.client_joined(identity)
+                link = ClientLink(identity, fd, message.name[:80], slot)
                 self._clients[identity] = self._client_of_fd[fd] = link
             self._client_router.send(
                 identity, wire.encode(ClientWelcome(PROTOCOL_VERSION, __version__, self._epoch))
@@ -289,14 +284,15 @@ class Controller:
         if self._client_of_fd.get(client.fd) is client:
             del self._client_of_fd[client.fd]
         self._registrar.client_gone(client.identity)
-        for request in client.requests.values():
-            self._events.append(RequestCancelled(self._now, request))
+        self._exchange.client_left(client.slot)
 
     # ----- requests ------------------------------------------------------------------------------
 
     def _infer(self, client: ClientLink, message: InferRequest, frames: list[Any]) -> None:
         model = self._table.routes.get(message.model) or self._servable(message.model)
-        if message.request_id in client.requests:
+        if not 0 <= message.request_id <= REQUEST_ID_MAX:
+            raise InvalidInput(f"a request id is between 0 and {REQUEST_ID_MAX}, got {message.request_id}")
+        if self._exchange.has_request(client.slot, message.request_id):
             raise InvalidInput(f"request {message.request_id} is in use")
         if not 0 <= message.slo_ns < NEVER_NS:
             raise InvalidInput(
@@ -307,21 +303,11 @@ class Controller:
                 f"priority must be between 0 (the default) and {PRIORITY_MAX}, got {message.priority}"
             )
         checked = check_request(model, message.tensors, frames[1:])
-        slo = message.slo_ns or model.slo_ns
-        request = Request(
-            id=self._next_request,
-            model_id=model.model_id,
-            rows=checked.rows,
-            shape=checked.shape,
-            bytes=checked.bytes,
-            arrived_ns=self._now,
-            deadline_ns=self._now + slo if slo else NEVER_NS,
-            priority=message.priority or PRIORITY_DEFAULT,
+        self._exchange.admit(
+            client.slot, message.request_id, model.model_id, checked, message.slo_ns, message.priority
         )
-        self._next_request += 1
-        self._held[request.id] = _Held(client, message.request_id, model, checked.tensors)
-        client.requests[message.request_id] = request.id
-        self._events.append(Arrived(self._now, request))
+        if message.model not in self._table.routes:
+            self._exchange.refer(message.model, model.model_id)
 
     def _servable(self, text: str) -> ServedModel:
         model = self._table.find(text)
@@ -336,10 +322,8 @@ class Controller:
         return model
 
     def _cancel(self, client: ClientLink, message: Cancel, frames: list[Any]) -> None:
-        request = client.requests.get(message.request_id)
-        if request is not None:
-            self._events.append(RequestCancelled(self._now, request))
-        else:
+        in_range = 0 <= message.request_id <= REQUEST_ID_MAX
+        if not in_range or not self._exchange.cancel(client.slot, message.request_id):
             self._registrar.cancel(client.identity, message.request_id)
 
     def _register(self, client: ClientLink, message: Register, frames: list[Any]) -> None:
@@ -396,7 +380,6 @@ class Controller:
             if worker is None or type(message) is WorkerHello:
                 self._greet_worker(identity, fd, worker, message)
             else:
-                worker.heard_ns = self._now
                 self._worker_handlers[type(message)](self, worker, message, frames)
         except (wire.WireError, InvalidInput) as error:
             log.warning(
@@ -422,8 +405,10 @@ class Controller:
             text = f"{WORKERS_MAX} workers are connected, which is the most"
             self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
             return
-        worker = WorkerLink(identity, fd, self._next_worker, message.name[:80], message.worker_epoch, devices)
-        worker.heard_ns = self._now
+        slot = self._exchange.worker_joined(identity, self._next_worker)
+        worker = WorkerLink(
+            identity, fd, slot, self._next_worker, message.name[:80], message.worker_epoch, devices
+        )
         self._next_worker += 1
         self._workers[identity] = self._worker_of_fd[fd] = self._worker_by_id[worker.worker_id] = worker
         self._worker_router.send(
@@ -450,32 +435,20 @@ class Controller:
         if self._worker_of_fd.get(worker.fd) is worker:
             del self._worker_of_fd[worker.fd]
         del self._worker_by_id[worker.worker_id]
+        self._exchange.worker_left(worker.slot)
+        self._exchange.forget_references()
         self._events.append(WorkerLeft(self._now, worker.worker_id))
         self._registrar.worker_left(worker.worker_id)
         log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
         self.publish("worker", {"worker": worker.name, "state": "left", "why": why})
 
     def _result(self, worker: WorkerLink, message: Result, frames: list[Any]) -> None:
-        expected = worker.actions.pop(message.action_id, None)
+        """One that the exchange found odd: say why."""
+        expected = self._exchange.expected(worker.slot, message.action_id)
         if expected is None:
             return  # of an action that was given up
-        begin_ns, end_ns, duration_ns = check_result(message, len(frames) - 1, *expected)
-        outcome = Status(message.status).name.lower()
-        worker.results[outcome] = worker.results.get(outcome, 0) + 1
-        clock = worker.clock
-        self._results[message.action_id] = (message.parts, frames)
-        self._events.append(
-            ActionDone(
-                self._now,
-                worker.worker_id,
-                message.action_id,
-                Status(message.status),
-                message.text,
-                clock.to_controller(begin_ns, self._now) if begin_ns else self._now,
-                clock.to_controller(end_ns, self._now) if end_ns else self._now,
-                duration_ns,
-            )
-        )
+        check_result(message, len(frames) - 1, *expected)
+        raise InvalidInput("a result that is encoded in an unknown way")
 
     def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
         worker.jitter_ns = message.jitter_ns
@@ -484,6 +457,7 @@ class Controller:
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
         check_stamps(message.sent_ns, message.received_ns, message.returned_ns)
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._now)
+        self._exchange.set_clock(worker.slot, *worker.clock.bounds())
         there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
         self._events.append(LinkMeasured(self._now, worker.worker_id, there, worker.clock.back_ns()))
 
@@ -506,6 +480,7 @@ class Controller:
 
     def _prepared(self, worker: WorkerLink, message: Prepared, frames: list[Any]) -> None:
         self._registrar.prepared(worker.worker_id, message)
+        self._exchange.forget_references()  # a version may have failed everywhere
 
     def _worker_leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
         self._events.append(WorkerDraining(self._now, worker.worker_id))
@@ -520,76 +495,7 @@ class Controller:
         Goodbye: _worker_leaves,
     }
 
-    # ----- commands ------------------------------------------------------------------------------
-
-    def _order(
-        self,
-        worker_id: int,
-        action_id: int,
-        message: tuple[Any, ...],
-        frames: list[Any],
-        expected: tuple[int, int] = (0, 0),
-    ) -> None:
-        """Send an action; a worker that cannot take it has left, which the scheduler hears next.
-
-        expected: how many parts a result has that is OK, and how many tensors each.
-        """
-        worker = self._worker_by_id.get(worker_id)
-        if worker is None:
-            return  # it left in this very turn; WorkerLeft is on its way to the scheduler
-        worker.actions[action_id] = expected
-        kind = type(message).__name__.lower()
-        worker.sent[kind] = worker.sent.get(kind, 0) + 1
-        if not self._worker_router.send(worker.identity, wire.encode(message), frames):
-            self._worker_gone(worker, "cannot be reached")
-
-    def _send_infer(self, command: SendInfer) -> None:
-        worker = self._worker_by_id.get(command.worker)
-        if worker is None:
-            return
-        clock = worker.clock
-        frames: list[Any] = []
-        parts = []
-        for request in command.requests:
-            part = []
-            for dtype, shape, frame in self._held[request].tensors:
-                part.append((dtype, shape, len(frames)))
-                frames.append(frame)
-            parts.append(part)
-        message = Infer(
-            command.action_id,
-            command.device,
-            command.model_id,
-            command.load_id,
-            clock.to_worker_earliest(command.earliest_ns),
-            clock.to_worker_latest(command.latest_ns),
-            command.expected_ns,
-            parts,  # type: ignore[arg-type]
-        )
-        outputs = self._held[command.requests[0]].model.prepared
-        assert outputs is not None
-        expected = (len(parts), len(outputs.outputs))
-        self._order(command.worker, command.action_id, message, frames, expected)
-
-    def _send_load(self, command: SendLoad) -> None:
-        worker = self._worker_by_id.get(command.worker)
-        if worker is not None:
-            message = Load(
-                command.action_id, command.device, command.model_id, command.load_id, list(command.run_starts),
-                worker.clock.to_worker_earliest(command.earliest_ns),
-                worker.clock.to_worker_latest(command.latest_ns), command.expected_ns,
-            )  # fmt: skip
-            self._order(command.worker, command.action_id, message, [])
-
-    def _send_unload(self, command: SendUnload) -> None:
-        worker = self._worker_by_id.get(command.worker)
-        if worker is not None:
-            message = Unload(
-                command.action_id, command.device, command.model_id, command.load_id,
-                worker.clock.to_worker_earliest(command.earliest_ns),
-                worker.clock.to_worker_latest(command.latest_ns), command.expected_ns,
-            )  # fmt: skip
-            self._order(command.worker, command.action_id, message, [])
+    # ----- orders --------------------------------------------------------------------------------
 
     def _send_profile(self, command: SendProfile) -> None:
         worker = self._worker_by_id.get(command.worker)
@@ -603,87 +509,55 @@ class Controller:
             worker.clock.to_worker_earliest(command.earliest_ns),
             worker.clock.to_worker_latest(command.latest_ns), command.expected_ns, shapes,
         )  # fmt: skip
-        self._order(command.worker, command.action_id, message, [])
+        self._exchange.sent(worker.slot, command.action_id)
+        if not self._worker_router.send(worker.identity, wire.encode(message)):
+            self._worker_gone(worker, "cannot be reached")
 
-    def _send_revoke(self, command: SendRevoke) -> None:
-        worker = self._worker_by_id.get(command.worker)
-        if worker is not None:
-            self._worker_router.send(worker.identity, wire.encode(Revoke(command.action_id)))
-
-    def _answer_ok(self, command: AnswerOk) -> None:
-        held = self._release(command.request_id)
-        parts, frames = self._results[command.action_id]
-        prepared = held.model.prepared
-        assert prepared is not None
-        tensors = []
-        sent: list[Any] = []
-        for spec, (dtype, shape, frame) in zip(prepared.outputs, parts[command.part]):
-            tensors.append((spec.name, dtype, shape, len(sent)))
-            sent.append(frames[frame + 1])
-        times = [command.queue_ns, command.load_ns, command.exec_ns, 0]
-        held.model.counts.answered += 1
-        self._counts.answered += 1
-        message = Answer(held.request_id, held.model.record.version, tensors, times)  # type: ignore[arg-type]
-        self._send_client(held.client, message, sent)
-
-    def _answer_failed(self, command: AnswerFailed) -> None:
-        held = self._release(command.request_id)
-        details: dict[str, Any] = {}
-        counts = (self._counts, held.model.counts)
-        if command.status is Status.REFUSED:
-            details = {
-                "reason": str(command.reason),
-                "feasible_slo_ns": command.feasible_slo_ns,
-                "retry_after_ns": command.retry_after_ns,
-            }
-            self._refusals[str(command.reason)] = self._refusals.get(str(command.reason), 0) + 1
-            for one in counts:
-                one.refused += 1
-        elif command.status is Status.DEADLINE_MISSED:
-            for one in counts:
-                one.missed += 1
-        elif command.status is Status.CANCELLED:
-            for one in counts:
-                one.cancelled += 1
+    def _order(self) -> None:
+        order = self._exchange.order()
+        if type(order) is SendProfile:
+            self._send_profile(order)
         else:
-            for one in counts:
-                one.failed += 1
-        self._send_client(held.client, Failure(held.request_id, command.status, command.text, details))
+            assert type(order) is ModelGone, order
+            self._registrar.gone(order.model_id)
 
-    def _model_gone(self, command: ModelGone) -> None:
-        self._registrar.gone(command.model_id)
+    def _orders_done(self) -> None:
+        """The orders of one decision have been carried out, as far as they could."""
+        if self._recorder is not None:
+            self._recorder.record(self._exchange.events() or [Tick(self._now)], self._exchange.orders())
+        self._exchange.end_orders()
+        clients, workers = self._exchange.lost()
+        if clients:
+            by_slot = {client.slot: client for client in self._clients.values()}
+            for slot in clients:
+                if slot in by_slot:
+                    self._client_gone(by_slot[slot], "cannot be reached")
+        for worker_id in workers:
+            worker = self._worker_by_id.get(worker_id)
+            if worker is not None:
+                self._worker_gone(worker, "cannot be reached")
 
-    def _wake(self, command: Wake) -> None:
-        self._wake_ns = command.at_ns
-
-    _commands: ClassVar[dict[type, Any]] = {
-        SendInfer: _send_infer,
-        AnswerOk: _answer_ok,
-        AnswerFailed: _answer_failed,
-        SendLoad: _send_load,
-        SendUnload: _send_unload,
-        SendProfile: _send_profile,
-        SendRevoke: _send_revoke,
-        ModelGone: _model_gone,
-        Wake: _wake,
+    _needs: ClassVar[dict[int, Any]] = {
+        OTHER: _other,
+        WORKERS_LEFT: _workers_left,
+        CLIENTS_LEFT: _clients_left,
+        WORKER_MESSAGE: _worker_message,
+        CLIENT_MESSAGE: _client_message,
+        ORDER: _order,
+        ORDERS_DONE: _orders_done,
     }
-
-    def _release(self, request: int) -> _Held:
-        held = self._held.pop(request)
-        held.client.requests.pop(held.request_id, None)
-        return held
 
     # ----- timers --------------------------------------------------------------------------------
 
     def _beat(self) -> None:
         self._heartbeat_ns = self._now + HEARTBEAT_NS
         for worker in list(self._workers.values()):
-            if self._now - worker.heard_ns > WORKER_TIMEOUT_NS:
+            if self._now - self._exchange.heard_ns(worker.slot) > WORKER_TIMEOUT_NS:
                 self._worker_gone(worker, f"unheard of for {WORKER_TIMEOUT_NS / 1e9:g} s")
                 self._worker_router.send(worker.identity, wire.encode(HelloNeeded(self._epoch)))
             else:
                 self._ping(worker)
-        self.publish("counts", {"held": len(self._held), **self._count_all()})
+        self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
 
     def _ping(self, worker: WorkerLink) -> None:
         self._worker_router.send(worker.identity, wire.encode(Ping(now_ns())))
@@ -723,6 +597,7 @@ class Controller:
             {"worker": names.get(worker, str(worker)), "device": device, "state": state}
             for worker, device, state in self._scheduler.whereabouts(model.model_id)
         ]
+        model.counts = Counts(*self._exchange.outcomes(model.model_id))
         return model.describe(names, resident)
 
     # ----- inside --------------------------------------------------------------------------------
@@ -763,9 +638,9 @@ class Controller:
                     "rtt_ns": clock.there_ns() + clock.back_ns(),
                     "clock_uncertainty_ns": clock.uncertainty_ns(self._now) if clock.known else 0,
                     "jitter_ns": worker.jitter_ns,
-                    "actions": len(worker.actions),
-                    "sent": dict(worker.sent),
-                    "results": dict(worker.results),
+                    "actions": self._exchange.action_count(worker.slot),
+                    "sent": self._exchange.actions_sent(worker.slot),
+                    "results": self._exchange.action_results(worker.slot),
                     "devices": devices,
                     "stats": worker.stats,
                 }
@@ -783,7 +658,7 @@ class Controller:
             "programs": len(
                 {m.prepared.program for m in self._table.by_id.values() if m.prepared is not None}
             ),
-            "requests_held": len(self._held),
+            "requests_held": self._exchange.held_count,
             "requests_held_max": QUEUED_REQUESTS_MAX,
             "counts": self._count_all(),
             "predictions": self._scheduler.predictions(),
@@ -791,14 +666,15 @@ class Controller:
         }
 
     def _count_all(self) -> dict[str, Any]:
-        counts = self._counts
+        answered, refused, missed, cancelled, failed = self._exchange.outcomes()
+        refusals = {str(reason): self._exchange.refusals(number) for number, reason in enumerate(Reason, 1)}
         return {
-            "answered": counts.answered,
-            "refused": counts.refused,
-            "missed": counts.missed,
-            "cancelled": counts.cancelled,
-            "failed": counts.failed,
-            "refusals": dict(self._refusals),
+            "answered": answered,
+            "refused": refused,
+            "missed": missed,
+            "cancelled": cancelled,
+            "failed": failed,
+            "refusals": {reason: count for reason, count in refusals.items() if count},
         }
 
     def _send_client(

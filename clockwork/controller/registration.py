@@ -233,13 +233,21 @@ class Registrar:
         model = self._table.by_id[model_id]
         for worker in model.workers:
             self._outside.to_worker(worker, Forget(model_id))
-        self._discard(model)
+        complete = []
         for removal in [one for one in self._removals if model_id in one.model_ids]:
             removal.model_ids.discard(model_id)
             if not removal.model_ids:
-                self._removals.remove(removal)
-                reply = Reply(removal.waiter.request_id, {"removed": removal.text})
-                self._outside.to_client(removal.waiter.client, reply)
+                complete.append(removal)
+
+        def stored(result: Any, error: BaseException | None) -> None:
+            self._stored(result, error)
+            for removal in complete:  # not before: a controller killed now must not find the model again
+                if removal in self._removals:
+                    self._removals.remove(removal)
+                    reply = Reply(removal.waiter.request_id, {"removed": removal.text})
+                    self._outside.to_client(removal.waiter.client, reply)
+
+        self._discard(model, stored)
         log.info("removed %s", model.label)
         self._outside.publish("model", {"model": model.label, "state": "removed"})
 
@@ -266,7 +274,7 @@ class Registrar:
                         f"an SLO of {options['slo_ns'] / 1e6:g} ms is below {model.label}'s execution time "
                         f"of {fastest / 1e6:.3g} ms"
                     )
-            model.slo_ns = options["slo_ns"]
+            self._table.set_slo(model, options["slo_ns"])
             model.record.options = options
             self._storage.submit(functools.partial(self._catalog.save, model.record), self._stored)
         self._await(model, waiter)
@@ -411,14 +419,14 @@ class Registrar:
             if not model.was_ready:
                 for worker in model.workers:
                     self._outside.to_worker(worker, Forget(model.model_id))
-                self._discard(model)
+                self._discard(model, self._stored)
 
     def _route(self, model: ServedModel) -> None:
         """A version is ready everywhere: it takes its name's traffic, unless a newer one has it."""
         name = model.record.name
         current = self._table.routes.get(name)
         if current is None or current.record.version < model.record.version:
-            self._table.routes[name] = model
+            self._table.route(model)
         versions = [
             one
             for one in self._table.versions[name].values()
@@ -438,7 +446,7 @@ class Registrar:
         else:
             self._outside.schedule(ModelRemoved(self._outside.now(), model.model_id))
 
-    def _discard(self, model: ServedModel) -> None:
+    def _discard(self, model: ServedModel, then: Callable[[Any, BaseException | None], None]) -> None:
         self._table.remove(model)
         digest = model.record.digest
         shared = bool(self._table.files_of(digest)) or any(
@@ -447,7 +455,7 @@ class Registrar:
         job: Callable[[], None] = functools.partial(
             self._catalog.remove, model.record, with_package=not shared
         )
-        self._storage.submit(job, self._stored)
+        self._storage.submit(job, then)
 
 
 def read_summary(summary: dict[str, Any]) -> PreparedModel:

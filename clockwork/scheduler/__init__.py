@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from clockwork.config import QUEUED_BYTES_MAX, QUEUED_REQUESTS_MAX
 from clockwork.errors import ConfigError
 from clockwork.scheduler._core import POLICIES, Core, known_options
-from clockwork.scheduler.types import Scheduler
 
 __all__ = ["POLICIES", "known_options", "make_scheduler"]
 
@@ -22,7 +21,7 @@ def make_scheduler(
     options: Mapping[str, float] | None = None,
     queued_requests_max: int = QUEUED_REQUESTS_MAX,
     queued_bytes_max: int = QUEUED_BYTES_MAX,
-) -> Scheduler:
+) -> Core:
     """A scheduler of the named policy, one of POLICIES.
 
     memory: whose rules for loading and eviction it uses, "" for its own. options: numbers that a policy lets one

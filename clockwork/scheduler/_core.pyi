@@ -41,6 +41,31 @@ class Core:
     def whereabouts(self, model_id: int) -> list[tuple[int, int, str]]: ...
     def check_invariants(self) -> None: ...
     @property
+    def address(self) -> int:
+        """Of the C++ scheduler, for who calls it itself but for what is rare. It is there as long as this object."""
+
+    def note(self, event: Event) -> None:
+        """Take an event; the orders that it gives wait in ``out``, and settling is the caller's."""
+
+    def order(self, place: int) -> Command:
+        """One of the orders in ``out``, as a record."""
+
+    def orders(self) -> list[Command]:
+        """All of them."""
+
+    def end_orders(self) -> None:
+        """All that is in ``out`` has been carried out: forget it, and the names of models that are gone."""
+
+    def shape_number(self, shape: ShapeKey) -> int:
+        """The number by which the core knows a shape, until forget_shapes() has said that it forgot some."""
+
+    def shape_of(self, number: int) -> ShapeKey:
+        """The inverse."""
+
+    def forget_shapes(self) -> bool:
+        """Between steps: take back numbers that nothing in the core names. True if it looked for some."""
+
+    @property
     def known_counts(self) -> tuple[int, int, int]:
         """How many shapes, programs and models have a number or a name here."""
 

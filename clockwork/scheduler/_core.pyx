@@ -9,7 +9,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
 from cython.operator cimport dereference as at
-from libc.stdint cimport UINT32_MAX
+from libc.stdint cimport UINT32_MAX, uintptr_t
 
 from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import (
@@ -195,12 +195,12 @@ cdef class ShapeNumbers(Numbers):
         self._last, self._last_number = shape, number
         return number
 
-    cdef void forget_unused(self, CScheduler *core) except *:
-        """Between steps: take back the numbers that nothing in the core names."""
+    cdef bint forget_unused(self, CScheduler *core) except -1:
+        """Between steps: take back the numbers that nothing in the core names. Whether it looked."""
         cdef vector[uint32_t] found
         cdef uint32_t one
         if len(self._numbers) <= self._known_max:
-            return
+            return False
         core.shapes_in_use(found)
         used = {one for one in found}
         for number in [number for number in self._numbers.values() if number not in used]:
@@ -208,6 +208,7 @@ cdef class ShapeNumbers(Numbers):
             core.shape_forgotten(number)
         self._last = None
         self._known_max = max(SHAPES_KNOWN_MAX, 2 * len(self._numbers))
+        return True
 
 
 cdef tuple PERCENTILES = (("50", 0.5), ("90", 0.9), ("99", 0.99), ("99.9", 0.999), ("99.99", 0.9999))
@@ -267,6 +268,49 @@ cdef class Core:
             now = max(now, self._take(event))
         self._core.settle(now)
         return self._commands()
+
+    # ----- for who calls the C++ scheduler itself, but for what is rare ------------------------------
+
+    @property
+    def address(self):
+        """Of the C++ scheduler: it is there as long as this object."""
+        return <uintptr_t>self._core
+
+    def note(self, event):
+        """Take an event; the orders that it gives wait in ``out``, and settling is the caller's."""
+        self._take(event)
+
+    def order(self, place):
+        """One of the orders in ``out``, as a record."""
+        cdef size_t index = place
+        if index >= self._core.out.list.size():
+            raise IndexError(place)
+        return self._command(&self._core.out.list[index])
+
+    def orders(self):
+        """All of them."""
+        cdef size_t place
+        return [self._command(&self._core.out.list[place]) for place in range(self._core.out.list.size())]
+
+    def end_orders(self):
+        """All that is in ``out`` has been carried out: forget it, and the names of models that are gone."""
+        cdef size_t place
+        for place in range(self._core.out.list.size()):  # names and numbers may be used up to here
+            if self._core.out.list[place].kind == CommandKind.MODEL_GONE:
+                self._model_gone(self._core.out.list[place].model_id)
+        self._core.out.clear()
+
+    def shape_number(self, shape):
+        """The number by which the core knows a shape, until forget_shapes() has said that it forgot some."""
+        return self._shapes.of(shape, self._core)
+
+    def shape_of(self, number):
+        """The inverse."""
+        return self._shapes.thing(number)
+
+    def forget_shapes(self):
+        """Between steps: take back numbers that nothing in the core names. True if there were any."""
+        return self._shapes.forget_unused(self._core)
 
     cdef int64_t _take(self, object event) except? -1:
         cdef int64_t now
@@ -374,64 +418,59 @@ cdef class Core:
     # ----- orders ------------------------------------------------------------------------------
 
     cdef list _commands(self):
-        cdef list commands = []
-        cdef CCommands *out = &self._core.out
-        cdef CCommand *one
-        cdef size_t place
-        for place in range(out.list.size()):
-            one = &out.list[place]
-            if one.kind == CommandKind.ANSWER_OK:
-                record = clockwork_new_record(_AnswerOk, 6)
-                put(record, 0, one.request_id)
-                put(record, 1, one.action_id)
-                put(record, 2, one.part)
-                put(record, 3, one.a)
-                put(record, 4, one.b)
-                put(record, 5, one.c)
-            elif one.kind == CommandKind.SEND_INFER:
-                record = clockwork_new_record(_SendInfer, 9)
-                self._head(record, one)
-                put(record, 5, ids_of(out.ids.data() + one.first, one.count))
-                self._window(record, one, 6)
-            elif one.kind == CommandKind.WAKE:
-                record = clockwork_new_record(_Wake, 1)
-                put(record, 0, one.earliest_ns)
-            elif one.kind == CommandKind.ANSWER_FAILED:
-                record = clockwork_new_record(_AnswerFailed, 6)
-                put(record, 0, one.request_id)
-                put(record, 1, STATUSES[<uint8_t>one.status])
-                put(record, 2, REASONS[<uint8_t>one.reason])
-                put(record, 3, self._text(one))
-                put(record, 4, one.feasible_slo_ns)
-                put(record, 5, one.retry_after_ns)
-            elif one.kind == CommandKind.SEND_LOAD:
-                record = clockwork_new_record(_SendLoad, 9)
-                self._head(record, one)
-                put(record, 5, starts_of(out.runs.data() + one.first, one.count))
-                self._window(record, one, 6)
-            elif one.kind == CommandKind.SEND_UNLOAD:
-                record = clockwork_new_record(_SendUnload, 8)
-                self._head(record, one)
-                self._window(record, one, 5)
-            elif one.kind == CommandKind.SEND_PROFILE:
-                record = clockwork_new_record(_SendProfile, 10)
-                self._head(record, one)
-                put(record, 5, one.rows)
-                put(record, 6, self._shapes.thing(one.shape))
-                self._window(record, one, 7)
-            elif one.kind == CommandKind.SEND_REVOKE:
-                record = clockwork_new_record(_SendRevoke, 2)
-                put(record, 0, one.worker)
-                put(record, 1, one.action_id)
-            else:
-                record = clockwork_new_record(_ModelGone, 1)
-                put(record, 0, one.model_id)
-            commands.append(record)
-        for place in range(out.list.size()):  # names and numbers may be used up to here
-            if out.list[place].kind == CommandKind.MODEL_GONE:
-                self._model_gone(out.list[place].model_id)
-        out.clear()
+        cdef list commands = self.orders()
+        self.end_orders()
         return commands
+
+    cdef object _command(self, CCommand *one):
+        cdef CCommands *out = &self._core.out
+        if one.kind == CommandKind.ANSWER_OK:
+            record = clockwork_new_record(_AnswerOk, 6)
+            put(record, 0, one.request_id)
+            put(record, 1, one.action_id)
+            put(record, 2, one.part)
+            put(record, 3, one.a)
+            put(record, 4, one.b)
+            put(record, 5, one.c)
+        elif one.kind == CommandKind.SEND_INFER:
+            record = clockwork_new_record(_SendInfer, 9)
+            self._head(record, one)
+            put(record, 5, ids_of(out.ids.data() + one.first, one.count))
+            self._window(record, one, 6)
+        elif one.kind == CommandKind.WAKE:
+            record = clockwork_new_record(_Wake, 1)
+            put(record, 0, one.earliest_ns)
+        elif one.kind == CommandKind.ANSWER_FAILED:
+            record = clockwork_new_record(_AnswerFailed, 6)
+            put(record, 0, one.request_id)
+            put(record, 1, STATUSES[<uint8_t>one.status])
+            put(record, 2, REASONS[<uint8_t>one.reason])
+            put(record, 3, self._text(one))
+            put(record, 4, one.feasible_slo_ns)
+            put(record, 5, one.retry_after_ns)
+        elif one.kind == CommandKind.SEND_LOAD:
+            record = clockwork_new_record(_SendLoad, 9)
+            self._head(record, one)
+            put(record, 5, starts_of(out.runs.data() + one.first, one.count))
+            self._window(record, one, 6)
+        elif one.kind == CommandKind.SEND_UNLOAD:
+            record = clockwork_new_record(_SendUnload, 8)
+            self._head(record, one)
+            self._window(record, one, 5)
+        elif one.kind == CommandKind.SEND_PROFILE:
+            record = clockwork_new_record(_SendProfile, 10)
+            self._head(record, one)
+            put(record, 5, one.rows)
+            put(record, 6, self._shapes.thing(one.shape))
+            self._window(record, one, 7)
+        elif one.kind == CommandKind.SEND_REVOKE:
+            record = clockwork_new_record(_SendRevoke, 2)
+            put(record, 0, one.worker)
+            put(record, 1, one.action_id)
+        else:
+            record = clockwork_new_record(_ModelGone, 1)
+            put(record, 0, one.model_id)
+        return record
 
     cdef inline void _head(self, object record, CCommand *one) noexcept:
         put(record, 0, one.worker)

@@ -82,6 +82,9 @@ class Peer:
             if kind is None or type(message) is kind:
                 return message, [bytes(frame) for frame in frames[1:]]
 
+    def wait(self, timeout_ns: int) -> None:
+        self._waiter.wait(timeout_ns)
+
     def close(self) -> None:
         self._transport.close()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import emulated, fidelity, overload, paging, prediction, roundtrip
+from bench import emulated, fidelity, overload, paging, prediction, pump, roundtrip
 from bench.cluster import Cluster
 from bench.relay import Relay
 from clockwork.models import zoo
@@ -62,8 +62,7 @@ def test_what_a_request_costs_the_controller() -> None:
         assert 0 < row["us/request"] < 50_000
         assert row["good_%"] > 50
     assert rows[1]["Mbyte/s"] > 0
-    (phases,) = [found for name, found in facts.items() if "by phases" in name]
-    assert phases[emulated.SCHEDULE] > 0
+    assert facts[emulated.STAGES]["schedule"] > 0
     assert all(facts[f"an end is noticed late by, {how}"]["p50_us"] > 0 for how in ("sleeping", "spinning"))
     found = facts["one way, client to worker"]
     assert min(found["messages"]) > 50
@@ -102,6 +101,13 @@ def test_errors_of_predictions_live_and_simulated(tmp_path: Path) -> None:
     assert all(exact[way]["percentiles_ns"]["99"] < 0.1e6 for way in ("over", "under")), "noise of 0.03 %"
     prediction.draw(found, tmp_path / "prediction.png")
     assert (tmp_path / "prediction.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("size", [0, 48_000])
+def test_what_a_request_costs_the_controller_between_native_ends(size: int) -> None:
+    row = pump.measure(pump.Settings(seconds=0.5, warm_up_s=0.2, devices=4, models=3), size, 64)
+    assert row["good_%"] > 50
+    assert 0 < row["us/request"] < 50_000
 
 
 @pytest.mark.parametrize("gone", [0, 1])

@@ -1,0 +1,264 @@
+"""Load for a controller from ends that cost little: csrc/bench/pump.cpp, compiled when it is first used.
+
+In Python a client and a worker of this pace cost more than the controller between them. Each end runs in a process
+or thread of its own; the calls release the interpreter.
+
+    python -m bench.pump [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--json]
+
+tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
+share the controller's cores; processor time does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import hashlib
+import os
+import shlex
+import subprocess
+import sysconfig
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from bench.cluster import Cluster, thread_cpu_s
+from bench.report import show
+from clockwork import __version__, wire
+from clockwork.cli_profiles import register_profiles
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.device.emulated import fingerprint
+from clockwork.messages import (
+    PROTOCOL_VERSION,
+    TO_CLIENT,
+    TO_WORKER,
+    ClientHello,
+    ClientWelcome,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Status,
+    WorkerHello,
+)
+from clockwork.models.profiled import prepared_profile
+from clockwork.profiles import ModelProfile, linear
+from clockwork.transport import socket_functions
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("bench/pump.cpp", "controller/messages.cpp")
+HEADER_BYTES_MAX = 4 << 20
+SLICE_NS = 100 * MS
+"""How long a worker's call lasts at most: then it looks whether it should end."""
+
+
+class Counts(ctypes.Structure):
+    """What a client saw."""
+
+    _fields_ = [("sent", ctypes.c_uint64), ("answered", ctypes.c_uint64), ("failed", ctypes.c_uint64)]
+
+
+@cache
+def library() -> Any:
+    """The compiled pump; one for each state of its sources."""
+    root = ROOT / "csrc"
+    paths = [root / name for name in SOURCES]
+    parts = [*paths, *sorted((root / "controller").glob("*.h")), *root.glob("*.h")]
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()[:16]
+    found = ROOT / "build" / f"pump-{state}.so"
+    if not found.exists():
+        found.parent.mkdir(exist_ok=True)
+        compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+        partial = found.with_suffix(f".{os.getpid()}")
+        flags = ["-O3", "-std=c++20", "-shared", "-fPIC", f"-I{root}", "-o", str(partial)]
+        subprocess.run([*compiler[:1], *flags, *map(str, paths)], check=True)
+        partial.rename(found)
+    one = ctypes.CDLL(str(found))
+    one.pump_functions(ctypes.c_void_p(socket_functions()))
+    one.pump_worker.restype = ctypes.c_size_t
+    return one
+
+
+class End:
+    """A DEALER and its greeting."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self.socket.setsockopt(option, 0)
+        self.socket.setsockopt(zmq.RCVTIMEO, 10_000)
+        self.socket.connect(endpoint)
+        self.address = ctypes.c_void_p(int(self.socket.underlying))
+
+    def close(self) -> None:
+        self.socket.close(0)
+        self._context.term()
+
+
+class PumpClient(End):
+    """Keeps requests for some models under way."""
+
+    def __init__(self, endpoint: str, names: Sequence[str], input_bytes: int, in_flight: int) -> None:
+        super().__init__(endpoint)
+        self.socket.send(wire.encode(ClientHello(PROTOCOL_VERSION, __version__, "pump")))
+        if type(wire.decode(self.socket.recv(), TO_CLIENT)) is not ClientWelcome:
+            raise ConnectionError(f"{endpoint} does not greet back")
+        self._names = (ctypes.c_char_p * len(names))(*(name.encode() for name in names))
+        self._input_bytes = input_bytes
+        self.in_flight = in_flight
+        self.counts = Counts()
+
+    def run(self, seconds: float, slo_ns: int = 2 * SECOND) -> int:
+        """For so long; how many requests were answered with success meanwhile."""
+        before = self.counts.answered
+        library().pump_client(
+            self.address, self._names, len(self._names), ctypes.c_size_t(self._input_bytes), self.in_flight,
+            ctypes.c_int64(slo_ns), ctypes.c_int64(now_ns() + int(seconds * SECOND)), ctypes.byref(self.counts),
+        )  # fmt: skip
+        return int(self.counts.answered) - int(before)
+
+
+class PumpWorker(End):
+    """A worker of some devices, on each of which a batch of n rows takes base_ns + n * row_ns."""
+
+    def __init__(
+        self, endpoint: str, devices: int, profiles: Sequence[ModelProfile], base_ns: int, row_ns: int
+    ) -> None:
+        super().__init__(endpoint)
+        self._devices, self._base_ns, self._row_ns = devices, base_ns, row_ns
+        self._profiles = {profile.name: profile for profile in profiles}
+        self._page_bytes = 16 << 20
+        device = {"kind": "emulated", "name": "pump", "fingerprint": fingerprint(self._page_bytes),
+                  "page_bytes": self._page_bytes, "page_count": 1024, "run_ahead": 2}  # fmt: skip
+        hello = WorkerHello(PROTOCOL_VERSION, __version__, "pump", os.getpid(), [device] * devices)
+        self.socket.send(wire.encode(hello))
+        self._header = ctypes.create_string_buffer(HEADER_BYTES_MAX)
+
+    def run(self, stop: threading.Event) -> None:
+        """Answer everything until told otherwise."""
+        while not stop.is_set():
+            until_ns = now_ns() + SLICE_NS
+            size = library().pump_worker(
+                self.address, self._devices, ctypes.c_int64(self._base_ns), ctypes.c_int64(self._row_ns),
+                ctypes.c_size_t(4), ctypes.c_int64(until_ns), self._header, ctypes.c_size_t(HEADER_BYTES_MAX),
+            )  # fmt: skip
+            if size:
+                self._take(wire.decode(self._header.raw[:size], TO_WORKER))
+
+    def _take(self, message: Any) -> None:
+        if type(message) is Ping:
+            now = now_ns()
+            self.socket.send(wire.encode(Pong(message.sent_ns, now, now)))
+        elif type(message) is Prepare:
+            profile = self._profiles[message.name]
+            print_ = fingerprint(self._page_bytes)
+            prepared = prepared_profile(profile, message.digest, print_, self._page_bytes, {})
+            self.socket.send(wire.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
+
+
+@dataclasses.dataclass(slots=True)
+class Settings:
+    seconds: float = 5.0
+    warm_up_s: float = 1.0
+    sizes: tuple[int, ...] = (0, 48_000, 602_112)
+    devices: int = 20
+    models: int = 20
+    in_flight: tuple[int, ...] = (64, 512, 4096)
+    window_bytes: int = 256 << 20  # of inputs that may be under way
+    base_ns: int = 500_000  # of a batch
+    row_ns: int = 20_000  # of each of its requests
+    policy: str = ""
+    python: str = ""  # a checkout whose controller is measured; this one's where it is empty
+
+
+def cpu_of(pid: int) -> dict[str, float]:
+    spent = thread_cpu_s(pid)
+    io_s = sum(value for name, value in spent.items() if name.startswith("ZMQbg"))
+    return {"all": sum(spent.values()), "io": io_s}
+
+
+def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
+    """One row: a controller of its own, one client, one worker of many devices."""
+    profiles = [
+        linear(f"m{index}", settings.row_ns, settings.base_ns, 32, weights_bytes=16 << 20, load_ns=2 * MS,
+               input_bytes=size, output_bytes=4, program="p")
+        for index in range(settings.models)
+    ]  # fmt: skip
+    library()
+    more = ("--policy", settings.policy) if settings.policy else ()
+    cluster = Cluster(0, controller_arguments=more, directory=settings.python or None)
+    with cluster:
+        worker = PumpWorker(
+            cluster.worker_endpoint, settings.devices, profiles, settings.base_ns, settings.row_ns
+        )
+        depth = max(1, min(in_flight, settings.window_bytes // max(1, size)))
+        pump = PumpClient(cluster.endpoint, [one.name for one in profiles], size, depth)
+        stop = threading.Event()
+        thread = threading.Thread(target=worker.run, args=(stop,))
+        thread.start()
+        try:
+            with cluster.client() as client:
+                register_profiles(client, profiles)
+                pump.run(settings.warm_up_s)
+                sent = client.status()["workers"][0]["sent"].get("infer", 0)
+                before, begun_ns, failed = cpu_of(cluster.controller.pid), now_ns(), pump.counts.failed
+                answered = pump.run(settings.seconds)
+                after, wall_s = cpu_of(cluster.controller.pid), (now_ns() - begun_ns) / SECOND
+                actions = client.status()["workers"][0]["sent"]["infer"] - sent
+                failed = pump.counts.failed - failed
+        finally:
+            stop.set()
+            thread.join()
+            pump.close()
+            worker.close()
+    cpu_s = after["all"] - before["all"]
+    ended = max(1, answered + failed)
+    return {
+        "input_bytes": size,
+        "in flight": pump.in_flight,
+        "requests/s": answered / wall_s,
+        "requests/cpu-s": answered / cpu_s,
+        "us/request": cpu_s / max(1, answered) * 1e6,
+        "I/O thread_%": 100 * (after["io"] - before["io"]) / cpu_s,
+        "Mbyte/s": answered * size / wall_s / 1e6,
+        "Mbyte/cpu-s": answered * size / cpu_s / 1e6,
+        "mean batch": answered / max(1, actions),
+        "good_%": 100 * answered / ended,
+    }
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seconds", type=float, default=Settings().seconds)
+    parser.add_argument("--sizes", type=numbers, default=Settings().sizes)
+    parser.add_argument("--in-flight", type=numbers, default=Settings().in_flight)
+    parser.add_argument("--devices", type=int, default=Settings().devices)
+    parser.add_argument("--policy", default="")
+    parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
+    options = parser.parse_args()
+    settings = Settings(
+        seconds=options.seconds, sizes=options.sizes, in_flight=options.in_flight, devices=options.devices,
+        policy=options.policy, python=options.python,
+    )  # fmt: skip
+    rows = [measure(settings, size, depth) for size in settings.sizes for depth in settings.in_flight]
+    facts = {
+        "devices, models": f"{settings.devices}, {settings.models}",
+        "policy": settings.policy or "the default",
+    }
+    show("Requests through the controller, both ends native", 0, rows, facts, options.json)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(one) for one in text.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+# The exchange as Cython sees it; what each thing means is said in csrc/controller/.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport shared_ptr
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+
+cdef extern from "<string_view>" namespace "std" nogil:
+    cdef cppclass string_view:
+        string_view()
+        string_view(const char *data, size_t size)
+        const char *data()
+        size_t size()
+
+cdef extern from "zmq_api.h" nogil:
+    ctypedef struct clockwork_zmq_api:
+        pass
+
+cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
+    cdef cppclass CScheduler "clockwork::Scheduler":
+        pass
+    cdef enum class CStatus "clockwork::Status"(uint8_t):
+        pass
+    cdef enum class CReason "clockwork::Reason"(uint8_t):
+        pass
+
+    cdef cppclass CRequest "clockwork::Request":
+        uint64_t id
+        int64_t model_id
+        uint32_t rows
+        uint32_t shape
+        uint64_t bytes
+        int64_t arrived_ns
+        int64_t deadline_ns
+        uint8_t priority
+
+    cdef enum class CText "clockwork::Text"(uint8_t):
+        pass
+
+    cdef cppclass CCommand "clockwork::Command":
+        CText text
+        int64_t a
+        int64_t b
+
+    cdef cppclass CActionResult "clockwork::ActionResult":
+        int32_t worker
+        uint64_t action_id
+        CStatus status
+        int64_t begin_ns
+        int64_t end_ns
+        int64_t duration_ns
+
+cdef extern from "controller/sockets.h" namespace "clockwork" nogil:
+
+    cdef cppclass CFrame "clockwork::Frame":
+        void share(CFrame &other)
+        void *data()
+        size_t size()
+        int descriptor()
+
+    cdef cppclass CArrival "clockwork::Arrival":
+        uint32_t first
+        uint32_t count
+
+    cdef cppclass CRouterSocket "clockwork::RouterSocket":
+        CRouterSocket(void *socket, void *monitor)
+
+    cdef cppclass CBatch "clockwork::Batch":
+        CFrame &frame(size_t place)
+
+cdef extern from *:
+    """
+    static inline void clockwork_set_zmq(const clockwork_zmq_api *functions) { clockwork::zmq = functions; }
+    """
+    void set_zmq "clockwork_set_zmq" (const clockwork_zmq_api *functions) nogil
+
+cdef extern from "controller/sentences.h" namespace "clockwork" nogil:
+    cdef cppclass CSentences "clockwork::Sentences":
+        CSentences()
+        CSentences(vector[string] templates, vector[string] status_names, vector[string] reasons)
+        string_view text(const CCommand &command, string_view name, const string *said) except +
+
+cdef extern from "controller/clock.h" namespace "clockwork" nogil:
+    cdef cppclass CClockBounds "clockwork::ClockBounds":
+        void set(int64_t upper, int64_t upper_at, int64_t lower, int64_t lower_at)
+        int64_t to_worker_latest(int64_t at)
+        int64_t to_worker_earliest(int64_t at)
+        int64_t to_controller(int64_t worker_ns, int64_t now)
+
+cdef extern from "controller/messages.h" namespace "clockwork" nogil:
+    cdef cppclass CTensorRef "clockwork::TensorRef":
+        string_view name
+        int64_t dtype
+        uint32_t first
+        uint32_t rank
+        int64_t frame
+
+    cdef cppclass CInferRequestHeader "clockwork::InferRequestHeader":
+        int64_t request_id
+        string_view model
+        int64_t slo_ns
+        int64_t priority
+        vector[CTensorRef] tensors
+        vector[int64_t] dims
+        cbool read(string_view header) except +
+
+    cdef cppclass CResultHeader "clockwork::ResultHeader":
+        int64_t action_id
+        CStatus status
+        string_view text
+        int64_t begin_ns
+        int64_t end_ns
+        int64_t duration_ns
+        vector[uint32_t] parts
+        vector[CTensorRef] tensors
+        vector[int64_t] dims
+        cbool read(string_view header) except +
+
+cdef extern from "controller/models.h" namespace "clockwork" nogil:
+    const int64_t C_DIMENSION_ANY "clockwork::DIMENSION_ANY"
+    const int64_t C_ROWS_MAX "clockwork::ROWS_MAX"
+
+    cdef cppclass CInputSpec "clockwork::InputSpec":
+        CInputSpec()
+        string name
+        int64_t dtype
+        int64_t bits
+        cbool any_rank
+        vector[int64_t] dims
+        vector[int32_t] symbols
+
+    cdef cppclass CModelInterface "clockwork::ModelInterface":
+        vector[CInputSpec] inputs
+        vector[string] outputs
+        uint32_t symbol_count
+        cbool batches
+
+    cdef cppclass CAccepted "clockwork::Accepted":
+        uint32_t rows
+        uint64_t bytes
+        vector[const CTensorRef *] tensors
+        vector[int64_t] shape
+
+    cbool accept(const CModelInterface &model, const CInferRequestHeader &request, const vector[size_t] &frame_bytes,
+                 CAccepted &accepted) except +
+
+    cdef cppclass COutcomes "clockwork::Outcomes":
+        uint64_t answered
+        uint64_t refused
+        uint64_t missed
+        uint64_t cancelled
+        uint64_t failed
+
+    cdef cppclass CServedModel "clockwork::ServedModel":
+        COutcomes outcomes
+
+cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
+    cdef enum CActionKind "clockwork::ActionKind":
+        C_PROFILE "clockwork::ActionKind::PROFILE"
+
+    cdef enum CNeed "clockwork::Exchange::Need":
+        C_OTHER "clockwork::Exchange::OTHER"
+        C_WORKERS_LEFT "clockwork::Exchange::WORKERS_LEFT"
+        C_CLIENTS_LEFT "clockwork::Exchange::CLIENTS_LEFT"
+        C_WORKER_MESSAGE "clockwork::Exchange::WORKER_MESSAGE"
+        C_CLIENT_MESSAGE "clockwork::Exchange::CLIENT_MESSAGE"
+        C_ORDER "clockwork::Exchange::ORDER"
+        C_ORDERS_DONE "clockwork::Exchange::ORDERS_DONE"
+
+    cdef cppclass CSentActions "clockwork::SentActions":
+        size_t size()
+
+    cdef cppclass CExpected "clockwork::Expected":
+        uint32_t parts
+        uint32_t tensors
+
+    cdef cppclass CWorkerLink "clockwork::WorkerLink":
+        CClockBounds clock
+        CSentActions actions
+        int64_t heard_ns
+        uint64_t *sent_data "sent.data" ()
+        uint64_t *results_data "results.data" ()
+        const CExpected *find_action "actions.find" (uint64_t action_id)
+
+    cdef cppclass CCheckedTensor "clockwork::CheckedTensor":
+        int64_t dtype
+        vector[int64_t] dims
+        uint32_t frame
+
+    cdef enum CToldKind "clockwork::ToldEvent::Kind":
+        C_ARRIVED "clockwork::ToldEvent::ARRIVED"
+        C_CANCELLED "clockwork::ToldEvent::CANCELLED"
+        C_ACTION_DONE "clockwork::ToldEvent::ACTION_DONE"
+
+    cdef cppclass CToldEvent "clockwork::ToldEvent":
+        CToldKind kind
+        int64_t now
+        CRequest request
+        CActionResult result
+        string text
+
+    cdef cppclass CBounds "clockwork::ExchangeBounds":
+        size_t drain_messages
+        size_t message_frames
+        int64_t priority_default
+        int64_t priority_max
+
+    const int C_STATUS_COUNT "clockwork::STATUS_COUNT"
+
+    cdef cppclass CExchange "clockwork::Exchange":
+        CExchange(CScheduler &scheduler, CRouterSocket workers, CRouterSocket clients, CSentences sentences,
+                  CBounds bounds) except +
+        void wait_on(const vector[int] &descriptors, const vector[int] &others) except +
+        CNeed run(int64_t until) except +
+        int64_t now()
+        const CArrival &current()
+        CBatch &batch()
+        void note()
+        size_t order_place()
+        vector[uint32_t] lost_clients
+        vector[int32_t] lost_workers
+        uint32_t client_joined(string_view identity) except +
+        void client_left(uint32_t client) except +
+        cbool has_request(uint32_t client, int64_t request_id)
+        cbool cancel(uint32_t client, int64_t request_id) except +
+        void admit(uint32_t client, int64_t request_id, int64_t model, uint32_t rows, uint32_t shape, uint64_t bytes,
+                   int64_t slo_ns, int64_t priority, const vector[CCheckedTensor] &tensors) except +
+        void fail_all(CStatus status, string_view text) except +
+        size_t held_count()
+        uint32_t worker_joined(string_view identity, int32_t worker_id) except +
+        void worker_left(uint32_t worker) except +
+        CWorkerLink &worker(uint32_t slot)
+        void sent(uint32_t worker, uint64_t action_id, CActionKind kind) except +
+        void serve(int64_t model_id, int64_t version, string_view label, int64_t slo_ns,
+                   shared_ptr[const CModelInterface] interface) except +
+        void forget(int64_t model_id) except +
+        void route(string_view text, int64_t model_id) except +
+        void unroute(string_view text) except +
+        void refer(string_view text, int64_t model_id) except +
+        void forget_references()
+        CServedModel *find_model(int64_t model_id)
+        void shape_numbered(const vector[int64_t] &shape, uint32_t number) except +
+        void forget_shapes()
+        const COutcomes &outcomes()
+        uint64_t refusals(CReason reason)
+        vector[CToldEvent] told
+        cbool is_recording
+        int64_t *spent_data "spent_ns.data" ()
+        cbool is_timed
+        cbool is_short

@@ -1,0 +1,41 @@
+"""What the exchange is told of models: it checks requests against them without asking Python."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from clockwork.controller._exchange import Exchange, Interface
+from clockwork.controller.models import ServedModel
+
+
+class ExchangeMirror:
+    """Hands the changes of a ModelTable on. Models of one declaration share one copy of it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._interfaces: weakref.WeakValueDictionary[Any, Interface] = weakref.WeakValueDictionary()
+        self._interface_of: dict[int, Interface] = {}  # by model id; what keeps them
+
+    def serve(self, model: ServedModel) -> None:
+        prepared = model.prepared
+        assert prepared is not None
+        key = (tuple(prepared.inputs), tuple(prepared.outputs), prepared.batches)
+        interface = self._interfaces.get(key)
+        if interface is None:
+            interface = Interface(prepared.inputs, prepared.outputs, prepared.batches)
+            self._interfaces[key] = interface
+        self._interface_of[model.model_id] = interface
+        record = model.record
+        label = record.name if record.version <= 1 else f"{record.name}@{record.version}"
+        self._exchange.serve(model.model_id, record.version, label, model.slo_ns, interface)
+
+    def route(self, name: str, model: ServedModel | None) -> None:
+        if model is None:
+            self._exchange.unroute(name)
+        else:
+            self._exchange.route(name, model.model_id)
+
+    def forget(self, model: ServedModel) -> None:
+        self._interface_of.pop(model.model_id, None)
+        self._exchange.forget(model.model_id)

@@ -1,0 +1,234 @@
+// The two ends of a controller's load, without Python: a client that keeps requests under way, and a worker whose
+// devices take the time that their profile says. bench/pump.py compiles it, greets, and calls it.
+//
+// In Python these ends cost more than the controller between them, and on one machine they would be what is measured.
+#include <poll.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "controller/messages.h"
+#include "controller/sockets.h"
+
+namespace {
+
+using namespace clockwork;
+
+Ns now_ns() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return Ns{time.tv_sec} * SECOND + time.tv_nsec;
+}
+
+// A DEALER that somebody else opened, greeted on, and closes.
+class Dealer {
+public:
+    explicit Dealer(void* socket) : socket_(socket) {
+        std::size_t size = sizeof(fd_);
+        zmq->getsockopt(socket, CLOCKWORK_ZMQ_FD, &fd_, &size);
+    }
+
+    // Header and frames of the next message. False if there is none now.
+    bool receive(std::vector<Frame>& frames, std::size_t& count) {
+        count = 0;
+        for (bool more = true; more; ++count) {
+            if (count == frames.size()) frames.emplace_back();
+            if (zmq->msg_recv(frames[count].message(), socket_, CLOCKWORK_ZMQ_DONTWAIT) < 0) return false;
+            more = frames[count].more();
+        }
+        return true;
+    }
+
+    bool send(std::string_view header, bool more) {
+        return zmq->send(socket_, header.data(), header.size(), flags(more)) >= 0;
+    }
+    bool send(Frame& frame, bool more) { return zmq->msg_send(frame.message(), socket_, flags(more)) >= 0; }
+
+    void wait(Ns timeout_ns) {
+        int events = 0;
+        std::size_t size = sizeof(events);
+        zmq->getsockopt(socket_, CLOCKWORK_ZMQ_EVENTS, &events, &size);
+        if ((events & CLOCKWORK_ZMQ_POLLIN) != 0 || timeout_ns <= 0) return;
+        pollfd one{fd_, POLLIN, 0};
+        timespec timeout{static_cast<time_t>(timeout_ns / SECOND), static_cast<long>(timeout_ns % SECOND)};
+        ppoll(&one, 1, &timeout, nullptr);
+    }
+
+private:
+    static int flags(bool more) { return CLOCKWORK_ZMQ_DONTWAIT | (more ? CLOCKWORK_ZMQ_SNDMORE : 0); }
+
+    void* socket_;
+    int fd_ = -1;
+};
+
+void fill(Frame& frame, std::size_t size) {
+    zmq->msg_close(frame.message());
+    zmq->msg_init_size(frame.message(), size);
+    std::fill_n(static_cast<char*>(frame.data()), size, '\0');
+}
+
+// Orders of one device, in the order in which they came.
+struct Lane {
+    struct Order {
+        std::int64_t action_id;
+        std::uint32_t rows;
+        Ns begin_ns;
+        Ns end_ns;
+    };
+    std::deque<Order> orders;
+    Ns free_ns = 0;
+};
+
+void write_result(Writer& writer, const Lane::Order& order, Ns received_ns, std::size_t output_bytes) {
+    writer.clear();
+    writer.array(9);
+    for (std::int64_t field : {std::int64_t{TAG_RESULT}, order.action_id, std::int64_t{0}}) writer.integer(field);
+    writer.text("");
+    writer.integer(received_ns);
+    for (int phase = 0; phase < 3; ++phase) {
+        bool is_execute = phase == 1;
+        writer.array(3);
+        writer.integer(is_execute ? order.begin_ns : 0);
+        writer.integer(is_execute ? order.end_ns : 0);
+        writer.integer(is_execute ? order.end_ns - order.begin_ns : 0);
+    }
+    writer.array(order.rows);
+    for (std::uint32_t part = 0; part < order.rows; ++part) {
+        writer.array(1);
+        writer.array(3);
+        writer.integer(2);
+        writer.array(2);
+        writer.integer(1);
+        writer.integer(static_cast<std::int64_t>(output_bytes));
+        writer.integer(part);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// What a client saw: requests sent, answered with success, ended otherwise.
+struct PumpCounts {
+    std::uint64_t sent, answered, failed;
+};
+
+void pump_functions(const clockwork_zmq_api* functions) { clockwork::zmq = functions; }
+
+// Keeps in_flight requests under way until the time is up, over all models in turn; those that are still under way
+// then are left to the next call, of the same counts. Each has one input, uint8[1, input_bytes].
+void pump_client(void* socket, const char* const* names, int name_count, std::size_t input_bytes, int in_flight,
+                 std::int64_t slo_ns, std::int64_t until_ns, PumpCounts* counts) {
+    Dealer dealer(socket);
+    Writer writer;
+    Frame input;
+    Frame shared;
+    fill(input, input_bytes);
+    std::vector<Frame> frames;
+    std::size_t count = 0;
+    while (now_ns() < until_ns) {
+        while (counts->sent - counts->answered - counts->failed < static_cast<std::uint64_t>(in_flight)) {
+            std::uint64_t number = counts->sent + 1;
+            writer.clear();
+            writer.array(6);
+            writer.integer(TAG_INFER_REQUEST);
+            writer.natural(number);
+            writer.text(names[number % static_cast<std::uint64_t>(name_count)]);
+            writer.integer(slo_ns);
+            writer.integer(0);
+            writer.array(1);
+            writer.array(4);
+            writer.text("input");
+            writer.integer(2);
+            writer.array(2);
+            writer.integer(1);
+            writer.natural(input_bytes);
+            writer.integer(0);
+            if (!dealer.send(writer.view(), true)) break;
+            shared.share(input);
+            dealer.send(shared, false);
+            ++counts->sent;
+        }
+        bool found = false;
+        while (dealer.receive(frames, count)) {
+            found = true;
+            std::int64_t tag = tag_of(frames[0].view());
+            counts->answered += tag == TAG_ANSWER;
+            counts->failed += tag == TAG_FAILURE;
+        }
+        if (!found) dealer.wait(std::min<Ns>(until_ns - now_ns(), 10 * MS));
+    }
+}
+
+// Answers orders until the time is up, or something comes that is not INFER, LOAD or UNLOAD: then its header is copied
+// to `header` and its size returned; else 0. An INFER of n rows takes base_ns + n * row_ns on its device.
+std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::int64_t row_ns, std::size_t output_bytes,
+                        std::int64_t until_ns, char* header, std::size_t header_max) {
+    static std::vector<Lane> lanes;
+    lanes.resize(static_cast<std::size_t>(devices));
+    Dealer dealer(socket);
+    Writer writer;
+    Frame output;
+    Frame shared;
+    fill(output, output_bytes);
+    std::vector<Frame> frames;
+    std::size_t count = 0;
+    for (;;) {
+        Ns now = now_ns();
+        if (now >= until_ns) return 0;
+        Ns next = std::min(until_ns, now + 10 * MS);
+        for (Lane& lane : lanes) {
+            while (!lane.orders.empty() && lane.orders.front().end_ns <= now) {
+                const Lane::Order& order = lane.orders.front();
+                write_result(writer, order, order.begin_ns, output_bytes);
+                dealer.send(writer.view(), order.rows > 0);
+                for (std::uint32_t part = 0; part < order.rows; ++part) {
+                    shared.share(output);
+                    dealer.send(shared, part + 1 < order.rows);
+                }
+                lane.orders.pop_front();
+            }
+            if (!lane.orders.empty()) next = std::min(next, lane.orders.front().end_ns);
+        }
+        bool found = false;
+        while (dealer.receive(frames, count)) {
+            found = true;
+            std::string_view text = frames[0].view();
+            std::int64_t tag = tag_of(text);
+            if (tag != TAG_INFER && tag != TAG_LOAD && tag != TAG_UNLOAD) {
+                if (tag == TAG_REVOKE) continue;
+                std::size_t size = std::min(text.size(), header_max);
+                std::copy_n(text.data(), size, header);
+                return size;
+            }
+            Reader reader(text.data(), text.size());
+            std::uint32_t fields = 0;
+            std::int64_t action_id = 0;
+            std::int64_t device = 0;
+            reader.array(fields);
+            reader.integer(tag);
+            reader.integer(action_id);
+            reader.integer(device);
+            now = now_ns();
+            if (tag == TAG_INFER) {
+                Lane& lane = lanes.at(static_cast<std::size_t>(device));
+                auto rows = static_cast<std::uint32_t>(count - 1);
+                Ns begin = std::max(now, lane.free_ns);
+                lane.free_ns = begin + base_ns + row_ns * rows;
+                lane.orders.push_back({action_id, rows, begin, lane.free_ns});
+            } else {
+                write_result(writer, {action_id, 0, now, now + 1}, now, 0);
+                dealer.send(writer.view(), false);
+            }
+        }
+        if (!found) dealer.wait(next - now_ns());
+    }
+}
+
+}

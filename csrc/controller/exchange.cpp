@@ -1,0 +1,676 @@
+#include "controller/exchange.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace clockwork {
+
+namespace {
+
+// Frames of one batch beyond which it takes no further message; each costs 64 bytes.
+constexpr std::size_t BATCH_FRAMES_MAX = 65'536;
+
+// The clock of clockwork.clock.now_ns().
+Ns clock_ns() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return Ns{time.tv_sec} * SECOND + time.tv_nsec;
+}
+
+void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank) {
+    writer.array(rank);
+    for (std::uint32_t place = 0; place < rank; ++place) writer.integer(dims[place]);
+}
+
+}  // namespace
+
+Exchange::Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences,
+                   ExchangeBounds bounds)
+    : scheduler_(scheduler), sockets_{workers, clients}, sentences_(std::move(sentences)), bounds_(bounds) {}
+
+// ----- the loop -----------------------------------------------------------------------------------
+
+void Exchange::wait_on(const std::vector<int>& descriptors, const std::vector<int>& others) {
+    descriptors_.clear();
+    for (int one : descriptors) descriptors_.push_back({one, POLLIN, 0});
+    own_count_ = descriptors_.size();
+    for (int one : others) descriptors_.push_back({one, POLLIN, 0});
+}
+
+Exchange::Need Exchange::run(Ns until) {
+    if (is_timed) lap(STAGES);
+    for (;;) {
+        Stage stage = stage_;
+        Need need = step(until);
+        if (is_timed) lap(stage);
+        if (need != NOTHING) return need;
+    }
+}
+
+void Exchange::lap(int stage) {
+    timespec time;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+    Ns now = Ns{time.tv_sec} * SECOND + time.tv_nsec;
+    spent_ns[static_cast<std::size_t>(stage)] += lap_ns_ != 0 ? now - lap_ns_ : 0;
+    lap_ns_ = now;
+}
+
+Exchange::Need Exchange::step(Ns until) {
+    switch (stage_) {
+        case WAIT:
+            wait(until);
+            now_ = clock_ns();
+            side_ = WORKERS;
+            stage_ = TAKE;
+            break;
+        case TAKE:
+            take(side_);
+            stage_ = HANDLE;
+            if (sockets_[side_].has_news()) return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
+            break;
+        case HANDLE:
+            cancel_departed();
+            if (handle()) return side_ == WORKERS ? WORKER_MESSAGE : CLIENT_MESSAGE;
+            stage_ = side_ == WORKERS ? TAKE : LOOK;
+            side_ = CLIENTS;
+            break;
+        case LOOK:
+            stage_ = SETTLE;
+            if (others_ready_ || now_ >= until) return OTHER;
+            break;
+        case SETTLE:
+            cancel_departed();
+            if (!dirty_ && now_ < wake_ns_) {
+                stage_ = END;
+                break;
+            }
+            dirty_ = false;
+            if (now_ >= wake_ns_) wake_ns_ = NEVER_NS;
+            order_ = 0;
+            scheduler_.settle(now_);
+            stage_ = EXECUTE;
+            break;
+        case EXECUTE:
+            if (execute()) {
+                stopped_at_order_ = true;
+                return ORDER;
+            }
+            stage_ = DONE;
+            if (stopped_at_order_ || is_recording || !lost_clients.empty() || !lost_workers.empty()) {
+                return ORDERS_DONE;
+            }
+            scheduler_.out.clear();
+            break;
+        case DONE:
+            stopped_at_order_ = false;
+            cancel_departed();
+            // Again, where somebody could not be reached or a model went; for the time alone, not again.
+            stage_ = dirty_ ? SETTLE : END;
+            break;
+        case END:
+            end_turn();
+            stage_ = WAIT;
+            break;
+    }
+    return NOTHING;
+}
+
+// Until something may be readable, or it is time. A signal ends it too, and is Python's to look at.
+void Exchange::wait(Ns until) {
+    bool has_input = false;
+    for (const RouterSocket& socket : sockets_) has_input = has_input || socket.has_input() || socket.has_news();
+    Ns timeout = has_input ? 0 : std::max<Ns>(std::min(until, wake_ns_) - clock_ns(), 0);
+    timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
+    int ready = ppoll(descriptors_.data(), descriptors_.size(), &limit, nullptr);
+    others_ready_ = ready < 0;
+    for (std::size_t place = own_count_; ready > 0 && place < descriptors_.size(); ++place) {
+        others_ready_ = others_ready_ || descriptors_[place].revents != 0;
+    }
+}
+
+void Exchange::take(Side side) {
+    cursor_ = 0;
+    batches_[side].clear();
+    batches_[side].receive(sockets_[side], bounds_.drain_messages, BATCH_FRAMES_MAX, bounds_.message_frames);
+}
+
+bool Exchange::handle() {
+    while (cursor_ < batches_[side_].size()) {
+        const Arrival& arrival = batches_[side_].at(cursor_++);
+        if (!(side_ == CLIENTS ? from_client(arrival) : from_worker(arrival))) return true;
+    }
+    return false;
+}
+
+bool Exchange::execute() {
+    while (order_ < scheduler_.out.list.size()) {
+        const Command& command = scheduler_.out.list[order_++];
+        switch (command.kind) {
+            case CommandKind::SEND_INFER: send_infer(command); break;
+            case CommandKind::SEND_LOAD: send_order(command, TAG_LOAD, ActionKind::LOAD); break;
+            case CommandKind::SEND_UNLOAD: send_order(command, TAG_UNLOAD, ActionKind::UNLOAD); break;
+            case CommandKind::SEND_REVOKE: send_revoke(command); break;
+            case CommandKind::ANSWER_OK: answer_ok(command); break;
+            case CommandKind::ANSWER_FAILED: answer_failed(command); break;
+            case CommandKind::WAKE: wake_ns_ = command.earliest_ns; break;
+            case CommandKind::SEND_PROFILE:
+            case CommandKind::MODEL_GONE: return true;
+        }
+    }
+    return false;
+}
+
+void Exchange::end_turn() {
+    for (std::size_t place = 0; place < result_count_; ++place) {
+        result_of_.erase(static_cast<std::uint64_t>(results_[place].header.action_id));
+    }
+    result_count_ = 0;
+    for (Batch& batch : batches_) batch.clear();
+}
+
+// ----- from clients -------------------------------------------------------------------------------
+
+bool Exchange::from_client(const Arrival& arrival) {
+    Batch& batch = batches_[CLIENTS];
+    auto found = client_of_.find(batch.identity(arrival).view());
+    if (found == client_of_.end() || arrival.count < 2 || !is_short) return false;
+    ClientLink& client = *clients_.at(found->second);
+    std::string_view header = batch.header(arrival).view();
+    std::int64_t tag = tag_of(header);
+    if (tag == TAG_INFER_REQUEST) return infer(client, arrival);
+    if (tag == TAG_CANCEL && cancel_.read(header)) return cancel(client.slot, cancel_.request_id);
+    return false;
+}
+
+bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
+    Batch& batch = batches_[CLIENTS];
+    if (!request_.read(batch.header(arrival).view()) || request_.request_id < 0) return false;
+    ServedModel* model = routed(request_.model);
+    if (model == nullptr || model->interface == nullptr) return false;
+    if (request_.slo_ns < 0 || request_.slo_ns >= NEVER_NS) return false;
+    if (request_.priority < 0 || request_.priority > bounds_.priority_max) return false;
+    if (client.requests.find(static_cast<std::uint64_t>(request_.request_id)) != IdTable::NONE) return false;
+    frame_bytes_.clear();
+    std::size_t first = arrival.first + 2;
+    for (std::size_t place = first; place < arrival.first + arrival.count; ++place) {
+        frame_bytes_.push_back(batch.frame(place).size());
+    }
+    std::uint32_t shape = 0;
+    if (!accept(*model->interface, request_, frame_bytes_, accepted_) || !shape_number(accepted_.shape, shape)) {
+        return false;
+    }
+    HeldRequest& held = hold(client, request_.request_id, *model);
+    for (const TensorRef* ref : accepted_.tensors) {
+        auto start = request_.dims.begin() + ref->first;
+        held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->rank});
+        held.dims.insert(held.dims.end(), start, start + ref->rank);
+        held.frames.push_back(std::move(batch.frame(first + static_cast<std::size_t>(ref->frame))));
+    }
+    arrive(held, accepted_.rows, shape, accepted_.bytes, request_.slo_ns, request_.priority);
+    return true;
+}
+
+void Exchange::admit(std::uint32_t client, std::int64_t request_id, ModelId model, std::uint32_t rows,
+                     std::uint32_t shape, std::uint64_t bytes, Ns slo_ns, std::int64_t priority,
+                     const std::vector<CheckedTensor>& tensors) {
+    Batch& batch = batches_[CLIENTS];
+    const Arrival& arrival = current();
+    HeldRequest& held = hold(*clients_.at(client), request_id, *models_.at(model));
+    for (const CheckedTensor& tensor : tensors) {
+        held.tensors.push_back({tensor.dtype, static_cast<std::uint32_t>(held.dims.size()),
+                                static_cast<std::uint32_t>(tensor.dims.size())});
+        held.dims.insert(held.dims.end(), tensor.dims.begin(), tensor.dims.end());
+        held.frames.push_back(std::move(batch.frame(arrival.first + 2 + tensor.frame)));
+    }
+    arrive(held, rows, shape, bytes, slo_ns, priority);
+}
+
+HeldRequest& Exchange::hold(ClientLink& client, std::int64_t request_id, ServedModel& model) {
+    HeldRequest& held = *held_pool_.make();
+    held.id = next_request_++;
+    held.request_id = request_id;
+    held.client = &client;
+    held.model = &model;
+    ++model.held;
+    held.before = client.last;
+    held.after = nullptr;
+    (client.last != nullptr ? client.last->after : client.first) = &held;
+    client.last = &held;
+    client.requests.insert(static_cast<std::uint64_t>(request_id), held.slot);
+    held_.insert(held.id, held.slot);
+    return held;
+}
+
+void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns slo_ns,
+                      std::int64_t priority) {
+    Request request;
+    Ns slo = slo_ns != 0 ? slo_ns : held.model->slo_ns;
+    request.id = held.id;
+    request.model_id = held.model->model_id;
+    request.rows = rows;
+    request.shape = shape;
+    request.bytes = bytes;
+    request.arrived_ns = now_;
+    // So that a deadline never comes before an arrival: an SLO may be as long as NEVER_NS.
+    request.deadline_ns = slo != 0 ? std::min(now_ + slo, NEVER_NS) : NEVER_NS;
+    request.priority = static_cast<std::uint8_t>(priority != 0 ? priority : bounds_.priority_default);
+    dirty_ = true;
+    if (is_recording) {
+        told.push_back({ToldEvent::ARRIVED, now_, request, {}, {}});
+    }
+    scheduler_.arrived(now_, request);
+}
+
+void Exchange::cancel(const HeldRequest& held) {
+    dirty_ = true;
+    if (is_recording) {
+        told.push_back({ToldEvent::CANCELLED, now_, {}, {}, {}});
+        told.back().request.id = held.id;
+    }
+    scheduler_.cancelled(now_, held.id);
+}
+
+// Takes a request out of every table, and gives its memory back. Its client and model may go with it.
+void Exchange::release(HeldRequest& held) {
+    ClientLink& client = *held.client;
+    ServedModel& model = *held.model;
+    held_.erase(held.id);
+    client.requests.erase(static_cast<std::uint64_t>(held.request_id));
+    (held.before != nullptr ? held.before->after : client.first) = held.after;
+    (held.after != nullptr ? held.after->before : client.last) = held.before;
+    held_pool_.give_back(&held);
+    if (client.has_departed && client.first == nullptr) clients_.give_back(&client);
+    if (--model.held == 0 && !forgotten_.empty()) {
+        std::erase_if(forgotten_, [&](const auto& one) { return one.get() == &model; });
+    }
+}
+
+HeldRequest& Exchange::held(RequestId request_id) {
+    std::uint32_t slot = held_.find(request_id);
+    if (slot == IdTable::NONE) throw std::logic_error("an order for request " + std::to_string(request_id));
+    return *held_pool_.at(slot);
+}
+
+std::uint32_t Exchange::client_joined(std::string_view identity) {
+    ClientLink* client = clients_.make();
+    client->identity = identity;
+    client_of_.emplace(client->identity, client->slot);
+    return client->slot;
+}
+
+void Exchange::client_left(std::uint32_t slot) {
+    ClientLink& client = *clients_.at(slot);
+    client_of_.erase(client.identity);
+    client.gone = true;
+    departed_.push_back(slot);
+}
+
+// Only between the orders of two decisions: a recording has them apart.
+void Exchange::cancel_departed() {
+    for (std::uint32_t slot : departed_) {
+        ClientLink& client = *clients_.at(slot);
+        client.has_departed = true;
+        for (HeldRequest* held = client.first; held != nullptr; held = held->after) cancel(*held);
+        if (client.first == nullptr) clients_.give_back(&client);
+    }
+    departed_.clear();
+}
+
+bool Exchange::has_request(std::uint32_t client, std::int64_t request_id) {
+    return clients_.at(client)->requests.find(static_cast<std::uint64_t>(request_id)) != IdTable::NONE;
+}
+
+bool Exchange::cancel(std::uint32_t client, std::int64_t request_id) {
+    std::uint32_t slot = clients_.at(client)->requests.find(static_cast<std::uint64_t>(request_id));
+    if (request_id < 0 || slot == IdTable::NONE) return false;
+    cancel(*held_pool_.at(slot));
+    return true;
+}
+
+// ----- from workers -------------------------------------------------------------------------------
+
+bool Exchange::from_worker(const Arrival& arrival) {
+    Batch& batch = batches_[WORKERS];
+    auto found = worker_of_identity_.find(batch.identity(arrival).view());
+    if (found == worker_of_identity_.end() || arrival.count < 2) return false;
+    WorkerLink& worker = *workers_.at(found->second);
+    worker.heard_ns = now_;
+    return tag_of(batch.header(arrival).view()) == TAG_RESULT && result(worker, arrival);
+}
+
+bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
+    Batch& batch = batches_[WORKERS];
+    if (results_.size() == result_count_) results_.emplace_back();
+    Outputs& outputs = results_[result_count_];
+    ResultHeader& result = outputs.header;
+    if (!result.read(batch.header(arrival).view()) || result.action_id < 0) return false;
+    ActionId action_id = static_cast<ActionId>(result.action_id);
+    const Expected* expected = worker.actions.find(action_id);
+    if (expected == nullptr) return true;  // of an action that was given up
+    if (result.status == Status::OK) {
+        if (result.parts.size() != expected->parts) return false;
+        for (std::uint32_t size : result.parts) {
+            if (size != expected->tensors) return false;
+        }
+        std::int64_t frames = arrival.count - 2;
+        std::int64_t last = -1;
+        outputs.is_distinct = true;
+        for (const TensorRef& ref : result.tensors) {
+            if (ref.frame >= frames) return false;
+            outputs.is_distinct = outputs.is_distinct && ref.frame > last;
+            last = ref.frame;
+        }
+    }
+    if (result.status == Status::OK && expected->parts > 0) {
+        outputs.first_frame = arrival.first + 2;
+        result_of_.insert(action_id, static_cast<std::uint32_t>(result_count_));
+        ++result_count_;
+    }
+    worker.actions.erase(action_id);
+    ++worker.results[static_cast<std::size_t>(result.status)];
+    ActionResult done;
+    std::string text;
+    done.worker = worker.worker_id;
+    done.action_id = action_id;
+    done.status = result.status;
+    done.begin_ns = result.begin_ns != 0 ? worker.clock.to_controller(result.begin_ns, now_) : now_;
+    done.end_ns = result.end_ns != 0 ? worker.clock.to_controller(result.end_ns, now_) : now_;
+    done.duration_ns = result.duration_ns;
+    if (!result.text.empty()) {
+        text = result.text;
+        done.text = &text;
+    }
+    dirty_ = true;
+    if (is_recording) told.push_back({ToldEvent::ACTION_DONE, now_, {}, done, text});
+    scheduler_.action_done(now_, done);
+    return true;
+}
+
+std::uint32_t Exchange::worker_joined(std::string_view identity, WorkerId worker_id) {
+    WorkerLink* worker = workers_.make();
+    worker->identity = identity;
+    worker->worker_id = worker_id;
+    worker->heard_ns = now_;
+    worker_of_identity_.emplace(worker->identity, worker->slot);
+    worker_of_id_.insert(static_cast<std::uint32_t>(worker_id), worker->slot);
+    return worker->slot;
+}
+
+void Exchange::worker_left(std::uint32_t slot) {
+    WorkerLink* worker = workers_.at(slot);
+    worker_of_identity_.erase(worker->identity);
+    worker_of_id_.erase(static_cast<std::uint32_t>(worker->worker_id));
+    workers_.give_back(worker);
+}
+
+WorkerLink* Exchange::worker_of(WorkerId worker_id) {
+    std::uint32_t slot = worker_of_id_.find(static_cast<std::uint32_t>(worker_id));
+    return slot == IdTable::NONE ? nullptr : workers_.at(slot);
+}
+
+// ----- orders -------------------------------------------------------------------------------------
+
+void Exchange::sent(std::uint32_t worker, ActionId action_id, ActionKind kind) {
+    note_sent(*workers_.at(worker), action_id, kind, {});
+}
+
+void Exchange::note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, Expected expected) {
+    worker.actions.add(action_id, expected);
+    ++worker.sent[static_cast<std::size_t>(kind)];
+}
+
+// Sends the header that was written. False if the worker cannot be reached: it is as good as gone.
+bool Exchange::to_worker(WorkerLink& worker, bool more) {
+    if (!sockets_[WORKERS].address(worker.identity)) {
+        lost_workers.push_back(worker.worker_id);
+        return false;
+    }
+    sockets_[WORKERS].send(writer_.view(), more);
+    return true;
+}
+
+void Exchange::window(const Command& command, const WorkerLink& worker) {
+    writer_.integer(worker.clock.to_worker_earliest(command.earliest_ns));
+    writer_.integer(worker.clock.to_worker_latest(command.latest_ns));
+    writer_.integer(command.expected_ns);
+}
+
+void Exchange::head(const Command& command, std::int64_t tag, std::size_t fields) {
+    writer_.clear();
+    writer_.array(fields + 1);
+    writer_.integer(tag);
+    writer_.natural(command.action_id);
+    writer_.integer(command.device);
+    writer_.integer(command.model_id);
+    writer_.natural(command.load_id);
+}
+
+void Exchange::send_infer(const Command& command) {
+    WorkerLink* worker = worker_of(command.worker);
+    if (worker == nullptr) return;  // it left in this very turn, as the scheduler will have heard
+    const RequestId* ids = scheduler_.out.ids.data() + command.first;
+    head(command, TAG_INFER, 8);
+    window(command, *worker);
+    writer_.array(command.count);
+    sending_.clear();
+    std::size_t frames = 0;
+    for (std::uint32_t part = 0; part < command.count; ++part) {
+        HeldRequest& one = held(ids[part]);
+        sending_.push_back(&one);
+        writer_.array(one.tensors.size());
+        for (const HeldTensor& tensor : one.tensors) {
+            writer_.array(3);
+            writer_.integer(tensor.dtype);
+            write_dims(writer_, one.dims.data() + tensor.first, tensor.rank);
+            writer_.natural(frames++);
+        }
+    }
+    std::size_t outputs = sending_.front()->model->interface->outputs.size();
+    note_sent(*worker, command.action_id, ActionKind::INFER, {command.count, static_cast<std::uint32_t>(outputs)});
+    if (!to_worker(*worker, frames > 0)) return;
+    for (HeldRequest* one : sending_) {
+        for (Frame& frame : one->frames) {
+            spare_.share(frame);  // kept, for the action may come to nothing
+            sockets_[WORKERS].send(spare_, --frames > 0);
+        }
+    }
+}
+
+void Exchange::send_order(const Command& command, std::int64_t tag, ActionKind kind) {
+    WorkerLink* worker = worker_of(command.worker);
+    if (worker == nullptr) return;
+    head(command, tag, kind == ActionKind::LOAD ? 8 : 7);
+    if (kind == ActionKind::LOAD) {
+        const std::uint32_t* runs = scheduler_.out.runs.data() + command.first;
+        writer_.array(command.count);
+        for (std::uint32_t place = 0; place < command.count; ++place) writer_.natural(runs[place]);
+    }
+    window(command, *worker);
+    note_sent(*worker, command.action_id, kind, {});
+    to_worker(*worker, false);
+}
+
+void Exchange::send_revoke(const Command& command) {
+    WorkerLink* worker = worker_of(command.worker);
+    if (worker == nullptr) return;
+    writer_.clear();
+    writer_.array(2);
+    writer_.integer(TAG_REVOKE);
+    writer_.natural(command.action_id);
+    if (sockets_[WORKERS].address(worker->identity)) sockets_[WORKERS].send(writer_.view(), false);
+}
+
+// ----- answers ------------------------------------------------------------------------------------
+
+// Sends the header that was written. False if the client is gone: then there is nobody to tell.
+bool Exchange::to_client(ClientLink& client, bool more) {
+    if (client.gone) return false;
+    if (!sockets_[CLIENTS].address(client.identity)) {
+        lost_clients.push_back(client.slot);
+        return false;
+    }
+    sockets_[CLIENTS].send(writer_.view(), more);
+    return true;
+}
+
+void Exchange::answer_ok(const Command& command) {
+    HeldRequest& one = held(command.request_id);
+    std::uint32_t place = result_of_.find(command.action_id);
+    if (place == IdTable::NONE) throw std::logic_error("an answer without its result");
+    Outputs& result = results_[place];
+    const std::vector<std::string>& names = one.model->interface->outputs;
+    std::size_t tensors = result.header.parts.at(command.part);
+    std::size_t count = std::min(tensors, names.size());
+    const TensorRef* refs = result.header.tensors.data() + command.part * tensors;
+    writer_.clear();
+    writer_.array(5);
+    writer_.integer(TAG_ANSWER);
+    writer_.integer(one.request_id);
+    writer_.integer(one.model->version);
+    writer_.array(count);
+    for (std::size_t index = 0; index < count; ++index) {
+        writer_.array(4);
+        writer_.text(names[index]);
+        writer_.integer(refs[index].dtype);
+        write_dims(writer_, result.header.dims.data() + refs[index].first, refs[index].rank);
+        writer_.natural(index);
+    }
+    writer_.array(4);
+    writer_.integer(command.a);
+    writer_.integer(command.b);
+    writer_.integer(command.c);
+    writer_.integer(0);
+    if (to_client(*one.client, count > 0)) {
+        for (std::size_t index = 0; index < count; ++index) {
+            Frame& frame = batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame));
+            bool more = index + 1 < count;
+            if (result.is_distinct) {
+                sockets_[CLIENTS].send(frame, more);
+            } else {
+                spare_.share(frame);
+                sockets_[CLIENTS].send(spare_, more);
+            }
+        }
+    }
+    outcomes_.count(Status::OK);
+    one.model->outcomes.count(Status::OK);
+    release(one);
+}
+
+void Exchange::answer_failed(const Command& command) {
+    HeldRequest& one = held(command.request_id);
+    const std::string* said =
+        command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
+    fail(one, command.status, sentences_.text(command, one.model->label, said), &command);
+    if (command.status == Status::REFUSED) ++refusals_[static_cast<std::size_t>(command.reason)];
+    outcomes_.count(command.status);
+    one.model->outcomes.count(command.status);
+    release(one);
+}
+
+void Exchange::fail(HeldRequest& one, Status status, std::string_view text, const Command* refusal) {
+    writer_.clear();
+    writer_.array(5);
+    writer_.integer(TAG_FAILURE);
+    writer_.integer(one.request_id);
+    writer_.integer(static_cast<std::int64_t>(status));
+    writer_.text(text);
+    if (status == Status::REFUSED && refusal != nullptr) {
+        writer_.map(3);
+        writer_.text("reason");
+        writer_.text(sentences_.reason(refusal->reason));
+        writer_.text("feasible_slo_ns");
+        writer_.integer(refusal->feasible_slo_ns);
+        writer_.text("retry_after_ns");
+        writer_.integer(refusal->retry_after_ns);
+    } else {
+        writer_.map(0);
+    }
+    to_client(*one.client, false);
+}
+
+void Exchange::fail_all(Status status, std::string_view text) {
+    for (std::uint32_t slot = 0; slot < held_pool_.slot_count(); ++slot) {
+        HeldRequest& one = *held_pool_.at(slot);
+        if (one.id == 0) continue;
+        fail(one, status, text, nullptr);
+        release(one);
+    }
+}
+
+// ----- models -------------------------------------------------------------------------------------
+
+void Exchange::serve(ModelId model_id, std::int64_t version, std::string_view label, Ns slo_ns,
+                     std::shared_ptr<const ModelInterface> interface) {
+    std::unique_ptr<ServedModel>& model = models_[model_id];
+    if (model == nullptr) model = std::make_unique<ServedModel>();
+    model->model_id = model_id;
+    model->version = version;
+    model->label = label;
+    model->slo_ns = slo_ns;
+    model->interface = std::move(interface);
+    forget_references();
+}
+
+void Exchange::forget(ModelId model_id) {
+    auto found = models_.find(model_id);
+    if (found == models_.end()) return;
+    forget_references();
+    if (found->second->held > 0) forgotten_.push_back(std::move(found->second));
+    models_.erase(found);
+}
+
+ServedModel* Exchange::find_model(ModelId model_id) {
+    auto found = models_.find(model_id);
+    return found == models_.end() ? nullptr : found->second.get();
+}
+
+void Exchange::route(std::string_view text, ModelId model_id) {
+    forget_references();
+    routes_.insert_or_assign(std::string(text), models_.at(model_id).get());
+}
+
+void Exchange::unroute(std::string_view text) {
+    forget_references();
+    auto found = routes_.find(text);
+    if (found != routes_.end()) routes_.erase(found);
+}
+
+void Exchange::refer(std::string_view text, ModelId model_id) {
+    if (references_.size() >= REFERENCES_MAX) forget_references();
+    references_.insert_or_assign(std::string(text), models_.at(model_id).get());
+}
+
+ServedModel* Exchange::routed(std::string_view text) const {
+    auto found = routes_.find(text);
+    if (found != routes_.end()) return found->second;
+    found = references_.find(text);
+    return found != references_.end() ? found->second : nullptr;
+}
+
+bool Exchange::shape_number(const std::vector<std::int64_t>& shape, std::uint32_t& number) {
+    if (!has_last_ || shape != last_shape_) {
+        auto found = shapes_.find(shape);
+        if (found == shapes_.end()) return false;
+        last_shape_ = shape;
+        last_number_ = found->second;
+        has_last_ = true;
+    }
+    number = last_number_;
+    return true;
+}
+
+void Exchange::shape_numbered(const std::vector<std::int64_t>& shape, std::uint32_t number) {
+    shapes_.insert_or_assign(shape, number);
+    has_last_ = false;
+}
+
+void Exchange::forget_shapes() {
+    shapes_.clear();
+    has_last_ = false;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,378 @@
+// The controller's short road: requests and results from the sockets to the scheduler, orders and answers back,
+// without Python in between.
+//
+// run() is the controller's loop: wait; take what the sockets hold and handle it message by message; when all has been
+// noted, have the scheduler decide; carry out its orders. It returns where it needs Python: for every kind of message
+// and order that is rare, and every message that is odd or not plainly right. Called again, it goes on from there.
+// Whatever Python decides about a request, it is held here: admit() puts it on the same road. Not thread safe; needs
+// no GIL.
+#pragma once
+
+#include <poll.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "controller/clock.h"
+#include "controller/messages.h"
+#include "controller/models.h"
+#include "controller/sentences.h"
+#include "controller/sockets.h"
+#include "id_table.h"
+#include "scheduler/pool.h"
+#include "scheduler/scheduler.h"
+
+namespace clockwork {
+
+struct ClientLink;
+
+// Of texts that refer() remembers.
+inline constexpr std::size_t REFERENCES_MAX = 65'536;
+
+// An input as it is repeated to the worker; its dimensions are in HeldRequest::dims, its bytes in the frame beside it.
+struct HeldTensor {
+    std::int64_t dtype = 0;
+    std::uint32_t first = 0;
+    std::uint32_t rank = 0;
+};
+
+// A request between its arrival and its answer: who asked, and the tensors on their way.
+struct HeldRequest {
+    RequestId id = 0;             // 0: this one is free
+    std::int64_t request_id = 0;  // the client's
+    ClientLink* client = nullptr;
+    ServedModel* model = nullptr;
+    std::vector<HeldTensor> tensors;
+    std::vector<std::int64_t> dims;
+    std::vector<Frame> frames;
+    HeldRequest* before = nullptr;  // of this client, in the order of arrival
+    HeldRequest* after = nullptr;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        id = 0;
+        tensors.clear();
+        dims.clear();
+        frames.clear();
+        before = after = nullptr;
+    }
+};
+
+struct ClientLink {
+    std::string identity;
+    bool gone = false;          // nothing is sent to it any more
+    bool has_departed = false;  // and what it waits for has been cancelled
+    IdTable requests;           // the client's request id: slot of the request
+    HeldRequest* first = nullptr;
+    HeldRequest* last = nullptr;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        gone = has_departed = false;
+        requests = IdTable();
+        first = last = nullptr;
+    }
+};
+
+enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE };
+inline constexpr int ACTION_KINDS = 4;
+inline constexpr int STATUS_COUNT = 32;  // above every number of Status
+
+// Of a result that is OK: how many parts it has, and how many tensors each.
+struct Expected {
+    std::uint32_t parts = 0;
+    std::uint32_t tensors = 0;
+};
+
+// Actions that were sent and not answered.
+class SentActions {
+public:
+    void add(ActionId action_id, Expected expected) {
+        if (free_.empty()) {
+            free_.push_back(static_cast<std::uint32_t>(all_.size()));
+            all_.emplace_back();
+        }
+        all_[free_.back()] = expected;
+        by_id_.insert(action_id, free_.back());
+        free_.pop_back();
+    }
+
+    const Expected* find(ActionId action_id) const {
+        std::uint32_t place = by_id_.find(action_id);
+        return place == IdTable::NONE ? nullptr : &all_[place];
+    }
+
+    bool erase(ActionId action_id) {
+        std::uint32_t place = by_id_.find(action_id);
+        if (place == IdTable::NONE) return false;
+        by_id_.erase(action_id);
+        free_.push_back(place);
+        return true;
+    }
+
+    std::size_t size() const { return by_id_.size(); }
+
+private:
+    IdTable by_id_;
+    std::vector<Expected> all_;
+    std::vector<std::uint32_t> free_;
+};
+
+struct WorkerLink {
+    std::string identity;
+    WorkerId worker_id = 0;
+    ClockBounds clock;
+    SentActions actions;
+    Ns heard_ns = 0;
+    std::array<std::uint64_t, ACTION_KINDS> sent{};
+    std::array<std::uint64_t, STATUS_COUNT> results{};
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        clock = ClockBounds();
+        actions = SentActions();
+        heard_ns = 0;
+        sent = {};
+        results = {};
+    }
+};
+
+// What the scheduler was told, for a recording. Which fields count depends on kind.
+struct ToldEvent {
+    enum Kind { ARRIVED, CANCELLED, ACTION_DONE, PYTHON };  // PYTHON: one that Python noted, and keeps itself
+
+    Kind kind = PYTHON;
+    Ns now = 0;
+    Request request;  // CANCELLED: its id
+    ActionResult result;
+    std::string text;  // of the result
+};
+
+// A tensor of a request that Python has checked: `frame` of the current message.
+struct CheckedTensor {
+    std::int64_t dtype = 0;
+    std::vector<std::int64_t> dims;
+    std::uint32_t frame = 0;
+};
+
+struct ExchangeBounds {
+    std::size_t drain_messages = 256;       // config.DRAIN_BATCH_EVENTS
+    std::size_t message_frames = 65'536;    // config.FRAMES_MAX
+    std::int64_t priority_default = 4;      // config.PRIORITY_DEFAULT
+    std::int64_t priority_max = 255;        // config.PRIORITY_MAX
+};
+
+class Exchange {
+public:
+    enum Side { WORKERS, CLIENTS };
+
+    // Where in a turn run() is.
+    enum Stage { WAIT, TAKE, HANDLE, LOOK, SETTLE, EXECUTE, DONE, END };
+    static constexpr int STAGES = END + 1;
+
+    // What run() needs of Python.
+    enum Need {
+        NOTHING,       // run() never says so
+        OTHER,         // look at signals, other descriptors and timers
+        WORKERS_LEFT,  // connections have ended: read the monitor, and say whose before their messages are handled
+        CLIENTS_LEFT,
+        WORKER_MESSAGE,  // current() is Python's
+        CLIENT_MESSAGE,
+        ORDER,        // order_place() is Python's
+        ORDERS_DONE,  // of a decision of which Python wants to know: it clears the scheduler's `out`
+    };
+
+    // descriptors: of the sockets and their monitors; others: for which run() returns, as they become readable.
+    Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences,
+             ExchangeBounds bounds);
+    void wait_on(const std::vector<int>& descriptors, const std::vector<int>& others);
+
+    // ----- the loop ----------------------------------------------------------------------------
+
+    // Serves until Python is needed, or the time is `until` (then it needs OTHER).
+    Need run(Ns until);
+    // When the turn began that run() is in: what all events of it say.
+    Ns now() const { return now_; }
+    const Arrival& current() const { return batches_[side_].at(cursor_ - 1); }
+    Batch& batch() { return batches_[side_]; }
+    std::size_t order_place() const { return order_ - 1; }
+    // Python noted something with the scheduler.
+    void note() {
+        dirty_ = true;
+        if (is_recording) told.push_back({});
+    }
+    // Peers that could not be reached while sending: slots of clients, ids of workers. Cleared by the caller.
+    std::vector<std::uint32_t> lost_clients;
+    std::vector<WorkerId> lost_workers;
+
+    // ----- clients -----------------------------------------------------------------------------
+
+    std::uint32_t client_joined(std::string_view identity);
+    // Nothing is sent to it any more; what it waits for is cancelled before the next decision.
+    void client_left(std::uint32_t client);
+    bool has_request(std::uint32_t client, std::int64_t request_id);
+    // Cancels one. False if there is none.
+    bool cancel(std::uint32_t client, std::int64_t request_id);
+    // Has a request of the current message arrive that Python found right.
+    void admit(std::uint32_t client, std::int64_t request_id, ModelId model, std::uint32_t rows, std::uint32_t shape,
+               std::uint64_t bytes, Ns slo_ns, std::int64_t priority, const std::vector<CheckedTensor>& tensors);
+    // Answers everything that is held, and forgets it: the end.
+    void fail_all(Status status, std::string_view text);
+    std::size_t held_count() const { return held_.size(); }
+
+    // ----- workers -----------------------------------------------------------------------------
+
+    std::uint32_t worker_joined(std::string_view identity, WorkerId worker_id);
+    void worker_left(std::uint32_t worker);
+    WorkerLink& worker(std::uint32_t slot) { return *workers_.at(slot); }
+    // Python sends this one.
+    void sent(std::uint32_t worker, ActionId action_id, ActionKind kind);
+
+    // ----- models ------------------------------------------------------------------------------
+
+    void serve(ModelId model_id, std::int64_t version, std::string_view label, Ns slo_ns,
+               std::shared_ptr<const ModelInterface> interface);
+    void forget(ModelId model_id);
+    // The model that requests for this text are for. What is not routed is asked of Python.
+    void route(std::string_view text, ModelId model_id);
+    void unroute(std::string_view text);
+    // A route that holds until forget_references(): `name@version`, which Python looked up.
+    void refer(std::string_view text, ModelId model_id);
+    void forget_references() { references_.clear(); }
+    ServedModel* find_model(ModelId model_id);
+    // The number by which the scheduler knows a shape (see Accepted::shape).
+    void shape_numbered(const std::vector<std::int64_t>& shape, std::uint32_t number);
+    void forget_shapes();
+
+    const Outcomes& outcomes() const { return outcomes_; }
+    std::uint64_t refusals(Reason reason) const { return refusals_[static_cast<std::size_t>(reason)]; }
+
+    // What was noted since the caller last cleared it, if is_recording.
+    std::vector<ToldEvent> told;
+    bool is_recording = false;
+
+    // Processor time of this thread by stage, and behind them of Python between two calls of run(), if is_timed.
+    std::array<Ns, STAGES + 1> spent_ns{};
+    bool is_timed = false;
+
+    // False: every message of a client goes to Python. For tests, which compare.
+    bool is_short = true;
+
+private:
+    struct Hash {
+        using is_transparent = void;
+        std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+    };
+    // Never iterated over.
+    template <typename Value>
+    using ByText = std::unordered_map<std::string, Value, Hash, std::equal_to<>>;
+    struct HashShape {
+        std::size_t operator()(const std::vector<std::int64_t>& shape) const {
+            std::uint64_t hash = 0x9E3779B97F4A7C15ull;
+            for (std::int64_t one : shape) hash = (hash ^ static_cast<std::uint64_t>(one)) * 0xBF58476D1CE4E5B9ull;
+            return static_cast<std::size_t>(hash ^ hash >> 31);
+        }
+    };
+
+    Need step(Ns until);
+    void lap(int stage);
+    void wait(Ns until);
+    void take(Side side);
+    bool handle();
+    bool execute();
+    void end_turn();
+    void cancel_departed();
+    bool from_client(const Arrival& arrival);
+    bool from_worker(const Arrival& arrival);
+    bool infer(ClientLink& client, const Arrival& arrival);
+    bool result(WorkerLink& worker, const Arrival& arrival);
+    ServedModel* routed(std::string_view text) const;
+    bool shape_number(const std::vector<std::int64_t>& shape, std::uint32_t& number);
+    HeldRequest& hold(ClientLink& client, std::int64_t request_id, ServedModel& model);
+    void arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns slo_ns,
+                std::int64_t priority);
+    void cancel(const HeldRequest& held);
+    void release(HeldRequest& held);
+    HeldRequest& held(RequestId request_id);
+    WorkerLink* worker_of(WorkerId worker_id);
+
+    void send_infer(const Command& command);
+    void send_order(const Command& command, std::int64_t tag, ActionKind kind);
+    void send_revoke(const Command& command);
+    void answer_ok(const Command& command);
+    void answer_failed(const Command& command);
+    void fail(HeldRequest& one, Status status, std::string_view text, const Command* refusal);
+    void head(const Command& command, std::int64_t tag, std::size_t fields);
+    void window(const Command& command, const WorkerLink& worker);
+    bool to_worker(WorkerLink& worker, bool more);
+    void note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, Expected expected);
+    bool to_client(ClientLink& client, bool more);
+
+    Scheduler& scheduler_;
+    RouterSocket sockets_[2];
+    Sentences sentences_;
+    ExchangeBounds bounds_;
+    Ns now_ = 0;
+    Ns wake_ns_ = NEVER_NS;
+    bool dirty_ = false;
+
+    Stage stage_ = WAIT;
+    std::vector<pollfd> descriptors_;
+    std::size_t own_count_ = 0;   // of them, that are the sockets'
+    bool others_ready_ = false;
+    bool stopped_at_order_ = false;
+    Ns lap_ns_ = 0;
+    Batch batches_[2];  // by side; the frames of results stay until the answers are sent
+    Side side_ = WORKERS;
+    std::size_t cursor_ = 0;  // behind the message that is being handled
+    std::size_t order_ = 0;   // behind the order that is being carried out
+    struct Outputs {
+        ResultHeader header;
+        std::uint32_t first_frame = 0;
+        bool is_distinct = false;  // no frame is named twice: they can be given away
+    };
+    std::vector<Outputs> results_;  // the first result_count_ of them are this turn's
+    std::size_t result_count_ = 0;
+    IdTable result_of_;  // action id: place in results_
+
+    Pool<HeldRequest> held_pool_;
+    IdTable held_;  // by our id: slot
+    std::vector<std::uint32_t> departed_;
+    RequestId next_request_ = 1;
+    Pool<ClientLink> clients_;
+    ByText<std::uint32_t> client_of_;
+    Pool<WorkerLink> workers_;
+    ByText<std::uint32_t> worker_of_identity_;
+    IdTable worker_of_id_;
+    std::unordered_map<ModelId, std::unique_ptr<ServedModel>> models_;  // never iterated over
+    std::vector<std::unique_ptr<ServedModel>> forgotten_;               // with requests that are still held
+    ByText<ServedModel*> routes_;
+    ByText<ServedModel*> references_;
+    std::unordered_map<std::vector<std::int64_t>, std::uint32_t, HashShape> shapes_;  // never iterated over
+    std::vector<std::int64_t> last_shape_;
+    std::uint32_t last_number_ = 0;
+    bool has_last_ = false;
+
+    InferRequestHeader request_;
+    CancelHeader cancel_;
+    Accepted accepted_;
+    std::vector<std::size_t> frame_bytes_;
+    Writer writer_;
+    Frame spare_;
+    std::vector<HeldRequest*> sending_;
+    Outcomes outcomes_;
+    std::uint64_t refusals_[16] = {};
+};
+
+}  // namespace clockwork

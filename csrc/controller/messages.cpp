@@ -1,0 +1,120 @@
+#include "controller/messages.h"
+
+namespace clockwork {
+
+namespace {
+
+bool begins(Reader& reader, std::uint32_t fields, std::int64_t tag) {
+    std::uint32_t count = 0;
+    std::int64_t found = 0;
+    return reader.array(count) && count == fields + 1 && reader.integer(found) && found == tag;
+}
+
+// [dtype, shape, frame], after the array's count.
+bool read_ref(Reader& reader, TensorRef& ref, std::vector<std::int64_t>& dims) {
+    if (!reader.integer(ref.dtype) || !reader.array(ref.rank)) return false;
+    ref.first = static_cast<std::uint32_t>(dims.size());
+    for (std::uint32_t place = 0; place < ref.rank; ++place) {
+        std::int64_t dimension = 0;
+        if (!reader.integer(dimension)) return false;
+        dims.push_back(dimension);
+    }
+    return reader.integer(ref.frame);
+}
+
+bool is_stamp(std::int64_t value) { return 0 <= value && value < NEVER_NS; }
+
+bool is_output(const TensorRef& ref, const std::vector<std::int64_t>& dims) {
+    for (std::uint32_t place = 0; place < ref.rank; ++place) {
+        if (!is_stamp(dims[ref.first + place])) return false;
+    }
+    return 0 <= ref.dtype && ref.dtype <= INT32_MAX && 0 <= ref.frame;
+}
+
+}  // namespace
+
+std::int64_t tag_of(std::string_view header) {
+    Reader reader(header.data(), header.size());
+    std::uint32_t count = 0;
+    std::int64_t tag = 0;
+    return reader.array(count) && reader.integer(tag) ? tag : -1;
+}
+
+bool is_status(std::int64_t number) {
+    return (0 <= number && number <= static_cast<std::int64_t>(Status::INTERNAL)) ||
+           (static_cast<std::int64_t>(Status::TOO_LATE) <= number &&
+            number <= static_cast<std::int64_t>(Status::WORKER_LOST));
+}
+
+bool InferRequestHeader::read(std::string_view header) {
+    tensors.clear();
+    dims.clear();
+    std::uint32_t count = 0;
+    Reader reader(header.data(), header.size());
+    if (header.size() > HEADER_BYTES_MAX || !begins(reader, 5, TAG_INFER_REQUEST) || !reader.integer(request_id) ||
+        !reader.text(model) || !is_utf8(model) || !reader.integer(slo_ns) || !reader.integer(priority) || !reader.array(count)) {
+        return false;
+    }
+    for (std::uint32_t place = 0; place < count; ++place) {
+        TensorRef ref;
+        std::uint32_t fields = 0;
+        if (!reader.array(fields) || fields != 4 || !reader.text(ref.name) || !read_ref(reader, ref, dims)) {
+            return false;
+        }
+        tensors.push_back(ref);
+    }
+    return reader.done();
+}
+
+bool CancelHeader::read(std::string_view header) {
+    Reader reader(header.data(), header.size());
+    return begins(reader, 1, TAG_CANCEL) && reader.integer(request_id) && reader.done();
+}
+
+bool ResultHeader::read(std::string_view header) {
+    begin_ns = end_ns = duration_ns = 0;
+    parts.clear();
+    tensors.clear();
+    dims.clear();
+    std::int64_t number = 0;
+    std::int64_t received_ns = 0;
+    Reader reader(header.data(), header.size());
+    if (header.size() > HEADER_BYTES_MAX || !begins(reader, 8, TAG_RESULT) || !reader.integer(action_id) ||
+        !reader.integer(number) || !is_status(number) || !reader.text(text) || !is_utf8(text) ||
+        !reader.integer(received_ns) || !is_stamp(received_ns)) {
+        return false;
+    }
+    status = static_cast<Status>(number);
+    for (int phase = 0; phase < 3; ++phase) {
+        std::uint32_t count = 0;
+        std::int64_t stamps[3];
+        if (!reader.array(count) || count != 3) return false;
+        for (std::int64_t& stamp : stamps) {
+            if (!reader.integer(stamp) || !is_stamp(stamp)) return false;
+        }
+        if (stamps[1] != 0) {
+            begin_ns = begin_ns != 0 ? begin_ns : stamps[0];
+            end_ns = stamps[1];
+            duration_ns += stamps[2];
+            if (!is_stamp(duration_ns)) return false;
+        }
+    }
+    std::uint32_t count = 0;
+    if (!reader.array(count)) return false;
+    for (std::uint32_t place = 0; place < count; ++place) {
+        std::uint32_t size = 0;
+        if (!reader.array(size)) return false;
+        for (std::uint32_t one = 0; one < size; ++one) {
+            TensorRef ref;
+            std::uint32_t fields = 0;
+            if (!reader.array(fields) || fields != 3 || !read_ref(reader, ref, dims) || !is_output(ref, dims)) {
+                return false;
+            }
+            tensors.push_back(ref);
+        }
+        parts.push_back(size);
+    }
+    return reader.done();
+}
+
+}  // namespace clockwork

@@ -1,0 +1,79 @@
+// The headers that a controller reads and writes most, as clockwork/messages.py declares them.
+//
+// Reading decides nothing: a header is one of these, well formed in every field, or it is odd, and then Python looks
+// at it and says what is wrong. What was read points into the header's bytes.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "controller/msgpack.h"
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+enum Tag : std::int64_t {
+    TAG_INFER_REQUEST = 2,
+    TAG_CANCEL = 3,
+    TAG_ANSWER = 33,
+    TAG_FAILURE = 34,
+    TAG_RESULT = 67,
+    TAG_LOAD = 101,
+    TAG_UNLOAD = 102,
+    TAG_INFER = 103,
+    TAG_REVOKE = 105,
+};
+
+inline constexpr std::size_t HEADER_BYTES_MAX = 4 << 20;  // clockwork.config.HEADER_BYTES_MAX
+
+// A tensor that a header describes. Its dimensions are `rank` numbers of the header's dims, from `first` on.
+struct TensorRef {
+    std::string_view name;  // a result's has none
+    std::int64_t dtype = 0;
+    std::uint32_t first = 0;
+    std::uint32_t rank = 0;
+    std::int64_t frame = 0;
+};
+
+struct InferRequestHeader {
+    std::int64_t request_id = 0;
+    std::string_view model;
+    std::int64_t slo_ns = 0;
+    std::int64_t priority = 0;
+    std::vector<TensorRef> tensors;
+    std::vector<std::int64_t> dims;
+
+    // False if it is odd. A dimension may be any number here.
+    bool read(std::string_view header);
+};
+
+struct CancelHeader {
+    std::int64_t request_id = 0;
+
+    bool read(std::string_view header);
+};
+
+// `parts`: how many tensors each part has; they follow one another in `tensors`.
+struct ResultHeader {
+    std::int64_t action_id = 0;
+    Status status = Status::OK;
+    std::string_view text;
+    Ns begin_ns = 0;  // of the first phase that happened; worker time
+    Ns end_ns = 0;    // of the last
+    Ns duration_ns = 0;
+    std::vector<std::uint32_t> parts;
+    std::vector<TensorRef> tensors;
+    std::vector<std::int64_t> dims;
+
+    // False if it is odd; else status and times are in range, the text is UTF-8, and dimensions are natural numbers.
+    bool read(std::string_view header);
+};
+
+// The tag of a header, or -1.
+std::int64_t tag_of(std::string_view header);
+
+// Whether a number is one of clockwork.messages.Status.
+bool is_status(std::int64_t number);
+
+}  // namespace clockwork

@@ -1,0 +1,201 @@
+// The little of msgpack that headers of requests, results, orders and answers are made of.
+//
+// The reader trusts nothing: it never looks beyond the end, no length sizes an allocation, and whatever is not the
+// type that was asked for is odd. It takes every encoding of a value that there is, as msgpack for Python does. The
+// writer takes the shortest, as that does too, so that both write the same bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <string_view>
+
+namespace clockwork {
+
+class Reader {
+public:
+    Reader(const void* data, std::size_t size)
+        : at_(static_cast<const std::uint8_t*>(data)), end_(at_ + size) {}
+
+    // Each returns false where what comes next is something else; what was read is then of no use.
+
+    bool array(std::uint32_t& count) {
+        if (at_ == end_) return false;
+        std::uint8_t kind = *at_++;
+        if ((kind & 0xf0) == 0x90) {
+            count = kind & 0x0f;
+        } else if (kind == 0xdc) {
+            if (!big<std::uint16_t>(count)) return false;
+        } else if (kind == 0xdd) {
+            if (!big<std::uint32_t>(count)) return false;
+        } else {
+            return false;
+        }
+        return count <= static_cast<std::size_t>(end_ - at_);  // an element takes at least a byte
+    }
+
+    // Only numbers that int64 holds: no field of ours needs more.
+    bool integer(std::int64_t& value) {
+        if (at_ == end_) return false;
+        std::uint8_t kind = *at_++;
+        if (kind < 0x80) {
+            value = kind;
+            return true;
+        }
+        if (kind >= 0xe0) {
+            value = static_cast<std::int8_t>(kind);
+            return true;
+        }
+        switch (kind) {
+            case 0xcc: return big<std::uint8_t>(value);
+            case 0xcd: return big<std::uint16_t>(value);
+            case 0xce: return big<std::uint32_t>(value);
+            case 0xcf: return big<std::uint64_t>(value) && value >= 0;
+            case 0xd0: return big<std::int8_t>(value);
+            case 0xd1: return big<std::int16_t>(value);
+            case 0xd2: return big<std::int32_t>(value);
+            case 0xd3: return big<std::int64_t>(value);
+            default: return false;
+        }
+    }
+
+    // The bytes lie in what is being read, and are not known to be UTF-8.
+    bool text(std::string_view& value) {
+        if (at_ == end_) return false;
+        std::uint8_t kind = *at_++;
+        std::uint32_t size = 0;
+        if ((kind & 0xe0) == 0xa0) {
+            size = kind & 0x1f;
+        } else if (kind == 0xd9) {
+            if (!big<std::uint8_t>(size)) return false;
+        } else if (kind == 0xda) {
+            if (!big<std::uint16_t>(size)) return false;
+        } else if (kind == 0xdb) {
+            if (!big<std::uint32_t>(size)) return false;
+        } else {
+            return false;
+        }
+        if (size > static_cast<std::size_t>(end_ - at_)) return false;
+        value = {reinterpret_cast<const char*>(at_), size};
+        at_ += size;
+        return true;
+    }
+
+    bool done() const { return at_ == end_; }
+
+private:
+    template <typename Stored, typename Value>
+    bool big(Value& value) {
+        if (static_cast<std::size_t>(end_ - at_) < sizeof(Stored)) return false;
+        std::uint64_t bits = 0;
+        for (std::size_t place = 0; place < sizeof(Stored); ++place) bits = bits << 8 | *at_++;
+        value = static_cast<Value>(static_cast<Stored>(bits));
+        return true;
+    }
+
+    const std::uint8_t* at_;
+    const std::uint8_t* end_;
+};
+
+// A growing buffer that is used again and again.
+class Writer {
+public:
+    void clear() { buffer_.clear(); }
+    const char* data() const { return buffer_.data(); }
+    std::size_t size() const { return buffer_.size(); }
+    std::string_view view() const { return buffer_; }
+
+    void array(std::size_t count) {
+        if (count < 16) {
+            byte(0x90 | count);
+        } else if (count <= 0xffff) {
+            byte(0xdc), big(static_cast<std::uint16_t>(count));
+        } else {
+            byte(0xdd), big(static_cast<std::uint32_t>(count));
+        }
+    }
+
+    // Of fewer than 16 keys.
+    void map(std::size_t count) { byte(0x80 | count); }
+
+    void integer(std::int64_t value) {
+        if (value >= 0) {
+            natural(static_cast<std::uint64_t>(value));
+        } else if (value >= -32) {
+            byte(static_cast<std::uint8_t>(value));
+        } else if (value >= INT8_MIN) {
+            byte(0xd0), byte(static_cast<std::uint8_t>(value));
+        } else if (value >= INT16_MIN) {
+            byte(0xd1), big(static_cast<std::uint16_t>(value));
+        } else if (value >= INT32_MIN) {
+            byte(0xd2), big(static_cast<std::uint32_t>(value));
+        } else {
+            byte(0xd3), big(static_cast<std::uint64_t>(value));
+        }
+    }
+
+    void natural(std::uint64_t value) {
+        if (value < 0x80) {
+            byte(value);
+        } else if (value <= 0xff) {
+            byte(0xcc), byte(value);
+        } else if (value <= 0xffff) {
+            byte(0xcd), big(static_cast<std::uint16_t>(value));
+        } else if (value <= 0xffffffff) {
+            byte(0xce), big(static_cast<std::uint32_t>(value));
+        } else {
+            byte(0xcf), big(value);
+        }
+    }
+
+    void text(std::string_view value) {
+        if (value.size() < 32) {
+            byte(0xa0 | value.size());
+        } else if (value.size() <= 0xff) {
+            byte(0xd9), byte(value.size());
+        } else if (value.size() <= 0xffff) {
+            byte(0xda), big(static_cast<std::uint16_t>(value.size()));
+        } else {
+            byte(0xdb), big(static_cast<std::uint32_t>(value.size()));
+        }
+        buffer_.append(value);
+    }
+
+private:
+    void byte(std::size_t value) { buffer_.push_back(static_cast<char>(value)); }
+
+    template <typename Stored>
+    void big(Stored value) {
+        char bytes[sizeof(Stored)];
+        for (std::size_t place = sizeof(Stored); place-- > 0; value = static_cast<Stored>(value >> 8)) {
+            bytes[place] = static_cast<char>(value & 0xff);
+        }
+        buffer_.append(bytes, sizeof(Stored));
+    }
+
+    std::string buffer_;
+};
+
+// As strict as Python: no surrogates, nothing overlong, nothing above U+10FFFF.
+inline bool is_utf8(std::string_view text) {
+    const auto* at = reinterpret_cast<const std::uint8_t*>(text.data());
+    const auto* end = at + text.size();
+    while (at != end) {
+        std::uint8_t first = *at++;
+        if (first < 0x80) continue;
+        int more = first >= 0xc2 && first < 0xe0 ? 1 : (first & 0xf0) == 0xe0 ? 2 : first >= 0xf0 && first < 0xf5 ? 3 : 0;
+        if (more == 0 || end - at < more) return false;
+        std::uint8_t second = *at;
+        if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) || (first == 0xf0 && second < 0x90) ||
+            (first == 0xf4 && second > 0x8f)) {
+            return false;
+        }
+        for (; more > 0; --more) {
+            if ((*at++ & 0xc0) != 0x80) return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace clockwork

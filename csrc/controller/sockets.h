@@ -1,0 +1,185 @@
+// ROUTER sockets through libzmq itself: messages in batches, frames passed on without a copy.
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "zmq_api.h"
+
+namespace clockwork {
+
+// The functions of the libzmq that pyzmq brought; set once, before anything here is made.
+inline const clockwork_zmq_api* zmq = nullptr;
+
+// One frame. Small ones live inside; what is larger is counted, and a copy shares it.
+class Frame {
+public:
+    Frame() { zmq->msg_init(&message_); }
+    ~Frame() { zmq->msg_close(&message_); }
+    Frame(Frame&& other) noexcept : Frame() { zmq->msg_move(&message_, &other.message_); }
+    Frame& operator=(Frame&& other) noexcept {
+        zmq->msg_move(&message_, &other.message_);
+        return *this;
+    }
+    Frame(const Frame&) = delete;
+    Frame& operator=(const Frame&) = delete;
+
+    // libzmq writes to what it shares from (it notes that it is shared), hence no const.
+    void share(Frame& other) { zmq->msg_copy(&message_, &other.message_); }
+    void clear() {
+        zmq->msg_close(&message_);
+        zmq->msg_init(&message_);
+    }
+    void* data() { return zmq->msg_data(&message_); }
+    std::size_t size() const { return zmq->msg_size(&message_); }
+    std::string_view view() { return {static_cast<const char*>(data()), size()}; }
+    bool more() const { return zmq->msg_more(&message_) != 0; }
+    // Of the connection that it came on; -1 if that has none (a peer that speaks the first ZMTP).
+    int descriptor() const { return zmq->msg_get(&message_, CLOCKWORK_ZMQ_SRCFD); }
+    clockwork_zmq_message* message() { return &message_; }
+
+private:
+    clockwork_zmq_message message_;
+};
+
+// A message of a batch: its identity, its header and its frames are `count` frames of Batch, from `first` on.
+struct Arrival {
+    std::uint32_t first = 0;
+    std::uint32_t count = 0;
+};
+
+class RouterSocket {
+public:
+    // As long as this is used, the socket and its monitor must stay open.
+    RouterSocket(void* socket, void* monitor) : socket_(socket), monitor_(monitor) {}
+
+    // Receives the next part into `frame`. False if there is none now.
+    bool receive(Frame& frame) {
+        while (zmq->msg_recv(frame.message(), socket_, CLOCKWORK_ZMQ_DONTWAIT) < 0) {
+            int error = zmq->last_error();
+            if (error == EAGAIN) return false;
+            if (error != EINTR) fail("receive", error);
+        }
+        return true;
+    }
+
+    // Whether receive() would find something. To be asked before one waits for descriptors: they are edges.
+    bool has_input() const { return is_readable(socket_); }
+    // Whether a connection has ended since the monitor was last read.
+    bool has_news() const { return is_readable(monitor_); }
+
+    // Begins a message. False if the peer is gone, or takes nothing any more; else the rest must follow.
+    bool address(std::string_view identity) {
+        while (zmq->send(socket_, identity.data(), identity.size(),
+                         CLOCKWORK_ZMQ_DONTWAIT | CLOCKWORK_ZMQ_SNDMORE) < 0) {
+            int error = zmq->last_error();
+            if (error == EAGAIN || error == EHOSTUNREACH) return false;
+            if (error != EINTR) fail("send on", error);
+        }
+        return true;
+    }
+
+    void send(std::string_view header, bool more) {
+        while (zmq->send(socket_, header.data(), header.size(), flags(more)) < 0) retry();
+    }
+
+    // Takes what the frame holds.
+    void send(Frame& frame, bool more) {
+        while (zmq->msg_send(frame.message(), socket_, flags(more)) < 0) retry();
+    }
+
+private:
+    static bool is_readable(void* socket) {
+        int events = 0;
+        std::size_t size = sizeof(events);
+        while (zmq->getsockopt(socket, CLOCKWORK_ZMQ_EVENTS, &events, &size) != 0) {
+            int error = zmq->last_error();
+            if (error != EINTR) fail("look at", error);
+        }
+        return (events & CLOCKWORK_ZMQ_POLLIN) != 0;
+    }
+
+    static int flags(bool more) { return CLOCKWORK_ZMQ_DONTWAIT | (more ? CLOCKWORK_ZMQ_SNDMORE : 0); }
+
+    static void retry() {
+        int error = zmq->last_error();
+        if (error != EINTR) fail("send on", error);
+    }
+
+    [[noreturn]] static void fail(const char* what, int error) {
+        throw std::runtime_error("libzmq cannot " + std::string(what) + " a socket: error " + std::to_string(error));
+    }
+
+    void* socket_;
+    void* monitor_;
+};
+
+// What was taken from a socket at once. Frames keep their memory (64 bytes each) from one batch to the next.
+class Batch {
+public:
+    // At most so many messages, and no further one once it holds `frames_max` frames. Of a message of more than
+    // message_frames_max frames, and of one without a header, only the identity (and header) is kept: count says 1.
+    void receive(RouterSocket& socket, std::size_t messages_max, std::size_t frames_max,
+                 std::size_t message_frames_max) {
+        while (messages_.size() < messages_max && used_ < frames_max) {
+            std::size_t first = used_;
+            if (!socket.receive(next())) return;
+            ++used_;
+            bool more = frames_[first].more();
+            bool too_many = false;
+            while (more) {
+                Frame& frame = next();
+                if (!socket.receive(frame)) break;  // never: a message arrives whole
+                more = frame.more();
+                if (used_ - first < message_frames_max + 1) {
+                    ++used_;
+                } else {
+                    too_many = true;
+                    frame.clear();
+                }
+            }
+            std::size_t count = used_ - first;
+            if (too_many) {
+                while (used_ > first + 2) frames_[--used_].clear();
+                count = 1;
+            }
+            messages_.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count)});
+        }
+    }
+
+    std::size_t size() const { return messages_.size(); }
+    const Arrival& at(std::size_t place) const { return messages_[place]; }
+    Frame& frame(std::size_t place) { return frames_[place]; }
+    Frame& identity(const Arrival& arrival) { return frames_[arrival.first]; }
+    Frame& header(const Arrival& arrival) { return frames_[arrival.first + 1]; }
+
+    void clear() {
+        messages_.clear();
+        if (frames_.size() > KEPT_FRAMES) {
+            frames_.clear();
+            frames_.shrink_to_fit();
+        } else {
+            for (std::size_t place = 0; place < used_; ++place) frames_[place].clear();
+        }
+        used_ = 0;
+    }
+
+private:
+    static constexpr std::size_t KEPT_FRAMES = 16'384;
+
+    Frame& next() {
+        if (used_ == frames_.size()) frames_.emplace_back();
+        return frames_[used_];
+    }
+
+    std::vector<Arrival> messages_;
+    std::vector<Frame> frames_;
+    std::size_t used_ = 0;
+};
+
+}  // namespace clockwork

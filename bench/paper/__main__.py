@@ -12,9 +12,10 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -49,7 +50,9 @@ def experiment(name: str, setting: Setting, out: Path, plots: bool, progress: Pr
     result: Result = module.run(setting, lambda part: progress.update(task, completed=part))
     progress.update(task, completed=1.0)
     written = save(result, module.draw(result) if plots else None, out)
-    progress.console.print(table(result))
+    progress.console.print(table(result.title, result.rows, module.SHOWN))
+    if result.live:
+        progress.console.print(table("live, on a CPU worker of this machine", result.live))
     for title, value in result.facts.items():
         progress.console.print(f"  {title}: {value}", highlight=False, markup=False)
     for title, value in result.paper.items():
@@ -58,13 +61,17 @@ def experiment(name: str, setting: Setting, out: Path, plots: bool, progress: Pr
     return result
 
 
-def table(result: Result) -> Table:
-    """The rows as people read them."""
-    shown = Table(title=result.title, title_justify="left", header_style="bold")
-    names = [name for name in FIGURES[result.name].SHOWN if any(name in row for row in result.rows)]
+def table(title: str, rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> Table:
+    """Rows as people read them; columns: which of them (none: all)."""
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    names = [
+        one
+        for one in columns or dict.fromkeys(key for row in rows for key in row)
+        if any(one in row for row in rows)
+    ]
     for name in names:
         shown.add_column(name, justify="right", overflow="fold")
-    for row in result.rows:
+    for row in rows:
         shown.add_row(*(cell(row.get(name)) for name in names))
     return shown
 

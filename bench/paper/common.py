@@ -97,6 +97,9 @@ class Result:
     paper: dict[str, Any]  # what the paper says, each with its source
     rows: list[dict[str, Any]]  # one for each case
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the whole, bounds included
+    live: list[dict[str, Any]] = dataclasses.field(
+        default_factory=list
+    )  # rows of a real cluster on this machine
     series: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is drawn and too long for a table
 
     def to_json(self) -> dict[str, Any]:
@@ -109,6 +112,7 @@ class Result:
             "paper": self.paper,
             "facts": self.facts,
             "rows": self.rows,
+            "live": self.live,
             "series": self.series,
         }
 

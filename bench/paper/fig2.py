@@ -100,7 +100,7 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
         rows, {
             "noise given to the simulated executions, sigma in %": 100 * EXEC_NOISE,
             "simulated latencies are told apart to, %": round(100 / 128, 2),
-        }, series,
+        }, series=series,
     )  # fmt: skip
 
 

@@ -113,8 +113,6 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             for policy in setting.chosen()
         },
     }
-    if setting.live:
-        facts["live, CPU worker"] = live.slo_sweep(setting)
     return Result(
         "fig5", TITLE, setting,
         {
@@ -123,13 +121,14 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             "source": f"{PAPER}, section 6.1 (as reading notes give it); clients and SLOs: {ARTIFACT}",
             "goodput/s by SLO in ms, a third party's simulator, not the paper": OTHERS_GOODPUT,
         },
-        rows, facts, series,
+        rows, facts, live.slo_sweep(setting) if setting.live else [], series,
     )  # fmt: skip
 
 
 def draw(result: Result) -> Figure:
     policies = result.setting.chosen()
-    figure, axes = drawing.sheet(result, 1, 1 + len(policies), (4.4 * (1 + len(policies)), 3.8))
+    columns = 1 + len(policies) + bool(result.live)
+    figure, axes = drawing.sheet(result, 1, columns, (4.4 * columns, 3.8))
     for policy in policies:
         own = [row for row in result.rows if row["policy"] == policy]
         axes[0].plot(
@@ -157,4 +156,15 @@ def draw(result: Result) -> Figure:
         drawing.tail_axis(one)
         drawing.label(one, "latency (ms)", "percentile", policy)
         drawing.legend(one)
+    for policy in dict.fromkeys(row["policy"] for row in result.live):
+        own = [row for row in result.live if row["policy"] == policy]
+        axes[-1].plot(
+            [row["slo_ms"] for row in own], [row["goodput/s"] for row in own],
+            color=drawing.colour(policy), marker="o", markersize=3, label=policy,
+        )  # fmt: skip
+    if result.live:
+        axes[-1].set_xscale("log")
+        axes[-1].set_ylim(bottom=0)
+        drawing.label(axes[-1], "SLO (ms)", "goodput (requests/s)", "live: MLPs on a CPU worker")
+        drawing.legend(axes[-1])
     return figure

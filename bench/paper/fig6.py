@@ -224,7 +224,8 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             "minor clients then": "recover to 200 requests/s",
             "source": f"{PAPER}, section 6.2 (as reading notes give it); models at which memory is full: {ARTIFACT}",
         },
-        rows, {"minutes": size.total_ns / MINUTE, "first model added at minute": size.lead_ns / MINUTE}, series,
+        rows, {"minutes": size.total_ns / MINUTE, "first model added at minute": size.lead_ns / MINUTE},
+        series=series,
     )  # fmt: skip
 
 

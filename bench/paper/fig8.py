@@ -39,6 +39,7 @@ from clockwork.sim import Closed, Open, simulate
 from clockwork.sim.workloads import poisson, slo_steps, window
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLE = "Fig. 8: latency-sensitive clients beside batch clients, six GPUs"
@@ -167,8 +168,6 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             for row in own
             if row is not alone
         }
-    if setting.live:
-        facts["live, CPU worker"] = live.isolation(setting)
     return Result(
         "fig8", TITLE, setting,
         {
@@ -176,13 +175,14 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             "mostly refused below ms": PAPER_REFUSED_BELOW_MS,
             "source": f"{PAPER}, section 6.4 (as reading notes give it); rates and clients: {ARTIFACT}",
         },
-        rows, facts,
+        rows, facts, live.isolation(setting) if setting.live else [],
     )  # fmt: skip
 
 
 def draw(result: Result) -> Figure:
     kinds = list(dict.fromkeys(row["batch"] for row in result.rows))
-    figure, axes = drawing.sheet(result, 2, len(kinds), (4.2 * len(kinds), 6.4))
+    lines = 2 + bool(result.live)
+    figure, axes = drawing.sheet(result, lines, len(kinds), (4.2 * len(kinds), 3.2 * lines))
     for kind, above, below in zip(kinds, axes, axes[len(kinds) :]):
         for row in result.rows:
             if row["batch"] != kind:
@@ -207,4 +207,30 @@ def draw(result: Result) -> Figure:
         drawing.label(below, "SLO of the sensitive (ms)", "batch answers/s")
         drawing.legend(above)
         drawing.legend(below)
+    if result.live:
+        draw_live(result, axes[2 * len(kinds) :])
     return figure
+
+
+def draw_live(result: Result, axes: list[Axes]) -> None:
+    """Without batch clients, with them, and what those get."""
+    for policy in dict.fromkeys(row["policy"] for row in result.live):
+        own = [row for row in result.live if row["policy"] == policy]
+        alone, together = (
+            [row for row in own if bool(row["batch_clients"]) is there] for there in (False, True)
+        )
+        for place, rows, what in (
+            (0, alone, "satisfied"),
+            (1, together, "satisfied"),
+            (2, together, "batch/s"),
+        ):
+            axes[place].plot(
+                [row["slo_ms"] for row in rows], [row[what] for row in rows],
+                color=drawing.colour(policy), marker="o", markersize=3, label=policy,
+            )  # fmt: skip
+    titles = ("live, CPU worker: no batch clients", "live: with batch clients", "live")
+    for one, title, y in zip(axes, titles, ("sensitive satisfied", "sensitive satisfied", "batch answers/s")):
+        one.set_xscale("log")
+        one.set_ylim(bottom=0)
+        drawing.label(one, "SLO (ms)", y, title)
+        drawing.legend(one)

@@ -101,7 +101,7 @@ class Size:
 MINUTE = 60 * SECOND
 SIZES = {
     "tiny": Size(SECOND, 600, SECOND, SECOND, 400, 400.0, 200),
-    "quick": Size(2 * MINUTE, 600, MINUTE, 20 * SECOND, FUNCTIONS, RATE, 4026),
+    "quick": Size(2 * MINUTE, 600, 20 * SECOND, 10 * SECOND, FUNCTIONS, RATE, 4026),
     "full": Size(360 * MINUTE, 600, 5 * MINUTE, 2 * MINUTE, FUNCTIONS, RATE, 4026),
 }
 
@@ -359,7 +359,7 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             row["policy"]: row["devices"] for row in rows if row["mapping"] == "shuffled"
         },
     }
-    return Result("fig9", TITLE, setting, dict(PAPER_SAYS), rows, facts, series)
+    return Result("fig9", TITLE, setting, dict(PAPER_SAYS), rows, facts, series=series)
 
 
 def draw(result: Result) -> Figure:

@@ -50,7 +50,7 @@ class Size:
 
 SIZES: dict[Form, Size] = {
     "tiny": Size(2, 4, (20,), 0.4, {"digits": 50}, "128M"),
-    "quick": Size(6, 16, (10, 25, 100), 1.5, {"digits": 4000, "residual_cnn": 500}, "256M"),
+    "quick": Size(6, 16, (10, 25, 100, 250), 1.5, {"digits": 4000, "residual_cnn": 500}, "256M"),
     "full": Size(
         15, 16, (5, 10, 25, 50, 100, 250, 500), 20.0,
         {"digits": 200_000, "residual_cnn": 20_000, "resnet50": 10_000}, "768M",

@@ -8,6 +8,8 @@ import pytest
 
 from bench import emulated, fidelity, overload, paging, prediction, pump, roundtrip
 from bench.cluster import Cluster
+from bench.paper import live
+from bench.paper.common import Setting
 from bench.relay import Relay
 from clockwork.models import zoo
 
@@ -117,3 +119,17 @@ def test_a_cluster_that_loses_a_process_says_so(gone: int) -> None:
         [cluster.controller, *cluster.workers][gone].wait()
         with pytest.raises(RuntimeError, match="ended with status -9"):
             cluster._check()
+
+
+def test_the_papers_figures_have_their_live_forms() -> None:
+    setting = Setting("tiny", ("edf",))
+    times = live.execution_times(setting, lambda part: None)["digits"]
+    assert 0 < times["executions"]["p50_ms"] < times["client"]["p50_ms"], (
+        "a client waits for more than the device"
+    )
+    [row] = live.slo_sweep(setting)
+    assert row["goodput/s"] + row["late"] + row["refused"] + row["missed"] > 0
+    assert row["failed"] == 0
+    alone, together = live.isolation(setting)
+    assert (alone["batch/s"], alone["batch_clients"]) == (0, 0)
+    assert together["batch/s"] > 0, "batch clients got nothing"

@@ -52,8 +52,8 @@ SHOWN = (
     "missed",
     "max_ms",
     "loads",
-    "first_unload_models",
-    "shift_min",
+    "memory_full_models",
+    "link_full_min",
     "minor_at_end/s",
     "major_at_end/s",
 )
@@ -61,6 +61,9 @@ SHOWN = (
 MAJOR_RATE = 1000.0
 MINOR_RATE = 200.0
 SLO_NS = 100 * MS
+FINE = 10
+"""Slices of time in each point: loads are counted by them."""
+
 BUCKETS = 90
 """Points of the series: two classes each, major and minor."""
 
@@ -128,7 +131,8 @@ class Job:
 def work(job: Job, tick: Tick) -> dict[str, Any]:
     """One policy through all of it."""
     size = job.size
-    bucket_ns = -(-size.total_ns // BUCKETS)
+    fine_ns = -(-size.total_ns // (BUCKETS * FINE))
+    bucket_ns = FINE * fine_ns
     minor = poisson([MINOR_RATE], size.total_ns, seed=job.seed, stream=0)
     major = growing(poisson([MAJOR_RATE], size.total_ns, seed=job.seed, stream=1), size, job.seed)
     found = simulate(
@@ -137,7 +141,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         [Open(merge(bucketed(minor, bucket_ns, 1), bucketed(major, bucket_ns, 0)))],
         **named(job.policy),
         seed=job.seed,
-        series_ns=bucket_ns,
+        series_ns=fine_ns,
         on_progress=progress(tick, size.total_ns),
     )
     tally = class_rows(found.classes, 2 * BUCKETS)
@@ -152,10 +156,10 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         **{f"{name} good/s": (good[:, at] / seconds).tolist() for at, name in enumerate(names)},
         **{f"{name} offered/s": (offered[:, at] / seconds).tolist() for at, name in enumerate(names)},
         "cold": (cold.sum(axis=1) / answered).tolist(),
-        "GPU": (found.series["busy_ns"][:BUCKETS] / bucket_ns).tolist(),
-        "PCIe": (found.series["link_busy_ns"][:BUCKETS] / bucket_ns).tolist(),
-        "p99_ms": (found.series["p99_ns"][:BUCKETS] / MS).tolist(),
-        "max_ms": (found.series["max_ns"][:BUCKETS] / MS).tolist(),
+        "GPU": (buckets(found.series["busy_ns"]).sum(axis=1) / bucket_ns).tolist(),
+        "PCIe": (buckets(found.series["link_busy_ns"]).sum(axis=1) / bucket_ns).tolist(),
+        "worst_p99_ms": (buckets(found.series["p99_ns"]).max(axis=1) / MS).tolist(),
+        "max_ms": (buckets(found.series["max_ns"]).max(axis=1) / MS).tolist(),
     }
     pages = resnets(1)[0].pages(PAPER_PAGE_BYTES)
     return {
@@ -164,27 +168,38 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         "most_resident": V100_PAGES // pages,
         "loads": found.loads,
         "unloads": found.unloads,
-        "first_unload_models": models_when(series, found.series["loads"], V100_PAGES // pages),
-        "shift_min": shift(series),
+        "memory_full_models": memory_full(size, found.series["loads"], fine_ns, V100_PAGES // pages),
+        "link_full_min": shift(series),
         "minor_at_end/s": round(float(np.mean(series["minor good/s"][-BUCKETS // 10 :])), 1),
         "major_at_end/s": round(float(np.mean(series["major good/s"][-BUCKETS // 10 :])), 1),
         "series": series,
     }
 
 
-def models_when(series: dict[str, Any], loads: Any, room: int) -> int | None:
-    """How many major models there were when as many models had been loaded as there is room for."""
-    reached = np.cumsum(loads[:BUCKETS]) >= room
-    return int(series["models"][int(reached.argmax())]) if reached.any() else None
+def buckets(slices: Any) -> Any:
+    """A series' slices, those of each bucket in a row of their own."""
+    filled = np.zeros(BUCKETS * FINE, slices.dtype)
+    filled[: len(slices)] = slices[: len(filled)]
+    return filled.reshape(BUCKETS, FINE)
+
+
+def memory_full(size: Size, loads: Any, slice_ns: int, room: int) -> int | None:
+    """How many major models there were, to a slice, when there had been as many loads as there is room for."""
+    done = np.cumsum(loads)
+    if not len(done) or done[-1] < room:
+        return None
+    end_ns = (int((done >= room).argmax()) + 1) * slice_ns
+    return int(active(np.int64(end_ns), size))
+
+
+LINK_FULL = 0.98
 
 
 def shift(series: dict[str, Any]) -> float | None:
-    """The minute from which on the link is busier than the GPU; None if it never is."""
-    link = np.array(series["PCIe"]) > np.array(series["GPU"])
-    if not link.any():
-        return None
-    at = int(np.flatnonzero(~link)[-1]) + 1 if not link.all() else 0
-    return round(series["minute"][at], 1) if at < len(link) else None
+    """The minute from which on the link is busy all the time; None if it never is."""
+    free = np.array(series["PCIe"]) < LINK_FULL
+    at = int(np.flatnonzero(free)[-1]) + 1 if free.any() else 0
+    return round(series["minute"][at], 1) if at < len(free) else None
 
 
 def bound(size: Size, series: dict[str, Any]) -> list[float]:

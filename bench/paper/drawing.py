@@ -47,7 +47,7 @@ def label(axes: Axes, x: str, y: str, title: str = "") -> None:
 
 def legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, framealpha=0.5)
 
 
 def tail_axis(axes: Axes) -> None:

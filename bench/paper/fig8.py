@@ -88,9 +88,11 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
             tick((index + 1) / len(slos_ns))
         # A batch holds at most the clients of its model, and every client waits for its own answer.
         alone_ns = models[0].execution_ns(1) + input_ns(models[0])
-        throughput = min(
+        # A step's last requests are answered after its end, which counts for it as well.
+        clients = job.batch_models * job.concurrency
+        throughput = clients * SECOND / job.step_ns + min(
             DEVICES * rate_limit(models[0], NO_SLO_NS, job.concurrency),
-            job.batch_models * job.concurrency * SECOND / alone_ns,
+            clients * SECOND / alone_ns,
         )
         return (
             row

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.paper import __main__ as program
-from bench.paper import bounds, common, fig6, fig7, fig9, fig11, live
+from bench.paper import bounds, common, fig6, fig7, fig8, fig9, fig11, live
 from bench.paper.common import MS, SECOND, Setting
 from clockwork.sim.workloads import Arrivals, poisson
 
@@ -89,6 +89,13 @@ def test_no_policy_gets_above_the_bound_of_the_paper_s_tight_slos() -> None:
         got = fig7.work(job, lambda part: None)["satisfied"]
         most = fig7.work(fig7.Job("", *list(vars(job).values())[1:]), lambda part: None)["satisfied"]
         assert all(one <= limit + 0.01 for one, limit in zip(got, most)), (policy, got, most)
+
+
+def test_batch_clients_get_no_more_than_their_bound() -> None:
+    for models, concurrency in ((12, 16), (48, 4)):
+        jobs = [fig8.Job(policy, models, concurrency, SECOND // 2, 1) for policy in ("fifo", "")]
+        got, most = (fig8.work(job, lambda part: None)["batch/s"] for job in jobs)
+        assert all(one <= limit for one, limit in zip(got, most)), (got, most)
 
 
 def test_the_bound_is_exact_where_one_can_count() -> None:

@@ -149,12 +149,6 @@ bool Adaptive::admit(Pending& pending) {
     if (there.arrivals++ % IDEAL_EVERY == 0) {
         there.ideal_ns = find_ideal_ns(spec, request.shape, there.slack_ns);
     }
-    double cost = there.ideal_ns * pending.size * weight_;
-    cost_sum_ += cost;
-    square_sum_ += (2 * there.cost + cost) * cost;
-    there.cost += cost;
-    there.rows += pending.size * weight_;
-
     Ns alone = takes_ns(spec, request.shape, pending.size);
     const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
     Ns link = worker != nullptr ? worker->there_ns + worker->back_ns : 0;
@@ -173,6 +167,12 @@ bool Adaptive::admit(Pending& pending) {
             return false;
         }
     }
+    // Only what is let in counts: a client that tries again at once must not look like a flood.
+    double cost = there.ideal_ns * pending.size * weight_;
+    cost_sum_ += cost;
+    square_sum_ += (2 * there.cost + cost) * cost;
+    there.cost += cost;
+    there.rows += pending.size * weight_;
     return true;
 }
 
@@ -216,7 +216,12 @@ bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& 
     if (wanted <= share_) {
         return false;
     }
-    double wait = at(*pending.model).waiting * known.ideal_ns / share_;
+    std::uint32_t waiting = at(*pending.model).waiting;
+    Ns time = pending.deadline_ns - now_ - link_ns;
+    if (waiting < rows_within(spec, pending.request.shape, time, spec.batch_max)) {
+        return false;  // it would only make the next batch cheaper
+    }
+    double wait = waiting * known.ideal_ns / share_;
     double slack = static_cast<double>(pending.deadline_ns - now_ - link_ns);
     double room = refuse_wait_ * (slack - static_cast<double>(takes_ns(spec, pending.request.shape, 1)));
     if (wait <= std::max(room, static_cast<double>(takes_ns(spec, pending.request.shape, pending.size)))) {
@@ -359,13 +364,16 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
         const KindSpec& spec = *residency.spec;
         Ns longest = takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
         Ns earliest = queue.front().deadline_ns - device.worker->back_ns - longest;
-        if (best.queue != nullptr && queue.level >= best.queue->level && earliest >= best.start_ns) {
+        if (best.queue != nullptr && queue.level >= best.queue->level && earliest >= best.rank_ns) {
             return;
         }
         Candidate one{};
         if (consider(queue, residency, free_ns, one)) {
             candidates_.push_back(one);
-            if (best.queue == nullptr || one.start_ns < best.start_ns) {
+            // Where another device may go on with the rest, a long queue is worth beginning early.
+            bool is_everywhere = queue.model->residencies.size() >= devices_.size();
+            one.rank_ns = one.start_ns + (is_everywhere ? 0 : one.duration_ns);
+            if (best.queue == nullptr || one.rank_ns < best.rank_ns) {
                 best = one;
             }
         }

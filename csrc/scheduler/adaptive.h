@@ -1,8 +1,8 @@
 // Policy `adaptive`: the most requests in time, from one idea: what device time is worth.
 //
 // Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
-// queue the largest batch that its tightest deadline allows), the one that has to start first goes first. Three
-// rules make that hold up near saturation, where it matters; each was measured against the others' best and against
+// queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
+// device has its model, else that of the earliest deadline. Four rules make that hold up near saturation, where it matters; each was measured against the others' best and against
 // the clairvoyant bound (bench/grid), and each can be switched off (off_*) to see what it earns.
 //
 // *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
@@ -21,11 +21,10 @@
 // the thirty. Without it, queues near saturation decay into ever smaller batches (Symphony drops for the same
 // reason, arXiv 2308.07470, but whatever the load).
 //
-// *Turning away.* What has to be refused should hear so at once. Where models would all run at the batches that fit
-// their SLOs and the crowd (time to wait and time to run in the ratio of models to devices), and what arrives still
-// is more than the devices can do, each model is entitled to a fair share: those that ask for less get all, the
-// others the same. A model above its share has a request refused at arrival if what already waits for it would take,
-// within that share, longer than the request can wait. So a hot model cannot crowd out the others, either.
+// *Turning away.* Where what was let in needs more than the devices could do even at their ideal, each model is
+// entitled to a fair share: those that ask for less get all, the others the same. A model above its share has a
+// request refused at arrival if what already waits for it would take, within that share and at its ideal cost, longer
+// than the request can wait, and is more than a batch. So a hot model does not crowd out the others.
 //
 // Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
 // already from the many that would share its device more cheaply.
@@ -119,6 +118,7 @@ private:
         std::uint32_t count;     // behind them
         Ns start_ns;             // the last at which it is in time
         Ns duration_ns;
+        Ns rank_ns;              // the lowest goes first
     };
 
     static KindSpec* spec_of(const Model& model);

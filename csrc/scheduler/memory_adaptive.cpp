@@ -146,7 +146,25 @@ void AdaptiveMemory::waits(Pending& pending) {
     }
     if (model.residencies.empty() || asking_.holds(model.slot)) {
         ask(model);
+    } else if (waits_long(model)) {
+        one.pressed_ns = now();
+        ask(model);
     }
+}
+
+// Whether the first of its requests has waited for longer than a load takes, and for a good part of its SLO.
+bool AdaptiveMemory::waits_long(const Model& model) const {
+    Ns load = model.residencies.front()->spec->load_planned_ns();
+    for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
+        if (!one->empty()) {
+            const Request& first = one->front().pending->request;
+            Ns waited = now() - first.arrived_ns;
+            if (waited > load && waited > (first.deadline_ns - first.arrived_ns) / LONG_PART) {
+                return true;
+            }
+        }
+    }
+    return false;
 }
 
 void AdaptiveMemory::leaves(Pending& pending) {
@@ -157,6 +175,14 @@ void AdaptiveMemory::leaves(Pending& pending) {
 
 void AdaptiveMemory::sent(Flight& flight) {
     const Model& model = *flight.residency->model;
+    busy_[flight.device->slot].add(now(), static_cast<double>(flight.duration_ns), BUSY_HALF_LIFE_NS);
+    const Pending& oldest = *flight.batch->pendings.front();
+    if (oldest.deadline_ns < NEVER_NS) {
+        double part = static_cast<double>(now() - oldest.request.arrived_ns) /
+                      static_cast<double>(std::max<Ns>(oldest.deadline_ns - oldest.request.arrived_ns, 1));
+        double& late = lateness_[flight.device->slot];
+        late += (part - late) * LATENESS_WEIGHT;
+    }
     if (!asking_.empty() && waiting(model) == 0) {
         asking_.erase(model.slot);
     }
@@ -182,7 +208,8 @@ void AdaptiveMemory::ask(Model& model) {
     double gain = benefit(model, spec, now(), 0, is_cold);
     asking_.set(model.slot, gain / static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)));
     if (is_new) {
-        if (Device* device = find_target(model, is_cold ? score : score_spare); device != nullptr) {
+        Device* device = find_target(model, score);
+        if (device != nullptr && (is_cold || has_spare_time(*device, model))) {
             again_ns_[device->slot] = 0;
             touch(*device);
         }
@@ -203,8 +230,13 @@ double AdaptiveMemory::score(const Memory& memory, const Device& device, const K
     return (device.has_room(spec) ? 0 : 1e12) + busy + full * static_cast<double>(MS);
 }
 
-double AdaptiveMemory::score_spare(const Memory& memory, const Device& device, const KindSpec& spec) {
-    return device.lane.empty() ? score(memory, device, spec) : -1;
+bool AdaptiveMemory::has_spare_time(const Device& device, const Model& model) const {
+    if (device.lane.empty() || busy_[device.slot].rate(now(), BUSY_HALF_LIFE_NS) < SPARE_BUSY) {
+        return true;
+    }
+    return std::all_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* there) {
+        return lateness_[device.slot] < SPARE_LATENESS * lateness_[there->device->slot];
+    });
 }
 
 void AdaptiveMemory::arrived_on(Residency& residency) {
@@ -236,7 +268,11 @@ void AdaptiveMemory::model_gone(Model& model) {
 void AdaptiveMemory::device_joined(Device& device) {
     if (device.slot >= again_ns_.size()) {
         again_ns_.resize(device.slot + 1, 0);
+        busy_.resize(device.slot + 1);
+        lateness_.resize(device.slot + 1, 0);
     }
+    busy_[device.slot] = DecayedCount();
+    lateness_[device.slot] = 0;
     again_ns_[device.slot] = 0;
 }
 
@@ -277,7 +313,7 @@ void AdaptiveMemory::look(Device& device) {
         }
         ++scanned;
         KindSpec* spec = loadable(device, model);
-        bool is_welcome = spec != nullptr && (is_cold || device.lane.empty());
+        bool is_welcome = spec != nullptr && (is_cold || has_spare_time(device, model));
         if (is_welcome) {
             Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
             double gain = benefit(model, *spec, begin, delays, is_cold);
@@ -326,7 +362,7 @@ bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec, doub
     }
     if (one.denied_ns == 0) {
         one.denied_ns = now();
-    } else if (now() - one.denied_ns > DENIED_NS && model.residencies.empty()) {
+    } else if (now() - one.denied_ns > std::min(DENIED_NS, one.slo_ns / DENIED_PART) && model.residencies.empty()) {
         one.denied_ns = 0;
         return load_by_force(device, model, spec);
     }

@@ -1,7 +1,8 @@
 // Memory rules `adaptive`: loads by benefit and cost.
 //
 // A model asks for a load while requests wait for it and no device has it (it is *cold*), or while those that have it
-// cannot serve its queue in time (it is *pressed*). The next load of a link is the one with the most benefit per time
+// cannot serve its queue in time (it is *pressed*: a batch is sent late, or the first request has waited for longer
+// than a load takes and for one part in LONG_PART of its SLO). The next load of a link is the one with the most benefit per time
 // of the link. Counted in requests:
 //   benefit = those that wait and would still be in time if the load began now + standing (if it is cold)
 //   standing of a model = what is lost each time that it has to be loaded anew
@@ -12,8 +13,10 @@
 // waiting, is in flight or is being loaded. So an idle link loads whatever is asked for, and a busy one keeps what
 // would be asked for again.
 //
-// A pressed model is loaded, one device at a time, only onto a device that has nothing to run. A cold one that found
-// no room for DENIED_NS is loaded by force: busy models make room, as their work ends.
+// A pressed model is loaded, one device at a time, only onto a device that has time to spare: that was busy for less
+// than SPARE_BUSY of its time of late, or whose batches waited for a much smaller part of their SLOs than those of the
+// devices that have the model. A cold one that found no room for one part in DENIED_PART of its SLO (at most
+// DENIED_NS) is loaded by force: busy models make room, as their work ends.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +36,18 @@ inline constexpr Ns STANDING_NS = 10 * SECOND;
 // A model is pressed for this long after its policy said so.
 inline constexpr Ns PRESSED_NS = 100 * MS;
 
+inline constexpr Ns LONG_PART = 8;
+
 inline constexpr Ns DENIED_NS = SECOND;
+inline constexpr Ns DENIED_PART = 8;
+
+// How busy a device is, is averaged over this half-life.
+inline constexpr Ns BUSY_HALF_LIFE_NS = 300 * MS;
+inline constexpr double SPARE_BUSY = 0.85;
+inline constexpr double SPARE_LATENESS = 0.6;
+
+// Of how late a device's batches are sent, each new one counts so much.
+inline constexpr double LATENESS_WEIGHT = 0.05;
 
 // Candidates that a device looks at for one load, and how long it does not look again if none would do.
 inline constexpr int CANDIDATE_SCAN_MAX = 8;
@@ -102,14 +116,17 @@ private:
     double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns delays_ns, bool is_cold) const;
     double standing(const Model& model, const KindSpec& spec) const;
     double rate(const Model& model) const;
+    bool waits_long(const Model& model) const;
     void ask(Model& model);
+    bool has_spare_time(const Device& device, const Model& model) const;
     static double score(const Memory& memory, const Device& device, const KindSpec& spec);
-    static double score_spare(const Memory& memory, const Device& device, const KindSpec& spec);
     bool try_load(Device& device, Model& model, KindSpec& spec, double gain);
 
     SlotHeap asking_;  // models by benefit per nanosecond of the link; what it says may have shrunk since
     std::vector<Demand> demands_;  // by the model's slot
     std::vector<Ns> again_ns_;     // by the device's: no look before
+    std::vector<DecayedCount> busy_;  // by the device's: time that it was sent work for
+    std::vector<double> lateness_;    // and what part of their SLOs its last batches had waited
     std::vector<std::uint32_t> aside_;
     std::vector<Residency*> victims_;
     std::vector<std::pair<double, Residency*>> densities_;

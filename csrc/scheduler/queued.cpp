@@ -130,8 +130,8 @@ void Queued::unplan(Pending& pending) {
 }
 
 void Queued::drop(Queue& queue, const Waiting& one) {
-    (void)queue;
     Pending& pending = *one.pending;
+    memory_->press(queue);
     bool is_over = now_ >= pending.deadline_ns;
     fail(pending, Status::DEADLINE_MISSED, is_over ? Text::DEADLINE_PASSED : Text::CANNOT_BE_IN_TIME);
 }
@@ -336,7 +336,7 @@ void Queued::send(Device& device, const Choice& choice) {
     Batch* batch = make_batch(residency, queue.shape, residency.spec->program->curve(queue.shape), 0);
     const Pending& oldest = *queue[choice.first].pending;
     Ns waited = now_ - oldest.request.arrived_ns, budget = oldest.deadline_ns - oldest.request.arrived_ns;
-    if (presses_late_ && waited > budget / 2) {
+    if (presses_late_ && waited > budget / PRESSED_PART) {
         memory_->press(queue);
     }
     queue.take(choice.first, choice.count, batch->pendings);

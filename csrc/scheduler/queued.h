@@ -21,6 +21,9 @@ namespace clockwork {
 // A batch is sent when its device is predicted to be free within this (the paper's value).
 inline constexpr Ns QUEUED_AHEAD_NS = 5 * MS;
 
+// A model is pressed when the first request of a batch has waited for one part in PRESSED_PART of its SLO.
+inline constexpr Ns PRESSED_PART = 4;
+
 // Queues of one model (shapes times levels) that are kept although they are empty.
 inline constexpr std::size_t QUEUES_KEPT = 16;
 
@@ -169,7 +172,7 @@ protected:
 
     Ns schedule_ahead_ns_;
     bool reviews_growth_ = false;  // review() a ready queue at every arrival, too
-    bool presses_late_ = true;     // a request sent after half of its time calls for another device; not if that
+    bool presses_late_ = true;     // a request sent after a part of its time calls for another device; not if that
                                    // is the policy's own doing
     bool counts_lane_ = true;      // a device is given no more than run_ahead actions (and a round trip's worth)
     std::unique_ptr<Memory> memory_;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -136,7 +136,51 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
+def _numbers(settings: Sequence[str]) -> dict[str, float]:
+    """NAME=NUMBER, parsed. Raises ConfigError."""
+    found = {}
+    for setting in settings:
+        name, equals, number = setting.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}") from None
+        if not equals or not name:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}")
+    return found
+
+
 # ----- processes -----------------------------------------------------------------------------
+
+
+def policy_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how a controller schedules."""
+    for option in (
+        click.option(
+            "--save-devices", is_flag=True, help="At low load, keep as few devices busy as SLOs allow."
+        ),
+        click.option(
+            "--option",
+            "options",
+            metavar="NAME=NUMBER",
+            multiple=True,
+            help="A constant of the policy; a wrong name is answered with those that there are.",
+        ),
+        click.option(
+            "--memory",
+            type=click.Choice(["paper", "adaptive"]),
+            default=None,
+            help="Whose rules load and evict models.  [default: the policy's own]",
+        ),  # fmt: skip
+        click.option(
+            "--policy",
+            default=config.POLICY,
+            show_default=True,
+            help="How the controller schedules: adaptive, edf, deferred, fifo or paper.",
+        ),  # fmt: skip
+    ):
+        command = option(command)
+    return command
 
 
 @cli.command()
@@ -145,7 +189,7 @@ def _plain(value: Any) -> Any:
 @click.option("--port", type=click.IntRange(0, 65533), default=5555, show_default=True,
               help="For clients; the next two are for workers and events. 0: any that are free.")  # fmt: skip
 @click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
-@click.option("--policy", default="edf", show_default=True, help="How the controller schedules.")
+@policy_options
 @click.option("--keys", type=PATH, help="A directory made by `clockwork keys new`.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
 @click.option("--no-demo", is_flag=True, help="Do not register the demo model.")
@@ -155,7 +199,8 @@ def _plain(value: Any) -> Any:
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
 @worker_options
 def up(
-    workers: int, host: str, port: int, data: Path | None, policy: str, keys: Path | None, insecure: bool,
+    workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
+    options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, verbose: bool, device: str, devices: int,
     emulate: tuple[str, ...], arena: int, page_size: int, threads: int, lock_store: bool,
 ) -> None:  # fmt: skip
@@ -184,6 +229,7 @@ def up(
         arguments += ["--lock-store"]
     settings = cluster.UpSettings(
         workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
+        memory=memory or "", options=(*options, *(["save_devices=1"] if save_devices else [])),
         keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and device != "emulated",
         profiles=profiles or "", copies=copies,
         verbose=verbose, worker_arguments=tuple(arguments),
@@ -196,7 +242,7 @@ def up(
 @click.option("--worker-listen", help=f"For workers.  [default: {config.WORKER_ENDPOINT}]")
 @click.option("--events", help=f"For those who watch.  [default: {config.EVENTS_ENDPOINT}]")
 @click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
-@click.option("--policy", default="edf", show_default=True, help="How it schedules.")
+@policy_options
 @click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
 @click.option("--record", type=PATH, help="Write down what the scheduler is told, for `clockwork replay`.")
@@ -211,7 +257,7 @@ def up(
 @click.option("--parent", type=int, hidden=True)
 def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
-    key: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
+    memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a controller: it holds the models and decides what every worker does when.
 
@@ -233,6 +279,8 @@ def controller(
         events_endpoint=events or config.events_endpoint(),
         data=data or config.data_directory(),
         policy=policy,
+        memory=memory or "",
+        options=_numbers(options) | ({"save_devices": 1.0} if save_devices else {}),
         key=key or config.key_file(),
         insecure=insecure,
         record=record,

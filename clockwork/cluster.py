@@ -55,7 +55,9 @@ class UpSettings:
     host: str = "127.0.0.1"
     port: int = 5555  # of the clients; the next two are the workers' and the events'. 0: any that are free
     data: Path = dataclasses.field(default_factory=config.data_directory)
-    policy: str = "edf"
+    policy: str = config.POLICY
+    memory: str = ""  # whose rules load and evict; "": the policy's own
+    options: tuple[str, ...] = ()  # of the policy, each NAME=NUMBER
     keys: Path | None = None  # a directory made by `clockwork keys new`
     insecure: bool = False
     demo: bool = True
@@ -211,6 +213,8 @@ class _Cluster:
         arguments = [
             "controller", "--listen", clients, "--worker-listen", workers, "--events", events,
             "--data", str(settings.data), "--policy", settings.policy,
+            *(["--memory", settings.memory] if settings.memory else []),
+            *(word for option in settings.options for word in ("--option", option)),
         ]  # fmt: skip
         if settings.keys is not None:
             arguments += ["--key", str(settings.keys / CONTROLLER_KEY_FILE)]

@@ -49,6 +49,9 @@ as well when the controller goes away in the middle of it."""
 
 # ----- the controller ------------------------------------------------------------------------
 
+POLICY = "adaptive"
+"""How a controller schedules unless told otherwise."""
+
 QUEUED_REQUESTS_MAX = 65_536
 """Requests held by a controller; one more is refused as overloaded."""
 

@@ -94,6 +94,7 @@ from clockwork.messages import (
 )
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler._core import TEXTS
+from clockwork.scheduler.recording import Header
 from clockwork.scheduler.types import (
     Event,
     LinkMeasured,
@@ -127,10 +128,11 @@ class Controller:
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         require_keys_beyond_loopback(endpoints, keys, settings.insecure)
         self._settings = settings
-        self._scheduler = make_scheduler(settings.policy)
+        self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._recorder: Recorder | None = None
         if settings.record is not None:
-            self._recorder = Recorder(settings.record, settings.policy, settings.record_bytes_max)
+            header = Header(settings.policy, settings.memory, settings.options, __version__)
+            self._recorder = Recorder(settings.record, header, settings.record_bytes_max)
         functions = socket_functions()
         self._epoch = int.from_bytes(os.urandom(7), "big")
         self._started_ns = now_ns()

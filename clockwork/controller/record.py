@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from clockwork import __version__
 from clockwork.errors import ConfigError
 from clockwork.scheduler.recording import Header, encode_header, encode_step
 from clockwork.scheduler.types import Command, Event
@@ -20,7 +19,7 @@ BUFFER_BYTES = 1 << 20
 class Recorder:
     """A file that takes steps until it is full, or the disk is."""
 
-    def __init__(self, path: Path, policy: str, bytes_max: int) -> None:
+    def __init__(self, path: Path, header: Header, bytes_max: int) -> None:
         """Raises ConfigError if the file cannot be written."""
         self._path = path
         self._left = bytes_max
@@ -29,7 +28,7 @@ class Recorder:
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
         self._open = True
-        self._write(encode_header(Header(policy, "", {}, __version__)))
+        self._write(encode_header(header))
 
     def record(self, events: Sequence[Event], commands: Sequence[Command]) -> None:
         """One step of the scheduler: what it was told, and what it ordered."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from clockwork.config import QUEUED_BYTES_MAX, QUEUED_REQUESTS_MAX
+from clockwork.config import POLICY, QUEUED_BYTES_MAX, QUEUED_REQUESTS_MAX
 from clockwork.errors import ConfigError
 from clockwork.scheduler._core import POLICIES, Core, known_options
 
@@ -16,7 +16,7 @@ __all__ = ["POLICIES", "known_options", "make_scheduler"]
 
 
 def make_scheduler(
-    policy: str = "edf",
+    policy: str = POLICY,
     memory: str = "",
     options: Mapping[str, float] | None = None,
     queued_requests_max: int = QUEUED_REQUESTS_MAX,

@@ -40,7 +40,10 @@ def replay(path: Path, policy: str = "") -> Replayed:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     with file:
         header, steps = decode(file)
-        scheduler = make_scheduler(policy or header.policy, header.memory, header.options)
+        if policy and policy != header.policy:
+            scheduler = make_scheduler(policy)
+        else:
+            scheduler = make_scheduler(header.policy, header.memory, header.options)
         step_count = event_count = order_count = 0
         for step in steps:
             orders = scheduler.step_many(step.events)

@@ -34,7 +34,7 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path) -> None:
         again = cluster.program(["replay", str(recording)])
         assert again.wait() == 0, again.text
         assert "The decisions are identical." in again.text
-        counts = re.search(r"(\d+) steps, (\d+) events, (\d+) orders of policy edf", again.text)
+        counts = re.search(r"(\d+) steps, (\d+) events, (\d+) orders of policy adaptive", again.text)
         assert counts is not None, again.text
         assert int(counts[2]) > report.offered
         assert int(counts[3]) > report.offered

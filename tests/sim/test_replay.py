@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from clockwork import __version__
 from clockwork.controller.record import Recorder
 from clockwork.errors import ConfigError
-from clockwork.scheduler.recording import decode
+from clockwork.scheduler.recording import Header, decode
 from clockwork.scheduler.types import ActionDone, Arrived, LinkMeasured
 from clockwork.sim.replay import replay
 from tests.sim.test_scheduler_random import random_world
@@ -28,7 +29,7 @@ def trace() -> Trace:
 
 
 def write(path: Path, trace: Trace, bytes_max: int = 1 << 30) -> Path:
-    recorder = Recorder(path, "edf", bytes_max)
+    recorder = Recorder(path, Header("edf", "", {}, __version__), bytes_max)
     for event, orders in trace:
         recorder.record([event], orders)
     recorder.close()
@@ -111,4 +112,4 @@ def test_files_that_cannot_be_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         replay(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="cannot be written"):
-        Recorder(tmp_path / "no" / "directory", "edf", 100)
+        Recorder(tmp_path / "no" / "directory", Header("edf", "", {}, __version__), 100)

@@ -41,7 +41,9 @@ Adaptive::Adaptive(const SchedulerOptions& options)
       refuse_need_(option(options, "refuse_need", REFUSE_NEED)),
       refuse_wait_(option(options, "refuse_wait", REFUSE_WAIT)),
       refuses_(option(options, "off_refuse", 0) == 0),
-      sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {}
+      sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {
+    promises_nothing_ = true;
+}
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
 
@@ -216,7 +218,10 @@ bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& 
     if (wanted <= share_) {
         return false;
     }
-    std::uint32_t waiting = at(*pending.model).waiting;
+    std::uint32_t waiting = 0;  // that would go before it
+    for (const auto& queue : at(*pending.model).queues) {
+        waiting += queue->level <= pending.request.priority ? queue->rows() : 0;
+    }
     Ns time = pending.deadline_ns - now_ - link_ns;
     if (waiting < rows_within(spec, pending.request.shape, time, spec.batch_max)) {
         return false;  // it would only make the next batch cheaper
@@ -337,6 +342,10 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
                 }
             }
         }
+    }
+    double alone = static_cast<double>(takes_ns(spec, queue.shape, queue[first + given_up].size));
+    if (queue.is_plain() && alone * rows <= BATCH_WORTH * static_cast<double>(takes_ns(spec, queue.shape, rows))) {
+        rows = 1;
     }
     found.queue = &queue;
     found.residency = &residency;

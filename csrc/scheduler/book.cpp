@@ -227,7 +227,8 @@ void Book::refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns
 
 void Book::fail(Pending& pending, Status status, Said said, Reason reason) {
     ++(status == Status::DEADLINE_MISSED ? counts_.missed
-       : status == Status::REFUSED       ? counts_.displaced
+       : reason == Reason::DISPLACED      ? counts_.displaced
+       : status == Status::REFUSED       ? counts_.refused
                                          : counts_.failed);
     Command& command = order(CommandKind::ANSWER_FAILED);
     command.request_id = pending.request.id;

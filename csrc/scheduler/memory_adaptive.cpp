@@ -350,7 +350,10 @@ void AdaptiveMemory::look(Device& device) {
 
 bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec, double gain) {
     Demand& one = demand(model);
-    if (find_room(device, spec, victims_)) {
+    Ns patience = DENIED_NS;  // for what is not worth its victims
+    if (!find_room(device, spec, victims_)) {
+        patience = std::min(DENIED_NS, one.slo_ns / DENIED_PART);
+    } else {
         double cost = 0;
         for (const Residency* victim : victims_) {
             cost += standing(*victim->model, *victim->spec);
@@ -362,7 +365,7 @@ bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec, doub
     }
     if (one.denied_ns == 0) {
         one.denied_ns = now();
-    } else if (now() - one.denied_ns > std::min(DENIED_NS, one.slo_ns / DENIED_PART) && model.residencies.empty()) {
+    } else if (now() - one.denied_ns > patience && model.residencies.empty()) {
         one.denied_ns = 0;
         return load_by_force(device, model, spec);
     }

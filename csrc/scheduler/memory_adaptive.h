@@ -15,8 +15,9 @@
 //
 // A pressed model is loaded, one device at a time, only onto a device that has time to spare: that was busy for less
 // than SPARE_BUSY of its time of late, or whose batches waited for a much smaller part of their SLOs than those of the
-// devices that have the model. A cold one that found no room for one part in DENIED_PART of its SLO (at most
-// DENIED_NS) is loaded by force: busy models make room, as their work ends.
+// devices that have the model. A cold one is loaded by force (busy models make room, as their work
+// ends) if all were busy for one part in DENIED_PART of its SLO, or if it was not worth those that would have to go
+// for DENIED_NS.
 #pragma once
 
 #include <cstdint>

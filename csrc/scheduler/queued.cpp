@@ -133,6 +133,10 @@ void Queued::drop(Queue& queue, const Waiting& one) {
     Pending& pending = *one.pending;
     memory_->press(queue);
     bool is_over = now_ >= pending.deadline_ns;
+    if (promises_nothing_ && !is_over) {
+        fail(pending, Status::REFUSED, Text::CANNOT_BE_IN_TIME, Reason::DEADLINE);
+        return;
+    }
     fail(pending, Status::DEADLINE_MISSED, is_over ? Text::DEADLINE_PASSED : Text::CANNOT_BE_IN_TIME);
 }
 

@@ -155,7 +155,7 @@ protected:
     }
     // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
     static std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max);
-    // Answers a waiting request as missed. What is behind it may become hopeless too: look at the queue anew.
+    // Answers a waiting request as missed, or as refused (promises_nothing_). What is behind it may become hopeless too: look at the queue anew.
     void drop(Queue& queue, const Waiting& one);
     // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
     void review(Queue& queue);
@@ -174,6 +174,7 @@ protected:
     bool reviews_growth_ = false;  // review() a ready queue at every arrival, too
     bool presses_late_ = true;     // a request sent after a part of its time calls for another device; not if that
                                    // is the policy's own doing
+    bool promises_nothing_ = false;  // who waits was not admitted: it is refused, not missed, before its deadline
     bool counts_lane_ = true;      // a device is given no more than run_ahead actions (and a round trip's worth)
     std::unique_ptr<Memory> memory_;
 

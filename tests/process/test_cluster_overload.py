@@ -82,7 +82,7 @@ def test_more_than_can_be_done(cluster: Cluster, client: Client) -> None:
     assert after["answered"] - before["answered"] == report["answered"]
 
 
-def test_higher_priority_displaces_lower(client: Client) -> None:
+def test_higher_priority_goes_before_lower(client: Client) -> None:
     one_s = execution_s(client)
     slo = 100 * one_s
     low, high = [], []
@@ -104,14 +104,12 @@ def test_higher_priority_displaces_lower(client: Client) -> None:
     )
     print(outcomes)
     assert outcomes["high", "NoneType"] >= 7
-    assert outcomes["low", "displaced"] >= 2
     assert outcomes["low", "NoneType"] >= 5  # what was running or still fitted
-    assert outcomes["low", "deadline"] >= 5  # refused on arrival
-    refused = next(one.exception() for one in low if getattr(one.exception(), "reason", "") == "deadline")
-    assert isinstance(refused, Refused)
-    assert refused.retry_after is not None
-    assert refused.feasible_slo is not None
-    assert refused.feasible_slo > slo
+    assert outcomes["low", "deadline"] >= 5  # refused, on arrival or when their place was gone
+    refused = [one.exception() for one in low if getattr(one.exception(), "reason", "") == "deadline"]
+    told = [one for one in refused if isinstance(one, Refused) and one.feasible_slo is not None]
+    assert told, "nobody was turned away on arrival"
+    assert all(one.retry_after is not None and one.feasible_slo > slo for one in told)
 
 
 def test_a_cancelled_request_frees_its_place(client: Client) -> None:

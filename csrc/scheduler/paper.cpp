@@ -137,8 +137,15 @@ Ns Paper::duration_ns(const Residency& residency, std::uint32_t shape, std::uint
 
 void Paper::sent(Batch& batch, Flight& flight, Command& command) {
     Device& device = *flight.device;
-    Ns start = device.lane_end_ns - batch.duration_ns;
-    command.latest_ns = std::max(now_ + PAPER_FUTURE_NS, start) + schedule_ahead_ns_;
+    Ns start = std::max(now_ + PAPER_FUTURE_NS, device.lane_end_ns - batch.duration_ns);
+    std::uint8_t widenings = 0;
+    for (const Pending* pending : batch.pendings) {
+        widenings = std::max(widenings, pending->widenings);
+    }
+    Ns last = command.latest_ns;  // in time for the deadlines
+    Ns wide = widenings < WIDENINGS_MAX ? start + (schedule_ahead_ns_ << widenings) : last;
+    command.latest_ns = std::max(start + schedule_ahead_ns_, std::min(wide, last));
+    flight.is_narrow = command.latest_ns < last;
 }
 
 }  // namespace clockwork

@@ -12,7 +12,9 @@
 // schedule_ahead of it; an action may start from now until max(now + 1 ms, its predicted start) + schedule_ahead.
 // Estimates are the 99th percentile, interpolated, of the last 10 executions (0.91 of the largest and 0.09 of the
 // second); a profile is replaced by the first one. Nothing is refused at arrival. A failed action goes back to its
-// queue, as everywhere here.
+// queue, as everywhere here. One that came too late for its window, though not for the deadlines of its requests, is
+// no attempt of theirs: their next window is twice as wide, as often as WIDENINGS_MAX, and then as wide as the
+// deadlines let it be. (The inputs of 16 requests can take longer on the way than the window of an idle device.)
 //
 // Options: schedule_ahead_ms (5, as in the paper; its code has 10), batch_cap (16; its code has 8), early_cancel
 // (1: what cannot be in time any more, even alone and at once, is answered then; 0: at its internal deadline).
@@ -40,6 +42,7 @@ namespace clockwork {
 
 inline constexpr std::uint32_t PAPER_BATCH_CAP = 16;
 inline constexpr Ns PAPER_FUTURE_NS = MS;  // an action begins no sooner than this from now
+inline constexpr std::uint8_t WIDENINGS_MAX = 8;  // of a request's windows; the last is 128 schedule_aheads wide
 
 class Paper final : public Queued {
 public:

@@ -521,8 +521,11 @@ void Service::infer_failed(Flight& flight, const ActionResult& result) {
             }
         }
     }
+    // Too late for a window of the policy's own making is no failure of the request: the next is wider.
+    bool is_counted = status != Status::TOO_LATE || !flight.is_narrow;
     for (Pending* pending : waiting_) {
-        again(*pending, final_status, said);
+        pending->widenings = static_cast<std::uint8_t>(pending->widenings + !is_counted);
+        again(*pending, final_status, said, is_counted);
     }
 }
 

@@ -107,6 +107,7 @@ struct Pending {
     Ns load_ns = 0;  // the load that it waited for
     Ns key_ns = 0;   // for the policy
     std::uint8_t attempts = 0;
+    std::uint8_t widenings = 0;  // actions of it that came too late for a window narrower than its deadline
     bool answered = false;
     bool alone = false;  // a batch that it was in failed: it shares no other
 
@@ -119,7 +120,7 @@ struct Pending {
         queue = nullptr;
         before = after = nullptr;
         load_ns = key_ns = 0;
-        attempts = 0;
+        attempts = widenings = 0;
         answered = alone = false;
     }
 };
@@ -263,6 +264,7 @@ struct Flight {
     ActionId action_id = 0;
     FlightKind kind = FlightKind::INFER;
     bool revoked = false;  // or it has ended
+    bool is_narrow = false;  // its window ends before its requests' deadlines demand it
     Device* device = nullptr;
     Residency* residency = nullptr;
     Batch* batch = nullptr;
@@ -279,7 +281,7 @@ struct Flight {
     std::uint32_t generation = 0;
 
     void reset() {
-        revoked = false;
+        revoked = is_narrow = false;
         batch = nullptr;
     }
 };

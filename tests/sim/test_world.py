@@ -146,6 +146,19 @@ def test_closed_loop_clients_wait_for_their_answers() -> None:
     assert lone.good.tolist() == [100]
 
 
+def test_large_batches_whose_inputs_take_longer_than_their_window_are_answered_all_the_same() -> None:
+    """Inputs of 16 take 7.7 ms, a free device's window is 6 ms wide: too late for that, but not for the deadline."""
+    model = ModelProfile(
+        "r", {1: 3 * MS, 16: 17 * MS}, input_bytes=600_000, weights_bytes=PAGE_BYTES, load_ns=4 * MS, slo_ns=50 * MS
+    )
+    patient = Closed(1, concurrency=16, slo_ns=86_400 * SECOND)
+    wire = Cluster(input_bandwidth=1_250_000_000)
+    report = run([model] * 2, wire, poisson(100, 6), patient, policy="paper", until_ns=6 * SECOND)
+    assert report.too_late > 0, "else this tells nothing"
+    assert report.bad[1] == 0, "nobody with a day's time misses it"
+    assert report.good[1] > 3000
+
+
 def test_a_client_that_gives_up_is_neither_good_nor_bad() -> None:
     report = run([CNN], Cluster(cancels=1.0), poisson(390, 5))
     assert report.cancelled.sum() > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from clockwork.messages import Status
+from clockwork.scheduler._core import ATTEMPTS_MAX
 from clockwork.scheduler.types import ModelSpec, SendInfer
 from tests.unit.stories import LINK, MS, Story, spec, told
 
@@ -106,3 +107,27 @@ def test_a_failed_action_goes_back_to_its_queue() -> None:
     one, [send] = story.request(1)
     [again] = story.at(1).done(send, 0, Status.TOO_LATE)
     assert told([again]) == [("infer", 1, (one,))]
+
+
+def test_too_late_for_its_window_is_no_attempt_and_the_next_is_twice_as_wide() -> None:
+    story = paper(spec(1))
+    one, [send] = story.request(1, 86_400_000)
+    wide, windows = 5, []
+    for turn in range(8):
+        windows.append((send.latest_ns - story.now) / MS)
+        [send] = story.at(10 * (turn + 1)).done(send, 0, Status.TOO_LATE)
+        assert send.requests == (one,)
+    assert windows == [1 + wide * 2**turn for turn in range(8)]
+    assert send.latest_ns > story.now + 86_000_000 * MS, "now it is the deadline's"
+    assert told(story.at(100).done(send)) == [("ok", one)]
+
+
+def test_what_is_always_too_late_is_answered_after_some_attempts_with_the_whole_window() -> None:
+    story = paper(spec(1))
+    one, orders = story.request(1, 86_400_000)
+    sends = 0
+    while told(orders)[0][0] == "infer":
+        sends += 1
+        orders = story.at(sends).done(orders[0], 0, Status.TOO_LATE)
+    assert told(orders) == [("deadline_missed", one)]
+    assert sends == 8 + ATTEMPTS_MAX

@@ -149,7 +149,12 @@ def test_closed_loop_clients_wait_for_their_answers() -> None:
 def test_large_batches_whose_inputs_take_longer_than_their_window_are_answered_all_the_same() -> None:
     """Inputs of 16 take 7.7 ms, a free device's window is 6 ms wide: too late for that, but not for the deadline."""
     model = ModelProfile(
-        "r", {1: 3 * MS, 16: 17 * MS}, input_bytes=600_000, weights_bytes=PAGE_BYTES, load_ns=4 * MS, slo_ns=50 * MS
+        "r",
+        {1: 3 * MS, 16: 17 * MS},
+        input_bytes=600_000,
+        weights_bytes=PAGE_BYTES,
+        load_ns=4 * MS,
+        slo_ns=50 * MS,
     )
     patient = Closed(1, concurrency=16, slo_ns=86_400 * SECOND)
     wire = Cluster(input_bandwidth=1_250_000_000)

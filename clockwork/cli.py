@@ -171,13 +171,13 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["paper", "adaptive"]),
             default=None,
             help="Whose rules load and evict models.  [default: the policy's own]",
-        ),  # fmt: skip
+        ),
         click.option(
             "--policy",
             default=config.POLICY,
             show_default=True,
             help="How the controller schedules: adaptive, edf, deferred, fifo or paper.",
-        ),  # fmt: skip
+        ),
     ):
         command = option(command)
     return command

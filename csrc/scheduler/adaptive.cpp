@@ -165,7 +165,7 @@ bool Adaptive::admit(Pending& pending) {
             share_at_ns_ = now_ + SHARE_EVERY_NS;
             share_out();
         }
-        if (share_ > 0 && turn_away(pending, spec, there, link)) {
+        if (turn_away(pending, spec, there, link)) {
             return false;
         }
     }
@@ -214,8 +214,8 @@ void Adaptive::share_out() {
 }
 
 bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& known, Ns link_ns) {
-    double wanted = rate(known.rows) * known.ideal_ns;
-    if (wanted <= share_) {
+    bool is_crowded = share_ > 0;
+    if (is_crowded && rate(known.rows) * known.ideal_ns <= share_) {
         return false;
     }
     std::uint32_t waiting = 0;  // that would go before it
@@ -226,9 +226,10 @@ bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& 
     if (waiting < rows_within(spec, pending.request.shape, time, spec.batch_max)) {
         return false;  // it would only make the next batch cheaper
     }
-    double wait = waiting * known.ideal_ns / share_;
+    double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(devices_.size(), 1));
+    double wait = waiting * known.ideal_ns / level;
     double slack = static_cast<double>(pending.deadline_ns - now_ - link_ns);
-    double room = refuse_wait_ * (slack - static_cast<double>(takes_ns(spec, pending.request.shape, 1)));
+    double room = (is_crowded ? refuse_wait_ : 1) * (slack - static_cast<double>(takes_ns(spec, pending.request.shape, 1)));
     if (wait <= std::max(room, static_cast<double>(takes_ns(spec, pending.request.shape, pending.size)))) {
         return false;
     }
@@ -393,7 +394,10 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
     // A higher level that could not wait for the end of it goes first.
     Candidate urgent{};
     for (const Candidate& one : candidates_) {
-        bool cannot_wait = one.queue->level < best.queue->level && one.start_ns < free_ns + best.duration_ns &&
+        // Its first must not wait for so long that its last comes too late.
+        Ns rest = one.duration_ns / one.count * (one.queue->size() - one.count);
+        bool cannot_wait = one.queue->level < best.queue->level &&
+                           one.start_ns - rest < free_ns + best.duration_ns &&
                            !has_other_device(*one.queue->model);
         if (cannot_wait && (urgent.queue == nullptr || one.queue->level < urgent.queue->level ||
                             (one.queue->level == urgent.queue->level && one.start_ns < urgent.start_ns))) {

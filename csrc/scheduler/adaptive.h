@@ -24,7 +24,8 @@
 // *Turning away.* Where what was let in needs more than the devices could do even at their ideal, each model is
 // entitled to a fair share: those that ask for less get all, the others the same. A model above its share has a
 // request refused at arrival if what already waits for it would take, within that share and at its ideal cost, longer
-// than the request can wait, and is more than a batch. So a hot model does not crowd out the others.
+// than the request can wait, and is more than a batch. So a hot model does not crowd out the others. At any time a
+// request is refused that could not be reached if all devices did nothing but its model's queue.
 //
 // Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
 // already from the many that would share its device more cheaply.

@@ -66,11 +66,11 @@ void Adaptive::keep_time() {
     if (kept_ns_ == now_) {
         return;
     }
-    kept_ns_ = now_;
-    if (begin_ns_ < 0) {
-        begin_ns_ = origin_ns_ = now_;
+    if (kept_ns_ < 0) {
+        origin_ns_ = now_;
         before_ = growth(0).integral;
     }
+    kept_ns_ = now_;
     Ns doublings = (now_ - origin_ns_) / NEED_HALF_LIFE_NS;
     if (doublings > DOUBLINGS_MAX) {
         auto shrink = [doublings](double& one) { one = std::ldexp(one, -static_cast<int>(doublings)); };
@@ -90,8 +90,48 @@ void Adaptive::keep_time() {
     memory_ns_ = std::max(memory, MEMORY_MIN) * NEED_HALF_LIFE_NS;
 }
 
+// The kind of device that a model is counted with: one that has it, else one that could.
 KindSpec* Adaptive::spec_of(const Model& model) {
-    return model.residencies.empty() ? model.specs.front() : model.residencies.front()->spec;
+    if (!model.residencies.empty()) {
+        return model.residencies.front()->spec;
+    }
+    for (KindSpec* spec : model.specs) {
+        if (spec->worker_count > 0) {
+            return spec;
+        }
+    }
+    return model.specs.front();
+}
+
+// The least time from an order to its result, on the kind of device that is the fastest: what is later than this is
+// in vain on every one.
+Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const {
+    if (model.specs.size() == 1 || model.residencies.empty()) {
+        const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
+        Ns least = NEVER_NS;
+        for (const KindSpec* spec : model.specs) {
+            if (spec->worker_count > 0) {
+                least = std::min(least, takes_ns(*spec, shape, rows));
+            }
+        }
+        return (worker != nullptr ? worker->there_ns + worker->back_ns : 0) + (least < NEVER_NS ? least : 0);
+    }
+    Ns least = NEVER_NS;
+    for (const KindSpec* spec : model.specs) {
+        const Residency* first = nullptr;  // none: it could be loaded onto such a device
+        for (const Residency* one : model.residencies) {
+            if (one->spec == spec) {
+                first = one;
+                break;
+            }
+        }
+        if (first == nullptr && spec->worker_count == 0) {
+            continue;
+        }
+        Ns link = first != nullptr ? first->device->worker->there_ns + first->device->worker->back_ns : 0;
+        least = std::min(least, link + takes_ns(*spec, shape, rows));
+    }
+    return least < NEVER_NS ? least : 0;
 }
 
 Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
@@ -151,12 +191,10 @@ bool Adaptive::admit(Pending& pending) {
     if (there.arrivals++ % IDEAL_EVERY == 0) {
         there.ideal_ns = find_ideal_ns(spec, request.shape, there.slack_ns);
     }
-    Ns alone = takes_ns(spec, request.shape, pending.size);
-    const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
-    Ns link = worker != nullptr ? worker->there_ns + worker->back_ns : 0;
     Ns slo = pending.deadline_ns - request.arrived_ns;
-    if (alone + link > pending.deadline_ns - now_) {
-        Ns least = alone + link + (now_ - request.arrived_ns);
+    Ns soonest = soonest_ns(model, request.shape, pending.size);
+    if (soonest > pending.deadline_ns - now_) {
+        Ns least = soonest + (now_ - request.arrived_ns);
         refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo), std::max(least, slo + 1));
         return false;
     }
@@ -165,6 +203,8 @@ bool Adaptive::admit(Pending& pending) {
             share_at_ns_ = now_ + SHARE_EVERY_NS;
             share_out();
         }
+        const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
+        Ns link = worker != nullptr ? worker->there_ns + worker->back_ns : 0;
         if (turn_away(pending, spec, there, link)) {
             return false;
         }
@@ -252,13 +292,7 @@ double Adaptive::hold_share() const {
 Ns Adaptive::rank_ns(const Queue& queue) { return queue.front().deadline_ns; }
 
 Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& one) {
-    const Model& model = *queue.model;
-    if (model.residencies.empty()) {
-        return one.deadline_ns - takes_ns(*model.specs.front(), queue.shape, 1) + 1;
-    }
-    const Residency& there = *model.residencies.front();
-    const Worker& worker = *there.device->worker;
-    return one.deadline_ns - worker.there_ns - worker.back_ns - takes_ns(*there.spec, queue.shape, 1) + 1;
+    return one.deadline_ns - soonest_ns(*queue.model, queue.shape, 1) + 1;
 }
 
 Ns Adaptive::ready_ns(Queue& queue) {
@@ -285,6 +319,9 @@ Ns Adaptive::ready_ns(Queue& queue) {
     Ns arrived = front.pending->request.arrived_ns;
     Ns hold = static_cast<Ns>(share * static_cast<double>(front.deadline_ns - arrived - link -
                                                           takes_ns(spec, queue.shape, front.size)));
+    if (!saves_devices_) {
+        hold = std::min(hold, HOLD_MAX_NS);
+    }
     double expected = rate(known.rows) * static_cast<double>(hold);
     if (expected < HOLD_GAIN_MIN) {
         return 0;
@@ -298,9 +335,9 @@ Ns Adaptive::ready_ns(Queue& queue) {
 bool Adaptive::has_other_device(const Model& model) {
     bool found = false;
     Bits::for_each_in_both(hungry(), at(model).homes, [&](std::uint32_t slot) {
-        (void)slot;
-        found = true;
-        return false;
+        const Device* device = device_pool_.at(slot);
+        found = device->usable() && is_usable(device->find(&model));
+        return !found;
     });
     return found;
 }
@@ -311,7 +348,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     Ns until = free_ns + residency.device->worker->back_ns;  // a batch of deadline d may take d - until
     std::uint32_t size = queue.size(), first = 0;
     while (first < size &&
-           queue[first].deadline_ns - until < takes_ns(spec, queue.shape, std::min(queue[first].size, spec.batch_max))) {
+           queue[first].deadline_ns - until < takes_ns(spec, queue.shape, queue[first].size)) {
         ++first;
     }
     if (first == size) {

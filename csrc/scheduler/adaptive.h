@@ -2,8 +2,10 @@
 //
 // Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
 // queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
-// device has its model, else that of the earliest deadline. Four rules make that hold up near saturation, where it matters; each was measured against the others' best and against
-// the clairvoyant bound (bench/grid), and each can be switched off (off_*) to see what it earns.
+// device has its model, else that of the earliest deadline; but one of a higher level that could not wait for the end
+// of it goes before. Four rules make that hold up near saturation, where it matters; each was measured against the
+// others' best and against the clairvoyant bound (bench/grid), and the last three can be switched off (off_*) to see
+// what they earn.
 //
 // *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
 // arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a
@@ -11,10 +13,10 @@
 // need is near 0 and any batch is good enough.
 //
 // *Hold.* A queue whose batch would be dearer than the need allows waits to grow, for at most HOLD_SHARE of the time
-// its first request can wait, and never beyond the last start that still lets it take one more. Waiting is only safe
-// where a device will be free when it ends, so the share falls to nothing as the number of models that matter (the
-// participation number of their loads) nears the number of devices: on one device, or with more busy models than
-// devices, nothing is ever held. An idle cluster answers at once.
+// its first request can wait (and HOLD_MAX_NS), and never beyond the last start that still lets it take one more.
+// Waiting is only safe where a device will be free when it ends, so the share falls to nothing as the number of
+// models that matter (the participation number of their loads) nears the number of devices: on one device, or with
+// more busy models than devices, nothing is ever held. An idle cluster answers at once.
 //
 // *Sacrifice.* Where the tightest deadline allows only a batch dearer than the need, its first requests are
 // given up if that makes the batch cheap enough: three requests that would hold a device for as long as thirty cost
@@ -24,8 +26,9 @@
 // *Turning away.* Where what was let in needs more than the devices could do even at their ideal, each model is
 // entitled to a fair share: those that ask for less get all, the others the same. A model above its share has a
 // request refused at arrival if what already waits for it would take, within that share and at its ideal cost, longer
-// than the request can wait, and is more than a batch. So a hot model does not crowd out the others. At any time a
-// request is refused that could not be reached if all devices did nothing but its model's queue.
+// than the request can wait, and is more than a batch (of lower levels nothing counts: it goes behind). So a hot model
+// does not crowd out the others. At any time a request is refused that could not be reached if all devices did nothing
+// but its model's queue.
 //
 // Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
 // already from the many that would share its device more cheaply.
@@ -61,6 +64,9 @@ inline constexpr double HOLD_SHARE = 0.8;
 // ... less this many times the share for each model that matters, per device.
 inline constexpr double HOLD_CROWD = 1.5;
 
+// Nor is it longer than this: who was expected may not come, and the need is known for a half-life.
+inline constexpr Ns HOLD_MAX_NS = NEED_HALF_LIFE_NS;
+
 // Requests that a hold must be expected to bring, to be worth it.
 inline constexpr double HOLD_GAIN_MIN = 1.0;
 
@@ -90,7 +96,6 @@ public:
                                               "refuse_need", "refuse_wait",  "off_refuse"};
 
     explicit Adaptive(const SchedulerOptions& options);
-
 
 protected:
     Choice choose(Device& device, Ns free_ns) override;
@@ -127,6 +132,7 @@ private:
     };
 
     static KindSpec* spec_of(const Model& model);
+    Ns soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const;
     // What a batch is counted with; the bound for a shape never measured, 0 if there is none.
     Ns takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const;
     std::uint32_t rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max) const;
@@ -159,7 +165,6 @@ private:
     std::vector<Traffic> traffic_;  // by the model's slot
     double cost_sum_ = 0;           // of all models
     double square_sum_ = 0;         // of each model's, squared
-    Ns begin_ns_ = -1;              // the first arrival
     Ns origin_ns_ = 0;              // when the weight was 1
     Ns kept_ns_ = -1;               // of when these are:
     double weight_ = 1;             // of what arrives

@@ -150,8 +150,12 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
 Ns Deferred::ready_ns(Queue& queue) {
     Ns there = 0, back = 0;
     find_link(*queue.model, there, back);
-    Candidate found = gather(queue, *queue.model->specs.front(), now_ + there, back);
-    return found.count > 0 ? found.exec_at_ns - there : NEVER_NS;
+    Ns ready = NEVER_NS;
+    for (const KindSpec* spec : queue.model->specs) {  // of each kind of device
+        Candidate found = gather(queue, *spec, now_ + there, back);
+        ready = std::min(ready, found.count > 0 ? found.exec_at_ns - there : NEVER_NS);
+    }
+    return ready;
 }
 
 // When its candidate becomes invalid, or a little before: the batch may come out smaller on another device.

@@ -13,8 +13,6 @@ Ns Memory::now() const { return queued_.now_; }
 
 void Memory::touch(Device& device) { queued_.touch(device); }
 
-Device& Memory::device_at(std::uint32_t slot) const { return *queued_.device_pool_.at(slot); }
-
 Model& Memory::model_at(std::uint32_t slot) const { return *queued_.model_pool_.at(slot); }
 
 std::uint32_t Memory::waiting(const Model& model) const { return queued_.at(model).waiting; }
@@ -23,10 +21,6 @@ Queue* Memory::queue(const Model& model, std::size_t index) const {
     const auto& queues = queued_.at(model).queues;
     return index < queues.size() ? queues[index].get() : nullptr;
 }
-
-const Bits& Memory::hungry() const { return queued_.hungry_; }
-
-Ns Memory::schedule_ahead_ns() const { return queued_.schedule_ahead_ns_; }
 
 KindSpec* Memory::loadable(const Device& device, const Model& model) const {
     if (!device.usable() || !device.worker->has(&model)) {

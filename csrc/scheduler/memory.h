@@ -66,13 +66,10 @@ protected:
 
     Ns now() const;
     void touch(Device& device);
-    Device& device_at(std::uint32_t slot) const;
     Model& model_at(std::uint32_t slot) const;
     std::uint32_t waiting(const Model& model) const;
     // The model's queues; null at the end.
     Queue* queue(const Model& model, std::size_t index) const;
-    const Bits& hungry() const;
-    Ns schedule_ahead_ns() const;
     // Whether the model could be loaded there: prepared by the worker, small enough, and not there already.
     KindSpec* loadable(const Device& device, const Model& model) const;
     // LOADs under way or decided on the link that the device shares with its worker's others.

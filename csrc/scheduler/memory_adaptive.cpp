@@ -149,6 +149,8 @@ void AdaptiveMemory::waits(Pending& pending) {
     } else if (waits_long(model)) {
         one.pressed_ns = now();
         ask(model);
+    } else if (model.specs.size() > 1 && now() - one.pressed_ns <= PRESSED_NS) {
+        ask(model);  // those before it left in vain: the kind of device that has it may be too slow for them
     }
 }
 

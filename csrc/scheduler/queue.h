@@ -31,41 +31,12 @@ public:
         return index / 64 < words_.size() && (words_[index / 64] >> (index % 64) & 1) != 0;
     }
 
-    void clear_all() { words_.clear(); }
-
     // Calls function(index) for each number in both sets, ascending, until it returns false.
     template <typename Function>
     static void for_each_in_both(const Bits& one, const Bits& other, Function&& function) {
         std::size_t count = std::min(one.words_.size(), other.words_.size());
         for (std::size_t place = 0; place < count; ++place) {
             std::uint64_t word = one.words_[place] & other.words_[place];
-            while (word != 0) {
-                auto index = static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));
-                word &= word - 1;
-                if (!function(index)) {
-                    return;
-                }
-            }
-        }
-    }
-
-    // The same for one set, beginning at `start` and going around.
-    template <typename Function>
-    void for_each_from(std::uint32_t start, Function&& function) const {
-        std::size_t count = words_.size();
-        if (count == 0) {
-            return;
-        }
-        std::size_t first = start / 64 % count;
-        for (std::size_t step = 0; step <= count; ++step) {
-            std::size_t place = (first + step) % count;
-            std::uint64_t word = words_[place];
-            std::uint64_t before = (std::uint64_t{1} << (start % 64)) - 1;
-            if (step == 0) {
-                word &= ~before;
-            } else if (step == count) {
-                word &= before;
-            }
             while (word != 0) {
                 auto index = static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));
                 word &= word - 1;

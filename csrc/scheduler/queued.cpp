@@ -391,7 +391,7 @@ bool Queued::serve_background(Device& device, bool aged) {
         }
         Residency* residency = device.find(model);
         if (is_usable(residency)) {
-            send_background(device, *residency);
+            send_background(*residency);
             if (aged) {
                 Ns took = device.lane.back()->duration_ns;
                 device.aged_ns = std::max(device.aged_ns, now_) + took * BACKGROUND_SHARE;
@@ -405,7 +405,7 @@ bool Queued::serve_background(Device& device, bool aged) {
     return false;
 }
 
-void Queued::send_background(Device& device, Residency& residency) {
+void Queued::send_background(Residency& residency) {
     Model& model = *residency.model;
     PendingList& queue = model.background;
     std::uint32_t shape = queue.front()->request.shape;
@@ -430,7 +430,6 @@ void Queued::send_background(Device& device, Residency& residency) {
     Ns duration = planned_ns(residency, shape, batch->size);
     batch->duration_ns = duration > 0 ? duration : PROFILE_NS_MAX;  // anyone's guess; the request has time
     memory_->sent(*send_batch(*batch));
-    (void)device;
 }
 
 // ----- models, and where they are -----------------------------------------------------------------
@@ -504,9 +503,13 @@ void Queued::model_prepared(Model& model, Worker& worker) {
     if (model.slot >= states_.size()) {
         states_.resize(model_pool_.slot_count());
     }
-    if (ModelState& state = at(model); state.generation != model.generation) {  // the slot had another model before
+    ModelState& state = at(model);
+    if (state.generation != model.generation) {  // the slot had another model before
         state = ModelState();
         state.generation = model.generation;
+    }
+    for (const auto& queue : state.queues) {
+        queue->is_profiled = false;  // a worker of another kind may know other shapes: arrive() looks again
     }
     memory_->renew(model);
 }

@@ -216,7 +216,7 @@ private:
     void send(Device& device, const Choice& choice);
     void answer_overdue(Device& device);
     bool serve_background(Device& device, bool aged);
-    void send_background(Device& device, Residency& residency);
+    void send_background(Residency& residency);
 
     std::vector<ModelState> states_;          // by the model's slot; grows with model_prepared() alone
     std::vector<DeviceState> devices_state_;  // by the device's

@@ -1,0 +1,274 @@
+"""The rules of policy `adaptive` as stories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from clockwork.messages import Reason, Status
+from clockwork.scheduler.types import (
+    AnswerFailed,
+    AnswerOk,
+    LinkMeasured,
+    ModelReady,
+    ModelSpec,
+    SendInfer,
+    SendLoad,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+)
+from tests.unit.stories import LINK, MS, Story, spec, told
+
+BATCHING = spec(1, exec_ms=5, batch_max=32, row_ms=1)
+
+
+def adaptive(
+    *specs: ModelSpec, devices: int = 1, pages: int = 8, options: Mapping[str, float] | None = None
+) -> Story:
+    return Story("adaptive", *specs, devices=devices, pages=pages, options=options)
+
+
+class Played:
+    """Plays the devices of one: what was sent ends when its time is over, one after another on each device."""
+
+    def __init__(self, story: Story, *specs: ModelSpec) -> None:
+        self.story = story
+        self.specs = {one.model_id: one for one in specs}
+        self.running: list[tuple[float, Any, float]] = []
+        self.free: dict[int, float] = {}
+        self.batches: list[int] = []
+        self.answers: list[Any] = []
+
+    def take(self, commands: list[Any]) -> None:
+        now = (self.story.now - 1000 * MS) / MS
+        for one in commands:
+            if isinstance(one, SendInfer | SendLoad):
+                took = 4.0
+                if isinstance(one, SendInfer):
+                    points = self.specs[one.model_id].profile
+                    rows = len(one.requests)
+                    row_ms = (points[-1].exec_ns - points[0].exec_ns) / max(points[-1].batch - 1, 1) / MS
+                    took = points[0].exec_ns / MS + row_ms * (rows - 1)
+                    self.batches.append(rows)
+                lane = one.device if isinstance(one, SendInfer) else -1 - one.device
+                end = max(self.free.get(lane, 0), now + LINK / MS) + took
+                self.free[lane] = end
+                self.running.append((end + LINK / MS, one, took))
+            elif isinstance(one, AnswerOk | AnswerFailed):
+                self.answers.append(one)
+
+    def until(self, ms: float) -> None:
+        """Timers and results until then."""
+        while True:
+            self.running.sort(key=lambda one: one[0])
+            wake = (self.story.wake - 1000 * MS) / MS
+            first = self.running[0][0] if self.running else float("inf")
+            if min(first, wake) > ms:
+                break
+            if wake < first:
+                self.take([one for _, one in self.story.until(wake)])
+            else:
+                end, sent, took = self.running.pop(0)
+                self.take(self.story.at(end).done(sent, took))
+        self.story.at(ms)
+
+    def ask(self, ms: float, model: int = 1, slo_ms: float = 100, priority: int = 4) -> tuple[int, list[Any]]:
+        self.until(ms)
+        request, commands = self.story.request(model, slo_ms, priority)
+        self.take(commands)
+        return request, commands
+
+    def stream(self, begin_ms: int, end_ms: int, per_ms: int = 1, slo_ms: float = 100) -> None:
+        for ms in range(begin_ms, end_ms):
+            for _ in range(per_ms):
+                self.ask(ms, slo_ms=slo_ms)
+
+    def refused(self) -> list[AnswerFailed]:
+        return [one for one in self.answers if isinstance(one, AnswerFailed) and one.status is Status.REFUSED]
+
+
+def test_an_idle_cluster_answers_at_once() -> None:
+    story = adaptive(BATCHING, devices=4)
+    request, commands = story.request(1)
+    assert told(commands) == [("infer", 1, (request,))]
+
+
+def test_a_steady_stream_of_few_models_is_held_for_batches_that_are_cheap() -> None:
+    sizes = {}
+    for name, off in (("held", 0), ("at once", 1)):
+        options = {"hold_need": 100, "off_hold": off}
+        played = Played(adaptive(BATCHING, devices=4, options=options), BATCHING)
+        played.stream(0, 600, per_ms=3)
+        played.until(800)
+        assert not played.refused()
+        assert all(isinstance(one, AnswerOk) for one in played.answers)
+        late = played.batches[len(played.batches) // 2 :]
+        sizes[name] = sum(late) / len(late)
+    assert sizes["held"] > 1.5 * sizes["at once"]
+
+
+def test_on_one_device_nothing_is_held() -> None:
+    story = adaptive(BATCHING)
+    played = Played(story, BATCHING)
+    played.stream(0, 300)
+    played.until(500)
+    request, commands = played.ask(500)
+    assert told(commands) == [("infer", 1, (request,))]
+
+
+def test_a_hold_ends_though_nobody_comes() -> None:
+    """With an SLO of a minute, the last request of a stream does not wait for a good part of it."""
+    played = Played(adaptive(BATCHING, devices=4, options={"hold_need": 100}), BATCHING)
+    played.stream(0, 1200, slo_ms=60_000)
+    assert len(played.answers) < 1200
+    played.until(1200 + 1400 + 200)
+    assert len(played.answers) == 1200
+    assert all(isinstance(one, AnswerOk) for one in played.answers)
+
+
+def test_few_are_given_up_for_many() -> None:
+    busy, many = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=16, row_ms=1)
+    for off in (0, 1):
+        story = adaptive(busy, many, options={"sacrifice_need": 1000, "off_sacrifice": off})
+        _, [send] = story.request(1)
+        [tight] = story.ask(2, slo_ms=26)
+        loose = story.ask(*[2] * 10)
+        orders = told(story.at(20.2).done(send, 20))[1:]
+        if off:
+            assert orders[0] == ("infer", 2, (tight,))
+        else:
+            assert orders == [("deadline_missed", tight), ("infer", 2, tuple(loose))]
+
+
+def test_nobody_is_given_up_where_little_arrives() -> None:
+    busy, many = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=16, row_ms=1)
+    story = adaptive(busy, many)
+    _, [send] = story.request(1)
+    [tight] = story.ask(2, slo_ms=26)
+    story.ask(*[2] * 10)
+    assert told(story.at(20.2).done(send, 20))[1] == ("infer", 2, (tight,))
+
+
+def crowded() -> Played:
+    """Model 1 is asked for three times as much as a device can do, for most of a second; model 2 is not."""
+    other = spec(2, exec_ms=5, batch_max=32, row_ms=1)
+    played = Played(adaptive(BATCHING, other), BATCHING, other)
+    played.stream(0, 800, per_ms=3)
+    return played
+
+
+def test_who_asks_for_more_than_a_fair_share_is_turned_away_and_nobody_else() -> None:
+    played = crowded()
+    refused = played.refused()
+    assert refused
+    assert {one.reason for one in refused} == {Reason.DEADLINE}
+    assert all(one.retry_after_ns > 0 and one.feasible_slo_ns > 100 * MS for one in refused)
+    first = min(one.request_id for one in refused)
+    assert first > BATCHING.batch_max  # a batch is let in, whatever the load
+    _, commands = played.ask(800, model=2)
+    assert not [one for one in commands if isinstance(one, AnswerFailed)]
+
+
+def test_turning_away_can_be_switched_off() -> None:
+    played = Played(adaptive(BATCHING, options={"off_refuse": 1}), BATCHING)
+    played.stream(0, 400, per_ms=3)
+    assert not played.refused()
+
+
+def test_a_higher_level_is_not_turned_away_for_a_lower_one_that_waits() -> None:
+    played = crowded()
+    low, low_orders = played.ask(800, priority=4)
+    assert ("refused", low) in told(low_orders)
+    high, _ = played.ask(800, priority=1)
+    played.until(950)
+    [answer] = [one for one in played.answers if one.request_id == high]
+    assert isinstance(answer, AnswerOk)
+
+
+def test_a_higher_level_that_could_not_wait_goes_first() -> None:
+    first, low, high = spec(1, exec_ms=30), spec(2, exec_ms=20), spec(3, exec_ms=5)
+    story = adaptive(first, low, high)
+    _, [send] = story.request(1)
+    story.ask(2, slo_ms=52)
+    [urgent] = story.ask(3, slo_ms=50, priority=1)
+    commands = story.at(30.2).done(send, 30)
+    assert told(commands)[1] == ("infer", 3, (urgent,))
+
+
+def test_a_higher_level_that_can_wait_lets_the_earlier_deadline_go_first() -> None:
+    first, low, high = spec(1, exec_ms=30), spec(2, exec_ms=20), spec(3, exec_ms=5)
+    story = adaptive(first, low, high)
+    _, [send] = story.request(1)
+    [soon] = story.ask(2, slo_ms=55)
+    [later] = story.ask(3, slo_ms=90, priority=1)
+    commands = story.at(30.2).done(send, 30)
+    assert told(commands)[1] == ("infer", 2, (soon,))
+    assert ("infer", 3, (later,)) not in told(commands)[:2]
+
+
+def test_nothing_late_is_a_success() -> None:
+    story = adaptive(spec(1, exec_ms=5))
+    request, [send] = story.request(1, slo_ms=8)
+    at_ms, answer = story.until(20)[0]
+    assert (at_ms, told([answer])) == (8, [("deadline_missed", request)])
+    assert story.at(21).done(send, 20) == []
+
+
+def test_an_slo_that_an_idle_device_cannot_keep_is_refused_with_one_that_it_can() -> None:
+    story = adaptive(spec(1, exec_ms=5))
+    request, [refusal] = story.request(1, slo_ms=3)
+    assert told([refusal]) == [("refused", request)]
+    assert refusal.reason == Reason.INFEASIBLE
+    assert 5 * MS < refusal.feasible_slo_ns < 6 * MS
+    _, [send] = story.request(1, slo_ms=refusal.feasible_slo_ns / MS)
+    assert isinstance(send, SendInfer)
+
+
+def test_a_request_larger_than_a_batch_runs_alone_or_not_at_all() -> None:
+    busy, small = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=4, row_ms=5)
+    story = adaptive(busy, small)
+    _, [send] = story.request(1)
+    large, _ = story.request(2, slo_ms=200, rows=12)  # 60 ms
+    [other] = story.ask(2, slo_ms=200)
+    commands = story.at(20.2).done(send, 20)
+    assert told(commands)[1] == ("infer", 2, (large,))
+    story = adaptive(busy, small)
+    _, [send] = story.request(1)
+    large, _ = story.request(2, slo_ms=70, rows=12)  # in time now, but not when the device is free
+    commands = story.at(20.2).done(send, 20)
+    assert told(commands)[1:] == []
+    assert [told([one])[0] for _, one in story.until(80)] == [("deadline_missed", large)]
+    assert other
+
+
+def joins(story: Story, worker: int, kind: str, one: ModelSpec) -> list[Any]:
+    commands = story(WorkerJoined(story.now, worker, ((kind, 1 << 20, 8, 2),)))
+    commands += story(LinkMeasured(story.now, worker, LINK, LINK))
+    return commands + story(ModelReady(story.now, worker, one))
+
+
+def test_the_fastest_kind_of_device_says_what_can_be_in_time() -> None:
+    """The slow one has the model: requests that only the fast one can serve have it loaded there."""
+    story = adaptive(spec(1, exec_ms=50))
+    joins(story, 2, "gpu", spec(1, exec_ms=2))
+    first, commands = story.request(1, slo_ms=20)
+    assert commands == []
+    dropped = story.until(19)
+    assert [told([one])[0] for _, one in dropped] == [("deadline_missed", first)]
+    second, [load] = story.request(1, slo_ms=20)
+    assert isinstance(load, SendLoad)
+    assert load.worker == 2
+    orders = story.at(19 + 4.2).done(load, 4)
+    assert told(orders) == [("infer", 1, (second,))]
+
+
+@pytest.mark.parametrize("event", [WorkerLeft, WorkerDraining])
+def test_a_kind_of_device_that_is_gone_says_nothing(event: Any) -> None:
+    story = adaptive(spec(1, exec_ms=50))
+    joins(story, 2, "gpu", spec(1, exec_ms=2))
+    story(event(story.now, 1))
+    request, commands = story.request(1, slo_ms=20)
+    assert ("refused", request) not in told(commands)

@@ -86,8 +86,9 @@ class Played:
             for _ in range(per_ms):
                 self.ask(ms, slo_ms=slo_ms)
 
-    def refused(self) -> list[AnswerFailed]:
-        return [one for one in self.answers if isinstance(one, AnswerFailed) and one.status is Status.REFUSED]
+    def turned_away(self) -> list[AnswerFailed]:
+        """Refused at arrival: what is given up later is told no time to come again."""
+        return [one for one in self.answers if isinstance(one, AnswerFailed) and one.retry_after_ns > 0]
 
 
 def test_an_idle_cluster_answers_at_once() -> None:
@@ -103,7 +104,7 @@ def test_a_steady_stream_of_few_models_is_held_for_batches_that_are_cheap() -> N
         played = Played(adaptive(BATCHING, devices=4, options=options), BATCHING)
         played.stream(0, 600, per_ms=3)
         played.until(800)
-        assert not played.refused()
+        assert not played.turned_away()
         assert all(isinstance(one, AnswerOk) for one in played.answers)
         late = played.batches[len(played.batches) // 2 :]
         sizes[name] = sum(late) / len(late)
@@ -140,7 +141,7 @@ def test_few_are_given_up_for_many() -> None:
         if off:
             assert orders[0] == ("infer", 2, (tight,))
         else:
-            assert orders == [("deadline_missed", tight), ("infer", 2, tuple(loose))]
+            assert orders == [("refused", tight), ("infer", 2, tuple(loose))]
 
 
 def test_nobody_is_given_up_where_little_arrives() -> None:
@@ -162,10 +163,10 @@ def crowded() -> Played:
 
 def test_who_asks_for_more_than_a_fair_share_is_turned_away_and_nobody_else() -> None:
     played = crowded()
-    refused = played.refused()
+    refused = played.turned_away()
     assert refused
-    assert {one.reason for one in refused} == {Reason.DEADLINE}
-    assert all(one.retry_after_ns > 0 and one.feasible_slo_ns > 100 * MS for one in refused)
+    assert {(one.status, one.reason) for one in refused} == {(Status.REFUSED, Reason.DEADLINE)}
+    assert all(one.feasible_slo_ns > 100 * MS for one in refused)
     first = min(one.request_id for one in refused)
     assert first > BATCHING.batch_max  # a batch is let in, whatever the load
     _, commands = played.ask(800, model=2)
@@ -175,13 +176,15 @@ def test_who_asks_for_more_than_a_fair_share_is_turned_away_and_nobody_else() ->
 def test_turning_away_can_be_switched_off() -> None:
     played = Played(adaptive(BATCHING, options={"off_refuse": 1}), BATCHING)
     played.stream(0, 400, per_ms=3)
-    assert not played.refused()
+    assert not played.turned_away()
 
 
 def test_a_higher_level_is_not_turned_away_for_a_lower_one_that_waits() -> None:
     played = crowded()
-    low, low_orders = played.ask(800, priority=4)
-    assert ("refused", low) in told(low_orders)
+    before = len(played.turned_away())
+    for _ in range(100):
+        played.ask(800, priority=4)
+    assert len(played.turned_away()) > before
     high, _ = played.ask(800, priority=1)
     played.until(950)
     [answer] = [one for one in played.answers if one.request_id == high]
@@ -240,7 +243,7 @@ def test_a_request_larger_than_a_batch_runs_alone_or_not_at_all() -> None:
     large, _ = story.request(2, slo_ms=70, rows=12)  # in time now, but not when the device is free
     commands = story.at(20.2).done(send, 20)
     assert told(commands)[1:] == []
-    assert [told([one])[0] for _, one in story.until(80)] == [("deadline_missed", large)]
+    assert [told([one])[0] for _, one in story.until(80)] == [("refused", large)]
     assert other
 
 
@@ -257,7 +260,7 @@ def test_the_fastest_kind_of_device_says_what_can_be_in_time() -> None:
     first, commands = story.request(1, slo_ms=20)
     assert commands == []
     dropped = story.until(19)
-    assert [told([one])[0] for _, one in dropped] == [("deadline_missed", first)]
+    assert [told([one])[0] for _, one in dropped] == [("refused", first)]
     second, [load] = story.request(1, slo_ms=20)
     assert isinstance(load, SendLoad)
     assert load.worker == 2

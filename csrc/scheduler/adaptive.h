@@ -56,7 +56,7 @@ inline constexpr double MARGIN_SHARE_MAX = 0.25;
 inline constexpr Ns MARGIN_FIXED_NS = 20'000;
 
 // A queue is held while its batch costs more than 1 / (HOLD_NEED * need) of its ideal.
-inline constexpr double HOLD_NEED = 1.3;
+inline constexpr double HOLD_NEED = 2;
 
 // The longest hold, as a share of the time that the first request can wait ...
 inline constexpr double HOLD_SHARE = 0.8;

@@ -144,6 +144,47 @@ Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
     return expected + static_cast<Ns>(static_cast<double>(expected) * margin) + MARGIN_FIXED_NS;
 }
 
+Adaptive::Inputs& Adaptive::inputs(const Worker& worker) {
+    if (worker.slot >= inputs_.size()) {
+        inputs_.resize(worker.slot + 1);
+    }
+    Inputs& found = inputs_[worker.slot];
+    if (found.generation != worker.generation) {
+        found = Inputs();
+        found.generation = worker.generation;
+    }
+    return found;
+}
+
+Ns Adaptive::ahead_ns(const Device& device) const {
+    std::uint32_t slot = device.worker->slot;
+    return schedule_ahead_ns_ + (slot < inputs_.size() ? static_cast<Ns>(inputs_[slot].batch_ns) : 0);
+}
+
+void Adaptive::sent(Batch& batch, Flight& flight, Command& command) {
+    (void)command;
+    Inputs& way = inputs(*flight.device->worker);
+    std::uint64_t bytes = 0;
+    for (const Pending* pending : batch.pendings) {
+        bytes += pending->request.bytes;
+    }
+    bool is_clear = flight.device->lane.size() == 1 && way.free_ns <= now_;
+    flight.idle_bytes = is_clear ? bytes : 0;
+    double takes = way.byte_ns * static_cast<double>(bytes);
+    way.free_ns = std::max(way.free_ns, now_) + static_cast<Ns>(takes);
+    way.batch_ns += (takes - way.batch_ns) * INPUTS_DOWN;
+}
+
+void Adaptive::delivered(const Flight& flight, Ns at_ns) {
+    if (flight.idle_bytes < INPUTS_SEEN_MIN) {
+        return;
+    }
+    Inputs& way = inputs(*flight.device->worker);
+    Ns late = at_ns - flight.sent_ns - flight.device->worker->there_ns;
+    double byte_ns = static_cast<double>(std::max<Ns>(late, 0)) / static_cast<double>(flight.idle_bytes);
+    way.byte_ns += (byte_ns - way.byte_ns) * (byte_ns > way.byte_ns ? INPUTS_UP : INPUTS_DOWN);
+}
+
 void Adaptive::executed(const Flight& flight, Ns took_ns) {
     std::uint32_t kind = flight.residency->spec->kind;
     if (flight.kind != FlightKind::INFER || flight.batch->curve == nullptr || flight.expected_ns <= 0) {
@@ -345,10 +386,19 @@ bool Adaptive::has_other_device(const Model& model) {
 // The best batch of a queue for a device that is free from free_ns on. False: nothing of it would be in time there.
 bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found) {
     const KindSpec& spec = *residency.spec;
-    Ns until = free_ns + residency.device->worker->back_ns;  // a batch of deadline d may take d - until
+    const Worker& worker = *residency.device->worker;
+    Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
+    // Its inputs are on their way meanwhile: only what they take beyond that delays it.
+    const Inputs& way = inputs(worker);
+    double row_ns = way.byte_ns * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
+    Ns covered = free_ns - std::max(now_, way.free_ns) - worker.there_ns;
+    auto delay_ns = [&](std::uint32_t rows) {
+        return row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
+    };
     std::uint32_t size = queue.size(), first = 0;
     while (first < size &&
-           queue[first].deadline_ns - until < takes_ns(spec, queue.shape, queue[first].size)) {
+           queue[first].deadline_ns - until <
+               takes_ns(spec, queue.shape, queue[first].size) + delay_ns(queue[first].size)) {
         ++first;
     }
     if (first == size) {
@@ -359,7 +409,12 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         if (queue.is_plain()) {
             most = std::min(most, size - place);
         }
-        return std::max(rows_within(spec, queue.shape, queue[place].deadline_ns - until, most), 1u);
+        Ns time = queue[place].deadline_ns - until;
+        std::uint32_t rows = std::max(rows_within(spec, queue.shape, time, most), 1u);
+        while (rows > 1 && takes_ns(spec, queue.shape, rows) + delay_ns(rows) > time) {
+            --rows;
+        }
+        return rows;
     };
     std::uint32_t rows = rows_from(first), given_up = 0;
     if (sacrifices_ && queue.is_plain() && rows < std::min(size - first, spec.batch_max)) {
@@ -398,7 +453,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         }
     }
     found.duration_ns = takes_ns(spec, queue.shape, batch_rows);
-    found.start_ns = queue[first + given_up].deadline_ns - residency.device->worker->back_ns - found.duration_ns;
+    found.start_ns = queue[first + given_up].deadline_ns - worker.back_ns - found.duration_ns - delay_ns(batch_rows);
     return true;
 }
 

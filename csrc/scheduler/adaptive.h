@@ -86,6 +86,12 @@ inline constexpr double BATCH_WORTH = 1.05;
 // The fair share of a model is computed anew after this.
 inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
 
+// How long inputs take to a worker is learnt, by byte, from batches of at least so many that were sent to an idle
+// device; up at once by half of what was missing, down slowly.
+inline constexpr std::uint64_t INPUTS_SEEN_MIN = 64 << 10;
+inline constexpr double INPUTS_UP = 0.5;
+inline constexpr double INPUTS_DOWN = 0.02;
+
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
 
@@ -106,6 +112,9 @@ protected:
     Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) override {
         return takes_ns(*residency.spec, shape, rows);
     }
+    Ns ahead_ns(const Device& device) const override;
+    void sent(Batch& batch, Flight& flight, Command& command) override;
+    void delivered(const Flight& flight, Ns at_ns) override;
     void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;
 
@@ -117,6 +126,14 @@ private:
         double ideal_ns = 0;  // of one row
         double slack_ns = 0;  // that its requests come with
         std::uint32_t arrivals = 0;
+        std::uint32_t generation = 0;
+    };
+
+    // The way of inputs to a worker.
+    struct Inputs {
+        double byte_ns = 0;    // for each byte of a batch
+        Ns free_ns = 0;        // when those that were sent are thought to be there
+        double batch_ns = 0;   // what a batch's take, on average
         std::uint32_t generation = 0;
     };
 
@@ -149,6 +166,7 @@ private:
     double need() const { return devices_.empty() ? 0 : rate(cost_sum_) / static_cast<double>(devices_.size()); }
     double hold_share() const;
     bool has_other_device(const Model& model);
+    Inputs& inputs(const Worker& worker);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
 
     bool holds_;
@@ -171,6 +189,7 @@ private:
     double memory_ns_ = 1;          // how long a past the sums stand for
     double before_ = 0;             // what they would hold from before the beginning, of a steady stream
     std::vector<double> margins_;   // by the device's kind
+    std::vector<Inputs> inputs_;    // by the worker's slot
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;            // when to compute it anew
     std::vector<double> wanted_;    // for that: what each model asks for, in devices

@@ -86,6 +86,11 @@ protected:
         (void)pending;
         return true;
     }
+    // How long before a device is free its next batch is sent, beyond the delay of the link.
+    virtual Ns ahead_ns(const Device& device) const {
+        (void)device;
+        return schedule_ahead_ns_;
+    }
     // What a device's timeline is to count for a batch.
     virtual Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {
         return planned_ns(residency, shape, rows);

@@ -404,6 +404,11 @@ void Service::action_done(Ns now, const ActionResult& result) {
         unload_answered(*flight, result);
         return;
     }
+    if (result.status == Status::OK && result.begin_ns > 0) {
+        delivered(*flight, result.begin_ns);
+    } else if (result.status == Status::TOO_LATE) {
+        delivered(*flight, now_ - flight->device->worker->back_ns);
+    }
     flight->revoked = true;  // it has ended
     leave_lane(*flight, result);
     Residency& residency = *flight->residency;

@@ -272,6 +272,7 @@ struct Flight {
     Ns duration_ns = 0;  // with margin
     Ns sent_ns = 0;
     Ns predicted_end_ns = 0;  // without margins; see predictions.h
+    std::uint64_t idle_bytes = 0;  // of its inputs, if it was sent to a device with nothing to do
     Flight* before = nullptr;  // in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
@@ -283,6 +284,7 @@ struct Flight {
     void reset() {
         revoked = is_narrow = false;
         batch = nullptr;
+        idle_bytes = 0;
     }
 };
 

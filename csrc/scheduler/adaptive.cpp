@@ -172,7 +172,7 @@ void Adaptive::sent(Batch& batch, Flight& flight, Command& command) {
     flight.idle_bytes = is_clear ? bytes : 0;
     double takes = way.byte_ns * static_cast<double>(bytes);
     way.free_ns = std::max(way.free_ns, now_) + static_cast<Ns>(takes);
-    way.batch_ns += (takes - way.batch_ns) * INPUTS_DOWN;
+    way.batch_ns += (takes - way.batch_ns) * (takes > way.batch_ns ? INPUTS_UP : INPUTS_DOWN);
 }
 
 void Adaptive::delivered(const Flight& flight, Ns at_ns) {

@@ -5,7 +5,7 @@
 namespace clockwork {
 
 Fifo::Fifo(const SchedulerOptions& options)
-    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)),
+    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", FIFO_AHEAD_NS)),
       batch_cap_(static_cast<std::uint32_t>(option(options, "batch_cap", 0))),
       delay_ns_(option_ms(options, "queue_delay_ms", 0)),
       drops_(option(options, "drop", 1) != 0) {

@@ -5,7 +5,8 @@
 //   batch_cap       the largest batch (0: the model's own, the default)
 //   queue_delay_ms  0: a queue is taken as soon as a device is free. Else it is ready when it has batch_cap rows, or
 //                   its oldest request has waited so long (Triton's max_queue_delay)
-//   schedule_ahead_ms  a device is given its next batch so long before it is free (5)
+//   schedule_ahead_ms  a device is given its next batch so long before it is free (0.1: common servers bind when a
+//                   device is free; with the paper's 5 ms it would lose every SLO of 8 ms)
 //   drop            1 (default): what could no longer be in time alone is answered when its batch is made up, and
 //                   while it waits; 0: only what has expired
 //
@@ -19,6 +20,8 @@
 #include "scheduler/queued.h"
 
 namespace clockwork {
+
+inline constexpr Ns FIFO_AHEAD_NS = 100'000;
 
 class Fifo final : public Queued {
 public:

@@ -30,6 +30,8 @@
 // does not crowd out the others. At any time a request is refused that could not be reached if all devices did nothing
 // but its model's queue.
 //
+// Beside them: the way of inputs to a worker is learnt, by byte, planned for, and sent ahead of.
+//
 // Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
 // already from the many that would share its device more cheaply.
 #pragma once

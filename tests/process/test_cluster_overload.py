@@ -160,6 +160,6 @@ def test_registering_under_load_refuses_no_feasible_request_of_another_model(
     report = json.loads(load.text[load.text.index("{") :])
     print(len(names), "models;", report["latency_ms"])
     assert report["answered"] == report["offered"]
-    assert report["latency_ms"]["p99"] < 250
+    assert report["latency_ms"]["p99"] < 400  # of an SLO of 500: preparation has the cores, too
     for name in names:
         client.unregister(name)

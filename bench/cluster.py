@@ -8,7 +8,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import IO, Any
 
 from clockwork.client import Client
 from clockwork.clock import SECOND, now_ns
+from clockwork.cluster import free_ports
 from clockwork.errors import ClockworkError
 
 READY_NS = 60 * SECOND
@@ -160,17 +160,6 @@ class Cluster:
         for child in [self.controller, *self.workers]:
             if child.poll() is not None:
                 raise RuntimeError(f"a process ended with status {child.returncode}:\n{self.log()}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            held = stack.enter_context(socket.socket())
-            held.bind(("127.0.0.1", 0))
-            ports.append(int(held.getsockname()[1]))
-        return ports
 
 
 def rss_bytes(pid: int) -> int:

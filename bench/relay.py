@@ -16,9 +16,8 @@ from types import TracebackType
 
 import zmq
 
-from bench.cluster import free_ports
 from clockwork.clock import now_ns
-from clockwork.cluster import die_with
+from clockwork.cluster import die_with, free_ports
 
 
 class Relay:

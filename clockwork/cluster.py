@@ -322,12 +322,13 @@ def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
             if not (settings.keys / name).is_file():
                 raise ConfigError(f"{settings.keys} holds no {name} (make both with: clockwork keys new DIR)")
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    ports = _free_ports(3) if settings.port == 0 else [settings.port + index for index in range(3)]
+    ports = free_ports(3) if settings.port == 0 else [settings.port + index for index in range(3)]
     clients, workers, events = (f"tcp://{host}:{port}" for port in ports)
     return clients, workers, events
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):

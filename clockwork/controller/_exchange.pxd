@@ -5,6 +5,8 @@ from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from clockwork.scheduler._core cimport CActionResult, CCommand, CReason, CRequest, CScheduler, CStatus, CText
+
 
 cdef extern from "<string_view>" namespace "std" nogil:
     cdef cppclass string_view:
@@ -16,40 +18,6 @@ cdef extern from "<string_view>" namespace "std" nogil:
 cdef extern from "zmq_api.h" nogil:
     ctypedef struct clockwork_zmq_api:
         pass
-
-cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
-    cdef cppclass CScheduler "clockwork::Scheduler":
-        pass
-    cdef enum class CStatus "clockwork::Status"(uint8_t):
-        pass
-    cdef enum class CReason "clockwork::Reason"(uint8_t):
-        pass
-
-    cdef cppclass CRequest "clockwork::Request":
-        uint64_t id
-        int64_t model_id
-        uint32_t rows
-        uint32_t shape
-        uint64_t bytes
-        int64_t arrived_ns
-        int64_t deadline_ns
-        uint8_t priority
-
-    cdef enum class CText "clockwork::Text"(uint8_t):
-        pass
-
-    cdef cppclass CCommand "clockwork::Command":
-        CText text
-        int64_t a
-        int64_t b
-
-    cdef cppclass CActionResult "clockwork::ActionResult":
-        int32_t worker
-        uint64_t action_id
-        CStatus status
-        int64_t begin_ns
-        int64_t end_ns
-        int64_t duration_ns
 
 cdef extern from "controller/sockets.h" namespace "clockwork" nogil:
 
@@ -66,7 +34,7 @@ cdef extern from "controller/sockets.h" namespace "clockwork" nogil:
     cdef cppclass CRouterSocket "clockwork::RouterSocket":
         CRouterSocket(void *socket, void *monitor)
 
-    cdef cppclass CBatch "clockwork::Batch":
+    cdef cppclass CHaul "clockwork::Haul":
         CFrame &frame(size_t place)
 
 cdef extern from *:
@@ -215,7 +183,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         CNeed run(int64_t until) except +
         int64_t now()
         const CArrival &current()
-        CBatch &batch()
+        CHaul &batch()
         void note()
         size_t order_place()
         vector[uint32_t] lost_clients

@@ -168,13 +168,13 @@ void Exchange::end_turn() {
         result_of_.erase(static_cast<std::uint64_t>(results_[place].header.action_id));
     }
     result_count_ = 0;
-    for (Batch& batch : batches_) batch.clear();
+    for (Haul& batch : batches_) batch.clear();
 }
 
 // ----- from clients -------------------------------------------------------------------------------
 
 bool Exchange::from_client(const Arrival& arrival) {
-    Batch& batch = batches_[CLIENTS];
+    Haul& batch = batches_[CLIENTS];
     auto found = client_of_.find(batch.identity(arrival).view());
     if (found == client_of_.end() || arrival.count < 2 || !is_short) return false;
     ClientLink& client = *clients_.at(found->second);
@@ -186,7 +186,7 @@ bool Exchange::from_client(const Arrival& arrival) {
 }
 
 bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
-    Batch& batch = batches_[CLIENTS];
+    Haul& batch = batches_[CLIENTS];
     if (!request_.read(batch.header(arrival).view()) || request_.request_id < 0) return false;
     ServedModel* model = routed(request_.model);
     if (model == nullptr || model->interface == nullptr) return false;
@@ -216,7 +216,7 @@ bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
 void Exchange::admit(std::uint32_t client, std::int64_t request_id, ModelId model, std::uint32_t rows,
                      std::uint32_t shape, std::uint64_t bytes, Ns slo_ns, std::int64_t priority,
                      const std::vector<CheckedTensor>& tensors) {
-    Batch& batch = batches_[CLIENTS];
+    Haul& batch = batches_[CLIENTS];
     const Arrival& arrival = current();
     HeldRequest& held = hold(*clients_.at(client), request_id, *models_.at(model));
     for (const CheckedTensor& tensor : tensors) {
@@ -333,7 +333,7 @@ bool Exchange::cancel(std::uint32_t client, std::int64_t request_id) {
 // ----- from workers -------------------------------------------------------------------------------
 
 bool Exchange::from_worker(const Arrival& arrival) {
-    Batch& batch = batches_[WORKERS];
+    Haul& batch = batches_[WORKERS];
     auto found = worker_of_identity_.find(batch.identity(arrival).view());
     if (found == worker_of_identity_.end() || arrival.count < 2) return false;
     WorkerLink& worker = *workers_.at(found->second);
@@ -342,7 +342,7 @@ bool Exchange::from_worker(const Arrival& arrival) {
 }
 
 bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
-    Batch& batch = batches_[WORKERS];
+    Haul& batch = batches_[WORKERS];
     if (results_.size() == result_count_) results_.emplace_back();
     Outputs& outputs = results_[result_count_];
     ResultHeader& result = outputs.header;

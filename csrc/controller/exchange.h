@@ -205,7 +205,7 @@ public:
     // When the turn began that run() is in: what all events of it say.
     Ns now() const { return now_; }
     const Arrival& current() const { return batches_[side_].at(cursor_ - 1); }
-    Batch& batch() { return batches_[side_]; }
+    Haul& batch() { return batches_[side_]; }
     std::size_t order_place() const { return order_ - 1; }
     // Python noted something with the scheduler.
     void note() {
@@ -333,7 +333,7 @@ private:
     bool others_ready_ = false;
     bool stopped_at_order_ = false;
     Ns lap_ns_ = 0;
-    Batch batches_[2];  // by side; the frames of results stay until the answers are sent
+    Haul batches_[2];  // by side; the frames of results stay until the answers are sent
     Side side_ = WORKERS;
     std::size_t cursor_ = 0;  // behind the message that is being handled
     std::size_t order_ = 0;   // behind the order that is being carried out

@@ -47,7 +47,7 @@ private:
     clockwork_zmq_message message_;
 };
 
-// A message of a batch: its identity, its header and its frames are `count` frames of Batch, from `first` on.
+// A message of a batch: its identity, its header and its frames are `count` frames of Haul, from `first` on.
 struct Arrival {
     std::uint32_t first = 0;
     std::uint32_t count = 0;
@@ -120,7 +120,7 @@ private:
 };
 
 // What was taken from a socket at once. Frames keep their memory (64 bytes each) from one batch to the next.
-class Batch {
+class Haul {
 public:
     // At most so many messages, and no further one once it holds `frames_max` frames. Of a message of more than
     // message_frames_max frames, and of one without a header, only the identity (and header) is kept: count says 1.

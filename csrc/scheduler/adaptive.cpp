@@ -28,6 +28,20 @@ Growth growth(Ns past) {
     return {std::ldexp(1 + rest, doublings), std::ldexp(1.5 + rest + rest * rest / 2, doublings)};
 }
 
+// The largest batch of at most rows_max that takes no longer than time_ns; 0 if not even one row does.
+template <typename Takes>
+std::uint32_t most_rows(const Takes& takes, Ns time_ns, std::uint32_t rows_max) {
+    if (takes(rows_max) <= time_ns) {
+        return rows_max;
+    }
+    std::uint32_t low = 0, high = rows_max;  // low is in time, high is not
+    while (high - low > 1) {
+        std::uint32_t middle = low + (high - low) / 2;
+        (takes(middle) <= time_ns ? low : high) = middle;
+    }
+    return low;
+}
+
 }  // namespace
 
 Adaptive::Adaptive(const SchedulerOptions& options)
@@ -47,20 +61,6 @@ Adaptive::Adaptive(const SchedulerOptions& options)
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
 
-Adaptive::Traffic& Adaptive::traffic(const Model& model) {
-    if (model.slot >= traffic_.size()) {
-        traffic_.resize(model.slot + 1);
-    }
-    Traffic& found = traffic_[model.slot];
-    if (found.generation != model.generation) {
-        cost_sum_ -= found.cost;
-        square_sum_ -= found.cost * found.cost;
-        found = Traffic();
-        found.generation = model.generation;
-    }
-    return found;
-}
-
 // Brings weight_ and memory_ns_ up to now.
 void Adaptive::keep_time() {
     if (kept_ns_ == now_) {
@@ -74,10 +74,10 @@ void Adaptive::keep_time() {
     Ns doublings = (now_ - origin_ns_) / NEED_HALF_LIFE_NS;
     if (doublings > DOUBLINGS_MAX) {
         auto shrink = [doublings](double& one) { one = std::ldexp(one, -static_cast<int>(doublings)); };
-        for (Traffic& one : traffic_) {
+        traffic_.for_each([&](Traffic& one) {
             shrink(one.cost);
             shrink(one.rows);
-        }
+        });
         shrink(cost_sum_);
         shrink(square_sum_);
         shrink(square_sum_);
@@ -103,32 +103,26 @@ KindSpec* Adaptive::spec_of(const Model& model) {
     return model.specs.front();
 }
 
+Ns Adaptive::link_ns(const Model& model) {
+    if (model.residencies.empty()) {
+        return 0;
+    }
+    const Worker& worker = *model.residencies.front()->device->worker;
+    return worker.there_ns + worker.back_ns;
+}
+
 // The least time from an order to its result, on the kind of device that is the fastest: what is later than this is
 // in vain on every one.
 Ns Adaptive::soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const {
-    if (model.specs.size() == 1 || model.residencies.empty()) {
-        const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
-        Ns least = NEVER_NS;
-        for (const KindSpec* spec : model.specs) {
-            if (spec->worker_count > 0) {
-                least = std::min(least, takes_ns(*spec, shape, rows));
-            }
-        }
-        return (worker != nullptr ? worker->there_ns + worker->back_ns : 0) + (least < NEVER_NS ? least : 0);
-    }
     Ns least = NEVER_NS;
     for (const KindSpec* spec : model.specs) {
-        const Residency* first = nullptr;  // none: it could be loaded onto such a device
-        for (const Residency* one : model.residencies) {
-            if (one->spec == spec) {
-                first = one;
-                break;
-            }
-        }
-        if (first == nullptr && spec->worker_count == 0) {
+        auto first = std::find_if(model.residencies.begin(), model.residencies.end(),
+                                  [spec](const Residency* one) { return one->spec == spec; });
+        bool is_there = first != model.residencies.end();  // else it could be loaded onto such a device
+        if (!is_there && spec->worker_count == 0) {
             continue;
         }
-        Ns link = first != nullptr ? first->device->worker->there_ns + first->device->worker->back_ns : 0;
+        Ns link = is_there ? (*first)->device->worker->there_ns + (*first)->device->worker->back_ns : 0;
         least = std::min(least, link + takes_ns(*spec, shape, rows));
     }
     return least < NEVER_NS ? least : 0;
@@ -144,26 +138,14 @@ Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
     return expected + static_cast<Ns>(static_cast<double>(expected) * margin) + MARGIN_FIXED_NS;
 }
 
-Adaptive::Inputs& Adaptive::inputs(const Worker& worker) {
-    if (worker.slot >= inputs_.size()) {
-        inputs_.resize(worker.slot + 1);
-    }
-    Inputs& found = inputs_[worker.slot];
-    if (found.generation != worker.generation) {
-        found = Inputs();
-        found.generation = worker.generation;
-    }
-    return found;
-}
-
 Ns Adaptive::ahead_ns(const Device& device) const {
-    std::uint32_t slot = device.worker->slot;
-    return schedule_ahead_ns_ + (slot < inputs_.size() ? static_cast<Ns>(inputs_[slot].batch_ns) : 0);
+    const Inputs* way = inputs_.find(*device.worker);
+    return schedule_ahead_ns_ + (way != nullptr ? static_cast<Ns>(way->batch_ns) : 0);
 }
 
 void Adaptive::sent(Batch& batch, Flight& flight, Command& command) {
     (void)command;
-    Inputs& way = inputs(*flight.device->worker);
+    Inputs& way = inputs_.of(*flight.device->worker);
     std::uint64_t bytes = 0;
     for (const Pending* pending : batch.pendings) {
         bytes += pending->request.bytes;
@@ -179,7 +161,7 @@ void Adaptive::delivered(const Flight& flight, Ns at_ns) {
     if (flight.idle_bytes < INPUTS_SEEN_MIN) {
         return;
     }
-    Inputs& way = inputs(*flight.device->worker);
+    Inputs& way = inputs_.of(*flight.device->worker);
     Ns late = at_ns - flight.sent_ns - flight.device->worker->there_ns;
     double byte_ns = static_cast<double>(std::max<Ns>(late, 0)) / static_cast<double>(flight.idle_bytes);
     way.byte_ns += (byte_ns - way.byte_ns) * (byte_ns > way.byte_ns ? INPUTS_UP : INPUTS_DOWN);
@@ -198,18 +180,9 @@ void Adaptive::executed(const Flight& flight, Ns took_ns) {
     margins_[kind] = std::clamp(margins_[kind] + step, 0.0, MARGIN_SHARE_MAX);
 }
 
-// The longest batch of at most rows_max that is done within time_ns; 0 if not even one row is.
 std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns,
                                     std::uint32_t rows_max) const {
-    if (takes_ns(spec, shape, rows_max) <= time_ns) {
-        return rows_max;
-    }
-    std::uint32_t low = 0, high = rows_max;  // low is in time, high is not
-    while (high - low > 1) {
-        std::uint32_t middle = low + (high - low) / 2;
-        (takes_ns(spec, shape, middle) <= time_ns ? low : high) = middle;
-    }
-    return low;
+    return most_rows([&](std::uint32_t rows) { return takes_ns(spec, shape, rows); }, time_ns, rows_max);
 }
 
 double Adaptive::find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns) const {
@@ -226,7 +199,7 @@ bool Adaptive::admit(Pending& pending) {
     Model& model = *pending.model;
     const Request& request = pending.request;
     KindSpec& spec = *spec_of(model);
-    Traffic& there = traffic(model);
+    Traffic& there = traffic_.of(model);
     double slack = static_cast<double>(pending.deadline_ns - now_);
     there.slack_ns += (slack - there.slack_ns) / (there.arrivals < IDEAL_EVERY ? there.arrivals + 1 : IDEAL_EVERY);
     if (there.arrivals++ % IDEAL_EVERY == 0) {
@@ -244,9 +217,7 @@ bool Adaptive::admit(Pending& pending) {
             share_at_ns_ = now_ + SHARE_EVERY_NS;
             share_out();
         }
-        const Worker* worker = model.residencies.empty() ? nullptr : model.residencies.front()->device->worker;
-        Ns link = worker != nullptr ? worker->there_ns + worker->back_ns : 0;
-        if (turn_away(pending, spec, there, link)) {
+        if (turn_away(pending, spec, there)) {
             return false;
         }
     }
@@ -271,13 +242,13 @@ void Adaptive::share_out() {
     share_ = 0;
     double total = 0;
     wanted_.clear();
-    for (const Traffic& one : traffic_) {
+    traffic_.for_each([&](const Traffic& one) {
         double devices = rate(one.rows) * one.ideal_ns;
         total += devices;
         if (devices > 0) {
             wanted_.push_back(devices);
         }
-    }
+    });
     double there = static_cast<double>(devices_.size());
     if (total <= there * refuse_need_) {
         return;
@@ -294,7 +265,7 @@ void Adaptive::share_out() {
     }
 }
 
-bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& known, Ns link_ns) {
+bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& known) {
     bool is_crowded = share_ > 0;
     if (is_crowded && rate(known.rows) * known.ideal_ns <= share_) {
         return false;
@@ -303,15 +274,15 @@ bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& 
     for (const auto& queue : at(*pending.model).queues) {
         waiting += queue->level <= pending.request.priority ? queue->rows() : 0;
     }
-    Ns time = pending.deadline_ns - now_ - link_ns;
-    if (waiting < rows_within(spec, pending.request.shape, time, spec.batch_max)) {
+    std::uint32_t shape = pending.request.shape;
+    Ns slack = pending.deadline_ns - now_ - link_ns(*pending.model);
+    if (waiting < rows_within(spec, shape, slack, spec.batch_max)) {
         return false;  // it would only make the next batch cheaper
     }
     double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(devices_.size(), 1));
     double wait = waiting * known.ideal_ns / level;
-    double slack = static_cast<double>(pending.deadline_ns - now_ - link_ns);
-    double room = (is_crowded ? refuse_wait_ : 1) * (slack - static_cast<double>(takes_ns(spec, pending.request.shape, 1)));
-    if (wait <= std::max(room, static_cast<double>(takes_ns(spec, pending.request.shape, pending.size)))) {
+    double room = (is_crowded ? refuse_wait_ : 1) * static_cast<double>(slack - takes_ns(spec, shape, 1));
+    if (wait <= std::max(room, static_cast<double>(takes_ns(spec, shape, pending.size)))) {
         return false;
     }
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
@@ -343,20 +314,18 @@ Ns Adaptive::ready_ns(Queue& queue) {
     if (!holds_ || front.alone || model.residencies.empty()) {
         return 0;
     }
-    const Residency& there = *model.residencies.front();
-    const KindSpec& spec = *there.spec;
+    const KindSpec& spec = *model.residencies.front()->spec;
     std::uint32_t rows = queue.rows();
     if (rows >= spec.batch_max) {
         return 0;
     }
-    const Traffic& known = traffic(model);
+    const Traffic& known = traffic_.of(model);
     double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
     double share = hold_share();
     if (share <= 0 || (!saves_devices_ && cost * hold_need_ * need() <= known.ideal_ns)) {
         return 0;
     }
-    const Worker& worker = *there.device->worker;
-    Ns link = worker.there_ns + worker.back_ns;
+    Ns link = link_ns(model);
     Ns arrived = front.pending->request.arrived_ns;
     Ns hold = static_cast<Ns>(share * static_cast<double>(front.deadline_ns - arrived - link -
                                                           takes_ns(spec, queue.shape, front.size)));
@@ -389,16 +358,15 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     const Worker& worker = *residency.device->worker;
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
-    const Inputs& way = inputs(worker);
+    const Inputs& way = inputs_.of(worker);
     double row_ns = way.byte_ns * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
     Ns covered = free_ns - std::max(now_, way.free_ns) - worker.there_ns;
-    auto delay_ns = [&](std::uint32_t rows) {
-        return row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
+    auto takes = [&](std::uint32_t rows) {
+        Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
+        return takes_ns(spec, queue.shape, rows) + delay;
     };
     std::uint32_t size = queue.size(), first = 0;
-    while (first < size &&
-           queue[first].deadline_ns - until <
-               takes_ns(spec, queue.shape, queue[first].size) + delay_ns(queue[first].size)) {
+    while (first < size && queue[first].deadline_ns - until < takes(queue[first].size)) {
         ++first;
     }
     if (first == size) {
@@ -409,16 +377,11 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         if (queue.is_plain()) {
             most = std::min(most, size - place);
         }
-        Ns time = queue[place].deadline_ns - until;
-        std::uint32_t rows = std::max(rows_within(spec, queue.shape, time, most), 1u);
-        while (rows > 1 && takes_ns(spec, queue.shape, rows) + delay_ns(rows) > time) {
-            --rows;
-        }
-        return rows;
+        return std::max(most_rows(takes, queue[place].deadline_ns - until, most), 1u);
     };
     std::uint32_t rows = rows_from(first), given_up = 0;
     if (sacrifices_ && queue.is_plain() && rows < std::min(size - first, spec.batch_max)) {
-        double limit = traffic(*queue.model).ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
+        double limit = traffic_.of(*queue.model).ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
         double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
             std::uint32_t last = std::min(size - first, SACRIFICE_MAX);
@@ -453,7 +416,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         }
     }
     found.duration_ns = takes_ns(spec, queue.shape, batch_rows);
-    found.start_ns = queue[first + given_up].deadline_ns - worker.back_ns - found.duration_ns - delay_ns(batch_rows);
+    found.start_ns = queue[first + given_up].deadline_ns - worker.back_ns - takes(batch_rows);
     return true;
 }
 
@@ -471,10 +434,10 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
         }
         Candidate one{};
         if (consider(queue, residency, free_ns, one)) {
-            candidates_.push_back(one);
             // Where another device may go on with the rest, a long queue is worth beginning early.
             bool is_everywhere = queue.model->residencies.size() >= devices_.size();
             one.rank_ns = one.start_ns + (is_everywhere ? 0 : one.duration_ns);
+            candidates_.push_back(one);
             if (best.queue == nullptr || one.rank_ns < best.rank_ns) {
                 best = one;
             }
@@ -517,12 +480,10 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
 }
 
 void Adaptive::model_gone(Model& model) {
-    if (model.slot < traffic_.size() && traffic_[model.slot].generation == model.generation) {
-        Traffic& known = traffic_[model.slot];
-        cost_sum_ -= known.cost;
-        square_sum_ -= known.cost * known.cost;
-        known = Traffic();
-    }
+    Traffic& known = traffic_.of(model);
+    cost_sum_ -= known.cost;
+    square_sum_ -= known.cost * known.cost;
+    known = Traffic();
     Queued::model_gone(model);
 }
 

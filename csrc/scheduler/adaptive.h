@@ -128,7 +128,6 @@ private:
         double ideal_ns = 0;  // of one row
         double slack_ns = 0;  // that its requests come with
         std::uint32_t arrivals = 0;
-        std::uint32_t generation = 0;
     };
 
     // The way of inputs to a worker.
@@ -136,7 +135,6 @@ private:
         double byte_ns = 0;    // for each byte of a batch
         Ns free_ns = 0;        // when those that were sent are thought to be there
         double batch_ns = 0;   // what a batch's take, on average
-        std::uint32_t generation = 0;
     };
 
     struct Candidate {
@@ -151,6 +149,8 @@ private:
     };
 
     static KindSpec* spec_of(const Model& model);
+    // The way to the first device that has the model, and back; 0 while none has it.
+    static Ns link_ns(const Model& model);
     Ns soonest_ns(const Model& model, std::uint32_t shape, std::uint32_t rows) const;
     // What a batch is counted with; the bound for a shape never measured, 0 if there is none.
     Ns takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const;
@@ -159,8 +159,7 @@ private:
     // Models that matter, for each device.
     double crowd() const;
     void share_out();
-    bool turn_away(Pending& pending, const KindSpec& spec, const Traffic& known, Ns link_ns);
-    Traffic& traffic(const Model& model);
+    bool turn_away(Pending& pending, const KindSpec& spec, const Traffic& known);
     void keep_time();
     // Of a sum of weighted things: how much of it there was per nanosecond.
     double rate(double sum) const { return sum / (weight_ * memory_ns_); }
@@ -168,7 +167,6 @@ private:
     double need() const { return devices_.empty() ? 0 : rate(cost_sum_) / static_cast<double>(devices_.size()); }
     double hold_share() const;
     bool has_other_device(const Model& model);
-    Inputs& inputs(const Worker& worker);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
 
     bool holds_;
@@ -182,7 +180,7 @@ private:
     bool refuses_;
     double sacrifice_need_;
 
-    std::vector<Traffic> traffic_;  // by the model's slot
+    Beside<Traffic> traffic_;       // of models
     double cost_sum_ = 0;           // of all models
     double square_sum_ = 0;         // of each model's, squared
     Ns origin_ns_ = 0;              // when the weight was 1
@@ -191,7 +189,7 @@ private:
     double memory_ns_ = 1;          // how long a past the sums stand for
     double before_ = 0;             // what they would hold from before the beginning, of a steady stream
     std::vector<double> margins_;   // by the device's kind
-    std::vector<Inputs> inputs_;    // by the worker's slot
+    Beside<Inputs> inputs_;         // of workers
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;            // when to compute it anew
     std::vector<double> wanted_;    // for that: what each model asks for, in devices

@@ -11,15 +11,7 @@ Deferred::Deferred(const SchedulerOptions& options)
 }
 
 Deferred::Meter& Deferred::meter(const Model& model, std::uint32_t shape) {
-    if (model.slot >= meters_.size()) {
-        meters_.resize(model.slot + 1);
-        generations_.resize(model.slot + 1, 0);
-    }
-    auto& all = meters_[model.slot];
-    if (generations_[model.slot] != model.generation) {
-        all.clear();
-        generations_[model.slot] = model.generation;
-    }
+    auto& all = meters_.of(model);
     for (auto& [known, one] : all) {
         if (known == shape) {
             return one;
@@ -170,15 +162,7 @@ Ns Deferred::rank_ns(const Queue& queue) {
     return queue.front().deadline_ns - back - longest;
 }
 
-Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& one) {
-    Ns least = NEVER_NS;
-    for (const KindSpec* spec : queue.model->specs) {
-        if (Ns alone = spec->alone_ns(queue.shape, 1); alone > 0) {
-            least = std::min(least, alone);
-        }
-    }
-    return least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns;
-}
+Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& one) { return last_start_ns(queue, one); }
 
 Queued::Choice Deferred::choose(Device& device, Ns free_ns) {
     Ns back = device.worker->back_ns;

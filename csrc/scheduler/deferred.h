@@ -77,8 +77,7 @@ private:
     void find_link(const Model& model, Ns& there_ns, Ns& back_ns) const;
 
     Ns jitter_ns_;
-    std::vector<std::vector<std::pair<std::uint32_t, Meter>>> meters_;  // by the model's slot and shape
-    std::vector<std::uint32_t> generations_;                           // of the model that the slot's are of
+    Beside<std::vector<std::pair<std::uint32_t, Meter>>> meters_;  // each model's, by shape
 };
 
 }  // namespace clockwork

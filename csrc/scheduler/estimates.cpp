@@ -36,24 +36,8 @@ void Window::push(Ns sample) {
     samples_[count_++] = sample;
 }
 
-Ns Window::robust() const {
-    if (count_ < 2) {
-        return samples_[0];
-    }
-    Ns first = std::max(samples_[0], samples_[1]), second = std::min(samples_[0], samples_[1]);
-    for (std::uint32_t index = 2; index < count_; ++index) {
-        Ns sample = samples_[index];
-        if (sample > first) {
-            second = first;
-            first = sample;
-        } else if (sample > second) {
-            second = sample;
-        }
-    }
-    return second;
-}
-
-Ns Window::percentile() const {
+// The second is 0 where there is only one.
+std::pair<Ns, Ns> Window::two_largest() const {
     Ns first = samples_[0], second = 0;
     for (std::uint32_t index = 1; index < count_; ++index) {
         Ns sample = samples_[index];
@@ -64,6 +48,16 @@ Ns Window::percentile() const {
             second = sample;
         }
     }
+    return {first, second};
+}
+
+Ns Window::robust() const {
+    auto [first, second] = two_largest();
+    return count_ < 2 ? first : second;
+}
+
+Ns Window::percentile() const {
+    auto [first, second] = two_largest();
     if (count_ < 2) {
         return first;
     }

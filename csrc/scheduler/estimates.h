@@ -60,7 +60,9 @@ public:
     Ns percentile() const;  // the 99th, interpolated: 0.91 of the largest of ten and 0.09 of the second
 
 private:
-    std::array<Ns, WINDOW> samples_{};
+    std::pair<Ns, Ns> two_largest() const;
+
+    std::array<Ns, WINDOW> samples_{};  // none is below 0
     std::uint32_t count_ = 0;
 };
 

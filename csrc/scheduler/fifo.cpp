@@ -26,13 +26,7 @@ Ns Fifo::hopeless_ns(const Queue& queue, const Waiting& one) {
     if (!drops_) {
         return one.deadline_ns;
     }
-    Ns least = NEVER_NS;
-    for (const KindSpec* spec : queue.model->specs) {
-        if (Ns alone = spec->alone_ns(queue.shape, 1); alone > 0) {
-            least = std::min(least, alone);
-        }
-    }
-    return least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns;
+    return last_start_ns(queue, one);
 }
 
 Queued::Choice Fifo::choose(Device& device, Ns free_ns) {

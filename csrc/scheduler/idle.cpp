@@ -122,12 +122,7 @@ void Idle::measure(Device& device) {
         Batch* batch = make_batch(*residency, one.shape, nullptr, NEVER_NS);
         batch->size = one.rows;
         Flight* flight = fly(device, FlightKind::PROFILE, *residency, batch, bound, bound);
-        Command& command = order(CommandKind::SEND_PROFILE);
-        command.worker = device.worker->worker_id;
-        command.device = static_cast<std::int32_t>(device.index);
-        command.action_id = flight->action_id;
-        command.model_id = model->model_id;
-        command.load_id = residency->load_id;
+        Command& command = order_action(CommandKind::SEND_PROFILE, *flight);
         command.rows = one.rows;
         command.shape = one.shape;
         command.earliest_ns = now_;

@@ -43,6 +43,33 @@ void Loads::enter_pending(Residency& residency) {
     pending.insert(place, &residency);
 }
 
+bool Loads::try_idle(Device& device, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims) {
+    if (trial_.allocate(runs, trial_starts_)) {
+        return true;
+    }
+    evictable_.clear();
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        if (!one->doomed && one->is_idle() && may_evict(*one)) {
+            evictable_.push_back(one);
+        }
+    }
+    order_evictable(device, evictable_);
+    for (Residency* victim : evictable_) {
+        victims.push_back(victim);
+        trial_.free(victim->starts, victim->spec->runs);
+        if (trial_.allocate(runs, trial_starts_)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool Loads::find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims) {
+    victims.clear();
+    trial_ = device.pages;
+    return try_idle(device, spec.runs, victims);
+}
+
 // Tries out, on a copy of the arena, who has to go for this load. False if it cannot be.
 bool Loads::find_victims(Residency& residency, bool doom) {
     Device& device = *residency.device;
@@ -61,22 +88,8 @@ bool Loads::find_victims(Residency& residency, bool doom) {
             return false;
         }
     }
-    if (trial_.allocate(runs, trial_starts_)) {
+    if (try_idle(device, runs, residency.victims)) {
         return true;
-    }
-    evictable_.clear();
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
-        if (!one->doomed && one->is_idle() && may_evict(*one)) {
-            evictable_.push_back(one);
-        }
-    }
-    order_evictable(device, evictable_);
-    for (Residency* victim : evictable_) {
-        residency.victims.push_back(victim);
-        trial_.free(victim->starts, victim->spec->runs);
-        if (trial_.allocate(runs, trial_starts_)) {
-            return true;
-        }
     }
     if (doom) {
         find_busy(device, endings_);
@@ -239,12 +252,7 @@ void Loads::send_load(Residency& residency, bool hurries) {
     residency.ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
     Flight* flight = make_flight(device, FlightKind::LOAD, residency, nullptr, expected, planned);
     residency.action_id = flight->action_id;
-    Command& command = order(CommandKind::SEND_LOAD);
-    command.worker = worker.worker_id;
-    command.device = static_cast<std::int32_t>(device.index);
-    command.action_id = flight->action_id;
-    command.model_id = residency.model->model_id;
-    command.load_id = residency.load_id;
+    Command& command = order_action(CommandKind::SEND_LOAD, *flight);
     command.first = static_cast<std::uint32_t>(out.runs.size());
     command.count = static_cast<std::uint32_t>(residency.starts.size());
     out.runs.insert(out.runs.end(), residency.starts.begin(), residency.starts.end());
@@ -411,15 +419,21 @@ void Loads::send_unload(Residency& residency) {
     ++residency.attempts;
     Flight* flight =
         make_flight(device, FlightKind::UNLOAD, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
-    Command& command = order(CommandKind::SEND_UNLOAD);
-    command.worker = device.worker->worker_id;
-    command.device = static_cast<std::int32_t>(device.index);
-    command.action_id = flight->action_id;
-    command.model_id = residency.model->model_id;
-    command.load_id = residency.load_id;
+    Command& command = order_action(CommandKind::SEND_UNLOAD, *flight);
     command.earliest_ns = now_;
     command.latest_ns = NEVER_NS;
     command.expected_ns = UNLOAD_EXPECTED_NS;
+}
+
+Command& Loads::order_action(CommandKind kind, const Flight& flight) {
+    const Device& device = *flight.device;
+    Command& command = order(kind);
+    command.worker = device.worker->worker_id;
+    command.device = static_cast<std::int32_t>(device.index);
+    command.action_id = flight.action_id;
+    command.model_id = flight.residency->model->model_id;
+    command.load_id = flight.residency->load_id;
+    return command;
 }
 
 Flight* Loads::make_flight(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,

@@ -98,6 +98,8 @@ protected:
     // doom: busy models may have to make room, not only idle ones.
     Residency* propose_load(Device& device, Model& model, KindSpec& spec, Ns key_ns, bool doom);
     void accept_load(Residency& residency);
+    // The idle models that would have to go for it, fewest first; false if they do not suffice.
+    bool find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims);
     // Forget a load that was not sent. Nothing may be planned on it.
     void drop_load(Residency& residency);
     // Predict anew when each load that waits will be done.
@@ -133,6 +135,8 @@ protected:
     // One step further in unloading a model that is being unregistered and has no request left.
     void check_removed(Model& model) override;
 
+    // The order that sends a flight; what is particular to its kind is the caller's.
+    Command& order_action(CommandKind kind, const Flight& flight);
     Flight* make_flight(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
                         Ns duration_ns);
     // Takes it out of the books; it is given back when the step is over.
@@ -142,6 +146,8 @@ protected:
 
 private:
     bool find_victims(Residency& residency, bool doom);
+    // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.
+    bool try_idle(Device& device, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
     void absolve(Residency& residency);
     void send_load(Residency& residency, bool hurries = true);
     void enter_pending(Residency& residency);
@@ -154,7 +160,7 @@ private:
     template <typename Function>
     std::size_t for_each_loadable(const Model& model, std::size_t first, Function&& function);
 
-    PageAllocator trial_;  // find_victims() tries things on it
+    PageAllocator trial_;  // find_victims() and find_room() try things on it
     PageAllocator::Pages trial_starts_;
     std::vector<Residency*> evictable_;
     std::vector<Residency*> others_;

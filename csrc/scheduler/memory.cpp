@@ -84,26 +84,7 @@ bool Memory::load_by_force(Device& device, Model& model, KindSpec& spec) {
 }
 
 bool Memory::find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims) {
-    victims.clear();
-    trial_ = device.pages;
-    if (trial_.allocate(spec.runs, starts_)) {
-        return true;
-    }
-    idle_.clear();
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
-        if (!one->doomed && one->is_idle() && may_evict(*one)) {
-            idle_.push_back(one);
-        }
-    }
-    order_evictable(device, idle_);
-    for (Residency* one : idle_) {
-        victims.push_back(one);
-        trial_.free(one->starts, one->spec->runs);
-        if (trial_.allocate(spec.runs, starts_)) {
-            return true;
-        }
-    }
-    return false;
+    return queued_.find_room(device, spec, victims);
 }
 
 std::unique_ptr<Memory> make_memory(const std::string& name, Queued& queued, const SchedulerOptions& options) {

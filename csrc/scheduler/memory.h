@@ -90,9 +90,6 @@ protected:
 
 private:
     std::size_t round_ = 0;
-    PageAllocator trial_;
-    PageAllocator::Pages starts_;
-    std::vector<Residency*> idle_;
 };
 
 // name: "paper" or "adaptive". Throws std::invalid_argument for another.

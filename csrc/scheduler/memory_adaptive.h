@@ -2,8 +2,8 @@
 //
 // A model asks for a load while requests wait for it and no device has it (it is *cold*), or while those that have it
 // cannot serve its queue in time (it is *pressed*: a batch is sent late, or the first request has waited for longer
-// than a load takes and for one part in LONG_PART of its SLO). The next load of a link is the one with the most benefit per time
-// of the link. Counted in requests:
+// than a load takes and for one part in LONG_PART of its SLO). The next load of a link is the one with the most
+// benefit per time of the link. Counted in requests:
 //   benefit = those that wait and would still be in time if the load began now + standing (if it is cold)
 //   standing of a model = what is lost each time that it has to be loaded anew
 //                       = rate (load + wait), who comes before it is back

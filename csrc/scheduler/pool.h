@@ -53,6 +53,48 @@ private:
     std::vector<T*> free_;
 };
 
+// What somebody keeps beside each object of a Pool, by its slot; it begins anew when the slot is another object's.
+template <typename T>
+class Beside {
+public:
+    // Valid until that of another object is asked for.
+    template <typename Owner>
+    T& of(const Owner& owner) {
+        if (owner.slot >= entries_.size()) {
+            entries_.resize(owner.slot + 1);
+        }
+        Entry& entry = entries_[owner.slot];
+        if (entry.generation != owner.generation) {
+            entry = Entry();
+            entry.generation = owner.generation;
+        }
+        return entry.value;
+    }
+
+    // Null if nothing was kept for it yet.
+    template <typename Owner>
+    const T* find(const Owner& owner) const {
+        bool is_its = owner.slot < entries_.size() && entries_[owner.slot].generation == owner.generation;
+        return is_its ? &entries_[owner.slot].value : nullptr;
+    }
+
+    // In the order of slots, those of objects that are gone included.
+    template <typename Function>
+    void for_each(Function&& function) {
+        for (Entry& entry : entries_) {
+            function(entry.value);
+        }
+    }
+
+private:
+    struct Entry {
+        T value{};
+        std::uint32_t generation = 0;
+    };
+
+    std::vector<Entry> entries_;
+};
+
 // Objects by a 64-bit number: open addressing, linear probing, and no tombstones.
 template <typename T>
 class IdMap {

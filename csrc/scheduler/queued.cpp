@@ -48,12 +48,7 @@ void Queued::arrive(Pending& pending) {
     }
     if (!queue.is_profiled && is_unseen(model, shape)) {
         remember_unseen(model, request);
-        Ns least = NEVER_NS;
-        for (const KindSpec* spec : model.specs) {
-            if (Ns bound = spec->alone_ns(shape, pending.size); bound > 0) {
-                least = std::min(least, bound);
-            }
-        }
+        Ns least = model.least_alone_ns(shape, pending.size);
         if (pending.deadline_ns < NEVER_NS && least >= NEVER_NS) {
             refuse(pending, Reason::UNPROFILED, Text::NEVER_MEASURED);
             return;
@@ -129,6 +124,12 @@ void Queued::unplan(Pending& pending) {
     }
 }
 
+// The last time at which even the shortest batch, at once and on the fastest kind of device, would still be in time.
+Ns Queued::last_start_ns(const Queue& queue, const Waiting& one) {
+    Ns least = queue.model->least_alone_ns(queue.shape, 1);
+    return least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns;
+}
+
 void Queued::drop(Queue& queue, const Waiting& one) {
     Pending& pending = *one.pending;
     memory_->press(queue);
@@ -144,16 +145,16 @@ void Queued::review(Queue& queue) {
     bool was_reviewing = reviewing_, was_ready = queue.ready;
     Model& model = *queue.model;
     reviewing_ = true;
-    while (!queue.empty() && hopeless_ns(queue, queue.front()) <= now_) {
+    Ns hopeless = NEVER_NS;  // of the front
+    while (!queue.empty() && (hopeless = hopeless_ns(queue, queue.front())) <= now_) {
         drop(queue, queue.front());
-        memory_->press(queue);
     }
     reviewing_ = was_reviewing;
     queue.ready = false;
     if (!queue.empty()) {
         Ns ready = ready_ns(queue);
         const Waiting& front = queue.front();
-        Ns wake = hopeless_ns(queue, front);
+        Ns wake = hopeless;
         queue.ready = ready <= now_;
         if (queue.ready) {
             queue.rank = packed_rank(queue.level, rank_ns(queue));

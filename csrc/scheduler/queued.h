@@ -160,7 +160,9 @@ protected:
     }
     // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
     static std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max);
-    // Answers a waiting request as missed, or as refused (promises_nothing_). What is behind it may become hopeless too: look at the queue anew.
+    static Ns last_start_ns(const Queue& queue, const Waiting& one);
+    // Answers a waiting request as missed, or as refused (promises_nothing_). What is behind it may become hopeless
+    // too: look at the queue anew.
     void drop(Queue& queue, const Waiting& one);
     // A queue's front, readiness or rank may have changed: answers who is hopeless, sets its timer, calls a device.
     void review(Queue& queue);

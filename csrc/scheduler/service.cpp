@@ -362,12 +362,7 @@ Flight* Service::send_batch(Batch& batch) {
     const Worker& worker = *device.worker;
     Ns expected = batch.expected_ns(batch.size);
     Flight* flight = fly(device, FlightKind::INFER, residency, &batch, expected, batch.duration_ns);
-    Command& command = order(CommandKind::SEND_INFER);
-    command.worker = worker.worker_id;
-    command.device = static_cast<std::int32_t>(device.index);
-    command.action_id = flight->action_id;
-    command.model_id = residency.model->model_id;
-    command.load_id = residency.load_id;
+    Command& command = order_action(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(out.ids.size());
     command.count = static_cast<std::uint32_t>(batch.pendings.size());
     Ns deadline = NEVER_NS;

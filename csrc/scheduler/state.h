@@ -318,6 +318,17 @@ struct Model {
         unloads = touched = place_cursor = load_cursor = 0;
     }
 
+    // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
+    Ns least_alone_ns(std::uint32_t shape, std::uint32_t size) const {
+        Ns least = NEVER_NS;
+        for (const KindSpec* one : specs) {
+            if (Ns alone = one->alone_ns(shape, size); alone > 0) {
+                least = std::min(least, alone);
+            }
+        }
+        return least;
+    }
+
     KindSpec* spec(std::uint32_t kind) const {
         for (KindSpec* one : specs) {
             if (one->kind == kind) {

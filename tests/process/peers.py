@@ -165,6 +165,14 @@ class FakeWorker(Peer):
         self.send(messages.Prepared(message.model_id, status, text, summary))
         return message
 
+    @contextlib.contextmanager
+    def preparing(self, *args: Any, **changes: Any) -> Iterator[None]:
+        """Answer a Prepare, as prepare() does, that comes while the block runs; the block waits for what follows."""
+        thread = threading.Thread(target=self.prepare, args=args, kwargs=changes)
+        thread.start()
+        yield
+        thread.join()
+
     def next_action(self) -> tuple[Any, list[bytes]]:
         deadline = now_ns() + PATIENCE_NS
         while True:

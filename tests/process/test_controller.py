@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +33,8 @@ def served(tmp_path: Path) -> Any:
         client.receive(messages.UploadNeed)  # this one is given up: what follows is another upload
         content = b"model"
 
-        preparing = threading.Thread(target=worker.prepare)
-        preparing.start()
-        reply = client.register("m", content, request_id=2)
-        preparing.join()
+        with worker.preparing():
+            reply = client.register("m", content, request_id=2)
         assert type(reply) is messages.Reply, reply
         yield controller, worker, client
 
@@ -215,11 +212,9 @@ def test_a_restarted_controller_finds_its_models(tmp_path: Path) -> None:
         running_controller(tmp_path) as controller,
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
+        worker.preparing(),
     ):
-        preparing = threading.Thread(target=worker.prepare)
-        preparing.start()
         assert type(client.register("kept", b"content", slo_ns=50 * MS)) is messages.Reply
-        preparing.join()
     with running_controller(tmp_path) as controller, RawClient(controller) as client:
         client.infer("kept", 1, [1, 2], ROW)
         assert client.receive(messages.Failure)[0].status == Status.UNAVAILABLE  # known, no worker yet
@@ -240,10 +235,8 @@ def test_new_content_becomes_the_next_version_when_it_is_ready(served: Any) -> N
     client.infer("m", 10, [1, 2], ROW)
     worker.serve_one()
     assert client.receive(messages.Answer)[0].model_version == 1
-    preparing = threading.Thread(target=worker.prepare, kwargs={"digest": "1" * 64})
-    preparing.start()
-    reply = client.register("m", b"new content", request_id=11)
-    preparing.join()
+    with worker.preparing(digest="1" * 64):
+        reply = client.register("m", b"new content", request_id=11)
     assert reply.body["version"] == 2
     for name, version in (("m", 2), ("m@1", 1), ("m@2", 2)):
         client.infer(name, 12, [1, 2], ROW)
@@ -257,11 +250,8 @@ def test_a_model_that_no_worker_can_prepare_is_an_error_and_leaves_nothing(tmp_p
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
     ):
-        arguments = (Status.INVALID_MODEL, "operator Frobnicate is unknown")
-        preparing = threading.Thread(target=worker.prepare, args=arguments)
-        preparing.start()
-        failure = client.register("bad", b"content")
-        preparing.join()
+        with worker.preparing(Status.INVALID_MODEL, "operator Frobnicate is unknown"):
+            failure = client.register("bad", b"content")
         assert failure.status == Status.INVALID_MODEL
         assert "Frobnicate" in failure.text
         client.send(messages.Query(2, "models", ""))
@@ -276,10 +266,8 @@ def test_an_slo_at_registration_below_the_execution_time_is_an_error(tmp_path: P
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
     ):
-        preparing = threading.Thread(target=worker.prepare)
-        preparing.start()
-        failure = client.register("tight", b"content", slo_ns=1000)
-        preparing.join()
+        with worker.preparing():
+            failure = client.register("tight", b"content", slo_ns=1000)
         assert type(failure) is messages.Failure
         assert "SLO" in failure.text
 
@@ -389,10 +377,8 @@ def test_symbols_that_disagree_between_inputs(tmp_path: Path) -> None:
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
     ):
-        preparing = threading.Thread(target=worker.prepare, kwargs={"inputs": inputs, "batches": False})
-        preparing.start()
-        client.register("bert", b"content")
-        preparing.join()
+        with worker.preparing(inputs=inputs, batches=False):
+            client.register("bert", b"content")
         refs = [["ids", 7, [1, 4], 0], ["mask", 7, [1, 5], 1]]
         client.send(messages.InferRequest(2, "bert", 0, 0, refs), bytes(32), bytes(40))
         failure, _ = client.receive(messages.Failure)
@@ -413,10 +399,8 @@ def test_an_input_of_undeclared_rank_takes_any(tmp_path: Path) -> None:
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
     ):
-        preparing = threading.Thread(target=worker.prepare, kwargs={"inputs": inputs, "batches": False})
-        preparing.start()
-        client.register("any", b"content")
-        preparing.join()
+        with worker.preparing(inputs=inputs, batches=False):
+            client.register("any", b"content")
         for request, shape in enumerate(([2], [1, 2], [1, 1, 2]), start=2):
             client.infer("any", request, shape, ROW)
             worker.serve_one()
@@ -500,10 +484,8 @@ def test_whoever_waits_for_a_registration_hears_that_it_was_removed(tmp_path: Pa
 def test_a_version_number_is_not_given_twice(served: Any) -> None:
     _, worker, client = served
     for request, content in ((20, b"second"), (30, b"third")):
-        preparing = threading.Thread(target=worker.prepare)
-        preparing.start()
-        version = client.register("m", content, request_id=request).body["version"]
-        preparing.join()
+        with worker.preparing():
+            version = client.register("m", content, request_id=request).body["version"]
         client.send(messages.Unregister(request + 1, f"m@{version}"))
         client.receive(messages.Reply)
     assert version == 3
@@ -516,9 +498,7 @@ def test_rows_of_a_scalar(tmp_path: Path) -> None:
         FakeWorker(controller) as worker,
         RawClient(controller) as client,
     ):
-        preparing = threading.Thread(target=worker.prepare, kwargs={"inputs": inputs})
-        preparing.start()
-        client.register("any", b"content")
-        preparing.join()
+        with worker.preparing(inputs=inputs):
+            client.register("any", b"content")
         client.infer("any", 2, [], ROW[:4])
         assert "no axis of rows" in client.receive(messages.Failure)[0].text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
+from clockwork.config import QUEUED_REQUESTS_MAX
 from clockwork.messages import NEVER_NS, Status
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import (
@@ -59,8 +60,9 @@ class Story:
         memory: str = "",
         run_ahead: int = 2,
         options: Mapping[str, float] | None = None,
+        queued_requests_max: int = QUEUED_REQUESTS_MAX,
     ) -> None:
-        self.scheduler = make_scheduler(policy, memory, options)
+        self.scheduler = make_scheduler(policy, memory, options, queued_requests_max)
         self.now = 0
         self.wake = NEVER_NS
         self.ids = 0
@@ -87,18 +89,24 @@ class Story:
                 self.wake = command.at_ns
         return [command for command in commands if not isinstance(command, Wake)]
 
-    def at(self, ms: float) -> Story:
+    def at(self, ms: float) -> Self:
         """Let it be so many milliseconds after the beginning (1 s)."""
         self.now = 1000 * MS + round(ms * MS)
         return self
 
     def request(
-        self, model: int = 1, slo_ms: float = 100, priority: int = 4, rows: int = 1, shape: Any = SHAPE
+        self,
+        model: int = 1,
+        slo_ms: float = 100,
+        priority: int = 4,
+        rows: int = 1,
+        shape: Any = SHAPE,
+        size: int = 10,
     ) -> tuple[int, list[Any]]:
         self.ids += 1
         deadline = self.now + round(slo_ms * MS) if slo_ms else NEVER_NS
         return self.ids, self(
-            Arrived(self.now, Request(self.ids, model, rows, shape, 10, self.now, deadline, priority))
+            Arrived(self.now, Request(self.ids, model, rows, shape, size, self.now, deadline, priority))
         )
 
     def ask(self, *models: int, slo_ms: float = 100, priority: int = 4) -> list[int]:

@@ -16,7 +16,6 @@ from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
     Arrived,
-    LinkMeasured,
     ModelGone,
     ModelReady,
     ModelRemoved,
@@ -30,92 +29,21 @@ from clockwork.scheduler.types import (
     SendRevoke,
     SendUnload,
     Tick,
-    Wake,
     WorkerDraining,
     WorkerJoined,
     WorkerLeft,
 )
-
-MS = 1_000_000
-SHAPE = ((3, 8, 8),)
-LINK = 100_000
+from tests.unit import stories
+from tests.unit.stories import LINK, MS, SHAPE, spec
 
 
-def spec(
-    model_id: int,
-    exec_ms: float = 5,
-    batch_max: int = 1,
-    row_ms: float = 1,
-    runs: tuple[int, ...] = (2,),
-    load_ms: float = 4,
-) -> ModelSpec:
-    points = [ProfilePoint(SHAPE, b, int((exec_ms + row_ms * (b - 1)) * MS)) for b in sorted({1, batch_max})]
-    return ModelSpec(
-        model_id,
-        f"m{model_id}",
-        1,
-        f"p{model_id}",
-        batch_max > 1,
-        batch_max,
-        0,
-        runs,
-        int(load_ms * MS),
-        points,
-    )
+class Story(stories.Story):
+    """Of edf, whose plans can be looked at. Where nothing is resident it begins at 0."""
 
-
-class Story:
-    """One scheduler, and a hand that plays everything else."""
-
-    def __init__(
-        self, *specs: ModelSpec, pages: int = 4, workers: int = 1, resident: bool = True, devices: int = 1,
-        queued_requests_max: int = config.QUEUED_REQUESTS_MAX,
-    ) -> None:  # fmt: skip
-        self.scheduler = make_scheduler("edf", queued_requests_max=queued_requests_max)
-        self.now = 0
-        self.wake = NEVER_NS
-        self.ids = 0
-        for worker in range(1, workers + 1):
-            self(WorkerJoined(0, worker, (("cpu", 1 << 20, pages, 2),) * devices))
-            self(LinkMeasured(0, worker, LINK, LINK))
-            for one in specs:
-                self(ModelReady(0, worker, one))
-        if resident:
-            for one in specs:
-                _, [load] = self.request(one.model_id, 1000)
-                [send] = self.done(load, 4)
-                self.done(send, one.profile[0].exec_ns / MS)
-            self.now = 1000 * MS
-
-    def __call__(self, event: Any) -> list[Any]:
-        commands = self.scheduler.step(event)
-        self.scheduler.check_invariants()
-        for command in commands:
-            if isinstance(command, Wake):
-                self.wake = command.at_ns
-        return [command for command in commands if not isinstance(command, Wake)]
-
-    def at(self, ms: float) -> Story:
-        """Let it be so many milliseconds after the beginning (1 s)."""
-        self.now = 1000 * MS + int(ms * MS)
-        return self
-
-    def request(self, model: int = 1, slo_ms: float = 100, priority: int = 4, rows: int = 1, shape: Any = SHAPE, size: int = 10) -> tuple[int, list[Any]]:  # fmt: skip
-        self.ids += 1
-        deadline = self.now + int(slo_ms * MS) if slo_ms else NEVER_NS
-        return self.ids, self(
-            Arrived(self.now, Request(self.ids, model, rows, shape, size, self.now, deadline, priority))
-        )
-
-    def done(self, sent: Any, took_ms: float = 5, status: Status = Status.OK, text: str = "") -> list[Any]:
-        """The action ended now."""
-        took = int(took_ms * MS)
-        return self(
-            ActionDone(self.now, sent.worker, sent.action_id, status, text, self.now - took, self.now, took)
-        )
-
-    def tick(self) -> list[Any]:
-        return self(Tick(self.now))
+    def __init__(self, *specs: ModelSpec, resident: bool = True, **settings: Any) -> None:
+        super().__init__("edf", *specs, resident=resident, **settings)
+        if not resident:
+            self.now = 0
 
     def plan(self) -> list[dict[str, Any]]:
         """The batches that are planned on the first device."""

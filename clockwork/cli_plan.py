@@ -65,7 +65,7 @@ def _options(command: F) -> F:
                      show_default=True, help="Hot functions on the first models, or anywhere."),
         click.option("--bad", type=float, default=1.0, show_default=True,
                      help="Percent of the requests that may fail, be refused or late."),
-        click.option("--policy", default="", help="How the controller schedules.  [default: the default policy]"),
+        click.option("--policy", default=config.POLICY, show_default=True, help="How the controller schedules."),
         click.option("--page-size", default="16MiB", show_default=True, help="Pages of a device's memory."),
         click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights, of each device."),
         click.option("--devices-per-worker", type=click.IntRange(1), default=1, show_default=True,

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clockwork.config import POLICY
 from clockwork.errors import ConfigError
 from clockwork.profiles import ModelProfile
 from clockwork.scheduler import POLICIES
@@ -72,7 +73,7 @@ class Scenario:
     rate: float  # requests per second, of all models; those of `devices` and `slo`
     slo_ns: int = 0  # of every request; 0: each model's own
     bad_max: float = BAD_MAX
-    policy: str = ""  # "": the default one
+    policy: str = POLICY
     memory: str = ""
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (1, 2, 3)
@@ -84,7 +85,7 @@ class Scenario:
         """Raises ConfigError, naming the value and its bound."""
         if not self.models:
             raise ConfigError("a plan needs at least one model")
-        if self.policy and self.policy not in POLICIES:
+        if self.policy not in POLICIES:
             raise ConfigError(f"no scheduling policy {self.policy!r} (there is {', '.join(POLICIES)})")
         if not 0 < self.bad_max < 1:
             raise ConfigError(f"the part that may be bad, {self.bad_max:g}, is not between 0 and 1")
@@ -386,7 +387,7 @@ class Planner:
                 models,
                 scenario.cluster,
                 [Open(workload)],
-                scenario.policy or POLICIES[0],
+                scenario.policy,
                 scenario.memory,
                 scenario.options,
                 seed=seed,

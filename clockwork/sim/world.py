@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.config import ACTIONS_QUEUED_MAX, PRIORITY_DEFAULT
+from clockwork.config import ACTIONS_QUEUED_MAX, POLICY, PRIORITY_DEFAULT
 from clockwork.messages import NEVER_NS
 from clockwork.profiles import ModelProfile
 from clockwork.sim._world import OUTCOME_NAMES, SLICE_NAMES, World, bucket_bounds
@@ -267,7 +267,7 @@ def simulate(
     models: Sequence[ModelProfile],
     cluster: Cluster,
     workloads: Sequence[Workload],
-    policy: str = "adaptive",
+    policy: str = POLICY,
     memory: str = "",
     options: Mapping[str, float] | None = None,
     seed: int = 0,

@@ -12,9 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from clockwork.cli import cli
+from clockwork.controller.settings import ControllerSettings
 from clockwork.errors import ConfigError
 from clockwork.profiles import ModelProfile, linear, save_profiles
-from clockwork.sim import Cluster
+from clockwork.sim import Cluster, Report, planning, simulate
 from clockwork.sim.planning import Planner, Scenario
 from clockwork.sim.workloads import Workload, poisson, zipf
 
@@ -48,6 +49,18 @@ def test_a_load_takes_as_many_devices_as_its_executions_fill() -> None:
     assert plan.beyond is not None
     assert plan.beyond.devices == 2
     assert not plan.beyond.passes
+
+
+def test_a_plan_is_of_the_policy_that_a_controller_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+
+    def noting(models: Any, cluster: Any, workloads: Any, policy: str, *more: Any, **settings: Any) -> Report:
+        seen.add(policy)
+        return simulate(models, cluster, workloads, policy, *more, **settings)
+
+    monkeypatch.setattr(planning, "simulate", noting)
+    Planner(scenario([CNN], rate=250)).devices()
+    assert seen == {ControllerSettings().policy}
 
 
 def test_the_rate_that_devices_hold_is_found_from_both_sides_and_below_the_bound() -> None:

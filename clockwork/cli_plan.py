@@ -38,6 +38,9 @@ def plan() -> None:
 
     The models are those of a profile file, of the paper's table, or of a live cluster.
 
+    A load holds if at most --bad percent of its requests fail, are refused or late, and at most --bad-group percent
+    in each tenth of the models by popularity (of up to ten models: of each), and of each SLO that models differ in.
+
     \b
     Examples:
       clockwork plan devices --profiles paper --slo 0.1 --rate 5000
@@ -65,6 +68,9 @@ def _options(command: F) -> F:
                      show_default=True, help="Hot functions on the first models, or anywhere."),
         click.option("--bad", type=float, default=1.0, show_default=True,
                      help="Percent of the requests that may fail, be refused or late."),
+        click.option("--bad-group", type=click.FloatRange(0, 100, min_open=True), metavar="FLOAT",
+                     help="Percent of each group's that may: a tenth of the models by popularity (each model, if"
+                     " they are ten or fewer), those of one SLO.  [default: twice --bad; 100: any]"),
         click.option("--policy", default=config.POLICY, show_default=True, help="How the controller schedules."),
         click.option("--page-size", default="16MiB", show_default=True, help="Pages of a device's memory."),
         click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights, of each device."),
@@ -193,6 +199,7 @@ def _scenario(
         rate=rate,
         slo_ns=to_ns(slo) if slo is not None else 0,
         bad_max=given["bad"] / 100,
+        group_bad_max=(given["bad_group"] or 0.0) / 100,
         policy=given["policy"],
         seeds=range(1, given["seeds"] + 1),
         requests=given["requests"],
@@ -284,6 +291,12 @@ def written(sought: str, value: float | None) -> str:
     return f"{value:.5g} requests/s" if sought == "rate" else f"{value / 1e6:.4g} ms"
 
 
+def worst(trial: planning.Trial) -> str:
+    """A clause on the group with the largest part of bad requests, if any has one."""
+    bad = trial.groups_bad.get(trial.worst_group, 0.0)
+    return f", {100 * bad:.4g} % of {trial.worst_group}" if bad else ""
+
+
 def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
     """The plan for people."""
     sought, at = found.sought, found.at
@@ -295,7 +308,7 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
     if at is not None:
         p50, p99, p999 = (at.latency_ns[name] / 1e6 for name in ("50", "99", "99.9"))
         lines += [
-            f"  {'bad':<14}{100 * at.bad_fraction:.4g} % of {at.offered} requests",
+            f"  {'bad':<14}{100 * at.bad_fraction:.4g} % of {at.offered} requests{worst(at)}",
             f"  {'goodput':<14}{at.goodput:.5g}/s",
             f"  {'latency':<14}p50 {p50:.2f}  p99 {p99:.2f}  p99.9 {p999:.2f} ms",
             (
@@ -312,11 +325,15 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
             f"{name} {100 * value:.3g} %" for name, value in found.relief.items() if name != "none"
         )
         assert found.beyond is not None
+        weighed = ""
+        if found.beyond.badness > found.beyond.bad_fraction:
+            weighed = f" (by its limit as much as {100 * found.beyond.badness:.3g} % of all)"
         lines += [
             f"  {'limited by':<14}{found.limited_by or 'none of what could be doubled'}",
             (
                 f"  {'':<14}just beyond ({found.beyond.devices} devices, {found.beyond.rate:.5g}/s),"
-                f" {100 * found.relief['none']:.3g} % are bad; with twice as much {doubled}"
+                f" {100 * found.beyond.bad_fraction:.3g} % are bad{worst(found.beyond)}{weighed};"
+                f" with twice as much {doubled}"
             ),
         ]
     elif found.answer is None:
@@ -347,6 +364,12 @@ def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     floor = bad_max / 100
     top.semilogy(at, [max(one.bad_fraction, floor) for one in trials], "o-", color="tab:red")
+    if any(one.groups_bad for one in trials):
+        groups = [one.groups_bad.get(one.worst_group, 0.0) for one in trials]
+        top.semilogy(
+            at, [max(bad, floor) for bad in groups], "x--", color="tab:red", label="of the worst group"
+        )
+        top.legend(loc="upper left")
     top.axhline(bad_max, color="tab:red", linestyle=":")
     top.set_ylabel("bad fraction", color="tab:red")
     goodput = top.twinx()

@@ -1,7 +1,8 @@
 """How many devices a load needs, what load devices hold, which SLO they keep; and what they are short of.
 
 A question is answered by simulation: a trial runs the same models and policy on several seeds of a workload and
-counts what was bad. The answer is found by bisection between a trial that passes and one that does not, begun where
+counts what was bad, of all requests and of groups of them: a rate does not hold if one model in ten is always
+refused, however rarely it is asked. The answer is found by bisection between a trial that passes and one that does not, begun where
 the fluid bound says. At the trial that just fails, one resource after another is doubled: the one whose doubling
 helps most is what the answer is limited by.
 """
@@ -30,6 +31,10 @@ SECOND = 1_000_000_000
 
 BAD_MAX = 0.01
 """The part of the requests that may be refused, late, missed, failed or unanswered."""
+GROUP_BAD_FACTOR = 2.0
+"""So many times as large a part may be bad of each group of requests, unless told otherwise."""
+GROUPS = 10
+"""Models are grouped in tenths by popularity, and by SLO where there are more than so many different ones."""
 
 REQUESTS = 20_000
 """Counted requests of a trial, all seeds together, unless few bad ones are allowed."""
@@ -73,6 +78,7 @@ class Scenario:
     rate: float  # requests per second, of all models; those of `devices` and `slo`
     slo_ns: int = 0  # of every request; 0: each model's own
     bad_max: float = BAD_MAX
+    group_bad_max: float = 0.0  # of each group's requests; 0: GROUP_BAD_FACTOR times bad_max; 1: no limit
     policy: str = POLICY
     memory: str = ""
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -89,6 +95,11 @@ class Scenario:
             raise ConfigError(f"no scheduling policy {self.policy!r} (there is {', '.join(POLICIES)})")
         if not 0 < self.bad_max < 1:
             raise ConfigError(f"the part that may be bad, {self.bad_max:g}, is not between 0 and 1")
+        if self.group_bad_max and not self.bad_max <= self.group_bad_max <= 1:
+            raise ConfigError(
+                f"the part of a group that may be bad, {self.group_bad_max:g}, is not between that of all requests,"
+                f" {self.bad_max:g}, and 1"
+            )
         if not self.seeds:
             raise ConfigError("a plan needs at least one seed")
         if not 0 < self.rate < math.inf:
@@ -112,6 +123,10 @@ class Scenario:
     def counted(self) -> int:
         """Requests that a trial counts, all seeds together."""
         return self.requests or max(REQUESTS, math.ceil(BAD_SEEN / self.bad_max))
+
+    def group_limit(self) -> float:
+        """The part of each group's requests that may be bad."""
+        return self.group_bad_max or min(1.0, GROUP_BAD_FACTOR * self.bad_max)
 
     def pages(self) -> int:
         """Pages that all models take together."""
@@ -179,6 +194,11 @@ class Trial:
     slo_ns: int  # of every request; 0: each model's own
     passes: bool
     bad_fraction: float
+    groups_bad: dict[
+        str, float
+    ]  # bad fractions of the groups: popularity, SLOs, classes; {}: there is one alone
+    worst_group: str
+    badness: float  # bad_fraction, or the worst group's in proportion to its limit; up to bad_max it passes
     offered: int
     goodput: float  # good answers per second
     latency_ns: dict[str, float]  # percentiles
@@ -194,11 +214,18 @@ class Trial:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def bad_text(self) -> str:
+        """What part is bad, and of which group if that weighs more."""
+        text = f"{100 * self.bad_fraction:.3g} % bad"
+        if self.badness > self.bad_fraction:
+            text += f" (of {self.worst_group} {100 * self.groups_bad[self.worst_group]:.3g} %)"
+        return text
+
     def line(self) -> str:
         """For a person who watches."""
         slo = f", {self.slo_ns / 1e6:.4g} ms" if self.slo_ns else ""
         return (
-            f"{self.devices} devices, {self.rate:.5g}/s{slo}: {100 * self.bad_fraction:.3g} % bad,"
+            f"{self.devices} devices, {self.rate:.5g}/s{slo}: {self.bad_text()},"
             f" execution {100 * self.execution:.0f} %, loading {100 * self.loading:.0f} %"
         )
 
@@ -211,7 +238,7 @@ class Plan:
     answer: float | None  # devices, requests per second, or ns; None: nothing that was tried holds
     fluid: float  # what the fluid bound says it cannot be better than
     limited_by: str  # one of RESOURCES, "" where no relief helps
-    relief: dict[str, float]  # bad fraction of the failing trial, "none" and with twice as much of each
+    relief: dict[str, float]  # badness of the failing trial, "none" and with twice as much of each
     at: Trial | None  # at the answer
     beyond: Trial | None  # the nearest that failed
     trials: tuple[Trial, ...]  # all of them, in the order of what was sought
@@ -398,7 +425,7 @@ class Planner:
 
         with concurrent.futures.ThreadPoolExecutor(self._threads) as pool:  # without the interpreter's lock
             reports = list(pool.map(run, scenario.seeds))
-        return _trial(scenario, reports)
+        return _trial(scenario, reports, self._shares)
 
     def _overloaded(self, scenario: Scenario) -> Scenario:
         """A setting that fails, of the same kind: with more and more load."""
@@ -423,11 +450,11 @@ class Planner:
         return Plan(sought, None, bound, limit, relief, None, self.trial(beyond), self._sorted(sought))
 
     def _find_limit(self, beyond: Scenario) -> tuple[str, dict[str, float]]:
-        found = {"none": self.trial(beyond).bad_fraction}
+        found = {"none": self.trial(beyond).badness}
         for resource in RESOURCES:
             relieved = self._simulate(beyond.relieved(resource))
-            found[resource] = relieved.bad_fraction
-            self._tell(f"twice as much {resource}: {100 * relieved.bad_fraction:.3g} % bad")
+            found[resource] = relieved.badness
+            self._tell(f"twice as much {resource}: {relieved.bad_text()}")
         best = min(RESOURCES, key=lambda one: found[one])
         return (best if found[best] < found["none"] else ""), found
 
@@ -440,7 +467,51 @@ def _key(scenario: Scenario) -> tuple[int, float, int]:
     return scenario.cluster.devices, scenario.rate, scenario.slo_ns
 
 
-def _trial(scenario: Scenario, reports: Sequence[Report]) -> Trial:
+def _groups(
+    scenario: Scenario, shares: npt.NDArray[np.float64], reports: Sequence[Report]
+) -> dict[str, tuple[int, int]]:
+    """(offered, bad) of the groups that have limits of their own, those that are more than one of a kind."""
+    offered = np.sum([one.models.offered - one.models.cancelled for one in reports], axis=0)
+    bad = np.sum([one.models.bad for one in reports], axis=0)
+    found: dict[str, tuple[int, int]] = {}
+
+    def add(name: str, members: npt.NDArray[np.int64]) -> None:
+        found[name] = (int(offered[members].sum()), int(bad[members].sum()))
+
+    ranks = np.argsort(-shares, kind="stable")
+    if 1 < len(ranks) <= GROUPS:
+        for model in ranks:
+            add(f"model {scenario.models[model].name}", np.array([model]))
+    elif len(ranks) > GROUPS:
+        first = 1
+        for members in np.array_split(ranks, GROUPS):
+            add(f"models {first} to {first + len(members) - 1} by popularity", members)
+            first += len(members)
+    slos = np.array([scenario.slo_of(one) for one in scenario.models])
+    different = np.unique(slos)
+    if 1 < len(different) <= GROUPS:
+        for slo in different:
+            add(f"SLO {slo / 1e6:.4g} ms", np.flatnonzero(slos == slo))
+    elif len(different) > GROUPS:
+        for values in np.array_split(different, GROUPS):
+            members = np.flatnonzero((slos >= values[0]) & (slos <= values[-1]))
+            add(f"SLOs {values[0] / 1e6:.4g} to {values[-1] / 1e6:.4g} ms", members)
+    classes = max(len(one.classes.offered) for one in reports)
+    for place in range(classes) if classes > 1 else ():
+        rows = [one.classes for one in reports if place < len(one.classes.offered)]
+        found[f"class {place}"] = (
+            sum(int(one.offered[place] - one.cancelled[place]) for one in rows),
+            sum(int(one.bad[place]) for one in rows),
+        )
+    return found
+
+
+def _group_bad(offered: int, bad: int) -> float:
+    """The bad fraction of a group; a single bad one says nothing of a group, however small it is."""
+    return bad / offered if bad > 1 else 0.0
+
+
+def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np.float64]) -> Trial:
     offered = sum(int(one.models.offered.sum() - one.models.cancelled.sum()) for one in reports)
     bad = sum(int(one.models.bad.sum()) for one in reports)
     answered = sum(int((one.models.good + one.models.late).sum()) for one in reports)
@@ -450,6 +521,11 @@ def _trial(scenario: Scenario, reports: Sequence[Report]) -> Trial:
         max(one.latency.largest_ns for one in reports),
     )
     fraction = bad / offered if offered else 0.0
+    groups = {name: _group_bad(*counts) for name, counts in _groups(scenario, shares, reports).items()}
+    worst = max(groups, key=lambda name: groups[name], default="")
+    badness = fraction
+    if groups and scenario.group_limit() < 1:
+        badness = max(fraction, groups[worst] * scenario.bad_max / scenario.group_limit())
     cluster = scenario.cluster
     workers = -(-cluster.devices // cluster.devices_per_worker)
     link = 0.0
@@ -463,8 +539,11 @@ def _trial(scenario: Scenario, reports: Sequence[Report]) -> Trial:
         devices=cluster.devices,
         rate=scenario.rate,
         slo_ns=scenario.slo_ns,
-        passes=fraction <= scenario.bad_max,
+        passes=badness <= scenario.bad_max,
         bad_fraction=fraction,
+        groups_bad=groups,
+        worst_group=worst,
+        badness=badness,
         offered=offered,
         goodput=sum(int(one.models.good.sum()) for one in reports) / seconds,
         latency_ns={str(one): latency.percentile(one) for one in (50, 99, 99.9)},

@@ -99,6 +99,48 @@ def test_models_that_do_not_fit_make_loading_or_memory_the_limit() -> None:
     assert plan.at.execution < 0.7
 
 
+def seldom(rare: ModelProfile, part: float, **more: Any) -> Scenario:
+    """CNN, and another model that only a small part of the requests are for."""
+
+    def arrivals(rate: float, duration_ns: int, seed: int) -> Workload:
+        return poisson([rate * (1 - part), rate * part], duration_ns, seed=seed)
+
+    return dataclasses.replace(scenario([CNN, rare], rate=1, devices=2, **more), make_workload=arrivals)
+
+
+def test_a_rate_at_which_a_rare_model_is_always_refused_does_not_hold() -> None:
+    """One request in two hundred is for a model whose SLO is shorter than its execution."""
+    rare = dataclasses.replace(CNN, name="rare", slo_ns=5 * MS)
+    held = Planner(seldom(rare, 0.005)).rate()
+    assert held.answer is None
+    assert held.beyond is not None
+    assert held.beyond.bad_fraction < 0.01
+    assert held.beyond.groups_bad["model rare"] == held.beyond.groups_bad["SLO 5 ms"] == 1.0
+    assert "of model rare 100 %" in held.beyond.line()
+    without_groups = Planner(seldom(rare, 0.005, group_bad_max=1.0)).rate()
+    assert without_groups.answer is not None
+    assert without_groups.answer > 150
+
+
+def test_one_bad_request_says_nothing_of_a_group_and_two_do() -> None:
+    assert planning._group_bad(3, 1) == 0.0
+    assert planning._group_bad(100, 2) == 0.02
+
+
+def test_many_models_are_limited_by_tenths_of_their_popularity() -> None:
+    models = [
+        dataclasses.replace(CNN, name=f"cnn-{number}", slo_ns=(50 + number) * MS) for number in range(25)
+    ]
+    found = Planner(scenario(models, rate=80, skew=1.0))
+    trial = found.trial(found.scenario)
+    names = list(trial.groups_bad)
+    assert len(names) == 20
+    assert names[0] == "models 1 to 3 by popularity"
+    assert names[9] == "models 24 to 25 by popularity"
+    assert names[10] == "SLOs 50 to 52 ms"
+    assert trial.worst_group in names
+
+
 def test_large_inputs_over_a_slow_network_make_the_link_the_limit() -> None:
     model = dataclasses.replace(CNN, input_bytes=1_000_000)
     plan = Planner(
@@ -123,6 +165,7 @@ def test_what_cannot_be_is_said_without_end() -> None:
     [
         ({"models": []}, "at least one model"),
         ({"bad_max": 0.0}, "0, is not between"),
+        ({"group_bad_max": 0.005}, "0.005, is not between that of all requests, 0.01"),
         ({"rate": 0.0}, "rate 0"),
         ({"bad_max": 1e-9}, "allow more to be bad"),
         ({"models": [dataclasses.replace(CNN, slo_ns=0)]}, "'cnn' has no SLO"),

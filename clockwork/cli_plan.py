@@ -66,6 +66,8 @@ def _options(command: F) -> F:
                      help="Requests come as in an Azure Functions trace, or `synthetic`."),
         click.option("--mapping", type=click.Choice(["original", "shuffled"]), default="original",
                      show_default=True, help="Hot functions on the first models, or anywhere."),
+        click.option("--busiest", is_flag=True,
+                     help="Count the busiest part of a trace, --duration long; --rate is then that of all of it."),
         click.option("--bad", type=float, default=1.0, show_default=True,
                      help="Percent of the requests that may fail, be refused or late."),
         click.option("--bad-group", type=click.FloatRange(0, 100, min_open=True), metavar="FLOAT",
@@ -113,7 +115,7 @@ def plan_devices(rate: float, slo: float | None, **given: Any) -> None:
     \b
     Examples:
       clockwork plan devices --profiles paper --slo 0.1 --rate 5000
-      clockwork plan devices --profiles paper --copies 66 --slo 0.1 --rate 9638 --trace synthetic --bad 0.01
+      clockwork plan devices --profiles paper --copies 66 --slo 0.1 --rate 9638 --trace synthetic --busiest --bad 0.01
     """
     _answer("devices", given, rate, slo, 1)
 
@@ -173,6 +175,9 @@ def _scenario(
         models = [
             dataclasses.replace(one, load_ns=round(one.weights_bytes / bandwidth * SECOND)) for one in models
         ]
+    duration_s = given["duration"] or (TRACE_DURATION_S if given["trace"] else 0.0)
+    if given["busiest"] and not given["trace"]:
+        raise ConfigError("--busiest is of a trace: give --trace")
     settings = load.LoadSettings(
         models=tuple(one.name for one in models),
         rate=rate,
@@ -181,6 +186,7 @@ def _scenario(
         trace=given["trace"],
         mapping=given["mapping"],
         zipf=given["zipf"],
+        busiest_s=duration_s if given["busiest"] else 0.0,
     )
     settings.check()
 
@@ -189,7 +195,6 @@ def _scenario(
             dataclasses.replace(settings, rate=rate, duration_s=duration_ns / SECOND, seed=seed)
         )
 
-    duration_s = given["duration"] or (TRACE_DURATION_S if given["trace"] else 0.0)
     if sought == "rate":
         rate = _first_guess(models, devices)
     return planning.Scenario(
@@ -204,6 +209,7 @@ def _scenario(
         seeds=range(1, given["seeds"] + 1),
         requests=given["requests"],
         duration_ns=to_ns(duration_s),
+        rehearsed=given["busiest"],
     )
 
 

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import enum
 import itertools
+import math
 import queue
 import random
 import sys
@@ -70,6 +71,9 @@ class LoadSettings:
     ramp: tuple[float, float] | None = None  # (factor, seconds): the rate is multiplied by it every so often
     trace: str = ""  # a CSV file of a trace that is replayed at the rate, or SYNTHETIC; "": none
     mapping: workloads.Mapping = "original"  # which model gets the trace's hot functions
+    busiest_s: float = (
+        0.0  # begin where so much of the trace is busiest, the rate being that of all of it; 0: do not
+    )
     slo_s: float | None = None  # None: each model's own
     priority: int = 0
     rows: int = 1  # of each request, where the model's first dimension is open
@@ -104,6 +108,8 @@ class LoadSettings:
             raise ConfigError(
                 "a trace says itself when which model is asked: give a rate and nothing else with it"
             )
+        if self.busiest_s and not self.trace:
+            raise ConfigError("only a trace has a busiest part")
         if self.bursts_s is not None and self.arrivals != "poisson":
             raise ConfigError(f"bursts are of Poisson arrivals, not of {self.arrivals} ones")
         if self.bursts_s is not None and not all(0 < one <= DURATION_MAX_S for one in self.bursts_s):
@@ -127,9 +133,12 @@ def workload_of(settings: LoadSettings) -> Workload:
             trace = workloads.synthetic_trace(max(SYNTHETIC_FUNCTIONS_MIN, count), seed=seed)
         else:
             trace = workloads.load_trace(Path(settings.trace))
-        return workloads.replay(
-            trace, count, duration_ns, rate=settings.rate, mapping=settings.mapping, **of_all
-        )
+        if settings.busiest_s:
+            of_all["scale"] = trace.scale(settings.rate)
+            of_all["begin_minute"] = trace.busiest(math.ceil(settings.busiest_s / 60))
+        else:
+            of_all["rate"] = settings.rate
+        return workloads.replay(trace, count, duration_ns, mapping=settings.mapping, **of_all)
     if settings.ramp is not None:
         factor, every_s = settings.ramp
         of_all["steps"] = workloads.ramp(factor, to_ns(every_s), int(settings.duration_s / every_s) + 1)

@@ -2,14 +2,16 @@
 
 Twice. *Original order*, as published: the hottest functions go to the alphabetically first models, which are small,
 on 12 V100s. *Shuffled*: functions go to models at random, on the fewest V100s at which all but one request in a
-million are in time; the search takes the busiest part of the trace, and its outcome is held against the whole.
+million are in time; the search, that of `clockwork plan`, takes the busiest part of the trace, and its outcome is
+held against the whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
+import itertools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,8 +37,9 @@ from bench.paper.common import (
     v100s,
 )
 from clockwork.profiles import ModelProfile, paper_instances
-from clockwork.sim import Open, Report, simulate
-from clockwork.sim.workloads import Trace, Workload, delayed, load_trace, merge, replay, synthetic_trace
+from clockwork.sim import Open, Report, fluid, simulate
+from clockwork.sim.planning import Planner, Scenario
+from clockwork.sim.workloads import Trace, load_trace, rehearsed, replay, synthetic_trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,41 +138,31 @@ def series_ns(measured_ns: int) -> int:
     return max(SECOND, min(MINUTE, measured_ns // POINTS))
 
 
+def minutes_of(size: Size) -> int:
+    return max(1, size.whole_ns // MINUTE)
+
+
 def scale_of(trace: Trace, size: Size) -> float:
     """Requests for each call, so that the whole has the rate that is wanted."""
-    minutes = max(1, size.whole_ns // MINUTE)
-    columns = (size.begin_minute + np.arange(minutes)) % trace.counts.shape[1]
-    return size.rate * 60 * minutes / float(trace.minutes()[columns].sum())
+    return trace.scale(size.rate, size.begin_minute, minutes_of(size))
 
 
-def busiest(trace: Trace, size: Size) -> int:
-    """The minute at which the busiest part, as long as the search takes, begins."""
-    minutes, part = max(1, size.whole_ns // MINUTE), max(1, size.search_ns // MINUTE)
-    calls = trace.minutes()
-    sums = [
-        sum(int(calls[(size.begin_minute + begin + at) % len(calls)]) for at in range(part))
-        for begin in range(minutes - part + 1)
-    ]
-    return (size.begin_minute + int(np.argmax(sums))) % len(calls)
+def part_of(trace: Trace, size: Size, job: Job, begin_minute: int, duration_ns: int) -> replay:
+    return replay(
+        trace, size.models, duration_ns,
+        mapping="original" if job.mapping == "original" else "shuffled", scale=scale_of(trace, size),
+        begin_minute=begin_minute, seed=job.setting.seed,
+    )  # fmt: skip
 
 
-def simulated(
-    job: Job, size: Size, trace: Trace, devices: int, begin_minute: int, measured_ns: int, tick: Tick
-) -> Report:
-    """One run. Its warm-up is the beginning of what is then measured, once before."""
-    models = instances(size)
-    total_ns = size.warmup_ns + measured_ns
-
-    def part(duration_ns: int) -> Workload:
-        return replay(
-            trace, len(models), duration_ns,
-            mapping="original" if job.mapping == "original" else "shuffled", scale=scale_of(trace, size),
-            begin_minute=begin_minute, seed=job.setting.seed,
-        )  # fmt: skip
-
-    workload = merge(part(size.warmup_ns), delayed(part(measured_ns), size.warmup_ns))
+def whole(job: Job, size: Size, trace: Trace, devices: int, tick: Tick) -> Report:
+    """All of it. The warm-up is the beginning of what is then measured, once before."""
+    total_ns = size.warmup_ns + size.whole_ns
+    workload = rehearsed(
+        lambda ns: part_of(trace, size, job, size.begin_minute, ns), size.warmup_ns, size.whole_ns
+    )
     return simulate(
-        models,
+        instances(size),
         v100s(devices),
         [Open(workload)],
         **named(job.policy),
@@ -177,72 +170,61 @@ def simulated(
         warmup_ns=size.warmup_ns,
         until_ns=total_ns,
         resident=True,
-        series_ns=series_ns(measured_ns),
+        series_ns=series_ns(size.whole_ns),
         on_progress=progress(tick, total_ns),
     )
 
 
-def fewest(job: Job, size: Size, trace: Trace, tick: Tick) -> tuple[int | None, list[dict[str, Any]]]:
-    """The fewest devices at which the goal holds in the busiest part, by bisection; and what was tried."""
-    begin_minute = busiest(trace, size)
-    tried: list[dict[str, Any]] = []
-
-    def holds(devices: int) -> bool:
-        found = simulated(job, size, trace, devices, begin_minute, size.search_ns, lambda part: None)
-        tried.append({"devices": devices, "bad_%": 100 * found.bad_fraction, "requests": found.requests})
-        tick(min(0.95, len(tried) / 12))
-        return found.bad_fraction <= GOAL
-
-    low, high = 0, least_devices(trace, size, begin_minute, job)
-    while not holds(high):
-        low, high = high, high + max(1, high // 4)
-        if high > DEVICES_MAX:
-            return None, tried
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high, tried
-
-
-def least_devices(trace: Trace, size: Size, begin_minute: int, job: Job) -> int:
-    """Below so many devices nobody could execute it all, in the busiest part: the fluid bound."""
+def planner(job: Job, size: Size, trace: Trace, tell: Callable[[str], None] | None = None) -> Planner:
+    """What finds the fewest devices at which the goal holds in the busiest part, as `clockwork plan` does."""
     minutes = max(1, size.search_ns // MINUTE)
-    needed = [sum(needs(trace, size, begin_minute + at, job)[1]) for at in range(minutes)]
-    return max(1, math.ceil(sum(needed) / len(needed)))
+    begin = trace.busiest(minutes, size.begin_minute, minutes_of(size))
+    calls = trace.minutes()[(begin + np.arange(minutes)) % trace.counts.shape[1]].sum()
+    scenario = Scenario(
+        instances(size),
+        lambda rate, duration_ns, seed: part_of(trace, size, job, begin, duration_ns),
+        v100s(1),
+        rate=scale_of(trace, size) * float(calls) / (60 * minutes),
+        bad_max=GOAL,
+        group_bad_max=1.0,  # the goal is of all requests
+        **(named(job.policy) if job.policy else {}),
+        seeds=(job.setting.seed,),
+        duration_ns=size.search_ns,
+        warmup_ns=size.warmup_ns,
+        rehearsed=True,
+    )
+    return Planner(scenario, tell, threads=1, limits=False)
+
+
+def fewest(job: Job, size: Size, trace: Trace, tick: Tick) -> tuple[int | None, list[dict[str, Any]]]:
+    """The fewest devices at which the goal holds in the busiest part; and what was tried."""
+    told = itertools.count(1)
+    found = planner(job, size, trace, lambda line: tick(min(0.95, next(told) / 12))).devices(DEVICES_MAX)
+    tried = [
+        {"devices": one.devices, "bad_%": 100 * one.bad_fraction, "requests": one.offered}
+        for one in found.trials
+    ]
+    return (None if found.answer is None else int(found.answer)), tried
 
 
 def needs(trace: Trace, size: Size, minute: int, job: Job) -> tuple[list[float], list[float]]:
     """(requests/s, devices) that each model takes in a minute if every batch were the best one that fits."""
     models = instances(size)
-    workload = replay(
-        trace, len(models), MINUTE, mapping="original" if job.mapping == "original" else "shuffled",
-        scale=scale_of(trace, size), begin_minute=minute % trace.counts.shape[1], seed=job.setting.seed,
-    )  # fmt: skip
+    workload = part_of(trace, size, job, minute % trace.counts.shape[1], MINUTE)
     rates = np.bincount(
         np.arange(len(trace.counts)) * len(models) // len(trace.counts),
         weights=workload.nominal(), minlength=len(models),
     )  # fmt: skip
-    costs = [cheapest(one) for one in models]
+    costs = [
+        fluid.cheapest(fluid.curve(one), SLO_NS - 2 * LINK_NS - input_ns(one)) for one in instances(size)
+    ]
     return rates.tolist(), [float(rate) * cost / SECOND for rate, cost in zip(rates, costs)]
-
-
-def cheapest(profile: ModelProfile) -> float:
-    """Device time of one request in the best batch that its SLO has room for, ns."""
-    room = SLO_NS - 2 * LINK_NS - input_ns(profile)
-    return min(
-        (
-            profile.execution_ns(batch) / batch
-            for batch in range(1, profile.largest_batch() + 1)
-            if profile.execution_ns(batch) <= room
-        ),
-        default=math.inf,
-    )
 
 
 def bound(trace: Trace, size: Size, job: Job, devices: int) -> list[float]:
     """Requests/s that so many devices could execute at most in each minute: the cheapest ones first."""
     found = []
-    for at in range(max(1, size.whole_ns // MINUTE)):
+    for at in range(minutes_of(size)):
         rates, costs = needs(trace, size, size.begin_minute + at, job)
         left, served = float(devices), 0.0
         for cost, rate in sorted((cost / rate, rate) for cost, rate in zip(costs, rates) if rate > 0):
@@ -270,10 +252,9 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
             return row | {"devices": None, "closest": min(tried, key=lambda one: float(one["bad_%"]))}
         devices = enough
     while True:
-        found = simulated(
-            job, size, trace, devices, size.begin_minute, size.whole_ns,
-            lambda part: tick(share_of_search + part * (1 - share_of_search)),
-        )  # fmt: skip
+        found = whole(
+            job, size, trace, devices, lambda part: tick(share_of_search + part * (1 - share_of_search))
+        )
         if job.mapping == "original" or found.bad_fraction <= GOAL or devices >= DEVICES_MAX:
             break
         devices += 1  # the busiest part was not the hardest
@@ -340,7 +321,7 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
     }
     trace = trace_of(setting, size)
     least = {
-        mapping: least_devices(trace, size, busiest(trace, size), Job("", mapping, setting))
+        mapping: planner(Job("", mapping, setting), size, trace).fluid_devices()
         for mapping in ("original", "shuffled")
     }
     for row in rows:
@@ -348,7 +329,7 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             row["bound_%"] = round(
                 100 * min(1.0, sum(bound(trace, size, Job("", row["mapping"], setting), row["devices"]))
                 / sum(sum(needs(trace, size, size.begin_minute + at, Job("", row["mapping"], setting))[0])
-                      for at in range(max(1, size.whole_ns // MINUTE)))), 4,
+                      for at in range(minutes_of(size)))), 4,
             )  # fmt: skip
     facts = {
         "trace": str(setting.trace) if setting.trace is not None else f"made up, {size.functions} functions",

@@ -24,7 +24,7 @@ from clockwork.errors import ConfigError
 from clockwork.profiles import ModelProfile
 from clockwork.scheduler import POLICIES
 from clockwork.sim import fluid
-from clockwork.sim.workloads import Workload
+from clockwork.sim.workloads import Workload, rehearsed
 from clockwork.sim.world import Cluster, Histogram, Open, Report, simulate
 
 SECOND = 1_000_000_000
@@ -86,6 +86,7 @@ class Scenario:
     requests: int = 0  # counted, all seeds together; 0: enough for bad_max
     duration_ns: int = 0  # of what is counted; 0: as long as it takes for the requests
     warmup_ns: int = -1  # -1: as long as residency needs
+    rehearsed: bool = False  # the warm-up is the beginning of what is counted, not what comes before it
 
     def check(self) -> None:
         """Raises ConfigError, naming the value and its bound."""
@@ -155,6 +156,14 @@ class Scenario:
             page_ns = sum(one.load_ns for one in self.models) / pages
             warm = max(warm, math.ceil(REFILLS * page_ns * self.cluster.page_count))
         return warm
+
+    def workload(self, seed: int) -> Workload:
+        """What arrives in the warm-up and in the window after it."""
+        if self.rehearsed:
+            return rehearsed(
+                lambda ns: self.make_workload(self.rate, ns, seed), self.warm_ns(), self.window_ns()
+            )
+        return self.make_workload(self.rate, self.warm_ns() + self.window_ns(), seed)
 
     def with_devices(self, devices: int) -> Scenario:
         return dataclasses.replace(self, cluster=dataclasses.replace(self.cluster, devices=devices))
@@ -237,7 +246,7 @@ class Plan:
     sought: str  # devices, rate or slo
     answer: float | None  # devices, requests per second, or ns; None: nothing that was tried holds
     fluid: float  # what the fluid bound says it cannot be better than
-    limited_by: str  # one of RESOURCES, "" where no relief helps
+    limited_by: str  # one of RESOURCES, "" where no relief helps or it was not looked for
     relief: dict[str, float]  # badness of the failing trial, "none" and with twice as much of each
     at: Trial | None  # at the answer
     beyond: Trial | None  # the nearest that failed
@@ -255,9 +264,13 @@ Tell = Callable[[str], None]
 class Planner:
     """Trials of one scenario, each run once."""
 
-    def __init__(self, scenario: Scenario, tell: Tell | None = None, threads: int = 0) -> None:
-        """threads: simulations at once; 0: one for each processor."""
+    def __init__(
+        self, scenario: Scenario, tell: Tell | None = None, threads: int = 0, limits: bool = True
+    ) -> None:
+        """threads: simulations at once; 0: one for each processor. limits: find out what the answer is limited by,
+        which takes a simulation of each seed for each of RESOURCES."""
         scenario.check()
+        self._limits = limits
         self.scenario = scenario
         self._tell: Tell = tell or (lambda line: None)
         self._threads = threads or len(os.sched_getaffinity(0))
@@ -266,23 +279,22 @@ class Planner:
 
     # ----- the three questions -----------------------------------------------------------------
 
-    def devices(self) -> Plan:
+    def devices(self, at_most: int = DEVICES_MAX) -> Plan:
         """The fewest devices that hold the rate."""
         scenario = self.scenario
-        bound = self.fluid_rate(scenario.with_devices(1))
-        if bound == 0:
+        first = self.fluid_devices()
+        if first == math.inf:
             return self._nothing("devices", math.inf)
-        first = max(1, math.ceil(scenario.rate / bound - 1e-9)) if bound < math.inf else 1
         passing, failing = 0, 0
-        one = min(first, DEVICES_MAX)
+        one = int(min(first, at_most))
         while not passing:
             if self.trial(scenario.with_devices(one)).passes:
                 passing = one
-            elif one == DEVICES_MAX:
+            elif one == at_most:
                 return self._nothing("devices", first, scenario.with_devices(one))
             else:
                 failing = one
-                one = min(DEVICES_MAX, max(one + 1, math.ceil(one * DEVICES_GROWTH)))
+                one = min(at_most, max(one + 1, math.ceil(one * DEVICES_GROWTH)))
         while passing > 1 and not failing:  # chance may beat the fluid bound, which knows means alone
             if self.trial(scenario.with_devices(passing - 1)).passes:
                 passing -= 1
@@ -363,14 +375,23 @@ class Planner:
 
     # ----- what they stand on ------------------------------------------------------------------
 
+    def fluid_devices(self) -> float:
+        """The fewest devices that could execute it all; infinite if no number could."""
+        each = self.fluid_rate(self.scenario.with_devices(1))
+        if each == 0:
+            return math.inf
+        return max(1, math.ceil(self.scenario.rate / each - 1e-9)) if each < math.inf else 1
+
     def fluid_rate(self, scenario: Scenario) -> float:
         """Requests per second above which no policy gets, whatever is loaded."""
-        network = scenario.cluster.link_there_ns + scenario.cluster.link_back_ns
-        faster = min(0.5, 4 * scenario.cluster.exec_noise)
+        cluster = scenario.cluster
+        network = cluster.link_there_ns + cluster.link_back_ns
+        faster = min(0.5, 4 * cluster.exec_noise)
+        byte_ns = sum(SECOND / one for one in (cluster.input_bandwidth, cluster.copy_bandwidth) if one)
         times: dict[tuple[Any, ...], float] = {}
         costs = []
         for model, share in zip(scenario.models, self._shares):
-            room = scenario.slo_of(model) - network
+            room = scenario.slo_of(model) - network - math.floor(model.input_bytes * byte_ns)
             key = (tuple(sorted(model.exec_ns.items())), model.largest_batch(), room)
             if key not in times:
                 times[key] = fluid.cheapest(fluid.curve(model, faster), room)
@@ -409,11 +430,10 @@ class Planner:
         )
 
         def run(seed: int) -> Report:
-            workload = scenario.make_workload(scenario.rate, warm + window, seed)
             return simulate(
                 models,
                 scenario.cluster,
-                [Open(workload)],
+                [Open(scenario.workload(seed))],
                 scenario.policy,
                 scenario.memory,
                 scenario.options,
@@ -438,7 +458,7 @@ class Planner:
         )
 
     def _plan(self, sought: str, answer: float, bound: float, at: Scenario, beyond: Scenario) -> Plan:
-        limit, relief = self._find_limit(beyond)
+        limit, relief = self._find_limit(beyond) if self._limits else ("", {})
         return Plan(
             sought, answer, bound, limit, relief, self.trial(at), self.trial(beyond), self._sorted(sought)
         )
@@ -446,7 +466,7 @@ class Planner:
     def _nothing(self, sought: str, bound: float, beyond: Scenario | None = None) -> Plan:
         if beyond is None:
             return Plan(sought, None, bound, "execution", {}, None, None, ())
-        limit, relief = self._find_limit(beyond)
+        limit, relief = self._find_limit(beyond) if self._limits else ("", {})
         return Plan(sought, None, bound, limit, relief, None, self.trial(beyond), self._sorted(sought))
 
     def _find_limit(self, beyond: Scenario) -> tuple[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -141,20 +142,20 @@ def test_the_trace_needs_at_least_the_devices_that_could_execute_it() -> None:
     assert sum(costs) > 0
 
 
-def test_the_search_finds_the_fewest_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Found:
-        requests = 100
-
-        def __init__(self, devices: int) -> None:
-            self.bad_fraction = 0.0 if devices >= 37 else 0.01
-
-    monkeypatch.setattr(fig9, "simulated", lambda job, size, trace, devices, *rest: Found(devices))
+def test_the_fewest_devices_for_the_trace_are_found_in_its_busiest_part() -> None:
     setting = Setting("tiny", seed=1)
-    size = fig9.SIZES["tiny"]
-    job = fig9.Job("edf", "shuffled", setting)
-    devices, tried = fig9.fewest(job, size, fig9.trace_of(setting, size), lambda part: None)
-    assert devices == 37
-    assert {one["devices"] for one in tried} >= {36, 37}
+    size = dataclasses.replace(fig9.SIZES["tiny"], rate=4000.0, whole_ns=30 * 60 * SECOND)
+    trace, job = fig9.trace_of(setting, size), fig9.Job("edf", "shuffled", setting)
+    ticks: list[float] = []
+    devices, tried = fig9.fewest(job, size, trace, ticks.append)
+    bad = {one["devices"]: one["bad_%"] for one in tried}
+    assert devices is not None
+    assert devices > 1
+    assert bad[devices] <= 1e-4 < bad[devices - 1]
+    assert len(ticks) == len(tried)
+    planner = fig9.planner(job, size, trace)
+    assert 1.1 * size.rate < planner.scenario.rate, "its busiest minute is no busier than the whole"
+    assert 1 <= planner.fluid_devices() <= devices
 
 
 def test_points_of_the_real_controller_are_read_from_its_report(tmp_path: Path) -> None:

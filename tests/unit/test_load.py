@@ -200,3 +200,16 @@ def test_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
     LoadSettings(("m",), rate=1.0).check()
     with pytest.raises(ConfigError):
         LoadSettings(**{"models": ("m",), "rate": 1.0, **wrong}).check()  # type: ignore[arg-type]
+
+
+def test_a_trace_may_begin_where_it_is_busiest_and_its_rate_is_of_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    minutes = [1] * 10 + [40] + [1] * 9
+    header = ",".join(str(number) for number in range(1, len(minutes) + 1))
+    path.write_text(f"HashFunction,{header}\nf,{','.join(str(one) for one in minutes)}\n", encoding="utf-8")
+    settings = LoadSettings(("m",), rate=10.0, duration_s=60.0, trace=str(path), busiest_s=60.0)
+    settings.check()
+    expected = 10.0 * 60 * 20 * 40 / 59
+    assert len(workload_of(settings).collect()) == pytest.approx(expected, rel=0.05)
+    with pytest.raises(ConfigError, match="only a trace has a busiest part"):
+        LoadSettings(("m",), rate=10.0, busiest_s=60.0).check()

@@ -197,6 +197,18 @@ def is_periodic(row: np.ndarray) -> bool:
     return len(gaps) >= 3 and np.unique(gaps, return_counts=True)[1].max() > 0.9 * len(gaps)
 
 
+def test_the_busiest_part_is_found_within_what_is_replayed_and_over_the_end_of_the_trace() -> None:
+    counts = np.array([[9, 1, 1, 5, 6, 1, 1, 8]], np.int32)
+    trace = Trace(counts, ("f",))
+    assert trace.busiest(1) == 0
+    assert trace.busiest(2) == 3
+    assert trace.busiest(2, begin=5, minutes=5) == 7, "minutes 5 to 9 are 5, 6, 7, 0 and 1"
+    assert trace.busiest(1, begin=4, minutes=3) == 4
+    assert trace.busiest(20, begin=6, minutes=4) == 6, "a part that is longer than the whole is the whole"
+    assert trace.scale(32.0) == pytest.approx(32 * 60 * 8 / 32)
+    assert trace.scale(1.0, begin=7, minutes=2) == pytest.approx(60 * 2 / 17)
+
+
 @pytest.mark.parametrize("functions", [1000, 4500])
 def test_the_made_up_trace_has_the_statistics_of_the_real_one(functions: int) -> None:
     traces = [synthetic_trace(functions, seed=seed) for seed in range(5 if functions == 1000 else 1)]

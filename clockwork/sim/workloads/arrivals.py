@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -222,6 +222,12 @@ class delayed(Workload):
     def __iter__(self) -> Iterator[Arrivals]:
         for chunk in self._workload:
             yield dataclasses.replace(chunk, t_ns=chunk.t_ns + self._by_ns)
+
+
+def rehearsed(part: Callable[[int], Workload], warmup_ns: int, window_ns: int) -> Workload:
+    """A window, and before it a warm-up that is the window's beginning. part: the first so many ns of the window."""
+    window = delayed(part(window_ns), warmup_ns)
+    return merge(part(warmup_ns), window) if warmup_ns else window
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

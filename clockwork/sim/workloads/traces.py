@@ -66,6 +66,20 @@ class Trace:
         """Calls in each minute."""
         return np.asarray(self.counts.sum(axis=0, dtype=np.int64))
 
+    def scale(self, rate: float, begin: int = 0, minutes: int = 0) -> float:
+        """Requests for each call, so that some minutes of it (0: all) have a mean rate of so many per second."""
+        calls = self.minutes()
+        count = minutes or len(calls)
+        return rate * 60 * count / float(calls[(begin + np.arange(count)) % len(calls)].sum())
+
+    def busiest(self, part: int, begin: int = 0, minutes: int = 0) -> int:
+        """The minute at which the busiest part begins, so many minutes long, of some minutes of it (0: all)."""
+        calls = self.minutes()
+        among = calls[(begin + np.arange(minutes or len(calls))) % len(calls)]
+        part = max(1, min(part, len(among)))
+        sums = np.convolve(among, np.ones(part, np.int64), "valid")
+        return (begin + int(np.argmax(sums))) % len(calls)
+
 
 def load_trace(*paths: Path) -> Trace:
     """The trace in one CSV file, or in several, one after another in time.

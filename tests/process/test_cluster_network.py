@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import queue
 import random
 import selectors
 import socket
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +41,7 @@ sys.exit(main(WorkerSettings(
 )))
 """
 
+TIMEOUT_S = 10.0
 HOUR_NS = 3_600_000_000_000
 
 
@@ -58,6 +58,7 @@ class DelayingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
         self._sockets: list[socket.socket] = []
+        self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
         self._start(self._accept)
 
@@ -100,12 +101,11 @@ class DelayingProxy:
                 data = b""
             pieces.put((now_ns() + int(rng.uniform(*delays) * 1e6), data))
 
-    @staticmethod
-    def _write(target: socket.socket, pieces: queue.SimpleQueue[tuple[int, bytes]]) -> None:
+    def _write(self, target: socket.socket, pieces: queue.SimpleQueue[tuple[int, bytes]]) -> None:
         while True:
             due_ns, data = pieces.get()
-            if (wait_ns := due_ns - now_ns()) > 0:
-                time.sleep(wait_ns / 1e9)  # the delay itself
+            if self._closed.wait(max(0, due_ns - now_ns()) / 1e9):  # the delay itself
+                return
             try:
                 if not data:
                     target.shutdown(socket.SHUT_RDWR)
@@ -115,13 +115,20 @@ class DelayingProxy:
                 return
 
     def close(self) -> None:
+        self._closed.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(TIMEOUT_S)  # what accepts: from here on no socket is added
         for one in self._sockets:
+            with contextlib.suppress(OSError):  # its other end may have gone first
+                one.shutdown(socket.SHUT_RDWR)
             one.close()
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()
 
 
-@contextmanager
+@contextlib.contextmanager
 def proxy(target: str, there: tuple[float, float], back: tuple[float, float], seed: int) -> Iterator[str]:
     one = DelayingProxy(target, there, back, seed)
     try:

@@ -19,7 +19,10 @@ TIMEOUT_S = 30
 
 # A stand-in that does as its jobs say; the real one is tried in tests/process.
 CHILD = """
-import msgpack, os, signal, socket, sys, time
+import msgpack, os, signal, socket, sys
+def hang():
+    while True:
+        signal.pause()
 connection = socket.socket(fileno=int(sys.argv[1]))
 unpacker = msgpack.Unpacker()
 while data := connection.recv(65536):
@@ -34,11 +37,11 @@ while data := connection.recv(65536):
         if "exit" in job:
             os._exit(job["exit"])
         if "hang" in job:
-            time.sleep(3600)
+            hang()
         leaving = "leaving" in job
         connection.sendall(msgpack.packb({"status": job["status"], "text": str(os.getpid()), "leaving": leaving}))
         if leaving:
-            time.sleep(3600)
+            hang()
 """
 
 

@@ -143,28 +143,30 @@ Ns Adaptive::ahead_ns(const Device& device) const {
     return schedule_ahead_ns_ + (way != nullptr ? static_cast<Ns>(way->batch_ns) : 0);
 }
 
-void Adaptive::sent(Batch& batch, Flight& flight, Command& command) {
-    (void)command;
+void Adaptive::depart(Flight& flight) {
     Inputs& way = inputs_.of(*flight.device->worker);
     std::uint64_t bytes = 0;
-    for (const Pending* pending : batch.pendings) {
+    for (const Pending* pending : flight.batch->pendings) {
         bytes += pending->request.bytes;
     }
-    bool is_clear = flight.device->lane.size() == 1 && way.free_ns <= now_;
-    flight.idle_bytes = is_clear ? bytes : 0;
+    bool is_clear = way.free_ns <= now_;
+    flight.clear_bytes = is_clear ? bytes : 0;
     double takes = way.byte_ns * static_cast<double>(bytes);
     way.free_ns = std::max(way.free_ns, now_) + static_cast<Ns>(takes);
+    flight.there_ns = way.free_ns + flight.device->worker->there_ns;
     way.batch_ns += (takes - way.batch_ns) * (takes > way.batch_ns ? INPUTS_UP : INPUTS_DOWN);
 }
 
+// A batch that begins later than its device was free had to wait for its inputs.
 void Adaptive::delivered(const Flight& flight, Ns at_ns) {
-    if (flight.idle_bytes < INPUTS_SEEN_MIN) {
+    const Device& device = *flight.device;
+    if (flight.clear_bytes < INPUTS_SEEN_MIN || device.lane.front() != &flight) {
         return;
     }
-    Inputs& way = inputs_.of(*flight.device->worker);
-    Ns late = at_ns - flight.sent_ns - flight.device->worker->there_ns;
-    double byte_ns = static_cast<double>(std::max<Ns>(late, 0)) / static_cast<double>(flight.idle_bytes);
-    way.byte_ns += (byte_ns - way.byte_ns) * (byte_ns > way.byte_ns ? INPUTS_UP : INPUTS_DOWN);
+    Inputs& way = inputs_.of(*device.worker);
+    Ns late = at_ns - (device.head_end_ns - flight.duration_ns);
+    double missing = static_cast<double>(late) / static_cast<double>(flight.clear_bytes);
+    way.byte_ns = std::max(way.byte_ns + missing * (missing > 0 ? INPUTS_UP : INPUTS_DOWN), 0.0);
 }
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {

@@ -115,7 +115,7 @@ protected:
         return takes_ns(*residency.spec, shape, rows);
     }
     Ns ahead_ns(const Device& device) const override;
-    void sent(Batch& batch, Flight& flight, Command& command) override;
+    void depart(Flight& flight) override;
     void delivered(const Flight& flight, Ns at_ns) override;
     void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;

@@ -447,9 +447,13 @@ Flight* Loads::make_flight(Device& device, FlightKind kind, Residency& residency
     flight->expected_ns = expected_ns;
     flight->duration_ns = duration_ns;
     flight->sent_ns = now_;
+    flight->there_ns = now_ + device.worker->there_ns;
+    if (kind == FlightKind::INFER) {
+        depart(*flight);
+    }
     if (kind != FlightKind::UNLOAD) {
         PredictedLane& lane = kind == FlightKind::LOAD ? device.worker->predicted_loads : device.predicted;
-        flight->predicted_end_ns = lane.sent(now_ + device.worker->there_ns, expected_ns);
+        flight->predicted_end_ns = lane.sent(flight->there_ns, expected_ns);
     }
     flights_.set(flight->action_id, flight);
     device.worker->flights.push_back(flight);
@@ -487,7 +491,7 @@ void Loads::judge(const Flight& flight, const ActionResult& result) {
 Flight* Loads::fly(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
                    Ns duration_ns) {
     Flight* flight = make_flight(device, kind, residency, batch, expected_ns, duration_ns);
-    device.lane_end_ns = device.free_ns(now_) + duration_ns;
+    device.lane_end_ns = std::max(device.free_ns(now_), flight->there_ns) + duration_ns;
     if (device.lane.empty()) {
         device.head_end_ns = device.lane_end_ns;
     }

@@ -87,6 +87,8 @@ protected:
         (void)residency;
         (void)waiting;
     }
+    // A batch leaves for its device: says when it will be there, where its inputs take longer than an order.
+    virtual void depart(Flight& flight) { (void)flight; }
     // A residency leaves its device, or its load is dropped.
     virtual void residency_gone(Residency& residency) { (void)residency; }
     virtual void model_gone(Model& model) { (void)model; }

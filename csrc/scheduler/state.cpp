@@ -75,7 +75,7 @@ bool Device::has_room(const KindSpec& spec) const {
 void Device::retime_lane(Ns time) {
     head_end_ns = 0;
     for (Flight* flight = lane.front(); flight != nullptr; flight = lane.next(flight)) {
-        time = std::max(time, flight->sent_ns + worker->there_ns) + flight->duration_ns;
+        time = std::max(time, flight->there_ns) + flight->duration_ns;
         if (head_end_ns == 0) {
             head_end_ns = time;
         }

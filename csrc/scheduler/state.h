@@ -271,8 +271,9 @@ struct Flight {
     Ns expected_ns = 0;
     Ns duration_ns = 0;  // with margin
     Ns sent_ns = 0;
+    Ns there_ns = 0;     // when it is thought to have arrived, its inputs too
     Ns predicted_end_ns = 0;  // without margins; see predictions.h
-    std::uint64_t idle_bytes = 0;  // of its inputs, if it was sent to a device with nothing to do
+    std::uint64_t clear_bytes = 0;  // of its inputs, if no others were on their way
     Flight* before = nullptr;  // in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
@@ -284,7 +285,7 @@ struct Flight {
     void reset() {
         revoked = is_narrow = false;
         batch = nullptr;
-        idle_bytes = 0;
+        clear_bytes = 0;
     }
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,6 +21,10 @@ PAGE_BYTES = 16 << 20
 CNN = ModelProfile("cnn", {1: 5 * MS}, weights_bytes=3 * PAGE_BYTES, load_ns=8 * MS, slo_ns=100 * MS)
 BATCHES = ModelProfile(
     "batches", {1: 10 * MS, 16: 25 * MS}, weights_bytes=PAGE_BYTES, load_ns=4 * MS, slo_ns=100 * MS
+)
+
+RESNET = ModelProfile(
+    "resnet", {1: 3 * MS, 16: 17 * MS}, weights_bytes=PAGE_BYTES, load_ns=4 * MS, input_bytes=600_000
 )
 
 
@@ -146,16 +151,20 @@ def test_closed_loop_clients_wait_for_their_answers() -> None:
     assert lone.good.tolist() == [100]
 
 
+@pytest.mark.parametrize("slo_ms", [25, 100, 500])
+def test_inputs_are_sent_while_the_device_executes_and_it_is_not_idle_for_them(slo_ms: int) -> None:
+    """A batch is planned behind one whose inputs are still on their way, and how long they take is learnt."""
+    model = dataclasses.replace(RESNET, slo_ns=slo_ms * MS)
+    wire = Cluster(input_bandwidth=1_250_000_000, copy_bandwidth=12_300_000_000)
+    clients = [Closed(number, concurrency=16, round_trip_ns=MS) for number in range(8)]
+    report = run([model] * 8, wire, *clients, policy="adaptive", warmup_ns=SECOND, until_ns=3 * SECOND)
+    assert report.device_busy[0] > 0.96
+    assert report.too_late < 0.01 * report.infers
+
+
 def test_large_batches_whose_inputs_take_longer_than_their_window_are_answered_all_the_same() -> None:
     """Inputs of 16 take 7.7 ms, a free device's window is 6 ms wide: too late for that, but not for the deadline."""
-    model = ModelProfile(
-        "r",
-        {1: 3 * MS, 16: 17 * MS},
-        input_bytes=600_000,
-        weights_bytes=PAGE_BYTES,
-        load_ns=4 * MS,
-        slo_ns=50 * MS,
-    )
+    model = dataclasses.replace(RESNET, slo_ns=50 * MS)
     patient = Closed(1, concurrency=16, slo_ns=86_400 * SECOND)
     wire = Cluster(input_bandwidth=1_250_000_000)
     report = run([model] * 2, wire, poisson(100, 6), patient, policy="paper", until_ns=6 * SECOND)

@@ -22,9 +22,9 @@ struct Growth {
 };
 
 // Between half-lives weights grow in a straight line: exp() is not the same to the last bit everywhere.
-Growth growth(Ns past) {
-    auto doublings = static_cast<int>(past / NEED_HALF_LIFE_NS);
-    double rest = static_cast<double>(past % NEED_HALF_LIFE_NS) / NEED_HALF_LIFE_NS;
+Growth growth(Ns past, Ns half_life) {
+    auto doublings = static_cast<int>(past / half_life);
+    double rest = static_cast<double>(past % half_life) / static_cast<double>(half_life);
     return {std::ldexp(1 + rest, doublings), std::ldexp(1.5 + rest + rest * rest / 2, doublings)};
 }
 
@@ -61,33 +61,50 @@ Adaptive::Adaptive(const SchedulerOptions& options)
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
 
-// Brings weight_ and memory_ns_ up to now.
-void Adaptive::keep_time() {
-    if (kept_ns_ == now_) {
-        return;
+int Weights::advance(Ns now) {
+    if (kept_ns_ == now) {
+        return 0;
     }
     if (kept_ns_ < 0) {
-        origin_ns_ = now_;
-        before_ = growth(0).integral;
+        origin_ns_ = now;
+        before_ = growth(0, half_life_ns_).integral;
     }
-    kept_ns_ = now_;
-    Ns doublings = (now_ - origin_ns_) / NEED_HALF_LIFE_NS;
-    if (doublings > DOUBLINGS_MAX) {
-        auto shrink = [doublings](double& one) { one = std::ldexp(one, -static_cast<int>(doublings)); };
-        traffic_.for_each([&](Traffic& one) {
-            shrink(one.cost);
-            shrink(one.rows);
-        });
-        shrink(cost_sum_);
-        shrink(square_sum_);
-        shrink(square_sum_);
-        shrink(before_);
-        origin_ns_ += doublings * NEED_HALF_LIFE_NS;
+    kept_ns_ = now;
+    Ns doublings = (now - origin_ns_) / half_life_ns_;
+    if (doublings <= DOUBLINGS_MAX) {
+        doublings = 0;
     }
-    Growth grown = growth(now_ - origin_ns_);
+    before_ = std::ldexp(before_, -static_cast<int>(doublings));
+    origin_ns_ += doublings * half_life_ns_;
+    Growth grown = growth(now - origin_ns_, half_life_ns_);
     weight_ = grown.weight;
     double memory = (grown.integral - before_) / grown.weight;
-    memory_ns_ = std::max(memory, MEMORY_MIN) * NEED_HALF_LIFE_NS;
+    memory_ns_ = std::max(memory, MEMORY_MIN) * static_cast<double>(half_life_ns_);
+    return static_cast<int>(doublings);
+}
+
+void Adaptive::keep_time() {
+    auto shrink = [](double& one, int doublings) { one = std::ldexp(one, -doublings); };
+    if (int doublings = weights_.advance(now_); doublings > 0) {
+        traffic_.for_each([&](Traffic& one) {
+            shrink(one.cost, doublings);
+            shrink(one.rows, doublings);
+        });
+        shrink(cost_sum_, doublings);
+        shrink(square_sum_, 2 * doublings);
+    }
+    if (int doublings = recent_weights_.advance(now_); doublings > 0) {
+        shrink(recent_sum_, doublings);
+        shrink(recent_square_sum_, doublings);
+    }
+}
+
+double Adaptive::need() const {
+    if (devices_.empty()) {
+        return 0;
+    }
+    double surely = recent_sum_ - RECENT_SIGMAS * std::sqrt(recent_square_sum_ * recent_weights_.weight());
+    return std::max(rate(cost_sum_), surely / recent_weights_.span_ns()) / static_cast<double>(devices_.size());
 }
 
 // The kind of device that a model is counted with: one that has it, else one that could.
@@ -224,11 +241,14 @@ bool Adaptive::admit(Pending& pending) {
         }
     }
     // Only what is let in counts: a client that tries again at once must not look like a flood.
-    double cost = there.ideal_ns * pending.size * weight_;
+    double recent = there.ideal_ns * pending.size;
+    recent_sum_ += recent * recent_weights_.weight();
+    recent_square_sum_ += recent * recent * recent_weights_.weight();
+    double cost = recent * weights_.weight();
     cost_sum_ += cost;
     square_sum_ += (2 * there.cost + cost) * cost;
     there.cost += cost;
-    there.rows += pending.size * weight_;
+    there.rows += pending.size * weights_.weight();
     return true;
 }
 

@@ -10,7 +10,8 @@
 // *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
 // arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a
 // need of 0.8 a batch may cost 1/0.8 of its ideal, and no more, if the others do as well. When little arrives the
-// need is near 0 and any batch is good enough.
+// need is near 0 and any batch is good enough. A surge is believed as far as it is surely one: the mean of seconds would
+// follow it when the queues have decayed already.
 //
 // *Hold.* A queue whose batch would be dearer than the need allows waits to grow, for at most HOLD_SHARE of the time
 // its first request can wait (and HOLD_MAX_NS), and never beyond the last start that still lets it take one more.
@@ -48,6 +49,11 @@ inline constexpr Ns ADAPTIVE_AHEAD_NS = 100'000;
 
 // Of what arrived, half is forgotten in this.
 inline constexpr Ns NEED_HALF_LIFE_NS = 1'400 * MS;
+
+// What arrives may have grown since: what surely arrives now, by its mean over this half-life less so many standard
+// deviations of it, is needed at least.
+inline constexpr Ns RECENT_HALF_LIFE_NS = 20 * MS;
+inline constexpr double RECENT_SIGMAS = 2;
 
 // An execution is planned with the share on top of its estimate that MARGIN_KEPT of the executions on such a device
 // do not need (it is learnt, from MARGIN_FIRST on, by steps of MARGIN_STEP), and with a fixed time.
@@ -96,6 +102,26 @@ inline constexpr double INPUTS_DOWN = 0.02;
 
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
+
+// Weights of what happened, by its time: they double with every half-life, so the past fades without being touched.
+class Weights {
+public:
+    explicit Weights(Ns half_life_ns) : half_life_ns_(half_life_ns) {}
+
+    // To now. Once in a while all weights begin anew: sums of weighted things have to be halved so many times then.
+    int advance(Ns now);
+    double weight() const { return weight_; }
+    // What a sum of weighted things is divided by to be a rate per nanosecond.
+    double span_ns() const { return weight_ * memory_ns_; }
+
+private:
+    Ns half_life_ns_;
+    Ns origin_ns_ = 0;      // when the weight was 1
+    Ns kept_ns_ = -1;       // of when these are:
+    double weight_ = 1;     // of what happens
+    double memory_ns_ = 1;  // how long a past the sums stand for
+    double before_ = 0;     // what they would hold from before the beginning, of a steady stream
+};
 
 class Adaptive final : public Queued {
 public:
@@ -162,9 +188,9 @@ private:
     bool turn_away(Pending& pending, const KindSpec& spec, const Traffic& known);
     void keep_time();
     // Of a sum of weighted things: how much of it there was per nanosecond.
-    double rate(double sum) const { return sum / (weight_ * memory_ns_); }
+    double rate(double sum) const { return sum / weights_.span_ns(); }
     // The share of their ideal at which the devices have to run; above 1 they cannot.
-    double need() const { return devices_.empty() ? 0 : rate(cost_sum_) / static_cast<double>(devices_.size()); }
+    double need() const;
     double hold_share() const;
     bool has_other_device(const Model& model);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
@@ -183,11 +209,10 @@ private:
     Beside<Traffic> traffic_;       // of models
     double cost_sum_ = 0;           // of all models
     double square_sum_ = 0;         // of each model's, squared
-    Ns origin_ns_ = 0;              // when the weight was 1
-    Ns kept_ns_ = -1;               // of when these are:
-    double weight_ = 1;             // of what arrives
-    double memory_ns_ = 1;          // how long a past the sums stand for
-    double before_ = 0;             // what they would hold from before the beginning, of a steady stream
+    Weights weights_{NEED_HALF_LIFE_NS};
+    double recent_sum_ = 0;         // cost, of all models
+    double recent_square_sum_ = 0;  // each request's cost squared
+    Weights recent_weights_{RECENT_HALF_LIFE_NS};
     std::vector<double> margins_;   // by the device's kind
     Beside<Inputs> inputs_;         // of workers
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit

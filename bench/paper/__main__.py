@@ -52,7 +52,7 @@ def experiment(name: str, setting: Setting, out: Path, plots: bool, progress: Pr
     written = save(result, module.draw(result) if plots else None, out)
     progress.console.print(table(result.title, result.rows, module.SHOWN))
     if result.live:
-        progress.console.print(table("live, on a CPU worker of this machine", result.live))
+        progress.console.print(table("live, on this machine", result.live))
     for title, value in result.facts.items():
         progress.console.print(f"  {title}: {value}", highlight=False, markup=False)
     for title, value in result.paper.items():

@@ -1,17 +1,20 @@
 """How many devices can one controller drive? The trace on ever more emulated workers.
 
-Here the scheduler alone, in the simulator: processor time of each request, and what rate one core could decide at
-that price. With real sockets see `python -m bench.emulated`; live_points() takes its report.
+In the simulator the scheduler alone: processor time of each request, what rate one core could decide at that price,
+and, as the paper did it, a load that rises until less than nine tenths of it are answered in time. The live form takes
+emulated devices through real sockets, as `python -m bench.emulated` does: more and more requests under way, until they
+are no longer in time or no more are answered.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench import emulated
+from bench.cluster import thread_cpu_s
 from bench.paper import drawing
 from bench.paper.common import (
     ARTIFACT,
@@ -29,9 +32,12 @@ from bench.paper.common import (
     summary,
     v100s,
 )
+from bench.pump import PumpClient, library
+from clockwork.cli_profiles import register_profiles
+from clockwork.clock import now_ns
 from clockwork.profiles import paper_instances
-from clockwork.sim import Open, simulate
-from clockwork.sim.workloads import replay, synthetic_trace
+from clockwork.sim import Open, Report, simulate
+from clockwork.sim.workloads import Trace, replay, synthetic_trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +49,7 @@ SHOWN = (
     "rate",
     "goodput/s",
     "bad_%",
+    "peak/s",
     "mean_batch",
     "scheduler_us",
     "simulation_us",
@@ -52,6 +59,12 @@ SHOWN = (
 SLO_NS = 100 * MS
 DEVICE_RATE = 700.0
 """Requests/s of each device: most of what a V100 does with the hot functions on small models."""
+
+STEP = 1.25
+"""The load rises by it, from DEVICE_RATE on, or falls where that is too much already."""
+GOOD_MIN = 0.9
+"""Of the requests, below which a load counts as too much: the paper's."""
+STEPS_MAX = 8
 
 WARMUP_NS = SECOND // 2
 SHORTEST_NS = SECOND // 2
@@ -67,15 +80,22 @@ PAPER_CORES = 18
 class Size:
     devices: tuple[int, ...]
     requests: int  # at each number of devices
+    swept: int  # with up to so many devices the load rises to its peak
+    swept_requests: int  # at each load
+    live: tuple[int, ...]  # emulated devices behind sockets
+    live_s: float  # each measurement
     functions: int = FUNCTIONS
     models: int = 4026
 
 
 SIZES = {
-    "tiny": Size((4, 8), 2_000, 400, 100),
-    "quick": Size((10, 50, 110, 150, 400, 1000), 100_000),
-    "full": Size((10, 20, 30, 50, 70, 90, 110, 130, 150, 200, 300, 500, 700, 1000), 4_000_000),
-}
+    "tiny": Size((4, 8), 2_000, 4, 1_000, (4,), 0.2, 400, 100),
+    "quick": Size((10, 50, 110, 150, 400, 1000), 100_000, 150, 40_000, (10, 50, 110), 1.0),
+    "full": Size(
+        (10, 20, 30, 50, 70, 90, 110, 130, 150, 200, 300, 500, 700, 1000), 4_000_000, 1000, 1_000_000,
+        (10, 20, 50, 110, 150, 300), 10.0,
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +106,18 @@ class Job:
     seed: int
 
 
-def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """One policy on one number of devices."""
+@functools.lru_cache(maxsize=1)
+def trace_of(functions: int, seed: int) -> Trace:
+    return synthetic_trace(functions, seed=seed)
+
+
+def simulated(job: Job, rate: float, requests: int, tick: Tick) -> Report:
+    """So many requests of the trace at a rate."""
     size = SIZES[job.form]
     models = paper_instances()[: size.models]
-    rate = DEVICE_RATE * job.devices
-    total_ns = WARMUP_NS + max(SHORTEST_NS, int(size.requests / rate * SECOND))
-    trace = synthetic_trace(size.functions, seed=job.seed)
-    found = simulate(
+    total_ns = WARMUP_NS + max(SHORTEST_NS, int(requests / rate * SECOND))
+    trace = trace_of(size.functions, job.seed)
+    return simulate(
         models,
         v100s(job.devices, input_bandwidth=0, copy_bandwidth=0),
         [Open(replay(trace, len(models), total_ns, rate=rate, seed=job.seed, slo_ns=SLO_NS))],
@@ -104,8 +128,32 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         timed=True,
         on_progress=progress(tick, total_ns),
     )
+
+
+def risen(job: Job, at_first: Report) -> list[dict[str, float]]:
+    """Loads in steps from DEVICE_RATE on: up to the first that is too much, or down to the first that is not."""
+    rate = DEVICE_RATE * job.devices
+    found = [step_of(rate, at_first)]
+    factor = STEP if 1 - at_first.bad_fraction >= GOOD_MIN else 1 / STEP
+    for _ in range(STEPS_MAX):
+        rate *= factor
+        found.append(step_of(rate, simulated(job, rate, SIZES[job.form].swept_requests, lambda part: None)))
+        if (found[-1]["good"] >= GOOD_MIN) != (found[0]["good"] >= GOOD_MIN):
+            break
+    return sorted(found, key=lambda one: one["rate"])
+
+
+def step_of(rate: float, found: Report) -> dict[str, float]:
+    return {"rate": rate, "good": 1 - found.bad_fraction, "goodput/s": found.goodput_rate}
+
+
+def work(job: Job, tick: Tick) -> dict[str, Any]:
+    """One policy on one number of devices."""
+    size = SIZES[job.form]
+    rate = DEVICE_RATE * job.devices
+    found = simulated(job, rate, size.requests, tick)
     scheduler_us = 1e6 * found.scheduler_s / found.requests
-    return {
+    row: dict[str, Any] = {
         "policy": job.policy,
         "devices": job.devices,
         "rate": rate,
@@ -114,6 +162,66 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         "simulation_us": round(1e6 * found.cpu_s / found.requests, 3),
         "one_core_decides/s": round(1e6 / scheduler_us) if scheduler_us else None,
     }
+    if job.devices <= size.swept:
+        row["loads"] = risen(job, found)
+        row["peak/s"] = round(max(
+            (one["goodput/s"] for one in row["loads"] if one["good"] >= GOOD_MIN), default=0.0
+        ))  # fmt: skip
+    return row
+
+
+# ----- through sockets -----------------------------------------------------------------------
+
+UNDER_WAY = (4, 8, 16, 32)
+"""Requests for each device that are under way at once, until they are no longer in time or no more are answered."""
+UNDER_WAY_MAX = 4096
+GAIN_MIN = 1.02
+
+
+def live_rows(setting: Setting) -> list[dict[str, Any]]:
+    """By policy and number of emulated devices: the most requests answered a second, and what a core of the
+    controller carries. A load client, the devices and the controller share this machine."""
+    size = SIZES[setting.form]
+    library()
+    return [
+        live_row(policy, devices, size.live_s)
+        for policy, devices in itertools.product(live_policies(setting), size.live)
+    ]
+
+
+def live_policies(setting: Setting) -> list[str]:
+    """The last of the chosen that has no options: by default our own."""
+    return [one for one in setting.chosen() if ":" not in one][-1:]
+
+
+def live_row(policy: str, devices: int, seconds: float) -> dict[str, Any]:
+    settings = emulated.Settings(devices=devices, policy=policy)
+    profiles = emulated.profiles(settings.models, 0)
+    best: dict[str, Any] = {}
+    with emulated.cluster_of(settings) as cluster:
+        with cluster.client() as client:
+            register_profiles(client, profiles)
+        for each in UNDER_WAY:
+            depth = min(UNDER_WAY_MAX, each * devices)
+            pump = PumpClient(cluster.endpoint, [one.name for one in profiles], 0, depth)
+            try:
+                pump.run(seconds / 4, SLO_NS)
+                before, failed, begun_ns = thread_cpu_s(cluster.controller.pid), pump.counts.failed, now_ns()
+                answered = pump.run(seconds, SLO_NS)
+                after, wall_s = thread_cpu_s(cluster.controller.pid), (now_ns() - begun_ns) / SECOND
+                failed = pump.counts.failed - failed
+            finally:
+                pump.close()
+            spent = sum(after.values()) - sum(before.values())
+            good = answered / max(1, answered + failed)
+            row = {
+                "policy": policy, "devices": devices, "in flight": depth, "requests/s": round(answered / wall_s),
+                "good_%": round(100 * good, 3), "requests/cpu-s": round(answered / spent),
+            }  # fmt: skip
+            if best and (good < GOOD_MIN or row["requests/s"] < GAIN_MIN * best["requests/s"]):
+                break
+            best = row
+    return best
 
 
 def run(setting: Setting, watch: Watch | None = None) -> Result:
@@ -122,6 +230,7 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
         Job(policy, devices, setting.form, setting.seed)
         for policy, devices in itertools.product(setting.chosen(), size.devices)
     ]
+    rows = run_jobs(setting, work, jobs, watch)
     return Result(
         "fig11", TITLE, setting,
         {
@@ -131,23 +240,20 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
             "source": f"{PAPER}, section 6.6 (as reading notes give it); cores: the original's documentation in "
             f"{ARTIFACT}",
         },
-        run_jobs(setting, work, jobs, watch),
+        rows,
         {
             "offered, requests/s of each device": DEVICE_RATE,
             "scheduler_us": "processor time inside the scheduler for each request, clocks of its timing included",
-            "real sockets": "python -m bench.emulated --json",
+            "peak/s": f"goodput at the highest load of which {100 * GOOD_MIN:g} % are in time, in steps of {STEP}",
+            "live, requests/s": "client, devices and controller on one machine",
+            "live, requests/cpu-s": "for each second of processor time of the controller, all its threads",
         },
+        live_rows(setting) if setting.live else [],
     )  # fmt: skip
 
 
-def live_points(path: Path) -> list[tuple[str, float]]:
-    """(input size, requests/s of one core of the controller) from a report of `python -m bench.emulated --json`."""
-    rows = json.loads(path.read_text(encoding="utf-8")).get("rows", [])
-    return [(f"{row['input_bytes']} bytes", float(row["requests/cpu-s"])) for row in rows]
-
-
 def draw(result: Result) -> Figure:
-    figure, axes = drawing.sheet(result, 1, 2, (11, 4))
+    figure, axes = drawing.sheet(result, 1, 2, (11, 5))
     for policy in result.setting.chosen():
         own = [row for row in result.rows if row["policy"] == policy]
         devices = [row["devices"] for row in own]
@@ -159,6 +265,11 @@ def draw(result: Result) -> Figure:
             devices, [row["one_core_decides/s"] for row in own],
             color=drawing.colour(policy), linewidth=0.8, linestyle="-.", label=f"{policy}, what one core decides",
         )  # fmt: skip
+        swept = [row for row in own if row.get("peak/s")]
+        axes[0].plot(
+            [row["devices"] for row in swept], [row["peak/s"] for row in swept], color=drawing.colour(policy),
+            marker="^", markersize=5, linestyle="--", label=f"{policy}, its peak: {100 * GOOD_MIN:g} % in time",
+        )  # fmt: skip
         axes[1].plot(devices, [row["scheduler_us"] for row in own], **style, label=policy)
     rates = {row["devices"]: row["rate"] for row in result.rows}
     axes[0].plot(list(rates), list(rates.values()), **drawing.BOUND, label="offered")
@@ -166,12 +277,22 @@ def draw(result: Result) -> Figure:
         [PAPER_WORKERS], [PAPER_PEAK],
         color="0.3", marker="*", linestyle="", label=f"paper's peak ({PAPER_CORES} cores)",
     )  # fmt: skip
+    for name, marker, text in (
+        ("requests/s", "s", "all of it on this machine"), ("requests/cpu-s", "D", "a core of the controller")
+    ):  # fmt: skip
+        for policy in dict.fromkeys(row["policy"] for row in result.live):
+            own = [row for row in result.live if row["policy"] == policy]
+            axes[0].plot(
+                [row["devices"] for row in own], [row[name] for row in own], color=drawing.colour(policy),
+                marker=marker, markersize=6, markerfacecolor="none", linestyle="",
+                label=f"{policy}, sockets: {text}",
+            )  # fmt: skip
     axes[0].set_xscale("log")
     axes[0].set_yscale("log")
     axes[1].set_xscale("log")
     axes[1].set_ylim(bottom=0)
     drawing.label(axes[0], "devices", "requests/s")
     drawing.label(axes[1], "devices", "processor time of the scheduler (µs/request)")
-    drawing.legend(axes[0])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
     drawing.legend(axes[1])
     return figure

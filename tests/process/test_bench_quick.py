@@ -8,7 +8,7 @@ import pytest
 
 from bench import emulated, fidelity, overload, paging, prediction, pump, roundtrip
 from bench.cluster import Cluster
-from bench.paper import live
+from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
 from clockwork.models import zoo
@@ -130,6 +130,9 @@ def test_the_papers_figures_have_their_live_forms() -> None:
     [row] = live.slo_sweep(setting)
     assert row["goodput/s"] + row["late"] + row["refused"] + row["missed"] > 0
     assert row["failed"] == 0
+    [row] = fig11.live_rows(setting)
+    assert row["requests/s"] > 0
+    assert row["good_%"] > 50
     alone, together = live.isolation(setting)
     assert (alone["batch/s"], alone["batch_clients"]) == (0, 0)
     assert together["batch/s"] > 0, "batch clients got nothing"

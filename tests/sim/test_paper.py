@@ -158,10 +158,18 @@ def test_the_fewest_devices_for_the_trace_are_found_in_its_busiest_part() -> Non
     assert 1 <= planner.fluid_devices() <= devices
 
 
-def test_points_of_the_real_controller_are_read_from_its_report(tmp_path: Path) -> None:
-    path = tmp_path / "emulated.json"
-    path.write_text(json.dumps({"rows": [{"input_bytes": 0, "requests/cpu-s": 50000.0}]}), encoding="utf-8")
-    assert fig11.live_points(path) == [("0 bytes", 50000.0)]
+def test_a_load_rises_or_falls_until_nine_tenths_of_it_are_in_time() -> None:
+    """Four V100s are offered more than they can execute, or a third of it."""
+    job = fig11.Job("fifo", 4, "tiny", 1)
+    for rate, least in ((fig11.DEVICE_RATE, 1), (4 * fig11.DEVICE_RATE, 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fig11, "DEVICE_RATE", rate)
+            steps = fig11.risen(job, fig11.simulated(job, 4 * rate, 1000, lambda part: None))
+        assert len(steps) > least
+        good = [one["good"] >= fig11.GOOD_MIN for one in steps]
+        assert good == sorted(good, reverse=True)
+        assert good.count(False) == 1 or good.count(True) == 1
+        assert steps[1]["rate"] == pytest.approx(fig11.STEP * steps[0]["rate"])
 
 
 def test_spreads_name_only_percentiles_that_there_are_values_for() -> None:

@@ -40,6 +40,7 @@ from bench.cluster import Cluster as Processes
 from clockwork import load, profiles
 from clockwork.client import Client
 from clockwork.clock import MS, SECOND, now_ns
+from clockwork.config import POLICY
 from clockwork.models import zoo
 from clockwork.profiles import ModelProfile
 from clockwork.scheduler import make_scheduler
@@ -233,7 +234,7 @@ def unloaded(client: Client, names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def measure(
-    loads: Sequence[float], seconds: float, quick: bool = False, policy: str = "edf"
+    loads: Sequence[float], seconds: float, quick: bool = False, policy: str = POLICY
 ) -> dict[str, Any]:
     """Everything: facts, and for each load the live run and both simulations."""
     names = list(SHARES)
@@ -412,7 +413,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--loads", default="")
-    parser.add_argument("--policy", default="edf")
+    parser.add_argument("--policy", default=POLICY)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     loads = [float(one) for one in given.loads.split(",")] if given.loads else list(LOADS)

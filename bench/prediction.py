@@ -21,6 +21,7 @@ from bench import report
 from bench.cluster import Cluster as Processes
 from clockwork import load, profiles
 from clockwork.clock import MS, SECOND
+from clockwork.config import POLICY
 from clockwork.models import zoo
 from clockwork.sim import Cluster, Open, simulate
 from clockwork.sim.workloads import poisson, zipf
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--load", type=float, default=0.8)
-    parser.add_argument("--policy", default="edf")
+    parser.add_argument("--policy", default=POLICY)
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     seconds = given.seconds or (2.0 if given.quick else 60.0)

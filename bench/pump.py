@@ -3,7 +3,7 @@
 In Python a client and a worker of this pace cost more than the controller between them. Each end runs in a process
 or thread of its own; the calls release the interpreter.
 
-    python -m bench.pump [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--json]
+    python -m bench.pump [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--policy NAME] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
 share the controller's cores; processor time does.
@@ -32,6 +32,7 @@ from bench.report import show
 from clockwork import __version__, wire
 from clockwork.cli_profiles import register_profiles
 from clockwork.clock import MS, SECOND, now_ns
+from clockwork.config import POLICY
 from clockwork.device.emulated import fingerprint
 from clockwork.messages import (
     PROTOCOL_VERSION,
@@ -251,7 +252,7 @@ def main() -> None:
     rows = [measure(settings, size, depth) for size in settings.sizes for depth in settings.in_flight]
     facts = {
         "devices, models": f"{settings.devices}, {settings.models}",
-        "policy": settings.policy or "the default",
+        "policy": settings.policy or POLICY,
     }
     show("Requests through the controller, both ends native", 0, rows, facts, options.json)
 

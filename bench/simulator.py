@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.report import show
 from clockwork.clock import MS, SECOND
+from clockwork.config import POLICY
 from clockwork.profiles import ModelProfile, linear, paper_instances
 from clockwork.sim import Cluster, Open, simulate
 from clockwork.sim.workloads import poisson, zipf
@@ -84,7 +85,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.simulator", description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer requests")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--policy", default="edf", help="the scheduler's policy (default edf)")
+    parser.add_argument("--policy", default=POLICY, help="the scheduler's policy (default: %(default)s)")
     arguments = parser.parse_args()
     rows = [measure(name, arguments.policy, arguments.quick) for name in cases()]
     show("Simulated requests per CPU-second", SEED, rows, {}, arguments.json)

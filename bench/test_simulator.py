@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench import report, simulator
+from clockwork.config import POLICY
 
 
 @pytest.mark.parametrize("name", simulator.cases())
@@ -14,6 +15,6 @@ def test_simulator(benchmark: Any, name: str) -> None:
     """One round of a quick form, set-up included; extra_info has the rate without it."""
     benchmark.group = "simulator"
     benchmark.extra_info.update(report.conditions(simulator.SEED))
-    row = benchmark.pedantic(simulator.measure, (name, "edf", True), rounds=1)
+    row = benchmark.pedantic(simulator.measure, (name, POLICY, True), rounds=1)
     benchmark.extra_info.update(row)
     assert row["bad_%"] < 60, "a cold cluster refuses at first"

@@ -11,6 +11,7 @@ from bench.cluster import Cluster
 from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
+from clockwork.config import POLICY
 from clockwork.models import zoo
 
 
@@ -90,8 +91,8 @@ def test_a_live_run_stands_beside_its_simulation(tmp_path: Path) -> None:
 
 def test_errors_of_predictions_live_and_simulated(tmp_path: Path) -> None:
     found = {
-        "live": prediction.live(0.5, 1.0, "edf", quick=True),
-        "simulated": prediction.simulated(3.0, "edf"),
+        "live": prediction.live(0.5, 1.0, POLICY, quick=True),
+        "simulated": prediction.simulated(3.0, POLICY),
     }
     lines = prediction.table(found)
     assert len(lines) == 2 * len(prediction.KINDS) * 2
@@ -122,7 +123,7 @@ def test_a_cluster_that_loses_a_process_says_so(gone: int) -> None:
 
 
 def test_the_papers_figures_have_their_live_forms() -> None:
-    setting = Setting("tiny", ("edf",))
+    setting = Setting("tiny", (POLICY,))
     times = live.execution_times(setting, lambda part: None)["digits"]
     assert 0 < times["executions"]["p50_ms"] < times["client"]["p50_ms"], (
         "a client waits for more than the device"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli import PATH, Commands, client_options, new_client, print_json
+from clockwork.cli_common import PATH, Commands, client_options, new_client, print_json
 from clockwork.clock import SECOND, to_ns
 from clockwork.errors import ConfigError
 

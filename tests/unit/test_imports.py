@@ -46,7 +46,19 @@ ROOMS = {
     "worker": ["worker"],
     "gateway": ["gateway"],
     "sim": ["sim"],
-    "cli": ["cli", "cli_files", "cli_plan", "cli_profiles", "cluster", "load", "__main__"],
+    "cli": [
+        "cli",
+        "cli_common",
+        "cli_files",
+        "cli_models",
+        "cli_plan",
+        "cli_profiles",
+        "cli_requests",
+        "cli_serve",
+        "cluster",
+        "load",
+        "__main__",
+    ],
 }
 """Room: the modules in it, by name below clockwork; a package stands for all that it holds. Longest name wins."""
 

@@ -1,0 +1,229 @@
+"""`clockwork models`: adding, showing and removing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clockwork.cli_common import (
+    FILE,
+    PATH,
+    Commands,
+    client_options,
+    new_client,
+    print_json,
+    print_table,
+    write_file,
+)
+
+
+@click.group(cls=Commands)
+def models() -> None:
+    """Add, list, show and remove models."""
+
+
+@models.command("add")
+@click.argument("name", required=False)
+@click.argument("file", type=FILE, required=False)
+@click.option(
+    "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
+)
+@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
+@click.option("--slo", type=float, help="The default SLO of its requests, in seconds.")
+@click.option(
+    "--examples", type=FILE, help="Real inputs for profiling and checks: .npz by input name, or .npy."
+)
+@click.option("--batching", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--batch-max", type=click.IntRange(1), help="An upper bound of its batches.")
+@client_options
+def add(
+    name: str | None, file: Path | None, profiles: str | None, copies: int, slo: float | None,
+    examples: Path | None, batching: Any, batch_max: int | None, endpoint: str | None, key: Path | None,
+    timeout: float | None,
+) -> None:  # fmt: skip
+    """Register an ONNX FILE as NAME; returns once it is ready to serve.
+
+    Or, for emulated devices, models that are only profiles: of a file, or of the paper's table.
+
+    External data beside the file is taken along. Other content under a known name becomes its next
+    version and takes over without a failed request.
+
+    \b
+    Examples:
+      clockwork models add resnet50 resnet50.onnx --slo 0.1
+      clockwork models add bert bert.onnx --examples inputs.npz --batching off
+      clockwork models add --profiles paper --copies 66 --slo 0.1
+    """
+    from clockwork import cli_files, cli_profiles
+
+    cli_profiles.check_arguments(name, file, profiles)
+    if profiles is not None:
+        found = cli_profiles.read_profiles(profiles, copies)
+        with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
+            cli_profiles.register_profiles(client, found, slo, timeout, tell)
+        click.echo(f"{len(found)} models are ready")
+        return
+    assert name is not None, "check_arguments() lets only --profiles go without"
+    given = cli_files.read_examples(examples) if examples is not None else None
+    with new_client(endpoint, key, timeout) as client, _progress(f"Registering {name}") as tell:
+        info = client.register(
+            name, file, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
+            progress=tell,
+        )  # fmt: skip
+    click.echo(f"{info.name}@{info.version} is ready: {_summary(info)}")
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on a terminal, a line for each stage elsewhere; on stderr either way."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] = set()
+
+        def say(stage: str, done: int, total: int) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                click.echo(f"{title}: {stage} ...", err=True)
+
+        yield say
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{title}: {stage}", completed=done, total=total or None)
+
+        yield show
+
+
+def _summary(info: Any) -> str:
+    shapes = ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in info.inputs)
+    batching = f"batches of up to {info.batch_max}" if info.batches else "one by one"
+    fastest = min((point.exec_ns for point in info.profile), default=0)
+    return f"{shapes}; {batching}; {fastest / 1e6:.2f} ms; {info.weights_bytes / 2**20:.1f} MiB of weights"
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@client_options
+def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """List the registered models.
+
+    \b
+    Example:
+      clockwork models list --json
+    """
+    with new_client(endpoint, key, timeout) as client:
+        infos = client.models()
+    if as_json:
+        print_json([info.raw for info in infos])
+        return
+    rows = [
+        [
+            f"{info.name}@{info.version}" + ("" if info.raw.get("current", True) else " (older)"),
+            info.state,
+            f"{info.slo * 1e3:g} ms" if info.slo is not None else "-",
+            f"{info.raw.get('exec_ns', 0) / 1e6:.2f} ms",
+            f"{info.load_ns / 1e6:.2f} ms",
+            f"{info.weights_bytes / 2**20:.1f} MiB",
+            info.holding,
+            "yes" if info.batches else "no",
+            info.text,
+        ]
+        for info in infos
+    ]
+    print_table(["model", "state", "SLO", "execution", "load", "weights", "holding", "batches", ""], rows)
+
+
+@models.command()
+@click.argument("name")
+@click.option(
+    "--profile",
+    type=PATH,
+    metavar="FILE",
+    help="Write what it takes, as measured, for emulation and planning: JSON (- for stdout).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@client_options
+def show(
+    name: str,
+    profile: Path | None,
+    as_json: bool,
+    endpoint: str | None,
+    key: Path | None,
+    timeout: float | None,
+) -> None:
+    """Show one model: NAME, or NAME@VERSION.
+
+    \b
+    Examples:
+      clockwork models show resnet50
+      clockwork models show resnet50@1 --profile resnet50.json
+    """
+    from clockwork import profiles
+
+    with new_client(endpoint, key, timeout) as client:
+        info = client.model(name)
+    if profile is not None:
+        text = profiles.dump_profiles([profiles.from_info(info)])
+        if str(profile) == "-":
+            click.echo(text, nl=False)
+        else:
+            write_file(profile, text.encode())
+            click.echo(f"wrote {profile}")
+        return
+    if as_json:
+        print_json(info.raw)
+        return
+    click.echo(f"{info.name}@{info.version}: {info.state} {info.text}".rstrip())
+    facts = [
+        *(("input", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.inputs),
+        *(("output", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.outputs),
+        ("SLO", f"{info.slo:g} s" if info.slo is not None else "none"),
+        ("batching", f"up to {info.batch_max}" if info.batches else "no"),
+        ("", info.batching_note),
+        (
+            "weights",
+            f"{info.weights_bytes / 2**20:.2f} MiB, {info.raw.get('pages', 0)} pages, {info.holding}",
+        ),
+        ("", str(info.raw.get("constants_note", ""))),
+        ("load", f"{info.load_ns / 1e6:.3f} ms"),
+        ("program", str(info.raw.get("program", ""))),
+        ("package", info.digest),
+        *(
+            ("on", f"{one.get('worker')} device {one.get('device')}: {one.get('state')}")
+            for one in info.devices
+        ),
+        ("requests", ", ".join(f"{count} {what}" for what, count in info.counts.items())),
+    ]
+    for title, text in facts:
+        if text:
+            click.echo(f"  {title:<10}{text}")
+    if info.profile:
+        rows = [[str([list(shape) for shape in point.shape]), str(point.batch), f"{point.exec_ns / 1e6:.3f} ms",
+                 f"{point.exec_ns / 1e6 / max(1, point.batch):.3f} ms"] for point in info.profile]  # fmt: skip
+        print_table(["shape", "batch", "execution", "a row"], rows)
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True)
+@client_options
+def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Remove models: NAME, or NAME@VERSION. What was admitted is still answered.
+
+    \b
+    Example:
+      clockwork models remove resnet50 bert@1
+    """
+    with new_client(endpoint, key, timeout) as client:
+        for name in names:
+            client.unregister(name)
+            click.echo(f"removed {name}")

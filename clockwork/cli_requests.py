@@ -1,0 +1,209 @@
+"""`clockwork infer`, `load` and `status`: what is asked of a running cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clockwork import config
+from clockwork.cli_common import (
+    PATH,
+    client_options,
+    new_client,
+    print_json,
+    print_table,
+    write_file,
+)
+
+
+@click.command()
+@click.argument("model")
+@click.argument("inputs", nargs=-1, required=True)
+@click.option("--output", "-o", type=PATH, help="Write the outputs: .npy, .npz or .json.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
+@click.option("--slo", type=float, help="Seconds in which the answer is due.")
+@click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
+@client_options
+def infer(
+    model: str, inputs: tuple[str, ...], output: Path | None, as_json: bool, slo: float | None, priority: int,
+    endpoint: str | None, key: Path | None, timeout: float | None,
+) -> None:  # fmt: skip
+    """Send MODEL a request and print its answer.
+
+    INPUTS are files: .npy, .npz (by input name), .json (nested lists, or an object by input name), or an
+    image, which is fitted to the model's input as its metadata says. Of a model with several inputs,
+    name each: ids=ids.npy mask=mask.npy.
+
+    \b
+    Examples:
+      clockwork infer digits examples/digits/7.png
+      clockwork infer bert ids=ids.npy mask=mask.npy --slo 0.1 --output answer.npz
+    """
+    from clockwork import cli_files
+
+    if output is not None:
+        cli_files.check_output_name(output)
+    with new_client(endpoint, key, timeout) as client:
+        info = client.model(model)
+        outputs = client.infer(model, cli_files.read_inputs(inputs, info), slo=slo, priority=priority)
+    assert isinstance(outputs, dict)
+    if output is not None:
+        write_file(output, cli_files.pack_outputs(output, outputs))
+        click.echo(f"wrote {output}")
+    elif as_json:
+        print_json(outputs)
+    else:
+        click.echo(cli_files.describe_outputs(outputs, info))
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--rate", type=float, default=0.0, help="Open loop: requests per second, of all models together."
+)
+@click.option("--concurrency", type=int, default=0, help="Closed loop: requests under way at once.")
+@click.option("--duration", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option("--slo", type=float, help="Of every request, in seconds.  [default: each model's own]")
+@click.option(
+    "--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson", show_default=True
+)
+@click.option("--cv", type=float, default=4.0, show_default=True, help="Variation of gamma arrivals.")
+@click.option(
+    "--bursts",
+    type=float,
+    nargs=2,
+    metavar="ON OFF",
+    help="Mean seconds on and off of each model's requests.",
+)
+@click.option(
+    "--ramp", type=float, nargs=2, metavar="FACTOR SECONDS", help="Multiply the rate every so often."
+)
+@click.option("--trace", default="", metavar="FILE", help="Replay an Azure Functions trace, or `synthetic`.")
+@click.option(
+    "--mapping",
+    type=click.Choice(["original", "shuffled"]),
+    default="original",
+    show_default=True,
+    help="Hot functions on the first models, or anywhere.",
+)
+@click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of each request.")
+@click.option(
+    "--zipf", type=click.FloatRange(0, 10), default=0.0, help="Skew of popularity, first model first."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@client_options
+def load(
+    models: tuple[str, ...], rate: float, concurrency: int, duration: float, slo: float | None, arrivals: Any,
+    cv: float, bursts: tuple[float, float] | None, ramp: tuple[float, float] | None, trace: str, mapping: Any,
+    priority: int, rows: int, zipf: float, seed: int, as_json: bool, endpoint: str | None, key: Path | None,
+    timeout: float | None,
+) -> None:  # fmt: skip
+    """Generate load on MODELS and report what became of it.
+
+    Open loop (--rate): requests come when they are due, whatever the cluster does, and latency counts
+    from then. Closed loop (--concurrency, 1 if neither is given): the next is sent when one is answered.
+
+    \b
+    Examples:
+      clockwork load digits
+      clockwork load resnet50 --rate 200 --slo 0.1 --duration 30
+      clockwork load a b c --concurrency 16 --json
+      clockwork load a b c --rate 100 --arrivals gamma --cv 4 --zipf 0.9
+      clockwork load a b c --rate 50 --duration 600 --trace invocations_per_function_md.anon.d01.csv
+    """
+    from clockwork import load as generator
+
+    settings = generator.LoadSettings(
+        models=models,
+        rate=rate,
+        concurrency=concurrency or (0 if rate else 1),
+        duration_s=duration,
+        arrivals=arrivals,
+        cv=cv,
+        bursts_s=bursts,
+        ramp=ramp,
+        trace=trace,
+        mapping=mapping,
+        slo_s=slo,
+        priority=priority,
+        rows=rows,
+        zipf=zipf,
+        seed=seed,
+        timeout_s=30.0 if timeout is None else timeout,
+    )
+    settings.check()
+    with new_client(endpoint, key, timeout) as client, generator.watching() as watch:
+        report = generator.run(client, settings, watch)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(generator.describe(report))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@client_options
+def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Show the cluster: its workers, their devices and what became of the requests.
+
+    \b
+    Example:
+      clockwork status --json
+    """
+    with new_client(endpoint, key, timeout) as client:
+        body: dict[str, Any] = dict(client.status())
+    if as_json:
+        print_json(body)
+        return
+    states = body.get("models")
+    by_state = (
+        ", ".join(f"{count} {state}" for state, count in states.items())
+        if isinstance(states, dict)
+        else states
+    )
+    click.echo(f"controller {body.get('version')}, policy {body.get('policy')}, "
+               f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {body.get('clients', 0)} clients")  # fmt: skip
+    click.echo(f"models     {by_state or 'none'}, {body.get('programs', 0)} programs")
+    counts = body.get("counts") or {}
+    plain = ", ".join(f"{count} {what}" for what, count in counts.items() if not isinstance(count, dict))
+    reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
+    click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
+    rows = []
+    for one in body.get("workers") or ():
+        stats = one.get("stats") or {}
+        for index, device in enumerate(one.get("devices") or ()):
+            plan = device.get("plan") or {}
+            memory = (stats.get("devices") or [{}] * (index + 1))[index]
+            pages, free = device.get("page_count", 0), plan.get("pages_free")
+            rows.append([
+                str(one.get("name")),
+                f"{device.get('kind')}: {device.get('name')}",
+                f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
+                "-" if free is None else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
+                str(plan.get("resident", "-")),
+                str(memory.get("actions_queued", "-")),
+                f"{one.get('rtt_ns', 0) / 1e6:.2f} ms",
+                f"{one.get('jitter_ns', 0) / 1e6:.2f} ms",
+                f"{stats.get('rss_bytes', 0) / 2**20:.0f} MiB",
+            ])  # fmt: skip
+    print_table(
+        ["worker", "device", "arena", "free", "loaded", "queued", "round trip", "jitter", "memory"], rows
+    )
+    rows = [
+        [
+            kind.replace("_", " "),
+            way,
+            str(errors["total"]),
+            *(f"{ns / 1e6:.3f} ms" for ns in errors["percentiles_ns"].values()),
+            f"{errors['max_ns'] / 1e6:.3f} ms",
+        ]
+        for kind, both in (body.get("predictions") or {}).items()
+        for way, errors in both.items()
+        if errors["total"]
+    ]
+    if rows:
+        print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)

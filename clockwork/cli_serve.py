@@ -1,0 +1,302 @@
+"""`clockwork up`, `controller` and `worker`, the keys they may need, and `replay`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from clockwork import config
+from clockwork.cli_common import (
+    PATH,
+    Commands,
+)
+from clockwork.errors import ConfigError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """A count of bytes; 0 where none was given."""
+    try:
+        return 0 if value is None else config.parse_bytes(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def worker_options(command: F) -> F:
+    """What `worker` and `up` have in common."""
+    for option in reversed([
+        click.option("--device", type=click.Choice(["cpu", "emulated"]), default="cpu", show_default=True,
+                     help="What it serves from; emulated devices take profiled times and compute nothing."),
+        click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
+                     show_default=True, help="How many of them each worker has."),
+        click.option("--emulate", multiple=True, metavar="NAME=VALUE",
+                     help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
+                          "failures, copy_bandwidth, shared_link, spin."),
+        click.option("--arena", callback=_size, metavar="SIZE",
+                     help="Memory for weights, of each device.  [default: 1GiB; emulated: 21.5GiB]"),
+        click.option("--page-size", callback=_size, metavar="SIZE",
+                     help="Pages that the arena is divided into.  [default: 1MiB; emulated: 16MiB]"),
+        click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
+                     help="Threads of one execution on a CPU."),
+        click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _numbers(settings: Sequence[str]) -> dict[str, float]:
+    """NAME=NUMBER, parsed. Raises ConfigError."""
+    found = {}
+    for setting in settings:
+        name, equals, number = setting.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}") from None
+        if not equals or not name:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}")
+    return found
+
+
+def policy_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how a controller schedules."""
+    for option in (
+        click.option(
+            "--save-devices", is_flag=True, help="At low load, keep as few devices busy as SLOs allow."
+        ),
+        click.option(
+            "--option",
+            "options",
+            metavar="NAME=NUMBER",
+            multiple=True,
+            help="A constant of the policy; a wrong name is answered with those that there are.",
+        ),
+        click.option(
+            "--memory",
+            type=click.Choice(["paper", "adaptive"]),
+            default=None,
+            help="Whose rules load and evict models.  [default: the policy's own]",
+        ),
+        click.option(
+            "--policy",
+            default=config.POLICY,
+            show_default=True,
+            help="How the controller schedules: adaptive, edf, deferred, fifo or paper.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(0, config.WORKERS_MAX), default=1, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65533), default=5555, show_default=True,
+              help="For clients; the next two are for workers and events. 0: any that are free.")  # fmt: skip
+@click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
+@policy_options
+@click.option("--keys", type=PATH, help="A directory made by `clockwork keys new`.")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
+@click.option("--no-demo", is_flag=True, help="Do not register the demo model.")
+@click.option("--profiles", metavar="FILE",
+              help="Register the models of a profile file, or `paper`, on emulated devices.")  # fmt: skip
+@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
+@click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
+@worker_options
+def up(
+    workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
+    options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
+    no_demo: bool, profiles: str | None, copies: int, verbose: bool, device: str, devices: int,
+    emulate: tuple[str, ...], arena: int, page_size: int, threads: int, lock_store: bool,
+) -> None:  # fmt: skip
+    """Run a whole cluster on this machine, in the foreground: a controller and workers.
+
+    Ctrl-C ends all of it. Models that were registered are there again at the next start.
+
+    \b
+    Examples:
+      clockwork up
+      clockwork up --workers 2 --arena 4GiB
+      clockwork up --port 6000 --data /var/lib/clockwork --no-demo
+      clockwork up --host 0.0.0.0 --keys keys/
+      clockwork up --device emulated --devices 12 --profiles paper --copies 66
+    """
+    from clockwork import cluster
+
+    if profiles and not workers:
+        raise ConfigError("--profiles needs a worker that takes them")
+    arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
+    for name, size in (("--arena", arena), ("--page-size", page_size)):
+        arguments += [name, str(size)] if size else []
+    for setting in emulate:
+        arguments += ["--emulate", setting]
+    if lock_store:
+        arguments += ["--lock-store"]
+    settings = cluster.UpSettings(
+        workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
+        memory=memory or "", options=(*options, *(["save_devices=1"] if save_devices else [])),
+        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and device != "emulated",
+        profiles=profiles or "", copies=copies,
+        verbose=verbose, worker_arguments=tuple(arguments),
+    )  # fmt: skip
+    sys.exit(cluster.up(settings, lambda line: click.echo(line)))
+
+
+@click.command()
+@click.option("--listen", help=f"For clients.  [default: {config.CLIENT_ENDPOINT}]")
+@click.option("--worker-listen", help=f"For workers.  [default: {config.WORKER_ENDPOINT}]")
+@click.option("--events", help=f"For those who watch.  [default: {config.EVENTS_ENDPOINT}]")
+@click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
+@policy_options
+@click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
+@click.option("--record", type=PATH, help="Write down what the scheduler is told, for `clockwork replay`.")
+@click.option(
+    "--record-max",
+    callback=_size,
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="Where a recording ends.",
+)
+@click.option("--parent", type=int, hidden=True)
+def controller(
+    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
+    memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
+) -> None:  # fmt: skip
+    """Run a controller: it holds the models and decides what every worker does when.
+
+    \b
+    Examples:
+      clockwork controller
+      clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key controller.key
+    """
+    if parent is not None:
+        from clockwork.cluster import die_with
+
+        die_with(parent)
+    from clockwork.controller import process
+    from clockwork.controller.settings import ControllerSettings
+
+    settings = ControllerSettings(
+        client_endpoint=listen or config.client_endpoint(),
+        worker_endpoint=worker_listen or config.worker_endpoint(),
+        events_endpoint=events or config.events_endpoint(),
+        data=data or config.data_directory(),
+        policy=policy,
+        memory=memory or "",
+        options=_numbers(options) | ({"save_devices": 1.0} if save_devices else {}),
+        key=key or config.key_file(),
+        insecure=insecure,
+        record=record,
+        record_bytes_max=record_max,
+    )
+    sys.exit(process.main(settings))
+
+
+@click.command()
+@click.argument("recording", type=PATH)
+@click.option("--policy", default="", help="Another than the recorded one, to see where they part.")
+def replay(recording: Path, policy: str) -> None:
+    """Have a recorded controller's decisions again, and say whether they are the same.
+
+    \b
+    Example:
+      clockwork controller --record monday.rec
+      clockwork replay monday.rec
+    """
+    from clockwork.sim.replay import replay as replay_file
+
+    found = replay_file(recording, policy)
+    click.echo(
+        f"{found.steps} steps, {found.events} events, {found.orders} orders of policy {found.header.policy}, "
+        f"recorded by version {found.header.version}"
+    )
+    if found.identical:
+        click.echo("The decisions are identical.")
+        return
+    click.echo(f"They part at step {found.parted_at}. It was told:")
+    for event in found.parted_events:
+        click.echo(f"  {event}")
+    click.echo("and now orders:")
+    for order in found.parted_orders:
+        click.echo(f"  {order}")
+    sys.exit(1)
+
+
+@click.command()
+@click.option("--connect", help=f"The controller's workers' endpoint.  [default: {config.WORKER_ENDPOINT}]")
+@click.option("--name", help="How it is called in `status`.  [default: host-pid]")
+@worker_options
+@click.option("--store", type=PATH, help="Where prepared models are kept (or CLOCKWORK_DATA).")
+@click.option("--key", type=PATH, help="Its key file, peer.key (or CLOCKWORK_KEY).")
+@click.option("--parent", type=int, hidden=True)
+def worker(
+    connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
+    page_size: int, threads: int, lock_store: bool, store: Path | None, key: Path | None, parent: int | None,
+) -> None:  # fmt: skip
+    """Run a worker: it does what the controller orders, on the devices of this machine.
+
+    \b
+    Examples:
+      clockwork worker --arena 8GiB --threads 4
+      clockwork worker --connect tcp://10.0.0.1:5556 --key peer.key
+      clockwork worker --device emulated --devices 100 --emulate exec_noise=0.01
+    """
+    if parent is not None:
+        from clockwork.cluster import die_with
+
+        die_with(parent)
+    from clockwork.worker import process
+    from clockwork.worker.settings import WorkerSettings
+
+    settings = WorkerSettings(
+        endpoint=connect or config.worker_endpoint(),
+        devices=(device,),
+        device_count=devices,
+        emulate=emulate,
+        arena_bytes=arena,
+        page_bytes=page_size,
+        threads=threads,
+        store=store or config.data_directory(),
+        lock_store=lock_store,
+        key=key or config.key_file(),
+    )
+    if name:
+        settings.name = name
+    sys.exit(process.main(settings))
+
+
+@click.group(cls=Commands)
+def keys() -> None:
+    """Keys for clusters that listen beyond one machine."""
+
+
+@keys.command("new")
+@click.argument("directory", type=PATH)
+def new_keys(directory: Path) -> None:
+    """Write a fresh pair of key files into DIRECTORY.
+
+    \b
+    controller.key   for the controller (secret)
+    peer.key         for workers and clients (secret)
+
+    \b
+    Example:
+      clockwork keys new keys/
+      clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key keys/controller.key
+    """
+    from clockwork.keys import write_keys
+    from clockwork.transport import new_key_pair
+
+    try:
+        written = write_keys(directory, new_key_pair(), new_key_pair())
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}") from None
+    for path in written:
+        click.echo(f"wrote {path}")

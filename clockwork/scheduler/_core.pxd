@@ -258,7 +258,7 @@ cdef extern from "scheduler/estimates.h" namespace "clockwork" nogil:
 
     cdef cppclass CLoads "clockwork::LoadEstimates":
         int64_t load_ns(int64_t model_id, int64_t seed_ns, uint32_t page_count)
-        void measure(int64_t model_id, int64_t seed_ns, uint32_t page_count, int64_t ns) except +
+        int64_t measure(int64_t model_id, int64_t seed_ns, uint32_t page_count, int64_t ns) except +
         void forget(int64_t model_id)
 
     cdef cppclass CEstimates "clockwork::Estimates":

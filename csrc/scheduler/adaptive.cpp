@@ -240,6 +240,7 @@ bool Adaptive::admit(Pending& pending) {
             return false;
         }
     }
+    batch_bytes_max_ = std::max(batch_bytes_max_, request.bytes * spec.batch_max);
     // Only what is let in counts: a client that tries again at once must not look like a flood.
     double recent = there.ideal_ns * pending.size;
     recent_sum_ += recent * recent_weights_.weight();
@@ -446,22 +447,41 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
     keep_time();
     candidates_.clear();
     Candidate best{};
-    for_each_ready(device, [&](Queue& queue, Residency& residency) {
-        // The earliest that it could have to start; most need no closer look.
-        const KindSpec& spec = *residency.spec;
-        Ns longest = takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
-        Ns earliest = queue.front().deadline_ns - device.worker->back_ns - longest;
-        if (best.queue != nullptr && queue.level >= best.queue->level && earliest >= best.rank_ns) {
-            return;
+    // Most need no closer look. Of one that has to leave others devices the rank is its deadline, less the way back and
+    // what its inputs are late; of the lowest level, none has to go before others.
+    const Inputs& way = inputs_.of(*device.worker);
+    Ns covered = free_ns - std::max(now_, way.free_ns) - device.worker->there_ns;
+    double latest = way.byte_ns * static_cast<double>(batch_bytes_max_);
+    Ns nearer = device.worker->back_ns + (latest > 0 ? std::max<Ns>(static_cast<Ns>(latest) + 1 - covered, 0) : 0);
+    std::uint32_t lowest = lowest_level();
+    bool is_level = is_one_level();
+    std::uint64_t bound = UINT64_MAX;  // of packed ranks: those at or above it are not better than the best
+    auto is_everywhere = [this](const Model& model) { return model.residencies.size() >= devices_.size(); };
+    auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
+    for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
+        if (best.queue != nullptr && queue.level >= best.queue->level) {
+            const KindSpec& spec = *residency.spec;
+            Ns earliest = queue.front().deadline_ns;  // that it could have to start
+            if (is_everywhere(*queue.model) || queue.level < lowest) {
+                earliest -= device.worker->back_ns;
+                earliest -= takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
+            } else {
+                earliest -= nearer;
+            }
+            if (earliest >= best.rank_ns) {
+                return;
+            }
         }
         Candidate one{};
         if (consider(queue, residency, free_ns, one)) {
             // Where another device may go on with the rest, a long queue is worth beginning early.
-            bool is_everywhere = queue.model->residencies.size() >= devices_.size();
-            one.rank_ns = one.start_ns + (is_everywhere ? 0 : one.duration_ns);
+            one.rank_ns = one.start_ns + (is_everywhere(*queue.model) ? 0 : one.duration_ns);
             candidates_.push_back(one);
             if (best.queue == nullptr || one.rank_ns < best.rank_ns) {
                 best = one;
+                if (is_level) {
+                    bound = packed_rank(queue.level, best.rank_ns + nearer);
+                }
             }
         }
     });

@@ -215,6 +215,7 @@ private:
     Weights recent_weights_{RECENT_HALF_LIFE_NS};
     std::vector<double> margins_;   // by the device's kind
     Beside<Inputs> inputs_;         // of workers
+    std::uint64_t batch_bytes_max_ = 0;  // that any batch could have
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;            // when to compute it anew
     std::vector<double> wanted_;    // for that: what each model asks for, in devices

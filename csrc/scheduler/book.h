@@ -89,6 +89,8 @@ protected:
     void answer_ok(Pending& pending, const Flight& flight, const ActionResult& result);
     // The lowest priority (the highest number) of any unanswered request; 0 if there is none.
     std::uint32_t lowest_level() const;
+    // Whether all unanswered requests are of that level.
+    bool is_one_level() const { return levels_[lowest_level()] == pendings_.size(); }
 
     // ----- time and order ----------------------------------------------------------------------
 

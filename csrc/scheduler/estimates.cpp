@@ -273,17 +273,12 @@ LoadEstimates::LoadEstimates() {
     ratios_.push(1000);
 }
 
-Ns LoadEstimates::load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
-    if (auto window = windows_.find(model_id); window != windows_.end()) {
-        return window->second.robust();
-    }
-    if (seed_ns > 0) {
-        return seed_ns * std::min<Ns>(std::max<Ns>(ratios_.robust(), 500), 4000) / 1000;
-    }
-    return page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
+Ns LoadEstimates::own_ns(ModelId model_id) const {
+    auto window = windows_.find(model_id);
+    return window != windows_.end() ? window->second.robust() : 0;
 }
 
-void LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns) {
+Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns) {
     ns = std::max<Ns>(ns, 1);
     auto window = windows_.find(model_id);
     if (window == windows_.end()) {
@@ -297,10 +292,12 @@ void LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_cou
     window->second.push(ns);
     if (seed_ns > 0) {
         ratios_.push(ns * 1000 / seed_ns);
+        ratio_ = std::min<Ns>(std::max<Ns>(ratios_.robust(), 500), 4000);
     }
     if (page_count > 0) {
         page_ns_.push(ns / page_count);
     }
+    return window->second.robust();
 }
 
 ProgramEstimates& Estimates::use_program(std::uint32_t program, std::uint32_t kind) {

@@ -171,13 +171,24 @@ public:
     LoadEstimates();
 
     // The expected duration of a load.
-    Ns load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const;
-    void measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns);
+    Ns load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
+        Ns own = own_ns(model_id);
+        return own > 0 ? own : first_ns(seed_ns, page_count);
+    }
+    // By the model's own loads; 0 if there were none.
+    Ns own_ns(ModelId model_id) const;
+    // Of a model that was never loaded.
+    Ns first_ns(Ns seed_ns, std::uint32_t page_count) const {
+        return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
+    }
+    // What own_ns() is then.
+    Ns measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns);
     void forget(ModelId model_id) { windows_.erase(model_id); }
 
 private:
     std::unordered_map<ModelId, Window> windows_;
     Window ratios_;
+    Ns ratio_ = 1000;  // what is made of them
     Window page_ns_;
 };
 

@@ -53,8 +53,12 @@ bool Loads::try_idle(Device& device, const std::vector<std::uint32_t>& runs, std
             evictable_.push_back(one);
         }
     }
-    order_evictable(device, evictable_);
-    for (Residency* victim : evictable_) {
+    std::size_t ordered = 0;
+    for (std::size_t place = 0; place < evictable_.size(); ++place) {
+        if (place == ordered) {
+            ordered = order_evictable(device, evictable_, ordered);
+        }
+        Residency* victim = evictable_[place];
         victims.push_back(victim);
         trial_.free(victim->starts, victim->spec->runs);
         if (trial_.allocate(runs, trial_starts_)) {
@@ -262,6 +266,25 @@ void Loads::send_load(Residency& residency, bool hurries) {
     retime_loads(device);
 }
 
+void Loads::load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims) {
+    Residency* residency = residency_pool_.make();
+    residency->model = &model;
+    residency->device = &device;
+    residency->spec = &spec;
+    residency->key_ns = NEVER_NS;
+    victims_ = victims;
+    for (const Residency* one : victims_) {
+        device.pages.free(one->starts, one->spec->runs);
+    }
+    must(device.pages.allocate(spec.runs, residency->starts), "room that was found is not there");
+    if (!victims_.empty()) {
+        unload_victims(*residency);
+    }
+    model.residencies.push_back(residency);
+    device.pending.push_back(residency);
+    send_load(*residency);
+}
+
 bool Loads::load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns) {
     Residency* residency = residency_pool_.make();
     residency->model = &model;
@@ -316,17 +339,14 @@ bool Loads::make_room(Device& device, Residency& residency, Ns before_ns) {
     if (pages.allocate(runs, residency.starts)) {
         return true;
     }
-    find_evictable(device, residency.victims, before_ns, evictable_);
     victims_.clear();
     bool fits = false;
-    for (Residency* one : evictable_) {
+    for_each_evictable(device, residency.victims, before_ns, [&](Residency* one) {
         pages.free(one->starts, one->spec->runs);
         victims_.push_back(one);
         fits = pages.allocate(runs, residency.starts);
-        if (fits) {
-            break;
-        }
-    }
+        return !fits;
+    });
     if (!fits) {
         for (Residency* one : victims_) {
             pages.take(one->starts, one->spec->runs);
@@ -334,7 +354,14 @@ bool Loads::make_room(Device& device, Residency& residency, Ns before_ns) {
         residency.starts.clear();
         return false;
     }
-    // Those that turned out not to be needed stay, the most recently used first.
+    unload_victims(residency);
+    return true;
+}
+
+// Of the victims, whose pages it has, those that turned out not to be needed stay, the most recently used first.
+void Loads::unload_victims(Residency& residency) {
+    PageAllocator& pages = residency.device->pages;
+    const PageAllocator::Pages& runs = residency.spec->runs;
     for (std::size_t place = victims_.size() - 1; place-- > 0;) {
         Residency* one = victims_[place];
         pages.free(residency.starts, runs);
@@ -349,30 +376,36 @@ bool Loads::make_room(Device& device, Residency& residency, Ns before_ns) {
     for (std::size_t place = 0; place < victims_.size(); ++place) {
         send_unload(*victims_[place]);
     }
-    return true;
 }
 
-// Idle models in the order in which they go: the chosen, then the least recently used.
-void Loads::find_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns,
-                           std::vector<Residency*>& found) {
-    found.clear();
+// Idle models in the order in which they go: the chosen, then the least recently used. Until function returns false.
+template <typename Function>
+void Loads::for_each_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns,
+                               Function&& function) {
     for (Residency* one : chosen) {
-        if (one->is_idle() && one->on_device) {
-            found.push_back(one);
+        if (one->is_idle() && one->on_device && !function(one)) {
+            return;
         }
     }
-    others_.clear();
+    evictable_.clear();
     for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
         if (one->used_ns < before_ns && !one->doomed && one->is_idle() && may_evict(*one) && !contains(chosen, one)) {
-            others_.push_back(one);
+            evictable_.push_back(one);
         }
     }
-    order_evictable(device, others_);
-    found.insert(found.end(), others_.begin(), others_.end());
+    std::size_t ordered = 0;
+    for (std::size_t place = 0; place < evictable_.size(); ++place) {
+        if (place == ordered) {
+            ordered = order_evictable(device, evictable_, ordered);
+        }
+        if (!function(evictable_[place])) {
+            return;
+        }
+    }
     if (before_ns >= NEVER_NS) {  // the first load in line takes, in need, what a later one counted on
         for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
-            if (one->doomed && !contains(chosen, one) && one->is_idle()) {
-                found.push_back(one);
+            if (one->doomed && !contains(chosen, one) && one->is_idle() && !function(one)) {
+                return;
             }
         }
     }
@@ -513,7 +546,8 @@ void Loads::load_answered(Flight& flight, const ActionResult& result) {
     worker.link_free_ns = now_ - worker.back_ns + worker.loads_ns;
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
-        residency.spec->loads->measure(model.model_id, residency.spec->load_ns, residency.spec->page_count, took);
+        KindSpec& spec = *residency.spec;
+        spec.load_own_ns = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took);
         residency.state = ResidencyState::RESIDENT;
         residency.ready_ns = 0;
         residency.used_ns = now_;

@@ -60,10 +60,12 @@ protected:
         (void)residency;
         return true;
     }
-    // Puts idle models in the order in which they are to make room; they come least recently used first.
-    virtual void order_evictable(Device& device, std::vector<Residency*>& found) {
+    // Idle models in the order in which they are to make room, a part at a time: the first `ordered` are in order, and
+    // as many are when it returns as it says, at least one more. They come least recently used first.
+    virtual std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) {
         (void)device;
-        (void)found;
+        (void)ordered;
+        return found.size();
     }
     // Whether anybody still waits for a load that was not sent. If not, it is dropped.
     virtual bool is_load_wanted(const Residency& residency) const {
@@ -118,6 +120,8 @@ protected:
     bool load_idly(Device& device, Model& model, KindSpec& spec) {
         return load_now(device, model, spec, now_ - WARM_IDLE_NS);
     }
+    // Load into the room that find_room() has just found.
+    void load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims);
     // Load into free pages, or those of idle models that were last used before then. False if there are none.
     bool load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns);
     // Order a model off its device. Its pages must have been given back to the allocator already.
@@ -154,8 +158,9 @@ private:
     void send_load(Residency& residency, bool hurries = true);
     void enter_pending(Residency& residency);
     bool make_room(Device& device, Residency& residency, Ns before_ns);
-    void find_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns,
-                        std::vector<Residency*>& found);
+    void unload_victims(Residency& residency);
+    template <typename Function>
+    void for_each_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns, Function&& function);
     void doom_more(Device& device, Residency& residency);
     void load_failed(Residency& residency, const ActionResult& result);
     void forget_victim(Device& device, Residency& residency);
@@ -165,7 +170,6 @@ private:
     PageAllocator trial_;  // find_victims() and find_room() try things on it
     PageAllocator::Pages trial_starts_;
     std::vector<Residency*> evictable_;
-    std::vector<Residency*> others_;
     std::vector<Residency*> victims_;
     std::vector<Ending> endings_;
     std::uint32_t mark_ = 0;

@@ -74,6 +74,10 @@ bool Memory::load(Device& device, Model& model, KindSpec& spec) {
     return queued_.load_now(device, model, spec, NEVER_NS);
 }
 
+void Memory::load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims) {
+    queued_.load_over(device, model, spec, victims);
+}
+
 bool Memory::load_by_force(Device& device, Model& model, KindSpec& spec) {
     Residency* residency = queued_.propose_load(device, model, spec, now(), true);
     if (residency == nullptr) {

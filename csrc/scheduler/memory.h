@@ -45,10 +45,11 @@ public:
         (void)residency;
         return true;
     }
-    // Put idle models that may make room in the order in which they should (it is least recently used first).
-    virtual void order_evictable(Device& device, std::vector<Residency*>& found) {
+    // See Loads.
+    virtual std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) {
         (void)device;
-        (void)found;
+        (void)ordered;
+        return found.size();
     }
 
     virtual void arrived_on(Residency& residency) { (void)residency; }
@@ -80,6 +81,8 @@ protected:
     Device* find_target(const Model& model, Score score);
     // Sends the LOAD, evicting idle models in the order of order_evictable(). False: its pages cannot come free now.
     bool load(Device& device, Model& model, KindSpec& spec);
+    // Sends it into the room that find_room() has just found.
+    void load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims);
     // Decides the load even if busy models have to go for it: nothing new is sent to them, and it starts when their
     // pages are free. False: not even then.
     bool load_by_force(Device& device, Model& model, KindSpec& spec);

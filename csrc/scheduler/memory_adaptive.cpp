@@ -282,18 +282,23 @@ void AdaptiveMemory::device_joined(Device& device) {
 
 bool AdaptiveMemory::may_evict(const Residency& residency) const { return waiting(*residency.model) == 0; }
 
-void AdaptiveMemory::order_evictable(Device& device, std::vector<Residency*>& found) {
+std::size_t AdaptiveMemory::order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) {
     (void)device;
-    densities_.clear();
-    for (Residency* one : found) {
-        double worth = rate(*one->model) * static_cast<double>(one->spec->load_planned_ns());
-        densities_.emplace_back(worth / std::max<std::uint32_t>(one->spec->page_count, 1), one);
+    if (ordered == 0) {
+        densities_.clear();
+        for (Residency* one : found) {
+            double worth = rate(*one->model) * static_cast<double>(one->spec->load_planned_ns());
+            worth /= std::max<std::uint32_t>(one->spec->page_count, 1);
+            densities_.push_back({worth, static_cast<std::uint32_t>(densities_.size()), one});
+        }
     }
-    std::stable_sort(densities_.begin(), densities_.end(),
-                     [](const auto& a, const auto& b) { return a.first < b.first; });
-    for (std::size_t place = 0; place < found.size(); ++place) {
-        found[place] = densities_[place].second;
+    std::size_t until = std::min(found.size(), std::max(2 * ordered, EVICTABLE_ORDERED));
+    auto at = [&](std::size_t place) { return densities_.begin() + static_cast<std::ptrdiff_t>(place); };
+    std::partial_sort(at(ordered), at(until), densities_.end());
+    for (std::size_t place = ordered; place < until; ++place) {
+        found[place] = densities_[place].residency;
     }
+    return until;
 }
 
 void AdaptiveMemory::look(Device& device) {
@@ -360,7 +365,8 @@ bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec, doub
         for (const Residency* victim : victims_) {
             cost += standing(*victim->model, *victim->spec);
         }
-        if (cost <= gain && load(device, model, spec)) {
+        if (cost <= gain) {
+            load_over(device, model, spec, victims_);
             one.denied_ns = 0;
             return true;
         }

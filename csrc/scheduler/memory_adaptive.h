@@ -54,6 +54,9 @@ inline constexpr double LATENESS_WEIGHT = 0.05;
 inline constexpr int CANDIDATE_SCAN_MAX = 8;
 inline constexpr Ns LOOK_AGAIN_NS = 5 * MS;
 
+// Models that are put in order at once to make room: few loads need more.
+inline constexpr std::size_t EVICTABLE_ORDERED = 8;
+
 // Slots by value, the highest first (of equal ones, the lowest slot); a slot's value may change at any time.
 class SlotHeap {
 public:
@@ -93,7 +96,7 @@ public:
     void look(Device& device) override;
     void press(Queue& queue) override;
     bool may_evict(const Residency& residency) const override;
-    void order_evictable(Device& device, std::vector<Residency*>& found) override;
+    std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override;
     void arrived_on(Residency& residency) override;
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;
@@ -106,6 +109,15 @@ private:
         Ns slo_ns = NEVER_NS;      // of its last request
         Ns pressed_ns = -NEVER_NS;  // last
         Ns denied_ns = 0;          // since when it found no room; 0: it did
+    };
+
+    struct Density {  // of what a page holds; of those that are equal, the least recently used goes first
+        double worth;
+        std::uint32_t place;
+        Residency* residency;
+        bool operator<(const Density& other) const {
+            return worth != other.worth ? worth < other.worth : place < other.place;
+        }
     };
 
     Demand& demand(const Model& model);
@@ -130,7 +142,7 @@ private:
     std::vector<double> lateness_;    // and what part of their SLOs its last batches had waited
     std::vector<std::uint32_t> aside_;
     std::vector<Residency*> victims_;
-    std::vector<std::pair<double, Residency*>> densities_;
+    std::vector<Density> densities_;
 };
 
 }  // namespace clockwork

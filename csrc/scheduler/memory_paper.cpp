@@ -189,9 +189,11 @@ void PaperMemory::call(Model& model) {
     }
 }
 
-void PaperMemory::order_evictable(Device& device, std::vector<Residency*>& found) {
+std::size_t PaperMemory::order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) {
     (void)device;
+    (void)ordered;
     std::stable_partition(found.begin(), found.end(), [](const Residency* one) { return one->model->live == 0; });
+    return found.size();
 }
 
 void PaperMemory::arrived_on(Residency& residency) { soil(*residency.model); }

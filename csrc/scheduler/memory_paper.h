@@ -55,7 +55,7 @@ public:
     void sent(Flight& flight) override;
     void ended(Flight& flight) override;
     void look(Device& device) override;
-    void order_evictable(Device& device, std::vector<Residency*>& found) override;
+    std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override;
     void arrived_on(Residency& residency) override;
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;

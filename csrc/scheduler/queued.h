@@ -106,11 +106,16 @@ protected:
 
     // The ready queue of the lowest rank on a device, whose residency is set too; null: there is none.
     Queue* first_ready(Device& device, Residency*& residency);
-    // Calls function(queue, residency) for every ready queue of the models on a device.
-    template <typename Function>
-    void for_each_ready(Device& device, Function&& function) {
+    // Calls function(queue, residency) for every ready queue of those models on a device that is_wanted(model, rank),
+    // which is asked with the packed rank of the model's best queue: what is of no use costs little then.
+    template <typename Wanted, typename Function>
+    void for_each_ready(Device& device, Wanted&& is_wanted, Function&& function) {
         Bits::for_each_in_both(at(device).models, work_, [&](std::uint32_t slot) {
-            Residency* residency = device.find(model_pool_.at(slot));
+            const Model* model = model_pool_.at(slot);
+            if (!is_wanted(*model, ranks_[slot])) {
+                return true;
+            }
+            Residency* residency = device.find(model);
             if (is_usable(residency)) {
                 for (const auto& queue : states_[slot].queues) {
                     if (queue->ready) {
@@ -195,8 +200,8 @@ protected:
     void strand(Model& model) override;
     void collect_waiting(std::vector<const Pending*>& found) const override;
     bool may_evict(const Residency& residency) const override { return memory_->may_evict(residency); }
-    void order_evictable(Device& device, std::vector<Residency*>& found) override {
-        memory_->order_evictable(device, found);
+    std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override {
+        return memory_->order_evictable(device, found, ordered);
     }
     bool is_load_wanted(const Residency& residency) const override;
     void load_done(Residency& residency, Ns took_ns) override;

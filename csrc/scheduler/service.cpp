@@ -149,6 +149,7 @@ void Service::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
                 fresh->page_count += size;
             }
             fresh->load_ns = spec.load_ns;
+            fresh->load_own_ns = fresh->loads->own_ns(spec.model_id);
             fresh->program->seed(spec.profile);
             if (known != nullptr) {
                 *std::find(model->specs.begin(), model->specs.end(), known) = fresh;

@@ -198,6 +198,7 @@ struct KindSpec {
     std::uint32_t page_count = 0;
     std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model
     Ns load_ns = 0;                  // measured at preparation
+    Ns load_own_ns = 0;              // by its loads; 0: there were none
     std::vector<std::uint32_t> runs;
 
     std::uint32_t slot = 0;
@@ -205,7 +206,7 @@ struct KindSpec {
 
     void reset() { worker_count = 0; }
 
-    Ns load_expected_ns() const { return loads->load_ns(model_id, load_ns, page_count); }
+    Ns load_expected_ns() const { return load_own_ns > 0 ? load_own_ns : loads->first_ns(load_ns, page_count); }
     Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
 
     // A batch of this size with margin, or the bound for a shape never seen; 0 if there is none.

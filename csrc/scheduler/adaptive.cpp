@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "scheduler/decay.h"
+
 namespace clockwork {
 
 namespace {
@@ -23,9 +25,9 @@ struct Growth {
 
 // Between half-lives weights grow in a straight line: exp() is not the same to the last bit everywhere.
 Growth growth(Ns past, Ns half_life) {
-    auto doublings = static_cast<int>(past / half_life);
     double rest = static_cast<double>(past % half_life) / static_cast<double>(half_life);
-    return {std::ldexp(1 + rest, doublings), std::ldexp(1.5 + rest + rest * rest / 2, doublings)};
+    double scale = power_of_two(static_cast<int>(past / half_life));
+    return {(1 + rest) * scale, (1.5 + rest + rest * rest / 2) * scale};
 }
 
 // The largest batch of at most rows_max that takes no longer than time_ns; 0 if not even one row does.

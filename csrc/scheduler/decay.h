@@ -2,11 +2,17 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
+#include <cstdint>
 
 #include "scheduler/types.h"
 
 namespace clockwork {
+
+// 2 to this power, which is within (-1023, 1024). A number times this is what ldexp() makes of it, in less time.
+inline double power_of_two(int exponent) {
+    return std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
+}
 
 // What is left of 1 after so long. Between half-lives it falls in a straight line: exp() is not the same to the last
 // bit everywhere, and decisions depend on it.
@@ -16,7 +22,7 @@ inline double decay(Ns past, Ns half_life) {
         return 0;
     }
     double rest = static_cast<double>(past % half_life) / static_cast<double>(half_life);
-    return std::ldexp(1 - rest / 2, -static_cast<int>(halves));
+    return (1 - rest / 2) * power_of_two(-static_cast<int>(halves));
 }
 
 class DecayedCount {

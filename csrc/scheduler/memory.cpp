@@ -15,7 +15,7 @@ void Memory::touch(Device& device) { queued_.touch(device); }
 
 Model& Memory::model_at(std::uint32_t slot) const { return *queued_.model_pool_.at(slot); }
 
-std::uint32_t Memory::waiting(const Model& model) const { return queued_.at(model).waiting; }
+std::uint32_t Memory::waiting(const Model& model) const { return queued_.waiting(model); }
 
 Queue* Memory::queue(const Model& model, std::size_t index) const {
     const auto& queues = queued_.at(model).queues;
@@ -27,12 +27,14 @@ KindSpec* Memory::loadable(const Device& device, const Model& model) const {
         return nullptr;
     }
     KindSpec* spec = model.spec(device.kind);
-    if (spec == nullptr || spec->page_count > device.pages.page_count() || device.find(&model) != nullptr ||
-        std::any_of(device.pending.begin(), device.pending.end(),
-                    [&](const Residency* one) { return one->model == &model; })) {
+    if (spec == nullptr || spec->page_count > device.pages.page_count()) {
         return nullptr;
     }
-    return spec;
+    bool is_there = !model.residencies.empty() &&
+                    (device.find(&model) != nullptr ||
+                     std::any_of(device.pending.begin(), device.pending.end(),
+                                 [&](const Residency* one) { return one->model == &model; }));
+    return is_there ? nullptr : spec;
 }
 
 std::uint32_t Memory::loading(const Device& device) {

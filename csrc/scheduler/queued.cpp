@@ -100,7 +100,7 @@ Queue& Queued::queue_of(ModelState& state, const Pending& pending) {
 
 void Queued::enqueue(Pending& pending, Queue& queue) {
     queue.insert({pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone});
-    ++at(*pending.model).waiting;
+    ++waiting_[pending.model->slot];
     memory_->waits(pending);
     if (!queue.ready || reviews_growth_ || queue.front().pending == &pending) {
         review(queue);
@@ -117,7 +117,7 @@ void Queued::unplan(Pending& pending) {
     if (!queue.erase(pending)) {
         return;  // it was being planned again
     }
-    --state.waiting;
+    --waiting_[pending.model->slot];
     memory_->leaves(pending);
     if (!reviewing_) {
         review(queue);
@@ -346,7 +346,7 @@ void Queued::send(Device& device, const Choice& choice) {
     }
     queue.take(choice.first, choice.count, batch->pendings);
     queue.timer_order = -1;  // a request may come back: its timer is for where it is now
-    at(model).waiting -= choice.count;
+    waiting_[model.slot] -= choice.count;
     for (Pending* pending : batch->pendings) {
         batch->size += pending->size;
         batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
@@ -437,7 +437,7 @@ void Queued::send_background(Residency& residency) {
 
 bool Queued::is_load_wanted(const Residency& residency) const {
     const Model& model = *residency.model;
-    return states_[model.slot].waiting > 0 || !model.background.empty();
+    return waiting(model) > 0 || !model.background.empty();
 }
 
 void Queued::load_done(Residency& residency, Ns took_ns) {
@@ -503,11 +503,13 @@ void Queued::model_prepared(Model& model, Worker& worker) {
     (void)worker;
     if (model.slot >= states_.size()) {
         states_.resize(model_pool_.slot_count());
+        waiting_.resize(model_pool_.slot_count(), 0);
     }
     ModelState& state = at(model);
     if (state.generation != model.generation) {  // the slot had another model before
         state = ModelState();
         state.generation = model.generation;
+        waiting_[model.slot] = 0;
     }
     for (const auto& queue : state.queues) {
         queue->is_profiled = false;  // a worker of another kind may know other shapes: arrive() looks again
@@ -518,7 +520,7 @@ void Queued::model_prepared(Model& model, Worker& worker) {
 void Queued::strand(Model& model) {
     Idle::strand(model);
     ModelState& state = at(model);
-    if (state.waiting == 0) {
+    if (waiting(model) == 0) {
         return;
     }
     bool usable = std::any_of(model.residencies.begin(), model.residencies.end(),
@@ -572,7 +574,7 @@ void Queued::check_invariants() const {
                 must(queue->front().order == queue->timer_order, "nobody looks after a queue's front");
             }
         }
-        must(waiting == state.waiting, "a model's waiting requests were miscounted");
+        must(waiting == waiting_[model->slot], "a model's waiting requests were miscounted");
         must(ready == work_.test(model->slot), "the index of models with work is wrong");
         must(ready == (state.best != nullptr), "a model's best queue is wrong");
         for (const Residency* one : model->residencies) {

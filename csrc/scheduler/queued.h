@@ -56,7 +56,6 @@ protected:
         Queue* last = nullptr;         // the queue that was asked for last
         std::uint32_t last_shape = 0;  // it is of
         std::uint8_t last_level = 0;
-        std::uint32_t waiting = 0;     // requests in its queues
         std::uint32_t generation = 0;  // of the model
         Queue* best = nullptr;         // of its ready queues, the first by (level, rank, order)
         std::vector<std::unique_ptr<Queue>> queues;
@@ -181,6 +180,8 @@ protected:
     }
     // Devices that could take work now and found none.
     const Bits& hungry() const { return hungry_; }
+    // Requests in a model's queues.
+    std::uint32_t waiting(const Model& model) const { return waiting_[model.slot]; }
 
     Ns schedule_ahead_ns_;
     bool reviews_growth_ = false;  // review() a ready queue at every arrival, too
@@ -231,6 +232,7 @@ private:
     void send_background(Residency& residency);
 
     std::vector<ModelState> states_;          // by the model's slot; grows with model_prepared() alone
+    std::vector<std::uint32_t> waiting_;      // likewise, close together: it is asked of every model on a device
     std::vector<DeviceState> devices_state_;  // by the device's
     std::vector<std::uint64_t> ranks_;       // by the model's slot: of the best ready queue
     Bits work_;                              // models with a ready queue

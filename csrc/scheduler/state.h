@@ -17,6 +17,9 @@
 
 namespace clockwork {
 
+// What is read together of a model lies within one: whoever looks through all of a device's waits for memory alone.
+inline constexpr std::size_t CACHE_LINE = 64;
+
 // The delay each way that is assumed of a link until it has been measured.
 inline constexpr Ns LINK_DEFAULT_NS = 200'000;
 
@@ -187,18 +190,18 @@ enum class ResidencyState : std::uint8_t {
 };
 
 // A model on one kind of device.
-struct KindSpec {
+struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t kind = 0;
-    std::uint32_t program_number = 0;
-    ProgramEstimates* program = nullptr;
-    LoadEstimates* loads = nullptr;
-    const Shapes* shapes = nullptr;
-    ModelId model_id = 0;
-    std::uint32_t batch_max = 1;
     std::uint32_t page_count = 0;
-    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model
+    LoadEstimates* loads = nullptr;
     Ns load_ns = 0;                  // measured at preparation
     Ns load_own_ns = 0;              // by its loads; 0: there were none
+    ProgramEstimates* program = nullptr;
+    const Shapes* shapes = nullptr;
+    std::uint32_t batch_max = 1;
+    std::uint32_t program_number = 0;
+    ModelId model_id = 0;
+    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model
     std::vector<std::uint32_t> runs;
 
     std::uint32_t slot = 0;
@@ -217,15 +220,17 @@ struct KindSpec {
 };
 
 // One model on one device, from the decision to load it until its UNLOAD is done.
-struct Residency {
+struct alignas(CACHE_LINE) Residency {
+    Residency* after = nullptr;  // among the device's models, least recently used first
     Model* model = nullptr;
-    Device* device = nullptr;
     KindSpec* spec = nullptr;
+    Device* device = nullptr;
     ResidencyState state = ResidencyState::PENDING;
     bool doomed = false;         // a pending load waits for its pages: nothing new is planned on it
     bool on_device = false;      // in device->resident
     std::uint8_t attempts = 0;
     std::uint32_t flying = 0;    // actions of the execute lane that use it
+    std::vector<Batch*> batches;  // planned here, in the order of planning
     Ns key_ns = 0;               // pending loads start in this order
     Ns ready_ns = 0;             // predicted: an INFER may start from then on; 0 once it is resident
     Ns clear_ns = 0;             // predicted: the victims are idle from then on
@@ -233,10 +238,8 @@ struct Residency {
     LoadId load_id = 0;
     ActionId action_id = 0;      // of the LOAD under way
     std::vector<std::uint32_t> starts;
-    std::vector<Batch*> batches;      // planned here, in the order of planning
     std::vector<Residency*> victims;  // doomed for this one
-    Residency* before = nullptr;      // among the device's models, least recently used first
-    Residency* after = nullptr;
+    Residency* before = nullptr;
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
@@ -290,14 +293,15 @@ struct Flight {
     }
 };
 
-struct Model {
+struct alignas(CACHE_LINE) Model {
     ModelId model_id = 0;
+    std::uint32_t slot = 0;
     bool batches = false;
     bool draining = false;
     bool gone = false;
+    std::vector<Residency*> residencies;
     std::vector<KindSpec*> specs;    // one for each kind of device that it was prepared on
     std::vector<WorkerId> workers;   // that have prepared it, in the order of their saying so
-    std::vector<Residency*> residencies;
     PendingList background;          // requests without a deadline, not planned yet
     Model* before = nullptr;         // among the models with such requests
     Model* after = nullptr;
@@ -307,8 +311,6 @@ struct Model {
     std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
     std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
     std::uint32_t touched = 0;       // the round of worker_left() that has seen it
-
-    std::uint32_t slot = 0;
     std::uint32_t generation = 0;
 
     void reset() {

@@ -73,11 +73,12 @@ int Weights::advance(Ns now) {
     }
     kept_ns_ = now;
     Ns doublings = (now - origin_ns_) / half_life_ns_;
-    if (doublings <= DOUBLINGS_MAX) {
+    if (doublings > DOUBLINGS_MAX) {
+        before_ = std::ldexp(before_, -static_cast<int>(doublings));
+        origin_ns_ += doublings * half_life_ns_;
+    } else {
         doublings = 0;
     }
-    before_ = std::ldexp(before_, -static_cast<int>(doublings));
-    origin_ns_ += doublings * half_life_ns_;
     Growth grown = growth(now - origin_ns_, half_life_ns_);
     weight_ = grown.weight;
     double memory = (grown.integral - before_) / grown.weight;

@@ -82,7 +82,7 @@ extensions: list[Extension] = [
             libraries=["dl", "pthread"],
             depends=["csrc/ort_api.h", "csrc/workspace.h", "csrc/lane.h"],
         )
-        for name in ("_ort", "_cpu")
+        for name in ("_ort", "_pages", "_cpu")
     ),
     *(
         Extension(

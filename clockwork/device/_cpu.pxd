@@ -1,11 +1,11 @@
-"""The CPU device's native half: a page arena, two lanes, and the actions that run on them."""
+"""The CPU device's native half: two lanes over a page arena, and the actions that run on them."""
 
 from cpython.buffer cimport Py_buffer
 from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from clockwork.device._ort cimport (
-    TEXT_BYTES, OrtApi, OrtRunOptions, OrtSessionOptions, OrtValue, Runtime, Session)
+from clockwork.device._ort cimport TEXT_BYTES, OrtRunOptions, OrtValue, Session
+from clockwork.device._pages cimport Arena, Model, ModelState, Slot, cw_hub
 
 cdef extern from "lane.h" nogil:
     enum:
@@ -16,18 +16,12 @@ cdef extern from "lane.h" nogil:
         int64_t earliest_ns
         int64_t latest_ns
         int32_t status
-    ctypedef struct cw_hub:
-        int event_fd
     ctypedef struct cw_lane:
         cw_action* head
         cw_action* running
         int32_t length
     int64_t cw_now()
     int64_t cw_thread_time()
-    int cw_hub_init(cw_hub*)
-    void cw_hub_free(cw_hub*)
-    void cw_hub_lock(cw_hub*)
-    void cw_hub_unlock(cw_hub*)
     void cw_hub_end(cw_hub*, cw_action*)
     cw_action* cw_hub_take(cw_hub*)
     void cw_lane_init(cw_lane*, cw_hub*)
@@ -41,9 +35,6 @@ cdef extern from "lane.h" nogil:
     cw_action* cw_lane_clear(cw_lane*)
     void cw_lane_stop(cw_lane*)
 
-cdef extern from "<sys/mman.h>" nogil:
-    int mincore(void*, size_t, unsigned char*)
-
 cdef enum Kind:
     KIND_LOAD
     KIND_UNLOAD
@@ -52,43 +43,6 @@ cdef enum Kind:
 
 cdef enum:
     RANK_MOST = 32  # config.RANK_MAX
-
-cdef struct Weight:
-    # Where one of the program's inputs lies in the pages.
-    int dtype
-    int rank
-    int64_t run
-    int64_t offset
-    int64_t bytes
-    int64_t* dims
-
-cdef struct ModelState:
-    bint packed
-    bint has_session  # of its own: packed, and resident
-    Session* session  # the shared program's, or &own
-    Session own
-    char* path  # packed: what LOAD opens
-    size_t input_count
-    int* input_dtypes
-    char* source  # the weights, mapped
-    size_t source_bytes
-    bint copied  # they are in memory of this process, and not a file's mapping
-    int run_count
-    int64_t* run_pages
-    int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied
-    size_t weight_count
-    Weight* weights
-    int64_t* dims
-    OrtValue** values  # what a run is fed: places for the inputs, then the weights
-    # Guarded by the hub's lock:
-    bint resident
-    int64_t load_id
-    int64_t* run_starts
-
-cdef struct Slot:
-    char* base
-    size_t bytes
-    bint busy  # guarded by the hub's lock
 
 cdef struct Input:
     int dtype
@@ -134,44 +88,18 @@ cdef struct Action:
     Span copy_out
     char text[TEXT_BYTES]
 
-cdef class Program:
-    cdef Session session
-    cdef Runtime runtime
-    cdef object __weakref__
-
-cdef class Model:
-    cdef ModelState state
-    cdef Program program
-    cdef Runtime runtime
-    cdef int pending  # actions under way; guarded by the GIL
-    cdef readonly int64_t model_id
-    cdef readonly int64_t packed_bytes
-
 cdef class Block:
     cdef char* data
     cdef Py_ssize_t bytes
 
-cdef class Core:
-    cdef cw_hub hub
+cdef class Core(Arena):
     cdef cw_lane load_lane
     cdef cw_lane execute_lane
-    cdef Runtime runtime
-    cdef const OrtApi* api
-    cdef OrtSessionOptions* options
     cdef OrtRunOptions* run_options
-    cdef char* arena
-    cdef size_t arena_bytes
-    cdef ModelState** owners  # of each page, NULL if free; guarded by the hub's lock
     cdef int32_t run_ahead
-    cdef int slot_count
-    cdef Slot* slots
-    cdef size_t slot_bytes_most
     cdef int64_t spin_ns
     cdef bint cpu_time
     cdef bint opened
-    cdef readonly size_t page_bytes
-    cdef readonly int64_t page_count
-    cdef dict models
     cdef dict statuses
     cdef object completion
     cdef object view
@@ -179,10 +107,6 @@ cdef class Core:
     cdef void run_load(self, Action* action) noexcept nogil
     cdef void run_unload(self, Action* action) noexcept nogil
     cdef void run_infer(self, Action* action) noexcept nogil
-    cdef int claim_pages(self, Action* action) noexcept nogil
-    cdef void free_pages(self, ModelState* model) noexcept nogil
-    cdef bint fill(self, ModelState* model, char* text) noexcept nogil
-    cdef bint evict(self, ModelState* model) noexcept nogil
     cdef bint is_used(self, ModelState* model, int64_t load_id) noexcept nogil
     cdef bint feed(self, Action* action) noexcept nogil
     cdef bint feed_strings(self, Action* action, size_t index, OrtValue* value) noexcept nogil
@@ -191,8 +115,6 @@ cdef class Core:
     cdef bint copy_output(self, Action* action, OrtValue* value, size_t index) noexcept nogil
     cdef bint copy_strings(self, Action* action, OrtValue* value, size_t index) noexcept nogil
     cdef void drop_slot(self, Action* action) noexcept nogil
-    cdef Slot* take_slot(self) noexcept nogil
-    cdef bint grow_slot(self, Slot* slot, size_t bytes) noexcept nogil
     cdef Action* new_action(self, Kind kind, object order) except NULL
     cdef object pin_parts(self, Action* action, Model model, object parts)
     cdef object place_inputs(self, Action* action, bint in_place)

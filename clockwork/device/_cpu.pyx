@@ -1,32 +1,28 @@
 # cython: language_level=3, cdivision=True
-"""The CPU device's native half. clockwork/device/cpu.py is its only caller and says what it promises.
+"""The CPU device's native half: lanes, and the actions that run on them. clockwork/device/cpu.py is its only caller
+and says what it promises; what the actions use, and models, are in _pages.pyx.
 
 Two threads run here, one for each lane; they enter without the GIL and never take it. What a lane
 needs of Python (pinned buffers, the model kept alive) is gathered before an action is queued and
 given back when it is polled. One lock, the hub's, guards lanes and residency; see csrc/lane.h.
 """
 
-import mmap
-import os
-
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset, strdup
-from posix.mman cimport (
-    MADV_DONTNEED, MADV_WILLNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
+from libc.string cimport memcpy, memset
 
 from clockwork.device._ort cimport (
-    CW_HUGE, MADV_POPULATE_READ, ORT_STRING, onnx_dtype_of_ort, ort_dtype_of_onnx, OrtSession, OrtStatus, OrtTensorInfo, cw_map, cw_populate, cw_round_up, ort_create_run_options,
-    ort_create_tensor, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_session_options,
-    ort_release_tensor_info, ort_release_value, ort_run, ort_string_buffer, ort_strings, ort_strings_bytes,
-    ort_tensor_data, ort_tensor_dims, ort_tensor_dtype, ort_tensor_info, ort_tensor_rank, ort_terminate,
-    ort_wrap_tensor, runtime, ws_trim)
+    ORT_STRING, OrtStatus, OrtTensorInfo, cw_round_up, onnx_dtype_of_ort, ort_create_run_options, ort_create_tensor,
+    ort_dtype_of_onnx, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_tensor_info, ort_release_value,
+    ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims, ort_tensor_dtype,
+    ort_tensor_info, ort_tensor_rank, ort_terminate, ort_wrap_tensor)
+from clockwork.device._pages cimport cw_hub_lock, cw_hub_unlock
 
+from clockwork.device._pages import model_dtypes
 from clockwork.device.base import Completion, TensorView
-from clockwork.errors import InvalidModel
 from clockwork.messages import Status
 
 cdef enum:
@@ -46,8 +42,6 @@ cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 # An empty tensor still needs an address.
 cdef char[ALIGNMENT] NOTHING
-
-cdef size_t OS_PAGE = mmap.PAGESIZE
 
 
 cdef int dtype_bits(int dtype) noexcept nogil:
@@ -82,217 +76,6 @@ cdef inline void span_end(Span* span) noexcept nogil:
     span.duration_ns = span.end_ns - span.begin_ns
 
 
-cdef enum:
-    PROBE_PAGES = 4096  # looked at by one mincore()
-
-
-cdef bint probe(char* base, size_t size, unsigned char* cached) noexcept nogil:
-    """Which pages of a file's mapping the OS has in its cache (lowest bit); True if all of them.
-
-    At most PROBE_PAGES pages. An error counts as cached: then a copy simply faults.
-    """
-    cdef size_t page, pages = (size + OS_PAGE - 1) // OS_PAGE
-    if mincore(base, size, cached):
-        memset(cached, 1, pages)
-    for page in range(pages):
-        if not cached[page] & 1:
-            return False
-    return True
-
-
-cdef void touch_cached(char* base, size_t size) noexcept nogil:
-    """Enter what the OS has cached of a mapping in the page tables, so that a LOAD faults none of it.
-
-    Measured: 7 ms for 100 MB, which the first copy would else take 17 ms instead of 9 for.
-    """
-    cdef unsigned char cached[PROBE_PAGES]
-    cdef size_t at = 0, piece, page, first, pages
-    while at < size:
-        piece = min(size - at, <size_t>(PROBE_PAGES * OS_PAGE))
-        pages = (piece + OS_PAGE - 1) // OS_PAGE
-        probe(base + at, piece, cached)
-        page = 0
-        while page < pages:
-            first = page
-            while page < pages and cached[page] & 1:
-                page += 1
-            if page > first:
-                # Only advice: a kernel before 5.14 has it not, and the copy faults.
-                madvise(base + at + first * OS_PAGE, (page - first) * OS_PAGE, MADV_POPULATE_READ)
-            else:
-                page += 1
-        at += piece
-
-
-cdef void read_ahead(char* base, size_t size) noexcept nogil:
-    """Have the OS read what of a mapping it has not cached, all at once: the disk's full rate."""
-    cdef unsigned char cached[PROBE_PAGES]
-    cdef size_t at = 0, piece
-    while at < size:
-        piece = min(size - at, <size_t>(PROBE_PAGES * OS_PAGE))
-        if not probe(base + at, piece, cached):
-            madvise(base + at, size - at, MADV_WILLNEED)
-            return
-        at += piece
-
-
-@cython.no_gc_clear  # its end still needs the runtime
-cdef class Program:
-    """A session that holds no weights, shared by every model of one architecture."""
-
-    def __cinit__(self, Core core, str path):
-        cdef char text[TEXT_BYTES]
-        cdef bytes name = os.fsencode(path)
-        cdef const char* c_name = name
-        cdef bint opened
-        self.runtime = core.runtime
-        with nogil:
-            opened = self.runtime.open(core.options, c_name, NULL, 0, &self.session, text)
-        if not opened:
-            raise InvalidModel(f"{path}: {text.decode(errors='replace')}")
-
-    def __dealloc__(self):
-        if self.runtime is not None:
-            with nogil:
-                self.runtime.close(&self.session)
-                ws_trim(self.runtime.workspace)
-
-    @property
-    def input_count(self):
-        return self.session.input_count
-
-    @property
-    def output_count(self):
-        return self.session.output_count
-
-
-@cython.no_gc_clear  # its end still needs the runtime
-cdef class Model:
-    """One prepared model: its program, its weights mapped, and whether it is resident.
-
-    runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program
-    is None for the packed holding, whose session LOAD opens from packed_path.
-    """
-
-    def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
-                  str packed_path, int64_t packed_bytes):
-        cdef size_t index, total
-        cdef int64_t* dims
-        cdef Weight* weight
-        cdef ModelState* state = &self.state
-        self.model_id = model_id
-        self.program = program
-        self.runtime = runtime()
-        self.packed_bytes = packed_bytes
-        state.packed = program is None
-        state.session = &state.own if program is None else &program.session
-        state.input_count = len(dtypes)
-        state.run_count = len(runs)
-        state.weight_count = len(weights)
-        total = sum(len(shape) for _, shape, _, _, _ in weights)
-        state.input_dtypes = <int*>calloc(len(dtypes) + 1, sizeof(int))
-        state.run_pages = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
-        state.run_starts = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
-        state.run_bytes = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
-        state.weights = <Weight*>calloc(len(weights) + 1, sizeof(Weight))
-        state.dims = <int64_t*>calloc(total + 1, sizeof(int64_t))
-        state.values = <OrtValue**>calloc(len(dtypes) + len(weights) + 1, sizeof(OrtValue*))
-        if (state.input_dtypes == NULL or state.run_pages == NULL or state.run_starts == NULL
-                or state.run_bytes == NULL or state.weights == NULL or state.dims == NULL or state.values == NULL):
-            raise MemoryError
-        if packed_path is not None:
-            state.path = strdup(os.fsencode(packed_path))
-            if state.path == NULL:
-                raise MemoryError
-        for index, dtype in enumerate(dtypes):
-            state.input_dtypes[index] = dtype
-        for index, pages in enumerate(runs):
-            state.run_pages[index] = pages
-        dims = state.dims
-        for index, (dtype, shape, run, offset, size) in enumerate(weights):
-            weight = &state.weights[index]
-            weight.dtype, weight.rank, weight.run, weight.offset, weight.bytes = dtype, len(shape), run, offset, size
-            weight.dims = dims
-            for extent in shape:
-                dims[0] = extent
-                dims += 1
-            if run < state.run_count and offset + size > state.run_bytes[run]:
-                state.run_bytes[run] = offset + size
-
-    def map_weights(self, str path, size_t size, bint copy):
-        """Map the laid-out weights; with copy, keep them in memory of this process instead.
-
-        Returns how many bytes are locked. A process without the right to lock still holds them in RAM.
-        """
-        cdef char* base
-        cdef int descriptor
-        cdef size_t mapped
-        if size == 0:
-            return 0
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if copy:
-                mapped = cw_round_up(size, CW_HUGE)
-                with nogil:
-                    base = <char*>cw_map(mapped)
-                if base == NULL:
-                    raise MemoryError(f"no memory to keep {path} ({size} bytes)")
-                self.state.source, self.state.source_bytes, self.state.copied = base, mapped, True
-                view = <char[:mapped]>base
-                with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                    done = 0
-                    while done < size:
-                        count = file.readinto(view[done:size])
-                        if not count:
-                            raise InvalidModel(f"{path} ended at byte {done} of {size}")
-                        done += count
-                return size if mlock(base, mapped) == 0 else 0
-            base = <char*>map_memory(NULL, size, PROT_READ, MAP_PRIVATE, descriptor, 0)
-            if base == <char*>MAP_FAILED:
-                raise OSError(f"cannot map {path} ({size} bytes)")
-            self.state.source, self.state.source_bytes = base, size
-            with nogil:
-                touch_cached(base, size)
-            return 0
-        finally:
-            os.close(descriptor)
-
-    def lock_file(self, str path, size_t size):
-        """Keep a file in the OS's cache for as long as the model is known. Returns how many bytes are locked."""
-        self.map_weights(path, size, False)
-        if size == 0:
-            return 0
-        return size if mlock(self.state.source, size) == 0 else 0
-
-    def __dealloc__(self):
-        cdef ModelState* state = &self.state
-        if self.runtime is not None:
-            close_values(self.runtime.api, state)
-            if state.packed:
-                with nogil:
-                    self.runtime.close(&state.own)
-        if state.source != NULL:
-            munmap(state.source, state.source_bytes)
-        free(state.path)
-        free(state.input_dtypes)
-        free(state.run_pages)
-        free(state.run_starts)
-        free(state.run_bytes)
-        free(state.weights)
-        free(state.dims)
-        free(state.values)
-
-
-cdef void close_values(const OrtApi* api, ModelState* model) noexcept nogil:
-    """Release the tensors over a model's pages (not the pages)."""
-    cdef size_t index
-    if model.values == NULL:
-        return
-    for index in range(model.input_count, model.input_count + model.weight_count):
-        ort_release_value(api, model.values[index])
-        model.values[index] = NULL
-
-
 cdef class Block:
     """The outputs of one action: bytes that are freed with the last view of them."""
 
@@ -304,38 +87,18 @@ cdef class Block:
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Core:
-    """Arena, lanes, slots. Methods are for the loop's thread except where they say otherwise."""
+cdef class Core(Arena):
+    """The lanes over an arena. Methods are for the loop's thread except where they say otherwise."""
 
-    def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, int64_t spin_ns,
-                  size_t slot_bytes_most, bint cpu_time):
-        self.runtime = runtime()
-        self.api = self.runtime.api
-        self.models = {}
+    def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
+                  int64_t spin_ns, bint cpu_time):
         self.statuses = {int(status): status for status in Status}
         self.completion = Completion
         self.view = TensorView
-        self.page_bytes = page_bytes
-        self.page_count = arena_bytes // page_bytes
         self.run_ahead = run_ahead
         self.spin_ns = spin_ns
         self.cpu_time = cpu_time
-        self.slot_bytes_most = slot_bytes_most
-        # One for each action that a lane may hold, and one that prepare() may be enlarging.
-        self.slot_count = run_ahead + 1
-        self.slots = <Slot*>calloc(self.slot_count, sizeof(Slot))
-        self.owners = <ModelState**>calloc(self.page_count, sizeof(ModelState*))
-        if self.slots == NULL or self.owners == NULL:
-            raise MemoryError
-        self.options = self.runtime.make_options(threads)
         self.runtime.check(ort_create_run_options(self.api, &self.run_options))
-        self.arena_bytes = cw_round_up(self.page_count * page_bytes, CW_HUGE)
-        with nogil:
-            self.arena = <char*>cw_map(self.arena_bytes)
-        if self.arena == NULL:
-            raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
-        if cw_hub_init(&self.hub):
-            raise OSError("cannot make an eventfd")
         cw_lane_init(&self.load_lane, &self.hub)
         cw_lane_init(&self.execute_lane, &self.hub)
         self.opened = True
@@ -387,7 +150,6 @@ cdef class Core:
 
     def release(self):
         """Free everything. Both loops must have returned."""
-        cdef int index
         if self.opened:
             self.opened = False
             self.free_list(cw_lane_clear(&self.load_lane))
@@ -396,19 +158,10 @@ cdef class Core:
             self.models.clear()
             cw_lane_free(&self.load_lane)
             cw_lane_free(&self.execute_lane)
-            cw_hub_free(&self.hub)
-        if self.slots != NULL:
-            for index in range(self.slot_count):
-                if self.slots[index].base != NULL:
-                    munmap(self.slots[index].base, self.slots[index].bytes)
-        if self.arena != NULL:
-            munmap(self.arena, self.arena_bytes)
-        free(self.slots)
-        free(self.owners)
         if self.runtime is not None:
-            ort_release_session_options(self.api, self.options)
             ort_release_run_options(self.api, self.run_options)
-        self.arena, self.slots, self.owners, self.options, self.run_options = NULL, NULL, NULL, NULL, NULL
+        self.run_options = NULL
+        self.free_memory()
 
     def reset(self):
         """Wait for what runs; drop what is queued, what has not been polled, and every residency."""
@@ -426,70 +179,6 @@ cdef class Core:
                 with nogil:
                     model.state.resident = False
                     self.evict(&model.state)
-
-    # ----- models ----------------------------------------------------------------------------
-
-    def add_model(self, Model model):
-        """Make a model known. Any thread."""
-        self.models[model.model_id] = model
-
-    def has_model(self, model_id):
-        return model_id in self.models
-
-    def remove_model(self, model_id):
-        """Any thread. Raises ValueError if it is resident or has actions under way."""
-        cdef Model model = self.models.get(model_id)
-        if model is None:
-            return
-        if model.state.resident or model.pending:
-            raise ValueError(f"model {model_id} is {'resident' if model.state.resident else 'in use'}")
-        del self.models[model_id]
-
-    def grow_slots(self, size_t size):
-        """Make every input slot hold this many bytes. Any thread; one that is in use grows when next taken."""
-        cdef int index
-        cdef bint mine, grown
-        for index in range(self.slot_count):
-            with nogil:
-                cw_hub_lock(&self.hub)
-                mine = not self.slots[index].busy and self.slots[index].bytes < size
-                if mine:
-                    self.slots[index].busy = True
-                cw_hub_unlock(&self.hub)
-                grown = not mine or self.grow_slot(&self.slots[index], size)
-                if mine:
-                    cw_hub_lock(&self.hub)
-                    self.slots[index].busy = False
-                    cw_hub_unlock(&self.hub)
-            if not grown:
-                raise MemoryError(f"no memory for inputs of {size} bytes (at most {self.slot_bytes_most})")
-
-    def memory(self):
-        """Bytes by purpose, and counts of pages."""
-        cdef int64_t index, held = 0
-        cdef int slot
-        cdef Model model
-        cdef size_t slots = 0, mapped = 0, packed = 0
-        with nogil:
-            cw_hub_lock(&self.hub)
-            for index in range(self.page_count):
-                held += self.owners[index] != NULL
-            for slot in range(self.slot_count):
-                slots += self.slots[slot].bytes
-            cw_hub_unlock(&self.hub)
-        for model in list(self.models.values()):
-            mapped += model.state.source_bytes
-            if model.state.packed and model.state.resident:
-                packed += model.packed_bytes
-        return {
-            "arena_bytes": self.arena_bytes,
-            "resident_bytes": held * self.page_bytes,
-            "packed_bytes": packed,
-            "workspace_bytes": self.runtime.workspace_bytes(),
-            "io_bytes": slots,
-            "store_bytes": mapped,
-            "models": len(self.models),
-        }
 
     # ----- actions, from the loop's thread -----------------------------------------------------
 
@@ -787,36 +476,6 @@ cdef class Core:
 
     # ----- slots -------------------------------------------------------------------------------
 
-    cdef Slot* take_slot(self) noexcept nogil:
-        """A slot that nobody uses, the largest of them; NULL if there is none."""
-        cdef int index
-        cdef Slot* best = NULL
-        cw_hub_lock(&self.hub)
-        for index in range(self.slot_count):
-            if not self.slots[index].busy and (best == NULL or self.slots[index].bytes > best.bytes):
-                best = &self.slots[index]
-        if best != NULL:
-            best.busy = True
-        cw_hub_unlock(&self.hub)
-        return best
-
-    cdef bint grow_slot(self, Slot* slot, size_t size) noexcept nogil:
-        """Enlarge a slot that the caller holds."""
-        cdef size_t rounded = cw_round_up(size, CW_HUGE)
-        cdef char* base
-        if size > self.slot_bytes_most:
-            return False
-        base = <char*>cw_map(rounded)
-        if base == NULL:
-            return False
-        cw_hub_lock(&self.hub)
-        base, slot.base = slot.base, base
-        rounded, slot.bytes = slot.bytes, rounded
-        cw_hub_unlock(&self.hub)
-        if base != NULL:
-            munmap(base, rounded)
-        return True
-
     cdef void drop_slot(self, Action* action) noexcept nogil:
         if action.slot != NULL:
             cw_hub_lock(&self.hub)
@@ -831,7 +490,7 @@ cdef class Core:
         cdef int status
         span_begin(&action.execute)
         cw_hub_lock(&self.hub)
-        status = self.claim_pages(action)
+        status = self.claim_pages(model, action.run_starts, action.text)
         cw_hub_unlock(&self.hub)
         if status == OK and not self.fill(model, action.text):
             self.evict(model)
@@ -843,95 +502,6 @@ cdef class Core:
             cw_hub_unlock(&self.hub)
         span_end(&action.execute)
         action.base.status = status
-
-    cdef int claim_pages(self, Action* action) noexcept nogil:
-        """Check the pages of a LOAD and make them the model's. The lock is held."""
-        cdef ModelState* model = action.model
-        cdef int run
-        cdef int64_t page, start, pages
-        if model.resident:
-            snprintf(action.text, TEXT_BYTES, "the model is resident already, as load %lld", <long long>model.load_id)
-            return DEVICE_ERROR
-        for run in range(model.run_count):
-            model.run_starts[run] = -1
-        for run in range(model.run_count):
-            start, pages = action.run_starts[run], model.run_pages[run]
-            if start < 0 or pages > self.page_count or start > self.page_count - pages:
-                snprintf(action.text, TEXT_BYTES, "run %d at page %lld of %lld pages does not lie in an arena of %lld",
-                         run, <long long>start, <long long>pages, <long long>self.page_count)
-                self.free_pages(model)
-                return BAD_PAGES
-            for page in range(start, start + pages):
-                if self.owners[page] != NULL:
-                    snprintf(action.text, TEXT_BYTES, "page %lld is held by another model or run", <long long>page)
-                    self.free_pages(model)
-                    return BAD_PAGES
-            for page in range(start, start + pages):
-                self.owners[page] = model
-            model.run_starts[run] = start
-        return OK
-
-    cdef void free_pages(self, ModelState* model) noexcept nogil:
-        """Nobody's again are the pages of a model. The lock is held."""
-        cdef int run
-        cdef int64_t page, start
-        for run in range(model.run_count):
-            start = model.run_starts[run]
-            if start < 0:
-                continue
-            for page in range(start, start + model.run_pages[run]):
-                self.owners[page] = NULL
-            model.run_starts[run] = -1
-
-    cdef bint fill(self, ModelState* model, char* text) noexcept nogil:
-        """Bring the weights: copy the runs and describe them, or open the packed session."""
-        cdef int run
-        cdef size_t index
-        cdef char* source = model.source
-        cdef char* base
-        cdef Weight* weight
-        if model.packed:
-            # The session keeps its own memory, so the pages it is charged for give up theirs.
-            for run in range(model.run_count):
-                madvise(self.arena + model.run_starts[run] * self.page_bytes, model.run_pages[run] * self.page_bytes,
-                        MADV_DONTNEED)
-            if not self.runtime.open(self.options, model.path, NULL, 0, &model.own, text):
-                return False
-            if model.own.input_count != model.input_count:
-                snprintf(text, TEXT_BYTES, "the packed session takes %zu inputs, the model %zu",
-                         model.own.input_count, model.input_count)
-                return False
-            return True
-        if not model.copied:
-            read_ahead(source, model.source_bytes)
-        for run in range(model.run_count):
-            memcpy(self.arena + model.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
-            source += model.run_pages[run] * self.page_bytes
-        for index in range(model.weight_count):
-            weight = &model.weights[index]
-            base = self.arena + model.run_starts[weight.run] * self.page_bytes + weight.offset
-            if ort_failed(self.api, ort_wrap_tensor(
-                    self.api, self.runtime.memory, base, weight.bytes, weight.dims, weight.rank,
-                    ort_dtype_of_onnx(weight.dtype),
-                    &model.values[model.input_count + index]), text, TEXT_BYTES):
-                return False
-        return True
-
-    cdef bint evict(self, ModelState* model) noexcept nogil:
-        """Undo fill(), whatever of it was done, and free the pages. False if memory ran out."""
-        cdef int run
-        cdef bint whole = True
-        close_values(self.api, model)
-        if model.packed:
-            self.runtime.close(&model.own)
-            for run in range(model.run_count):
-                if cw_populate(self.arena + model.run_starts[run] * self.page_bytes,
-                               model.run_pages[run] * self.page_bytes):
-                    whole = False
-        cw_hub_lock(&self.hub)
-        self.free_pages(model)
-        cw_hub_unlock(&self.hub)
-        return whole
 
     cdef void run_unload(self, Action* action) noexcept nogil:
         cdef ModelState* model = action.model
@@ -1224,11 +794,6 @@ cdef class Core:
         free(text)
         free(offsets)
         return not failed
-
-
-def model_dtypes(Model model):
-    """The element types of a model's own inputs."""
-    return [model.state.input_dtypes[index] for index in range(model.state.input_count)]
 
 
 cdef void fill_seeded(char* target, Input* joined) noexcept nogil:

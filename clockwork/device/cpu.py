@@ -24,7 +24,8 @@ from pathlib import Path
 
 from clockwork import config
 from clockwork.clock import now_ns
-from clockwork.device._cpu import Core, Model, Program
+from clockwork.device._cpu import Core
+from clockwork.device._pages import Model, Program
 from clockwork.device._ort import runtime
 from clockwork.device.base import Completion, DeviceInfo, TensorView
 from clockwork.errors import ConfigError, InvalidModel
@@ -75,8 +76,8 @@ class CpuDevice:
             page_bytes,
             threads,
             run_ahead,
-            config.LANE_SPIN_NS,
             config.IO_SLOT_BYTES_MAX,
+            config.LANE_SPIN_NS,
             cpu_time,
         )
         self.info = DeviceInfo(

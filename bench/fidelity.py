@@ -1,6 +1,6 @@
 """Does the simulator say what a CPU worker does? The same arrivals live and simulated, at several loads.
 
-    python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2] [--policy edf]
+    python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2] [--policy NAME]
         [--plot fidelity.png]
 
 A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device; the load generator sends a

@@ -1,6 +1,6 @@
 """How well is every action predicted: its duration, and when it ends? Live on a CPU worker, and simulated.
 
-    python -m bench.prediction [--quick] [--json] [--seconds 60] [--load 0.8] [--policy edf] [--plot prediction.png]
+    python -m bench.prediction [--quick] [--json] [--seconds 60] [--load 0.8] [--policy NAME] [--plot prediction.png]
 
 Live: digits, a residual network and an MLP on one worker whose memory holds two of them and a half, so that models
 are loaded all the time; the figures are those of `clockwork status`, kept by the scheduler since its start, and so

@@ -2,41 +2,19 @@
 
 from collections.abc import Sequence
 
+from clockwork.device._pages import Arena
 from clockwork.device.base import Completion, TensorView
 from clockwork.messages import Infer, Load, Profile, Unload
 
-class Program:
-    input_count: int
-    output_count: int
-    def __init__(self, core: Core, path: str) -> None: ...
-
-class Model:
-    model_id: int
-    packed_bytes: int
-    def __init__(
-        self,
-        model_id: int,
-        program: Program | None,
-        dtypes: list[int],
-        runs: list[int],
-        weights: list[tuple[int, tuple[int, ...], int, int, int]],
-        packed_path: str | None,
-        packed_bytes: int,
-    ) -> None: ...
-    def map_weights(self, path: str, size: int, copy: bool) -> int: ...
-    def lock_file(self, path: str, size: int) -> int: ...
-
-class Core:
-    page_bytes: int
-    page_count: int
+class Core(Arena):
     def __init__(
         self,
         arena_bytes: int,
         page_bytes: int,
         threads: int,
         run_ahead: int,
-        spin_ns: int,
         slot_bytes_most: int,
+        spin_ns: int,
         cpu_time: bool,
     ) -> None: ...
     def load_loop(self) -> None: ...
@@ -44,11 +22,6 @@ class Core:
     def stop(self) -> None: ...
     def release(self) -> None: ...
     def reset(self) -> None: ...
-    def add_model(self, model: Model) -> None: ...
-    def has_model(self, model_id: int) -> bool: ...
-    def remove_model(self, model_id: int) -> None: ...
-    def grow_slots(self, size: int) -> None: ...
-    def memory(self) -> dict[str, int]: ...
     def fileno(self) -> int: ...
     def start_load(self, order: Load) -> None: ...
     def start_unload(self, order: Unload) -> None: ...

@@ -25,8 +25,8 @@ from pathlib import Path
 from clockwork import config
 from clockwork.clock import now_ns
 from clockwork.device._cpu import Core
-from clockwork.device._pages import Model, Program
 from clockwork.device._ort import runtime
+from clockwork.device._pages import Model, Program
 from clockwork.device.base import Completion, DeviceInfo, TensorView
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import Infer, Load, Profile, Unload

@@ -77,6 +77,7 @@ cdef extern from "controller/messages.h" namespace "clockwork" nogil:
         int64_t action_id
         CStatus status
         string_view text
+        int64_t received_ns
         int64_t begin_ns
         int64_t end_ns
         int64_t duration_ns

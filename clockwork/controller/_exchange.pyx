@@ -214,6 +214,7 @@ cdef class Exchange:
                 found.append(ActionDone(
                     told.now, told.result.worker, told.result.action_id, Status(<uint8_t>told.result.status),
                     told.text.decode(), told.result.begin_ns, told.result.end_ns, told.result.duration_ns,
+                    told.result.ready_ns,
                 ))
             else:
                 found.append(next(noted))
@@ -421,7 +422,7 @@ def read_request(bytes header):
 
 
 def read_result(bytes header):
-    """(action, status, text, begin, end, duration, parts), or None where the header is odd."""
+    """(action, status, text, received, begin, end, duration, parts), or None where the header is odd."""
     cdef CResultHeader found
     if not found.read(view_of(header)):
         return None
@@ -429,7 +430,10 @@ def read_result(bytes header):
     cdef uint32_t size
     parts = [[next(refs) for _ in range(size)] for size in found.parts]
     text = found.text.data()[:found.text.size()].decode()
-    return found.action_id, <int><uint8_t>found.status, text, found.begin_ns, found.end_ns, found.duration_ns, parts
+    return (
+        found.action_id, <int><uint8_t>found.status, text,
+        found.received_ns, found.begin_ns, found.end_ns, found.duration_ns, parts,
+    )
 
 
 def accepts(Interface interface, bytes header, sizes):

@@ -64,6 +64,7 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         int64_t begin_ns
         int64_t end_ns
         int64_t duration_ns
+        int64_t ready_ns
         const string *text
 
     cdef cppclass CCommand "clockwork::Command":

@@ -364,6 +364,7 @@ cdef class Core:
         result.begin_ns = event[5]
         result.end_ns = event[6]
         result.duration_ns = event[7]
+        result.ready_ns = event[8]
         result.text = NULL
         if event[4]:
             text = (<str>event[4]).encode()

@@ -73,7 +73,10 @@ class RequestCancelled(NamedTuple):
 
 
 class ActionDone(NamedTuple):
-    """A result, its times converted to controller time. ``exec_ns``/``load_ns``: measured duration."""
+    """A result, its times converted to controller time.
+
+    ``duration_ns``: measured. ``ready_ns``: when the order and its inputs had reached the worker, 0 if unknown.
+    """
 
     now_ns: int
     worker: int
@@ -83,6 +86,7 @@ class ActionDone(NamedTuple):
     begin_ns: int
     end_ns: int
     duration_ns: int
+    ready_ns: int = 0
 
 
 class WorkerJoined(NamedTuple):

@@ -379,6 +379,7 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
     done.begin_ns = result.begin_ns != 0 ? worker.clock.to_controller(result.begin_ns, now_) : now_;
     done.end_ns = result.end_ns != 0 ? worker.clock.to_controller(result.end_ns, now_) : now_;
     done.duration_ns = result.duration_ns;
+    done.ready_ns = result.received_ns != 0 ? worker.clock.to_controller(result.received_ns, now_) : 0;
     if (!result.text.empty()) {
         text = result.text;
         done.text = &text;

@@ -77,7 +77,6 @@ bool ResultHeader::read(std::string_view header) {
     tensors.clear();
     dims.clear();
     std::int64_t number = 0;
-    std::int64_t received_ns = 0;
     Reader reader(header.data(), header.size());
     if (header.size() > HEADER_BYTES_MAX || !begins(reader, 8, TAG_RESULT) || !reader.integer(action_id) ||
         !reader.integer(number) || !is_status(number) || !reader.text(text) || !is_utf8(text) ||

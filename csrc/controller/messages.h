@@ -59,7 +59,8 @@ struct ResultHeader {
     std::int64_t action_id = 0;
     Status status = Status::OK;
     std::string_view text;
-    Ns begin_ns = 0;  // of the first phase that happened; worker time
+    Ns received_ns = 0;  // worker time, as those below
+    Ns begin_ns = 0;  // of the first phase that happened
     Ns end_ns = 0;    // of the last
     Ns duration_ns = 0;
     std::vector<std::uint32_t> parts;

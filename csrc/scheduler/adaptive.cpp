@@ -158,9 +158,9 @@ Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
     return expected + static_cast<Ns>(static_cast<double>(expected) * margin) + MARGIN_FIXED_NS;
 }
 
-Ns Adaptive::ahead_ns(const Device& device) const {
+Ns Adaptive::inputs_ns(const Device& device) const {
     const Inputs* way = inputs_.find(*device.worker);
-    return schedule_ahead_ns_ + (way != nullptr ? static_cast<Ns>(way->batch_ns) : 0);
+    return way != nullptr ? static_cast<Ns>(way->batch_ns) : 0;
 }
 
 void Adaptive::depart(Flight& flight) {
@@ -177,16 +177,14 @@ void Adaptive::depart(Flight& flight) {
     way.batch_ns += (takes - way.batch_ns) * (takes > way.batch_ns ? INPUTS_UP : INPUTS_DOWN);
 }
 
-// A batch that begins later than its device was free had to wait for its inputs.
-void Adaptive::delivered(const Flight& flight, Ns at_ns) {
-    const Device& device = *flight.device;
-    if (flight.clear_bytes < INPUTS_SEEN_MIN || device.lane.front() != &flight) {
+void Adaptive::delivered(const Flight& flight, Ns ready_ns) {
+    if (flight.clear_bytes < INPUTS_SEEN_MIN) {
         return;
     }
-    Inputs& way = inputs_.of(*device.worker);
-    Ns late = at_ns - (device.head_end_ns - flight.duration_ns);
-    double missing = static_cast<double>(late) / static_cast<double>(flight.clear_bytes);
-    way.byte_ns = std::max(way.byte_ns + missing * (missing > 0 ? INPUTS_UP : INPUTS_DOWN), 0.0);
+    Inputs& way = inputs_.of(*flight.device->worker);
+    Ns late = ready_ns - flight.sent_ns - flight.device->worker->there_ns;
+    double byte_ns = static_cast<double>(std::max<Ns>(late, 0)) / static_cast<double>(flight.clear_bytes);
+    way.byte_ns += (byte_ns - way.byte_ns) * (byte_ns > way.byte_ns ? INPUTS_UP : INPUTS_DOWN);
 }
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {

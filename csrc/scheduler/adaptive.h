@@ -140,9 +140,9 @@ protected:
     Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) override {
         return takes_ns(*residency.spec, shape, rows);
     }
-    Ns ahead_ns(const Device& device) const override;
+    Ns inputs_ns(const Device& device) const override;
     void depart(Flight& flight) override;
-    void delivered(const Flight& flight, Ns at_ns) override;
+    void delivered(const Flight& flight, Ns ready_ns) override;
     void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;
 

@@ -300,10 +300,10 @@ bool Queued::feed(Device& device) {
     const Worker& worker = *device.worker;
     while (true) {
         std::uint32_t lane = device.lane.size();
-        Ns free = device.free_ns(now_);
+        Ns free = device.free_ns(now_), inputs = inputs_ns(device);
         if (lane >= (counts_lane_ ? device.run_ahead : OUTSTANDING_MAX)) {
             // One more must be under way before the results are back, or the device waits a round trip.
-            Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
+            Ns due = free - worker.there_ns - worker.back_ns - FEED_NS - inputs;
             if (lane >= OUTSTANDING_MAX || due > now_) {
                 if (lane < OUTSTANDING_MAX) {
                     device.wake_at(due);
@@ -311,7 +311,7 @@ bool Queued::feed(Device& device) {
                 return false;
             }
         }
-        Ns due = free - worker.there_ns - ahead_ns(device);
+        Ns due = free - worker.there_ns - schedule_ahead_ns_ - inputs;
         if (due > now_) {
             device.wake_at(due);
             return false;

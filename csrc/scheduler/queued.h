@@ -85,10 +85,10 @@ protected:
         (void)pending;
         return true;
     }
-    // How long before a device is free its next batch is sent, beyond the delay of the link.
-    virtual Ns ahead_ns(const Device& device) const {
+    // How long a batch's inputs take to a device, beyond the delay of the link: it is sent so much earlier.
+    virtual Ns inputs_ns(const Device& device) const {
         (void)device;
-        return schedule_ahead_ns_;
+        return 0;
     }
     // What a device's timeline is to count for a batch.
     virtual Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {

@@ -400,10 +400,8 @@ void Service::action_done(Ns now, const ActionResult& result) {
         unload_answered(*flight, result);
         return;
     }
-    if (result.status == Status::OK && result.begin_ns > 0) {
-        delivered(*flight, result.begin_ns);
-    } else if (result.status == Status::TOO_LATE) {
-        delivered(*flight, now_ - flight->device->worker->back_ns);
+    if (result.ready_ns > 0) {
+        delivered(*flight, result.ready_ns);
     }
     flight->revoked = true;  // it has ended
     leave_lane(*flight, result);

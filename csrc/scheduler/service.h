@@ -56,10 +56,10 @@ protected:
         (void)program;
         (void)shape;
     }
-    // A batch began on its device then, or came too late for its window, then.
-    virtual void delivered(const Flight& flight, Ns at_ns) {
+    // A batch was at its worker with its inputs, from then on.
+    virtual void delivered(const Flight& flight, Ns ready_ns) {
         (void)flight;
-        (void)at_ns;
+        (void)ready_ns;
     }
     // A batch was executed in took_ns.
     virtual void executed(const Flight& flight, Ns took_ns) {

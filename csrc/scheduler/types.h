@@ -127,6 +127,7 @@ struct ActionResult {
     Ns begin_ns = 0;     // controller time
     Ns end_ns = 0;
     Ns duration_ns = 0;  // measured on the device
+    Ns ready_ns = 0;     // it could have begun from then on: its inputs were there; controller time, 0: unknown
     const std::string* text = nullptr;  // what the worker said; the caller's, for the duration of the call
 };
 

@@ -224,6 +224,7 @@ void World::give_back(std::vector<QueueCommand>&& commands) {
 void World::deliver(std::uint32_t slot) {
     Action& action = actions_[slot];
     action.at_worker = true;
+    action.received_ns = now_;
     Device& device = devices_[action.device];
     QueuedAction queued;
     queued.action_id = action.id;
@@ -270,9 +271,7 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
                 const bool loads = action.kind == ActionKind::LOAD || action.kind == ActionKind::UNLOAD;
                 LaneState& lane = device.lanes[loads ? 0 : 1];
                 if (cluster_.copy_bandwidth && action.kind == ActionKind::INFER) {
-                    const auto bytes = static_cast<unsigned __int128>(models_[action.model].input_bytes) * action.rows;
-                    device.copied_ns = std::max(device.copied_ns, now_);
-                    device.copied_ns += static_cast<Ns>(bytes * SECOND / cluster_.copy_bandwidth);
+                    device.copied_ns = std::max(device.copied_ns, now_) + copy_ns(action);
                     action.ready_ns = device.copied_ns;
                 }
                 lane.waiting.push_back(command.token);
@@ -490,6 +489,13 @@ void World::grant_link(std::uint32_t index) {
         advance(number, 0);
         if (worker.epoch != epoch) return;
     }
+}
+
+// How long the inputs of an action take to the device.
+Ns World::copy_ns(const Action& action) const {
+    if (cluster_.copy_bandwidth == 0 || action.kind != ActionKind::INFER) return 0;
+    const auto bytes = static_cast<unsigned __int128>(models_[action.model].input_bytes) * action.rows;
+    return static_cast<Ns>(bytes * SECOND / cluster_.copy_bandwidth);
 }
 
 Ns World::duration_ns(Device& device, const Action& action) {

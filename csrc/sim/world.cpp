@@ -404,6 +404,7 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
     result.begin_ns = to_controller(worker, action.begin_ns);
     result.end_ns = to_controller(worker, action.end_ns);
     result.duration_ns = action.end_ns - action.begin_ns;
+    result.ready_ns = to_controller(worker, action.received_ns + copy_ns(action));
     result.text = &said;
     note(4, static_cast<std::int64_t>(action.id), static_cast<std::int64_t>(action.status), result.begin_ns,
          result.end_ns);
@@ -481,7 +482,7 @@ void World::drop_action(std::uint32_t slot) {
     action.id = 0;
     action.status = Status::OK;
     action.at_worker = false;
-    action.ready_ns = action.begin_ns = action.end_ns = 0;
+    action.received_ns = action.ready_ns = action.begin_ns = action.end_ns = 0;
     action.requests.clear();
     action.starts.clear();
     free_actions_.push_back(slot);

@@ -136,6 +136,7 @@ private:
         std::uint32_t rows = 0;
         LoadId load_id = 0;
         Ns earliest_ns = 0, latest_ns = 0;  // true time, as the worker's clock tells it
+        Ns received_ns = 0;
         Ns ready_ns = 0;  // INFER: its inputs are on the device
         Ns begin_ns = 0, end_ns = 0;
         std::vector<RequestId> requests;
@@ -249,6 +250,7 @@ private:
     void lane_end(std::uint32_t device, std::uint32_t lane);
     void conclude(std::uint32_t device, std::uint32_t slot, Status status);
     void grant_link(std::uint32_t worker);
+    Ns copy_ns(const Action& action) const;
     Ns duration_ns(Device& device, const Action& action);
     void sync_clock(WorkerState& worker);
     Ns true_offset(const WorkerState& worker, Ns at_ns) const;

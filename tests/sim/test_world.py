@@ -159,7 +159,7 @@ def test_inputs_are_sent_while_the_device_executes_and_it_is_not_idle_for_them(s
     clients = [Closed(number, concurrency=16, round_trip_ns=MS) for number in range(8)]
     report = run([model] * 8, wire, *clients, policy="adaptive", warmup_ns=SECOND, until_ns=3 * SECOND)
     assert report.device_busy[0] > 0.96
-    assert report.too_late < 0.01 * report.infers
+    assert report.too_late < 0.02 * report.infers
 
 
 def test_large_batches_whose_inputs_take_longer_than_their_window_are_answered_all_the_same() -> None:

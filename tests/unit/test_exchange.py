@@ -226,10 +226,10 @@ def result_by_python(header: bytes) -> Any:
     return message
 
 
-def durations(message: Result) -> tuple[int, int, int]:
+def times(message: Result) -> tuple[int, int, int, int]:
     happened = [phase for phase in (message.copy_in, message.execute, message.copy_out) if phase[1]]
     begin = next((phase[0] for phase in happened if phase[0]), 0)
-    return begin, happened[-1][1] if happened else 0, sum(phase[2] for phase in happened)
+    return message.received_ns, begin, happened[-1][1] if happened else 0, sum(phase[2] for phase in happened)
 
 
 @pytest.mark.parametrize("result", RESULTS)
@@ -240,7 +240,7 @@ def test_results_are_read_as_python_reads_them(result: Result) -> None:
         result.action_id,
         result.status,
         result.text,
-        *durations(result),
+        *times(result),
         result.parts,
     )
 
@@ -255,7 +255,7 @@ def test_mutated_results_are_odd_exactly_where_python_finds_them_malformed() -> 
         if message is not None and message.action_id < 1 << 63:  # no action has such a number
             assert found is not None, (SEED, header)
             taken += 1
-            expected = (message.action_id, message.status, message.text, *durations(message), message.parts)
+            expected = (message.action_id, message.status, message.text, *times(message), message.parts)
             assert found == expected, (SEED, header)
     assert taken > MUTATIONS // 100
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from bench.cluster import Cluster, thread_cpu_s
 from bench.relay import Relay
-from bench.report import percentiles, show
+from bench.report import command_line, percentiles, show
 from clockwork import __version__, wire
 from clockwork.cli_profiles import register_profiles
 from clockwork.clock import MS, SECOND, now_ns
@@ -519,9 +519,7 @@ def main() -> None:
         die_with(int(sys.argv[3]))
         stamping_worker(sys.argv[2])
         return
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    parser = command_line(__doc__)
     defaults = Settings()
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument(

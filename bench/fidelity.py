@@ -21,7 +21,6 @@ machine that is not idle, give the run a real-time class (`chrt -r 5 python -m b
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -222,7 +221,7 @@ def seen_live(run: load.LiveRun) -> dict[str, Any]:
 
 def unloaded(client: Client, names: Sequence[str]) -> dict[str, list[int]]:
     """Latencies of requests that have the cluster to themselves."""
-    found = {}
+    found: dict[str, list[int]] = {}
     for name in names:
         inputs = load.make_inputs(client.model(name), 1, SEED)[0]
         found[name] = []
@@ -406,11 +405,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    parser = report.command_line(__doc__)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--loads", default="")
     parser.add_argument("--policy", default=POLICY)

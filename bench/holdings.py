@@ -10,7 +10,6 @@ executions beside plain ONNX Runtime, and the first inferences after a LOAD.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import itertools
 import mmap
@@ -272,10 +271,8 @@ def read(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = report.command_line(__doc__)
     parser.add_argument("models", nargs="*", default=MODELS, help=f"of the zoo; default: {' '.join(MODELS)}")
-    parser.add_argument("--quick", action="store_true", help="one small model, two rounds: does it run?")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--rounds", type=int, default=30)
     arguments = parser.parse_args()
     models, rounds = (("digits",), 2) if arguments.quick else (arguments.models, arguments.rounds)

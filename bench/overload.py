@@ -10,7 +10,6 @@ both. Then: how soon is the device idle after a client with a long queue has gon
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -174,9 +173,7 @@ def measure(loads: tuple[float, ...], seconds: float) -> tuple[list[dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few seconds: does it run?")
-    parser.add_argument("--json", action="store_true")
+    parser = report.command_line(__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--loads", default=",".join(str(load) for load in LOADS))
     arguments = parser.parse_args()

@@ -11,7 +11,6 @@ how many requests are answered within 100 ms when popularity follows Zipf's law 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -282,9 +281,7 @@ def _zipf(cluster: Cluster, names: list[str], rate: float, seconds: float, seed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few models: does it run?")
-    parser.add_argument("--json", action="store_true")
+    parser = report.command_line(__doc__)
     parser.add_argument("--models", type=int, default=40, help="large models; 0: leave that part out")
     parser.add_argument("--thousands", type=int, default=3000, help="small models; 0: leave that part out")
     parser.add_argument("--requests", type=int, default=200, help="to the large models")

@@ -11,7 +11,6 @@ what makes an answer late.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +63,8 @@ def live(part: float, seconds: float, policy: str, quick: bool) -> Found:
         rates = [part * SECOND / mean_ns / len(known)] * len(known)
         workload = poisson(rates, round(seconds * SECOND), seed=SEED, slo_ns=SLO_NS)
         load.run_live(client, workload, list(models), seed=SEED)
-        found: Found = dict(client.status())["predictions"]
+        status: dict[str, Any] = dict(client.status())
+        found: Found = status["predictions"]
     return found
 
 
@@ -133,11 +133,7 @@ def draw(found: Mapping[str, Found], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    parser = report.command_line(__doc__)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--load", type=float, default=0.8)
     parser.add_argument("--policy", default=POLICY)

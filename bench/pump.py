@@ -3,7 +3,7 @@
 In Python a client and a worker of this pace cost more than the controller between them. Each end runs in a process
 or thread of its own; the calls release the interpreter.
 
-    python -m bench.pump [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--policy NAME] [--json]
+    python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--policy NAME] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
 share the controller's cores; processor time does.
@@ -11,7 +11,6 @@ share the controller's cores; processor time does.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import dataclasses
 import hashlib
@@ -28,7 +27,7 @@ from typing import Any
 import zmq
 
 from bench.cluster import Cluster, thread_cpu_s
-from bench.report import show
+from bench.report import command_line, show
 from clockwork import __version__, wire
 from clockwork.cli_profiles import register_profiles
 from clockwork.clock import MS, SECOND, now_ns
@@ -236,9 +235,8 @@ def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
 
 def main() -> None:
     """The program."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=Settings().seconds)
+    parser = command_line(__doc__)
+    parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--sizes", type=numbers, default=Settings().sizes)
     parser.add_argument("--in-flight", type=numbers, default=Settings().in_flight)
     parser.add_argument("--devices", type=int, default=Settings().devices)
@@ -246,7 +244,9 @@ def main() -> None:
     parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
     options = parser.parse_args()
     settings = Settings(
-        seconds=options.seconds, sizes=options.sizes, in_flight=options.in_flight, devices=options.devices,
+        seconds=options.seconds or (0.5 if options.quick else Settings().seconds),
+        warm_up_s=0.2 if options.quick else Settings().warm_up_s,
+        sizes=options.sizes, in_flight=options.in_flight[:1] if options.quick else options.in_flight, devices=options.devices,
         policy=options.policy, python=options.python,
     )  # fmt: skip
     rows = [measure(settings, size, depth) for size in settings.sizes for depth in settings.in_flight]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -14,6 +15,14 @@ from typing import Any
 import numpy as np
 
 PACKAGES = ("numpy", "onnx", "onnxruntime", "pyzmq", "msgpack")
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """What every benchmark's has: its docstring as help, --quick and --json."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small and short: does it run?")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def conditions(seed: int) -> dict[str, Any]:

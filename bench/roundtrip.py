@@ -8,8 +8,6 @@ header and tensor, in one run, so that noise meets both.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 
 from bench import report
@@ -74,9 +72,7 @@ def compare(ours: list[int], bare: list[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true")
+    parser = report.command_line(__doc__)
     arguments = parser.parse_args()
     with Cluster() as cluster, cluster.client() as client, Relay() as relay:
         client.register("null", zoo.build("null", seed=SEED))

@@ -9,13 +9,12 @@ of every event and order: the same on every machine.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.report import show
+from bench.report import command_line, show
 from clockwork.clock import MS, SECOND
 from clockwork.config import POLICY
 from clockwork.profiles import ModelProfile, linear, paper_instances
@@ -82,9 +81,7 @@ def measure(name: str, policy: str, quick: bool) -> dict[str, Any]:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m bench.simulator", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer requests")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = command_line(__doc__)
     parser.add_argument("--policy", default=POLICY, help="the scheduler's policy (default: %(default)s)")
     arguments = parser.parse_args()
     rows = [measure(name, arguments.policy, arguments.quick) for name in cases()]

@@ -37,7 +37,7 @@ class Commands(click.Group):
         except Refused as error:
             more = [f"reason: {error.reason}"] if error.reason else []
             if error.feasible_slo is not None:
-                more.append(f"an SLO of {error.feasible_slo:g} s would have been admitted")
+                more.append(f"an SLO of {error.feasible_slo:g} s would have been enough")
             if error.retry_after is not None:
                 more.append(f"retry after {error.retry_after:g} s")
             raise _Failure(f"refused: {error}" + (f" ({'; '.join(more)})" if more else "")) from None

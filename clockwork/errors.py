@@ -26,11 +26,11 @@ class InvalidModel(ClockworkError, ValueError):
 
 
 class Refused(ClockworkError):
-    """The request was turned away at once, because it could not have been answered in time.
+    """The request was turned away, at arrival or while it waited, because it could not have been answered in time.
 
     reason: a word from messages.Reason. feasible_slo: the least SLO, in seconds, that would have
-    been admitted (None if unknown). retry_after: seconds after which the same request is likely to
-    be admitted (None if unknown).
+    been enough, as seen when it was turned away (None if unknown). retry_after: seconds after which
+    the same request is likely to be answered (None if unknown).
     """
 
     def __init__(

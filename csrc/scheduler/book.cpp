@@ -225,7 +225,7 @@ void Book::refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns
     retire(&pending);
 }
 
-void Book::fail(Pending& pending, Status status, Said said, Reason reason) {
+void Book::fail(Pending& pending, Status status, Said said, Reason reason, Ns feasible_slo_ns, Ns retry_after_ns) {
     ++(status == Status::DEADLINE_MISSED ? counts_.missed
        : reason == Reason::DISPLACED      ? counts_.displaced
        : status == Status::REFUSED       ? counts_.refused
@@ -235,6 +235,8 @@ void Book::fail(Pending& pending, Status status, Said said, Reason reason) {
     command.model_id = pending.model->model_id;
     command.status = status;
     command.reason = reason;
+    command.feasible_slo_ns = feasible_slo_ns;
+    command.retry_after_ns = retry_after_ns;
     say(command, said);
     Flight* flight = pending.flight;
     if (flight == nullptr) {

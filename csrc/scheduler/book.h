@@ -85,7 +85,8 @@ protected:
     void refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
     void refuse(const Request& request, Reason reason, Said said, Ns feasible_slo_ns = 0, Ns retry_after_ns = 0);
     // Answers an admitted request that did not succeed, and takes it out of wherever it is.
-    void fail(Pending& pending, Status status, Said said, Reason reason = Reason::NONE);
+    void fail(Pending& pending, Status status, Said said, Reason reason = Reason::NONE, Ns feasible_slo_ns = 0,
+              Ns retry_after_ns = 0);
     void answer_ok(Pending& pending, const Flight& flight, const ActionResult& result);
     // The lowest priority (the highest number) of any unanswered request; 0 if there is none.
     std::uint32_t lowest_level() const;

@@ -135,10 +135,44 @@ void Queued::drop(Queue& queue, const Waiting& one) {
     memory_->press(queue);
     bool is_over = now_ >= pending.deadline_ns;
     if (promises_nothing_ && !is_over) {
-        fail(pending, Status::REFUSED, Text::CANNOT_BE_IN_TIME, Reason::DEADLINE);
+        turn_out(queue, pending);
         return;
     }
     fail(pending, Status::DEADLINE_MISSED, is_over ? Text::DEADLINE_PASSED : Text::CANNOT_BE_IN_TIME);
+}
+
+// Refuses who waited, with what is seen now of the devices that have its model, or will have it.
+void Queued::turn_out(const Queue& queue, Pending& pending) {
+    const Residency* first = nullptr;
+    Ns start = NEVER_NS;
+    std::size_t count = std::min(queue.model->residencies.size(), OUTLOOK_MAX);
+    for (std::size_t place = 0; place < count; ++place) {
+        const Residency& one = *queue.model->residencies[place];
+        const Device& device = *one.device;
+        if (!device.usable() || one.doomed) {
+            continue;
+        }
+        Ns there = now_ + device.worker->there_ns + inputs_ns(device);
+        Ns free = std::max({device.free_ns(now_), one.ready_ns, there});
+        if (free < start) {
+            start = free;
+            first = &one;
+        }
+    }
+    if (first == nullptr) {
+        fail(pending, Status::REFUSED, Text::CANNOT_BE_IN_TIME, Reason::DEADLINE);
+        return;
+    }
+    // It would have gone with those behind it; after it their batches follow, on each of the devices.
+    std::uint32_t rows = queue.rows();
+    std::uint32_t most = pending.alone ? pending.size : std::max(std::min(rows, first->spec->batch_max), pending.size);
+    Ns takes = duration_ns(*first, queue.shape, most);
+    Ns wait = start + takes + first->device->worker->back_ns - now_;
+    Ns slo = pending.deadline_ns - pending.request.arrived_ns;
+    Ns feasible = std::max(now_ - pending.request.arrived_ns + wait, slo + 1);
+    Ns rest = takes * (rows - most) / most / static_cast<Ns>(queue.model->residencies.size());
+    fail(pending, Status::REFUSED, Said(Text::COULD_BE_ANSWERED, feasible, slo), Reason::DEADLINE, feasible,
+         wait + rest);
 }
 
 void Queued::review(Queue& queue) {

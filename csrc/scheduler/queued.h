@@ -27,6 +27,9 @@ inline constexpr Ns PRESSED_PART = 4;
 // Queues of one model (shapes times levels) that are kept although they are empty.
 inline constexpr std::size_t QUEUES_KEPT = 16;
 
+// Of the devices that have a model, so many are asked when they could have answered who is given up.
+inline constexpr std::size_t OUTLOOK_MAX = 8;
+
 // An option by name, of SchedulerOptions::values.
 double option(const SchedulerOptions& options, std::string_view name, double otherwise);
 inline Ns option_ms(const SchedulerOptions& options, std::string_view name, Ns otherwise) {
@@ -227,6 +230,7 @@ private:
     void call(Model& model);
     bool feed(Device& device);
     void send(Device& device, const Choice& choice);
+    void turn_out(const Queue& queue, Pending& pending);
     void answer_overdue(Device& device);
     bool serve_background(Device& device, bool aged);
     void send_background(Residency& residency);

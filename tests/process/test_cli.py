@@ -202,7 +202,7 @@ def test_a_refusal_says_what_would_have_been_admitted(
     controller.handle = refuse
     stderr = run("infer", "digits", tmp_path / "in.npy", ok=False).stderr
     assert "too busy" in stderr
-    assert "reason: deadline; an SLO of 0.02 s would have been admitted; retry after 0.005 s" in stderr
+    assert "reason: deadline; an SLO of 0.02 s would have been enough; retry after 0.005 s" in stderr
 
 
 # ----- models and status ---------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Played:
         self.free: dict[int, float] = {}
         self.batches: list[int] = []
         self.answers: list[Any] = []
+        self.turned_away: list[AnswerFailed] = []  # refused at arrival
 
     def take(self, commands: list[Any]) -> None:
         now = (self.story.now - 1000 * MS) / MS
@@ -79,16 +80,15 @@ class Played:
         self.until(ms)
         request, commands = self.story.request(model, slo_ms, priority)
         self.take(commands)
+        self.turned_away += [
+            one for one in commands if isinstance(one, AnswerFailed) and one.request_id == request
+        ]
         return request, commands
 
     def stream(self, begin_ms: int, end_ms: int, per_ms: int = 1, slo_ms: float = 100) -> None:
         for ms in range(begin_ms, end_ms):
             for _ in range(per_ms):
                 self.ask(ms, slo_ms=slo_ms)
-
-    def turned_away(self) -> list[AnswerFailed]:
-        """Refused at arrival: what is given up later is told no time to come again."""
-        return [one for one in self.answers if isinstance(one, AnswerFailed) and one.retry_after_ns > 0]
 
 
 def test_an_idle_cluster_answers_at_once() -> None:
@@ -104,7 +104,7 @@ def test_a_steady_stream_of_few_models_is_held_for_batches_that_are_cheap() -> N
         played = Played(adaptive(BATCHING, devices=4, options=options), BATCHING)
         played.stream(0, 600, per_ms=3)
         played.until(800)
-        assert not played.turned_away()
+        assert not played.turned_away
         assert all(isinstance(one, AnswerOk) for one in played.answers)
         late = played.batches[len(played.batches) // 2 :]
         sizes[name] = sum(late) / len(late)
@@ -144,6 +144,36 @@ def test_few_are_given_up_for_many() -> None:
             assert orders == [("refused", tight), ("infer", 2, tuple(loose))]
 
 
+def given_up(slo_ms: float) -> list[Any]:
+    """Orders for one request with that SLO and twenty loose ones, when a device that was busy for 20 ms is free."""
+    busy, many = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=16, row_ms=1)
+    story = adaptive(busy, many, options={"sacrifice_need": 1000})
+    _, [send] = story.request(1)
+    story.ask(2, slo_ms=slo_ms)
+    story.ask(*[2] * 20)
+    return story.at(20.2).done(send, 20)[1:]
+
+
+def test_who_is_given_up_while_it_waits_is_told_what_would_have_been_enough() -> None:
+    refused = given_up(26)[0]
+    assert refused.reason == Reason.DEADLINE
+    assert "could be answered in" in refused.text
+    enough = refused.feasible_slo_ns
+    assert 20.2 + 20 < enough / MS < 20.2 + 21, "a batch of 16 takes 20 ms"
+    assert 20 < refused.retry_after_ns / MS < 28, "and five more are behind it"
+    [send] = given_up(enough / MS)
+    assert send.requests[0] == refused.request_id
+    assert len(send.requests) == 16
+
+
+def test_who_waits_for_a_load_in_vain_is_told_when_it_should_have_been_there() -> None:
+    story = Story("adaptive", spec(1, exec_ms=5), resident=False)
+    request, [_] = story.request(1, slo_ms=20)
+    [refused] = [one for _, one in story.until(30) if isinstance(one, AnswerFailed)]
+    assert (refused.request_id, refused.status) == (request, Status.REFUSED)
+    assert 20 < refused.feasible_slo_ns / MS < 25
+
+
 def test_nobody_is_given_up_where_little_arrives() -> None:
     busy, many = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=16, row_ms=1)
     story = adaptive(busy, many)
@@ -163,7 +193,7 @@ def crowded() -> Played:
 
 def test_who_asks_for_more_than_a_fair_share_is_turned_away_and_nobody_else() -> None:
     played = crowded()
-    refused = played.turned_away()
+    refused = played.turned_away
     assert refused
     assert {(one.status, one.reason) for one in refused} == {(Status.REFUSED, Reason.DEADLINE)}
     assert all(one.feasible_slo_ns > 100 * MS for one in refused)
@@ -176,15 +206,15 @@ def test_who_asks_for_more_than_a_fair_share_is_turned_away_and_nobody_else() ->
 def test_turning_away_can_be_switched_off() -> None:
     played = Played(adaptive(BATCHING, options={"off_refuse": 1}), BATCHING)
     played.stream(0, 400, per_ms=3)
-    assert not played.turned_away()
+    assert not played.turned_away
 
 
 def test_a_higher_level_is_not_turned_away_for_a_lower_one_that_waits() -> None:
     played = crowded()
-    before = len(played.turned_away())
+    before = len(played.turned_away)
     for _ in range(100):
         played.ask(800, priority=4)
-    assert len(played.turned_away()) > before
+    assert len(played.turned_away) > before
     high, _ = played.ask(800, priority=1)
     played.until(950)
     [answer] = [one for one in played.answers if one.request_id == high]

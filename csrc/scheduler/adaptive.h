@@ -31,7 +31,9 @@
 // does not crowd out the others. At any time a request is refused that could not be reached if all devices did nothing
 // but its model's queue.
 //
-// Beside them: the way of inputs to a worker is learnt, by byte, planned for, and sent ahead of.
+// Beside them: the way of inputs to a worker is learnt, by byte, and is a stage before the device. A device counts as
+// busy until what was sent could have arrived and been executed, and a batch is sent so much earlier than the device
+// is free as inputs have taken of late: one executes while the next is on its way.
 //
 // Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
 // already from the many that would share its device more cheaply.
@@ -94,8 +96,8 @@ inline constexpr double BATCH_WORTH = 1.05;
 // The fair share of a model is computed anew after this.
 inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
 
-// How long inputs take to a worker is learnt, by byte, from batches of at least so many that were sent to an idle
-// device; up at once by half of what was missing, down slowly.
+// How long inputs take to a worker is learnt, by byte, from batches of at least so many that found its link clear; up
+// at once by half of what was missing, down slowly.
 inline constexpr std::uint64_t INPUTS_SEEN_MIN = 64 << 10;
 inline constexpr double INPUTS_UP = 0.5;
 inline constexpr double INPUTS_DOWN = 0.02;

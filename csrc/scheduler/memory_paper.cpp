@@ -113,16 +113,18 @@ void PaperMemory::flush() {
         const Model& model = model_at(slot);
         one.is_dirty = false;
         double all = 0, squares = 0;
+        weights_.clear();
         for (const Residency* residency : model.residencies) {
             double here = weight(*residency->device);
             all += here;
             squares += here * here;
+            weights_.push_back(here);
         }
-        for (const Residency* residency : model.residencies) {
-            Ns& mine = grown(allocated_, residency->slot);
-            double part = weight(*residency->device) / all;
-            Ns now_ns = static_cast<Ns>(static_cast<double>(one.exec_ns) * part);
-            loads_[residency->device->slot] += now_ns - mine;
+        for (std::size_t place = 0; place < weights_.size(); ++place) {
+            const Residency& residency = *model.residencies[place];
+            Ns& mine = grown(allocated_, residency.slot);
+            Ns now_ns = static_cast<Ns>(static_cast<double>(one.exec_ns) * (weights_[place] / all));
+            loads_[residency.device->slot] += now_ns - mine;
             mine = now_ns;
         }
         double need = static_cast<double>(one.weights_ns);

@@ -382,6 +382,8 @@ struct Plan {
 // One device: what is on it, what was sent to it, what is planned on it.
 struct Device {
     Worker* worker = nullptr;
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
     std::uint32_t index = 0;
     std::uint64_t number = 0;  // order of joining, breaks ties
     std::uint32_t kind = 0;    // layouts, and so loads, differ with the page: kind and page size together
@@ -404,9 +406,6 @@ struct Device {
     std::uint64_t served = 0;
     std::uint32_t mark = 0;    // of the search that has seen it
     bool dirty = false;        // something happened to it since it was last looked at
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
 
     void reset() {
         std::uint32_t place = slot, age = generation;

@@ -45,6 +45,27 @@ std::uint32_t Memory::loading(const Device& device) {
     return count;
 }
 
+Ns Memory::backlog_ns(const Device& device, Ns due_ns, const Model& but) const {
+    double sum = 0;
+    Bits::for_each_in_both(queued_.at(device).models, queued_.work_, [&](std::uint32_t slot) {
+        const Model& model = *queued_.model_pool_.at(slot);
+        const Residency* residency = &model != &but ? device.find(&model) : nullptr;
+        if (residency == nullptr || !Queued::is_usable(residency)) {
+            return true;
+        }
+        for (const auto& queue : queued_.at(model).queues) {
+            if (queue->ready && queue->front().deadline_ns <= due_ns) {
+                std::uint32_t most = std::max(residency->spec->batch_max, 1u), rows = queue->rows();
+                Ns takes = queued_.duration_ns(*residency, queue->shape, std::min(rows, most));
+                double all = static_cast<double>(takes) * std::max(1.0, static_cast<double>(rows) / most);
+                sum += all / static_cast<double>(model.residencies.size());
+            }
+        }
+        return true;
+    });
+    return static_cast<Ns>(sum);
+}
+
 Device* Memory::find_target(const Model& model, Score score) {
     std::size_t count = model.workers.size();
     Device* best = nullptr;
@@ -61,7 +82,7 @@ Device* Memory::find_target(const Model& model, Score score) {
             if (spec == nullptr) {
                 continue;
             }
-            double here = score(*this, *device, *spec);
+            double here = score(*this, *device, *spec, model);
             if (here >= 0 && (best == nullptr || here < least)) {
                 best = device;
                 least = here;

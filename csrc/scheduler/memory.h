@@ -75,9 +75,12 @@ protected:
     KindSpec* loadable(const Device& device, const Model& model) const;
     // LOADs under way or decided on the link that the device shares with its worker's others.
     static std::uint32_t loading(const Device& device);
+    // How long what waits there, and is due by then, would keep the device, beyond what it was sent; a model's share
+    // of it where others have the model, too.
+    Ns backlog_ns(const Device& device, Ns due_ns, const Model& but) const;
     // The device of the lowest score of TARGET_SCAN_MAX that could load the model, others at each call; a score
     // below zero rules one out. Null if there is none.
-    using Score = double (*)(const Memory&, const Device&, const KindSpec&);
+    using Score = double (*)(const Memory&, const Device&, const KindSpec&, const Model&);
     Device* find_target(const Model& model, Score score);
     // Sends the LOAD, evicting idle models in the order of order_evictable(). False: its pages cannot come free now.
     bool load(Device& device, Model& model, KindSpec& spec);

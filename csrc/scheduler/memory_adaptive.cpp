@@ -8,12 +8,12 @@ namespace clockwork {
 
 // ----- order ------------------------------------------------------------------------------------
 
-void SlotHeap::set(std::uint32_t slot, double value) {
+void SlotHeap::set(std::uint32_t slot, Urgency urgency) {
     if (slot >= places_.size()) {
         places_.resize(slot + 1, NOWHERE);
-        values_.resize(slot + 1, 0);
+        urgencies_.resize(slot + 1, {false, 0});
     }
-    values_[slot] = value;
+    urgencies_[slot] = urgency;
     if (places_[slot] == NOWHERE) {
         heap_.push_back(slot);
         places_[slot] = static_cast<std::uint32_t>(heap_.size() - 1);
@@ -135,6 +135,70 @@ double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begi
     return in_time + (is_cold ? standing(model, spec) : 0);
 }
 
+// The last moment at which its load may begin, for the first of its requests.
+Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec) const {
+    Ns latest = NEVER_NS;
+    for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
+        if (!one->empty()) {
+            Ns needs = spec.load_planned_ns() + spec.alone_ns(one->shape, one->front().size);
+            latest = std::min(latest, one->front().deadline_ns - needs);
+        }
+    }
+    return latest;
+}
+
+// is_put_back: it was found to be; what comes too late for its first always is.
+Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_back) const {
+    const KindSpec& spec = *model.specs.front();
+    Ns latest = latest_ns(model, spec);
+    if (latest > now() && !is_put_back) {
+        return {false, -static_cast<double>(latest)};
+    }
+    double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1));
+    return {true, benefit(model, spec, now(), 0, is_cold) / load};
+}
+
+// Finds what has to be put back, as if all links were one that is so much faster, and is free when the device's is.
+void AdaptiveMemory::put_in_order(const Device& device) {
+    if (asking_.size() < 2 || now() < ordered_ns_ + ORDER_EVERY_NS) {
+        return;
+    }
+    ordered_ns_ = now();
+    wishes_.clear();
+    for (std::uint32_t slot : asking_.slots()) {
+        const Model& model = model_at(slot);
+        const KindSpec& spec = *model.specs.front();
+        double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1));
+        auto links = static_cast<double>(std::max<std::size_t>(model.workers.size(), 1));
+        double gain = benefit(model, spec, now(), 0, model.residencies.empty());
+        wishes_.push_back({latest_ns(model, spec), load / links, gain / load, slot});
+    }
+    std::sort(wishes_.begin(), wishes_.end(), [](const Wish& one, const Wish& other) {
+        return one.latest_ns != other.latest_ns ? one.latest_ns < other.latest_ns : one.slot < other.slot;
+    });
+    planned_.clear();
+    double begin = static_cast<double>(std::max(now(), device.worker->link_free_ns));
+    for (std::uint32_t place = 0; place < wishes_.size(); ++place) {
+        const Wish& one = wishes_[place];
+        if (one.latest_ns <= now()) {
+            asking_.set(one.slot, {true, one.density});
+            continue;
+        }
+        asking_.set(one.slot, {false, -static_cast<double>(one.latest_ns)});
+        planned_.emplace_back(-one.density, place);
+        std::push_heap(planned_.begin(), planned_.end());
+        double end = begin + one.load_ns;  // of all that is planned
+        while (!planned_.empty() && end - one.load_ns > static_cast<double>(one.latest_ns)) {
+            std::pop_heap(planned_.begin(), planned_.end());
+            const Wish& least = wishes_[planned_.back().second];
+            planned_.pop_back();
+            end -= least.load_ns;
+            asking_.set(least.slot, {true, least.density});
+        }
+        begin = end;
+    }
+}
+
 // ----- who asks -----------------------------------------------------------------------------------
 
 void AdaptiveMemory::waits(Pending& pending) {
@@ -177,14 +241,6 @@ void AdaptiveMemory::leaves(Pending& pending) {
 
 void AdaptiveMemory::sent(Flight& flight) {
     const Model& model = *flight.residency->model;
-    busy_[flight.device->slot].add(now(), static_cast<double>(flight.duration_ns), BUSY_HALF_LIFE_NS);
-    const Pending& oldest = *flight.batch->pendings.front();
-    if (oldest.deadline_ns < NEVER_NS) {
-        double part = static_cast<double>(now() - oldest.request.arrived_ns) /
-                      static_cast<double>(std::max<Ns>(oldest.deadline_ns - oldest.request.arrived_ns, 1));
-        double& late = lateness_[flight.device->slot];
-        late += (part - late) * LATENESS_WEIGHT;
-    }
     if (!asking_.empty() && waiting(model) == 0) {
         asking_.erase(model.slot);
     }
@@ -198,46 +254,60 @@ void AdaptiveMemory::press(Queue& queue) {
     }
 }
 
-// Enters a model with what its load is worth now; has a device look, if it is new.
+// Enters a model, or how urgent it is now; has a device look, if it is new.
 void AdaptiveMemory::ask(Model& model) {
     bool is_cold = false;
     if (!asks(model, is_cold)) {
         asking_.erase(model.slot);
         return;
     }
-    const KindSpec& spec = *model.specs.front();
     bool is_new = !asking_.holds(model.slot);
-    double gain = benefit(model, spec, now(), 0, is_cold);
-    asking_.set(model.slot, gain / static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)));
+    bool is_put_back = !is_new && asking_.urgency(model.slot).is_put_back;
+    asking_.set(model.slot, urgency(model, is_cold, is_put_back));
     if (is_new) {
         Device* device = find_target(model, score);
-        if (device != nullptr && (is_cold || has_spare_time(*device, model))) {
+        if (device != nullptr) {
             again_ns_[device->slot] = 0;
             touch(*device);
         }
     }
 }
 
-// Of devices that could load at once: with room before without, then the least busy link and lane, then more room.
-double AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec) {
+Ns AdaptiveMemory::first_due_ns(const Model& model) const {
+    Ns due = NEVER_NS;
+    for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
+        if (!one->empty()) {
+            due = std::min(due, one->front().deadline_ns);
+        }
+    }
+    return due;
+}
+
+// When its first batch could start there, if it were the next to be loaded there.
+Ns AdaptiveMemory::start_ns(const Device& device, const KindSpec& spec, const Model& model) const {
+    const Worker& worker = *device.worker;
+    Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
+    Ns ready = begin + spec.load_planned_ns() + worker.back_ns + worker.there_ns;
+    return std::max(ready, device.free_ns(now()) + backlog_ns(device, first_due_ns(model), model));
+}
+
+// Of devices that could load at once: where it starts the soonest; if others have to go, that is as bad as a load.
+double AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model) {
     const auto& self = static_cast<const AdaptiveMemory&>(memory);
     if (loading(device) >= device.run_ahead) {
         return -1;
     }
-    Ns now = self.now();
-    double busy = static_cast<double>(std::max<Ns>(device.worker->link_free_ns - now, 0)) +
-                  static_cast<double>(std::max<Ns>(device.free_ns(now) - now, 0));
-    double full = 1 - static_cast<double>(device.pages.free_count()) /
-                          static_cast<double>(std::max<std::uint32_t>(device.pages.page_count(), 1));
-    return (device.has_room(spec) ? 0 : 1e12) + busy + full * static_cast<double>(MS);
+    Ns start = std::max<Ns>(self.start_ns(device, spec, model) - self.now(), 0);
+    return static_cast<double>(start + (device.has_room(spec) ? 0 : spec.load_planned_ns()));
 }
 
-bool AdaptiveMemory::has_spare_time(const Device& device, const Model& model) const {
-    if (device.lane.empty() || busy_[device.slot].rate(now(), BUSY_HALF_LIFE_NS) < SPARE_BUSY) {
-        return true;
-    }
-    return std::all_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* there) {
-        return lateness_[device.slot] < SPARE_LATENESS * lateness_[there->device->slot];
+// Whether a model that others have would start there sooner, or hardly later.
+bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, const Model& model) const {
+    Ns due = first_due_ns(model);
+    Ns here = start_ns(device, spec, model) - spec.load_planned_ns() / COPY_PART;
+    return std::none_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* one) {
+        const Device& there = *one->device;
+        return there.usable() && there.free_ns(now()) + backlog_ns(there, due, model) <= here;
     });
 }
 
@@ -270,11 +340,7 @@ void AdaptiveMemory::model_gone(Model& model) {
 void AdaptiveMemory::device_joined(Device& device) {
     if (device.slot >= again_ns_.size()) {
         again_ns_.resize(device.slot + 1, 0);
-        busy_.resize(device.slot + 1);
-        lateness_.resize(device.slot + 1, 0);
     }
-    busy_[device.slot] = DecayedCount();
-    lateness_[device.slot] = 0;
     again_ns_[device.slot] = 0;
 }
 
@@ -305,6 +371,7 @@ void AdaptiveMemory::look(Device& device) {
     if (asking_.empty() || now() < again_ns_[device.slot] || !device.pending.empty()) {
         return;
     }
+    put_in_order(device);
     const Worker& worker = *device.worker;
     Ns delays = worker.there_ns + 2 * worker.back_ns;
     aside_.clear();
@@ -319,33 +386,22 @@ void AdaptiveMemory::look(Device& device) {
             continue;
         }
         ++scanned;
+        bool is_put_back = asking_.urgency(slot).is_put_back;
+        asking_.erase(slot);
         KindSpec* spec = loadable(device, model);
-        bool is_welcome = spec != nullptr && (is_cold || has_spare_time(device, model));
-        if (is_welcome) {
+        if (spec != nullptr && (is_cold || earns_copy(device, *spec, model))) {
             Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
             double gain = benefit(model, *spec, begin, delays, is_cold);
-            double value = gain / static_cast<double>(std::max<Ns>(spec->load_planned_ns(), 1));
-            if (value < asking_.value(slot) * 0.99) {
-                asking_.set(slot, value);  // it was worth more when it asked; others may be worth more than it now
-                if (asking_.top() != slot) {
-                    continue;
-                }
-            }
             if (gain > 0 && try_load(device, model, *spec, gain)) {
-                asking_.erase(slot);
                 continue;
             }
-            is_denied = true;
         }
-        aside_.push_back(slot);
-        asking_.erase(slot);
+        is_denied |= spec != nullptr;
+        aside_.emplace_back(slot, is_put_back);
     }
-    for (std::uint32_t slot : aside_) {
-        Model& model = model_at(slot);
-        const KindSpec& spec = *model.specs.front();
-        bool is_cold = model.residencies.empty();
-        asking_.set(slot, benefit(model, spec, now(), 0, is_cold) /
-                              static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)));
+    for (auto [slot, is_put_back] : aside_) {
+        const Model& model = model_at(slot);
+        asking_.set(slot, urgency(model, model.residencies.empty(), is_put_back));
     }
     if (is_denied) {
         again_ns_[device.slot] = now() + LOOK_AGAIN_NS;

@@ -1,9 +1,13 @@
 // Memory rules `adaptive`: loads by benefit and cost.
 //
 // A model asks for a load while requests wait for it and no device has it (it is *cold*), or while those that have it
-// cannot serve its queue in time (it is *pressed*: a batch is sent late, or the first request has waited for longer
-// than a load takes and for one part in LONG_PART of its SLO). The next load of a link is the one with the most
-// benefit per time of the link. Counted in requests:
+// seem unable to serve its queue in time (it is *pressed*: a batch is sent late, or the first request has waited for
+// longer than a load takes and for one part in LONG_PART of its SLO).
+//
+// *Order.* As long as the links can load in time whatever is asked for, the next load is the one that has to begin the
+// soonest. What they cannot load in time is *put back* behind the others: of those that have to begin before the one
+// that would be too late, and it, those with the least benefit per time of the link, as few as that takes (Moore and
+// Hodgson's rule). Counted in requests:
 //   benefit = those that wait and would still be in time if the load began now + standing (if it is cold)
 //   standing of a model = what is lost each time that it has to be loaded anew
 //                       = rate (load + wait), who comes before it is back
@@ -13,11 +17,12 @@
 // waiting, is in flight or is being loaded. So an idle link loads whatever is asked for, and a busy one keeps what
 // would be asked for again.
 //
-// A pressed model is loaded, one device at a time, only onto a device that has time to spare: that was busy for less
-// than SPARE_BUSY of its time of late, or whose batches waited for a much smaller part of their SLOs than those of the
-// devices that have the model. A cold one is loaded by force (busy models make room, as their work
-// ends) if all were busy for one part in DENIED_PART of its SLO, or if it was not worth those that would have to go
-// for DENIED_NS.
+// *Place.* A model that begins to ask calls the device, of some, on which its first batch could start the soonest:
+// when it is loaded, and what waits there and is due earlier has been done. A pressed model is loaded, one device at a
+// time, only where that would be sooner than on those that have it, or later by no more than one part in COPY_PART of
+// a load: the copy is there for those who come next, too. A cold one is loaded by force (busy models make room, as
+// their work ends) if all were busy for one part in DENIED_PART of its SLO, or if it was not worth those that would
+// have to go for DENIED_NS.
 #pragma once
 
 #include <cstdint>
@@ -42,13 +47,10 @@ inline constexpr Ns LONG_PART = 8;
 inline constexpr Ns DENIED_NS = SECOND;
 inline constexpr Ns DENIED_PART = 8;
 
-// How busy a device is, is averaged over this half-life.
-inline constexpr Ns BUSY_HALF_LIFE_NS = 300 * MS;
-inline constexpr double SPARE_BUSY = 0.85;
-inline constexpr double SPARE_LATENESS = 0.6;
+inline constexpr Ns COPY_PART = 3;
 
-// Of how late a device's batches are sent, each new one counts so much.
-inline constexpr double LATENESS_WEIGHT = 0.05;
+// What is put back is found anew after this.
+inline constexpr Ns ORDER_EVERY_NS = MS;
 
 // Candidates that a device looks at for one load, and how long it does not look again if none would do.
 inline constexpr int CANDIDATE_SCAN_MAX = 8;
@@ -57,22 +59,37 @@ inline constexpr Ns LOOK_AGAIN_NS = 5 * MS;
 // Models that are put in order at once to make room: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
 
-// Slots by value, the highest first (of equal ones, the lowest slot); a slot's value may change at any time.
+// How much something wants to be the next: what is put back comes behind all that is not.
+struct Urgency {
+    bool is_put_back;
+    double value;  // the higher, the sooner
+
+    bool operator>(const Urgency& other) const {
+        return is_put_back != other.is_put_back ? other.is_put_back : value > other.value;
+    }
+};
+
+// Slots by urgency, the most urgent first (of equal ones, the lowest slot); a slot's urgency may change at any time.
 class SlotHeap {
 public:
     bool empty() const { return heap_.empty(); }
     std::size_t size() const { return heap_.size(); }
     std::uint32_t top() const { return heap_.front(); }
-    double value(std::uint32_t slot) const { return values_[slot]; }
+    const Urgency& urgency(std::uint32_t slot) const { return urgencies_[slot]; }
+    // All of them, in no particular order (but always the same).
+    const std::vector<std::uint32_t>& slots() const { return heap_; }
     bool holds(std::uint32_t slot) const { return slot < places_.size() && places_[slot] != NOWHERE; }
-    void set(std::uint32_t slot, double value);
+    void set(std::uint32_t slot, Urgency urgency);
     void erase(std::uint32_t slot);
 
 private:
     static constexpr std::uint32_t NOWHERE = UINT32_MAX;
 
     bool is_above(std::uint32_t one, std::uint32_t other) const {
-        return values_[one] != values_[other] ? values_[one] > values_[other] : one < other;
+        if (urgencies_[one] > urgencies_[other] || urgencies_[other] > urgencies_[one]) {
+            return urgencies_[one] > urgencies_[other];
+        }
+        return one < other;
     }
     void put(std::size_t place, std::uint32_t slot) {
         heap_[place] = slot;
@@ -83,7 +100,7 @@ private:
 
     std::vector<std::uint32_t> heap_;
     std::vector<std::uint32_t> places_;  // by slot
-    std::vector<double> values_;
+    std::vector<Urgency> urgencies_;
 };
 
 class AdaptiveMemory final : public Memory {
@@ -131,16 +148,30 @@ private:
     double rate(const Model& model) const;
     bool waits_long(const Model& model) const;
     void ask(Model& model);
-    bool has_spare_time(const Device& device, const Model& model) const;
-    static double score(const Memory& memory, const Device& device, const KindSpec& spec);
+    Ns latest_ns(const Model& model, const KindSpec& spec) const;
+    Urgency urgency(const Model& model, bool is_cold, bool is_put_back) const;
+    void put_in_order(const Device& device);
+    Ns first_due_ns(const Model& model) const;
+    Ns start_ns(const Device& device, const KindSpec& spec, const Model& model) const;
+    bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
+    static double score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model);
     bool try_load(Device& device, Model& model, KindSpec& spec, double gain);
 
-    SlotHeap asking_;  // models by benefit per nanosecond of the link; what it says may have shrunk since
+    // A load that is asked for, when the links are planned.
+    struct Wish {
+        Ns latest_ns;
+        double load_ns;  // of all links together
+        double density;  // benefit per time
+        std::uint32_t slot;
+    };
+
+    SlotHeap asking_;              // models; what it says may have shrunk since
     std::vector<Demand> demands_;  // by the model's slot
     std::vector<Ns> again_ns_;     // by the device's: no look before
-    std::vector<DecayedCount> busy_;  // by the device's: time that it was sent work for
-    std::vector<double> lateness_;    // and what part of their SLOs its last batches had waited
-    std::vector<std::uint32_t> aside_;
+    Ns ordered_ns_ = 0;            // when put_in_order() did it last
+    std::vector<Wish> wishes_;
+    std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; the place
+    std::vector<std::pair<std::uint32_t, bool>> aside_;      // and whether they were put back
     std::vector<Residency*> victims_;
     std::vector<Density> densities_;
 };

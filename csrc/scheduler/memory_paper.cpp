@@ -176,8 +176,9 @@ void PaperMemory::look(Device& device) {
     }
 }
 
-double PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec) {
+double PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model) {
     (void)spec;
+    (void)model;
     const auto& self = static_cast<const PaperMemory&>(memory);
     if (device.worker->link_free_ns >= self.now() + self.ahead_ns_) {
         return -1;

@@ -273,41 +273,51 @@ void AdaptiveMemory::ask(Model& model) {
     }
 }
 
-Ns AdaptiveMemory::first_due_ns(const Model& model) const {
-    Ns due = NEVER_NS;
+// The queue whose first request is due first; null if none waits.
+const Queue* AdaptiveMemory::first_queue(const Model& model) const {
+    const Queue* first = nullptr;
     for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
-        if (!one->empty()) {
-            due = std::min(due, one->front().deadline_ns);
+        if (!one->empty() && (first == nullptr || one->front().deadline_ns < first->front().deadline_ns)) {
+            first = one;
         }
     }
-    return due;
+    return first;
 }
 
-// When its first batch could start there, if it were the next to be loaded there.
-Ns AdaptiveMemory::start_ns(const Device& device, const KindSpec& spec, const Model& model) const {
+// When its first request could have been served by a device that has it from `ready_ns` on.
+Ns AdaptiveMemory::served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns) const {
+    const Waiting& first = queue.front();
+    Ns free = device.free_ns(now()) + backlog_ns(device, first.deadline_ns, *queue.model);
+    return std::max(ready_ns, free) + spec.alone_ns(queue.shape, first.size);
+}
+
+// When it could be there, if it were the next to be loaded there.
+Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec) const {
     const Worker& worker = *device.worker;
     Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
-    Ns ready = begin + spec.load_planned_ns() + worker.back_ns + worker.there_ns;
-    return std::max(ready, device.free_ns(now()) + backlog_ns(device, first_due_ns(model), model));
+    return begin + spec.load_planned_ns() + worker.back_ns + worker.there_ns;
 }
 
-// Of devices that could load at once: where it starts the soonest; if others have to go, that is as bad as a load.
+// Of devices that could load at once: where it is served the soonest; if others have to go, that is as bad as a load.
 double AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model) {
     const auto& self = static_cast<const AdaptiveMemory&>(memory);
-    if (loading(device) >= device.run_ahead) {
+    const Queue* first = self.first_queue(model);
+    if (first == nullptr || loading(device) >= device.run_ahead) {
         return -1;
     }
-    Ns start = std::max<Ns>(self.start_ns(device, spec, model) - self.now(), 0);
-    return static_cast<double>(start + (device.has_room(spec) ? 0 : spec.load_planned_ns()));
+    Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec)) - self.now();
+    return static_cast<double>(std::max<Ns>(served, 0) + (device.has_room(spec) ? 0 : spec.load_planned_ns()));
 }
 
-// Whether a model that others have would start there sooner, or hardly later.
+// Whether a model that others have would be served there sooner, or hardly later.
 bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, const Model& model) const {
-    Ns due = first_due_ns(model);
-    Ns here = start_ns(device, spec, model) - spec.load_planned_ns() / COPY_PART;
+    const Queue* first = first_queue(model);
+    if (first == nullptr) {
+        return false;
+    }
+    Ns here = served_ns(device, spec, *first, loaded_ns(device, spec)) - spec.load_planned_ns() / COPY_PART;
     return std::none_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* one) {
-        const Device& there = *one->device;
-        return there.usable() && there.free_ns(now()) + backlog_ns(there, due, model) <= here;
+        return one->device->usable() && served_ns(*one->device, *one->spec, *first, 0) <= here;
     });
 }
 

@@ -17,8 +17,8 @@
 // waiting, is in flight or is being loaded. So an idle link loads whatever is asked for, and a busy one keeps what
 // would be asked for again.
 //
-// *Place.* A model that begins to ask calls the device, of some, on which its first batch could start the soonest:
-// when it is loaded, and what waits there and is due earlier has been done. A pressed model is loaded, one device at a
+// *Place.* A model that begins to ask calls the device, of some, on which its first request would be served the
+// soonest: when it is loaded, and what waits there and is due earlier has been done. A pressed model is loaded, one device at a
 // time, only where that would be sooner than on those that have it, or later by no more than one part in COPY_PART of
 // a load: the copy is there for those who come next, too. A cold one is loaded by force (busy models make room, as
 // their work ends) if all were busy for one part in DENIED_PART of its SLO, or if it was not worth those that would
@@ -151,8 +151,9 @@ private:
     Ns latest_ns(const Model& model, const KindSpec& spec) const;
     Urgency urgency(const Model& model, bool is_cold, bool is_put_back) const;
     void put_in_order(const Device& device);
-    Ns first_due_ns(const Model& model) const;
-    Ns start_ns(const Device& device, const KindSpec& spec, const Model& model) const;
+    const Queue* first_queue(const Model& model) const;
+    Ns served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns) const;
+    Ns loaded_ns(const Device& device, const KindSpec& spec) const;
     bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
     static double score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model);
     bool try_load(Device& device, Model& model, KindSpec& spec, double gain);

@@ -315,10 +315,18 @@ bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, cons
     if (first == nullptr) {
         return false;
     }
-    Ns here = served_ns(device, spec, *first, loaded_ns(device, spec)) - spec.load_planned_ns() / COPY_PART;
-    return std::none_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* one) {
-        return one->device->usable() && served_ns(*one->device, *one->spec, *first, 0) <= here;
-    });
+    Ns loaded = loaded_ns(device, spec), later = spec.load_planned_ns() / COPY_PART;
+    Ns least = loaded + spec.alone_ns(first->shape, first->front().size);  // here, if nothing waits
+    Ns soonest = NEVER_NS;
+    for (const Residency* one : model.residencies) {
+        if (one->device->usable()) {
+            soonest = std::min(soonest, served_ns(*one->device, *one->spec, *first, 0));
+            if (soonest <= least - later) {
+                return false;
+            }
+        }
+    }
+    return soonest > served_ns(device, spec, *first, loaded) - later;
 }
 
 void AdaptiveMemory::arrived_on(Residency& residency) {

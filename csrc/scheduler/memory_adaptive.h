@@ -18,11 +18,11 @@
 // would be asked for again.
 //
 // *Place.* A model that begins to ask calls the device, of some, on which its first request would be served the
-// soonest: when it is loaded, and what waits there and is due earlier has been done. A pressed model is loaded, one device at a
-// time, only where that would be sooner than on those that have it, or later by no more than one part in COPY_PART of
-// a load: the copy is there for those who come next, too. A cold one is loaded by force (busy models make room, as
-// their work ends) if all were busy for one part in DENIED_PART of its SLO, or if it was not worth those that would
-// have to go for DENIED_NS.
+// soonest: when it is loaded, and what waits there and is due earlier has been done. A pressed model is loaded, one
+// device at a time, only where that would be sooner than on those that have it, or later by no more than one part in
+// COPY_PART of a load: the copy is there for those who come next, too. A cold one is loaded by force (busy models make
+// room, as their work ends) if all were busy for one part in DENIED_PART of its SLO, or if it was not worth those that
+// would have to go for DENIED_NS.
 #pragma once
 
 #include <cstdint>

@@ -148,3 +148,34 @@ def test_paper_stops_loading_a_model_whose_devices_suffice() -> None:
         _, [send] = story.at(10 * turn).request(1)
         assert isinstance(send, SendInfer)
         assert len(story.at(10 * turn + 5.2).done(send)) == 1
+
+
+def asked_while_the_link_is_busy(story: Story, *asked: tuple[int, float]) -> list[int]:
+    """Which models are loaded one after the other, of those asked for (with an SLO, ms) while another is."""
+    _, [load] = story.request(1, 500)
+    for model, slo_ms in asked:
+        assert story.request(model, slo_ms)[1] == []
+    order = []
+    for turn in range(len(asked)):
+        commands = story.at(10 * turn + 10).done(load, 10)
+        [load] = [one for one in commands if isinstance(one, SendLoad)]
+        order.append(load.model_id)
+    return order
+
+
+def test_adaptive_loads_first_what_has_to_begin_the_soonest() -> None:
+    story = story_of(
+        "adaptive", *(spec(model, load_ms=10) for model in (1, 2, 3)), resident=False, run_ahead=1, pages=9
+    )
+    assert asked_while_the_link_is_busy(story, (2, 400), (3, 100)) == [3, 2]
+
+
+def test_adaptive_puts_back_a_long_load_that_would_make_two_others_late() -> None:
+    specs = [spec(1, load_ms=10), spec(2, load_ms=60), spec(3, load_ms=10), spec(4, load_ms=10)]
+    story = story_of("adaptive", *specs, resident=False, run_ahead=1, pages=9)
+    assert asked_while_the_link_is_busy(story, (2, 90), (3, 60), (4, 65)) == [3, 4, 2]
+
+
+def test_edf_says_why_it_takes_no_other_memory_rules() -> None:
+    with pytest.raises(ValueError, match="promises times on loads"):
+        Story("edf", spec(1), memory="paper")

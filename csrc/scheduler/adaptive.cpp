@@ -57,6 +57,7 @@ Adaptive::Adaptive(const SchedulerOptions& options)
       refuse_need_(option(options, "refuse_need", REFUSE_NEED)),
       refuse_wait_(option(options, "refuse_wait", REFUSE_WAIT)),
       refuses_(option(options, "off_refuse", 0) == 0),
+      believes_surges_(option(options, "off_surge", 0) == 0),
       sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {
     promises_nothing_ = true;
 }
@@ -106,8 +107,12 @@ double Adaptive::need() const {
     if (devices_.empty()) {
         return 0;
     }
-    double surely = recent_sum_ - RECENT_SIGMAS * std::sqrt(recent_square_sum_ * recent_weights_.weight());
-    return std::max(rate(cost_sum_), surely / recent_weights_.span_ns()) / static_cast<double>(devices_.size());
+    double arrives = rate(cost_sum_);
+    if (believes_surges_) {
+        double surely = recent_sum_ - RECENT_SIGMAS * std::sqrt(recent_square_sum_ * recent_weights_.weight());
+        arrives = std::max(arrives, surely / recent_weights_.span_ns());
+    }
+    return arrives / static_cast<double>(devices_.size());
 }
 
 // The kind of device that a model is counted with: one that has it, else one that could.

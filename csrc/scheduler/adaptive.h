@@ -4,8 +4,8 @@
 // queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
 // device has its model, else that of the earliest deadline; but one of a higher level that could not wait for the end
 // of it goes before. Four rules make that hold up near saturation, where it matters; each was measured against the
-// others' best and against the clairvoyant bound (bench/grid), and the last three can be switched off (off_*) to see
-// what they earn.
+// others' best and against the clairvoyant bound (bench/grid); the last three, and belief in surges, can be switched off
+// (off_*) to see what they earn.
 //
 // *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
 // arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a
@@ -129,7 +129,7 @@ class Adaptive final : public Queued {
 public:
     static constexpr const char* OPTIONS[] = {"hold_need",   "hold_share",   "hold_crowd", "sacrifice_need",
                                               "schedule_ahead_ms", "save_devices", "off_hold",   "off_sacrifice",
-                                              "refuse_need", "refuse_wait",  "off_refuse"};
+                                              "refuse_need", "refuse_wait",  "off_refuse",   "off_surge"};
 
     explicit Adaptive(const SchedulerOptions& options);
 
@@ -206,6 +206,7 @@ private:
     double refuse_need_;
     double refuse_wait_;
     bool refuses_;
+    bool believes_surges_;
     double sacrifice_need_;
 
     Beside<Traffic> traffic_;       // of models

@@ -2,6 +2,7 @@
 
     python -m bench.paper [fig2|fig5|fig6|fig7|fig8|fig9|fig11|all ...] [--full] [--policies paper,fifo,adaptive]
                           [--seed 0] [--out DIR] [--json] [--jobs N] [--trace FILE] [--no-live] [--no-plots]
+                         [--mapping original|shuffled] [--devices N]
 
 Each writes NAME.json and NAME.png. fig10 is drawn with fig9. See bench/paper/README.md.
 """
@@ -101,7 +102,10 @@ def setting_of(arguments: argparse.Namespace) -> Setting:
         named(one)
     form: Form = "full" if arguments.full else arguments.form
     jobs = arguments.jobs or len(os.sched_getaffinity(0))
-    return Setting(form, policies, arguments.seed, jobs, not arguments.no_live, arguments.trace)
+    return Setting(
+        form, policies, arguments.seed, jobs, not arguments.no_live, arguments.trace,
+        arguments.mapping, arguments.devices,
+    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,6 +124,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--jobs", type=int, default=0, help="processes (0: one for each core)")
     parser.add_argument("--trace", type=Path, help="a CSV file in the Azure Functions format")
+    parser.add_argument(
+        "--mapping", choices=["original", "shuffled"], default="", help="fig9: this one alone"
+    )
+    parser.add_argument(
+        "--devices", type=int, default=0, help="fig9, shuffled: on so many (0: the fewest, by a search)"
+    )
     parser.add_argument("--no-live", action="store_true", help="only what is simulated")
     parser.add_argument("--no-plots", action="store_true", help="without matplotlib")
     parser.add_argument("--json", action="store_true", help="print what the JSON files hold")

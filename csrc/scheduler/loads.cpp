@@ -111,7 +111,7 @@ bool Loads::find_victims(Residency& residency, bool doom) {
 
 void Loads::accept_load(Residency& residency) {
     for (Residency* victim : residency.victims) {
-        victim->doomed = true;
+        Device::doom(*victim, true);
     }
     touch(*residency.device);
 }
@@ -128,9 +128,10 @@ void Loads::drop_load(Residency& residency) {
 // Its victims are doomed no more, unless another pending load counts on them.
 void Loads::absolve(Residency& residency) {
     for (Residency* victim : residency.victims) {
-        victim->doomed = std::any_of(
-            residency.device->pending.begin(), residency.device->pending.end(),
-            [&](const Residency* other) { return other != &residency && contains(other->victims, victim); });
+        Device::doom(*victim, std::any_of(residency.device->pending.begin(), residency.device->pending.end(),
+                                          [&](const Residency* other) {
+                                              return other != &residency && contains(other->victims, victim);
+                                          }));
     }
     residency.victims.clear();
 }
@@ -425,7 +426,7 @@ void Loads::doom_more(Device& device, Residency& residency) {
     find_busy(device, endings_);
     if (!endings_.empty()) {
         Residency* victim = endings_.front().residency;
-        victim->doomed = true;
+        Device::doom(*victim, true);
         residency.victims.push_back(victim);
         residency.clear_ns = std::max(residency.clear_ns, endings_.front().finish_ns);
         retime_loads(device);
@@ -572,7 +573,7 @@ void Loads::load_failed(Residency& residency, const ActionResult& result) {
     ++residency.attempts;
     residency.state = ResidencyState::PENDING;
     if (residency.attempts < LOAD_ATTEMPTS_MAX && !device.worker->draining && !model.draining) {
-        residency.doomed = false;
+        Device::doom(residency, false);
         enter_pending(residency);
         return;
     }
@@ -608,7 +609,7 @@ void Loads::unload_answered(Flight& flight, const ActionResult& result) {
 // The UNLOAD makes sure that both sides agree about its pages; it does no harm.
 void Loads::lose_residency(Residency& residency, std::vector<Pending*>& waiting) {
     evacuate(residency, waiting);
-    residency.doomed = true;
+    Device::doom(residency, true);
     if (residency.flying == 0) {
         residency.device->pages.free(residency.starts, residency.spec->runs);
         send_unload(residency);

@@ -45,23 +45,38 @@ std::uint32_t Memory::loading(const Device& device) {
     return count;
 }
 
-Ns Memory::backlog_ns(const Device& device, Ns due_ns, const Model& but) const {
-    double sum = 0;
+Ns Memory::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const {
+    double sum = 0, enough = static_cast<double>(enough_ns);
+    if (shares_.size() < queued_.states_.size()) {
+        shares_.resize(queued_.states_.size());
+    }
+    bool is_any_doomed = device.doomed > 0;
     Bits::for_each_in_both(queued_.at(device).models, queued_.work_, [&](std::uint32_t slot) {
+        Share& share = shares_[slot];
+        if (!is_any_doomed && share.round == round_of_shares_ && share.kind == device.kind && share.is_one) {
+            sum += share.time_ns;
+            return sum < enough;
+        }
         const Model& model = *queued_.model_pool_.at(slot);
-        const Residency* residency = &model != &but ? device.find(&model) : nullptr;
+        const Residency* residency = &model != &ahead.but ? device.find(&model) : nullptr;
+        share = {round_of_shares_, device.kind, true, 0};
         if (residency == nullptr || !Queued::is_usable(residency)) {
+            share.is_one = residency == nullptr;
             return true;
         }
+        std::uint32_t count = 0;
         for (const auto& queue : queued_.at(model).queues) {
-            if (queue->ready && queue->front().deadline_ns <= due_ns) {
+            if (queue->ready && queue->front().deadline_ns <= ahead.due_ns) {
                 std::uint32_t most = std::max(residency->spec->batch_max, 1u), rows = queue->rows();
                 Ns takes = queued_.duration_ns(*residency, queue->shape, std::min(rows, most));
                 double all = static_cast<double>(takes) * std::max(1.0, static_cast<double>(rows) / most);
-                sum += all / static_cast<double>(model.residencies.size());
+                share.time_ns = all / static_cast<double>(model.residencies.size());
+                sum += share.time_ns;
+                ++count;
             }
         }
-        return true;
+        share.is_one = count <= 1;
+        return sum < enough;
     });
     return static_cast<Ns>(sum);
 }
@@ -71,6 +86,7 @@ Device* Memory::find_target(const Model& model, Score score) {
     Device* best = nullptr;
     double least = 0;
     std::size_t seen = 0;
+    begin_backlogs();
     for (std::size_t step = 0; step < count && seen < TARGET_SCAN_MAX; ++step) {
         const Worker* worker = queued_.find_worker(model.workers[(round_ + step) % count]);
         if (worker == nullptr) {
@@ -82,7 +98,7 @@ Device* Memory::find_target(const Model& model, Score score) {
             if (spec == nullptr) {
                 continue;
             }
-            double here = score(*this, *device, *spec, model);
+            double here = score(*this, *device, *spec, model, best != nullptr ? least : NEVER_NS);
             if (here >= 0 && (best == nullptr || here < least)) {
                 best = device;
                 least = here;

@@ -75,12 +75,19 @@ protected:
     KindSpec* loadable(const Device& device, const Model& model) const;
     // LOADs under way or decided on the link that the device shares with its worker's others.
     static std::uint32_t loading(const Device& device);
-    // How long what waits there, and is due by then, would keep the device, beyond what it was sent; a model's share
-    // of it where others have the model, too.
-    Ns backlog_ns(const Device& device, Ns due_ns, const Model& but) const;
+    // What waits, but for one model, and is due by then: how long would it keep devices? To be asked of several, as
+    // long as nothing changes.
+    struct Ahead {
+        Ns due_ns;
+        const Model& but;
+    };
+    void begin_backlogs() const { ++round_of_shares_; }
+    // How long it would keep the device, beyond what it was sent; a model's share of it where others have the model,
+    // too. From enough_ns on it may be more.
+    Ns backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const;
     // The device of the lowest score of TARGET_SCAN_MAX that could load the model, others at each call; a score
-    // below zero rules one out. Null if there is none.
-    using Score = double (*)(const Memory&, const Device&, const KindSpec&, const Model&);
+    // below zero rules one out. Of one that is not below `least`, a score need only say so. Null if there is none.
+    using Score = double (*)(const Memory&, const Device&, const KindSpec&, const Model&, double least);
     Device* find_target(const Model& model, Score score);
     // Sends the LOAD, evicting idle models in the order of order_evictable(). False: its pages cannot come free now.
     bool load(Device& device, Model& model, KindSpec& spec);
@@ -95,7 +102,17 @@ protected:
     Queued& queued_;
 
 private:
+    // What the ready queue of a model adds to the backlog of a device of a kind that has it.
+    struct Share {
+        std::uint64_t round = 0;
+        std::uint32_t kind = 0;
+        bool is_one = false;  // no more than one queue does
+        double time_ns = 0;
+    };
+
     std::size_t round_ = 0;
+    mutable std::uint64_t round_of_shares_ = 1;
+    mutable std::vector<Share> shares_;  // by the model's slot
 };
 
 // name: "paper" or "adaptive". Throws std::invalid_argument for another.

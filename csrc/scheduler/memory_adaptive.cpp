@@ -284,11 +284,18 @@ const Queue* AdaptiveMemory::first_queue(const Model& model) const {
     return first;
 }
 
-// When its first request could have been served by a device that has it from `ready_ns` on.
-Ns AdaptiveMemory::served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns) const {
+// When its first request could have been served by a device that has it from `ready_ns` on; not before enough_ns, if it
+// says more than that.
+Ns AdaptiveMemory::served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns,
+                             Ns enough_ns) const {
     const Waiting& first = queue.front();
-    Ns free = device.free_ns(now()) + backlog_ns(device, first.deadline_ns, *queue.model);
-    return std::max(ready_ns, free) + spec.alone_ns(queue.shape, first.size);
+    Ns free = device.free_ns(now()), alone = spec.alone_ns(queue.shape, first.size);
+    Ns served = std::max(ready_ns, free) + alone;
+    if (served >= enough_ns) {
+        return served;
+    }
+    Ns backlog = backlog_ns(device, {first.deadline_ns, *queue.model}, enough_ns - free - alone);
+    return std::max(served, free + backlog + alone);
 }
 
 // When it could be there, if it were the next to be loaded there.
@@ -299,14 +306,17 @@ Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec) const {
 }
 
 // Of devices that could load at once: where it is served the soonest; if others have to go, that is as bad as a load.
-double AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model) {
+double AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
+                             double least) {
     const auto& self = static_cast<const AdaptiveMemory&>(memory);
     const Queue* first = self.first_queue(model);
     if (first == nullptr || loading(device) >= device.run_ahead) {
         return -1;
     }
-    Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec)) - self.now();
-    return static_cast<double>(std::max<Ns>(served, 0) + (device.has_room(spec) ? 0 : spec.load_planned_ns()));
+    Ns room = device.has_room(spec) ? 0 : spec.load_planned_ns();
+    Ns enough = static_cast<Ns>(least) - room + self.now();
+    Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec), enough) - self.now();
+    return static_cast<double>(std::max<Ns>(served, 0) + room);
 }
 
 // Whether a model that others have would be served there sooner, or hardly later.
@@ -318,15 +328,16 @@ bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, cons
     Ns loaded = loaded_ns(device, spec), later = spec.load_planned_ns() / COPY_PART;
     Ns least = loaded + spec.alone_ns(first->shape, first->front().size);  // here, if nothing waits
     Ns soonest = NEVER_NS;
+    begin_backlogs();
     for (const Residency* one : model.residencies) {
         if (one->device->usable()) {
-            soonest = std::min(soonest, served_ns(*one->device, *one->spec, *first, 0));
+            soonest = std::min(soonest, served_ns(*one->device, *one->spec, *first, 0, soonest));
             if (soonest <= least - later) {
                 return false;
             }
         }
     }
-    return soonest > served_ns(device, spec, *first, loaded) - later;
+    return soonest > served_ns(device, spec, *first, loaded, soonest + later) - later;
 }
 
 void AdaptiveMemory::arrived_on(Residency& residency) {

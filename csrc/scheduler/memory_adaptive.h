@@ -152,10 +152,11 @@ private:
     Urgency urgency(const Model& model, bool is_cold, bool is_put_back) const;
     void put_in_order(const Device& device);
     const Queue* first_queue(const Model& model) const;
-    Ns served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns) const;
+    Ns served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
     Ns loaded_ns(const Device& device, const KindSpec& spec) const;
     bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
-    static double score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model);
+    static double score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
+                        double least);
     bool try_load(Device& device, Model& model, KindSpec& spec, double gain);
 
     // A load that is asked for, when the links are planned.

@@ -176,7 +176,9 @@ void PaperMemory::look(Device& device) {
     }
 }
 
-double PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model) {
+double PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
+                          double least) {
+    (void)least;
     (void)spec;
     (void)model;
     const auto& self = static_cast<const PaperMemory&>(memory);

@@ -87,12 +87,22 @@ void Device::enter(Residency* residency) {
     resident.push_back(residency);
     by_model.set(static_cast<std::uint64_t>(residency->model->model_id), residency);
     residency->on_device = true;
+    doomed += residency->doomed;
 }
 
 void Device::leave(Residency* residency) {
     resident.erase(residency);
     by_model.erase(static_cast<std::uint64_t>(residency->model->model_id));
     residency->on_device = false;
+    doomed -= residency->doomed;
+}
+
+void Device::doom(Residency& residency, bool is_doomed) {
+    if (residency.on_device) {
+        residency.device->doomed += is_doomed;
+        residency.device->doomed -= residency.doomed;
+    }
+    residency.doomed = is_doomed;
 }
 
 }  // namespace clockwork

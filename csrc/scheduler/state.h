@@ -391,6 +391,7 @@ struct Device {
     PageAllocator pages;
     std::uint32_t run_ahead = 1;
     Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
+    std::uint32_t doomed = 0;                                          // of these
     IdMap<Residency> by_model;                                         // the same
     std::vector<Residency*> pending;                                   // loads not sent, by key
     std::uint32_t loading = 0;                                         // LOADs under way
@@ -429,6 +430,8 @@ struct Device {
 
     void enter(Residency* residency);
     void leave(Residency* residency);
+    // Its pages are wanted by a pending load, or no more.
+    static void doom(Residency& residency, bool is_doomed);
 };
 
 struct Worker {

@@ -41,8 +41,15 @@ class Row:
 
     @property
     def best_other(self) -> str:
-        """The other policy with the highest goodput; "" if none was measured."""
-        others = [one for one in OTHERS if one in self.goodput]
+        """The other policy with the highest goodput; "" if none was measured.
+
+        Under the paper's memory rules only those that have them: dispatch is compared there, not loading.
+        """
+        others = [
+            one
+            for one in OTHERS
+            if one in self.goodput and (self.memory != "paper" or one not in policies.OWN_MEMORY)
+        ]
         return max(others, key=lambda one: self.goodput[one]) if others else ""
 
     @property

@@ -141,6 +141,23 @@ def test_the_table_tells_lost_from_won() -> None:
     assert tables.gap_closed([won]) == pytest.approx(math.log(1.1) / math.log(200 / 120))
 
 
+def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_have_them() -> None:
+    """edf keeps its own rules: the best of all beside adaptive's, and no rival beside the paper's."""
+
+    def setting(goodput: float) -> dict[str, Any]:
+        return {"seeds": {"1": {"goodput": goodput, "points": [], "overload": {}}}}
+
+    settings = {"edf||": setting(90.0)} | {
+        f"{policy}|{memory}|": setting(goodput)
+        for memory in ("adaptive", "paper")
+        for policy, goodput in (("adaptive", 100.0), ("fifo", 80.0))
+    }
+    found = {"rough_bound": 200.0, "bounds": {}, "settings": settings}
+    beside_ours, beside_the_papers = tables.rows({"cells": {"pressed": found}})
+    assert (beside_ours.memory, beside_ours.best_other) == ("adaptive", "edf")
+    assert (beside_the_papers.memory, beside_the_papers.best_other) == ("paper", "fifo")
+
+
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     book = run.run(

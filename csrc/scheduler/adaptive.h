@@ -139,8 +139,8 @@ protected:
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
     bool admit(Pending& pending) override;
-    Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) override {
-        return takes_ns(*residency.spec, shape, rows);
+    Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) override {
+        return takes_ns(spec, shape, rows);
     }
     Ns inputs_ns(const Device& device) const override;
     void depart(Flight& flight) override;

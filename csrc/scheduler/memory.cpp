@@ -58,17 +58,20 @@ Ns Memory::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) co
             return sum < enough;
         }
         const Model& model = *queued_.model_pool_.at(slot);
-        const Residency* residency = &model != &ahead.but ? device.find(&model) : nullptr;
         share = {round_of_shares_, device.kind, true, 0};
-        if (residency == nullptr || !Queued::is_usable(residency)) {
-            share.is_one = residency == nullptr;
+        if (&model == &ahead.but) {
             return true;
         }
+        if (is_any_doomed && device.find(&model)->doomed) {
+            share.is_one = false;  // elsewhere it is not
+            return true;
+        }
+        const KindSpec& spec = *model.spec(device.kind);
         std::uint32_t count = 0;
         for (const auto& queue : queued_.at(model).queues) {
             if (queue->ready && queue->front().deadline_ns <= ahead.due_ns) {
-                std::uint32_t most = std::max(residency->spec->batch_max, 1u), rows = queue->rows();
-                Ns takes = queued_.duration_ns(*residency, queue->shape, std::min(rows, most));
+                std::uint32_t most = std::max(spec.batch_max, 1u), rows = queue->rows();
+                Ns takes = queued_.duration_ns(spec, queue->shape, std::min(rows, most));
                 double all = static_cast<double>(takes) * std::max(1.0, static_cast<double>(rows) / most);
                 share.time_ns = all / static_cast<double>(model.residencies.size());
                 sum += share.time_ns;

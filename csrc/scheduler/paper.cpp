@@ -131,8 +131,8 @@ Queued::Choice Paper::choose(Device& device, Ns free_ns) {
     return {queue, residency, 0, count_up_to(*queue, 0, found.rows)};
 }
 
-Ns Paper::duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {
-    return exec_ns(*residency.spec, shape, rows);
+Ns Paper::duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) {
+    return exec_ns(spec, shape, rows);
 }
 
 void Paper::sent(Batch& batch, Flight& flight, Command& command) {

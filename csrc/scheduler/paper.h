@@ -55,7 +55,7 @@ protected:
     Choice choose(Device& device, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
-    Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) override;
+    Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) override;
     void sent(Batch& batch, Flight& flight, Command& command) override;
 
 private:

@@ -166,7 +166,7 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
     // It would have gone with those behind it; after it their batches follow, on each of the devices.
     std::uint32_t rows = queue.rows();
     std::uint32_t most = pending.alone ? pending.size : std::max(std::min(rows, first->spec->batch_max), pending.size);
-    Ns takes = duration_ns(*first, queue.shape, most);
+    Ns takes = duration_ns(*first->spec, queue.shape, most);
     Ns wait = start + takes + first->device->worker->back_ns - now_;
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns feasible = std::max(now_ - pending.request.arrived_ns + wait, slo + 1);
@@ -385,7 +385,7 @@ void Queued::send(Device& device, const Choice& choice) {
         batch->size += pending->size;
         batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
     }
-    batch->duration_ns = duration_ns(residency, queue.shape, batch->size);
+    batch->duration_ns = duration_ns(*residency.spec, queue.shape, batch->size);
     Flight* flight = send_batch(*batch);
     sent(*batch, *flight, out.list.back());
     memory_->sent(*flight);

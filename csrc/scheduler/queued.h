@@ -94,8 +94,8 @@ protected:
         return 0;
     }
     // What a device's timeline is to count for a batch.
-    virtual Ns duration_ns(const Residency& residency, std::uint32_t shape, std::uint32_t rows) {
-        return planned_ns(residency, shape, rows);
+    virtual Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) {
+        return spec.alone_ns(shape, rows);
     }
     // A batch was just ordered; the order may still be changed.
     virtual void sent(Batch& batch, Flight& flight, Command& command) {

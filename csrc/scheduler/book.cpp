@@ -441,7 +441,9 @@ void Book::check_invariants() const {
 void Book::check_device(const Device& device) const {
     device.pages.check_invariants();
     std::unordered_map<std::uint32_t, ModelId> used;
+    std::uint32_t doomed = 0;
     for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        doomed += one->doomed;
         must(one->state != ResidencyState::PENDING, "a load that was not sent holds pages");
         must(one->on_device && device.find(one->model) == one, "the device's index of models is wrong");
         must(one->starts.size() == one->spec->runs.size(), "a model without its pages");
@@ -451,6 +453,7 @@ void Book::check_device(const Device& device) const {
             }
         }
     }
+    must(doomed == device.doomed, "a device's doomed models were miscounted");
     must(used.size() + device.pages.free_count() == device.pages.page_count(), "pages were lost");
     const Plan& plan = device.plan;
     must(plan.keys.size() == plan.size() && std::is_sorted(plan.keys.begin(), plan.keys.end()),

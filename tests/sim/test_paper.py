@@ -158,6 +158,13 @@ def test_the_fewest_devices_for_the_trace_are_found_in_its_busiest_part() -> Non
     assert 1 <= planner.fluid_devices() <= devices
 
 
+def test_the_trace_runs_on_the_devices_that_are_asked_for() -> None:
+    setting = Setting("tiny", ("edf",), mapping="shuffled", devices=3)
+    [row] = fig9.run(setting).rows
+    assert (row["mapping"], row["devices"]) == ("shuffled", 3)
+    assert "tried" not in row
+
+
 def test_a_load_rises_or_falls_until_nine_tenths_of_it_are_in_time() -> None:
     """Four V100s are offered more than they can execute, or a third of it."""
     job = fig11.Job("fifo", 4, "tiny", 1)

@@ -104,6 +104,19 @@ def test_adaptive_counts_what_a_model_costs_per_page() -> None:
     assert told(story.at(400).request(3)[1]) == [("unload", 2), ("load", 3)]
 
 
+def test_adaptive_finds_the_least_asked_for_where_many_have_to_go() -> None:
+    times = {model: 1 + 7 * model % 20 for model in range(1, 21)}  # 1 to 20, in no order
+    story = story_of("adaptive", *(spec(model, runs=(1,)) for model in times), pages=20)
+    turns = [model for turn in range(20) for model in times if times[model] > turn]
+    for place, model in enumerate(turns):
+        serve(story, 10 * place, model)
+    story(ModelReady(story.now, 1, spec(21, runs=(1,) * 12)))
+    *unloads, load = told(story.at(10 * len(turns)).request(21, 1000)[1])
+    assert load == ("load", 21)
+    least = sorted(times, key=lambda model: times[model])[:12]
+    assert sorted(unloads) == sorted(("unload", model) for model in least)
+
+
 def test_adaptive_does_not_give_up_a_busy_model_for_a_request_that_comes_once() -> None:
     """Rate times reload: 400 a second would have to wait for 50 ms each time."""
     story = story_of("adaptive", spec(1, exec_ms=1, load_ms=50), pages=2)

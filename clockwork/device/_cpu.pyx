@@ -516,9 +516,8 @@ cdef class Core(Arena):
             # From here on no INFER can start, and none is under way.
             model.resident = False
         cw_hub_unlock(&self.hub)
-        if status == OK and not self.evict(model):
-            snprintf(action.text, TEXT_BYTES, "no memory to give the arena its pages back")
-            status = DEVICE_ERROR
+        if status == OK:
+            self.evict(model)
         span_end(&action.execute)
         action.base.status = status
 

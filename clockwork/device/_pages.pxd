@@ -73,6 +73,7 @@ cdef class Arena:
     cdef char* arena
     cdef size_t arena_bytes
     cdef ModelState** owners  # of each page, NULL if free; guarded by the hub's lock
+    cdef unsigned char* hollow  # of each page: it has given up its memory. The load lane's, and reset()'s
     cdef int slot_count
     cdef Slot* slots
     cdef size_t slot_bytes_most
@@ -84,7 +85,9 @@ cdef class Arena:
     cdef int free_memory(self) except -1
     cdef int claim_pages(self, ModelState* model, int64_t* run_starts, char* text) noexcept nogil
     cdef void free_pages(self, ModelState* model) noexcept nogil
+    cdef void give_up_memory(self, ModelState* model) noexcept nogil
+    cdef bint take_memory(self, ModelState* model) noexcept nogil
     cdef bint fill(self, ModelState* model, char* text) noexcept nogil
-    cdef bint evict(self, ModelState* model) noexcept nogil
+    cdef void evict(self, ModelState* model) noexcept nogil
     cdef Slot* take_slot(self) noexcept nogil
     cdef bint grow_slot(self, Slot* slot, size_t bytes) noexcept nogil

@@ -261,7 +261,8 @@ cdef class Arena:
         self.slot_count = run_ahead + 1
         self.slots = <Slot*>calloc(self.slot_count, sizeof(Slot))
         self.owners = <ModelState**>calloc(self.page_count, sizeof(ModelState*))
-        if self.slots == NULL or self.owners == NULL:
+        self.hollow = <unsigned char*>calloc(self.page_count, 1)
+        if self.slots == NULL or self.owners == NULL or self.hollow == NULL:
             raise MemoryError
         self.options = self.runtime.make_options(threads)
         self.arena_bytes = cw_round_up(self.page_count * page_bytes, CW_HUGE)
@@ -290,9 +291,10 @@ cdef class Arena:
             munmap(self.arena, self.arena_bytes)
         free(self.slots)
         free(self.owners)
+        free(self.hollow)
         if self.runtime is not None:
             ort_release_session_options(self.api, self.options)
-        self.arena, self.slots, self.owners, self.options = NULL, NULL, NULL, NULL
+        self.arena, self.slots, self.owners, self.hollow, self.options = NULL, NULL, NULL, NULL, NULL
         return 0
 
     # ----- models ----------------------------------------------------------------------------
@@ -431,6 +433,34 @@ cdef class Arena:
                 self.owners[page] = NULL
             model.run_starts[run] = -1
 
+    cdef void give_up_memory(self, ModelState* model) noexcept nogil:
+        """Have the pages of a model hold no memory, until somebody needs it there."""
+        cdef int run
+        cdef int64_t start
+        for run in range(model.run_count):
+            start = model.run_starts[run]
+            madvise(self.arena + start * self.page_bytes, model.run_pages[run] * self.page_bytes, MADV_DONTNEED)
+            memset(self.hollow + start, 1, model.run_pages[run])
+
+    cdef bint take_memory(self, ModelState* model) noexcept nogil:
+        """Have the pages of a model hold memory. False if it ran out."""
+        cdef int run
+        cdef int64_t page, first, end
+        for run in range(model.run_count):
+            page = model.run_starts[run]
+            end = page + model.run_pages[run]
+            while page < end:
+                first = page
+                while page < end and self.hollow[page]:
+                    page += 1
+                if page == first:
+                    page += 1
+                    continue
+                if cw_populate(self.arena + first * self.page_bytes, (page - first) * self.page_bytes):
+                    return False
+                memset(self.hollow + first, 0, page - first)
+        return True
+
     cdef bint fill(self, ModelState* model, char* text) noexcept nogil:
         """Bring the weights: copy the runs and describe them, or open the packed session."""
         cdef int run
@@ -439,10 +469,9 @@ cdef class Arena:
         cdef char* base
         cdef Weight* weight
         if model.packed:
-            # The session keeps its own memory, so the pages it is charged for give up theirs.
-            for run in range(model.run_count):
-                madvise(self.arena + model.run_starts[run] * self.page_bytes, model.run_pages[run] * self.page_bytes,
-                        MADV_DONTNEED)
+            # The session keeps its own memory, so the pages it is charged for give up theirs. They get it back when a
+            # bound model is loaded there: touching it takes as long as a load, and the next may be packed again.
+            self.give_up_memory(model)
             if not self.runtime.open(self.options, model.path, NULL, 0, &model.own, text):
                 return False
             if model.own.input_count != model.input_count:
@@ -450,6 +479,9 @@ cdef class Arena:
                          model.own.input_count, model.input_count)
                 return False
             return True
+        if not self.take_memory(model):
+            snprintf(text, TEXT_BYTES, "no memory to give the arena its pages back")
+            return False
         if not model.copied:
             read_ahead(source, model.source_bytes)
         for run in range(model.run_count):
@@ -465,18 +497,11 @@ cdef class Arena:
                 return False
         return True
 
-    cdef bint evict(self, ModelState* model) noexcept nogil:
-        """Undo fill(), whatever of it was done, and free the pages. False if memory ran out."""
-        cdef int run
-        cdef bint whole = True
+    cdef void evict(self, ModelState* model) noexcept nogil:
+        """Undo fill(), whatever of it was done, and free the pages."""
         close_values(self.api, model)
         if model.packed:
             self.runtime.close(&model.own)
-            for run in range(model.run_count):
-                if cw_populate(self.arena + model.run_starts[run] * self.page_bytes,
-                               model.run_pages[run] * self.page_bytes):
-                    whole = False
         cw_hub_lock(&self.hub)
         self.free_pages(model)
         cw_hub_unlock(&self.hub)
-        return whole

@@ -59,6 +59,7 @@ Adaptive::Adaptive(const SchedulerOptions& options)
       refuses_(option(options, "off_refuse", 0) == 0),
       believes_surges_(option(options, "off_surge", 0) == 0),
       sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {
+    spreads_ = !saves_devices_;
     promises_nothing_ = true;
 }
 

@@ -112,6 +112,24 @@ Device* Memory::find_target(const Model& model, Score score) {
     return best;
 }
 
+Device* Memory::find_spare(const Model& model) const {
+    Device* found = nullptr;
+    std::size_t seen = 0;
+    queued_.hungry_.for_each([&](std::uint32_t slot) {
+        Device* device = queued_.device_pool_.at(slot);
+        const KindSpec* spec = model.spec(device->kind);
+        bool is_spare = spec != nullptr && device->lane.empty() && device->has_room(*spec) && loading(*device) == 0 &&
+                        loadable(*device, model) != nullptr;
+        found = is_spare ? device : nullptr;
+        return !is_spare && ++seen < TARGET_SCAN_MAX;
+    });
+    return found;
+}
+
+bool Memory::load_spare(Device& device, Model& model, KindSpec& spec) {
+    return queued_.load_now(device, model, spec, 0);
+}
+
 bool Memory::load(Device& device, Model& model, KindSpec& spec) {
     return queued_.load_now(device, model, spec, NEVER_NS);
 }

@@ -40,6 +40,8 @@ public:
     virtual void look(Device& device) = 0;
     // The requests that wait for a model cannot all be in time on the devices that have it, the policy finds.
     virtual void press(Queue& queue) { (void)queue; }
+    // A model that devices have wants one now, and none of them could take work.
+    virtual void found_all_busy(Model& model) { (void)model; }
 
     virtual bool may_evict(const Residency& residency) const {
         (void)residency;
@@ -89,6 +91,11 @@ protected:
     // below zero rules one out. Of one that is not below `least`, a score need only say so. Null if there is none.
     using Score = double (*)(const Memory&, const Device&, const KindSpec&, const Model&, double least);
     Device* find_target(const Model& model, Score score);
+    // A device that could take work and finds none, of TARGET_SCAN_MAX, that could load the model over an idle link
+    // into free pages. Null if there is none.
+    Device* find_spare(const Model& model) const;
+    // Loads it into free pages. False: there are none.
+    bool load_spare(Device& device, Model& model, KindSpec& spec);
     // Sends the LOAD, evicting idle models in the order of order_evictable(). False: its pages cannot come free now.
     bool load(Device& device, Model& model, KindSpec& spec);
     // Sends it into the room that find_room() has just found.

@@ -6,6 +6,12 @@
 
 namespace clockwork {
 
+namespace {
+
+constexpr std::uint32_t NOTHING = UINT32_MAX;
+
+}  // namespace
+
 // ----- order ------------------------------------------------------------------------------------
 
 void SlotHeap::set(std::uint32_t slot, Urgency urgency) {
@@ -254,6 +260,19 @@ void AdaptiveMemory::press(Queue& queue) {
     }
 }
 
+// Offers it to an idle device, which takes it when it looks, in this step.
+void AdaptiveMemory::found_all_busy(Model& model) {
+    if (!asking_.empty() || model.draining || model.residencies.empty() ||
+        std::any_of(model.residencies.begin(), model.residencies.end(),
+                    [](const Residency* here) { return here->state != ResidencyState::RESIDENT; })) {
+        return;
+    }
+    if (Device* device = find_spare(model); device != nullptr) {
+        offered_[device->slot] = model.slot;
+        touch(*device);
+    }
+}
+
 // Enters a model, or how urgent it is now; has a device look, if it is new.
 void AdaptiveMemory::ask(Model& model) {
     bool is_cold = false;
@@ -306,6 +325,7 @@ Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec) const {
 }
 
 // Of devices that could load at once: where it is served the soonest; if others have to go, that is as bad as a load.
+// Of those that are as good, the one that has the fewest models: they will all be asked for again.
 double AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
                              double least) {
     const auto& self = static_cast<const AdaptiveMemory&>(memory);
@@ -316,7 +336,7 @@ double AdaptiveMemory::score(const Memory& memory, const Device& device, const K
     Ns room = device.has_room(spec) ? 0 : spec.load_planned_ns();
     Ns enough = static_cast<Ns>(least) - room + self.now();
     Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec), enough) - self.now();
-    return static_cast<double>(std::max<Ns>(served, 0) + room);
+    return static_cast<double>(std::max<Ns>(served, 0) + room) + static_cast<double>(device.resident.size());
 }
 
 // Whether a model that others have would be served there sooner, or hardly later.
@@ -369,8 +389,10 @@ void AdaptiveMemory::model_gone(Model& model) {
 void AdaptiveMemory::device_joined(Device& device) {
     if (device.slot >= again_ns_.size()) {
         again_ns_.resize(device.slot + 1, 0);
+        offered_.resize(device.slot + 1, NOTHING);
     }
     again_ns_[device.slot] = 0;
+    offered_[device.slot] = NOTHING;
 }
 
 // ----- what a device loads ------------------------------------------------------------------------
@@ -396,8 +418,51 @@ std::size_t AdaptiveMemory::order_evictable(Device& device, std::vector<Residenc
     return until;
 }
 
+// Of the devices behind the same link, the one that has free pages for it and would serve it sooner; null: none.
+Device* AdaptiveMemory::roomier(const Device& device, const KindSpec& spec, const Model& model) const {
+    Device* best = nullptr;
+    if (device.worker->devices.size() < 2) {
+        return best;
+    }
+    begin_backlogs();
+    double least = device.has_room(spec) ? score(*this, device, spec, model, NEVER_NS) : NEVER_NS;
+    for (Device* other : device.worker->devices) {
+        const KindSpec* there = loadable(*other, model);
+        if (other == &device || there == nullptr || !other->pending.empty() || now() < again_ns_[other->slot] ||
+            !other->has_room(*there)) {
+            continue;
+        }
+        double here = score(*this, *other, *there, model, least);
+        if (here >= 0 && here < least) {
+            best = other;
+            least = here;
+        }
+    }
+    return best;
+}
+
+// A copy into free pages costs an idle link's time alone. That is worth something, too: others may become cold.
+void AdaptiveMemory::copy_freely(Device& device) {
+    Model& model = model_at(offered_[device.slot]);
+    offered_[device.slot] = NOTHING;
+    KindSpec* spec = loadable(device, model);
+    if (asking_.empty() && device.pending.empty() && loading(device) == 0 && spec != nullptr && waiting(model) > 0 &&
+        rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
+        load_spare(device, model, *spec);
+    }
+}
+
 void AdaptiveMemory::look(Device& device) {
-    if (asking_.empty() || now() < again_ns_[device.slot] || !device.pending.empty()) {
+    if (offered_[device.slot] != NOTHING) {
+        copy_freely(device);
+    }
+    if (asking_.empty() || !device.pending.empty()) {
+        return;
+    }
+    if (now() < again_ns_[device.slot]) {
+        if (device.lane.empty()) {
+            device.wake_at(again_ns_[device.slot]);  // what it was to be woken for may have come to nothing since
+        }
         return;
     }
     put_in_order(device);
@@ -419,9 +484,13 @@ void AdaptiveMemory::look(Device& device) {
         asking_.erase(slot);
         KindSpec* spec = loadable(device, model);
         if (spec != nullptr && (is_cold || earns_copy(device, *spec, model))) {
+            if (Device* other = roomier(device, *spec, model); other != nullptr) {
+                touch(*other);
+                aside_.emplace_back(slot, is_put_back);
+                continue;
+            }
             Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
-            double gain = benefit(model, *spec, begin, delays, is_cold);
-            if (gain > 0 && try_load(device, model, *spec, gain)) {
+            if (benefit(model, *spec, begin, delays, is_cold) > 0 && try_load(device, model, *spec)) {
                 continue;
             }
         }
@@ -440,25 +509,16 @@ void AdaptiveMemory::look(Device& device) {
     }
 }
 
-bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec, double gain) {
+bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec) {
     Demand& one = demand(model);
-    Ns patience = DENIED_NS;  // for what is not worth its victims
-    if (!find_room(device, spec, victims_)) {
-        patience = std::min(DENIED_NS, one.slo_ns / DENIED_PART);
-    } else {
-        double cost = 0;
-        for (const Residency* victim : victims_) {
-            cost += standing(*victim->model, *victim->spec);
-        }
-        if (cost <= gain) {
-            load_over(device, model, spec, victims_);
-            one.denied_ns = 0;
-            return true;
-        }
+    if (find_room(device, spec, victims_)) {
+        load_over(device, model, spec, victims_);
+        one.denied_ns = 0;
+        return true;
     }
     if (one.denied_ns == 0) {
         one.denied_ns = now();
-    } else if (now() - one.denied_ns > patience && model.residencies.empty()) {
+    } else if (now() - one.denied_ns > one.slo_ns / DENIED_PART && model.residencies.empty()) {
         one.denied_ns = 0;
         return load_by_force(device, model, spec);
     }

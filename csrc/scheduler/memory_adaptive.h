@@ -12,17 +12,19 @@
 //   standing of a model = what is lost each time that it has to be loaded anew
 //                       = rate (load + wait), who comes before it is back
 //                       + min(1, rate STANDING_NS), who calls for it, if the SLO is too tight to wait for a load
-// where `wait` is the time that a load waits for a link now. It costs the standing of the models that have to go, and
-// is not sent if that is more. Those with the least rate x load per page go first; never one that has requests
-// waiting, is in flight or is being loaded. So an idle link loads whatever is asked for, and a busy one keeps what
-// would be asked for again.
+// where `wait` is the time that a load waits for a link now. Those with the least rate x load per page make room;
+// never one that has requests waiting, is in flight or is being loaded. So an idle link loads whatever is asked for,
+// and a busy one what would be asked for again.
 //
 // *Place.* A model that begins to ask calls the device, of some, on which its first request would be served the
 // soonest: when it is loaded, and what waits there and is due earlier has been done. A pressed model is loaded, one
 // device at a time, only where that would be sooner than on those that have it, or later by no more than one part in
 // COPY_PART of a load: the copy is there for those who come next, too. A cold one is loaded by force (busy models make
-// room, as their work ends) if all were busy for one part in DENIED_PART of its SLO, or if it was not worth those that
-// would have to go for DENIED_NS.
+// room, as their work ends) if all were busy for one part in DENIED_PART of its SLO. Devices that share a link fill their
+// free pages evenly.
+//
+// *Spare.* While nobody asks, a model whose queue finds all its devices busy is copied onto one that is idle, into free
+// pages, over an idle link: nothing is late for it, so nobody would ask, and the device would stay idle.
 #pragma once
 
 #include <cstdint>
@@ -44,8 +46,10 @@ inline constexpr Ns PRESSED_NS = 100 * MS;
 
 inline constexpr Ns LONG_PART = 8;
 
-inline constexpr Ns DENIED_NS = SECOND;
 inline constexpr Ns DENIED_PART = 8;
+
+// A model is copied into free pages if so many are expected to ask for it while it is loaded.
+inline constexpr double SPARE_ASKED = 1;
 
 inline constexpr Ns COPY_PART = 3;
 
@@ -112,6 +116,7 @@ public:
     void sent(Flight& flight) override;
     void look(Device& device) override;
     void press(Queue& queue) override;
+    void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
     std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override;
     void arrived_on(Residency& residency) override;
@@ -157,7 +162,9 @@ private:
     bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
     static double score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
                         double least);
-    bool try_load(Device& device, Model& model, KindSpec& spec, double gain);
+    Device* roomier(const Device& device, const KindSpec& spec, const Model& model) const;
+    void copy_freely(Device& device);
+    bool try_load(Device& device, Model& model, KindSpec& spec);
 
     // A load that is asked for, when the links are planned.
     struct Wish {
@@ -170,6 +177,7 @@ private:
     SlotHeap asking_;              // models; what it says may have shrunk since
     std::vector<Demand> demands_;  // by the model's slot
     std::vector<Ns> again_ns_;     // by the device's: no look before
+    std::vector<std::uint32_t> offered_;  // by the device's: a model that it may copy for nothing, in this step
     Ns ordered_ns_ = 0;            // when put_in_order() did it last
     std::vector<Wish> wishes_;
     std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; the place

@@ -31,6 +31,12 @@ public:
         return index / 64 < words_.size() && (words_[index / 64] >> (index % 64) & 1) != 0;
     }
 
+    // Calls function(index) for each, ascending, until it returns false.
+    template <typename Function>
+    void for_each(Function&& function) const {
+        for_each_in_both(*this, *this, function);
+    }
+
     // Calls function(index) for each number in both sets, ascending, until it returns false.
     template <typename Function>
     static void for_each_in_both(const Bits& one, const Bits& other, Function&& function) {

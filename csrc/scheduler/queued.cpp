@@ -257,6 +257,8 @@ void Queued::call(Model& model) {
         hungry_.clear(found->slot);
         at(*found).called.push_back(&model);
         touch(*found);
+    } else if (spreads_) {
+        memory_->found_all_busy(model);
     }
 }
 

@@ -191,6 +191,7 @@ protected:
     bool presses_late_ = true;     // a request sent after a part of its time calls for another device; not if that
                                    // is the policy's own doing
     bool promises_nothing_ = false;  // who waits was not admitted: it is refused, not missed, before its deadline
+    bool spreads_ = true;          // a model may go to idle devices although those that have it are in time
     bool counts_lane_ = true;      // a device is given no more than run_ahead actions (and a round trip's worth)
     std::unique_ptr<Memory> memory_;
 

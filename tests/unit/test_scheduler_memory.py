@@ -117,16 +117,51 @@ def test_adaptive_finds_the_least_asked_for_where_many_have_to_go() -> None:
     assert sorted(unloads) == sorted(("unload", model) for model in least)
 
 
-def test_adaptive_does_not_give_up_a_busy_model_for_a_request_that_comes_once() -> None:
-    """Rate times reload: 400 a second would have to wait for 50 ms each time."""
-    story = story_of("adaptive", spec(1, exec_ms=1, load_ms=50), pages=2)
-    for turn in range(4000):
-        _, [send] = story.at(2.5 * turn).request(1)
-        story.at(2.5 * turn + 1.3).done(send, 1)
+def serve_two(story: Story, ms: float) -> list[SendLoad]:
+    """Two requests at once, in time by far, of which one waits for the other; the loads that were ordered meanwhile."""
+    _, [send] = story.at(ms).request(1, 500)
+    _, loads = story.request(1, 500)
+    _, send, *_ = story.at(ms + 2.2).done(send, 2)
+    story.at(ms + 4.4).done(send, 2)
+    return loads
+
+
+def test_adaptive_copies_a_model_that_is_asked_for_all_the_time_into_free_pages_of_an_idle_device() -> None:
+    """Nothing is late, but the second device would stay idle."""
+    story = story_of("adaptive", spec(1, exec_ms=2, load_ms=20), devices=2, pages=2, run_ahead=1)
+    loads: list[SendLoad] = []
+    for turn in range(1000):
+        loads += serve_two(story, 5 * turn)
+        if loads:
+            break
+    assert [(one.model_id, one.device) for one in loads] == [(1, 1)]
+
+
+def test_adaptive_leaves_an_idle_device_empty_for_who_comes_once_in_a_while() -> None:
+    story = story_of("adaptive", spec(1, exec_ms=2, load_ms=20), devices=2, pages=2, run_ahead=1)
+    assert [serve_two(story, 500 * turn) for turn in range(10)] == [[]] * 10
+
+
+def test_devices_that_share_a_link_fill_evenly() -> None:
+    story = story_of("adaptive", *(spec(model) for model in range(1, 5)), devices=4, pages=8, resident=False)
+    places, loads = [], []
+    for model in range(1, 5):
+        loads += story.request(model)[1]
+    while loads:
+        load = loads.pop(0)
+        places.append(load.device)
+        loads += [one for one in story.at(4 * len(places)).done(load, 4) if isinstance(one, SendLoad)]
+    assert sorted(places) == [0, 1, 2, 3]
+
+
+def test_a_model_that_found_no_room_gets_it_when_the_other_is_idle_again() -> None:
+    """Nothing happens on the device then that would make it look."""
+    story = story_of("adaptive", spec(1, exec_ms=1), pages=2)
     story(ModelReady(story.now, 1, spec(2)))
-    asked, commands = story.at(10_001).request(2, 20)
-    assert commands == []
-    assert told([order for _, order in story.until(10_030)])[:1] == [("deadline_missed", asked)]
+    _, [send] = story.request(1)
+    story.ask(2)
+    assert len(story.at(1.2).done(send, 1)) == 1
+    assert told([order for _, order in story.until(10)]) == [("unload", 1), ("load", 2)]
 
 
 def test_adaptive_replicates_a_model_whose_requests_wait_too_long_onto_an_idle_device() -> None:

@@ -52,6 +52,9 @@ Ns Memory::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) co
     }
     bool is_any_doomed = device.doomed > 0;
     Bits::for_each_in_both(queued_.at(device).models, queued_.work_, [&](std::uint32_t slot) {
+        if (queued_.first_due_ns_[slot] > ahead.due_ns) {
+            return true;  // most are, and this lies close together
+        }
         Share& share = shares_[slot];
         if (!is_any_doomed && share.round == round_of_shares_ && share.kind == device.kind && share.is_one) {
             sum += share.time_ns;

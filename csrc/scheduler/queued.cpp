@@ -212,7 +212,11 @@ void Queued::review(Queue& queue) {
 // Enters the best ready queue of a model in the indexes.
 void Queued::publish(ModelState& state, const Model& model) {
     state.best = nullptr;
+    Ns first_due = NEVER_NS;
     for (const auto& queue : state.queues) {
+        if (queue->ready) {
+            first_due = std::min(first_due, queue->front().deadline_ns);
+        }
         bool is_better = queue->ready && (state.best == nullptr || queue->rank < state.best->rank ||
                                           (queue->rank == state.best->rank &&
                                            queue->front().order < state.best->front().order));
@@ -227,8 +231,10 @@ void Queued::publish(ModelState& state, const Model& model) {
     work_.set(model.slot);
     if (model.slot >= ranks_.size()) {
         ranks_.resize(model.slot + 1, 0);
+        first_due_ns_.resize(model.slot + 1, 0);
     }
     ranks_[model.slot] = state.best->rank;
+    first_due_ns_[model.slot] = first_due;
 }
 
 // A timer: what waits at the front is hopeless, or its queue ready.

@@ -240,6 +240,7 @@ private:
     std::vector<std::uint32_t> waiting_;      // likewise, close together: it is asked of every model on a device
     std::vector<DeviceState> devices_state_;  // by the device's
     std::vector<std::uint64_t> ranks_;       // by the model's slot: of the best ready queue
+    std::vector<Ns> first_due_ns_;           // likewise: the earliest deadline of those in front of its ready queues
     Bits work_;                              // models with a ready queue
     Bits hungry_;                            // devices that could take work
     std::int64_t order_ = 0;                 // of the last arrival

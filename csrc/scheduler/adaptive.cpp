@@ -322,11 +322,15 @@ bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& 
     return true;
 }
 
-double Adaptive::hold_share() const {
+double Adaptive::hold_share(const Model& model) const {
     if (saves_devices_) {
         return 1;
     }
-    return crowd() > 0 ? hold_share_ * std::max(0.0, 1 - hold_crowd_ * crowd()) : 0;
+    if (crowd() <= 0) {
+        return 0;
+    }
+    double there = static_cast<double>(model.residencies.size()) / static_cast<double>(devices_.size());
+    return hold_share_ * std::max(0.0, 1 - hold_crowd_ * crowd()) * there;
 }
 
 // ----- when a queue wants a device ----------------------------------------------------------------
@@ -351,7 +355,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
     }
     const Traffic& known = traffic_.of(model);
     double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
-    double share = hold_share();
+    double share = hold_share(model);
     if (share <= 0 || (!saves_devices_ && cost * hold_need_ * need() <= known.ideal_ns)) {
         return 0;
     }

@@ -16,8 +16,9 @@
 // *Hold.* A queue whose batch would be dearer than the need allows waits to grow, for at most HOLD_SHARE of the time
 // its first request can wait (and HOLD_MAX_NS), and never beyond the last start that still lets it take one more.
 // Waiting is only safe where a device will be free when it ends, so the share falls to nothing as the number of
-// models that matter (the participation number of their loads) nears the number of devices: on one device, or with
-// more busy models than devices, nothing is ever held. An idle cluster answers at once.
+// models that matter (the participation number of their loads) nears the number of devices, and for a model that is on
+// a part of the devices it is that part of it: on one device, with more busy models than devices, or with a model on
+// one of many, next to nothing is ever held. An idle cluster answers at once.
 //
 // *Sacrifice.* Where the tightest deadline allows only a batch dearer than the need, its first requests are
 // given up if that makes the batch cheap enough: three requests that would hold a device for as long as thirty cost
@@ -71,6 +72,7 @@ inline constexpr double HOLD_NEED = 2;
 // The longest hold, as a share of the time that the first request can wait ...
 inline constexpr double HOLD_SHARE = 0.8;
 
+// ... of which a model has as large a part as it has of the devices ...
 // ... less this many times the share for each model that matters, per device.
 inline constexpr double HOLD_CROWD = 1.5;
 
@@ -193,7 +195,7 @@ private:
     double rate(double sum) const { return sum / weights_.span_ns(); }
     // The share of their ideal at which the devices have to run; above 1 they cannot.
     double need() const;
-    double hold_share() const;
+    double hold_share(const Model& model) const;
     bool has_other_device(const Model& model);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
 

@@ -15,9 +15,6 @@ constexpr Ns DOUBLINGS_MAX = 64;
 // A model's ideal cost is looked up anew after so many arrivals: its estimates and SLOs drift slowly.
 constexpr std::uint32_t IDEAL_EVERY = 16;
 
-// A past shorter than so many half-lives is taken for this long: the first requests are no flood.
-constexpr double MEMORY_MIN = 0.05;
-
 struct Growth {
     double weight;
     double integral;  // of all weights until then, in half-lives
@@ -84,7 +81,7 @@ int Weights::advance(Ns now) {
     Growth grown = growth(now - origin_ns_, half_life_ns_);
     weight_ = grown.weight;
     double memory = (grown.integral - before_) / grown.weight;
-    memory_ns_ = std::max(memory, MEMORY_MIN) * static_cast<double>(half_life_ns_);
+    memory_ns_ = std::max(memory * static_cast<double>(half_life_ns_), static_cast<double>(memory_min_ns_));
     return static_cast<int>(doublings);
 }
 
@@ -177,20 +174,34 @@ void Adaptive::depart(Flight& flight) {
     }
     bool is_clear = way.free_ns <= now_;
     flight.clear_bytes = is_clear ? bytes : 0;
-    double takes = way.byte_ns * static_cast<double>(bytes);
+    double takes = byte_ns(way) * static_cast<double>(bytes);
     way.free_ns = std::max(way.free_ns, now_) + static_cast<Ns>(takes);
     flight.there_ns = way.free_ns + flight.device->worker->there_ns;
     way.batch_ns += (takes - way.batch_ns) * (takes > way.batch_ns ? INPUTS_UP : INPUTS_DOWN);
 }
 
 void Adaptive::delivered(const Flight& flight, Ns ready_ns) {
+    const Worker& worker = *flight.device->worker;
+    Inputs& way = inputs_.of(worker);
+    Ns sent_until = std::max(ready_ns - worker.there_ns, flight.sent_ns);
+    if (flight.there_ns == way.free_ns + worker.there_ns) {  // nothing was sent after it
+        way.free_ns = std::min(way.free_ns, sent_until);
+    }
     if (flight.clear_bytes < INPUTS_SEEN_MIN) {
         return;
     }
-    Inputs& way = inputs_.of(*flight.device->worker);
-    Ns late = ready_ns - flight.sent_ns - flight.device->worker->there_ns;
-    double byte_ns = static_cast<double>(std::max<Ns>(late, 0)) / static_cast<double>(flight.clear_bytes);
-    way.byte_ns += (byte_ns - way.byte_ns) * (byte_ns > way.byte_ns ? INPUTS_UP : INPUTS_DOWN);
+    double seen = static_cast<double>(sent_until - flight.sent_ns) / static_cast<double>(flight.clear_bytes);
+    double known = byte_ns(way);
+    double twice = std::min(seen, way.seen_byte_ns);  // what one alone says may have been a hiccup
+    way.byte_ns = known + (twice > known ? (twice - known) * INPUTS_UP : std::min(seen - known, 0.0) * INPUTS_DOWN);
+    way.seen_byte_ns = seen;
+    way.seen_ns = now_;
+}
+
+// As learnt, or the less of it the longer nothing was: a batch that seems impossible is never sent, and teaches nothing.
+double Adaptive::byte_ns(const Inputs& way) const {
+    Ns since = now_ - way.seen_ns - INPUTS_KEPT_NS;
+    return way.byte_ns == 0 || since <= 0 ? way.byte_ns : way.byte_ns * decay(since, INPUTS_KEPT_NS);
 }
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {
@@ -247,7 +258,9 @@ bool Adaptive::admit(Pending& pending) {
             return false;
         }
     }
-    batch_bytes_max_ = std::max(batch_bytes_max_, request.bytes * spec.batch_max);
+    for (const KindSpec* one : model.specs) {
+        batch_bytes_max_ = std::max(batch_bytes_max_, request.bytes * one->batch_max);
+    }
     // Only what is let in counts: a client that tries again at once must not look like a flood.
     double recent = there.ideal_ns * pending.size;
     recent_sum_ += recent * recent_weights_.weight();
@@ -393,7 +406,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
     const Inputs& way = inputs_.of(worker);
-    double row_ns = way.byte_ns * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
+    double row_ns = byte_ns(way) * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
     Ns covered = free_ns - std::max(now_, way.free_ns) - worker.there_ns;
     auto takes = [&](std::uint32_t rows) {
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
@@ -458,11 +471,11 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
     keep_time();
     candidates_.clear();
     Candidate best{};
-    // Most need no closer look. Of one that has to leave others devices the rank is its deadline, less the way back and
-    // what its inputs are late; of the lowest level, none has to go before others.
+    // Most need no closer look. The rank is the last start, less what inputs are late; of one that has to leave others
+    // devices the deadline instead; of the lowest level, none has to go before others.
     const Inputs& way = inputs_.of(*device.worker);
     Ns covered = free_ns - std::max(now_, way.free_ns) - device.worker->there_ns;
-    double latest = way.byte_ns * static_cast<double>(batch_bytes_max_);
+    double latest = byte_ns(way) * static_cast<double>(batch_bytes_max_);
     Ns nearer = device.worker->back_ns + (latest > 0 ? std::max<Ns>(static_cast<Ns>(latest) + 1 - covered, 0) : 0);
     std::uint32_t lowest = lowest_level();
     bool is_level = is_one_level();
@@ -473,11 +486,9 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
         if (best.queue != nullptr && queue.level >= best.queue->level) {
             const KindSpec& spec = *residency.spec;
             Ns earliest = queue.front().deadline_ns;  // that it could have to start
+            earliest -= nearer;
             if (is_everywhere(*queue.model) || queue.level < lowest) {
-                earliest -= device.worker->back_ns;
                 earliest -= takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
-            } else {
-                earliest -= nearer;
             }
             if (earliest >= best.rank_ns) {
                 return;

@@ -54,9 +54,13 @@ inline constexpr Ns ADAPTIVE_AHEAD_NS = 100'000;
 inline constexpr Ns NEED_HALF_LIFE_NS = 1'400 * MS;
 
 // What arrives may have grown since: what surely arrives now, by its mean over this half-life less so many standard
-// deviations of it, is needed at least.
+// deviations of it (counted generously: as if all of it were new), is needed at least.
 inline constexpr Ns RECENT_HALF_LIFE_NS = 20 * MS;
 inline constexpr double RECENT_SIGMAS = 2;
+
+// A past shorter than this is taken for this long: the first requests are no flood.
+inline constexpr Ns MEMORY_MIN_NS = 70 * MS;
+inline constexpr Ns RECENT_MEMORY_MIN_NS = 20 * MS;
 
 // An execution is planned with the share on top of its estimate that MARGIN_KEPT of the executions on such a device
 // do not need (it is learnt, from MARGIN_FIRST on, by steps of MARGIN_STEP), and with a fixed time.
@@ -104,13 +108,16 @@ inline constexpr std::uint64_t INPUTS_SEEN_MIN = 64 << 10;
 inline constexpr double INPUTS_UP = 0.5;
 inline constexpr double INPUTS_DOWN = 0.02;
 
+// It goes up only as far as two in a row agree, and is kept for this long; then half of it is forgotten each time.
+inline constexpr Ns INPUTS_KEPT_NS = SECOND;
+
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
 
 // Weights of what happened, by its time: they double with every half-life, so the past fades without being touched.
 class Weights {
 public:
-    explicit Weights(Ns half_life_ns) : half_life_ns_(half_life_ns) {}
+    Weights(Ns half_life_ns, Ns memory_min_ns) : half_life_ns_(half_life_ns), memory_min_ns_(memory_min_ns) {}
 
     // To now. Once in a while all weights begin anew: sums of weighted things have to be halved so many times then.
     int advance(Ns now);
@@ -120,6 +127,7 @@ public:
 
 private:
     Ns half_life_ns_;
+    Ns memory_min_ns_;
     Ns origin_ns_ = 0;      // when the weight was 1
     Ns kept_ns_ = -1;       // of when these are:
     double weight_ = 1;     // of what happens
@@ -162,7 +170,9 @@ private:
 
     // The way of inputs to a worker.
     struct Inputs {
-        double byte_ns = 0;    // for each byte of a batch
+        double byte_ns = 0;       // for each byte of a batch, as learnt
+        double seen_byte_ns = 0;  // as last seen
+        Ns seen_ns = 0;           // when
         Ns free_ns = 0;        // when those that were sent are thought to be there
         double batch_ns = 0;   // what a batch's take, on average
     };
@@ -195,6 +205,7 @@ private:
     double rate(double sum) const { return sum / weights_.span_ns(); }
     // The share of their ideal at which the devices have to run; above 1 they cannot.
     double need() const;
+    double byte_ns(const Inputs& way) const;
     double hold_share(const Model& model) const;
     bool has_other_device(const Model& model);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
@@ -214,10 +225,10 @@ private:
     Beside<Traffic> traffic_;       // of models
     double cost_sum_ = 0;           // of all models
     double square_sum_ = 0;         // of each model's, squared
-    Weights weights_{NEED_HALF_LIFE_NS};
+    Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
     double recent_sum_ = 0;         // cost, of all models
     double recent_square_sum_ = 0;  // each request's cost squared
-    Weights recent_weights_{RECENT_HALF_LIFE_NS};
+    Weights recent_weights_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};
     std::vector<double> margins_;   // by the device's kind
     Beside<Inputs> inputs_;         // of workers
     std::uint64_t batch_bytes_max_ = 0;  // that any batch could have

@@ -118,11 +118,20 @@ class Story:
             asked.append(request)
         return asked
 
-    def done(self, sent: Any, took_ms: float = 5, status: Status = Status.OK, text: str = "") -> list[Any]:
-        """The action ended now."""
+    def done(
+        self,
+        sent: Any,
+        took_ms: float = 5,
+        status: Status = Status.OK,
+        text: str = "",
+        ready_ms: float | None = None,
+    ) -> list[Any]:
+        """The action ended now. ready_ms: when the worker had its inputs; not said if None."""
         took = round(took_ms * MS)
+        ready = 0 if ready_ms is None else 1000 * MS + round(ready_ms * MS)
+        begin = self.now - took
         return self(
-            ActionDone(self.now, sent.worker, sent.action_id, status, text, self.now - took, self.now, took)
+            ActionDone(self.now, sent.worker, sent.action_id, status, text, begin, self.now, took, ready)
         )
 
     def tick(self) -> list[Any]:

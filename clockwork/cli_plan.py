@@ -67,7 +67,7 @@ def _options(command: F) -> F:
         click.option("--mapping", type=click.Choice(["original", "shuffled"]), default="original",
                      show_default=True, help="Hot functions on the first models, or anywhere."),
         click.option("--busiest", is_flag=True,
-                     help="Count the busiest part of a trace, --duration long; --rate is then that of all of it."),
+                     help="Count the busiest part of a trace, --duration long; rates are then those of all of it."),
         click.option("--bad", type=float, default=1.0, show_default=True,
                      help="Percent of the requests that may fail, be refused or late."),
         click.option("--bad-group", type=click.FloatRange(0, 100, min_open=True), metavar="FLOAT",
@@ -197,16 +197,21 @@ def _scenario(
 
     if sought == "rate":
         rate = _first_guess(models, devices)
+    seeds = range(1, given["seeds"] + 1)
+    counted = dataclasses.replace(settings, duration_s=duration_s)
+    traces = seeds if settings.trace == load.SYNTHETIC else seeds[:1]  # each seed makes another one up
+    crowding = [load.crowding_of(dataclasses.replace(counted, seed=seed)) for seed in traces]
     return planning.Scenario(
         models=models,
         make_workload=make_workload,
         cluster=cluster,
         rate=rate,
+        crowding=sum(crowding) / len(crowding),
         slo_ns=to_ns(slo) if slo is not None else 0,
         bad_max=given["bad"] / 100,
         group_bad_max=(given["bad_group"] or 0.0) / 100,
         policy=given["policy"],
-        seeds=range(1, given["seeds"] + 1),
+        seeds=seeds,
         requests=given["requests"],
         duration_ns=to_ns(duration_s),
         rehearsed=given["busiest"],
@@ -311,6 +316,10 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
     else:
         lines = [f"  {sought:<14}{written(sought, found.answer)}"]
     lines.append(f"  {'fluid bound':<14}{written(sought, found.fluid)}")
+    if scenario.rehearsed:
+        lines.append(
+            f"  {'counted':<14}the busiest part, at {scenario.crowding:.4g} times the whole trace's rate"
+        )
     if at is not None:
         p50, p99, p999 = (at.latency_ns[name] / 1e6 for name in ("50", "99", "99.9"))
         lines += [

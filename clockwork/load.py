@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import enum
 import itertools
-import math
 import queue
 import random
 import sys
@@ -89,6 +88,7 @@ class LoadSettings:
             ("rate", self.rate, RATE_MAX),
             ("concurrency", self.concurrency, CONCURRENCY_MAX),
             ("duration", self.duration_s, DURATION_MAX_S),
+            ("busiest part", self.busiest_s, DURATION_MAX_S),
         ):
             if not 0 <= value <= bound:
                 raise ConfigError(f"{name} {value:g} is not between 0 and {bound}")
@@ -120,6 +120,28 @@ class LoadSettings:
             raise ConfigError(f"ramp {self.ramp}: a factor above 0, and from 0.001 s to {DURATION_MAX_S} s")
 
 
+def crowding_of(settings: LoadSettings) -> float:
+    """How many times the settings' rate a run has on average: 1, unless it is the busiest part of a trace."""
+    if not settings.busiest_s:
+        return 1.0
+    return float(_replayed(settings, {"seed": settings.seed}).nominal().sum()) / settings.rate
+
+
+def _replayed(settings: LoadSettings, of_all: dict[str, Any]) -> workloads.replay:
+    """of_all: what all arrivals have in common, as keywords."""
+    count, duration_ns = len(settings.models), to_ns(settings.duration_s)
+    if settings.trace == SYNTHETIC:
+        trace = workloads.synthetic_trace(max(SYNTHETIC_FUNCTIONS_MIN, count), seed=settings.seed)
+    else:
+        trace = workloads.load_trace(Path(settings.trace))
+    at: dict[str, Any]
+    if settings.busiest_s:
+        at = {"scale": trace.scale(settings.rate), "begin_minute": trace.busiest(settings.busiest_s / 60)}
+    else:
+        at = {"rate": settings.rate}
+    return workloads.replay(trace, count, duration_ns, mapping=settings.mapping, **at, **of_all)
+
+
 def workload_of(settings: LoadSettings) -> Workload:
     """The arrivals of an open loop. Raises ConfigError."""
     duration_ns, count, seed = to_ns(settings.duration_s), len(settings.models), settings.seed
@@ -129,16 +151,7 @@ def workload_of(settings: LoadSettings) -> Workload:
         "priority": settings.priority,
     }
     if settings.trace:
-        if settings.trace == SYNTHETIC:
-            trace = workloads.synthetic_trace(max(SYNTHETIC_FUNCTIONS_MIN, count), seed=seed)
-        else:
-            trace = workloads.load_trace(Path(settings.trace))
-        if settings.busiest_s:
-            of_all["scale"] = trace.scale(settings.rate)
-            of_all["begin_minute"] = trace.busiest(math.ceil(settings.busiest_s / 60))
-        else:
-            of_all["rate"] = settings.rate
-        return workloads.replay(trace, count, duration_ns, mapping=settings.mapping, **of_all)
+        return _replayed(settings, of_all)
     if settings.ramp is not None:
         factor, every_s = settings.ramp
         of_all["steps"] = workloads.ramp(factor, to_ns(every_s), int(settings.duration_s / every_s) + 1)

@@ -96,15 +96,17 @@ def names_of(wanted: list[str]) -> list[str]:
 
 
 def setting_of(arguments: argparse.Namespace) -> Setting:
-    """Raises ConfigError for a policy that there is not."""
+    """Raises ConfigError for a policy that there is not, or no device."""
     policies = tuple(one for one in arguments.policies.split(",") if one)
     for one in policies:
         named(one)
+    if arguments.devices is not None and arguments.devices < 1:
+        raise ConfigError(f"{arguments.devices} devices: there must be at least 1")
     form: Form = "full" if arguments.full else arguments.form
     jobs = arguments.jobs or len(os.sched_getaffinity(0))
     return Setting(
         form, policies, arguments.seed, jobs, not arguments.no_live, arguments.trace,
-        arguments.mapping, arguments.devices,
+        arguments.mapping, arguments.devices or 0,
     )  # fmt: skip
 
 
@@ -128,7 +130,11 @@ def main(argv: list[str] | None = None) -> int:
         "--mapping", choices=["original", "shuffled"], default="", help="fig9: this one alone"
     )
     parser.add_argument(
-        "--devices", type=int, default=0, help="fig9, shuffled: on so many (0: the fewest, by a search)"
+        "--devices",
+        type=int,
+        metavar="N",
+        help=f"fig9: on so many, either mapping (default: {fig9.DEVICES} in original order; shuffled, the fewest, by"
+        " a search)",
     )
     parser.add_argument("--no-live", action="store_true", help="only what is simulated")
     parser.add_argument("--no-plots", action="store_true", help="without matplotlib")

@@ -64,7 +64,7 @@ class Setting:
     live: bool = True  # with the parts that run on a CPU worker
     trace: Path | None = None  # a CSV file in the Azure Functions format; None: a made-up one
     mapping: str = ""  # fig9: original or shuffled; both where it is empty
-    devices: int = 0  # fig9, shuffled: so many; 0: the fewest, by a search
+    devices: int = 0  # fig9: so many; 0: the paper's in original order, shuffled the fewest, by a search
 
     def chosen(self) -> tuple[str, ...]:
         """The policies to run; edf where none of those wanted exists."""

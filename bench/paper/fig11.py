@@ -243,6 +243,7 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
         },
         rows,
         {
+            "inputs": "none",
             "offered, requests/s of each device": DEVICE_RATE,
             "scheduler_us": "processor time inside the scheduler for each request, clocks of its timing included",
             "peak/s": f"goodput at the highest load of which {100 * GOOD_MIN:g} % are in time, in steps of {STEP}",

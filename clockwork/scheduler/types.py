@@ -75,7 +75,8 @@ class RequestCancelled(NamedTuple):
 class ActionDone(NamedTuple):
     """A result, its times converted to controller time.
 
-    ``duration_ns``: measured. ``ready_ns``: when the order and its inputs had reached the worker, 0 if unknown.
+    ``duration_ns``: measured. ``ready_ns``: when the order and its inputs had reached the worker, 0 if unknown; a
+    simulated worker adds what their copy to the device takes.
     """
 
     now_ns: int

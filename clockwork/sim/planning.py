@@ -2,9 +2,9 @@
 
 A question is answered by simulation: a trial runs the same models and policy on several seeds of a workload and
 counts what was bad, of all requests and of groups of them: a rate does not hold if one model in ten is always
-refused, however rarely it is asked. The answer is found by bisection between a trial that passes and one that does not, begun where
-the fluid bound says. At the trial that just fails, one resource after another is doubled: the one whose doubling
-helps most is what the answer is limited by.
+refused, however rarely it is asked. The answer is found by bisection between a trial that passes and one that does
+not, begun where the fluid bound says. At the trial that just fails, one resource after another is doubled: the one
+whose doubling helps most is what the answer is limited by.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ SLO_TOLERANCE = 1.03
 DEVICES_GROWTH = 1.25
 """While no number of devices suffices, it grows by this factor (and by one at least)."""
 BEYOND = 1.1
-"""The failing trial beside an answer that has no smaller one (one device) has so much more load."""
+"""The failing trial beside an answer that has no smaller one (one device) has so much more load, or this again ..."""
+OVERLOADS_MAX = 100
+"""... up to so many times."""
 FLUID_ARRIVALS = 2_000_000
 """Arrivals that the fluid bound looks at to know each model's share."""
 
@@ -76,6 +78,9 @@ class Scenario:
     make_workload: MakeWorkload
     cluster: Cluster  # its devices: those of `rate` and `slo`
     rate: float  # requests per second, of all models; those of `devices` and `slo`
+    crowding: float = (
+        1.0  # what is counted has so many times that rate: 1, unless it is a busier part of a whole
+    )
     slo_ns: int = 0  # of every request; 0: each model's own
     bad_max: float = BAD_MAX
     group_bad_max: float = 0.0  # of each group's requests; 0: GROUP_BAD_FACTOR times bad_max; 1: no limit
@@ -105,6 +110,8 @@ class Scenario:
             raise ConfigError("a plan needs at least one seed")
         if not 0 < self.rate < math.inf:
             raise ConfigError(f"rate {self.rate:g} is not above 0")
+        if not 0 < self.crowding < math.inf:
+            raise ConfigError(f"what is counted has {self.crowding:g} times the rate: that is not above 0")
         if not 1 <= self.cluster.devices <= DEVICES_MAX:
             raise ConfigError(f"{self.cluster.devices} devices: there must be 1 to {DEVICES_MAX}")
         if self.slo_ns == 0 and (missing := [one.name for one in self.models if not one.slo_ns]):
@@ -144,7 +151,8 @@ class Scenario:
         if self.duration_ns:
             return self.duration_ns
         each = self.counted() / len(self.seeds)
-        return max(math.ceil(each / self.rate * SECOND), WINDOW_SLOS * self.slo_max_ns(), SECOND)
+        rate = self.rate * self.crowding
+        return max(math.ceil(each / rate * SECOND), WINDOW_SLOS * self.slo_max_ns(), SECOND)
 
     def warm_ns(self) -> int:
         """How long requests come before any is counted."""
@@ -249,7 +257,7 @@ class Plan:
     limited_by: str  # one of RESOURCES, "" where no relief helps or it was not looked for
     relief: dict[str, float]  # badness of the failing trial, "none" and with twice as much of each
     at: Trial | None  # at the answer
-    beyond: Trial | None  # the nearest that failed
+    beyond: Trial | None  # the nearest that failed; None: there was none, and none was looked for
     trials: tuple[Trial, ...]  # all of them, in the order of what was sought
 
     def to_json(self) -> dict[str, Any]:
@@ -268,7 +276,7 @@ class Planner:
         self, scenario: Scenario, tell: Tell | None = None, threads: int = 0, limits: bool = True
     ) -> None:
         """threads: simulations at once; 0: one for each processor. limits: find out what the answer is limited by,
-        which takes a simulation of each seed for each of RESOURCES."""
+        which takes a simulation of each seed for each of RESOURCES, and, if no trial failed, first one that does."""
         scenario.check()
         self._limits = limits
         self.scenario = scenario
@@ -307,9 +315,8 @@ class Planner:
             else:
                 failing = middle
         answer = scenario.with_devices(passing)
-        if failing:
-            return self._plan("devices", passing, first, answer, scenario.with_devices(failing))
-        return self._plan("devices", passing, first, answer, self._overloaded(answer))
+        beyond = scenario.with_devices(failing) if failing else self._overloaded(answer)
+        return self._plan("devices", passing, first, answer, beyond)
 
     def rate(self, tolerance: float = RATE_TOLERANCE) -> Plan:
         """The highest rate that the devices hold."""
@@ -383,7 +390,7 @@ class Planner:
         return max(1, math.ceil(self.scenario.rate / each - 1e-9)) if each < math.inf else 1
 
     def fluid_rate(self, scenario: Scenario) -> float:
-        """Requests per second above which no policy gets, whatever is loaded."""
+        """The rate above which no policy gets, whatever is loaded: requests per second, as the scenario's."""
         cluster = scenario.cluster
         network = cluster.link_there_ns + cluster.link_back_ns
         faster = min(0.5, 4 * cluster.exec_noise)
@@ -398,7 +405,7 @@ class Planner:
             costs.append((times[key], float(share)))
         speeds = scenario.cluster.speeds or (1.0,)
         of_all = sum(speeds[index % len(speeds)] for index in range(scenario.cluster.devices))
-        return fluid.fluid_rate(costs, 1, scenario.bad_max) * of_all
+        return fluid.fluid_rate(costs, 1, scenario.bad_max) * of_all / scenario.crowding
 
     def trial(self, scenario: Scenario) -> Trial:
         """Simulate a setting, unless that was done already, and remember it."""
@@ -447,9 +454,11 @@ class Planner:
             reports = list(pool.map(run, scenario.seeds))
         return _trial(scenario, reports, self._shares)
 
-    def _overloaded(self, scenario: Scenario) -> Scenario:
-        """A setting that fails, of the same kind: with more and more load."""
-        for _ in range(100):
+    def _overloaded(self, scenario: Scenario) -> Scenario | None:
+        """A setting that fails, of the same kind: with more and more load. None where limits are not looked for."""
+        if not self._limits:
+            return None
+        for _ in range(OVERLOADS_MAX):
             scenario = dataclasses.replace(scenario, rate=scenario.rate * BEYOND)
             if not self.trial(scenario).passes:
                 return scenario
@@ -457,19 +466,20 @@ class Planner:
             f"even {scenario.rate:g} requests a second do not fill {scenario.cluster.devices} devices"
         )
 
-    def _plan(self, sought: str, answer: float, bound: float, at: Scenario, beyond: Scenario) -> Plan:
-        limit, relief = self._find_limit(beyond) if self._limits else ("", {})
-        return Plan(
-            sought, answer, bound, limit, relief, self.trial(at), self.trial(beyond), self._sorted(sought)
-        )
+    def _plan(self, sought: str, answer: float, bound: float, at: Scenario, beyond: Scenario | None) -> Plan:
+        failed = None if beyond is None else self.trial(beyond)
+        limit, relief = self._find_limit(beyond)
+        return Plan(sought, answer, bound, limit, relief, self.trial(at), failed, self._sorted(sought))
 
     def _nothing(self, sought: str, bound: float, beyond: Scenario | None = None) -> Plan:
         if beyond is None:
             return Plan(sought, None, bound, "execution", {}, None, None, ())
-        limit, relief = self._find_limit(beyond) if self._limits else ("", {})
+        limit, relief = self._find_limit(beyond)
         return Plan(sought, None, bound, limit, relief, None, self.trial(beyond), self._sorted(sought))
 
-    def _find_limit(self, beyond: Scenario) -> tuple[str, dict[str, float]]:
+    def _find_limit(self, beyond: Scenario | None) -> tuple[str, dict[str, float]]:
+        if beyond is None or not self._limits:
+            return "", {}
         found = {"none": self.trial(beyond).badness}
         for resource in RESOURCES:
             relieved = self._simulate(beyond.relieved(resource))

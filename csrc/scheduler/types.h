@@ -127,7 +127,9 @@ struct ActionResult {
     Ns begin_ns = 0;     // controller time
     Ns end_ns = 0;
     Ns duration_ns = 0;  // measured on the device
-    Ns ready_ns = 0;     // it could have begun from then on: its inputs were there; controller time, 0: unknown
+    // When the order and its inputs had reached the worker, by controller time; 0: unknown. Live, their copy to the
+    // device is still to come then; a simulated worker adds what the copy takes.
+    Ns ready_ns = 0;
     const std::string* text = nullptr;  // what the worker said; the caller's, for the duration of the call
 };
 

@@ -128,8 +128,10 @@ def test_one_bad_request_says_nothing_of_a_group_and_two_do() -> None:
 
 
 def test_many_models_are_limited_by_tenths_of_their_popularity() -> None:
+    """Of 25, the fourth is never in time: most of the bad in its tenth, and least of those in the tightest SLOs."""
     models = [
-        dataclasses.replace(CNN, name=f"cnn-{number}", slo_ns=(50 + number) * MS) for number in range(25)
+        dataclasses.replace(CNN, name=f"cnn-{number}", slo_ns=(5 if number == 3 else 50 + number) * MS)
+        for number in range(25)
     ]
     found = Planner(scenario(models, rate=80, skew=1.0))
     trial = found.trial(found.scenario)
@@ -137,8 +139,40 @@ def test_many_models_are_limited_by_tenths_of_their_popularity() -> None:
     assert len(names) == 20
     assert names[0] == "models 1 to 3 by popularity"
     assert names[9] == "models 24 to 25 by popularity"
-    assert names[10] == "SLOs 50 to 52 ms"
-    assert trial.worst_group in names
+    assert names[10] == "SLOs 5 to 51 ms"
+    assert trial.worst_group == "models 4 to 6 by popularity"
+    assert trial.groups_bad[trial.worst_group] == pytest.approx(0.4, abs=0.05)
+    assert trial.badness == pytest.approx(trial.groups_bad[trial.worst_group] / 2)
+
+
+def test_where_a_busier_part_of_a_whole_is_counted_the_bound_is_of_that_part() -> None:
+    """Three times the whole's rate, which rates are of."""
+
+    def arrivals(rate: float, duration_ns: int, seed: int) -> Workload:
+        return poisson([3 * rate], duration_ns, seed=seed)
+
+    crowded = dataclasses.replace(scenario([CNN], rate=80), make_workload=arrivals, crowding=3.0)
+    devices = Planner(crowded).devices()
+    assert devices.answer == devices.fluid == 3
+    assert devices.trials[0].devices == 2, "the search begins where the bound says"
+    assert devices.at is not None
+    assert devices.at.offered == pytest.approx(4000, rel=0.1), "as many are counted as were asked for"
+    rate = Planner(crowded.with_devices(3)).rate()
+    assert rate.answer is not None
+    assert 0.85 * rate.fluid < rate.answer <= rate.fluid * 1.03
+    assert rate.fluid == pytest.approx(100 / 0.99, rel=0.01)
+
+
+def test_where_limits_are_not_asked_for_nothing_is_looked_for_beyond_an_answer_of_one_device() -> None:
+    plan = Planner(scenario([CNN], rate=20), limits=False).devices()
+    assert (plan.answer, plan.beyond, plan.limited_by, plan.relief) == (1, None, "", {})
+    assert [(one.devices, one.rate) for one in plan.trials] == [(1, 20)]
+    tightest = Planner(scenario([CNN], rate=1), limits=False).slo()
+    assert tightest.answer is not None
+    limits = Planner(scenario([CNN], rate=20)).devices()
+    assert limits.beyond is not None
+    assert limits.beyond.rate > 20
+    assert limits.limited_by == "execution"
 
 
 def test_large_inputs_over_a_slow_network_make_the_link_the_limit() -> None:
@@ -222,6 +256,31 @@ def test_the_command_line_plans_for_a_trace(tmp_path: Path) -> None:
         )
     )
     assert found["answer"] >= 1
+
+
+def test_of_the_busiest_part_of_a_trace_all_is_of_what_is_counted(tmp_path: Path) -> None:
+    """Of twenty minutes one has the forty calls, and the one behind it ten: 45 calls in a minute and a half."""
+    file, trace = tmp_path / "models.json", tmp_path / "trace.csv"
+    save_profiles(file, [CNN])
+    calls = [1] * 10 + [40, 10] + [1] * 8
+    trace.write_text(
+        f"HashFunction,{','.join(str(minute + 1) for minute in range(20))}\nf,{','.join(map(str, calls))}\n"
+    )
+    busiest = [
+        "--profiles",
+        str(file),
+        "--trace",
+        str(trace),
+        "--busiest",
+        "--duration",
+        "90",
+        "--seeds",
+        "1",
+    ]
+    found = json.loads(run("devices", *busiest, "--rate", "34", "--json"))
+    assert found["answer"] >= found["fluid"] >= 3, "34/s on average, of which 400/s in the busiest minute"
+    assert found["at"]["offered"] == pytest.approx(34 * 1200 * 45 / 68, rel=0.02)
+    assert "counted       the busiest part, at 8.824 times" in run("devices", *busiest, "--rate", "34")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,17 @@ import pytest
 from clockwork.clock import SECOND
 from clockwork.description import ModelInfo
 from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, Refused, RequestTimeout
-from clockwork.load import LoadSettings, Outcome, Tally, _report, describe, make_inputs, run_live, workload_of
+from clockwork.load import (
+    LoadSettings,
+    Outcome,
+    Tally,
+    _report,
+    crowding_of,
+    describe,
+    make_inputs,
+    run_live,
+    workload_of,
+)
 from clockwork.sim.workloads import Arrivals
 
 
@@ -211,5 +222,11 @@ def test_a_trace_may_begin_where_it_is_busiest_and_its_rate_is_of_the_whole(tmp_
     settings.check()
     expected = 10.0 * 60 * 20 * 40 / 59
     assert len(workload_of(settings).collect()) == pytest.approx(expected, rel=0.05)
+    assert crowding_of(settings) == pytest.approx(20 * 40 / 59)
+    longer = dataclasses.replace(settings, duration_s=90.0, busiest_s=90.0)
+    assert crowding_of(longer) == pytest.approx((40 + 0.5) / 1.5 * 20 / 59), "half of the minute behind it"
+    assert crowding_of(dataclasses.replace(settings, busiest_s=0.0)) == 1.0
     with pytest.raises(ConfigError, match="only a trace has a busiest part"):
         LoadSettings(("m",), rate=10.0, busiest_s=60.0).check()
+    with pytest.raises(ConfigError, match="busiest part -1 is not between 0"):
+        dataclasses.replace(settings, busiest_s=-1.0).check()

@@ -25,10 +25,12 @@ from clockwork.scheduler.types import (
     RequestCancelled,
     SendInfer,
     SendLoad,
+    SendUnload,
     Tick,
     WorkerJoined,
     WorkerLeft,
 )
+from tests.unit import stories
 
 MS = 1_000_000
 SHAPE = ((3, 8, 8),)
@@ -141,6 +143,26 @@ def test_a_forgotten_number_is_given_to_another_shape_without_harm() -> None:
     assert load.expected_ns == 4 * MS, (
         "as many elements as the profiled shape has: it is bounded by it, and admitted"
     )
+
+
+def test_an_order_to_load_expects_what_the_estimates_of_loads_say() -> None:
+    """Two models by turns, of which one fits: loads take twice what profiles say, and one ten times as long; a third."""
+    story = stories.Story(
+        "fifo", *(stories.spec(model, load_ms=5) for model in (1, 2, 3)), pages=2, resident=False
+    )
+    estimates = _core.LoadEstimates()
+    expected = []
+    for model, took_ms in [*[(1, 10), (2, 10)] * 3, (1, 100), (2, 10), (1, 10), (3, 10)]:
+        orders = story.request(model, slo_ms=1000)[1]
+        if isinstance(orders[0], SendUnload):
+            orders += story.done(orders[0])
+        [load] = [one for one in orders if isinstance(one, SendLoad)]
+        assert load.expected_ns == estimates.load_ns(model, 5 * MS, 2)
+        expected.append(load.expected_ns // MS)
+        estimates.measure(model, 5 * MS, 2, took_ms * MS)
+        [send] = story.done(load, took_ms)
+        story.done(send)
+    assert expected == [5, 5, 5, 5, 10, 10, 10, 10, 10, 10]
 
 
 def test_an_event_that_is_none_is_a_mistake() -> None:

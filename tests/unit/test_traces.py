@@ -209,6 +209,15 @@ def test_the_busiest_part_is_found_within_what_is_replayed_and_over_the_end_of_t
     assert trace.scale(1.0, begin=7, minutes=2) == pytest.approx(60 * 2 / 17)
 
 
+def test_of_a_minute_that_is_not_all_in_the_busiest_part_as_much_counts_as_is() -> None:
+    trace = Trace(np.array([[0, 5, 5, 0, 8, 0]], np.int32), ("f",))
+    assert trace.busiest(2) == 1
+    assert trace.busiest(1.5) == 4, "8 and half of 0 against 5 and half of 5"
+    assert trace.busiest(0.5) == 4
+    with pytest.raises(ConfigError, match="longer than 0"):
+        trace.busiest(0)
+
+
 @pytest.mark.parametrize("functions", [1000, 4500])
 def test_the_made_up_trace_has_the_statistics_of_the_real_one(functions: int) -> None:
     traces = [synthetic_trace(functions, seed=seed) for seed in range(5 if functions == 1000 else 1)]

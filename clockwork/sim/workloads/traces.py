@@ -72,12 +72,19 @@ class Trace:
         count = minutes or len(calls)
         return rate * 60 * count / float(calls[(begin + np.arange(count)) % len(calls)].sum())
 
-    def busiest(self, part: int, begin: int = 0, minutes: int = 0) -> int:
-        """The minute at which the busiest part begins, so many minutes long, of some minutes of it (0: all)."""
+    def busiest(self, part: float, begin: int = 0, minutes: int = 0) -> int:
+        """The minute at which the busiest part begins, so many minutes long, of some minutes of it (0: all).
+
+        Of a minute that only the part's end reaches into, as much counts as is in it. Raises ConfigError.
+        """
+        if not part > 0:
+            raise ConfigError(f"a part of {part:g} minutes of a trace: it must be longer than 0")
         calls = self.minutes()
         among = calls[(begin + np.arange(minutes or len(calls))) % len(calls)]
-        part = max(1, min(part, len(among)))
-        sums = np.convolve(among, np.ones(part, np.int64), "valid")
+        inside = np.clip(
+            min(part, len(among)) - np.arange(len(among)), 0.0, 1.0
+        )  # of each minute of the part
+        sums = np.correlate(among.astype(np.float64), inside[inside > 0], "valid")
         return (begin + int(np.argmax(sums))) % len(calls)
 
 

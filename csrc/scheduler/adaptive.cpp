@@ -480,7 +480,10 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
     std::uint32_t lowest = lowest_level();
     bool is_level = is_one_level();
     std::uint64_t bound = UINT64_MAX;  // of packed ranks: those at or above it are not better than the best
-    auto is_everywhere = [this](const Model& model) { return model.residencies.size() >= devices_.size(); };
+    bool is_by_start = devices_.size() > 1 || need() > LAST_START_NEED;
+    auto is_everywhere = [this, is_by_start](const Model& model) {
+        return is_by_start && model.residencies.size() >= devices_.size();
+    };
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
     for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
         if (best.queue != nullptr && queue.level >= best.queue->level) {

@@ -2,8 +2,8 @@
 //
 // Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
 // queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
-// device has its model, else that of the earliest deadline; but one of a higher level that could not wait for the end
-// of it goes before. Four rules make that hold up near saturation, where it matters; each was measured against the
+// device has its model, else that of the earliest deadline (so on a single device, too, while it has time to spare); but
+// one of a higher level that could not wait for the end of it goes before. Four rules make that hold up near saturation, where it matters; each was measured against the
 // others' best and against the clairvoyant bound (bench/grid); the last three, and belief in surges, can be switched off
 // (off_*) to see what they earn.
 //
@@ -110,6 +110,10 @@ inline constexpr double INPUTS_DOWN = 0.02;
 
 // It goes up only as far as two in a row agree, and is kept for this long; then half of it is forgotten each time.
 inline constexpr Ns INPUTS_KEPT_NS = SECOND;
+
+// A single device begins with what has to start first, the largest batches, from this need on; below, with what is due
+// first: it has time for all of them, and the small ones must not wait for the large.
+inline constexpr double LAST_START_NEED = 0.8;
 
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;

@@ -30,7 +30,10 @@ class Refused(ClockworkError):
 
     reason: a word from messages.Reason. feasible_slo: the least SLO, in seconds, that would have
     been enough, as seen when it was turned away (None if unknown). retry_after: seconds after which
-    the same request is likely to be answered (None if unknown).
+    the same request is likely to be answered (None if unknown, or if waiting would not help: the SLO
+    is below what an idle device takes, or too short to measure a new input shape). Both are estimates;
+    of a request that had waited, they count its model's queue and what its devices were sent, not the
+    other models that wait for them.
     """
 
     def __init__(

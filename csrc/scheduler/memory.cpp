@@ -37,6 +37,15 @@ KindSpec* Memory::loadable(const Device& device, const Model& model) const {
     return is_there ? nullptr : spec;
 }
 
+bool Memory::is_loadable_somewhere(const Model& model) const {
+    return std::any_of(model.workers.begin(), model.workers.end(), [&](WorkerId worker_id) {
+        const Worker* worker = queued_.find_worker(worker_id);  // null: it is just leaving
+        return worker != nullptr && std::any_of(worker->devices.begin(), worker->devices.end(), [&](const Device* one) {
+                   return loadable(*one, model) != nullptr;
+               });
+    });
+}
+
 std::uint32_t Memory::loading(const Device& device) {
     std::uint32_t count = 0;
     for (const Device* one : device.worker->devices) {
@@ -87,10 +96,10 @@ Ns Memory::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) co
     return static_cast<Ns>(sum);
 }
 
-Device* Memory::find_target(const Model& model, Score score) {
+Device* Memory::find_target(const Model& model, Scorer scorer) {
     std::size_t count = model.workers.size();
     Device* best = nullptr;
-    double least = 0;
+    Score least = WORST_SCORE;
     std::size_t seen = 0;
     begin_backlogs();
     for (std::size_t step = 0; step < count && seen < TARGET_SCAN_MAX; ++step) {
@@ -104,8 +113,8 @@ Device* Memory::find_target(const Model& model, Score score) {
             if (spec == nullptr) {
                 continue;
             }
-            double here = score(*this, *device, *spec, model, best != nullptr ? least : NEVER_NS);
-            if (here >= 0 && (best == nullptr || here < least)) {
+            Score here = scorer(*this, *device, *spec, model, least);
+            if (here.time_ns >= 0 && here < least) {
                 best = device;
                 least = here;
             }
@@ -115,17 +124,31 @@ Device* Memory::find_target(const Model& model, Score score) {
     return best;
 }
 
-Device* Memory::find_spare(const Model& model) const {
+Device* Memory::find_spare(const Model& model) {
     Device* found = nullptr;
     std::size_t seen = 0;
-    queued_.hungry_.for_each([&](std::uint32_t slot) {
+    std::uint32_t from = spare_from_;
+    bool is_behind = true;  // the devices from that slot on come first, then those before it
+    auto look = [&](std::uint32_t slot) {
+        if ((slot >= from) != is_behind) {
+            return true;
+        }
         Device* device = queued_.device_pool_.at(slot);
         const KindSpec* spec = model.spec(device->kind);
         bool is_spare = spec != nullptr && device->lane.empty() && device->has_room(*spec) && loading(*device) == 0 &&
                         loadable(*device, model) != nullptr;
-        found = is_spare ? device : nullptr;
-        return !is_spare && ++seen < TARGET_SCAN_MAX;
-    });
+        if (is_spare) {
+            found = device;
+        } else if (++seen == TARGET_SCAN_MAX) {
+            spare_from_ = slot + 1;
+        }
+        return !is_spare && seen < TARGET_SCAN_MAX;
+    };
+    queued_.hungry_.for_each(look);
+    is_behind = false;
+    if (found == nullptr && seen < TARGET_SCAN_MAX) {
+        queued_.hungry_.for_each(look);
+    }
     return found;
 }
 

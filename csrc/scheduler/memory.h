@@ -19,6 +19,18 @@ class Queued;
 // Devices among which one is chosen for a load.
 inline constexpr std::size_t TARGET_SCAN_MAX = 16;
 
+// How well a device would do for a load: the lower, the better.
+struct Score {
+    Ns time_ns;  // below zero: not at all
+    std::uint32_t models = 0;  // among those of the same time
+
+    bool operator<(const Score& other) const {
+        return time_ns != other.time_ns ? time_ns < other.time_ns : models < other.models;
+    }
+};
+
+inline constexpr Score WORST_SCORE{NEVER_NS, UINT32_MAX};
+
 // The time that the original keeps for what is not execution: network, and prediction errors.
 inline constexpr Ns PAPER_BUFFER_NS = 5 * MS;
 
@@ -75,6 +87,8 @@ protected:
     Queue* queue(const Model& model, std::size_t index) const;
     // Whether the model could be loaded there: prepared by the worker, small enough, and not there already.
     KindSpec* loadable(const Device& device, const Model& model) const;
+    // Whether some device that can be used now could load it.
+    bool is_loadable_somewhere(const Model& model) const;
     // LOADs under way or decided on the link that the device shares with its worker's others.
     static std::uint32_t loading(const Device& device);
     // What waits, but for one model, and is due by then: how long would it keep devices? To be asked of several, as
@@ -87,13 +101,13 @@ protected:
     // How long it would keep the device, beyond what it was sent; a model's share of it where others have the model,
     // too. From enough_ns on it may be more.
     Ns backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const;
-    // The device of the lowest score of TARGET_SCAN_MAX that could load the model, others at each call; a score
-    // below zero rules one out. Of one that is not below `least`, a score need only say so. Null if there is none.
-    using Score = double (*)(const Memory&, const Device&, const KindSpec&, const Model&, double least);
-    Device* find_target(const Model& model, Score score);
+    // The device of the lowest score of TARGET_SCAN_MAX that could load the model, others at each call. Of one that is
+    // not below `least`, a score need only say so. Null if there is none.
+    using Scorer = Score (*)(const Memory&, const Device&, const KindSpec&, const Model&, const Score& least);
+    Device* find_target(const Model& model, Scorer scorer);
     // A device that could take work and finds none, of TARGET_SCAN_MAX, that could load the model over an idle link
-    // into free pages. Null if there is none.
-    Device* find_spare(const Model& model) const;
+    // into free pages; where none of these can, the next call goes on behind them. Null if there is none.
+    Device* find_spare(const Model& model);
     // Loads it into free pages. False: there are none.
     bool load_spare(Device& device, Model& model, KindSpec& spec);
     // Sends the LOAD, evicting idle models in the order of order_evictable(). False: its pages cannot come free now.
@@ -118,6 +132,7 @@ private:
     };
 
     std::size_t round_ = 0;
+    std::uint32_t spare_from_ = 0;  // the device's slot at which find_spare() begins
     mutable std::uint64_t round_of_shares_ = 1;
     mutable std::vector<Share> shares_;  // by the model's slot
 };

@@ -102,20 +102,16 @@ double AdaptiveMemory::standing(const Model& model, const KindSpec& spec) const 
     return lost;
 }
 
-bool AdaptiveMemory::asks(const Model& model, bool& is_cold) const {
-    is_cold = model.residencies.empty();
-    if (waiting(model) == 0) {
+bool AdaptiveMemory::asks(const Model& model, bool is_cold) {
+    if (waiting(model) == 0 || is_cold) {
+        return is_cold && waiting(model) > 0;
+    }
+    Demand& one = demand(model);
+    if (one.is_everywhere || now() - one.pressed_ns > PRESSED_NS || is_coming(model)) {
         return false;
     }
-    if (is_cold) {
-        return true;
-    }
-    const Demand* one = known(model);
-    if (one == nullptr || now() - one->pressed_ns > PRESSED_NS) {
-        return false;
-    }
-    return std::none_of(model.residencies.begin(), model.residencies.end(),
-                        [](const Residency* here) { return here->state != ResidencyState::RESIDENT; });
+    one.is_everywhere = !is_loadable_somewhere(model);
+    return !one.is_everywhere;
 }
 
 double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns delays_ns,
@@ -153,12 +149,18 @@ Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec) const {
     return latest;
 }
 
+// How long its load keeps the links, if they were one that is so much faster.
+double AdaptiveMemory::load_ns(const Model& model, const KindSpec& spec) {
+    auto links = static_cast<double>(std::max<std::size_t>(model.workers.size(), 1));
+    return static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)) / links;
+}
+
 // is_put_back: it was found to be; what comes too late for its first always is.
 Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_back) const {
     const KindSpec& spec = *model.specs.front();
     Ns latest = latest_ns(model, spec);
     if (latest > now() && !is_put_back) {
-        return {false, -static_cast<double>(latest)};
+        return {false, -(static_cast<double>(latest) + load_ns(model, spec))};
     }
     double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1));
     return {true, benefit(model, spec, now(), 0, is_cold) / load};
@@ -170,17 +172,27 @@ void AdaptiveMemory::put_in_order(const Device& device) {
         return;
     }
     ordered_ns_ = now();
+    silent_.clear();
+    for (std::uint32_t slot : asking_.slots()) {
+        const Model& model = model_at(slot);
+        if (!asks(model, is_cold(model))) {
+            silent_.push_back(slot);
+        }
+    }
+    for (std::uint32_t slot : silent_) {
+        asking_.erase(slot);
+    }
     wishes_.clear();
     for (std::uint32_t slot : asking_.slots()) {
         const Model& model = model_at(slot);
         const KindSpec& spec = *model.specs.front();
-        double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1));
-        auto links = static_cast<double>(std::max<std::size_t>(model.workers.size(), 1));
-        double gain = benefit(model, spec, now(), 0, model.residencies.empty());
-        wishes_.push_back({latest_ns(model, spec), load / links, gain / load, slot});
+        double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)), share = load_ns(model, spec);
+        double gain = benefit(model, spec, now(), 0, is_cold(model));
+        Ns latest = latest_ns(model, spec);
+        wishes_.push_back({latest, share, static_cast<double>(latest) + share, gain / load, slot});
     }
     std::sort(wishes_.begin(), wishes_.end(), [](const Wish& one, const Wish& other) {
-        return one.latest_ns != other.latest_ns ? one.latest_ns < other.latest_ns : one.slot < other.slot;
+        return one.due_ns != other.due_ns ? one.due_ns < other.due_ns : one.slot < other.slot;
     });
     planned_.clear();
     double begin = static_cast<double>(std::max(now(), device.worker->link_free_ns));
@@ -190,18 +202,18 @@ void AdaptiveMemory::put_in_order(const Device& device) {
             asking_.set(one.slot, {true, one.density});
             continue;
         }
-        asking_.set(one.slot, {false, -static_cast<double>(one.latest_ns)});
+        asking_.set(one.slot, {false, -one.due_ns});
         planned_.emplace_back(-one.density, place);
         std::push_heap(planned_.begin(), planned_.end());
-        double end = begin + one.load_ns;  // of all that is planned
-        while (!planned_.empty() && end - one.load_ns > static_cast<double>(one.latest_ns)) {
+        begin += one.load_ns;  // behind all that is planned
+        for (bool is_planned = true; is_planned && begin > one.due_ns;) {
             std::pop_heap(planned_.begin(), planned_.end());
             const Wish& least = wishes_[planned_.back().second];
             planned_.pop_back();
-            end -= least.load_ns;
+            begin -= least.load_ns;
             asking_.set(least.slot, {true, least.density});
+            is_planned = &least != &one;  // else all that is left was in time before it came
         }
-        begin = end;
     }
 }
 
@@ -214,7 +226,7 @@ void AdaptiveMemory::waits(Pending& pending) {
         one.count.add(now(), pending.size, RATE_HALF_LIFE_NS);
         one.slo_ns = pending.deadline_ns - pending.request.arrived_ns;
     }
-    if (model.residencies.empty() || asking_.holds(model.slot)) {
+    if (is_cold(model) || asking_.holds(model.slot)) {
         ask(model);
     } else if (waits_long(model)) {
         one.pressed_ns = now();
@@ -263,8 +275,7 @@ void AdaptiveMemory::press(Queue& queue) {
 // Offers it to an idle device, which takes it when it looks, in this step.
 void AdaptiveMemory::found_all_busy(Model& model) {
     if (!asking_.empty() || model.draining || model.residencies.empty() ||
-        std::any_of(model.residencies.begin(), model.residencies.end(),
-                    [](const Residency* here) { return here->state != ResidencyState::RESIDENT; })) {
+        is_coming(model)) {
         return;
     }
     if (Device* device = find_spare(model); device != nullptr) {
@@ -275,14 +286,14 @@ void AdaptiveMemory::found_all_busy(Model& model) {
 
 // Enters a model, or how urgent it is now; has a device look, if it is new.
 void AdaptiveMemory::ask(Model& model) {
-    bool is_cold = false;
-    if (!asks(model, is_cold)) {
+    bool cold = is_cold(model);
+    if (!asks(model, cold)) {
         asking_.erase(model.slot);
         return;
     }
     bool is_new = !asking_.holds(model.slot);
     bool is_put_back = !is_new && asking_.urgency(model.slot).is_put_back;
-    asking_.set(model.slot, urgency(model, is_cold, is_put_back));
+    asking_.set(model.slot, urgency(model, cold, is_put_back));
     if (is_new) {
         Device* device = find_target(model, score);
         if (device != nullptr) {
@@ -326,17 +337,18 @@ Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec) const {
 
 // Of devices that could load at once: where it is served the soonest; if others have to go, that is as bad as a load.
 // Of those that are as good, the one that has the fewest models: they will all be asked for again.
-double AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                             double least) {
+Score AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
+                            const Score& least) {
     const auto& self = static_cast<const AdaptiveMemory&>(memory);
     const Queue* first = self.first_queue(model);
     if (first == nullptr || loading(device) >= device.run_ahead) {
-        return -1;
+        return {-1};
     }
     Ns room = device.has_room(spec) ? 0 : spec.load_planned_ns();
-    Ns enough = static_cast<Ns>(least) - room + self.now();
+    Ns enough = least.time_ns + SCORE_STEP_NS - room + self.now();
     Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec), enough) - self.now();
-    return static_cast<double>(std::max<Ns>(served, 0) + room) + static_cast<double>(device.resident.size());
+    Ns time = std::max<Ns>(served, 0) + room;
+    return {time - time % SCORE_STEP_NS, device.resident.size()};
 }
 
 // Whether a model that others have would be served there sooner, or hardly later.
@@ -350,7 +362,7 @@ bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, cons
     Ns soonest = NEVER_NS;
     begin_backlogs();
     for (const Residency* one : model.residencies) {
-        if (one->device->usable()) {
+        if (one->device->usable() && !one->doomed) {
             soonest = std::min(soonest, served_ns(*one->device, *one->spec, *first, 0, soonest));
             if (soonest <= least - later) {
                 return false;
@@ -369,12 +381,14 @@ void AdaptiveMemory::arrived_on(Residency& residency) {
 }
 
 void AdaptiveMemory::gone_from(Residency& residency) {
+    demand(*residency.model).is_everywhere = false;
     if (!residency.model->draining || waiting(*residency.model) > 0) {
         renew(*residency.model);
     }
 }
 
 void AdaptiveMemory::renew(Model& model) {
+    demand(model).is_everywhere = false;
     if (waiting(model) > 0) {
         asking_.erase(model.slot);
         ask(model);
@@ -425,15 +439,15 @@ Device* AdaptiveMemory::roomier(const Device& device, const KindSpec& spec, cons
         return best;
     }
     begin_backlogs();
-    double least = device.has_room(spec) ? score(*this, device, spec, model, NEVER_NS) : NEVER_NS;
+    Score least = device.has_room(spec) ? score(*this, device, spec, model, WORST_SCORE) : WORST_SCORE;
     for (Device* other : device.worker->devices) {
         const KindSpec* there = loadable(*other, model);
         if (other == &device || there == nullptr || !other->pending.empty() || now() < again_ns_[other->slot] ||
             !other->has_room(*there)) {
             continue;
         }
-        double here = score(*this, *other, *there, model, least);
-        if (here >= 0 && here < least) {
+        Score here = score(*this, *other, *there, model, least);
+        if (here.time_ns >= 0 && here < least) {
             best = other;
             least = here;
         }
@@ -469,28 +483,29 @@ void AdaptiveMemory::look(Device& device) {
     const Worker& worker = *device.worker;
     Ns delays = worker.there_ns + 2 * worker.back_ns;
     aside_.clear();
-    int scanned = 0;
+    int scanned = 0, passed = 0;
     bool is_denied = false;
-    while (!asking_.empty() && loading(device) < device.run_ahead && scanned < CANDIDATE_SCAN_MAX) {
+    while (!asking_.empty() && loading(device) < device.run_ahead && scanned < CANDIDATE_SCAN_MAX &&
+           passed < PASSED_OVER_MAX) {
         std::uint32_t slot = asking_.top();
         Model& model = model_at(slot);
-        bool is_cold = false;
-        if (!asks(model, is_cold)) {
+        bool cold = is_cold(model);
+        if (!asks(model, cold)) {
             asking_.erase(slot);
             continue;
         }
-        ++scanned;
         bool is_put_back = asking_.urgency(slot).is_put_back;
         asking_.erase(slot);
         KindSpec* spec = loadable(device, model);
-        if (spec != nullptr && (is_cold || earns_copy(device, *spec, model))) {
+        ++(spec != nullptr ? scanned : passed);
+        if (spec != nullptr && (cold || earns_copy(device, *spec, model))) {
             if (Device* other = roomier(device, *spec, model); other != nullptr) {
                 touch(*other);
                 aside_.emplace_back(slot, is_put_back);
                 continue;
             }
             Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
-            if (benefit(model, *spec, begin, delays, is_cold) > 0 && try_load(device, model, *spec)) {
+            if (benefit(model, *spec, begin, delays, cold) > 0 && try_load(device, model, *spec)) {
                 continue;
             }
         }
@@ -499,7 +514,7 @@ void AdaptiveMemory::look(Device& device) {
     }
     for (auto [slot, is_put_back] : aside_) {
         const Model& model = model_at(slot);
-        asking_.set(slot, urgency(model, model.residencies.empty(), is_put_back));
+        asking_.set(slot, urgency(model, is_cold(model), is_put_back));
     }
     if (is_denied) {
         again_ns_[device.slot] = now() + LOOK_AGAIN_NS;
@@ -518,9 +533,14 @@ bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec) {
     }
     if (one.denied_ns == 0) {
         one.denied_ns = now();
-    } else if (now() - one.denied_ns > one.slo_ns / DENIED_PART && model.residencies.empty()) {
+    } else if (now() - one.denied_ns > one.slo_ns / DENIED_PART && is_cold(model)) {
         one.denied_ns = 0;
-        return load_by_force(device, model, spec);
+        if (load_by_force(device, model, spec)) {
+            for (const Residency* victim : model.residencies.back()->victims) {
+                ask(*victim->model);  // it may be cold now
+            }
+            return true;
+        }
     }
     return false;
 }

@@ -1,13 +1,14 @@
 // Memory rules `adaptive`: loads by benefit and cost.
 //
-// A model asks for a load while requests wait for it and no device has it (it is *cold*), or while those that have it
-// seem unable to serve its queue in time (it is *pressed*: a batch is sent late, or the first request has waited for
-// longer than a load takes and for one part in LONG_PART of its SLO).
+// A model asks for a load while requests wait for it and no device has it, but for those on which it has to go (it is
+// *cold*), or while those that have it seem unable to serve its queue in time (it is *pressed*: a batch is sent late,
+// or the first request has waited for longer than a load takes and for one part in LONG_PART of its SLO) and there is
+// another that could load it.
 //
-// *Order.* As long as the links can load in time whatever is asked for, the next load is the one that has to begin the
-// soonest. What they cannot load in time is *put back* behind the others: of those that have to begin before the one
-// that would be too late, and it, those with the least benefit per time of the link, as few as that takes (Moore and
-// Hodgson's rule). Counted in requests:
+// *Order.* As long as the links can load in time whatever is asked for, the next load is the one that has to be done
+// the soonest. What they cannot load in time is *put back* behind the others: of those that have to be done before the
+// one that would be too late, and it, those with the least benefit per time of the link, as few as that takes (Moore
+// and Hodgson's rule). Counted in requests:
 //   benefit = those that wait and would still be in time if the load began now + standing (if it is cold)
 //   standing of a model = what is lost each time that it has to be loaded anew
 //                       = rate (load + wait), who comes before it is back
@@ -27,6 +28,7 @@
 // pages, over an idle link: nothing is late for it, so nobody would ask, and the device would stay idle.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -59,6 +61,12 @@ inline constexpr Ns ORDER_EVERY_NS = MS;
 // Candidates that a device looks at for one load, and how long it does not look again if none would do.
 inline constexpr int CANDIDATE_SCAN_MAX = 8;
 inline constexpr Ns LOOK_AGAIN_NS = 5 * MS;
+
+// Models that it passes over for that, since it has them or cannot have them.
+inline constexpr int PASSED_OVER_MAX = 64;
+
+// Devices on which a model would be served within the same such step are equally good for it.
+inline constexpr Ns SCORE_STEP_NS = 100'000;
 
 // Models that are put in order at once to make room: few loads need more.
 inline constexpr std::size_t EVICTABLE_ORDERED = 8;
@@ -131,6 +139,7 @@ private:
         Ns slo_ns = NEVER_NS;      // of its last request
         Ns pressed_ns = -NEVER_NS;  // last
         Ns denied_ns = 0;          // since when it found no room; 0: it did
+        bool is_everywhere = false;  // no device was left that could load it, and it has gone from none since
     };
 
     struct Density {  // of what a page holds; of those that are equal, the least recently used goes first
@@ -146,30 +155,43 @@ private:
     const Demand* known(const Model& model) const {
         return model.slot < demands_.size() ? &demands_[model.slot] : nullptr;
     }
-    // Whether it asks for a load; is_cold: no device has it.
-    bool asks(const Model& model, bool& is_cold) const;
+    // Whether no device has it, or all that do have doomed it.
+    static bool is_cold(const Model& model) {
+        return std::all_of(model.residencies.begin(), model.residencies.end(),
+                           [](const Residency* one) { return one->doomed; });
+    }
+    // Whether a load of it is decided or under way.
+    static bool is_coming(const Model& model) {
+        return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* one) {
+            return one->state != ResidencyState::RESIDENT && !one->doomed;
+        });
+    }
+    // Whether it asks for a load.
+    bool asks(const Model& model, bool is_cold);
     double benefit(const Model& model, const KindSpec& spec, Ns begin_ns, Ns delays_ns, bool is_cold) const;
     double standing(const Model& model, const KindSpec& spec) const;
     double rate(const Model& model) const;
     bool waits_long(const Model& model) const;
     void ask(Model& model);
     Ns latest_ns(const Model& model, const KindSpec& spec) const;
+    static double load_ns(const Model& model, const KindSpec& spec);
     Urgency urgency(const Model& model, bool is_cold, bool is_put_back) const;
     void put_in_order(const Device& device);
     const Queue* first_queue(const Model& model) const;
     Ns served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
     Ns loaded_ns(const Device& device, const KindSpec& spec) const;
     bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
-    static double score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                        double least);
+    static Score score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
+                       const Score& least);
     Device* roomier(const Device& device, const KindSpec& spec, const Model& model) const;
     void copy_freely(Device& device);
     bool try_load(Device& device, Model& model, KindSpec& spec);
 
     // A load that is asked for, when the links are planned.
     struct Wish {
-        Ns latest_ns;
+        Ns latest_ns;    // when it may begin
         double load_ns;  // of all links together
+        double due_ns;   // when it has to be done, begun at the latest
         double density;  // benefit per time
         std::uint32_t slot;
     };
@@ -181,6 +203,7 @@ private:
     Ns ordered_ns_ = 0;            // when put_in_order() did it last
     std::vector<Wish> wishes_;
     std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; the place
+    std::vector<std::uint32_t> silent_;                      // that no longer ask
     std::vector<std::pair<std::uint32_t, bool>> aside_;      // and whether they were put back
     std::vector<Residency*> victims_;
     std::vector<Density> densities_;

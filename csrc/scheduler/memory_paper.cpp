@@ -176,16 +176,16 @@ void PaperMemory::look(Device& device) {
     }
 }
 
-double PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                          double least) {
+Score PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
+                         const Score& least) {
     (void)least;
     (void)spec;
     (void)model;
     const auto& self = static_cast<const PaperMemory&>(memory);
     if (device.worker->link_free_ns >= self.now() + self.ahead_ns_) {
-        return -1;
+        return {-1};
     }
-    return static_cast<double>(self.loads_[device.slot]);
+    return {self.loads_[device.slot]};
 }
 
 void PaperMemory::call(Model& model) {

@@ -92,8 +92,8 @@ private:
     void expire();
     void flush();
     void call(Model& model);
-    static double score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                        double least);
+    static Score score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
+                       const Score& least);
     double weight(const Device& device) const {
         return static_cast<double>(PAPER_CAPACITY_NS) / static_cast<double>(loads_[device.slot]);
     }

@@ -143,20 +143,40 @@ void Queued::drop(Queue& queue, const Waiting& one) {
 
 // Refuses who waited, with what is seen now of the devices that have its model, or will have it.
 void Queued::turn_out(const Queue& queue, Pending& pending) {
-    const Residency* first = nullptr;
+    const Device* first = nullptr;
+    const KindSpec* spec = nullptr;
     Ns start = NEVER_NS;
-    std::size_t count = std::min(queue.model->residencies.size(), OUTLOOK_MAX);
-    for (std::size_t place = 0; place < count; ++place) {
-        const Residency& one = *queue.model->residencies[place];
-        const Device& device = *one.device;
-        if (!device.usable() || one.doomed) {
-            continue;
-        }
-        Ns there = now_ + device.worker->there_ns + inputs_ns(device);
-        Ns free = std::max({device.free_ns(now_), one.ready_ns, there});
+    auto consider = [&](const Device& device, const KindSpec& there, Ns ready_ns) {
+        Ns arrives = now_ + device.worker->there_ns + inputs_ns(device);
+        Ns free = std::max({device.free_ns(now_), ready_ns, arrives});
         if (free < start) {
             start = free;
-            first = &one;
+            first = &device;
+            spec = &there;
+        }
+    };
+    const Model& model = *queue.model;
+    std::size_t count = std::min(model.residencies.size(), OUTLOOK_MAX);
+    for (std::size_t place = 0; place < count; ++place) {
+        const Residency& one = *model.residencies[place];
+        if (one.device->usable() && !one.doomed) {
+            consider(*one.device, *one.spec, one.ready_ns);
+        }
+    }
+    if (first == nullptr) {  // a load would have to come first, as if it were the next on its link
+        count = std::min(model.workers.size(), OUTLOOK_MAX);
+        for (std::size_t place = 0; place < count; ++place) {
+            const Worker* worker = find_worker(model.workers[place]);
+            if (worker == nullptr || worker->draining) {
+                continue;
+            }
+            Ns begin = std::max(worker->link_free_ns, now_ + worker->there_ns);
+            for (const Device* device : worker->devices) {
+                const KindSpec* there = model.spec(device->kind);
+                if (there != nullptr && there->page_count <= device->pages.page_count()) {
+                    consider(*device, *there, begin + there->load_planned_ns() + worker->back_ns + worker->there_ns);
+                }
+            }
         }
     }
     if (first == nullptr) {
@@ -165,12 +185,12 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
     }
     // It would have gone with those behind it; after it their batches follow, on each of the devices.
     std::uint32_t rows = queue.rows();
-    std::uint32_t most = pending.alone ? pending.size : std::max(std::min(rows, first->spec->batch_max), pending.size);
-    Ns takes = duration_ns(*first->spec, queue.shape, most);
-    Ns wait = start + takes + first->device->worker->back_ns - now_;
+    std::uint32_t most = pending.alone ? pending.size : std::max(std::min(rows, spec->batch_max), pending.size);
+    Ns takes = duration_ns(*spec, queue.shape, most);
+    Ns wait = start + takes + first->worker->back_ns - now_;
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns feasible = std::max(now_ - pending.request.arrived_ns + wait, slo + 1);
-    Ns rest = takes * (rows - most) / most / static_cast<Ns>(queue.model->residencies.size());
+    Ns rest = takes * (rows - most) / most / static_cast<Ns>(std::max<std::size_t>(model.residencies.size(), 1));
     fail(pending, Status::REFUSED, Said(Text::COULD_BE_ANSWERED, feasible, slo), Reason::DEADLINE, feasible,
          wait + rest);
 }

@@ -27,7 +27,8 @@ inline constexpr Ns PRESSED_PART = 4;
 // Queues of one model (shapes times levels) that are kept although they are empty.
 inline constexpr std::size_t QUEUES_KEPT = 16;
 
-// Of the devices that have a model, so many are asked when they could have answered who is given up.
+// Of the devices that have a model, so many are asked when they could have answered who is given up; where none has
+// it, the devices of so many workers.
 inline constexpr std::size_t OUTLOOK_MAX = 8;
 
 // An option by name, of SchedulerOptions::values.

@@ -174,6 +174,17 @@ def test_who_waits_for_a_load_in_vain_is_told_when_it_should_have_been_there() -
     assert 20 < refused.feasible_slo_ns / MS < 25
 
 
+def test_who_waits_for_a_load_that_has_not_begun_is_told_as_if_it_were_the_next() -> None:
+    """The link is busy for 50 ms, then it would take 4; 5 ms later it would have been answered."""
+    story = Story("adaptive", spec(2, load_ms=50), spec(1), resident=False, run_ahead=1)
+    story.request(2, slo_ms=500)
+    [request] = story.ask(1, slo_ms=30)
+    [refused] = [one for _, one in story.until(30) if isinstance(one, AnswerFailed)]
+    assert (refused.request_id, refused.status) == (request, Status.REFUSED)
+    assert 59 < refused.feasible_slo_ns / MS < 62
+    assert refused.feasible_slo_ns - 30 * MS < refused.retry_after_ns < refused.feasible_slo_ns
+
+
 def test_nobody_is_given_up_where_little_arrives() -> None:
     busy, many = spec(1, exec_ms=20), spec(2, exec_ms=5, batch_max=16, row_ms=1)
     story = adaptive(busy, many)

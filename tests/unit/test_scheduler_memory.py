@@ -5,8 +5,16 @@ from __future__ import annotations
 import pytest
 
 from clockwork.messages import Status
-from clockwork.scheduler.types import ModelReady, ModelSpec, SendInfer, SendLoad, SendUnload
-from tests.unit.stories import MS, Story, spec, told
+from clockwork.scheduler.types import (
+    LinkMeasured,
+    ModelReady,
+    ModelSpec,
+    SendInfer,
+    SendLoad,
+    SendUnload,
+    WorkerJoined,
+)
+from tests.unit.stories import LINK, MS, Story, spec, told
 
 BOTH = pytest.mark.parametrize("memory", ["adaptive", "paper"])
 
@@ -204,7 +212,7 @@ def asked_while_the_link_is_busy(story: Story, *asked: tuple[int, float]) -> lis
     for model, slo_ms in asked:
         assert story.request(model, slo_ms)[1] == []
     order = []
-    for turn in range(len(asked)):
+    for turn in range(len({model for model, _ in asked})):
         commands = story.at(10 * turn + 10).done(load, 10)
         [load] = [one for one in commands if isinstance(one, SendLoad)]
         order.append(load.model_id)
@@ -222,6 +230,77 @@ def test_adaptive_puts_back_a_long_load_that_would_make_two_others_late() -> Non
     specs = [spec(1, load_ms=10), spec(2, load_ms=60), spec(3, load_ms=10), spec(4, load_ms=10)]
     story = story_of("adaptive", *specs, resident=False, run_ahead=1, pages=9)
     assert asked_while_the_link_is_busy(story, (2, 90), (3, 60), (4, 65)) == [3, 4, 2]
+
+
+def test_adaptive_orders_loads_by_when_they_have_to_be_done() -> None:
+    """The long load (2) has to begin before the short one (3), and both are in time if the short one goes first."""
+    specs = [spec(1, load_ms=10), spec(2, load_ms=60), spec(3, load_ms=10), spec(4, load_ms=10)]
+    story = story_of("adaptive", *specs, resident=False, run_ahead=1, pages=9)
+    asked = [(2, 110.0)] * 7 + [(3, 68.0), (4, 215.0)]
+    assert asked_while_the_link_is_busy(story, *asked) == [3, 2, 4]
+
+
+def test_a_pressed_model_that_all_devices_have_puts_nobody_back() -> None:
+    """A load of it (1) and one that is asked for by few (2) could not both be in time; but it can be loaded nowhere."""
+    story = story_of("adaptive", spec(1, exec_ms=100, load_ms=60), pages=8, run_ahead=1)
+    for model, load_ms in ((2, 30), (3, 10), (4, 10)):
+        story(ModelReady(story.now, 1, spec(model, load_ms=load_ms)))
+    _, [send] = story.request(1, 290)
+    story.ask(*[1] * 8, slo_ms=290)
+    [_, send] = story.at(100.2).done(send, 100)
+    assert send.model_id == 1, "late: more than a quarter of its time is over"
+    _, [load] = story.at(101).request(4, 200)
+    story.ask(2, slo_ms=87)
+    story.ask(3, slo_ms=200)
+    assert told(story.at(111).done(load, 10)) == [("load", 2)]
+
+
+def test_a_model_that_has_to_go_from_the_only_device_that_has_it_is_loaded_elsewhere_at_once() -> None:
+    """It is not late; but nothing new is sent to a device on which it is doomed."""
+    one = spec(1, exec_ms=6)
+    story = Story("fifo", one, pages=2, memory="adaptive", options={"schedule_ahead_ms": 10})
+    story(ModelReady(story.now, 1, spec(2)))
+    story(WorkerJoined(story.now, 2, (("cpu", 1 << 20, 2, 1),)))
+    story(LinkMeasured(story.now, 2, LINK, LINK))
+    story(ModelReady(story.now, 2, one))
+    _, [send] = story.request(1, 1000)
+    assert len(story.request(1, 1000)[1]) == 1, "it is sent ahead"
+    story.ask(1, slo_ms=1000)
+    story.ask(2, slo_ms=40)
+    [_, load] = story.at(6.2).done(send, 6)
+    assert (load.model_id, load.worker) == (1, 2)
+
+
+def strangers(story: Story, count: int) -> None:
+    """More workers, of one device each, that have prepared another model than 1, and are idle."""
+    for worker in range(2, 2 + count):
+        story(WorkerJoined(story.now, worker, (("cpu", 1 << 20, 4, 1),)))
+        story(LinkMeasured(story.now, worker, LINK, LINK))
+        story(ModelReady(story.now, worker, spec(2)))
+
+
+def test_a_spare_copy_finds_its_device_behind_many_that_cannot_have_it() -> None:
+    one = spec(1, exec_ms=2, load_ms=20)
+    story = story_of("adaptive", one, pages=2, run_ahead=1)
+    strangers(story, 20)
+    story(ModelReady(story.now, 21, one))
+    loads: list[SendLoad] = []
+    for turn in range(1000):
+        loads += serve_two(story, 5 * turn)
+        if loads:
+            break
+    assert [(load.model_id, load.worker) for load in loads] == [(1, 21)]
+
+
+def test_a_device_with_fewer_models_is_preferred_to_one_that_would_be_a_moment_sooner() -> None:
+    """By 10 us: that is nothing, against one that will be asked for more models."""
+    story = story_of("adaptive", spec(1), spec(2), pages=8)
+    story(WorkerJoined(story.now, 2, (("cpu", 1 << 20, 8, 2),)))
+    story(LinkMeasured(story.now, 2, LINK + 5_000, LINK))
+    story(ModelReady(story.now, 1, spec(3)))
+    story(ModelReady(story.now, 2, spec(3)))
+    _, [load] = story.at(100).request(3)
+    assert load.worker == 2
 
 
 def test_edf_says_why_it_takes_no_other_memory_rules() -> None:

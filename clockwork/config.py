@@ -198,6 +198,13 @@ def environment(name: str, default: str) -> str:
     return os.environ.get(f"CLOCKWORK_{name}") or default
 
 
+def bare_environment(**values: str) -> dict[str, str]:
+    """For a child process whose result must not depend on this one's environment: what any program needs
+    to run at all, and ``values``."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+    return {**{name: os.environ[name] for name in kept if name in os.environ}, **values}
+
+
 def client_endpoint() -> str:
     return environment("ENDPOINT", CLIENT_ENDPOINT)
 

@@ -58,18 +58,24 @@ class Session:
         packed_data: str = "",
         external_data: str = "",
         threads: int = 1,
+        portable: bool = False,
     ) -> None:
         """Raises RunError if ONNX Runtime rejects the model.
 
         save_to: write the optimised model there. packed_data: name of the file beside it that takes
         the weights, prepacked. external_data: likewise, as they are (for models near protobuf's 2 GB).
+        portable: optimise only so far as the result is the same on every machine: constants are folded and
+        operators merged, and no layout of this processor is chosen.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = SILENT
         levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+        if optimise:
+            options.graph_optimization_level = levels.ORT_ENABLE_BASIC if portable else levels.ORT_ENABLE_ALL
+        else:
+            options.graph_optimization_level = levels.ORT_DISABLE_ALL
         if save_to is not None:
             options.optimized_model_filepath = str(save_to)
             name = packed_data or external_data

@@ -1,0 +1,1 @@
+"""From an ONNX file to a program package: see clockwork.models.compile.package."""

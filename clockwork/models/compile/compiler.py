@@ -1,0 +1,471 @@
+"""`clockwork compile`: an ONNX file becomes a program package.
+
+Each variant (target, batch size, set of shapes) is lowered in a child process of its own, several at a time.
+What they made is put together here, and tried: the program's host kernels must answer as ONNX Runtime does.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from clockwork import config
+from clockwork.errors import InvalidModel
+from clockwork.models import batching
+from clockwork.models import inputs as trial
+from clockwork.models.compile import host, nvrtc
+from clockwork.models.compile.freeze import Bucket, buckets, freeze
+from clockwork.models.compile.variant import MODULE_FILE, Built, Spec, Statistic
+from clockwork.models.holdings import is_quantised
+from clockwork.models.onnx_import import check_model, real_inputs
+from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
+from clockwork.models.program import (
+    HOST,
+    PROGRAM_JSON,
+    Launch,
+    Program,
+    ProgramWeight,
+    Target,
+    Variant,
+    offsets_of,
+    write_program,
+)
+from clockwork.models.runtime import RunError, Session, explain
+from clockwork.models.split import operator
+from clockwork.tensors import Array
+
+BATCHES = (1, 2, 4, 8, 16)
+"""Batch sizes that are compiled unless told otherwise."""
+
+DTYPES = ("fp32", "fp16")
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being made, done, total); from several threads."""
+
+_CHILD = {
+    "DEV": "NULL", "JIT": "2", "CCACHE": "0", "PARALLEL": "0", "NUM_CPU_THREADS": "1", "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
+}  # fmt: skip
+"""The settings under which every variant is lowered. What tinygrad reads of the environment besides is not
+handed on."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    targets: tuple[str, ...]  # "sm_80" ..., "host"
+    batches: tuple[int, ...] = BATCHES
+    shapes: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
+    batching: str = "auto"  # auto, on, off: as at registration
+    dtype: str = "fp32"
+    name: str = ""  # "": the file's
+    examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
+    verify: bool = True  # run the program on this machine and compare
+    jobs: int = 0  # child processes at a time; 0: one for each processor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What was made, for people."""
+
+    program: Program
+    batching_note: str
+    statistics: list[list[Statistic]]  # of each launch of each variant of the program
+    logs: list[str]  # of each variant: what the assembler said
+    folded: int  # kernels that were run at packaging instead of at every inference
+    verified: str  # how it compares with ONNX Runtime; "" if that was not asked for
+
+
+def is_installed() -> bool:
+    """Whether the extra [compile] is."""
+    return importlib.util.find_spec("tinygrad") is not None
+
+
+def require() -> None:
+    """Raises InvalidModel, saying what to install."""
+    if not is_installed():
+        raise InvalidModel("compiling needs tinygrad, which is not installed: pip install '.[compile]'")
+
+
+def compile_model(
+    model_path: Path, directory: Path, options: Options, progress: Progress | None = None
+) -> Summary:
+    """Make a program package of an ONNX file in ``directory``, which must not exist. Raises InvalidModel.
+
+    The same file and options give the same bytes, on any machine with the same versions of the tools.
+    """
+    require()
+    _check(options)
+    directory = Path(directory)
+    if directory.exists():
+        raise InvalidModel(f"{directory} exists already")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".compiling-", dir=directory.parent))
+    try:
+        result = work / "package"
+        summary = _Compilation(Path(model_path), result, work, options, progress).run()
+        os.chmod(result, 0o755)
+        os.rename(result, directory)
+        return summary
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check(options: Options) -> None:
+    if not options.targets:
+        raise InvalidModel("nothing to compile for: give an architecture")
+    for target in options.targets:
+        if target != HOST:
+            nvrtc.check_target(target)
+    if options.dtype not in DTYPES:
+        raise InvalidModel(f"dtype {options.dtype!r} is none of {', '.join(DTYPES)}")
+    if not options.batches or not all(1 <= one <= config.BATCH_SIZE_MAX for one in options.batches):
+        raise InvalidModel(f"batch sizes are 1 to {config.BATCH_SIZE_MAX}, not {list(options.batches)}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Job:
+    """One variant to make."""
+
+    target: str
+    batch: int
+    shapes: list[tuple[int, ...]]
+    frozen: Path
+    work: Path
+
+    @property
+    def title(self) -> str:
+        return f"{self.target} batch {self.batch}"
+
+
+class _Compilation:
+    """One file on its way to a package."""
+
+    def __init__(
+        self, model_path: Path, result: Path, work: Path, options: Options, progress: Progress | None
+    ) -> None:
+        self._path = model_path
+        self._result = result
+        self._work = work
+        self._options = options
+        self._tell = progress or (lambda what, done, total: None)
+
+    def run(self) -> Summary:
+        self._tell("read", 0, 1)
+        model = check_model(self._path)
+        self._operators = list(dict.fromkeys(operator(node) for node in model.graph.node))
+        self._describe(model)
+        self._decide_batching()
+        batches = sorted(set(self._options.batches)) if self._proof.batches else [1]
+        self._buckets = buckets(self._inputs, self._options.shapes, self._proof.batches)
+        targets = sorted(set(self._options.targets), key=lambda one: (one == HOST, len(one), one))
+        jobs = self._jobs(targets, batches)
+        tried = [] if not self._options.verify or HOST in targets else self._jobs([HOST], batches[:1])
+        self._tell("read", 1, 1)
+        built = self._lower([*jobs, *tried])
+        self._result.mkdir()
+        program, kept = self._assemble(jobs, built[: len(jobs)], self._result)
+        verified = ""
+        if self._options.verify:
+            directory = self._result
+            if tried:
+                directory = self._work / "tried"
+                directory.mkdir()
+                program_tried, _ = self._assemble(tried, built[len(jobs) :], directory)
+            else:
+                program_tried = program
+            verified = self._verify(program_tried, directory)
+        return Summary(
+            program,
+            self._proof.note,
+            [kept[index].statistics for index in range(len(jobs))],
+            [kept[index].log for index in range(len(jobs))],
+            max(one.folded for one in kept),
+            verified,
+        )
+
+    # ----- what the model is ------------------------------------------------------------------------
+
+    def _describe(self, model: onnx.ModelProto) -> None:
+        try:
+            self._session = Session(self._path, optimise=False)
+        except RunError as error:
+            raise InvalidModel(explain(str(error), self._path.name)) from None
+        wanted = {value.name for value in real_inputs(model)}
+        specs = [TensorSpec(*one) for one in self._session.inputs]
+        self._inputs = [spec for spec in specs if spec.name in wanted]
+        self._outputs = [TensorSpec(*one) for one in self._session.outputs]
+        for spec in self._inputs:
+            value = next(one for one in model.graph.input if one.name == spec.name)
+            if not value.type.tensor_type.HasField("shape"):
+                raise InvalidModel(f"input {spec.name!r} has no declared shape, and cannot be compiled")
+
+    def _sets(self) -> list[list[Array]]:
+        """Inputs to try the model with: the examples, or made up in the first set of shapes."""
+        if self._options.examples:
+            return [list(one) for one in self._options.examples]
+        (first, *_) = buckets(self._inputs, self._options.shapes, False)
+        fixed = [
+            TensorSpec(spec.name, spec.dtype, shape)
+            for spec, shape in zip(self._inputs, first.shapes, strict=True)
+        ]
+        guess, _, error = trial.first_that_runs(fixed, self._session.run)
+        if guess is None:
+            raise InvalidModel(f"no made-up input could be run; give examples. The last: {error}")
+        return [guess]
+
+    def _decide_batching(self) -> None:
+        self._examples = self._sets()
+        reason = batching.declared_reason(self._inputs, self._outputs)
+        if self._options.batching == "off":
+            self._proof = batching.Proof(False, "switched off")
+        elif reason:
+            if self._options.batching == "on":
+                raise InvalidModel(f"batching was asked for, but {reason}")
+            self._proof = batching.Proof(False, reason)
+        else:
+            asked = self._options.batching == "on"
+            self._proof = batching.prove_by_rows(self._session.run, self._examples, asked)
+
+    # ----- making it --------------------------------------------------------------------------------
+
+    def _jobs(self, targets: Sequence[str], batches: Sequence[int]) -> list[_Job]:
+        return [
+            self._job(target, batch, number, bucket)
+            for target in targets
+            for number, bucket in enumerate(self._buckets)
+            for batch in batches
+        ]
+
+    def _job(self, target: str, batch: int, number: int, bucket: Bucket) -> _Job:
+        frozen = self._work / f"frozen-{number}-{batch}.onnx"
+        shapes = bucket.at(batch, self._proof.batches)
+        if not frozen.exists():
+            freeze(self._path, shapes, frozen)
+        work = self._work / f"{target}-{number}-{batch}"
+        work.mkdir(exist_ok=True)
+        return _Job(target, batch, shapes, frozen, work)
+
+    def _lower(self, jobs: Sequence[_Job]) -> list[Built]:
+        """Run a child for each, several at a time. The first failure ends them all."""
+        count = self._options.jobs or len(os.sched_getaffinity(0))
+        running: list[subprocess.Popen[str]] = []
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            futures = [pool.submit(self._lower_one, job, running) for job in jobs]
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                for child in running:
+                    child.kill()
+                raise
+        return [future.result() for future in futures]
+
+    def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
+        spec = Spec(str(job.frozen), job.target, self._options.dtype)
+        path = spec.write(job.work)
+        environment = config.bare_environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **_CHILD)
+        with (
+            open(job.work / "errors", "w+", encoding="utf-8", errors="replace") as errors,
+            subprocess.Popen(
+                [sys.executable, "-m", "clockwork.models.compile.lower", str(path)],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment,
+            ) as child,
+        ):  # fmt: skip
+            running.append(child)
+            assert child.stdout is not None
+            failure = ""
+            for line in child.stdout:
+                match json.loads(line):
+                    case [int(done), int(total)]:
+                        self._tell(job.title, done, total)
+                    case {"error": str(text)}:
+                        failure = text
+            status = child.wait()
+            errors.seek(0)
+            if failure:
+                raise InvalidModel(failure)
+            if status:
+                last = errors.read().strip().splitlines()[-1:] or [f"status {status}"]
+                raise InvalidModel(f"compiling for {job.title} failed: {last[0][:500]}")
+        built = Built.read(job.work)
+        self._tell(job.title, 1, 1)
+        return built
+
+    # ----- putting it together ----------------------------------------------------------------------
+
+    def _assemble(
+        self, jobs: Sequence[_Job], built: Sequence[Built], directory: Path
+    ) -> tuple[Program, list[Built]]:
+        """Write the package of these variants into an empty directory."""
+        known: dict[tuple[str, str], int] = {}  # weights by name and content
+        weights: list[tuple[ProgramWeight, Path]] = []
+        modules: dict[str, list[str]] = {}
+        variants = []
+        for job, one in zip(jobs, built, strict=True):
+            numbers = []
+            for index, stored in enumerate(one.weights):
+                key = (stored.name, stored.sha256)
+                if key not in known:
+                    known[key] = len(weights)
+                    place = ProgramWeight(stored.dtype, tuple(stored.shape), 0, stored.bytes)
+                    weights.append((place, job.work / f"weight{index}"))
+                numbers.append(known[key])
+            number = self._module(job, modules.setdefault(job.target, []), directory)
+            variants.append(
+                Variant(
+                    job.target,
+                    job.batch,
+                    tuple(job.shapes),
+                    tuple(tuple(shape) for shape in one.output_shapes),
+                    one.workspace,
+                    tuple(_renumbered(launch, number, numbers) for launch in one.launches),
+                )
+            )
+        offsets = offsets_of([place.bytes for place, _ in weights])
+        with open(directory / WEIGHTS_FILE, "wb") as file:
+            for offset, (_, source) in zip(offsets, weights, strict=True):
+                file.seek(offset)
+                file.write(source.read_bytes())
+        program = Program(
+            name=self._options.name or self._path.stem,
+            inputs=tuple(self._inputs),
+            outputs=self._declared_outputs(variants),
+            batches=self._proof.batches,
+            weights=tuple(
+                dataclasses.replace(place, offset=offset)
+                for offset, (place, _) in zip(offsets, weights, strict=True)
+            ),
+            targets={
+                name: Target(0 if name == HOST else nvrtc.driver(), tuple(paths))
+                for name, paths in modules.items()
+            },
+            variants=tuple(variants),
+            files={},
+        )
+        if not weights:
+            (directory / WEIGHTS_FILE).unlink()
+        return write_program(directory, program), list(built)
+
+    def _module(self, job: _Job, modules: list[str], directory: Path) -> int:
+        """The index of a job's module among its target's, copied into the package."""
+        data = (job.work / MODULE_FILE).read_bytes()
+        suffix = "so" if job.target == HOST else "cubin"
+        path = f"modules/{job.target}-{hashlib.sha256(data).hexdigest()[:16]}.{suffix}"
+        if path not in modules:
+            modules.append(path)
+            (directory / path).parent.mkdir(exist_ok=True)
+            (directory / path).write_bytes(data)
+        return modules.index(path)
+
+    def _declared_outputs(self, variants: Sequence[Variant]) -> tuple[TensorSpec, ...]:
+        """The outputs as the variants have them: what the model does not say of their shapes, or says wrongly,
+        is a dimension without a name."""
+        specs = []
+        for index, spec in enumerate(self._outputs):
+            shapes = [variant.output_shapes[index] for variant in variants]
+            rank = len(shapes[0])
+            if any(len(shape) != rank for shape in shapes):
+                raise InvalidModel(f"output {spec.name!r} has another rank in another shape")
+            declared = spec.shape if len(spec.shape) == rank else ("",) * rank
+            made: list[int | str] = []
+            for axis in range(rank):
+                sizes = {shape[axis] for shape in shapes}
+                if self._proof.batches and axis == 0:
+                    made.append(declared[axis] if isinstance(declared[axis], str) else "")
+                else:
+                    made.append(sizes.pop() if len(sizes) == 1 else "")
+            specs.append(TensorSpec(spec.name, spec.dtype, tuple(made)))
+        return tuple(specs)
+
+    # ----- trying it --------------------------------------------------------------------------------
+
+    def _verify(self, program: Program, directory: Path) -> str:
+        """Compare with ONNX Runtime. Raises InvalidModel unless the answers are the same up to rounding."""
+        executor = host.Executor(program, directory)
+        relative = trial.QUANTISED_RELATIVE if is_quantised(self._operators) else trial.RELATIVE
+        if self._options.dtype == "fp16":
+            relative = max(relative, FP16_RELATIVE)
+        worst = 0.0
+        compared = 0
+        for inputs in self._examples:
+            rows = [array[:1] for array in inputs] if program.batches else list(inputs)
+            if program.variant(HOST, [array.shape for array in rows]) is None:
+                continue
+            try:
+                expected = self._session.run(rows)
+            except RunError as error:
+                raise InvalidModel(f"the model fails on its example: {error}") from None
+            actual = executor.run(rows)
+            text = trial.difference(actual, expected, relative)
+            if text:
+                raise InvalidModel(f"the compiled program answers differently from the model: {text}")
+            worst = max(worst, *(_apart(one, other) for one, other in zip(actual, expected, strict=True)))
+            compared += 1
+        if not compared:
+            return "not compared: no example has a compiled shape"
+        return f"{compared} compared, apart by {worst:.1e} of the largest value at most"
+
+
+FP16_RELATIVE = 5e-2
+"""How far the answers of 16-bit programs may be from those of the model, relative to the largest."""
+
+
+def _apart(one: Array, other: Array) -> float:
+    if one.dtype.kind not in "f" or not one.size:
+        return 0.0
+    left, right = one.astype(np.float64), other.astype(np.float64)
+    finite = np.isfinite(left) & np.isfinite(right)
+    scale = float(np.abs(right[finite]).max(initial=0.0))
+    return float(np.abs(left[finite] - right[finite]).max(initial=0.0)) / scale if scale else 0.0
+
+
+def _renumbered(launch: Launch, module: int, weights: Sequence[int]) -> Launch:
+    return dataclasses.replace(
+        launch,
+        module=module,
+        args=tuple(
+            dataclasses.replace(one, index=weights[one.index]) if one.kind == "weight" else one
+            for one in launch.args
+        ),
+    )
+
+
+@functools.cache
+def local_architecture() -> str:
+    """The architecture of this machine's first GPU ("sm_90"), or "" where there is none that works."""
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ""
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return ""
+    capability = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+    for attribute, value in zip(capability, (major, minor), strict=True):
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
+            return ""
+    return f"sm_{major.value}{minor.value}"
+
+
+__all__ = [
+    "BATCHES", "DTYPES", "PROGRAM_JSON", "Options", "Summary", "compile_model", "is_installed",
+    "local_architecture", "require",
+]  # fmt: skip

@@ -1,0 +1,125 @@
+"""An ONNX file with all its shapes fixed and all that is constant folded: what a variant is lowered from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx
+
+from clockwork.errors import InvalidModel
+from clockwork.models.inputs import is_named
+from clockwork.models.onnx_import import external_files, real_inputs
+from clockwork.models.prepared import TensorSpec
+from clockwork.models.runtime import RunError, Session, explain
+
+EXTERNAL_BYTES = 1_500_000_000
+"""Models beyond this are written with external data: protobuf ends at 2 GB."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bucket:
+    """One set of input shapes, without the batch: a size for every dimension that the model leaves open."""
+
+    shapes: tuple[tuple[int, ...], ...]  # per input; dimension 0 is replaced by the batch where there is one
+
+    def at(self, batch: int, batches: bool) -> list[tuple[int, ...]]:
+        return [(batch, *shape[1:]) if batches else shape for shape in self.shapes]
+
+
+def buckets(
+    inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[Sequence[int]]], batches: bool
+) -> list[Bucket]:
+    """The sets of shapes to compile. Raises InvalidModel for a dimension that nobody gave a size.
+
+    given: the shapes of some inputs, one for each bucket. What shares a symbol with them gets its size; an
+    open first dimension is 1.
+    """
+    names = {spec.name for spec in inputs}
+    for name, shapes in given.items():
+        if name not in names:
+            raise InvalidModel(f"the model has no input {name!r}; it has {', '.join(names)}")
+        if len(shapes) != max(map(len, given.values())):
+            raise InvalidModel(
+                f"input {name!r} has {len(shapes)} shapes, another {max(map(len, given.values()))}; "
+                "each bucket takes one of each"
+            )
+    count = max(map(len, given.values()), default=1)
+    return [_bucket(inputs, {name: shapes[index] for name, shapes in given.items()}, batches)
+            for index in range(count)]  # fmt: skip
+
+
+def _bucket(inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]], batches: bool) -> Bucket:
+    sizes: dict[str, int] = {}
+    for spec in inputs:
+        shape = given.get(spec.name)
+        if shape is None:
+            continue
+        if len(shape) != len(spec.shape):
+            raise InvalidModel(f"shape {list(shape)} of input {spec.name!r} is not of {list(spec.shape)}")
+        for axis, (declared, size) in enumerate(zip(spec.shape, shape, strict=True)):
+            if size < 1 or (isinstance(declared, int) and declared != size):
+                raise InvalidModel(f"shape {list(shape)} of input {spec.name!r} is not of {list(spec.shape)}")
+            if (
+                is_named(declared)
+                and sizes.setdefault(str(declared), size) != size
+                and not (batches and not axis)
+            ):
+                raise InvalidModel(f"dimension {declared!r} is {sizes[str(declared)]} and {size}")
+    shapes = []
+    for spec in inputs:
+        shape = given.get(spec.name)
+        made = []
+        for axis, declared in enumerate(spec.shape):
+            if isinstance(declared, int):
+                made.append(declared)
+            elif shape is not None:
+                made.append(shape[axis])
+            elif is_named(declared) and declared in sizes:
+                made.append(sizes[declared])
+            elif axis == 0:
+                made.append(1)
+            else:
+                raise InvalidModel(
+                    f"dimension {axis} of input {spec.name!r} {list(spec.shape)} has no size: give its shape, "
+                    f"--shape {spec.name}:{','.join(str(one) if isinstance(one, int) else '...' for one in spec.shape)}"
+                )
+        shapes.append(tuple(made))
+    return Bucket(tuple(shapes))
+
+
+def freeze(model_path: Path, shapes: Sequence[Sequence[int]], target: Path) -> None:
+    """Write the model with inputs of these shapes, optimised as far as any machine may, to ``target``.
+
+    With the shapes fixed, ONNX Runtime folds what computes them, and what needs weights alone. Raises
+    InvalidModel.
+    """
+    model = onnx.load(str(model_path))
+    inputs = real_inputs(model)
+    for value, shape in zip(inputs, shapes, strict=True):
+        dims = value.type.tensor_type.shape
+        del dims.dim[:]
+        for size in shape:
+            dims.dim.add(dim_value=size)
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, 4)
+    del model.graph.value_info[:]  # shapes of before
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    size = model.ByteSize()
+    fixed = target.with_suffix(".fixed.onnx")
+    large = size > EXTERNAL_BYTES or bool(external_files(model))
+    if large:
+        onnx.save(model, str(fixed), save_as_external_data=True, location=f"{fixed.name}.data")
+    else:
+        fixed.write_bytes(model.SerializeToString())
+    del model
+    try:
+        Session(
+            fixed, optimise=True, portable=True, save_to=target, external_data=f"{target.name}.data" if large else ""
+        )
+    except RunError as error:
+        raise InvalidModel(explain(str(error), model_path.name)) from None

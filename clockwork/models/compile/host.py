@@ -1,0 +1,146 @@
+"""Kernels for this machine's processor: C becomes a shared object, and a launch list can be run without a device.
+
+Each kernel is exported as ``void NAME(void **args, const unsigned grid[3], const unsigned block[3])`` where
+args[i] points at the value of argument i, as cuLaunchKernel takes them. It runs all blocks of the launch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clockwork.errors import InvalidModel
+from clockwork.models.compile.variant import Kernel
+from clockwork.models.prepared import WEIGHTS_FILE
+from clockwork.models.program import HOST as TARGET
+from clockwork.models.program import Launch, Program, Variant
+from clockwork.tensors import Array, numpy_dtype
+
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = (
+    "-x", "c", "-std=gnu17", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno",
+    "-fno-strict-aliasing", "-fvisibility=hidden", "-w", "-Wl,--build-id=none",
+)  # fmt: skip
+"""The same sums on every machine: the plain instruction set and no fused multiply-add."""
+
+
+def compiler() -> str:
+    """The path of a C compiler. Raises InvalidModel."""
+    for name in COMPILERS:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise InvalidModel(f"no C compiler ({', '.join(COMPILERS)}) is on the PATH; kernels for the host need one")
+
+
+def build(sources: Sequence[str], kernels: Sequence[Kernel]) -> bytes:
+    """A shared object of these kernels; each source defines ``void NAME(T *, ...)``. Raises InvalidModel."""
+    pieces = ["#define INFINITY __builtin_inff()\n#define NAN __builtin_nanf(\"\")\n"]
+    for source, kernel in zip(sources, kernels, strict=True):
+        pieces.append(source.replace(f"void {kernel.name}(", f"static void body_{kernel.name}("))
+        arguments = ", ".join(f"*(void **)args[{index}]" for index in range(kernel.arguments))
+        pieces.append(
+            f'__attribute__((visibility("default"))) void {kernel.name}'
+            "(void **args, const unsigned *grid, const unsigned *block)\n"
+            f"{{ (void)grid; (void)block; body_{kernel.name}({arguments}); }}\n"
+        )
+    with tempfile.TemporaryDirectory() as directory:
+        target = os.path.join(directory, "module.so")
+        done = subprocess.run(
+            [compiler(), *FLAGS, "-", "-o", target, "-lm"],
+            input="\n".join(pieces),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise InvalidModel(f"the C compiler rejects a kernel: {done.stderr.strip()[:1000]}")
+        return Path(target).read_bytes()
+
+
+def pointer(address: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(address)
+
+
+class Code:
+    """A module of host kernels, loaded into this process for good."""
+
+    def __init__(self, module: bytes) -> None:
+        # It stays open: dlopen() knows what it has loaded by the path, which the next module must not get.
+        self._descriptor = os.memfd_create("kernels")
+        with open(self._descriptor, "wb", closefd=False) as file:
+            file.write(module)
+        self._library = ctypes.CDLL(f"/proc/self/fd/{self._descriptor}")
+
+    def run(
+        self, kernel: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]
+    ) -> None:
+        """Run one launch to its end. arguments: ctypes values; what pointers point at is the caller's."""
+        places = (ctypes.c_void_p * max(1, len(arguments)))(*(ctypes.addressof(one) for one in arguments))
+        sizes = [(ctypes.c_uint * 3)(*sides) for sides in (grid, block)]
+        self._library[kernel](places, *sizes)
+
+
+_SCALARS: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "f32": ctypes.c_float}
+
+
+class Executor:
+    """Runs a package's host variants in this process, step by step as a device would."""
+
+    def __init__(self, program: Program, directory: Path) -> None:
+        self._program = program
+        self._codes = [
+            Code((directory / path).read_bytes()) for path in program.targets[TARGET].modules
+        ]
+        self._weights = np.fromfile(directory / WEIGHTS_FILE, np.uint8) if program.weights else None
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """The outputs; inputs in the program's order, of as many rows as there are. Raises InvalidModel."""
+        shapes = [array.shape for array in inputs]
+        variant = self._program.variant(TARGET, shapes)
+        if variant is None:
+            raise InvalidModel(f"the program has no variant for inputs of {[list(one) for one in shapes]}")
+        slots = []
+        for array, shape in zip(inputs, variant.shapes, strict=True):
+            slot = np.zeros(shape, array.dtype)
+            slot[: array.shape[0] if array.ndim else None] = array
+            slots.append(slot)
+        outputs = [
+            np.zeros(shape, numpy_dtype(spec.dtype))
+            for spec, shape in zip(self._program.outputs, variant.output_shapes, strict=True)
+        ]
+        self._launch(variant, slots, outputs)
+        rows = shapes[0][0] if self._program.batches else None
+        return [output[:rows] for output in outputs] if rows is not None else outputs
+
+    def _launch(self, variant: Variant, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        workspace = np.full(max(1, variant.workspace), 0xFF, np.uint8)  # NaN, should anything read it first
+
+        def value(launch: Launch, index: int) -> Any:
+            argument = launch.args[index]
+            match argument.kind:
+                case "weight":
+                    assert self._weights is not None
+                    offset = self._program.weights[argument.index].offset
+                    base = self._weights.ctypes.data + offset
+                case "input":
+                    base = inputs[argument.index].ctypes.data
+                case "output":
+                    base = outputs[argument.index].ctypes.data
+                case "workspace":
+                    base = workspace.ctypes.data
+                case scalar:
+                    return _SCALARS[scalar](argument.value)
+            return ctypes.c_void_p(base + int(argument.value))
+
+        for launch in variant.launches:
+            arguments = [value(launch, index) for index in range(len(launch.args))]
+            self._codes[launch.module].run(launch.kernel, launch.grid, launch.block, arguments)

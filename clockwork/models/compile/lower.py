@@ -1,0 +1,503 @@
+"""One variant of a program: an ONNX file of fixed shapes becomes kernels and a launch list.
+
+This is the body of a child process, one for each target, batch size and set of shapes, and the only module
+that imports tinygrad: that keeps its state in globals, takes its settings from the environment, and numbers
+what it makes as it goes. A fresh process with a fixed environment gives the same bytes for the same input.
+
+tinygrad is asked for the schedule alone (which operations share a kernel, and what each reads and writes)
+and for the source of each kernel. No device is ever opened; kernels are compiled by clockwork.models.compile's
+own nvrtc and host modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, helper, numpy_helper
+from tinygrad import Tensor, dtypes
+from tinygrad.codegen import to_program
+from tinygrad.codegen.opt import tc
+from tinygrad.device import Compiler
+from tinygrad.dtype import DType
+from tinygrad.engine.realize import capturing, get_call_arg_uops
+from tinygrad.helpers import Context, Target
+from tinygrad.nn.onnx import Domain, OnnxNode, OnnxRunner, OnnxValue, OpSetId, onnx_ops, required_input_python_consts
+from tinygrad.renderer.cstyle import ClangRenderer, CUDARenderer, base_rewrite
+from tinygrad.schedule.memory import memory_plan_rewrite
+from tinygrad.uop.ops import AddrSpace, Ops, PatternMatcher, ProgramInfo, UOp, UPat
+
+from clockwork.errors import ClockworkError, InvalidModel
+from clockwork.models.compile import host, nvrtc
+from clockwork.models.compile.variant import Built, Kernel, Spec, Statistic, StoredWeight
+from clockwork.models.onnx_import import read_model
+from clockwork.models.program import Argument, Launch
+from clockwork.models.split import operator
+from clockwork.tensors import DTYPES, Array
+
+DEVICE = "NULL"
+"""tinygrad's device without memory or execution."""
+
+CONSTANT_INDICES_MAX = 8
+"""A Gather by so many constant indices becomes slices; by more, it reads them from memory."""
+
+_DTYPES: dict[int, DType] = {
+    1: dtypes.float32, 2: dtypes.uint8, 3: dtypes.int8, 4: dtypes.uint16, 5: dtypes.int16, 6: dtypes.int32,
+    7: dtypes.int64, 9: dtypes.bool, 10: dtypes.float16, 11: dtypes.float64, 12: dtypes.uint32,
+    13: dtypes.uint64, 16: dtypes.bfloat16,
+}  # fmt: skip
+"""tinygrad's types by ONNX's numbers: what can be compiled."""
+
+_CODES = {kind: code for code, kind in _DTYPES.items()}
+
+_SUBGRAPHS = ("If", "Loop", "Scan", "SequenceMap")
+"""Operators with a body: which of it runs, and how often, only the values tell."""
+
+
+class _CudaRenderer(CUDARenderer):
+    """CUDA C for one architecture, not compiled."""
+
+    def __init__(self, target: Target) -> None:
+        super(CUDARenderer, self).__init__(target)
+        self.tensor_cores = tc.get_cuda(target.arch)
+        self.compiler = Compiler()
+
+
+class _HostRenderer(ClangRenderer):
+    """Plain C with one element at a time, which every C compiler takes."""
+
+    has_threads = False
+    supports_float4 = False
+    type_map = {**ClangRenderer.type_map, dtypes.half: "_Float16"}
+    string_rewrite = (
+        PatternMatcher(
+            [
+                (
+                    UPat(Ops.BITCAST, name="x"),
+                    lambda ctx, x: (
+                        f"((union {{ {ctx.render_type(x.src[0])} from; {ctx.render_type(x)} to; }})"
+                        f"{{ .from = {ctx[x.src[0]]} }}).to"
+                        if x.addrspace not in (AddrSpace.GLOBAL, AddrSpace.LOCAL)
+                        else None
+                    ),
+                ),
+            ]
+        )
+        + base_rewrite
+    )
+
+    def __init__(self, target: Target) -> None:
+        super(ClangRenderer, self).__init__(target)
+        self.compiler = Compiler()
+
+
+def _renderer(target: str) -> Any:
+    if target == host.TARGET:
+        return _HostRenderer(Target(DEVICE, "CLANG", "x86_64"))
+    return _CudaRenderer(Target(DEVICE, "CUDA", target))
+
+
+# ----- from ONNX to a graph of tensors -----------------------------------------------------------
+
+
+class _Runner(OnnxRunner):  # type: ignore[misc]
+    """tinygrad's interpreter, fed from a parsed file: its own reader wants a device to read constants back."""
+
+    def __init__(self, model: onnx.ModelProto, directory: Path) -> None:
+        graph = model.graph
+        self._arrays = {one.name: numpy_helper.to_array(one, str(directory)) for one in graph.initializer}
+        self.weights: dict[UOp, str] = {}  # buffer: initializer
+        self._where = ""
+        opsets = {one.domain or Domain.ONNX.value: one.version for one in model.opset_import}
+        body = {
+            "initializer": [
+                {"name": name, "parsed_tensor": self._tensor(name, array)}
+                for name, array in self._arrays.items()
+            ],
+            "input": [
+                {"name": one.name, "parsed_type": _declared(one)}
+                for one in graph.input
+                if one.name not in self._arrays
+            ],
+            "output": [{"name": one.name} for one in graph.output],
+            "node": [{"parsed_node": self._node(one, opsets)} for one in graph.node],
+        }
+        self._init_from_graph(body)
+        read_as_values = {
+            name
+            for node in self.graph_nodes
+            for at, name in enumerate(node.inputs)
+            if at in required_input_python_consts.get(node.op, ())
+        }
+        self.const_names = {
+            name for name, array in self._arrays.items() if array.size <= CONSTANT_INDICES_MAX
+        } | {name for node in self.graph_nodes if node.op == "Constant" for name in node.outputs}
+        for name, array in self._arrays.items():
+            if name in read_as_values or (array.dtype.kind in "iu" and name in self.const_names):
+                self._python_const_cache[name] = (
+                    array.tobytes() if array.dtype == np.uint8 else array.tolist()
+                )
+
+    def _tensor(self, name: str, array: Array) -> Tensor:
+        """A scalar becomes part of the kernels; anything else is a weight."""
+        kind = _DTYPES.get(helper.np_dtype_to_tensor_dtype(array.dtype))
+        if kind is None:
+            raise InvalidModel(f"constant {name!r} is {array.dtype}, which cannot be compiled")
+        if array.shape == () and kind is not dtypes.bfloat16:
+            return Tensor(array.item(), dtype=kind, device=DEVICE)
+        made = Tensor.empty(*array.shape, dtype=kind, device=DEVICE).realize()
+        if array.size:
+            self.weights[made.uop.base] = name
+        return made
+
+    def _node(self, node: onnx.NodeProto, opsets: dict[str, int]) -> OnnxNode:
+        domain = Domain.from_onnx(node.domain)
+        return OnnxNode(
+            node.op_type,
+            OpSetId(domain, opsets.get(domain.value, 1)),
+            tuple(node.input),
+            tuple(node.output),
+            {one.name: self._attribute(one) for one in node.attribute},
+        )
+
+    def _attribute(self, attribute: AttributeProto) -> Any:
+        value = helper.get_attribute_value(attribute)
+        match attribute.type:
+            case AttributeProto.STRING:
+                return value.decode()
+            case AttributeProto.STRINGS:
+                return tuple(one.decode() for one in value)
+            case AttributeProto.TENSOR:
+                return self._tensor(attribute.name, numpy_helper.to_array(value))
+            case AttributeProto.INTS | AttributeProto.FLOATS:
+                return tuple(value)
+            case _:
+                return value
+
+    def data(self, buffer: UOp) -> Array:
+        return self._arrays[self.weights[buffer]]
+
+    def _select_op(self, op: str, required_opset: OpSetId) -> Callable[..., Any]:
+        implementation = super()._select_op(op, required_opset)
+        self._where = op
+
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return implementation(*args, **kwargs)
+            except Exception as error:  # whatever its implementation trips over
+                raise InvalidModel(_cannot(op, error)) from error
+
+        return checked
+
+    def _get_python_const(self, name: str, op: str, idx: int) -> Any:
+        try:
+            return super()._get_python_const(name, op, idx)
+        except RuntimeError:
+            raise InvalidModel(
+                f"operator {op} cannot be compiled here: its input {idx}, {name!r}, is only known when it runs"
+            ) from None
+
+
+def _cannot(op: str, error: BaseException) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"operator {op} cannot be compiled: {text or type(error).__name__}"
+
+
+def _declared(value: onnx.ValueInfoProto) -> OnnxValue:
+    kind = value.type.tensor_type
+    dtype = _DTYPES.get(kind.elem_type)
+    if dtype is None:
+        name = DTYPES[kind.elem_type].name if kind.elem_type in DTYPES else str(kind.elem_type)
+        raise InvalidModel(f"input {value.name!r} is {name}, which cannot be compiled")
+    return OnnxValue(tuple(dim.dim_value for dim in kind.shape.dim), dtype, False, False)
+
+
+def check_operators(model: onnx.ModelProto) -> None:
+    """Raises InvalidModel with the names of all operators that cannot be compiled."""
+    domains = {one.value for one in Domain} | {""}
+    unknown: dict[str, None] = {}
+    for node in model.graph.node:
+        if node.op_type not in onnx_ops or node.domain not in domains or node.op_type in _SUBGRAPHS:
+            unknown.setdefault(operator(node))
+    if unknown:
+        raise InvalidModel(f"cannot be compiled: no kernels are known for {', '.join(unknown)}")
+
+
+# ----- from the graph to calls ---------------------------------------------------------------------
+
+
+class _Recorder:
+    """Takes what tinygrad would execute."""
+
+    def __init__(self) -> None:
+        self.calls: list[UOp] = []
+
+    def add_linear(self, linear: UOp, variables: dict[str, int]) -> None:
+        if variables:
+            raise InvalidModel(f"the shape depends on {', '.join(variables)}, which only running it tells")
+        self.calls.extend(linear.src)
+
+
+@dataclasses.dataclass(slots=True)
+class _Place:
+    """What an argument of a call is: a buffer, and the offset in bytes into it."""
+
+    buffer: UOp
+    offset: int
+
+
+def _place(uop: UOp) -> _Place:
+    offset = 0
+    while uop.op is not Ops.BUFFER:
+        if uop.op is Ops.SHRINK:
+            start = uop.src[1]
+            assert start.op is Ops.CONST, start
+            offset += int(start.arg if not hasattr(start, "val") else start.val) * uop.dtype.itemsize
+        elif uop.op not in (Ops.BITCAST, Ops.RESHAPE):
+            raise AssertionError(f"an argument is a {uop.op}")
+        uop = uop.src[0]
+    return _Place(uop, offset)
+
+
+def _written(call: UOp) -> list[UOp]:
+    """The buffers that a call writes."""
+    body, arguments = call.src[0], get_call_arg_uops(call)
+    if body.op is Ops.COPY:
+        return [_place(arguments[0]).buffer]
+    outputs = ProgramInfo.from_sink(body).outs
+    assert outputs, "a kernel without a store"
+    return [_place(arguments[index]).buffer for index in dict.fromkeys(outputs)]
+
+
+class _Lowering:
+    """One file on its way to a variant."""
+
+    def __init__(self, spec: Spec, tell: Callable[[int, int], None]) -> None:
+        self._spec = spec
+        self._tell = tell
+        path = Path(spec.model)
+        model = read_model(path)
+        check_operators(model)
+        self._runner = _Runner(model, path.parent)
+        self._renderer = _renderer(spec.target)
+        self._capture(model)
+
+    def _capture(self, model: onnx.ModelProto) -> None:
+        runner = self._runner
+        self._inputs: dict[UOp, int] = {}
+        feed = {}
+        for index, (name, declared) in enumerate(runner.graph_inputs.items()):
+            feed[name] = Tensor.empty(*declared.shape, dtype=declared.dtype, device=DEVICE).realize()
+            self._inputs[feed[name].uop.base] = index
+        recorder = _Recorder()
+        capturing.append(recorder)
+        try:
+            answers = runner(feed)
+            outputs = []
+            for value in model.graph.output:
+                kind = _DTYPES.get(value.type.tensor_type.elem_type)
+                if kind is None:
+                    raise InvalidModel(f"output {value.name!r} has a type that cannot be compiled")
+                outputs.append(answers[value.name].cast(kind).contiguous())
+            taken = {*self._inputs, *runner.weights}
+            for index, output in enumerate(outputs):  # an output is a buffer of its own
+                if output.uop.base in taken or any(one.uop is output.uop for one in outputs[:index]):
+                    outputs[index] = output.clone()
+            Tensor.realize(*outputs)
+        finally:
+            capturing.clear()
+        self._outputs = {output.uop.base: index for index, output in enumerate(outputs)}
+        assert len(self._outputs) == len(outputs), "two outputs share a buffer"
+        self._output_shapes = [list(map(int, output.shape)) for output in outputs]
+        self._split(recorder.calls)
+
+    def _split(self, calls: Sequence[UOp]) -> None:
+        """What needs the inputs is launched every time; what needs weights alone is run now, once."""
+        moving = {*self._inputs}
+        self._launched: list[UOp] = []
+        self._once: list[UOp] = []
+        for call in calls:
+            written = _written(call)
+            touched = {_place(one).buffer for one in get_call_arg_uops(call)}
+            if moving.isdisjoint(touched) and self._outputs.keys().isdisjoint(written):
+                self._once.append(call)
+            else:
+                self._launched.append(call)
+                moving.update(written)
+
+    # ----- what is computed at packaging ------------------------------------------------------------
+
+    def _fold(self) -> None:
+        """Run the kernels that need weights alone, on this machine; their results are weights from now on."""
+        self._derived: dict[UOp, tuple[str, Array]] = {}
+        if not self._once:
+            return
+        renderer = _renderer(host.TARGET)
+        kernels: dict[UOp, Kernel] = {}
+        for call in self._once:
+            body = call.src[0]
+            if body.op is Ops.SINK and body not in kernels:
+                kernels[body] = _kernel(to_program(body, renderer), len(kernels))
+        code = host.Code(host.build([one.source for one in kernels.values()], [*kernels.values()]))
+        for call in self._once:
+            body, places = call.src[0], [_place(one) for one in get_call_arg_uops(call)]
+            target, written = places[0], _written(call)
+            key = hashlib.sha256(body.key)
+            arrays = []
+            for place in places:
+                if place.buffer in written:
+                    size = int(place.buffer.max_numel())
+                    kept = self._derived.get(place.buffer)
+                    array = kept[1] if kept else np.zeros(size * place.buffer.dtype.itemsize, np.uint8)
+                    arrays.append(array)
+                else:
+                    name, array = self._constant(place.buffer)
+                    key.update(name.encode() + b"\0")
+                    arrays.append(array.reshape(-1).view(np.uint8))
+            if body.op is Ops.COPY:
+                arrays[0][target.offset :][: arrays[1].nbytes] = arrays[1]
+            else:
+                kernel = kernels[body]
+                program = to_program(body, renderer)
+                code.run(
+                    kernel.name,
+                    kernel.grid,
+                    kernel.block,
+                    [
+                        host.pointer(arrays[index].ctypes.data + places[index].offset)
+                        for index in program.arg.globals
+                    ],
+                )
+            for place, array in zip(places, arrays):
+                if place.buffer in written:
+                    self._derived[place.buffer] = (f"made of {key.hexdigest()[:32]}", array)
+
+    def _constant(self, buffer: UOp) -> tuple[str, Array]:
+        """A weight's name, the same in every variant that has it, and its data."""
+        if buffer in self._derived:
+            return self._derived[buffer]
+        if buffer in self._runner.weights:
+            return self._runner.weights[buffer], np.ascontiguousarray(self._runner.data(buffer))
+        held = buffer.buffer  # a list of numbers inside an operator
+        data = np.frombuffer(bytes(held.as_memoryview()), np.uint8)
+        return f"numbers {hashlib.sha256(data.tobytes()).hexdigest()[:32]}", data
+
+    # ----- launches -----------------------------------------------------------------------------------
+
+    def run(self, directory: Path) -> Built:
+        """Write the module and the weights into ``directory``."""
+        self._fold()
+        held = {*self._inputs, *self._outputs, *self._runner.weights, *self._derived}
+        linear = memory_plan_rewrite(UOp(Ops.LINEAR, src=tuple(self._launched)), held)
+        arenas: dict[UOp, int] = {}
+        weights: dict[UOp, int] = {}
+        stored: list[StoredWeight] = []
+        kernels: dict[UOp, Kernel] = {}
+        launches: list[Launch] = []
+        statistics: list[Statistic] = []
+
+        def argument(uop: UOp) -> Argument:
+            place = _place(uop)
+            buffer, offset = place.buffer, place.offset
+            if buffer in self._inputs:
+                return Argument("input", self._inputs[buffer], offset)
+            if buffer in self._outputs:
+                return Argument("output", self._outputs[buffer], offset)
+            if buffer in self._derived or buffer in self._runner.weights:
+                if buffer not in weights:
+                    weights[buffer] = len(stored)
+                    stored.append(self._store(buffer, directory, len(stored)))
+                return Argument("weight", weights[buffer], offset)
+            if buffer not in arenas:
+                arenas[buffer] = sum(
+                    -(-int(one.max_numel()) * one.dtype.itemsize // 256) * 256 for one in arenas
+                )
+            return Argument("workspace", 0, arenas[buffer] + offset)
+
+        for done, call in enumerate(linear.src):
+            self._tell(done, len(linear.src) + 1)
+            body = call.src[0]
+            if body.op is not Ops.SINK:
+                raise InvalidModel(f"a {body.op.name.lower()} between kernels cannot be compiled")
+            program = to_program(body, self._renderer)
+            if program.arg.vars:
+                raise InvalidModel(f"a kernel depends on {program.arg.vars}, which only running it tells")
+            kernel = kernels.get(body)
+            if kernel is None:
+                kernel = kernels[body] = _kernel(program, len(kernels))
+            places = get_call_arg_uops(call)
+            launches.append(
+                Launch(
+                    0,
+                    kernel.name,
+                    kernel.grid,
+                    kernel.block,
+                    0,
+                    tuple(argument(places[index]) for index in program.arg.globals),
+                )
+            )
+            estimates = program.src[0].arg.estimates
+            statistics.append(Statistic(kernel.name, int(estimates.ops), int(estimates.mem)))
+        self._tell(len(linear.src), len(linear.src) + 1)
+        sources = [one.source for one in kernels.values()]
+        if self._spec.target == host.TARGET:
+            module, log = host.build(sources, [*kernels.values()]), ""
+        else:
+            module, log = nvrtc.build(sources, self._spec.target)
+        (directory / "module").write_bytes(module)
+        workspace = sum(-(-int(one.max_numel()) * one.dtype.itemsize // 256) * 256 for one in arenas)
+        return Built(
+            self._output_shapes, workspace, launches, stored, statistics, log, len(self._once)
+        )
+
+    def _store(self, buffer: UOp, directory: Path, index: int) -> StoredWeight:
+        name, array = self._constant(buffer)
+        (directory / f"weight{index}").write_bytes(array.tobytes())
+        code = _CODES[buffer.dtype.scalar() if hasattr(buffer.dtype, "scalar") else buffer.dtype]
+        shape = list(array.shape) if buffer in self._runner.weights else [int(buffer.max_numel())]
+        return StoredWeight(name, code, shape, array.nbytes, hashlib.sha256(array.tobytes()).hexdigest())
+
+
+def _kernel(program: UOp, number: int) -> Kernel:
+    """A kernel under a name of our own: tinygrad's differ only in what they are made of, and may be equal."""
+    info = program.arg
+    (source,) = [one.arg for one in program.src if one.op is Ops.SOURCE]
+    name = f"k{number}_{info.function_name}"[:200]
+    source, count = re.subn(rf"\b{re.escape(info.function_name)}\(", f"{name}(", source)
+    assert count == 1, "a kernel names itself once"
+
+    def three(sizes: Sequence[Any] | None) -> tuple[int, int, int]:
+        sides = [int(size) for size in sizes or ()]
+        x, y, z = (*sides, 1, 1, 1)[:3]
+        return x, y, z
+
+    return Kernel(name, source, three(info.global_size), three(info.local_size), len(info.globals))
+
+
+def main(path: str) -> int:
+    """The child process: reads a Spec, writes a Built, says on stdout how far it is."""
+    spec = Spec.read(Path(path))
+
+    def tell(done: int, total: int) -> None:
+        print(json.dumps([done, total]), flush=True)
+
+    directory = Path(path).parent
+    try:
+        with Context(TC_OPT=2 if spec.dtype == "fp16" else 0):
+            _Lowering(spec, tell).run(directory).write(directory)
+    except ClockworkError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

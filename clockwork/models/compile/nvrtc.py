@@ -1,0 +1,131 @@
+"""NVRTC, NVIDIA's compiler for CUDA C as a library: sources become a cubin, without a GPU and without a toolkit."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clockwork.errors import InvalidModel
+
+MAJORS = (13, 12)
+"""Of NVRTC that are looked for, best first."""
+
+PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cu13")
+"""Python packages that hold the library: nvidia-cuda-nvrtc-cu12, and nvidia-cuda-nvrtc from 13 on."""
+
+
+class _Library:
+    """The few functions that are used."""
+
+    def __init__(self) -> None:
+        self._dll = ctypes.CDLL(str(_find()))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._dll.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        self.version = (major.value, minor.value)
+
+    def architectures(self) -> list[int]:
+        count = ctypes.c_int()
+        self.check(self._dll.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+        found = (ctypes.c_int * count.value)()
+        self.check(self._dll.nvrtcGetSupportedArchs(found))
+        return list(found)
+
+    def compile(self, source: str, options: Sequence[str]) -> tuple[bytes, str]:
+        """The cubin and the log. Raises InvalidModel."""
+        program = ctypes.c_void_p()
+        self.check(
+            self._dll.nvrtcCreateProgram(
+                ctypes.byref(program), source.encode(), b"program.cu", 0, None, None
+            )
+        )
+        try:
+            given = (ctypes.c_char_p * len(options))(*(one.encode() for one in options))
+            status = self._dll.nvrtcCompileProgram(program, len(options), given)
+            log = self._bytes(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
+            if status:
+                raise InvalidModel(f"NVRTC rejects a kernel: {log[:1000]}")
+            return self._bytes(program, "CUBIN"), log
+        finally:
+            self._dll.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _bytes(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        self.check(getattr(self._dll, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        data = ctypes.create_string_buffer(size.value)
+        self.check(getattr(self._dll, f"nvrtcGet{what}")(program, data))
+        return data.raw
+
+    def check(self, status: int) -> None:
+        if status:
+            self._dll.nvrtcGetErrorString.restype = ctypes.c_char_p
+            raise InvalidModel(f"NVRTC fails: {self._dll.nvrtcGetErrorString(status).decode()}")
+
+
+def _folders() -> list[Path]:
+    folders = []
+    for name in PACKAGES:
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            continue
+        for place in (found.submodule_search_locations or ()) if found else ():
+            folders.append(Path(place))
+    return folders
+
+
+def _find() -> Path:
+    for folder in _folders():
+        for major in MAJORS:
+            path = folder / "lib" / f"libnvrtc.so.{major}"
+            if path.is_file():
+                return path
+    raise InvalidModel("compiling for CUDA needs NVRTC, which is not installed: pip install '.[compile]'")
+
+
+@functools.cache
+def library() -> Any:
+    return _Library()
+
+
+def is_installed() -> bool:
+    try:
+        _find()
+    except InvalidModel:
+        return False
+    return True
+
+
+def check_target(target: str) -> None:
+    """Raises InvalidModel for an architecture that this NVRTC does not know."""
+    known = library().architectures()
+    if not target.removeprefix("sm_").rstrip("af").isdigit() or int(
+        target.removeprefix("sm_").rstrip("af")
+    ) not in known:
+        raise InvalidModel(
+            f"architecture {target} is not one that NVRTC {'.'.join(map(str, library().version))} makes: "
+            f"{', '.join(f'sm_{one}' for one in known)}"
+        )
+
+
+def driver() -> int:
+    """The oldest CUDA driver that runs its cubins: the first of its major version."""
+    return int(library().version[0]) * 1000
+
+
+def build(sources: Sequence[str], target: str) -> tuple[bytes, str]:
+    """One cubin of all kernels, and what the assembler says of them. Raises InvalidModel."""
+    includes: dict[str, None] = {}
+    bodies = []
+    for number, source in enumerate(sources):
+        lines = source.split("\n")
+        includes.update(dict.fromkeys(line for line in lines if line.startswith("#include")))
+        rest = "\n".join(line for line in lines if not line.startswith("#include"))
+        bodies.append(f"namespace n{number} {{\n{rest}\n}}")
+    options = [f"--gpu-architecture={target}", "--ptxas-options=-v", "--std=c++17"]
+    for folder in _folders():
+        options.append(f"--include-path={folder / 'include'}")
+    return library().compile("\n".join([*includes, *bodies]), options)  # type: ignore[no-any-return]

@@ -1,0 +1,102 @@
+"""What goes into the child process that lowers one variant, and what comes out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from clockwork.models.program import Argument, Launch
+
+SPEC_FILE = "spec.json"
+BUILT_FILE = "built.json"
+MODULE_FILE = "module"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spec:
+    """One variant to make."""
+
+    model: str  # path of an ONNX file whose inputs all have fixed shapes
+    target: str  # "sm_80" ..., or "host"
+    dtype: str  # "fp32", or "fp16" for matrix products on tensor cores
+
+    def write(self, directory: Path) -> Path:
+        path = directory / SPEC_FILE
+        path.write_text(json.dumps(dataclasses.asdict(self)))
+        return path
+
+    @staticmethod
+    def read(path: Path) -> Spec:
+        return Spec(**json.loads(path.read_text()))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kernel:
+    """The source of one kernel, and how it is launched."""
+
+    name: str
+    source: str  # C, or CUDA C
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: int  # pointers that it takes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statistic:
+    """What one launch does, as its source says."""
+
+    kernel: str
+    operations: int
+    bytes: int  # read and written, each once
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """A weight that the launches read. Its data are the file weight<index> of the directory."""
+
+    name: str  # the same in every variant of the model that has this weight
+    dtype: int
+    shape: list[int]
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Built:
+    """A variant as the child made it; its module is the file ``module`` of the directory."""
+
+    output_shapes: list[list[int]]
+    workspace: int
+    launches: list[Launch]  # of module 0; weights by their index in ``weights``
+    weights: list[StoredWeight]
+    statistics: list[Statistic]  # one of each launch
+    log: str  # what the assembler says of registers and spills
+    folded: int  # kernels that were run at packaging
+
+    def write(self, directory: Path) -> None:
+        (directory / BUILT_FILE).write_text(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def read(directory: Path) -> Built:
+        body: dict[str, Any] = json.loads((directory / BUILT_FILE).read_text())
+        return Built(
+            body["output_shapes"],
+            body["workspace"],
+            [
+                Launch(
+                    one["module"],
+                    one["kernel"],
+                    tuple(one["grid"]),
+                    tuple(one["block"]),
+                    one["shared"],
+                    tuple(Argument(**argument) for argument in one["args"]),
+                )
+                for one in body["launches"]
+            ],
+            [StoredWeight(**one) for one in body["weights"]],
+            [Statistic(**one) for one in body["statistics"]],
+            body["log"],
+            body["folded"],
+        )

@@ -11,6 +11,7 @@ from clockwork import __version__
 from clockwork.cli_common import Commands
 
 COMMANDS = {
+    "compile": "cli_compile",
     "controller": "cli_serve",
     "infer": "cli_requests",
     "keys": "cli_serve",

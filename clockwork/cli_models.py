@@ -28,7 +28,7 @@ def models() -> None:
 
 @models.command("add")
 @click.argument("name", required=False)
-@click.argument("file", type=FILE, required=False)
+@click.argument("file", type=click.Path(path_type=Path, exists=True), required=False)
 @click.option(
     "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
 )
@@ -45,9 +45,10 @@ def add(
     examples: Path | None, batching: Any, batch_max: int | None, endpoint: str | None, key: Path | None,
     timeout: float | None,
 ) -> None:  # fmt: skip
-    """Register an ONNX FILE as NAME; returns once it is ready to serve.
+    """Register FILE as NAME: an ONNX file, or a directory that `clockwork compile` wrote.
 
-    Or, for emulated devices, models that are only profiles: of a file, or of the paper's table.
+    Returns once it is ready to serve. Or, for emulated devices, models that are only profiles: of a file,
+    or of the paper's table.
 
     External data beside the file is taken along. Other content under a known name becomes its next
     version and takes over without a failed request.
@@ -56,6 +57,7 @@ def add(
     Examples:
       clockwork models add resnet50 resnet50.onnx --slo 0.1
       clockwork models add bert bert.onnx --examples inputs.npz --batching off
+      clockwork models add resnet50-gpu resnet50.program --slo 0.05
       clockwork models add --profiles paper --copies 66 --slo 0.1
     """
     from clockwork import cli_files, cli_profiles

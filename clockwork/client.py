@@ -153,8 +153,8 @@ class Client:
         """Make a model known, and return once it is ready to serve: optimised, profiled, on the workers.
 
         model: an ONNX file (external data beside it is followed, within its folder), its bytes, or an
-        onnx.ModelProto; for emulated devices, a clockwork.profiles.ModelProfile. Other content under a known
-        name becomes its next version.
+        onnx.ModelProto; a directory with a compiled program; for emulated devices, a
+        clockwork.profiles.ModelProfile. Other content under a known name becomes its next version.
         slo: the default of its requests. examples: real inputs, for profiling and checks: a dict by
         input name, a list of such, or one array for a model of one input.
         batching: "on" and "off" overrule what registration finds out. batch_max: an upper bound.
@@ -358,6 +358,12 @@ def _package(model: Any, examples: Any, scratch: Path) -> list[tuple[str, Path |
         from clockwork.models.profiled import encode_profile
 
         return [(PROFILE_FILE, encode_profile(model))]
+    if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
+        if examples is not None:
+            raise InvalidModel("a compiled program brings its own checks: it takes no examples")
+        from clockwork.models import program
+
+        return program.package_files(Path(model))
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
     if isinstance(model, (str, os.PathLike)):

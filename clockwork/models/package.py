@@ -4,6 +4,7 @@
         package.json     the file list
         model.onnx, ...  the files themselves; external data beside the model, examples.npz
         profile.json     instead of all those: a model for emulated devices, see models.profiled
+        program.json     or: kernels and weights, compiled already, see models.program
 
 The digest is over the list of (path, bytes, sha256), so equal content is one package, whoever sent it.
 """
@@ -24,6 +25,10 @@ from clockwork.errors import InvalidModel
 
 MODEL_FILE = "model.onnx"
 PROFILE_FILE = "profile.json"
+PROGRAM_JSON = "program.json"
+FIRST_FILES = (MODEL_FILE, PROFILE_FILE, PROGRAM_JSON)
+"""One of them is the first of a package, and says of what kind it is."""
+
 EXAMPLES_FILE = "examples.npz"
 LIST_FILE = "package.json"
 FILES_MAX = 4096
@@ -59,9 +64,10 @@ def parse_files(rows: Any) -> list[PackageFile]:
                 raise InvalidModel("a package's file is [path, bytes, sha256]")
     if len({file.path for file in files}) != len(files):
         raise InvalidModel("a package names one file twice")
-    if files[0].path not in (MODEL_FILE, PROFILE_FILE):
+    if files[0].path not in FIRST_FILES:
         raise InvalidModel(
-            f"the first file of a package is {MODEL_FILE} or {PROFILE_FILE}, not {files[0].path!r}"
+            f"the first file of a package is {', '.join(FIRST_FILES[:-1])} or {FIRST_FILES[-1]}, "
+            f"not {files[0].path!r}"
         )
     total = sum(file.bytes for file in files)
     if total > PACKAGE_BYTES_MAX:

@@ -12,23 +12,34 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from clockwork.config import BATCH_SIZE_MAX, IO_SLOT_BYTES_MAX, RANK_MAX
 from clockwork.errors import InvalidModel
-from clockwork.models.package import FILES_MAX, LIST_FILE, hash_file, write_durably
+from clockwork.models.package import FILES_MAX, LIST_FILE, PROGRAM_JSON, hash_file, write_durably
 from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
-from clockwork.tensors import DTYPES, STRING
+from clockwork.tensors import DTYPES, STRING, Array, numpy_dtype
 
 FORMAT = 1
 """Of program.json. What cannot be read by older code raises it."""
 
-PROGRAM_JSON = "program.json"
+CHECKS_FILE = "checks.npz"
+"""Optional: inputs and the right answers, by which a device can see whether it runs the program as it should."""
+
+CHECKS_MAX = 64
+CHECKS_BYTES_MAX = 1 << 30
+"""All arrays of the checks, unpacked."""
+
 WEIGHT_ALIGNMENT_BYTES = 64
 """Of every weight in weights.bin, and the least that a kernel may count on."""
 
@@ -270,6 +281,65 @@ def check_files(program: Program, directory: Path) -> None:
             end = max((weight.offset + weight.bytes for weight in program.weights), default=0)
             if size < end:
                 raise InvalidModel(f"{WEIGHTS_FILE} has {size} bytes, its weights end at {end}")
+
+
+def package_files(directory: Path) -> list[tuple[str, Path | bytes]]:
+    """What a client uploads, program.json first: (path in the package, source file). Raises InvalidModel.
+
+    Everything is checked first.
+    """
+    directory = Path(directory)
+    program = read_program(directory)
+    check_files(program, directory)
+    return [(path, directory / path) for path in (PROGRAM_JSON, *program.files)]
+
+
+Check: TypeAlias = tuple[list[Array], list[Array]]
+"""Inputs, and the outputs that they should give, each in the program's order."""
+
+
+def write_checks(directory: Path, program: Program, checks: Sequence[Check]) -> None:
+    """Write checks.npz; write_program() then lists it, if the program names it. Equal checks give equal bytes."""
+    arrays: dict[str, Any] = {}
+    for number, (inputs, outputs) in enumerate(checks[:CHECKS_MAX]):
+        for role, specs, values in (("in", program.inputs, inputs), ("out", program.outputs, outputs)):
+            for spec, value in zip(specs, values, strict=True):
+                arrays[f"{number}/{role}/{spec.name}"] = value
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_durably(directory / CHECKS_FILE, buffer.getvalue())
+
+
+def read_checks(directory: Path, program: Program) -> list[Check]:
+    """The checks of a package, none if it has none. Raises InvalidModel."""
+    path = Path(directory) / CHECKS_FILE
+    if not path.is_file():
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > CHECKS_BYTES_MAX:
+            raise ValueError(f"{size} bytes are more than {CHECKS_BYTES_MAX}")
+        with np.load(path, allow_pickle=False) as arrays:
+            numbers = sorted({int(key.split("/", 1)[0]) for key in arrays.files})[:CHECKS_MAX]
+
+            def values(number: int, role: str, specs: Sequence[TensorSpec]) -> list[Array]:
+                found = []
+                for spec in specs:
+                    array, kind = arrays[f"{number}/{role}/{spec.name}"], numpy_dtype(spec.dtype)
+                    if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize:
+                        array = array.view(kind)  # np.load() forgets the name of bfloat16 and the like
+                    if array.dtype != kind or array.ndim != len(spec.shape):
+                        raise ValueError(f"{role} {spec.name!r} is {array.dtype} {list(array.shape)}")
+                    found.append(array)
+                return found
+
+            return [
+                (values(number, "in", program.inputs), values(number, "out", program.outputs))
+                for number in numbers
+            ]
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidModel(f"{CHECKS_FILE} cannot be read: {error}") from None
 
 
 # ----- reading ---------------------------------------------------------------------------------
@@ -631,3 +701,11 @@ def _lines(body: Mapping[str, Any], depth: int) -> Iterator[str]:
             yield json.dumps(value)
         yield "\n" if number == len(body) - 1 else ",\n"
     yield indent + "}"
+
+
+__all__ = [
+    "CHECKS_FILE", "HOST", "POINTERS", "PROGRAM_JSON", "SCALARS", "WEIGHTS_FILE", "WEIGHT_ALIGNMENT_BYTES",
+    "Argument", "Check", "Launch", "Program", "ProgramWeight", "Target", "Variant", "check", "check_files",
+    "offsets_of", "package_files", "parse_program", "program_hash", "read_checks", "read_program",
+    "write_checks", "write_program",
+]  # fmt: skip

@@ -49,6 +49,7 @@ ROOMS = {
     "cli": [
         "cli",
         "cli_common",
+        "cli_compile",
         "cli_files",
         "cli_models",
         "cli_plan",
@@ -90,6 +91,7 @@ ONLY_IN = {
     "onnxruntime": ["models", "device"],
     "sklearn": [],
     "torch": [],
+    "tinygrad": ["models.compile.lower"],
 }
 """Outside packages, and the modules (a package stands for all that it holds) that may import them."""
 

@@ -34,14 +34,16 @@ from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.models.program import (
+    CHECKS_FILE,
     HOST,
-    PROGRAM_JSON,
+    Check,
     Launch,
     Program,
     ProgramWeight,
     Target,
     Variant,
     offsets_of,
+    write_checks,
     write_program,
 )
 from clockwork.models.runtime import RunError, Session, explain
@@ -58,7 +60,7 @@ Progress = Callable[[str, int, int], None]
 
 _CHILD = {
     "DEV": "NULL", "JIT": "2", "CCACHE": "0", "PARALLEL": "0", "NUM_CPU_THREADS": "1", "PYTHONHASHSEED": "0",
-    "OMP_NUM_THREADS": "1", "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SPEC": "0",
 }  # fmt: skip
 """The settings under which every variant is lowered. What tinygrad reads of the environment besides is not
 handed on."""
@@ -187,7 +189,12 @@ class _Compilation:
                 program_tried, _ = self._assemble(tried, built[len(jobs) :], directory)
             else:
                 program_tried = program
-            verified = self._verify(program_tried, directory)
+            verified, checks = self._verify(program_tried, directory)
+            if checks:
+                write_checks(self._result, program, checks)
+                program = write_program(
+                    self._result, dataclasses.replace(program, files={**program.files, CHECKS_FILE: ""})
+                )
         return Summary(
             program,
             self._proof.note,
@@ -395,14 +402,17 @@ class _Compilation:
 
     # ----- trying it --------------------------------------------------------------------------------
 
-    def _verify(self, program: Program, directory: Path) -> str:
-        """Compare with ONNX Runtime. Raises InvalidModel unless the answers are the same up to rounding."""
+    def _verify(self, program: Program, directory: Path) -> tuple[str, list[Check]]:
+        """Compare with ONNX Runtime: what is to be said of it, and what was compared.
+
+        Raises InvalidModel unless the answers are the same up to rounding.
+        """
         executor = host.Executor(program, directory)
         relative = trial.QUANTISED_RELATIVE if is_quantised(self._operators) else trial.RELATIVE
         if self._options.dtype == "fp16":
             relative = max(relative, FP16_RELATIVE)
         worst = 0.0
-        compared = 0
+        checks: list[Check] = []
         for inputs in self._examples:
             rows = [array[:1] for array in inputs] if program.batches else list(inputs)
             if program.variant(HOST, [array.shape for array in rows]) is None:
@@ -416,10 +426,10 @@ class _Compilation:
             if text:
                 raise InvalidModel(f"the compiled program answers differently from the model: {text}")
             worst = max(worst, *(_apart(one, other) for one, other in zip(actual, expected, strict=True)))
-            compared += 1
-        if not compared:
-            return "not compared: no example has a compiled shape"
-        return f"{compared} compared, apart by {worst:.1e} of the largest value at most"
+            checks.append((rows, expected))
+        if not checks:
+            return "not compared: no example has a compiled shape", []
+        return f"{len(checks)} compared, apart by {worst:.1e} of the largest value at most", checks
 
 
 FP16_RELATIVE = 5e-2
@@ -466,6 +476,6 @@ def local_architecture() -> str:
 
 
 __all__ = [
-    "BATCHES", "DTYPES", "PROGRAM_JSON", "Options", "Summary", "compile_model", "is_installed",
+    "BATCHES", "DTYPES", "Options", "Summary", "compile_model", "is_installed",
     "local_architecture", "require",
 ]  # fmt: skip

@@ -119,7 +119,11 @@ def freeze(model_path: Path, shapes: Sequence[Sequence[int]], target: Path) -> N
     del model
     try:
         Session(
-            fixed, optimise=True, portable=True, save_to=target, external_data=f"{target.name}.data" if large else ""
+            fixed,
+            optimise=True,
+            portable=True,
+            save_to=target,
+            external_data=f"{target.name}.data" if large else "",
         )
     except RunError as error:
         raise InvalidModel(explain(str(error), model_path.name)) from None

@@ -20,8 +20,7 @@ import numpy as np
 from clockwork.errors import InvalidModel
 from clockwork.models.compile.variant import Kernel
 from clockwork.models.prepared import WEIGHTS_FILE
-from clockwork.models.program import HOST as TARGET
-from clockwork.models.program import Launch, Program, Variant
+from clockwork.models.program import HOST, Launch, Program, Variant
 from clockwork.tensors import Array, numpy_dtype
 
 COMPILERS = ("cc", "gcc", "clang")
@@ -38,12 +37,14 @@ def compiler() -> str:
         found = shutil.which(name)
         if found:
             return found
-    raise InvalidModel(f"no C compiler ({', '.join(COMPILERS)}) is on the PATH; kernels for the host need one")
+    raise InvalidModel(
+        f"no C compiler ({', '.join(COMPILERS)}) is on the PATH; kernels for the host need one"
+    )
 
 
 def build(sources: Sequence[str], kernels: Sequence[Kernel]) -> bytes:
     """A shared object of these kernels; each source defines ``void NAME(T *, ...)``. Raises InvalidModel."""
-    pieces = ["#define INFINITY __builtin_inff()\n#define NAN __builtin_nanf(\"\")\n"]
+    pieces = ['#define INFINITY __builtin_inff()\n#define NAN __builtin_nanf("")\n']
     for source, kernel in zip(sources, kernels, strict=True):
         pieces.append(source.replace(f"void {kernel.name}(", f"static void body_{kernel.name}("))
         arguments = ", ".join(f"*(void **)args[{index}]" for index in range(kernel.arguments))
@@ -80,9 +81,7 @@ class Code:
             file.write(module)
         self._library = ctypes.CDLL(f"/proc/self/fd/{self._descriptor}")
 
-    def run(
-        self, kernel: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]
-    ) -> None:
+    def run(self, kernel: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
         """Run one launch to its end. arguments: ctypes values; what pointers point at is the caller's."""
         places = (ctypes.c_void_p * max(1, len(arguments)))(*(ctypes.addressof(one) for one in arguments))
         sizes = [(ctypes.c_uint * 3)(*sides) for sides in (grid, block)]
@@ -97,15 +96,13 @@ class Executor:
 
     def __init__(self, program: Program, directory: Path) -> None:
         self._program = program
-        self._codes = [
-            Code((directory / path).read_bytes()) for path in program.targets[TARGET].modules
-        ]
+        self._codes = [Code((directory / path).read_bytes()) for path in program.targets[HOST].modules]
         self._weights = np.fromfile(directory / WEIGHTS_FILE, np.uint8) if program.weights else None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """The outputs; inputs in the program's order, of as many rows as there are. Raises InvalidModel."""
         shapes = [array.shape for array in inputs]
-        variant = self._program.variant(TARGET, shapes)
+        variant = self._program.variant(HOST, shapes)
         if variant is None:
             raise InvalidModel(f"the program has no variant for inputs of {[list(one) for one in shapes]}")
         slots = []

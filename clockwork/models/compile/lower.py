@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -30,7 +30,15 @@ from tinygrad.device import Compiler
 from tinygrad.dtype import DType
 from tinygrad.engine.realize import capturing, get_call_arg_uops
 from tinygrad.helpers import Context, Target
-from tinygrad.nn.onnx import Domain, OnnxNode, OnnxRunner, OnnxValue, OpSetId, onnx_ops, required_input_python_consts
+from tinygrad.nn.onnx import (
+    Domain,
+    OnnxNode,
+    OnnxRunner,
+    OnnxValue,
+    OpSetId,
+    onnx_ops,
+    required_input_python_consts,
+)
 from tinygrad.renderer.cstyle import ClangRenderer, CUDARenderer, base_rewrite
 from tinygrad.schedule.memory import memory_plan_rewrite
 from tinygrad.uop.ops import AddrSpace, Ops, PatternMatcher, ProgramInfo, UOp, UPat
@@ -39,7 +47,7 @@ from clockwork.errors import ClockworkError, InvalidModel
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.variant import Built, Kernel, Spec, Statistic, StoredWeight
 from clockwork.models.onnx_import import read_model
-from clockwork.models.program import Argument, Launch
+from clockwork.models.program import HOST, Argument, Launch
 from clockwork.models.split import operator
 from clockwork.tensors import DTYPES, Array
 
@@ -76,7 +84,7 @@ class _HostRenderer(ClangRenderer):
 
     has_threads = False
     supports_float4 = False
-    type_map = {**ClangRenderer.type_map, dtypes.half: "_Float16"}
+    type_map: ClassVar[dict[DType, str]] = {**ClangRenderer.type_map, dtypes.half: "_Float16"}
     string_rewrite = (
         PatternMatcher(
             [
@@ -100,7 +108,7 @@ class _HostRenderer(ClangRenderer):
 
 
 def _renderer(target: str) -> Any:
-    if target == host.TARGET:
+    if target == HOST:
         return _HostRenderer(Target(DEVICE, "CLANG", "x86_64"))
     return _CudaRenderer(Target(DEVICE, "CUDA", target))
 
@@ -108,14 +116,14 @@ def _renderer(target: str) -> Any:
 # ----- from ONNX to a graph of tensors -----------------------------------------------------------
 
 
-class _Runner(OnnxRunner):  # type: ignore[misc]
+class _Runner(OnnxRunner):
     """tinygrad's interpreter, fed from a parsed file: its own reader wants a device to read constants back."""
 
-    def __init__(self, model: onnx.ModelProto, directory: Path) -> None:
+    def __init__(self, model: onnx.ModelProto, directory: Path, half: bool) -> None:
+        """half: operands of matrix products are float16, and so is what is stored to become one."""
         graph = model.graph
         self._arrays = {one.name: numpy_helper.to_array(one, str(directory)) for one in graph.initializer}
         self.weights: dict[UOp, str] = {}  # buffer: initializer
-        self._where = ""
         opsets = {one.domain or Domain.ONNX.value: one.version for one in model.opset_import}
         body = {
             "initializer": [
@@ -145,6 +153,7 @@ class _Runner(OnnxRunner):  # type: ignore[misc]
                 self._python_const_cache[name] = (
                     array.tobytes() if array.dtype == np.uint8 else array.tolist()
                 )
+        self._halved = _operands(graph.node) if half else set()
 
     def _tensor(self, name: str, array: Array) -> Tensor:
         """A scalar becomes part of the kernels; anything else is a weight."""
@@ -185,17 +194,47 @@ class _Runner(OnnxRunner):  # type: ignore[misc]
     def data(self, buffer: UOp) -> Array:
         return self._arrays[self.weights[buffer]]
 
-    def _select_op(self, op: str, required_opset: OpSetId) -> Callable[..., Any]:
-        implementation = super()._select_op(op, required_opset)
-        self._where = op
-
-        def checked(*args: Any, **kwargs: Any) -> Any:
+    def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs by name, not yet computed. Raises InvalidModel with the operator that cannot be."""
+        values = self.graph_values
+        values.update(inputs)
+        for name in self._halved & {*inputs, *self._arrays}:
+            value = values[name]
+            if value.dtype == dtypes.float32:
+                values[name] = value.cast(dtypes.float16)
+                if name in self._arrays:
+                    values[name] = values[name].contiguous()  # stored so, not cast at every inference
+        for node in self.graph_nodes:
             try:
-                return implementation(*args, **kwargs)
-            except Exception as error:  # whatever its implementation trips over
-                raise InvalidModel(_cannot(op, error)) from error
+                results = self._run_node(node)
+            except ClockworkError:
+                raise
+            except Exception as error:  # whatever the operator's implementation trips over
+                text = " ".join(str(error).split())[:200] or type(error).__name__
+                raise InvalidModel(f"operator {node.op} cannot be compiled: {text}") from error
+            values.update(zip(node.outputs, results, strict=False))
+        return {name: values[name] for name in self.graph_outputs}
 
-        return checked
+    def _run_node(self, node: OnnxNode) -> tuple[Any, ...]:
+        arguments = [self._get_python_const(name, node.op, at) for at, name in enumerate(node.inputs)]
+        options = dict(node.opts)
+        if node.op == "Split" and "num_outputs" not in options:
+            options["num_outputs"] = len(node.outputs)
+        if node.op == "Gather" and node.inputs[1] in self._python_const_cache:
+            arguments[1] = self._python_const_cache[node.inputs[1]]
+        if self._halved and node.op not in _MATRIX and node.op not in _MOVING:
+            arguments = [
+                one.cast(dtypes.float32) if isinstance(one, Tensor) and one.dtype == dtypes.float16 else one
+                for one in arguments
+            ]
+        found = self._select_op(node.op, node.opset_id)(*arguments, **options)
+        results = found if isinstance(found, tuple) else (found,)
+        return tuple(
+            one.cast(dtypes.float16)
+            if name in self._halved and isinstance(one, Tensor) and one.dtype == dtypes.float32
+            else one
+            for name, one in zip(node.outputs, results, strict=False)
+        )
 
     def _get_python_const(self, name: str, op: str, idx: int) -> Any:
         try:
@@ -206,9 +245,44 @@ class _Runner(OnnxRunner):  # type: ignore[misc]
             ) from None
 
 
-def _cannot(op: str, error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"operator {op} cannot be compiled: {text or type(error).__name__}"
+_MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that are matrix products of their first two inputs."""
+
+_MOVING = (
+    "Concat", "Expand", "Flatten", "GlobalMaxPool", "Identity", "MaxPool", "Relu", "Reshape", "Slice", "Split",
+    "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""Operators whose results are numbers of their first input: rounding before them or after is the same."""
+
+
+def _operands(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """The values that become operands of matrix products, perhaps after having been moved."""
+    found: set[str] = set()
+    for node in reversed(nodes):
+        if node.op_type in _MATRIX:
+            found.update(node.input[:2])
+        elif node.op_type in _MOVING and found.intersection(node.output):
+            found.update(node.input if node.op_type == "Concat" else node.input[:1])
+    return found
+
+
+def _use_half() -> None:
+    """Every matrix product of this process takes float16 and adds up in float32."""
+
+    def halved(tensor: Tensor) -> Tensor:
+        return tensor.cast(dtypes.float16) if tensor.dtype == dtypes.float32 else tensor
+
+    def product(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(self: Tensor, other: Tensor, *args: Any, **options: Any) -> Tensor:
+            if self.dtype in (dtypes.float32, dtypes.float16):
+                self, other = halved(self), halved(other)
+                options["dtype"] = dtypes.float32
+            return original(self, other, *args, **options)
+
+        return run
+
+    Tensor.conv2d = product(Tensor.conv2d)
+    Tensor.dot = product(Tensor.dot)
 
 
 def _declared(value: onnx.ValueInfoProto) -> OnnxValue:
@@ -286,7 +360,7 @@ class _Lowering:
         path = Path(spec.model)
         model = read_model(path)
         check_operators(model)
-        self._runner = _Runner(model, path.parent)
+        self._runner = _Runner(model, path.parent, spec.dtype == "fp16")
         self._renderer = _renderer(spec.target)
         self._capture(model)
 
@@ -300,7 +374,7 @@ class _Lowering:
         recorder = _Recorder()
         capturing.append(recorder)
         try:
-            answers = runner(feed)
+            answers = runner.run(feed)
             outputs = []
             for value in model.graph.output:
                 kind = _DTYPES.get(value.type.tensor_type.elem_type)
@@ -340,7 +414,7 @@ class _Lowering:
         self._derived: dict[UOp, tuple[str, Array]] = {}
         if not self._once:
             return
-        renderer = _renderer(host.TARGET)
+        renderer = _renderer(HOST)
         kernels: dict[UOp, Kernel] = {}
         for call in self._once:
             body = call.src[0]
@@ -445,18 +519,17 @@ class _Lowering:
                 )
             )
             estimates = program.src[0].arg.estimates
-            statistics.append(Statistic(kernel.name, int(estimates.ops), int(estimates.mem)))
+            on_tensor_cores = "mma.sync" in kernel.source
+            statistics.append(Statistic(kernel.name, int(estimates.ops), int(estimates.mem), on_tensor_cores))
         self._tell(len(linear.src), len(linear.src) + 1)
         sources = [one.source for one in kernels.values()]
-        if self._spec.target == host.TARGET:
+        if self._spec.target == HOST:
             module, log = host.build(sources, [*kernels.values()]), ""
         else:
             module, log = nvrtc.build(sources, self._spec.target)
         (directory / "module").write_bytes(module)
         workspace = sum(-(-int(one.max_numel()) * one.dtype.itemsize // 256) * 256 for one in arenas)
-        return Built(
-            self._output_shapes, workspace, launches, stored, statistics, log, len(self._once)
-        )
+        return Built(self._output_shapes, workspace, launches, stored, statistics, log, len(self._once))
 
     def _store(self, buffer: UOp, directory: Path, index: int) -> StoredWeight:
         name, array = self._constant(buffer)
@@ -490,8 +563,12 @@ def main(path: str) -> int:
         print(json.dumps([done, total]), flush=True)
 
     directory = Path(path).parent
+    if spec.dtype == "fp16":
+        _use_half()
     try:
-        with Context(TC_OPT=2 if spec.dtype == "fp16" else 0):
+        # Host kernels are left as they are scheduled: lowering them takes a third of the time, and what runs
+        # on this machine is tried a few times.
+        with Context(TC_OPT=2 if spec.dtype == "fp16" else 0, NOOPT=int(spec.target == HOST)):
             _Lowering(spec, tell).run(directory).write(directory)
     except ClockworkError as error:
         print(json.dumps({"error": str(error)}), flush=True)

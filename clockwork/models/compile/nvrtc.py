@@ -14,8 +14,9 @@ from clockwork.errors import InvalidModel
 MAJORS = (13, 12)
 """Of NVRTC that are looked for, best first."""
 
-PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cu13")
-"""Python packages that hold the library: nvidia-cuda-nvrtc-cu12, and nvidia-cuda-nvrtc from 13 on."""
+PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cuda_runtime", "nvidia.cu13")
+"""Python packages that hold the library and the headers of 16-bit types: nvidia-cuda-nvrtc-cu12 and
+nvidia-cuda-runtime-cu12, which from 13 on share a folder."""
 
 
 class _Library:
@@ -38,9 +39,7 @@ class _Library:
         """The cubin and the log. Raises InvalidModel."""
         program = ctypes.c_void_p()
         self.check(
-            self._dll.nvrtcCreateProgram(
-                ctypes.byref(program), source.encode(), b"program.cu", 0, None, None
-            )
+            self._dll.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"program.cu", 0, None, None)
         )
         try:
             given = (ctypes.c_char_p * len(options))(*(one.encode() for one in options))
@@ -102,9 +101,10 @@ def is_installed() -> bool:
 def check_target(target: str) -> None:
     """Raises InvalidModel for an architecture that this NVRTC does not know."""
     known = library().architectures()
-    if not target.removeprefix("sm_").rstrip("af").isdigit() or int(
-        target.removeprefix("sm_").rstrip("af")
-    ) not in known:
+    if (
+        not target.removeprefix("sm_").rstrip("af").isdigit()
+        or int(target.removeprefix("sm_").rstrip("af")) not in known
+    ):
         raise InvalidModel(
             f"architecture {target} is not one that NVRTC {'.'.join(map(str, library().version))} makes: "
             f"{', '.join(f'sm_{one}' for one in known)}"

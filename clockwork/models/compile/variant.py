@@ -50,6 +50,7 @@ class Statistic:
     kernel: str
     operations: int
     bytes: int  # read and written, each once
+    tensor_cores: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

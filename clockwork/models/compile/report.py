@@ -1,0 +1,101 @@
+"""What each launch of a variant costs, as far as it can be known without running it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from clockwork.models.compile.variant import Statistic
+from clockwork.models.program import Variant
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Card:
+    """What its maker says of a card that has an architecture."""
+
+    name: str
+    memory: float  # bytes a second
+    fp32: float  # operations a second, without tensor cores
+    fp16: float  # operations a second of dense matrix products on tensor cores
+
+
+CARDS: Mapping[str, Card] = {
+    "sm_70": Card("V100", 900e9, 15.7e12, 125e12),
+    "sm_75": Card("T4", 320e9, 8.1e12, 65e12),
+    "sm_80": Card("A100 80GB", 2039e9, 19.5e12, 312e12),
+    "sm_86": Card("A10", 600e9, 31.2e12, 125e12),
+    "sm_89": Card("L40S", 864e9, 91.6e12, 362e12),
+    "sm_90": Card("H100 SXM", 3350e9, 66.9e12, 989e12),
+    "sm_100": Card("B200", 8000e9, 75e12, 2250e12),
+}
+"""A card of each architecture, with the figures of its data sheet."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resources:
+    """What the assembler gave a kernel."""
+
+    registers: int  # of each thread
+    shared: int  # bytes of a block, statically
+    spilled: int  # bytes stored and loaded because the registers were not enough
+
+
+_ENTRY = re.compile(r"Compiling entry function '([^']+)'")
+_SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def parse_log(log: str) -> dict[str, Resources]:
+    """What ``--ptxas-options=-v`` says of each kernel."""
+    found: dict[str, Resources] = {}
+    name, spilled = "", 0
+    for line in log.splitlines():
+        if entry := _ENTRY.search(line):
+            name, spilled = entry[1], 0
+        elif spills := _SPILLS.search(line):
+            spilled = int(spills[1]) + int(spills[2])
+        elif used := _USED.search(line):
+            shared = _SHARED.search(line)
+            found[name] = Resources(int(used[1]), int(shared[1]) if shared else 0, spilled)
+    return found
+
+
+def bound_ns(card: Card, statistic: Statistic, tensor_cores: bool) -> tuple[float, str]:
+    """The least time that a launch can take on a card, and what it waits for then."""
+    memory = statistic.bytes / card.memory * 1e9
+    compute = statistic.operations / (card.fp16 if tensor_cores else card.fp32) * 1e9
+    return (memory, "memory") if memory >= compute else (compute, "arithmetic")
+
+
+def rows_of(variant: Variant, statistics: Sequence[Statistic], log: str) -> tuple[list[str], list[list[str]]]:
+    """A table: titles and a row for each launch, and one for them all."""
+    card = CARDS.get(variant.target.rstrip("af"))
+    resources = parse_log(log)
+    titles = ["kernel", "grid", "block", "registers", "spilled", "shared", "KiB", "MFLOP"]
+    if card is not None:
+        titles.append(f"least, {card.name}")
+    rows, total = [], 0.0
+    for launch, statistic in zip(variant.launches, statistics, strict=True):
+        has = resources.get(launch.kernel)
+        row = [
+            launch.kernel + (" *" if statistic.tensor_cores else ""),
+            "x".join(map(str, launch.grid)),
+            "x".join(map(str, launch.block)),
+            *((str(has.registers), str(has.spilled), str(has.shared)) if has else ("-", "-", "-")),
+            f"{statistic.bytes / 1024:.1f}",
+            f"{statistic.operations / 1e6:.3f}",
+        ]
+        if card is not None:
+            least, why = bound_ns(card, statistic, statistic.tensor_cores)
+            total += least
+            row.append(f"{least / 1e3:.2f} us, {why}")
+        rows.append(row)
+    last = [
+        f"all {len(rows)}", "", "", "", str(sum(one.spilled for one in resources.values())), "",
+        f"{sum(one.bytes for one in statistics) / 1024:.1f}",
+        f"{sum(one.operations for one in statistics) / 1e6:.3f}",
+    ]  # fmt: skip
+    rows.append([*last, f"{total / 1e3:.2f} us"] if card is not None else last)
+    return titles, rows

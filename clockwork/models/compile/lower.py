@@ -28,6 +28,7 @@ from tinygrad.codegen import to_program
 from tinygrad.codegen.opt import tc
 from tinygrad.device import Compiler
 from tinygrad.dtype import DType
+from tinygrad.engine.jit import JitError
 from tinygrad.engine.realize import capturing, get_call_arg_uops
 from tinygrad.helpers import Context, Target
 from tinygrad.nn.onnx import (
@@ -209,6 +210,11 @@ class _Runner(OnnxRunner):
                 results = self._run_node(node)
             except ClockworkError:
                 raise
+            except JitError:  # it wanted to look into a tensor
+                raise InvalidModel(
+                    f"operator {node.op} cannot be compiled here: a value that decides its result's shape is "
+                    "only known when it runs"
+                ) from None
             except Exception as error:  # whatever the operator's implementation trips over
                 text = " ".join(str(error).split())[:200] or type(error).__name__
                 raise InvalidModel(f"operator {node.op} cannot be compiled: {text}") from error
@@ -235,14 +241,6 @@ class _Runner(OnnxRunner):
             else one
             for name, one in zip(node.outputs, results, strict=False)
         )
-
-    def _get_python_const(self, name: str, op: str, idx: int) -> Any:
-        try:
-            return super()._get_python_const(name, op, idx)
-        except RuntimeError:
-            raise InvalidModel(
-                f"operator {op} cannot be compiled here: its input {idx}, {name!r}, is only known when it runs"
-            ) from None
 
 
 _MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -1,0 +1,396 @@
+"""From ONNX to a program package: what it answers, what it holds, and what is refused.
+
+Kernels for the host are run here, launch by launch, in plain memory: what a device does with a program, without
+one. Where the extra [compile] is not installed, all of this skips.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
+
+from clockwork.cli import cli
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.models import zoo
+from clockwork.models.compile import compiler, nvrtc, report
+from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.host import Executor
+from clockwork.models.compile.variant import Statistic
+from clockwork.models.inputs import difference
+from clockwork.models.program import (
+    Program,
+    check_files,
+    package_files,
+    program_hash,
+    read_checks,
+    read_program,
+)
+from clockwork.models.runtime import Session
+from clockwork.tensors import Array
+from tests.unit.models_onnx import INT64, initializer, model_of, normal, value
+
+needs_compiler = pytest.mark.skipif(
+    not compiler.is_installed(), reason="tinygrad is not installed (the extra [compile])"
+)
+needs_nvrtc = pytest.mark.skipif(
+    not (compiler.is_installed() and nvrtc.is_installed()),
+    reason="NVRTC is not installed (the extra [compile])",
+)
+
+
+class Case:
+    """A model, and the package that was made of it."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path, **options: Any) -> None:
+        self.path = folder / "model.onnx"
+        folder.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, self.path)
+        self.directory = folder / "package"
+        self.summary = compile_model(
+            self.path, self.directory, Options(**{"targets": ("host",), "batches": (1,), **options})
+        )
+        self.program = read_program(self.directory)
+        check_files(self.program, self.directory)
+
+    def compare(self, inputs: list[Array], relative: float = 1e-4) -> None:
+        """The launches answer as ONNX Runtime does."""
+        expected = Session(self.path, optimise=False).run(inputs)
+        actual = Executor(self.program, self.directory).run(inputs)
+        assert difference(actual, expected, relative) == ""
+
+
+def check_launches(program: Program) -> None:
+    """No launch reads nothing but weights: its result would be the same at every inference."""
+    for variant in program.variants:
+        for launch in variant.launches:
+            written, *read = launch.args
+            assert written.kind in ("output", "workspace")
+            assert [one for one in read if one.kind != "weight"], launch
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(zoo.build("digits"), tmp_path_factory.mktemp("digits"), batches=(4, 1))
+
+
+# ----- answers ---------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_digits_answer_as_onnx_runtime_does(digits: Case, rows: int) -> None:
+    assert [variant.batch for variant in digits.program.variants] == [1, 4]
+    digits.compare([normal(rows, 1, 8, 8, seed=rows)])
+
+
+@needs_compiler
+def test_a_network_of_residual_blocks_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
+    model = zoo.build("residual_cnn", image=16, widths=(8, 16), blocks=(1, 1), fold=False)
+    case = Case(model, tmp_path, batches=(1, 4))
+    check_launches(case.program)
+    for rows in (1, 3):
+        case.compare([normal(rows, 3, 16, 16, seed=rows)])
+
+
+@needs_compiler
+def test_an_encoder_is_compiled_for_each_length_that_is_named(tmp_path: Path) -> None:
+    model = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)
+    case = Case(model, tmp_path, batches=(2,), shapes={"ids": [[1, 4], [1, 8]]})
+    check_launches(case.program)
+    assert [variant.shapes for variant in case.program.variants] == [((2, 4), (2, 4)), ((2, 8), (2, 8))]
+    rng = np.random.default_rng(0)
+    for rows, length in ((1, 4), (2, 8)):
+        ids = rng.integers(0, 50, (rows, length))
+        case.compare([ids, np.ones_like(ids)])
+    executor = Executor(case.program, case.directory)
+    with pytest.raises(InvalidModel, match=r"no variant for inputs of \[\[1, 6\], \[1, 6\]\]"):
+        executor.run([np.zeros((1, 6), np.int64)] * 2)
+    for wild in (50, 2**40, -(2**62)):  # ids that the table does not have read nothing outside it
+        (answer,) = executor.run([np.full((1, 4), wild), np.ones((1, 4), np.int64)])
+        assert np.isfinite(answer).all()
+
+
+@needs_compiler
+def test_half_precision_halves_the_weights_and_says_what_it_cost(tmp_path: Path) -> None:
+    model = zoo.build("mlp", width=32, depth=2)
+    case = Case(model, tmp_path / "half", dtype="fp16")
+    full = Case(model, tmp_path / "full")
+    assert case.summary.folded >= 3  # the weights were cast when the package was made
+    check_launches(case.program)
+    halved = sum(weight.bytes for weight in case.program.weights if weight.dtype == TensorProto.FLOAT16)
+    assert halved > 0.9 * case.program.weights_bytes  # the rest are biases
+    assert case.program.weights_bytes < 0.6 * full.program.weights_bytes
+    case.compare([normal(1, 64)], relative=1e-2)
+    assert re.fullmatch(
+        r"1 compared, apart by \d\.\de-0[345] of the largest value at most", case.summary.verified
+    )
+
+
+@needs_compiler
+def test_what_a_model_gives_back_untouched_or_twice_is_copied(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["same"]),
+        helper.make_node("Relu", ["x"], ["first"]),
+        helper.make_node("Identity", ["first"], ["second"]),
+        helper.make_node("ArgMax", ["x"], ["best"], axis=1),
+    ]
+    outputs = [value(name, ["N", 5]) for name in ("same", "first", "second")]
+    model = model_of(nodes, [value("x", ["N", 5])], [*outputs, value("best", ["N", 1], INT64)])
+    Case(model, tmp_path, batches=(3,)).compare([normal(2, 5)])
+
+
+@needs_compiler
+def test_a_model_that_does_not_batch_is_compiled_as_it_is(tmp_path: Path) -> None:
+    model = model_of(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [value("x", [2, 3])],
+        [value("y", [2, 4])],
+        [initializer("w", normal(3, 4))],
+    )
+    case = Case(model, tmp_path, batches=(1, 8))
+    assert not case.program.batches
+    assert [variant.batch for variant in case.program.variants] == [1]
+    case.compare([normal(2, 3)])
+
+
+# ----- the package -----------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = zoo.build("mlp", width=16, depth=1)
+    cases = [Case(model, tmp_path / str(jobs), batches=(1, 2), jobs=jobs) for jobs in (1, 2)]
+    files = [path for path, _ in package_files(cases[0].directory)]
+    assert filecmp.cmpfiles(cases[0].directory, cases[1].directory, files, shallow=False) == (files, [], [])
+
+
+@needs_compiler
+def test_fine_tunes_share_their_program(tmp_path: Path) -> None:
+    model = zoo.build("mlp", width=16, depth=1)
+    one = Case(model, tmp_path / "one")
+    other = Case(zoo.fine_tune(model, 7), tmp_path / "other", name="tuned")
+    wider = Case(zoo.build("mlp", width=20, depth=1), tmp_path / "wider")
+    assert other.program.name == "tuned"
+    assert one.program.files["weights.bin"] != other.program.files["weights.bin"]
+    assert program_hash(one.program) == program_hash(other.program) != program_hash(wider.program)
+
+
+@needs_compiler
+def test_a_package_brings_answers_to_check_a_device_with(digits: Case) -> None:
+    ((inputs, outputs),) = read_checks(digits.directory, digits.program)
+    assert [array.shape for array in (*inputs, *outputs)] == [(1, 1, 8, 8), (1, 10)]
+    assert difference(Session(digits.path, optimise=False).run(inputs), outputs) == ""
+
+
+@needs_compiler
+def test_damaged_checks_are_refused(digits: Case, tmp_path: Path) -> None:
+    shutil.copytree(digits.directory, tmp_path / "copy")
+    (tmp_path / "copy" / "checks.npz").write_bytes(b"PK nothing")
+    with pytest.raises(InvalidModel, match=r"checks.npz cannot be read"):
+        read_checks(tmp_path / "copy", digits.program)
+    with pytest.raises(InvalidModel, match=r"'checks.npz' is damaged"):
+        package_files(tmp_path / "copy")
+
+
+@needs_nvrtc
+def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> None:
+    case = Case(zoo.build("mlp", width=16, depth=1), tmp_path, targets=("sm_90", "sm_80"), dtype="fp16")
+    assert list(case.program.targets) == ["sm_80", "sm_90"]
+    check_launches(case.program)
+    major = nvrtc.library().version[0]
+    for variant, log in zip(case.program.variants, case.summary.logs, strict=True):
+        target = case.program.targets[variant.target]
+        assert target.driver == 1000 * major
+        code = (case.directory / target.modules[0]).read_bytes()
+        assert code.startswith(b"\x7fELF")
+        resources = report.parse_log(log)
+        for launch in variant.launches:
+            assert launch.kernel.encode() in code
+            assert resources[launch.kernel].registers > 0
+    assert case.summary.verified.startswith("1 compared")  # on the host, although it is not among the targets
+
+
+# ----- refusals --------------------------------------------------------------------------------
+
+
+def unary(op: str, domain: str = "", dtype: int = TensorProto.FLOAT, **attributes: Any) -> onnx.ModelProto:
+    return model_of(
+        [helper.make_node(op, ["x"], ["y"], domain=domain, **attributes)],
+        [value("x", [4, 4], dtype)],
+        [value("y", None, dtype)],
+        domains=[(domain, 1)] if domain else [],
+    )
+
+
+def with_body() -> onnx.ModelProto:
+    """y = x if x[0, 0] > 0 else -x."""
+
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        return helper.make_graph([helper.make_node(op, ["x"], [name])], name, [], [value(name, [1, 4])])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Cast", ["s"], ["c"], to=TensorProto.BOOL),
+        helper.make_node(
+            "If", ["c"], ["y"], then_branch=branch("a", "Identity"), else_branch=branch("b", "Neg")
+        ),
+    ]
+    return model_of(nodes, [value("x", [1, 4])], [value("y", [1, 4])])
+
+
+def nonzero() -> onnx.ModelProto:
+    return model_of(
+        [helper.make_node("NonZero", ["x"], ["y"])], [value("x", [4, 4])], [value("y", [2, "count"], INT64)]
+    )
+
+
+def strings() -> onnx.ModelProto:
+    kind = TensorProto.STRING
+    nodes = [helper.make_node("StringConcat", ["x", "x"], ["y"])]
+    return model_of(nodes, [value("x", [2], kind)], [value("y", [2], kind)], opset=20)
+
+
+def of_unknown_shape() -> onnx.ModelProto:
+    """The sizes of y are in x."""
+    nodes = [helper.make_node("ConstantOfShape", ["x"], ["y"])]
+    return model_of(nodes, [value("x", [2], INT64)], [value("y", None)])
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: unary("Det"), r"no kernels are known for Det$"),
+        (lambda: unary("Inverse", "com.microsoft"), r"no kernels are known for com.microsoft.Inverse$"),
+        (nonzero, r"operator NonZero cannot be compiled here: a value .* is only known when it runs"),
+        (with_body, r"no kernels are known for If$"),
+        (strings, r"no kernels are known for StringConcat$"),
+        (of_unknown_shape, r"operator ConstantOfShape cannot be compiled here: a value .* is only known when"),
+        (lambda: unary("Bernoulli", seed=1.0), r"no kernels are known for RandomUniformLike$"),
+    ],
+    ids=["Det", "Inverse", "NonZero", "If", "strings", "ConstantOfShape", "Bernoulli"],
+)  # fmt: skip
+def test_what_cannot_be_compiled_is_refused_by_name(
+    make: Callable[[], onnx.ModelProto], says: str | None, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidModel, match=says):
+        Case(make(), tmp_path)
+    assert not (tmp_path / "package").exists()
+    assert list(tmp_path.glob(".compiling-*")) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"targets": ()}, "give an architecture"),
+        ({"batches": (0,)}, r"batch sizes are 1 to 65536, not \[0\]"),
+        ({"dtype": "int4"}, "dtype 'int4' is none of fp32, fp16"),
+        ({"shapes": {"z": [[1]]}}, "no input 'z'; it has x"),
+        ({"shapes": {"x": [[1, 3]]}}, r"shape \[1, 3\] of input 'x' is not of \['N', 64\]"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match=says):
+        Case(zoo.build("mlp", width=16, depth=1), tmp_path, **options)
+
+
+@needs_nvrtc
+def test_an_architecture_that_nobody_makes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match=r"architecture sm_11 is not one that NVRTC .* makes: .*sm_80"):
+        Case(zoo.build("null"), tmp_path, targets=("sm_11",))
+
+
+@needs_compiler
+def test_an_open_dimension_needs_a_size(tmp_path: Path) -> None:
+    model = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)
+    with pytest.raises(
+        InvalidModel, match=r"dimension 1 of input 'ids' \['N', 'S'\] has no size: .*--shape ids:"
+    ):
+        Case(model, tmp_path)
+
+
+def test_without_the_extra_it_is_said_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "is_installed", lambda: False)
+    with pytest.raises(
+        InvalidModel, match=r"needs tinygrad, which is not installed: pip install '\.\[compile\]'"
+    ):
+        Case(zoo.build("null"), tmp_path)
+
+
+# ----- the command line ------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_the_command_makes_a_package_and_reports_its_kernels(tmp_path: Path) -> None:
+    model, target = tmp_path / "mlp.onnx", tmp_path / "out"
+    onnx.save(zoo.build("mlp", width=16, depth=1), model)
+    np.save(tmp_path / "x.npy", normal(2, 64))
+    arguments = ["compile", str(model), "-o", str(target), "--arch", "host", "--batch", "1", "--report"]
+    arguments += ["--examples", str(tmp_path / "x.npy")]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    assert "1 variants for host, of at most 2 launches" in done.output
+    assert "1 compared, apart by" in done.output
+    assert "all 2" in done.output
+    assert read_program(target).name == "mlp"
+    again = CliRunner().invoke(cli, arguments)
+    assert again.exit_code == 1
+    assert again.output.strip().endswith("exists already")
+
+
+@pytest.mark.parametrize("text", ["ids", "ids:", ":1,2", "ids:1,x", "ids:0,4"])
+def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
+    from clockwork.cli_compile import parse_shapes
+
+    with pytest.raises(ConfigError, match=re.escape(repr(text))):
+        parse_shapes((text,))
+
+
+def test_shapes_are_read_in_the_order_given() -> None:
+    from clockwork.cli_compile import parse_shapes
+
+    assert parse_shapes(("ids:1,128", "m:0:1,3", "ids:1,512")) == {
+        "ids": [[1, 128], [1, 512]],
+        "m:0": [[1, 3]],
+    }
+
+
+# ----- the report ------------------------------------------------------------------------------
+
+LOG = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'k1_r_2' for 'sm_80'
+ptxas info    : Function properties for k1_r_2
+    8 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 64 bytes smem, 376 bytes cmem[0]
+ptxas info    : Compiling entry function 'k0_E' for 'sm_80'
+ptxas info    : Function properties for k0_E
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, 368 bytes cmem[0]
+"""
+
+
+def test_the_assembler_s_log_tells_registers_and_spills() -> None:
+    assert report.parse_log(LOG) == {
+        "k1_r_2": report.Resources(255, 64, 32),
+        "k0_E": report.Resources(8, 0, 0),
+    }
+
+
+def test_a_launch_takes_at_least_what_memory_or_arithmetic_takes() -> None:
+    card = report.Card("made up", memory=1e9, fp32=1e9, fp16=1e12)
+    assert report.bound_ns(card, Statistic("k", 500, 2000, False), False) == (2000.0, "memory")
+    assert report.bound_ns(card, Statistic("k", 5000, 2000, False), False) == (5000.0, "arithmetic")
+    assert report.bound_ns(card, Statistic("k", 5000, 2000, True), True) == (2000.0, "memory")

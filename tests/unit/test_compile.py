@@ -7,6 +7,7 @@ one. Where the extra [compile] is not installed, all of this skips.
 from __future__ import annotations
 
 import filecmp
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -25,8 +26,10 @@ from clockwork.models import zoo
 from clockwork.models.compile import compiler, nvrtc, report
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.compile.host import Executor
+from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
 from clockwork.models.inputs import difference
+from clockwork.models.package import LIST_FILE, PackageFile, hash_file, rows_of
 from clockwork.models.program import (
     Program,
     check_files,
@@ -37,7 +40,7 @@ from clockwork.models.program import (
 )
 from clockwork.models.runtime import Session
 from clockwork.tensors import Array
-from tests.unit.models_onnx import INT64, initializer, model_of, normal, value
+from tests.unit.models_onnx import INT64, initializer, model_of, normal, save_package, value
 
 needs_compiler = pytest.mark.skipif(
     not compiler.is_installed(), reason="tinygrad is not installed (the extra [compile])"
@@ -394,3 +397,38 @@ def test_a_launch_takes_at_least_what_memory_or_arithmetic_takes() -> None:
     assert report.bound_ns(card, Statistic("k", 500, 2000, False), False) == (2000.0, "memory")
     assert report.bound_ns(card, Statistic("k", 5000, 2000, False), False) == (5000.0, "arithmetic")
     assert report.bound_ns(card, Statistic("k", 5000, 2000, True), True) == (2000.0, "memory")
+
+
+# ----- on a worker -----------------------------------------------------------------------------
+
+
+@needs_compiler
+def test_a_worker_compiles_a_package_once_and_gives_fine_tunes_the_same_kernels(tmp_path: Path) -> None:
+    model = zoo.build("mlp", width=16, depth=1)
+    packages = []
+    for number, one in enumerate((model, zoo.fine_tune(model, 5))):
+        packages.append(save_package(one, tmp_path / f"package{number}", {"x": normal(2, 64)}))
+        files = sorted(path for path in packages[-1].rglob("*"))
+        rows = rows_of([PackageFile(path.name, *hash_file(path)) for path in files[::-1]])
+        (packages[-1] / LIST_FILE).write_text(json.dumps(rows))
+    store = tmp_path / "store"
+    steps: list[str] = []
+
+    def tell(what: str, done: int, total: int) -> None:
+        steps.append(what)
+
+    made = [compile_package(one, store, "host", {"batch_max": 3}, tell) for one in packages]
+    assert {"host batch 1", "host batch 2", "host batch 3"} <= set(steps)
+    programs = [read_program(one) for one in made]
+    assert [variant.batch for variant in programs[0].variants] == [1, 2, 3]
+    assert program_hash(programs[0]) == program_hash(programs[1])
+    assert (
+        len(list((store / "compiled" / "kernels").iterdir())) == 3
+    )  # one a variant, none of the second model
+    for package, directory, program in zip(packages, made, programs, strict=True):
+        x = normal(3, 64, seed=1)
+        expected = Session(package / "model.onnx", optimise=False).run([x])
+        assert difference(Executor(program, directory).run([x]), expected) == ""
+    steps.clear()
+    assert compile_package(packages[0], store, "host", {"batch_max": 3}, tell) == made[0]
+    assert steps == []

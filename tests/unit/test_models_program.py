@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clockwork.errors import InvalidModel
@@ -24,6 +27,7 @@ from clockwork.models.program import (
     offsets_of,
     parse_program,
     program_hash,
+    read_checks,
     read_program,
     write_program,
 )
@@ -228,3 +232,31 @@ def test_weights_that_end_before_their_file_does_are_read_and_others_are_not(dir
     (directory / "weights.bin").write_bytes(bytes(71))
     with pytest.raises(InvalidModel, match=r"weights.bin has 71 bytes, its weights end at 72"):
         check_files(write_program(directory, program()), directory)
+
+
+# ----- a package written by hand ---------------------------------------------------------------
+
+
+def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tmp_path: Path) -> None:
+    from clockwork.client import _package
+    from clockwork.models.compile.host import Executor
+    from clockwork.models.package import PackageFile, hash_file, parse_files
+
+    root = Path(__file__).resolve().parents[2]
+    directory = tmp_path / "relu"
+    subprocess.run(
+        [sys.executable, root / "examples" / "program" / "make.py", directory], cwd=root, check=True
+    )
+    made = read_program(directory)
+    check_files(made, directory)
+    executor = Executor(made, directory)
+    ((inputs, outputs),) = read_checks(directory, made)
+    assert np.allclose(executor.run(inputs)[0], outputs[0], atol=1e-6)
+    many = [np.repeat(inputs[0], 5, axis=0)]  # on the variant for 8 rows
+    assert np.allclose(executor.run(many)[0], np.repeat(outputs[0], 5, axis=0), atol=1e-6)
+
+    files = [PackageFile(path, *hash_file(source)) for path, source in _package(directory, None, tmp_path)]
+    assert parse_files([[one.path, one.bytes, one.sha256] for one in files]) == files
+    assert files[0].path == "program.json"
+    with pytest.raises(InvalidModel, match="takes no examples"):
+        _package(directory, {"x": inputs[0]}, tmp_path)

@@ -77,6 +77,7 @@ class Options:
     examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
     verify: bool = True  # run the program on this machine and compare
     jobs: int = 0  # child processes at a time; 0: one for each processor
+    cache: Path | None = None  # where kernels are kept for models of equal architecture
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Summary:
     statistics: list[list[Statistic]]  # of each launch of each variant of the program
     logs: list[str]  # of each variant: what the assembler said
     folded: int  # kernels that were run at packaging instead of at every inference
+    reused: int  # variants whose kernels an earlier model of equal architecture had left in the cache
     verified: str  # how it compares with ONNX Runtime; "" if that was not asked for
 
 
@@ -201,6 +203,7 @@ class _Compilation:
             [kept[index].statistics for index in range(len(jobs))],
             [kept[index].log for index in range(len(jobs))],
             max(one.folded for one in kept),
+            sum(one.reused for one in kept),
             verified,
         )
 
@@ -284,7 +287,7 @@ class _Compilation:
         return [future.result() for future in futures]
 
     def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
-        spec = Spec(str(job.frozen), job.target, self._options.dtype)
+        spec = Spec(str(job.frozen), job.target, self._options.dtype, str(self._options.cache or ""))
         path = spec.write(job.work)
         environment = config.bare_environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **_CHILD)
         with (

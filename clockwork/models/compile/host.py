@@ -2,6 +2,7 @@
 
 Each kernel is exported as ``void NAME(void **args, const unsigned grid[3], const unsigned block[3])`` where
 args[i] points at the value of argument i, as cuLaunchKernel takes them. It runs all blocks of the launch.
+Of kernels in CUDA C, csrc/cuda/host_kernels.h makes such functions under the name cw_host_NAME.
 """
 
 from __future__ import annotations
@@ -85,7 +86,11 @@ class Code:
         """Run one launch to its end. arguments: ctypes values; what pointers point at is the caller's."""
         places = (ctypes.c_void_p * max(1, len(arguments)))(*(ctypes.addressof(one) for one in arguments))
         sizes = [(ctypes.c_uint * 3)(*sides) for sides in (grid, block)]
-        self._library[kernel](places, *sizes)
+        try:
+            entry = self._library[f"cw_host_{kernel}"]
+        except AttributeError:
+            entry = self._library[kernel]
+        entry(places, *sizes)
 
 
 _SCALARS: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "f32": ctypes.c_float}

@@ -11,11 +11,16 @@ own nvrtc and host modules.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
+import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,7 +51,15 @@ from tinygrad.uop.ops import AddrSpace, Ops, PatternMatcher, ProgramInfo, UOp, U
 
 from clockwork.errors import ClockworkError, InvalidModel
 from clockwork.models.compile import host, nvrtc
-from clockwork.models.compile.variant import Built, Kernel, Spec, Statistic, StoredWeight
+from clockwork.models.compile.variant import (
+    BUILT_FILE,
+    MODULE_FILE,
+    Built,
+    Kernel,
+    Spec,
+    Statistic,
+    StoredWeight,
+)
 from clockwork.models.onnx_import import read_model
 from clockwork.models.program import HOST, Argument, Launch
 from clockwork.models.split import operator
@@ -466,9 +479,50 @@ class _Lowering:
 
     def run(self, directory: Path) -> Built:
         """Write the module and the weights into ``directory``."""
-        self._fold()
+        with Context(NOOPT=1):  # the same numbers, whatever the target
+            self._fold()
         held = {*self._inputs, *self._outputs, *self._runner.weights, *self._derived}
         linear = memory_plan_rewrite(UOp(Ops.LINEAR, src=tuple(self._launched)), held)
+        known = Path(self._spec.cache) / self._key(linear) if self._spec.cache else None
+        if known is not None and (known / BUILT_FILE).exists():
+            return self._reuse(known, linear, directory)
+        built = self._build(linear, directory)
+        if known is not None:
+            _publish(directory, built, known)
+        return built
+
+    def _key(self, linear: UOp) -> str:
+        """Equal for models that are lowered to the same kernels and launches, whatever their weights."""
+        constants: dict[UOp, int] = {}
+        text = [self._spec.target, self._spec.dtype, *_versions(), str(self._output_shapes)]
+        for call in linear.src:
+            text.append(call.src[0].key.hex())
+            for uop in get_call_arg_uops(call):
+                place = _place(uop)
+                if place.buffer in self._inputs:
+                    what = ("input", self._inputs[place.buffer])
+                elif place.buffer in self._outputs:
+                    what = ("output", self._outputs[place.buffer])
+                else:
+                    is_weight = place.buffer in self._derived or place.buffer in self._runner.weights
+                    what = (
+                        "weight" if is_weight else "workspace",
+                        constants.setdefault(place.buffer, len(constants)),
+                    )
+                text.append(f"{what} {place.offset} {int(place.buffer.max_numel())} {place.buffer.dtype}")
+        return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+    def _reuse(self, known: Path, linear: UOp, directory: Path) -> Built:
+        """Take the module and launches of an equal architecture, and write this model's weights."""
+        built = Built.read(known)
+        shutil.copyfile(known / MODULE_FILE, directory / MODULE_FILE)
+        weights = []
+        for index, one in enumerate(built.weights):
+            buffer = _place(get_call_arg_uops(linear.src[one.call])[one.place]).buffer
+            weights.append(self._store(buffer, directory, index, one.call, one.place))
+        return dataclasses.replace(built, weights=weights, folded=len(self._once), reused=True)
+
+    def _build(self, linear: UOp, directory: Path) -> Built:
         arenas: dict[UOp, int] = {}
         weights: dict[UOp, int] = {}
         stored: list[StoredWeight] = []
@@ -476,7 +530,7 @@ class _Lowering:
         launches: list[Launch] = []
         statistics: list[Statistic] = []
 
-        def argument(uop: UOp) -> Argument:
+        def argument(call: int, at: int, uop: UOp) -> Argument:
             place = _place(uop)
             buffer, offset = place.buffer, place.offset
             if buffer in self._inputs:
@@ -486,7 +540,7 @@ class _Lowering:
             if buffer in self._derived or buffer in self._runner.weights:
                 if buffer not in weights:
                     weights[buffer] = len(stored)
-                    stored.append(self._store(buffer, directory, len(stored)))
+                    stored.append(self._store(buffer, directory, len(stored), call, at))
                 return Argument("weight", weights[buffer], offset)
             if buffer not in arenas:
                 arenas[buffer] = sum(
@@ -513,7 +567,7 @@ class _Lowering:
                     kernel.grid,
                     kernel.block,
                     0,
-                    tuple(argument(places[index]) for index in program.arg.globals),
+                    tuple(argument(done, index, places[index]) for index in program.arg.globals),
                 )
             )
             estimates = program.src[0].arg.estimates
@@ -525,16 +579,43 @@ class _Lowering:
             module, log = host.build(sources, [*kernels.values()]), ""
         else:
             module, log = nvrtc.build(sources, self._spec.target)
-        (directory / "module").write_bytes(module)
+        (directory / MODULE_FILE).write_bytes(module)
         workspace = sum(-(-int(one.max_numel()) * one.dtype.itemsize // 256) * 256 for one in arenas)
-        return Built(self._output_shapes, workspace, launches, stored, statistics, log, len(self._once))
+        return Built(
+            self._output_shapes, workspace, launches, stored, statistics, log, len(self._once), False
+        )
 
-    def _store(self, buffer: UOp, directory: Path, index: int) -> StoredWeight:
+    def _store(self, buffer: UOp, directory: Path, index: int, call: int, place: int) -> StoredWeight:
         name, array = self._constant(buffer)
         (directory / f"weight{index}").write_bytes(array.tobytes())
         code = _CODES[buffer.dtype.scalar() if hasattr(buffer.dtype, "scalar") else buffer.dtype]
         shape = list(array.shape) if buffer in self._runner.weights else [int(buffer.max_numel())]
-        return StoredWeight(name, code, shape, array.nbytes, hashlib.sha256(array.tobytes()).hexdigest())
+        digest = hashlib.sha256(array.tobytes()).hexdigest()
+        return StoredWeight(name, code, shape, array.nbytes, digest, call, place)
+
+
+def _versions() -> list[str]:
+    """Of what the kernels depend on besides the model: other tools make other kernels."""
+    packages = ("tinygrad", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc", "clockwork-serving")
+    found = []
+    for name in packages:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _publish(directory: Path, built: Built, known: Path) -> None:
+    """Keep a module and its launches for the next model of this architecture. The weights are not kept."""
+    known.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=known.parent) as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        shutil.copyfile(directory / MODULE_FILE, made / MODULE_FILE)
+        built.write(made)
+        with contextlib.suppress(OSError):  # another process was first, with the same
+            os.rename(made, known)
 
 
 def _kernel(program: UOp, number: int) -> Kernel:

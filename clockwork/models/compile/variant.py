@@ -21,6 +21,7 @@ class Spec:
     model: str  # path of an ONNX file whose inputs all have fixed shapes
     target: str  # "sm_80" ..., or "host"
     dtype: str  # "fp32", or "fp16" for matrix products on tensor cores
+    cache: str = ""  # directory of variants made earlier, which models of equal architecture take; "" none
 
     def write(self, directory: Path) -> Path:
         path = directory / SPEC_FILE
@@ -62,6 +63,8 @@ class StoredWeight:
     shape: list[int]
     bytes: int
     sha256: str
+    call: int  # where it is first read: the launch, and the place among what that is given
+    place: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Built:
     statistics: list[Statistic]  # one of each launch
     log: str  # what the assembler says of registers and spills
     folded: int  # kernels that were run at packaging
+    reused: bool  # the kernels were there already
 
     def write(self, directory: Path) -> None:
         (directory / BUILT_FILE).write_text(json.dumps(dataclasses.asdict(self)))
@@ -100,4 +104,5 @@ class Built:
             [Statistic(**one) for one in body["statistics"]],
             body["log"],
             body["folded"],
+            body["reused"],
         )

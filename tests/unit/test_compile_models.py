@@ -1,0 +1,69 @@
+"""Whole networks through the compiler: slow, because each has dozens of kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from clockwork.models import zoo
+from clockwork.models.compile import nvrtc, report
+from clockwork.models.compile.compiler import Options, compile_model
+from tests.unit.models_onnx import normal
+from tests.unit.test_compile import Case, check_launches, needs_compiler, needs_nvrtc
+
+pytestmark = pytest.mark.slow
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("resnet18", {"image": 32, "classes": 10}, (3, 32, 32)),
+        ("mobilenet_v2", {"image": 64, "classes": 10}, (3, 64, 64)),
+        ("mlp", {}, (64,)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_networks_answer_as_onnx_runtime_does(
+    name: str, options: dict[str, Any], shape: tuple[int, ...], dtype: str, tmp_path: Path
+) -> None:
+    case = Case(zoo.build(name, **options), tmp_path, batches=(1, 8), dtype=dtype)
+    check_launches(case.program)
+    for rows in (1, 3, 8):
+        case.compare([normal(rows, *shape, seed=rows)], relative=1e-4 if dtype == "fp32" else 2e-2)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_encoder_answers_as_onnx_runtime_does(dtype: str, tmp_path: Path) -> None:
+    model = zoo.build("transformer", layers=2, width=64, heads=4, sequence=16, vocabulary=100)
+    case = Case(model, tmp_path, batches=(1, 8), dtype=dtype)
+    check_launches(case.program)
+    rng = np.random.default_rng(0)
+    for rows in (1, 3, 8):
+        ids, mask = rng.integers(0, 100, (rows, 16)), np.ones((rows, 16), np.int64)
+        mask[0, 9:] = 0
+        case.compare([ids, mask], relative=1e-4 if dtype == "fp32" else 2e-2)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_every_kernel_of_a_resnet50_assembles_without_spills(dtype: str, tmp_path: Path) -> None:
+    model = tmp_path / "resnet50.onnx"
+    onnx.save(zoo.build("resnet50"), model)
+    options = Options(("sm_80", "sm_90"), (1,), dtype=dtype, verify=False)
+    summary = compile_model(model, tmp_path / "package", options)
+    assert nvrtc.is_installed()
+    for variant, log in zip(summary.program.variants, summary.logs, strict=True):
+        resources = report.parse_log(log)
+        assert {launch.kernel for launch in variant.launches} == set(resources)
+        assert len(variant.launches) < 60
+        if dtype == "fp32":
+            assert [name for name, one in resources.items() if one.spilled] == []
+    if dtype == "fp16":
+        products = [one for variant in summary.statistics for one in variant if one.tensor_cores]
+        assert len(products) > 80  # of 2 x 54

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import filecmp
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from clockwork.errors import ConfigError, InvalidModel
 from clockwork.models import zoo
 from clockwork.models.compile import compiler, nvrtc, report
 from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.host import Executor
 from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
@@ -221,6 +225,23 @@ def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> Non
             assert launch.kernel.encode() in code
             assert resources[launch.kernel].registers > 0
     assert case.summary.verified.startswith("1 compared")  # on the host, although it is not among the targets
+
+
+@needs_compiler
+def test_tensor_cores_as_the_compiler_emulates_them_agree_with_onnx_runtime(tmp_path: Path) -> None:
+    model, frozen = tmp_path / "model.onnx", tmp_path / "frozen.onnx"
+    onnx.save(zoo.build("mlp", width=32, depth=2, inputs=16, outputs=16), model)
+    freeze(model, [(16, 16)], frozen)
+    x = normal(16, 16)
+    np.save(tmp_path / "x.npy", x)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.emulate_tensor_cores", frozen, tmp_path / "x.npy", tmp_path / "y.npy"],
+        env={**os.environ, **compiler.CHILD_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["3", "3"]  # every kernel, on tensor cores
+    expected = Session(model, optimise=False).run([x])
+    assert difference([np.load(tmp_path / "y.npy")], expected, 2e-3) == ""
 
 
 # ----- refusals --------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ DTYPES = ("fp32", "fp16")
 Progress = Callable[[str, int, int], None]
 """Called with (what is being made, done, total); from several threads."""
 
-_CHILD = {
+CHILD_ENVIRONMENT = {
     "DEV": "NULL", "JIT": "2", "CCACHE": "0", "PARALLEL": "0", "NUM_CPU_THREADS": "1", "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SPEC": "0",
 }  # fmt: skip
@@ -289,7 +289,9 @@ class _Compilation:
     def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
         spec = Spec(str(job.frozen), job.target, self._options.dtype, str(self._options.cache or ""))
         path = spec.write(job.work)
-        environment = config.bare_environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **_CHILD)
+        environment = config.bare_environment(
+            PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **CHILD_ENVIRONMENT
+        )
         with (
             open(job.work / "errors", "w+", encoding="utf-8", errors="replace") as errors,
             subprocess.Popen(

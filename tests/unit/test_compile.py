@@ -153,7 +153,25 @@ def test_what_a_model_gives_back_untouched_or_twice_is_copied(tmp_path: Path) ->
     ]
     outputs = [value(name, ["N", 5]) for name in ("same", "first", "second")]
     model = model_of(nodes, [value("x", ["N", 5])], [*outputs, value("best", ["N", 1], INT64)])
-    Case(model, tmp_path, batches=(3,)).compare([normal(2, 5)])
+    Case(model, tmp_path / "whole", batches=(3,)).compare([normal(2, 5)])
+    parts = model_of(
+        [helper.make_node("Split", ["x"], ["a", "b"], num_outputs=2, axis=0)],
+        [value("x", [6])],
+        [value("a", [3]), value("b", [3])],
+        opset=18,
+    )
+    Case(parts, tmp_path / "parts").compare([normal(6)])
+
+
+@needs_compiler
+def test_shapes_that_onnx_runtime_leaves_to_be_computed_are_computed_when_compiling(tmp_path: Path) -> None:
+    """GroupNormalization reaches the compiler as what it is made of: Shape, Concat, Reshape ..."""
+    node = helper.make_node("GroupNormalization", ["x", "scale", "bias"], ["y"], num_groups=2)
+    weights = [initializer("scale", normal(4, seed=1)), initializer("bias", normal(4, seed=2))]
+    model = model_of(
+        [node], [value("x", ["N", 4, 3, 3])], [value("y", ["N", 4, 3, 3])], weights, opset=21, ir_version=10
+    )
+    Case(model, tmp_path, batches=(2,)).compare([normal(1, 4, 3, 3)])
 
 
 @needs_compiler

@@ -109,7 +109,7 @@ def freeze(model_path: Path, shapes: Sequence[Sequence[int]], target: Path) -> N
     del model.graph.value_info[:]  # shapes of before
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
-    size = model.ByteSize()
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     fixed = target.with_suffix(".fixed.onnx")
     large = size > EXTERNAL_BYTES or bool(external_files(model))
     if large:

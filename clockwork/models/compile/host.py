@@ -113,7 +113,7 @@ class Executor:
         slots = []
         for array, shape in zip(inputs, variant.shapes, strict=True):
             slot = np.zeros(shape, array.dtype)
-            slot[: array.shape[0] if array.ndim else None] = array
+            slot[tuple(slice(size) for size in array.shape)] = array
             slots.append(slot)
         outputs = [
             np.zeros(shape, numpy_dtype(spec.dtype))

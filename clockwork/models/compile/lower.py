@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import os
 import re
@@ -27,7 +28,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, helper, numpy_helper
+from onnx import AttributeProto, defs, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from tinygrad import Tensor, dtypes
 from tinygrad.codegen import to_program
 from tinygrad.codegen.opt import tc
@@ -70,6 +72,9 @@ DEVICE = "NULL"
 
 CONSTANT_INDICES_MAX = 8
 """A Gather by so many constant indices becomes slices; by more, it reads them from memory."""
+
+KNOWN_MAX = 256
+"""Elements of a tensor that may say a shape."""
 
 _DTYPES: dict[int, DType] = {
     1: dtypes.float32, 2: dtypes.uint8, 3: dtypes.int8, 4: dtypes.uint16, 5: dtypes.int16, 6: dtypes.int32,
@@ -159,11 +164,13 @@ class _Runner(OnnxRunner):
             for at, name in enumerate(node.inputs)
             if at in required_input_python_consts.get(node.op, ())
         }
-        self.const_names = {
-            name for name, array in self._arrays.items() if array.size <= CONSTANT_INDICES_MAX
-        } | {name for node in self.graph_nodes if node.op == "Constant" for name in node.outputs}
+        self._known = {
+            name: array
+            for name, array in self._arrays.items()
+            if array.size <= KNOWN_MAX and (array.dtype.kind in "iub" or array.shape == ())
+        }
         for name, array in self._arrays.items():
-            if name in read_as_values or (array.dtype.kind in "iu" and name in self.const_names):
+            if name in read_as_values or name in self._known:
                 self._python_const_cache[name] = (
                     array.tobytes() if array.dtype == np.uint8 else array.tolist()
                 )
@@ -234,20 +241,54 @@ class _Runner(OnnxRunner):
             values.update(zip(node.outputs, results, strict=False))
         return {name: values[name] for name in self.graph_outputs}
 
+    def _evaluate(self, node: OnnxNode) -> list[Array] | None:
+        """The results of a node that only counts: of shapes, and what is made of them; None of any other.
+
+        With all shapes fixed ONNX Runtime has folded most of these.
+        """
+        source = self.graph_values.get(node.inputs[0]) if node.inputs else None
+        if node.op == "Shape" and isinstance(source, Tensor):
+            shape = np.array(source.shape, np.int64)
+            return [shape[slice(node.opts.get("start", 0), node.opts.get("end"))]]
+        if node.op == "Size" and isinstance(source, Tensor):
+            return [np.array(source.numel(), np.int64)]
+        if node.op not in _COUNTING or not all(name in self._known for name in node.inputs if name):
+            return None
+        options = {name: one for name, one in node.opts.items() if not isinstance(one, Tensor)}
+        if len(options) < len(node.opts):
+            return None
+        proto = helper.make_node(node.op, list(node.inputs), list(node.outputs), **options)
+        values = {name: self._known[name] for name in node.inputs if name}
+        found = ReferenceEvaluator(proto, opsets={"": node.opset_id.version}).run(None, values)
+        results = [np.asarray(one) for one in found]
+        return results if all(one.size <= KNOWN_MAX for one in results) else None
+
     def _run_node(self, node: OnnxNode) -> tuple[Any, ...]:
+        evaluated = self._evaluate(node)
+        if evaluated is not None:
+            for name, array in zip(node.outputs, evaluated, strict=True):
+                self._known[name] = array
+                self._python_const_cache[name] = array.tolist()
+            return tuple(Tensor(array.tolist(), dtype=_dtype(array), device=DEVICE) for array in evaluated)
         arguments = [self._get_python_const(name, node.op, at) for at, name in enumerate(node.inputs)]
         options = dict(node.opts)
         if node.op == "Split" and "num_outputs" not in options:
             options["num_outputs"] = len(node.outputs)
-        if node.op == "Gather" and node.inputs[1] in self._python_const_cache:
-            arguments[1] = self._python_const_cache[node.inputs[1]]
+        if node.op == "Gather" and node.inputs[1] in self._known:
+            indices = self._known[node.inputs[1]]
+            if indices.ndim <= 1 and indices.size <= CONSTANT_INDICES_MAX:
+                arguments[1] = indices.tolist()
         if self._halved and node.op not in _MATRIX and node.op not in _MOVING:
             arguments = [
                 one.cast(dtypes.float32) if isinstance(one, Tensor) and one.dtype == dtypes.float16 else one
                 for one in arguments
             ]
-        found = self._select_op(node.op, node.opset_id)(*arguments, **options)
+        implementation = self._select_op(node.op, node.opset_id)
+        found = implementation(*arguments, **_without_defaults(node, options, implementation))
         results = found if isinstance(found, tuple) else (found,)
+        results = tuple(
+            Tensor(one, dtype=dtypes.int64, device=DEVICE) if isinstance(one, int) else one for one in results
+        )
         return tuple(
             one.cast(dtypes.float16)
             if name in self._halved and isinstance(one, Tensor) and one.dtype == dtypes.float32
@@ -255,6 +296,42 @@ class _Runner(OnnxRunner):
             for name, one in zip(node.outputs, results, strict=False)
         )
 
+
+def _without_defaults(
+    node: OnnxNode, options: dict[str, Any], implementation: Callable[..., Any]
+) -> dict[str, Any]:
+    """The attributes, without those that an implementation does not know and that say what is so anyway."""
+    known = inspect.signature(implementation).parameters
+    if all(name in known for name in options) or any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return options
+    try:
+        schema = defs.get_schema(node.op, node.opset_id.version, "")
+    except defs.SchemaError:
+        return options
+    defaults = {
+        name: helper.get_attribute_value(one.default_value)
+        for name, one in schema.attributes.items()
+        if one.default_value.name
+    }
+    return {
+        name: given
+        for name, given in options.items()
+        if name in known
+        or name not in defaults
+        or given != (defaults[name].decode() if isinstance(defaults[name], bytes) else defaults[name])
+    }
+
+
+def _dtype(array: Array) -> DType:
+    return _DTYPES[helper.np_dtype_to_tensor_dtype(array.dtype)]
+
+
+_COUNTING = (
+    "Add", "Cast", "Ceil", "Concat", "Div", "Equal", "Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min",
+    "Mod", "Mul", "Neg", "Range", "ReduceProd", "ReduceSum", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze",
+    "Where",
+)  # fmt: skip
+"""Operators by which exporters compute shapes."""
 
 _MATRIX = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that are matrix products of their first two inputs."""
@@ -392,11 +469,12 @@ class _Lowering:
                 if kind is None:
                     raise InvalidModel(f"output {value.name!r} has a type that cannot be compiled")
                 outputs.append(answers[value.name].cast(kind).contiguous())
-            taken = {*self._inputs, *runner.weights}
-            for index, output in enumerate(outputs):  # an output is a buffer of its own
-                if output.uop.base in taken or any(one.uop is output.uop for one in outputs[:index]):
-                    outputs[index] = output.clone()
             Tensor.realize(*outputs)
+            taken = {*self._inputs, *runner.weights}
+            for index, output in enumerate(outputs):  # an output is a buffer of its own, and all of it
+                if output.uop.base.op is not Ops.BUFFER or output.uop.base in taken:
+                    outputs[index] = output.clone().realize()
+                taken.add(outputs[index].uop.base)
         finally:
             capturing.clear()
         self._outputs = {output.uop.base: index for index, output in enumerate(outputs)}

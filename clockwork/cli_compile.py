@@ -42,11 +42,12 @@ from clockwork.errors import ConfigError, InvalidModel
 @click.option("--name", default="", help="What the package calls the model.  [default: MODEL's name]")
 @click.option("--jobs", type=click.IntRange(1), help="Variants at a time.  [default: one per processor]")
 @click.option("--no-verify", is_flag=True, help="Do not run the program here and compare its answers.")
+@click.option("--tune", is_flag=True, help="Time many ways to write each kernel on this machine's GPU.")
 @click.option("--report", is_flag=True, help="List every kernel: registers, spills, bytes, operations.")
 def compile_command(
     model: Path, output: Path | None, archs: tuple[str, ...], batches: tuple[int, ...],
     shapes: tuple[str, ...], dtype: str, batching: str, examples: Path | None, name: str, jobs: int | None,
-    no_verify: bool, report: bool,
+    no_verify: bool, tune: bool, report: bool,
 ) -> None:  # fmt: skip
     """Compile an ONNX MODEL into kernels and launch lists: a program package.
 
@@ -73,6 +74,7 @@ def compile_command(
         examples=_examples(model, examples),
         verify=not no_verify,
         jobs=jobs or 0,
+        tune=tune,
     )
     directory = output if output is not None else Path(f"{model.stem}.program")
     with _progress() as tell:

@@ -245,6 +245,31 @@ def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> Non
     assert case.summary.verified.startswith("1 compared")  # on the host, although it is not among the targets
 
 
+@needs_nvrtc
+def test_tuning_chooses_among_kernels_and_the_package_holds_the_one_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tinygrad's device that executes nothing: every kernel takes the same time, and the first one wins."""
+    model = model_of(
+        [helper.make_node("Relu", ["x"], ["y"])], [value("x", ["N", 64])], [value("y", ["N", 64])]
+    )
+    monkeypatch.setattr(compiler, "TUNING_DEVICE", "NULL")
+    monkeypatch.setattr(compiler, "local_architecture", lambda: "sm_80")
+    plain = Case(model, tmp_path / "plain", targets=("sm_80",))
+    monkeypatch.setitem(compiler.CHILD_ENVIRONMENT, "DEV", "NULL:CUDA:sm_80")
+    tuned = Case(model, tmp_path / "tuned", targets=("sm_80",), tune=True, verify=False)
+    kernels = [[launch.kernel for launch in case.program.variants[0].launches] for case in (plain, tuned)]
+    assert len(kernels[1]) == 1
+    assert kernels[0] != kernels[1]
+
+
+@needs_nvrtc
+def test_tuning_needs_a_gpu_of_the_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "local_architecture", lambda: "")
+    with pytest.raises(InvalidModel, match="on a GPU of this machine: there is none, not sm_80"):
+        Case(zoo.build("null"), tmp_path, targets=("sm_80",), tune=True)
+
+
 @needs_compiler
 def test_tensor_cores_as_the_compiler_emulates_them_agree_with_onnx_runtime(tmp_path: Path) -> None:
     model, frozen = tmp_path / "model.onnx", tmp_path / "frozen.onnx"

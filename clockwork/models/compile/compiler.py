@@ -58,9 +58,12 @@ DTYPES = ("fp32", "fp16")
 Progress = Callable[[str, int, int], None]
 """Called with (what is being made, done, total); from several threads."""
 
+TUNING_DEVICE = "CUDA"
+"""tinygrad's name of the local GPU."""
+
 CHILD_ENVIRONMENT = {
     "DEV": "NULL", "JIT": "2", "CCACHE": "0", "PARALLEL": "0", "NUM_CPU_THREADS": "1", "PYTHONHASHSEED": "0",
-    "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SPEC": "0",
+    "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SPEC": "0", "CACHELEVEL": "0",
 }  # fmt: skip
 """The settings under which every variant is lowered. What tinygrad reads of the environment besides is not
 handed on."""
@@ -77,6 +80,9 @@ class Options:
     examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
     verify: bool = True  # run the program on this machine and compare
     jobs: int = 0  # child processes at a time; 0: one for each processor
+    tune: bool = (
+        False  # time kernels on the local GPU to find the fastest; the result is not the same each time
+    )
     cache: Path | None = None  # where kernels are kept for models of equal architecture
 
 
@@ -134,6 +140,11 @@ def _check(options: Options) -> None:
     for target in options.targets:
         if target != HOST:
             nvrtc.check_target(target)
+    if options.tune and set(options.targets) - {HOST} != {local_architecture()}:
+        raise InvalidModel(
+            f"tuning times kernels on a GPU of this machine: {local_architecture() or 'there is none'}, not "
+            f"{', '.join(options.targets)}"
+        )
     if options.dtype not in DTYPES:
         raise InvalidModel(f"dtype {options.dtype!r} is none of {', '.join(DTYPES)}")
     if not options.batches or not all(1 <= one <= config.BATCH_SIZE_MAX for one in options.batches):
@@ -271,7 +282,8 @@ class _Compilation:
 
     def _lower(self, jobs: Sequence[_Job]) -> list[Built]:
         """Run a child for each, several at a time. The first failure ends them all."""
-        count = self._options.jobs or len(os.sched_getaffinity(0))
+        # Kernels that are timed have the GPU for themselves.
+        count = 1 if self._options.tune else self._options.jobs or len(os.sched_getaffinity(0))
         running: list[subprocess.Popen[str]] = []
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             futures = [pool.submit(self._lower_one, job, running) for job in jobs]
@@ -287,10 +299,14 @@ class _Compilation:
         return [future.result() for future in futures]
 
     def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
-        spec = Spec(str(job.frozen), job.target, self._options.dtype, str(self._options.cache or ""))
+        tune = TUNING_DEVICE if self._options.tune and job.target != HOST else ""
+        cache = str(self._options.cache or "")
+        spec = Spec(str(job.frozen), job.target, self._options.dtype, tune, cache)
         path = spec.write(job.work)
         environment = config.bare_environment(
-            PYTHONPATH=os.pathsep.join(filter(None, sys.path)), **CHILD_ENVIRONMENT
+            PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
+            **CHILD_ENVIRONMENT,
+            **(nvrtc.places() if tune else {}),
         )
         with (
             open(job.work / "errors", "w+", encoding="utf-8", errors="replace") as errors,

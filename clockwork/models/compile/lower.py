@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -33,8 +34,8 @@ from onnx.reference import ReferenceEvaluator
 from tinygrad import Tensor, dtypes
 from tinygrad.codegen import to_program
 from tinygrad.codegen.opt import tc
-from tinygrad.device import Compiler
-from tinygrad.dtype import DType
+from tinygrad.device import Compiler, Device
+from tinygrad.dtype import DType, float_to_bf16
 from tinygrad.engine.jit import JitError
 from tinygrad.engine.realize import capturing, get_call_arg_uops
 from tinygrad.helpers import Context, Target
@@ -70,6 +71,9 @@ from clockwork.tensors import DTYPES, Array
 DEVICE = "NULL"
 """tinygrad's device without memory or execution."""
 
+TUNE_WIDTH = 4
+"""Ways to write a kernel that a search follows at a time."""
+
 CONSTANT_INDICES_MAX = 8
 """A Gather by so many constant indices becomes slices; by more, it reads them from memory."""
 
@@ -103,7 +107,11 @@ class _HostRenderer(ClangRenderer):
 
     has_threads = False
     supports_float4 = False
-    type_map: ClassVar[dict[DType, str]] = {**ClangRenderer.type_map, dtypes.half: "_Float16"}
+    type_map: ClassVar[dict[DType, str]] = {
+        **ClangRenderer.type_map,
+        dtypes.half: "_Float16",
+        dtypes.bfloat16: "unsigned short",
+    }
     string_rewrite = (
         PatternMatcher(
             [
@@ -115,6 +123,10 @@ class _HostRenderer(ClangRenderer):
                         if x.addrspace not in (AddrSpace.GLOBAL, AddrSpace.LOCAL)
                         else None
                     ),
+                ),
+                (
+                    UPat.cvar("c").cast(dtypes.bfloat16),  # held as its bits
+                    lambda ctx, c: f"{struct.unpack('I', struct.pack('f', float_to_bf16(c.val)))[0] >> 16}u",
                 ),
             ]
         )
@@ -450,6 +462,7 @@ class _Lowering:
         check_operators(model)
         self._runner = _Runner(model, path.parent, spec.dtype == "fp16")
         self._renderer = _renderer(spec.target)
+        self._tuned: dict[UOp, UOp] = {}
         self._capture(model)
 
     def _capture(self, model: onnx.ModelProto) -> None:
@@ -569,10 +582,22 @@ class _Lowering:
             _publish(directory, built, known)
         return built
 
+    def _lower(self, body: UOp) -> UOp:
+        """A kernel, as the rules of thumb have it or as timing it found the fastest."""
+        if not self._spec.tune or self._spec.target == HOST:
+            return to_program(body, self._renderer)
+        if body not in self._tuned:
+            # What is found is a list of transformations, from which the kernel is made here like any other.
+            search = dataclasses.replace(body.arg, beam=TUNE_WIDTH)
+            found = to_program(body.replace(arg=search), Device[self._spec.tune].renderer)
+            chosen = dataclasses.replace(body.arg, opts_to_apply=found.src[0].arg.applied_opts)
+            self._tuned[body] = to_program(body.replace(arg=chosen), self._renderer)
+        return self._tuned[body]
+
     def _key(self, linear: UOp) -> str:
         """Equal for models that are lowered to the same kernels and launches, whatever their weights."""
         constants: dict[UOp, int] = {}
-        text = [self._spec.target, self._spec.dtype, *_versions(), str(self._output_shapes)]
+        text = [self._spec.target, self._spec.dtype, self._spec.tune, *_versions(), str(self._output_shapes)]
         for call in linear.src:
             text.append(call.src[0].key.hex())
             for uop in get_call_arg_uops(call):
@@ -631,7 +656,7 @@ class _Lowering:
             body = call.src[0]
             if body.op is not Ops.SINK:
                 raise InvalidModel(f"a {body.op.name.lower()} between kernels cannot be compiled")
-            program = to_program(body, self._renderer)
+            program = self._lower(body)
             if program.arg.vars:
                 raise InvalidModel(f"a kernel depends on {program.arg.vars}, which only running it tells")
             kernel = kernels.get(body)

@@ -98,6 +98,15 @@ def is_installed() -> bool:
     return True
 
 
+def places() -> dict[str, str]:
+    """Where the library and its headers are, as the environment variables by which tinygrad looks for them."""
+    found = {"NVRTC_PATH": str(_find())}
+    for folder in _folders():
+        if (folder / "include" / "cuda_fp16.h").is_file():
+            found["CUDA_PATH"] = str(folder)
+    return found
+
+
 def check_target(target: str) -> None:
     """Raises InvalidModel for an architecture that this NVRTC does not know."""
     known = library().architectures()

@@ -21,6 +21,7 @@ class Spec:
     model: str  # path of an ONNX file whose inputs all have fixed shapes
     target: str  # "sm_80" ..., or "host"
     dtype: str  # "fp32", or "fp16" for matrix products on tensor cores
+    tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
     cache: str = ""  # directory of variants made earlier, which models of equal architecture take; "" none
 
     def write(self, directory: Path) -> Path:

@@ -7,7 +7,6 @@ one. Where the extra [compile] is not installed, all of this skips.
 from __future__ import annotations
 
 import filecmp
-import json
 import os
 import re
 import shutil
@@ -33,7 +32,6 @@ from clockwork.models.compile.host import Executor
 from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
 from clockwork.models.inputs import difference
-from clockwork.models.package import LIST_FILE, PackageFile, hash_file, rows_of
 from clockwork.models.program import (
     Program,
     check_files,
@@ -467,32 +465,34 @@ def test_a_launch_takes_at_least_what_memory_or_arithmetic_takes() -> None:
 
 
 @needs_compiler
-def test_a_worker_compiles_a_package_once_and_gives_fine_tunes_the_same_kernels(tmp_path: Path) -> None:
+def test_fine_tunes_of_a_package_are_given_the_kernels_that_are_there(tmp_path: Path) -> None:
     model = zoo.build("mlp", width=16, depth=1)
-    packages = []
+    cache = tmp_path / "kernels"
+    hashes = []
     for number, one in enumerate((model, zoo.fine_tune(model, 5))):
-        packages.append(save_package(one, tmp_path / f"package{number}", {"x": normal(2, 64)}))
-        files = sorted(path for path in packages[-1].rglob("*"))
-        rows = rows_of([PackageFile(path.name, *hash_file(path)) for path in files[::-1]])
-        (packages[-1] / LIST_FILE).write_text(json.dumps(rows))
-    store = tmp_path / "store"
-    steps: list[str] = []
-
-    def tell(what: str, done: int, total: int) -> None:
-        steps.append(what)
-
-    made = [compile_package(one, store, "host", {"batch_max": 3}, tell) for one in packages]
-    assert {"host batch 1", "host batch 2", "host batch 3"} <= set(steps)
-    programs = [read_program(one) for one in made]
-    assert [variant.batch for variant in programs[0].variants] == [1, 2, 3]
-    assert program_hash(programs[0]) == program_hash(programs[1])
-    assert (
-        len(list((store / "compiled" / "kernels").iterdir())) == 3
-    )  # one a variant, none of the second model
-    for package, directory, program in zip(packages, made, programs, strict=True):
+        package = save_package(one, tmp_path / f"package{number}", {"x": normal(2, 64)})
+        made = tmp_path / f"program{number}"
+        compile_package(package, made, "host", {"batch_max": 3}, cache)
+        program = read_program(made)
+        assert [variant.batch for variant in program.variants] == [1, 2, 3]
         x = normal(3, 64, seed=1)
         expected = Session(package / "model.onnx", optimise=False).run([x])
-        assert difference(Executor(program, directory).run([x]), expected) == ""
-    steps.clear()
-    assert compile_package(packages[0], store, "host", {"batch_max": 3}, tell) == made[0]
-    assert steps == []
+        assert difference(Executor(program, made).run([x]), expected) == ""
+        hashes.append(program_hash(program))
+        assert len(list(cache.iterdir())) == 3  # one of each variant, and none of the second model
+    assert hashes[0] == hashes[1]
+
+
+@needs_compiler
+def test_open_dimensions_of_a_package_are_those_of_its_examples(tmp_path: Path) -> None:
+    model = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)
+    examples = [
+        {"ids": np.ones((rows, length), np.int64), "mask": np.ones((rows, length), np.int64)}
+        for rows, length in ((2, 6), (1, 3), (1, 6))
+    ]
+    package = save_package(model, tmp_path / "package", examples)
+    compile_package(
+        package, tmp_path / "made", "host", {"batch_max": 1, "batching": "on"}, tmp_path / "kernels"
+    )
+    program = read_program(tmp_path / "made")
+    assert [variant.shapes[0] for variant in program.variants] == [(1, 6), (1, 3)]

@@ -17,14 +17,14 @@ from tinygrad.helpers import Context, Target
 from tinygrad.runtime.ops_python import PythonProgram, PythonRenderer
 from tinygrad.uop.ops import Ops, UOp
 
-from clockwork.models.compile import lower
+from clockwork.models.compile import interpret, lower
 from clockwork.models.compile.variant import Spec
 from clockwork.tensors import Array
 
 
 def main(model: str, source: str, target: str) -> None:
-    lower._use_half()
-    lowering = lower._Lowering(Spec(model, "sm_80", "fp16"), lambda done, total: None)
+    interpret.use_half()
+    lowering = lower._Lowering(Spec(model, "sm_80", "", "fp16"), lambda done, total: None)
     with Context(NOOPT=1):
         lowering._fold()
     given = np.load(source)

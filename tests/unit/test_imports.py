@@ -91,7 +91,7 @@ ONLY_IN = {
     "onnxruntime": ["models", "device"],
     "sklearn": [],
     "torch": [],
-    "tinygrad": ["models.compile.lower"],
+    "tinygrad": ["models.compile.lower", "models.compile.interpret"],
 }
 """Outside packages, and the modules (a package stands for all that it holds) that may import them."""
 

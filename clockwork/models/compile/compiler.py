@@ -175,6 +175,7 @@ class _Compilation:
         self._path = model_path
         self._result = result
         self._work = work
+        self._weights = work / "weights"
         self._options = options
         self._tell = progress or (lambda what, done, total: None)
 
@@ -190,6 +191,7 @@ class _Compilation:
         jobs = self._jobs(targets, batches)
         tried = [] if not self._options.verify or HOST in targets else self._jobs([HOST], batches[:1])
         self._tell("read", 1, 1)
+        self._weights.mkdir()
         built = self._lower([*jobs, *tried])
         self._result.mkdir()
         program, kept = self._assemble(jobs, built[: len(jobs)], self._result)
@@ -301,7 +303,7 @@ class _Compilation:
     def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
         tune = TUNING_DEVICE if self._options.tune and job.target != HOST else ""
         cache = str(self._options.cache or "")
-        spec = Spec(str(job.frozen), job.target, self._options.dtype, tune, cache)
+        spec = Spec(str(job.frozen), job.target, str(self._weights), self._options.dtype, tune, cache)
         path = spec.write(job.work)
         environment = config.bare_environment(
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
@@ -347,12 +349,12 @@ class _Compilation:
         variants = []
         for job, one in zip(jobs, built, strict=True):
             numbers = []
-            for index, stored in enumerate(one.weights):
+            for stored in one.weights:
                 key = (stored.name, stored.sha256)
                 if key not in known:
                     known[key] = len(weights)
                     place = ProgramWeight(stored.dtype, tuple(stored.shape), 0, stored.bytes)
-                    weights.append((place, job.work / f"weight{index}"))
+                    weights.append((place, self._weights / stored.sha256))
                 numbers.append(known[key])
             number = self._module(job, modules.setdefault(job.target, []), directory)
             variants.append(

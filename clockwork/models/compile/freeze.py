@@ -127,3 +127,5 @@ def freeze(model_path: Path, shapes: Sequence[Sequence[int]], target: Path) -> N
         )
     except RunError as error:
         raise InvalidModel(explain(str(error), model_path.name)) from None
+    fixed.unlink()
+    fixed.with_name(f"{fixed.name}.data").unlink(missing_ok=True)

@@ -20,6 +20,7 @@ class Spec:
 
     model: str  # path of an ONNX file whose inputs all have fixed shapes
     target: str  # "sm_80" ..., or "host"
+    weights: str  # directory of the weights' data, each in a file named by its sha256
     dtype: str  # "fp32", or "fp16" for matrix products on tensor cores
     tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
     cache: str = ""  # directory of variants made earlier, which models of equal architecture take; "" none
@@ -57,7 +58,7 @@ class Statistic:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A weight that the launches read. Its data are the file weight<index> of the directory."""
+    """A weight that the launches read. Its data are the file <sha256> of Spec.weights."""
 
     name: str  # the same in every variant of the model that has this weight
     dtype: int

@@ -86,6 +86,26 @@ extensions: list[Extension] = [
     ),
     *(
         Extension(
+            f"clockwork.device.{name}",
+            [f"clockwork/device/{name}.pyx"],
+            include_dirs=["csrc"],
+            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            libraries=["dl", "pthread"],
+            depends=["csrc/cuda_api.h", "csrc/claims.h", "csrc/lane.h"],
+        )
+        for name in ("_parts", "_cudriver", "_cuda")
+    ),
+    Extension(  # no module of Python's, but a library that stands in for libcuda.so.1
+        "clockwork.device._fake_driver",
+        ["csrc/cuda/fake_driver.cpp"],
+        include_dirs=["csrc"],
+        language="c++",
+        extra_compile_args=CORE,
+        libraries=["dl", "pthread"],
+        depends=["csrc/cuda_api.h", "csrc/cuda/fake_driver.h"],
+    ),
+    *(
+        Extension(
             name,
             [f"{name.replace('.', '/')}.pyx"],
             include_dirs=["csrc"],

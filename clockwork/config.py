@@ -169,6 +169,30 @@ wake-up costs, so that starting on time takes a core for no longer than that."""
 IO_SLOT_BYTES_MAX = 1 << 30
 """The largest joined inputs of one action."""
 
+# ----- CUDA devices --------------------------------------------------------------------------
+
+CUDA_PAGE_BYTES = 16 << 20
+"""Pages of a CUDA arena: a copy of so much reaches the link's full rate."""
+
+CUDA_DRIVER = "libcuda.so.1"
+"""The driver's library, unless CLOCKWORK_CUDA_DRIVER names another: a path, or ``fake``."""
+
+CUDA_DRIVER_OLDEST = 11040
+"""CUDA 11.4: the first driver with every function that is called."""
+
+CUDA_ARENA_SHARE = 0.85
+"""Of the memory that is free when a device is made, what its arena takes unless told otherwise. The rest is for
+workspace and slots, for the modules, and for the process that profiles models on the same card."""
+
+CUDA_WORKSPACE_BYTES = 256 << 20
+"""Allocated at start; a model that needs more has it grow when it is prepared."""
+
+CUDA_IO_SLOT_BYTES = 16 << 20
+"""Likewise, of each slot for inputs and outputs."""
+
+CUDA_DEVICES_MAX = 12
+"""Of one worker: each has a descriptor that its loop waits on."""
+
 # ----- profiles ------------------------------------------------------------------------------
 
 PROFILE_BYTES_MAX = 1 << 29
@@ -221,6 +245,10 @@ def data_directory() -> Path:
     """Where controller and workers keep models: CLOCKWORK_DATA, else below XDG_DATA_HOME."""
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(environment("DATA", f"{base}/clockwork")).expanduser()
+
+
+def cuda_driver() -> str:
+    return environment("CUDA_DRIVER", CUDA_DRIVER)
 
 
 def key_file() -> Path | None:

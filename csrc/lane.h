@@ -92,6 +92,26 @@ static inline void cw_hub_unlock(cw_hub *hub)
     pthread_mutex_unlock(&hub->lock);
 }
 
+/* Wait for a lane to end or pass on an action, for a tenth of a second at most. The lock must be held. */
+static inline void cw_hub_wait(cw_hub *hub)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 100000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    pthread_cond_timedwait(&hub->idle, &hub->lock, &until);
+}
+
+/* Sleep for so long, which a signal may cut short. */
+static inline void cw_nap(int64_t ns)
+{
+    struct timespec time = {ns / 1000000000, ns % 1000000000};
+    nanosleep(&time, NULL);
+}
+
 /* Append to the list of ended actions. The lock must be held. */
 static inline void cw_hub_end(cw_hub *hub, cw_action *action)
 {
@@ -215,6 +235,24 @@ static inline void cw_lane_end(cw_lane *lane, cw_action *action)
     lane->running = NULL;
     lane->length--;
     cw_hub_end(lane->hub, action);
+    pthread_cond_broadcast(&lane->hub->idle);
+    pthread_mutex_unlock(&lane->hub->lock);
+}
+
+/* The running action goes on in another lane of the same hub, whatever that holds already. */
+static inline void cw_lane_pass(cw_lane *lane, cw_lane *next, cw_action *action)
+{
+    pthread_mutex_lock(&lane->hub->lock);
+    lane->running = NULL;
+    lane->length--;
+    action->next = NULL;
+    if (next->tail)
+        next->tail->next = action;
+    else
+        next->head = action;
+    next->tail = action;
+    next->length++;
+    pthread_cond_signal(&next->wake);
     pthread_cond_broadcast(&lane->hub->idle);
     pthread_mutex_unlock(&lane->hub->lock);
 }

@@ -36,9 +36,9 @@ from clockwork.models.prepared import (
     PROGRAM_FILE,
     WEIGHTS_FILE,
     PreparedModel,
-    WeightSpec,
+    check_layout,
 )
-from clockwork.tensors import DTYPES, STRING
+from clockwork.tensors import DTYPES
 
 _ALIGNMENT = 64
 """Of each input's place in a slot, in bytes."""
@@ -130,21 +130,7 @@ class CpuDevice:
             )
         if prepared.holding not in ("bound", "packed", "none"):
             raise InvalidModel(f"{place} has the unknown holding {prepared.holding!r}")
-        if any(pages < 1 for pages in prepared.runs):
-            raise InvalidModel(f"{place} has a run of no pages: {prepared.runs}")
-        for weight in prepared.weights:
-            self._check_weight(prepared, weight, place)
-
-    def _check_weight(self, prepared: PreparedModel, weight: WeightSpec, place: Path) -> None:
-        kind = DTYPES.get(weight.dtype)
-        if kind is None or weight.dtype == STRING or any(extent < 0 for extent in weight.shape):
-            raise InvalidModel(f"{place} has a weight of type {weight.dtype} and shape {list(weight.shape)}")
-        size = (math.prod(weight.shape) * kind.bits + 7) // 8
-        room = prepared.runs[weight.run] * prepared.page_bytes if 0 <= weight.run < len(prepared.runs) else 0
-        if weight.bytes != size or not 0 <= weight.offset <= room - size:
-            raise InvalidModel(
-                f"{place} has a weight of {size} bytes, written as {weight.bytes} at {weight.offset}, in a run of {room}"
-            )
+        check_layout(prepared, place)
 
     def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
         dtypes = [one.dtype for one in prepared.inputs]

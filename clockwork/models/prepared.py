@@ -7,6 +7,7 @@
         packed.data      ... and its prepacked weights, mapped when it is loaded
     <store>/programs/<program>/
         program.onnx     the computation without weights, shared by every model of equal architecture
+        program.json     on a CUDA device instead: the launch lists (models.program), and modules/ beside it
 
 A directory is written under a temporary name and renamed when complete, so that a half-made one is
 never seen, and several workers may share one store.
@@ -16,12 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clockwork.errors import InvalidModel
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.tensors import DTYPES, STRING
 
 FORMAT_VERSION = 1
 """Raised when the layout of this directory changes; older ones are then prepared again."""
@@ -78,7 +82,7 @@ class PreparedModel:
     digest: str
     fingerprint: str
     program: str  # content hash of the program; models of equal architecture share it
-    holding: str  # "bound" or "packed" (see the CPU device); "none" has no weights at all
+    holding: str  # "bound" or "packed" (see the CPU device), "none" without weights; "program" on a CUDA device
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     batches: bool
@@ -86,7 +90,7 @@ class PreparedModel:
     batch_max: int  # the largest batch that was measured to help
     page_bytes: int
     runs: list[int]  # page counts; together what the model takes of the arena
-    weights: list[WeightSpec]  # bound only; fed to the program after the model's own inputs
+    weights: list[WeightSpec]  # bound: fed to the program after the model's own inputs; program: in its order
     weights_bytes: int
     resident_bytes: int  # what being loaded costs in memory; never more than the pages of its runs
     load_ns: int
@@ -129,6 +133,22 @@ class PreparedModel:
             for one in body["profile"]
         ]
         return PreparedModel(**body)
+
+
+def check_layout(prepared: PreparedModel, place: Path) -> None:
+    """That every weight lies within its run. Raises InvalidModel."""
+    if any(pages < 1 for pages in prepared.runs):
+        raise InvalidModel(f"{place} has a run of no pages: {prepared.runs}")
+    for weight in prepared.weights:
+        kind = DTYPES.get(weight.dtype)
+        if kind is None or weight.dtype == STRING or any(extent < 0 for extent in weight.shape):
+            raise InvalidModel(f"{place} has a weight of type {weight.dtype} and shape {list(weight.shape)}")
+        size = (math.prod(weight.shape) * kind.bits + 7) // 8
+        room = prepared.runs[weight.run] * prepared.page_bytes if 0 <= weight.run < len(prepared.runs) else 0
+        if weight.bytes != size or not 0 <= weight.offset <= room - size:
+            raise InvalidModel(
+                f"{place} has a weight of {size} bytes, written as {weight.bytes} at {weight.offset}, in a run of {room}"
+            )
 
 
 def _tensor_spec(body: dict[str, Any]) -> TensorSpec:

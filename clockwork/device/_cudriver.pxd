@@ -1,0 +1,72 @@
+"""CUDA's driver as a table of functions; see csrc/cuda_api.h."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "cuda_api.h" nogil:
+    ctypedef int CUresult
+    ctypedef int CUdevice
+    ctypedef uint64_t CUdeviceptr
+    ctypedef void* CUcontext
+    ctypedef void* CUmodule
+    ctypedef void* CUfunction
+    ctypedef void* CUstream
+    ctypedef void* CUevent
+    ctypedef struct CUuuid:
+        unsigned char[16] bytes
+    enum:
+        CUDA_SUCCESS
+        CUDA_ERROR_NOT_READY
+        CUDA_ERROR_OUT_OF_MEMORY
+        CU_STREAM_NON_BLOCKING
+        CU_EVENT_DEFAULT
+        CU_MEMHOSTALLOC_PORTABLE
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+        CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    ctypedef struct cw_cuda:
+        CUresult (*init)(unsigned flags) noexcept nogil
+        CUresult (*driver_version)(int* version) noexcept nogil
+        CUresult (*device_count)(int* count) noexcept nogil
+        CUresult (*device)(CUdevice* device, int ordinal) noexcept nogil
+        CUresult (*device_name)(char* name, int length, CUdevice device) noexcept nogil
+        CUresult (*device_uuid)(CUuuid* uuid, CUdevice device) noexcept nogil
+        CUresult (*device_attribute)(int* value, int attribute, CUdevice device) noexcept nogil
+        CUresult (*device_memory)(size_t* bytes, CUdevice device) noexcept nogil
+        CUresult (*retain_context)(CUcontext* context, CUdevice device) noexcept nogil
+        CUresult (*release_context)(CUdevice device) noexcept nogil
+        CUresult (*set_context)(CUcontext context) noexcept nogil
+        CUresult (*memory_info)(size_t* free, size_t* total) noexcept nogil
+        CUresult (*allocate)(CUdeviceptr* pointer, size_t bytes) noexcept nogil
+        CUresult (*release)(CUdeviceptr pointer) noexcept nogil
+        CUresult (*allocate_host)(void** pointer, size_t bytes, unsigned flags) noexcept nogil
+        CUresult (*release_host)(void* pointer) noexcept nogil
+        CUresult (*copy_in)(CUdeviceptr target, const void* source, size_t bytes, CUstream stream) noexcept nogil
+        CUresult (*copy_out)(void* target, CUdeviceptr source, size_t bytes, CUstream stream) noexcept nogil
+        CUresult (*load_module)(CUmodule* module, const void* image) noexcept nogil
+        CUresult (*unload_module)(CUmodule module) noexcept nogil
+        CUresult (*function)(CUfunction* function, CUmodule module, const char* name) noexcept nogil
+        CUresult (*set_function)(CUfunction function, int attribute, int value) noexcept nogil
+        CUresult (*launch)(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                           unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream,
+                           void** arguments, void** extra) noexcept nogil
+        CUresult (*make_stream)(CUstream* stream, unsigned flags) noexcept nogil
+        CUresult (*free_stream)(CUstream stream) noexcept nogil
+        CUresult (*wait_event)(CUstream stream, CUevent event, unsigned flags) noexcept nogil
+        CUresult (*finish_stream)(CUstream stream) noexcept nogil
+        CUresult (*make_event)(CUevent* event, unsigned flags) noexcept nogil
+        CUresult (*free_event)(CUevent event) noexcept nogil
+        CUresult (*record_event)(CUevent event, CUstream stream) noexcept nogil
+        CUresult (*query_event)(CUevent event) noexcept nogil
+        CUresult (*elapsed)(float* milliseconds, CUevent begin, CUevent end) noexcept nogil
+    int cw_cuda_open(cw_cuda* table, const char* path, char* text, size_t text_bytes)
+    int cw_cuda_failed(const cw_cuda* table, CUresult result, const char* call, char* text, size_t text_bytes)
+
+cdef enum:
+    TEXT_BYTES = 512
+
+cdef class Table:
+    cdef cw_cuda api
+    cdef readonly str path
+    cdef readonly int version  # 12040 is 12.4
+
+    cdef int check(self, CUresult result, const char* call) except -1

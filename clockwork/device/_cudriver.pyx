@@ -1,0 +1,156 @@
+# cython: language_level=3, cdivision=True
+"""CUDA's driver as a table of functions, and its cold half for Python: devices, contexts, memory and modules.
+
+Nothing here is called while an action runs. Every call lets go of the GIL, because a driver may take long.
+"""
+
+import os
+
+from clockwork.errors import ClockworkError
+
+
+class CudaError(ClockworkError):
+    """A call of the driver failed; the text is the call and the driver's own name for the error.
+
+    code: its number."""
+
+    def __init__(self, text, code=0):
+        super().__init__(text)
+        self.code = code
+
+
+OUT_OF_MEMORY = CUDA_ERROR_OUT_OF_MEMORY
+
+
+cdef class Table:
+    """The driver, opened from a library of this name or path. Raises CudaError, naming what was not found."""
+
+    def __cinit__(self, str path):
+        cdef char text[TEXT_BYTES]
+        cdef bytes name = os.fsencode(path)
+        cdef const char* c_name = name
+        cdef int failed
+        with nogil:
+            failed = cw_cuda_open(&self.api, c_name, text, TEXT_BYTES)
+        if failed:
+            raise CudaError((<bytes>text).decode(errors="replace"))
+        self.path = path
+        with nogil:
+            failed = self.api.init(0)
+        self.check(failed, b"cuInit")
+        self.check(self.api.driver_version(&self.version), b"cuDriverGetVersion")
+
+    cdef int check(self, CUresult result, const char* call) except -1:
+        cdef char text[TEXT_BYTES]
+        if cw_cuda_failed(&self.api, result, call, text, TEXT_BYTES):
+            raise CudaError((<bytes>text).decode(errors="replace"), result)
+        return 0
+
+    def device_count(self):
+        cdef int count = 0
+        self.check(self.api.device_count(&count), b"cuDeviceGetCount")
+        return count
+
+    def describe(self, int ordinal):
+        """(name, UUID as 16 bytes, compute capability times ten, bytes of memory) of a device."""
+        cdef CUdevice device = 0
+        cdef char name[256]
+        cdef CUuuid uuid
+        cdef int major = 0, minor = 0
+        cdef size_t size = 0
+        self.check(self.api.device(&device, ordinal), b"cuDeviceGet")
+        self.check(self.api.device_name(name, sizeof(name), device), b"cuDeviceGetName")
+        self.check(self.api.device_uuid(&uuid, device), b"cuDeviceGetUuid")
+        self.check(self.api.device_attribute(
+            &major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device), b"cuDeviceGetAttribute")
+        self.check(self.api.device_attribute(
+            &minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device), b"cuDeviceGetAttribute")
+        self.check(self.api.device_memory(&size, device), b"cuDeviceTotalMem")
+        return (<bytes>name).decode(errors="replace"), uuid.bytes[:16], 10 * major + minor, size
+
+    def retain_context(self, int ordinal):
+        """The device's primary context, held until release_context()."""
+        cdef CUdevice device = 0
+        cdef CUcontext context = NULL
+        cdef CUresult result
+        self.check(self.api.device(&device, ordinal), b"cuDeviceGet")
+        with nogil:
+            result = self.api.retain_context(&context, device)
+        self.check(result, b"cuDevicePrimaryCtxRetain")
+        return <size_t>context
+
+    def release_context(self, int ordinal):
+        cdef CUdevice device = 0
+        cdef CUresult result
+        self.check(self.api.device(&device, ordinal), b"cuDeviceGet")
+        with nogil:
+            result = self.api.release_context(device)
+        self.check(result, b"cuDevicePrimaryCtxRelease")
+
+    def make_current(self, size_t context):
+        """Let the calling thread's calls be about this context."""
+        self.check(self.api.set_context(<CUcontext>context), b"cuCtxSetCurrent")
+
+    # ----- of the current context ---------------------------------------------------------------
+
+    def memory_info(self):
+        """(free, total) bytes of the device."""
+        cdef size_t free = 0, total = 0
+        self.check(self.api.memory_info(&free, &total), b"cuMemGetInfo")
+        return free, total
+
+    def allocate(self, size_t size):
+        cdef CUdeviceptr pointer = 0
+        cdef CUresult result
+        with nogil:
+            result = self.api.allocate(&pointer, size)
+        self.check(result, b"cuMemAlloc")
+        return pointer
+
+    def release(self, CUdeviceptr pointer):
+        cdef CUresult result
+        with nogil:
+            result = self.api.release(pointer)
+        self.check(result, b"cuMemFree")
+
+    def allocate_host(self, size_t size):
+        """Pinned memory, for copies of every device."""
+        cdef void* pointer = NULL
+        cdef CUresult result
+        with nogil:
+            result = self.api.allocate_host(&pointer, size, CU_MEMHOSTALLOC_PORTABLE)
+        self.check(result, b"cuMemHostAlloc")
+        return <size_t>pointer
+
+    def release_host(self, size_t pointer):
+        cdef CUresult result
+        with nogil:
+            result = self.api.release_host(<void*>pointer)
+        self.check(result, b"cuMemFreeHost")
+
+    def load_module(self, const unsigned char[::1] image):
+        cdef CUmodule module = NULL
+        cdef CUresult result
+        cdef const void* data = &image[0]
+        with nogil:
+            result = self.api.load_module(&module, data)
+        self.check(result, b"cuModuleLoadData")
+        return <size_t>module
+
+    def unload_module(self, size_t module):
+        cdef CUresult result
+        with nogil:
+            result = self.api.unload_module(<CUmodule>module)
+        self.check(result, b"cuModuleUnload")
+
+    def function(self, size_t module, str name):
+        """A kernel's handle. It lasts as long as its module."""
+        cdef CUfunction found = NULL
+        cdef bytes text = name.encode()
+        self.check(self.api.function(&found, <CUmodule>module, text), b"cuModuleGetFunction")
+        return <size_t>found
+
+    def allow_shared(self, size_t function, int size):
+        """Let a kernel be launched with so much dynamic shared memory; beyond 48 KiB it must be asked for."""
+        self.check(self.api.set_function(
+            <CUfunction>function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size), b"cuFuncSetAttribute")

@@ -1,0 +1,469 @@
+"""An NVIDIA GPU as a device: programs are launch lists, weights live in a page arena, four native lanes do the work.
+
+LOAD copies a model's laid-out weights from pinned memory to pages of the arena; INFER copies the inputs, launches the
+kernels of the smallest variant that the batch fits, and copies the outputs, each on a stream of its own. The window
+of an INFER is that of its execution: its inputs are brought as soon as the lane before it is free. What a phase
+took is measured by the device's events; when it began and ended, by this machine's clock.
+
+Device memory, pinned memory, streams and events are taken when the device is made. Preparing a model may take more
+(pinned memory for its weights; larger slots or workspace); an action never does.
+
+LOAD and UNLOAD report their time as the ``execute`` phase.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import select
+import struct
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clockwork import config
+from clockwork.clock import now_ns
+from clockwork.device._cuda import SOURCES, Core, Model, Program
+from clockwork.device._cudriver import CudaError, Table
+from clockwork.device.base import Completion, DeviceInfo, TensorView
+from clockwork.device.cuda_memory import (
+    DeviceMemory,
+    HostStore,
+    find_card,
+    fingerprint_of,
+    open_driver,
+    open_memory,
+    read_modules,
+    target_of,
+)
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.messages import Infer, Load, Profile, Unload
+from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel, check_layout
+from clockwork.models.program import Argument, Variant, read_program
+from clockwork.models.program import Program as LaunchLists
+
+HOLDING = "program"
+
+
+@dataclasses.dataclass(slots=True)
+class _Loaded:
+    """A program on this device, and how many of its models are known."""
+
+    program: Program
+    modules: list[Any]
+    models: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Known:
+    """What a model holds."""
+
+    program: str
+    weights: Path | None  # its place in the host store
+
+
+class CudaDevice:
+    """Implements device.base.Device.
+
+    which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to whole
+    pages; 0: most of what is free. store: shared by the devices of one process. Raises ConfigError.
+    """
+
+    group = None
+
+    def __init__(
+        self,
+        which: str = "0",
+        arena_bytes: int = 0,
+        page_bytes: int = config.CUDA_PAGE_BYTES,
+        run_ahead: int = config.RUN_AHEAD,
+        workspace_bytes: int = config.CUDA_WORKSPACE_BYTES,
+        io_slot_bytes: int = config.CUDA_IO_SLOT_BYTES,
+        store: HostStore | None = None,
+        table: Table | None = None,
+    ) -> None:
+        if page_bytes < 1 or page_bytes % 4096:
+            raise ConfigError(f"page_bytes is {page_bytes}; it must be a multiple of 4096")
+        if run_ahead < 1:
+            raise ConfigError(f"run_ahead must be at least 1, got {run_ahead}")
+        self._table = table or open_driver()
+        card = find_card(self._table, which)
+        self._target = target_of(card)
+        self._memory = open_memory(self._table, card)
+        self._store = store or HostStore(open_memory(self._table, card))
+        self._holds = _Holds(self._memory, self._store)
+        self.close = weakref.finalize(self, self._holds.release)
+        self._store.join()
+        try:
+            self._memory.make_current()
+            if not arena_bytes:
+                pools = workspace_bytes + (run_ahead + 1) * io_slot_bytes
+                arena_bytes = int((self._memory.memory_info()[0] - pools) * config.CUDA_ARENA_SHARE)
+            page_count = arena_bytes // page_bytes
+            if page_count < 1:
+                raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
+            arena = self._holds.device(page_count * page_bytes)
+            self._core = Core(
+                self._table, self._memory.context, arena, page_bytes, page_count, run_ahead, config.LANE_SPIN_NS
+            )
+            self._holds.core = self._core
+            self._slot_bytes = self._workspace_bytes = 0
+            self._grow(io_slot_bytes, workspace_bytes)
+        except (CudaError, MemoryError) as error:
+            self.close()
+            raise ConfigError(f"cannot use CUDA device {which} ({card.name}): {error}") from None
+        except BaseException:
+            self.close()
+            raise
+        self.info = DeviceInfo(
+            kind="cuda",
+            name=card.name,
+            fingerprint=fingerprint_of(self._table, card),
+            page_bytes=page_bytes,
+            page_count=page_count,
+            run_ahead=run_ahead,
+        )
+        self.card = card
+        self._prepare_lock = threading.Lock()
+        self._programs: dict[str, _Loaded] = {}
+        self._models: dict[int, _Known] = {}
+        self._holds.programs = self._programs
+        self._holds.models = self._models
+        self._backlog: list[Completion] = []
+        # Daemons, and closed by the finalizer: an interpreter that exits must not wait for a lane.
+        for name, loop in (
+            ("cw-load", self._core.load_loop),
+            ("cw-input", self._core.input_loop),
+            ("cw-execute", self._core.execute_loop),
+            ("cw-output", self._core.output_loop),
+        ):
+            lane = threading.Thread(target=loop, name=name, daemon=True)
+            lane.start()
+            self._holds.lanes.append(lane)
+
+    # ----- models, from the preparation thread -------------------------------------------------
+
+    def prepare(self, model_id: int, directory: str) -> None:
+        """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken, MemoryError."""
+        place = Path(directory)
+        try:
+            prepared = PreparedModel.read(place)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InvalidModel(f"{directory} holds no prepared model: {error}") from None
+        self._check(prepared, place)
+        with self._prepare_lock:
+            if self._core.has_model(model_id):
+                raise ValueError(f"model {model_id} is prepared already")
+            try:
+                self._memory.make_current()
+                self._prepare(model_id, prepared, place)
+            except (CudaError, OSError) as error:
+                raise InvalidModel(f"{place}: {error}") from None
+
+    def _prepare(self, model_id: int, prepared: PreparedModel, place: Path) -> None:
+        loaded = self._load_program(prepared, place)
+        weights: Path | None = None
+        try:
+            size, source = sum(prepared.runs) * prepared.page_bytes, 0
+            if size:
+                path = place / WEIGHTS_FILE
+                if (found := path.stat().st_size) != size:
+                    raise InvalidModel(f"{path} has {found} bytes, its runs {size}")
+                source = self._store.take(path, size)
+                weights = path
+                self._memory.make_current()
+            self._grow(loaded.program.slot_bytes, loaded.program.workspace_bytes)
+            places = [(one.run, one.offset) for one in prepared.weights]
+            runs = list(zip(prepared.runs, _used_bytes(prepared), strict=True))
+            self._core.add_model(Model(model_id, loaded.program, source, runs, places))
+        except BaseException:
+            if weights is not None:
+                self._store.drop(weights)
+            self._memory.make_current()
+            self._drop_program(prepared.program)
+            raise
+        self._models[model_id] = _Known(prepared.program, weights)
+
+    def _check(self, prepared: PreparedModel, place: Path) -> None:
+        if prepared.fingerprint != self.info.fingerprint:
+            raise InvalidModel(
+                f"{place} was prepared for {prepared.fingerprint}, this device is {self.info.fingerprint}"
+            )
+        if prepared.page_bytes != self.info.page_bytes:
+            raise InvalidModel(
+                f"{place} has pages of {prepared.page_bytes} bytes, this device {self.info.page_bytes}"
+            )
+        if prepared.holding != HOLDING:
+            raise InvalidModel(f"{place} has the holding {prepared.holding!r}, a CUDA device takes {HOLDING!r}")
+        check_layout(prepared, place)
+
+    def _load_program(self, prepared: PreparedModel, place: Path) -> _Loaded:
+        """The program of a model, counted as one more that uses it."""
+        loaded = self._programs.get(prepared.program)
+        if loaded is None:
+            directory = place.parent.parent / "programs" / prepared.program
+            lists = read_program(directory)
+            modules = self._read_modules(lists, directory)
+            try:
+                loaded = _Loaded(self._link(lists, modules), modules)
+            except BaseException:
+                for module in modules:
+                    self._memory.unload_module(module)
+                raise
+            self._programs[prepared.program] = loaded
+        loaded.models += 1
+        expected = (loaded.program.input_count, loaded.program.output_count, loaded.program.weight_count)
+        given = (len(prepared.inputs), len(prepared.outputs), len(prepared.weights))
+        if expected != given:
+            self._drop_program(prepared.program)
+            raise InvalidModel(
+                f"{place} has {given[0]} inputs, {given[1]} outputs and {given[2]} weights, its program {expected}"
+            )
+        return loaded
+
+    def _read_modules(self, lists: LaunchLists, directory: Path) -> list[Any]:
+        target = lists.targets.get(self._target)
+        if target is None:
+            has = ", ".join(sorted(lists.targets))
+            raise InvalidModel(f"{directory} is compiled for {has}; this device needs {self._target}")
+        if target.driver > self._table.version:
+            raise InvalidModel(
+                f"{directory} needs a driver for CUDA {target.driver // 1000}.{target.driver % 1000 // 10}, "
+                f"this one is for {self._table.version // 1000}.{self._table.version % 1000 // 10}"
+            )
+        return read_modules(self._memory, directory, target.modules)
+
+    def _link(self, lists: LaunchLists, modules: Sequence[Any]) -> Program:
+        functions: dict[tuple[int, str, int], int] = {}
+
+        def function(module: int, kernel: str, shared: int) -> int:
+            key = (module, kernel, shared)
+            if key not in functions:
+                try:
+                    functions[key] = self._memory.function(modules[module], kernel, shared)
+                except CudaError as error:
+                    raise CudaError(f"kernel {kernel!r}: {error}", error.code) from None
+            return functions[key]
+
+        def launches(variant: Variant) -> list[Any]:
+            return [
+                (
+                    function(one.module, one.kernel, one.shared),
+                    one.grid,
+                    one.block,
+                    one.shared,
+                    [_argument(argument) for argument in one.args],
+                )
+                for one in variant.launches
+            ]
+
+        try:
+            return Program(
+                [spec.dtype for spec in lists.inputs],
+                [spec.dtype for spec in lists.outputs],
+                len(lists.weights),
+                lists.batches,
+                [
+                    (one.batch, one.shapes, one.output_shapes, one.workspace, launches(one))
+                    for one in lists.of_target(self._target)
+                ],
+            )
+        except ValueError as error:
+            raise InvalidModel(f"the program cannot be served: {error}") from None
+
+    def _drop_program(self, digest: str) -> None:
+        loaded = self._programs[digest]
+        loaded.models -= 1
+        if loaded.models == 0:
+            del self._programs[digest]
+            for module in loaded.modules:
+                self._memory.unload_module(module)
+
+    def _grow(self, slot_bytes: int, workspace_bytes: int) -> None:
+        """Have slots and workspace hold at least so much. Raises MemoryError, CudaError, InvalidModel."""
+        if slot_bytes > config.IO_SLOT_BYTES_MAX:
+            raise InvalidModel(
+                f"inputs and outputs of {slot_bytes} bytes; at most {config.IO_SLOT_BYTES_MAX} are served"
+            )
+        while slot_bytes > self._slot_bytes:
+            host, device = self._holds.host(slot_bytes), self._holds.device(slot_bytes)
+            old = self._core.exchange_slot(slot_bytes, host, device)
+            if old is None:
+                old = host, device
+                self._slot_bytes = slot_bytes
+            self._holds.free_host(old[0])
+            self._holds.free_device(old[1])
+        if workspace_bytes > self._workspace_bytes:
+            self._holds.free_device(self._core.exchange_workspace(self._holds.device(workspace_bytes)))
+            self._workspace_bytes = workspace_bytes
+
+    def forget(self, model_id: int) -> None:
+        """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
+        with self._prepare_lock:
+            if self._core.remove_model(model_id) is None:
+                return
+            known = self._models.pop(model_id)
+            if known.weights is not None:
+                self._store.drop(known.weights)
+            self._memory.make_current()
+            self._drop_program(known.program)
+
+    # ----- actions, from the loop's thread -----------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._core.fileno()
+
+    def start_load(self, action: Load) -> None:
+        self._core.start_load(action)
+
+    def start_unload(self, action: Unload) -> None:
+        self._core.start_unload(action)
+
+    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
+        self._core.start_infer(action, parts)
+
+    def start_profile(self, action: Profile) -> None:
+        self._core.start_profile(action)
+
+    def revoke(self, action_id: int) -> None:
+        self._core.revoke(action_id)
+
+    def poll(self) -> list[Completion]:
+        ended = self._core.poll()
+        if self._backlog:
+            self._backlog, ended = [], self._backlog + ended
+        return ended
+
+    def wait(self, action_ids: Iterable[int], timeout_s: float) -> list[Completion]:
+        """The completions of these actions, in the order asked for; for callers without a loop.
+
+        Others that end meanwhile are kept for poll(). Raises TimeoutError.
+        """
+        order = list(action_ids)
+        found: dict[int, Completion] = {}
+        deadline_ns = now_ns() + round(timeout_s * 1e9)
+        ended = self.poll()
+        while True:
+            for completion in ended:
+                if completion.action_id in order:
+                    found[completion.action_id] = completion
+                else:
+                    self._backlog.append(completion)
+            if len(found) == len(order):
+                return [found[action_id] for action_id in order]
+            left_s = (deadline_ns - now_ns()) / 1e9
+            if left_s <= 0 or not select.select([self.fileno()], [], [], left_s)[0]:
+                self._backlog.extend(found.values())
+                missing = [action_id for action_id in order if action_id not in found]
+                raise TimeoutError(f"actions {missing} did not end within {timeout_s} s")
+            ended = self._core.poll()
+
+    def reset(self) -> None:
+        """See Device. Completions that were not polled go too."""
+        self._core.reset()
+        self._backlog.clear()
+
+    @property
+    def fault(self) -> str:
+        """What broke the device's context, after which every action is a DEVICE_ERROR; "" while it is whole."""
+        return self._core.fault_text
+
+    def memory(self) -> dict[str, int]:
+        """Bytes by purpose. store_bytes: pinned weights, of all devices that share the store."""
+        return {
+            **self._core.memory(),
+            "workspace_bytes": self._workspace_bytes,
+            "packed_bytes": 0,
+            "store_bytes": self._store.held_bytes,
+            "programs": len(self._programs),
+        }
+
+
+class _Holds:
+    """What a device has of the driver, for its end: it does not refer to the device, whose finalizer uses it."""
+
+    def __init__(self, memory: DeviceMemory, store: HostStore) -> None:
+        self._memory = memory
+        self._store = store
+        self._device: set[int] = set()
+        self._host: set[int] = set()
+        self.core: Core | None = None
+        self.lanes: list[threading.Thread] = []
+        self.programs: dict[str, _Loaded] = {}
+        self.models: dict[int, _Known] = {}
+
+    def device(self, size: int) -> int:
+        pointer = self._memory.allocate(size)
+        self._device.add(pointer)
+        return pointer
+
+    def host(self, size: int) -> int:
+        pointer = self._memory.allocate_host(size)
+        self._host.add(pointer)
+        return pointer
+
+    def free_device(self, pointer: int) -> None:
+        if pointer:
+            self._device.remove(pointer)
+            self._memory.release(pointer)
+
+    def free_host(self, pointer: int) -> None:
+        if pointer:
+            self._host.remove(pointer)
+            self._memory.release_host(pointer)
+
+    def release(self) -> None:
+        if self.core is not None:
+            self.core.stop()
+        for lane in self.lanes:
+            lane.join()
+        # A context that broke refuses every call; what it holds goes with it.
+        broken = contextlib.suppress(CudaError)
+        with broken:
+            self._memory.make_current()
+        if self.core is not None:
+            self.core.release()
+        for loaded in self.programs.values():
+            for module in loaded.modules:
+                with broken:
+                    self._memory.unload_module(module)
+        for known in self.models.values():
+            if known.weights is not None:
+                with broken:
+                    self._store.drop(known.weights)
+        with broken:
+            self._memory.make_current()
+        for pointer in list(self._device):
+            with broken:
+                self.free_device(pointer)
+        for pointer in list(self._host):
+            with broken:
+                self.free_host(pointer)
+        with broken:
+            self._memory.close()
+        with broken:
+            self._store.leave()
+
+
+def _used_bytes(prepared: PreparedModel) -> list[int]:
+    """Of each run, how much its weights take: what a LOAD copies of it."""
+    used = [0] * len(prepared.runs)
+    for weight in prepared.weights:
+        used[weight.run] = max(used[weight.run], weight.offset + weight.bytes)
+    return used
+
+
+def _argument(argument: Argument) -> tuple[int, int, int]:
+    """(source, index, value) as the native half takes it: a value that is not an offset is its bits."""
+    kind, index, value = argument.kind, argument.index, argument.value
+    match kind:
+        case "i32":
+            return -1, 0, int(value) & 0xFFFFFFFF
+        case "i64":
+            return -1, 0, int(value) & 0xFFFFFFFFFFFFFFFF
+        case "f32":
+            return -1, 0, int.from_bytes(struct.pack("<f", value), "little")
+        case _:
+            return SOURCES[kind], index, int(value)

@@ -1,0 +1,398 @@
+"""Who owns what a CUDA device has of the driver: its context, device memory, pinned memory and modules.
+
+On a card that is CuPy, whose handles the hot path then uses. On the fake driver it is the driver's table
+itself. Nothing here is called while an action runs, except that preparing a model may allocate.
+
+Everything is for one device. make_current() must have been called in the thread that calls the rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import importlib.machinery
+import os
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from clockwork import config
+from clockwork.device._cudriver import OUT_OF_MEMORY, CudaError, Table
+from clockwork.errors import ConfigError
+
+FAKE = "fake"
+"""Instead of the driver's path: the fake one, which is built with this package."""
+
+ACCOUNTED_SHARED_BYTES = 48 << 10
+"""Dynamic shared memory that a kernel may have without asking."""
+
+
+class DeviceMemory(Protocol):
+    """What is allocated of one device. Every failure is a CudaError, or a MemoryError where there is none left."""
+
+    context: int  # the CUcontext
+
+    def make_current(self) -> None:
+        """Let this thread's calls, and those of the driver's table in it, be about this device."""
+        ...
+
+    def memory_info(self) -> tuple[int, int]:
+        """(free, total) bytes."""
+        ...
+
+    def allocate(self, size: int) -> int: ...
+    def release(self, pointer: int) -> None: ...
+    def allocate_host(self, size: int) -> int:
+        """Pinned, and usable for copies to every device."""
+        ...
+
+    def release_host(self, pointer: int) -> None: ...
+    def load_module(self, image: bytes) -> Any:
+        """A module out of a cubin (or, on the fake driver, a shared object)."""
+        ...
+
+    def function(self, module: Any, name: str, shared_bytes: int) -> int:
+        """The CUfunction of a kernel, which may be launched with so much dynamic shared memory."""
+        ...
+
+    def unload_module(self, module: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+class TableMemory:
+    """The driver's own functions."""
+
+    def __init__(self, table: Table, ordinal: int) -> None:
+        self._table = table
+        self._ordinal = ordinal
+        self.context = table.retain_context(ordinal)
+
+    def make_current(self) -> None:
+        self._table.make_current(self.context)
+
+    def memory_info(self) -> tuple[int, int]:
+        return self._table.memory_info()
+
+    def allocate(self, size: int) -> int:
+        return _or_memory_error(self._table.allocate, size)
+
+    def release(self, pointer: int) -> None:
+        self._table.release(pointer)
+
+    def allocate_host(self, size: int) -> int:
+        return _or_memory_error(self._table.allocate_host, size)
+
+    def release_host(self, pointer: int) -> None:
+        self._table.release_host(pointer)
+
+    def load_module(self, image: bytes) -> int:
+        return self._table.load_module(image)
+
+    def function(self, module: int, name: str, shared_bytes: int) -> int:
+        function = self._table.function(module, name)
+        if shared_bytes > ACCOUNTED_SHARED_BYTES:
+            self._table.allow_shared(function, shared_bytes)
+        return function
+
+    def unload_module(self, module: int) -> None:
+        self._table.unload_module(module)
+
+    def close(self) -> None:
+        self._table.release_context(self._ordinal)
+
+
+class CupyMemory:
+    """CuPy's objects; each lives for as long as its handle is used here."""
+
+    def __init__(self, table: Table, ordinal: int) -> None:
+        # Otherwise a kernel is loaded when it is first launched, in the middle of an INFER.
+        os.environ["CUDA_MODULE_LOADING"] = "EAGER"
+        try:
+            import cupy
+        except ImportError as error:
+            raise ConfigError(
+                f"a CUDA device needs CuPy, which is not installed here ({error}): install clockwork[cuda12] or [cuda13]"
+            ) from None
+        self._table = table
+        self._cupy = cupy
+        self._device = cupy.cuda.Device(ordinal)
+        self._held: dict[int, Any] = {}
+        with self._translated("cudaSetDevice"):
+            self._device.use()
+            cupy.cuda.runtime.free(0)  # makes the primary context
+            self.context = int(cupy.cuda.driver.ctxGetCurrent())
+
+    def _translated(self, call: str) -> _Translated:
+        return _Translated(self._cupy, call)
+
+    def make_current(self) -> None:
+        with self._translated("cudaSetDevice"):
+            self._device.use()
+        self._table.make_current(self.context)
+
+    def memory_info(self) -> tuple[int, int]:
+        with self._translated("cudaMemGetInfo"):
+            free, total = self._device.mem_info
+            return int(free), int(total)
+
+    def allocate(self, size: int) -> int:
+        with self._translated("cudaMalloc"):
+            memory = self._cupy.cuda.Memory(size)  # past CuPy's pool, which would round and keep
+        return self._hold(memory)
+
+    def allocate_host(self, size: int) -> int:
+        with self._translated("cudaHostAlloc"):
+            memory = self._cupy.cuda.PinnedMemory(size, self._cupy.cuda.runtime.hostAllocPortable)
+        return self._hold(memory)
+
+    def _hold(self, memory: Any) -> int:
+        self._held[int(memory.ptr)] = memory
+        return int(memory.ptr)
+
+    def release(self, pointer: int) -> None:
+        del self._held[pointer]
+
+    release_host = release
+
+    def load_module(self, image: bytes) -> Any:
+        module = self._cupy.cuda.function.Module()
+        with self._translated("cuModuleLoadData"):
+            module.load(image)
+        return module
+
+    def function(self, module: Any, name: str, shared_bytes: int) -> int:
+        with self._translated("cuModuleGetFunction"):
+            pointer = int(module.get_function(name).ptr)
+        if shared_bytes > ACCOUNTED_SHARED_BYTES:
+            self._table.allow_shared(pointer, shared_bytes)
+        return pointer
+
+    def unload_module(self, module: Any) -> None:
+        """It goes with the last reference to it, which was the caller's."""
+
+    def close(self) -> None:
+        self._held.clear()
+
+
+class _Translated:
+    """Turns CuPy's errors into ours."""
+
+    def __init__(self, cupy: Any, call: str) -> None:
+        self._cupy = cupy
+        self._call = call
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        cuda = self._cupy.cuda
+        if isinstance(error, (cuda.memory.OutOfMemoryError, MemoryError)):
+            raise MemoryError(f"{self._call}: {error}") from None
+        if isinstance(error, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError)):
+            raise CudaError(f"{self._call}: {error}", error.status) from None
+
+
+def _or_memory_error(allocate: Callable[[int], int], size: int) -> int:
+    try:
+        return allocate(size)
+    except CudaError as error:
+        if error.code == OUT_OF_MEMORY:
+            raise MemoryError(f"{error}, asked for {size} bytes") from None
+        raise
+
+
+# ----- which driver, and which of its devices -----------------------------------------------------
+
+
+def driver_path() -> str:
+    """The library to open: config.CUDA_DRIVER, the fake one by its path."""
+    path = config.cuda_driver()
+    if path != FAKE:
+        return path
+    place = Path(__file__).with_name("_fake_driver")
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        if (found := place.with_name(place.name + suffix)).is_file():
+            return str(found)
+    raise ConfigError(f"the fake CUDA driver is not built: there is no {place}.*.so")
+
+
+def is_fake(path: str) -> bool:
+    return Path(path).name.startswith("_fake_driver")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CardInfo:
+    """What the driver says of one device."""
+
+    ordinal: int
+    name: str
+    uuid: str  # as nvidia-smi prints it, "GPU-..." or "MIG-..."
+    capability: int  # 90 is sm_90; 0 on the fake driver
+    memory_bytes: int
+
+
+def open_driver() -> Table:
+    """The driver that this process uses. Raises ConfigError that says what was not found."""
+    path = driver_path()
+    try:
+        table = Table(path)
+    except CudaError as error:
+        raise ConfigError(f"cannot use a CUDA device: {error}") from None
+    if table.version < config.CUDA_DRIVER_OLDEST:
+        raise ConfigError(
+            f"cannot use a CUDA device: the driver {path} is for CUDA {_version(table.version)}, "
+            f"at least {_version(config.CUDA_DRIVER_OLDEST)} is needed"
+        )
+    return table
+
+
+def cards(table: Table) -> list[CardInfo]:
+    """Every device that the driver shows to this process. Raises CudaError."""
+    found = []
+    for ordinal in range(table.device_count()):
+        name, raw, capability, size = table.describe(ordinal)
+        found.append(CardInfo(ordinal, name, str(uuid.UUID(bytes=raw)), capability, size))
+    return found
+
+
+def find_card(table: Table, which: str) -> CardInfo:
+    """The device that a name means: its number, or its UUID (GPU-..., MIG-..., the prefix may be left out).
+
+    Raises ConfigError.
+    """
+    try:
+        found = cards(table)
+    except CudaError as error:
+        raise ConfigError(f"cannot use a CUDA device: {error}") from None
+    if not found:
+        raise ConfigError("cannot use a CUDA device: the driver shows none")
+    if which.isdigit():
+        if int(which) < len(found):
+            return found[int(which)]
+        raise ConfigError(f"there is no CUDA device {which}; the driver shows {len(found)}, from 0 on")
+    wanted = which.lower().removeprefix("gpu-").removeprefix("mig-")
+    for card in found:
+        if card.uuid == wanted:
+            return card
+    raise ConfigError(
+        f"there is no CUDA device {which!r}; the driver shows " + ", ".join(card.uuid for card in found)
+    )
+
+
+def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
+    """The owner of what is allocated of a device. Raises ConfigError."""
+    try:
+        return TableMemory(table, card.ordinal) if is_fake(table.path) else CupyMemory(table, card.ordinal)
+    except CudaError as error:
+        raise ConfigError(f"cannot use CUDA device {card.ordinal}: {error}") from None
+
+
+def target_of(card: CardInfo) -> str:
+    """The target of a program package that runs on this device: "sm_90", or "host" on the fake driver."""
+    return f"sm_{card.capability}" if card.capability else "host"
+
+
+def fingerprint_of(table: Table, card: CardInfo) -> str:
+    """What prepared programs depend on."""
+    target = target_of(card)
+    return f"cuda-{target}" if target == "host" else f"cuda-{target}-{table.version // 1000}"
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+# ----- the host store ---------------------------------------------------------------------------------
+
+
+class HostStore:
+    """Laid-out weights in pinned memory, once for all devices of this process. Any thread.
+
+    memory: of any of the devices, and the store's own: it is closed when the last device has left.
+    """
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self._devices = 0
+        self._lock = threading.Lock()
+        self._held: dict[Path, _Pinned] = {}
+
+    def join(self) -> None:
+        """One more device uses it."""
+        with self._lock:
+            self._devices += 1
+
+    def leave(self) -> None:
+        """A device that has dropped all that it took needs it no more."""
+        with self._lock:
+            self._devices -= 1
+            if self._devices == 0:
+                self._memory.close()
+
+    def take(self, path: Path, size: int) -> int:
+        """The address of a file's content, read if nobody has it yet; to be given back with drop().
+
+        Raises OSError, MemoryError, CudaError. The thread's current context becomes the store's.
+        """
+        with self._lock:
+            found = self._held.get(path)
+            if found is None:
+                self._memory.make_current()
+                address = self._memory.allocate_host(size)
+                try:
+                    _read(path, address, size)
+                except BaseException:
+                    self._memory.release_host(address)
+                    raise
+                found = self._held[path] = _Pinned(address, size)
+            found.users += 1
+            return found.address
+
+    def drop(self, path: Path) -> None:
+        """Give back what take() gave; the memory goes with its last user."""
+        with self._lock:
+            found = self._held[path]
+            found.users -= 1
+            if found.users == 0:
+                del self._held[path]
+                self._memory.make_current()
+                self._memory.release_host(found.address)
+
+    @property
+    def held_bytes(self) -> int:
+        with self._lock:
+            return sum(one.size for one in self._held.values())
+
+
+@dataclasses.dataclass(slots=True)
+class _Pinned:
+    address: int
+    size: int
+    users: int = 0
+
+
+def _read(path: Path, address: int, size: int) -> None:
+    """Fill memory with a file's first bytes."""
+    target = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+    with open(path, "rb", buffering=0) as file:
+        done = 0
+        while done < size:
+            count = file.readinto(target[done:])
+            if not count:
+                raise OSError(f"{path} ends at {done} bytes of {size}")
+            done += count
+
+
+def read_modules(memory: DeviceMemory, directory: Path, paths: Sequence[str]) -> list[Any]:
+    """The modules of a program, loaded. Raises OSError, CudaError naming the module."""
+    modules: list[Any] = []
+    for path in paths:
+        try:
+            modules.append(memory.load_module((directory / path).read_bytes()))
+        except CudaError as error:
+            for module in modules:
+                memory.unload_module(module)
+            raise CudaError(f"{path}: {error}", error.code) from None
+    return modules

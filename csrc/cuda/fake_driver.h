@@ -1,0 +1,49 @@
+/* What the fake driver can be told and asked beyond the driver API; for tests and benches. See fake_driver.cpp. */
+#ifndef CLOCKWORK_FAKE_DRIVER_H
+#define CLOCKWORK_FAKE_DRIVER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct cw_fake_counts {
+    int64_t contexts; /* that are retained, over all devices */
+    int64_t streams;
+    int64_t events;
+    int64_t allocations; /* of device memory */
+    int64_t device_bytes;
+    int64_t host_allocations; /* of pinned memory */
+    int64_t host_bytes;
+    int64_t modules;
+    int64_t unpinned_copies; /* asynchronous copies, so far, to or from memory that is not pinned: on a card they wait */
+} cw_fake_counts;
+
+/* How many devices there are (1 to 16), the memory of each, and the driver's version (12040: 12.4). */
+void cw_fake_setup(int device_count, size_t device_bytes, int driver_version);
+
+/* How fast copies go (bytes per second; 0: as fast as memcpy): each direction of each device by itself, and all
+ * of them together; how long each kernel takes at least; and the time before each item of a stream begins. */
+void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int64_t latency_ns);
+
+/* Have the nth call from now (1: the next) of a driver function fail with this error, once. "copy" and "kernel"
+ * are what streams do: these fail when they are done, as a card's do. Where ``sticky`` is not 0, the context
+ * stays broken. 0, or -1 if there is no such function. */
+int cw_fake_fail(const char *function, int64_t nth, int error, int sticky);
+
+/* Forget every failure that was asked for, and mend every context. */
+void cw_fake_mend(void);
+
+/* How often a function was called so far; -1 if there is no such function. */
+int64_t cw_fake_calls(const char *function);
+
+/* What exists now. */
+void cw_fake_live(cw_fake_counts *counts);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

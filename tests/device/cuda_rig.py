@@ -1,0 +1,272 @@
+"""The CUDA device on the fake driver, and hand-written programs for it: kernels.cu, and launch lists made here.
+
+The launch lists are made from the suite's small ONNX graphs, for the few operators that kernels.cu knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from clockwork.device.cuda import CudaDevice
+from clockwork.device.cuda_memory import FAKE
+from clockwork.models.layout import lay_out, write_weights
+from clockwork.models.package import hash_file
+from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
+from clockwork.models.program import (
+    HOST,
+    PROGRAM_JSON,
+    Argument,
+    Launch,
+    Program,
+    ProgramWeight,
+    Target,
+    Variant,
+    offsets_of,
+    program_hash,
+)
+from clockwork.tensors import tensor_bytes
+from tests.device.fake import FakeDriver, environment
+
+PAGE_BYTES = 65_536
+BATCHES = (1, 2, 4, 8)
+KERNELS = Path(__file__).with_name("kernels.cu")
+HOST_KERNELS = Path(__file__).parents[2] / "csrc/cuda/host_kernels.h"
+MODULE = "modules/kernels.so"
+THREADS = 64
+
+
+@functools.cache
+def compiled_kernels() -> bytes:
+    """kernels.cu as a module for the fake driver."""
+    with tempfile.TemporaryDirectory() as directory:
+        target = Path(directory) / "kernels.so"
+        command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-x", "c++", "-include", str(HOST_KERNELS)]
+        subprocess.run([*command, str(KERNELS), "-o", str(target)], check=True)
+        return target.read_bytes()
+
+
+class CudaRig:
+    """A CUDA device of the fake driver."""
+
+    kind = "cuda"
+    computes = True
+    strings = False
+    brings_inputs_early = True
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.count = 0
+        self.fake = FakeDriver()
+        self.fake.mend()
+        self.fake.speed()
+        self.fake.setup()
+
+    def make(self, pages: int = 32, which: str = "0", **options: Any) -> CudaDevice:
+        options = {"workspace_bytes": 1 << 12, "io_slot_bytes": 1 << 12, **options}
+        with environment(CLOCKWORK_CUDA_DRIVER=FAKE):
+            device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
+        self.fingerprint = device.info.fingerprint
+        return device
+
+    def build(self, one: Any, holding: str = "program") -> str:
+        """Write the directories that the device's prepare() reads; the model's, for prepare()."""
+        graph = one.model.graph
+        arrays = [numpy_helper.to_array(weight) for weight in graph.initializer]
+        inputs, outputs = specs_of(graph.input), specs_of(graph.output)
+        program = self._program(one, inputs, outputs, arrays)
+        digest = program_hash(program)
+        place = self.store / "programs" / digest
+        (place / MODULE).parent.mkdir(parents=True, exist_ok=True)
+        (place / MODULE).write_bytes(compiled_kernels())
+        (place / PROGRAM_JSON).write_text(program.stripped().to_json())
+        layout = lay_out([array.nbytes for array in arrays], PAGE_BYTES)
+        self.count += 1
+        place = self.store / "prepared" / f"{self.count:04d}-{self.fingerprint}"
+        place.mkdir(parents=True)
+        if arrays:
+            write_weights(
+                place / WEIGHTS_FILE, layout, [np.ascontiguousarray(one) for one in arrays], PAGE_BYTES
+            )
+        PreparedModel(
+            format_version=FORMAT_VERSION,
+            digest=place.name,
+            fingerprint=self.fingerprint,
+            program=digest,
+            holding=holding if holding != "bound" else "program",
+            inputs=inputs,
+            outputs=outputs,
+            batches=one.batches,
+            batching_note="",
+            batch_max=8,
+            page_bytes=PAGE_BYTES,
+            runs=layout.runs,
+            weights=[
+                WeightSpec(proto.data_type, array.shape, run, offset, array.nbytes)
+                for array, proto, (run, offset) in zip(arrays, graph.initializer, layout.places, strict=True)
+            ],
+            weights_bytes=sum(array.nbytes for array in arrays),
+            resident_bytes=sum(layout.runs) * PAGE_BYTES,
+            load_ns=0,
+            profile=[],
+            constants_note="",
+            metadata={},
+            example=[],
+        ).write(place)
+        return str(place)
+
+    def _program(
+        self, one: Any, inputs: list[TensorSpec], outputs: list[TensorSpec], arrays: list[Any]
+    ) -> Program:
+        graph = one.model.graph
+        places = offsets_of([array.nbytes for array in arrays])
+        (self.store / MODULE).parent.mkdir(parents=True, exist_ok=True)
+        (self.store / MODULE).write_bytes(compiled_kernels())
+        return Program(
+            name="by hand",
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            batches=one.batches,
+            weights=tuple(
+                ProgramWeight(proto.data_type, array.shape, place, array.nbytes)
+                for proto, array, place in zip(graph.initializer, arrays, places, strict=True)
+            ),
+            targets={HOST: Target(0, (MODULE,))},
+            variants=tuple(
+                Lowering(one.model, batch, inputs, outputs).variant()
+                for batch in (BATCHES if one.batches else (1,))
+            ),
+            files={MODULE: hash_file(self.store / MODULE)[1]},
+        )
+
+
+class Lowering:
+    """A graph of the suite as launches, for one batch size."""
+
+    def __init__(
+        self, model: onnx.ModelProto, batch: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self.graph = model.graph
+        self.batch = batch
+        self.places: dict[str, tuple[str, int, int]] = {}  # kind, index, offset
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.workspace = 0
+        self.launches: list[Launch] = []
+        self.inputs, self.outputs = inputs, outputs
+        for index, spec in enumerate(inputs):
+            self._place(spec.name, "input", index, self._concrete(spec))
+        for index, weight in enumerate(self.graph.initializer):
+            self._place(weight.name, "weight", index, tuple(weight.dims))
+
+    def _place(self, name: str, kind: str, index: int, shape: tuple[int, ...]) -> None:
+        self.places[name], self.shapes[name] = (kind, index, 0), shape
+
+    def _concrete(self, spec: TensorSpec) -> tuple[int, ...]:
+        return tuple(dim if isinstance(dim, int) else self.batch for dim in spec.shape)
+
+    def variant(self) -> Variant:
+        outputs = {spec.name: index for index, spec in enumerate(self.outputs)}
+        for node in self.graph.node:
+            name = node.output[0]
+            if name in outputs:
+                self._place(name, "output", outputs[name], self._concrete(self.outputs[outputs[name]]))
+            else:
+                shape = self.shapes[node.input[0]]
+                self.places[name], self.shapes[name] = ("workspace", 0, self._scratch(shape)), shape
+            if (lower := getattr(self, f"_{node.op_type.lower()}", None)) is None:
+                pytest.skip(f"kernels.cu has no {node.op_type}")
+            lower(node)
+        return Variant(
+            HOST,
+            self.batch,
+            tuple(self._concrete(spec) for spec in self.inputs),
+            tuple(self._concrete(spec) for spec in self.outputs),
+            self.workspace,
+            tuple(self.launches),
+        )
+
+    def _scratch(self, shape: Sequence[int], size: int = 4) -> int:
+        offset = self.workspace
+        self.workspace += -(-math.prod(shape) * size // 64) * 64
+        return offset
+
+    def _launch(self, kernel: str, threads: int, *arguments: str | int) -> None:
+        """Of names and counts; a count beyond 31 bits, or of "copy", is 64 bits wide."""
+        args = []
+        for one in arguments:
+            if isinstance(one, int):
+                args.append(Argument("i64" if kernel == "copy" else "i32", 0, one))
+            else:
+                args.append(Argument(*self.places[one]))
+        blocks = max(1, -(-threads // THREADS))
+        self.launches.append(Launch(0, kernel, (blocks, 1, 1), (THREADS, 1, 1), 0, tuple(args)))
+
+    def _matmul(self, node: onnx.NodeProto) -> None:
+        x, w = node.input
+        *rows, inner = self.shapes[x]
+        columns = self.shapes[w][1]
+        self._launch("matmul", math.prod(rows) * columns, x, w, node.output[0], math.prod(rows), inner, columns)
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        self._add_two(*node.input, node.output[0])
+
+    def _add_two(self, a: str, b: str, y: str) -> None:
+        count, width = math.prod(self.shapes[a]), math.prod(self.shapes[b])
+        self._launch("add", count, a, b, y, count, width)
+
+    def _sum(self, node: onnx.NodeProto) -> None:
+        first, second, *others = node.input
+        self._add_two(first, second, node.output[0])
+        for other in others:
+            self._add_two(node.output[0], other, node.output[0])
+
+    def _identity(self, node: onnx.NodeProto) -> None:
+        name = node.input[0]
+        (dtype,) = {spec.dtype for spec in self.inputs if spec.name == name}
+        if dtype == onnx.TensorProto.STRING:
+            pytest.skip("no kernel takes strings")
+        size = tensor_bytes(dtype, list(self.shapes[name]))
+        self._launch("copy", size, name, node.output[0], size)
+
+    _reshape = _identity
+
+    def _cast(self, node: onnx.NodeProto) -> None:
+        name = node.input[0]
+        kinds = [spec.dtype for spec in self.inputs if spec.name == name]
+        if kinds != [onnx.TensorProto.INT64] or node.attribute[0].i != onnx.TensorProto.DOUBLE:
+            pytest.skip("kernels.cu casts int64 to double only")
+        count = math.prod(self.shapes[name])
+        self._launch("to_double", count, name, node.output[0], count)
+
+    def _loop(self, node: onnx.NodeProto) -> None:
+        """Of the suite there is one: products with a matrix."""
+        count, _, weight = node.input
+        width = self.shapes[weight][0]
+        self.places["scratch"] = ("workspace", 0, self._scratch([width]))
+        arguments = [Argument(*self.places[one]) for one in (count, weight, node.output[0], "scratch")]
+        self.launches.append(
+            Launch(0, "power", (1, 1, 1), (1, 1, 1), 0, (*arguments, Argument("i32", 0, width)))
+        )
+
+
+def specs_of(values: Any) -> list[TensorSpec]:
+    if any(not value.type.tensor_type.HasField("shape") for value in values):
+        pytest.skip("a launch list gives every shape")
+    return [
+        TensorSpec(
+            value.name,
+            value.type.tensor_type.elem_type,
+            tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in values
+    ]

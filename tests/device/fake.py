@@ -1,0 +1,88 @@
+"""The fake CUDA driver, as a test sees it: it counts, it fails when told to, it is as slow as asked."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+
+from clockwork.device.cuda_memory import FAKE, driver_path
+
+ILLEGAL_ADDRESS = 700
+LAUNCH_FAILED = 719
+OUT_OF_MEMORY = 2
+
+ALLOCATING = (
+    "cuMemAlloc_v2", "cuMemFree_v2", "cuMemHostAlloc", "cuMemFreeHost", "cuStreamCreate", "cuEventCreate",
+    "cuModuleLoadData", "cuModuleGetFunction", "cuStreamSynchronize",
+)  # fmt: skip
+"""What no action may call."""
+
+
+class Counts(ctypes.Structure):
+    """What exists of the driver, as cw_fake_live() tells it."""
+
+    NAMES = (
+        "contexts",
+        "streams",
+        "events",
+        "allocations",
+        "device_bytes",
+        "host_allocations",
+        "host_bytes",
+        "modules",
+        "unpinned_copies",
+    )
+    _fields_ = [(name, ctypes.c_int64) for name in NAMES]
+
+    def as_dict(self) -> dict[str, int]:
+        return {name: int(getattr(self, name)) for name in self.NAMES}
+
+
+class FakeDriver:
+    def __init__(self) -> None:
+        with environment(CLOCKWORK_CUDA_DRIVER=FAKE):
+            self._library = ctypes.CDLL(driver_path())
+        self._library.cw_fake_calls.restype = ctypes.c_int64
+
+    def setup(self, devices: int = 2, device_bytes: int = 1 << 28, version: int = 12040) -> None:
+        self._library.cw_fake_setup(devices, ctypes.c_size_t(device_bytes), version)
+
+    def speed(
+        self, copy_rate: int = 0, link_rate: int = 0, kernel_ns: int = 0, latency_ns: int = 0
+    ) -> None:
+        """Rates in bytes per second; 0: unlimited."""
+        values = (copy_rate, link_rate, kernel_ns, latency_ns)
+        self._library.cw_fake_speed(*(ctypes.c_int64(value) for value in values))
+
+    def fail(self, function: str, nth: int = 1, error: int = ILLEGAL_ADDRESS, sticky: bool = False) -> None:
+        assert self._library.cw_fake_fail(function.encode(), ctypes.c_int64(nth), error, int(sticky)) == 0
+
+    def mend(self) -> None:
+        self._library.cw_fake_mend()
+
+    def calls(self, function: str) -> int:
+        count = int(self._library.cw_fake_calls(function.encode()))
+        assert count >= 0, function
+        return count
+
+    def live(self) -> dict[str, int]:
+        counts = Counts()
+        self._library.cw_fake_live(ctypes.byref(counts))
+        return counts.as_dict()
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """With these environment variables set."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

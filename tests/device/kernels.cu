@@ -1,0 +1,60 @@
+/* The kernels of the conformance suite's models: CUDA C, which a host's compiler takes too (host_kernels.h). */
+
+extern "C" __global__ void matmul(const float *x, const float *w, float *y, int rows, int inner, int columns)
+{
+    int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= rows * columns)
+        return;
+    float sum = 0;
+    for (int k = 0; k < inner; k++)
+        sum += x[at / columns * inner + k] * w[k * columns + at % columns];
+    y[at] = sum;
+}
+
+/* b is repeated as often as it takes. */
+extern "C" __global__ void add(const float *a, const float *b, float *y, int count, int width)
+{
+    int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count)
+        y[at] = a[at] + b[at % width];
+}
+
+extern "C" __global__ void copy(const char *from, char *to, long long bytes)
+{
+    long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < bytes)
+        to[at] = from[at];
+}
+
+extern "C" __global__ void to_double(const long long *from, double *to, int count)
+{
+    int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count)
+        to[at] = (double)from[at];
+}
+
+/* One thread: y = w times itself, n times. */
+extern "C" __global__ void power(const long long *n, const float *w, float *y, float *scratch, int width)
+{
+    for (int at = 0; at < width * width; at++)
+        y[at] = w[at];
+    for (long long round = 0; round < *n; round++) {
+        for (int row = 0; row < width; row++) {
+            for (int column = 0; column < width; column++)
+                scratch[column] = 0;
+            for (int k = 0; k < width; k++)
+                for (int column = 0; column < width; column++)
+                    scratch[column] += y[row * width + k] * w[k * width + column];
+            for (int column = 0; column < width; column++)
+                y[row * width + column] = scratch[column];
+        }
+    }
+}
+
+#ifdef CW_HOST_KERNEL
+CW_HOST_KERNEL(matmul)
+CW_HOST_KERNEL(add)
+CW_HOST_KERNEL(copy)
+CW_HOST_KERNEL(to_double)
+CW_HOST_KERNEL(power)
+#endif

@@ -92,7 +92,11 @@ class CudaDevice:
         card = find_card(self._table, which)
         self._target = target_of(card)
         self._memory = open_memory(self._table, card)
-        self._store = store or HostStore(open_memory(self._table, card))
+        try:
+            self._store = store or HostStore(open_memory(self._table, card))
+        except BaseException:
+            self._memory.close()
+            raise
         self._holds = _Holds(self._memory, self._store)
         self.close = weakref.finalize(self, self._holds.release)
         self._store.join()
@@ -106,7 +110,13 @@ class CudaDevice:
                 raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
             arena = self._holds.device(page_count * page_bytes)
             self._core = Core(
-                self._table, self._memory.context, arena, page_bytes, page_count, run_ahead, config.LANE_SPIN_NS
+                self._table,
+                self._memory.context,
+                arena,
+                page_bytes,
+                page_count,
+                run_ahead,
+                config.LANE_SPIN_NS,
             )
             self._holds.core = self._core
             self._slot_bytes = self._workspace_bytes = 0
@@ -196,7 +206,9 @@ class CudaDevice:
                 f"{place} has pages of {prepared.page_bytes} bytes, this device {self.info.page_bytes}"
             )
         if prepared.holding != HOLDING:
-            raise InvalidModel(f"{place} has the holding {prepared.holding!r}, a CUDA device takes {HOLDING!r}")
+            raise InvalidModel(
+                f"{place} has the holding {prepared.holding!r}, a CUDA device takes {HOLDING!r}"
+            )
         check_layout(prepared, place)
 
     def _load_program(self, prepared: PreparedModel, place: Path) -> _Loaded:

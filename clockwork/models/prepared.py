@@ -82,7 +82,9 @@ class PreparedModel:
     digest: str
     fingerprint: str
     program: str  # content hash of the program; models of equal architecture share it
-    holding: str  # "bound" or "packed" (see the CPU device), "none" without weights; "program" on a CUDA device
+    holding: (
+        str  # "bound" or "packed" (see the CPU device), "none" without weights; "program" on a CUDA device
+    )
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     batches: bool

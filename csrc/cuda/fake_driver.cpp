@@ -131,7 +131,7 @@ struct Driver {
     int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0;
     int64_t link_free_ns = 0;
     int64_t calls[FUNCTIONS] = {};
-    int64_t unpinned_copies = 0;
+    int64_t unpinned_copies = 0, copied_in_bytes = 0;
     Device devices[DEVICES_MAX];
     std::vector<Failure> failures;
     std::set<Stream *> streams;
@@ -553,6 +553,7 @@ EXPORTED CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void *source, s
     item.target = reinterpret_cast<void *>(target);
     item.source = source;
     item.bytes = bytes;
+    all.copied_in_bytes += int64_t(bytes);
     return queue(stream, std::move(item));
 }
 
@@ -824,4 +825,5 @@ EXPORTED void cw_fake_live(cw_fake_counts *counts)
     counts->events = int64_t(all.events.size());
     counts->modules = int64_t(all.modules.size());
     counts->unpinned_copies = all.unpinned_copies;
+    counts->copied_in_bytes = all.copied_in_bytes;
 }

@@ -19,6 +19,7 @@ typedef struct cw_fake_counts {
     int64_t host_bytes;
     int64_t modules;
     int64_t unpinned_copies; /* asynchronous copies, so far, to or from memory that is not pinned: on a card they wait */
+    int64_t copied_in_bytes; /* so far, to all devices */
 } cw_fake_counts;
 
 /* How many devices there are (1 to 16), the memory of each, and the driver's version (12040: 12.4). */

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.device.rig import RIGS, Driver
+from tests.device.cuda_rig import CudaRig
+from tests.device.rig import CpuRig, Driver, EmulatedRig
+
+RIGS = [CpuRig, EmulatedRig, CudaRig]
 
 
 def open_files() -> int:
@@ -40,6 +43,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..
     for driver in made:
         driver.device.close()
         driver.device.close()  # idempotent
+    for driver in made:
+        driver.rig.check_released()
     assert threading.active_count() == threads
     assert open_files() == files
 

@@ -79,6 +79,10 @@ class CudaRig:
         self.fingerprint = device.info.fingerprint
         return device
 
+    def check_released(self) -> None:
+        """Nothing of the driver exists any more, and no copy ever had to wait for memory that is not pinned."""
+        assert set(self.fake.live().values()) == {0}
+
     def build(self, one: Any, holding: str = "program") -> str:
         """Write the directories that the device's prepare() reads; the model's, for prepare()."""
         graph = one.model.graph
@@ -215,7 +219,9 @@ class Lowering:
         x, w = node.input
         *rows, inner = self.shapes[x]
         columns = self.shapes[w][1]
-        self._launch("matmul", math.prod(rows) * columns, x, w, node.output[0], math.prod(rows), inner, columns)
+        self._launch(
+            "matmul", math.prod(rows) * columns, x, w, node.output[0], math.prod(rows), inner, columns
+        )
 
     def _add(self, node: onnx.NodeProto) -> None:
         self._add_two(*node.input, node.output[0])

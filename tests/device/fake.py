@@ -34,7 +34,8 @@ class Counts(ctypes.Structure):
         "modules",
         "unpinned_copies",
     )
-    _fields_ = [(name, ctypes.c_int64) for name in NAMES]
+    TOTALS = ("copied_in_bytes",)
+    _fields_ = [(name, ctypes.c_int64) for name in (*NAMES, *TOTALS)]
 
     def as_dict(self) -> dict[str, int]:
         return {name: int(getattr(self, name)) for name in self.NAMES}
@@ -49,9 +50,7 @@ class FakeDriver:
     def setup(self, devices: int = 2, device_bytes: int = 1 << 28, version: int = 12040) -> None:
         self._library.cw_fake_setup(devices, ctypes.c_size_t(device_bytes), version)
 
-    def speed(
-        self, copy_rate: int = 0, link_rate: int = 0, kernel_ns: int = 0, latency_ns: int = 0
-    ) -> None:
+    def speed(self, copy_rate: int = 0, link_rate: int = 0, kernel_ns: int = 0, latency_ns: int = 0) -> None:
         """Rates in bytes per second; 0: unlimited."""
         values = (copy_rate, link_rate, kernel_ns, latency_ns)
         self._library.cw_fake_speed(*(ctypes.c_int64(value) for value in values))
@@ -66,6 +65,12 @@ class FakeDriver:
         count = int(self._library.cw_fake_calls(function.encode()))
         assert count >= 0, function
         return count
+
+    def copied_in(self) -> int:
+        """Bytes that were copied to devices so far."""
+        counts = Counts()
+        self._library.cw_fake_live(ctypes.byref(counts))
+        return int(counts.copied_in_bytes)
 
     def live(self) -> dict[str, int]:
         counts = Counts()

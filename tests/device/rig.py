@@ -73,6 +73,8 @@ class CpuRig:
 
     kind = "cpu"
     computes = True
+    strings = True
+    brings_inputs_early = False
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -82,6 +84,9 @@ class CpuRig:
         device = CpuDevice(pages * PAGE_BYTES, PAGE_BYTES, **options)
         self.fingerprint = device.info.fingerprint
         return device
+
+    def check_released(self) -> None:
+        """What is looked at beyond threads and files once every device is closed."""
 
     def build(self, one: Case, holding: str = "bound") -> str:
         """Write the directories that the device's prepare() reads; the model's, for prepare()."""
@@ -143,6 +148,8 @@ class EmulatedRig:
 
     kind = "emulated"
     computes = False
+    strings = True
+    brings_inputs_early = False
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -152,6 +159,9 @@ class EmulatedRig:
         (device,) = EmulatedGroup(1, pages * PAGE_BYTES, PAGE_BYTES, **options).devices
         self.fingerprint = device.info.fingerprint
         return device
+
+    def check_released(self) -> None:
+        """There is nothing but what every device has."""
 
     def build(self, one: Case, holding: str = "") -> str:
         """Write the directory that the device's prepare() reads: the model's layout, and its times made up."""
@@ -185,9 +195,6 @@ class EmulatedRig:
             example=[],
         ).write(place)
         return str(place)
-
-
-RIGS = [CpuRig, EmulatedRig]
 
 
 def _specs(values: Any) -> list[TensorSpec]:

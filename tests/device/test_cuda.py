@@ -1,0 +1,368 @@
+"""What only a CUDA device has: a driver that fails, streams that overlap, pools, several devices on one store."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.device.cuda import CudaDevice
+from clockwork.device.cuda_memory import HostStore, cards, find_card, open_driver, open_memory
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.messages import Status
+from tests.device.cuda_rig import PAGE_BYTES, CudaRig
+from tests.device.fake import ALLOCATING, OUT_OF_MEMORY, FakeDriver, environment
+from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
+
+RIGS = [CudaRig]
+
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeDriver]:
+    one = FakeDriver()
+    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+        yield one
+    one.mend()
+    one.speed()
+    one.setup()
+
+
+def loaded(driver: Driver, one: Case | None = None, start: int = 0, load_id: int = 1) -> int:
+    model = driver.prepare(one or affine())
+    assert driver.end(driver.load(model, load_id, [start])).status == Status.OK
+    return model
+
+
+# ----- streams ------------------------------------------------------------------------------------
+
+
+def test_inputs_are_copied_while_the_one_before_executes(driver: Driver, fake: FakeDriver) -> None:
+    model = loaded(driver)
+    fake.speed(kernel_ns=20 * MS)
+    first, second = driver.wait(driver.infer(model, 1, [X]), driver.infer(model, 1, [2 * X]))
+    assert first.execute[0] < second.copy_in[1] < first.execute[1] <= second.execute[0]
+    assert first.execute[2] >= 40 * MS  # two kernels, by the device's own clock
+    one = affine()
+    for done, x in ((first, X), (second, 2 * X)):
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, x), rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_are_copied_while_the_next_one_executes(driver: Driver, fake: FakeDriver) -> None:
+    model = loaded(driver)
+    fake.speed(kernel_ns=10 * MS, copy_rate=2_000)  # 48 bytes of output take 24 ms
+    first, second = driver.wait(driver.infer(model, 1, [X]), driver.infer(model, 1, [X]))
+    fake.speed()
+    assert first.copy_out[2] >= 20 * MS
+    assert second.execute[0] < first.copy_out[1]
+    assert first.copy_out[1] <= second.copy_out[1]
+
+
+def test_a_load_overlaps_executions_and_copies(driver: Driver, fake: FakeDriver) -> None:
+    model, other = loaded(driver), driver.prepare(affine(1, width=100))
+    fake.speed(kernel_ns=15 * MS, copy_rate=2_000_000)  # 40 kB take 20 ms
+    running, load = driver.wait(driver.infer(model, 1, [X]), driver.load(other, 2, [4]))
+    assert running.execute[0] < load.execute[1]
+    assert load.execute[0] < running.execute[1]
+    assert load.execute[2] > 15 * MS
+
+
+def test_the_window_is_that_of_the_execution(driver: Driver) -> None:
+    model = loaded(driver)
+    earliest_ns = now_ns() + 20 * MS
+    done = driver.end(driver.infer(model, 1, [X], earliest_ns=earliest_ns))
+    assert done.copy_in[1] < earliest_ns <= done.execute[0]
+
+
+def test_what_is_revoked_after_its_inputs_came_never_runs(driver: Driver, fake: FakeDriver) -> None:
+    model = loaded(driver)
+    launches = fake.calls("cuLaunchKernel")
+    fake.speed(latency_ns=MS)
+    for wait_ns in (0, 2 * MS, 20 * MS):  # its inputs wait, are on their way, or have arrived
+        waiting = driver.infer(model, 1, [X], earliest_ns=now_ns() + SECOND)
+        time.sleep(wait_ns / SECOND)
+        driver.device.revoke(waiting)
+        assert driver.end(waiting).status == Status.ACTION_CANCELLED
+    assert fake.calls("cuLaunchKernel") == launches
+    assert driver.end(driver.unload(model, 1)).status == Status.OK
+
+
+def test_lanes_go_on_while_somebody_keeps_the_interpreter(driver: Driver, fake: FakeDriver) -> None:
+    """Whole actions from the first copy to the last, without a chance to take the GIL."""
+    model, other = loaded(driver), driver.prepare(affine(1))
+    fake.speed(kernel_ns=2 * MS)
+    interval = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1000)
+        actions = [driver.infer(model, 1, [X]), driver.infer(model, 1, [X]), driver.load(other, 2, [1])]
+        until_ns = now_ns() + 300 * MS
+        while now_ns() < until_ns:
+            pass
+        ended = {one.action_id: one for one in driver.device.poll()}
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(ended) == actions
+    assert max(one.copy_out[1] for one in ended.values()) < until_ns
+
+
+def test_actions_allocate_and_synchronise_nothing(driver: Driver, fake: FakeDriver) -> None:
+    models = [driver.prepare(affine(seed)) for seed in range(3)]
+    before = {name: fake.calls(name) for name in ALLOCATING}
+    live = fake.live()
+    for load_id in range(1, 20):
+        model = models[load_id % 3]
+        assert driver.end(driver.load(model, load_id, [load_id % 5])).status == Status.OK
+        done = driver.wait(driver.infer(model, load_id, [X]), driver.infer(model, load_id, [X[:1]], [X[1:]]))
+        assert [one.status for one in done] == [Status.OK] * 2
+        assert driver.end(driver.profile(model, load_id, [[4, 4]])).status == Status.OK
+        assert driver.end(driver.unload(model, load_id)).status == Status.OK
+    assert {name: fake.calls(name) for name in ALLOCATING} == before
+    assert fake.live() == live
+
+
+# ----- batches ------------------------------------------------------------------------------------
+
+
+def test_a_batch_runs_on_the_smallest_variant_that_holds_it(driver: Driver) -> None:
+    one = affine()
+    model = loaded(driver, one)
+    for rows in range(1, 9):
+        x = np.random.default_rng(rows).standard_normal((rows, 4)).astype(np.float32)
+        (output,) = driver.end(driver.infer(model, 1, [x])).parts[0]
+        assert output.shape == (rows, 4)
+        np.testing.assert_allclose(array_of(output), expected_affine(one, x), rtol=1e-4, atol=1e-4)
+    done = driver.end(driver.infer(model, 1, [np.ones((9, 4), np.float32)]))
+    assert done.status == Status.INVALID_INPUT
+    assert "[9, 4]" in done.text
+
+
+def test_rows_that_pad_a_batch_of_indices_are_indices_too(driver: Driver, fake: FakeDriver) -> None:
+    """The variant of eight rows looks up what the ninth byte of nobody's input says, unless that is filled."""
+    node = helper.make_node("Identity", ["k"], ["y"])
+    model = driver.prepare(case([node], {"k": (7, ["n"])}, {"y": (7, ["n"])}))
+    driver.end(driver.load(model, 1, []))
+    copied = fake.copied_in()
+    assert array_of(driver.end(driver.infer(model, 1, [np.array([5, 6, 7])])).parts[0][0]).tolist() == [
+        5,
+        6,
+        7,
+    ]
+    assert fake.copied_in() - copied == 4 * 8  # with the row that pads
+
+
+# ----- pools --------------------------------------------------------------------------------------
+
+
+def test_pools_grow_when_a_model_needs_more_even_while_others_run(driver: Driver, fake: FakeDriver) -> None:
+    one = affine()
+    model = loaded(driver, one)
+    before = driver.device.memory()
+    fake.speed(kernel_ns=2 * MS)
+    running = [driver.infer(model, 1, [X]), driver.infer(model, 1, [X])]
+    wide = affine(2, width=300)
+    large = driver.prepare(wide)
+    after = driver.device.memory()
+    assert after["io_bytes"] > before["io_bytes"]
+    assert after["workspace_bytes"] > before["workspace_bytes"]
+    for done in driver.wait(*running):
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
+    driver.end(driver.load(large, 2, [4]))
+    x = np.random.default_rng(0).standard_normal((8, 300)).astype(np.float32)
+    done = driver.end(driver.infer(large, 2, [x]))
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(wide, x), rtol=1e-3, atol=1e-3)
+    assert fake.live()["allocations"] == 5  # arena, workspace and three slots: what was outgrown is gone
+
+
+def test_memory_that_does_not_suffice_is_said_when_a_model_is_prepared(
+    driver: Driver, fake: FakeDriver
+) -> None:
+    fake.setup(device_bytes=33 * PAGE_BYTES)  # the arena has 32
+    with pytest.raises(MemoryError, match="cuMemAlloc: CUDA_ERROR_OUT_OF_MEMORY"):
+        driver.prepare(affine(width=1000))
+    assert driver.device.memory()["models"] == driver.device.memory()["programs"] == 0
+    assert driver.device.memory()["store_bytes"] == 0
+    assert driver.end(driver.infer(loaded(driver), 1, [X])).status == Status.OK
+    with pytest.raises(ConfigError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+        CudaDevice("1", 34 * PAGE_BYTES, PAGE_BYTES)
+
+
+# ----- a driver that fails --------------------------------------------------------------------------
+
+LOADING = [
+    ("cuEventRecord", 1), ("cuEventRecord", 2), ("cuMemcpyHtoDAsync_v2", 1), ("cuEventQuery", 1),
+    ("cuEventElapsedTime", 1),
+]  # fmt: skip
+INFERRING = [
+    *((("cuEventRecord", nth)) for nth in range(1, 6)),
+    ("cuMemcpyHtoDAsync_v2", 1), ("cuLaunchKernel", 1), ("cuLaunchKernel", 2), ("cuStreamWaitEvent", 1),
+    ("cuMemcpyDtoHAsync_v2", 1), ("cuEventQuery", 1), ("cuEventElapsedTime", 1), ("cuEventElapsedTime", 2),
+    ("cuEventElapsedTime", 3),
+]  # fmt: skip
+
+
+def name_of(function: str) -> str:
+    return function.removesuffix("_v2")
+
+
+@pytest.mark.parametrize(("function", "nth"), LOADING)
+def test_a_load_that_fails_names_the_call_and_keeps_nothing(
+    driver: Driver, fake: FakeDriver, function: str, nth: int
+) -> None:
+    model = driver.prepare(affine())
+    fake.fail(function, nth)
+    done = driver.end(driver.load(model, 1, [3]))
+    assert (done.status, done.text) == (
+        Status.DEVICE_ERROR,
+        f"{name_of(function)}: CUDA_ERROR_ILLEGAL_ADDRESS",
+    )
+    assert driver.device.memory()["resident_bytes"] == 0
+    assert driver.end(driver.infer(model, 1, [X])).status == Status.NOT_RESIDENT
+    assert driver.end(driver.load(model, 2, [3])).status == Status.OK
+    assert driver.device.fault == ""
+
+
+@pytest.mark.parametrize(("function", "nth"), INFERRING)
+def test_an_inference_that_fails_names_the_call_and_harms_nothing(
+    driver: Driver, fake: FakeDriver, function: str, nth: int
+) -> None:
+    one = affine()
+    model = loaded(driver, one)
+    fake.fail(function, nth)
+    done = driver.end(driver.infer(model, 1, [X]))
+    assert (done.status, done.text) == (
+        Status.DEVICE_ERROR,
+        f"{name_of(function)}: CUDA_ERROR_ILLEGAL_ADDRESS",
+    )
+    assert done.parts == []
+    for _ in range(3):  # each slot
+        done = driver.end(driver.infer(model, 1, [X]))
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-4, atol=1e-4)
+    assert driver.device.fault == ""
+
+
+@pytest.mark.parametrize("what", ["kernel", "copy", "cuLaunchKernel"])
+def test_a_context_that_breaks_is_told_and_every_action_fails(
+    driver: Driver, fake: FakeDriver, what: str
+) -> None:
+    model = loaded(driver)
+    fake.fail(what, sticky=True)
+    done = driver.end(driver.infer(model, 1, [X]))
+    assert done.status == Status.DEVICE_ERROR
+    assert done.text.endswith(": CUDA_ERROR_ILLEGAL_ADDRESS")
+    assert driver.device.fault == done.text
+    for again in (driver.infer(model, 1, [X]), driver.load(driver.models + 1, 9, [1])):
+        assert driver.end(again).status in (Status.DEVICE_ERROR, Status.UNKNOWN_MODEL)
+    with pytest.raises(InvalidModel, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+        driver.prepare(affine(1))
+    driver.device.reset()  # and at its end the test looks whether everything was released
+
+
+STARTING = [
+    "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent",
+    "cuMemAlloc_v2", "cuMemHostAlloc", "cuStreamCreate", "cuEventCreate",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", STARTING)
+def test_a_device_that_cannot_be_had_says_so_at_start(fake: FakeDriver, function: str) -> None:
+    for nth in (1, 2):
+        fake.fail(function, nth, OUT_OF_MEMORY)
+        text = ""
+        try:
+            CudaDevice("0", 4 * PAGE_BYTES, PAGE_BYTES, workspace_bytes=4096, io_slot_bytes=4096).close()
+        except ConfigError as error:
+            text = str(error)
+        assert f"{name_of(function)}: CUDA_ERROR_OUT_OF_MEMORY" in text or (nth, text) == (2, "")
+        fake.mend()
+        assert set(fake.live().values()) == {0}
+
+
+@pytest.mark.parametrize("function", ["cuModuleLoadData", "cuModuleGetFunction", "cuMemHostAlloc"])
+def test_a_model_that_cannot_be_prepared_says_so(driver: Driver, fake: FakeDriver, function: str) -> None:
+    fake.fail(function)
+    with pytest.raises(InvalidModel, match=f"{function}: CUDA_ERROR_ILLEGAL_ADDRESS"):
+        driver.prepare(affine())
+    memory = driver.device.memory()
+    assert memory["models"] == memory["programs"] == memory["store_bytes"] == fake.live()["modules"] == 0
+    assert driver.end(driver.infer(loaded(driver), 1, [X])).status == Status.OK
+
+
+def test_a_driver_that_is_missing_or_too_old_is_named(fake: FakeDriver) -> None:
+    for library, said in (
+        ("libcuda_nowhere.so.1", "no CUDA driver: libcuda_nowhere"),
+        ("libc.so.6", "it has no cuInit"),
+    ):
+        with environment(CLOCKWORK_CUDA_DRIVER=library), pytest.raises(ConfigError, match=said):
+            CudaDevice()
+    fake.setup(version=11020)
+    with pytest.raises(ConfigError, match=r"is for CUDA 11\.2, at least 11\.4 is needed"):
+        CudaDevice()
+
+
+def test_a_module_that_is_none_is_refused(driver: Driver) -> None:
+    directory = Path(driver.rig.build(affine()))
+    (module,) = (directory.parent.parent / "programs").rglob("*.so")
+    module.write_bytes(b"no ELF file")
+    with pytest.raises(InvalidModel, match=r"kernels.so: cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
+        driver.device.prepare(1, str(directory))
+
+
+# ----- several devices ------------------------------------------------------------------------------
+
+
+def test_devices_are_named_by_number_or_uuid(fake: FakeDriver) -> None:
+    fake.setup(devices=3)
+    table = open_driver()
+    uuids = [card.uuid for card in cards(table)]
+    assert len(set(uuids)) == 3
+    assert find_card(table, "2").ordinal == 2
+    for prefix in ("", "GPU-", "MIG-"):
+        assert find_card(table, prefix + uuids[1]).ordinal == 1
+    with pytest.raises(ConfigError, match="there is no CUDA device 3; the driver shows 3"):
+        find_card(table, "3")
+    with pytest.raises(ConfigError, match="MIG-0"):
+        find_card(table, "MIG-0")
+
+
+def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake: FakeDriver) -> None:
+    store = HostStore(open_memory(table := open_driver(), cards(table)[0]))
+    first, second = (make(which=which, store=store) for which in ("0", "1"))
+    wide = affine(width=120)  # 58 kB
+    directory = first.rig.build(wide)
+    for driver in (first, second):
+        driver.device.prepare(1, directory)
+        assert driver.device.memory()["store_bytes"] == PAGE_BYTES
+    fake.speed(link_rate=2_000_000)
+    alone = first.end(first.load(1, 1, [0]))
+    first.end(first.unload(1, 1))
+    both = [driver.load(1, 2, [5]) for driver in (first, second)]
+    together = [driver.end(action) for driver, action in zip((first, second), both, strict=True)]
+    fake.speed()
+    assert max(one.execute[2] for one in together) > 1.5 * alone.execute[2]
+    x = np.random.default_rng(0).standard_normal((2, 120)).astype(np.float32)
+    for driver in (second, first):
+        done = driver.end(driver.infer(1, 2, [x]))
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(wide, x), rtol=1e-4, atol=1e-4)
+        driver.end(driver.unload(1, 2))
+        driver.device.forget(1)
+    assert first.device.memory()["store_bytes"] == 0
+
+
+def test_types_without_a_fixed_size_have_no_program(driver: Driver, tmp_path: Path) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    good = Path(driver.rig.build(case([node], {"x": (1, ["n", 4])}, {"y": (1, ["n", 4])})))
+    (program,) = (good.parent.parent / "programs").glob("*/program.json")
+    text = program.read_text()
+    program.write_text(text.replace('"dtype": 1', f'"dtype": {int(TensorProto.STRING)}'))
+    with pytest.raises(InvalidModel, match="no kernel can take"):
+        driver.device.prepare(1, str(good))
+    prepared: dict[str, Any] = driver.device.memory()
+    assert prepared["models"] == 0

@@ -17,6 +17,8 @@ import numpy as np
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice
 from clockwork.device.cpu import fingerprint as device_fingerprint
+from clockwork.device.cuda import CudaDevice
+from clockwork.device.cuda_memory import which_card
 from clockwork.errors import ConfigError
 from clockwork.messages import NEVER_NS, Infer, Load, Status, Unload
 from clockwork.models.inputs import tile
@@ -48,19 +50,21 @@ ACTION_SECONDS = 600.0
 THREADS_MAX = 256
 """Threads of a device that are thought possible."""
 
+POOL_BYTES = 1 << 20
+"""Workspace and slots that a CUDA device begins with here; a model has them grow."""
+
 LOADS_MIN = 3
 LOADS_MAX = 10
 
 
 class Bench:
-    """Prepared models on a device of their own, which measures CPU time where it can; one is loaded at a time."""
+    """Prepared models on a device of their own; one is loaded at a time. A CPU device measures CPU time if it can."""
 
     def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
         """directories: of one prepared model each, which must lie where prepared models lie."""
         self._prepared = [PreparedModel.read(directory) for directory in directories]
         pages = max(sum(one.runs) for one in self._prepared)
-        threads = threads_of(fingerprint)
-        self._device = CpuDevice(max(1, pages) * page_bytes, page_bytes, threads, cpu_time=threads == 1)
+        self._device = _open_device(fingerprint, max(1, pages) * page_bytes, page_bytes)
         self._ids = itertools.count(1)
         self._starts: list[list[int]] = []
         try:
@@ -91,6 +95,10 @@ class Bench:
         done = self._finish(action.action_id)
         return [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]], done.execute[2]
 
+    def input_dtypes(self, index: int) -> list[int]:
+        """ONNX's codes of the types of a model's inputs."""
+        return [spec.dtype for spec in self._prepared[index].inputs]
+
     def _finish(self, action_id: int) -> Completion:
         (done,) = self._device.wait([action_id], ACTION_SECONDS)
         if done.status != Status.OK:
@@ -99,6 +107,15 @@ class Bench:
 
     def close(self) -> None:
         self._device.close()
+
+
+def _open_device(fingerprint: str, arena_bytes: int, page_bytes: int) -> CpuDevice | CudaDevice:
+    """A device of this fingerprint, with room for little more than its arena. Raises ConfigError."""
+    if fingerprint.startswith("cuda-"):
+        which = which_card(fingerprint)
+        return CudaDevice(which, arena_bytes, page_bytes, workspace_bytes=POOL_BYTES, io_slot_bytes=POOL_BYTES)
+    threads = threads_of(fingerprint)
+    return CpuDevice(arena_bytes, page_bytes, threads, cpu_time=threads == 1)
 
 
 def threads_of(fingerprint: str) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 import onnx
 
 from clockwork.errors import InvalidModel
-from clockwork.models import batching, measure
+from clockwork.models import batching, measure, prepare_program
 from clockwork.models import inputs as trial
 from clockwork.models.holdings import (
     Bound,
@@ -40,6 +40,7 @@ from clockwork.models.onnx_import import check_model, external_files, metadata_o
 from clockwork.models.package import (
     LIST_FILE,
     MODEL_FILE,
+    PROGRAM_JSON,
     PackageFile,
     digest_of,
     hash_file,
@@ -123,8 +124,16 @@ def prepare(
     work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=store / "prepared"))
     made: list[Path] = [work]
     try:
-        job = _Preparation(package_dir, store, digest, fingerprint, page_bytes, options, work, made, progress)
-        prepared, directory = job.run()
+        if prepare_program.is_for(fingerprint):
+            directory = work
+            prepared = prepare_program.prepare_program(
+                package_dir, store, digest, fingerprint, page_bytes, options, directory, progress
+            )
+        else:
+            job = _Preparation(
+                package_dir, store, digest, fingerprint, page_bytes, options, work, made, progress
+            )
+            prepared, directory = job.run()
         prepared.write(directory)
         _install(directory, target, page_bytes)
         return prepared
@@ -163,6 +172,8 @@ class _Preparation:
     def run(self) -> tuple[PreparedModel, Path]:
         """The result and the directory that holds its files, still under a temporary name."""
         self._step(0)
+        if (self._package_dir / PROGRAM_JSON).is_file():
+            raise InvalidModel("a compiled program runs on CUDA devices; a CPU device needs the ONNX model")
         model_path = self._package_dir / MODEL_FILE
         model = check_model(model_path)
         self._metadata = metadata_of(model)
@@ -403,13 +414,14 @@ def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
     """What an earlier preparation left, if it is whole and of this page size."""
     try:
         prepared = PreparedModel.read(directory)
-        if prepared.holding == "bound":
+        if prepared.holding in ("bound", prepare_program.HOLDING) and prepared.runs:
             size = (directory / WEIGHTS_FILE).stat().st_size
             if size != sum(prepared.runs) * prepared.page_bytes:
                 return None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    whole = measure.program_path(directory, prepared.program).is_file()
+    path = measure.program_path(directory, prepared.program)
+    whole = path.is_file() or path.with_name(PROGRAM_JSON).is_file()
     return prepared if whole and prepared.page_bytes == page_bytes else None
 
 

@@ -5,6 +5,7 @@ The launch lists are made from the suite's small ONNX graphs, for the few operat
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import subprocess
@@ -24,9 +25,11 @@ from clockwork.models.layout import lay_out, write_weights
 from clockwork.models.package import hash_file
 from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
 from clockwork.models.program import (
+    CHECKS_FILE,
     HOST,
     PROGRAM_JSON,
     Argument,
+    Check,
     Launch,
     Program,
     ProgramWeight,
@@ -34,6 +37,8 @@ from clockwork.models.program import (
     Variant,
     offsets_of,
     program_hash,
+    write_checks,
+    write_program,
 )
 from clockwork.tensors import tensor_bytes
 from tests.device.fake import FakeDriver, environment
@@ -128,6 +133,26 @@ class CudaRig:
             example=[],
         ).write(place)
         return str(place)
+
+    def package(self, one: Any, checks: Sequence[Check] = ()) -> Path:
+        """Write a package of the model, as a user would by hand."""
+        graph = one.model.graph
+        arrays = [numpy_helper.to_array(weight) for weight in graph.initializer]
+        program = self._program(one, specs_of(graph.input), specs_of(graph.output), arrays)
+        self.count += 1
+        place = self.store / "by hand" / str(self.count)
+        (place / MODULE).parent.mkdir(parents=True)
+        (place / MODULE).write_bytes(compiled_kernels())
+        if arrays:
+            weights = bytearray(program.weights[-1].offset + program.weights[-1].bytes)
+            for array, weight in zip(arrays, program.weights, strict=True):
+                weights[weight.offset : weight.offset + weight.bytes] = array.tobytes()
+            (place / WEIGHTS_FILE).write_bytes(weights)
+        if checks:
+            write_checks(place, program, checks)
+            program = dataclasses.replace(program, files={**program.files, CHECKS_FILE: ""})
+        write_program(place, program)
+        return place
 
     def _program(
         self, one: Any, inputs: list[TensorSpec], outputs: list[TensorSpec], arrays: list[Any]

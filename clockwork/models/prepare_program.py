@@ -1,0 +1,320 @@
+"""From a program package to what a CUDA device can load: lay out the weights, check the answers, profile.
+
+A package that holds an ONNX model is compiled first, for this machine's architecture, which takes the extra
+[compile]. What was measured of a program is kept beside it, so that the next model of equal architecture is
+only laid out and checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from clockwork.errors import InvalidModel
+from clockwork.models import inputs as trial
+from clockwork.models import measure
+from clockwork.models.layout import Layout, lay_out, write_weights
+from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, write_durably
+from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
+from clockwork.models.program import (
+    Check,
+    Program,
+    Variant,
+    check_files,
+    program_hash,
+    read_checks,
+    read_program,
+)
+from clockwork.models.runtime import RunError
+from clockwork.scheduler.types import ProfilePoint
+from clockwork.tensors import Array
+
+HOLDING = "program"
+
+FINGERPRINT_PREFIX = "cuda-"
+"""Of the fingerprints of CUDA devices; what follows, up to the next "-", is the target."""
+
+CHECKS_RUN_MAX = 4
+"""Checks of a package that are run on the device."""
+
+HALF_RELATIVE = 5e-2
+"""How far apart the answers of a program with 16-bit weights may be from the right ones."""
+
+Progress = Callable[[str, int, int], None]
+STEPS = ("compile", "lay out", "verify", "measure", "write")
+
+
+def is_for(fingerprint: str) -> bool:
+    """Whether devices of this fingerprint take programs."""
+    return fingerprint.startswith(FINGERPRINT_PREFIX)
+
+
+def target_of(fingerprint: str) -> str:
+    return fingerprint.removeprefix(FINGERPRINT_PREFIX).split("-")[0]
+
+
+@dataclasses.dataclass(slots=True)
+class Finding:
+    """What was measured of a program, and holds for every model of it."""
+
+    batch_max: int
+    load_ns: int
+    profile: list[ProfilePoint]
+
+
+def prepare_program(
+    package_dir: Path,
+    store: Path,
+    digest: str,
+    fingerprint: str,
+    page_bytes: int,
+    options: Mapping[str, Any],
+    directory: Path,
+    progress: Progress | None = None,
+) -> PreparedModel:
+    """Prepare a package in ``directory``, which lies where prepared directories do and is renamed by the caller.
+
+    Raises InvalidModel. options: as in messages.Prepare.
+    """
+
+    def step(index: int) -> None:
+        if progress is not None:
+            progress(STEPS[index], index, len(STEPS))
+
+    target = target_of(fingerprint)
+    batching = str(options.get("batching", "auto"))
+    step(0)
+    with _compiled(package_dir, directory.parent, target, batching) as source:
+        program = read_program(source)
+        check_files(program, source)
+        variants = program.of_target(target)
+        if not variants:
+            has = ", ".join(sorted(program.targets))
+            raise InvalidModel(f"the program is compiled for {has}; this device needs {target}")
+        if batching == "on" and not program.batches:
+            raise InvalidModel("the program does not batch; it has to be compiled so that it does")
+        step(1)
+        layout = lay_out([weight.bytes for weight in program.weights], page_bytes)
+        _write_weights(program, source, layout, directory / WEIGHTS_FILE, page_bytes)
+        name = program_hash(program)
+        install(store, name, program, source)
+        checks = read_checks(source, program)
+    prepared = PreparedModel(
+        format_version=FORMAT_VERSION,
+        digest=digest,
+        fingerprint=fingerprint,
+        program=name,
+        holding=HOLDING,
+        inputs=list(program.inputs),
+        outputs=list(program.outputs),
+        batches=program.batches and batching != "off",
+        batching_note="switched off" if batching == "off" else "as it was compiled",
+        batch_max=1,
+        page_bytes=page_bytes,
+        runs=layout.runs,
+        weights=[
+            WeightSpec(weight.dtype, weight.shape, run, offset, weight.bytes)
+            for weight, (run, offset) in zip(program.weights, layout.places, strict=True)
+        ],
+        weights_bytes=program.weights_bytes,
+        resident_bytes=sum(layout.runs) * page_bytes,
+        load_ns=0,
+        profile=[],
+        constants_note="",
+        metadata={},
+        example=[list(shape) for shape in variants[0].shapes],
+    )
+    prepared.write(directory)  # for the bench, which takes what a device takes
+    bench = measure.Bench(fingerprint, page_bytes, [directory])
+    try:
+        step(2)
+        load_ns = measure.load_time(bench, 0)
+        _verify(bench, program, variants, checks)
+        step(3)
+        finding = _recall(store, name, fingerprint, options)
+        if finding is None:
+            finding = _measure(bench, prepared.batches, variants, checks, int(options.get("batch_max", 0)))
+            finding.load_ns = load_ns
+            _remember(store, name, fingerprint, options, finding)
+    except RunError as error:
+        raise InvalidModel(f"the program fails on the device: {error}") from None
+    finally:
+        bench.close()
+    step(4)
+    prepared.batch_max = finding.batch_max
+    prepared.load_ns = finding.load_ns
+    prepared.profile = finding.profile
+    return prepared
+
+
+@contextlib.contextmanager
+def _compiled(package_dir: Path, work: Path, target: str, batching: str) -> Iterator[Path]:
+    """The directory of the program package: the package itself, or what its ONNX model is compiled to."""
+    if (package_dir / PROGRAM_JSON).is_file():
+        yield package_dir
+        return
+    if not (package_dir / MODEL_FILE).is_file():
+        raise InvalidModel(f"a CUDA device takes packages with a {PROGRAM_JSON} or a {MODEL_FILE}")
+    from clockwork.models.compile import compiler  # only with the extra that it needs
+    from clockwork.models.onnx_import import check_model, read_examples
+
+    compiler.require()
+    model = check_model(package_dir / MODEL_FILE)
+    examples = read_examples(package_dir, model)
+    del model
+    made = Path(tempfile.mkdtemp(prefix=".preparing-", dir=work))
+    try:
+        options = compiler.Options(targets=(target,), batching=batching, examples=examples)
+        compiler.compile_model(package_dir / MODEL_FILE, made / "package", options)
+        yield made / "package"
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _write_weights(program: Program, source: Path, layout: Layout, path: Path, page_bytes: int) -> None:
+    if not program.weights:
+        return
+    with open(source / WEIGHTS_FILE, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            tensors: list[Any] = [b"" for _ in program.weights]
+            write_weights(path, layout, tensors, page_bytes)
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as whole:
+            tensors = [whole[one.offset : one.offset + one.bytes] for one in program.weights]
+            write_weights(path, layout, tensors, page_bytes)
+            for one in tensors:
+                one.release()
+
+
+def install(store: Path, name: str, program: Program, source: Path) -> None:
+    """Put what models of equal architecture share in its place, if it is not there. source: the modules' package."""
+    target = store / "programs" / name
+    if (target / PROGRAM_JSON).is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
+    try:
+        for path in sorted({path for one in program.targets.values() for path in one.modules}):
+            (made / path).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(made / path, (source / path).read_bytes())
+        write_durably(made / PROGRAM_JSON, program.stripped().to_json().encode())
+        os.chmod(made, 0o755)
+        try:
+            os.rename(made, target)
+        except OSError:
+            if not (target / PROGRAM_JSON).is_file():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _relative(program: Program) -> float:
+    dtypes = {weight.dtype for weight in program.weights}
+    if dtypes & {TensorProto.FLOAT16, TensorProto.BFLOAT16}:
+        return HALF_RELATIVE
+    if dtypes & {TensorProto.INT8, TensorProto.UINT8}:
+        return trial.QUANTISED_RELATIVE
+    return trial.RELATIVE
+
+
+def _verify(
+    bench: measure.Bench, program: Program, variants: Sequence[Variant], checks: Sequence[Check]
+) -> None:
+    """The device gives the answers that the package says are right, alone and in every row of a batch.
+
+    Raises InvalidModel, RunError.
+    """
+    relative = _relative(program)
+    for inputs, outputs in checks[:CHECKS_RUN_MAX]:
+        sizes = {1}
+        if program.batches:
+            tail = [array.shape[1:] for array in inputs]
+            sizes |= {one.batch for one in variants if [shape[1:] for shape in one.shapes] == tail}
+        for size in sorted(sizes):
+            actual, _ = bench.run(0, trial.tile(inputs, size))
+            if text := trial.difference(actual, trial.tile(outputs, size), relative):
+                raise InvalidModel(f"the program answers wrongly in a batch of {size}: {text}")
+
+
+def _measure(
+    bench: measure.Bench,
+    batches: bool,
+    variants: Sequence[Variant],
+    checks: Sequence[Check],
+    batch_max: int,
+) -> Finding:
+    """Execution times, for each set of shapes, of each compiled batch size while throughput grows."""
+    by_shape: dict[tuple[tuple[int, ...], ...], list[Variant]] = {}
+    for one in variants:
+        if batches:
+            by_shape.setdefault(tuple(shape[1:] for shape in one.shapes), []).append(one)
+        elif one.batch == 1:
+            by_shape[one.shapes] = [one]
+    points: list[ProfilePoint] = []
+    helps_most = 1
+    for shape, group in by_shape.items():
+        best, before = 0.0, 0
+        for one in group:
+            if batch_max and one.batch > batch_max and before:
+                break
+            exec_ns = measure.execution_time(bench, 0, _inputs(bench, one, checks))
+            # Smaller batches, beyond those of the variant before, run on this one too.
+            points += [ProfilePoint(shape, size, exec_ns) for size in sorted({before + 1, one.batch})]
+            throughput = one.batch / exec_ns
+            if before and throughput < best * measure.BATCH_GAIN:
+                break
+            best, before = throughput, one.batch
+        helps_most = max(helps_most, before)
+    if batch_max:
+        helps_most = min(helps_most, batch_max)
+    return Finding(helps_most if batches else 1, 0, points)
+
+
+def _inputs(bench: measure.Bench, variant: Variant, checks: Sequence[Check]) -> list[Array]:
+    """Inputs of a variant's shapes: of a check that has them, else made up."""
+    for inputs, _ in checks:
+        if [array.shape for array in inputs] == list(variant.shapes):
+            return list(inputs)
+        if [array.shape for array in inputs] == [(1, *shape[1:]) for shape in variant.shapes]:
+            return trial.tile(inputs, variant.batch)
+    random = np.random.default_rng(0)
+    dtypes = bench.input_dtypes(0)
+    return [trial.seeded(dtype, shape, random) for dtype, shape in zip(dtypes, variant.shapes, strict=True)]
+
+
+# ----- what is known of a program ----------------------------------------------------------------
+
+
+def _finding_path(store: Path, name: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
+    about = [fingerprint, str(options.get("batching", "auto")), str(int(options.get("batch_max", 0)))]
+    return store / "programs" / name / f"finding-{'-'.join(about)}-{FORMAT_VERSION}.json"
+
+
+def _recall(store: Path, name: str, fingerprint: str, options: Mapping[str, Any]) -> Finding | None:
+    try:
+        body = json.loads(_finding_path(store, name, fingerprint, options).read_text())
+        points = [
+            ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
+            for one in body["profile"]
+        ]
+        return Finding(body["batch_max"], body["load_ns"], points)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(
+    store: Path, name: str, fingerprint: str, options: Mapping[str, Any], finding: Finding
+) -> None:
+    path = _finding_path(store, name, fingerprint, options)
+    write_durably(path, json.dumps(dataclasses.asdict(finding)).encode())

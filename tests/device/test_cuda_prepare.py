@@ -1,0 +1,108 @@
+"""From a program package to a model that a CUDA device serves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork.errors import InvalidModel
+from clockwork.messages import Status
+from clockwork.models.prepare import prepare
+from clockwork.models.prepared import PreparedModel, prepared_directory
+from tests.device.cuda_rig import PAGE_BYTES, CudaRig
+from tests.device.fake import environment
+from tests.device.rig import Case, Driver, affine, array_of, expected_affine
+
+X = np.random.default_rng(0).standard_normal((1, 4)).astype(np.float32)
+FINGERPRINT = "cuda-host"
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[CudaRig]:
+    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+        yield CudaRig(tmp_path)
+
+
+def package(rig: CudaRig, one: Case) -> Path:
+    return rig.package(one, [([X], [expected_affine(one, X)])])
+
+
+def run(rig: CudaRig, place: Path, **options: object) -> tuple[PreparedModel, Path]:
+    prepared = prepare(place, rig.store, FINGERPRINT, PAGE_BYTES, options)
+    return prepared, prepared_directory(rig.store, prepared.digest, FINGERPRINT, options)
+
+
+def test_a_package_by_hand_is_checked_profiled_and_served(rig: CudaRig) -> None:
+    one = affine()
+    prepared, directory = run(rig, package(rig, one))
+    assert prepared.holding == "program"
+    assert prepared.batches
+    assert prepared.runs == [1]
+    sizes = [point.batch for point in prepared.profile]
+    assert sizes[:3] == [1, 2, 3]  # three rows run on the variant of four
+    assert all(point.exec_ns > 0 and point.shape == ((4,),) for point in prepared.profile)
+    assert prepared.load_ns > 0
+    driver = Driver(rig.make(), rig)
+    try:
+        driver.device.prepare(1, str(directory))
+        driver.end(driver.load(1, 1, [3]))
+        done = driver.end(driver.infer(1, 1, [X]))
+        assert done.status == Status.OK
+        np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5, atol=1e-5)
+    finally:
+        driver.device.close()
+    assert set(rig.fake.live().values()) == {0}
+
+
+def test_what_is_prepared_is_found_again(rig: CudaRig) -> None:
+    place = package(rig, affine())
+    first, _ = run(rig, place)
+    launches = rig.fake.calls("cuLaunchKernel")
+    again, _ = run(rig, place)
+    assert again == first
+    assert rig.fake.calls("cuLaunchKernel") == launches
+
+
+def test_models_of_equal_architecture_share_program_and_profile(rig: CudaRig) -> None:
+    first, _ = run(rig, package(rig, affine(0)))
+    launches = rig.fake.calls("cuLaunchKernel")
+    second, _ = run(rig, package(rig, affine(1)))
+    assert (second.program, second.profile) == (first.program, first.profile)
+    assert second.digest != first.digest
+    assert rig.fake.calls("cuLaunchKernel") - launches < 20  # its answers are checked all the same
+
+
+def test_a_program_that_answers_wrongly_is_refused(rig: CudaRig) -> None:
+    place = rig.package(affine(), [([X], [expected_affine(affine(), X) + 1])])
+    with pytest.raises(InvalidModel, match="answers wrongly in a batch of 1"):
+        run(rig, place)
+    assert not list((rig.store / "prepared").glob("*cuda*"))
+
+
+def test_a_program_for_another_architecture_is_refused(rig: CudaRig) -> None:
+    place = package(rig, affine())
+    with pytest.raises(InvalidModel, match="compiled for host; this device needs sm_90"):
+        prepare(place, rig.store, "cuda-sm_90-12", PAGE_BYTES, {})
+    with pytest.raises(InvalidModel, match="a compiled program runs on CUDA devices"):
+        prepare(place, rig.store, "0123456789ab", PAGE_BYTES, {})
+
+
+def test_batching_is_as_compiled_unless_switched_off(rig: CudaRig) -> None:
+    place = package(rig, affine())
+    prepared, _ = run(rig, place, batching="off")
+    assert (prepared.batches, prepared.batch_max) == (False, 1)
+    assert [(point.shape, point.batch) for point in prepared.profile] == [(((1, 4),), 1)]
+    few, _ = run(rig, place, batch_max=2)
+    assert few.batch_max <= 2
+    assert max(point.batch for point in few.profile) == 2
+
+
+def test_a_damaged_package_is_refused(rig: CudaRig) -> None:
+    place = package(rig, affine())
+    with open(place / "weights.bin", "r+b") as file:
+        file.write(b"damage")
+    with pytest.raises(InvalidModel, match=r"weights\.bin"):
+        run(rig, place)

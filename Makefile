@@ -39,7 +39,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...',"
-	@echo "DEVICE=emulated DEVICES=12 PROFILES=file;"
+	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 PROFILES=file;"
 	@echo "of test: TESTS='tests/unit -k name'"
 
 check: ## name what is missing on this machine, with the package that brings it
@@ -50,7 +50,7 @@ build: $(BUILT) ## create .venv, install the pinned dependencies, build the exte
 
 run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
-	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device $(DEVICE)) \
+	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
 	    $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
 test: $(TESTABLE) $(MODELS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)

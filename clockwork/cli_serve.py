@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,20 +28,42 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
         raise click.BadParameter(str(error)) from None
 
 
+def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Which devices; of ``auto``, what that came to, which is said."""
+    from clockwork.worker.settings import device_names, why_no_gpu
+
+    if value == "auto":
+        reason = why_no_gpu()
+        value = "cpu" if reason else "cuda"
+        click.echo(f"Serving from the CPU: {reason}" if reason else "Serving from the GPU.", err=True)
+    try:
+        device_names(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+def _serves_demo(device: str) -> bool:
+    """Whether the demo model, which is ONNX, can run there: a GPU needs the compiler for it."""
+    return device == "cpu" or (device.startswith("cuda") and find_spec("tinygrad") is not None)
+
+
 def worker_options(command: F) -> F:
     """What `worker` and `up` have in common."""
     for option in reversed([
-        click.option("--device", type=click.Choice(["cpu", "emulated"]), default="cpu", show_default=True,
-                     help="What it serves from; emulated devices take profiled times and compute nothing."),
+        click.option("--device", callback=_device, default="cpu", show_default=True, metavar="NAMES",
+                     help="What it serves from: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
+                          "GPU where one is usable; emulated, which takes profiled times and computes nothing."),
         click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
                      show_default=True, help="How many of them each worker has."),
         click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                      help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
                           "failures, copy_bandwidth, shared_link, spin."),
         click.option("--arena", callback=_size, metavar="SIZE",
-                     help="Memory for weights, of each device.  [default: 1GiB; emulated: 21.5GiB]"),
+                     help="Memory for weights, of each device.  [default: 1GiB; cuda: most of what is free; emulated: "
+                          "21.5GiB]"),
         click.option("--page-size", callback=_size, metavar="SIZE",
-                     help="Pages that the arena is divided into.  [default: 1MiB; emulated: 16MiB]"),
+                     help="Pages that the arena is divided into.  [default: 1MiB; cuda and emulated: 16MiB]"),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
                      help="Threads of one execution on a CPU."),
         click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
@@ -127,7 +150,9 @@ def up(
       clockwork up --device emulated --devices 12 --profiles paper --copies 66
     """
     from clockwork import cluster
+    from clockwork.worker.settings import device_names
 
+    device_names(device, devices)
     if profiles and not workers:
         raise ConfigError("--profiles needs a worker that takes them")
     arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
@@ -140,7 +165,7 @@ def up(
     settings = cluster.UpSettings(
         workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
         memory=memory or "", options=(*options, *(["save_devices=1"] if save_devices else [])),
-        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and device != "emulated",
+        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _serves_demo(device),
         profiles=profiles or "", copies=copies,
         verbose=verbose, worker_arguments=tuple(arguments),
     )  # fmt: skip
@@ -253,12 +278,11 @@ def worker(
 
         die_with(parent)
     from clockwork.worker import process
-    from clockwork.worker.settings import WorkerSettings
+    from clockwork.worker.settings import WorkerSettings, device_names
 
     settings = WorkerSettings(
         endpoint=connect or config.worker_endpoint(),
-        devices=(device,),
-        device_count=devices,
+        devices=device_names(device, devices),
         emulate=emulate,
         arena_bytes=arena,
         page_bytes=page_size,

@@ -190,9 +190,6 @@ CUDA_WORKSPACE_BYTES = 256 << 20
 CUDA_IO_SLOT_BYTES = 16 << 20
 """Likewise, of each slot for inputs and outputs."""
 
-CUDA_DEVICES_MAX = 12
-"""Of one worker: each has a descriptor that its loop waits on."""
-
 # ----- profiles ------------------------------------------------------------------------------
 
 PROFILE_BYTES_MAX = 1 << 29
@@ -264,6 +261,14 @@ def silence_onnxruntime() -> None:
     wants it says so: ORT_DISABLE_TELEMETRY=0.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def load_kernels_eagerly() -> None:
+    """Have CUDA load every kernel with its module, and not at its first launch, in the middle of an INFER.
+
+    To be called before the driver is initialised.
+    """
+    os.environ["CUDA_MODULE_LOADING"] = "EAGER"
 
 
 def parse_bytes(text: str) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.machinery
-import os
+import importlib.util
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -107,8 +107,6 @@ class CupyMemory:
     """CuPy's objects; each lives for as long as its handle is used here."""
 
     def __init__(self, table: Table, ordinal: int) -> None:
-        # Otherwise a kernel is loaded when it is first launched, in the middle of an INFER.
-        os.environ["CUDA_MODULE_LOADING"] = "EAGER"
         try:
             import cupy
         except ImportError as error:
@@ -236,6 +234,7 @@ class CardInfo:
 def open_driver() -> Table:
     """The driver that this process uses. Raises ConfigError that says what was not found."""
     path = driver_path()
+    config.load_kernels_eagerly()
     try:
         table = Table(path)
     except CudaError as error:
@@ -296,6 +295,19 @@ def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
         return TableMemory(table, card.ordinal) if is_fake(table.path) else CupyMemory(table, card.ordinal)
     except CudaError as error:
         raise ConfigError(f"cannot use CUDA device {card.ordinal}: {error}") from None
+
+
+def why_unusable() -> str:
+    """Why no CUDA device can be used here, in a sentence; "" if one can."""
+    try:
+        table = open_driver()
+        if not cards(table):
+            return "the CUDA driver shows no device"
+    except (ConfigError, CudaError) as error:
+        return str(error)
+    if not is_fake(table.path) and importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed (install clockwork[cuda12] or [cuda13])"
+    return ""
 
 
 def target_of(card: CardInfo) -> str:

@@ -113,7 +113,9 @@ def _open_device(fingerprint: str, arena_bytes: int, page_bytes: int) -> CpuDevi
     """A device of this fingerprint, with room for little more than its arena. Raises ConfigError."""
     if fingerprint.startswith("cuda-"):
         which = which_card(fingerprint)
-        return CudaDevice(which, arena_bytes, page_bytes, workspace_bytes=POOL_BYTES, io_slot_bytes=POOL_BYTES)
+        return CudaDevice(
+            which, arena_bytes, page_bytes, workspace_bytes=POOL_BYTES, io_slot_bytes=POOL_BYTES
+        )
     threads = threads_of(fingerprint)
     return CpuDevice(arena_bytes, page_bytes, threads, cpu_time=threads == 1)
 

@@ -313,8 +313,6 @@ def _recall(store: Path, name: str, fingerprint: str, options: Mapping[str, Any]
         return None
 
 
-def _remember(
-    store: Path, name: str, fingerprint: str, options: Mapping[str, Any], finding: Finding
-) -> None:
+def _remember(store: Path, name: str, fingerprint: str, options: Mapping[str, Any], finding: Finding) -> None:
     path = _finding_path(store, name, fingerprint, options)
     write_durably(path, json.dumps(dataclasses.asdict(finding)).encode())

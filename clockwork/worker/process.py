@@ -27,6 +27,7 @@ from clockwork.clock import MS, SECOND, now_ns
 from clockwork.config import (
     ARENA_BYTES,
     COLLECT_INTERVAL_NS,
+    CUDA_PAGE_BYTES,
     DRAIN_LIMIT_NS,
     DRAIN_SETTLE_NS,
     EMULATED_ARENA_BYTES,
@@ -85,7 +86,7 @@ from clockwork.worker.actions import (
 )
 from clockwork.worker.clock import Jitter, WorkerClock
 from clockwork.worker.registration import Registrar
-from clockwork.worker.settings import WorkerSettings
+from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
 
 log = logging.getLogger("clockwork.worker")
 
@@ -569,16 +570,11 @@ def _views(parts: list[list[TensorRef]], frames: list[Frame]) -> Parts:
 
 
 def open_devices(settings: WorkerSettings) -> list[Device]:
-    """The devices that the settings ask for, all of one kind. Raises ConfigError for what this build does not have."""
-    kinds = list(dict.fromkeys(settings.devices))
-    unknown = [kind for kind in kinds if kind not in ("cpu", "emulated")]
-    if unknown or not kinds:
-        raise ConfigError(
-            f"device {unknown[0] if kinds else ''!r} is unknown; this version has: cpu, emulated"
-        )
-    if len(kinds) > 1:
-        raise ConfigError(f"the devices of one worker are of one kind, not {' and '.join(kinds)}")
-    count = len(settings.devices) * settings.device_count
+    """The devices that the settings ask for, all of one kind. Raises ConfigError for what cannot be had."""
+    kinds = list(dict.fromkeys(kind_of(name) for name in settings.devices))
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        raise ConfigError(f"no worker can have the devices {list(settings.devices)}")
+    count = len(settings.devices)
     if kinds == ["emulated"]:
         from clockwork.device.emulated import EmulatedGroup
         from clockwork.device.emulation import parse_settings
@@ -592,28 +588,52 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
         )
         return list(group.devices)
     if count > DEVICES_ALONE_MAX:
-        raise ConfigError(f"a worker drives at most {DEVICES_ALONE_MAX} cpu devices, not {count}")
+        raise ConfigError(f"a worker drives at most {DEVICES_ALONE_MAX} {kinds[0]} devices, not {count}")
     if settings.emulate:
         raise ConfigError(f"{settings.emulate[0]} is a setting of emulated devices")
-    from clockwork.device.cpu import CpuDevice  # here, so that a worker loads only what it drives
-
+    open_one = _cuda_opener(settings) if kinds == ["cuda"] else _cpu_opener(settings)
     devices: list[Device] = []
     try:
-        for _ in range(count):
-            devices.append(
-                CpuDevice(
-                    arena_bytes=settings.arena_bytes or ARENA_BYTES,
-                    page_bytes=settings.page_bytes or PAGE_BYTES,
-                    threads=settings.threads,
-                    run_ahead=settings.run_ahead,
-                    lock_store=settings.lock_store,
-                )
-            )
+        for name in settings.devices:
+            devices.append(open_one(name))
     except BaseException:
         for device in devices:
             device.close()
         raise
     return devices
+
+
+def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Device]:
+    from clockwork.device.cpu import CpuDevice  # here, so that a worker loads only what it drives
+
+    return lambda _: CpuDevice(
+        arena_bytes=settings.arena_bytes or ARENA_BYTES,
+        page_bytes=settings.page_bytes or PAGE_BYTES,
+        threads=settings.threads,
+        run_ahead=settings.run_ahead,
+        lock_store=settings.lock_store,
+    )
+
+
+def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
+    """GPUs of one driver and one host store. Raises ConfigError, naming what was not found."""
+    from clockwork.device.cuda import CudaDevice
+    from clockwork.device.cuda_memory import HostStore, find_card, open_driver, open_memory
+
+    table = open_driver()
+    whichs = [name.removeprefix("cuda:") for name in settings.devices]
+    found = [find_card(table, which) for which in whichs]
+    if len({card.ordinal for card in found}) < len(found):
+        raise ConfigError(f"{', '.join(settings.devices)} names one GPU twice")
+    store = HostStore(open_memory(table, found[0]))
+    return lambda name: CudaDevice(
+        which=name.removeprefix("cuda:"),
+        arena_bytes=settings.arena_bytes,
+        page_bytes=settings.page_bytes or CUDA_PAGE_BYTES,
+        run_ahead=settings.run_ahead,
+        store=store,
+        table=table,
+    )
 
 
 def _open_store(root: Path) -> PackageStore:

@@ -344,7 +344,7 @@ def _check_kind(model: _Model, devices: Sequence[ModelHolder]) -> None:
             )
         if emulated and not model.is_profile:
             raise InvalidModel(
-                f"{model.message.name} is an ONNX model, and an emulated device serves profiles: export one "
+                f"{model.message.name} is a model to compute, and an emulated device serves profiles: export one "
                 "where it runs (clockwork models show NAME --profile FILE) and add that (clockwork models add "
                 "--profiles FILE)"
             )

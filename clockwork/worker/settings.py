@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 from clockwork import config
+from clockwork.errors import ConfigError
 
 
 def default_name() -> str:
@@ -15,12 +16,55 @@ def default_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
+KINDS = ("cpu", "cuda", "emulated")
+
+
+def kind_of(device: str) -> str:
+    """The kind of a device that was asked for by name: "cuda:1" is a cuda device."""
+    return device.partition(":")[0]
+
+
+def device_names(text: str, count: int = 1) -> tuple[str, ...]:
+    """The devices that ``--device`` and ``--devices`` ask for. Raises ConfigError.
+
+    text: a kind, or names with commas between them: cpu, emulated, cuda (the first GPU; ``count`` of them from it
+    on), cuda:1, cuda:GPU-<uuid>, and a MIG instance as nvidia-smi names it, MIG-<uuid>.
+    """
+    names = [name.strip() for name in text.split(",")]
+    names = [f"cuda:{name}" if name.upper().startswith(("MIG-", "GPU-")) else name for name in names]
+    for name in names:
+        kind, colon, which = name.partition(":")
+        if kind not in KINDS or bool(colon) != bool(which) or (colon and kind != "cuda"):
+            raise ConfigError(
+                f"device {name!r} is unknown; this version has: cpu, cuda, cuda:N, cuda:UUID, emulated"
+            )
+    kinds = list(dict.fromkeys(kind_of(name) for name in names))
+    if len(kinds) > 1:
+        raise ConfigError(f"the devices of one worker are of one kind, not {' and '.join(kinds)}")
+    if kinds == ["cuda"]:
+        if names == ["cuda"]:
+            return tuple(f"cuda:{number}" for number in range(count))
+        if count > 1:
+            raise ConfigError(f"--devices {count} is for `--device cuda`; {text!r} says which they are")
+        names = ["cuda:0" if name == "cuda" else name for name in names]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"{text!r} names one GPU twice")
+        return tuple(names)
+    return tuple(names) * count
+
+
+def why_no_gpu() -> str:
+    """Why no GPU can be used on this machine, in a sentence; "" if one can."""
+    from clockwork.device.cuda_memory import why_unusable  # here, so that nobody else loads it
+
+    return why_unusable()
+
+
 @dataclasses.dataclass(slots=True)
 class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT
     name: str = dataclasses.field(default_factory=default_name)
-    devices: tuple[str, ...] = ("cpu",)  # all of one kind
-    device_count: int = 1  # how often to have each of them
+    devices: tuple[str, ...] = ("cpu",)  # names, all of one kind; see device_names()
     arena_bytes: int = 0  # of each device; 0: what is usual for its kind
     page_bytes: int = 0  # likewise
     emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated

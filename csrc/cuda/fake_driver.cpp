@@ -140,6 +140,8 @@ struct Driver {
 
     Driver()
     {
+        if (const char *count = getenv("CLOCKWORK_FAKE_DEVICES"))
+            device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
         for (int index = 0; index < DEVICES_MAX; index++)
             devices[index].ordinal = index;
     }

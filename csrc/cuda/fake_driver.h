@@ -22,7 +22,7 @@ typedef struct cw_fake_counts {
     int64_t copied_in_bytes; /* so far, to all devices */
 } cw_fake_counts;
 
-/* How many devices there are (1 to 16), the memory of each, and the driver's version (12040: 12.4). */
+/* How many devices there are (1 to 16; before that, as the environment's CLOCKWORK_FAKE_DEVICES says, or 1), the memory of each, and the driver's version (12040: 12.4). */
 void cw_fake_setup(int device_count, size_t device_bytes, int driver_version);
 
 /* How fast copies go (bytes per second; 0: as fast as memcpy): each direction of each device by itself, and all

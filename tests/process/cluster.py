@@ -179,20 +179,23 @@ class Cluster:
         store: str = "worker",
         endpoint: str = "",
         wait: bool = True,
+        environment: dict[str, str] | None = None,
     ) -> Program:
         """Start one, and (wait) return once the controller has taken it in."""
         worker = self.program([
             "worker", "--connect", endpoint or self.worker_endpoint, "--arena", arena, "--page-size", "256KiB",
             "--store", str(self.data / store), "--name", name or f"worker-{len(self.workers)}", *options,
-        ])  # fmt: skip
+        ], environment=environment)  # fmt: skip
         self.workers.append(worker)
         if wait:
             worker.wait_for(_JOINED)
         return worker
 
-    def program(self, arguments: Sequence[str], *, code: str = "") -> Program:
+    def program(
+        self, arguments: Sequence[str], *, code: str = "", environment: dict[str, str] | None = None
+    ) -> Program:
         """Any process that is to be gone when the test ends."""
-        program = Program(arguments, {"TMPDIR": str(self.temporary)}, code=code)
+        program = Program(arguments, {"TMPDIR": str(self.temporary), **(environment or {})}, code=code)
         self._programs.append(program)
         return program
 

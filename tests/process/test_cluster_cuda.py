@@ -1,0 +1,50 @@
+"""A cluster whose worker serves from two GPUs of the fake driver: programs by hand, the whole road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork.errors import InvalidModel
+from tests.device.cuda_rig import CudaRig
+from tests.device.rig import affine, expected_affine
+from tests.process.cluster import running_cluster, same, total_sent
+
+FAKE = {"CLOCKWORK_CUDA_DRIVER": "fake", "CLOCKWORK_FAKE_DEVICES": "2"}
+
+
+def test_two_gpus_serve_more_models_than_they_have_pages(tmp_path: Path) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    cases = [affine(seed, width=100) for seed in range(8)]
+    x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        cluster.start_worker("--device", "cuda:0,cuda:1", arena="512KiB", environment=FAKE)
+        for index, one in enumerate(cases):
+            check = x[:1], expected_affine(one, x[:1])
+            client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]))
+        for turn in range(3):
+            for index, one in enumerate(cases):
+                assert same(client.infer(f"model-{index}", x[: turn + 1]), expected_affine(one, x[: turn + 1]))
+        status = client.status()
+        assert total_sent(status, "load") > 8  # four pages for eight models
+        (worker,) = status["workers"]
+        assert [device["kind"] for device in worker["devices"]] == ["cuda", "cuda"]
+        with pytest.raises(InvalidModel, match="answers wrongly"):
+            client.register("wrong", rig.package(cases[0], [([x[:1]], [x[:1]])]))
+
+
+def test_a_worker_that_cannot_have_its_gpu_says_why_and_ends(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster:
+        for device, environment, said in (
+            ("cuda", {"CLOCKWORK_CUDA_DRIVER": "libcuda_nowhere.so.1"}, "no CUDA driver: libcuda_nowhere"),
+            ("cuda:2", FAKE, "there is no CUDA device 2; the driver shows 2"),
+            ("MIG-1234", FAKE, "there is no CUDA device 'MIG-1234'"),
+            ("cuda:1,cuda:1", FAKE, "names one GPU twice"),
+            ("cuda,cpu", FAKE, "of one kind, not cuda and cpu"),
+            ("tpu", FAKE, "device 'tpu' is unknown"),
+        ):
+            program = cluster.program(["worker", "--device", device], environment=environment)
+            assert program.wait() != 0
+            assert said in program.text.replace("\n", " "), program.text

@@ -80,7 +80,7 @@ extensions: list[Extension] = [
             include_dirs=["csrc"],
             extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"],
             libraries=["dl", "pthread"],
-            depends=["csrc/ort_api.h", "csrc/workspace.h", "csrc/lane.h"],
+            depends=["csrc/ort_api.h", "csrc/workspace.h", "csrc/lane.h", "csrc/claims.h"],
         )
         for name in ("_ort", "_pages", "_cpu")
     ),

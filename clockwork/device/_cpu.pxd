@@ -1,11 +1,11 @@
 """The CPU device's native half: two lanes over a page arena, and the actions that run on them."""
 
-from cpython.buffer cimport Py_buffer
 from cpython.ref cimport PyObject
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t
 
 from clockwork.device._ort cimport TEXT_BYTES, OrtRunOptions, OrtValue, Session
 from clockwork.device._pages cimport Arena, Model, ModelState, Slot, cw_hub
+from clockwork.device._parts cimport Parts
 
 cdef extern from "lane.h" nogil:
     enum:
@@ -41,23 +41,6 @@ cdef enum Kind:
     KIND_INFER
     KIND_PROFILE
 
-cdef enum:
-    RANK_MOST = 32  # config.RANK_MAX
-
-cdef struct Input:
-    int dtype
-    int rank
-    int64_t dims[RANK_MOST]  # of all parts joined
-    int64_t bytes
-    int64_t slot_offset  # -1: read in place
-
-cdef struct Output:
-    int dtype
-    int rank
-    int64_t dims[RANK_MOST]
-    int64_t begin  # in the block
-    int64_t bytes
-
 cdef struct Span:
     int64_t begin_ns
     int64_t end_ns
@@ -71,26 +54,12 @@ cdef struct Action:
     int64_t load_id
     int64_t* run_starts
     int run_count
-    size_t part_count
-    size_t input_count
-    size_t pinned_count
-    Py_buffer* pinned  # part_count rows of input_count
-    Input* inputs
-    int64_t* rows  # of each part
+    Parts parts
     Slot* slot
-    size_t output_count
-    Output* outputs
-    int64_t* part_ends  # output_count rows of part_count: where each part ends in the block
-    char* block  # the outputs' bytes
-    int64_t block_bytes
     Span copy_in
     Span execute
     Span copy_out
     char text[TEXT_BYTES]
-
-cdef class Block:
-    cdef char* data
-    cdef Py_ssize_t bytes
 
 cdef class Core(Arena):
     cdef cw_lane load_lane
@@ -101,8 +70,6 @@ cdef class Core(Arena):
     cdef bint cpu_time
     cdef bint opened
     cdef dict statuses
-    cdef object completion
-    cdef object view
 
     cdef void run_load(self, Action* action) noexcept nogil
     cdef void run_unload(self, Action* action) noexcept nogil
@@ -116,12 +83,10 @@ cdef class Core(Arena):
     cdef bint copy_strings(self, Action* action, OrtValue* value, size_t index) noexcept nogil
     cdef void drop_slot(self, Action* action) noexcept nogil
     cdef Action* new_action(self, Kind kind, object order) except NULL
-    cdef object pin_parts(self, Action* action, Model model, object parts)
     cdef object place_inputs(self, Action* action, bint in_place)
     cdef int queue(self, Action* action, cw_lane* lane) except -1
     cdef int refuse(self, Action* action, int status, str text) except -1
     cdef int refuse_full(self, Action* action) except -1
     cdef object finish(self, Action* action)
-    cdef list list_parts(self, Action* action)
     cdef int free_action(self, Action* action) except -1
     cdef int free_list(self, cw_action* head) except -1

@@ -8,11 +8,11 @@ given back when it is polled. One lock, the hub's, guards lanes and residency; s
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport Py_buffer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from clockwork.device._ort cimport (
     ORT_STRING, OrtStatus, OrtTensorInfo, cw_round_up, onnx_dtype_of_ort, ort_create_run_options, ort_create_tensor,
@@ -20,13 +20,14 @@ from clockwork.device._ort cimport (
     ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims, ort_tensor_dtype,
     ort_tensor_info, ort_tensor_rank, ort_terminate, ort_wrap_tensor)
 from clockwork.device._pages cimport cw_hub_lock, cw_hub_unlock
+from clockwork.device._parts cimport (
+    ALIGNMENT, RANK_MOST, Input, Output, dtype_bits, fill_seeded, free_parts, list_parts, pin_parts)
 
 from clockwork.device._pages import model_dtypes
-from clockwork.device.base import Completion, TensorView
+from clockwork.device.base import Completion
 from clockwork.messages import Status
 
 cdef enum:
-    ALIGNMENT = 64
     IN_PLACE_ALIGNMENT = 16  # of a caller's buffer that a kernel reads directly
 
 cdef int OK = Status.OK
@@ -44,25 +45,6 @@ cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 cdef char[ALIGNMENT] NOTHING
 
 
-cdef int dtype_bits(int dtype) noexcept nogil:
-    """Bits of one element of an ONNX type; 0 if it has no fixed size or is unknown."""
-    if dtype in (1, 6, 12):  # float32, int32, uint32
-        return 32
-    if dtype in (7, 11, 13, 14):  # int64, float64, uint64, complex64
-        return 64
-    if dtype in (4, 5, 10, 16):  # uint16, int16, float16, bfloat16
-        return 16
-    if dtype in (2, 3, 9, 17, 18, 19, 20, 24):  # uint8, int8, bool, the float8 family
-        return 8
-    if dtype in (21, 22, 23):  # uint4, int4, float4
-        return 4
-    if dtype in (25, 26):  # uint2, int2
-        return 2
-    if dtype == 15:  # complex128
-        return 128
-    return 0
-
-
 cdef inline size_t packed_size(int64_t count, int bits) noexcept nogil:
     return <size_t>((count * bits + 7) // 8)
 
@@ -76,16 +58,6 @@ cdef inline void span_end(Span* span) noexcept nogil:
     span.duration_ns = span.end_ns - span.begin_ns
 
 
-cdef class Block:
-    """The outputs of one action: bytes that are freed with the last view of them."""
-
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.data, self.bytes, True, flags)
-
-    def __dealloc__(self):
-        free(self.data)
-
-
 @cython.no_gc_clear  # its end still needs the runtime
 cdef class Core(Arena):
     """The lanes over an arena. Methods are for the loop's thread except where they say otherwise."""
@@ -93,8 +65,6 @@ cdef class Core(Arena):
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
                   int64_t spin_ns, bint cpu_time):
         self.statuses = {int(status): status for status in Status}
-        self.completion = Completion
-        self.view = TensorView
         self.run_ahead = run_ahead
         self.spin_ns = spin_ns
         self.cpu_time = cpu_time
@@ -192,10 +162,10 @@ cdef class Core(Arena):
         if model is None:
             self.refuse(action, UNKNOWN_MODEL, f"model {order.model_id} is not prepared here")
             return
-        if len(order.run_starts) != model.state.run_count:
-            self.refuse(action, BAD_PAGES, f"{len(order.run_starts)} runs of pages for {model.state.run_count}")
+        if len(order.run_starts) != model.state.claim.run_count:
+            self.refuse(action, BAD_PAGES, f"{len(order.run_starts)} runs of pages for {model.state.claim.run_count}")
             return
-        action.run_count = model.state.run_count
+        action.run_count = model.state.claim.run_count
         action.run_starts = <int64_t*>calloc(action.run_count + 1, sizeof(int64_t))
         if action.run_starts == NULL:
             self.free_action(action)
@@ -218,7 +188,7 @@ cdef class Core(Arena):
             self.refuse(action, UNKNOWN_MODEL, f"model {order.model_id} is not prepared here")
             return
         try:
-            problem = self.pin_parts(action, model, parts)
+            problem = pin_parts(&action.parts, model.state.input_count, model.state.input_dtypes, parts, False)
         except BaseException:
             self.free_action(action)
             raise
@@ -240,7 +210,7 @@ cdef class Core(Arena):
             return
         views = [[(dtype, shape, None) for dtype, shape in zip(model_dtypes(model), order.shapes)]]
         try:
-            problem = self.pin_parts(action, model, views)
+            problem = pin_parts(&action.parts, model.state.input_count, model.state.input_dtypes, views, True)
         except BaseException:
             self.free_action(action)
             raise
@@ -292,84 +262,20 @@ cdef class Core(Arena):
             action.model = &model.state
         return action
 
-    cdef object pin_parts(self, Action* action, Model model, object parts):
-        """Pin the parts' buffers and describe the inputs joined. A sentence if they are not valid, else None."""
-        cdef size_t part, index, input_count = model.state.input_count
-        cdef int64_t extent, count, part_bits
-        cdef int dtype, rank, axis
-        cdef Input* joined
-        cdef Py_buffer* buffer
-        action.part_count = len(parts)
-        action.input_count = input_count
-        if not action.part_count:
-            return "a batch of no parts"
-        action.pinned = <Py_buffer*>calloc(action.part_count * input_count + 1, sizeof(Py_buffer))
-        action.inputs = <Input*>calloc(input_count + 1, sizeof(Input))
-        action.rows = <int64_t*>calloc(action.part_count, sizeof(int64_t))
-        if action.pinned == NULL or action.inputs == NULL or action.rows == NULL:
-            raise MemoryError
-        for part, views in enumerate(parts):
-            if <size_t>len(views) != input_count:
-                return f"{len(views)} inputs for a model of {input_count}"
-            for index in range(input_count):
-                view = views[index]
-                dtype = view[0]
-                shape = view[1]
-                joined = &action.inputs[index]
-                rank = len(shape)
-                if rank > RANK_MOST:
-                    return f"input {index} has {rank} dimensions, at most {RANK_MOST} are served"
-                if dtype != model.state.input_dtypes[index]:
-                    return f"input {index} is of type {dtype}, the model takes {model.state.input_dtypes[index]}"
-                if part == 0:
-                    joined.dtype, joined.rank = dtype, rank
-                elif rank != joined.rank:
-                    return f"input {index} has {rank} dimensions in one part and {joined.rank} in another"
-                if action.part_count > 1 and rank == 0:
-                    return f"input {index} is a scalar, which cannot be joined"
-                count = 1
-                for axis in range(rank):
-                    extent = shape[axis]
-                    if extent < 0 or (extent > 0 and count > (<int64_t>1 << 40) // extent):
-                        return f"input {index} cannot have the shape {list(shape)}"
-                    count *= extent
-                    if part == 0:
-                        joined.dims[axis] = extent
-                    elif axis == 0:
-                        joined.dims[0] += extent
-                    elif joined.dims[axis] != extent:
-                        return f"input {index} has the shape {list(shape)} in one part and another elsewhere"
-                if index == 0:
-                    action.rows[part] = shape[0] if rank else 0
-                elif action.part_count > 1 and shape[0] != action.rows[part]:
-                    return f"input {index} has {shape[0]} rows and input 0 has {action.rows[part]}"
-                part_bits = count * dtype_bits(dtype)
-                if action.part_count > 1 and part_bits % 8:
-                    return f"input {index} does not end on a byte, and cannot be joined"
-                joined.bytes += (part_bits + 7) // 8
-                if action.kind == KIND_PROFILE:
-                    continue
-                buffer = &action.pinned[part * input_count + index]
-                PyObject_GetBuffer(view[2], buffer, PyBUF_SIMPLE)
-                action.pinned_count = part * input_count + index + 1
-                if dtype != ORT_STRING and buffer.len != (part_bits + 7) // 8:
-                    return f"input {index} of shape {list(shape)} takes {(part_bits + 7) // 8} bytes, got {buffer.len}"
-        return None
-
     cdef object place_inputs(self, Action* action, bint in_place):
         """Give the action a slot with a place for every input that is not read where it lies."""
         cdef size_t index
         cdef int64_t size = 0
         cdef Input* joined
         cdef bint grown
-        for index in range(action.input_count):
-            joined = &action.inputs[index]
-            joined.slot_offset = -1
+        for index in range(action.parts.input_count):
+            joined = &action.parts.inputs[index]
+            joined.place = -1
             if joined.dtype == ORT_STRING or joined.bytes == 0 or (
-                    in_place and action.part_count == 1
-                    and <size_t>action.pinned[index].buf % IN_PLACE_ALIGNMENT == 0):
+                    in_place and action.parts.part_count == 1
+                    and <size_t>action.parts.pinned[index].buf % IN_PLACE_ALIGNMENT == 0):
                 continue
-            joined.slot_offset = size
+            joined.place = size
             size += cw_round_up(joined.bytes, ALIGNMENT)
         if size == 0:
             return None
@@ -407,9 +313,9 @@ cdef class Core(Arena):
     cdef object finish(self, Action* action):
         """The Completion of an ended action, which is freed."""
         cdef list parts = []
-        if action.block != NULL and action.base.status == OK:
-            parts = self.list_parts(action)
-        result = self.completion(
+        if action.parts.block != NULL and action.base.status == OK:
+            parts = list_parts(&action.parts)
+        result = Completion(
             action.base.action_id,
             self.statuses[action.base.status],
             (<bytes>action.text).decode(errors="replace"),
@@ -421,48 +327,15 @@ cdef class Core(Arena):
         self.free_action(action)
         return result
 
-    cdef list list_parts(self, Action* action):
-        """The outputs of each part, as views of one block of memory."""
-        cdef Block block = Block.__new__(Block)
-        cdef size_t part, index
-        cdef int64_t begin, end
-        cdef int axis
-        cdef Output* output
-        block.data, block.bytes = action.block, action.block_bytes
-        action.block = NULL
-        whole = memoryview(block)
-        cdef list parts = []
-        cdef list views
-        for part in range(action.part_count):
-            views = []
-            for index in range(action.output_count):
-                output = &action.outputs[index]
-                shape = [output.dims[axis] for axis in range(output.rank)]
-                if action.part_count > 1:
-                    shape[0] = action.rows[part]
-                begin = action.part_ends[index * action.part_count + part - 1] if part else output.begin
-                end = action.part_ends[index * action.part_count + part]
-                views.append(self.view(output.dtype, tuple(shape), whole[begin:end]))
-            parts.append(views)
-        return parts
-
     cdef int free_action(self, Action* action) except -1:
-        cdef size_t index
         cdef Model model
         self.drop_slot(action)
-        for index in range(action.pinned_count):
-            PyBuffer_Release(&action.pinned[index])
+        free_parts(&action.parts)
         if action.owner != NULL:
             model = <Model>action.owner
             model.pending -= 1
             Py_DECREF(model)
         free(action.run_starts)
-        free(action.pinned)
-        free(action.inputs)
-        free(action.rows)
-        free(action.outputs)
-        free(action.part_ends)
-        free(action.block)
         free(action)
         return 0
 
@@ -591,8 +464,8 @@ cdef class Core(Arena):
         cdef Input* joined
         cdef OrtStatus* status
         cdef OrtValue** value
-        for index in range(action.input_count):
-            joined = &action.inputs[index]
+        for index in range(action.parts.input_count):
+            joined = &action.parts.inputs[index]
             value = &model.values[index]
             if joined.dtype == ORT_STRING:
                 status = ort_create_tensor(self.api, self.runtime.strings, joined.dims, joined.rank, ORT_STRING, value)
@@ -602,15 +475,15 @@ cdef class Core(Arena):
                 if action.kind == KIND_INFER and not self.feed_strings(action, index, value[0]):
                     return False
                 continue
-            if joined.slot_offset < 0:
-                base = <char*>action.pinned[index].buf if action.pinned_count and joined.bytes else NOTHING
+            if joined.place < 0:
+                base = <char*>action.parts.pinned[index].buf if action.parts.pinned_count and joined.bytes else NOTHING
             else:
-                base = target = action.slot.base + joined.slot_offset
+                base = target = action.slot.base + joined.place
                 if action.kind == KIND_PROFILE:
-                    fill_seeded(target, joined)
+                    fill_seeded(target, joined.dtype, joined.bytes)
                 else:
-                    for part in range(action.part_count):
-                        piece = &action.pinned[part * action.input_count + index]
+                    for part in range(action.parts.part_count):
+                        piece = &action.parts.pinned[part * action.parts.input_count + index]
                         memcpy(target, piece.buf, piece.len)
                         target += piece.len
             status = ort_wrap_tensor(self.api, self.runtime.memory, base, joined.bytes, joined.dims, joined.rank,
@@ -622,7 +495,7 @@ cdef class Core(Arena):
 
     cdef bint feed_strings(self, Action* action, size_t index, OrtValue* value) noexcept nogil:
         """Fill a tensor of strings from its parts, each element a 4-byte length and its bytes."""
-        cdef Input* joined = &action.inputs[index]
+        cdef Input* joined = &action.parts.inputs[index]
         cdef size_t part, element, done = 0
         cdef int64_t part_count, total = 1
         cdef int axis
@@ -632,12 +505,12 @@ cdef class Core(Arena):
         cdef char* text = NULL
         for axis in range(joined.rank):
             total *= joined.dims[axis]
-        for part in range(action.part_count):
-            piece = &action.pinned[part * action.input_count + index]
+        for part in range(action.parts.part_count):
+            piece = &action.parts.pinned[part * action.parts.input_count + index]
             at, left = <const unsigned char*>piece.buf, piece.len
             part_count = total
-            if action.part_count > 1:
-                part_count = total // joined.dims[0] * action.rows[part] if joined.dims[0] else 0
+            if action.parts.part_count > 1:
+                part_count = total // joined.dims[0] * action.parts.rows[part] if joined.dims[0] else 0
             for element in range(<size_t>part_count):
                 size = left
                 if left >= 4:
@@ -664,23 +537,23 @@ cdef class Core(Arena):
     cdef bint take_outputs(self, Action* action, Session* session) noexcept nogil:
         """Copy what the run returned into one block, and note where each part's share ends."""
         cdef size_t index
-        action.output_count = session.output_count
-        action.outputs = <Output*>calloc(session.output_count + 1, sizeof(Output))
-        action.part_ends = <int64_t*>calloc(session.output_count * action.part_count + 1, sizeof(int64_t))
-        if action.outputs == NULL or action.part_ends == NULL:
+        action.parts.output_count = session.output_count
+        action.parts.outputs = <Output*>calloc(session.output_count + 1, sizeof(Output))
+        action.parts.part_ends = <int64_t*>calloc(session.output_count * action.parts.part_count + 1, sizeof(int64_t))
+        if action.parts.outputs == NULL or action.parts.part_ends == NULL:
             snprintf(action.text, TEXT_BYTES, "no memory for outputs")
             return False
         for index in range(session.output_count):
             if not self.describe_output(action, session.outputs[index], session.output_names[index], index):
                 return False
-            action.outputs[index].begin = action.block_bytes
-            action.block_bytes += cw_round_up(action.outputs[index].bytes, ALIGNMENT)
-        action.block = <char*>malloc(action.block_bytes + 1)
-        if action.block == NULL:
-            snprintf(action.text, TEXT_BYTES, "no memory for outputs of %lld bytes", <long long>action.block_bytes)
+            action.parts.outputs[index].begin = action.parts.block_bytes
+            action.parts.block_bytes += cw_round_up(action.parts.outputs[index].bytes, ALIGNMENT)
+        action.parts.block = <char*>malloc(action.parts.block_bytes + 1)
+        if action.parts.block == NULL:
+            snprintf(action.text, TEXT_BYTES, "no memory for outputs of %lld bytes", <long long>action.parts.block_bytes)
             return False
         for index in range(session.output_count):
-            if action.outputs[index].dtype == ORT_STRING:
+            if action.parts.outputs[index].dtype == ORT_STRING:
                 if not self.copy_strings(action, session.outputs[index], index):
                     return False
             elif not self.copy_output(action, session.outputs[index], index):
@@ -689,7 +562,7 @@ cdef class Core(Arena):
 
     cdef bint describe_output(self, Action* action, OrtValue* value, const char* name, size_t index) noexcept nogil:
         """Shape, type and size of what was returned, and whether it can be split."""
-        cdef Output* output = &action.outputs[index]
+        cdef Output* output = &action.parts.outputs[index]
         cdef OrtTensorInfo* info = NULL
         cdef size_t rank = 0, string_bytes = 0, part
         cdef int64_t count = 1, rows = 0
@@ -726,10 +599,10 @@ cdef class Core(Arena):
                 snprintf(action.text, TEXT_BYTES, "output '%.200s' is of unknown type %d", name, output.dtype)
                 return False
             output.bytes = packed_size(count, bits)
-        if action.part_count == 1:
+        if action.parts.part_count == 1:
             return True
-        for part in range(action.part_count):
-            rows += action.rows[part]
+        for part in range(action.parts.part_count):
+            rows += action.parts.rows[part]
         if output.rank == 0 or output.dims[0] != rows:
             snprintf(action.text, TEXT_BYTES, "output '%.200s' has %lld rows for a batch of %lld: it cannot be split",
                      name, <long long>(output.dims[0] if output.rank else 0), <long long>rows)
@@ -740,32 +613,32 @@ cdef class Core(Arena):
         return True
 
     cdef bint copy_output(self, Action* action, OrtValue* value, size_t index) noexcept nogil:
-        cdef Output* output = &action.outputs[index]
+        cdef Output* output = &action.parts.outputs[index]
         cdef void* data = NULL
         cdef size_t part
         cdef int64_t end = output.begin, row_bytes
-        cdef int64_t* ends = &action.part_ends[index * action.part_count]
+        cdef int64_t* ends = &action.parts.part_ends[index * action.parts.part_count]
         if ort_failed(self.api, ort_tensor_data(self.api, value, &data), action.text, TEXT_BYTES):
             return False
         if output.bytes:
-            memcpy(action.block + output.begin, data, output.bytes)
-        if action.part_count == 1:
+            memcpy(action.parts.block + output.begin, data, output.bytes)
+        if action.parts.part_count == 1:
             ends[0] = output.begin + output.bytes
             return True
         row_bytes = output.bytes // output.dims[0] if output.dims[0] else 0
-        for part in range(action.part_count):
-            end += row_bytes * action.rows[part]
+        for part in range(action.parts.part_count):
+            end += row_bytes * action.parts.rows[part]
             ends[part] = end
         return True
 
     cdef bint copy_strings(self, Action* action, OrtValue* value, size_t index) noexcept nogil:
-        cdef Output* output = &action.outputs[index]
+        cdef Output* output = &action.parts.outputs[index]
         cdef size_t part, element = 0, stop, size, total, count = 1
         cdef int axis
-        cdef int64_t* ends = &action.part_ends[index * action.part_count]
+        cdef int64_t* ends = &action.parts.part_ends[index * action.parts.part_count]
         cdef char* text
         cdef size_t* offsets
-        cdef char* at = action.block + output.begin
+        cdef char* at = action.parts.block + output.begin
         cdef bint failed
         for axis in range(output.rank):
             count *= output.dims[axis]
@@ -779,54 +652,17 @@ cdef class Core(Arena):
             failed = ort_failed(self.api, ort_strings(self.api, value, text, total, offsets, count), action.text, TEXT_BYTES)
         if not failed:
             offsets[count] = total
-            for part in range(action.part_count):
+            for part in range(action.parts.part_count):
                 stop = count
-                if action.part_count > 1:
-                    stop = element + (count // output.dims[0] * action.rows[part] if output.dims[0] else 0)
+                if action.parts.part_count > 1:
+                    stop = element + (count // output.dims[0] * action.parts.rows[part] if output.dims[0] else 0)
                 while element < stop:
                     size = offsets[element + 1] - offsets[element]
                     at[0], at[1], at[2], at[3] = size & 255, size >> 8 & 255, size >> 16 & 255, size >> 24 & 255
                     memcpy(at + 4, text + offsets[element], size)
                     at += 4 + size
                     element += 1
-                ends[part] = at - action.block
+                ends[part] = at - action.parts.block
         free(text)
         free(offsets)
         return not failed
-
-
-cdef void fill_seeded(char* target, Input* joined) noexcept nogil:
-    """Inputs for a profile: the same for the same shape. Floats about N(0, 1), integers and bools 0 or 1."""
-    cdef uint64_t state = 0x9E3779B97F4A7C15
-    cdef int bits = dtype_bits(joined.dtype)
-    cdef int64_t index, count = joined.bytes * 8 // bits
-    cdef double value
-    memset(target, 0, joined.bytes)
-    for index in range(count):
-        state ^= state << 13
-        state ^= state >> 7
-        state ^= state << 17
-        # The sum of four uniform numbers, scaled to variance 1.
-        value = (<double>((state & 0xFFFF) + (state >> 16 & 0xFFFF) + (state >> 32 & 0xFFFF) + (state >> 48))
-                 / 65536.0 - 2.0) * 1.7320508
-        if joined.dtype == 1:
-            (<float*>target)[index] = <float>value
-        elif joined.dtype == 11:
-            (<double*>target)[index] = value
-        elif joined.dtype == 14:
-            (<float*>target)[2 * index] = <float>value
-        elif joined.dtype == 15:
-            (<double*>target)[2 * index] = value
-        elif joined.dtype == 10:  # 1.0, -1.0, 0.5 or -0.5
-            target[2 * index + 1] = <char>((0x3C if state & 1 else 0x38) | (0x80 if state & 2 else 0))
-        elif joined.dtype == 16:
-            target[2 * index] = <char>(0x80 if state & 1 else 0)
-            target[2 * index + 1] = <char>(0x3F | (0x80 if state & 2 else 0))
-        elif bits == 32:
-            (<int32_t*>target)[index] = state & 1
-        elif bits == 64:
-            (<int64_t*>target)[index] = state & 1
-        elif bits == 16:
-            target[2 * index] = state & 1
-        elif joined.dtype in (2, 3, 9):
-            target[index] = state & 1

@@ -438,11 +438,11 @@ cdef class Core:
         """Wait for what runs; drop what is queued, what has not been polled, and every residency."""
         cdef Model model
         self.drop_queued()
-        cw_hub_lock(&self.hub)
-        for model in self.models.values():
+        for model in list(self.models.values()):
+            cw_hub_lock(&self.hub)
             model.state.resident = False
             cw_claim_free(self.owners, &model.state.claim)
-        cw_hub_unlock(&self.hub)
+            cw_hub_unlock(&self.hub)
 
     cdef int drop_queued(self) except -1:
         """In the order in which actions pass, so that none is left behind."""

@@ -12,6 +12,15 @@ cdef extern from "lane.h" nogil:
     void cw_hub_lock(cw_hub*)
     void cw_hub_unlock(cw_hub*)
 
+cdef extern from "claims.h" nogil:
+    ctypedef struct cw_claim:
+        int run_count
+        int64_t* run_pages
+        int64_t* run_starts
+    void cw_claim_free(cw_claim** owners, cw_claim* claim)
+    int cw_claim_pages(cw_claim** owners, int64_t page_count, cw_claim* claim, const int64_t* run_starts, char* text,
+                       size_t text_bytes)
+
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void*, size_t, unsigned char*)
 
@@ -35,8 +44,6 @@ cdef struct ModelState:
     char* source  # the weights, mapped
     size_t source_bytes
     bint copied  # they are in memory of this process, and not a file's mapping
-    int run_count
-    int64_t* run_pages
     int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied
     size_t weight_count
     Weight* weights
@@ -45,7 +52,7 @@ cdef struct ModelState:
     # Guarded by the hub's lock:
     bint resident
     int64_t load_id
-    int64_t* run_starts
+    cw_claim claim
 
 cdef struct Slot:
     char* base
@@ -72,7 +79,7 @@ cdef class Arena:
     cdef OrtSessionOptions* options
     cdef char* arena
     cdef size_t arena_bytes
-    cdef ModelState** owners  # of each page, NULL if free; guarded by the hub's lock
+    cdef cw_claim** owners  # of each page, NULL if free; guarded by the hub's lock
     cdef unsigned char* hollow  # of each page: it has given up its memory. The load lane's, and reset()'s
     cdef int slot_count
     cdef Slot* slots
@@ -84,7 +91,6 @@ cdef class Arena:
 
     cdef int free_memory(self) except -1
     cdef int claim_pages(self, ModelState* model, int64_t* run_starts, char* text) noexcept nogil
-    cdef void free_pages(self, ModelState* model) noexcept nogil
     cdef void give_up_memory(self, ModelState* model) noexcept nogil
     cdef bint take_memory(self, ModelState* model) noexcept nogil
     cdef bint fill(self, ModelState* model, char* text) noexcept nogil

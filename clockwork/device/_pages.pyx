@@ -133,17 +133,17 @@ cdef class Model:
         state.packed = program is None
         state.session = &state.own if program is None else &program.session
         state.input_count = len(dtypes)
-        state.run_count = len(runs)
+        state.claim.run_count = len(runs)
         state.weight_count = len(weights)
         total = sum(len(shape) for _, shape, _, _, _ in weights)
         state.input_dtypes = <int*>calloc(len(dtypes) + 1, sizeof(int))
-        state.run_pages = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
-        state.run_starts = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
+        state.claim.run_pages = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
+        state.claim.run_starts = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
         state.run_bytes = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
         state.weights = <Weight*>calloc(len(weights) + 1, sizeof(Weight))
         state.dims = <int64_t*>calloc(total + 1, sizeof(int64_t))
         state.values = <OrtValue**>calloc(len(dtypes) + len(weights) + 1, sizeof(OrtValue*))
-        if (state.input_dtypes == NULL or state.run_pages == NULL or state.run_starts == NULL
+        if (state.input_dtypes == NULL or state.claim.run_pages == NULL or state.claim.run_starts == NULL
                 or state.run_bytes == NULL or state.weights == NULL or state.dims == NULL or state.values == NULL):
             raise MemoryError
         if packed_path is not None:
@@ -153,7 +153,7 @@ cdef class Model:
         for index, dtype in enumerate(dtypes):
             state.input_dtypes[index] = dtype
         for index, pages in enumerate(runs):
-            state.run_pages[index] = pages
+            state.claim.run_pages[index] = pages
         dims = state.dims
         for index, (dtype, shape, run, offset, size) in enumerate(weights):
             weight = &state.weights[index]
@@ -162,7 +162,7 @@ cdef class Model:
             for extent in shape:
                 dims[0] = extent
                 dims += 1
-            if run < state.run_count and offset + size > state.run_bytes[run]:
+            if run < state.claim.run_count and offset + size > state.run_bytes[run]:
                 state.run_bytes[run] = offset + size
 
     def map_weights(self, str path, size_t size, bint copy):
@@ -221,8 +221,8 @@ cdef class Model:
             munmap(state.source, state.source_bytes)
         free(state.path)
         free(state.input_dtypes)
-        free(state.run_pages)
-        free(state.run_starts)
+        free(state.claim.run_pages)
+        free(state.claim.run_starts)
         free(state.run_bytes)
         free(state.weights)
         free(state.dims)
@@ -260,7 +260,7 @@ cdef class Arena:
         # One for each action that a lane may hold, and one that prepare() may be enlarging.
         self.slot_count = run_ahead + 1
         self.slots = <Slot*>calloc(self.slot_count, sizeof(Slot))
-        self.owners = <ModelState**>calloc(self.page_count, sizeof(ModelState*))
+        self.owners = <cw_claim**>calloc(self.page_count, sizeof(cw_claim*))
         self.hollow = <unsigned char*>calloc(self.page_count, 1)
         if self.slots == NULL or self.owners == NULL or self.hollow == NULL:
             raise MemoryError
@@ -397,58 +397,39 @@ cdef class Arena:
 
     cdef int claim_pages(self, ModelState* model, int64_t* run_starts, char* text) noexcept nogil:
         """Check the pages of a LOAD and make them the model's. The lock is held."""
-        cdef int run
-        cdef int64_t page, start, pages
         if model.resident:
             snprintf(text, TEXT_BYTES, "the model is resident already, as load %lld", <long long>model.load_id)
             return DEVICE_ERROR
-        for run in range(model.run_count):
-            model.run_starts[run] = -1
-        for run in range(model.run_count):
-            start, pages = run_starts[run], model.run_pages[run]
-            if start < 0 or pages > self.page_count or start > self.page_count - pages:
-                snprintf(text, TEXT_BYTES, "run %d at page %lld of %lld pages does not lie in an arena of %lld",
-                         run, <long long>start, <long long>pages, <long long>self.page_count)
-                self.free_pages(model)
-                return BAD_PAGES
-            for page in range(start, start + pages):
-                if self.owners[page] != NULL:
-                    snprintf(text, TEXT_BYTES, "page %lld is held by another model or run", <long long>page)
-                    self.free_pages(model)
-                    return BAD_PAGES
-            for page in range(start, start + pages):
-                self.owners[page] = model
-            model.run_starts[run] = start
+        if cw_claim_pages(self.owners, self.page_count, &model.claim, run_starts, text, TEXT_BYTES):
+            return BAD_PAGES
         return OK
 
-    cdef void free_pages(self, ModelState* model) noexcept nogil:
-        """Nobody's again are the pages of a model. The lock is held."""
-        cdef int run
+    cdef int run
         cdef int64_t page, start
-        for run in range(model.run_count):
-            start = model.run_starts[run]
+        for run in range(model.claim.run_count):
+            start = model.claim.run_starts[run]
             if start < 0:
                 continue
-            for page in range(start, start + model.run_pages[run]):
+            for page in range(start, start + model.claim.run_pages[run]):
                 self.owners[page] = NULL
-            model.run_starts[run] = -1
+            model.claim.run_starts[run] = -1
 
     cdef void give_up_memory(self, ModelState* model) noexcept nogil:
         """Have the pages of a model hold no memory, until somebody needs it there."""
         cdef int run
         cdef int64_t start
-        for run in range(model.run_count):
-            start = model.run_starts[run]
-            madvise(self.arena + start * self.page_bytes, model.run_pages[run] * self.page_bytes, MADV_DONTNEED)
-            memset(self.hollow + start, 1, model.run_pages[run])
+        for run in range(model.claim.run_count):
+            start = model.claim.run_starts[run]
+            madvise(self.arena + start * self.page_bytes, model.claim.run_pages[run] * self.page_bytes, MADV_DONTNEED)
+            memset(self.hollow + start, 1, model.claim.run_pages[run])
 
     cdef bint take_memory(self, ModelState* model) noexcept nogil:
         """Have the pages of a model hold memory. False if it ran out."""
         cdef int run
         cdef int64_t page, first, end
-        for run in range(model.run_count):
-            page = model.run_starts[run]
-            end = page + model.run_pages[run]
+        for run in range(model.claim.run_count):
+            page = model.claim.run_starts[run]
+            end = page + model.claim.run_pages[run]
             while page < end:
                 first = page
                 while page < end and self.hollow[page]:
@@ -484,12 +465,12 @@ cdef class Arena:
             return False
         if not model.copied:
             read_ahead(source, model.source_bytes)
-        for run in range(model.run_count):
-            memcpy(self.arena + model.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
-            source += model.run_pages[run] * self.page_bytes
+        for run in range(model.claim.run_count):
+            memcpy(self.arena + model.claim.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
+            source += model.claim.run_pages[run] * self.page_bytes
         for index in range(model.weight_count):
             weight = &model.weights[index]
-            base = self.arena + model.run_starts[weight.run] * self.page_bytes + weight.offset
+            base = self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
             if ort_failed(self.api, ort_wrap_tensor(
                     self.api, self.runtime.memory, base, weight.bytes, weight.dims, weight.rank,
                     ort_dtype_of_onnx(weight.dtype),
@@ -503,5 +484,5 @@ cdef class Arena:
         if model.packed:
             self.runtime.close(&model.own)
         cw_hub_lock(&self.hub)
-        self.free_pages(model)
+        cw_claim_free(self.owners, &model.claim)
         cw_hub_unlock(&self.hub)

@@ -12,6 +12,7 @@ cdef struct Input:
     int rank
     int64_t dims[RANK_MOST]  # of all parts joined
     int64_t bytes
+    int64_t place  # the CPU device's: where it lies in the slot; -1: it is read in place
 
 cdef struct Output:
     int dtype

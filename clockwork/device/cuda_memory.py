@@ -49,8 +49,8 @@ class DeviceMemory(Protocol):
         ...
 
     def release_host(self, pointer: int) -> None: ...
-    def load_module(self, image: bytes) -> Any:
-        """A module out of a cubin (or, on the fake driver, a shared object)."""
+    def load_module(self, path: Path) -> Any:
+        """A module out of a cubin (or, on the fake driver, a shared object). May raise OSError."""
         ...
 
     def function(self, module: Any, name: str, shared_bytes: int) -> int:
@@ -87,8 +87,8 @@ class TableMemory:
     def release_host(self, pointer: int) -> None:
         self._table.release_host(pointer)
 
-    def load_module(self, image: bytes) -> int:
-        return self._table.load_module(image)
+    def load_module(self, path: Path) -> int:
+        return self._table.load_module(path.read_bytes())
 
     def function(self, module: int, name: str, shared_bytes: int) -> int:
         function = self._table.function(module, name)
@@ -154,15 +154,16 @@ class CupyMemory:
 
     release_host = release
 
-    def load_module(self, image: bytes) -> Any:
-        module = self._cupy.cuda.function.Module()
-        with self._translated("cuModuleLoadData"):
-            module.load(image)
+    def load_module(self, path: Path) -> Any:
+        path.stat()  # CuPy would say less of a file that is missing
+        with self._translated("cuModuleLoad"):
+            module = self._cupy.RawModule(path=str(path))
+            _ = module.module  # loads it
         return module
 
     def function(self, module: Any, name: str, shared_bytes: int) -> int:
         with self._translated("cuModuleGetFunction"):
-            pointer = int(module.get_function(name).ptr)
+            pointer = int(module.get_function(name).kernel.ptr)
         if shared_bytes > ACCOUNTED_SHARED_BYTES:
             self._table.allow_shared(pointer, shared_bytes)
         return pointer
@@ -411,7 +412,7 @@ def read_modules(memory: DeviceMemory, directory: Path, paths: Sequence[str]) ->
     modules: list[Any] = []
     for path in paths:
         try:
-            modules.append(memory.load_module((directory / path).read_bytes()))
+            modules.append(memory.load_module(directory / path))
         except CudaError as error:
             for module in modules:
                 memory.unload_module(module)

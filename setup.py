@@ -93,7 +93,7 @@ extensions: list[Extension] = [
             libraries=["dl", "pthread"],
             depends=["csrc/cuda_api.h", "csrc/claims.h", "csrc/lane.h"],
         )
-        for name in ("_parts", "_cudriver", "_cuda")
+        for name in ("_parts", "_cudriver", "_cuda_model", "_cuda_lanes", "_cuda")
     ),
     Extension(  # no module of Python's, but a library that stands in for libcuda.so.1
         "clockwork.device._fake_driver",

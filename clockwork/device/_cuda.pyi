@@ -1,41 +1,11 @@
 """Types of the native half, for checkers."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from clockwork.device._cuda_model import Model
 from clockwork.device._cudriver import Table
 from clockwork.device.base import Completion, TensorView
 from clockwork.messages import Infer, Load, Profile, Unload
-
-SOURCES: dict[str, int]
-
-class Program:
-    input_count: int
-    output_count: int
-    weight_count: int
-    batches: bool
-    slot_bytes: int
-    workspace_bytes: int
-    def __init__(
-        self,
-        input_dtypes: list[int],
-        output_dtypes: list[int],
-        weight_count: int,
-        batches: bool,
-        variants: list[Any],
-    ) -> None: ...
-
-class Model:
-    model_id: int
-    program: Program
-    def __init__(
-        self,
-        model_id: int,
-        program: Program,
-        source: int,
-        runs: list[tuple[int, int]],
-        weights: list[tuple[int, int]],
-    ) -> None: ...
 
 class Core:
     page_bytes: int

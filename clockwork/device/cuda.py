@@ -25,7 +25,8 @@ from typing import Any
 
 from clockwork import config
 from clockwork.clock import now_ns
-from clockwork.device._cuda import SOURCES, Core, Model, Program
+from clockwork.device._cuda import Core
+from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cudriver import CudaError, Table
 from clockwork.device.base import Completion, DeviceInfo, TensorView
 from clockwork.device.cuda_memory import (

@@ -26,7 +26,9 @@ def test_two_gpus_serve_more_models_than_they_have_pages(tmp_path: Path) -> None
             client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]))
         for turn in range(3):
             for index, one in enumerate(cases):
-                assert same(client.infer(f"model-{index}", x[: turn + 1]), expected_affine(one, x[: turn + 1]))
+                assert same(
+                    client.infer(f"model-{index}", x[: turn + 1]), expected_affine(one, x[: turn + 1])
+                )
         status = client.status()
         assert total_sent(status, "load") > 8  # four pages for eight models
         (worker,) = status["workers"]

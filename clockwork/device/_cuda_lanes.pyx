@@ -1,0 +1,572 @@
+# cython: language_level=3, cdivision=True
+"""The CUDA device's four lanes over a page arena, and what runs on them.
+
+Four threads run here, one for each lane: load, input, execute, output. They enter without the GIL and never take it.
+An INFER passes through three of them: its inputs are copied while the one before it still executes, and its outputs
+while the next one does. What the lanes need of Python (pinned buffers, the model kept alive, memory for the outputs)
+is gathered before an action is queued and given back when it is polled. One lock, the hub's, guards lanes and
+residency; see csrc/lane.h. The lanes allocate nothing, of the driver or of the process.
+
+A lane that waits for the device asks the driver whether an event has happened, at first without a pause and then at
+intervals of a 64th of the time waited (50 us at most). cuEventSynchronize would either spin all the time, which
+costs a core for each lane, or sleep until an interrupt, which comes tens of microseconds late.
+"""
+
+cimport cython
+from libc.stdio cimport snprintf
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+
+from clockwork.device._cuda_model cimport (
+    FROM_INPUT, FROM_OUTPUT, FROM_WEIGHT, FROM_WORKSPACE, Argument, Launch, Tensor, Weight, cw_claim_free,
+    cw_claim_pages, take)
+from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, cw_cuda_failed
+from clockwork.device._parts cimport Output, fill_seeded
+
+from clockwork.messages import Status
+
+cdef enum:
+    POLL_SPIN_NS = 20_000  # a wait this young is not worth a sleep
+    POLL_SHARE = 64
+    POLL_LEAST_NS = 2_000
+    POLL_MOST_NS = 50_000
+
+cdef int OK = Status.OK
+cdef int TOO_LATE = Status.TOO_LATE
+cdef int NOT_RESIDENT = Status.NOT_RESIDENT
+cdef int IN_USE = Status.IN_USE
+cdef int BAD_PAGES = Status.BAD_PAGES
+cdef int DEVICE_ERROR = Status.DEVICE_ERROR
+cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
+
+
+@cython.no_gc_clear  # its end still needs the table
+cdef class Lanes:
+    """Streams and slots, and the loops of the four threads.
+
+    arena: device memory, which is the caller's, as is that of slots and workspace. __init__ and free_all() need the
+    context to be current. run_ahead + 1 slots are made without memory; see exchange_slot().
+    """
+
+    def __cinit__(self, Table table, size_t context, CUdeviceptr arena, size_t page_bytes, int64_t page_count,
+                  int run_ahead, int64_t spin_ns):
+        self.table = table
+        self.api = &table.api
+        self.context = <CUcontext>context
+        self.arena = arena
+        self.page_bytes = page_bytes
+        self.page_count = page_count
+        self.run_ahead = run_ahead
+        self.spin_ns = spin_ns
+        self.owners = <cw_claim**>take(page_count, sizeof(cw_claim*))
+        # One for each action that the lanes may hold, and one that prepare() may be enlarging.
+        self.slot_count = run_ahead + 1
+        self.slots = <Slot*>take(self.slot_count, sizeof(Slot))
+        if cw_hub_init(&self.hub):
+            raise OSError("cannot make an eventfd")
+        cw_lane_init(&self.load_lane, &self.hub)
+        cw_lane_init(&self.input_lane, &self.hub)
+        cw_lane_init(&self.execute_lane, &self.hub)
+        cw_lane_init(&self.output_lane, &self.hub)
+        self.opened = True
+
+    def __init__(self, *arguments):
+        """Raises CudaError."""
+        try:
+            self.make_all()
+        except BaseException:
+            self.free_all()
+            raise
+
+    cdef int make_all(self) except -1:
+        cdef int index
+        cdef Slot* slot
+        self.make_stream(&self.load_stream)
+        self.make_stream(&self.input_stream)
+        self.make_stream(&self.execute_stream)
+        self.make_stream(&self.output_stream)
+        self.make_event(&self.load_begin)
+        self.make_event(&self.load_end)
+        for index in range(self.slot_count):
+            slot = &self.slots[index]
+            self.make_event(&slot.input_begin)
+            self.make_event(&slot.input_end)
+            self.make_event(&slot.run_begin)
+            self.make_event(&slot.run_end)
+            self.make_event(&slot.output_end)
+        return 0
+
+    cdef int make_stream(self, CUstream* stream) except -1:
+        return self.table.check(self.api.make_stream(stream, CU_STREAM_NON_BLOCKING), b"cuStreamCreate")
+
+    cdef int make_event(self, CUevent* event) except -1:
+        return self.table.check(self.api.make_event(event, CU_EVENT_DEFAULT), b"cuEventCreate")
+
+    cdef void free_stream(self, CUstream stream) noexcept:
+        if stream != NULL:
+            with nogil:
+                self.api.free_stream(stream)
+
+    cdef void free_event(self, CUevent event) noexcept:
+        if event != NULL:
+            self.api.free_event(event)
+
+    cdef int free_all(self) except -1:
+        """Destroy streams, events and lanes, once. Nothing runs any more."""
+        cdef int index
+        cdef Slot* slot
+        if not self.opened:
+            return 0
+        self.opened = False
+        # Each destroys what was made; an error of a broken context changes nothing about that.
+        for index in range(self.slot_count):
+            slot = &self.slots[index]
+            self.free_event(slot.input_begin)
+            self.free_event(slot.input_end)
+            self.free_event(slot.run_begin)
+            self.free_event(slot.run_end)
+            self.free_event(slot.output_end)
+        self.free_event(self.load_begin)
+        self.free_event(self.load_end)
+        self.free_stream(self.load_stream)
+        self.free_stream(self.input_stream)
+        self.free_stream(self.execute_stream)
+        self.free_stream(self.output_stream)
+        cw_lane_free(&self.load_lane)
+        cw_lane_free(&self.input_lane)
+        cw_lane_free(&self.execute_lane)
+        cw_lane_free(&self.output_lane)
+        cw_hub_free(&self.hub)
+        free(self.slots)
+        free(self.owners)
+        return 0
+
+    def __dealloc__(self):
+        assert not self.opened, "release() comes first: it needs the context"
+
+    # ----- the threads ------------------------------------------------------------------
+
+    def load_loop(self):
+        """Run the load lane until stop(). The target of a thread, as are the three below."""
+        cdef Action* action
+        with nogil:
+            cw_lane_enter(b"cw-load")
+            self.api.set_context(self.context)
+            while True:
+                action = <Action*>cw_lane_take(&self.load_lane, self.spin_ns)
+                if action == NULL:
+                    break
+                if cw_now() > action.latest_ns:
+                    action.base.status = TOO_LATE
+                elif action.kind == KIND_LOAD:
+                    self.run_load(action)
+                else:
+                    self.run_unload(action)
+                cw_lane_end(&self.load_lane, &action.base)
+
+    def input_loop(self):
+        cdef Action* action
+        cdef bint ready
+        with nogil:
+            cw_lane_enter(b"cw-input")
+            self.api.set_context(self.context)
+            while True:
+                action = <Action*>cw_lane_take(&self.input_lane, self.spin_ns)
+                if action == NULL:
+                    break
+                ready = False
+                if cw_now() > action.latest_ns:
+                    action.base.status = TOO_LATE
+                elif self.bring_inputs(action):
+                    cw_hub_lock(&self.hub)
+                    ready = not action.revoked
+                    cw_hub_unlock(&self.hub)
+                    # A revocation from here on finds it running in this lane, and leaves its mark too late to be
+                    # seen here; the execute lane looks for it again.
+                    action.base.status = CW_PENDING if ready else ACTION_CANCELLED
+                else:
+                    action.base.status = DEVICE_ERROR
+                if ready:
+                    action.base.earliest_ns = action.earliest_ns
+                    cw_lane_pass(&self.input_lane, &self.execute_lane, &action.base)
+                else:
+                    self.drop_slot(action)
+                    cw_lane_end(&self.input_lane, &action.base)
+
+    def execute_loop(self):
+        cdef Action* action
+        with nogil:
+            cw_lane_enter(b"cw-execute")
+            self.api.set_context(self.context)
+            while True:
+                action = <Action*>cw_lane_take(&self.execute_lane, self.spin_ns)
+                if action == NULL:
+                    break
+                if action.revoked:
+                    action.base.status = ACTION_CANCELLED
+                elif cw_now() > action.latest_ns:
+                    action.base.status = TOO_LATE
+                else:
+                    self.run_infer(action)
+                if action.base.status == CW_PENDING:
+                    action.base.earliest_ns = 0
+                    cw_lane_pass(&self.execute_lane, &self.output_lane, &action.base)
+                else:
+                    self.drop_slot(action)
+                    cw_lane_end(&self.execute_lane, &action.base)
+
+    def output_loop(self):
+        cdef Action* action
+        with nogil:
+            cw_lane_enter(b"cw-output")
+            self.api.set_context(self.context)
+            while True:
+                action = <Action*>cw_lane_take(&self.output_lane, self.spin_ns)
+                if action == NULL:
+                    break
+                action.base.status = OK if self.take_outputs(action) else DEVICE_ERROR
+                self.drop_slot(action)
+                cw_lane_end(&self.output_lane, &action.base)
+
+    def stop(self):
+        """Have the loops return, each after what it is doing."""
+        with nogil:
+            cw_lane_stop(&self.load_lane)
+            cw_lane_stop(&self.input_lane)
+            cw_lane_stop(&self.execute_lane)
+            cw_lane_stop(&self.output_lane)
+
+    # ----- pools ------------------------------------------------------------------------------
+
+    def exchange_slot(self, size_t size, size_t host, CUdeviceptr device):
+        """Give a slot that is smaller than ``size`` this memory; returns the (host, device) that it had (0, 0: none).
+
+        None if every slot is as large, and the memory stays the caller's. Waits while all smaller ones are in use.
+        """
+        cdef int index
+        cdef bint small = True, found = False
+        cdef size_t old_host = 0
+        cdef CUdeviceptr old_device = 0
+        with nogil:
+            cw_hub_lock(&self.hub)
+            while small and not found:
+                small = False
+                for index in range(self.slot_count):
+                    if self.slots[index].bytes >= size:
+                        continue
+                    small = True
+                    if not self.slots[index].busy:
+                        old_host, old_device = <size_t>self.slots[index].host, self.slots[index].device
+                        self.slots[index].host, self.slots[index].device = <char*>host, device
+                        self.slots[index].bytes = size
+                        found = True
+                        break
+                if small and not found:
+                    cw_hub_wait(&self.hub)
+            cw_hub_unlock(&self.hub)
+        return (old_host, old_device) if found else None
+
+    def exchange_workspace(self, CUdeviceptr workspace):
+        """Have every further execution use this memory; returns what was used before (0: none), once it is not."""
+        cdef CUdeviceptr old
+        with nogil:
+            cw_hub_lock(&self.hub)
+            self.workspace_next = workspace
+            while self.workspace_next != 0 and self.execute_lane.running != NULL:
+                cw_hub_wait(&self.hub)  # the execute lane takes it over when it begins its next
+            if self.workspace_next != 0:
+                self.workspace_old, self.workspace, self.workspace_next = self.workspace, self.workspace_next, 0
+            old, self.workspace_old = self.workspace_old, 0
+            cw_hub_unlock(&self.hub)
+        return old
+
+    cdef Slot* take_slot(self) noexcept nogil:
+        """A slot that nobody uses, the largest of them; NULL if there is none."""
+        cdef int index
+        cdef Slot* best = NULL
+        cw_hub_lock(&self.hub)
+        for index in range(self.slot_count):
+            if not self.slots[index].busy and (best == NULL or self.slots[index].bytes > best.bytes):
+                best = &self.slots[index]
+        if best != NULL:
+            best.busy = True
+        cw_hub_unlock(&self.hub)
+        return best
+
+    cdef void drop_slot(self, Action* action) noexcept nogil:
+        if action.slot != NULL:
+            cw_hub_lock(&self.hub)
+            action.slot.busy = False
+            action.slot = NULL
+            cw_hub_unlock(&self.hub)
+
+    @property
+    def fault_text(self):
+        """What broke the context, after which every call fails; "" while it is whole."""
+        cw_hub_lock(&self.hub)
+        text = <bytes>self.fault if self.broken else b""
+        cw_hub_unlock(&self.hub)
+        return text.decode(errors="replace")
+
+    # ----- the driver, from the lanes ------------------------------------------------------------
+
+    cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil:
+        """Whether a call failed; then a sentence, and whether the context broke is looked at."""
+        cdef CUresult state
+        if not cw_cuda_failed(self.api, result, call, text, TEXT_BYTES):
+            return False
+        state = self.api.query_event(self.load_end)
+        if state != 0 and state != CUDA_ERROR_NOT_READY:
+            cw_hub_lock(&self.hub)
+            if not self.broken:
+                memcpy(self.fault, text, TEXT_BYTES)
+            self.broken = True
+            cw_hub_unlock(&self.hub)
+        return True
+
+    cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil:
+        """Until an event has happened. False, with a sentence, if it never will."""
+        cdef int64_t begin_ns = cw_now(), waited_ns
+        cdef CUresult state
+        while True:
+            state = self.api.query_event(event)
+            if state != CUDA_ERROR_NOT_READY:
+                return not self.failed(state, what, text)
+            waited_ns = cw_now() - begin_ns
+            if waited_ns > POLL_SPIN_NS:
+                cw_nap(min(max(waited_ns // POLL_SHARE, <int64_t>POLL_LEAST_NS), <int64_t>POLL_MOST_NS))
+
+    cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil:
+        """A phase has ended: by this machine's clock now, its duration by the device's events."""
+        cdef float elapsed_ms = 0
+        span.end_ns = cw_now()
+        if self.failed(self.api.elapsed(&elapsed_ms, begin, end), b"cuEventElapsedTime", text):
+            return False
+        span.duration_ns = <int64_t>(<double>elapsed_ms * 1e6)
+        return True
+
+    # ----- the load lane -----------------------------------------------------------------------
+
+    cdef void run_load(self, Action* action) noexcept nogil:
+        cdef ModelState* model = action.model
+        cdef int status = OK
+        action.execute.begin_ns = action.execute.end_ns = cw_now()
+        cw_hub_lock(&self.hub)
+        if model.resident:
+            snprintf(action.text, TEXT_BYTES, "the model is resident already, as load %lld", <long long>model.load_id)
+            status = DEVICE_ERROR
+        elif cw_claim_pages(self.owners, self.page_count, &model.claim, action.run_starts, action.text, TEXT_BYTES):
+            status = BAD_PAGES
+        cw_hub_unlock(&self.hub)
+        if status == OK and not self.copy_weights(action):
+            status = DEVICE_ERROR
+            # Copies that are under way still write to the pages.
+            self.api.finish_stream(self.load_stream)
+            cw_hub_lock(&self.hub)
+            cw_claim_free(self.owners, &model.claim)
+            cw_hub_unlock(&self.hub)
+        if status == OK:
+            cw_hub_lock(&self.hub)
+            model.load_id = action.load_id
+            model.resident = True
+            cw_hub_unlock(&self.hub)
+        action.base.status = status
+
+    cdef bint copy_weights(self, Action* action) noexcept nogil:
+        """Copy the runs, a page at a time, and wait until they have arrived."""
+        cdef ModelState* model = action.model
+        cdef char* source = model.source
+        cdef int64_t done, piece
+        cdef CUdeviceptr target
+        cdef int run
+        cdef char* text = action.text
+        if self.failed(self.api.record_event(self.load_begin, self.load_stream), b"cuEventRecord", text):
+            return False
+        for run in range(model.claim.run_count):
+            target = self.arena + model.claim.run_starts[run] * self.page_bytes
+            done = 0
+            while done < model.run_bytes[run]:
+                piece = min(model.run_bytes[run] - done, <int64_t>self.page_bytes)
+                if self.failed(self.api.copy_in(target + done, source + done, piece, self.load_stream),
+                               b"cuMemcpyHtoDAsync", text):
+                    return False
+                done += piece
+            source += model.claim.run_pages[run] * self.page_bytes
+        if self.failed(self.api.record_event(self.load_end, self.load_stream), b"cuEventRecord", text):
+            return False
+        return (self.wait(self.load_end, b"cuEventQuery", text)
+                and self.measure(&action.execute, self.load_begin, self.load_end, text))
+
+    cdef void run_unload(self, Action* action) noexcept nogil:
+        cdef ModelState* model = action.model
+        action.execute.begin_ns = cw_now()
+        cw_hub_lock(&self.hub)
+        if not model.resident or model.load_id != action.load_id:
+            action.base.status = NOT_RESIDENT
+        elif self.is_used(model, action.load_id):
+            action.base.status = IN_USE
+        else:
+            # No INFER is under way, and none can start.
+            model.resident = False
+            cw_claim_free(self.owners, &model.claim)
+            action.base.status = OK
+        cw_hub_unlock(&self.hub)
+        action.execute.end_ns = cw_now()
+        action.execute.duration_ns = action.execute.end_ns - action.execute.begin_ns
+
+    cdef bint is_used(self, ModelState* model, int64_t load_id) noexcept nogil:
+        """Whether work on this residency waits or runs. The lock is held."""
+        cdef cw_lane** lanes = [&self.input_lane, &self.execute_lane]
+        cdef Action* action
+        cdef int index
+        for index in range(2):
+            action = <Action*>lanes[index].running
+            if action != NULL and action.model == model and action.load_id == load_id:
+                return True
+            action = <Action*>lanes[index].head
+            while action != NULL:
+                if action.model == model and action.load_id == load_id:
+                    return True
+                action = <Action*>action.base.next
+        return False
+
+    # ----- the input lane ------------------------------------------------------------------------
+
+    cdef bint bring_inputs(self, Action* action) noexcept nogil:
+        """Join the parts in pinned memory, copy them to the device, and wait until they have arrived."""
+        cdef Slot* slot = action.slot
+        cdef Parts* parts = &action.parts
+        cdef Tensor* tensor
+        cdef size_t index, part
+        cdef char* base
+        cdef int64_t size, row
+        cdef char* text = action.text
+        action.copy_in.begin_ns = action.copy_in.end_ns = cw_now()
+        if self.failed(self.api.record_event(slot.input_begin, self.input_stream), b"cuEventRecord", text):
+            return False
+        for index in range(parts.input_count):
+            tensor = &action.variant.inputs[index]
+            base = slot.host + tensor.offset
+            if action.kind == KIND_PROFILE:
+                size = parts.inputs[index].bytes
+                fill_seeded(base, tensor.dtype, size)
+            else:
+                size = 0
+                for part in range(parts.part_count):
+                    memcpy(base + size, parts.pinned[part * parts.input_count + index].buf,
+                           parts.pinned[part * parts.input_count + index].len)
+                    size += parts.pinned[part * parts.input_count + index].len
+            if tensor.padded and size < tensor.bytes:
+                if size == 0:
+                    memset(base, 0, tensor.bytes)
+                    size = tensor.bytes
+                while size < tensor.bytes:
+                    memcpy(base + size, base + size - tensor.row_bytes, tensor.row_bytes)
+                    size += tensor.row_bytes
+            if size and self.failed(self.api.copy_in(slot.device + tensor.offset, base, size, self.input_stream),
+                                    b"cuMemcpyHtoDAsync", text):
+                self.api.finish_stream(self.input_stream)
+                return False
+        if self.failed(self.api.record_event(slot.input_end, self.input_stream), b"cuEventRecord", text):
+            self.api.finish_stream(self.input_stream)
+            return False
+        return (self.wait(slot.input_end, b"cuEventQuery", text)
+                and self.measure(&action.copy_in, slot.input_begin, slot.input_end, text))
+
+    # ----- the execute lane --------------------------------------------------------------------
+
+    cdef void run_infer(self, Action* action) noexcept nogil:
+        """Leaves the status pending if the outputs are on their way."""
+        cdef ModelState* model = action.model
+        cdef CUdeviceptr workspace
+        cdef Slot* slot = action.slot
+        cdef char* text = action.text
+        cdef bint resident
+        cw_hub_lock(&self.hub)
+        # It stays resident while this action runs: UNLOAD looks at the lane under the same lock.
+        resident = model.resident and model.load_id == action.load_id
+        if self.workspace_next != 0:
+            self.workspace_old, self.workspace, self.workspace_next = self.workspace, self.workspace_next, 0
+        workspace = self.workspace
+        cw_hub_unlock(&self.hub)
+        if not resident:
+            action.base.status = NOT_RESIDENT
+            return
+        action.execute.begin_ns = action.execute.end_ns = cw_now()
+        if not (self.launch_all(action, workspace)
+                and self.wait(slot.run_end, b"cuEventQuery", text)
+                and self.measure(&action.execute, slot.run_begin, slot.run_end, text)):
+            action.base.status = DEVICE_ERROR
+            # What was launched still uses the slot and the pages.
+            self.api.finish_stream(self.execute_stream)
+            self.api.finish_stream(self.output_stream)
+            return
+        action.copy_out.begin_ns = action.copy_out.end_ns = action.execute.end_ns
+        if action.kind == KIND_PROFILE:
+            action.base.status = OK
+
+    cdef bint launch_all(self, Action* action, CUdeviceptr workspace) noexcept nogil:
+        """Queue the launches, and behind them the copies of the outputs, on a stream of their own."""
+        cdef Variant* variant = action.variant
+        cdef Parts* parts = &action.parts
+        cdef Slot* slot = action.slot
+        cdef ModelState* model = action.model
+        cdef Launch* launch
+        cdef Argument* argument
+        cdef Weight* weight
+        cdef Tensor* tensor
+        cdef size_t number, index
+        cdef uint64_t value
+        cdef char* text = action.text
+        if self.failed(self.api.record_event(slot.run_begin, self.execute_stream), b"cuEventRecord", text):
+            return False
+        for number in range(variant.launch_count):
+            launch = &variant.launches[number]
+            for index in range(launch.argument_count):
+                argument = &launch.arguments[index]
+                value = argument.value
+                if argument.source == FROM_WEIGHT:
+                    weight = &model.weights[argument.index]
+                    value += self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
+                elif argument.source == FROM_INPUT:
+                    value += slot.device + variant.inputs[argument.index].offset
+                elif argument.source == FROM_OUTPUT:
+                    value += slot.device + variant.outputs[argument.index].offset
+                elif argument.source == FROM_WORKSPACE:
+                    value += workspace
+                launch.values[index] = value
+            if self.failed(self.api.launch(
+                    launch.function, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0], launch.block[1],
+                    launch.block[2], launch.shared_bytes, self.execute_stream, launch.pointers, NULL),
+                    b"cuLaunchKernel", text):
+                return False
+        if self.failed(self.api.record_event(slot.run_end, self.execute_stream), b"cuEventRecord", text):
+            return False
+        if action.kind == KIND_PROFILE:
+            return True
+        if self.failed(self.api.wait_event(self.output_stream, slot.run_end, 0), b"cuStreamWaitEvent", text):
+            return False
+        for index in range(parts.output_count):
+            tensor = &variant.outputs[index]
+            if parts.outputs[index].bytes and self.failed(
+                    self.api.copy_out(slot.host + tensor.offset, slot.device + tensor.offset,
+                                      parts.outputs[index].bytes, self.output_stream), b"cuMemcpyDtoHAsync", text):
+                return False
+        return not self.failed(self.api.record_event(slot.output_end, self.output_stream), b"cuEventRecord", text)
+
+    # ----- the output lane -----------------------------------------------------------------------
+
+    cdef bint take_outputs(self, Action* action) noexcept nogil:
+        cdef Slot* slot = action.slot
+        cdef size_t index
+        cdef Output* output
+        cdef char* text = action.text
+        if not (self.wait(slot.output_end, b"cuEventQuery", text)
+                and self.measure(&action.copy_out, slot.run_end, slot.output_end, text)):
+            return False
+        for index in range(action.parts.output_count):
+            output = &action.parts.outputs[index]
+            memcpy(action.parts.block + output.begin, slot.host + action.variant.outputs[index].offset, output.bytes)
+        action.copy_out.end_ns = cw_now()
+        return True

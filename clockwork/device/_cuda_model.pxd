@@ -1,0 +1,90 @@
+"""What a CUDA device knows of a model: its program's launch lists, and where its weights are."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from clockwork.device._cudriver cimport CUfunction
+from clockwork.device._parts cimport Parts
+
+cdef extern from "claims.h" nogil:
+    ctypedef struct cw_claim:
+        int run_count
+        int64_t* run_pages
+        int64_t* run_starts
+    void cw_claim_free(cw_claim** owners, cw_claim* claim)
+    int cw_claim_pages(cw_claim** owners, int64_t page_count, cw_claim* claim, const int64_t* run_starts, char* text,
+                       size_t text_bytes)
+
+cdef enum Source:
+    # What a kernel's argument is made of.
+    FROM_WEIGHT
+    FROM_INPUT
+    FROM_OUTPUT
+    FROM_WORKSPACE
+    FROM_VALUE
+
+cdef struct Argument:
+    Source source
+    int index
+    uint64_t value  # an offset in bytes; or the value itself, in its lowest bytes
+
+cdef struct Launch:
+    CUfunction function
+    unsigned[3] grid
+    unsigned[3] block
+    unsigned shared_bytes
+    size_t argument_count
+    Argument* arguments
+    uint64_t* values  # filled before each launch: one execution at a time
+    void** pointers  # to those, and NULL
+
+cdef struct Tensor:
+    # An input or output of a variant.
+    int dtype
+    int rank
+    int64_t* dims
+    int64_t bytes
+    int64_t row_bytes  # where the program batches
+    int64_t offset  # in a slot
+    bint padded  # rows that no request has brought are copies of the last: a kernel may look things up by them
+
+cdef struct Variant:
+    int64_t batch
+    Tensor* inputs
+    Tensor* outputs
+    int64_t slot_bytes
+    int64_t workspace_bytes
+    size_t launch_count
+    Launch* launches
+
+cdef struct Weight:
+    int64_t run
+    int64_t offset
+
+cdef struct ModelState:
+    char* source  # the weights in the host store, pinned
+    int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied
+    Weight* weights
+    # Guarded by the hub's lock:
+    cw_claim claim
+    bint resident
+    int64_t load_id
+
+cdef class Program:
+    cdef readonly size_t input_count
+    cdef readonly size_t output_count
+    cdef readonly size_t weight_count
+    cdef readonly bint batches
+    cdef int* input_dtypes
+    cdef int* output_dtypes
+    cdef size_t variant_count
+    cdef Variant* variants  # smaller batches first
+
+    cdef Variant* choose(self, Parts* parts) noexcept
+
+cdef class Model:
+    cdef ModelState state
+    cdef readonly Program program
+    cdef int pending  # actions under way; guarded by the GIL
+    cdef readonly int64_t model_id
+
+cdef void* take(size_t count, size_t size) except NULL

@@ -1,0 +1,33 @@
+"""Types of what a CUDA device knows of a model, for checkers."""
+
+from typing import Any
+
+SOURCES: dict[str, int]
+
+class Program:
+    input_count: int
+    output_count: int
+    weight_count: int
+    batches: bool
+    slot_bytes: int
+    workspace_bytes: int
+    def __init__(
+        self,
+        input_dtypes: list[int],
+        output_dtypes: list[int],
+        weight_count: int,
+        batches: bool,
+        variants: list[Any],
+    ) -> None: ...
+
+class Model:
+    model_id: int
+    program: Program
+    def __init__(
+        self,
+        model_id: int,
+        program: Program,
+        source: int,
+        runs: list[tuple[int, int]],
+        weights: list[tuple[int, int]],
+    ) -> None: ...

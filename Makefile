@@ -30,7 +30,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-all conformance sim bench bench-compare paper lint format typecheck \
+.PHONY: help check build run-cluster test test-gpu test-all conformance sim bench bench-compare paper lint format typecheck \
     annotate lock clean distclean
 
 help: ## list the targets
@@ -55,6 +55,9 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 
 test: $(TESTABLE) $(MODELS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
 	$(BIN)/python -m pytest -m "not slow and not conformance" $(TESTS)
+
+test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
+	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
 
 test-all: $(TESTABLE) $(MODELS) ## the slow tests and the whole of the operator conformance
 	$(BIN)/python -m pytest -m "slow or conformance" $(TESTS)

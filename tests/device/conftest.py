@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.device.cuda_rig import CudaRig
+from tests.device.cuda_rig import CardRig, CudaRig, why_no_card
 from tests.device.rig import CpuRig, Driver, EmulatedRig
 
-RIGS = [CpuRig, EmulatedRig, CudaRig]
+RIGS = [CpuRig, EmulatedRig, CudaRig, *([] if why_no_card() else [CardRig])]
 
 
 def open_files() -> int:

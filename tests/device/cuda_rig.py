@@ -19,8 +19,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from clockwork import config
 from clockwork.device.cuda import CudaDevice
-from clockwork.device.cuda_memory import FAKE
+from clockwork.device.cuda_memory import FAKE, find_card, open_driver, target_of, why_unusable
+from clockwork.models.compile import nvrtc
 from clockwork.models.layout import lay_out, write_weights
 from clockwork.models.package import hash_file
 from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
@@ -68,10 +70,13 @@ class CudaRig:
     computes = True
     strings = False
     brings_inputs_early = True
+    target = HOST
+    driver = 0
 
     def __init__(self, store: Path) -> None:
         self.store = store
         self.count = 0
+        self.module = compiled_kernels()
         self.fake = FakeDriver()
         self.fake.mend()
         self.fake.speed()
@@ -97,7 +102,7 @@ class CudaRig:
         digest = program_hash(program)
         place = self.store / "programs" / digest
         (place / MODULE).parent.mkdir(parents=True, exist_ok=True)
-        (place / MODULE).write_bytes(compiled_kernels())
+        (place / MODULE).write_bytes(self.module)
         (place / PROGRAM_JSON).write_text(program.stripped().to_json())
         layout = lay_out([array.nbytes for array in arrays], PAGE_BYTES)
         self.count += 1
@@ -142,7 +147,7 @@ class CudaRig:
         self.count += 1
         place = self.store / "by hand" / str(self.count)
         (place / MODULE).parent.mkdir(parents=True)
-        (place / MODULE).write_bytes(compiled_kernels())
+        (place / MODULE).write_bytes(self.module)
         if arrays:
             weights = bytearray(program.weights[-1].offset + program.weights[-1].bytes)
             for array, weight in zip(arrays, program.weights, strict=True):
@@ -160,7 +165,7 @@ class CudaRig:
         graph = one.model.graph
         places = offsets_of([array.nbytes for array in arrays])
         (self.store / MODULE).parent.mkdir(parents=True, exist_ok=True)
-        (self.store / MODULE).write_bytes(compiled_kernels())
+        (self.store / MODULE).write_bytes(self.module)
         return Program(
             name="by hand",
             inputs=tuple(inputs),
@@ -170,13 +175,52 @@ class CudaRig:
                 ProgramWeight(proto.data_type, array.shape, place, array.nbytes)
                 for proto, array, place in zip(graph.initializer, arrays, places, strict=True)
             ),
-            targets={HOST: Target(0, (MODULE,))},
+            targets={self.target: Target(self.driver, (MODULE,))},
             variants=tuple(
-                Lowering(one.model, batch, inputs, outputs).variant()
+                Lowering(one.model, batch, inputs, outputs).variant(self.target)
                 for batch in (BATCHES if one.batches else (1,))
             ),
             files={MODULE: hash_file(self.store / MODULE)[1]},
         )
+
+
+class CardRig(CudaRig):
+    """The first GPU of this machine, through CuPy; the kernels are compiled by NVRTC."""
+
+    kind = "card"
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self.count = 0
+        self.card = find_card(open_driver(), "0")
+        self.target = target_of(self.card)
+        self.module = cubin(self.target)
+
+    def make(self, pages: int = 32, **options: Any) -> CudaDevice:
+        device = CudaDevice("0", pages * PAGE_BYTES, PAGE_BYTES, **options)
+        self.fingerprint = device.info.fingerprint
+        return device
+
+    def check_released(self) -> None:
+        """A driver does not tell what exists of it."""
+
+
+@functools.cache
+def why_no_card() -> str:
+    """Why there is no CardRig here; "" if there is one."""
+    if config.cuda_driver() == FAKE:
+        return "no GPU: the fake driver is asked for"
+    if reason := why_unusable():
+        return f"no GPU: {reason}"
+    return (
+        "" if nvrtc.is_installed() else "a GPU, but no NVRTC to compile the kernels: pip install '.[compile]'"
+    )
+
+
+@functools.cache
+def cubin(target: str) -> bytes:
+    """kernels.cu for an architecture."""
+    return nvrtc.build([KERNELS.read_text()], target)[0]
 
 
 class Lowering:
@@ -203,7 +247,7 @@ class Lowering:
     def _concrete(self, spec: TensorSpec) -> tuple[int, ...]:
         return tuple(dim if isinstance(dim, int) else self.batch for dim in spec.shape)
 
-    def variant(self) -> Variant:
+    def variant(self, target: str) -> Variant:
         outputs = {spec.name: index for index, spec in enumerate(self.outputs)}
         for node in self.graph.node:
             name = node.output[0]
@@ -216,7 +260,7 @@ class Lowering:
                 pytest.skip(f"kernels.cu has no {node.op_type}")
             lower(node)
         return Variant(
-            HOST,
+            target,
             self.batch,
             tuple(self._concrete(spec) for spec in self.inputs),
             tuple(self._concrete(spec) for spec in self.outputs),

@@ -128,6 +128,31 @@ cdef class Table:
             result = self.api.release_host(<void*>pointer)
         self.check(result, b"cuMemFreeHost")
 
+    def time_copy(self, CUdeviceptr target, size_t source, size_t size):
+        """Copy from pinned memory in one piece, and wait; the nanoseconds that it took by the device's events."""
+        cdef CUstream stream = NULL
+        cdef CUevent begin = NULL, end = NULL
+        cdef CUresult result
+        cdef float elapsed_ms = 0
+        self.check(self.api.make_stream(&stream, CU_STREAM_NON_BLOCKING), b"cuStreamCreate")
+        try:
+            self.check(self.api.make_event(&begin, CU_EVENT_DEFAULT), b"cuEventCreate")
+            self.check(self.api.make_event(&end, CU_EVENT_DEFAULT), b"cuEventCreate")
+            self.check(self.api.record_event(begin, stream), b"cuEventRecord")
+            self.check(self.api.copy_in(target, <const void*>source, size, stream), b"cuMemcpyHtoDAsync")
+            self.check(self.api.record_event(end, stream), b"cuEventRecord")
+            with nogil:
+                result = self.api.finish_stream(stream)
+            self.check(result, b"cuStreamSynchronize")
+            self.check(self.api.elapsed(&elapsed_ms, begin, end), b"cuEventElapsedTime")
+        finally:
+            if begin != NULL:
+                self.api.free_event(begin)
+            if end != NULL:
+                self.api.free_event(end)
+            self.api.free_stream(stream)
+        return round(1e6 * elapsed_ms)
+
     def load_module(self, const unsigned char[::1] image):
         cdef CUmodule module = NULL
         cdef CUresult result

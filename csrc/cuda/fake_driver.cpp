@@ -102,6 +102,7 @@ struct Item {
 
 struct Stream {
     Device *device;
+    std::condition_variable wake; /* an item was queued */
     std::deque<Item> items;
     bool busy = false;
     bool stopped = false;
@@ -123,7 +124,7 @@ struct Failure {
 
 struct Driver {
     std::mutex lock;
-    std::condition_variable progress; /* an item was queued or has ended */
+    std::condition_variable progress; /* an event has happened, or a stream has nothing left to do */
     bool initialised = false;
     int device_count = 1;
     size_t device_bytes = size_t(1) << 30;
@@ -284,7 +285,7 @@ void run_stream(Stream *stream)
     Driver &all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     for (;;) {
-        all.progress.wait(guard, [&] { return !stream->items.empty() || stream->stopped; });
+        stream->wake.wait(guard, [&] { return !stream->items.empty() || stream->stopped; });
         if (stream->items.empty())
             return;
         Item item = std::move(stream->items.front());
@@ -292,7 +293,8 @@ void run_stream(Stream *stream)
         stream->busy = true;
         perform(stream, item, guard);
         stream->busy = false;
-        all.progress.notify_all();
+        if (item.kind == Item::RECORD || stream->items.empty())
+            all.progress.notify_all();
     }
 }
 
@@ -305,7 +307,7 @@ int queue(CUstream handle, Item item)
     if (stream->device != current)
         return CUDA_ERROR_INVALID_CONTEXT;
     stream->items.push_back(std::move(item));
-    all.progress.notify_all();
+    stream->wake.notify_one();
     return CUDA_SUCCESS;
 }
 
@@ -668,6 +670,7 @@ EXPORTED CUresult cuStreamDestroy_v2(CUstream handle)
     if (!all.streams.erase(stream))
         return CUDA_ERROR_INVALID_HANDLE;
     stream->stopped = true; /* what is queued still runs */
+    stream->wake.notify_one();
     all.progress.notify_all();
     guard.unlock();
     stream->thread.join();

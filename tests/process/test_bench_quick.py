@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import emulated, fidelity, overload, paging, prediction, pump, roundtrip
+from bench import emulated, fidelity, gpu, overload, paging, prediction, pump, roundtrip
 from bench.cluster import Cluster
 from bench.paper import fig11, live
 from bench.paper.common import Setting
@@ -137,3 +137,11 @@ def test_the_papers_figures_have_their_live_forms() -> None:
     alone, together = live.isolation(setting)
     assert (alone["batch/s"], alone["batch_clients"]) == (0, 0)
     assert together["batch/s"] > 0, "batch clients got nothing"
+
+
+def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
+    with gpu.Site(tmp_path / "site", pages=2, page_bytes=1 << 20) as site:
+        rows, facts = gpu.measure(site, loads=3, inferences=5)
+    assert [one["count"] for one in rows] == [3, 3, 5, 5]
+    assert all(value > 0 for value in facts.values())

@@ -1,0 +1,252 @@
+"""How fast and how even a CUDA device is at LOAD and INFER, beside a bare copy of the same bytes.
+
+    python -m bench.gpu [--quick] [--json] [--pages N]
+
+A program by hand: WEIGHTS of pages, and as many launches of a small kernel as asked for, so that the launches
+themselves are what takes time. It runs on the driver that CLOCKWORK_CUDA_DRIVER names: on the fake one it shows
+that the benchmark works, and its figures mean nothing for a GPU. Compiling the kernel for a card takes the
+extra [compile].
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import report
+from clockwork.config import CUDA_PAGE_BYTES
+from clockwork.device.base import Completion, TensorView
+from clockwork.device.cuda import CudaDevice
+from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, open_memory, target_of
+from clockwork.messages import NEVER_NS, Infer, Load, Status, Unload
+from clockwork.models.layout import lay_out
+from clockwork.models.package import hash_file
+from clockwork.models.prepare_program import install
+from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
+from clockwork.models.program import (
+    HOST,
+    Argument,
+    Launch,
+    Program,
+    ProgramWeight,
+    Target,
+    Variant,
+    program_hash,
+)
+
+KERNEL = """
+extern "C" __global__ void accumulate(const float *x, const float *w, float *y, int count)
+{
+    int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count)
+        y[at] = x[at] + w[at];
+}
+#ifdef CW_HOST_KERNEL
+CW_HOST_KERNEL(accumulate)
+#endif
+"""
+MODULE = "modules/accumulate"
+FLOAT = 1
+WIDTH = 4096
+"""Elements of the input, the output and each weight's part that is read: little beside a launch."""
+
+ACTION_SECONDS = 60.0
+LAUNCHES = (1, 50)
+"""Launches of the two programs whose difference is what a launch costs."""
+
+
+def compile_kernel(target: str) -> bytes:
+    if target != HOST:
+        from clockwork.models.compile import nvrtc
+
+        return nvrtc.build([KERNEL], target)[0]
+    header = Path(__file__).parents[1] / "csrc/cuda/host_kernels.h"
+    with tempfile.TemporaryDirectory() as directory:
+        source, made = Path(directory) / "kernel.cu", Path(directory) / "kernel.so"
+        source.write_text(KERNEL)
+        command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", "-x", "c++", "-include", str(header)]
+        subprocess.run([*command, str(source), "-o", str(made)], check=True)
+        return made.read_bytes()
+
+
+class Site:
+    """One device with prepared models: models[i] has LAUNCHES[i] launches. All have the same weights."""
+
+    def __init__(self, scratch: Path, pages: int, page_bytes: int = CUDA_PAGE_BYTES) -> None:
+        self.table = open_driver()
+        self.card = cards(self.table)[0]
+        self.target = target_of(self.card)
+        self.pages, self.page_bytes = pages, page_bytes
+        self._scratch = scratch
+        (scratch / MODULE).parent.mkdir(parents=True)
+        (scratch / MODULE).write_bytes(compile_kernel(self.target))
+        self.device = CudaDevice("0", 2 * pages * page_bytes, page_bytes)
+        self._ids = itertools.count(1)
+        for index, launches in enumerate(LAUNCHES):
+            self.device.prepare(index, str(self._prepare(launches)))
+        self.weights_bytes = pages * page_bytes
+        self._input = np.ones((1, WIDTH), np.float32).tobytes()
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.device.close()
+
+    def _prepare(self, launches: int) -> Path:
+        """A prepared directory, written by hand: nothing is measured here but by this benchmark."""
+        elements = self.page_bytes // 4
+        spec = TensorSpec("x", FLOAT, ("n", WIDTH)), TensorSpec("y", FLOAT, ("n", WIDTH))
+        blocks = (WIDTH // 256, 1, 1)
+        list_of = tuple(
+            Launch(
+                0,
+                "accumulate",
+                blocks,
+                (256, 1, 1),
+                0,
+                (
+                    Argument("output" if number else "input", 0, 0),
+                    Argument("weight", number % self.pages, 0),
+                    Argument("output", 0, 0),
+                    Argument("i32", 0, WIDTH),
+                ),
+            )
+            for number in range(launches)
+        )
+        program = Program(
+            name=f"{launches} launches",
+            inputs=spec[:1],
+            outputs=spec[1:],
+            batches=True,
+            weights=tuple(
+                ProgramWeight(FLOAT, (elements,), index * self.page_bytes, self.page_bytes)
+                for index in range(self.pages)
+            ),
+            targets={self.target: Target(0, (MODULE,))},
+            variants=(Variant(self.target, 1, ((1, WIDTH),), ((1, WIDTH),), 0, list_of),),
+            files={MODULE: hash_file(self._scratch / MODULE)[1]},
+        )
+        name = program_hash(program)
+        install(self._scratch, name, program, self._scratch)
+        place = self._scratch / "prepared" / str(launches)
+        place.mkdir(parents=True)
+        layout = lay_out([self.page_bytes] * self.pages, self.page_bytes)
+        with open(place / WEIGHTS_FILE, "wb") as file:
+            for _ in range(self.pages):
+                file.write(np.ones(elements, np.float32).tobytes())
+        PreparedModel(
+            format_version=FORMAT_VERSION,
+            digest=place.name,
+            fingerprint=fingerprint_of(self.table, self.card),
+            program=name,
+            holding="program",
+            inputs=list(spec[:1]),
+            outputs=list(spec[1:]),
+            batches=True,
+            batching_note="",
+            batch_max=1,
+            page_bytes=self.page_bytes,
+            runs=layout.runs,
+            weights=[
+                WeightSpec(FLOAT, (elements,), run, offset, self.page_bytes) for run, offset in layout.places
+            ],
+            weights_bytes=self.pages * self.page_bytes,
+            resident_bytes=self.pages * self.page_bytes,
+            load_ns=0,
+            profile=[],
+            constants_note="",
+            metadata={},
+            example=[],
+        ).write(place)
+        return place
+
+    def _end(self, action_id: int) -> Completion:
+        (done,) = self.device.wait([action_id], ACTION_SECONDS)
+        assert done.status == Status.OK, done.text
+        return done
+
+    def load(self, model: int) -> Completion:
+        starts = [model * self.pages + page for page in range(self.pages)]
+        action = Load(next(self._ids), 0, model, 1, starts, 0, NEVER_NS, 0)
+        self.device.start_load(action)
+        return self._end(action.action_id)
+
+    def unload(self, model: int) -> Completion:
+        action = Unload(next(self._ids), 0, model, 1, 0, NEVER_NS, 0)
+        self.device.start_unload(action)
+        return self._end(action.action_id)
+
+    def infer(self, model: int) -> Completion:
+        view = TensorView(FLOAT, (1, WIDTH), self._input)
+        action = Infer(next(self._ids), 0, model, 1, 0, NEVER_NS, 0, [])
+        self.device.start_infer(action, [[view]])
+        return self._end(action.action_id)
+
+    def bare_copies(self, count: int) -> Iterator[int]:
+        """Nanoseconds of copies of as many bytes in one piece, from pinned memory."""
+        memory = open_memory(self.table, self.card)
+        memory.make_current()
+        host, target = memory.allocate_host(self.weights_bytes), memory.allocate(self.weights_bytes)
+        try:
+            for _ in range(count):
+                yield self.table.time_copy(target, host, self.weights_bytes)
+        finally:
+            memory.release(target)
+            memory.release_host(host)
+            memory.close()
+
+
+def row(what: str, times_ns: list[int]) -> dict[str, Any]:
+    marks = report.percentiles(times_ns, (50, 99, 99.99))
+    return {"what": what, "count": len(times_ns), **marks, "most_us": round(max(times_ns) / 1e3, 1)}
+
+
+def measure(site: Site, loads: int, inferences: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def times(call: Callable[[], Completion], count: int) -> list[int]:
+        return [call().execute[2] for _ in range(count)]
+
+    def load_and_unload() -> Completion:
+        done = site.load(0)
+        site.unload(0)
+        return done
+
+    load_and_unload()
+    rows = [
+        row("bare copy", list(site.bare_copies(loads))),
+        row("LOAD", times(load_and_unload, loads)),
+    ]
+    for model, launches in enumerate(LAUNCHES):
+        site.load(model)
+        times(lambda: site.infer(model), 10)  # noqa: B023
+        rows.append(row(f"INFER, {launches} launches", times(lambda: site.infer(model), inferences)))  # noqa: B023
+        site.unload(model)
+    bare, load, short, long = (one["p50_us"] for one in rows)
+    return rows, {
+        "weights, MB": site.weights_bytes / 1e6,
+        "bare copy, GB/s": site.weights_bytes / bare / 1e3,
+        "LOAD, GB/s": site.weights_bytes / load / 1e3,
+        "LOAD, share of the bare copy's rate": bare / load,
+        "a launch, us": (long - short) / (LAUNCHES[1] - LAUNCHES[0]),
+        "p99.99 over p50, longer INFER": rows[-1]["p99.99_us"] / long,
+    }
+
+
+def main() -> None:
+    parser = report.command_line(__doc__)
+    parser.add_argument("--pages", type=int, default=6, help="pages of weights, of 16 MiB each")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, Site(Path(scratch), asked.pages) as site:
+        rows, facts = measure(site, *((5, 100) if asked.quick else (100, 10_000)))
+        title = f"{site.card.name}, driver {site.table.version}; by the device's own events"
+    report.show(title, 0, rows, facts, asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -66,10 +66,11 @@ def test_outputs_are_copied_while_the_next_one_executes(driver: Driver, fake: Fa
     assert first.copy_out[1] <= second.copy_out[1]
 
 
-def test_a_load_overlaps_executions_and_copies(driver: Driver, fake: FakeDriver) -> None:
+def test_a_load_overlaps_an_execution(driver: Driver, fake: FakeDriver) -> None:
     model, other = loaded(driver), driver.prepare(affine(1, width=100))
     fake.speed(kernel_ns=60 * MS, copy_rate=2_000_000)  # 40 kB take 20 ms
-    running, load = driver.wait(driver.infer(model, 1, [X]), driver.load(other, 2, [4]))
+    action = driver.infer(model, 1, [X])
+    running, load = driver.wait(action, driver.load(other, 2, [4], earliest_ns=now_ns() + 30 * MS))
     assert running.execute[0] < load.execute[1]
     assert load.execute[0] < running.execute[1]
     assert load.execute[2] > 15 * MS

@@ -21,7 +21,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clockwork import config
 from clockwork.clock import now_ns
@@ -48,12 +48,21 @@ from clockwork.models.program import Program as LaunchLists
 HOLDING = "program"
 
 
+class _Types(NamedTuple):
+    """What a model and its program must agree about: a kernel reads all that the program says there is."""
+
+    inputs: list[int]
+    outputs: list[int]
+    weights_bytes: list[int]
+
+
 @dataclasses.dataclass(slots=True)
 class _Loaded:
     """A program on this device, and how many of its models are known."""
 
     program: Program
     modules: list[Any]
+    types: _Types
     models: int = 0
 
 
@@ -220,19 +229,18 @@ class CudaDevice:
             lists = read_program(directory)
             modules = self._read_modules(lists, directory)
             try:
-                loaded = _Loaded(self._link(lists, modules), modules)
+                loaded = _Loaded(self._link(lists, modules), modules, _types(lists))
             except BaseException:
                 for module in modules:
                     self._memory.unload_module(module)
                 raise
             self._programs[prepared.program] = loaded
         loaded.models += 1
-        expected = (loaded.program.input_count, loaded.program.output_count, loaded.program.weight_count)
-        given = (len(prepared.inputs), len(prepared.outputs), len(prepared.weights))
-        if expected != given:
+        if loaded.types != (given := _types(prepared)):
             self._drop_program(prepared.program)
             raise InvalidModel(
-                f"{place} has {given[0]} inputs, {given[1]} outputs and {given[2]} weights, its program {expected}"
+                f"{place} has inputs {given.inputs}, outputs {given.outputs} and {len(given.weights_bytes)} weights of "
+                f"{sum(given.weights_bytes)} bytes, which are not those of its program"
             )
         return loaded
 
@@ -458,6 +466,14 @@ class _Holds:
             self._memory.close()
         with broken:
             self._store.leave()
+
+
+def _types(one: PreparedModel | LaunchLists) -> _Types:
+    return _Types(
+        [spec.dtype for spec in one.inputs],
+        [spec.dtype for spec in one.outputs],
+        [weight.bytes for weight in one.weights],
+    )
 
 
 def _used_bytes(prepared: PreparedModel) -> list[int]:

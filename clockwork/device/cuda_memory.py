@@ -338,8 +338,11 @@ class HostStore:
     def __init__(self, memory: DeviceMemory) -> None:
         self._memory = memory
         self._devices = 0
-        self._lock = threading.Lock()
+        self._lock = (
+            threading.Lock()
+        )  # held while a file is read; nobody waits for it but who prepares or forgets
         self._held: dict[Path, _Pinned] = {}
+        self.held_bytes = 0
 
     def join(self) -> None:
         """One more device uses it."""
@@ -369,6 +372,7 @@ class HostStore:
                     self._memory.release_host(address)
                     raise
                 found = self._held[path] = _Pinned(address, size)
+                self.held_bytes += size
             found.users += 1
             return found.address
 
@@ -379,13 +383,9 @@ class HostStore:
             found.users -= 1
             if found.users == 0:
                 del self._held[path]
+                self.held_bytes -= found.size
                 self._memory.make_current()
                 self._memory.release_host(found.address)
-
-    @property
-    def held_bytes(self) -> int:
-        with self._lock:
-            return sum(one.size for one in self._held.values())
 
 
 @dataclasses.dataclass(slots=True)

@@ -17,6 +17,7 @@ from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import HostStore, cards, find_card, open_driver, open_memory
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import Status
+from clockwork.models.prepared import PreparedModel
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
 from tests.device.fake import ALLOCATING, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
@@ -367,3 +368,13 @@ def test_types_without_a_fixed_size_have_no_program(driver: Driver, tmp_path: Pa
         driver.device.prepare(1, str(good))
     prepared: dict[str, Any] = driver.device.memory()
     assert prepared["models"] == 0
+
+
+def test_weights_that_are_not_the_programs_are_refused(driver: Driver) -> None:
+    """A kernel would read beyond them."""
+    small, large = Path(driver.rig.build(affine())), Path(driver.rig.build(affine(width=8)))
+    ours, other = (PreparedModel.read(place).program for place in (small, large))
+    (small / "prepared.json").write_text((small / "prepared.json").read_text().replace(ours, other))
+    with pytest.raises(InvalidModel, match="not those of its program"):
+        driver.device.prepare(1, str(small))
+    assert driver.device.memory()["programs"] == 0

@@ -101,6 +101,13 @@ class Device(ModelHolder, Protocol):
         """The group that it belongs to; models are then made known to the group alone."""
         ...
 
+    @property
+    def fault(self) -> str:
+        """What broke it for good, in a sentence: until its process begins anew, every action is a DEVICE_ERROR.
+
+        "" while it is whole."""
+        ...
+
     def fileno(self) -> int:
         """A descriptor that is readable while poll() has completions to give."""
         ...

@@ -53,6 +53,7 @@ class CpuDevice:
     """
 
     group = None
+    fault = ""
 
     def __init__(
         self,

@@ -388,7 +388,7 @@ class CudaDevice:
 
     @property
     def fault(self) -> str:
-        """What broke the device's context, after which every action is a DEVICE_ERROR; "" while it is whole."""
+        """See Device: what broke the context of this device."""
         return self._core.fault_text
 
     def memory(self) -> dict[str, int]:

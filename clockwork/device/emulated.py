@@ -335,6 +335,8 @@ class EmulatedGroup:
 class EmulatedDevice:
     """One device of a group. Implements device.base.Device."""
 
+    fault = ""
+
     def __init__(self, group: EmulatedGroup, index: int) -> None:
         self.group = group
         self.info = group.info

@@ -535,6 +535,16 @@ class Worker:
             parts,
         )
         self._send(wire.encode(result), frames)
+        if completion.status is Status.DEVICE_ERROR and line.device.fault:
+            # Only another process can use it again. The controller notices at once that this one is gone, and
+            # plans anew what it had; what watches over this process starts the next.
+            log.critical(
+                "device %d (%s) is broken, and the worker with it: %s",
+                line.index,
+                line.device.info.name,
+                line.device.fault,
+            )
+            self._exit = 1
         self._obey(line, line.queue.step(Ended(now, completion.action_id)))
 
     def _answer(self, action_id: int, status: Status, text: str, received_ns: int) -> None:

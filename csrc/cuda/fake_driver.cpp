@@ -139,14 +139,34 @@ struct Driver {
     std::map<Event *, EventRef> events;
     std::set<Module *> modules;
 
-    Driver()
-    {
-        if (const char *count = getenv("CLOCKWORK_FAKE_DEVICES"))
-            device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
-        for (int index = 0; index < DEVICES_MAX; index++)
-            devices[index].ordinal = index;
-    }
+    Driver();
 };
+
+Function function_named(const char *name)
+{
+    for (int index = 0; index < FUNCTIONS; index++) {
+        if (!strcmp(NAMES[index], name))
+            return Function(index);
+    }
+    return FUNCTIONS;
+}
+
+/* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
+ * function:nth:error, which breaks the context. */
+Driver::Driver()
+{
+    if (const char *count = getenv("CLOCKWORK_FAKE_DEVICES"))
+        device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
+    if (const char *failure = getenv("CLOCKWORK_FAKE_FAIL")) {
+        char name[64];
+        long nth;
+        int error;
+        if (sscanf(failure, "%63[^:]:%ld:%d", name, &nth, &error) == 3 && function_named(name) != FUNCTIONS)
+            failures.push_back({function_named(name), nth, error, true});
+    }
+    for (int index = 0; index < DEVICES_MAX; index++)
+        devices[index].ordinal = index;
+}
 
 /* Never freed: a stream that nobody destroyed outlives main(). */
 Driver &driver()
@@ -769,19 +789,6 @@ EXPORTED void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel
     all.kernel_ns = kernel_ns;
     all.latency_ns = latency_ns;
 }
-
-namespace {
-
-Function function_named(const char *name)
-{
-    for (int index = 0; index < FUNCTIONS; index++) {
-        if (!strcmp(NAMES[index], name))
-            return Function(index);
-    }
-    return FUNCTIONS;
-}
-
-} // namespace
 
 EXPORTED int cw_fake_fail(const char *name, int64_t nth, int error, int sticky)
 {

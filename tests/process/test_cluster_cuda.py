@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork.errors import InvalidModel
+from clockwork.errors import ClockworkError, InvalidModel
 from tests.device.cuda_rig import CudaRig
 from tests.device.rig import affine, expected_affine
 from tests.process.cluster import running_cluster, same, total_sent
@@ -50,3 +50,25 @@ def test_a_worker_that_cannot_have_its_gpu_says_why_and_ends(tmp_path: Path) -> 
             program = cluster.program(["worker", "--device", device], environment=environment)
             assert program.wait() != 0
             assert said in program.text.replace("\n", " "), program.text
+
+
+def test_a_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serves(tmp_path: Path) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    one = affine()
+    x = np.ones((1, 4), np.float32)
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        first = cluster.start_worker("--device", "cuda", environment=FAKE, name="first")
+        client.register("model", rig.package(one, [([x], [expected_affine(one, x)])]))
+        first.stop()
+        # Of the same store, where the model is prepared: what fails is the ninth kernel of all requests.
+        breaking = {**FAKE, "CLOCKWORK_FAKE_FAIL": "kernel:9:719"}
+        broken = cluster.start_worker("--device", "cuda", environment=breaking, name="broken")
+        for _ in range(4):  # of two kernels each
+            assert same(client.infer("model", x, slo=5.0), expected_affine(one, x))
+        with pytest.raises(ClockworkError):
+            client.infer("model", x, slo=5.0)
+        assert broken.wait() == 1
+        broken.wait_for(r"is broken, and the worker with it: cu\w+: CUDA_ERROR_LAUNCH_FAILED")
+        cluster.kill(broken)
+        cluster.start_worker("--device", "cuda", environment=FAKE, name="next")
+        assert same(client.infer("model", x), expected_affine(one, x))

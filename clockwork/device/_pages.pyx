@@ -404,16 +404,6 @@ cdef class Arena:
             return BAD_PAGES
         return OK
 
-    cdef int run
-        cdef int64_t page, start
-        for run in range(model.claim.run_count):
-            start = model.claim.run_starts[run]
-            if start < 0:
-                continue
-            for page in range(start, start + model.claim.run_pages[run]):
-                self.owners[page] = NULL
-            model.claim.run_starts[run] = -1
-
     cdef void give_up_memory(self, ModelState* model) noexcept nogil:
         """Have the pages of a model hold no memory, until somebody needs it there."""
         cdef int run

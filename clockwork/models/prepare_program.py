@@ -45,6 +45,9 @@ HOLDING = "program"
 FINGERPRINT_PREFIX = "cuda-"
 """Of the fingerprints of CUDA devices; what follows, up to the next "-", is the target."""
 
+KERNELS_DIRECTORY = "kernels"
+"""Of the store: kernels that were compiled, for the next model of equal architecture."""
+
 CHECKS_RUN_MAX = 4
 """Checks of a package that are run on the device."""
 
@@ -95,7 +98,7 @@ def prepare_program(
     target = target_of(fingerprint)
     batching = str(options.get("batching", "auto"))
     step(0)
-    with _compiled(package_dir, directory.parent, target, batching) as source:
+    with _compiled(package_dir, store, directory.parent, target, options) as source:
         program = read_program(source)
         check_files(program, source)
         variants = program.of_target(target)
@@ -159,24 +162,20 @@ def prepare_program(
 
 
 @contextlib.contextmanager
-def _compiled(package_dir: Path, work: Path, target: str, batching: str) -> Iterator[Path]:
+def _compiled(
+    package_dir: Path, store: Path, work: Path, target: str, options: Mapping[str, Any]
+) -> Iterator[Path]:
     """The directory of the program package: the package itself, or what its ONNX model is compiled to."""
     if (package_dir / PROGRAM_JSON).is_file():
         yield package_dir
         return
     if not (package_dir / MODEL_FILE).is_file():
         raise InvalidModel(f"a CUDA device takes packages with a {PROGRAM_JSON} or a {MODEL_FILE}")
-    from clockwork.models.compile import compiler  # only with the extra that it needs
-    from clockwork.models.onnx_import import check_model, read_examples
+    from clockwork.models.compile.onnx_package import compile_package  # only when it is needed
 
-    compiler.require()
-    model = check_model(package_dir / MODEL_FILE)
-    examples = read_examples(package_dir, model)
-    del model
     made = Path(tempfile.mkdtemp(prefix=".preparing-", dir=work))
     try:
-        options = compiler.Options(targets=(target,), batching=batching, examples=examples)
-        compiler.compile_model(package_dir / MODEL_FILE, made / "package", options)
+        compile_package(package_dir, made / "package", target, options, store / KERNELS_DIRECTORY)
         yield made / "package"
     finally:
         shutil.rmtree(made, ignore_errors=True)

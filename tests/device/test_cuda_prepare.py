@@ -106,3 +106,23 @@ def test_a_damaged_package_is_refused(rig: CudaRig) -> None:
         file.write(b"damage")
     with pytest.raises(InvalidModel, match=r"weights\.bin"):
         run(rig, place)
+
+
+def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: Path) -> None:
+    pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
+    one = affine(width=16)
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(one.model.SerializeToString())
+    prepared, directory = run(rig, tmp_path / "onnx", batch_max=2)
+    assert (prepared.holding, prepared.batches) == ("program", True)
+    driver = Driver(rig.make(), rig)
+    try:
+        driver.device.prepare(1, str(directory))
+        driver.end(driver.load(1, 1, list(range(len(prepared.runs)))))
+        x = np.random.default_rng(1).standard_normal((2, 16)).astype(np.float32)
+        done = driver.end(driver.infer(1, 1, [x[:1]], [x[1:]]))
+        assert done.status == Status.OK, done.text
+        for part, given in zip(done.parts, (x[:1], x[1:]), strict=True):
+            np.testing.assert_allclose(array_of(part[0]), expected_affine(one, given), rtol=1e-4, atol=1e-4)
+    finally:
+        driver.device.close()

@@ -13,6 +13,7 @@ from bench.paper.common import Setting
 from bench.relay import Relay
 from clockwork.config import POLICY
 from clockwork.models import zoo
+from tests.device.fake import FakeDriver
 
 
 def test_round_trip_beside_a_relay() -> None:
@@ -141,6 +142,7 @@ def test_the_papers_figures_have_their_live_forms() -> None:
 
 def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
+    FakeDriver().setup(device_bytes=1 << 30)  # this process's one, which other tests may have left small
     with gpu.Site(tmp_path / "site", pages=2, page_bytes=1 << 20) as site:
         rows, facts = gpu.measure(site, loads=3, inferences=5)
     assert [one["count"] for one in rows] == [3, 3, 5, 5]

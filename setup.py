@@ -80,20 +80,14 @@ extensions: list[Extension] = [
             include_dirs=["csrc"],
             extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"],
             libraries=["dl", "pthread"],
-            depends=["csrc/ort_api.h", "csrc/workspace.h", "csrc/lane.h", "csrc/claims.h"],
+            depends=["csrc/claims.h", "csrc/lane.h", *headers],
         )
-        for name in ("_ort", "_pages", "_cpu")
-    ),
-    *(
-        Extension(
-            f"clockwork.device.{name}",
-            [f"clockwork/device/{name}.pyx"],
-            include_dirs=["csrc"],
-            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"],
-            libraries=["dl", "pthread"],
-            depends=["csrc/cuda_api.h", "csrc/claims.h", "csrc/lane.h"],
+        for names, headers in (
+            (("_parts",), ()),
+            (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h")),
+            (("_cudriver", "_cuda_model", "_cuda_lanes", "_cuda"), ("csrc/cuda_api.h",)),
         )
-        for name in ("_parts", "_cudriver", "_cuda_model", "_cuda_lanes", "_cuda")
+        for name in names
     ),
     Extension(  # no module of Python's, but a library that stands in for libcuda.so.1
         "clockwork.device._fake_driver",

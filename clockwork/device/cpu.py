@@ -16,20 +16,17 @@ import hashlib
 import math
 import mmap
 import platform
-import select
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clockwork import config
-from clockwork.clock import now_ns
 from clockwork.device._cpu import Core
 from clockwork.device._ort import runtime
 from clockwork.device._pages import Model, Program
-from clockwork.device.base import Completion, DeviceInfo, TensorView
+from clockwork.device.base import DeviceInfo
+from clockwork.device.native import NativeDevice
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import Infer, Load, Profile, Unload
 from clockwork.models.prepared import (
     PACKED_DATA_FILE,
     PACKED_FILE,
@@ -44,7 +41,7 @@ _ALIGNMENT = 64
 """Of each input's place in a slot, in bytes."""
 
 
-class CpuDevice:
+class CpuDevice(NativeDevice[Core]):
     """Implements device.base.Device. Several may live in one process; they share ONNX Runtime's workspace.
 
     arena_bytes is rounded down to whole pages. threads: of one execution. lock_store: keep the laid-out
@@ -72,14 +69,16 @@ class CpuDevice:
             raise ConfigError(f"threads and run_ahead must be at least 1, got {threads} and {run_ahead}")
         if cpu_time and threads > 1:
             raise ConfigError(f"cpu_time counts one thread; threads is {threads}")
-        self._core = Core(
-            arena_bytes,
-            page_bytes,
-            threads,
-            run_ahead,
-            config.IO_SLOT_BYTES_MAX,
-            config.LANE_SPIN_NS,
-            cpu_time,
+        super().__init__(
+            Core(
+                arena_bytes,
+                page_bytes,
+                threads,
+                run_ahead,
+                config.IO_SLOT_BYTES_MAX,
+                config.LANE_SPIN_NS,
+                cpu_time,
+            )
         )
         self.info = DeviceInfo(
             kind="cpu",
@@ -93,7 +92,6 @@ class CpuDevice:
         self._locked_bytes = 0
         self._prepare_lock = threading.Lock()
         self._programs: weakref.WeakValueDictionary[str, Program] = weakref.WeakValueDictionary()
-        self._backlog: list[Completion] = []
         # Daemons, and closed by the finalizer: an interpreter that exits must not wait for a lane.
         lanes = [
             threading.Thread(target=loop, name=name, daemon=True)
@@ -177,63 +175,6 @@ class CpuDevice:
     def forget(self, model_id: int) -> None:
         """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
         self._core.remove_model(model_id)
-
-    # ----- actions, from the loop's thread -----------------------------------------------------
-
-    def fileno(self) -> int:
-        return self._core.fileno()
-
-    def start_load(self, action: Load) -> None:
-        self._core.start_load(action)
-
-    def start_unload(self, action: Unload) -> None:
-        self._core.start_unload(action)
-
-    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
-        self._core.start_infer(action, parts)
-
-    def start_profile(self, action: Profile) -> None:
-        self._core.start_profile(action)
-
-    def revoke(self, action_id: int) -> None:
-        self._core.revoke(action_id)
-
-    def poll(self) -> list[Completion]:
-        ended = self._core.poll()
-        if self._backlog:
-            self._backlog, ended = [], self._backlog + ended
-        return ended
-
-    def wait(self, action_ids: Iterable[int], timeout_s: float) -> list[Completion]:
-        """The completions of these actions, in the order asked for; for callers without a loop.
-
-        Others that end meanwhile are kept for poll(). Raises TimeoutError.
-        """
-        order = list(action_ids)
-        found: dict[int, Completion] = {}
-        deadline_ns = now_ns() + round(timeout_s * 1e9)
-        ended = self.poll()
-        while True:
-            for completion in ended:
-                if completion.action_id in order:
-                    found[completion.action_id] = completion
-                else:
-                    self._backlog.append(completion)
-            if len(found) == len(order):
-                return [found[action_id] for action_id in order]
-            left_s = (deadline_ns - now_ns()) / 1e9
-            poller = select.poll()
-            poller.register(self.fileno(), select.POLLIN)
-            if left_s <= 0 or not poller.poll(left_s * 1e3):
-                self._backlog.extend(found.values())
-                missing = [action_id for action_id in order if action_id not in found]
-                raise TimeoutError(f"actions {missing} did not end within {timeout_s} s")
-            ended = self._core.poll()
-
-    def reset(self) -> None:
-        """See Device. Completions that were not polled go too."""
-        self._core.reset()
-        self._backlog.clear()
 
     def memory(self) -> dict[str, int]:
         """Bytes by purpose. workspace_bytes is the process's; store_bytes: weights mapped, cached or not."""

@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import select
 import struct
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import config
-from clockwork.clock import now_ns
 from clockwork.device._cuda import Core
 from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cudriver import CudaError, Table
-from clockwork.device.base import Completion, DeviceInfo, TensorView
+from clockwork.device.base import DeviceInfo
 from clockwork.device.cuda_memory import (
     DeviceMemory,
     HostStore,
@@ -39,8 +37,8 @@ from clockwork.device.cuda_memory import (
     read_modules,
     target_of,
 )
+from clockwork.device.native import NativeDevice
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import Infer, Load, Profile, Unload
 from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel, check_layout
 from clockwork.models.program import Argument, Variant, read_program
 from clockwork.models.program import Program as LaunchLists
@@ -74,14 +72,12 @@ class _Known:
     weights: Path | None  # its place in the host store
 
 
-class CudaDevice:
+class CudaDevice(NativeDevice[Core]):
     """Implements device.base.Device.
 
     which: a number, or a UUID as nvidia-smi prints it, also of a MIG instance. arena_bytes: rounded down to whole
     pages; 0: most of what is free. store: shared by the devices of one process. Raises ConfigError.
     """
-
-    group = None
 
     def __init__(
         self,
@@ -119,14 +115,16 @@ class CudaDevice:
             if page_count < 1:
                 raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
             arena = self._holds.device(page_count * page_bytes)
-            self._core = Core(
-                self._table,
-                self._memory.context,
-                arena,
-                page_bytes,
-                page_count,
-                run_ahead,
-                config.LANE_SPIN_NS,
+            super().__init__(
+                Core(
+                    self._table,
+                    self._memory.context,
+                    arena,
+                    page_bytes,
+                    page_count,
+                    run_ahead,
+                    config.LANE_SPIN_NS,
+                )
             )
             self._holds.core = self._core
             self._slot_bytes = self._workspace_bytes = 0
@@ -151,7 +149,6 @@ class CudaDevice:
         self._models: dict[int, _Known] = {}
         self._holds.programs = self._programs
         self._holds.models = self._models
-        self._backlog: list[Completion] = []
         # Daemons, and closed by the finalizer: an interpreter that exits must not wait for a lane.
         for name, loop in (
             ("cw-load", self._core.load_loop),
@@ -330,61 +327,6 @@ class CudaDevice:
                 self._store.drop(known.weights)
             self._memory.make_current()
             self._drop_program(known.program)
-
-    # ----- actions, from the loop's thread -----------------------------------------------------
-
-    def fileno(self) -> int:
-        return self._core.fileno()
-
-    def start_load(self, action: Load) -> None:
-        self._core.start_load(action)
-
-    def start_unload(self, action: Unload) -> None:
-        self._core.start_unload(action)
-
-    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
-        self._core.start_infer(action, parts)
-
-    def start_profile(self, action: Profile) -> None:
-        self._core.start_profile(action)
-
-    def revoke(self, action_id: int) -> None:
-        self._core.revoke(action_id)
-
-    def poll(self) -> list[Completion]:
-        ended = self._core.poll()
-        if self._backlog:
-            self._backlog, ended = [], self._backlog + ended
-        return ended
-
-    def wait(self, action_ids: Iterable[int], timeout_s: float) -> list[Completion]:
-        """The completions of these actions, in the order asked for; for callers without a loop.
-
-        Others that end meanwhile are kept for poll(). Raises TimeoutError.
-        """
-        order = list(action_ids)
-        found: dict[int, Completion] = {}
-        deadline_ns = now_ns() + round(timeout_s * 1e9)
-        ended = self.poll()
-        while True:
-            for completion in ended:
-                if completion.action_id in order:
-                    found[completion.action_id] = completion
-                else:
-                    self._backlog.append(completion)
-            if len(found) == len(order):
-                return [found[action_id] for action_id in order]
-            left_s = (deadline_ns - now_ns()) / 1e9
-            if left_s <= 0 or not select.select([self.fileno()], [], [], left_s)[0]:
-                self._backlog.extend(found.values())
-                missing = [action_id for action_id in order if action_id not in found]
-                raise TimeoutError(f"actions {missing} did not end within {timeout_s} s")
-            ended = self._core.poll()
-
-    def reset(self) -> None:
-        """See Device. Completions that were not polled go too."""
-        self._core.reset()
-        self._backlog.clear()
 
     @property
     def fault(self) -> str:

@@ -1,0 +1,92 @@
+"""A device whose actions run in native lanes: what its Python half does, whatever the lanes are."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from clockwork.clock import now_ns
+from clockwork.device.base import Completion, TensorView
+from clockwork.messages import Infer, Load, Profile, Unload
+
+
+class NativeCore(Protocol):
+    """The native half, as the loop's thread sees it."""
+
+    def fileno(self) -> int: ...
+    def start_load(self, order: Load) -> None: ...
+    def start_unload(self, order: Unload) -> None: ...
+    def start_infer(self, order: Infer, parts: Sequence[Sequence[TensorView]]) -> None: ...
+    def start_profile(self, order: Profile) -> None: ...
+    def revoke(self, action_id: int) -> None: ...
+    def poll(self) -> list[Completion]: ...
+    def reset(self) -> None: ...
+
+
+CoreT = TypeVar("CoreT", bound=NativeCore)
+
+
+class NativeDevice(Generic[CoreT]):
+    """The part of device.base.Device that hands actions to a core and takes their completions."""
+
+    group = None
+
+    def __init__(self, core: CoreT) -> None:
+        self._core = core
+        self._backlog: list[Completion] = []
+
+    def fileno(self) -> int:
+        return self._core.fileno()
+
+    def start_load(self, action: Load) -> None:
+        self._core.start_load(action)
+
+    def start_unload(self, action: Unload) -> None:
+        self._core.start_unload(action)
+
+    def start_infer(self, action: Infer, parts: Sequence[Sequence[TensorView]]) -> None:
+        self._core.start_infer(action, parts)
+
+    def start_profile(self, action: Profile) -> None:
+        self._core.start_profile(action)
+
+    def revoke(self, action_id: int) -> None:
+        self._core.revoke(action_id)
+
+    def poll(self) -> list[Completion]:
+        ended = self._core.poll()
+        if self._backlog:
+            self._backlog, ended = [], self._backlog + ended
+        return ended
+
+    def wait(self, action_ids: Iterable[int], timeout_s: float) -> list[Completion]:
+        """The completions of these actions, in the order asked for; for callers without a loop.
+
+        Others that end meanwhile are kept for poll(). Raises TimeoutError.
+        """
+        order = list(action_ids)
+        found: dict[int, Completion] = {}
+        deadline_ns = now_ns() + round(timeout_s * 1e9)
+        poller = select.poll()
+        poller.register(self.fileno(), select.POLLIN)
+        ended = self.poll()
+        while True:
+            for completion in ended:
+                if completion.action_id in order:
+                    found[completion.action_id] = completion
+                else:
+                    self._backlog.append(completion)
+            if len(found) == len(order):
+                return [found[action_id] for action_id in order]
+            left_s = (deadline_ns - now_ns()) / 1e9
+            if left_s <= 0 or not poller.poll(left_s * 1e3):
+                self._backlog.extend(found.values())
+                missing = [action_id for action_id in order if action_id not in found]
+                raise TimeoutError(f"actions {missing} did not end within {timeout_s} s")
+            ended = self._core.poll()
+
+    def reset(self) -> None:
+        """See Device. Completions that were not polled go too."""
+        self._core.reset()
+        self._backlog.clear()

@@ -10,15 +10,13 @@ import ctypes
 import dataclasses
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clockwork.models.inputs import difference
 from clockwork.models.layout import Layout, lay_out, write_weights
 from clockwork.models.measure import weight_addresses
-from clockwork.models.package import fsync_directory, write_durably
+from clockwork.models.package import put_in_place, write_durably
 from clockwork.models.prepared import (
     PACKED_DATA_FILE,
     PACKED_FILE,
@@ -163,21 +161,9 @@ def _kept_note(program: Program, operators: Sequence[str], reason: str) -> str:
 
 def write_program(store: Path, name: str, model: bytes) -> None:
     """Put a program into the store, unless it is there."""
-    target = store / "programs" / name
-    if (target / PROGRAM_FILE).is_file():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
-    try:
-        write_durably(temporary / PROGRAM_FILE, model)
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            if not (target / PROGRAM_FILE).is_file():  # else another process was first
-                raise
-        fsync_directory(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    put_in_place(
+        store / "programs" / name, PROGRAM_FILE, lambda place: write_durably(place / PROGRAM_FILE, model)
+    )
 
 
 # ----- packed --------------------------------------------------------------------------------

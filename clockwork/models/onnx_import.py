@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -20,6 +18,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, defs, helper
 
 from clockwork.errors import InvalidModel
+from clockwork.models.archive import open_arrays
 from clockwork.models.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
 from clockwork.tensors import DTYPES, Array
 
@@ -287,20 +286,13 @@ def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:
     if not path.is_file():
         return []
     inputs = real_inputs(model)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > EXAMPLES_BYTES_MAX:
-            raise ValueError(f"{size} bytes are more than {EXAMPLES_BYTES_MAX}")
-        with np.load(path, allow_pickle=False) as arrays:
-            indices = sorted({int(key.split("/", 1)[0]) for key in arrays.files})
-            return [
-                [_as_declared(arrays[f"{index}/{value.name}"], value.type.tensor_type.elem_type)
-                 for value in inputs]
-                for index in indices[:EXAMPLES_MAX]
-            ]  # fmt: skip
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InvalidModel(f"{EXAMPLES_FILE} cannot be read: {error}") from None
+    with open_arrays(path, EXAMPLES_BYTES_MAX) as arrays:
+        indices = sorted({int(key.split("/", 1)[0]) for key in arrays.files})
+        return [
+            [_as_declared(arrays[f"{index}/{value.name}"], value.type.tensor_type.elem_type)
+             for value in inputs]
+            for index in indices[:EXAMPLES_MAX]
+        ]  # fmt: skip
 
 
 def _as_declared(array: Array, dtype: int) -> Array:

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -200,6 +200,28 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     fsync_directory(path.parent)
+
+
+def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> None:
+    """Make a directory, whole or not at all, unless it is there. Several processes may do so at once.
+
+    fill writes its files into the directory given, ``marker`` last: where that is, all are.
+    """
+    if (target / marker).is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
+    try:
+        fill(temporary)
+        os.chmod(temporary, 0o755)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not (target / marker).is_file():  # else another process was first
+                raise
+        fsync_directory(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fsync_directory(path: Path) -> None:

@@ -25,7 +25,7 @@ from clockwork.errors import InvalidModel
 from clockwork.models import inputs as trial
 from clockwork.models import measure
 from clockwork.models.layout import Layout, lay_out, write_weights
-from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, write_durably
+from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, put_in_place, write_durably
 from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
 from clockwork.models.program import (
     Check,
@@ -198,24 +198,14 @@ def _write_weights(program: Program, source: Path, layout: Layout, path: Path, p
 
 def install(store: Path, name: str, program: Program, source: Path) -> None:
     """Put what models of equal architecture share in its place, if it is not there. source: the modules' package."""
-    target = store / "programs" / name
-    if (target / PROGRAM_JSON).is_file():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
-    try:
+
+    def fill(place: Path) -> None:
         for path in sorted({path for one in program.targets.values() for path in one.modules}):
-            (made / path).parent.mkdir(parents=True, exist_ok=True)
-            write_durably(made / path, (source / path).read_bytes())
-        write_durably(made / PROGRAM_JSON, program.stripped().to_json().encode())
-        os.chmod(made, 0o755)
-        try:
-            os.rename(made, target)
-        except OSError:
-            if not (target / PROGRAM_JSON).is_file():  # else another process was first
-                raise
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(place / path, (source / path).read_bytes())
+        write_durably(place / PROGRAM_JSON, program.stripped().to_json().encode())
+
+    put_in_place(store / "programs" / name, PROGRAM_JSON, fill)
 
 
 def _relative(program: Program) -> float:

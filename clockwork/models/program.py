@@ -16,8 +16,6 @@ import io
 import json
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -26,6 +24,7 @@ import numpy as np
 
 from clockwork.config import BATCH_SIZE_MAX, IO_SLOT_BYTES_MAX, RANK_MAX
 from clockwork.errors import InvalidModel
+from clockwork.models.archive import open_arrays
 from clockwork.models.package import FILES_MAX, LIST_FILE, PROGRAM_JSON, hash_file, write_durably
 from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.tensors import DTYPES, STRING, Array, numpy_dtype
@@ -315,31 +314,24 @@ def read_checks(directory: Path, program: Program) -> list[Check]:
     path = Path(directory) / CHECKS_FILE
     if not path.is_file():
         return []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > CHECKS_BYTES_MAX:
-            raise ValueError(f"{size} bytes are more than {CHECKS_BYTES_MAX}")
-        with np.load(path, allow_pickle=False) as arrays:
-            numbers = sorted({int(key.split("/", 1)[0]) for key in arrays.files})[:CHECKS_MAX]
+    with open_arrays(path, CHECKS_BYTES_MAX) as arrays:
+        numbers = sorted({int(key.split("/", 1)[0]) for key in arrays.files})[:CHECKS_MAX]
 
-            def values(number: int, role: str, specs: Sequence[TensorSpec]) -> list[Array]:
-                found = []
-                for spec in specs:
-                    array, kind = arrays[f"{number}/{role}/{spec.name}"], numpy_dtype(spec.dtype)
-                    if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize:
-                        array = array.view(kind)  # np.load() forgets the name of bfloat16 and the like
-                    if array.dtype != kind or array.ndim != len(spec.shape):
-                        raise ValueError(f"{role} {spec.name!r} is {array.dtype} {list(array.shape)}")
-                    found.append(array)
-                return found
+        def values(number: int, role: str, specs: Sequence[TensorSpec]) -> list[Array]:
+            found = []
+            for spec in specs:
+                array, kind = arrays[f"{number}/{role}/{spec.name}"], numpy_dtype(spec.dtype)
+                if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize:
+                    array = array.view(kind)  # np.load() forgets the name of bfloat16 and the like
+                if array.dtype != kind or array.ndim != len(spec.shape):
+                    raise ValueError(f"{role} {spec.name!r} is {array.dtype} {list(array.shape)}")
+                found.append(array)
+            return found
 
-            return [
-                (values(number, "in", program.inputs), values(number, "out", program.outputs))
-                for number in numbers
-            ]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InvalidModel(f"{CHECKS_FILE} cannot be read: {error}") from None
+        return [
+            (values(number, "in", program.inputs), values(number, "out", program.outputs))
+            for number in numbers
+        ]
 
 
 # ----- reading ---------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ ROOMS = {
     "scheduler": ["scheduler"],
     "actions": ["worker.actions", "worker._actions", "worker.events"],
     "transport": ["transport", "_zmq"],
-    "formats": ["models.package", "models.prepared", "models.profiled", "models.program"],
+    "formats": ["models.archive", "models.package", "models.prepared", "models.profiled", "models.program"],
     "device": ["device"],
     "models": ["models"],
     "client": ["", "client", "aio", "_connection", "_calls"],

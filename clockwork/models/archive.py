@@ -1,0 +1,31 @@
+"""Archives of arrays (.npz) that others wrote: examples, and a program's checks."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clockwork.errors import InvalidModel
+
+
+@contextlib.contextmanager
+def open_arrays(path: Path, bytes_max: int) -> Iterator[Any]:
+    """The arrays of a file by key, as np.load() has them. Raises InvalidModel if they are more than so many bytes.
+
+    So does what the body raises of a missing key or a wrong value: it is the file's fault.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > bytes_max:
+            raise ValueError(f"{size} bytes are more than {bytes_max}")
+        with np.load(path, allow_pickle=False) as arrays:
+            yield arrays
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InvalidModel(f"{path.name} cannot be read: {error}") from None

@@ -83,7 +83,7 @@ extensions: list[Extension] = [
             depends=["csrc/claims.h", "csrc/lane.h", *headers],
         )
         for names, headers in (
-            (("_parts",), ()),
+            (("_parts", "_orders"), ()),
             (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h")),
             (("_cudriver", "_cuda_model", "_cuda_lanes", "_cuda"), ("csrc/cuda_api.h",)),
         )

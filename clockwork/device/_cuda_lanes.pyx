@@ -13,16 +13,18 @@ costs a core for each lane, or sleep until an interrupt, which comes tens of mic
 """
 
 cimport cython
-from libc.stdio cimport snprintf
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from clockwork.device._cuda_model cimport (
-    FROM_INPUT, FROM_OUTPUT, FROM_WEIGHT, FROM_WORKSPACE, Argument, Launch, Tensor, Weight, cw_claim_free,
-    cw_claim_pages, take)
+    FROM_INPUT, FROM_OUTPUT, FROM_WEIGHT, FROM_WORKSPACE, Argument, Launch, Tensor, Weight, take)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, cw_cuda_failed
-from clockwork.device._parts cimport Output, fill_seeded
+from clockwork.device._orders cimport (
+    CW_PENDING, KIND_LOAD, KIND_PROFILE, cw_claim_free, cw_hub_lock, cw_hub_unlock, cw_hub_wait, cw_lane_end,
+    cw_lane_enter, cw_lane_free, cw_lane_init, cw_lane_pass, cw_lane_stop, cw_lane_take, cw_nap, cw_now, holds,
+    span_begin, span_end)
+from clockwork.device._parts cimport Output, Parts, fill_seeded
 
 from clockwork.messages import Status
 
@@ -35,8 +37,6 @@ cdef enum:
 cdef int OK = Status.OK
 cdef int TOO_LATE = Status.TOO_LATE
 cdef int NOT_RESIDENT = Status.NOT_RESIDENT
-cdef int IN_USE = Status.IN_USE
-cdef int BAD_PAGES = Status.BAD_PAGES
 cdef int DEVICE_ERROR = Status.DEVICE_ERROR
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
@@ -55,16 +55,9 @@ cdef class Lanes:
         self.api = &table.api
         self.context = <CUcontext>context
         self.arena = arena
-        self.page_bytes = page_bytes
-        self.page_count = page_count
-        self.run_ahead = run_ahead
+        self.set_bounds(page_count, page_bytes, run_ahead)
         self.spin_ns = spin_ns
-        self.owners = <cw_claim**>take(page_count, sizeof(cw_claim*))
-        # One for each action that the lanes may hold, and one that prepare() may be enlarging.
-        self.slot_count = run_ahead + 1
         self.slots = <Slot*>take(self.slot_count, sizeof(Slot))
-        if cw_hub_init(&self.hub):
-            raise OSError("cannot make an eventfd")
         cw_lane_init(&self.load_lane, &self.hub)
         cw_lane_init(&self.input_lane, &self.hub)
         cw_lane_init(&self.execute_lane, &self.hub)
@@ -137,9 +130,8 @@ cdef class Lanes:
         cw_lane_free(&self.input_lane)
         cw_lane_free(&self.execute_lane)
         cw_lane_free(&self.output_lane)
-        cw_hub_free(&self.hub)
+        self.close_hub()
         free(self.slots)
-        free(self.owners)
         return 0
 
     def __dealloc__(self):
@@ -158,12 +150,12 @@ cdef class Lanes:
                 if action == NULL:
                     break
                 if cw_now() > action.latest_ns:
-                    action.base.status = TOO_LATE
-                elif action.kind == KIND_LOAD:
+                    action.order.base.status = TOO_LATE
+                elif action.order.kind == KIND_LOAD:
                     self.run_load(action)
                 else:
                     self.run_unload(action)
-                cw_lane_end(&self.load_lane, &action.base)
+                cw_lane_end(&self.load_lane, &action.order.base)
 
     def input_loop(self):
         cdef Action* action
@@ -177,22 +169,22 @@ cdef class Lanes:
                     break
                 ready = False
                 if cw_now() > action.latest_ns:
-                    action.base.status = TOO_LATE
+                    action.order.base.status = TOO_LATE
                 elif self.bring_inputs(action):
                     cw_hub_lock(&self.hub)
                     ready = not action.revoked
                     cw_hub_unlock(&self.hub)
                     # A revocation from here on finds it running in this lane, and leaves its mark too late to be
                     # seen here; the execute lane looks for it again.
-                    action.base.status = CW_PENDING if ready else ACTION_CANCELLED
+                    action.order.base.status = CW_PENDING if ready else ACTION_CANCELLED
                 else:
-                    action.base.status = DEVICE_ERROR
+                    action.order.base.status = DEVICE_ERROR
                 if ready:
-                    action.base.earliest_ns = action.earliest_ns
-                    cw_lane_pass(&self.input_lane, &self.execute_lane, &action.base)
+                    action.order.base.earliest_ns = action.earliest_ns
+                    cw_lane_pass(&self.input_lane, &self.execute_lane, &action.order.base)
                 else:
-                    self.drop_slot(action)
-                    cw_lane_end(&self.input_lane, &action.base)
+                    self.drop_room(&action.order)
+                    cw_lane_end(&self.input_lane, &action.order.base)
 
     def execute_loop(self):
         cdef Action* action
@@ -204,17 +196,17 @@ cdef class Lanes:
                 if action == NULL:
                     break
                 if action.revoked:
-                    action.base.status = ACTION_CANCELLED
+                    action.order.base.status = ACTION_CANCELLED
                 elif cw_now() > action.latest_ns:
-                    action.base.status = TOO_LATE
+                    action.order.base.status = TOO_LATE
                 else:
                     self.run_infer(action)
-                if action.base.status == CW_PENDING:
-                    action.base.earliest_ns = 0
-                    cw_lane_pass(&self.execute_lane, &self.output_lane, &action.base)
+                if action.order.base.status == CW_PENDING:
+                    action.order.base.earliest_ns = 0
+                    cw_lane_pass(&self.execute_lane, &self.output_lane, &action.order.base)
                 else:
-                    self.drop_slot(action)
-                    cw_lane_end(&self.execute_lane, &action.base)
+                    self.drop_room(&action.order)
+                    cw_lane_end(&self.execute_lane, &action.order.base)
 
     def output_loop(self):
         cdef Action* action
@@ -225,9 +217,9 @@ cdef class Lanes:
                 action = <Action*>cw_lane_take(&self.output_lane, self.spin_ns)
                 if action == NULL:
                     break
-                action.base.status = OK if self.take_outputs(action) else DEVICE_ERROR
-                self.drop_slot(action)
-                cw_lane_end(&self.output_lane, &action.base)
+                action.order.base.status = OK if self.take_outputs(action) else DEVICE_ERROR
+                self.drop_room(&action.order)
+                cw_lane_end(&self.output_lane, &action.order.base)
 
     def stop(self):
         """Have the loops return, each after what it is doing."""
@@ -253,13 +245,13 @@ cdef class Lanes:
             while small and not found:
                 small = False
                 for index in range(self.slot_count):
-                    if self.slots[index].bytes >= size:
+                    if self.slots[index].room.bytes >= size:
                         continue
                     small = True
-                    if not self.slots[index].busy:
+                    if not self.slots[index].room.busy:
                         old_host, old_device = <size_t>self.slots[index].host, self.slots[index].device
                         self.slots[index].host, self.slots[index].device = <char*>host, device
-                        self.slots[index].bytes = size
+                        self.slots[index].room.bytes = size
                         found = True
                         break
                 if small and not found:
@@ -281,25 +273,8 @@ cdef class Lanes:
             cw_hub_unlock(&self.hub)
         return old
 
-    cdef Slot* take_slot(self) noexcept nogil:
-        """A slot that nobody uses, the largest of them; NULL if there is none."""
-        cdef int index
-        cdef Slot* best = NULL
-        cw_hub_lock(&self.hub)
-        for index in range(self.slot_count):
-            if not self.slots[index].busy and (best == NULL or self.slots[index].bytes > best.bytes):
-                best = &self.slots[index]
-        if best != NULL:
-            best.busy = True
-        cw_hub_unlock(&self.hub)
-        return best
-
-    cdef void drop_slot(self, Action* action) noexcept nogil:
-        if action.slot != NULL:
-            cw_hub_lock(&self.hub)
-            action.slot.busy = False
-            action.slot = NULL
-            cw_hub_unlock(&self.hub)
+    cdef Room* room(self, int index) noexcept nogil:
+        return &self.slots[index].room
 
     @property
     def fault_text(self):
@@ -350,28 +325,23 @@ cdef class Lanes:
 
     cdef void run_load(self, Action* action) noexcept nogil:
         cdef ModelState* model = action.model
-        cdef int status = OK
-        action.execute.begin_ns = action.execute.end_ns = cw_now()
-        cw_hub_lock(&self.hub)
-        if model.resident:
-            snprintf(action.text, TEXT_BYTES, "the model is resident already, as load %lld", <long long>model.load_id)
-            status = DEVICE_ERROR
-        elif cw_claim_pages(self.owners, self.page_count, &model.claim, action.run_starts, action.text, TEXT_BYTES):
-            status = BAD_PAGES
-        cw_hub_unlock(&self.hub)
+        cdef int status
+        span_begin(&action.order.execute)
+        action.order.execute.end_ns = action.order.execute.begin_ns
+        status = self.claim(&action.order)
         if status == OK and not self.copy_weights(action):
             status = DEVICE_ERROR
             # Copies that are under way still write to the pages.
             self.api.finish_stream(self.load_stream)
             cw_hub_lock(&self.hub)
-            cw_claim_free(self.owners, &model.claim)
+            cw_claim_free(self.owners, &model.at.claim)
             cw_hub_unlock(&self.hub)
         if status == OK:
             cw_hub_lock(&self.hub)
-            model.load_id = action.load_id
-            model.resident = True
+            model.at.load_id = action.order.load_id
+            model.at.resident = True
             cw_hub_unlock(&self.hub)
-        action.base.status = status
+        action.order.base.status = status
 
     cdef bint copy_weights(self, Action* action) noexcept nogil:
         """Copy the runs, a page at a time, and wait until they have arrived."""
@@ -380,11 +350,11 @@ cdef class Lanes:
         cdef int64_t done, piece
         cdef CUdeviceptr target
         cdef int run
-        cdef char* text = action.text
+        cdef char* text = action.order.text
         if self.failed(self.api.record_event(self.load_begin, self.load_stream), b"cuEventRecord", text):
             return False
-        for run in range(model.claim.run_count):
-            target = self.arena + model.claim.run_starts[run] * self.page_bytes
+        for run in range(model.at.claim.run_count):
+            target = self.arena + model.at.claim.run_starts[run] * self.page_bytes
             done = 0
             while done < model.run_bytes[run]:
                 piece = min(model.run_bytes[run] - done, <int64_t>self.page_bytes)
@@ -392,63 +362,42 @@ cdef class Lanes:
                                b"cuMemcpyHtoDAsync", text):
                     return False
                 done += piece
-            source += model.claim.run_pages[run] * self.page_bytes
+            source += model.at.claim.run_pages[run] * self.page_bytes
         if self.failed(self.api.record_event(self.load_end, self.load_stream), b"cuEventRecord", text):
             return False
         return (self.wait(self.load_end, b"cuEventQuery", text)
-                and self.measure(&action.execute, self.load_begin, self.load_end, text))
+                and self.measure(&action.order.execute, self.load_begin, self.load_end, text))
 
     cdef void run_unload(self, Action* action) noexcept nogil:
-        cdef ModelState* model = action.model
-        action.execute.begin_ns = cw_now()
-        cw_hub_lock(&self.hub)
-        if not model.resident or model.load_id != action.load_id:
-            action.base.status = NOT_RESIDENT
-        elif self.is_used(model, action.load_id):
-            action.base.status = IN_USE
-        else:
-            # No INFER is under way, and none can start.
-            model.resident = False
-            cw_claim_free(self.owners, &model.claim)
-            action.base.status = OK
-        cw_hub_unlock(&self.hub)
-        action.execute.end_ns = cw_now()
-        action.execute.duration_ns = action.execute.end_ns - action.execute.begin_ns
+        span_begin(&action.order.execute)
+        action.order.base.status = self.begin_unload(&action.order)
+        if action.order.base.status == OK:
+            cw_hub_lock(&self.hub)
+            cw_claim_free(self.owners, &action.order.residency.claim)
+            cw_hub_unlock(&self.hub)
+        span_end(&action.order.execute)
 
-    cdef bint is_used(self, ModelState* model, int64_t load_id) noexcept nogil:
-        """Whether work on this residency waits or runs. The lock is held."""
-        cdef cw_lane** lanes = [&self.input_lane, &self.execute_lane]
-        cdef Action* action
-        cdef int index
-        for index in range(2):
-            action = <Action*>lanes[index].running
-            if action != NULL and action.model == model and action.load_id == load_id:
-                return True
-            action = <Action*>lanes[index].head
-            while action != NULL:
-                if action.model == model and action.load_id == load_id:
-                    return True
-                action = <Action*>action.base.next
-        return False
+    cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
+        return holds(&self.input_lane, residency, load_id) or holds(&self.execute_lane, residency, load_id)
 
     # ----- the input lane ------------------------------------------------------------------------
 
     cdef bint bring_inputs(self, Action* action) noexcept nogil:
         """Join the parts in pinned memory, copy them to the device, and wait until they have arrived."""
         cdef Slot* slot = action.slot
-        cdef Parts* parts = &action.parts
+        cdef Parts* parts = &action.order.parts
         cdef Tensor* tensor
         cdef size_t index, part
         cdef char* base
         cdef int64_t size, row
-        cdef char* text = action.text
-        action.copy_in.begin_ns = action.copy_in.end_ns = cw_now()
+        cdef char* text = action.order.text
+        action.order.copy_in.begin_ns = action.order.copy_in.end_ns = cw_now()
         if self.failed(self.api.record_event(slot.input_begin, self.input_stream), b"cuEventRecord", text):
             return False
         for index in range(parts.input_count):
             tensor = &action.variant.inputs[index]
             base = slot.host + tensor.offset
-            if action.kind == KIND_PROFILE:
+            if action.order.kind == KIND_PROFILE:
                 size = parts.inputs[index].bytes
                 fill_seeded(base, tensor.dtype, size)
             else:
@@ -472,44 +421,42 @@ cdef class Lanes:
             self.api.finish_stream(self.input_stream)
             return False
         return (self.wait(slot.input_end, b"cuEventQuery", text)
-                and self.measure(&action.copy_in, slot.input_begin, slot.input_end, text))
+                and self.measure(&action.order.copy_in, slot.input_begin, slot.input_end, text))
 
     # ----- the execute lane --------------------------------------------------------------------
 
     cdef void run_infer(self, Action* action) noexcept nogil:
         """Leaves the status pending if the outputs are on their way."""
-        cdef ModelState* model = action.model
         cdef CUdeviceptr workspace
         cdef Slot* slot = action.slot
-        cdef char* text = action.text
+        cdef char* text = action.order.text
         cdef bint resident
         cw_hub_lock(&self.hub)
-        # It stays resident while this action runs: UNLOAD looks at the lane under the same lock.
-        resident = model.resident and model.load_id == action.load_id
+        resident = self.is_here(&action.order)
         if self.workspace_next != 0:
             self.workspace_old, self.workspace, self.workspace_next = self.workspace, self.workspace_next, 0
         workspace = self.workspace
         cw_hub_unlock(&self.hub)
         if not resident:
-            action.base.status = NOT_RESIDENT
+            action.order.base.status = NOT_RESIDENT
             return
-        action.execute.begin_ns = action.execute.end_ns = cw_now()
+        action.order.execute.begin_ns = action.order.execute.end_ns = cw_now()
         if not (self.launch_all(action, workspace)
                 and self.wait(slot.run_end, b"cuEventQuery", text)
-                and self.measure(&action.execute, slot.run_begin, slot.run_end, text)):
-            action.base.status = DEVICE_ERROR
+                and self.measure(&action.order.execute, slot.run_begin, slot.run_end, text)):
+            action.order.base.status = DEVICE_ERROR
             # What was launched still uses the slot and the pages.
             self.api.finish_stream(self.execute_stream)
             self.api.finish_stream(self.output_stream)
             return
-        action.copy_out.begin_ns = action.copy_out.end_ns = action.execute.end_ns
-        if action.kind == KIND_PROFILE:
-            action.base.status = OK
+        action.order.copy_out.begin_ns = action.order.copy_out.end_ns = action.order.execute.end_ns
+        if action.order.kind == KIND_PROFILE:
+            action.order.base.status = OK
 
     cdef bint launch_all(self, Action* action, CUdeviceptr workspace) noexcept nogil:
         """Queue the launches, and behind them the copies of the outputs, on a stream of their own."""
         cdef Variant* variant = action.variant
-        cdef Parts* parts = &action.parts
+        cdef Parts* parts = &action.order.parts
         cdef Slot* slot = action.slot
         cdef ModelState* model = action.model
         cdef Launch* launch
@@ -518,7 +465,7 @@ cdef class Lanes:
         cdef Tensor* tensor
         cdef size_t number, index
         cdef uint64_t value
-        cdef char* text = action.text
+        cdef char* text = action.order.text
         if self.failed(self.api.record_event(slot.run_begin, self.execute_stream), b"cuEventRecord", text):
             return False
         for number in range(variant.launch_count):
@@ -528,7 +475,7 @@ cdef class Lanes:
                 value = argument.value
                 if argument.source == FROM_WEIGHT:
                     weight = &model.weights[argument.index]
-                    value += self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
+                    value += self.arena + model.at.claim.run_starts[weight.run] * self.page_bytes + weight.offset
                 elif argument.source == FROM_INPUT:
                     value += slot.device + variant.inputs[argument.index].offset
                 elif argument.source == FROM_OUTPUT:
@@ -543,7 +490,7 @@ cdef class Lanes:
                 return False
         if self.failed(self.api.record_event(slot.run_end, self.execute_stream), b"cuEventRecord", text):
             return False
-        if action.kind == KIND_PROFILE:
+        if action.order.kind == KIND_PROFILE:
             return True
         if self.failed(self.api.wait_event(self.output_stream, slot.run_end, 0), b"cuStreamWaitEvent", text):
             return False
@@ -561,12 +508,12 @@ cdef class Lanes:
         cdef Slot* slot = action.slot
         cdef size_t index
         cdef Output* output
-        cdef char* text = action.text
+        cdef char* text = action.order.text
         if not (self.wait(slot.output_end, b"cuEventQuery", text)
-                and self.measure(&action.copy_out, slot.run_end, slot.output_end, text)):
+                and self.measure(&action.order.copy_out, slot.run_end, slot.output_end, text)):
             return False
-        for index in range(action.parts.output_count):
-            output = &action.parts.outputs[index]
-            memcpy(action.parts.block + output.begin, slot.host + action.variant.outputs[index].offset, output.bytes)
-        action.copy_out.end_ns = cw_now()
+        for index in range(action.order.parts.output_count):
+            output = &action.order.parts.outputs[index]
+            memcpy(action.order.parts.block + output.begin, slot.host + action.variant.outputs[index].offset, output.bytes)
+        action.order.copy_out.end_ns = cw_now()
         return True

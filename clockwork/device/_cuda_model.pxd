@@ -3,16 +3,8 @@
 from libc.stdint cimport int64_t, uint64_t
 
 from clockwork.device._cudriver cimport CUfunction
+from clockwork.device._orders cimport Known, Residency
 from clockwork.device._parts cimport Parts
-
-cdef extern from "claims.h" nogil:
-    ctypedef struct cw_claim:
-        int run_count
-        int64_t* run_pages
-        int64_t* run_starts
-    void cw_claim_free(cw_claim** owners, cw_claim* claim)
-    int cw_claim_pages(cw_claim** owners, int64_t page_count, cw_claim* claim, const int64_t* run_starts, char* text,
-                       size_t text_bytes)
 
 cdef enum Source:
     # What a kernel's argument is made of.
@@ -64,10 +56,7 @@ cdef struct ModelState:
     char* source  # the weights in the host store, pinned
     int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied
     Weight* weights
-    # Guarded by the hub's lock:
-    cw_claim claim
-    bint resident
-    int64_t load_id
+    Residency* at
 
 cdef class Program:
     cdef readonly size_t input_count
@@ -81,10 +70,8 @@ cdef class Program:
 
     cdef Variant* choose(self, Parts* parts) noexcept
 
-cdef class Model:
+cdef class Model(Known):
     cdef ModelState state
     cdef readonly Program program
-    cdef int pending  # actions under way; guarded by the GIL
-    cdef readonly int64_t model_id
 
 cdef void* take(size_t count, size_t size) except NULL

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from clockwork.device._orders import Known
+
 SOURCES: dict[str, int]
 
 class Program:
@@ -20,8 +22,7 @@ class Program:
         variants: list[Any],
     ) -> None: ...
 
-class Model:
-    model_id: int
+class Model(Known):
     program: Program
     def __init__(
         self,

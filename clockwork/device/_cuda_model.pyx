@@ -172,7 +172,7 @@ cdef class Program:
         free(self.output_dtypes)
 
 
-cdef class Model:
+cdef class Model(Known):
     """One prepared model: its program, its weights in the host store, and whether it is resident.
 
     source: address of the laid-out weights in pinned memory, which the caller keeps. runs: (pages, bytes to copy)
@@ -184,21 +184,17 @@ cdef class Model:
         cdef size_t index
         cdef ModelState* state = &self.state
         self.model_id = model_id
+        self.set_runs([pages for pages, _ in runs])
         self.program = program
+        state.at = &self.at
         state.source = <char*>source
-        state.claim.run_count = len(runs)
-        state.claim.run_pages = <int64_t*>take(len(runs), sizeof(int64_t))
-        state.claim.run_starts = <int64_t*>take(len(runs), sizeof(int64_t))
         state.run_bytes = <int64_t*>take(len(runs), sizeof(int64_t))
         state.weights = <Weight*>take(len(weights), sizeof(Weight))
-        for run in range(state.claim.run_count):
-            state.claim.run_pages[run], state.run_bytes[run] = runs[run]
-            state.claim.run_starts[run] = -1
+        for run, (_, size) in enumerate(runs):
+            state.run_bytes[run] = size
         for index, (place, offset) in enumerate(weights):
             state.weights[index].run, state.weights[index].offset = place, offset
 
     def __dealloc__(self):
-        free(self.state.claim.run_pages)
-        free(self.state.claim.run_starts)
         free(self.state.run_bytes)
         free(self.state.weights)

@@ -1,12 +1,13 @@
 """Types of the native memory, for checkers."""
 
+from clockwork.device._orders import Known, Orders
+
 class Program:
     input_count: int
     output_count: int
     def __init__(self, arena: Arena, path: str) -> None: ...
 
-class Model:
-    model_id: int
+class Model(Known):
     packed_bytes: int
     def __init__(
         self,
@@ -21,9 +22,7 @@ class Model:
     def map_weights(self, path: str, size: int, copy: bool) -> int: ...
     def lock_file(self, path: str, size: int) -> int: ...
 
-class Arena:
-    page_bytes: int
-    page_count: int
+class Arena(Orders):
     def __init__(
         self,
         arena_bytes: int,
@@ -33,8 +32,4 @@ class Arena:
         slot_bytes_most: int,
         *lanes: int,
     ) -> None: ...
-    def add_model(self, model: Model) -> None: ...
-    def has_model(self, model_id: int) -> bool: ...
-    def remove_model(self, model_id: int) -> None: ...
     def grow_slots(self, size: int) -> None: ...
-    def memory(self) -> dict[str, int]: ...

@@ -14,16 +14,12 @@ from libc.string cimport memcpy, memset, strdup
 from posix.mman cimport (
     MADV_DONTNEED, MADV_WILLNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
 
+from clockwork.device._orders cimport cw_claim_free, cw_hub_lock, cw_hub_unlock
 from clockwork.device._ort cimport (
     CW_HUGE, MADV_POPULATE_READ, TEXT_BYTES, cw_map, cw_populate, cw_round_up, ort_dtype_of_onnx, ort_failed,
     ort_release_session_options, ort_release_value, ort_wrap_tensor, runtime, ws_trim)
 
 from clockwork.errors import InvalidModel
-from clockwork.messages import Status
-
-cdef int OK = Status.OK
-cdef int BAD_PAGES = Status.BAD_PAGES
-cdef int DEVICE_ERROR = Status.DEVICE_ERROR
 
 cdef size_t OS_PAGE = mmap.PAGESIZE
 
@@ -113,7 +109,7 @@ cdef class Program:
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Model:
+cdef class Model(Known):
     """One prepared model: its program, its weights mapped, and whether it is resident.
 
     runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program
@@ -127,24 +123,23 @@ cdef class Model:
         cdef Weight* weight
         cdef ModelState* state = &self.state
         self.model_id = model_id
+        self.set_runs(runs)
         self.program = program
         self.runtime = runtime()
         self.packed_bytes = packed_bytes
+        state.at = &self.at
         state.packed = program is None
         state.session = &state.own if program is None else &program.session
         state.input_count = len(dtypes)
-        state.claim.run_count = len(runs)
         state.weight_count = len(weights)
         total = sum(len(shape) for _, shape, _, _, _ in weights)
         state.input_dtypes = <int*>calloc(len(dtypes) + 1, sizeof(int))
-        state.claim.run_pages = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
-        state.claim.run_starts = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
         state.run_bytes = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
         state.weights = <Weight*>calloc(len(weights) + 1, sizeof(Weight))
         state.dims = <int64_t*>calloc(total + 1, sizeof(int64_t))
         state.values = <OrtValue**>calloc(len(dtypes) + len(weights) + 1, sizeof(OrtValue*))
-        if (state.input_dtypes == NULL or state.claim.run_pages == NULL or state.claim.run_starts == NULL
-                or state.run_bytes == NULL or state.weights == NULL or state.dims == NULL or state.values == NULL):
+        if (state.input_dtypes == NULL or state.run_bytes == NULL or state.weights == NULL or state.dims == NULL
+                or state.values == NULL):
             raise MemoryError
         if packed_path is not None:
             state.path = strdup(os.fsencode(packed_path))
@@ -152,8 +147,6 @@ cdef class Model:
                 raise MemoryError
         for index, dtype in enumerate(dtypes):
             state.input_dtypes[index] = dtype
-        for index, pages in enumerate(runs):
-            state.claim.run_pages[index] = pages
         dims = state.dims
         for index, (dtype, shape, run, offset, size) in enumerate(weights):
             weight = &state.weights[index]
@@ -162,7 +155,7 @@ cdef class Model:
             for extent in shape:
                 dims[0] = extent
                 dims += 1
-            if run < state.claim.run_count and offset + size > state.run_bytes[run]:
+            if run < self.at.claim.run_count and offset + size > state.run_bytes[run]:
                 state.run_bytes[run] = offset + size
 
     def map_weights(self, str path, size_t size, bint copy):
@@ -221,8 +214,6 @@ cdef class Model:
             munmap(state.source, state.source_bytes)
         free(state.path)
         free(state.input_dtypes)
-        free(state.claim.run_pages)
-        free(state.claim.run_starts)
         free(state.run_bytes)
         free(state.weights)
         free(state.dims)
@@ -245,7 +236,7 @@ def model_dtypes(Model model):
 
 
 @cython.no_gc_clear  # its end still needs the runtime
-cdef class Arena:
+cdef class Arena(Orders):
     """Pages, slots and the models that are known; one hub, whose lock guards them."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
@@ -253,16 +244,11 @@ cdef class Arena:
         """lanes: what a subclass takes besides."""
         self.runtime = runtime()
         self.api = self.runtime.api
-        self.models = {}
-        self.page_bytes = page_bytes
-        self.page_count = arena_bytes // page_bytes
+        self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead)
         self.slot_bytes_most = slot_bytes_most
-        # One for each action that a lane may hold, and one that prepare() may be enlarging.
-        self.slot_count = run_ahead + 1
         self.slots = <Slot*>calloc(self.slot_count, sizeof(Slot))
-        self.owners = <cw_claim**>calloc(self.page_count, sizeof(cw_claim*))
         self.hollow = <unsigned char*>calloc(self.page_count, 1)
-        if self.slots == NULL or self.owners == NULL or self.hollow == NULL:
+        if self.slots == NULL or self.hollow == NULL:
             raise MemoryError
         self.options = self.runtime.make_options(threads)
         self.arena_bytes = cw_round_up(self.page_count * page_bytes, CW_HUGE)
@@ -270,9 +256,6 @@ cdef class Arena:
             self.arena = <char*>cw_map(self.arena_bytes)
         if self.arena == NULL:
             raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
-        if cw_hub_init(&self.hub):
-            raise OSError("cannot make an eventfd")
-        self.has_hub = True
 
     def __dealloc__(self):
         self.free_memory()
@@ -280,57 +263,34 @@ cdef class Arena:
     cdef int free_memory(self) except -1:
         """Give everything back, once. Nobody uses the lock any more."""
         cdef int index
-        if self.has_hub:
-            self.has_hub = False
-            cw_hub_free(&self.hub)
+        self.close_hub()
         if self.slots != NULL:
             for index in range(self.slot_count):
                 if self.slots[index].base != NULL:
-                    munmap(self.slots[index].base, self.slots[index].bytes)
+                    munmap(self.slots[index].base, self.slots[index].room.bytes)
         if self.arena != NULL:
             munmap(self.arena, self.arena_bytes)
         free(self.slots)
-        free(self.owners)
         free(self.hollow)
         if self.runtime is not None:
             ort_release_session_options(self.api, self.options)
-        self.arena, self.slots, self.owners, self.hollow, self.options = NULL, NULL, NULL, NULL, NULL
+        self.arena, self.slots, self.hollow, self.options = NULL, NULL, NULL, NULL
         return 0
 
-    # ----- models ----------------------------------------------------------------------------
-
-    def add_model(self, Model model):
-        """Make a model known. Any thread."""
-        self.models[model.model_id] = model
-
-    def has_model(self, model_id):
-        return model_id in self.models
-
-    def remove_model(self, model_id):
-        """Any thread. Raises ValueError if it is resident or has actions under way."""
-        cdef Model model = self.models.get(model_id)
-        if model is None:
-            return
-        if model.state.resident or model.pending:
-            raise ValueError(f"model {model_id} is {'resident' if model.state.resident else 'in use'}")
-        del self.models[model_id]
+    cdef Room* room(self, int index) noexcept nogil:
+        return &self.slots[index].room
 
     def memory(self):
         """Bytes by purpose, and counts of pages."""
-        cdef int64_t index, held = 0
-        cdef int slot
+        cdef int64_t held
         cdef Model model
-        cdef size_t slots = 0, mapped = 0, packed = 0
+        cdef size_t slots, mapped = 0, packed = 0
         with nogil:
-            cw_hub_lock(&self.hub)
-            for index in range(self.page_count):
-                held += self.owners[index] != NULL
-            for slot in range(self.slot_count):
-                slots += self.slots[slot].bytes
-            cw_hub_unlock(&self.hub)
+            held = self.held_pages()
+            slots = self.slot_bytes()
         for model in list(self.models.values()):
             mapped += model.state.source_bytes
-            if model.state.packed and model.state.resident:
+            if model.state.packed and model.at.resident:
                 packed += model.packed_bytes
         return {
             "arena_bytes": self.arena_bytes,
@@ -351,30 +311,17 @@ cdef class Arena:
         for index in range(self.slot_count):
             with nogil:
                 cw_hub_lock(&self.hub)
-                mine = not self.slots[index].busy and self.slots[index].bytes < size
+                mine = not self.slots[index].room.busy and self.slots[index].room.bytes < size
                 if mine:
-                    self.slots[index].busy = True
+                    self.slots[index].room.busy = True
                 cw_hub_unlock(&self.hub)
                 grown = not mine or self.grow_slot(&self.slots[index], size)
                 if mine:
                     cw_hub_lock(&self.hub)
-                    self.slots[index].busy = False
+                    self.slots[index].room.busy = False
                     cw_hub_unlock(&self.hub)
             if not grown:
                 raise MemoryError(f"no memory for inputs of {size} bytes (at most {self.slot_bytes_most})")
-
-    cdef Slot* take_slot(self) noexcept nogil:
-        """A slot that nobody uses, the largest of them; NULL if there is none."""
-        cdef int index
-        cdef Slot* best = NULL
-        cw_hub_lock(&self.hub)
-        for index in range(self.slot_count):
-            if not self.slots[index].busy and (best == NULL or self.slots[index].bytes > best.bytes):
-                best = &self.slots[index]
-        if best != NULL:
-            best.busy = True
-        cw_hub_unlock(&self.hub)
-        return best
 
     cdef bint grow_slot(self, Slot* slot, size_t size) noexcept nogil:
         """Enlarge a slot that the caller holds."""
@@ -387,7 +334,7 @@ cdef class Arena:
             return False
         cw_hub_lock(&self.hub)
         base, slot.base = slot.base, base
-        rounded, slot.bytes = slot.bytes, rounded
+        rounded, slot.room.bytes = slot.room.bytes, rounded
         cw_hub_unlock(&self.hub)
         if base != NULL:
             munmap(base, rounded)
@@ -395,31 +342,22 @@ cdef class Arena:
 
     # ----- pages -------------------------------------------------------------------------------
 
-    cdef int claim_pages(self, ModelState* model, int64_t* run_starts, char* text) noexcept nogil:
-        """Check the pages of a LOAD and make them the model's. The lock is held."""
-        if model.resident:
-            snprintf(text, TEXT_BYTES, "the model is resident already, as load %lld", <long long>model.load_id)
-            return DEVICE_ERROR
-        if cw_claim_pages(self.owners, self.page_count, &model.claim, run_starts, text, TEXT_BYTES):
-            return BAD_PAGES
-        return OK
-
     cdef void give_up_memory(self, ModelState* model) noexcept nogil:
         """Have the pages of a model hold no memory, until somebody needs it there."""
         cdef int run
         cdef int64_t start
-        for run in range(model.claim.run_count):
-            start = model.claim.run_starts[run]
-            madvise(self.arena + start * self.page_bytes, model.claim.run_pages[run] * self.page_bytes, MADV_DONTNEED)
-            memset(self.hollow + start, 1, model.claim.run_pages[run])
+        for run in range(model.at.claim.run_count):
+            start = model.at.claim.run_starts[run]
+            madvise(self.arena + start * self.page_bytes, model.at.claim.run_pages[run] * self.page_bytes, MADV_DONTNEED)
+            memset(self.hollow + start, 1, model.at.claim.run_pages[run])
 
     cdef bint take_memory(self, ModelState* model) noexcept nogil:
         """Have the pages of a model hold memory. False if it ran out."""
         cdef int run
         cdef int64_t page, first, end
-        for run in range(model.claim.run_count):
-            page = model.claim.run_starts[run]
-            end = page + model.claim.run_pages[run]
+        for run in range(model.at.claim.run_count):
+            page = model.at.claim.run_starts[run]
+            end = page + model.at.claim.run_pages[run]
             while page < end:
                 first = page
                 while page < end and self.hollow[page]:
@@ -455,12 +393,12 @@ cdef class Arena:
             return False
         if not model.copied:
             read_ahead(source, model.source_bytes)
-        for run in range(model.claim.run_count):
-            memcpy(self.arena + model.claim.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
-            source += model.claim.run_pages[run] * self.page_bytes
+        for run in range(model.at.claim.run_count):
+            memcpy(self.arena + model.at.claim.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
+            source += model.at.claim.run_pages[run] * self.page_bytes
         for index in range(model.weight_count):
             weight = &model.weights[index]
-            base = self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
+            base = self.arena + model.at.claim.run_starts[weight.run] * self.page_bytes + weight.offset
             if ort_failed(self.api, ort_wrap_tensor(
                     self.api, self.runtime.memory, base, weight.bytes, weight.dims, weight.rank,
                     ort_dtype_of_onnx(weight.dtype),
@@ -474,5 +412,5 @@ cdef class Arena:
         if model.packed:
             self.runtime.close(&model.own)
         cw_hub_lock(&self.hub)
-        cw_claim_free(self.owners, &model.claim)
+        cw_claim_free(self.owners, &model.at.claim)
         cw_hub_unlock(&self.hub)

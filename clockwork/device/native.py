@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import select
 from collections.abc import Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from clockwork.clock import now_ns
+from clockwork.device._orders import Orders
 from clockwork.device.base import Completion, TensorView
 from clockwork.messages import Infer, Load, Profile, Unload
 
-
-class NativeCore(Protocol):
-    """The native half, as the loop's thread sees it."""
-
-    def fileno(self) -> int: ...
-    def start_load(self, order: Load) -> None: ...
-    def start_unload(self, order: Unload) -> None: ...
-    def start_infer(self, order: Infer, parts: Sequence[Sequence[TensorView]]) -> None: ...
-    def start_profile(self, order: Profile) -> None: ...
-    def revoke(self, action_id: int) -> None: ...
-    def poll(self) -> list[Completion]: ...
-    def reset(self) -> None: ...
-
-
-CoreT = TypeVar("CoreT", bound=NativeCore)
+CoreT = TypeVar("CoreT", bound=Orders)
 
 
 class NativeDevice(Generic[CoreT]):

@@ -106,10 +106,7 @@ class CpuDevice(NativeDevice[Core]):
     def prepare(self, model_id: int, directory: str) -> None:
         """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken."""
         place = Path(directory)
-        try:
-            prepared = PreparedModel.read(place)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InvalidModel(f"{directory} holds no prepared model: {error}") from None
+        prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)
         self._check(prepared, place)
         with self._prepare_lock:
             if self._core.has_model(model_id):
@@ -119,14 +116,6 @@ class CpuDevice(NativeDevice[Core]):
             self._core.add_model(model)
 
     def _check(self, prepared: PreparedModel, place: Path) -> None:
-        if prepared.fingerprint != self.info.fingerprint:
-            raise InvalidModel(
-                f"{place} was prepared for {prepared.fingerprint}, this device is {self.info.fingerprint}"
-            )
-        if prepared.page_bytes != self.info.page_bytes:
-            raise InvalidModel(
-                f"{place} has pages of {prepared.page_bytes} bytes, this device {self.info.page_bytes}"
-            )
         if prepared.holding not in ("bound", "packed", "none"):
             raise InvalidModel(f"{place} has the unknown holding {prepared.holding!r}")
         check_layout(prepared, place)

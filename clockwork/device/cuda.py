@@ -165,10 +165,7 @@ class CudaDevice(NativeDevice[Core]):
     def prepare(self, model_id: int, directory: str) -> None:
         """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken, MemoryError."""
         place = Path(directory)
-        try:
-            prepared = PreparedModel.read(place)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InvalidModel(f"{directory} holds no prepared model: {error}") from None
+        prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)
         self._check(prepared, place)
         with self._prepare_lock:
             if self._core.has_model(model_id):
@@ -204,14 +201,6 @@ class CudaDevice(NativeDevice[Core]):
         self._models[model_id] = _Known(prepared.program, weights)
 
     def _check(self, prepared: PreparedModel, place: Path) -> None:
-        if prepared.fingerprint != self.info.fingerprint:
-            raise InvalidModel(
-                f"{place} was prepared for {prepared.fingerprint}, this device is {self.info.fingerprint}"
-            )
-        if prepared.page_bytes != self.info.page_bytes:
-            raise InvalidModel(
-                f"{place} has pages of {prepared.page_bytes} bytes, this device {self.info.page_bytes}"
-            )
         if prepared.holding != HOLDING:
             raise InvalidModel(
                 f"{place} has the holding {prepared.holding!r}, a CUDA device takes {HOLDING!r}"

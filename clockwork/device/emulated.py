@@ -180,18 +180,7 @@ class EmulatedGroup:
 
     def prepare(self, model_id: int, directory: str) -> None:
         """See Device. Raises InvalidModel; ValueError if the id is taken."""
-        try:
-            prepared = PreparedModel.read(directory)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InvalidModel(f"{directory} holds no prepared model: {error}") from None
-        if prepared.fingerprint != self.info.fingerprint:
-            raise InvalidModel(
-                f"{directory} was prepared for {prepared.fingerprint}, this device is {self.info.fingerprint}"
-            )
-        if prepared.page_bytes != self.info.page_bytes:
-            raise InvalidModel(
-                f"{directory} has pages of {prepared.page_bytes} bytes, this device {self.info.page_bytes}"
-            )
+        prepared = PreparedModel.read_for(directory, self.info.fingerprint, self.info.page_bytes)
         if any(pages < 1 for pages in prepared.runs) or not prepared.profile or prepared.load_ns < 0:
             raise InvalidModel(f"{directory} has no execution time, or a run of no pages")
         if any(point.exec_ns < 1 or point.batch < 1 for point in prepared.profile):

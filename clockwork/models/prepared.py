@@ -117,6 +117,23 @@ class PreparedModel:
             return PreparedModel.from_dict(json.load(file))
 
     @staticmethod
+    def read_for(directory: Path | str, fingerprint: str, page_bytes: int) -> PreparedModel:
+        """As a device of this fingerprint and page size can take it. Raises InvalidModel."""
+        try:
+            prepared = PreparedModel.read(directory)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InvalidModel(f"{directory} holds no prepared model: {error}") from None
+        if prepared.fingerprint != fingerprint:
+            raise InvalidModel(
+                f"{directory} was prepared for {prepared.fingerprint}, this device is {fingerprint}"
+            )
+        if prepared.page_bytes != page_bytes:
+            raise InvalidModel(
+                f"{directory} has pages of {prepared.page_bytes} bytes, this device {page_bytes}"
+            )
+        return prepared
+
+    @staticmethod
     def from_dict(body: dict[str, Any]) -> PreparedModel:
         """Inverse of asdict() and of summary() (then ``weights`` is empty)."""
         if body.get("format_version") != FORMAT_VERSION:

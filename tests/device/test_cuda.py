@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from clockwork.models.prepared import PreparedModel
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
 from tests.device.fake import ALLOCATING, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
+from tests.process.cluster import eventually
 
 RIGS = [CudaRig]
 
@@ -85,14 +85,22 @@ def test_the_window_is_that_of_the_execution(driver: Driver) -> None:
 
 
 def test_what_is_revoked_after_its_inputs_came_never_runs(driver: Driver, fake: FakeDriver) -> None:
-    model = loaded(driver)
+    model, copy = loaded(driver), "cuMemcpyHtoDAsync_v2"
     launches = fake.calls("cuLaunchKernel")
-    fake.speed(latency_ns=MS)
-    for wait_ns in (0, 2 * MS, 20 * MS):  # its inputs wait, are on their way, or have arrived
+    fake.speed(latency_ns=60 * MS)
+
+    def revoke_when(stage: str) -> None:
+        begun, copied = fake.calls(copy), fake.copied_in()
         waiting = driver.infer(model, 1, [X], earliest_ns=now_ns() + SECOND)
-        time.sleep(wait_ns / SECOND)
+        if stage != "it waits":
+            eventually(lambda: fake.calls(copy) > begun, "the copy of the inputs is asked for")
+        if stage == "its inputs are there":
+            eventually(lambda: fake.copied_in() > copied, "the inputs arrive")
         driver.device.revoke(waiting)
         assert driver.end(waiting).status == Status.ACTION_CANCELLED
+
+    for stage in ("it waits", "its inputs are on their way", "its inputs are there"):
+        revoke_when(stage)
     assert fake.calls("cuLaunchKernel") == launches
     assert driver.end(driver.unload(model, 1)).status == Status.OK
 

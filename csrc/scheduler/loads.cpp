@@ -21,11 +21,7 @@ bool contains(const std::vector<T*>& list, const T* one) {
 // ----- deciding -----------------------------------------------------------------------------------
 
 Residency* Loads::propose_load(Device& device, Model& model, KindSpec& spec, Ns key_ns, bool doom) {
-    Residency* residency = residency_pool_.make();
-    residency->model = &model;
-    residency->device = &device;
-    residency->spec = &spec;
-    residency->key_ns = key_ns;
+    Residency* residency = make_residency(device, model, spec, key_ns);
     if (!find_victims(*residency, doom)) {
         residency_pool_.give_back(residency);
         return nullptr;
@@ -34,6 +30,22 @@ Residency* Loads::propose_load(Device& device, Model& model, KindSpec& spec, Ns 
     model.residencies.push_back(residency);
     retime_loads(device);
     return residency;
+}
+
+Residency* Loads::make_residency(Device& device, Model& model, KindSpec& spec, Ns key_ns) {
+    Residency* residency = residency_pool_.make();
+    residency->model = &model;
+    residency->device = &device;
+    residency->spec = &spec;
+    residency->key_ns = key_ns;
+    return residency;
+}
+
+// It has its pages, and goes before what is pending.
+void Loads::send_at_once(Residency& residency, bool hurries) {
+    residency.model->residencies.push_back(&residency);
+    residency.device->pending.push_back(&residency);
+    send_load(residency, hurries);
 }
 
 void Loads::enter_pending(Residency& residency) {
@@ -268,11 +280,7 @@ void Loads::send_load(Residency& residency, bool hurries) {
 }
 
 void Loads::load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims) {
-    Residency* residency = residency_pool_.make();
-    residency->model = &model;
-    residency->device = &device;
-    residency->spec = &spec;
-    residency->key_ns = NEVER_NS;
+    Residency* residency = make_residency(device, model, spec, NEVER_NS);
     victims_ = victims;
     for (const Residency* one : victims_) {
         device.pages.free(one->starts, one->spec->runs);
@@ -281,24 +289,16 @@ void Loads::load_over(Device& device, Model& model, KindSpec& spec, const std::v
     if (!victims_.empty()) {
         unload_victims(*residency);
     }
-    model.residencies.push_back(residency);
-    device.pending.push_back(residency);
-    send_load(*residency);
+    send_at_once(*residency);
 }
 
 bool Loads::load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns) {
-    Residency* residency = residency_pool_.make();
-    residency->model = &model;
-    residency->device = &device;
-    residency->spec = &spec;
-    residency->key_ns = NEVER_NS;
+    Residency* residency = make_residency(device, model, spec, NEVER_NS);
     if (!make_room(device, *residency, before_ns)) {
         residency_pool_.give_back(residency);
         return false;
     }
-    model.residencies.push_back(residency);
-    device.pending.push_back(residency);
-    send_load(*residency);
+    send_at_once(*residency);
     return true;
 }
 
@@ -317,18 +317,12 @@ bool Loads::preload(Ns now, WorkerId worker_id, std::int32_t device_index, Model
             return false;
         }
     }
-    Residency* residency = residency_pool_.make();
-    residency->model = model;
-    residency->device = &device;
-    residency->spec = model->spec(device.kind);
-    residency->key_ns = NEVER_NS;
+    Residency* residency = make_residency(device, *model, *model->spec(device.kind), NEVER_NS);
     if (!device.pages.allocate(residency->spec->runs, residency->starts)) {
         residency_pool_.give_back(residency);
         return false;
     }
-    model->residencies.push_back(residency);
-    device.pending.push_back(residency);
-    send_load(*residency, false);
+    send_at_once(*residency, false);
     return true;
 }
 

@@ -155,7 +155,9 @@ private:
     // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.
     bool try_idle(Device& device, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
     void absolve(Residency& residency);
+    Residency* make_residency(Device& device, Model& model, KindSpec& spec, Ns key_ns);
     void send_load(Residency& residency, bool hurries = true);
+    void send_at_once(Residency& residency, bool hurries = true);
     void enter_pending(Residency& residency);
     bool make_room(Device& device, Residency& residency, Ns before_ns);
     void unload_victims(Residency& residency);

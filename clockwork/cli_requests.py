@@ -193,6 +193,19 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     print_table(
         ["worker", "device", "arena", "free", "loaded", "queued", "round trip", "jitter", "memory"], rows
     )
+    rows = []
+    for one in body.get("workers") or ():
+        plan = ((one.get("devices") or [{}])[0]).get("plan") or {}
+        if plan.get("host_bytes"):
+            rows.append([
+                str(one.get("name")),
+                f"{plan['host_bytes'] / 2**20:.0f} MiB",
+                f"{(plan['host_bytes'] - plan['host_used']) / 2**20:.0f} MiB",
+                str(plan["hosted"]),
+                str(plan["fetching"]),
+            ])  # fmt: skip
+    if rows:
+        print_table(["worker", "host store", "free", "models", "fetching"], rows)
     rows = [
         [
             kind.replace("_", " "),

@@ -58,12 +58,15 @@ def worker_options(command: F) -> F:
                      show_default=True, help="How many of them each worker has."),
         click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                      help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
-                          "failures, copy_bandwidth, shared_link, spin."),
+                          "failures, copy_bandwidth, disk_bandwidth, shared_link, spin."),
         click.option("--arena", callback=_size, metavar="SIZE",
                      help="Memory for weights, of each device.  [default: 1GiB; cuda: most of what is free; emulated: "
                           "21.5GiB]"),
         click.option("--page-size", callback=_size, metavar="SIZE",
                      help="Pages that the arena is divided into.  [default: 1MiB; cuda and emulated: 16MiB]"),
+        click.option("--host-bytes", callback=_size, metavar="SIZE",
+                     help="Budget of the host store, which models are fetched into from disk before they can be "
+                          "loaded.  [default: none, every model can be loaded]"),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
                      help="Threads of one execution on a CPU."),
         click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
@@ -135,7 +138,7 @@ def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
     options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, verbose: bool, device: str, devices: int,
-    emulate: tuple[str, ...], arena: int, page_size: int, threads: int, lock_store: bool,
+    emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, threads: int, lock_store: bool,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller and workers.
 
@@ -156,7 +159,7 @@ def up(
     if profiles and not workers:
         raise ConfigError("--profiles needs a worker that takes them")
     arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
-    for name, size in (("--arena", arena), ("--page-size", page_size)):
+    for name, size in (("--arena", arena), ("--page-size", page_size), ("--host-bytes", host_bytes)):
         arguments += [name, str(size)] if size else []
     for setting in emulate:
         arguments += ["--emulate", setting]
@@ -263,7 +266,8 @@ def replay(recording: Path, policy: str) -> None:
 @click.option("--parent", type=int, hidden=True)
 def worker(
     connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
-    page_size: int, threads: int, lock_store: bool, store: Path | None, key: Path | None, parent: int | None,
+    page_size: int, host_bytes: int, threads: int, lock_store: bool, store: Path | None, key: Path | None,
+    parent: int | None,
 ) -> None:  # fmt: skip
     """Run a worker: it does what the controller orders, on the devices of this machine.
 
@@ -286,6 +290,7 @@ def worker(
         emulate=emulate,
         arena_bytes=arena,
         page_bytes=page_size,
+        host_bytes=host_bytes,
         threads=threads,
         store=store or config.data_directory(),
         lock_store=lock_store,

@@ -368,6 +368,33 @@ class Profile(NamedTuple):
     shapes: list[list[int]]
 
 
+class HostFetch(NamedTuple):
+    """FETCH: bring a prepared model's weights from disk into the worker's host store, which has a budget.
+
+    The store is the machine's: ``device`` is 0, whatever devices load from it. ``load_id`` names the order.
+    """
+
+    action_id: int
+    device: int
+    model_id: int
+    load_id: int
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
+class HostDrop(NamedTuple):
+    """DROP: give a model's bytes in the host store back. Never sent while a LOAD of it is under way."""
+
+    action_id: int
+    device: int
+    model_id: int
+    load_id: int
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
 class Revoke(NamedTuple):
     """Drop an action that has not started; it is answered ACTION_CANCELLED. One that runs goes on."""
 
@@ -387,7 +414,7 @@ TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: Upl
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
                41: Goodbye}  # fmt: skip
 TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
-             103: Infer, 104: Profile, 105: Revoke, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
+             103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 
 TAG_OF: dict[type, int] = {
     kind: tag for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER) for tag, kind in table.items()

@@ -18,7 +18,7 @@ WORKER_MESSAGE, CLIENT_MESSAGE, ORDER, ORDERS_DONE = C_WORKER_MESSAGE, C_CLIENT_
 
 STAGES = ("wait", "receive", "check requests, note results", "look", "schedule", "order and answer", "after orders",
           "free messages", "Python")
-ACTION_KINDS = ("load", "unload", "infer", "profile")
+ACTION_KINDS = ("load", "unload", "infer", "profile", "fetch", "drop")
 
 
 cdef string_view view_of(bytes text):
@@ -318,7 +318,7 @@ cdef class Exchange:
     def actions_sent(self, uint32_t worker):
         """By kind, of those that it was sent."""
         cdef uint64_t *counts = self._exchange.get().worker(worker).sent_data()
-        return {ACTION_KINDS[kind]: counts[kind] for kind in range(4) if counts[kind]}
+        return {ACTION_KINDS[kind]: counts[kind] for kind in range(6) if counts[kind]}
 
     def action_results(self, uint32_t worker):
         """By status."""

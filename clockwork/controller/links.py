@@ -22,6 +22,7 @@ _DEVICE_TYPES = {
     "page_bytes": int,
     "page_count": int,
     "run_ahead": int,
+    "host_bytes": int,
 }
 
 
@@ -78,8 +79,10 @@ def parse_devices(rows: list[Any]) -> list[WorkerDevice]:
     """The devices of a WorkerHello. Raises InvalidInput."""
     if not 1 <= len(rows) <= DEVICES_MAX:
         raise InvalidInput(f"a worker has between 1 and {DEVICES_MAX} devices, not {len(rows)}")
-    devices = []
+    devices: list[WorkerDevice] = []
     for row in rows:
+        if isinstance(row, dict):
+            row = {"host_bytes": 0} | row
         if not isinstance(row, dict) or row.keys() != _DEVICE_TYPES.keys():
             raise InvalidInput(f"a device is described by {', '.join(_DEVICE_TYPES)}")
         for field, kind in _DEVICE_TYPES.items():
@@ -89,6 +92,8 @@ def parse_devices(rows: list[Any]) -> list[WorkerDevice]:
             raise InvalidInput(
                 "a device has at least one page of at least one byte and runs at least one action"
             )
+        if row["host_bytes"] < 0 or row["host_bytes"] != (devices or [WorkerDevice(**row)])[0].host_bytes:
+            raise InvalidInput("the devices of a worker share one host store, of at least 0 bytes")
         devices.append(WorkerDevice(**row))
     return devices
 

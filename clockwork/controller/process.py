@@ -400,6 +400,10 @@ class Controller:
             self._worker_router.send(identity, wire.encode(_mismatch(message.protocol, message.version)))
             return
         devices = parse_devices(message.devices)
+        if devices[0].host_bytes and not self._scheduler.plans_fetches:
+            text = f"policy {self._settings.policy} cannot plan for a host store with a budget (--host-bytes)"
+            self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
+            return
         for other in list(self._workers.values()):
             if other.worker_epoch == message.worker_epoch or other is known:
                 self._worker_gone(other, "reconnected")
@@ -421,7 +425,7 @@ class Controller:
             (f"{one.kind}/{one.fingerprint}", one.page_bytes, one.page_count, one.run_ahead)
             for one in devices
         )
-        self._events.append(WorkerJoined(self._now, worker.worker_id, shapes))
+        self._events.append(WorkerJoined(self._now, worker.worker_id, shapes, devices[0].host_bytes))
         self._registrar.worker_joined(worker.worker_id)
         log.info(
             "worker %s joined as %d with %s",

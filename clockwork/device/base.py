@@ -1,8 +1,8 @@
 """What a device is to a worker: it does what it is told, in the window it was told, and says when.
 
 A device owns a page arena, its input/output slots and its workspace, all allocated when it is made.
-It has two lanes, each strictly first in, first out: *load* (LOAD, UNLOAD) and *execute* (INFER,
-PROFILE). It never evicts, reorders or retries. What one device may differ in, another must be able
+It has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD), *execute* (INFER, PROFILE) and,
+where the machine has a host store with a budget, *fetch* (FETCH, DROP) on its first device. It never evicts, reorders or retries. What one device may differ in, another must be able
 to differ in without any change outside its own module.
 
 Threads: every method is called from the worker's one loop thread, except prepare(), release_program()
@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from clockwork.messages import Infer, Load, Phase, Profile, Status, Unload
+from clockwork.messages import HostDrop, HostFetch, Infer, Load, Phase, Profile, Status, Unload
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class DeviceInfo:
     page_bytes: int
     page_count: int
     run_ahead: int  # actions that a lane accepts before the first of them has completed
+    host_bytes: int = 0  # budget of the host store that it shares with the worker's others; 0: no host tier
 
 
 class TensorView(NamedTuple):
@@ -122,6 +123,16 @@ class Device(ModelHolder, Protocol):
         ...
 
     def start_profile(self, action: Profile) -> None: ...
+
+    def start_fetch(self, action: HostFetch) -> None:
+        """Bring a model into the host store of the machine, within its budget: a LOAD needs it there.
+
+        Raises ValueError where there is no host tier (DeviceInfo.host_bytes 0)."""
+        ...
+
+    def start_drop(self, action: HostDrop) -> None:
+        """Give its bytes there back. IN_USE while a LOAD from it is queued or under way. Raises as start_fetch()."""
+        ...
 
     def revoke(self, action_id: int) -> None:
         """Have an action that has not started complete as ACTION_CANCELLED; otherwise do nothing."""

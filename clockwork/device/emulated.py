@@ -25,7 +25,7 @@ from clockwork.clock import SECOND, Clock, now_ns
 from clockwork.device.base import Completion, DeviceInfo, TensorView
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import NEVER_NS, Infer, Load, Phase, Profile, Status, Unload
+from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Phase, Profile, Status, Unload
 from clockwork.models.prepared import PreparedModel
 from clockwork.tensors import DTYPES, STRING
 
@@ -43,7 +43,7 @@ STALE_EVENTS_MAX = 1024
 ELEMENTS_MAX = 1 << 40
 """Of one input, as on other devices."""
 
-Order: TypeAlias = Load | Unload | Infer | Profile
+Order: TypeAlias = Load | Unload | Infer | Profile | HostFetch | HostDrop
 Parts: TypeAlias = Sequence[Sequence[TensorView]]
 _NO_PHASE: Phase = [0, 0, 0]
 
@@ -145,6 +145,7 @@ class EmulatedGroup:
         run_ahead: int = config.RUN_AHEAD,
         settings: EmulatedSettings | None = None,
         clock: Clock = now_ns,
+        host_bytes: int = 0,
     ) -> None:
         self.settings = settings or EmulatedSettings()
         self.settings.check()
@@ -154,6 +155,8 @@ class EmulatedGroup:
             raise ConfigError(f"an arena of {arena_bytes} bytes has no room for one page of {page_bytes}")
         if run_ahead < 1:
             raise ConfigError(f"run_ahead must be at least 1, got {run_ahead}")
+        if host_bytes < 0:
+            raise ConfigError(f"a host store of {host_bytes} bytes")
         self.info = DeviceInfo(
             kind=KIND,
             name=f"profiled times, one of {count}" if count > 1 else "profiled times",
@@ -161,7 +164,10 @@ class EmulatedGroup:
             page_bytes=page_bytes,
             page_count=arena_bytes // page_bytes,
             run_ahead=run_ahead,
+            host_bytes=host_bytes,
         )
+        self.hosted: dict[int, bool] = {}  # by model id: whether its FETCH has ended
+        self.host_used = 0  # bytes of all of these
         self.clock = clock
         self.models: dict[int, _Model] = {}
         self._timer = Timer()
@@ -202,6 +208,51 @@ class EmulatedGroup:
             resident = any(model_id in device.resident for device in self.devices)
             raise ValueError(f"model {model_id} is {'resident' if resident else 'in use'}")
         del self.models[model_id]
+
+    # ----- the host store ------------------------------------------------------------------------
+
+    def claim_host(self, order: HostFetch, model: _Model) -> tuple[Status, str]:
+        """Make room a model's that is being fetched from now on."""
+        if order.model_id in self.hosted:
+            return Status.DEVICE_ERROR, "the model is in the host store already"
+        needed, free = self._host_bytes(model), self.info.host_bytes - self.host_used
+        if needed > free:
+            return Status.BAD_PAGES, f"{needed} bytes for a host store with {free} bytes left"
+        self.hosted[order.model_id] = False
+        self.host_used += needed
+        model.users += 1
+        return Status.OK, ""
+
+    def fetch_ns(self, model: _Model) -> int:
+        bandwidth = self.settings.disk_bandwidth
+        return max(1, self._host_bytes(model) * SECOND // bandwidth) if bandwidth else 1
+
+    def end_fetch(self, model_id: int, failed: bool) -> None:
+        if failed:
+            self._let_go_of(model_id)
+        else:
+            self.hosted[model_id] = True
+
+    def drop_host(self, order: HostDrop) -> Status:
+        if not self.hosted.get(order.model_id):
+            return Status.NOT_RESIDENT
+        if any(device.loads(order.model_id) for device in self.devices):
+            return Status.IN_USE
+        self._let_go_of(order.model_id)
+        return Status.OK
+
+    def clear_host(self) -> None:
+        for model_id in list(self.hosted):
+            self._let_go_of(model_id)
+
+    def _let_go_of(self, model_id: int) -> None:
+        model = self.models[model_id]
+        del self.hosted[model_id]
+        self.host_used -= self._host_bytes(model)
+        model.users -= 1
+
+    def _host_bytes(self, model: _Model) -> int:
+        return sum(model.runs) * self.info.page_bytes
 
     # ----- time --------------------------------------------------------------------------------
 
@@ -269,7 +320,7 @@ class EmulatedGroup:
         lane.event, lane.event_ns = self._sequence, at_ns
         heap = self._heap
         heappush(heap, (at_ns, self._sequence, lane))
-        if len(heap) > 2 * len(self.devices) + STALE_EVENTS_MAX:
+        if len(heap) > 3 * len(self.devices) + STALE_EVENTS_MAX:
             heap[:] = [entry for entry in heap if entry[2].event == entry[1]]
             heapify(heap)
 
@@ -333,7 +384,7 @@ class EmulatedDevice:
         self._random = random.Random(f"{group.settings.seed}/{index}")
         self._owners: list[int] = []  # of each page, a model id; -1: nobody. Made when first needed
         self._held_pages = 0
-        self._load, self._execute = _Lane(self, True), _Lane(self, False)
+        self._load, self._execute, self._fetch = _Lane(self, True), _Lane(self, False), _Lane(self, False)
         self._done: list[Completion] = []
         self._copied_ns = 0  # when the inputs that it was handed are all there
         self._closed = False
@@ -375,11 +426,24 @@ class EmulatedDevice:
             parts = [[TensorView(d, tuple(shape), b"") for d, shape in zip(model.dtypes, action.shapes)]]
             self._queue_batch(action, model, parts, False)
 
+    def start_fetch(self, action: HostFetch) -> None:
+        self._start_host(action)
+
+    def start_drop(self, action: HostDrop) -> None:
+        self._start_host(action)
+
+    def _start_host(self, action: HostFetch | HostDrop) -> None:
+        if not self.info.host_bytes:
+            raise ValueError("these devices have no host tier")
+        model = self._model_of(action)
+        if model is not None:
+            self._queue(_Action(action, model), self._fetch)
+
     def revoke(self, action_id: int) -> None:
         group = self.group
         now = group.clock()
         group.advance(now)
-        for lane in (self._load, self._execute):
+        for lane in (self._load, self._execute, self._fetch):
             for action in lane.queue:
                 if action.order.action_id == action_id:
                     lane.queue.remove(action)
@@ -401,7 +465,7 @@ class EmulatedDevice:
 
     def reset(self) -> None:
         """See Device. What runs is nothing that has to be waited for."""
-        for lane in (self._load, self._execute):
+        for lane in (self._load, self._execute, self._fetch):
             for action in lane.queue:
                 action.model.users -= 1
             if lane.running is not None:
@@ -413,6 +477,8 @@ class EmulatedDevice:
             lane.event = 0
         for model_id in list(self.resident):
             self._evict(model_id)
+        if self is self.group.devices[0]:
+            self.group.clear_host()
         self._owners.clear()
         self._held_pages = 0
         self._copied_ns = 0
@@ -428,6 +494,7 @@ class EmulatedDevice:
             "resident_bytes": self._held_pages * page_bytes,
             "input_bytes": self.input_bytes,
             "models": len(self.group.models),
+            "host_bytes": self.group.host_used,
         }
 
     def close(self) -> None:
@@ -487,7 +554,20 @@ class EmulatedDevice:
         """Start an action that is in time: it runs then, or has ended already."""
         order = action.order
         action.begin_ns = now
-        if type(order) is Load:
+        if type(order) is HostFetch:
+            status, text = self.group.claim_host(order, action.model)
+            if status is Status.OK:
+                action.end_ns = now + self._vary(
+                    self.group.fetch_ns(action.model), self.group.settings.load_noise
+                )
+                self._judge(action, Status.DEVICE_ERROR)
+                lane.running = action
+            else:
+                self.end(action, status, text, execute=[now, now, 0])
+        elif type(order) is HostDrop:
+            status = self.group.drop_host(order)
+            self.end(action, status, "", execute=[now, now, 0])
+        elif type(order) is Load:
             status, text = self._claim(order, action.model)
             if status is Status.OK:
                 action.end_ns = now + self._vary(action.model.load_ns, self.group.settings.load_noise)
@@ -520,8 +600,10 @@ class EmulatedDevice:
     def finish(self, action: _Action, lane: _Lane) -> None:
         """The time of what ran is over."""
         order, end_ns, failed = action.order, action.end_ns, action.status is not Status.OK
-        if type(order) is Load:
-            if failed:
+        if type(order) is Load or type(order) is HostFetch:
+            if type(order) is HostFetch:
+                self.group.end_fetch(order.model_id, failed)
+            elif failed:
                 self._evict(order.model_id)
             else:
                 self.resident[order.model_id].ready = True
@@ -578,6 +660,8 @@ class EmulatedDevice:
 
     def _claim(self, order: Load, model: _Model) -> tuple[Status, str]:
         """Check the pages of a LOAD and make them the model's, which is loading from now on."""
+        if self.info.host_bytes and not self.group.hosted.get(order.model_id):
+            return Status.NOT_RESIDENT, "the model is not in the host store"
         held = self.resident.get(order.model_id)
         if held is not None:
             return Status.DEVICE_ERROR, f"the model is resident already, as load {held.load_id}"
@@ -599,6 +683,14 @@ class EmulatedDevice:
         model.users += 1
         self.resident[order.model_id] = _Residency(order.load_id, list(order.run_starts))
         return Status.OK, ""
+
+    def loads(self, model_id: int) -> bool:
+        """Whether a LOAD of the model is queued or under way."""
+        running = self._load.running
+        return any(
+            type(action.order) is Load and action.order.model_id == model_id
+            for action in (*self._load.queue, *([running] if running is not None else []))
+        )
 
     def _unload(self, order: Unload) -> Status:
         held = self.resident.get(order.model_id)

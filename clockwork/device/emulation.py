@@ -26,6 +26,7 @@ class EmulatedSettings:
         0  # bytes a second at which inputs reach a device, from when it is handed them on, one
     )
     # batch after another and beside what executes; 0: at once
+    disk_bandwidth: int = 0  # bytes a second at which models are fetched into the host store; 0: at once
     shared_link: bool = (
         False  # the loads of all devices go one after another, as on one machine; else each device
     )
@@ -40,8 +41,10 @@ class EmulatedSettings:
         for name in ("exec_noise", "load_noise"):
             if not 0 <= getattr(self, name) <= NOISE_SIGMA_MAX:
                 raise ConfigError(f"{name} is between 0 and {NOISE_SIGMA_MAX}, not {getattr(self, name)}")
-        if not 0 < self.outlier_factor < math.inf or self.copy_bandwidth < 0:
-            raise ConfigError("outlier_factor is positive, and copy_bandwidth is not negative")
+        if not 0 < self.outlier_factor < math.inf or min(self.copy_bandwidth, self.disk_bandwidth) < 0:
+            raise ConfigError(
+                "outlier_factor is positive; copy_bandwidth and disk_bandwidth are not negative"
+            )
 
 
 def parse_settings(pairs: Sequence[str]) -> EmulatedSettings:

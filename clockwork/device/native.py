@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from clockwork.clock import now_ns
 from clockwork.device._orders import Orders
 from clockwork.device.base import Completion, TensorView
-from clockwork.messages import Infer, Load, Profile, Unload
+from clockwork.messages import HostDrop, HostFetch, Infer, Load, Profile, Unload
 
 CoreT = TypeVar("CoreT", bound=Orders)
 
@@ -37,6 +37,12 @@ class NativeDevice(Generic[CoreT]):
 
     def start_profile(self, action: Profile) -> None:
         self._core.start_profile(action)
+
+    def start_fetch(self, action: HostFetch) -> None:
+        raise ValueError("this device has no host tier: it loads from where its models were prepared")
+
+    def start_drop(self, action: HostDrop) -> None:
+        raise ValueError("this device has no host tier: it loads from where its models were prepared")
 
     def revoke(self, action_id: int) -> None:
         self._core.revoke(action_id)

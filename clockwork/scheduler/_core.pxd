@@ -25,6 +25,8 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         ANSWER_FAILED
         MODEL_GONE
         WAKE
+        SEND_FETCH
+        SEND_DROP
 
     cdef cppclass CRequest "clockwork::Request":
         uint64_t id
@@ -118,6 +120,8 @@ cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
         CErrors infer_completion
         CErrors load_duration
         CErrors load_completion
+        CErrors fetch_duration
+        CErrors fetch_completion
 
 
 cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
@@ -143,6 +147,10 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t resident
         uint64_t served
         cbool draining
+        uint64_t host_bytes
+        uint64_t host_used
+        uint64_t hosted
+        uint64_t fetching
 
     cdef cppclass CWhereabouts "clockwork::Whereabouts":
         int64_t model_id
@@ -196,7 +204,9 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         void arrived(int64_t now, const CRequest &request) except +
         void cancelled(int64_t now, uint64_t request_id) except +
         void action_done(int64_t now, const CActionResult &result) except +
-        void worker_joined(int64_t now, int32_t worker, const vector[CDeviceSpec] &devices) except +
+        void worker_joined(int64_t now, int32_t worker, const vector[CDeviceSpec] &devices,
+                           uint64_t host_bytes) except +
+        cbool plans_fetches()
         void worker_left(int64_t now, int32_t worker) except +
         void worker_draining(int64_t now, int32_t worker) except +
         void link_measured(int64_t now, int32_t worker, int64_t there_ns, int64_t back_ns) except +

@@ -41,6 +41,10 @@ class Core:
     def whereabouts(self, model_id: int) -> list[tuple[int, int, str]]: ...
     def check_invariants(self) -> None: ...
     @property
+    def plans_fetches(self) -> bool:
+        """Whether it can serve workers whose host store has a budget."""
+
+    @property
     def address(self) -> int:
         """Of the C++ scheduler, for who calls it itself but for what is rare. It is there as long as this object."""
 

@@ -14,7 +14,8 @@ from libc.stdint cimport UINT32_MAX, uintptr_t
 from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, LinkMeasured, ModelGone, ModelReady, ModelRemoved, RequestCancelled,
-    SendInfer, SendLoad, SendProfile, SendRevoke, SendUnload, Tick, Wake, WorkerDraining, WorkerJoined, WorkerLeft,
+    SendDrop, SendFetch, SendInfer, SendLoad, SendProfile, SendRevoke, SendUnload, Tick, Wake, WorkerDraining,
+    WorkerJoined, WorkerLeft,
 )
 
 BATCH_TABLE_MAX = C_BATCH_TABLE_MAX
@@ -41,7 +42,7 @@ cdef uint64_t ROWS_MAX = 1 << 30
 cdef object ELEMENTS_MAX = 1 << 62
 
 cdef tuple STATES = ("pending", "loading", "resident")
-cdef tuple FLIGHTS = ("load", "unload", "infer", "profile")
+cdef tuple FLIGHTS = ("load", "unload", "infer", "profile", "fetch", "drop")
 cdef tuple REASONS = ("", *Reason)
 cdef list STATUSES = [None] * 256
 for _status in Status:
@@ -84,6 +85,7 @@ cdef object _Arrived = Arrived, _ActionDone = ActionDone, _Tick = Tick, _Request
 cdef object _LinkMeasured = LinkMeasured, _ModelReady = ModelReady, _ModelRemoved = ModelRemoved
 cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDraining = WorkerDraining
 cdef object _SendInfer = SendInfer, _SendLoad = SendLoad, _SendUnload = SendUnload, _SendProfile = SendProfile
+cdef object _SendFetch = SendFetch, _SendDrop = SendDrop
 cdef object _SendRevoke = SendRevoke, _AnswerOk = AnswerOk, _AnswerFailed = AnswerFailed
 cdef object _ModelGone = ModelGone, _Wake = Wake
 
@@ -334,7 +336,7 @@ cdef class Core:
             elif kind is _ModelRemoved:
                 self._core.model_removed(now, event.model_id)
             elif kind is _WorkerJoined:
-                self._worker_joined(now, event.worker, event.devices)
+                self._worker_joined(now, event.worker, event.devices, event.host_bytes)
             elif kind is _WorkerLeft:
                 self._core.worker_left(now, event.worker)
             elif kind is _WorkerDraining:
@@ -371,7 +373,7 @@ cdef class Core:
             result.text = &text
         self._core.action_done(now, result)
 
-    cdef void _worker_joined(self, int64_t now, int32_t worker, object devices) except *:
+    cdef void _worker_joined(self, int64_t now, int32_t worker, object devices, uint64_t host_bytes) except *:
         cdef vector[CDeviceSpec] specs
         cdef CDeviceSpec spec
         for kind, page_bytes, page_count, run_ahead in devices:
@@ -380,7 +382,7 @@ cdef class Core:
             spec.page_count = page_count
             spec.run_ahead = max(run_ahead, 1)
             specs.push_back(spec)
-        self._core.worker_joined(now, worker, specs)
+        self._core.worker_joined(now, worker, specs, host_bytes)
 
     cdef void _model_ready(self, int64_t now, int32_t worker, object spec) except *:
         cdef CModelSpec one
@@ -458,6 +460,10 @@ cdef class Core:
             record = clockwork_new_record(_SendUnload, 8)
             self._head(record, one)
             self._window(record, one, 5)
+        elif one.kind == CommandKind.SEND_FETCH or one.kind == CommandKind.SEND_DROP:
+            record = clockwork_new_record(_SendFetch if one.kind == CommandKind.SEND_FETCH else _SendDrop, 8)
+            self._head(record, one)
+            self._window(record, one, 5)
         elif one.kind == CommandKind.SEND_PROFILE:
             record = clockwork_new_record(_SendProfile, 10)
             self._head(record, one)
@@ -501,6 +507,11 @@ cdef class Core:
         name = self._names.get(one.model_id, "")
         return text.format(name=name, a=one.a, b=one.b, a_ms=one.a / 1e6, b_ms=one.b / 1e6, said=said)
 
+    @property
+    def plans_fetches(self):
+        """Whether it can serve workers whose host store has a budget."""
+        return self._core.plans_fetches()
+
     # ----- what it shows -----------------------------------------------------------------------
 
     def devices(self):
@@ -522,6 +533,10 @@ cdef class Core:
             "draining": bool(row.draining),
             "resident": row.resident,
             "served": row.served,
+            "host_bytes": row.host_bytes,
+            "host_used": row.host_used,
+            "hosted": row.hosted,
+            "fetching": row.fetching,
         }
 
     def whereabouts(self, model_id):
@@ -537,6 +552,8 @@ cdef class Core:
             "infer_completion": errors_of(found.infer_completion),
             "load_duration": errors_of(found.load_duration),
             "load_completion": errors_of(found.load_completion),
+            "fetch_duration": errors_of(found.fetch_duration),
+            "fetch_completion": errors_of(found.fetch_completion),
         }
 
     def snapshot(self):

@@ -31,6 +31,8 @@ from clockwork.scheduler.types import (
     ProfilePoint,
     Request,
     RequestCancelled,
+    SendDrop,
+    SendFetch,
     SendInfer,
     SendLoad,
     SendProfile,
@@ -57,6 +59,7 @@ EVENTS: tuple[type[Any], ...] = (
 )  # fmt: skip
 COMMANDS: tuple[type[Any], ...] = (
     SendLoad, SendUnload, SendInfer, SendProfile, SendRevoke, AnswerOk, AnswerFailed, ModelGone, Wake,
+    SendFetch, SendDrop,
 )  # fmt: skip
 _EVENT_NUMBERS = {kind: number for number, kind in enumerate(EVENTS)}
 _COMMAND_NUMBERS = {kind: number for number, kind in enumerate(COMMANDS)}

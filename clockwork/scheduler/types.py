@@ -91,11 +91,15 @@ class ActionDone(NamedTuple):
 
 
 class WorkerJoined(NamedTuple):
-    """``devices``: (kind, page_bytes, page_count, run_ahead) of each. Nothing is resident on them."""
+    """``devices``: (kind, page_bytes, page_count, run_ahead) of each. Nothing is resident on them.
+
+    ``host_bytes``: the budget of the host store that they load from, empty now; 0: it has none.
+    """
 
     now_ns: int
     worker: int
     devices: tuple[tuple[str, int, int, int], ...]
+    host_bytes: int = 0
 
 
 class WorkerLeft(NamedTuple):
@@ -201,6 +205,32 @@ class SendProfile(NamedTuple):
     expected_ns: int
 
 
+class SendFetch(NamedTuple):
+    """Disk to the worker's host store. ``device`` is its first, ``load_id`` the order's."""
+
+    worker: int
+    device: int
+    action_id: int
+    model_id: int
+    load_id: int
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
+class SendDrop(NamedTuple):
+    """Out of the worker's host store."""
+
+    worker: int
+    device: int
+    action_id: int
+    model_id: int
+    load_id: int
+    earliest_ns: int
+    latest_ns: int
+    expected_ns: int
+
+
 class SendRevoke(NamedTuple):
     worker: int
     action_id: int
@@ -242,6 +272,7 @@ class Wake(NamedTuple):
 
 Command: TypeAlias = (
     SendLoad | SendUnload | SendInfer | SendProfile | SendRevoke | AnswerOk | AnswerFailed | ModelGone | Wake
+    | SendFetch | SendDrop
 )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
         Histogram under
 
     cdef cppclass Predictions:
-        Errors infer_duration, infer_completion, load_duration, load_completion
+        Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion
 
 cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
     const size_t OUTCOMES
@@ -80,7 +80,7 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
         vector[int64_t] batches
         vector[int64_t] busy_ns
         vector[int64_t] link_busy_ns
-        uint64_t loads, unloads, infers, revokes, too_late, failed_actions, crashes
+        uint64_t loads, unloads, fetches, drops, infers, revokes, too_late, failed_actions, crashes
         vector[Slice] slices
 
     cdef cppclass Digest:
@@ -110,7 +110,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t clock_offset_ns
         double clock_drift_ppm, crashes_per_hour
         int64_t down_ns, timeout_ns
-        uint64_t input_bandwidth, copy_bandwidth
+        uint64_t input_bandwidth, copy_bandwidth, host_bytes, disk_bandwidth
         double load_failures, infer_failures, cancels
 
     cdef cppclass ClosedInfo:
@@ -265,6 +265,8 @@ cdef class World:
         place.timeout_ns = cluster["timeout_ns"]
         place.input_bandwidth = cluster["input_bandwidth"]
         place.copy_bandwidth = cluster["copy_bandwidth"]
+        place.host_bytes = cluster["host_bytes"]
+        place.disk_bandwidth = cluster["disk_bandwidth"]
         place.load_failures = cluster["load_failures"]
         place.infer_failures = cluster["infer_failures"]
         place.cancels = cluster["cancels"]
@@ -360,6 +362,8 @@ cdef class World:
             "link_busy_ns": array_of(accounts.link_busy_ns),
             "loads": accounts.loads,
             "unloads": accounts.unloads,
+            "fetches": accounts.fetches,
+            "drops": accounts.drops,
             "infers": accounts.infers,
             "revokes": accounts.revokes,
             "too_late": accounts.too_late,
@@ -370,6 +374,8 @@ cdef class World:
                 "infer_completion": errors_of(predictions.infer_completion),
                 "load_duration": errors_of(predictions.load_duration),
                 "load_completion": errors_of(predictions.load_completion),
+                "fetch_duration": errors_of(predictions.fetch_duration),
+                "fetch_completion": errors_of(predictions.fetch_completion),
             },
             "slices": slices,
             "digest": f"{high:016x}{low:016x}",

@@ -57,6 +57,8 @@ class Cluster:
     timeout_ns: int = 2_000_000_000  # silence after which the controller gives a worker up
     input_bandwidth: int = 0  # bytes/s of a worker's link for inputs; 0: unlimited
     copy_bandwidth: int = 0  # bytes/s from a worker's memory to a device, for inputs; 0: they take no time
+    host_bytes: int = 0  # of each worker's host store, which models are fetched into before a LOAD; 0: none
+    disk_bandwidth: int = 0  # bytes/s at which a worker fetches into it; 0: that takes no time
     load_failures: float = 0.0  # probability that a LOAD fails
     infer_failures: float = 0.0
     cancels: float = 0.0  # probability that a client gives its request up before its deadline
@@ -187,12 +189,14 @@ class Report:
     link_busy: npt.NDArray[np.float64]  # by worker: share of the time in which it loaded
     loads: int
     unloads: int
+    fetches: int  # into host stores
+    drops: int  # out of them
     infers: int
     revokes: int
     too_late: int  # actions that came too late for their windows, warm-up included
     failed_actions: int
     crashes: int
-    errors: Mapping[str, Errors]  # infer_duration, infer_completion, load_duration, load_completion
+    errors: Mapping[str, Errors]  # infer_duration, infer_completion; so for load and fetch
     series: Mapping[str, Counts]  # by SLICE_NAMES; empty without series_ns
     series_ns: int
     digest: str  # of every event and order
@@ -237,6 +241,8 @@ class Report:
             "link_busy": self.link_busy.tolist(),
             "loads": self.loads,
             "unloads": self.unloads,
+            "fetches": self.fetches,
+            "drops": self.drops,
             "infers": self.infers,
             "revokes": self.revokes,
             "too_late": self.too_late,
@@ -412,6 +418,8 @@ def _report(
         link_busy=results["link_busy_ns"] / max(span_ns, 1),
         loads=results["loads"],
         unloads=results["unloads"],
+        fetches=results["fetches"],
+        drops=results["drops"],
         infers=results["infers"],
         revokes=results["revokes"],
         too_late=results["too_late"],

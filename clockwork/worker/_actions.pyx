@@ -7,7 +7,7 @@ from libcpp.memory cimport unique_ptr
 from libcpp.vector cimport vector
 
 from clockwork.config import ACTIONS_QUEUED_MAX
-from clockwork.messages import Load, Status, Unload
+from clockwork.messages import HostDrop, HostFetch, Load, Status, Unload
 from clockwork.worker.events import Ended, Received, Reject, Revoked, RevokeStarted, Start
 
 cdef extern from "worker/actions.h" namespace "clockwork" nogil:
@@ -16,6 +16,7 @@ cdef extern from "worker/actions.h" namespace "clockwork" nogil:
     cdef enum class Lane(uint8_t):
         LOAD
         EXECUTE
+        FETCH
 
     cdef enum class QueueOrder(uint8_t):
         START
@@ -54,6 +55,7 @@ START_LEAD_NS = C_START_LEAD_NS
 
 _LATE, _REVOKED, _BROKEN = Status.TOO_LATE, Status.ACTION_CANCELLED, Status.DEVICE_ERROR
 _Load, _Unload, _Received, _Ended, _Revoked = Load, Unload, Received, Ended, Revoked
+_Fetch, _Drop = HostFetch, HostDrop
 
 
 cdef inline uint64_t id_of(object action_id):
@@ -62,7 +64,7 @@ cdef inline uint64_t id_of(object action_id):
 
 
 cdef class ActionQueue:
-    """One device's two lanes."""
+    """One device's lanes."""
 
     cdef unique_ptr[CActionQueue] _queue
     cdef dict _actions  # by id: what waits or is with the device
@@ -86,8 +88,13 @@ cdef class ActionQueue:
             queued.action_id = id_of(action.action_id)
             queued.earliest_ns = action.earliest_ns
             queued.latest_ns = action.latest_ns
-            queued.is_unload = kind is _Unload
-            queued.lane = Lane.LOAD if kind is _Load or kind is _Unload else Lane.EXECUTE
+            queued.is_unload = kind is _Unload or kind is _Drop
+            if kind is _Load or kind is _Unload:
+                queued.lane = Lane.LOAD
+            elif kind is _Fetch or kind is _Drop:
+                queued.lane = Lane.FETCH
+            else:
+                queued.lane = Lane.EXECUTE
             self._actions.setdefault(queued.action_id, action)
             self._queue.get().received(now, queued, self._out)
         elif kind is _Ended:

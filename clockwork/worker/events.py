@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-from clockwork.messages import Infer, Load, Profile, Status, Unload
+from clockwork.messages import HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
 
-Action: TypeAlias = Load | Unload | Infer | Profile
+Action: TypeAlias = Load | Unload | Infer | Profile | HostFetch | HostDrop
 
 
 class Received(NamedTuple):

@@ -54,6 +54,8 @@ from clockwork.messages import (
     Goodbye,
     Heartbeat,
     HelloNeeded,
+    HostDrop,
+    HostFetch,
     Infer,
     Load,
     Mismatch,
@@ -181,6 +183,8 @@ class Worker:
             Load: self._on_action,
             Unload: self._on_action,
             Profile: self._on_action,
+            HostFetch: self._on_action,
+            HostDrop: self._on_action,
             Revoke: self._on_revoke,
             Ping: self._on_ping,
             Prepare: self._on_prepare,
@@ -357,6 +361,7 @@ class Worker:
                 "page_bytes": info.page_bytes,
                 "page_count": info.page_count,
                 "run_ahead": info.run_ahead,
+                "host_bytes": info.host_bytes,
             }
             for info in (line.device.info for line in self._lines)
         ]
@@ -504,6 +509,10 @@ class Worker:
                 device.start_unload(action)
             elif type(action) is Profile:
                 device.start_profile(action)
+            elif type(action) is HostFetch:
+                device.start_fetch(action)
+            elif type(action) is HostDrop:
+                device.start_drop(action)
         except (ValueError, TypeError, OverflowError, MemoryError) as error:  # what it carries makes no sense
             status = Status.INVALID_INPUT if isinstance(error, InvalidInput) else Status.DEVICE_ERROR
             held = self._actions.pop(action.action_id)
@@ -595,10 +604,15 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
             settings.page_bytes or EMULATED_PAGE_BYTES,
             settings.run_ahead,
             parse_settings(settings.emulate),
+            host_bytes=settings.host_bytes,
         )
         return list(group.devices)
     if count > DEVICES_ALONE_MAX:
         raise ConfigError(f"a worker drives at most {DEVICES_ALONE_MAX} {kinds[0]} devices, not {count}")
+    if settings.host_bytes:
+        raise ConfigError(
+            f"{kinds[0]} devices have no host store with a budget (--host-bytes): whatever is prepared can be loaded"
+        )
     if settings.emulate:
         raise ConfigError(f"{settings.emulate[0]} is a setting of emulated devices")
     open_one = _cuda_opener(settings) if kinds == ["cuda"] else _cpu_opener(settings)

@@ -67,6 +67,7 @@ class WorkerSettings:
     devices: tuple[str, ...] = ("cpu",)  # names, all of one kind; see device_names()
     arena_bytes: int = 0  # of each device; 0: what is usual for its kind
     page_bytes: int = 0  # likewise
+    host_bytes: int = 0  # budget of the host store that all devices load from; 0: none
     emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated
     threads: int = 1  # of each CPU device's execution
     run_ahead: int = config.RUN_AHEAD

@@ -152,6 +152,8 @@ bool Exchange::execute() {
             case CommandKind::SEND_INFER: send_infer(command); break;
             case CommandKind::SEND_LOAD: send_order(command, TAG_LOAD, ActionKind::LOAD); break;
             case CommandKind::SEND_UNLOAD: send_order(command, TAG_UNLOAD, ActionKind::UNLOAD); break;
+            case CommandKind::SEND_FETCH: send_order(command, TAG_HOST_FETCH, ActionKind::FETCH); break;
+            case CommandKind::SEND_DROP: send_order(command, TAG_HOST_DROP, ActionKind::DROP); break;
             case CommandKind::SEND_REVOKE: send_revoke(command); break;
             case CommandKind::ANSWER_OK: answer_ok(command); break;
             case CommandKind::ANSWER_FAILED: answer_failed(command); break;

@@ -83,8 +83,8 @@ struct ClientLink {
     }
 };
 
-enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE };
-inline constexpr int ACTION_KINDS = 4;
+enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
+inline constexpr int ACTION_KINDS = 6;
 inline constexpr int STATUS_COUNT = 32;  // above every number of Status
 
 // Of a result that is OK: how many parts it has, and how many tensors each.

@@ -23,6 +23,8 @@ enum Tag : std::int64_t {
     TAG_UNLOAD = 102,
     TAG_INFER = 103,
     TAG_REVOKE = 105,
+    TAG_HOST_FETCH = 106,
+    TAG_HOST_DROP = 107,
 };
 
 inline constexpr std::size_t HEADER_BYTES_MAX = 4 << 20;  // clockwork.config.HEADER_BYTES_MAX

@@ -351,7 +351,8 @@ double Adaptive::hold_share(const Model& model) const {
 Ns Adaptive::rank_ns(const Queue& queue) { return queue.front().deadline_ns; }
 
 Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& one) {
-    return one.deadline_ns - soonest_ns(*queue.model, queue.shape, 1) + 1;
+    Ns latest = one.deadline_ns - soonest_ns(*queue.model, queue.shape, 1);
+    return last_begin_ns(*queue.model, latest) + 1;
 }
 
 Ns Adaptive::ready_ns(Queue& queue) {

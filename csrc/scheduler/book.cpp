@@ -33,6 +33,12 @@ DeviceStatus status_of(const Device& device) {
     row.resident = device.resident.size();
     row.served = device.served;
     row.draining = device.worker->draining;
+    row.host_bytes = device.worker->host_bytes;
+    row.host_used = device.worker->host_used;
+    row.fetching = device.worker->fetching;
+    for (const HostCopy& copy : device.worker->host) {
+        row.hosted += copy.state == HostState::HELD;
+    }
     return row;
 }
 
@@ -303,6 +309,20 @@ std::vector<Whereabouts> Book::whereabouts(ModelId model_id) const {
         }
     }
     return found;
+}
+
+bool Book::host_picture(WorkerId worker_id, std::vector<ModelId>& held) const {
+    held.clear();
+    const Worker* worker = find_worker(worker_id);
+    if (worker == nullptr || worker->host_bytes == 0) {
+        return false;
+    }
+    for (const Model* model : models_) {
+        if (worker->host_state(*model) == HostState::HELD) {
+            held.push_back(model->model_id);
+        }
+    }
+    return true;
 }
 
 bool Book::picture(WorkerId worker_id, std::int32_t device_index, std::vector<Held>& held) const {

@@ -55,6 +55,7 @@ public:
     Snapshot snapshot() const override;
     const Predictions* predictions() const final { return &predictions_; }
     void judge_predictions(Ns from_ns, Ns until_ns) final;
+    bool host_picture(WorkerId worker, std::vector<ModelId>& held) const final;
     bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const final;
     void check_invariants() const override;
 

@@ -25,6 +25,9 @@ class Edf final : public Spare {
 public:
     using Spare::Spare;
 
+    // Its admission counts one hop, from host memory to the device.
+    bool plans_fetches() const override { return false; }
+
 protected:
     void arrive(Pending& pending) override;
     void dispatch(Device& device) override;

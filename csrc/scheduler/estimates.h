@@ -200,6 +200,7 @@ public:
     ProgramEstimates& use_program(std::uint32_t program, std::uint32_t kind);
     void release_program(std::uint32_t program, std::uint32_t kind);
     LoadEstimates& loads(std::uint32_t kind);
+    LoadEstimates& fetches(std::uint32_t kind) { return fetches_[kind]; }
 
     template <typename Function>
     void for_each_program(Function&& function) const {
@@ -211,6 +212,7 @@ public:
 private:
     std::unordered_map<std::uint64_t, ProgramEstimates> programs_;
     std::unordered_map<std::uint32_t, LoadEstimates> loads_;
+    std::unordered_map<std::uint32_t, LoadEstimates> fetches_;  // of workers with such devices
     EstimateRule rule_ = EstimateRule::ROBUST;
 };
 

@@ -19,7 +19,8 @@ void Idle::load_background(Device& device, Model& model) {
         return;
     }
     KindSpec* spec = model.spec(device.kind);
-    if (spec == nullptr || !device.worker->has(&model) || spec->page_count > device.pages.page_count()) {
+    if (spec == nullptr || !device.worker->has(&model) || spec->page_count > device.pages.page_count() ||
+        !device.worker->could_host(*spec)) {
         return;
     }
     if (std::any_of(model.residencies.begin(), model.residencies.end(),
@@ -36,6 +37,9 @@ void Idle::load_background(Device& device, Model& model) {
                 return;  // which will look at it, too
             }
         }
+    }
+    if (!bring(*device.worker, model)) {
+        return;  // it comes back when that is done
     }
     if (Residency* residency = propose_load(device, model, *spec, now_ + BACKGROUND_AGE_NS, aged);
         residency != nullptr) {

@@ -200,7 +200,8 @@ std::size_t Loads::for_each_loadable(const Model& model, std::size_t first, Func
                 continue;
             }
             KindSpec* spec = model.spec(device->kind);
-            if (spec != nullptr && spec->page_count <= device->pages.page_count() && !function(*device, *spec)) {
+            if (spec != nullptr && spec->page_count <= device->pages.page_count() && worker.could_host(*spec) &&
+                !function(*device, *spec)) {
                 return at;
             }
         }
@@ -257,6 +258,10 @@ void Loads::start_loads(Device& device) {
 void Loads::send_load(Residency& residency, bool hurries) {
     Device& device = *residency.device;
     Worker& worker = *device.worker;
+    must(worker.is_hosted(*residency.model), "loading a model that is not in the host store");
+    if (worker.host_bytes > 0) {
+        worker.host[residency.model->slot].used_ns = now_;
+    }
     remove_from(device.pending, &residency);
     absolve(residency);
     device.enter(&residency);
@@ -293,6 +298,9 @@ void Loads::load_over(Device& device, Model& model, KindSpec& spec, const std::v
 }
 
 bool Loads::load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns) {
+    if (!bring(*device.worker, model)) {
+        return false;
+    }
     Residency* residency = make_residency(device, model, spec, NEVER_NS);
     if (!make_room(device, *residency, before_ns)) {
         residency_pool_.give_back(residency);
@@ -316,6 +324,9 @@ bool Loads::preload(Ns now, WorkerId worker_id, std::int32_t device_index, Model
         if (one->device == &device) {
             return false;
         }
+    }
+    if (!bring(*worker, *model)) {
+        return false;
     }
     Residency* residency = make_residency(device, *model, *model->spec(device.kind), NEVER_NS);
     if (!device.pages.allocate(residency->spec->runs, residency->starts)) {
@@ -464,6 +475,12 @@ Command& Loads::order_action(CommandKind kind, const Flight& flight) {
     return command;
 }
 
+PredictedLane& Loads::predicted_lane(Device& device, FlightKind kind) {
+    return kind == FlightKind::LOAD    ? device.worker->predicted_loads
+           : kind == FlightKind::FETCH ? device.worker->predicted_fetches
+                                       : device.predicted;
+}
+
 Flight* Loads::make_flight(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
                            Ns duration_ns) {
     Flight* flight = flight_pool_.make();
@@ -479,8 +496,8 @@ Flight* Loads::make_flight(Device& device, FlightKind kind, Residency& residency
     if (kind == FlightKind::INFER) {
         depart(*flight);
     }
-    if (kind != FlightKind::UNLOAD) {
-        PredictedLane& lane = kind == FlightKind::LOAD ? device.worker->predicted_loads : device.predicted;
+    if (kind != FlightKind::UNLOAD && kind != FlightKind::DROP) {
+        PredictedLane& lane = predicted_lane(device, kind);
         flight->predicted_end_ns = lane.sent(flight->there_ns, expected_ns);
     }
     flights_.set(flight->action_id, flight);
@@ -493,16 +510,18 @@ void Loads::end_flight(Flight& flight) {
     flight.device->worker->flights.erase(&flight);
     if (flight.kind == FlightKind::LOAD) {
         flight.device->worker->loads_ns -= flight.duration_ns;
+    } else if (flight.kind == FlightKind::FETCH) {
+        flight.device->worker->fetches_ns -= flight.duration_ns;
     }
     retire(&flight);
 }
 
 void Loads::judge(const Flight& flight, const ActionResult& result) {
-    if (flight.kind == FlightKind::UNLOAD) {
+    if (flight.kind == FlightKind::UNLOAD || flight.kind == FlightKind::DROP) {
         return;
     }
-    bool is_load = flight.kind == FlightKind::LOAD, is_done = result.status == Status::OK;
-    PredictedLane& lane = is_load ? flight.device->worker->predicted_loads : flight.device->predicted;
+    bool is_done = result.status == Status::OK;
+    PredictedLane& lane = predicted_lane(*flight.device, flight.kind);
     bool is_sane = 0 < result.end_ns && result.end_ns <= now_;  // the clocks of two machines were compared
     Ns end = is_sane ? result.end_ns : now_ - flight.device->worker->back_ns;
     lane.ended(is_done ? end - flight.predicted_end_ns : -flight.expected_ns);
@@ -511,9 +530,15 @@ void Loads::judge(const Flight& flight, const ActionResult& result) {
         return;
     }
     Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
-    (is_load ? predictions_.load_duration : predictions_.infer_duration).add(flight.expected_ns - took);
-    (is_load ? predictions_.load_completion : predictions_.infer_completion)
-        .add(flight.predicted_end_ns - end);
+    bool is_load = flight.kind == FlightKind::LOAD, is_fetch = flight.kind == FlightKind::FETCH;
+    Errors& durations = is_load    ? predictions_.load_duration
+                        : is_fetch ? predictions_.fetch_duration
+                                   : predictions_.infer_duration;
+    Errors& completions = is_load    ? predictions_.load_completion
+                          : is_fetch ? predictions_.fetch_completion
+                                     : predictions_.infer_completion;
+    durations.add(flight.expected_ns - took);
+    completions.add(flight.predicted_end_ns - end);
 }
 
 Flight* Loads::fly(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
@@ -624,17 +649,22 @@ void Loads::check_removed(Model& model) {
             evict(*residency);
         }
     }
-    if (!model.residencies.empty() || model.unloads > 0) {
+    if (!model.residencies.empty() || model.unloads > 0 || !leave_hosts(model)) {
         return;
     }
     model.gone = true;
     by_model_.erase(static_cast<std::uint64_t>(model.model_id));
     remove_from(models_, &model);
     for (WorkerId id : model.workers) {
-        find_worker(id)->has_model[model.slot] = false;
+        Worker& worker = *find_worker(id);
+        worker.has_model[model.slot] = false;
+        if (model.slot < worker.host.size()) {
+            worker.host[model.slot] = HostCopy();
+        }
     }
     for (KindSpec* spec : model.specs) {
         spec->loads->forget(model.model_id);
+        spec->fetches->forget(model.model_id);
         retire(spec);
     }
     model_gone(model);

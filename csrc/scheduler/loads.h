@@ -33,13 +33,23 @@ inline constexpr Ns UNLOAD_EXPECTED_NS = 100'000;
 // one ended.
 inline constexpr std::size_t LOADABLE_MAX = 64;
 
+// FETCHes that a worker is sent before the first has been answered: they share one disk.
+inline constexpr std::uint32_t FETCHES_MAX = 2;
+
 // A refusal that a resident model would have avoided loads it, evicting only what idled this long.
 inline constexpr Ns WARM_IDLE_NS = SECOND;
 
 // Residency, for any policy.
+//
+// A worker may have a host store with a budget, from which all its devices load. Then a model is *fetched* into it from
+// disk before it can be loaded (bring()), and others are *dropped* from it to make room: the least worth first, never
+// one from which a load is under way or decided. Both are orders like any other, for the worker's first device; a copy's
+// bytes are the controller's to give away from the moment at which its DROP is ordered.
 class Loads : public Book {
 public:
     using Book::Book;
+
+    void check_invariants() const override;
 
     bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) final;
 
@@ -74,6 +84,21 @@ protected:
     // Models that could be doomed, with the time at which their work ends, earliest first. Without a plan: those in
     // flight.
     virtual void find_busy(Device& device, std::vector<Ending>& found);
+    // Whether a host store may drop a model (from which nothing is being loaded), and what its copy there is worth:
+    // of those that are equal, the least recently used goes first.
+    virtual bool may_drop(const Model& model) const {
+        (void)model;
+        return true;
+    }
+    virtual double host_worth(const Model& model) const {
+        (void)model;
+        return 0;
+    }
+    // A FETCH came to its end, well or not.
+    virtual void host_changed(Worker& worker, Model& model) {
+        (void)worker;
+        (void)model;
+    }
     // A load was done: work may be sent to it.
     virtual void load_done(Residency& residency, Ns took_ns) {
         (void)residency;
@@ -113,6 +138,25 @@ protected:
     void find_loadable(Model& model, std::vector<Place>& found);
     bool fits_somewhere(Model& model);
 
+    // ----- the host stores -----------------------------------------------------------------------
+
+    // How long until a LOAD of it could be ordered there, if its FETCH were the next; of all workers, the shortest.
+    Ns fetch_wait_ns(const Worker& worker, const Model& model) const;
+    Ns fetch_wait_ns(const Model& model) const;
+    // What a model that is on no device needs until work can be sent to it: fetch and load, where it is the quickest. 0
+    // where there are no host stores.
+    Ns hops_ns(const Model& model) const;
+    // The last moment at which its fetch and load may begin, if its work has to begin by latest_ns. What is under way
+    // counts as it is thought to end. The same as latest_ns without host stores.
+    Ns last_begin_ns(const Model& model, Ns latest_ns) const;
+    // A worker from whose host store it could be loaded; null: none.
+    const Worker* find_host(const Model& model) const;
+    // True if a LOAD of the model may be ordered on this worker. Else its FETCH is ordered, if one more may be under way
+    // and there is room, or room can be made of copies last used before then.
+    bool bring(Worker& worker, Model& model, Ns before_ns = NEVER_NS);
+    // A request was refused whose model is too far away.
+    void warm(Model& model);
+
     // ----- acting ------------------------------------------------------------------------------
 
     void start_loads(Device& device);
@@ -135,6 +179,10 @@ protected:
 
     void load_answered(Flight& flight, const ActionResult& result);
     void unload_answered(Flight& flight, const ActionResult& result);
+    void fetch_answered(Flight& flight, const ActionResult& result);
+    void drop_answered(Flight& flight, const ActionResult& result);
+    // A FETCH or DROP is under way no more.
+    void end_host_action(Flight& flight);
     // The device says that the model is not there. Appends the requests that were planned on it.
     void lose_residency(Residency& residency, std::vector<Pending*>& waiting);
 
@@ -150,7 +198,23 @@ protected:
     // What was predicted of an action, held against what came of it.
     void judge(const Flight& flight, const ActionResult& result);
 
+    std::uint32_t tiered_ = 0;  // workers with a host store
+
 private:
+    struct Dropped {
+        double worth;
+        Ns used_ns;
+        Model* model;
+    };
+
+    template <typename Function>
+    void for_each_store(const Model& model, Function&& function) const;
+    static bool is_pinned(const Worker& worker, const Model& model);
+    Residency& stand_in(Worker& worker, Model& model);
+    void send_fetch(Worker& worker, Model& model, const KindSpec& spec);
+    void send_drop(Worker& worker, Model& model, std::uint8_t attempts);
+    bool leave_hosts(Model& model);
+    static PredictedLane& predicted_lane(Device& device, FlightKind kind);
     bool find_victims(Residency& residency, bool doom);
     // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.
     bool try_idle(Device& device, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
@@ -174,6 +238,8 @@ private:
     std::vector<Residency*> evictable_;
     std::vector<Residency*> victims_;
     std::vector<Ending> endings_;
+    std::vector<Dropped> dropped_;
+    std::vector<Place> warm_places_;
     std::uint32_t mark_ = 0;
 };
 

@@ -27,7 +27,7 @@ KindSpec* Memory::loadable(const Device& device, const Model& model) const {
         return nullptr;
     }
     KindSpec* spec = model.spec(device.kind);
-    if (spec == nullptr || spec->page_count > device.pages.page_count()) {
+    if (spec == nullptr || spec->page_count > device.pages.page_count() || !device.worker->could_host(*spec)) {
         return nullptr;
     }
     bool is_there = !model.residencies.empty() &&
@@ -152,6 +152,28 @@ Device* Memory::find_spare(const Model& model) {
     return found;
 }
 
+// What waits is about to be loaded from there.
+bool Memory::may_drop(const Model& model) const { return waiting(model) == 0 || !model.residencies.empty(); }
+
+Ns Memory::fetch_wait_ns(const Worker& worker, const Model& model) const {
+    return queued_.fetch_wait_ns(worker, model);
+}
+
+Ns Memory::fetch_wait_ns(const Model& model) const { return queued_.fetch_wait_ns(model); }
+
+bool Memory::offer_to_host(const Model& model) {
+    const Worker* host = queued_.find_host(model);
+    if (host == nullptr) {
+        return false;
+    }
+    for (Device* device : host->devices) {
+        touch(*device);
+    }
+    return true;
+}
+
+bool Memory::bring(Device& device, Model& model) { return queued_.bring(*device.worker, model); }
+
 bool Memory::load_spare(Device& device, Model& model, KindSpec& spec) {
     return queued_.load_now(device, model, spec, 0);
 }
@@ -165,6 +187,9 @@ void Memory::load_over(Device& device, Model& model, KindSpec& spec, const std::
 }
 
 bool Memory::load_by_force(Device& device, Model& model, KindSpec& spec) {
+    if (!bring(device, model)) {
+        return false;
+    }
     Residency* residency = queued_.propose_load(device, model, spec, now(), true);
     if (residency == nullptr) {
         return false;

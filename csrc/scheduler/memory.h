@@ -66,6 +66,17 @@ public:
         return found.size();
     }
 
+    // See Loads: the host stores.
+    virtual bool may_drop(const Model& model) const;
+    virtual double host_worth(const Model& model) const {
+        (void)model;
+        return 0;
+    }
+    virtual void host_changed(Worker& worker, Model& model) {
+        (void)worker;
+        renew(model);
+    }
+
     virtual void arrived_on(Residency& residency) { (void)residency; }
     virtual void gone_from(Residency& residency) { (void)residency; }
     // A model can be loaded in other places than before.
@@ -101,6 +112,13 @@ protected:
     // How long it would keep the device, beyond what it was sent; a model's share of it where others have the model,
     // too. From enough_ns on it may be more.
     Ns backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const;
+    // How long until the worker could load it from its host store; of all workers, the shortest (if no device has it).
+    Ns fetch_wait_ns(const Worker& worker, const Model& model) const;
+    Ns fetch_wait_ns(const Model& model) const;
+    // Has the devices look that could load a model from a host store which holds it. False: none does.
+    bool offer_to_host(const Model& model);
+    // True if it is in the worker's host store, or needs not be; else orders its FETCH, if that can be now.
+    bool bring(Device& device, Model& model);
     // The device of the lowest score of TARGET_SCAN_MAX that could load the model, others at each call. Of one that is
     // not below `least`, a score need only say so. Null if there is none.
     using Scorer = Score (*)(const Memory&, const Device&, const KindSpec&, const Model&, const Score& least);

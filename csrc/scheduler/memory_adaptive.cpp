@@ -139,10 +139,10 @@ double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begi
 
 // The last moment at which its load may begin, for the first of its requests.
 Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec) const {
-    Ns latest = NEVER_NS;
+    Ns latest = NEVER_NS, hops = fetch_wait_ns(model) + spec.load_planned_ns();
     for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
         if (!one->empty()) {
-            Ns needs = spec.load_planned_ns() + spec.alone_ns(one->shape, one->front().size);
+            Ns needs = hops + spec.alone_ns(one->shape, one->front().size);
             latest = std::min(latest, one->front().deadline_ns - needs);
         }
     }
@@ -163,7 +163,7 @@ Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_ba
         return {false, -(static_cast<double>(latest) + load_ns(model, spec))};
     }
     double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1));
-    return {true, benefit(model, spec, now(), 0, is_cold) / load};
+    return {true, benefit(model, spec, now() + fetch_wait_ns(model), 0, is_cold) / load};
 }
 
 // Finds what has to be put back, as if all links were one that is so much faster, and is free when the device's is.
@@ -187,7 +187,7 @@ void AdaptiveMemory::put_in_order(const Device& device) {
         const Model& model = model_at(slot);
         const KindSpec& spec = *model.specs.front();
         double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)), share = load_ns(model, spec);
-        double gain = benefit(model, spec, now(), 0, is_cold(model));
+        double gain = benefit(model, spec, now() + fetch_wait_ns(model), 0, is_cold(model));
         Ns latest = latest_ns(model, spec);
         wishes_.push_back({latest, share, static_cast<double>(latest) + share, gain / load, slot});
     }
@@ -329,9 +329,9 @@ Ns AdaptiveMemory::served_ns(const Device& device, const KindSpec& spec, const Q
 }
 
 // When it could be there, if it were the next to be loaded there.
-Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec) const {
+Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec, const Model& model) const {
     const Worker& worker = *device.worker;
-    Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
+    Ns begin = std::max(worker.link_free_ns, now() + fetch_wait_ns(worker, model) + worker.there_ns);
     return begin + spec.load_planned_ns() + worker.back_ns + worker.there_ns;
 }
 
@@ -346,7 +346,7 @@ Score AdaptiveMemory::score(const Memory& memory, const Device& device, const Ki
     }
     Ns room = device.has_room(spec) ? 0 : spec.load_planned_ns();
     Ns enough = least.time_ns + SCORE_STEP_NS - room + self.now();
-    Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec), enough) - self.now();
+    Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec, model), enough) - self.now();
     Ns time = std::max<Ns>(served, 0) + room;
     return {time - time % SCORE_STEP_NS, device.resident.size()};
 }
@@ -357,7 +357,7 @@ bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, cons
     if (first == nullptr) {
         return false;
     }
-    Ns loaded = loaded_ns(device, spec), later = spec.load_planned_ns() / COPY_PART;
+    Ns loaded = loaded_ns(device, spec, model), later = spec.load_planned_ns() / COPY_PART;
     Ns least = loaded + spec.alone_ns(first->shape, first->front().size);  // here, if nothing waits
     Ns soonest = NEVER_NS;
     begin_backlogs();
@@ -370,6 +370,14 @@ bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, cons
         }
     }
     return soonest > served_ns(device, spec, *first, loaded, soonest + later) - later;
+}
+
+// A FETCH has ended: one that was waited for may be loaded, and the disk is free for another.
+void AdaptiveMemory::host_changed(Worker& worker, Model& model) {
+    for (Device* device : worker.devices) {
+        again_ns_[device->slot] = 0;
+    }
+    renew(model);
 }
 
 void AdaptiveMemory::arrived_on(Residency& residency) {
@@ -504,8 +512,14 @@ void AdaptiveMemory::look(Device& device) {
                 aside_.emplace_back(slot, is_put_back);
                 continue;
             }
-            Ns begin = std::max(worker.link_free_ns, now() + worker.there_ns);
-            if (benefit(model, *spec, begin, delays, cold) > 0 && try_load(device, model, *spec)) {
+            Ns fetch = fetch_wait_ns(worker, model);
+            if (fetch > 0 && cold && offer_to_host(model)) {
+                aside_.emplace_back(slot, is_put_back);  // it is for those who have it nearer
+                continue;
+            }
+            Ns begin = std::max(worker.link_free_ns, now() + fetch + worker.there_ns);
+            if (benefit(model, *spec, begin, delays, cold) > 0 && bring(device, model) &&
+                try_load(device, model, *spec)) {
                 continue;
             }
         }

@@ -127,6 +127,8 @@ public:
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
     std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override;
+    double host_worth(const Model& model) const override { return rate(model); }
+    void host_changed(Worker& worker, Model& model) override;
     void arrived_on(Residency& residency) override;
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;
@@ -179,7 +181,7 @@ private:
     void put_in_order(const Device& device);
     const Queue* first_queue(const Model& model) const;
     Ns served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
-    Ns loaded_ns(const Device& device, const KindSpec& spec) const;
+    Ns loaded_ns(const Device& device, const KindSpec& spec, const Model& model) const;
     bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
     static Score score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
                        const Score& least);

@@ -46,7 +46,7 @@ void PaperMemory::waits(Pending& pending) {
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns least = ahead_ns_ + PAPER_BUFFER_NS;
     Ns exec_slo = std::max(slo - PAPER_BUFFER_NS, least);
-    Ns weights_slo = slo - (spec.load_expected_ns() + one + PAPER_BUFFER_NS + ahead_ns_);
+    Ns weights_slo = slo - (fetch_wait_ns(model) + spec.load_expected_ns() + one + PAPER_BUFFER_NS + ahead_ns_);
     weights_slo = std::max(std::min(PAPER_WEIGHTS_SLO_NS, weights_slo), least);
     Share& mine = share(pending);
     mine = {scaled(one, PAPER_CAPACITY_NS, exec_slo), scaled(one, PAPER_CAPACITY_NS, weights_slo), ++number_};

@@ -60,7 +60,7 @@ Ns Paper::hopeless_ns(const Queue& queue, const Waiting& one) {
         }
         deadline -= least < NEVER_NS ? least : 0;
     }
-    return std::min(deadline, one.deadline_ns);
+    return last_begin_ns(*queue.model, std::min(deadline, one.deadline_ns));
 }
 
 // The first request that may end as late as this.

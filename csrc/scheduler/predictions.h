@@ -19,9 +19,9 @@ struct Errors {
     void add(Ns error) { error >= 0 ? over.add(error) : under.add(-error); }
 };
 
-// Of actions that succeeded. Constant memory: at most eight histograms of 40 kB.
+// Of actions that succeeded. Constant memory: at most twelve histograms of 40 kB.
 struct Predictions {
-    Errors infer_duration, infer_completion, load_duration, load_completion;
+    Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion;
 };
 
 // The actions under way on one lane, as one number: when the last of them is predicted to end.

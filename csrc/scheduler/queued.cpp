@@ -62,11 +62,30 @@ void Queued::arrive(Pending& pending) {
     if (pending.deadline_ns >= NEVER_NS) {
         open(pending);
         to_background(pending);
+    } else if (!is_near(pending)) {
+        warm(model);
     } else if (admit(pending)) {
         open(pending);
         pending.key_ns = ++order_;
         enqueue(pending, queue);
     }
+}
+
+// Whether fetch, load and execution fit its deadline, where host stores have to be counted; if not, it was refused.
+bool Queued::is_near(Pending& pending) {
+    const Model& model = *pending.model;
+    if (tiered_ == 0 || !model.residencies.empty()) {
+        return true;
+    }
+    Ns least = model.least_alone_ns(pending.request.shape, pending.size);
+    Ns needs = hops_ns(model) + (least < NEVER_NS ? least : 0);
+    if (now_ + needs <= pending.deadline_ns) {
+        return true;
+    }
+    Ns arrived = pending.request.arrived_ns, slo = pending.deadline_ns - arrived;
+    Ns feasible = std::max(now_ - arrived + needs, slo + 1);
+    refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, feasible, slo), feasible, hops_ns(model));
+    return false;
 }
 
 bool Queued::replace(Pending& pending) {
@@ -125,9 +144,9 @@ void Queued::unplan(Pending& pending) {
 }
 
 // The last time at which even the shortest batch, at once and on the fastest kind of device, would still be in time.
-Ns Queued::last_start_ns(const Queue& queue, const Waiting& one) {
+Ns Queued::last_start_ns(const Queue& queue, const Waiting& one) const {
     Ns least = queue.model->least_alone_ns(queue.shape, 1);
-    return least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns;
+    return last_begin_ns(*queue.model, least < NEVER_NS ? one.deadline_ns - least : one.deadline_ns);
 }
 
 void Queued::drop(Queue& queue, const Waiting& one) {

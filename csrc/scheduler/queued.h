@@ -168,7 +168,7 @@ protected:
     }
     // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
     static std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max);
-    static Ns last_start_ns(const Queue& queue, const Waiting& one);
+    Ns last_start_ns(const Queue& queue, const Waiting& one) const;
     // Answers a waiting request as missed, or as refused (promises_nothing_). What is behind it may become hopeless
     // too: look at the queue anew.
     void drop(Queue& queue, const Waiting& one);
@@ -209,6 +209,9 @@ protected:
     std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override {
         return memory_->order_evictable(device, found, ordered);
     }
+    bool may_drop(const Model& model) const override { return memory_->may_drop(model); }
+    double host_worth(const Model& model) const override { return memory_->host_worth(model); }
+    void host_changed(Worker& worker, Model& model) override { memory_->host_changed(worker, model); }
     bool is_load_wanted(const Residency& residency) const override;
     void load_done(Residency& residency, Ns took_ns) override;
     void load_given_up(Residency& residency, const Said& said) override;
@@ -226,6 +229,7 @@ private:
     };
 
     DeviceState& at(const Device& device) { return devices_state_[device.slot]; }
+    bool is_near(Pending& pending);
     Queue& queue_of(ModelState& state, const Pending& pending);
     void enqueue(Pending& pending, Queue& queue);
     void publish(ModelState& state, const Model& model);

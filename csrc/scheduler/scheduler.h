@@ -45,6 +45,10 @@ struct DeviceStatus {
     std::uint64_t resident = 0;
     std::uint64_t served = 0;
     bool draining = false;
+    std::uint64_t host_bytes = 0;  // of the host store that it shares with its worker's others; 0: there is none
+    std::uint64_t host_used = 0;
+    std::uint64_t hosted = 0;    // models in it
+    std::uint64_t fetching = 0;  // models on their way into it
 };
 
 // A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.
@@ -79,7 +83,7 @@ struct FlightStatus {
     ActionId action_id = 0;
     WorkerId worker = 0;
     std::uint32_t device = 0;
-    int kind = 0;  // LOAD, UNLOAD, INFER, PROFILE
+    int kind = 0;  // LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP
     ModelId model_id = 0;
     std::vector<RequestId> requests;
 };
@@ -109,7 +113,10 @@ public:
     virtual void arrived(Ns now, const Request& request) = 0;
     virtual void cancelled(Ns now, RequestId request_id) = 0;
     virtual void action_done(Ns now, const ActionResult& result) = 0;
-    virtual void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices) = 0;
+    // host_bytes: the budget of its host store, which all its devices load from; 0: it has none, and whatever is prepared
+    // can be loaded. Only for who plans_fetches().
+    virtual void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices,
+                               std::uint64_t host_bytes = 0) = 0;
     virtual void worker_left(Ns now, WorkerId worker) = 0;
     virtual void worker_draining(Ns now, WorkerId worker) = 0;
     virtual void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) = 0;
@@ -135,6 +142,15 @@ public:
         (void)worker, (void)device, (void)held;
         return false;
     }
+
+    // The models that it thinks a worker's host store holds, in any order; false if it is not there or has no store.
+    virtual bool host_picture(WorkerId worker, std::vector<ModelId>& held) const {
+        (void)worker, (void)held;
+        return false;
+    }
+
+    // Whether it can serve workers whose host store has a budget.
+    virtual bool plans_fetches() const { return true; }
 
     virtual std::vector<DeviceStatus> devices() const { return {}; }
     // Each device that holds the model, or is about to.

@@ -150,6 +150,9 @@ void Service::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
             }
             fresh->load_ns = spec.load_ns;
             fresh->load_own_ns = fresh->loads->own_ns(spec.model_id);
+            fresh->fetches = &estimates_.fetches(device.kind);
+            fresh->fetch_own_ns = fresh->fetches->own_ns(spec.model_id);
+            fresh->host_bytes = device.page_bytes * fresh->page_count;
             fresh->program->seed(spec.profile);
             if (known != nullptr) {
                 *std::find(model->specs.begin(), model->specs.end(), known) = fresh;
@@ -193,13 +196,17 @@ std::uint32_t Service::kind_of(const DeviceSpec& spec) {
     return static_cast<std::uint32_t>(found - kinds_.begin());
 }
 
-void Service::worker_joined(Ns now, WorkerId worker_id, const std::vector<DeviceSpec>& devices) {
+void Service::worker_joined(Ns now, WorkerId worker_id, const std::vector<DeviceSpec>& devices,
+                            std::uint64_t host_bytes) {
+    must(host_bytes == 0 || plans_fetches(), "this policy cannot plan for a host store");
     advance(now);
     if (find_worker(worker_id) != nullptr) {
         worker_left(now, worker_id);
     }
     Worker* worker = worker_pool_.make();
     worker->worker_id = worker_id;
+    worker->host_bytes = host_bytes;
+    tiered_ += host_bytes > 0;
     by_worker_.set(static_cast<std::uint32_t>(worker_id), worker);
     for (const DeviceSpec& spec : devices) {
         Device* device = device_pool_.make();
@@ -208,6 +215,7 @@ void Service::worker_joined(Ns now, WorkerId worker_id, const std::vector<Device
         device->number = device_count_++;
         device->kind = kind_of(spec);
         device->kind_said = spec.kind;
+        device->page_bytes = spec.page_bytes;
         device->pages = PageAllocator(spec.page_count);
         device->run_ahead = std::max(spec.run_ahead, 1u);
         device->idle_since_ns = now_;
@@ -232,6 +240,8 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
         if (flight->kind == FlightKind::UNLOAD) {
             --flight->residency->model->unloads;
             retire(flight->residency);
+        } else if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
+            end_host_action(*flight);
         }
         if (flight->batch != nullptr) {
             take_back(*flight, waiting);
@@ -261,6 +271,7 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
         devices_.erase(std::find(devices_.begin(), devices_.end(), device));
         retire(device);
     }
+    tiered_ -= worker->host_bytes > 0;
     retire(worker);
     for (Model* model : models_) {
         if (worker->has(model)) {
@@ -398,6 +409,14 @@ void Service::action_done(Ns now, const ActionResult& result) {
     }
     if (flight->kind == FlightKind::UNLOAD) {
         unload_answered(*flight, result);
+        return;
+    }
+    if (flight->kind == FlightKind::FETCH) {
+        fetch_answered(*flight, result);
+        return;
+    }
+    if (flight->kind == FlightKind::DROP) {
+        drop_answered(*flight, result);
         return;
     }
     if (result.ready_ns > 0) {

@@ -24,7 +24,8 @@ public:
     void arrived(Ns now, const Request& request) final;
     void cancelled(Ns now, RequestId request_id) final;
     void action_done(Ns now, const ActionResult& result) final;
-    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices) final;
+    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices,
+                       std::uint64_t host_bytes) final;
     void worker_left(Ns now, WorkerId worker) final;
     void worker_draining(Ns now, WorkerId worker) final;
     void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) final;

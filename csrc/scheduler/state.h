@@ -23,6 +23,9 @@ inline constexpr std::size_t CACHE_LINE = 64;
 // The delay each way that is assumed of a link until it has been measured.
 inline constexpr Ns LINK_DEFAULT_NS = 200'000;
 
+// What is assumed of a disk until something was read from it: 2 GB/s.
+inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
+
 struct Batch;
 struct Device;
 struct Flight;
@@ -196,6 +199,9 @@ struct alignas(CACHE_LINE) KindSpec {
     LoadEstimates* loads = nullptr;
     Ns load_ns = 0;                  // measured at preparation
     Ns load_own_ns = 0;              // by its loads; 0: there were none
+    LoadEstimates* fetches = nullptr;
+    Ns fetch_own_ns = 0;             // likewise, from disk into a host store
+    std::uint64_t host_bytes = 0;    // what it takes there
     ProgramEstimates* program = nullptr;
     const Shapes* shapes = nullptr;
     std::uint32_t batch_max = 1;
@@ -211,6 +217,14 @@ struct alignas(CACHE_LINE) KindSpec {
 
     Ns load_expected_ns() const { return load_own_ns > 0 ? load_own_ns : loads->first_ns(load_ns, page_count); }
     Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
+    Ns fetch_expected_ns() const {
+        if (fetch_own_ns > 0) {
+            return fetch_own_ns;
+        }
+        Ns by_others = fetches->first_ns(0, page_count);
+        return by_others > 0 ? by_others : static_cast<Ns>(static_cast<double>(host_bytes) * DISK_DEFAULT_NS_PER_BYTE);
+    }
+    Ns fetch_planned_ns() const { return with_margin(fetch_expected_ns()); }
 
     // A batch of this size with margin, or the bound for a shape never seen; 0 if there is none.
     Ns alone_ns(std::uint32_t shape, std::uint32_t size) const {
@@ -261,7 +275,7 @@ struct alignas(CACHE_LINE) Residency {
     bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
 };
 
-enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE };
+enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
 
 // An action that was sent and has not been answered.
 struct Flight {
@@ -308,6 +322,8 @@ struct alignas(CACHE_LINE) Model {
     std::uint64_t live = 0;          // requests not answered
     std::uint64_t served = 0;
     std::uint32_t unloads = 0;       // UNLOADs under way
+    std::uint32_t fetches = 0;       // FETCHes under way
+    std::uint32_t drops = 0;         // DROPs under way
     std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
     std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
     std::uint32_t touched = 0;       // the round of worker_left() that has seen it
@@ -319,7 +335,7 @@ struct alignas(CACHE_LINE) Model {
         workers.clear();
         residencies.clear();
         live = served = 0;
-        unloads = touched = place_cursor = load_cursor = 0;
+        unloads = fetches = drops = touched = place_cursor = load_cursor = 0;
     }
 
     // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
@@ -388,6 +404,7 @@ struct Device {
     std::uint64_t number = 0;  // order of joining, breaks ties
     std::uint32_t kind = 0;    // layouts, and so loads, differ with the page: kind and page size together
     std::uint32_t kind_said = 0;  // the caller's number for the kind
+    std::uint64_t page_bytes = 0;
     PageAllocator pages;
     std::uint32_t run_ahead = 1;
     Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
@@ -434,6 +451,17 @@ struct Device {
     static void doom(Residency& residency, bool is_doomed);
 };
 
+// A model's weights in the host store of a worker, or on their way there.
+enum class HostState : std::uint8_t { NONE, FETCHING, HELD };
+
+struct HostCopy {
+    HostState state = HostState::NONE;
+    std::uint8_t attempts = 0;  // that failed, one after the other
+    std::uint64_t bytes = 0;
+    Ns used_ns = 0;   // when it was last loaded from, or came
+    Ns ready_ns = 0;  // FETCHING: when it is thought to be known to be there
+};
+
 struct Worker {
     WorkerId worker_id = 0;
     std::vector<Device*> devices;
@@ -444,6 +472,13 @@ struct Worker {
     PredictedLane predicted_loads;  // the same without margins
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
     std::vector<bool> has_model;                             // by the model's slot
+    std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded
+    std::uint64_t host_used = 0;
+    std::vector<HostCopy> host;    // by the model's slot
+    std::uint32_t fetching = 0;    // FETCHes under way
+    Ns disk_free_ns = 0;           // when they are thought to be done
+    Ns fetches_ns = 0;             // their planned durations
+    PredictedLane predicted_fetches;
     bool draining = false;
 
     std::uint32_t slot = 0;
@@ -456,6 +491,13 @@ struct Worker {
         generation = age;
     }
 
+    HostState host_state(const Model& model) const {
+        return model.slot < host.size() ? host[model.slot].state : HostState::NONE;
+    }
+    // Whether a LOAD of it could be ordered here.
+    bool is_hosted(const Model& model) const { return host_bytes == 0 || host_state(model) == HostState::HELD; }
+    // Whether it could ever be.
+    bool could_host(const KindSpec& spec) const { return host_bytes == 0 || spec.host_bytes <= host_bytes; }
     bool has(const Model* model) const { return model->slot < has_model.size() && has_model[model->slot]; }
 };
 

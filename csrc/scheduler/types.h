@@ -143,6 +143,8 @@ enum class CommandKind : std::uint8_t {
     ANSWER_FAILED,
     MODEL_GONE,
     WAKE,
+    SEND_FETCH,  // disk to the worker's host store, and out of it; device is 0, load_id the copy's
+    SEND_DROP,
 };
 
 // One order. Which fields count depends on kind; see the records of the same names in scheduler/types.py.

@@ -39,7 +39,7 @@ struct Accounts {
     std::vector<std::int64_t> batches;   // executions by size
     std::vector<Ns> busy_ns;             // by device: executing
     std::vector<Ns> link_busy_ns;        // by worker: loading
-    std::uint64_t loads = 0, unloads = 0, infers = 0, revokes = 0, too_late = 0, failed_actions = 0;
+    std::uint64_t loads = 0, unloads = 0, fetches = 0, drops = 0, infers = 0, revokes = 0, too_late = 0, failed_actions = 0;
     std::uint64_t crashes = 0;
     std::vector<Slice> slices;
     HistogramOf<4> slice_latency;  // of the newest slice

@@ -29,7 +29,7 @@ void World::join(std::uint32_t index) {
     specs_.assign(worker.device_count, DeviceSpec{worker.kind, cluster_.page_bytes, cluster_.page_count,
                                                   cluster_.run_ahead});
     note(0, worker.id, index);
-    scheduler_->worker_joined(now_, worker.id, specs_);
+    scheduler_->worker_joined(now_, worker.id, specs_, cluster_.host_bytes);
     // What the controller measures: a high percentile, and the error of the middle of its bounds with it.
     const bool shifted = cluster_.clock_offset_ns != 0 || cluster_.clock_drift_ppm != 0;
     const Ns error = shifted ? (worker.upper_ns + worker.lower_ns) / 2 - true_offset(worker, now_) : 0;
@@ -83,6 +83,8 @@ void World::crash(std::uint32_t index, bool hangs) {
     }
     worker.link_user = NONE;
     worker.link_queue.clear();
+    std::fill(worker.host.begin(), worker.host.end(), Hosting::NO);
+    worker.host_used = 0;
     heap_.push(now_ + (hangs ? cluster_.timeout_ns : cluster_.link_back_ns), EventKind::NOTICED, index,
                worker.epoch, 0);
     ++worker.epoch;
@@ -230,8 +232,8 @@ void World::deliver(std::uint32_t slot) {
     queued.action_id = action.id;
     queued.earliest_ns = action.earliest_ns;
     queued.latest_ns = action.latest_ns;
-    queued.is_unload = action.kind == ActionKind::UNLOAD;
-    queued.lane = action.kind == ActionKind::LOAD || queued.is_unload ? Lane::LOAD : Lane::EXECUTE;
+    queued.is_unload = action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP;
+    queued.lane = static_cast<Lane>(lane_of(action.kind));
     queued.token = slot;
     auto commands = buffer();
     device.queue.received(now_, queued, commands);
@@ -268,8 +270,8 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
         Action& action = actions_[command.token];
         switch (command.order) {
             case QueueOrder::START: {
-                const bool loads = action.kind == ActionKind::LOAD || action.kind == ActionKind::UNLOAD;
-                LaneState& lane = device.lanes[loads ? 0 : 1];
+                const std::size_t which = lane_of(action.kind);
+                LaneState& lane = device.lanes[which];
                 if (cluster_.copy_bandwidth && action.kind == ActionKind::INFER) {
                     device.copied_ns = std::max(device.copied_ns, now_) + copy_ns(action);
                     action.ready_ns = device.copied_ns;
@@ -277,7 +279,7 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
                 lane.waiting.push_back(command.token);
                 demand(lane.waiting.size() + (lane.running != NONE) <= cluster_.run_ahead,
                        "a device was given more than run_ahead actions");
-                advance(number, loads ? 0 : 1);
+                advance(number, static_cast<std::uint32_t>(which));
                 break;
             }
             case QueueOrder::REVOKE_STARTED:
@@ -353,6 +355,8 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
         status = Status::TOO_LATE;
     } else if (action.kind == ActionKind::LOAD) {
         status = begin_load(device, action);
+    } else if (action.kind == ActionKind::FETCH || action.kind == ActionKind::DROP) {
+        status = begin_host(device, action);
     } else {
         const std::uint32_t held = device.held[action.model];
         if (held == NONE || residents_[held].load_id != action.load_id || residents_[held].loading) {
@@ -378,11 +382,54 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
     return true;
 }
 
+std::size_t World::lane_of(ActionKind kind) {
+    if (kind == ActionKind::LOAD || kind == ActionKind::UNLOAD) return static_cast<std::size_t>(Lane::LOAD);
+    const bool is_host = kind == ActionKind::FETCH || kind == ActionKind::DROP;
+    return static_cast<std::size_t>(is_host ? Lane::FETCH : Lane::EXECUTE);
+}
+
+std::uint64_t World::host_bytes(std::uint32_t model) const {
+    std::uint64_t pages = 0;
+    for (std::uint32_t run : models_[model].runs) pages += run;
+    return pages * cluster_.page_bytes;
+}
+
+// Nor does the host store.
+Status World::begin_host(Device& device, const Action& action) {
+    WorkerState& worker = workers_[device.worker];
+    demand(!worker.host.empty(), "an order to a host store that is none");
+    Hosting& here = worker.host[action.model];
+    if (action.kind == ActionKind::FETCH) {
+        demand(here == Hosting::NO, "a FETCH of a model that is in the host store");
+        demand(worker.host_used + host_bytes(action.model) <= cluster_.host_bytes, "a host store is over-committed");
+        if (device.random.chance(cluster_.load_failures)) return Status::DEVICE_ERROR;
+        here = Hosting::FETCHING;
+        worker.host_used += host_bytes(action.model);
+        return Status::OK;
+    }
+    demand(here == Hosting::HELD, "a DROP of a model that is not in the host store");
+    for (std::uint32_t number = 0; number < worker.device_count; ++number) {
+        const LaneState& lane = devices_[worker.first_device + number].lanes[0];
+        const auto loads = [&](std::uint32_t slot) {
+            return actions_[slot].kind == ActionKind::LOAD && actions_[slot].model == action.model;
+        };
+        bool used = lane.running != NONE && loads(lane.running);
+        for (std::uint32_t other : lane.waiting) used |= loads(other);
+        demand(!used, "a DROP of a model that is being loaded");
+    }
+    here = Hosting::NO;
+    worker.host_used -= host_bytes(action.model);
+    return Status::OK;
+}
+
 // The page table believes nothing: a LOAD that cannot be is a fault of the scheduler's.
 Status World::begin_load(Device& device, Action& action) {
     const std::vector<std::uint32_t>& runs = models_[action.model].runs;
     demand(action.starts.size() == runs.size(), "a LOAD with the wrong number of runs");
     demand(device.held[action.model] == NONE, "a LOAD of a model that is there");
+    const WorkerState& worker = workers_[device.worker];
+    demand(worker.host.empty() || worker.host[action.model] == Hosting::HELD,
+           "a LOAD of a model that is not in the host store");
     for (std::size_t run = 0; run < runs.size(); ++run) {
         for (std::uint32_t page = action.starts[run]; page < action.starts[run] + runs[run]; ++page) {
             demand(page < device.owner.size(), "a LOAD outside the arena");
@@ -439,6 +486,11 @@ void World::lane_end(std::uint32_t number, std::uint32_t which) {
             slice->link_busy_ns += now_ - action.begin_ns;
         }
         workers_[device.worker].link_user = NONE;
+    } else if (action.kind == ActionKind::FETCH) {
+        workers_[device.worker].host[action.model] = Hosting::HELD;
+        if (counting()) ++accounts_.fetches;
+    } else if (action.kind == ActionKind::DROP) {
+        if (counting()) ++accounts_.drops;
     } else if (action.kind == ActionKind::UNLOAD) {
         release(device, action.model);
         if (counting()) ++accounts_.unloads;
@@ -499,9 +551,13 @@ Ns World::copy_ns(const Action& action) const {
 }
 
 Ns World::duration_ns(Device& device, const Action& action) {
-    if (action.kind == ActionKind::UNLOAD) return UNLOAD_NS;
+    if (action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP) return UNLOAD_NS;
     double exact, factor = 1;
-    if (action.kind == ActionKind::LOAD) {
+    if (action.kind == ActionKind::FETCH) {
+        if (cluster_.disk_bandwidth == 0) return 1;
+        exact = static_cast<double>(host_bytes(action.model)) * SECOND / static_cast<double>(cluster_.disk_bandwidth);
+        if (cluster_.load_noise > 0) factor = device.random.lognormal(cluster_.load_noise);
+    } else     if (action.kind == ActionKind::LOAD) {
         exact = static_cast<double>(models_[action.model].load_ns);
         if (cluster_.load_noise > 0) factor = device.random.lognormal(cluster_.load_noise);
     } else {

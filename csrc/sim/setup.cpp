@@ -11,6 +11,7 @@ namespace clockwork::sim {
 namespace {
 
 constexpr std::uint32_t PRELOADS_AT_ONCE = 16;  // of one worker: their windows are a second long
+constexpr std::size_t PRELOAD_WAITS_MAX = 4;   // rounds in which nothing could be loaded, for want of a fetch
 constexpr Ns SET_UP_LIMIT_NS = 3600 * SECOND;
 
 }  // namespace
@@ -42,6 +43,9 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
             throw std::invalid_argument("closed-loop clients that take no time between two requests");
         }
     }
+    if (cluster_.host_bytes > 0 && !scheduler_->plans_fetches()) {
+        throw std::invalid_argument("this policy cannot plan for a host store with a budget (host_bytes)");
+    }
     scheduler_->shape_known(0, 1);
     worker_of_.push_back(NONE);  // WorkerIds begin at 1
     const std::uint32_t count = (cluster_.devices + cluster_.devices_per_worker - 1) / cluster_.devices_per_worker;
@@ -59,6 +63,7 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
         }
         worker.offset_ns = static_cast<Ns>((2 * worker.random.uniform() - 1) *
                                            static_cast<double>(cluster_.clock_offset_ns));
+        if (cluster_.host_bytes > 0) worker.host.assign(models_.size(), Hosting::NO);
         worker.drift = (2 * worker.random.uniform() - 1) * cluster_.clock_drift_ppm * 1e-6;
         for (std::uint32_t number = 0; number < worker.device_count; ++number) {
             Device& device = devices_.emplace_back(cluster_.run_ahead, cluster_.actions_queued_max);
@@ -153,7 +158,9 @@ void World::preload() {
     }
     std::size_t accepted = 0;
     std::vector<std::uint32_t> under_way(workers_.size());
+    std::size_t waited = 0;
     while (!wanted.empty()) {
+        const std::size_t before = accepted;
         std::fill(under_way.begin(), under_way.end(), 0);
         std::vector<std::pair<std::uint32_t, std::uint32_t>> later;
         for (const auto& [number, model] : wanted) {
@@ -163,12 +170,16 @@ void World::preload() {
                 continue;
             }
             ++under_way[device.worker];
-            accepted += scheduler_->preload(now_, workers_[device.worker].id,
-                                            static_cast<std::int32_t>(device.index), model);
+            const bool is_accepted = scheduler_->preload(now_, workers_[device.worker].id,
+                                                         static_cast<std::int32_t>(device.index), model);
+            accepted += is_accepted;
+            if (!is_accepted && cluster_.host_bytes > 0) later.emplace_back(number, model);  // it is fetched first
         }
-        if (accepted == 0) throw std::invalid_argument("this policy does not preload models");
+        waited = accepted > before ? 0 : waited + 1;
+        if (accepted == 0 && (cluster_.host_bytes == 0 || waited > PRELOAD_WAITS_MAX)) throw std::invalid_argument("this policy does not preload models");
         settle();
         drain_set_up();
+        if (waited > PRELOAD_WAITS_MAX) break;  // the host stores have no room for the rest
         wanted.swap(later);
     }
 }

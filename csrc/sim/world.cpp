@@ -366,6 +366,12 @@ void World::order(const Command& command) {
         case CommandKind::SEND_UNLOAD:
             action.kind = ActionKind::UNLOAD;
             break;
+        case CommandKind::SEND_FETCH:
+            action.kind = ActionKind::FETCH;
+            break;
+        case CommandKind::SEND_DROP:
+            action.kind = ActionKind::DROP;
+            break;
         case CommandKind::SEND_INFER: {
             action.kind = ActionKind::INFER;
             action.requests.assign(out.ids.begin() + command.first, out.ids.begin() + command.first + command.count);
@@ -408,7 +414,7 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
     result.text = &said;
     note(4, static_cast<std::int64_t>(action.id), static_cast<std::int64_t>(action.status), result.begin_ns,
          result.end_ns);
-    if (action.kind == ActionKind::LOAD || action.kind == ActionKind::INFER) {
+    if (action.kind == ActionKind::LOAD || action.kind == ActionKind::INFER || action.kind == ActionKind::FETCH) {
         if (action.status == Status::TOO_LATE) {
             ++accounts_.too_late;
         } else if (action.status != Status::OK && action.status != Status::ACTION_CANCELLED) {
@@ -446,6 +452,17 @@ void World::finish() {
 // Nothing is left to happen: both sides must agree.
 void World::at_rest() {
     demand(outstanding_ == 0, "a request was never answered");
+    std::vector<ModelId> hosted;
+    for (const WorkerState& worker : workers_) {
+        if (worker.host.empty() || !scheduler_->host_picture(worker.id, hosted)) continue;
+        std::size_t there = 0;
+        for (Hosting one : worker.host) there += one == Hosting::HELD;
+        demand(there == hosted.size(), "the scheduler's picture of a host store has another number of models");
+        for (ModelId one : hosted) {
+            demand(worker.host[static_cast<std::size_t>(one)] == Hosting::HELD,
+                   "the scheduler's picture of a host store is wrong");
+        }
+    }
     std::vector<Held> held;
     for (std::uint32_t number = 0; number < devices_.size(); ++number) {
         const Device& device = devices_[number];

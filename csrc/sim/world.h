@@ -50,6 +50,8 @@ struct ClusterInfo {
     Ns timeout_ns = 2'000'000'000;  // how long the controller waits for one that hangs (half of the crashes)
     std::uint64_t input_bandwidth = 0;  // bytes/s of a worker's link; 0: unlimited
     std::uint64_t copy_bandwidth = 0;   // bytes/s of a device's input copies; 0: they take no time
+    std::uint64_t host_bytes = 0;      // of each worker's host store; 0: none, and whatever there is can be loaded
+    std::uint64_t disk_bandwidth = 0;  // bytes/s at which a worker fetches into it; 0: a FETCH takes no time
     double load_failures = 0, infer_failures = 0;  // probability that an action fails
     double cancels = 0;                            // probability that a client gives a request up
 };
@@ -124,7 +126,8 @@ public:
 private:
     static constexpr std::uint32_t NONE = UINT32_MAX;
 
-    enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE };
+    enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
+    enum class Hosting : std::uint8_t { NO, FETCHING, HELD };
 
     struct Action {
         ActionId id = 0;
@@ -173,7 +176,7 @@ private:
     struct Device {
         std::uint32_t worker = 0, index = 0;
         ActionQueue queue;
-        LaneState lanes[2];
+        LaneState lanes[LANES];
         Ns queue_due_ns = NEVER_NS;  // when a QUEUE_DUE is due
         Ns copied_ns = 0;            // inputs are copied until then
         std::vector<std::uint32_t> owner;       // by page: model, or NONE
@@ -200,6 +203,8 @@ private:
         Ns upper_ns = 0, lower_ns = 0;           // bounds of the offset at that time
         std::uint32_t link_user = NONE;          // device whose LOAD has the link
         std::vector<std::uint32_t> link_queue;   // devices, in order
+        std::vector<Hosting> host;               // by model; empty: it has no host store
+        std::uint64_t host_used = 0;
         Random random;
     };
 
@@ -246,6 +251,9 @@ private:
     void advance(std::uint32_t device, std::uint32_t lane);
     bool begin(std::uint32_t device, std::uint32_t lane, std::uint32_t slot);
     Status begin_load(Device& device, Action& action);
+    Status begin_host(Device& device, const Action& action);
+    std::uint64_t host_bytes(std::uint32_t model) const;
+    static std::size_t lane_of(ActionKind kind);
     void release(Device& device, std::uint32_t model);
     void lane_end(std::uint32_t device, std::uint32_t lane);
     void conclude(std::uint32_t device, std::uint32_t slot, Status status);

@@ -188,7 +188,7 @@ void ActionQueue::check_invariants() const {
         if (!holds) throw std::logic_error(what);
     };
     std::size_t held = 0;
-    std::array<std::uint32_t, 2> started{};
+    std::array<std::uint32_t, LANES> started{};
     for (std::uint32_t slot = 0; slot < records_.size(); ++slot) {
         const Record& record = records_[slot];
         if (slots_.find(record.action_id) != slot) continue;  // free

@@ -1,6 +1,6 @@
 // The worker's queue of actions, pure: what to hand to the device now, and what to refuse as too late.
 //
-// Two lanes, each ordered by the start of its window and then by arrival. A lane gives the device at most
+// Three lanes, each ordered by the start of its window and then by arrival. A lane gives the device at most
 // run_ahead actions, each when its window is about to open; the device itself waits for earliest_ns and looks at
 // latest_ns once more. There is no policy here: nothing is retried, evicted or moved beyond its window. Times are
 // of the worker's clock.
@@ -19,14 +19,16 @@ namespace clockwork {
 // An action is handed to the device this long before its window opens: the device waits more exactly.
 inline constexpr Ns START_LEAD_NS = 200'000;
 
-enum class Lane : std::uint8_t { LOAD, EXECUTE };  // LOAD, UNLOAD; INFER, PROFILE
+enum class Lane : std::uint8_t { LOAD, EXECUTE, FETCH };  // LOAD, UNLOAD; INFER, PROFILE; FETCH, DROP
+
+inline constexpr std::size_t LANES = 3;
 
 struct QueuedAction {
     ActionId action_id = 0;
     Ns earliest_ns = 0;
     Ns latest_ns = NEVER_NS;
     Lane lane = Lane::EXECUTE;
-    bool is_unload = false;
+    bool is_unload = false;  // or DROP: it passes nothing before it, and nothing passes it
     std::uint32_t token = 0;  // the caller's; handed back in QueueCommand
 };
 
@@ -46,10 +48,10 @@ struct QueueCommand {
     Ns late_ns;
 };
 
-// One device's two lanes. Not thread safe; no allocation in steady state.
+// One device's lanes. Not thread safe; no allocation in steady state.
 class ActionQueue {
 public:
-    // run_ahead: at least 1; queued_max: actions that wait, of both lanes. Throws std::invalid_argument.
+    // run_ahead: at least 1; queued_max: actions that wait, of all lanes. Throws std::invalid_argument.
     ActionQueue(std::uint32_t run_ahead, std::size_t queued_max);
 
     // Each appends to `out` what to do now, in order. Afterwards next_wake_ns() says when due() is wanted.
@@ -66,8 +68,10 @@ public:
         return slot != IdTable::NONE && records_[slot].started;
     }
     Ns next_wake_ns() const { return next_wake_ns_; }  // NEVER_NS: not at all
-    std::size_t queued_count() const { return lanes_[0].order.size() + lanes_[1].order.size(); }
-    std::size_t started_count() const { return lanes_[0].started + lanes_[1].started; }
+    std::size_t queued_count() const {
+        return lanes_[0].order.size() + lanes_[1].order.size() + lanes_[2].order.size();
+    }
+    std::size_t started_count() const { return lanes_[0].started + lanes_[1].started + lanes_[2].started; }
 
     // Throws std::logic_error where the books do not balance.
     void check_invariants() const;
@@ -109,7 +113,7 @@ private:
 
     std::uint32_t run_ahead_;
     std::size_t queued_max_;
-    std::array<LaneState, 2> lanes_;
+    std::array<LaneState, LANES> lanes_;
     std::vector<Record> records_;
     std::vector<std::uint32_t> free_;
     IdTable slots_;  // by action id

@@ -160,3 +160,32 @@ def test_up_with_profiles(tmp_path: Path) -> None:
             assert [device["kind"] for device in worker["devices"]] == ["emulated"] * 3
         assert up.stop() == 0
     assert json.loads((tmp_path / "models.json").read_text())["profiles"][0]["name"] == "small"
+
+
+def test_models_on_disk_are_fetched_through_a_small_host_store(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        more = ("--host-bytes", "64MiB", "--emulate", "disk_bandwidth=4e9")
+        cluster.start_worker(*EMULATED, "--devices", "2", *more, arena="64MiB", name="small-store")
+        for one in copies([SMALL], 8):
+            client.register(one.name, ModelProfile(**{**fields(one), "name": "small"}), slo=2.0)
+        x = np.zeros((1, 100), np.uint8)
+        for _ in range(2):
+            for number in range(8):
+                client.infer(f"small-{number}", x)
+        status = client.status()
+        plan = status["workers"][0]["devices"][0]["plan"]
+        assert (plan["host_bytes"], plan["host_used"], plan["hosted"]) == (64 << 20, 64 << 20, 4)
+        assert total_sent(status, "fetch") >= 8
+        assert total_sent(status, "drop") == total_sent(status, "fetch") - 4
+        code, text = cluster.run("status")
+        assert (code, "host store" in text) == (0, True), text
+
+
+def test_a_policy_that_cannot_plan_fetches_refuses_the_worker(tmp_path: Path) -> None:
+    with running_cluster(tmp_path / "cluster", workers=0, controller_options=("--policy", "edf")) as cluster:
+        worker = cluster.program([
+            "worker", "--connect", cluster.worker_endpoint, "--device", "emulated", "--host-bytes", "1GiB",
+            "--store", str(tmp_path / "store"),
+        ])  # fmt: skip
+        assert worker.wait() == 1
+        assert "policy edf cannot plan for a host store" in worker.text

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from clockwork.config import ACTIONS_QUEUED_MAX
-from clockwork.messages import NEVER_NS, Infer, Load, Profile, Status, Unload
+from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
 from clockwork.worker.actions import (
     START_LEAD_NS,
     ActionQueue,
@@ -211,3 +211,14 @@ def test_every_action_is_started_or_rejected_exactly_once(seed: int) -> None:
         now += MS
         take(queue.step(Ended(now, running.pop()) if running else Due(now)))
     assert len(outcome) == sent
+
+
+def test_the_host_store_has_a_lane_of_its_own_in_which_a_drop_is_passed_by_nothing() -> None:
+    queue = ActionQueue(1)
+    assert started(queue.step(Received(0, load(1)))) == [1]
+    assert started(queue.step(Received(0, HostFetch(2, 0, 7, 1, 0, NEVER_NS, MS)))) == [2]
+    assert started(queue.step(Received(0, HostDrop(3, 0, 7, 1, 50, NEVER_NS, MS)))) == []
+    assert started(queue.step(Received(0, HostFetch(4, 0, 8, 1, 0, NEVER_NS, MS)))) == []
+    assert started(queue.step(Ended(60, 2))) == [3]
+    assert started(queue.step(Ended(70, 3))) == [4]
+    queue.check_invariants()

@@ -16,7 +16,7 @@ from clockwork.device.base import Completion, TensorView
 from clockwork.device.emulated import STALE_EVENTS_MAX, EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings, parse_settings
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import NEVER_NS, Infer, Load, Profile, Status, Unload
+from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
 from clockwork.models.package import PROFILE_FILE
 from clockwork.models.profiled import decode_profile, encode_profile, prepare_profile, prepared_profile
 from clockwork.profiles import ModelProfile
@@ -32,7 +32,9 @@ PROFILE = ModelProfile(
 class Bench:
     """A group whose clock stands still until it is told to move."""
 
-    def __init__(self, place: Path, count: int = 1, pages: int = 8, **settings: Any) -> None:
+    def __init__(
+        self, place: Path, count: int = 1, pages: int = 8, host_pages: int = 0, **settings: Any
+    ) -> None:
         self.now = START_NS
         self.group = EmulatedGroup(
             count,
@@ -40,6 +42,7 @@ class Bench:
             PAGE_BYTES,
             settings=EmulatedSettings(**settings),
             clock=lambda: self.now,
+            host_bytes=host_pages * PAGE_BYTES,
         )
         self.devices = self.group.devices
         self.place = place
@@ -59,6 +62,15 @@ class Bench:
         self.last_id += 1
         order = Load(self.last_id, device, model, 1, list(pages), 0, latest, 0)
         self.devices[device].start_load(order)
+        return self.last_id
+
+    def host(self, kind: type[HostFetch | HostDrop], model: int) -> int:
+        self.last_id += 1
+        order = kind(self.last_id, 0, model, 1, 0, NEVER_NS, 0)
+        if isinstance(order, HostFetch):
+            self.devices[0].start_fetch(order)
+        else:
+            self.devices[0].start_drop(order)
         return self.last_id
 
     def infer(
@@ -341,7 +353,7 @@ def test_settings_from_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     "pair", ["speed=2", "exec_noise=lots", "failures=1.5", "failures=nan", "outlier_factor=0", "spin=maybe",
-             "copy_bandwidth=-1", "seed=1e999", "exec_noise=3"],
+             "copy_bandwidth=-1", "disk_bandwidth=-1", "seed=1e999", "exec_noise=3"],
 )  # fmt: skip
 def test_settings_that_make_no_sense(pair: str) -> None:
     with pytest.raises(ConfigError, match=pair.partition("=")[0]):
@@ -388,3 +400,54 @@ def test_what_is_prepared_of_a_profile() -> None:
     single = prepared_profile(PROFILE, "d", "f", PAGE_BYTES, {"batching": "off"})
     assert (single.batches, single.batch_max, single.inputs[0].shape) == (False, 1, (1, 1000))
     assert single.profile[0].shape == ((1, 1000),)
+
+
+# ----- the host store -------------------------------------------------------------------------
+
+
+def test_a_load_needs_its_model_in_the_host_store_and_a_fetch_takes_the_disks_time(make: Any) -> None:
+    bench = make(count=2, host_pages=2, disk_bandwidth=PAGE_BYTES * 1000)
+    model = bench.prepare()
+    bench.load(model)
+    (done,) = bench.at(0)
+    assert (done.status, done.text) == (Status.NOT_RESIDENT, "the model is not in the host store")
+    fetch = bench.host(HostFetch, model)
+    assert bench.at(2 * MS - 1) == []
+    (done,) = bench.at(2 * MS)
+    assert (done.action_id, done.status, span(done)) == (fetch, Status.OK, (0, 2 * MS))
+    for device in (0, 1):
+        bench.load(model, device)
+    assert [done.status for done in bench.at(10 * MS)] == [Status.OK, Status.OK]
+    assert bench.devices[1].memory()["host_bytes"] == 2 * PAGE_BYTES
+
+
+def test_the_host_store_believes_nothing(make: Any) -> None:
+    bench = make(count=2, host_pages=3)
+    first, second = bench.prepare(), bench.prepare()
+    bench.host(HostDrop, first)
+    bench.host(HostFetch, first)
+    assert [done.status for done in bench.at(MS)] == [Status.NOT_RESIDENT, Status.OK]
+    bench.host(HostFetch, first)
+    bench.host(HostFetch, second)
+    assert [done.status for done in bench.at(2 * MS)] == [Status.DEVICE_ERROR, Status.BAD_PAGES]
+    bench.load(first, device=1)
+    bench.host(HostDrop, first)
+    (done,) = bench.at(3 * MS)
+    assert done.status is Status.IN_USE
+    bench.at(20 * MS)
+    bench.host(HostDrop, first)
+    bench.host(HostFetch, second)
+    assert [done.status for done in bench.at(21 * MS)] == [Status.OK, Status.OK]
+    with pytest.raises(ValueError, match="in use"):
+        bench.group.forget(second)
+    for device in bench.devices:
+        device.reset()
+    bench.group.forget(second)
+    assert bench.group.host_used == 0
+
+
+def test_devices_without_a_host_tier_say_so(make: Any) -> None:
+    bench = make()
+    model = bench.prepare()
+    with pytest.raises(ValueError, match="no host tier"):
+        bench.host(HostFetch, model)

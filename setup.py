@@ -85,7 +85,10 @@ extensions: list[Extension] = [
         for names, headers in (
             (("_parts", "_orders"), ()),
             (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h")),
-            (("_cudriver", "_cuda_model", "_cuda_lanes", "_cuda"), ("csrc/cuda_api.h",)),
+            (
+                ("_cudriver", "_cuda_host", "_cuda_model", "_cuda_lanes", "_cuda"),
+                ("csrc/cuda_api.h", "csrc/host_pages.h"),
+            ),
         )
         for name in names
     ),

@@ -7,12 +7,13 @@ cimport cython
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from clockwork.device._cuda_host cimport cw_host_pin
 from clockwork.device._cuda_lanes cimport Slot
 from clockwork.device._cuda_model cimport Tensor, take
 from clockwork.device._cudriver cimport CUdeviceptr, Table
 from clockwork.device._orders cimport (
-    CW_PENDING, KIND_INFER, KIND_LOAD, KIND_PROFILE, KIND_UNLOAD, Order, cw_action, cw_claim_free, cw_hub_lock,
-    cw_hub_take, cw_hub_unlock, cw_lane, cw_lane_clear, cw_lane_revoke)
+    CW_PENDING, KIND_DROP, KIND_FETCH, KIND_INFER, KIND_LOAD, KIND_PROFILE, KIND_UNLOAD, Order, Orders, cw_action,
+    cw_claim_free, cw_hub_lock, cw_hub_take, cw_hub_unlock, cw_lane, cw_lane_clear, cw_lane_revoke)
 from clockwork.device._parts cimport Output, Parts, make_block, pin_parts
 
 from clockwork.messages import NEVER_NS, Status
@@ -48,10 +49,11 @@ cdef class Core(Lanes):
 
     cdef int drop_queued(self) except -1:
         """In the order in which actions pass, so that none is left behind."""
-        cdef cw_lane** lanes = [&self.input_lane, &self.execute_lane, &self.output_lane, &self.load_lane]
+        cdef cw_lane** lanes = [&self.input_lane, &self.execute_lane, &self.output_lane, &self.load_lane,
+                                &self.fetch_lane]
         cdef cw_action* queued
         cdef int index
-        for index in range(4):
+        for index in range(5):
             with nogil:
                 queued = cw_lane_clear(lanes[index])
             self.free_list(queued)
@@ -77,12 +79,26 @@ cdef class Core(Lanes):
     def start_load(self, order):
         cdef Action* action = self.new_action(KIND_LOAD, order)
         if action.order.base.status == CW_PENDING and self.take_runs(&action.order, order):
+            if action.model.host != NULL:
+                action.pins = True
+                cw_host_pin(action.model.host, action.model.weights_there, 1)
             self.queue(&action.order, &self.load_lane)
 
     def start_unload(self, order):
         cdef Action* action = self.new_action(KIND_UNLOAD, order)
         if action.order.base.status == CW_PENDING:
             self.queue(&action.order, &self.load_lane)
+
+    def start_fetch(self, order):
+        """fetch_loop() must run, and the models be made for a host store with a budget: so for a DROP."""
+        cdef Action* action = self.new_action(KIND_FETCH, order)
+        if action.order.base.status == CW_PENDING:
+            self.queue(&action.order, &self.fetch_lane)
+
+    def start_drop(self, order):
+        cdef Action* action = self.new_action(KIND_DROP, order)
+        if action.order.base.status == CW_PENDING:
+            self.queue(&action.order, &self.fetch_lane)
 
     def start_infer(self, order, parts):
         cdef Action* action = self.new_action(KIND_INFER, order)
@@ -170,8 +186,14 @@ cdef class Core(Lanes):
                 found = cw_lane_revoke(&self.execute_lane, action_id, ACTION_CANCELLED)
         if found != NULL:
             self.drop_room(<Order*>found)
-        elif not running:
-            cw_lane_revoke(&self.load_lane, action_id, ACTION_CANCELLED)
+        elif not running and cw_lane_revoke(&self.load_lane, action_id, ACTION_CANCELLED) == NULL:
+            cw_lane_revoke(&self.fetch_lane, action_id, ACTION_CANCELLED)
+
+    cdef int free_order(self, Order* order) except -1:
+        cdef Action* action = <Action*>order
+        if action.pins:
+            cw_host_pin(action.model.host, action.model.weights_there, -1)
+        return Orders.free_order(self, order)
 
     cdef Action* new_action(self, Kind kind, object order) except NULL:
         """As make_order(). The window of an INFER is its execution's: the input lane does not wait for it."""

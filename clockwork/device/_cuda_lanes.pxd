@@ -1,4 +1,4 @@
-"""The CUDA device's four lanes over a page arena, and what runs on them."""
+"""The CUDA device's lanes over a page arena, and what runs on them."""
 
 from libc.stdint cimport int64_t
 
@@ -21,6 +21,7 @@ cdef struct Action:
     Order order  # first, so that a lane's pointer is one to this
     int64_t earliest_ns  # of the execution; the lanes before and after it do not wait
     int64_t latest_ns
+    bint pins  # LOAD: its model stays in the host store until it has been polled
     bint revoked  # while its inputs were on their way; guarded by the hub's lock
     ModelState* model
     Variant* variant
@@ -32,6 +33,7 @@ cdef class Lanes(Orders):
     cdef CUcontext context
     cdef cw_lane load_lane
     cdef cw_lane input_lane
+    cdef cw_lane fetch_lane
     cdef cw_lane execute_lane
     cdef cw_lane output_lane
     cdef CUstream load_stream
@@ -60,6 +62,7 @@ cdef class Lanes(Orders):
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
     cdef void run_load(self, Action* action) noexcept nogil
     cdef bint copy_weights(self, Action* action) noexcept nogil
+    cdef void run_fetch(self, Action* action) noexcept nogil
     cdef void run_unload(self, Action* action) noexcept nogil
     cdef bint bring_inputs(self, Action* action) noexcept nogil
     cdef void run_infer(self, Action* action) noexcept nogil

@@ -1,7 +1,8 @@
 # cython: language_level=3, cdivision=True
-"""The CUDA device's four lanes over a page arena, and what runs on them.
+"""The CUDA device's lanes over a page arena, and what runs on them.
 
-Four threads run here, one for each lane: load, input, execute, output. They enter without the GIL and never take it.
+Four threads run here, one for each lane: load, input, execute, output; and where the
+host store has a budget a fifth, fetch, which reads files and has nothing to do with the card. They enter without the GIL and never take it.
 An INFER passes through three of them: its inputs are copied while the one before it still executes, and its outputs
 while the next one does. What the lanes need of Python (pinned buffers, the model kept alive, memory for the outputs)
 is gathered before an action is queued and given back when it is polled. One lock, the hub's, guards lanes and
@@ -14,14 +15,18 @@ costs a core for each lane, or sleep until an interrupt, which comes tens of mic
 
 cimport cython
 from libc.stdint cimport uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
+from clockwork.device._cuda_host cimport (
+    CW_HOST_FULL, CW_HOST_HELD, CW_HOST_IN_USE, CW_HOST_NOT_HELD, CW_HOST_OK, cw_host_copy, cw_host_drop,
+    cw_host_fetch, cw_host_look, cw_host_result)
 from clockwork.device._cuda_model cimport (
     FROM_INPUT, FROM_OUTPUT, FROM_WEIGHT, FROM_WORKSPACE, Argument, Launch, Tensor, Weight, take)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, cw_cuda_failed
 from clockwork.device._orders cimport (
-    CW_PENDING, KIND_LOAD, KIND_PROFILE, cw_claim_free, cw_hub_lock, cw_hub_unlock, cw_hub_wait, cw_lane_end,
+    CW_PENDING, KIND_FETCH, KIND_LOAD, KIND_PROFILE, cw_claim_free, cw_hub_lock, cw_hub_unlock, cw_hub_wait, cw_lane_end,
     cw_lane_enter, cw_lane_free, cw_lane_init, cw_lane_pass, cw_lane_stop, cw_lane_take, cw_nap, cw_now, holds,
     span_begin, span_end)
 from clockwork.device._parts cimport Output, Parts, fill_seeded
@@ -38,6 +43,8 @@ cdef int OK = Status.OK
 cdef int TOO_LATE = Status.TOO_LATE
 cdef int NOT_RESIDENT = Status.NOT_RESIDENT
 cdef int DEVICE_ERROR = Status.DEVICE_ERROR
+cdef int IN_USE = Status.IN_USE
+cdef int BAD_PAGES = Status.BAD_PAGES
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
 
 
@@ -59,6 +66,7 @@ cdef class Lanes:
         self.spin_ns = spin_ns
         self.slots = <Slot*>take(self.slot_count, sizeof(Slot))
         cw_lane_init(&self.load_lane, &self.hub)
+        cw_lane_init(&self.fetch_lane, &self.hub)
         cw_lane_init(&self.input_lane, &self.hub)
         cw_lane_init(&self.execute_lane, &self.hub)
         cw_lane_init(&self.output_lane, &self.hub)
@@ -127,6 +135,7 @@ cdef class Lanes:
         self.free_stream(self.execute_stream)
         self.free_stream(self.output_stream)
         cw_lane_free(&self.load_lane)
+        cw_lane_free(&self.fetch_lane)
         cw_lane_free(&self.input_lane)
         cw_lane_free(&self.execute_lane)
         cw_lane_free(&self.output_lane)
@@ -140,7 +149,7 @@ cdef class Lanes:
     # ----- the threads ------------------------------------------------------------------
 
     def load_loop(self):
-        """Run the load lane until stop(). The target of a thread, as are the three below."""
+        """Run the load lane until stop(). The target of a thread, as are the four below."""
         cdef Action* action
         with nogil:
             cw_lane_enter(b"cw-load")
@@ -156,6 +165,20 @@ cdef class Lanes:
                 else:
                     self.run_unload(action)
                 cw_lane_end(&self.load_lane, &action.order.base)
+
+    def fetch_loop(self):
+        cdef Action* action
+        with nogil:
+            cw_lane_enter(b"cw-fetch")
+            while True:
+                action = <Action*>cw_lane_take(&self.fetch_lane, 0)
+                if action == NULL:
+                    break
+                if cw_now() > action.latest_ns:
+                    action.order.base.status = TOO_LATE
+                else:
+                    self.run_fetch(action)
+                cw_lane_end(&self.fetch_lane, &action.order.base)
 
     def input_loop(self):
         cdef Action* action
@@ -225,6 +248,7 @@ cdef class Lanes:
         """Have the loops return, each after what it is doing."""
         with nogil:
             cw_lane_stop(&self.load_lane)
+            cw_lane_stop(&self.fetch_lane)
             cw_lane_stop(&self.input_lane)
             cw_lane_stop(&self.execute_lane)
             cw_lane_stop(&self.output_lane)
@@ -328,6 +352,10 @@ cdef class Lanes:
         cdef int status
         span_begin(&action.order.execute)
         action.order.execute.end_ns = action.order.execute.begin_ns
+        if model.host != NULL and cw_host_look(model.host, model.weights_there) != CW_HOST_HELD:
+            snprintf(action.order.text, TEXT_BYTES, "the model is not in the host store")
+            action.order.base.status = NOT_RESIDENT
+            return
         status = self.claim(&action.order)
         if status == OK and not self.copy_weights(action):
             status = DEVICE_ERROR
@@ -346,8 +374,8 @@ cdef class Lanes:
     cdef bint copy_weights(self, Action* action) noexcept nogil:
         """Copy the runs, a page at a time, and wait until they have arrived."""
         cdef ModelState* model = action.model
-        cdef char* source = model.source
-        cdef int64_t done, piece
+        cdef cw_host_copy* source = model.weights_there
+        cdef int64_t page, index = 0
         cdef CUdeviceptr target
         cdef int run
         cdef char* text = action.order.text
@@ -355,14 +383,13 @@ cdef class Lanes:
             return False
         for run in range(model.at.claim.run_count):
             target = self.arena + model.at.claim.run_starts[run] * self.page_bytes
-            done = 0
-            while done < model.run_bytes[run]:
-                piece = min(model.run_bytes[run] - done, <int64_t>self.page_bytes)
-                if self.failed(self.api.copy_in(target + done, source + done, piece, self.load_stream),
-                               b"cuMemcpyHtoDAsync", text):
+            for page in range(model.at.claim.run_pages[run]):
+                if source.page_bytes[index] and self.failed(
+                        self.api.copy_in(target + page * self.page_bytes, source.pages[index],
+                                         source.page_bytes[index], self.load_stream),
+                        b"cuMemcpyHtoDAsync", text):
                     return False
-                done += piece
-            source += model.at.claim.run_pages[run] * self.page_bytes
+                index += 1
         if self.failed(self.api.record_event(self.load_end, self.load_stream), b"cuEventRecord", text):
             return False
         return (self.wait(self.load_end, b"cuEventQuery", text)
@@ -379,6 +406,29 @@ cdef class Lanes:
 
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
         return holds(&self.input_lane, residency, load_id) or holds(&self.execute_lane, residency, load_id)
+
+    # ----- the fetch lane ------------------------------------------------------------------------
+
+    cdef void run_fetch(self, Action* action) noexcept nogil:
+        """FETCH and DROP, of the host store that all devices of the process share."""
+        cdef ModelState* model = action.model
+        cdef cw_host_result result
+        span_begin(&action.order.execute)
+        if action.order.kind == KIND_FETCH:
+            result = cw_host_fetch(model.host, model.weights_there, action.order.text, TEXT_BYTES)
+        else:
+            result = cw_host_drop(model.host, model.weights_there)
+        span_end(&action.order.execute)
+        if result == CW_HOST_OK:
+            action.order.base.status = OK
+        elif result == CW_HOST_FULL:
+            action.order.base.status = BAD_PAGES
+        elif result == CW_HOST_IN_USE:
+            action.order.base.status = IN_USE
+        elif result == CW_HOST_NOT_HELD:
+            action.order.base.status = NOT_RESIDENT
+        else:
+            action.order.base.status = DEVICE_ERROR
 
     # ----- the input lane ------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
+from clockwork.device._cuda_host cimport HostCopy, cw_host, cw_host_copy
 from clockwork.device._cudriver cimport CUfunction
 from clockwork.device._orders cimport Known, Residency
 from clockwork.device._parts cimport Parts
@@ -53,8 +54,8 @@ cdef struct Weight:
     int64_t offset
 
 cdef struct ModelState:
-    char* source  # the weights in the host store, pinned
-    int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied
+    cw_host_copy* weights_there  # in the host store
+    cw_host* host  # of which it is fetched; NULL: it is there for good
     Weight* weights
     Residency* at
 
@@ -73,5 +74,6 @@ cdef class Program:
 cdef class Model(Known):
     cdef ModelState state
     cdef readonly Program program
+    cdef readonly HostCopy host
 
 cdef void* take(size_t count, size_t size) except NULL

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from clockwork.device._cuda_host import HostCopy
 from clockwork.device._orders import Known
 
 SOURCES: dict[str, int]
@@ -24,11 +25,12 @@ class Program:
 
 class Model(Known):
     program: Program
+    host: HostCopy
     def __init__(
         self,
         model_id: int,
         program: Program,
-        source: int,
-        runs: list[tuple[int, int]],
+        host: HostCopy,
+        runs: list[int],
         weights: list[tuple[int, int]],
     ) -> None: ...

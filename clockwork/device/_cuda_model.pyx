@@ -175,26 +175,24 @@ cdef class Program:
 cdef class Model(Known):
     """One prepared model: its program, its weights in the host store, and whether it is resident.
 
-    source: address of the laid-out weights in pinned memory, which the caller keeps. runs: (pages, bytes to copy)
-    each. weights: (run, offset) each, in the program's order.
+    runs: pages of each; together those of the host copy. weights: (run, offset) each, in the program's order.
     """
 
-    def __cinit__(self, int64_t model_id, Program program, size_t source, list runs, list weights):
-        cdef int run
+    def __cinit__(self, int64_t model_id, Program program, HostCopy host not None, list runs, list weights):
         cdef size_t index
         cdef ModelState* state = &self.state
         self.model_id = model_id
-        self.set_runs([pages for pages, _ in runs])
+        self.set_runs(runs)
+        if sum(runs) != host.copy.page_count:
+            raise ValueError(f"runs of {sum(runs)} pages, of which the host store has {host.copy.page_count}")
         self.program = program
+        self.host = host
+        state.weights_there = &host.copy
+        state.host = &host.store.host if host.store is not None else NULL
         state.at = &self.at
-        state.source = <char*>source
-        state.run_bytes = <int64_t*>take(len(runs), sizeof(int64_t))
         state.weights = <Weight*>take(len(weights), sizeof(Weight))
-        for run, (_, size) in enumerate(runs):
-            state.run_bytes[run] = size
         for index, (place, offset) in enumerate(weights):
             state.weights[index].run, state.weights[index].offset = place, offset
 
     def __dealloc__(self):
-        free(self.state.run_bytes)
         free(self.state.weights)

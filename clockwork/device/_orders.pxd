@@ -59,6 +59,8 @@ cdef enum Kind:
     KIND_UNLOAD
     KIND_INFER
     KIND_PROFILE
+    KIND_FETCH
+    KIND_DROP
 
 cdef struct Span:
     int64_t begin_ns

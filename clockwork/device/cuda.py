@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as a device: programs are launch lists, weights live in a page arena, four native lanes do the work.
+"""An NVIDIA GPU as a device: programs are launch lists, weights live in a page arena, native lanes do the work.
 
 LOAD copies a model's laid-out weights from pinned memory to pages of the arena; INFER copies the inputs, launches the
 kernels of the smallest variant that the batch fits, and copies the outputs, each on a stream of its own. The window
@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 
 from clockwork import config
 from clockwork.device._cuda import Core
+from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cudriver import CudaError, Table
 from clockwork.device.base import DeviceInfo
+from clockwork.device.cuda_host import HostStore, PinnedFiles
 from clockwork.device.cuda_memory import (
     DeviceMemory,
-    HostStore,
     find_card,
     fingerprint_of,
     open_driver,
@@ -39,6 +40,7 @@ from clockwork.device.cuda_memory import (
 )
 from clockwork.device.native import NativeDevice
 from clockwork.errors import ConfigError, InvalidModel
+from clockwork.messages import HostDrop, HostFetch
 from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel, check_layout
 from clockwork.models.program import Argument, Variant, read_program
 from clockwork.models.program import Program as LaunchLists
@@ -69,7 +71,8 @@ class _Known:
     """What a model holds."""
 
     program: str
-    weights: Path | None  # its place in the host store
+    weights: Path  # the file that the host store has, or is to have
+    host: HostCopy
 
 
 class CudaDevice(NativeDevice[Core]):
@@ -99,7 +102,11 @@ class CudaDevice(NativeDevice[Core]):
         self._target = target_of(card)
         self._memory = open_memory(self._table, card)
         try:
-            self._store = store or HostStore(open_memory(self._table, card))
+            self._store = store or PinnedFiles(open_memory(self._table, card), page_bytes)
+            if self._store.page_bytes != page_bytes:
+                raise ConfigError(
+                    f"pages of {page_bytes} bytes, and of {self._store.page_bytes} in the host store"
+                )
         except BaseException:
             self._memory.close()
             raise
@@ -142,6 +149,7 @@ class CudaDevice(NativeDevice[Core]):
             page_bytes=page_bytes,
             page_count=page_count,
             run_ahead=run_ahead,
+            host_bytes=self._store.budget_bytes,
         )
         self.card = card
         self._prepare_lock = threading.Lock()
@@ -155,6 +163,7 @@ class CudaDevice(NativeDevice[Core]):
             ("cw-input", self._core.input_loop),
             ("cw-execute", self._core.execute_loop),
             ("cw-output", self._core.output_loop),
+            *((("cw-fetch", self._core.fetch_loop),) if self._store.budget_bytes else ()),
         ):
             lane = threading.Thread(target=loop, name=name, daemon=True)
             lane.start()
@@ -178,27 +187,23 @@ class CudaDevice(NativeDevice[Core]):
 
     def _prepare(self, model_id: int, prepared: PreparedModel, place: Path) -> None:
         loaded = self._load_program(prepared, place)
-        weights: Path | None = None
+        weights, host = place / WEIGHTS_FILE, None
         try:
-            size, source = sum(prepared.runs) * prepared.page_bytes, 0
-            if size:
-                path = place / WEIGHTS_FILE
-                if (found := path.stat().st_size) != size:
-                    raise InvalidModel(f"{path} has {found} bytes, its runs {size}")
-                source = self._store.take(path, size)
-                weights = path
-                self._memory.make_current()
+            size = sum(prepared.runs) * prepared.page_bytes
+            if size and (found := weights.stat().st_size) != size:
+                raise InvalidModel(f"{weights} has {found} bytes, its runs {size}")
+            host = self._store.take(model_id, weights, _used_bytes(prepared))
+            self._memory.make_current()
             self._grow(loaded.program.slot_bytes, loaded.program.workspace_bytes)
             places = [(one.run, one.offset) for one in prepared.weights]
-            runs = list(zip(prepared.runs, _used_bytes(prepared), strict=True))
-            self._core.add_model(Model(model_id, loaded.program, source, runs, places))
+            self._core.add_model(Model(model_id, loaded.program, host, list(prepared.runs), places))
         except BaseException:
-            if weights is not None:
-                self._store.drop(weights)
+            if host is not None:
+                self._store.drop(model_id, weights)
             self._memory.make_current()
             self._drop_program(prepared.program)
             raise
-        self._models[model_id] = _Known(prepared.program, weights)
+        self._models[model_id] = _Known(prepared.program, weights, host)
 
     def _check(self, prepared: PreparedModel, place: Path) -> None:
         if prepared.holding != HOLDING:
@@ -307,15 +312,36 @@ class CudaDevice(NativeDevice[Core]):
             self._workspace_bytes = workspace_bytes
 
     def forget(self, model_id: int) -> None:
-        """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
+        """Drop a model, if it is known. Raises ValueError if it is resident, in a host store with a budget, or an
+        action holds it."""
         with self._prepare_lock:
+            if model_id in self._models and self._models[model_id].host.is_fetched:
+                raise ValueError(f"model {model_id} is in the host store")
             if self._core.remove_model(model_id) is None:
                 return
             known = self._models.pop(model_id)
-            if known.weights is not None:
-                self._store.drop(known.weights)
+            self._store.drop(model_id, known.weights)
             self._memory.make_current()
             self._drop_program(known.program)
+
+    # ----- the host store, from the loop's thread ------------------------------------------------
+
+    def start_fetch(self, action: HostFetch) -> None:
+        self._check_budget()
+        self._core.start_fetch(action)
+
+    def start_drop(self, action: HostDrop) -> None:
+        self._check_budget()
+        self._core.start_drop(action)
+
+    def _check_budget(self) -> None:
+        if not self._store.budget_bytes:
+            raise ValueError("the host store has no budget: whatever is prepared is in it")
+
+    def reset(self) -> None:
+        """See Device. It empties the host store, too."""
+        super().reset()
+        self._store.clear()
 
     @property
     def fault(self) -> str:
@@ -323,12 +349,14 @@ class CudaDevice(NativeDevice[Core]):
         return self._core.fault_text
 
     def memory(self) -> dict[str, int]:
-        """Bytes by purpose. store_bytes: pinned weights, of all devices that share the store."""
+        """Bytes by purpose. store_bytes: pinned for weights, of all devices that share the store; host_bytes:
+        what models have of its budget."""
         return {
             **self._core.memory(),
             "workspace_bytes": self._workspace_bytes,
             "packed_bytes": 0,
-            "store_bytes": self._store.held_bytes,
+            "store_bytes": self._store.pinned_bytes,
+            "host_bytes": self._store.used_bytes,
             "programs": len(self._programs),
         }
 
@@ -381,10 +409,9 @@ class _Holds:
             for module in loaded.modules:
                 with broken:
                     self._memory.unload_module(module)
-        for known in self.models.values():
-            if known.weights is not None:
-                with broken:
-                    self._store.drop(known.weights)
+        for model_id, known in self.models.items():
+            with broken:
+                self._store.drop(model_id, known.weights)
         with broken:
             self._memory.make_current()
         for pointer in list(self._device):
@@ -408,11 +435,16 @@ def _types(one: PreparedModel | LaunchLists) -> _Types:
 
 
 def _used_bytes(prepared: PreparedModel) -> list[int]:
-    """Of each run, how much its weights take: what a LOAD copies of it."""
+    """Of each page, how much its weights take: what a LOAD copies of it."""
     used = [0] * len(prepared.runs)
     for weight in prepared.weights:
         used[weight.run] = max(used[weight.run], weight.offset + weight.bytes)
-    return used
+    size = prepared.page_bytes
+    return [
+        min(max(used[run] - page * size, 0), size)
+        for run, pages in enumerate(prepared.runs)
+        for page in range(pages)
+    ]
 
 
 def _argument(argument: Argument) -> tuple[int, int, int]:

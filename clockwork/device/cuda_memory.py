@@ -8,11 +8,9 @@ Everything is for one device. make_current() must have been called in the thread
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib.machinery
 import importlib.util
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -324,87 +322,6 @@ def fingerprint_of(table: Table, card: CardInfo) -> str:
 
 def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
-
-
-# ----- the host store ---------------------------------------------------------------------------------
-
-
-class HostStore:
-    """Laid-out weights in pinned memory, once for all devices of this process. Any thread.
-
-    memory: of any of the devices, and the store's own: it is closed when the last device has left.
-    """
-
-    def __init__(self, memory: DeviceMemory) -> None:
-        self._memory = memory
-        self._devices = 0
-        self._lock = (
-            threading.Lock()
-        )  # held while a file is read; nobody waits for it but who prepares or forgets
-        self._held: dict[Path, _Pinned] = {}
-        self.held_bytes = 0
-
-    def join(self) -> None:
-        """One more device uses it."""
-        with self._lock:
-            self._devices += 1
-
-    def leave(self) -> None:
-        """A device that has dropped all that it took needs it no more."""
-        with self._lock:
-            self._devices -= 1
-            if self._devices == 0:
-                self._memory.close()
-
-    def take(self, path: Path, size: int) -> int:
-        """The address of a file's content, read if nobody has it yet; to be given back with drop().
-
-        Raises OSError, MemoryError, CudaError. The thread's current context becomes the store's.
-        """
-        with self._lock:
-            found = self._held.get(path)
-            if found is None:
-                self._memory.make_current()
-                address = self._memory.allocate_host(size)
-                try:
-                    _read(path, address, size)
-                except BaseException:
-                    self._memory.release_host(address)
-                    raise
-                found = self._held[path] = _Pinned(address, size)
-                self.held_bytes += size
-            found.users += 1
-            return found.address
-
-    def drop(self, path: Path) -> None:
-        """Give back what take() gave; the memory goes with its last user."""
-        with self._lock:
-            found = self._held[path]
-            found.users -= 1
-            if found.users == 0:
-                del self._held[path]
-                self.held_bytes -= found.size
-                self._memory.make_current()
-                self._memory.release_host(found.address)
-
-
-@dataclasses.dataclass(slots=True)
-class _Pinned:
-    address: int
-    size: int
-    users: int = 0
-
-
-def _read(path: Path, address: int, size: int) -> None:
-    """Fill memory with a file's first bytes."""
-    target = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-    with open(path, "rb", buffering=0) as file:
-        done = 0
-        while done < size:
-            count = file.readinto(target[done:])
-            if not count:
-                raise OSError(f"{path} ends at {done} bytes of {size}")
-            done += count
 
 
 def read_modules(memory: DeviceMemory, directory: Path, paths: Sequence[str]) -> list[Any]:

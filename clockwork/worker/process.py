@@ -609,7 +609,7 @@ def open_devices(settings: WorkerSettings) -> list[Device]:
         return list(group.devices)
     if count > DEVICES_ALONE_MAX:
         raise ConfigError(f"a worker drives at most {DEVICES_ALONE_MAX} {kinds[0]} devices, not {count}")
-    if settings.host_bytes:
+    if settings.host_bytes and kinds != ["cuda"]:
         raise ConfigError(
             f"{kinds[0]} devices have no host store with a budget (--host-bytes): whatever is prepared can be loaded"
         )
@@ -642,18 +642,24 @@ def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Device]:
 def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
     """GPUs of one driver and one host store. Raises ConfigError, naming what was not found."""
     from clockwork.device.cuda import CudaDevice
-    from clockwork.device.cuda_memory import HostStore, find_card, open_driver, open_memory
+    from clockwork.device.cuda_host import BudgetedHost, HostStore, PinnedFiles
+    from clockwork.device.cuda_memory import find_card, open_driver, open_memory
 
     table = open_driver()
     whichs = [name.removeprefix("cuda:") for name in settings.devices]
     found = [find_card(table, which) for which in whichs]
     if len({card.ordinal for card in found}) < len(found):
         raise ConfigError(f"{', '.join(settings.devices)} names one GPU twice")
-    store = HostStore(open_memory(table, found[0]))
+    page_bytes = settings.page_bytes or CUDA_PAGE_BYTES
+    store: HostStore
+    if settings.host_bytes:
+        store = BudgetedHost(open_memory(table, found[0]), page_bytes, settings.host_bytes)
+    else:
+        store = PinnedFiles(open_memory(table, found[0]), page_bytes)
     return lambda name: CudaDevice(
         which=name.removeprefix("cuda:"),
         arena_bytes=settings.arena_bytes,
-        page_bytes=settings.page_bytes or CUDA_PAGE_BYTES,
+        page_bytes=page_bytes,
         run_ahead=settings.run_ahead,
         store=store,
         table=table,

@@ -35,6 +35,7 @@ constexpr int DEVICES_MAX = 16;
 constexpr int ARGUMENTS_MAX = 4096;
 constexpr size_t POISONED_MAX = 64 << 20; /* of fresh memory: reading what nobody wrote gives NaN */
 constexpr size_t ALIGNMENT = 512;         /* of an allocation, as a card's are */
+constexpr size_t HOST_ALIGNMENT = 4096;   /* of pinned memory */
 
 using Kernel = void (*)(void **arguments, const unsigned *grid, const unsigned *block);
 
@@ -228,9 +229,9 @@ bool is_pinned(const void *begin, size_t bytes)
     return false;
 }
 
-void *take_memory(size_t bytes)
+void *take_memory(size_t bytes, size_t alignment)
 {
-    void *memory = std::aligned_alloc(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    void *memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     if (memory && bytes <= POISONED_MAX)
         memset(memory, 0xFF, bytes);
     return memory;
@@ -522,7 +523,7 @@ EXPORTED CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t bytes)
         return CUDA_ERROR_INVALID_VALUE;
     if (bytes > all.device_bytes - std::min(all.device_bytes, current->used))
         return CUDA_ERROR_OUT_OF_MEMORY;
-    void *memory = take_memory(bytes);
+    void *memory = take_memory(bytes, ALIGNMENT);
     if (!memory)
         return CUDA_ERROR_OUT_OF_MEMORY;
     current->used += bytes;
@@ -546,7 +547,7 @@ EXPORTED CUresult cuMemFree_v2(CUdeviceptr pointer)
 EXPORTED CUresult cuMemHostAlloc(void **pointer, size_t bytes, unsigned)
 {
     BEGIN_CONTEXT(cuMemHostAlloc);
-    void *memory = bytes ? take_memory(bytes) : nullptr;
+    void *memory = bytes ? take_memory(bytes, HOST_ALIGNMENT) : nullptr;
     if (!memory)
         return bytes ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_INVALID_VALUE;
     current->pinned[reinterpret_cast<uintptr_t>(memory)] = bytes;

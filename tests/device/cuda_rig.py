@@ -21,7 +21,8 @@ from onnx import numpy_helper
 
 from clockwork import config
 from clockwork.device.cuda import CudaDevice
-from clockwork.device.cuda_memory import FAKE, find_card, open_driver, target_of, why_unusable
+from clockwork.device.cuda_host import BudgetedHost
+from clockwork.device.cuda_memory import FAKE, find_card, open_driver, open_memory, target_of, why_unusable
 from clockwork.models.compile import nvrtc
 from clockwork.models.layout import lay_out, write_weights
 from clockwork.models.package import hash_file
@@ -82,12 +83,20 @@ class CudaRig:
         self.fake.speed()
         self.fake.setup()
 
-    def make(self, pages: int = 32, which: str = "0", **options: Any) -> CudaDevice:
+    def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:
         options = {"workspace_bytes": 1 << 12, "io_slot_bytes": 1 << 12, **options}
         with environment(CLOCKWORK_CUDA_DRIVER=FAKE):
+            if host_pages:
+                options |= self.host_store(which, host_pages)
             device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
         self.fingerprint = device.info.fingerprint
         return device
+
+    def host_store(self, which: str, pages: int) -> dict[str, Any]:
+        """Of so many pages, as options of make(); for more than one device."""
+        table = open_driver()
+        memory = open_memory(table, find_card(table, which))
+        return {"store": BudgetedHost(memory, PAGE_BYTES, pages * PAGE_BYTES), "table": table}
 
     def check_released(self) -> None:
         """Nothing of the driver exists any more, and no copy ever had to wait for memory that is not pinned."""
@@ -196,8 +205,10 @@ class CardRig(CudaRig):
         self.target = target_of(self.card)
         self.module = cubin(self.target)
 
-    def make(self, pages: int = 32, **options: Any) -> CudaDevice:
-        device = CudaDevice("0", pages * PAGE_BYTES, PAGE_BYTES, **options)
+    def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:
+        if host_pages:
+            options |= self.host_store(which, host_pages)
+        device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
         self.fingerprint = device.info.fingerprint
         return device
 

@@ -22,7 +22,7 @@ from clockwork.clock import SECOND, now_ns
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice
 from clockwork.device.emulated import EmulatedDevice, EmulatedGroup
-from clockwork.messages import NEVER_NS, Infer, Load, Profile, Unload
+from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Unload
 from clockwork.models.layout import lay_out, write_weights
 from clockwork.models.prepared import (
     FORMAT_VERSION,
@@ -155,7 +155,8 @@ class EmulatedRig:
         self.store = store
         self.count = 0
 
-    def make(self, pages: int = 32, **options: Any) -> EmulatedDevice:
+    def make(self, pages: int = 32, host_pages: int = 0, **options: Any) -> EmulatedDevice:
+        options["host_bytes"] = host_pages * PAGE_BYTES
         (device,) = EmulatedGroup(1, pages * PAGE_BYTES, PAGE_BYTES, **options).devices
         self.fingerprint = device.info.fingerprint
         return device
@@ -249,6 +250,16 @@ class Driver:
     def unload(self, model: int, load_id: int, earliest_ns: int = 0, latest_ns: int = NEVER_NS) -> int:
         action_id = self._id()
         self.device.start_unload(Unload(action_id, 0, model, load_id, earliest_ns, latest_ns, 0))
+        return action_id
+
+    def fetch(self, model: int, earliest_ns: int = 0, latest_ns: int = NEVER_NS) -> int:
+        action_id = self._id()
+        self.device.start_fetch(HostFetch(action_id, 0, model, 0, earliest_ns, latest_ns, 0))
+        return action_id
+
+    def drop(self, model: int, earliest_ns: int = 0, latest_ns: int = NEVER_NS) -> int:
+        action_id = self._id()
+        self.device.start_drop(HostDrop(action_id, 0, model, 0, earliest_ns, latest_ns, 0))
         return action_id
 
     def infer(

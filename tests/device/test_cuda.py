@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.device.cuda import CudaDevice
-from clockwork.device.cuda_memory import HostStore, cards, find_card, open_driver, open_memory
+from clockwork.device.cuda_host import PinnedFiles
+from clockwork.device.cuda_memory import cards, find_card, open_driver, open_memory
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import Status
 from clockwork.models.prepared import PreparedModel
@@ -343,7 +344,7 @@ def test_devices_are_named_by_number_or_uuid(fake: FakeDriver) -> None:
 
 
 def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake: FakeDriver) -> None:
-    store = HostStore(open_memory(table := open_driver(), cards(table)[0]))
+    store = PinnedFiles(open_memory(table := open_driver(), cards(table)[0]), PAGE_BYTES)
     first, second = (make(which=which, store=store) for which in ("0", "1"))
     wide = affine(width=120)  # 58 kB
     directory = first.rig.build(wide)

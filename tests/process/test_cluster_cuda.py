@@ -38,6 +38,30 @@ def test_two_gpus_serve_more_models_than_they_have_pages(tmp_path: Path) -> None
             client.register("wrong", rig.package(cases[0], [([x[:1]], [x[:1]])]))
 
 
+def test_two_gpus_serve_more_models_than_their_machine_has_memory(tmp_path: Path) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    cases = [affine(seed, width=100) for seed in range(8)]
+    x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        options = ("--device", "cuda:0,cuda:1", "--host-bytes", "768KiB")
+        cluster.start_worker(*options, arena="256KiB", environment=FAKE)
+        for index, one in enumerate(cases):
+            check = x[:1], expected_affine(one, x[:1])
+            client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]), slo=2.0)
+        for _ in range(3):
+            for index, one in enumerate(cases):
+                assert same(client.infer(f"model-{index}", x), expected_affine(one, x))
+        status = client.status()
+        (worker,) = status["workers"]
+        plan = worker["devices"][0]["plan"]
+        assert plan["host_bytes"] == 768 << 10
+        assert 0 < plan["hosted"] < 8
+        assert plan["host_used"] <= plan["host_bytes"]
+        assert total_sent(status, "fetch") > 8
+        assert total_sent(status, "drop") == total_sent(status, "fetch") - plan["hosted"]
+        assert status["predictions"]["fetch_duration"]["over"]["total"] > 0
+
+
 def test_a_worker_that_cannot_have_its_gpu_says_why_and_ends(tmp_path: Path) -> None:
     with running_cluster(tmp_path / "cluster", workers=0) as cluster:
         for device, environment, said in (

@@ -1,8 +1,8 @@
 # cython: language_level=3, cdivision=True
 """The CUDA device's lanes over a page arena, and what runs on them.
 
-Four threads run here, one for each lane: load, input, execute, output; and where the
-host store has a budget a fifth, fetch, which reads files and has nothing to do with the card. They enter without the GIL and never take it.
+Four threads run here, one for each lane: load, input, execute, output; and where the host store has a budget a
+fifth, fetch, which reads files and has nothing to do with the card. They enter without the GIL and never take it.
 An INFER passes through three of them: its inputs are copied while the one before it still executes, and its outputs
 while the next one does. What the lanes need of Python (pinned buffers, the model kept alive, memory for the outputs)
 is gathered before an action is queued and given back when it is polled. One lock, the hub's, guards lanes and

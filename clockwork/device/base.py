@@ -2,8 +2,9 @@
 
 A device owns a page arena, its input/output slots and its workspace, all allocated when it is made.
 It has lanes, each strictly first in, first out: *load* (LOAD, UNLOAD), *execute* (INFER, PROFILE) and,
-where the machine has a host store with a budget, *fetch* (FETCH, DROP) on its first device. It never evicts, reorders or retries. What one device may differ in, another must be able
-to differ in without any change outside its own module.
+where the machine has a host store with a budget, *fetch* (FETCH, DROP). It never evicts, reorders or
+retries. What one device may differ in, another must be able to differ in without any change outside its
+own module.
 
 Threads: every method is called from the worker's one loop thread, except prepare(), release_program()
 which are called from the worker's preparation thread. The lanes themselves run natively.

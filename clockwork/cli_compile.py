@@ -40,6 +40,11 @@ from clockwork.errors import ConfigError, InvalidModel
     "--examples", type=FILE, help="Real inputs to check the program with: .npz by input name, or .npy."
 )
 @click.option("--name", default="", help="What the package calls the model.  [default: MODEL's name]")
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Run inputs of the compiled shapes alone, also where shorter ones could be padded.",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Variants at a time.  [default: one per processor]")
 @click.option("--no-verify", is_flag=True, help="Do not run the program here and compare its answers.")
 @click.option("--tune", is_flag=True, help="Time many ways to write each kernel on this machine's GPU.")
@@ -47,7 +52,7 @@ from clockwork.errors import ConfigError, InvalidModel
 def compile_command(
     model: Path, output: Path | None, archs: tuple[str, ...], batches: tuple[int, ...],
     shapes: tuple[str, ...], dtype: str, batching: str, examples: Path | None, name: str, jobs: int | None,
-    no_verify: bool, tune: bool, report: bool,
+    no_verify: bool, exact: bool, tune: bool, report: bool,
 ) -> None:  # fmt: skip
     """Compile an ONNX MODEL into kernels and launch lists: a program package.
 
@@ -73,6 +78,7 @@ def compile_command(
         name=name,
         examples=_examples(model, examples),
         verify=not no_verify,
+        pad=not exact,
         jobs=jobs or 0,
         tune=tune,
     )
@@ -86,6 +92,8 @@ def compile_command(
         f"{launches} launches; {program.weights_bytes / 2**20:.1f} MiB of weights; "
         f"batching: {summary.batching_note}"
     )
+    if summary.padding_note:
+        click.echo(f"shorter inputs: {summary.padding_note}")
     if summary.verified:
         click.echo(f"against ONNX Runtime: {summary.verified}")
     if report:

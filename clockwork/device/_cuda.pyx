@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 
 from clockwork.device._cuda_host cimport cw_host_pin
 from clockwork.device._cuda_lanes cimport Slot
-from clockwork.device._cuda_model cimport Tensor, take
+from clockwork.device._cuda_model cimport Tensor, take, used_bytes
 from clockwork.device._cudriver cimport CUdeviceptr, Table
 from clockwork.device._orders cimport (
     CW_PENDING, KIND_DROP, KIND_FETCH, KIND_INFER, KIND_LOAD, KIND_PROFILE, KIND_UNLOAD, Order, Orders, cw_action,
@@ -149,9 +149,10 @@ cdef class Core(Lanes):
         cdef Parts* parts = &action.order.parts
         cdef Tensor* tensor
         cdef Output* output
+        cdef int axis
         if parts.part_count > 1 and not program.batches:
             return f"a batch of {parts.part_count} parts; this program takes one"
-        action.variant = program.choose(parts)
+        action.variant = program.choose(parts, action.sizes)
         if action.variant == NULL:
             shapes = [[parts.inputs[index].dims[axis] for axis in range(parts.inputs[index].rank)]
                       for index in range(parts.input_count)]
@@ -165,10 +166,13 @@ cdef class Core(Lanes):
             tensor, output = &action.variant.outputs[index], &parts.outputs[index]
             output.dtype, output.rank = tensor.dtype, tensor.rank
             memcpy(output.dims, tensor.dims, tensor.rank * sizeof(int64_t))
-            output.bytes = tensor.bytes
             if program.batches:
                 output.dims[0] = parts.inputs[0].dims[0]
-                output.bytes = tensor.row_bytes * output.dims[0]
+            output.bytes = used_bytes(tensor, output.dims[0])
+            for axis in range(tensor.rank):
+                if tensor.symbols[axis] >= 0 and output.dims[axis]:
+                    output.bytes = output.bytes // output.dims[axis] * action.sizes[tensor.symbols[axis]]
+                    output.dims[axis] = action.sizes[tensor.symbols[axis]]
         make_block(parts)
         return None
 

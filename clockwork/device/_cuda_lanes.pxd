@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-from clockwork.device._cuda_model cimport ModelState, Variant
+from clockwork.device._cuda_model cimport PADDED_MOST, ModelState, Variant
 from clockwork.device._cudriver cimport CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, Table, cw_cuda
 from clockwork.device._orders cimport TEXT_BYTES, Order, Orders, Residency, Room, Span, cw_lane
 
@@ -25,6 +25,7 @@ cdef struct Action:
     bint revoked  # while its inputs were on their way; guarded by the hub's lock
     ModelState* model
     Variant* variant
+    int64_t[PADDED_MOST] sizes  # the true ones of padded symbols
     Slot* slot  # of its room
 
 cdef class Lanes(Orders):
@@ -65,6 +66,7 @@ cdef class Lanes(Orders):
     cdef void run_fetch(self, Action* action) noexcept nogil
     cdef void run_unload(self, Action* action) noexcept nogil
     cdef bint bring_inputs(self, Action* action) noexcept nogil
+    cdef int64_t enlarge(self, Action* action, size_t index, char* base) noexcept nogil
     cdef void run_infer(self, Action* action) noexcept nogil
     cdef bint launch_all(self, Action* action, CUdeviceptr workspace) noexcept nogil
     cdef bint take_outputs(self, Action* action) noexcept nogil

@@ -23,13 +23,14 @@ from clockwork.device._cuda_host cimport (
     CW_HOST_FULL, CW_HOST_HELD, CW_HOST_IN_USE, CW_HOST_NOT_HELD, CW_HOST_OK, cw_host_copy, cw_host_drop,
     cw_host_fetch, cw_host_look, cw_host_result)
 from clockwork.device._cuda_model cimport (
-    FROM_INPUT, FROM_OUTPUT, FROM_WEIGHT, FROM_WORKSPACE, Argument, Launch, Tensor, Weight, take)
+    FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_WEIGHT, FROM_WORKSPACE, Argument, Launch, Tensor, Weight, copy_beginning,
+    take, used_bytes)
 from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, cw_cuda_failed
 from clockwork.device._orders cimport (
     CW_PENDING, KIND_FETCH, KIND_LOAD, KIND_PROFILE, cw_claim_free, cw_hub_lock, cw_hub_unlock, cw_hub_wait, cw_lane_end,
     cw_lane_enter, cw_lane_free, cw_lane_init, cw_lane_pass, cw_lane_stop, cw_lane_take, cw_nap, cw_now, holds,
     span_begin, span_end)
-from clockwork.device._parts cimport Output, Parts, fill_seeded
+from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, dtype_bits, fill_seeded
 
 from clockwork.messages import Status
 
@@ -448,11 +449,13 @@ cdef class Lanes:
             tensor = &action.variant.inputs[index]
             base = slot.host + tensor.offset
             if action.order.kind == KIND_PROFILE:
-                size = parts.inputs[index].bytes
+                size = tensor.bytes if tensor.open else parts.inputs[index].bytes
                 fill_seeded(base, tensor.dtype, size)
             else:
                 size = 0
-                for part in range(parts.part_count):
+                if tensor.open:
+                    size = self.enlarge(action, index, base)
+                for part in range(0 if tensor.open else parts.part_count):
                     memcpy(base + size, parts.pinned[part * parts.input_count + index].buf,
                            parts.pinned[part * parts.input_count + index].len)
                     size += parts.pinned[part * parts.input_count + index].len
@@ -472,6 +475,24 @@ cdef class Lanes:
             return False
         return (self.wait(slot.input_end, b"cuEventQuery", text)
                 and self.measure(&action.order.copy_in, slot.input_begin, slot.input_end, text))
+
+    cdef int64_t enlarge(self, Action* action, size_t index, char* base) noexcept nogil:
+        """Join the parts of an input that ends before the variant's does, zeros behind each end; the bytes filled."""
+        cdef Parts* parts = &action.order.parts
+        cdef Tensor* tensor = &action.variant.inputs[index]
+        cdef Input* joined = &parts.inputs[index]
+        cdef int64_t size = used_bytes(tensor, joined.dims[0]), at = 0
+        cdef int64_t[RANK_MOST] dims
+        cdef size_t part
+        memset(base, 0, size)
+        memcpy(dims, joined.dims, joined.rank * sizeof(int64_t))
+        for part in range(parts.part_count):
+            if parts.part_count > 1:
+                dims[0] = parts.rows[part]
+            copy_beginning(<char*>parts.pinned[part * parts.input_count + index].buf, dims, base + at, tensor.dims,
+                           tensor.rank, dtype_bits(tensor.dtype) // 8, True)
+            at += dims[0] * tensor.row_bytes
+        return size
 
     # ----- the execute lane --------------------------------------------------------------------
 
@@ -515,6 +536,7 @@ cdef class Lanes:
         cdef Tensor* tensor
         cdef size_t number, index
         cdef uint64_t value
+        cdef int64_t size
         cdef char* text = action.order.text
         if self.failed(self.api.record_event(slot.run_begin, self.execute_stream), b"cuEventRecord", text):
             return False
@@ -532,6 +554,8 @@ cdef class Lanes:
                     value += slot.device + variant.outputs[argument.index].offset
                 elif argument.source == FROM_WORKSPACE:
                     value += workspace
+                elif argument.source == FROM_SIZE:
+                    value = action.sizes[argument.index]
                 launch.values[index] = value
             if self.failed(self.api.launch(
                     launch.function, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0], launch.block[1],
@@ -546,9 +570,10 @@ cdef class Lanes:
             return False
         for index in range(parts.output_count):
             tensor = &variant.outputs[index]
-            if parts.outputs[index].bytes and self.failed(
-                    self.api.copy_out(slot.host + tensor.offset, slot.device + tensor.offset,
-                                      parts.outputs[index].bytes, self.output_stream), b"cuMemcpyDtoHAsync", text):
+            size = used_bytes(tensor, parts.outputs[index].dims[0])
+            if size and self.failed(
+                    self.api.copy_out(slot.host + tensor.offset, slot.device + tensor.offset, size,
+                                      self.output_stream), b"cuMemcpyDtoHAsync", text):
                 return False
         return not self.failed(self.api.record_event(slot.output_end, self.output_stream), b"cuEventRecord", text)
 
@@ -558,12 +583,18 @@ cdef class Lanes:
         cdef Slot* slot = action.slot
         cdef size_t index
         cdef Output* output
+        cdef Tensor* tensor
         cdef char* text = action.order.text
         if not (self.wait(slot.output_end, b"cuEventQuery", text)
                 and self.measure(&action.order.copy_out, slot.run_end, slot.output_end, text)):
             return False
         for index in range(action.order.parts.output_count):
             output = &action.order.parts.outputs[index]
-            memcpy(action.order.parts.block + output.begin, slot.host + action.variant.outputs[index].offset, output.bytes)
+            tensor = &action.variant.outputs[index]
+            if tensor.open:
+                copy_beginning(action.order.parts.block + output.begin, output.dims, slot.host + tensor.offset,
+                               tensor.dims, tensor.rank, dtype_bits(tensor.dtype) // 8, False)
+            else:
+                memcpy(action.order.parts.block + output.begin, slot.host + tensor.offset, output.bytes)
         action.order.copy_out.end_ns = cw_now()
         return True

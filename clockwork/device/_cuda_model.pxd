@@ -7,12 +7,16 @@ from clockwork.device._cudriver cimport CUfunction
 from clockwork.device._orders cimport Known, Residency
 from clockwork.device._parts cimport Parts
 
+cdef enum:
+    PADDED_MOST = 16  # models.program.PADDED_MAX
+
 cdef enum Source:
     # What a kernel's argument is made of.
     FROM_WEIGHT
     FROM_INPUT
     FROM_OUTPUT
     FROM_WORKSPACE
+    FROM_SIZE
     FROM_VALUE
 
 cdef struct Argument:
@@ -38,6 +42,8 @@ cdef struct Tensor:
     int64_t bytes
     int64_t row_bytes  # where the program batches
     int64_t offset  # in a slot
+    int* symbols  # of each axis: which padded symbol it is, -1 none
+    bint open  # whether it is padded along an axis
     bint padded  # rows that no request has brought are copies of the last: a kernel may look things up by them
 
 cdef struct Variant:
@@ -67,9 +73,9 @@ cdef class Program:
     cdef int* input_dtypes
     cdef int* output_dtypes
     cdef size_t variant_count
-    cdef Variant* variants  # smaller batches first
+    cdef Variant* variants  # in the order in which they are tried
 
-    cdef Variant* choose(self, Parts* parts) noexcept
+    cdef Variant* choose(self, Parts* parts, int64_t* sizes) noexcept
 
 cdef class Model(Known):
     cdef ModelState state
@@ -77,3 +83,6 @@ cdef class Model(Known):
     cdef readonly HostCopy host
 
 cdef void* take(size_t count, size_t size) except NULL
+cdef int64_t used_bytes(const Tensor* tensor, int64_t rows) noexcept nogil
+cdef void copy_beginning(char* small, const int64_t* small_dims, char* large, const int64_t* large_dims, int rank,
+                         int64_t element_bytes, bint enlarge) noexcept nogil

@@ -16,8 +16,8 @@ class Program:
     workspace_bytes: int
     def __init__(
         self,
-        input_dtypes: list[int],
-        output_dtypes: list[int],
+        inputs: list[tuple[int, list[int]]],
+        outputs: list[tuple[int, list[int]]],
         weight_count: int,
         batches: bool,
         variants: list[Any],

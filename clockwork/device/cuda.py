@@ -41,7 +41,7 @@ from clockwork.device.cuda_memory import (
 from clockwork.device.native import NativeDevice
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import HostDrop, HostFetch
-from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel, check_layout
+from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
 from clockwork.models.program import Argument, Variant, read_program
 from clockwork.models.program import Program as LaunchLists
 
@@ -273,8 +273,8 @@ class CudaDevice(NativeDevice[Core]):
 
         try:
             return Program(
-                [spec.dtype for spec in lists.inputs],
-                [spec.dtype for spec in lists.outputs],
+                [_described(spec, lists) for spec in lists.inputs],
+                [_described(spec, lists) for spec in lists.outputs],
                 len(lists.weights),
                 lists.batches,
                 [
@@ -447,6 +447,13 @@ def _used_bytes(prepared: PreparedModel) -> list[int]:
     ]
 
 
+def _described(spec: TensorSpec, lists: LaunchLists) -> tuple[int, list[int]]:
+    """The type of an input or output, and for each axis which padded symbol it is, -1 for none."""
+    return spec.dtype, [
+        lists.padded.index(dim) if isinstance(dim, str) and dim in lists.padded else -1 for dim in spec.shape
+    ]
+
+
 def _argument(argument: Argument) -> tuple[int, int, int]:
     """(source, index, value) as the native half takes it: a value that is not an offset is its bits."""
     kind, index, value = argument.kind, argument.index, argument.value
@@ -457,5 +464,7 @@ def _argument(argument: Argument) -> tuple[int, int, int]:
             return -1, 0, int(value) & 0xFFFFFFFFFFFFFFFF
         case "f32":
             return -1, 0, int.from_bytes(struct.pack("<f", value), "little")
+        case "size":
+            return SOURCES[kind], int(value), 0
         case _:
             return SOURCES[kind], index, int(value)

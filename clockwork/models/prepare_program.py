@@ -228,8 +228,13 @@ def _verify(
     for inputs, outputs in checks[:CHECKS_RUN_MAX]:
         sizes = {1}
         if program.batches:
-            tail = [array.shape[1:] for array in inputs]
-            sizes |= {one.batch for one in variants if [shape[1:] for shape in one.shapes] == tail}
+            tails = [array.shape[1:] for array in inputs]
+            target = variants[0].target
+            sizes |= {
+                one.batch
+                for one in variants
+                if program.variant(target, [(one.batch, *tail) for tail in tails])
+            }
         for size in sorted(sizes):
             actual, _ = bench.run(0, trial.tile(inputs, size))
             if text := trial.difference(actual, trial.tile(outputs, size), relative):

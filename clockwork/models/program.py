@@ -29,8 +29,11 @@ from clockwork.models.package import FILES_MAX, LIST_FILE, PROGRAM_JSON, hash_fi
 from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.tensors import DTYPES, STRING, Array, numpy_dtype
 
-FORMAT = 1
+FORMAT = 2
 """Of program.json. What cannot be read by older code raises it."""
+
+FORMAT_UNPADDED = 1
+"""Of a program that pads nothing: what was written before there was padding reads it, too."""
 
 CHECKS_FILE = "checks.npz"
 """Optional: inputs and the right answers, by which a device can see whether it runs the program as it should."""
@@ -46,6 +49,8 @@ HOST = "host"
 """The target whose one module is a shared object for this machine's processor; the others are sm_NN."""
 
 JSON_BYTES_MAX = 64 << 20
+PADDED_MAX = 16
+"""Symbols that are padded."""
 TENSORS_MAX = 1024
 """Inputs, and outputs, of a program."""
 WEIGHTS_MAX = 65_536
@@ -64,7 +69,8 @@ SHARED_BYTES_MAX = 232_448
 """Dynamic shared memory of a block: what the largest cards give one, 227 KiB."""
 
 POINTERS = ("weight", "input", "output")
-"""Kinds of argument that are [kind, index, byte offset]; "workspace" is [kind, byte offset]."""
+"""Kinds of argument that are [kind, index, byte offset]; "workspace" is [kind, byte offset], "size" [kind, index of
+the padded symbol]."""
 SCALARS: Mapping[str, tuple[float, float]] = {
     "i32": (-(2**31), 2**31 - 1),
     "i64": (-(2**63), 2**63 - 1),
@@ -97,9 +103,9 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Argument:
-    """One kernel parameter. Of pointers ``value`` is the offset in bytes, of scalars the value."""
+    """One kernel parameter. Of pointers ``value`` is the offset in bytes, of scalars the value, of a size which."""
 
-    kind: str  # one of POINTERS, "workspace", or one of SCALARS
+    kind: str  # one of POINTERS, "workspace", "size", or one of SCALARS
     index: int  # of the weight, input or output; else 0
     value: int | float
 
@@ -140,6 +146,7 @@ class Program:
     targets: Mapping[str, Target]
     variants: tuple[Variant, ...]
     files: Mapping[str, str]  # sha256 of every file but program.json, by path
+    padded: tuple[str, ...] = ()  # symbols of dimensions in which inputs may end before the variant does
 
     @property
     def weights_bytes(self) -> int:
@@ -147,27 +154,46 @@ class Program:
         return sum(weight.bytes for weight in self.weights)
 
     def of_target(self, target: str) -> list[Variant]:
-        """Its variants for a target, smaller batches first, in the order of the file within a batch size."""
-        return sorted((one for one in self.variants if one.target == target), key=lambda one: one.batch)
+        """Its variants for a target in the order in which a device tries them: those of less input in a row first,
+        smaller batches first among them."""
+
+        def row_elements(one: Variant) -> int:
+            return sum(math.prod(shape[1:] if self.batches else shape) for shape in one.shapes)
+
+        found = [one for one in self.variants if one.target == target]
+        return sorted(found, key=lambda one: (row_elements(one), one.batch))
 
     def variant(self, target: str, shapes: Sequence[Sequence[int]]) -> Variant | None:
-        """The smallest variant that runs inputs of these shapes, rows included; None if there is none.
+        """The first variant of a target that runs inputs of these shapes, rows included; None if there is none.
 
-        Rows may be fewer than the variant's (where the program batches); all other dimensions are equal.
+        Rows may be fewer than the variant's (where the program batches), padded dimensions smaller, at least 1 and
+        of one size; all others are equal.
         """
-        wanted = [tuple(shape) for shape in shapes]
+        if len(shapes) != len(self.inputs) or self.sizes(shapes) is None:
+            return None
         for one in self.of_target(target):
-            if list(one.shapes) == wanted:
-                return one
-            if not self.batches or len(wanted) != len(one.shapes):
-                continue
-            fits = all(
-                len(has) == len(want) and has[1:] == want[1:] and 1 <= want[0] <= one.batch
-                for has, want in zip(one.shapes, wanted, strict=True)
-            )
-            if fits and len({shape[0] for shape in wanted}) == 1:
+            fits = True
+            for spec, has, want in zip(self.inputs, one.shapes, shapes, strict=True):
+                fits = fits and len(has) == len(want)
+                for axis, (most, size) in enumerate(zip(has, want)):
+                    if self.batches and axis == 0:
+                        fits = fits and 1 <= size == shapes[0][0] and size <= most
+                    elif spec.shape[axis] in self.padded:
+                        fits = fits and 1 <= size <= most
+                    else:
+                        fits = fits and size == most
+            if fits:
                 return one
         return None
+
+    def sizes(self, shapes: Sequence[Sequence[int]]) -> list[int] | None:
+        """What each padded symbol is in inputs of these shapes; None if it is two things at once."""
+        found: dict[str, int] = {}
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            for dim, size in zip(spec.shape, shape):
+                if dim in self.padded and found.setdefault(str(dim), size) != size:
+                    return None
+        return [found.get(symbol, 0) for symbol in self.padded]
 
     def stripped(self) -> Program:
         """What models of equal architecture share: no names, no weights' places, no weights' checksum."""
@@ -195,16 +221,18 @@ class Program:
             outputs=anonymous("output", self.outputs),
             weights=tuple(dataclasses.replace(weight, offset=next(places)) for weight in self.weights),
             files={path: self.files[path] for path in sorted(kept)},
+            padded=tuple(symbols[symbol] for symbol in self.padded),
         )
 
     def to_json(self) -> str:
         """program.json: a line for each weight, variant and launch, so that two of them can be compared."""
         body = {
-            "format": FORMAT,
+            "format": FORMAT if self.padded else FORMAT_UNPADDED,
             "name": self.name,
             "inputs": [_spec_body(spec) for spec in self.inputs],
             "outputs": [_spec_body(spec) for spec in self.outputs],
             "batches": self.batches,
+            **({"padded": list(self.padded)} if self.padded else {}),
             "weights": [dataclasses.asdict(weight) for weight in self.weights],
             "targets": {name: dataclasses.asdict(self.targets[name]) for name in sorted(self.targets)},
             "variants": [_variant_body(variant) for variant in self.variants],
@@ -344,8 +372,11 @@ def parse_program(data: bytes | str) -> Program:
     except (ValueError, RecursionError) as error:
         raise InvalidModel(f"{PROGRAM_JSON} is not JSON: {error}"[:300]) from None
     top = _Node(body, PROGRAM_JSON)
-    if top.get("format").value != FORMAT:
-        raise InvalidModel(f"{PROGRAM_JSON} has format {top.get('format').value!r:.40}, this reads {FORMAT}")
+    form = top.get("format").value
+    if form not in (FORMAT_UNPADDED, FORMAT) or isinstance(form, bool):
+        raise InvalidModel(
+            f"{PROGRAM_JSON} has format {form!r:.40}, this reads {FORMAT_UNPADDED} and {FORMAT}"
+        )
     targets = {
         name: Target(
             one.get("driver").integer(0, 2**31 - 1),
@@ -370,6 +401,7 @@ def parse_program(data: bytes | str) -> Program:
         targets=targets,
         variants=tuple(_variant(one) for one in top.get("variants").items(VARIANTS_MAX)),
         files={path: one.text() for path, one in top.get("files").entries(FILES_MAX)},
+        padded=tuple(one.text() for one in top.get("padded").items(PADDED_MAX)) if form == FORMAT else (),
     )
     check(program)
     return program
@@ -467,13 +499,15 @@ def _argument(node: _Node) -> Argument:
             return Argument(kind, index, value)
         case ["workspace", int(value)] if not _booleans(value):
             return Argument("workspace", 0, value)
+        case ["size", int(value)] if not _booleans(value):
+            return Argument("size", 0, value)
         case ["i32" | "i64" as kind, int(value)] if not _booleans(value):
             return Argument(kind, 0, value)
         case ["f32", int(value) | float(value)] if not _booleans(value):
             return Argument("f32", 0, float(value))
         case _:
             raise InvalidModel(
-                f"{node.place} is [weight|input|output, index, offset], [workspace, offset] or "
+                f"{node.place} is [weight|input|output, index, offset], [workspace, offset], [size, index] or "
                 f"[i32|i64|f32, value], not {json.dumps(node.value)[:60]}"
             )
 
@@ -530,6 +564,20 @@ def _check_interface(program: Program) -> None:
                 )
     if program.batches and not program.inputs:
         raise InvalidModel("a program without inputs does not batch")
+    _check_padded(program)
+
+
+def _check_padded(program: Program) -> None:
+    if len(set(program.padded)) != len(program.padded):
+        raise InvalidModel(f"the padded symbols {list(program.padded)} are not all different")
+    for symbol in program.padded:
+        if not symbol or not any(symbol in spec.shape for spec in program.inputs):
+            raise InvalidModel(f"padded symbol {symbol!r:.60} is of no input")
+        for spec in (*program.inputs, *program.outputs):
+            if symbol in spec.shape and DTYPES[spec.dtype].bits % 8:
+                raise InvalidModel(f"{spec.name!r} of type {spec.dtype} cannot be padded")
+            if program.batches and symbol in spec.shape[:1]:
+                raise InvalidModel(f"padded symbol {symbol!r} of {spec.name!r} is its batch")
 
 
 def _check_paths(program: Program) -> None:
@@ -579,7 +627,12 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
         if threads > BLOCK_THREADS_MAX:
             raise InvalidModel(f"{where}: a block of {threads} threads; at most {BLOCK_THREADS_MAX}")
         for index, argument in enumerate(launch.args):
-            _check_argument(argument, sizes, variant.workspace, f"{where}: argument {index}")
+            what = f"{where}: argument {index}"
+            if argument.kind == "size":
+                if not 0 <= argument.value < len(program.padded):
+                    raise InvalidModel(f"{what} is size {argument.value}; {len(program.padded)} are padded")
+            else:
+                _check_argument(argument, sizes, variant.workspace, what)
 
 
 def _check_shapes(

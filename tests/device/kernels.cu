@@ -51,7 +51,21 @@ extern "C" __global__ void power(const long long *n, const float *w, float *y, f
     }
 }
 
+/* A block for each row of x (2, length, 2): the first ``size`` of its length doubled, and the sum of those. */
+extern "C" __global__ void within(const float *x, float *twice, float *sum, int length, int size)
+{
+    int row = blockIdx.x;
+    sum[row] = 0;
+    for (int outer = 0; outer < 2; outer++)
+        for (int at = 0; at < size * 2; at++) {
+            int place = (row * 2 + outer) * length * 2 + at;
+            twice[place] = 2 * x[place];
+            sum[row] += x[place];
+        }
+}
+
 #ifdef CW_HOST_KERNEL
+CW_HOST_KERNEL(within)
 CW_HOST_KERNEL(matmul)
 CW_HOST_KERNEL(add)
 CW_HOST_KERNEL(copy)

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from clockwork.errors import InvalidModel
 from clockwork.messages import Status
+from clockwork.models import zoo
+from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import PreparedModel, prepared_directory
+from clockwork.models.prepared import PreparedModel, TensorSpec, prepared_directory
+from clockwork.models.program import Argument, Launch, Program, Target, Variant, write_checks, write_program
+from clockwork.models.runtime import Session
+from clockwork.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
 from tests.device.fake import environment
 from tests.device.rig import Case, Driver, affine, array_of, expected_affine
@@ -124,5 +130,97 @@ def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: 
         assert done.status == Status.OK, done.text
         for part, given in zip(done.parts, (x[:1], x[1:]), strict=True):
             np.testing.assert_allclose(array_of(part[0]), expected_affine(one, given), rtol=1e-4, atol=1e-4)
+    finally:
+        driver.device.close()
+
+
+# ----- shorter inputs ------------------------------------------------------------------------------
+
+
+def padded_package(rig: CudaRig) -> Path:
+    """x (N, 2, S, 2): twice as much, and the sum of each row; for 4 and 9 positions, and 1 and 4 rows."""
+
+    def variant(batch: int, length: int) -> Variant:
+        args = [Argument("input", 0, 0), Argument("output", 0, 0), Argument("output", 1, 0)]
+        args += [Argument("i32", 0, length), Argument("size", 0, 0)]
+        launch = Launch(0, "within", (batch, 1, 1), (1, 1, 1), 0, tuple(args))
+        shape = (batch, 2, length, 2)
+        return Variant("host", batch, (shape,), (shape, (batch,)), 0, (launch,))
+
+    place = rig.store / "padded"
+    (place / "modules").mkdir(parents=True)
+    (place / "modules" / "kernels.so").write_bytes(rig.module)
+    program = Program(
+        name="padded",
+        inputs=(TensorSpec("x", 1, ("N", 2, "S", 2)),),
+        outputs=(TensorSpec("twice", 1, ("N", 2, "S", 2)), TensorSpec("sum", 1, ("N",))),
+        batches=True,
+        weights=(),
+        targets={"host": Target(0, ("modules/kernels.so",))},
+        variants=tuple(variant(batch, length) for batch in (1, 4) for length in (9, 4)),
+        files={"checks.npz": ""},
+        padded=("S",),
+    )
+    x = np.random.default_rng(1).standard_normal((1, 2, 3, 2)).astype(np.float32)
+    write_checks(place, program, [([x], [2 * x, x.sum((1, 2, 3))])])
+    write_program(place, program)
+    return place
+
+
+def test_shorter_inputs_are_padded_and_their_answers_cut_back(rig: CudaRig) -> None:
+    prepared, directory = run(rig, padded_package(rig))
+    assert {point.shape for point in prepared.profile} == {((2, 4, 2),), ((2, 9, 2),)}
+    driver = Driver(rig.make(), rig)
+    rng = np.random.default_rng(0)
+    try:
+        driver.device.prepare(1, str(directory))
+        driver.end(driver.load(1, 1, []))
+        for length in range(1, 10):
+            for rows in ((1,), (3,), (1, 2)):
+                parts = [rng.standard_normal((one, 2, length, 2)).astype(np.float32) for one in rows]
+                done = driver.end(driver.infer(1, 1, *[[one] for one in parts]))
+                assert done.status == Status.OK, done.text
+                for x, (twice, total) in zip(parts, done.parts, strict=True):
+                    assert array_of(twice).shape == x.shape
+                    np.testing.assert_array_equal(array_of(twice), 2 * x)
+                    np.testing.assert_allclose(array_of(total), x.sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
+        for length in (0, 10):
+            done = driver.end(driver.infer(1, 1, [np.zeros((1, 2, length, 2), np.float32)]))
+            assert done.status == Status.INVALID_INPUT
+            assert "was not compiled for inputs of the shapes" in done.text
+    finally:
+        driver.device.close()
+
+
+def test_an_encoder_serves_lengths_that_it_was_not_compiled_for(rig: CudaRig, tmp_path: Path) -> None:
+    pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
+    model = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)
+    rng = np.random.default_rng(0)
+
+    def inputs(rows: int, length: int) -> list[Array]:
+        ids = rng.integers(0, 50, (rows, length))
+        return [ids, (ids % 4 > 0).astype(np.int64)]
+
+    onnx.save(model, tmp_path / "model.onnx")
+    compile_model(
+        tmp_path / "model.onnx",
+        tmp_path / "package",
+        Options(("host",), batches=(2,), shapes={"ids": [[1, 4], [1, 8]]}),
+    )
+    session = Session(tmp_path / "model.onnx", optimise=False)
+    _, directory = run(rig, tmp_path / "package")
+    driver = Driver(rig.make(), rig)
+    try:
+        driver.device.prepare(1, str(directory))
+        driver.end(driver.load(1, 1, [0]))
+        for rows, length in ((1, 3), (2, 4), (1, 5), (2, 7), (1, 8)):
+            given = inputs(rows, length)
+            done = driver.end(
+                driver.infer(1, 1, *[[one[row : row + 1] for one in given] for row in range(rows)])
+            )
+            assert done.status == Status.OK, done.text
+            (expected,) = session.run(given)
+            actual = np.concatenate([array_of(part[0]) for part in done.parts])
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
     finally:
         driver.device.close()

@@ -80,7 +80,7 @@ def check_launches(program: Program) -> None:
         for launch in variant.launches:
             written, *read = launch.args
             assert written.kind in ("output", "workspace")
-            assert [one for one in read if one.kind != "weight"], launch
+            assert {one.kind for one in read} - {"weight"}, launch
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +114,56 @@ def test_an_encoder_is_compiled_for_each_length_that_is_named(tmp_path: Path) ->
     check_launches(case.program)
     assert [variant.shapes for variant in case.program.variants] == [((2, 4), (2, 4)), ((2, 8), (2, 8))]
     rng = np.random.default_rng(0)
-    for rows, length in ((1, 4), (2, 8)):
+    assert case.program.padded == ("S",)
+    assert case.summary.padding_note == "padded in 'S': proven to be harmless, and tried"
+    assert case.summary.verified.startswith("2 compared")  # an example, and a shorter one
+    for rows, length in ((1, 4), (2, 8), (1, 1), (2, 3), (1, 6)):
         ids = rng.integers(0, 50, (rows, length))
-        case.compare([ids, np.ones_like(ids)])
+        case.compare([ids, rng.integers(0, 2, ids.shape)])
     executor = Executor(case.program, case.directory)
-    with pytest.raises(InvalidModel, match=r"no variant for inputs of \[\[1, 6\], \[1, 6\]\]"):
-        executor.run([np.zeros((1, 6), np.int64)] * 2)
+    for shapes in ([(1, 9), (1, 9)], [(1, 3), (1, 4)]):
+        with pytest.raises(InvalidModel, match="no variant for inputs of"):
+            executor.run([np.zeros(shape, np.int64) for shape in shapes])
     for wild in (50, 2**40, -(2**62)):  # ids that the table does not have read nothing outside it
         (answer,) = executor.run([np.full((1, 4), wild), np.ones((1, 4), np.int64)])
         assert np.isfinite(answer).all()
+
+
+def last_token() -> onnx.ModelProto:
+    """The last position's numbers, of however many there are."""
+    nodes = [helper.make_node("Gather", ["x", "last"], ["y"], axis=1)]
+    last = initializer("last", -1, np.int64)
+    return model_of(nodes, [value("x", ["N", "S", 4])], [value("y", ["N", 4])], [last])
+
+
+@needs_compiler
+def test_what_cannot_be_padded_runs_in_its_own_shapes_alone_and_it_is_said_why(tmp_path: Path) -> None:
+    exact = {"batches": (1,), "shapes": {"x": [[1, 3, 4], [1, 6, 4]]}}
+    case = Case(last_token(), tmp_path / "last", **exact)
+    assert case.program.padded == ()
+    assert case.summary.padding_note == (
+        "exact shapes only in 'S': operator Gather picks positions of an open axis"
+    )
+    case.compare([normal(1, 6, 4)])
+    with pytest.raises(InvalidModel, match=r"no variant for inputs of \[\[1, 5, 4\]\]"):
+        Executor(case.program, case.directory).run([normal(1, 5, 4)])
+    model = zoo.build("transformer", layers=1, width=4, heads=2, sequence=None, embedded=True)
+    off = Case(model, tmp_path / "off", batches=(1,), shapes={"embeddings": [[1, 3, 4]]}, pad=False)
+    assert off.program.padded == ()
+    assert off.summary.padding_note == "exact shapes only in 'S': padding is switched off"
+
+
+@needs_compiler
+def test_a_proof_that_trying_refutes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a rule wrong, what is behind the end would be seen in the answers."""
+    monkeypatch.setattr(
+        "clockwork.models.compile.following.Following.mask", lambda self, at, axes, neutral: None
+    )
+    model = zoo.build("transformer", layers=1, width=4, heads=2, sequence=None, embedded=True)
+    case = Case(model, tmp_path, batches=(1,), shapes={"embeddings": [[1, 6, 4]]})
+    assert case.program.padded == ()
+    assert "'S': the padded model answers differently: output 0 is apart" in case.summary.padding_note
+    case.compare([normal(1, 6, 4)])
 
 
 @needs_compiler
@@ -241,6 +282,16 @@ def test_kernels_assemble_for_the_architectures_asked_for(tmp_path: Path) -> Non
             assert launch.kernel.encode() in code
             assert resources[launch.kernel].registers > 0
     assert case.summary.verified.startswith("1 compared")  # on the host, although it is not among the targets
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("dtype", "count"), [("fp32", 0), ("fp16", 2)])
+def test_only_16_bit_products_use_tensor_cores(dtype: str, count: int, tmp_path: Path) -> None:
+    """Those for 32 bits round what they multiply to 10 bits of mantissa, which the host's kernels do not show."""
+    model = zoo.build("mlp", width=16, depth=1, inputs=16, outputs=16)
+    case = Case(model, tmp_path, targets=("sm_80",), batches=(16,), dtype=dtype, verify=False)
+    (statistics,) = case.summary.statistics
+    assert [one.tensor_cores for one in statistics].count(True) == count
 
 
 @needs_nvrtc

@@ -64,6 +64,8 @@ def test_every_kernel_of_a_resnet50_assembles_without_spills(dtype: str, tmp_pat
         assert len(variant.launches) < 60
         if dtype == "fp32":
             assert [name for name, one in resources.items() if one.spilled] == []
+    if dtype == "fp32":
+        assert not any(one.tensor_cores for variant in summary.statistics for one in variant)
     if dtype == "fp16":
         products = [one for variant in summary.statistics for one in variant if one.tensor_cores]
         assert len(products) > 80  # of 2 x 54

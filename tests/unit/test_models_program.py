@@ -101,6 +101,50 @@ def test_a_program_that_does_not_batch_takes_its_own_shapes_alone() -> None:
     assert made.variant("host", [[2, 3]]) is None
 
 
+def padded(*sides: tuple[int, int], batches: bool = True, **changes: Any) -> Program:
+    """Inputs x (N, S) and m (N, S, S), for these rows and lengths."""
+
+    def one(batch: int, length: int) -> Variant:
+        shapes = (batch, length), (batch, length, length)
+        return Variant("host", batch, shapes, ((batch, length),), 0, ())
+
+    specs = TensorSpec("x", FLOAT, ("N", "S")), TensorSpec("m", FLOAT, ("N", "S", "S"))
+    return dataclasses.replace(
+        program(), inputs=specs, outputs=(TensorSpec("y", FLOAT, ("N", "S")),), weights=(), batches=batches,
+        variants=tuple(one(*both) for both in sides), padded=("S",), **changes,
+    )  # fmt: skip
+
+
+def test_a_shorter_request_runs_on_the_shortest_variant_and_then_on_the_smallest_batch() -> None:
+    made = padded((1, 9), (4, 4), (1, 4), (8, 9))
+
+    def chosen(rows: int, length: int) -> tuple[int, ...] | None:
+        found = made.variant("host", [[rows, length], [rows, length, length]])
+        return found and found.shapes[0]
+
+    assert chosen(1, 3) == (1, 4)
+    assert chosen(2, 4) == (4, 4)
+    assert chosen(1, 5) == (1, 9)
+    assert chosen(5, 2) == (8, 9)  # too many rows for the shorter
+    assert chosen(9, 2) is chosen(1, 10) is chosen(1, 0) is None
+    assert made.variant("host", [[1, 3], [1, 3, 4]]) is None  # S is two things
+    assert made.sizes([[1, 3], [1, 3, 3]]) == [3]
+
+
+def test_what_pads_says_so_in_its_format_and_its_hash(directory: Path) -> None:
+    made = write_program(directory, padded((1, 4)))
+    assert read_program(directory) == made
+    assert json.loads((directory / "program.json").read_text())["format"] == 2
+    assert json.loads(program().to_json())["format"] == 1
+    other = dataclasses.replace(
+        made, inputs=tuple(dataclasses.replace(one, shape=tuple({"S": "T"}.get(str(dim), dim) for dim in one.shape))
+                           for one in made.inputs),
+        outputs=(TensorSpec("y", FLOAT, ("N", "T")),), padded=("T",),
+    )  # fmt: skip
+    assert program_hash(other) == program_hash(made) != program_hash(dataclasses.replace(made, padded=()))
+    check(made.stripped())
+
+
 def test_models_of_equal_architecture_share_a_program(directory: Path) -> None:
     first = write_program(directory, program())
     (directory / "weights.bin").write_bytes(b"other weights".ljust(200))
@@ -160,13 +204,33 @@ def put(*path: Any) -> Callable[[Any], None]:
     return change
 
 
+def padding(symbols: list[str], more: Callable[[Any], None] | None = None) -> Callable[[Any], None]:
+    """Declares the second dimension of x as S, and these symbols as padded."""
+
+    def change(body: Any) -> None:
+        body.update(format=2, padded=symbols)
+        body["inputs"][0]["shape"][1] = "S"
+        if more is not None:
+            more(body)
+
+    return change
+
+
 LAUNCH = ("variants", 0, "launches", 0)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (put("format", 2), "has format 2, this reads 1"),
+        (put("format", 3), "has format 3, this reads 1 and 2"),
+        (put("format", True), "has format True"),
+        (put("format", 2), "has no 'padded'"),
+        (put(*LAUNCH, "args", 0, ["size", 0]), "is size 0; 0 are padded"),
+        (padding(["T"]), "padded symbol 'T' is of no input"),
+        (padding(["S", "S"]), "are not all different"),
+        (padding(["N"]), "padded symbol 'N' of 'x' is its batch"),
+        (padding(["S"], put("inputs", 0, "dtype", 22)), "'x' of type 22 cannot be padded"),
+        (padding(["S"], put(*LAUNCH, "args", 0, ["size", 1])), "is size 1; 1 are padded"),
         (put("weights", 0, "bytes", 23), "weight 0 has 23 bytes, its type and shape say 24"),
         (put("weights", 1, "offset", 40), "at 40, no multiple of 64"),
         (put("weights", 1, "offset", 0), "lies over another, which ends at 24"),

@@ -29,6 +29,7 @@ from clockwork.models import batching
 from clockwork.models import inputs as trial
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.freeze import Bucket, buckets, freeze
+from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
 from clockwork.models.compile.variant import MODULE_FILE, Built, Spec, Statistic
 from clockwork.models.holdings import is_quantised
 from clockwork.models.onnx_import import check_model, real_inputs
@@ -83,6 +84,7 @@ class Options:
     tune: bool = (
         False  # time kernels on the local GPU to find the fastest; the result is not the same each time
     )
+    pad: bool = True  # inputs may end early in open dimensions, where that is proven harmless
     cache: Path | None = None  # where kernels are kept for models of equal architecture
 
 
@@ -97,6 +99,7 @@ class Summary:
     folded: int  # kernels that were run at packaging instead of at every inference
     reused: int  # variants whose kernels an earlier model of equal architecture had left in the cache
     verified: str  # how it compares with ONNX Runtime; "" if that was not asked for
+    padding_note: str  # whether shorter inputs run too, and why not; "" if the model leaves nothing open
 
 
 def is_installed() -> bool:
@@ -160,6 +163,7 @@ class _Job:
     shapes: list[tuple[int, ...]]
     frozen: Path
     work: Path
+    sizes: tuple[int, ...]  # of each padded dimension
 
     @property
     def title(self) -> str:
@@ -188,6 +192,7 @@ class _Compilation:
         batches = sorted(set(self._options.batches)) if self._proof.batches else [1]
         self._buckets = buckets(self._inputs, self._options.shapes, self._proof.batches)
         targets = sorted(set(self._options.targets), key=lambda one: (one == HOST, len(one), one))
+        self._decide_padding(batches)
         jobs = self._jobs(targets, batches)
         tried = [] if not self._options.verify or HOST in targets else self._jobs([HOST], batches[:1])
         self._tell("read", 1, 1)
@@ -218,6 +223,7 @@ class _Compilation:
             max(one.folded for one in kept),
             sum(one.reused for one in kept),
             verified,
+            self._padding_note,
         )
 
     # ----- what the model is ------------------------------------------------------------------------
@@ -263,6 +269,89 @@ class _Compilation:
             asked = self._options.batching == "on"
             self._proof = batching.prove_by_rows(self._session.run, self._examples, asked)
 
+    def _decide_padding(self, batches: Sequence[int]) -> None:
+        """Freeze every variant, so that it takes shorter inputs where that is proven."""
+        self._padded: tuple[str, ...] = ()
+        self._output_dims: list[tuple[Dim, ...]] = []
+        self._padding_note = ""
+        symbols = [
+            symbol for symbol in open_symbols(self._inputs, self._proof.batches)
+            if max(self._open_sizes(bucket, [symbol])[0] for bucket in self._buckets) > 1
+        ]  # fmt: skip
+        if not symbols:
+            return
+        names = " and ".join(map(repr, symbols))
+        if not self._options.pad:
+            self._padding_note = f"exact shapes only in {names}: padding is switched off"
+            return
+        try:
+            for number, bucket in enumerate(self._buckets):
+                for batch in batches:
+                    frozen, shapes = self._frozen(number, batch), bucket.at(batch, self._proof.batches)
+                    proven = freeze(self._path, shapes, frozen, symbols)
+                    assert proven is not None
+                    self._output_dims = proven.output_dims
+                    if batch == batches[0]:
+                        self._try_padding(bucket, frozen, symbols, shapes)
+        except NotProven as error:
+            for path in self._work.glob("frozen-*"):
+                path.unlink()
+            self._padding_note = f"exact shapes only in {names}: {error}"
+            return
+        self._padded = tuple(symbols)
+        self._padding_note = f"padded in {names}: proven to be harmless, and tried"
+
+    def _open_sizes(self, bucket: Bucket, symbols: Sequence[str]) -> tuple[int, ...]:
+        found: dict[str, int] = {}
+        for spec, shape in zip(self._inputs, bucket.shapes, strict=True):
+            found.update((str(dim), size) for dim, size in zip(spec.shape, shape, strict=True))
+        return tuple(found[symbol] for symbol in symbols)
+
+    def _try_padding(
+        self, bucket: Bucket, frozen: Path, symbols: Sequence[str], shapes: Sequence[tuple[int, ...]]
+    ) -> None:
+        """The padded model answers as the model does, and the same whatever lies behind the end.
+
+        Raises NotProven.
+        """
+        session = Session(frozen, optimise=False)
+        most = self._open_sizes(bucket, symbols)
+        rng = np.random.default_rng(trial.SEED)
+        tried = 0
+        for share in PADDING_SHARES:
+            sizes = dict(zip(symbols, (max(1, int(size * share)) for size in most), strict=True))
+            inputs = [
+                _resized(
+                    array, [sizes.get(str(dim), size) for dim, size in zip(spec.shape, shape, strict=True)]
+                )
+                for spec, shape, array in zip(self._inputs, shapes, self._examples[0], strict=True)
+            ]
+            told = [np.array(size) for size in sizes.values()]
+            fillings = [
+                [np.zeros(shape, array.dtype) for shape, array in zip(shapes, inputs, strict=True)],
+                [rng.choice(array.reshape(-1), shape) for shape, array in zip(shapes, inputs, strict=True)],
+            ]
+            try:
+                expected = self._session.run(inputs)
+            except RunError:
+                continue  # the model does not run inputs this short
+            try:
+                answers = [session.run([*padded_inputs(inputs, shapes, one), *told]) for one in fillings]
+            except RunError as error:
+                raise NotProven(f"the padded model fails: {error}") from None
+            zeros, others = (
+                [_cut(one, dims, sizes) for one, dims in zip(answer, self._output_dims, strict=True)]
+                for answer in answers
+            )
+            if text := trial.difference(zeros, expected):
+                raise NotProven(f"the padded model answers differently: {text}")
+            if not all(np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+                       for one, other in zip(zeros, others, strict=True)):  # fmt: skip
+                raise NotProven("what lies behind the end reaches the answers")
+            tried += 1
+        if not tried:
+            raise NotProven("the model runs no shorter input that could be tried")
+
     # ----- making it --------------------------------------------------------------------------------
 
     def _jobs(self, targets: Sequence[str], batches: Sequence[int]) -> list[_Job]:
@@ -274,13 +363,16 @@ class _Compilation:
         ]
 
     def _job(self, target: str, batch: int, number: int, bucket: Bucket) -> _Job:
-        frozen = self._work / f"frozen-{number}-{batch}.onnx"
+        frozen = self._frozen(number, batch)
         shapes = bucket.at(batch, self._proof.batches)
         if not frozen.exists():
             freeze(self._path, shapes, frozen)
         work = self._work / f"{target}-{number}-{batch}"
         work.mkdir(exist_ok=True)
-        return _Job(target, batch, shapes, frozen, work)
+        return _Job(target, batch, shapes, frozen, work, self._open_sizes(bucket, self._padded))
+
+    def _frozen(self, number: int, batch: int) -> Path:
+        return self._work / f"frozen-{number}-{batch}.onnx"
 
     def _lower(self, jobs: Sequence[_Job]) -> list[Built]:
         """Run a child for each, several at a time. The first failure ends them all."""
@@ -303,7 +395,9 @@ class _Compilation:
     def _lower_one(self, job: _Job, running: list[subprocess.Popen[str]]) -> Built:
         tune = TUNING_DEVICE if self._options.tune and job.target != HOST else ""
         cache = str(self._options.cache or "")
-        spec = Spec(str(job.frozen), job.target, str(self._weights), self._options.dtype, tune, cache)
+        spec = Spec(
+            str(job.frozen), job.target, str(self._weights), self._options.dtype, tune, cache, job.sizes
+        )
         path = spec.write(job.work)
         environment = config.bare_environment(
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
@@ -387,6 +481,7 @@ class _Compilation:
             },
             variants=tuple(variants),
             files={},
+            padded=self._padded,
         )
         if not weights:
             (directory / WEIGHTS_FILE).unlink()
@@ -416,7 +511,10 @@ class _Compilation:
             made: list[int | str] = []
             for axis in range(rank):
                 sizes = {shape[axis] for shape in shapes}
-                if self._proof.batches and axis == 0:
+                dim = self._output_dims[index][axis] if self._padded else 0
+                if isinstance(dim, str):
+                    made.append(dim)
+                elif self._proof.batches and axis == 0:
                     made.append(declared[axis] if isinstance(declared[axis], str) else "")
                 else:
                     made.append(sizes.pop() if len(sizes) == 1 else "")
@@ -436,7 +534,7 @@ class _Compilation:
             relative = max(relative, FP16_RELATIVE)
         worst = 0.0
         checks: list[Check] = []
-        for inputs in self._examples:
+        for inputs in [*self._examples, *self._shorter()]:
             rows = [array[:1] for array in inputs] if program.batches else list(inputs)
             if program.variant(HOST, [array.shape for array in rows]) is None:
                 continue
@@ -454,9 +552,40 @@ class _Compilation:
             return "not compared: no example has a compiled shape", []
         return f"{len(checks)} compared, apart by {worst:.1e} of the largest value at most", checks
 
+    def _shorter(self) -> list[list[Array]]:
+        """Of programs that pad: an example that ends early, for the program and for every device to be tried with."""
+        if not self._padded:
+            return []
+        most = dict(zip(self._padded, self._open_sizes(self._buckets[0], self._padded), strict=True))
+        made = []
+        for spec, shape, array in zip(self._inputs, self._buckets[0].shapes, self._examples[0], strict=True):
+            sizes = [max(1, most[str(dim)] * 3 // 4) if dim in most else size
+                     for dim, size in zip(spec.shape, shape, strict=True)]  # fmt: skip
+            made.append(_resized(array, sizes))
+        try:
+            self._session.run(made)
+        except RunError:
+            return []
+        return [made]
+
+
+PADDING_SHARES = (0.02, 0.45, 0.75, 0.99, 1.0)
+"""Of a compiled size: the sizes at which padding is tried."""
 
 FP16_RELATIVE = 5e-2
 """How far the answers of 16-bit programs may be from those of the model, relative to the largest."""
+
+
+def _resized(array: Array, shape: Sequence[int]) -> Array:
+    """The beginning of an array along each axis, repeated where it is too short."""
+    for axis, size in enumerate(shape):
+        array = np.take(array, np.arange(size) % max(1, array.shape[axis]), axis)
+    return array
+
+
+def _cut(array: Array, dims: Sequence[Dim], sizes: Mapping[str, int]) -> Array:
+    """What an output has within the true sizes."""
+    return array[tuple(slice(sizes.get(dim) if isinstance(dim, str) else None) for dim in dims)]
 
 
 def _apart(one: Array, other: Array) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from clockwork.errors import InvalidModel
+from clockwork.models.compile.padding import SIZE_PREFIX, Padding, make_padded
 from clockwork.models.inputs import is_named
 from clockwork.models.onnx_import import external_files, real_inputs
 from clockwork.models.prepared import TensorSpec
@@ -89,20 +90,25 @@ def _bucket(inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]], ba
     return Bucket(tuple(shapes))
 
 
-def freeze(model_path: Path, shapes: Sequence[Sequence[int]], target: Path) -> None:
+def freeze(
+    model_path: Path, shapes: Sequence[Sequence[int]], target: Path, symbols: Sequence[str] = ()
+) -> Padding | None:
     """Write the model with inputs of these shapes, optimised as far as any machine may, to ``target``.
 
-    With the shapes fixed, ONNX Runtime folds what computes them, and what needs weights alone. Raises
-    InvalidModel.
+    With the shapes fixed, ONNX Runtime folds what computes them, and what needs weights alone. symbols:
+    dimensions in which inputs may end earlier; the model gets inputs for the true sizes (see padding). Raises
+    InvalidModel, NotProven.
     """
     model = onnx.load(str(model_path))
     inputs = real_inputs(model)
+    padding = make_padded(model, shapes, symbols) if symbols else None
+    sizes = [value for value in model.graph.input if value.name.startswith(SIZE_PREFIX)]
     for value, shape in zip(inputs, shapes, strict=True):
         dims = value.type.tensor_type.shape
         del dims.dim[:]
         for size in shape:
             dims.dim.add(dim_value=size)
-    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in inputs]
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in (*inputs, *sizes)]
     del model.graph.input[:]
     model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, 4)
@@ -129,3 +135,4 @@ def freeze(model_path: Path, shapes: Sequence[Sequence[int]], target: Path) -> N
         raise InvalidModel(explain(str(error), model_path.name)) from None
     fixed.unlink()
     fixed.with_name(f"{fixed.name}.data").unlink(missing_ok=True)
+    return padding

@@ -49,7 +49,8 @@ def build(sources: Sequence[str], kernels: Sequence[Kernel]) -> bytes:
     pieces = ['#define INFINITY __builtin_inff()\n#define NAN __builtin_nanf("")\n']
     for source, kernel in zip(sources, kernels, strict=True):
         pieces.append(source.replace(f"void {kernel.name}(", f"static void body_{kernel.name}("))
-        arguments = ", ".join(f"*(void **)args[{index}]" for index in range(kernel.arguments))
+        kinds = ["void *"] * kernel.arguments + ["int"] * kernel.sizes
+        arguments = ", ".join(f"*({kind} *)args[{index}]" for index, kind in enumerate(kinds))
         pieces.append(
             f'__attribute__((visibility("default"))) void {kernel.name}'
             "(void **args, const unsigned *grid, const unsigned *block)\n"
@@ -112,11 +113,13 @@ class Executor:
         self._weights = np.fromfile(directory / WEIGHTS_FILE, np.uint8) if program.weights else None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """The outputs; inputs in the program's order, of as many rows as there are. Raises InvalidModel."""
+        """The outputs; inputs in the program's order, as large as they are. Raises InvalidModel."""
         shapes = [array.shape for array in inputs]
         variant = self._program.variant(HOST, shapes)
         if variant is None:
             raise InvalidModel(f"the program has no variant for inputs of {[list(one) for one in shapes]}")
+        sizes = self._program.sizes(shapes)
+        assert sizes is not None, "a variant runs these shapes"
         slots = []
         for array, shape in zip(inputs, variant.shapes, strict=True):
             slot = np.zeros(shape, array.dtype)
@@ -126,11 +129,20 @@ class Executor:
             np.zeros(shape, numpy_dtype(spec.dtype))
             for spec, shape in zip(self._program.outputs, variant.output_shapes, strict=True)
         ]
-        self._launch(variant, slots, outputs)
+        self._launch(variant, slots, outputs, sizes)
         rows = shapes[0][0] if self._program.batches else None
-        return [output[:rows] for output in outputs] if rows is not None else outputs
+        cut = []
+        for spec, output in zip(self._program.outputs, outputs, strict=True):
+            kept = [sizes[self._program.padded.index(dim)] if dim in self._program.padded else None
+                    for dim in spec.shape]  # fmt: skip
+            if rows is not None:
+                kept[0] = rows
+            cut.append(np.ascontiguousarray(output[tuple(slice(size) for size in kept)]))
+        return cut
 
-    def _launch(self, variant: Variant, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+    def _launch(
+        self, variant: Variant, inputs: Sequence[Array], outputs: Sequence[Array], sizes: Sequence[int]
+    ) -> None:
         workspace = np.full(max(1, variant.workspace), 0xFF, np.uint8)  # NaN, should anything read it first
 
         def value(launch: Launch, index: int) -> Any:
@@ -146,6 +158,8 @@ class Executor:
                     base = outputs[argument.index].ctypes.data
                 case "workspace":
                     base = workspace.ctypes.data
+                case "size":
+                    return ctypes.c_int32(sizes[int(argument.value)])
                 case scalar:
                     return _SCALARS[scalar](argument.value)
             return ctypes.c_void_p(base + int(argument.value))

@@ -49,6 +49,7 @@ from clockwork.models.compile.interpret import (
     check_operators,
     use_half,
 )
+from clockwork.models.compile.padding import SIZE_PREFIX
 from clockwork.models.compile.variant import (
     BUILT_FILE,
     MODULE_FILE,
@@ -62,6 +63,9 @@ from clockwork.models.onnx_import import read_model
 from clockwork.models.program import HOST, Argument, Launch
 from clockwork.tensors import Array
 
+SIZE_VARIABLE = "size"
+"""What tinygrad calls the true size of an open dimension; the number of its symbol follows."""
+
 TUNE_WIDTH = 4
 """Ways to write a kernel that a search follows at a time."""
 
@@ -71,7 +75,9 @@ class _CudaRenderer(CUDARenderer):
 
     def __init__(self, target: Target) -> None:
         super(CUDARenderer, self).__init__(target)
-        self.tensor_cores = tc.get_cuda(target.arch)
+        # Those that take float32 round it to 10 bits of mantissa, which nobody asked for.
+        architecture = target.arch.rstrip("af")
+        self.tensor_cores = [one for one in tc.get_cuda(architecture) if one.dtype_in != dtypes.float]
         self.compiler = Compiler()
 
 
@@ -127,8 +133,9 @@ class _Recorder:
         self.calls: list[UOp] = []
 
     def add_linear(self, linear: UOp, variables: dict[str, int]) -> None:
-        if variables:
-            raise InvalidModel(f"the shape depends on {', '.join(variables)}, which only running it tells")
+        unknown = [name for name in variables if not name.startswith(SIZE_VARIABLE)]
+        if unknown:
+            raise InvalidModel(f"the shape depends on {', '.join(unknown)}, which only running it tells")
         self.calls.extend(linear.src)
 
 
@@ -182,6 +189,9 @@ class _Lowering:
         self._inputs: dict[UOp, int] = {}
         feed = {}
         for index, (name, declared) in enumerate(runner.graph_inputs.items()):
+            if name.startswith(SIZE_PREFIX):
+                feed[name] = self._true_size(int(name.removeprefix(SIZE_PREFIX)))
+                continue
             feed[name] = Tensor.empty(*declared.shape, dtype=declared.dtype, device=DEVICE).realize()
             self._inputs[feed[name].uop.base] = index
         recorder = _Recorder()
@@ -207,6 +217,11 @@ class _Lowering:
         self._output_shapes = [list(map(int, output.shape)) for output in outputs]
         self._split(recorder.calls)
 
+    def _true_size(self, number: int) -> Tensor:
+        """What a kernel is told with each launch: how much of an open dimension there is."""
+        most = self._spec.sizes[number]
+        return Tensor(UOp.variable(f"{SIZE_VARIABLE}{number}", 1, most).bind(most)).cast(dtypes.int64)
+
     def _split(self, calls: Sequence[UOp]) -> None:
         """What needs the inputs is launched every time; what needs weights alone is run now, once."""
         moving = {*self._inputs}
@@ -215,7 +230,8 @@ class _Lowering:
         for call in calls:
             written = _written(call)
             touched = {_place(one).buffer for one in get_call_arg_uops(call)}
-            if moving.isdisjoint(touched) and self._outputs.keys().isdisjoint(written):
+            told = call.src[0].op is Ops.SINK and bool(ProgramInfo.from_sink(call.src[0]).vars)
+            if not told and moving.isdisjoint(touched) and self._outputs.keys().isdisjoint(written):
                 self._once.append(call)
             else:
                 self._launched.append(call)
@@ -309,7 +325,8 @@ class _Lowering:
     def _key(self, linear: UOp) -> str:
         """Equal for models that are lowered to the same kernels and launches, whatever their weights."""
         constants: dict[UOp, int] = {}
-        text = [self._spec.target, self._spec.dtype, self._spec.tune, *_versions(), str(self._output_shapes)]
+        spec = self._spec
+        text = [spec.target, spec.dtype, spec.tune, str(spec.sizes), *_versions(), str(self._output_shapes)]
         for call in linear.src:
             text.append(call.src[0].key.hex())
             for uop in get_call_arg_uops(call):
@@ -369,8 +386,7 @@ class _Lowering:
             if body.op is not Ops.SINK:
                 raise InvalidModel(f"a {body.op.name.lower()} between kernels cannot be compiled")
             program = self._lower(body)
-            if program.arg.vars:
-                raise InvalidModel(f"a kernel depends on {program.arg.vars}, which only running it tells")
+            sizes = [Argument("size", 0, _number(one)) for one in program.arg.vars]
             kernel = kernels.get(body)
             if kernel is None:
                 kernel = kernels[body] = _kernel(program, len(kernels))
@@ -382,7 +398,7 @@ class _Lowering:
                     kernel.grid,
                     kernel.block,
                     0,
-                    tuple(argument(done, index, places[index]) for index in program.arg.globals),
+                    (*(argument(done, index, places[index]) for index in program.arg.globals), *sizes),
                 )
             )
             estimates = program.src[0].arg.estimates
@@ -451,7 +467,13 @@ def _kernel(program: UOp, number: int) -> Kernel:
         x, y, z = (*sides, 1, 1, 1)[:3]
         return x, y, z
 
-    return Kernel(name, source, three(info.global_size), three(info.local_size), len(info.globals))
+    sizes = three(info.global_size), three(info.local_size)
+    return Kernel(name, source, *sizes, len(info.globals), len(info.vars))
+
+
+def _number(variable: UOp) -> int:
+    """Which size a kernel's parameter is. Kernels have them behind their pointers, in this order."""
+    return int(variable.arg.name.removeprefix(SIZE_VARIABLE))
 
 
 def main(path: str) -> int:

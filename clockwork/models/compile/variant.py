@@ -24,6 +24,7 @@ class Spec:
     dtype: str  # "fp32", or "fp16" for matrix products on tensor cores
     tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
     cache: str = ""  # directory of variants made earlier, which models of equal architecture take; "" none
+    sizes: tuple[int, ...] = ()  # of each open dimension: inputs may be that long, or shorter
 
     def write(self, directory: Path) -> Path:
         path = directory / SPEC_FILE
@@ -32,7 +33,8 @@ class Spec:
 
     @staticmethod
     def read(path: Path) -> Spec:
-        return Spec(**json.loads(path.read_text()))
+        body = json.loads(path.read_text())
+        return Spec(**{**body, "sizes": tuple(body["sizes"])})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Kernel:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     arguments: int  # pointers that it takes
+    sizes: int  # true sizes that it takes behind them, each an int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

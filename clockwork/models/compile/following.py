@@ -1,0 +1,265 @@
+"""A graph, followed from its inputs to its outputs: what is known of every tensor, and what masks it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, computed, constant_of, inferred
+from clockwork.models.onnx_import import real_inputs
+from clockwork.models.split import operator
+from clockwork.tensors import numpy_dtype
+
+SIZE_PREFIX = "clockwork.size."
+"""Of the inputs that bring the true sizes, each an int64 scalar; the number of the symbol follows."""
+
+OPSET_LEAST = 11
+"""Of the models that are followed: since then what an operator reshapes by is an input like any other."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Padding:
+    """What was proven of a model in one set of shapes."""
+
+    symbols: tuple[str, ...]  # in the order of the size inputs
+    output_dims: list[tuple[Dim, ...]]  # of each output; a symbol is cut back to the true size
+
+
+Rule: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]
+"""What an operator makes of its inputs, given what follows the graph."""
+
+
+class Following:
+    """One graph on its way. Subclasses know the operators."""
+
+    rules: ClassVar[Mapping[str, Rule]] = {}
+    of_shapes: ClassVar[frozenset[str]] = frozenset()  # operators that may be given sizes
+
+    def __init__(
+        self, model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols: Sequence[str]
+    ) -> None:
+        self._graph = model.graph
+        self._symbols = tuple(symbols)
+        self._opset = next((one.version for one in model.opset_import if not one.domain), 0)
+        if self._opset < OPSET_LEAST:
+            raise NotProven(f"the model is of opset {self._opset}; at least {OPSET_LEAST} is followed")
+        self._sizes: dict[str, int] = {}  # what the model is compiled for
+        self._values: dict[str, Value] = {"": Value(())}
+        for value, shape in zip(real_inputs(model), shapes, strict=True):
+            dims: list[Dim] = []
+            for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+                if dim.dim_param in self._symbols:
+                    if self._sizes.setdefault(dim.dim_param, size) != size:
+                        raise NotProven(f"{dim.dim_param} has two sizes")
+                    dims.append(dim.dim_param)
+                else:
+                    dims.append(size)
+            self._values[value.name] = Value(tuple(dims))
+        for one in self._graph.initializer:
+            self._values[one.name] = constant_of(one)
+        self._types, self._concrete = inferred(model, shapes)
+        self._nodes: list[onnx.NodeProto] = []  # of the graph that is made
+        self._added: list[TensorProto] = []
+        self._masks: dict[tuple[str, int], str] = {}
+
+    def run(self) -> Padding:
+        for node in self._graph.node:
+            if any(one.HasField("g") or one.graphs for one in node.attribute):
+                raise NotProven(f"operator {operator(node)} has a body, which is not followed")
+            self._node = onnx.NodeProto.FromString(node.SerializeToString())
+            self._after: list[onnx.NodeProto] = []
+            try:
+                found = self._follow()
+            except (LookupError, TypeError, ValueError) as error:  # a node that no runtime would take, either
+                raise self._refuse(f"cannot be followed: {error}") from None
+            self._nodes += [self._node, *self._after]
+            self._values.update((name, value) for name, value in zip(node.output, found) if name)
+        dims = []
+        for output in self._graph.output:
+            if output.name not in self._values:
+                raise NotProven(f"output {output.name!r} is not followed")
+            value = self._values[output.name]
+            if value.tells_size:
+                raise NotProven(f"output {output.name!r} is computed from the size of the inputs")
+            dims.append(value.dims)
+        del self._graph.node[:]
+        self._graph.node.extend(self._nodes)
+        self._graph.initializer.extend(self._added)
+        for number in range(len(self._symbols)):
+            self._graph.input.append(
+                helper.make_tensor_value_info(f"{SIZE_PREFIX}{number}", TensorProto.INT64, [])
+            )
+        return Padding(self._symbols, dims)
+
+    # ----- a node ---------------------------------------------------------------------------------
+
+    def _follow(self) -> list[Value]:
+        node = self._node
+        inputs = [self._values.get(name) for name in node.input]
+        if node.domain in ("", "ai.onnx"):
+            handler = self.rules.get(node.op_type)
+            values = [one for one in inputs if one is not None]
+            told = node.op_type not in self.of_shapes and any(one.tells_size for one in values)
+            if handler is not None and len(values) == len(inputs) and not told:
+                return handler(self, values)
+        for one in inputs:
+            if one is None or one.is_open or one.tells_size:
+                raise NotProven(f"operator {operator(node)} is not known to keep positions apart")
+        return [self._closed(name) for name in node.output]
+
+    def _closed(self, name: str) -> Value:
+        """What was computed of tensors without an open axis has none."""
+        shape = self._concrete.get(name)
+        if shape is None and name:
+            raise NotProven(f"the shape of what operator {operator(self._node)} gives is not known")
+        return Value(shape or ())
+
+    def _refuse(self, why: str) -> NotProven:
+        return NotProven(f"operator {operator(self._node)} {why}")
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        for one in self._node.attribute:
+            if one.name == name:
+                return helper.get_attribute_value(one)
+        return default
+
+    def numbers(self, inputs: Sequence[Value], at: int, name: str) -> list[int] | None:
+        """Integers that are an attribute in some opsets and an input in others; None if they are not given."""
+        given = self.attribute(name)
+        if given is not None:
+            return [int(one) for one in given] if isinstance(given, Sequence) else [int(given)]
+        if len(self._node.input) <= at or not self._node.input[at]:
+            return None
+        return self.integers(inputs[at])
+
+    def integers(self, value: Value) -> list[int]:
+        if value.known is None or value.tells_size:
+            raise self._refuse("is told what to do by numbers that are only known when it runs")
+        return [one.constant for one in value.known]
+
+    def axis(self, value: Value, default: int) -> int:
+        given = int(self.attribute("axis", default))
+        return given + len(value.dims) if given < 0 else given
+
+    # ----- masks ----------------------------------------------------------------------------------
+
+    def mask(self, at: int, axes: Sequence[int], neutral: float) -> None:
+        """Have the node read its input number ``at`` with ``neutral`` behind the true size along these open axes."""
+        name = self._node.input[at]
+        value = self._values[name]
+        for axis in axes:
+            symbol = value.dims[axis]
+            assert isinstance(symbol, str)
+            masked = f"{name}.within.{len(self._nodes)}.{at}.{axis}"
+            inputs = [self._mask(symbol, len(value.dims) - 1 - axis), name, self._scalar(name, neutral)]
+            self._nodes.append(helper.make_node("Where", inputs, [masked]))
+            self._types[masked] = self._types[self._node.input[at]]
+            name = masked
+        self._node.input[at] = name
+
+    def _mask(self, symbol: str, behind: int) -> str:
+        """True within the true size, shaped to be an axis with ``behind`` axes after it."""
+        key = symbol, behind
+        if key not in self._masks:
+            number = self._symbols.index(symbol)
+            name = self._masks[key] = f"clockwork.mask.{number}.{behind}"
+            places = np.arange(self._sizes[symbol], dtype=np.int64).reshape(-1, *[1] * behind)
+            self._added.append(numpy_helper.from_array(places, f"{name}.places"))
+            self._nodes.append(helper.make_node("Less", [f"{name}.places", f"{SIZE_PREFIX}{number}"], [name]))
+        return self._masks[key]
+
+    def _scalar(self, like: str, number: float) -> str:
+        """A constant of the type of a tensor; infinities are the ends of integer types."""
+        code = self._types.get(like)
+        if code is None:
+            raise self._refuse("takes a tensor whose type is not known")
+        kind = numpy_dtype(code)
+        if kind.kind == "b" or kind.kind not in "fiuV" or (kind.kind == "V" and math.isinf(number)):
+            raise self._refuse(f"mixes positions of numbers of type {kind}")
+        if math.isinf(number) and kind.kind in "iu":
+            number = np.iinfo(kind).min if number < 0 else np.iinfo(kind).max
+        return self._number(np.array(number).astype(kind))
+
+    def mean(self, axes: Sequence[int], symbol: str, others: int, keepdims: int) -> None:
+        """Have the node, a mean over these axes, divide the sum by what there is: the true size times ``others``."""
+        name = self._node.output[0]
+        code = self.type_of(name)
+        if numpy_dtype(code).kind in "biu":
+            raise self._refuse("is a mean of integers")
+        total, size, count = (f"{name}.{part}" for part in ("sum", "size", "count"))
+        number = self._symbols.index(symbol)
+        self._node = helper.make_node("ReduceSum", [self._node.input[0]], [total], keepdims=keepdims)
+        if self._opset >= 13:
+            self._node.input.append(self._number(np.array(axes, np.int64)))
+        else:
+            self._node.attribute.append(helper.make_attribute("axes", list(axes)))
+        factor = self._number(np.array(others).astype(numpy_dtype(code)))
+        self._after = [
+            helper.make_node("Cast", [f"{SIZE_PREFIX}{number}"], [size], to=code),
+            helper.make_node("Mul", [size, factor], [count]),
+            helper.make_node("Div", [total, count], [name]),
+        ]
+
+    def _number(self, array: Any) -> str:
+        name = f"clockwork.neutral.{len(self._added)}"
+        self._added.append(numpy_helper.from_array(array, name))
+        return name
+
+    def type_of(self, name: str) -> int:
+        code = self._types.get(name)
+        if code is None:
+            raise self._refuse("takes a tensor whose type is not known")
+        return code
+
+    # ----- position by position ----------------------------------------------------------------------
+
+    def each(self, inputs: Sequence[Value]) -> list[Value]:
+        """Every element of the result is made of the elements at its own place."""
+        if any(one.tells_size for one in inputs):
+            known = self._arithmetic(inputs)
+            if known is None:
+                raise self._refuse("computes with the size of the inputs")
+            return [Value(self._broadcast(inputs), known=known)]
+        dims = self._broadcast(inputs)
+        known = self._arithmetic(inputs) if all(one.known is not None for one in inputs) else None
+        return [Value(dims, known=known), *(Value(dims) for _ in self._node.output[1:])]
+
+    def _broadcast(self, inputs: Sequence[Value]) -> tuple[Dim, ...]:
+        rank = max((len(one.dims) for one in inputs), default=0)
+        dims: list[Dim] = [1] * rank
+        for one in inputs:
+            for axis, dim in enumerate(one.dims, rank - len(one.dims)):
+                if dims[axis] == 1:
+                    dims[axis] = dim
+                elif dim not in (1, dims[axis]):
+                    raise self._refuse(f"joins an axis of {dims[axis]} with one of {dim}")
+        return tuple(dims)
+
+    def _arithmetic(self, inputs: Sequence[Value]) -> tuple[Size, ...] | None:
+        """The elements of a result of sizes, as exporters compute shapes; None if they are not all known."""
+        operands = [one.known for one in inputs]
+        count = max((len(one) for one in operands if one is not None), default=0)
+        found: list[Size | None] = []
+        for index in range(count):
+            if any(one is None for one in operands):
+                return None
+            row = [one[index if len(one) > 1 else 0] for one in operands if one]
+            found.append(computed(self._node.op_type, row))
+        return None if None in found or not found else tuple(one for one in found if one is not None)
+
+    def moved(self, inputs: Sequence[Value]) -> list[Value]:
+        """The numbers of the first input as they are."""
+        return [inputs[0], *(Value(inputs[0].dims) for _ in self._node.output[1:])]
+
+    def cast(self, inputs: Sequence[Value]) -> list[Value]:
+        if inputs[0].known is not None and self.attribute("to") == TensorProto.BOOL:
+            if inputs[0].tells_size:
+                raise self._refuse("computes with the size of the inputs")
+            return [Value(inputs[0].dims)]
+        return [inputs[0]]

@@ -1,0 +1,566 @@
+"""Padding that cannot reach the answers: a model made to run inputs that are shorter than its own.
+
+A model that was compiled for 128 tokens runs 100 if nothing of the other 28 positions reaches what is given back.
+That is not hoped for: the graph is followed from its inputs, and for every tensor it is known which axes are open
+(of a size that a request decides) and so hold, behind the true size, numbers that mean nothing. An operator that
+treats each position alone keeps them apart. One that mixes positions (a sum, a softmax, a matrix product along the
+axis) is given an operand in which they are replaced by what does not count: 0 for a sum, minus infinity for a
+maximum. Where the true size ends is one more input, of one number. Any operator for which neither is known to hold
+ends the proof, and the model runs in the shapes it was compiled for and no others.
+
+The rule for every tensor: within the true sizes it is what the model would have computed without padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from clockwork.models.compile.following import SIZE_PREFIX, Following, Padding
+from clockwork.models.compile.sizes import (
+    VALUE_MAX,
+    Dim,
+    NotProven,
+    Size,
+    Value,
+    constant_of,
+    segments,
+    size_of,
+)
+from clockwork.models.inputs import is_named
+from clockwork.models.prepared import TensorSpec
+from clockwork.tensors import Array
+
+END = 2**31 - 1
+"""Where exporters end a slice that goes to the end, or beyond."""
+
+
+def open_symbols(inputs: Sequence[TensorSpec], batches: bool) -> tuple[str, ...]:
+    """The dimensions that may be open: the named ones of the inputs, but for the batch."""
+    found = dict.fromkeys(
+        dim for spec in inputs for axis, dim in enumerate(spec.shape)
+        if isinstance(dim, str) and is_named(dim) and not (batches and not axis)
+    )  # fmt: skip
+    return tuple(found)
+
+
+def make_padded(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols: Sequence[str]) -> Padding:
+    """Have the model give the right answers to inputs of these shapes that end earlier in the open dimensions.
+
+    The model is changed in place: it gets a size input for each symbol, and what masks. Its inputs' declared
+    shapes have the symbols. Raises NotProven.
+    """
+    return _Proof(model, shapes, symbols).run()
+
+
+class _Proof(Following):
+    """That padding cannot reach the answers."""
+
+    # ----- shapes -----------------------------------------------------------------------------------
+
+    def shape(self, inputs: Sequence[Value]) -> list[Value]:
+        dims = inputs[0].dims[slice(self.attribute("start", 0), self.attribute("end"))]
+        return [Value((len(dims),), known=tuple(size_of(dim) for dim in dims))]
+
+    def constant(self, inputs: Sequence[Value]) -> list[Value]:
+        for one in self._node.attribute:
+            given = helper.get_attribute_value(one)
+            tensor = given if isinstance(given, TensorProto) else None
+            if tensor is None and one.name in ("value_int", "value_ints", "value_float", "value_floats"):
+                tensor = numpy_helper.from_array(np.array(given))
+            if tensor is not None:
+                return [constant_of(tensor)]
+        return [self._closed(self._node.output[0])]
+
+    def constant_of_shape(self, inputs: Sequence[Value]) -> list[Value]:
+        dims = self._wanted(inputs[0])
+        value = self.attribute("value")
+        number = numpy_helper.to_array(value).reshape(()) if value is not None else np.zeros((), np.float32)
+        known = None
+        if len(dims) == 1 and isinstance(dims[0], int) and dims[0] <= VALUE_MAX and number.dtype.kind in "iu":
+            known = (Size(int(number)),) * dims[0]
+        return [Value(dims, known=known)]
+
+    def _wanted(self, value: Value) -> tuple[Dim, ...]:
+        """Dimensions that are told by a tensor."""
+        if value.known is None:
+            raise self._refuse("makes a shape that is only known when it runs")
+        dims = []
+        for one in value.known:
+            if one.dim is None:
+                raise self._refuse("makes an axis of an open one and something else")
+            dims.append(one.dim)
+        return tuple(dims)
+
+    def range(self, inputs: Sequence[Value]) -> list[Value]:
+        known = [one.known for one in inputs]
+        if any(one is None for one in known):
+            raise self._refuse("makes a shape that is only known when it runs")
+        start, limit, step = (one[0] for one in known if one is not None)
+        if not any(one.terms for one in (start, limit, step)):
+            return [self._closed(self._node.output[0])]
+        dim = limit.plus(start, -1).dim
+        if start.terms or step != Size(1) or not isinstance(dim, str):
+            raise self._refuse("counts from or to something else than an open size")
+        return [Value((dim,))]
+
+    def expand(self, inputs: Sequence[Value]) -> list[Value]:
+        wanted = Value(self._wanted(inputs[1]))
+        known = inputs[0].known
+        dims = self._broadcast([inputs[0], wanted])
+        if known is not None and (inputs[0].tells_size or dims == inputs[0].dims):
+            if dims != inputs[0].dims:
+                raise self._refuse("computes with the size of the inputs")
+            return [Value(dims, known=known)]
+        return [Value(dims)]
+
+    def reshape(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        wanted = inputs[1].known
+        if wanted is None:
+            raise self._refuse("makes a shape that is only known when it runs")
+        if source.known is not None:
+            if all(one.dim == -1 or isinstance(one.dim, int) for one in wanted) and len(wanted) <= 1:
+                count = len(source.known)
+                return [Value((count,) if wanted else (), known=source.known)]
+            if source.tells_size:
+                raise self._refuse("computes with the size of the inputs")
+        copies = not self.attribute("allowzero", 0)
+        target: list[Size | None] = []
+        for axis, one in enumerate(wanted):
+            if one == Size(0) and copies:
+                if axis >= len(source.dims):
+                    raise self._refuse("keeps an axis that is not there")
+                one = size_of(source.dims[axis])
+            target.append(None if one == Size(-1) else one)
+        return [self._regrouped(source, target)]
+
+    def flatten(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        axis = self.axis(source, 1)
+        product: Size | None = Size(1)
+        for dim in source.dims[:axis]:
+            product = product.times(size_of(dim)) if product is not None else None
+        if product is None:
+            raise self._refuse("makes an axis of an open one and something else")
+        return [self._regrouped(source, [product, None])]
+
+    def _regrouped(self, source: Value, target: Sequence[Size | None]) -> Value:
+        """A reshape in which every open axis stays one; None stands for the size that is left."""
+        sizes, symbols = 1, [dim for dim in source.dims if isinstance(dim, str)]
+        for dim in source.dims:
+            sizes *= dim if isinstance(dim, int) else 1
+        left, rest = list(symbols), sizes
+        for one in target:
+            if one is None:
+                continue
+            wanted = one.dim
+            if isinstance(wanted, str) and wanted in left:
+                left.remove(wanted)
+            elif isinstance(wanted, int) and wanted > 0 and not rest % wanted:
+                rest //= wanted
+            else:
+                raise self._refuse("makes an axis of an open one and something else")
+        dims: list[Dim] = []
+        for one in target:
+            if one is not None:
+                dims.append(one.dim or 0)
+            elif not left:
+                dims.append(rest)
+                rest = 1
+            elif len(left) == 1 and rest == 1:
+                dims.append(left.pop())
+            else:
+                raise self._refuse("makes an axis of an open one and something else")
+        if left or rest != 1 or segments(dims) != segments(source.dims):
+            raise self._refuse("makes an axis of an open one and something else")
+        open_from = [axis for axis, dim in enumerate(source.dims) if isinstance(dim, str)]
+        open_to = [axis for axis, dim in enumerate(dims) if isinstance(dim, str)]
+        return Value(
+            tuple(dims),
+            frozenset(to for at, to in zip(open_from, open_to, strict=True) if at in source.zero),
+        )
+
+    def unsqueeze(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        axes = self.numbers(inputs, 1, "axes") or []
+        rank = len(source.dims) + len(axes)
+        axes = [axis % rank for axis in axes]
+        if source.known is not None and rank <= 1:
+            return [Value((len(source.known),), known=source.known)]
+        if source.tells_size:
+            raise self._refuse("computes with the size of the inputs")
+        kept = [axis for axis in range(rank) if axis not in axes]
+        dims: list[Dim] = [1] * rank
+        for axis, dim in zip(kept, source.dims, strict=True):
+            dims[axis] = dim
+        return [Value(tuple(dims), frozenset(kept[axis] for axis in source.zero))]
+
+    def squeeze(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        axes = self.numbers(inputs, 1, "axes")
+        if axes is None:
+            if source.is_open:
+                raise self._refuse("drops whichever axis is 1")
+            return [self._closed(self._node.output[0])]
+        axes = [axis % max(1, len(source.dims)) for axis in axes]
+        if any(source.dims[axis] != 1 for axis in axes):
+            raise self._refuse("drops an open axis")
+        kept = [axis for axis in range(len(source.dims)) if axis not in axes]
+        dims = tuple(source.dims[axis] for axis in kept)
+        zero = frozenset(kept.index(axis) for axis in source.zero)
+        return [Value(dims, zero, source.known)]
+
+    def transpose(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        order = list(self.attribute("perm", range(len(source.dims))[::-1]))
+        dims = tuple(source.dims[axis] for axis in order)
+        return [Value(dims, frozenset(order.index(axis) for axis in source.zero), source.known)]
+
+    def concat(self, inputs: Sequence[Value]) -> list[Value]:
+        axis = self.axis(inputs[0], 0)
+        if all(one.known is not None and len(one.dims) == 1 for one in inputs):
+            known = tuple(size for one in inputs for size in one.known or ())
+            return [Value((len(known),), known=known if len(known) <= VALUE_MAX else None)]
+        if any(one.tells_size for one in inputs):
+            raise self._refuse("computes with the size of the inputs")
+        total = 0
+        others = {one.dims[:axis] + one.dims[axis + 1 :] for one in inputs}
+        for one in inputs:
+            dim = one.dims[axis]
+            if isinstance(dim, str):
+                raise self._refuse("appends to an open axis")
+            total += dim
+        if len(others) != 1:
+            raise self._refuse("joins tensors of different shapes")
+        (rest,) = others
+        return [Value((*rest[:axis], total, *rest[axis:]))]
+
+    def split(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        axis = self.axis(source, 0)
+        if isinstance(source.dims[axis], str):
+            raise self._refuse("takes an open axis apart")
+        if source.known is not None:
+            raise self._refuse("computes with the size of the inputs")
+        found = []
+        for name in self._node.output:
+            shape = self._concrete.get(name)
+            if shape is None:
+                raise self._refuse("makes a shape that is only known when it runs")
+            found.append(Value((*source.dims[:axis], shape[axis], *source.dims[axis + 1 :])))
+        return found
+
+    def slice(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        starts, ends = inputs[1].known, inputs[2].known
+        if starts is None or ends is None:
+            raise self._refuse("makes a shape that is only known when it runs")
+        axes = self.numbers(inputs, 3, "axes")
+        steps = self.numbers(inputs, 4, "steps") or [1] * len(starts)
+        axes = list(range(len(starts))) if axes is None else [axis % len(source.dims) for axis in axes]
+        if source.known is not None:
+            if starts[0].terms or ends[0].terms:
+                raise self._refuse("computes with the size of the inputs")
+            known = source.known[starts[0].constant : ends[0].constant : steps[0]]
+            return [Value((len(known),), known=known)]
+        dims = list(source.dims)
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            dims[axis] = self._sliced(dims[axis], start, end, step)
+        zero = frozenset(axis for axis in source.zero if isinstance(dims[axis], str))
+        return [Value(tuple(dims), zero)]
+
+    def _sliced(self, dim: Dim, start: Size, end: Size, step: int) -> Dim:
+        if isinstance(dim, int) and not start.terms and not end.terms:
+            return len(range(dim)[start.constant : end.constant : step])
+        if isinstance(dim, int):  # a piece of a table, as long as the input
+            taken, begin = end.plus(start, -1).dim, start.constant
+            if (
+                isinstance(taken, str)
+                and step == 1
+                and not start.terms
+                and 0 <= begin <= dim - self._sizes[taken]
+            ):
+                return taken
+        elif start == Size(0) and step == 1:
+            if end == size_of(dim) or (not end.terms and end.constant >= END):
+                return dim
+            if end == Size(1):  # the first position is there, however short the rest
+                return 1
+        raise self._refuse("takes a piece out of an open axis")
+
+    def gather(self, inputs: Sequence[Value]) -> list[Value]:
+        source, indices = inputs
+        axis = self.axis(source, 0)
+        if source.known is not None and indices.known is not None and not indices.tells_size:
+            found = [source.known[one.constant] for one in indices.known]
+            return [Value(indices.dims, known=tuple(found))]
+        if source.tells_size or indices.tells_size:
+            raise self._refuse("computes with the size of the inputs")
+        if isinstance(source.dims[axis], str) and (
+            indices.known is None or any(one != Size(0) for one in indices.known)
+        ):
+            raise self._refuse("picks positions of an open axis")
+        return [Value((*source.dims[:axis], *indices.dims, *source.dims[axis + 1 :]))]
+
+    def one_hot(self, inputs: Sequence[Value]) -> list[Value]:
+        (depth,) = self.integers(inputs[1])
+        rank = len(inputs[0].dims) + 1
+        axis = int(self.attribute("axis", -1)) % rank
+        return [Value((*inputs[0].dims[:axis], depth, *inputs[0].dims[axis:]))]
+
+    def tile(self, inputs: Sequence[Value]) -> list[Value]:
+        dims = list(inputs[0].dims)
+        if inputs[0].tells_size:
+            raise self._refuse("computes with the size of the inputs")
+        for axis, times in enumerate(self.integers(inputs[1])):
+            dim = dims[axis]
+            if isinstance(dim, int):
+                dims[axis] = dim * times
+            elif times != 1:
+                raise self._refuse("repeats an open axis")
+        return [Value(tuple(dims))]
+
+    # ----- what mixes positions ------------------------------------------------------------------------
+
+    def softmax(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        axis = self.axis(source, -1 if self._opset >= 13 else 1)
+        if self._opset < 13 and axis != len(source.dims) - 1 and source.is_open:
+            raise self._refuse(f"of opset {self._opset} is over several axes")
+        if not isinstance(source.dims[axis], str):
+            return [Value(source.dims)]
+        if self._node.op_type == "Hardmax":
+            raise self._refuse("mixes positions")
+        self.mask(0, [axis], -math.inf)
+        return [Value(source.dims, frozenset([axis]) if self._node.op_type == "Softmax" else frozenset())]
+
+    def reduce(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        rank = len(source.dims)
+        keeps = self.attribute("keepdims", 1)
+        if source.tells_size:
+            return self._product(source)
+        given = self.numbers(inputs, 1, "axes")
+        if not given and self.attribute("noop_with_empty_axes", 0):
+            return [source]
+        axes = sorted({axis % rank for axis in given}) if given else list(range(rank))
+        mixed = [axis for axis in axes if isinstance(source.dims[axis], str)]
+        if mixed:
+            neutral = _NEUTRAL.get(self._node.op_type)
+            if neutral is None:
+                raise self._refuse("mixes positions")
+            missing = [axis for axis in mixed if axis not in source.zero or neutral]
+            self.mask(0, missing, neutral)
+            if self._node.op_type == "ReduceMean":
+                self._mean(source, axes, self.attribute("keepdims", 1))
+        dims = [
+            1 if axis in axes else dim for axis, dim in enumerate(source.dims) if keeps or axis not in axes
+        ]
+        return [Value(tuple(dims))]
+
+    def _mean(self, source: Value, axes: Sequence[int], keepdims: int) -> None:
+        symbols = [dim for axis in axes if isinstance(dim := source.dims[axis], str)]
+        if len(symbols) > 1:
+            raise self._refuse("is a mean over two open axes")
+        others = math.prod(dim for axis in axes if isinstance(dim := source.dims[axis], int))
+        self.mean(axes, symbols[0], others, keepdims)
+
+    def _product(self, source: Value) -> list[Value]:
+        """ReduceProd or ReduceSum of a shape."""
+        found: Size | None = None
+        for one in source.known or ():
+            if found is None:
+                found = one
+            elif self._node.op_type == "ReduceProd":
+                found = found.times(one)
+            elif self._node.op_type == "ReduceSum":
+                found = found.plus(one)
+            else:
+                found = None
+            if found is None:
+                raise self._refuse("computes with the size of the inputs")
+        assert found is not None
+        keeps = self.attribute("keepdims", 1)
+        return [Value((1,) if keeps else (), known=(found,))]
+
+    def arg_max(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        axis = self.axis(source, 0)
+        if isinstance(source.dims[axis], str):
+            if self.attribute("select_last_index", 0):
+                raise self._refuse("may choose the last of equal positions")
+            self.mask(0, [axis], -math.inf if self._node.op_type == "ArgMax" else math.inf)
+        keeps = self.attribute("keepdims", 1)
+        dims = [1 if at == axis else dim for at, dim in enumerate(source.dims) if keeps or at != axis]
+        return [Value(tuple(dims))]
+
+    def cum_sum(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        (axis,) = self.integers(inputs[1])
+        axis %= len(source.dims)
+        if isinstance(source.dims[axis], str) and self.attribute("reverse", 0):
+            self.mask(0, [axis], 0)
+        return [Value(source.dims)]
+
+    def mat_mul(self, inputs: Sequence[Value]) -> list[Value]:
+        left, right = inputs
+        if len(left.dims) < 2 or len(right.dims) < 2:
+            if left.is_open or right.is_open:
+                raise self._refuse("multiplies by a vector")
+            return [self._closed(self._node.output[0])]
+        if left.dims[-1] != right.dims[-2]:
+            raise self._refuse(f"joins an axis of {left.dims[-1]} with one of {right.dims[-2]}")
+        if isinstance(left.dims[-1], str):
+            for at, value, axis in ((0, left, len(left.dims) - 1), (1, right, len(right.dims) - 2)):
+                if axis not in value.zero:
+                    self.mask(at, [axis], 0)
+        outer = self._broadcast([Value(left.dims[:-2]), Value(right.dims[:-2])])
+        return [Value((*outer, left.dims[-2], right.dims[-1]))]
+
+    def gemm(self, inputs: Sequence[Value]) -> list[Value]:
+        left = inputs[0].dims[::-1] if self.attribute("transA", 0) else inputs[0].dims
+        right = inputs[1].dims[::-1] if self.attribute("transB", 0) else inputs[1].dims
+        if left[1] != right[0] or isinstance(left[1], str):
+            raise self._refuse("mixes positions")
+        dims = (left[0], right[1])
+        if len(inputs) > 2 and self._broadcast([Value(dims), inputs[2]]) != dims:
+            raise self._refuse("adds what has another shape")
+        return [Value(dims)]
+
+    def normalised(self, inputs: Sequence[Value]) -> list[Value]:
+        """Over the last axes, from ``axis`` on."""
+        source = inputs[0]
+        axis = self.axis(source, -1)
+        if any(isinstance(dim, str) for dim in source.dims[axis:]):
+            raise self._refuse("mixes positions")
+        if any(one.is_open for one in inputs[1:]):
+            raise self._refuse("has open weights")
+        inner = (*source.dims[:axis], *[1] * (len(source.dims) - axis))
+        return [Value(source.dims), *(Value(inner) for _ in self._node.output[1:])]
+
+    def by_channel(self, inputs: Sequence[Value]) -> list[Value]:
+        """Batch normalisation: numbers for each channel, which are axis 1."""
+        if any(one.is_open for one in inputs[1:]) or isinstance(inputs[0].dims[1], str):
+            raise self._refuse("mixes positions")
+        if self.attribute("training_mode", 0):
+            raise self._refuse("normalises over positions")
+        return [Value(inputs[0].dims)]
+
+    def quantise(self, inputs: Sequence[Value]) -> list[Value]:
+        if any(one.is_open for one in inputs[1:]):
+            raise self._refuse("has open scales")
+        if any(one.dims and math.prod(int(dim) for dim in one.dims) != 1 for one in inputs[1:]):
+            axis = self.axis(inputs[0], 1)
+            if self.attribute("block_size", 0) or isinstance(inputs[0].dims[axis], str):
+                raise self._refuse("has a scale for each position")
+        return [Value(inputs[0].dims)]
+
+    def conv(self, inputs: Sequence[Value]) -> list[Value]:
+        """Along an open axis each position sees its neighbours, and behind the end zeros: as many as before."""
+        source, weight = inputs[:2]
+        if any(one.is_open for one in inputs[1:]) or any(isinstance(dim, str) for dim in source.dims[:2]):
+            raise self._refuse("mixes positions")
+        shape = self._concrete.get(self._node.output[0])
+        spatial = len(source.dims) - 2
+        mixed = [axis for axis in range(spatial) if isinstance(source.dims[2 + axis], str)]
+        strides = self.attribute("strides", [1] * spatial)
+        dilations = self.attribute("dilations", [1] * spatial)
+        pads = self.attribute("pads", [0] * 2 * spatial)
+        same = self.attribute("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
+        if shape is None or self.attribute("auto_pad", b"NOTSET") == b"VALID":
+            raise self._refuse("makes another size of an open axis")
+        dims: list[Dim] = list(shape)
+        for axis in mixed:
+            seen = dilations[axis] * (int(weight.dims[2 + axis]) - 1)
+            if strides[axis] != 1 or not (same or pads[axis] + pads[spatial + axis] == seen):
+                raise self._refuse("makes another size of an open axis")
+            dims[2 + axis] = source.dims[2 + axis]
+        self.mask(0, [2 + axis for axis in mixed if int(weight.dims[2 + axis]) > 1], 0)
+        return [Value(tuple(dims))]
+
+    def global_pool(self, inputs: Sequence[Value]) -> list[Value]:
+        source = inputs[0]
+        mixed = [axis for axis, dim in enumerate(source.dims) if isinstance(dim, str)]
+        if any(axis < 2 for axis in mixed) or len(mixed) > 1:
+            raise self._refuse("mixes positions")
+        is_mean = self._node.op_type == "GlobalAveragePool"
+        if mixed:
+            self.mask(0, mixed, 0 if is_mean else -math.inf)
+            if is_mean:
+                self._mean(source, range(2, len(source.dims)), 1)
+        return [Value((*source.dims[:2], *[1] * (len(source.dims) - 2)))]
+
+
+_NEUTRAL: Mapping[str, float] = {
+    "ReduceSum": 0, "ReduceMean": 0, "ReduceL1": 0, "ReduceL2": 0, "ReduceSumSquare": 0, "ReduceProd": 1,
+    "ReduceMax": -math.inf, "ReduceMin": math.inf, "ReduceLogSumExp": -math.inf,
+}  # fmt: skip
+
+_EACH = (
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
+    "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor",
+    "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less",
+    "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow",
+    "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
+    "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu", "Where", "Xor",
+)  # fmt: skip
+"""Operators whose every result is made of what is at its own place. (Trilu knows the place besides.)"""
+
+_Proof.rules = {
+    **dict.fromkeys(_EACH, _Proof.each),
+    **dict.fromkeys(("Identity", "Dropout"), _Proof.moved),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), _Proof.softmax),
+    **dict.fromkeys([*_NEUTRAL, "ReduceLogSum"], _Proof.reduce),
+    **dict.fromkeys(("ArgMax", "ArgMin"), _Proof.arg_max),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "LpNormalization"), _Proof.normalised),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _Proof.quantise),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), _Proof.global_pool),
+    "BatchNormalization": _Proof.by_channel,
+    "Cast": _Proof.cast,
+    "Concat": _Proof.concat,
+    "Constant": _Proof.constant,
+    "ConstantOfShape": _Proof.constant_of_shape,
+    "Conv": _Proof.conv,
+    "CumSum": _Proof.cum_sum,
+    "Expand": _Proof.expand,
+    "Flatten": _Proof.flatten,
+    "Gather": _Proof.gather,
+    "Gemm": _Proof.gemm,
+    "MatMul": _Proof.mat_mul,
+    "OneHot": _Proof.one_hot,
+    "Range": _Proof.range,
+    "Reshape": _Proof.reshape,
+    "Shape": _Proof.shape,
+    "Slice": _Proof.slice,
+    "Split": _Proof.split,
+    "Squeeze": _Proof.squeeze,
+    "Tile": _Proof.tile,
+    "Transpose": _Proof.transpose,
+    "Unsqueeze": _Proof.unsqueeze,
+}
+
+_Proof.of_shapes = frozenset(_EACH) | {
+    "Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Identity", "Range", "ReduceProd", "ReduceSum",
+    "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+}  # fmt: skip
+"""Operators by which shapes are computed, or which are told one."""
+
+
+def padded_inputs(
+    inputs: Sequence[Array], shapes: Sequence[Sequence[int]], filling: Sequence[Array]
+) -> list[Array]:
+    """Inputs made as large as these shapes, with what ``filling`` (of these shapes) has behind their ends."""
+    found = []
+    for array, shape, behind in zip(inputs, shapes, filling, strict=True):
+        whole = np.array(behind).reshape(shape)
+        whole[tuple(slice(size) for size in array.shape)] = array
+        found.append(whole)
+    return found
+
+
+__all__ = ["SIZE_PREFIX", "Dim", "NotProven", "Padding", "make_padded", "open_symbols", "padded_inputs"]

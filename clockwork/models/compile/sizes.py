@@ -1,0 +1,181 @@
+"""What is known of a tensor whose size a request decides: its dimensions, and numbers computed of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from clockwork.models.onnx_import import real_inputs
+
+VALUE_MAX = 256
+"""Elements of a tensor that may say a shape."""
+
+Dim: TypeAlias = "int | str"
+"""A number, or the symbol of an open dimension."""
+
+
+class NotProven(Exception):
+    """Why padding could reach the answers, for people."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Size:
+    """A number that shapes are computed with: a constant, and so many times each open dimension."""
+
+    constant: int
+    terms: tuple[tuple[str, int], ...] = ()
+
+    def plus(self, other: Size, sign: int = 1) -> Size:
+        sums = dict(self.terms)
+        for symbol, count in other.terms:
+            sums[symbol] = sums.get(symbol, 0) + sign * count
+        terms = tuple((symbol, sums[symbol]) for symbol in sorted(sums) if sums[symbol])
+        return Size(self.constant + sign * other.constant, terms)
+
+    def times(self, other: Size) -> Size | None:
+        if self.terms and other.terms:
+            return None
+        one, factor = (self, other.constant) if self.terms else (other, self.constant)
+        if not factor:
+            return Size(0)
+        return Size(one.constant * factor, tuple((symbol, count * factor) for symbol, count in one.terms))
+
+    def over(self, other: Size) -> Size | None:
+        if self == other and self.constant >= 0 and all(count > 0 for _, count in self.terms) and self.terms:
+            return Size(1)
+        parts = [self.constant, *(count for _, count in self.terms)]
+        if other.terms or not other.constant or any(part % other.constant for part in parts):
+            return None
+        divisor = other.constant
+        return Size(
+            self.constant // divisor, tuple((symbol, count // divisor) for symbol, count in self.terms)
+        )
+
+    def equals(self, other: Size) -> bool | None:
+        """None: that depends on the open dimensions, which are at least 1."""
+        apart = self.plus(other, -1)
+        if not apart.terms:
+            return apart.constant == 0
+        counts = [count for _, count in apart.terms]
+        if min(counts) > 0 and sum(counts) + apart.constant > 0:
+            return False
+        if max(counts) < 0 and sum(counts) + apart.constant < 0:
+            return False
+        return None
+
+    @property
+    def dim(self) -> Dim | None:
+        """As a dimension: a number or one symbol; None if it is neither."""
+        if not self.terms:
+            return self.constant
+        if self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1:
+            return self.terms[0][0]
+        return None
+
+
+def size_of(dim: Dim) -> Size:
+    return Size(dim) if isinstance(dim, int) else Size(0, ((dim, 1),))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """What is known of a tensor."""
+
+    dims: tuple[Dim, ...]
+    zero: frozenset[int] = frozenset()  # open axes along which it is 0 behind the true size
+    known: tuple[Size, ...] | None = None  # its elements, if it says a shape; of rank 0 or 1
+
+    @property
+    def is_open(self) -> bool:
+        return any(isinstance(dim, str) for dim in self.dims)
+
+    @property
+    def tells_size(self) -> bool:
+        return self.known is not None and any(one.terms for one in self.known)
+
+
+def computed(op: str, row: Sequence[Size]) -> Size | None:
+    """One element of what an operator makes of sizes."""
+    match op, row:
+        case "Add", [one, other]:
+            return one.plus(other)
+        case "Sub", [one, other]:
+            return one.plus(other, -1)
+        case "Mul", [one, other]:
+            return one.times(other)
+        case "Div", [one, other]:
+            return one.over(other)
+        case "Neg", [one]:
+            return one.times(Size(-1))
+        case (("Max" | "Min" as which), [one, other]) if not one.terms and not other.terms:
+            return Size((max if which == "Max" else min)(one.constant, other.constant))
+        case "Equal", [one, other]:
+            same = one.equals(other)
+            return None if same is None else Size(int(same))
+        case "Where", [condition, one, other] if not condition.terms:
+            return one if condition.constant else other
+        case _:
+            return None
+
+
+def segments(dims: Sequence[Dim]) -> list[Dim]:
+    """The open dimensions in order, and between them the products of the others: what a reshape must keep."""
+    found: list[Dim] = [1]
+    for dim in dims:
+        if isinstance(dim, int):
+            found[-1] = int(found[-1]) * dim
+        else:
+            found += [dim, 1]
+    return found
+
+
+def constant_of(tensor: TensorProto) -> Value:
+    dims = tuple(tensor.dims)
+    if len(dims) > 1 or math.prod(dims) > VALUE_MAX or tensor.data_location == TensorProto.EXTERNAL:
+        return Value(dims)
+    array = numpy_helper.to_array(tensor)
+    if array.dtype.kind not in "iu":
+        return Value(dims)
+    return Value(dims, known=tuple(Size(int(one)) for one in array.reshape(-1)))
+
+
+def inferred(
+    model: onnx.ModelProto, shapes: Sequence[Sequence[int]]
+) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+    """The types of the graph's tensors, and their shapes where those are known, for inputs of these shapes."""
+    graph = model.graph
+    small = onnx.ModelProto()
+    small.ir_version = max(model.ir_version, 4)
+    small.opset_import.extend(model.opset_import)
+    small.functions.extend(model.functions)
+    copy = small.graph
+    copy.name = "shapes"
+    copy.node.extend(graph.node)
+    copy.output.extend(helper.make_empty_tensor_value_info(one.name) for one in graph.output)
+    given = dict(zip((one.name for one in real_inputs(model)), shapes, strict=True))
+    for value in real_inputs(model):
+        code = value.type.tensor_type.elem_type
+        copy.input.append(helper.make_tensor_value_info(value.name, code, given[value.name]))
+    for one in graph.initializer:  # weights are not needed, and may be too many for one message
+        if math.prod(one.dims) <= VALUE_MAX and one.data_location != TensorProto.EXTERNAL:
+            copy.initializer.append(one)
+        else:
+            copy.input.append(helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)))
+    try:
+        made = shape_inference.infer_shapes(small, data_prop=True).graph
+    except shape_inference.InferenceError as error:
+        raise NotProven(f"shapes cannot be inferred: {' '.join(str(error).split())[:200]}") from None
+    types = {one.name: one.data_type for one in graph.initializer}
+    found: dict[str, tuple[int, ...]] = {one.name: tuple(one.dims) for one in graph.initializer}
+    for value in (*made.input, *made.value_info, *made.output):
+        kind = value.type.tensor_type
+        if kind.elem_type:
+            types[value.name] = kind.elem_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            found[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+    return types, found

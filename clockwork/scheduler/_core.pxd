@@ -151,6 +151,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t host_used
         uint64_t hosted
         uint64_t fetching
+        uint32_t clock_mhz
 
     cdef cppclass CWhereabouts "clockwork::Whereabouts":
         int64_t model_id
@@ -209,6 +210,8 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         cbool plans_fetches()
         void worker_left(int64_t now, int32_t worker) except +
         void worker_draining(int64_t now, int32_t worker) except +
+        void device_lost(int64_t now, int32_t worker, int32_t device) except +
+        void device_clock(int64_t now, int32_t worker, int32_t device, uint32_t mhz) except +
         void link_measured(int64_t now, int32_t worker, int64_t there_ns, int64_t back_ns) except +
         void model_ready(int64_t now, int32_t worker, const CModelSpec &spec) except +
         void model_removed(int64_t now, int64_t model_id) except +

@@ -13,7 +13,8 @@ from libc.stdint cimport UINT32_MAX, uintptr_t
 
 from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import (
-    ActionDone, AnswerFailed, AnswerOk, Arrived, LinkMeasured, ModelGone, ModelReady, ModelRemoved, RequestCancelled,
+    ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, LinkMeasured, ModelGone, ModelReady,
+    ModelRemoved, RequestCancelled,
     SendDrop, SendFetch, SendInfer, SendLoad, SendProfile, SendRevoke, SendUnload, Tick, Wake, WorkerDraining,
     WorkerJoined, WorkerLeft,
 )
@@ -71,6 +72,7 @@ TEXTS = (
     "the request was cancelled",
     "the worker was lost",
     "the worker is leaving",
+    "its device was lost",
     "no worker that can serve the model is left",
     "the batch that it was in failed",
     "the model failed on this input",
@@ -83,6 +85,7 @@ cdef tuple _fixed = tuple("{" not in text for text in TEXTS)
 
 cdef object _Arrived = Arrived, _ActionDone = ActionDone, _Tick = Tick, _RequestCancelled = RequestCancelled
 cdef object _LinkMeasured = LinkMeasured, _ModelReady = ModelReady, _ModelRemoved = ModelRemoved
+cdef object _DeviceLost = DeviceLost, _DeviceClock = DeviceClock
 cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDraining = WorkerDraining
 cdef object _SendInfer = SendInfer, _SendLoad = SendLoad, _SendUnload = SendUnload, _SendProfile = SendProfile
 cdef object _SendFetch = SendFetch, _SendDrop = SendDrop
@@ -341,6 +344,10 @@ cdef class Core:
                 self._core.worker_left(now, event.worker)
             elif kind is _WorkerDraining:
                 self._core.worker_draining(now, event.worker)
+            elif kind is _DeviceLost:
+                self._core.device_lost(now, event.worker, event.device)
+            elif kind is _DeviceClock:
+                self._core.device_clock(now, event.worker, event.device, event.mhz)
             else:
                 raise TypeError(f"unknown event {event!r}")
         return now
@@ -531,6 +538,7 @@ cdef class Core:
             "pages": row.pages,
             "pages_free": row.pages_free,
             "draining": bool(row.draining),
+            "clock_mhz": row.clock_mhz,
             "resident": row.resident,
             "served": row.served,
             "host_bytes": row.host_bytes,

@@ -22,6 +22,8 @@ from clockwork.scheduler.types import (
     AnswerOk,
     Arrived,
     Command,
+    DeviceClock,
+    DeviceLost,
     Event,
     LinkMeasured,
     ModelGone,
@@ -55,7 +57,7 @@ STEP_BYTES_MAX = 1 << 28
 
 EVENTS: tuple[type[Any], ...] = (
     Arrived, RequestCancelled, ActionDone, WorkerJoined, WorkerLeft, WorkerDraining, LinkMeasured, ModelReady,
-    ModelRemoved, Tick,
+    ModelRemoved, Tick, DeviceLost, DeviceClock,
 )  # fmt: skip
 COMMANDS: tuple[type[Any], ...] = (
     SendLoad, SendUnload, SendInfer, SendProfile, SendRevoke, AnswerOk, AnswerFailed, ModelGone, Wake,

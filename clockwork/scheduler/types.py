@@ -116,6 +116,23 @@ class WorkerDraining(NamedTuple):
     worker: int
 
 
+class DeviceLost(NamedTuple):
+    """One device of a worker is gone, and its actions with it; the worker and its other devices go on."""
+
+    now_ns: int
+    worker: int
+    device: int
+
+
+class DeviceClock(NamedTuple):
+    """A device executes at this clock from now on, and takes the longer for everything the lower it is."""
+
+    now_ns: int
+    worker: int
+    device: int
+    mhz: int
+
+
 class LinkMeasured(NamedTuple):
     """``there_ns``/``back_ns``: high percentiles of the delay each way, jitter included."""
 
@@ -148,7 +165,7 @@ class Tick(NamedTuple):
 
 Event: TypeAlias = (
     Arrived | RequestCancelled | ActionDone | WorkerJoined | WorkerLeft | WorkerDraining | LinkMeasured
-    | ModelReady | ModelRemoved | Tick
+    | ModelReady | ModelRemoved | Tick | DeviceLost | DeviceClock
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ DeviceStatus status_of(const Device& device) {
     for (const HostCopy& copy : device.worker->host) {
         row.hosted += copy.state == HostState::HELD;
     }
+    row.clock_mhz = device.clock_mhz;
     return row;
 }
 
@@ -328,11 +329,11 @@ bool Book::host_picture(WorkerId worker_id, std::vector<ModelId>& held) const {
 bool Book::picture(WorkerId worker_id, std::int32_t device_index, std::vector<Held>& held) const {
     held.clear();
     const Worker* worker = find_worker(worker_id);
-    auto index = static_cast<std::size_t>(device_index);
-    if (worker == nullptr || index >= worker->devices.size()) {
+    const Device* there = worker != nullptr ? worker->device(device_index) : nullptr;
+    if (there == nullptr) {
         return false;
     }
-    const Device& device = *worker->devices[index];
+    const Device& device = *there;
     for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
         held.push_back({one->model->model_id, one->load_id, one->state == ResidencyState::LOADING, one->starts});
     }

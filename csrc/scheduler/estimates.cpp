@@ -104,6 +104,7 @@ bool Curve::measure(std::uint32_t batch, Ns ns) {
         Ns seed = seed_of(batch);
         if (seed == 0 && !seeds_.empty()) {
             seed = exec_ns(batch);
+            seed = scale_ == 1 ? seed : static_cast<Ns>(static_cast<double>(seed) / scale_);
         }
         place = windows_.insert(find_batch(windows_, batch), {batch, Window{}});
         if (seed > 0 && rule_ == EstimateRule::ROBUST) {
@@ -116,13 +117,19 @@ bool Curve::measure(std::uint32_t batch, Ns ns) {
         build(batch);
         return true;
     }
-    auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(value_of(place->second));
+    auto old_ns = static_cast<double>(raw_[batch]), new_ns = static_cast<double>(scaled(value_of(place->second)));
     bool is_other = rule_ == EstimateRule::PERCENTILE && new_ns != old_ns;
     if (is_other || new_ns > old_ns * (1 + RAISE_RATIO) || new_ns < old_ns * (1 - LOWER_RATIO)) {
         build(static_cast<std::uint32_t>(raw_.size()) - 1);
         return true;
     }
     return false;
+}
+
+void Curve::set_scale(double scale) {
+    scale_ = scale;
+    raw_.clear();
+    planned_.clear();
 }
 
 // Publishes values for batches up to batch_max and then some.
@@ -179,7 +186,7 @@ void Curve::build(std::uint32_t batch_max) {
     }
     planned_.assign(size + 1, 0);
     for (std::uint32_t batch = 1; batch <= size; ++batch) {
-        raw_[batch] = std::max(raw_[batch], raw_[batch - 1]);
+        raw_[batch] = std::max(scaled(raw_[batch]), raw_[batch - 1]);
         planned_[batch] = with_margin(raw_[batch]);
     }
 }
@@ -205,6 +212,7 @@ void ProgramEstimates::seed(const std::vector<ProfilePoint>& points) {
 
 Curve& ProgramEstimates::add(std::uint32_t shape) {
     curves_.emplace_back(shape, std::make_unique<Curve>(rule));
+    curves_.back().second->set_scale(scale_);
     if (curves_.size() > WALK_MAX) {
         if (index_.empty()) {
             for (const auto& entry : curves_) {
@@ -214,6 +222,17 @@ Curve& ProgramEstimates::add(std::uint32_t shape) {
         index_[shape] = curves_.back().second.get();
     }
     return *curves_.back().second;
+}
+
+bool ProgramEstimates::set_scale(double scale) {
+    if (scale == scale_) {
+        return false;
+    }
+    scale_ = scale;
+    for (const auto& entry : curves_) {
+        entry.second->set_scale(scale);
+    }
+    return true;
 }
 
 Curve* ProgramEstimates::curve(std::uint32_t shape) const {

@@ -93,6 +93,9 @@ public:
     // One execution took this long. True if the published estimates changed.
     bool measure(std::uint32_t batch, Ns ns);
 
+    // What is expected from now on is this many times what the samples and the profile say.
+    void set_scale(double scale);
+
     bool is_measured() const { return !windows_.empty(); }
     bool is_profiled() const { return profiled_; }
 
@@ -100,6 +103,7 @@ private:
     Ns beyond(std::uint32_t batch);
     void build(std::uint32_t batch_max);
     Ns seed_of(std::uint32_t batch) const;  // 0: none
+    Ns scaled(Ns ns) const { return scale_ == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * scale_); }
     Ns value_of(const Window& window) const {
         return rule_ == EstimateRule::ROBUST ? window.robust() : window.percentile();
     }
@@ -110,6 +114,7 @@ private:
     std::vector<Ns> planned_;
     bool profiled_ = false;
     EstimateRule rule_;
+    double scale_ = 1;
 };
 
 // How many elements the inputs of each shape have, for one row. Shape 0 is that of a request without inputs.
@@ -127,6 +132,9 @@ private:
 };
 
 // The curves of one program on one device kind, by shape.
+//
+// Where devices say their clock, samples and profile are of one clock, the first that any device of the kind said, and
+// the scale makes of them what it takes at the clock that the devices have now.
 class ProgramEstimates {
 public:
     void seed(const std::vector<ProfilePoint>& points);
@@ -144,6 +152,9 @@ public:
     // room for this one, if any; no pointer to its curve may be kept.
     bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten);
 
+    // False: it has this scale.
+    bool set_scale(double scale);
+
     template <typename Function>
     void for_each_shape(Function&& function) const {
         for (const auto& entry : curves_) {
@@ -158,6 +169,7 @@ public:
 private:
     Curve& add(std::uint32_t shape);
 
+    double scale_ = 1;
     std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;  // in the order in which they came
     std::unordered_map<std::uint32_t, Curve*> index_;                      // once there are many
 };

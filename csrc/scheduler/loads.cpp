@@ -314,12 +314,11 @@ bool Loads::preload(Ns now, WorkerId worker_id, std::int32_t device_index, Model
     advance(now);
     Worker* worker = find_worker(worker_id);
     Model* model = find_model(model_id);
-    auto index = static_cast<std::size_t>(device_index);
-    if (worker == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining ||
-        index >= worker->devices.size()) {
+    Device* there = worker != nullptr ? worker->device(device_index) : nullptr;
+    if (there == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining) {
         return false;
     }
-    Device& device = *worker->devices[index];
+    Device& device = *there;
     for (const Residency* one : model->residencies) {
         if (one->device == &device) {
             return false;

@@ -49,6 +49,7 @@ struct DeviceStatus {
     std::uint64_t host_used = 0;
     std::uint64_t hosted = 0;    // models in it
     std::uint64_t fetching = 0;  // models on their way into it
+    std::uint32_t clock_mhz = 0;  // 0: it did not say
 };
 
 // A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.
@@ -119,6 +120,10 @@ public:
                                std::uint64_t host_bytes = 0) = 0;
     virtual void worker_left(Ns now, WorkerId worker) = 0;
     virtual void worker_draining(Ns now, WorkerId worker) = 0;
+    // One device of a worker is gone, with all that it held and did; the worker and its other devices go on.
+    virtual void device_lost(Ns now, WorkerId worker, std::int32_t device) = 0;
+    // The clock that a device executes at from now on, for those that say it: what they take changes with it.
+    virtual void device_clock(Ns now, WorkerId worker, std::int32_t device, std::uint32_t mhz) = 0;
     virtual void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) = 0;
     virtual void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) = 0;
     virtual void model_removed(Ns now, ModelId model_id) = 0;

@@ -154,6 +154,7 @@ void Service::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
             fresh->fetch_own_ns = fresh->fetches->own_ns(spec.model_id);
             fresh->host_bytes = device.page_bytes * fresh->page_count;
             fresh->program->seed(spec.profile);
+            fresh->program->set_scale(clocks_[device.kind].scale);
             if (known != nullptr) {
                 *std::find(model->specs.begin(), model->specs.end(), known) = fresh;
                 retire(known);
@@ -216,6 +217,7 @@ void Service::worker_joined(Ns now, WorkerId worker_id, const std::vector<Device
         device->kind = kind_of(spec);
         device->kind_said = spec.kind;
         device->page_bytes = spec.page_bytes;
+        clocks_.resize(kinds_.size());
         device->pages = PageAllocator(spec.page_count);
         device->run_ahead = std::max(spec.run_ahead, 1u);
         device->idle_since_ns = now_;
@@ -236,40 +238,12 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
     std::vector<Pending*> waiting;
     clear_plans(*worker, waiting);
     while (Flight* flight = worker->flights.front()) {
-        end_flight(*flight);
-        if (flight->kind == FlightKind::UNLOAD) {
-            --flight->residency->model->unloads;
-            retire(flight->residency);
-        } else if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
-            end_host_action(*flight);
-        }
-        if (flight->batch != nullptr) {
-            take_back(*flight, waiting);
-            retire_batch(*flight);
-        }
+        lose_flight(*flight, waiting);
     }
     ++touch_round_;
     std::vector<Model*> touched;
-    auto note = [&](Model* model) {
-        if (model->touched != touch_round_) {
-            model->touched = touch_round_;
-            touched.push_back(model);
-        }
-    };
     for (Device* device : worker->devices) {
-        while (Residency* residency = device->resident.front()) {
-            auto& all = residency->model->residencies;
-            all.erase(std::find(all.begin(), all.end(), residency));
-            note(residency->model);
-            device->leave(residency);
-            residency_gone(*residency);
-            retire(residency);
-        }
-        device->timer_ns = NEVER_NS;  // whatever timer it has set is stale
-        device_left(*device);
-        untouch(*device);
-        devices_.erase(std::find(devices_.begin(), devices_.end(), device));
-        retire(device);
+        lose_device(*device, touched);
     }
     tiered_ -= worker->host_bytes > 0;
     retire(worker);
@@ -286,10 +260,107 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
                 }
             }
         }
-        note(model);
+    }
+    for (const Device* device : worker->devices) {
+        follow_clocks(device->kind);
+    }
+    find_others(waiting, Text::WORKER_LOST, touched);
+}
+
+void Service::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
+    advance(now);
+    Worker* worker = find_worker(worker_id);
+    Device* device = worker != nullptr ? worker->device(index) : nullptr;
+    if (device == nullptr) {
+        return;
+    }
+    if (worker->devices.size() == 1) {
+        worker_left(now, worker_id);  // there is nothing that it could do
+        return;
+    }
+    worker->devices.erase(std::find(worker->devices.begin(), worker->devices.end(), device));
+    std::vector<Pending*> waiting;
+    take_unsent(*device, waiting);
+    for (Flight *flight = worker->flights.front(), *next = nullptr; flight != nullptr; flight = next) {
+        next = worker->flights.next(flight);
+        if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
+            // The host store is the worker's: its actions go on, in the name of another device.
+            flight->device = flight->residency->device = worker->devices.front();
+        } else if (flight->device == device) {
+            if (flight->kind == FlightKind::LOAD) {
+                worker->predicted_loads.ended(-flight->expected_ns);
+            }
+            lose_flight(*flight, waiting);
+        }
+    }
+    worker->link_free_ns = now_ + worker->there_ns + worker->loads_ns;
+    ++touch_round_;
+    std::vector<Model*> touched;
+    lose_device(*device, touched);
+    bool is_last = std::none_of(worker->devices.begin(), worker->devices.end(),
+                                [&](const Device* one) { return one->kind == device->kind; });
+    for (Model* model : models_) {
+        KindSpec* spec = is_last && worker->has(model) ? model->spec(device->kind) : nullptr;
+        if (spec != nullptr) {
+            --spec->worker_count;
+        }
+    }
+    for (Device* mate : worker->devices) {
+        retime_loads(*mate);  // the link is theirs
+        touch(*mate);
+    }
+    follow_clocks(device->kind);
+    find_others(waiting, Text::DEVICE_LOST, touched);
+}
+
+// An action of which nothing will be heard any more: its requests are appended to `waiting`.
+void Service::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
+    end_flight(flight);
+    if (flight.kind == FlightKind::UNLOAD) {
+        --flight.residency->model->unloads;
+        retire(flight.residency);
+    } else if (flight.kind == FlightKind::FETCH || flight.kind == FlightKind::DROP) {
+        end_host_action(flight);
+    }
+    if (flight.batch != nullptr) {
+        take_back(flight, waiting);
+        retire_batch(flight);
+    }
+}
+
+// Forgets a device, of which nothing is planned or in flight any more, with what it held.
+void Service::lose_device(Device& device, std::vector<Model*>& touched) {
+    while (Residency* residency = device.resident.front()) {
+        auto& all = residency->model->residencies;
+        all.erase(std::find(all.begin(), all.end(), residency));
+        note_model(*residency->model, touched);
+        device.leave(residency);
+        residency_gone(*residency);
+        retire(residency);
+    }
+    device.timer_ns = NEVER_NS;  // whatever timer it has set is stale
+    device_left(device);
+    untouch(device);
+    devices_.erase(std::find(devices_.begin(), devices_.end(), &device));
+    retire(&device);
+}
+
+// Each model once in a round.
+void Service::note_model(Model& model, std::vector<Model*>& touched) {
+    if (model.touched != touch_round_) {
+        model.touched = touch_round_;
+        touched.push_back(&model);
+    }
+}
+
+// Plans anew what was on a device that is gone; answers who can be served by nobody any more.
+// touched: the models that it held.
+void Service::find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched) {
+    for (Model* model : models_) {
+        note_model(*model, touched);
     }
     for (Pending* pending : waiting) {
-        again(*pending, Status::UNAVAILABLE, Text::WORKER_LOST);
+        again(*pending, Status::UNAVAILABLE, said);
     }
     for (Model* model : touched) {
         if (model->gone) {
@@ -300,6 +371,70 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
             check_removed(*model);
         }
     }
+}
+
+// ----- clocks -------------------------------------------------------------------------------------
+// A processor that is hot, or draws too much, is slowed down, and all that it does takes longer in proportion, as soon
+// as it is. So samples are kept as of one clock, and an estimate is what they make at the clock of now. Devices of one
+// kind share it: it is of the slowest of them, and what is sent to another is expected to take less (Device::pace).
+
+void Service::device_clock(Ns now, WorkerId worker_id, std::int32_t index, std::uint32_t mhz) {
+    advance(now);
+    Worker* worker = find_worker(worker_id);
+    Device* device = worker != nullptr ? worker->device(index) : nullptr;
+    if (device == nullptr || mhz == 0 || mhz == device->clock_mhz) {
+        return;
+    }
+    device->clock_mhz = mhz;
+    KindClock& clock = clocks_[device->kind];
+    if (clock.first_mhz == 0) {
+        clock.first_mhz = mhz;
+    }
+    follow_clocks(device->kind);
+}
+
+// A device's clock has changed, or it came or went.
+void Service::follow_clocks(std::uint32_t kind) {
+    KindClock& clock = clocks_[kind];
+    if (clock.first_mhz == 0) {
+        return;
+    }
+    std::uint32_t slowest = 0;
+    for (const Device* device : devices_) {
+        if (device->kind == kind && device->clock_mhz > 0 && (slowest == 0 || device->clock_mhz < slowest)) {
+            slowest = device->clock_mhz;
+        }
+    }
+    if (slowest == 0) {
+        return;
+    }
+    for (Device* device : devices_) {
+        if (device->kind == kind) {
+            bool is_known = device->clock_mhz > 0;
+            device->pace = is_known ? static_cast<double>(slowest) / device->clock_mhz : 1;
+            touch(*device);
+        }
+    }
+    clock.scale = static_cast<double>(clock.first_mhz) / slowest;
+    for (const Model* model : models_) {
+        const KindSpec* spec = model->spec(kind);
+        if (spec != nullptr && spec->program->set_scale(clock.scale)) {
+            changed_shapes_.clear();
+            spec->program->for_each_shape([&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
+            for (std::uint32_t shape : changed_shapes_) {
+                estimates_changed(*spec->program, shape);
+            }
+        }
+    }
+}
+
+// What an execution would have taken at the clock that estimates are of.
+Ns Service::at_first_clock(const Device& device, Ns took_ns) const {
+    const KindClock& clock = clocks_[device.kind];
+    if (clock.first_mhz == 0 || device.clock_mhz == 0 || device.clock_mhz == clock.first_mhz) {
+        return took_ns;
+    }
+    return static_cast<Ns>(static_cast<double>(took_ns) * device.clock_mhz / clock.first_mhz);
 }
 
 void Service::worker_draining(Ns now, WorkerId worker_id) {
@@ -333,11 +468,15 @@ void Service::link_measured(Ns now, WorkerId worker_id, Ns there_ns, Ns back_ns)
 // Takes everything that was not sent off a worker's devices; appends the requests, in order.
 void Service::clear_plans(Worker& worker, std::vector<Pending*>& waiting) {
     for (Device* device : worker.devices) {
-        clear_plan(*device, waiting);
-        std::vector<Residency*> loads = device->pending;
-        for (Residency* residency : loads) {
-            drop_load(*residency);
-        }
+        take_unsent(*device, waiting);
+    }
+}
+
+void Service::take_unsent(Device& device, std::vector<Pending*>& waiting) {
+    clear_plan(device, waiting);
+    std::vector<Residency*> loads = device.pending;
+    for (Residency* residency : loads) {
+        drop_load(*residency);
     }
 }
 
@@ -372,8 +511,8 @@ Flight* Service::send_batch(Batch& batch) {
     Residency& residency = *batch.residency;
     Device& device = *residency.device;
     const Worker& worker = *device.worker;
-    Ns expected = batch.expected_ns(batch.size);
-    Flight* flight = fly(device, FlightKind::INFER, residency, &batch, expected, batch.duration_ns);
+    Ns expected = device.paced(batch.expected_ns(batch.size));
+    Flight* flight = fly(device, FlightKind::INFER, residency, &batch, expected, device.paced(batch.duration_ns));
     Command& command = order_action(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(out.ids.size());
     command.count = static_cast<std::uint32_t>(batch.pendings.size());
@@ -432,7 +571,7 @@ void Service::action_done(Ns now, const ActionResult& result) {
         executed(*flight, took);
         ProgramEstimates& program = *residency.spec->program;
         std::uint32_t forgotten = UINT32_MAX;
-        bool changed = program.measure(batch.shape, batch.size, took, &forgotten);
+        bool changed = program.measure(batch.shape, batch.size, at_first_clock(*flight->device, took), &forgotten);
         if (forgotten != UINT32_MAX) {
             estimates_forgotten(program, forgotten);
         }

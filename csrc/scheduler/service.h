@@ -28,6 +28,8 @@ public:
                        std::uint64_t host_bytes) final;
     void worker_left(Ns now, WorkerId worker) final;
     void worker_draining(Ns now, WorkerId worker) final;
+    void device_lost(Ns now, WorkerId worker, std::int32_t device) final;
+    void device_clock(Ns now, WorkerId worker, std::int32_t device, std::uint32_t mhz) final;
     void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) final;
     void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) final;
     void model_removed(Ns now, ModelId model_id) final;
@@ -98,12 +100,25 @@ private:
     void retire_batch(Flight& flight);
     void leave_lane(Flight& flight, const ActionResult& result);
     void clear_plans(Worker& worker, std::vector<Pending*>& waiting);
+    void take_unsent(Device& device, std::vector<Pending*>& waiting);
+    void lose_flight(Flight& flight, std::vector<Pending*>& waiting);
+    void lose_device(Device& device, std::vector<Model*>& touched);
+    void find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched);
+    void note_model(Model& model, std::vector<Model*>& touched);
+    void follow_clocks(std::uint32_t kind);
+    Ns at_first_clock(const Device& device, Ns took_ns) const;
     std::uint32_t kind_of(const DeviceSpec& spec);
 
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;
     std::vector<Place> places_;
     std::vector<std::pair<std::uint32_t, std::uint64_t>> kinds_;  // kind and page size, by our number for both
+    struct KindClock {
+        std::uint32_t first_mhz = 0;  // what estimates are of; 0: no device said one
+        double scale = 1;             // what they are multiplied by
+    };
+    std::vector<KindClock> clocks_;  // by kind
+    std::vector<std::uint32_t> changed_shapes_;
     std::uint32_t touch_round_ = 0;
 };
 

@@ -326,7 +326,7 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t drops = 0;         // DROPs under way
     std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
     std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
-    std::uint32_t touched = 0;       // the round of worker_left() that has seen it
+    std::uint32_t touched = 0;       // the round of Service::note_model() that has seen it
     std::uint32_t generation = 0;
 
     void reset() {
@@ -422,6 +422,8 @@ struct Device {
     Ns aged_ns = 0;            // a waiting background batch is not promoted before this
     Ns idle_since_ns = 0;
     std::uint64_t served = 0;
+    std::uint32_t clock_mhz = 0;  // 0: it did not say
+    double pace = 1;           // what it takes against what is expected of its kind: less where others are slower
     std::uint32_t mark = 0;    // of the search that has seen it
     bool dirty = false;        // something happened to it since it was last looked at
 
@@ -433,6 +435,7 @@ struct Device {
     }
 
     bool usable() const;
+    Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
     void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
     Residency* find(const Model* model) const {
         return by_model.find(static_cast<std::uint64_t>(model->model_id));
@@ -464,7 +467,7 @@ struct HostCopy {
 
 struct Worker {
     WorkerId worker_id = 0;
-    std::vector<Device*> devices;
+    std::vector<Device*> devices;  // that were not lost
     Ns there_ns = LINK_DEFAULT_NS;
     Ns back_ns = LINK_DEFAULT_NS;
     Ns link_free_ns = 0;  // when the loads that were sent are thought to be done; devices share the link
@@ -499,6 +502,15 @@ struct Worker {
     // Whether it could ever be.
     bool could_host(const KindSpec& spec) const { return host_bytes == 0 || spec.host_bytes <= host_bytes; }
     bool has(const Model* model) const { return model->slot < has_model.size() && has_model[model->slot]; }
+    // By its number; null if there is none, or it was lost.
+    Device* device(std::int32_t index) const {
+        for (Device* one : devices) {
+            if (one->index == static_cast<std::uint32_t>(index)) {
+                return one;
+            }
+        }
+        return nullptr;
+    }
 };
 
 inline bool Device::usable() const { return !worker->draining; }

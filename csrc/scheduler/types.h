@@ -78,6 +78,7 @@ enum class Text : std::uint8_t {
     WAS_CANCELLED,
     WORKER_LOST,
     WORKER_LEAVES,
+    DEVICE_LOST,
     NO_WORKER_LEFT,
     BATCH_FAILED,       // the batch that it was in failed
     FAILED_ON_INPUT,    // the model failed on this input

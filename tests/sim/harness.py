@@ -18,6 +18,7 @@ from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
     Arrived,
+    DeviceLost,
     LinkMeasured,
     ModelGone,
     ModelReady,
@@ -80,8 +81,13 @@ class FakeDevice:
         self.busy_ns = 0
         self.batches: list[int] = []
         self.wake_at = NEVER_NS
+        self.gone = False  # it answers whatever it is told with an error
 
     def feed(self, event: Any) -> None:
+        if self.gone:
+            if isinstance(event, Received):
+                self.worker.result(event.action.action_id, Status.DEVICE_ERROR, "gone", 0, 0, 0)
+            return
         for command in self.queue.step(event):
             if isinstance(command, Start):
                 lane = "load" if isinstance(command.action, Load | Unload) else "execute"
@@ -104,13 +110,13 @@ class FakeDevice:
             self.world.at(max(wake, self.world.now), self.due, wake)
 
     def due(self, wake: int) -> None:
-        if self.wake_at == wake and not self.worker.dead:
+        if self.wake_at == wake and not self.worker.dead and not self.gone:
             self.wake_at = NEVER_NS
             self.feed(Due(self.world.now))
 
     def advance(self, lane: str) -> None:
         now = self.world.now
-        if self.running[lane] is not None or not self.lanes[lane] or self.worker.dead:
+        if self.running[lane] is not None or not self.lanes[lane] or self.worker.dead or self.gone:
             return
         action = self.lanes[lane][0]
         if action.earliest_ns > now:
@@ -158,7 +164,7 @@ class FakeDevice:
         return Status.OK, ""
 
     def end(self, lane: str, action: Any, begin: int) -> None:
-        if self.worker.dead:
+        if self.worker.dead or self.gone:
             return
         now = self.world.now
         self.running[lane] = None
@@ -215,6 +221,15 @@ class FakeWorker:
 
     def result(self, action_id: int, status: Status, text: str, begin: int, end: int, duration: int) -> None:
         self.world.at(self.delay(1), self.report, action_id, status, text, begin, end, duration)
+
+    def lose(self, index: int) -> None:
+        """A device goes; the controller hears of it before anything else."""
+        self.devices[index].gone = True
+        self.world.at(self.delay(1), self.report_lost, index)
+
+    def report_lost(self, index: int) -> None:
+        if not self.dead:
+            self.world.step(DeviceLost(self.world.now, self.worker_id, index))
 
     def report(self, action_id: int, status: Status, text: str, begin: int, end: int, duration: int) -> None:
         if not self.dead:
@@ -302,7 +317,8 @@ class World:
             self.gone.append(command.model_id)
             for worker in self.workers.values():
                 for device in worker.devices:
-                    assert worker.dead or command.model_id not in device.resident, "gone, but still resident"
+                    is_gone = worker.dead or device.gone
+                    assert is_gone or command.model_id not in device.resident, "gone, but still resident"
         elif isinstance(command, SendRevoke):
             self.counts["revoke"] += 1
             worker = self.workers[command.worker]

@@ -7,16 +7,18 @@ import random
 import pytest
 
 from clockwork.messages import Status
+from clockwork.scheduler._core import POLICIES
+from clockwork.scheduler.types import DeviceClock
 from tests.sim.harness import MS, SECOND, SHAPE, US, World, spec
 
 BIG = ((3, 16, 16),)
 HUGE = ((3, 512, 512),)
 
 
-def random_world(seed: int, calm: bool) -> World:
+def random_world(seed: int, calm: bool, policy: str = "edf") -> World:
     """A few workers, more models than memory, mixed requests. calm: nothing fails, joins or leaves."""
     rng = random.Random(seed * 2 + calm)
-    world = World(seed, noise=0.0 if calm else 0.05, outlier=0.0 if calm else 0.01)
+    world = World(seed, noise=0.0 if calm else 0.05, outlier=0.0 if calm else 0.01, policy=policy)
     jitter = 0 if calm else 300 * US
     for worker_id in range(1, rng.randint(2, 4)):
         devices = [("cpu", rng.randint(6, 14), 1.0) for _ in range(rng.randint(1, 2))]
@@ -116,6 +118,36 @@ def test_what_was_admitted_in_a_calm_world_is_answered_in_time(block: int) -> No
         missed += tally.get("deadline_missed", 0)
     assert admitted > 1000
     assert missed <= admitted * 0.01, f"{missed} of {admitted} promises were broken"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_any_world_balances_where_devices_are_lost_and_slowed(policy: str) -> None:
+    lost = 0
+    for seed in range(1000, 1030):
+        world = random_world(seed, calm=False, policy=policy)
+        rng = random.Random(seed)
+        world.join(50, [("cpu", rng.randint(6, 14), 1.0) for _ in range(4)])
+        world.ready(*world.specs.values(), workers=[50])
+
+        def disturb_one(world: World = world, rng: random.Random = rng) -> None:
+            worker_id = rng.choice(list(world.workers))
+            worker = world.workers[worker_id]
+            index = rng.randrange(len(worker.devices))
+            if worker.dead or worker.devices[index].gone:
+                return
+            if rng.random() < 0.5:
+                worker.lose(index)
+            else:
+                world.step(DeviceClock(world.now, worker_id, index, rng.choice([900, 1400, 1980])))
+
+        for _ in range(12):
+            world.at(rng.randrange(400 * MS), disturb_one)
+        try:
+            world.settle()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        lost += sum(device.gone for worker in world.workers.values() for device in worker.devices)
+    assert lost > 30
 
 
 def test_the_same_seed_is_the_same_trace() -> None:

@@ -185,7 +185,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
                 f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 "-" if free is None else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 str(plan.get("resident", "-")),
-                str(memory.get("actions_queued", "-")),
+                "offline" if device.get("offline") else str(memory.get("actions_queued", "-")),
                 f"{one.get('rtt_ns', 0) / 1e6:.2f} ms",
                 f"{one.get('jitter_ns', 0) / 1e6:.2f} ms",
                 f"{stats.get('rss_bytes', 0) / 2**20:.0f} MiB",
@@ -206,6 +206,11 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
             ])  # fmt: skip
     if rows:
         print_table(["worker", "host store", "free", "models", "fetching"], rows)
+    gpus, offline = _describe_gpus(body)
+    if gpus:
+        print_table(["GPU", "clock", "of memory", "temperature", "power", ""], gpus)
+    for line in offline:
+        click.echo(line)
     rows = [
         [
             kind.replace("_", " "),
@@ -220,3 +225,23 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     ]
     if rows:
         print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
+
+
+def _describe_gpus(body: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """Of a status: a row for each GPU whose clocks are observed, and a sentence for each device that is lost."""
+    rows, offline = [], []
+    for worker in body.get("workers") or ():
+        stats, name = worker.get("stats") or {}, worker.get("name")
+        offline += [f"offline    {name}, {text}" for text in stats.get("devices_lost") or ()]
+        for device, here in zip(worker.get("devices") or (), stats.get("devices") or ()):
+            gpu = here.get("gpu")
+            if not gpu or device.get("offline"):
+                continue
+            throttled = ", ".join(gpu.get("throttled") or ())
+            rows.append([
+                f"{name}, {device.get('name')}",
+                *(f"{gpu[what]} {unit}" if gpu.get(what) else "-" for what, unit in (
+                    ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_c", "C"), ("power_w", "W"))),
+                f"throttled: {throttled}" if throttled else "idle" if gpu.get("idle") else "",
+            ])  # fmt: skip
+    return rows, offline

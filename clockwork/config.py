@@ -190,6 +190,12 @@ CUDA_WORKSPACE_BYTES = 256 << 20
 CUDA_IO_SLOT_BYTES = 16 << 20
 """Likewise, of each slot for inputs and outputs."""
 
+CLOCK_SAMPLE_NS = 200_000_000
+"""How often a worker asks NVML for the clocks of its GPUs, in a thread of its own."""
+
+CLOCK_STEP_RATIO = 0.005
+"""A change of a clock by less than this is not told: a GPU that boosts never stands still."""
+
 # ----- profiles ------------------------------------------------------------------------------
 
 PROFILE_BYTES_MAX = 1 << 29
@@ -246,6 +252,12 @@ def data_directory() -> Path:
 
 def cuda_driver() -> str:
     return environment("CUDA_DRIVER", CUDA_DRIVER)
+
+
+def fake_clocks() -> Path | None:
+    """CLOCKWORK_FAKE_CLOCKS: the file in which a test writes the clocks of the fake driver's devices."""
+    name = environment("FAKE_CLOCKS", "")
+    return Path(name) if name else None
 
 
 def key_file() -> Path | None:

@@ -267,6 +267,20 @@ class Prepared(NamedTuple):
     summary: dict[str, Any]
 
 
+class DeviceFault(NamedTuple):
+    """A device is broken for good, and all that it held and did is lost. Sent before anything else about that."""
+
+    device: int
+    text: str
+
+
+class ClockChanged(NamedTuple):
+    """What a device executes at from now on."""
+
+    device: int
+    mhz: int
+
+
 # ----- controller -> worker ------------------------------------------------------------------
 
 
@@ -412,7 +426,7 @@ FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: Uploa
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
-               41: Goodbye}  # fmt: skip
+               70: DeviceFault, 71: ClockChanged, 41: Goodbye}  # fmt: skip
 TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
              103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 39: HelloNeeded,
              40: Mismatch, 41: Goodbye}  # fmt: skip

@@ -70,6 +70,8 @@ from clockwork.messages import (
     Chunk,
     ClientHello,
     ClientWelcome,
+    ClockChanged,
+    DeviceFault,
     Failure,
     Fetch,
     Goodbye,
@@ -96,6 +98,8 @@ from clockwork.scheduler import make_scheduler
 from clockwork.scheduler._core import TEXTS
 from clockwork.scheduler.recording import Header
 from clockwork.scheduler.types import (
+    DeviceClock,
+    DeviceLost,
     Event,
     LinkMeasured,
     ModelGone,
@@ -111,6 +115,9 @@ log = logging.getLogger("clockwork.controller")
 
 REQUEST_ID_MAX = (1 << 63) - 1
 """What a client may number its requests with."""
+
+CLOCK_MHZ_MAX = 1_000_000
+"""More than any clock."""
 
 _STATUS_OF = {
     ModelNotFound: Status.MODEL_NOT_FOUND,
@@ -488,6 +495,26 @@ class Controller:
         self._registrar.prepared(worker.worker_id, message)
         self._exchange.forget_references()  # a version may have failed everywhere
 
+    def _device_lost(self, worker: WorkerLink, message: DeviceFault, frames: list[Any]) -> None:
+        index = message.device
+        if not 0 <= index < len(worker.devices):
+            raise InvalidInput(f"device {index} of {len(worker.devices)}")
+        if index in worker.offline:
+            return
+        worker.offline[index] = message.text[:300]
+        self._events.append(DeviceLost(self._now, worker.worker_id, index))
+        name = worker.devices[index].name
+        log.error("device %d (%s) of worker %s is offline: %s", index, name, worker.name, message.text[:300])
+        self.publish(
+            "worker",
+            {"worker": worker.name, "state": "device lost", "device": index, "why": worker.offline[index]},
+        )
+
+    def _clock_changed(self, worker: WorkerLink, message: ClockChanged, frames: list[Any]) -> None:
+        if not 0 <= message.device < len(worker.devices) or not 0 < message.mhz <= CLOCK_MHZ_MAX:
+            raise InvalidInput(f"device {message.device} of {len(worker.devices)} at {message.mhz} MHz")
+        self._events.append(DeviceClock(self._now, worker.worker_id, message.device, message.mhz))
+
     def _worker_leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
         self._events.append(WorkerDraining(self._now, worker.worker_id))
         self.publish("worker", {"worker": worker.name, "state": "draining"})
@@ -498,6 +525,8 @@ class Controller:
         Pong: _pong,
         Fetch: _fetch,
         Prepared: _prepared,
+        DeviceFault: _device_lost,
+        ClockChanged: _clock_changed,
         Goodbye: _worker_leaves,
     }
 
@@ -627,15 +656,14 @@ class Controller:
 
     def status(self) -> dict[str, Any]:
         """What ``clockwork status`` shows."""
-        plans: dict[int, list[dict[str, Any]]] = {}
-        for plan in self._scheduler.devices():
-            plans.setdefault(plan["worker"], []).append(plan)
+        plans = {(plan["worker"], plan["device"]): plan for plan in self._scheduler.devices()}
         workers = []
         for worker in self._workers.values():
             clock = worker.clock
             devices = [
-                info.describe() | {"plan": plan}
-                for info, plan in zip(worker.devices, plans.get(worker.worker_id, ()))
+                info.describe()
+                | {"plan": plans.get((worker.worker_id, index), {}), "offline": worker.offline.get(index, "")}
+                for index, info in enumerate(worker.devices)
             ]
             workers.append(
                 {

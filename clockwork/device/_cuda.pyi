@@ -6,6 +6,7 @@ from clockwork.messages import HostDrop, HostFetch
 
 class Core(Orders):
     fault_text: str
+    def look(self, text: str) -> bool: ...
     def __init__(
         self,
         table: Table,

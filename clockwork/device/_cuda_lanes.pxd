@@ -59,6 +59,7 @@ cdef class Lanes(Orders):
     cdef void free_stream(self, CUstream stream) noexcept
     cdef void free_event(self, CUevent event) noexcept
     cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil
+    cdef bint look_at_context(self, const char* text) noexcept nogil
     cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
     cdef void run_load(self, Action* action) noexcept nogil

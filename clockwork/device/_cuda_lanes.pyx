@@ -309,20 +309,34 @@ cdef class Lanes:
         cw_hub_unlock(&self.hub)
         return text.decode(errors="replace")
 
+    def look(self, text):
+        """A call outside of the lanes failed: whether that broke the context. Makes it current. ``text``: what is said."""
+        cdef char buffer[TEXT_BYTES]
+        cdef bytes said = text.encode()[:TEXT_BYTES - 1]
+        memset(buffer, 0, TEXT_BYTES)
+        memcpy(buffer, <const char*>said, len(said))
+        self.api.set_context(self.context)
+        return self.look_at_context(buffer)
+
     # ----- the driver, from the lanes ------------------------------------------------------------
 
     cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil:
         """Whether a call failed; then a sentence, and whether the context broke is looked at."""
-        cdef CUresult state
         if not cw_cuda_failed(self.api, result, call, text, TEXT_BYTES):
             return False
-        state = self.api.query_event(self.load_end)
-        if state != 0 and state != CUDA_ERROR_NOT_READY:
-            cw_hub_lock(&self.hub)
-            if not self.broken:
-                memcpy(self.fault, text, TEXT_BYTES)
-            self.broken = True
-            cw_hub_unlock(&self.hub)
+        self.look_at_context(text)
+        return True
+
+    cdef bint look_at_context(self, const char* text) noexcept nogil:
+        """Whether the context is broken. The first who finds it so leaves what it was doing."""
+        cdef CUresult state = self.api.query_event(self.load_end)
+        if state == 0 or state == CUDA_ERROR_NOT_READY:
+            return False
+        cw_hub_lock(&self.hub)
+        if not self.broken:
+            memcpy(self.fault, text, TEXT_BYTES)
+        self.broken = True
+        cw_hub_unlock(&self.hub)
         return True
 
     cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil:

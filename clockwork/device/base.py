@@ -57,18 +57,29 @@ class Completion(NamedTuple):
     parts: list[list[TensorView]]  # INFER: the outputs of each part, in the model's output order
 
 
+class DeviceBroken(Exception):
+    """It is no model's fault: the device is broken for good. The text is its ``fault``."""
+
+
 class ModelHolder(Protocol):
     """Whom models are made known to: a device, or the group that it belongs to."""
 
     @property
     def info(self) -> DeviceInfo: ...
 
+    @property
+    def fault(self) -> str:
+        """What broke it for good, in a sentence: until its process begins anew, every action is a DEVICE_ERROR.
+
+        "" while it is whole."""
+        ...
+
     def prepare(self, model_id: int, directory: str) -> None:
         """Make a prepared model loadable: create (or share) its program, map its weights. May take long.
 
         directory: a directory made by models.prepare for this device's fingerprint. Raises
-        InvalidModel. After it returns, start_load() of this model opens, allocates and compiles nothing
-        (but see the packed holding of the CPU device).
+        InvalidModel, or DeviceBroken (see ``fault``). After it returns, start_load() of this model
+        opens, allocates and compiles nothing (but see the packed holding of the CPU device).
         """
         ...
 
@@ -101,13 +112,6 @@ class Device(ModelHolder, Protocol):
     @property
     def group(self) -> DeviceGroup | None:
         """The group that it belongs to; models are then made known to the group alone."""
-        ...
-
-    @property
-    def fault(self) -> str:
-        """What broke it for good, in a sentence: until its process begins anew, every action is a DEVICE_ERROR.
-
-        "" while it is whole."""
         ...
 
     def fileno(self) -> int:

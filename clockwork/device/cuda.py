@@ -27,12 +27,13 @@ from clockwork.device._cuda import Core
 from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cudriver import CudaError, Table
-from clockwork.device.base import DeviceInfo
+from clockwork.device.base import DeviceBroken, DeviceInfo
 from clockwork.device.cuda_host import HostStore, PinnedFiles
 from clockwork.device.cuda_memory import (
     DeviceMemory,
     find_card,
     fingerprint_of,
+    is_fake,
     open_driver,
     open_memory,
     read_modules,
@@ -102,7 +103,7 @@ class CudaDevice(NativeDevice[Core]):
         self._target = target_of(card)
         self._memory = open_memory(self._table, card)
         try:
-            self._store = store or PinnedFiles(open_memory(self._table, card), page_bytes)
+            self._store = store or PinnedFiles([open_memory(self._table, card)], page_bytes)
             if self._store.page_bytes != page_bytes:
                 raise ConfigError(
                     f"pages of {page_bytes} bytes, and of {self._store.page_bytes} in the host store"
@@ -152,6 +153,7 @@ class CudaDevice(NativeDevice[Core]):
             host_bytes=self._store.budget_bytes,
         )
         self.card = card
+        self.is_fake = is_fake(self._table.path)
         self._prepare_lock = threading.Lock()
         self._programs: dict[str, _Loaded] = {}
         self._models: dict[int, _Known] = {}
@@ -172,7 +174,7 @@ class CudaDevice(NativeDevice[Core]):
     # ----- models, from the preparation thread -------------------------------------------------
 
     def prepare(self, model_id: int, directory: str) -> None:
-        """Make a prepared model loadable; see Device. Raises InvalidModel, ValueError if the id is taken, MemoryError."""
+        """Make a prepared model loadable; see Device. Raises ValueError if the id is taken, MemoryError."""
         place = Path(directory)
         prepared = PreparedModel.read_for(place, self.info.fingerprint, self.info.page_bytes)
         self._check(prepared, place)
@@ -183,6 +185,8 @@ class CudaDevice(NativeDevice[Core]):
                 self._memory.make_current()
                 self._prepare(model_id, prepared, place)
             except (CudaError, OSError) as error:
+                if isinstance(error, CudaError) and self._core.look(str(error)):
+                    raise DeviceBroken(self.fault) from None
                 raise InvalidModel(f"{place}: {error}") from None
 
     def _prepare(self, model_id: int, prepared: PreparedModel, place: Path) -> None:
@@ -315,14 +319,15 @@ class CudaDevice(NativeDevice[Core]):
         """Drop a model, if it is known. Raises ValueError if it is resident, in a host store with a budget, or an
         action holds it."""
         with self._prepare_lock:
-            if model_id in self._models and self._models[model_id].host.is_fetched:
+            if not self.fault and model_id in self._models and self._models[model_id].host.is_fetched:
                 raise ValueError(f"model {model_id} is in the host store")
             if self._core.remove_model(model_id) is None:
                 return
             known = self._models.pop(model_id)
             self._store.drop(model_id, known.weights)
-            self._memory.make_current()
-            self._drop_program(known.program)
+            with contextlib.suppress(CudaError) if self.fault else contextlib.nullcontext():
+                self._memory.make_current()
+                self._drop_program(known.program)
 
     # ----- the host store, from the loop's thread ------------------------------------------------
 
@@ -339,9 +344,12 @@ class CudaDevice(NativeDevice[Core]):
             raise ValueError("the host store has no budget: whatever is prepared is in it")
 
     def reset(self) -> None:
-        """See Device. It empties the host store, too."""
+        """See Device. It empties the host store, too. A broken device lets go of its models: nobody names them again."""
         super().reset()
         self._store.clear()
+        if self.fault:
+            for model_id in list(self._models):
+                self.forget(model_id)
 
     @property
     def fault(self) -> str:

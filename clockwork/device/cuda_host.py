@@ -6,10 +6,12 @@ budget (BudgetedHost). Called from the worker's loop and from the thread that pr
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from clockwork.device._cuda_host import HostCopy, HostPages
@@ -19,12 +21,14 @@ from clockwork.errors import ConfigError
 
 
 class HostStore:
-    """What both have. memory: of any of the devices, and the store's own: it goes when the last device has left."""
+    """What both have. memories: of some of the devices, and the store's own: they go when the last device has left.
+
+    What one has pinned is every device's to use."""
 
     budget_bytes = 0  # of a store with a budget
 
-    def __init__(self, memory: DeviceMemory, page_bytes: int) -> None:
-        self._memory = memory
+    def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int) -> None:
+        self._memories = memories
         self.page_bytes = page_bytes
         self._devices = 0
         self._lock = threading.Lock()
@@ -43,7 +47,8 @@ class HostStore:
 
     def close(self) -> None:
         """Without any device. Raises CudaError."""
-        self._memory.close()
+        for memory in self._memories:
+            memory.close()
 
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
         """The weights of a model, or where they will be; to be given back with drop().
@@ -74,8 +79,8 @@ class HostStore:
 class PinnedFiles(HostStore):
     """Whatever is prepared is there, a file once however many models and devices share it."""
 
-    def __init__(self, memory: DeviceMemory, page_bytes: int) -> None:
-        super().__init__(memory, page_bytes)
+    def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int) -> None:
+        super().__init__(memories, page_bytes)
         self._files: dict[Path, _Pinned] = {}
         self._pinned_bytes = 0
 
@@ -86,14 +91,13 @@ class PinnedFiles(HostStore):
             found = self._files.get(path)
             if found is None:
                 size = len(page_bytes) * self.page_bytes
-                self._memory.make_current()
-                address = self._memory.allocate_host(size)
+                address, memory = self._pin(size)
                 try:
                     _read(path, address, size)
                 except BaseException:
-                    self._memory.release_host(address)
+                    memory.release_host(address)
                     raise
-                found = self._files[path] = _Pinned(address, size)
+                found = self._files[path] = _Pinned(address, size, memory)
                 self._pinned_bytes += size
             found.users += 1
             return HostCopy(page_bytes, address=found.address, stride=self.page_bytes)
@@ -107,8 +111,19 @@ class PinnedFiles(HostStore):
             if found.users == 0:
                 del self._files[path]
                 self._pinned_bytes -= found.size
-                self._memory.make_current()
-                self._memory.release_host(found.address)
+                with contextlib.suppress(CudaError):  # its context broke, and it goes with that
+                    found.memory.make_current()
+                    found.memory.release_host(found.address)
+
+    def _pin(self, size: int) -> tuple[int, DeviceMemory]:
+        """Memory, and whose it is: the first device's whose context is whole."""
+        *others, last = self._memories
+        for memory in others:
+            with contextlib.suppress(CudaError):
+                memory.make_current()
+                return memory.allocate_host(size), memory
+        last.make_current()
+        return last.allocate_host(size), last
 
     @property
     def pinned_bytes(self) -> int:
@@ -121,8 +136,9 @@ class BudgetedHost(HostStore):
     budget_bytes: rounded down to whole pages. Raises ConfigError for less than one, or more than can be pinned.
     """
 
-    def __init__(self, memory: DeviceMemory, page_bytes: int, budget_bytes: int) -> None:
-        super().__init__(memory, page_bytes)
+    def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int, budget_bytes: int) -> None:
+        super().__init__(memories, page_bytes)
+        memory = self._memories[0]
         count = budget_bytes // page_bytes
         if count < 1:
             raise ConfigError(
@@ -138,8 +154,9 @@ class BudgetedHost(HostStore):
         self._copies: dict[int, _Placed] = {}
 
     def close(self) -> None:
-        self._memory.make_current()
-        self._memory.release_host(self._address)
+        with contextlib.suppress(CudaError):  # its context broke, and it goes with that
+            self._memories[0].make_current()
+            self._memories[0].release_host(self._address)
         super().close()
 
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
@@ -176,6 +193,7 @@ class BudgetedHost(HostStore):
 class _Pinned:
     address: int
     size: int
+    memory: DeviceMemory
     users: int = 0
 
 

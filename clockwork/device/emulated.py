@@ -137,6 +137,8 @@ class EmulatedGroup:
     prepare(), which may come from any.
     """
 
+    fault = ""
+
     def __init__(
         self,
         count: int = 1,

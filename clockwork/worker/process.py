@@ -42,6 +42,7 @@ from clockwork.config import (
     silence_onnxruntime,
 )
 from clockwork.device.base import Completion, Device, DeviceGroup, TensorView
+from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
 from clockwork.keys import read_peer_keys
 from clockwork.limits import raise_descriptor_limit
@@ -50,6 +51,8 @@ from clockwork.messages import (
     PROTOCOL_VERSION,
     TO_WORKER,
     Chunk,
+    ClockChanged,
+    DeviceFault,
     Forget,
     Goodbye,
     Heartbeat,
@@ -110,13 +113,16 @@ STALE_WAKES_MAX = 1024
 class _Line:
     """One device and the queue of actions before it."""
 
-    __slots__ = ("device", "index", "queue", "wake_ns")
+    __slots__ = ("card", "clock_mhz", "device", "index", "offline", "queue", "wake_ns")
 
     def __init__(self, index: int, device: Device) -> None:
         self.index = index
+        self.card = index  # its place for who observes it
+        self.clock_mhz = 0  # that the controller knows
         self.device = device
         self.queue = ActionQueue(device.info.run_ahead)
         self.wake_ns = NEVER_NS  # for which the loop's heap has an entry
+        self.offline = ""  # what broke it
 
 
 class _Alone:
@@ -142,7 +148,12 @@ class Worker:
     """A worker's state and its loop. devices and store are the caller's, who closes them afterwards."""
 
     def __init__(
-        self, settings: WorkerSettings, devices: Sequence[Device], store: PackageStore, transport: Transport
+        self,
+        settings: WorkerSettings,
+        devices: Sequence[Device],
+        store: PackageStore,
+        transport: Transport,
+        clocks: ClockSource | None = None,
     ) -> None:
         self._settings = settings
         self._clock = WorkerClock(settings.clock_offset_ns, settings.clock_drift_ppm)
@@ -150,6 +161,7 @@ class Worker:
         self._epoch = random.SystemRandom().getrandbits(63)
         self._lines = [_Line(index, device) for index, device in enumerate(devices)]
         self._line_of = {line.device: line for line in self._lines}
+        self._lost: list[str] = []  # what is said of devices that are offline
         # (when, index) of lines; an entry is stale where it is not the line's wake_ns.
         self._wakes: list[tuple[int, int]] = []
         self._groups = list(dict.fromkeys(one.group for one in devices if one.group is not None))
@@ -167,6 +179,7 @@ class Worker:
         holders = list(dict.fromkeys(one.group or one for one in devices))
         self._registrar = Registrar(holders, store, self._send, self.wake)
         self._waiter = Waiter([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
+        self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
         self._welcomed = False  # by the controller at the other end of this connection
         self._hello_due = False  # connected, and it could not be sent
         self._was_up = False
@@ -220,7 +233,9 @@ class Worker:
         return self._wake_write
 
     def close(self) -> None:
-        """Stop every thread and process. What was sent still goes out when the transport is closed."""
+        """Stop every thread and process, and let go of `clocks`. What was sent still goes out when the transport is closed."""
+        if self._watch is not None:
+            self._watch.close()
         self._registrar.close()
         self._dealer.close()
         for descriptor in (self._wake_read, self._wake_write, self._statm):
@@ -273,6 +288,7 @@ class Worker:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
             self._registrar.poll()
+            self._look_at_clocks()
         if self._stop_signals:
             self._drain()
         if now_ns() >= self._next_heartbeat_ns:
@@ -322,6 +338,9 @@ class Worker:
     def _heartbeat(self) -> None:
         now = now_ns()
         self._next_heartbeat_ns = now + HEARTBEAT_NS
+        for line in self._lines:
+            if not line.offline and line.device.fault:
+                self._lose(line, line.device.fault)
         if self._hello_due:
             self._hello()
         if self._welcomed:
@@ -338,9 +357,11 @@ class Worker:
             "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
             "malformed": self._malformed,
             "draining": bool(self._goodbye_ns),
+            "devices_lost": self._lost,
             "devices": [
                 {
                     **line.device.memory(),
+                    **self._gpu_stats(line),
                     "actions_queued": line.queue.queued_count,
                     "actions_started": line.queue.started_count,
                 }
@@ -350,9 +371,31 @@ class Worker:
             **{name: value for group in self._groups for name, value in group.stats().items()},
         }
 
+    def _gpu_stats(self, line: _Line) -> dict[str, Any]:
+        return {"gpu": self._watch.states[line.card].describe()} if self._watch is not None else {}
+
+    def _look_at_clocks(self) -> None:
+        """Tell the controller of clocks that have changed."""
+        if self._watch is None:
+            return
+        states, clocks = self._watch.states, self._watch.clocks
+        for line in self._lines:
+            if line.offline:
+                continue
+            if states[line.card].lost:
+                self._lose(line, states[line.card].lost)
+            elif self._welcomed and clocks[line.card] != line.clock_mhz:
+                line.clock_mhz = clocks[line.card]
+                self._send(wire.encode(ClockChanged(line.index, line.clock_mhz)))
+
     # ----- the session -------------------------------------------------------------------------
 
     def _hello(self) -> None:
+        # Nothing is under way on this connection, so that numbers may change: what is offline is not offered.
+        self._lines = [line for line in self._lines if not line.offline]
+        for index, line in enumerate(self._lines):
+            line.index, line.wake_ns, line.clock_mhz = index, NEVER_NS, 0
+        self._wakes.clear()
         devices = [
             {
                 "kind": info.kind,
@@ -377,15 +420,16 @@ class Worker:
 
     def _on_welcome(self, message: WorkerWelcome, frames: list[Frame], now: int) -> None:
         self._abandon()
-        for line in self._lines:
-            line.device.reset()
-            line.device.poll()
+        for device in self._line_of:  # those that are lost, too: they let go of what they hold
+            device.reset()
+            device.poll()
         self._registrar.reset()
         self._welcomed = True
         log.info(
             "%s serves controller %s as worker %d", self._settings.name, message.version, message.worker_id
         )
         self._heartbeat()
+        self._look_at_clocks()
         if self._goodbye_ns:
             self._send(wire.encode(Goodbye()))
 
@@ -521,6 +565,8 @@ class Worker:
             self._obey(line, line.queue.step(Ended(now_ns(), action.action_id)))
 
     def _on_completion(self, line: _Line, completion: Completion, now: int) -> None:
+        if completion.status is Status.DEVICE_ERROR and not line.offline and line.device.fault:
+            self._lose(line, line.device.fault)
         held = self._actions.pop(completion.action_id, None)
         if held is None:
             return  # of an earlier epoch
@@ -544,17 +590,22 @@ class Worker:
             parts,
         )
         self._send(wire.encode(result), frames)
-        if completion.status is Status.DEVICE_ERROR and line.device.fault:
-            # Only another process can use it again. The controller notices at once that this one is gone, and
-            # plans anew what it had; what watches over this process starts the next.
-            log.critical(
-                "device %d (%s) is broken, and the worker with it: %s",
-                line.index,
-                line.device.info.name,
-                line.device.fault,
-            )
-            self._exit = 1
         self._obey(line, line.queue.step(Ended(now, completion.action_id)))
+
+    def _lose(self, line: _Line, text: str) -> None:
+        """Go on without a device that is broken; only another process can use it again.
+
+        The controller hears of that first, and plans anew what the device had; of which every action ends by itself,
+        as an error. When the last is gone, so is this worker: what watches over this process starts the next."""
+        line.offline = text
+        self._lost.append(f"{line.device.info.name}: {text}")
+        log.critical("device %d (%s) is offline: %s", line.index, line.device.info.name, text)
+        if self._welcomed:
+            self._send(wire.encode(DeviceFault(line.index, text)))
+        self._registrar.lose(line.device)
+        if all(one.offline for one in self._lines):
+            log.critical("no device is left: the worker ends")
+            self._exit = 1
 
     def _answer(self, action_id: int, status: Status, text: str, received_ns: int) -> None:
         """The result of an action that did not reach the device."""
@@ -653,9 +704,9 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
     page_bytes = settings.page_bytes or CUDA_PAGE_BYTES
     store: HostStore
     if settings.host_bytes:
-        store = BudgetedHost(open_memory(table, found[0]), page_bytes, settings.host_bytes)
+        store = BudgetedHost([open_memory(table, found[0])], page_bytes, settings.host_bytes)
     else:
-        store = PinnedFiles(open_memory(table, found[0]), page_bytes)
+        store = PinnedFiles([open_memory(table, card) for card in found], page_bytes)
     return lambda name: CudaDevice(
         which=name.removeprefix("cuda:"),
         arena_bytes=settings.arena_bytes,
@@ -664,6 +715,17 @@ def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
         store=store,
         table=table,
     )
+
+
+def _open_clocks(devices: Sequence[Device]) -> ClockSource | None:
+    """Who observes the clocks of these devices: of GPUs, if there is anybody."""
+    if devices[0].info.kind != "cuda":
+        return None
+    from clockwork.device.cuda import CudaDevice
+    from clockwork.device.cuda_clocks import open_source
+
+    gpus = [one for one in devices if isinstance(one, CudaDevice)]
+    return open_source([one.card.uuid for one in gpus], [one.card.ordinal for one in gpus], gpus[0].is_fake)
 
 
 def _open_store(root: Path) -> PackageStore:
@@ -715,7 +777,7 @@ def main(settings: WorkerSettings) -> int:
             devices = open_devices(settings)
             for device in devices:
                 stack.callback(device.close)
-            worker = Worker(settings, devices, store, transport)
+            worker = Worker(settings, devices, store, transport, _open_clocks(devices))
         except (ClockworkError, OSError, MemoryError) as error:
             log.error("the worker cannot start: %s", error or type(error).__name__)
             return 1

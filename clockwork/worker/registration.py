@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import wire
-from clockwork.device.base import ModelHolder
+from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.models.package import PROFILE_FILE, PackageFile, PackageStore, digest_of, parse_files
@@ -75,7 +75,7 @@ class Registrar:
         wake: Callable[[], None],
         preparation: PreparationProcess | None = None,
     ) -> None:
-        self._devices = devices
+        self._devices = list(devices)
         self._store = store
         self._send = send
         self.ready: set[int] = set()  # model ids that actions may name
@@ -120,6 +120,12 @@ class Registrar:
                 self._fetcher.cancel(digest)
         elif model is self._preparing:
             self._preparation.cancel(model.job_id)
+
+    def lose(self, device: ModelHolder) -> None:
+        """A device is broken: models are made known to the others alone."""
+        if device in self._devices:
+            self._devices.remove(device)
+            self._opener.devices = tuple(self._devices)
 
     def on_chunk(self, chunk: Chunk, frame: Any) -> None:
         """A piece of a package (frame: bytes-like or None)."""
@@ -182,7 +188,8 @@ class Registrar:
     def _opened(self, opened: _Opened) -> None:
         model = opened.model
         model_id = model.message.model_id
-        ready = not opened.missing and len(model.opened) == len(self._devices)
+        is_open = bool(model.opened) and all(one in model.opened for one in self._devices if not one.fault)
+        ready = not opened.missing and is_open
         if model.cancelled or not ready:
             for device in model.opened:
                 device.forget(model_id)
@@ -235,7 +242,7 @@ class _OpeningThread:
     """Reads what is prepared and calls device.prepare(), in the order of the announcements."""
 
     def __init__(self, devices: Sequence[ModelHolder], store: PackageStore, wake: Callable[[], None]) -> None:
-        self._devices = devices
+        self.devices = tuple(devices)  # the loop exchanges it for a shorter one
         self._store = store
         self._wake = wake
         self._orders: queue.SimpleQueue[_Model | threading.Event | None] = queue.SimpleQueue()
@@ -281,15 +288,15 @@ class _OpeningThread:
             self._wake()
 
     def _open(self, model: _Model) -> _Opened:
-        message = model.message
+        message, devices = model.message, self.devices
         if not model.files:
             model.files = parse_files(message.files)
             if digest_of(model.files) != message.digest:
                 raise InvalidModel(f"the files listed are not those of package {message.digest}")
             _check_options(message.options)
-            _check_kind(model, self._devices)
+            _check_kind(model, devices)
         summary: dict[str, Any] | None = None
-        for device in self._devices:
+        for device in devices:
             directory = self._directory(message, device)
             info = device.info
             found = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
@@ -310,9 +317,11 @@ class _OpeningThread:
                     f"the arena of {info.name} has {info.page_count}"
                 )
             summary = summary or found
-        for device in self._devices:
+        for device in devices:
             try:
                 device.prepare(message.model_id, str(self._directory(message, device)))
+            except DeviceBroken:
+                continue  # the loop will find that out, too
             except InvalidModel:
                 if model.was_prepared:
                     raise

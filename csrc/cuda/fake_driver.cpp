@@ -75,6 +75,7 @@ struct Device {
     int retained = 0;
     int broken = 0; /* the sticky error of its context */
     size_t used = 0;
+    int64_t calls[FUNCTIONS] = {};
     int64_t free_ns[2] = {}; /* when each of its copy engines is done: in, out */
     std::map<uintptr_t, size_t> allocations;
     std::map<uintptr_t, size_t> pinned; /* that was made here; usable for every device */
@@ -118,7 +119,8 @@ struct Module {
 
 struct Failure {
     Function function;
-    int64_t at; /* the count of calls at which it happens */
+    int device; /* of whose calls it is one; -1: of any's */
+    int64_t at; /* the count of these calls at which it happens */
     int error;
     bool sticky;
 };
@@ -153,7 +155,7 @@ Function function_named(const char *name)
 }
 
 /* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
- * function:nth:error, which breaks the context. */
+ * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls. */
 Driver::Driver()
 {
     if (const char *count = getenv("CLOCKWORK_FAKE_DEVICES"))
@@ -161,9 +163,9 @@ Driver::Driver()
     if (const char *failure = getenv("CLOCKWORK_FAKE_FAIL")) {
         char name[64];
         long nth;
-        int error;
-        if (sscanf(failure, "%63[^:]:%ld:%d", name, &nth, &error) == 3 && function_named(name) != FUNCTIONS)
-            failures.push_back({function_named(name), nth, error, true});
+        int error, device = -1;
+        if (sscanf(failure, "%63[^:]:%ld:%d:%d", name, &nth, &error, &device) >= 3 && function_named(name) != FUNCTIONS)
+            failures.push_back({function_named(name), device, nth, error, true});
     }
     for (int index = 0; index < DEVICES_MAX; index++)
         devices[index].ordinal = index;
@@ -182,9 +184,11 @@ thread_local Device *current = nullptr;
 int counted(Function function, Device *device)
 {
     Driver &all = driver();
-    int64_t count = ++all.calls[function];
+    int64_t count = ++all.calls[function], own_count = device ? ++device->calls[function] : 0;
     for (auto one = all.failures.begin(); one != all.failures.end(); ++one) {
-        if (one->function != function || one->at != count)
+        bool is_its_turn = one->device < 0 ? one->at == count
+                                           : device && device->ordinal == one->device && one->at == own_count;
+        if (one->function != function || !is_its_turn)
             continue;
         int error = one->error;
         if (one->sticky && device)
@@ -800,7 +804,18 @@ EXPORTED int cw_fake_fail(const char *name, int64_t nth, int error, int sticky)
         return -1;
     /* What a stream does cannot give an error back, so that it breaks the context. */
     bool breaks = sticky || function == F_copy || function == F_kernel;
-    all.failures.push_back({function, all.calls[function] + nth, error, breaks});
+    all.failures.push_back({function, -1, all.calls[function] + nth, error, breaks});
+    return 0;
+}
+
+EXPORTED int cw_fake_fail_device(const char *name, int device, int64_t nth, int error)
+{
+    Driver &all = driver();
+    std::unique_lock<std::mutex> guard(all.lock);
+    Function function = function_named(name);
+    if (function == FUNCTIONS || device < 0 || device >= DEVICES_MAX)
+        return -1;
+    all.failures.push_back({function, device, all.devices[device].calls[function] + nth, error, true});
     return 0;
 }
 

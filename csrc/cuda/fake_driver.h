@@ -34,6 +34,9 @@ void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int6
  * stays broken. 0, or -1 if there is no such function. */
 int cw_fake_fail(const char *function, int64_t nth, int error, int sticky);
 
+/* Likewise of the calls that are about this device alone, whose context then stays broken. */
+int cw_fake_fail_device(const char *function, int device, int64_t nth, int error);
+
 /* Forget every failure that was asked for, and mend every context. */
 void cw_fake_mend(void);
 

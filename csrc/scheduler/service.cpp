@@ -283,15 +283,21 @@ void Service::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
     take_unsent(*device, waiting);
     for (Flight *flight = worker->flights.front(), *next = nullptr; flight != nullptr; flight = next) {
         next = worker->flights.next(flight);
+        if (flight->device != device) {
+            continue;
+        }
         if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
             // The host store is the worker's: its actions go on, in the name of another device.
-            flight->device = flight->residency->device = worker->devices.front();
-        } else if (flight->device == device) {
-            if (flight->kind == FlightKind::LOAD) {
-                worker->predicted_loads.ended(-flight->expected_ns);
-            }
-            lose_flight(*flight, waiting);
+            Residency& stand_in = *flight->residency;
+            flight->device = stand_in.device = worker->devices.front();
+            KindSpec* spec = stand_in.model->spec(flight->device->kind);
+            stand_in.spec = spec != nullptr ? spec : stand_in.spec;
+            continue;
         }
+        if (flight->kind == FlightKind::LOAD) {
+            worker->predicted_loads.ended(-flight->expected_ns);
+        }
+        lose_flight(*flight, waiting);
     }
     worker->link_free_ns = now_ + worker->there_ns + worker->loads_ns;
     ++touch_round_;

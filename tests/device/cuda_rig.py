@@ -96,7 +96,7 @@ class CudaRig:
         """Of so many pages, as options of make(); for more than one device."""
         table = open_driver()
         memory = open_memory(table, find_card(table, which))
-        return {"store": BudgetedHost(memory, PAGE_BYTES, pages * PAGE_BYTES), "table": table}
+        return {"store": BudgetedHost([memory], PAGE_BYTES, pages * PAGE_BYTES), "table": table}
 
     def check_released(self) -> None:
         """Nothing of the driver exists any more, and no copy ever had to wait for memory that is not pinned."""

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork.clock import MS, SECOND, now_ns
+from clockwork.device.base import DeviceBroken
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_host import PinnedFiles
 from clockwork.device.cuda_memory import cards, find_card, open_driver, open_memory
@@ -271,7 +272,7 @@ def test_a_context_that_breaks_is_told_and_every_action_fails(
     assert driver.device.fault == done.text
     for again in (driver.infer(model, 1, [X]), driver.load(driver.models + 1, 9, [1])):
         assert driver.end(again).status in (Status.DEVICE_ERROR, Status.UNKNOWN_MODEL)
-    with pytest.raises(InvalidModel, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
+    with pytest.raises(DeviceBroken, match="CUDA_ERROR_ILLEGAL_ADDRESS"):  # which is not the model's fault
         driver.prepare(affine(1))
     driver.device.reset()  # and at its end the test looks whether everything was released
 
@@ -344,7 +345,7 @@ def test_devices_are_named_by_number_or_uuid(fake: FakeDriver) -> None:
 
 
 def test_two_devices_share_a_store_and_a_link(make: Callable[..., Driver], fake: FakeDriver) -> None:
-    store = PinnedFiles(open_memory(table := open_driver(), cards(table)[0]), PAGE_BYTES)
+    store = PinnedFiles([open_memory(table := open_driver(), cards(table)[0])], PAGE_BYTES)
     first, second = (make(which=which, store=store) for which in ("0", "1"))
     wide = affine(width=120)  # 58 kB
     directory = first.rig.build(wide)

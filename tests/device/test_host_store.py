@@ -226,9 +226,9 @@ def test_a_budget_that_cannot_be_had_is_named(driver: Driver) -> None:
         table = open_driver()
         memory = open_memory(table, find_card(table, "0"))
     with pytest.raises(ConfigError, match=f"{PAGE_BYTES - 1} bytes has no room for one page of {PAGE_BYTES}"):
-        BudgetedHost(memory, PAGE_BYTES, PAGE_BYTES - 1)
+        BudgetedHost([memory], PAGE_BYTES, PAGE_BYTES - 1)
     driver.rig.fake.fail("cuMemHostAlloc", error=OUT_OF_MEMORY)
     with pytest.raises(ConfigError, match=f"cannot pin a host store of {PAGE_BYTES} bytes"):
-        BudgetedHost(memory, PAGE_BYTES, PAGE_BYTES)
+        BudgetedHost([memory], PAGE_BYTES, PAGE_BYTES)
     driver.rig.fake.mend()
     memory.close()

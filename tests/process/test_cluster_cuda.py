@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_a_worker_that_cannot_have_its_gpu_says_why_and_ends(tmp_path: Path) -> 
             assert said in program.text.replace("\n", " "), program.text
 
 
-def test_a_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serves(tmp_path: Path) -> None:
+def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serves(tmp_path: Path) -> None:
     rig = CudaRig(tmp_path / "packages")
     one = affine()
     x = np.ones((1, 4), np.float32)
@@ -101,7 +102,102 @@ def test_a_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serves(tmp_
         with pytest.raises(ClockworkError):
             client.infer("model", x, slo=5.0)
         assert broken.wait() == 1
-        broken.wait_for(r"is broken, and the worker with it: cu\w+: CUDA_ERROR_LAUNCH_FAILED")
+        broken.wait_for(r"device 0 \(fake GPU 0\) is offline: cu\w+: CUDA_ERROR_LAUNCH_FAILED")
+        broken.wait_for("no device is left: the worker ends")
         cluster.kill(broken)
         cluster.start_worker("--device", "cuda", environment=FAKE, name="next")
         eventually(served, "the model is ready on the next one")
+
+
+def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_path: Path) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    cases = [affine(seed, width=100) for seed in range(4)]
+    x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        first = cluster.start_worker("--device", "cuda:0,cuda:1", environment=FAKE, arena="512KiB")
+        for index, one in enumerate(cases):
+            check = x[:1], expected_affine(one, x[:1])
+            client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]))
+        first.stop()
+        # Of the same store, where the models are prepared. Each execution is two kernels.
+        breaking = {**FAKE, "CLOCKWORK_FAKE_FAIL": "kernel:31:719:1"}
+        worker = cluster.start_worker("--device", "cuda:0,cuda:1", environment=breaking, arena="512KiB")
+        eventually(lambda: client.status()["models"] == {"ready": 4}, "the models are ready")
+        asked = [
+            (one, turn % 3 + 1, client.submit(f"model-{index}", x[: turn % 3 + 1], slo=10.0))
+            for turn in range(40)
+            for index, one in enumerate(cases)
+        ]
+        for one, rows, future in asked:
+            assert same(future.result(), expected_affine(one, x[:rows]))  # or it raises
+        worker.wait_for(r"device 1 \(fake GPU 1\) is offline: cu\w+: CUDA_ERROR_LAUNCH_FAILED")
+        cluster.controller.wait_for(
+            r"device 1 \(fake GPU 1\) of worker worker-1 is offline: cu\w+: CUDA_ERROR_LAUN"
+        )
+
+        def described() -> str:
+            text = cluster.run("status")[1]
+            return text if "offline    worker-1, fake GPU 1: cu" in text else ""
+
+        eventually(described, "the status says that it is offline")
+        (shown,) = client.status()["workers"]
+        assert [bool(device["offline"]) for device in shown["devices"]] == [False, True]
+        assert "CUDA_ERROR_LAUNCH_FAILED" in shown["devices"][1]["offline"]
+        before = shown["sent"]["infer"]
+        for index, one in enumerate(cases):
+            assert same(client.infer(f"model-{index}", x, slo=10.0), expected_affine(one, x))
+        assert client.status()["workers"][0]["sent"]["infer"] == before + 4
+        # A new controller is offered what is left.
+        cluster.controller.stop()
+        cluster.start_controller()
+        worker.wait_for("as worker 1", after=len(worker.lines) - 1)
+
+        def serves() -> bool:
+            with contextlib.suppress(ClockworkError):
+                return same(client.infer("model-3", x, slo=10.0), expected_affine(cases[3], x))
+            return False
+
+        eventually(serves, "the new controller has it serve")
+        (shown,) = client.status()["workers"]
+        assert [device["name"] for device in shown["devices"]] == ["fake GPU 0"]
+        assert len(shown["stats"]["devices_lost"]) == 1
+        client.register("fresh", rig.package(affine(7), []))  # onto the one that is whole
+
+
+def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> None:
+    clocks = tmp_path / "clocks.json"
+
+    def set_clocks(*states: dict[str, int]) -> None:
+        fresh = clocks.with_suffix(".new")
+        fresh.write_text(json.dumps(states))
+        fresh.rename(clocks)
+
+    full = {"sm_mhz": 1980, "memory_mhz": 2619, "temperature_c": 60, "power_w": 400}
+    set_clocks(full, full)
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        cluster.start_worker(
+            "--device", "cuda:0,cuda:1", environment={**FAKE, "CLOCKWORK_FAKE_CLOCKS": str(clocks)}
+        )
+
+        def planned() -> list[int]:
+            return [device["plan"]["clock_mhz"] for device in client.status()["workers"][0]["devices"]]
+
+        def shown() -> list[tuple[int, list[str]]]:
+            rows = client.status()["workers"][0]["stats"]["devices"]
+            return [(row["gpu"]["sm_mhz"], row["gpu"]["throttled"]) for row in rows]
+
+        eventually(lambda: planned() == [1980, 1980], "the controller knows the clocks")
+        set_clocks(full, {**full, "sm_mhz": 1386, "reasons": 0x4 | 0x20})
+        eventually(lambda: planned() == [1980, 1386], "the controller knows that one fell")
+        eventually(lambda: shown() == [(1980, []), (1386, ["power cap", "thermal"])], "the status shows why")
+        text = cluster.run("status")[1]
+        assert "1386 MHz" in text
+        assert "throttled: power cap, thermal" in text
+        # A GPU that idles says nothing of the clock that work will run at.
+        set_clocks({**full, "sm_mhz": 345, "reasons": 0x1}, full)
+        eventually(lambda: planned() == [1980, 1980], "only the other one has changed")
+        eventually(lambda: shown()[0][0] == 345, "what idles is shown as it is")
+        set_clocks({**full, "lost": "GPU is lost"}, full)
+        eventually(
+            lambda: client.status()["workers"][0]["devices"][0]["offline"], "a GPU that is gone is offline"
+        )

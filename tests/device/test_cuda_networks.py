@@ -1,0 +1,88 @@
+"""Whole networks, compiled for the host and served by the CUDA device on the fake driver: launch lists, paging and
+arguments as on a card. Where the compiler is not installed, they skip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from clockwork.messages import Status
+from clockwork.models import zoo
+from clockwork.models.compile import compiler
+from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.inputs import difference
+from clockwork.models.prepare import prepare
+from clockwork.models.prepared import prepared_directory
+from clockwork.models.runtime import Session
+from clockwork.tensors import Array
+from tests.device.cuda_rig import PAGE_BYTES, CudaRig
+from tests.device.fake import environment
+from tests.device.rig import Driver, array_of
+from tests.unit.test_compile import check_launches
+
+pytestmark = pytest.mark.skipif(
+    not compiler.is_installed(), reason="tinygrad is not installed (the extra [compile])"
+)
+
+PAGES = 1024
+
+NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "digits": ({}, (1, 8, 8)),
+    "resnet18": ({"image": 32, "classes": 10}, (3, 32, 32)),
+    "mobilenet_v2": ({"image": 32, "classes": 10}, (3, 32, 32)),
+    "mlp": ({}, (64,)),
+    "transformer": ({"layers": 2, "width": 64, "heads": 4, "sequence": 16, "vocabulary": 100}, (16,)),
+}
+"""Of full structure; images are small, because a processor computes them one number at a time."""
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[CudaRig]:
+    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+        yield CudaRig(tmp_path / "store")
+
+
+def inputs(name: str, rows: int) -> list[Array]:
+    rng = np.random.default_rng(rows)
+    shape = NETWORKS[name][1]
+    if name != "transformer":
+        return [rng.standard_normal((rows, *shape)).astype(np.float32)]
+    mask = np.ones((rows, *shape), np.int64)
+    mask[0, 9:] = 0
+    return [rng.integers(0, 100, (rows, *shape)), mask]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_on_the_device_answer_as_onnx_runtime_does(name: str, rig: CudaRig, tmp_path: Path) -> None:
+    """Compiled for 1 and 8 rows: three of them run on the eight."""
+    path = tmp_path / "model.onnx"
+    onnx.save(zoo.build(name, **NETWORKS[name][0]), path)
+    # The device is held against ONNX Runtime below, as is the package while it is prepared.
+    summary = compile_model(path, tmp_path / "package", Options(("host",), batches=(1, 8), verify=False))
+    check_launches(summary.program)
+    assert [one.batch for one in summary.program.variants] == [1, 8]
+    session = Session(path, optimise=False)
+    prepared = prepare(tmp_path / "package", rig.store, "cuda-host", PAGE_BYTES, {})
+    directory = prepared_directory(rig.store, prepared.digest, "cuda-host", {})
+    driver = Driver(rig.make(pages=PAGES), rig)
+    try:
+        driver.device.prepare(1, str(directory))
+        # From the last page on, so that no run lies where it does in the file.
+        driver.end(driver.load(1, 1, [PAGES - end for end in accumulate(prepared.runs)]))
+        for parts in ((1,), (1, 2), (1, 1, 6)):
+            given = inputs(name, sum(parts))
+            ends = list(accumulate(parts))
+            cut = [[one[end - rows : end] for one in given] for rows, end in zip(parts, ends, strict=True)]
+            done = driver.end(driver.infer(1, 1, *cut))
+            assert done.status == Status.OK, done.text
+            actual = [np.concatenate(views) for views in zip(*(map(array_of, part) for part in done.parts))]
+            assert difference(actual, session.run(given)) == "", parts
+    finally:
+        driver.device.close()
+    assert set(rig.fake.live().values()) == {0}

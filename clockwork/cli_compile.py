@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from clockwork.cli_common import FILE, PATH, print_table
+from clockwork.config import silence_onnxruntime
 from clockwork.errors import ConfigError, InvalidModel
 
 
@@ -63,6 +64,7 @@ def compile_command(
       clockwork compile resnet50.onnx --arch sm_80 --arch sm_90
       clockwork compile bert.onnx --arch sm_90 --shape ids:1,128 --shape ids:1,512 --dtype fp16 --report
     """
+    silence_onnxruntime()
     from clockwork.models.compile import compiler
 
     compiler.require()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from clockwork.errors import ClockworkError, InvalidModel, Refused
+from clockwork.models import zoo
+from clockwork.models.program import read_checks, read_program
 from tests.device.cuda_rig import CudaRig
 from tests.device.rig import affine, expected_affine
-from tests.process.cluster import eventually, running_cluster, same, total_sent
+from tests.process.cluster import Reference, eventually, running_cluster, same, total_sent
 
 FAKE = {"CLOCKWORK_CUDA_DRIVER": "fake", "CLOCKWORK_FAKE_DEVICES": "2"}
 
@@ -206,3 +210,48 @@ def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> Non
         eventually(
             lambda: client.status()["workers"][0]["devices"][0]["offline"], "a GPU that is gone is offline"
         )
+
+
+def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(tmp_path: Path) -> None:
+    """By the command line, on one worker: the example's package, one of `clockwork compile`, and two fine-tunes as
+    they are, which the worker compiles and which share a program."""
+    pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
+    make = runpy.run_path(str(Path(__file__).parents[2] / "examples/program/make.py"))["make"]
+    make(tmp_path / "relu", ["host"])
+    encoder = zoo.build("transformer", layers=1, width=16, heads=2, sequence=None, vocabulary=50)
+    onnx.save(encoder, tmp_path / "encoder.onnx")
+    onnx.save(plain := zoo.build("mlp", width=16, depth=1), tmp_path / "plain.onnx")
+    onnx.save(tuned := zoo.fine_tune(plain, 7), tmp_path / "tuned.onnx")
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        compiling = cluster.program([
+            "compile", str(tmp_path / "encoder.onnx"), "-o", str(tmp_path / "encoder"), "--arch", "host", "--batch", "2",
+            "--shape", "ids:1,8",
+        ])  # fmt: skip
+        assert compiling.wait() == 0, compiling.text
+        assert "compile: host batch 2" in compiling.text
+        assert "shorter inputs: padded in 'S': proven to be harmless, and tried" in compiling.text
+        cluster.start_worker("--device", "cuda", environment=FAKE)
+        for name, path in (
+            ("relu", "relu"),
+            ("encoder", "encoder"),
+            ("plain", "plain.onnx"),
+            ("tuned", "tuned.onnx"),
+        ):
+            more = ["--batch-max", "1"] if path.endswith(".onnx") else []
+            status, text = cluster.run("models", "add", name, str(tmp_path / path), *more)
+            assert status == 0, text
+        rng = np.random.default_rng(0)
+        (((x,), (expected,)),) = read_checks(tmp_path / "relu", read_program(tmp_path / "relu"))
+        assert same(client.infer("relu", x), expected)
+        for length in (3, 8, 5):
+            ids = rng.integers(0, 50, (1, length))
+            given = {"ids": ids, "mask": np.ones_like(ids)}
+            assert same(client.infer("encoder", given, slo=5.0)["embedding"], Reference(encoder)(given))
+        x = rng.standard_normal((1, 64)).astype(np.float32)
+        for name, model in (("plain", plain), ("tuned", tuned)):
+            assert same(client.infer(name, x), Reference(model)(x))
+        programs = {name: client.model(name).raw["program"] for name in ("relu", "encoder", "plain", "tuned")}
+        assert programs["plain"] == programs["tuned"]
+        assert len(set(programs.values())) == 3
+        kept = {path.name for path in (tmp_path / "cluster" / "worker" / "programs").iterdir()}
+        assert kept == set(programs.values())

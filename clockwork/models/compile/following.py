@@ -12,12 +12,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, computed, constant_of, inferred
+from clockwork.models.compile.variant import SIZE_PREFIX
 from clockwork.models.onnx_import import real_inputs
 from clockwork.models.split import operator
 from clockwork.tensors import numpy_dtype
-
-SIZE_PREFIX = "clockwork.size."
-"""Of the inputs that bring the true sizes, each an int64 scalar; the number of the symbol follows."""
 
 OPSET_LEAST = 11
 """Of the models that are followed: since then what an operator reshapes by is an input like any other."""

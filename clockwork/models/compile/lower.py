@@ -49,10 +49,10 @@ from clockwork.models.compile.interpret import (
     check_operators,
     use_half,
 )
-from clockwork.models.compile.padding import SIZE_PREFIX
 from clockwork.models.compile.variant import (
     BUILT_FILE,
     MODULE_FILE,
+    SIZE_PREFIX,
     Built,
     Kernel,
     Spec,

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from clockwork.models.compile.following import SIZE_PREFIX, Following, Padding
+from clockwork.models.compile.following import Following, Padding
 from clockwork.models.compile.sizes import (
     VALUE_MAX,
     Dim,
@@ -563,4 +563,4 @@ def padded_inputs(
     return found
 
 
-__all__ = ["SIZE_PREFIX", "Dim", "NotProven", "Padding", "make_padded", "open_symbols", "padded_inputs"]
+__all__ = ["Dim", "NotProven", "Padding", "make_padded", "open_symbols", "padded_inputs"]

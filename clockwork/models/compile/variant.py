@@ -13,6 +13,9 @@ SPEC_FILE = "spec.json"
 BUILT_FILE = "built.json"
 MODULE_FILE = "module"
 
+SIZE_PREFIX = "clockwork.size."
+"""Of the inputs that bring the true sizes, each an int64 scalar; the number of the symbol follows."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Spec:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+from tinygrad import dtypes
 from tinygrad.codegen import to_program
 from tinygrad.engine.realize import get_call_arg_uops
 from tinygrad.helpers import Context, Target
@@ -44,9 +45,11 @@ def main(model: str, source: str, target: str) -> None:
     renderer = PythonRenderer(Target("PYTHON", "PYTHON", "sm_80"))
     for call in lowering._launched:
         program = to_program(call.src[0], renderer)
-        products += any(
-            one.op is Ops.WMMA for part in program.src if part.op is Ops.LINEAR for one in part.src
-        )
+        steps = [
+            one for part in program.src if part.op is Ops.LINEAR for one in part.src if one.op is Ops.WMMA
+        ]
+        assert {one.dtype for one in steps} <= {dtypes.float32}, "sums have 32 bits"
+        products += bool(steps)
         places = [lower._place(one).buffer for one in get_call_arg_uops(call)]
         PythonProgram(None, program.to_elf())(
             *(memoryview(of(places[index])) for index in program.arg.globals),

@@ -7,6 +7,7 @@ one. Where the extra [compile] is not installed, all of this skips.
 from __future__ import annotations
 
 import filecmp
+import io
 import os
 import re
 import shutil
@@ -232,8 +233,13 @@ def test_a_model_that_does_not_batch_is_compiled_as_it_is(tmp_path: Path) -> Non
 
 @needs_compiler
 def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
-    model = zoo.build("mlp", width=16, depth=1)
-    cases = [Case(model, tmp_path / str(jobs), batches=(1, 2), jobs=jobs) for jobs in (1, 2)]
+    """Of an encoder with a mask, for the host and, where NVRTC is there, a GPU; in whatever order it is made."""
+    model = zoo.build("transformer", layers=1, width=8, heads=2, sequence=None, vocabulary=20)
+    targets = ("host", "sm_80") if nvrtc.is_installed() else ("host",)
+    cases = [
+        Case(model, tmp_path / str(jobs), targets=targets, shapes={"ids": [[1, 4]]}, jobs=jobs)
+        for jobs in (1, 2)
+    ]
     files = [path for path, _ in package_files(cases[0].directory)]
     assert filecmp.cmpfiles(cases[0].directory, cases[1].directory, files, shallow=False) == (files, [], [])
 
@@ -459,6 +465,9 @@ def test_the_command_makes_a_package_and_reports_its_kernels(tmp_path: Path) -> 
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     assert "1 variants for host, of at most 2 launches" in done.output
+    assert (
+        "compile: read\ncompile: host batch 1\n" in done.output
+    )  # how far it is, where there is no terminal
     assert "1 compared, apart by" in done.output
     assert "all 2" in done.output
     assert read_program(target).name == "mlp"
@@ -473,6 +482,46 @@ def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
 
     with pytest.raises(ConfigError, match=re.escape(repr(text))):
         parse_shapes((text,))
+
+
+@needs_compiler
+def test_a_terminal_shows_a_bar_for_each_variant_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clockwork.cli_compile import _progress
+
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any output for a terminal
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    with _progress() as tell:
+        tell("host batch 1", 2, 9)
+        tell("sm_90 batch 4", 1, 5)
+        tell("host batch 1", 9, 9)
+    text = written.getvalue()
+    assert "host batch 1" in text
+    assert "2/9" in text
+    assert "1/5" in text
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "this machine has no GPU whose architecture could be taken: give --arch, as sm_80"),
+        (
+            ("--arch", "sm_80", "--tune"),
+            "tuning times kernels on a GPU of this machine: there is none, not sm_80",
+        ),
+    ],
+)
+def test_without_a_gpu_the_command_says_what_it_needs_one_for(
+    arguments: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "local_architecture", lambda: "")
+    onnx.save(zoo.build("null"), tmp_path / "null.onnx")
+    done = CliRunner().invoke(
+        cli, ["compile", str(tmp_path / "null.onnx"), "-o", str(tmp_path / "out"), *arguments]
+    )
+    assert done.exit_code == 1
+    assert says in done.output
 
 
 def test_shapes_are_read_in_the_order_given() -> None:

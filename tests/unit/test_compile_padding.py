@@ -1,6 +1,6 @@
 """Padding that cannot reach the answers: what is proven of a graph, and what the graph that is made of it answers.
 
-Each graph is run as it is, on inputs of every length, and padded, with zeros behind the end and with numbers.
+Each graph is run as it is, on inputs of every length, and padded, with zeros behind the end, with numbers, and with what is no number.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def check(model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Seque
         inputs = list(make(length, rng))
         expected = original.run(inputs)
         answers = []
-        for filling in ([np.zeros_like(one) for one in make(MOST, rng)], make(MOST, rng)):
+        zeros = [np.zeros_like(one) for one in make(MOST, rng)]
+        nans = [np.full_like(one, np.nan) if one.dtype.kind == "f" else one for one in zeros]
+        for filling in (zeros, make(MOST, rng), nans):
             found = padded.run([*padded_inputs(inputs, shapes, filling), np.array(length)])
             cut = [
                 one[tuple(slice(length if dim == "S" else None) for dim in dims)]
@@ -77,8 +79,9 @@ def check(model: onnx.ModelProto, folder: Path, make: Callable[[int, Any], Seque
             ]
             answers.append(cut)
         assert difference(answers[0], expected) == "", length
-        for one, other in zip(*answers, strict=True):
-            np.testing.assert_array_equal(one, other)
+        for one, *others in zip(*answers, strict=True):
+            for other in others:
+                np.testing.assert_array_equal(one, other)
     return padding
 
 

@@ -155,6 +155,17 @@ def test_what_cannot_be_padded_runs_in_its_own_shapes_alone_and_it_is_said_why(t
 
 
 @needs_compiler
+def test_dimensions_that_a_converter_left_without_a_name_need_not_be_equal(tmp_path: Path) -> None:
+    model = model_of(
+        [helper.make_node("Relu", ["x"], ["y"])], [value("x", ["N", "?", "?"])], [value("y", ["N", "?", "?"])]
+    )
+    case = Case(model, tmp_path, batches=(2,), shapes={"x": [[1, 3, 5], [1, 4, 4]]})
+    assert case.summary.padding_note == "exact shapes only: dimension 1 of input 'x' has no name"
+    for shape in ((1, 3, 5), (2, 4, 4)):
+        case.compare([normal(*shape)])
+
+
+@needs_compiler
 def test_a_proof_that_trying_refutes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were a rule wrong, what is behind the end would be seen in the answers."""
     monkeypatch.setattr(

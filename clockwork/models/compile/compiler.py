@@ -32,6 +32,7 @@ from clockwork.models.compile.freeze import Bucket, buckets, freeze
 from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
 from clockwork.models.compile.variant import MODULE_FILE, Built, Spec, Statistic
 from clockwork.models.holdings import is_quantised
+from clockwork.models.inputs import is_named
 from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.models.program import (
@@ -234,9 +235,9 @@ class _Compilation:
         except RunError as error:
             raise InvalidModel(explain(str(error), self._path.name)) from None
         wanted = {value.name for value in real_inputs(model)}
-        specs = [TensorSpec(*one) for one in self._session.inputs]
+        specs = [_spec(*one) for one in self._session.inputs]
         self._inputs = [spec for spec in specs if spec.name in wanted]
-        self._outputs = [TensorSpec(*one) for one in self._session.outputs]
+        self._outputs = [_spec(*one) for one in self._session.outputs]
         for spec in self._inputs:
             value = next(one for one in model.graph.input if one.name == spec.name)
             if not value.type.tensor_type.HasField("shape"):
@@ -279,6 +280,7 @@ class _Compilation:
             if max(self._open_sizes(bucket, [symbol])[0] for bucket in self._buckets) > 1
         ]  # fmt: skip
         if not symbols:
+            self._padding_note = self._nameless()
             return
         names = " and ".join(map(repr, symbols))
         if not self._options.pad:
@@ -300,6 +302,15 @@ class _Compilation:
             return
         self._padded = tuple(symbols)
         self._padding_note = f"padded in {names}: proven to be harmless, and tried"
+
+    def _nameless(self) -> str:
+        """Of a model that leaves dimensions open to which nobody gave a name: they cannot be followed."""
+        for index, spec in enumerate(self._inputs):
+            for axis, dim in enumerate(spec.shape):
+                is_batch = self._proof.batches and not axis
+                if dim == "" and not is_batch and max(one.shapes[index][axis] for one in self._buckets) > 1:
+                    return f"exact shapes only: dimension {axis} of input {spec.name!r} has no name"
+        return ""
 
     def _open_sizes(self, bucket: Bucket, symbols: Sequence[str]) -> tuple[int, ...]:
         found: dict[str, int] = {}
@@ -577,6 +588,13 @@ PADDING_SHARES = (0.02, 0.45, 0.75, 0.99, 1.0)
 
 FP16_RELATIVE = 5e-2
 """How far the answers of 16-bit programs may be from those of the model, relative to the largest."""
+
+
+def _spec(name: str, dtype: int, shape: Sequence[int | str]) -> TensorSpec:
+    """As a program declares it: what converters call all dimensions that nobody named equals nothing else."""
+    return TensorSpec(
+        name, dtype, tuple(dim if isinstance(dim, int) or is_named(dim) else "" for dim in shape)
+    )
 
 
 def _resized(array: Array, shape: Sequence[int]) -> Array:

@@ -97,7 +97,8 @@ def compile_command(
     if summary.padding_note:
         click.echo(f"shorter inputs: {summary.padding_note}")
     if summary.verified:
-        click.echo(f"against ONNX Runtime: {summary.verified}")
+        reference = "ONNX Runtime" if dtype == "fp32" else "ONNX Runtime in fp32, which is what fp16 cost"
+        click.echo(f"against {reference}: {summary.verified}")
     if report:
         from clockwork.models.compile.report import rows_of
 

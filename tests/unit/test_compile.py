@@ -6,6 +6,7 @@ one. Where the extra [compile] is not installed, all of this skips.
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import io
 import os
@@ -34,7 +35,9 @@ from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
 from clockwork.models.inputs import difference
 from clockwork.models.program import (
+    Launch,
     Program,
+    Variant,
     check_files,
     package_files,
     program_hash,
@@ -336,21 +339,26 @@ def test_tuning_needs_a_gpu_of_the_architecture(tmp_path: Path, monkeypatch: pyt
         Case(zoo.build("null"), tmp_path, targets=("sm_80",), tune=True)
 
 
-@needs_compiler
-def test_tensor_cores_as_the_compiler_emulates_them_agree_with_onnx_runtime(tmp_path: Path) -> None:
+def emulate_tensor_cores(made: onnx.ModelProto, x: Array, tmp_path: Path) -> list[int]:
+    """Every kernel for sm_80 as the compiler emulates it, against ONNX Runtime; (on tensor cores, all of them)."""
     model, frozen = tmp_path / "model.onnx", tmp_path / "frozen.onnx"
-    onnx.save(zoo.build("mlp", width=32, depth=2, inputs=16, outputs=16), model)
-    freeze(model, [(16, 16)], frozen)
-    x = normal(16, 16)
+    onnx.save(made, model)
+    freeze(model, [x.shape], frozen)
     np.save(tmp_path / "x.npy", x)
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.emulate_tensor_cores", frozen, tmp_path / "x.npy", tmp_path / "y.npy"],
         env={**os.environ, **compiler.CHILD_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["3", "3"]  # every kernel, on tensor cores
     expected = Session(model, optimise=False).run([x])
     assert difference([np.load(tmp_path / "y.npy")], expected, 2e-3) == ""
+    return [int(one) for one in done.stdout.split()]
+
+
+@needs_compiler
+def test_tensor_cores_as_the_compiler_emulates_them_agree_with_onnx_runtime(tmp_path: Path) -> None:
+    made = zoo.build("mlp", width=32, depth=2, inputs=16, outputs=16)
+    assert emulate_tensor_cores(made, normal(16, 16), tmp_path) == [3, 3]
 
 
 # ----- refusals --------------------------------------------------------------------------------
@@ -467,19 +475,26 @@ def test_without_the_extra_it_is_said_what_to_install(
 
 
 @needs_compiler
-def test_the_command_makes_a_package_and_reports_its_kernels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "says"),
+    [
+        ("fp32", "against ONNX Runtime: 1 compared, apart by "),
+        ("fp16", "against ONNX Runtime in fp32, which is what fp16 cost: 1 compared, apart by "),
+    ],
+)
+def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: str, tmp_path: Path) -> None:
     model, target = tmp_path / "mlp.onnx", tmp_path / "out"
     onnx.save(zoo.build("mlp", width=16, depth=1), model)
     np.save(tmp_path / "x.npy", normal(2, 64))
     arguments = ["compile", str(model), "-o", str(target), "--arch", "host", "--batch", "1", "--report"]
-    arguments += ["--examples", str(tmp_path / "x.npy")]
+    arguments += ["--examples", str(tmp_path / "x.npy"), "--dtype", dtype]
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 0, done.output
     assert "1 variants for host, of at most 2 launches" in done.output
     assert (
         "compile: read\ncompile: host batch 1\n" in done.output
     )  # how far it is, where there is no terminal
-    assert "1 compared, apart by" in done.output
+    assert says in done.output
     assert "all 2" in done.output
     assert read_program(target).name == "mlp"
     again = CliRunner().invoke(cli, arguments)
@@ -570,6 +585,28 @@ def test_a_launch_takes_at_least_what_memory_or_arithmetic_takes() -> None:
     assert report.bound_ns(card, Statistic("k", 500, 2000, False), False) == (2000.0, "memory")
     assert report.bound_ns(card, Statistic("k", 5000, 2000, False), False) == (5000.0, "arithmetic")
     assert report.bound_ns(card, Statistic("k", 5000, 2000, True), True) == (2000.0, "memory")
+
+
+def test_a_report_has_registers_spills_and_the_least_time_beside_every_launch() -> None:
+    def launch(kernel: str) -> Launch:
+        return Launch(0, kernel, (7, 2, 1), (32, 4, 1), 0, ())
+
+    variant = Variant("sm_80", 1, (), (), 0, (launch("k0_E"), launch("k1_r_2"), launch("k0_E")))
+    statistics = [Statistic("k0_E", 10**6, 2_039_000, False), Statistic("k1_r_2", 312 * 10**6, 2048, True)]
+    titles, rows = report.rows_of(variant, [*statistics, statistics[0]], LOG)
+    assert titles == [
+        "kernel", "grid", "block", "registers", "spilled", "shared", "KiB", "MFLOP", "least, A100 80GB",
+    ]  # fmt: skip
+    assert rows[0] == ["k0_E", "7x2x1", "32x4x1", "8", "0", "0", "1991.2", "1.000", "1.00 us, memory"]
+    assert rows[1] == [
+        "k1_r_2 *", "7x2x1", "32x4x1", "255", "32", "64", "2.0", "312.000", "1.00 us, arithmetic",
+    ]  # fmt: skip
+    assert rows[3] == ["all 3", "", "", "", "32", "", "3984.4", "314.000", "3.00 us"]
+    titles, rows = report.rows_of(
+        dataclasses.replace(variant, target="host"), [*statistics, statistics[0]], ""
+    )
+    assert titles[-1] == "MFLOP"  # no card, and nothing assembled
+    assert rows[0][3:6] == ["-", "-", "-"]
 
 
 # ----- on a worker -----------------------------------------------------------------------------

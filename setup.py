@@ -87,7 +87,7 @@ extensions: list[Extension] = [
             (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h")),
             (
                 ("_cudriver", "_cuda_host", "_cuda_model", "_cuda_lanes", "_cuda"),
-                ("csrc/cuda_api.h", "csrc/host_pages.h"),
+                ("csrc/cuda_api.h", "csrc/host_pages.h", "csrc/link.h"),
             ),
         )
         for name in names

@@ -1,5 +1,6 @@
 """Types of the native half, for checkers."""
 
+from clockwork.device._cuda_host import Link
 from clockwork.device._cudriver import Table
 from clockwork.device._orders import Orders
 from clockwork.messages import HostDrop, HostFetch
@@ -16,6 +17,7 @@ class Core(Orders):
         page_count: int,
         run_ahead: int,
         spin_ns: int,
+        link: Link,
     ) -> None: ...
     def load_loop(self) -> None: ...
     def start_fetch(self, order: HostFetch) -> None: ...

@@ -34,6 +34,17 @@ cdef extern from "host_pages.h" nogil:
     void cw_host_pin(cw_host*, cw_host_copy*, int loads)
     cw_host_state cw_host_look(cw_host*, const cw_host_copy*)
 
+cdef extern from "link.h" nogil:
+    ctypedef struct cw_link:
+        pass
+    void cw_link_init(cw_link*)
+    void cw_link_free(cw_link*)
+    void cw_link_take(cw_link*)
+    void cw_link_leave(cw_link*)
+
+cdef class Link:
+    cdef cw_link link
+
 cdef class HostPages:
     cdef cw_host host
     cdef bint is_open

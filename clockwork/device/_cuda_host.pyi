@@ -1,5 +1,7 @@
 """Types of where a CUDA device copies weights from, for checkers."""
 
+class Link: ...
+
 class HostPages:
     used_bytes: int
     def __init__(self, address: int, page_bytes: int, page_count: int) -> None: ...

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t
 
+from clockwork.device._cuda_host cimport Link, cw_link
 from clockwork.device._cuda_model cimport PADDED_MOST, ModelState, Variant
 from clockwork.device._cudriver cimport CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, Table, cw_cuda
 from clockwork.device._orders cimport TEXT_BYTES, Order, Orders, Residency, Room, Span, cw_lane
@@ -32,6 +33,8 @@ cdef class Lanes(Orders):
     cdef Table table
     cdef const cw_cuda* api
     cdef CUcontext context
+    cdef Link link_owner  # keeps `link`
+    cdef cw_link* link
     cdef cw_lane load_lane
     cdef cw_lane input_lane
     cdef cw_lane fetch_lane
@@ -63,6 +66,7 @@ cdef class Lanes(Orders):
     cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
     cdef void run_load(self, Action* action) noexcept nogil
+    cdef void load_over_link(self, Action* action) noexcept nogil
     cdef bint copy_weights(self, Action* action) noexcept nogil
     cdef void run_fetch(self, Action* action) noexcept nogil
     cdef void run_unload(self, Action* action) noexcept nogil

@@ -20,6 +20,7 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from clockwork.device._cuda_host cimport (
+    Link, cw_link_leave, cw_link_take,
     CW_HOST_FULL, CW_HOST_HELD, CW_HOST_IN_USE, CW_HOST_NOT_HELD, CW_HOST_OK, cw_host_copy, cw_host_drop,
     cw_host_fetch, cw_host_look, cw_host_result)
 from clockwork.device._cuda_model cimport (
@@ -54,12 +55,14 @@ cdef class Lanes:
     """Streams and slots, and the loops of the four threads.
 
     arena: device memory, which is the caller's, as is that of slots and workspace. __init__ and free_all() need the
-    context to be current. run_ahead + 1 slots are made without memory; see exchange_slot().
+    context to be current. link: shared by the devices that are loaded over it. run_ahead + 1 slots are made without memory; see exchange_slot().
     """
 
     def __cinit__(self, Table table, size_t context, CUdeviceptr arena, size_t page_bytes, int64_t page_count,
-                  int run_ahead, int64_t spin_ns):
+                  int run_ahead, int64_t spin_ns, Link link not None):
         self.table = table
+        self.link_owner = link
+        self.link = &link.link
         self.api = &table.api
         self.context = <CUcontext>context
         self.arena = arena
@@ -363,6 +366,14 @@ cdef class Lanes:
     # ----- the load lane -----------------------------------------------------------------------
 
     cdef void run_load(self, Action* action) noexcept nogil:
+        cw_link_take(self.link)
+        if cw_now() > action.latest_ns:
+            action.order.base.status = TOO_LATE
+        else:
+            self.load_over_link(action)
+        cw_link_leave(self.link)
+
+    cdef void load_over_link(self, Action* action) noexcept nogil:
         cdef ModelState* model = action.model
         cdef int status
         span_begin(&action.order.execute)

@@ -132,6 +132,7 @@ class CudaDevice(NativeDevice[Core]):
                     page_count,
                     run_ahead,
                     config.LANE_SPIN_NS,
+                    self._store.link,
                 )
             )
             self._holds.core = self._core

@@ -113,7 +113,10 @@ class Nvml:
             try:
                 return int(call(handle, *arguments))
             except nvml.NVMLError as error:
-                if getattr(error, "value", None) == nvml.NVML_ERROR_GPU_IS_LOST:
+                if getattr(error, "value", None) in (
+                    nvml.NVML_ERROR_GPU_IS_LOST,
+                    nvml.NVML_ERROR_RESET_REQUIRED,
+                ):
                     lost = f"NVML: {error}"
                 return 0  # not every card says everything
 

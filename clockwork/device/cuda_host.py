@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from clockwork.device._cuda_host import HostCopy, HostPages
+from clockwork.device._cuda_host import HostCopy, HostPages, Link
 from clockwork.device._cudriver import CudaError
 from clockwork.device.cuda_memory import DeviceMemory
 from clockwork.errors import ConfigError
@@ -29,6 +29,7 @@ class HostStore:
 
     def __init__(self, memories: Sequence[DeviceMemory], page_bytes: int) -> None:
         self._memories = memories
+        self.link = Link()
         self.page_bytes = page_bytes
         self._devices = 0
         self._lock = threading.Lock()

@@ -155,7 +155,8 @@ Function function_named(const char *name)
 }
 
 /* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
- * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls. */
+ * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls; and
+ * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it: copies:link:kernel:latency. */
 Driver::Driver()
 {
     if (const char *count = getenv("CLOCKWORK_FAKE_DEVICES"))
@@ -166,6 +167,11 @@ Driver::Driver()
         int error, device = -1;
         if (sscanf(failure, "%63[^:]:%ld:%d:%d", name, &nth, &error, &device) >= 3 && function_named(name) != FUNCTIONS)
             failures.push_back({function_named(name), device, nth, error, true});
+    }
+    if (const char *speed = getenv("CLOCKWORK_FAKE_SPEED")) {
+        long rates[4] = {};
+        sscanf(speed, "%ld:%ld:%ld:%ld", &rates[0], &rates[1], &rates[2], &rates[3]);
+        copy_rate = rates[0], link_rate = rates[1], kernel_ns = rates[2], latency_ns = rates[3];
     }
     for (int index = 0; index < DEVICES_MAX; index++)
         devices[index].ordinal = index;

@@ -255,3 +255,28 @@ def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(
         assert len(set(programs.values())) == 3
         kept = {path.name for path in (tmp_path / "cluster" / "worker" / "programs").iterdir()}
         assert kept == set(programs.values())
+
+
+def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> None:
+    """40 ms each over the link that both share: were they copied at once, each would end late by the other's part."""
+    rig = CudaRig(tmp_path / "packages")
+    cases = [affine(seed, width=100) for seed in range(6)]
+    x = np.ones((1, 100), np.float32)
+    slow = {**FAKE, "CLOCKWORK_FAKE_SPEED": "0:1000000:0:0"}
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        cluster.start_worker("--device", "cuda:0,cuda:1", arena="256KiB", environment=slow)
+        for index, one in enumerate(cases):
+            client.register(f"model-{index}", rig.package(one, [([x], [expected_affine(one, x)])]))
+        for _ in range(6):  # one page each: every round loads all, on both devices at once
+            asked = [client.submit(f"model-{index}", x, slo=20.0) for index in range(6)]
+            for one, future in zip(cases, asked, strict=True):
+                assert same(future.result(), expected_affine(one, x))
+        status = client.status()
+        (worker,) = status["workers"]
+        assert min(device["plan"]["served"] for device in worker["devices"]) > 3
+        errors = status["predictions"]["load_completion"]
+        early, late = errors["over"], errors["under"]
+        assert early["total"] + late["total"] > 20
+        # Now and then two lanes wake in the other order than they were told in, and these two loads change places.
+        assert early["percentiles_ns"]["90"] < 15_000_000, errors
+        assert late["total"] < early["total"] / 3 or late["percentiles_ns"]["90"] < 15_000_000, errors

@@ -30,12 +30,12 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 
 def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
     """Which devices; of ``auto``, what that came to, which is said."""
-    from clockwork.worker.settings import device_names, why_no_gpu
+    from clockwork.worker.settings import device_names, first_gpu, why_no_gpu
 
     if value == "auto":
         reason = why_no_gpu()
         value = "cpu" if reason else "cuda"
-        click.echo(f"Serving from the CPU: {reason}" if reason else "Serving from the GPU.", err=True)
+        click.echo(f"Serving from the CPU: {reason}" if reason else f"Serving from {first_gpu()}.", err=True)
     try:
         device_names(value)
     except ConfigError as error:

@@ -60,6 +60,13 @@ def why_no_gpu() -> str:
     return why_unusable()
 
 
+def first_gpu() -> str:
+    """The name of the GPU that ``cuda`` means, where one can be used."""
+    from clockwork.device.cuda_memory import cards, open_driver
+
+    return cards(open_driver())[0].name
+
+
 @dataclasses.dataclass(slots=True)
 class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT

@@ -6,13 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from bench import emulated, fidelity, gpu, overload, paging, prediction, pump, roundtrip
+from bench import (
+    emulated,
+    fidelity,
+    gpu,
+    gpu_peers,
+    gpu_serving,
+    overload,
+    paging,
+    prediction,
+    pump,
+    roundtrip,
+)
 from bench.cluster import Cluster
 from bench.paper import fig11, live
 from bench.paper.common import Setting
 from bench.relay import Relay
 from clockwork.config import POLICY
 from clockwork.models import zoo
+from clockwork.models.compile import compiler
 from tests.device.fake import FakeDriver
 
 
@@ -147,3 +159,29 @@ def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.M
         rows, facts = gpu.measure(site, loads=3, inferences=5)
     assert [one["count"] for one in rows] == [3, 3, 5, 5]
     assert all(value > 0 for value in facts.values())
+
+
+def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
+    FakeDriver().setup(device_bytes=1 << 30)
+    rows, facts = gpu_serving.measure(
+        models=8, room=3, pages=2, rate=40.0, seconds=1.5, page_bytes=1 << 18, host_bytes=""
+    )
+    assert facts["answered"] > 0
+    assert facts["LOADs"] > 8
+    assert facts["pages in use at the end"] <= 6
+    assert {row["predicted"] for row in rows} >= {"infer duration", "load duration"}
+
+
+@pytest.mark.skipif(not compiler.is_installed(), reason="compiling needs tinygrad: pip install '.[compile]'")
+def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
+    FakeDriver().setup(device_bytes=1 << 30)
+    model = tmp_path / "digits.onnx"
+    model.write_bytes(zoo.digits().SerializeToString())
+    rows, lists, _ = gpu_peers.measure(model, model, [1], "CPUExecutionProvider", runs=5, listed=3)
+    assert rows[0]["answers differ by"] < 1e-4
+    assert rows[0]["launches"] > 3
+    assert [one["side"] for one in lists] == ["clockwork"] * 3 + ["ONNX Runtime"] * 3

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import click
+import pytest
+from click.testing import CliRunner
+
+from clockwork.cli_serve import worker_options
+from clockwork.device.cuda_clocks import open_source
 from clockwork.errors import ConfigError
 from clockwork.worker.settings import device_names
 
@@ -32,3 +38,42 @@ def test_kinds_and_names() -> None:
 def test_what_makes_no_sense_is_named(text: str, count: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         device_names(text, count)
+
+
+@pytest.mark.parametrize(
+    ("driver", "device", "said"),
+    [
+        ("fake", "cuda", "Serving from fake GPU 0."),
+        (
+            "libcuda_nowhere.so.1",
+            "cpu",
+            "Serving from the CPU: cannot use a CUDA device: no CUDA driver: libcuda_n",
+        ),
+    ],
+)
+def test_auto_is_a_gpu_where_one_is_usable_and_says_which_or_why_not(
+    driver: str, device: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", driver)
+    found = []
+
+    @click.command()
+    @worker_options
+    def command(device: str, **more: object) -> None:
+        found.append(device)
+
+    result = CliRunner().invoke(command, ["--device", "auto"])
+    assert said in result.stderr.replace("\n", " ")
+    assert found == [device]
+
+
+def test_clocks_of_a_fake_driver_are_those_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOCKWORK_FAKE_CLOCKS", str(tmp_path / "clocks.json"))
+    source = open_source([], [1], is_fake=True)
+    assert source is not None
+    assert source.read(0).sm_mhz == 0
+    (tmp_path / "clocks.json").write_text('[{}, {"sm_mhz": 1980}]')
+    assert source.read(0).sm_mhz == 1980
+    source.close()

@@ -97,10 +97,11 @@ class Exchange:
         self._connection.abandon(self._call)
 
 
-class _Owner(enum.Enum):
+class Owner(enum.Enum):
     NOBODY = "nobody"
     CALLER = "caller"
     THREAD = "thread"
+    LOOP = "loop"  # an event loop: see _loop
 
 
 class _State(enum.Enum):
@@ -124,7 +125,7 @@ class Connection:
         self._ids = itertools.count(1)
         # Guarded by _lock:
         self._lock = threading.Lock()
-        self._owner = _Owner.NOBODY
+        self._owner = Owner.NOBODY
         self._queue: collections.deque[Callable[[], None]] = collections.deque()
         self._closing = False
         self._closed = threading.Event()
@@ -161,8 +162,8 @@ class Connection:
         try:
             with self._lock:
                 self._check_usable()
-                if self._owner is _Owner.NOBODY:
-                    self._owner = _Owner.CALLER
+                if self._owner is Owner.NOBODY:
+                    self._owner = Owner.CALLER
                     direct = True
                 else:
                     if threading.current_thread() is self._thread:
@@ -232,9 +233,9 @@ class Connection:
         with self._lock:
             first = not self._closing
             self._closing = True
-            mine = first and self._owner is _Owner.NOBODY
+            mine = first and self._owner is Owner.NOBODY
             if mine:
-                self._owner = _Owner.CALLER
+                self._owner = Owner.CALLER
         if mine:
             self._finish()
             return
@@ -265,7 +266,7 @@ class Connection:
             if bounded:
                 self._check_room()
             self._queue.append(work)
-            if self._owner is _Owner.NOBODY:
+            if self._owner is Owner.NOBODY:
                 try:
                     self._start_thread()
                 except RuntimeError as error:  # the system has no thread to give, or Python is ending
@@ -290,7 +291,7 @@ class Connection:
         before = self._owner
         self._lone = 0
         # Set first: the thread may be at work, and in a callback, before start() returns here.
-        self._owner = _Owner.THREAD
+        self._owner = Owner.THREAD
         self._thread = threading.Thread(target=self._run_thread, name="clockwork-client", daemon=True)
         try:
             self._thread.start()
@@ -322,7 +323,7 @@ class Connection:
             closing = self._closing
             if not closing:
                 if call.done and not self._queue:
-                    self._owner = _Owner.NOBODY
+                    self._owner = Owner.NOBODY
                     return
                 if not call.done:
                     call.lock = _held_lock()
@@ -349,7 +350,7 @@ class Connection:
                 ):
                     with self._lock:
                         if not self._queue and not self._closing:
-                            self._owner = _Owner.NOBODY
+                            self._owner = Owner.NOBODY
                             self._thread = None
                             return
                 self._sleeping = True
@@ -360,7 +361,7 @@ class Connection:
         finally:
             self._sleeping = False
             with self._lock:
-                leaving = self._owner is _Owner.THREAD and self._thread is threading.current_thread()
+                leaving = self._owner is Owner.THREAD and self._thread is threading.current_thread()
                 self._closing = self._closing or leaving
             if leaving:
                 self._finish(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from clockwork import config, wire
 from clockwork._connection import Exchange
@@ -36,6 +36,8 @@ class AsyncClient:
     A task that is cancelled cancels its request. May be shared by tasks, and by event loops.
     """
 
+    client_type: ClassVar[type[Client]] = Client
+
     def __init__(
         self,
         endpoint: str | None = None,
@@ -44,7 +46,7 @@ class AsyncClient:
         keys: Keys = None,
         name: str = "",
     ) -> None:
-        self._client = Client(endpoint, timeout=timeout, keys=keys, name=name)
+        self._client = self.client_type(endpoint, timeout=timeout, keys=keys, name=name)
         self._connection = self._client._connection
 
     @property

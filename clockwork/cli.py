@@ -13,6 +13,7 @@ from clockwork.cli_common import Commands
 COMMANDS = {
     "compile": "cli_compile",
     "controller": "cli_serve",
+    "gateway": "cli_gateway",
     "infer": "cli_requests",
     "keys": "cli_serve",
     "load": "cli_requests",

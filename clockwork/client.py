@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 from clockwork import config, wire
 from clockwork._connection import Connection, Exchange
@@ -66,6 +66,8 @@ class Client:
     RequestTimeout. Ctrl-C during a call cancels the request.
     """
 
+    connection_type: ClassVar[type[Connection]] = Connection
+
     def __init__(
         self,
         endpoint: str | None = None,
@@ -75,11 +77,11 @@ class Client:
         name: str = "",
     ) -> None:
         self._timeout_ns = _checked_ns(timeout, "timeout")
-        self._connection = Connection(
+        self._connection = self.connection_type(
             endpoint if endpoint is not None else config.client_endpoint(), _read_keys(keys), name
         )
         # Not __del__: this also runs at exit, while sockets can still be closed in order.
-        self._finalizer = weakref.finalize(self, Connection.close, self._connection)
+        self._finalizer = weakref.finalize(self, self._connection.close)
 
     @property
     def endpoint(self) -> str:

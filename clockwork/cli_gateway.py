@@ -1,0 +1,73 @@
+"""The command `gateway`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from clockwork import config
+from clockwork.cli_common import FILE, PATH
+from clockwork.errors import ConfigError
+from clockwork.gateway import settings as bounds
+
+
+def _port(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A port; 0 any that is free, OFF none."""
+    if value == "off":
+        return bounds.OFF
+    if not (value.isascii() and value.isdigit() and int(value) <= 65535):
+        raise click.BadParameter(f"{value!r} is no port: 0 (any that is free) to 65535, or off")
+    return int(value)
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    try:
+        return config.parse_bytes(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command()
+@click.option("--connect", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--http-port", callback=_port, default=str(bounds.HTTP_PORT), show_default=True,
+              help="0: any that is free; off: none.")
+@click.option("--grpc-port", callback=_port, default=str(bounds.GRPC_PORT), show_default=True)
+@click.option("--metrics-port", callback=_port, default=str(bounds.METRICS_PORT), show_default=True)
+@click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
+@click.option("--tls-key", type=FILE, help="Its key, PEM.")
+@click.option("--token-file", type=FILE, help="A file that holds the bearer token that clients must send.")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
+@click.option("--max-request-bytes", callback=_bytes, metavar="SIZE", default="64MiB", show_default=True,
+              help="The largest request that is taken.")
+@click.option("--key", type=PATH, help="This peer's key file (or CLOCKWORK_KEY).")
+@click.option("--parent", type=int, hidden=True)
+def gateway(
+    connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
+    tls_key: Path | None, token_file: Path | None, insecure: bool, max_request_bytes: int, key: Path | None,
+    parent: int | None,
+) -> None:  # fmt: skip
+    """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
+
+    Any number of gateways may stand before one cluster; none of them holds anything.
+
+    \b
+    Examples:
+      clockwork gateway
+      clockwork gateway --connect tcp://10.0.0.1:5555 --key peer.key --host 0.0.0.0 \\
+          --tls-cert cert.pem --tls-key key.pem --token-file token
+      curl http://127.0.0.1:8000/v2/models/digits
+    """
+    if parent is not None:
+        from clockwork.cluster import die_with
+
+        die_with(parent)
+    from clockwork.gateway import process
+
+    sys.exit(process.main(bounds.GatewaySettings(
+        endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
+        grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
+        insecure=insecure, request_bytes_max=max_request_bytes,
+    )))  # fmt: skip

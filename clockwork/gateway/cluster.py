@@ -1,0 +1,354 @@
+"""What the servers ask of the cluster, and how a cluster looks to the Open Inference Protocol.
+
+Here is neither HTTP nor gRPC: both servers call this, with tensors as they travel, and say the rest in their own
+words. Nothing is kept between two requests, so that any number of gateways may stand before one cluster; what a
+model is, is asked of the controller each time, because the name may mean another version a moment later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from clockwork import __version__
+from clockwork._calls import Received
+from clockwork._loop import LoopClient
+from clockwork.config import SECONDS_MAX
+from clockwork.description import ModelInfo
+from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
+from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S
+from clockwork.gateway.tensors import name_of_dtype
+from clockwork.messages import Answer, NamedTensorRef, Reason
+from clockwork.transport import Frame
+
+SERVER_NAME = "clockwork"
+
+EXTENSIONS = (
+    "binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)",
+    "schedule_policy", "statistics",
+)  # fmt: skip
+"""Of Triton's extensions, those that are here."""
+
+PLATFORM = "clockwork_onnx"
+
+TIMEOUT_US_MAX = SECONDS_MAX * 1_000_000
+
+INDEX_STATES = {
+    "ready": "READY",
+    "preparing": "LOADING",
+    "draining": "UNLOADING",
+    "unloading": "UNLOADING",
+}
+"""The repository index's word for a state of the controller's; every other is UNAVAILABLE."""
+
+TYPES = {"BYTES": "TYPE_STRING"}
+"""Where a configuration's name of a datatype is not TYPE_ and the protocol's."""
+
+
+@dataclasses.dataclass(slots=True)
+class Inference:
+    """One request to infer, out of its wrapping. ``model``: a name, or name@version."""
+
+    model: str
+    request_id: str
+    references: list[NamedTensorRef]
+    frames: list[Frame]
+    outputs: list[str]  # those asked for; none: all
+    slo_ns: int  # 0: the model's own
+    priority: int
+
+
+def reference_of(name: str, version: str) -> str:
+    """How the controller calls a model. Raises ModelNotFound for a version that cannot be one."""
+    if not version:
+        return name
+    if not (version.isascii() and version.isdigit() and len(version) <= 18):
+        raise ModelNotFound(f"Request for unknown model: {name!r} version {version[:80]!r} is not found")
+    return f"{name}@{version}"
+
+
+def timeout_of(value: Any, what: str) -> int:
+    """A timeout in microseconds as nanoseconds; 0 is none. Raises InvalidInput."""
+    if type(value) is not int or not 0 <= value <= TIMEOUT_US_MAX:
+        raise InvalidInput(
+            f"{what} is a count of microseconds from 0 (none) to {TIMEOUT_US_MAX}, got {repr(value)[:80]}",
+            expected=f"0 to {TIMEOUT_US_MAX}", got=repr(value)[:80],
+        )  # fmt: skip
+    return value * 1000
+
+
+def least(*limits_ns: int) -> int:
+    """The smallest of some times, of which 0 is none."""
+    return min((limit for limit in limits_ns if limit), default=0)
+
+
+class ClusterView:
+    """A cluster, seen by one gateway. Everything runs on one event loop."""
+
+    def __init__(self, client: LoopClient, requests_max: int, bytes_max: int) -> None:
+        self._client = client
+        self._requests_max = requests_max
+        self._bytes_max = bytes_max
+        self.requests = 0  # under way, of all kinds
+        self.request_bytes = 0  # that they have sent so far
+
+    # ----- bounds ------------------------------------------------------------------------------
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """One request of whatever kind, within the bound. Raises Refused."""
+        if self.requests >= self._requests_max:
+            raise Refused(
+                f"the gateway has {self._requests_max} requests under way, which is the most",
+                Reason.OVERLOADED.value,
+            )
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    def hold(self, count: int) -> None:
+        """Count bytes of a request that have come (negative: that are let go). Raises Refused past the bound."""
+        if count > 0 and self.request_bytes + count > self._bytes_max:
+            raise Refused(
+                f"the gateway holds {self._bytes_max} bytes of requests, which is the most",
+                Reason.OVERLOADED.value,
+            )
+        self.request_bytes += count
+
+    # ----- inference ---------------------------------------------------------------------------
+
+    def infer(self, inference: Inference) -> asyncio.Future[Received]:
+        """The controller's Answer and its frames. Cancelling the future cancels the request there."""
+        slo_ns = inference.slo_ns
+        limit_ns = slo_ns + GRACE_NS if slo_ns else ANSWER_LIMIT_NS
+        return self._client.infer_frames(
+            inference.model, inference.references, inference.frames, slo_ns, inference.priority, limit_ns
+        )
+
+    @staticmethod
+    def chosen(inference: Inference, answer: Answer) -> list[NamedTensorRef]:
+        """The outputs that were asked for, in that order. Raises InvalidInput where there is none of that name."""
+        if not inference.outputs:
+            return answer.tensors
+        found = {tensor[0]: tensor for tensor in answer.tensors}
+        for name in inference.outputs:
+            if name not in found:
+                raise InvalidInput(
+                    f"unexpected inference output {name!r} for model {inference.model!r}; its outputs are "
+                    + ", ".join(map(repr, found)),
+                    name, ", ".join(found), name,
+                )  # fmt: skip
+        return [found[name] for name in inference.outputs]
+
+    # ----- the server --------------------------------------------------------------------------
+
+    def server(self) -> dict[str, Any]:
+        return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+
+    async def ready(self) -> bool:
+        """Whether the controller answers, and has a worker."""
+        try:
+            status = await self._client.status(timeout=QUERY_LIMIT_S)
+        except ClockworkError:
+            return False
+        return bool(status.get("workers"))
+
+    # ----- models ------------------------------------------------------------------------------
+
+    async def describe(self, name: str, version: str) -> ModelInfo:
+        """Raises ModelNotFound; and Unavailable of a model of which nothing is known yet."""
+        info = await self._client.model(reference_of(name, version), timeout=QUERY_LIMIT_S)
+        if info.state == "unloaded":
+            raise ModelNotFound(f"Request for unknown model: {name!r} is unloaded")
+        return info
+
+    async def model_ready(self, name: str, version: str) -> bool:
+        """Raises ModelNotFound."""
+        info = await self.describe(name, version)
+        return info.state == "ready" and "ready" in _mapping(info.raw.get("workers")).values()
+
+    async def metadata(self, name: str, version: str) -> dict[str, Any]:
+        """As ``GET /v2/models/NAME`` answers."""
+        info = _prepared(await self.describe(name, version))
+        versions = [version] if version else info.raw.get("versions") or [info.version]
+        return {
+            "name": info.name,
+            "versions": [str(one) for one in versions],
+            "platform": PLATFORM,
+            "inputs": [_tensor_metadata(one) for one in info.inputs],
+            "outputs": [_tensor_metadata(one) for one in info.outputs],
+        }
+
+    async def config(self, name: str, version: str) -> dict[str, Any]:
+        """As ``GET /v2/models/NAME/config`` answers."""
+        info = _prepared(await self.describe(name, version))
+        batch_max = info.batch_max if info.batches else 0
+        config: dict[str, Any] = {
+            "name": info.name,
+            "platform": PLATFORM,
+            "backend": SERVER_NAME,
+            "version_policy": {"all": {}},
+            "max_batch_size": batch_max,
+            "input": [_tensor_config(one, batch_max > 0) for one in info.inputs],
+            "output": [_tensor_config(one, batch_max > 0) for one in info.outputs],
+            "default_model_filename": "model.onnx",
+            "parameters": {
+                "clockwork_version": {"string_value": str(info.version)},
+                "clockwork_weights_bytes": {"string_value": str(info.weights_bytes)},
+            },
+        }
+        if info.slo is not None:
+            config["parameters"]["clockwork_slo_us"] = {"string_value": str(round(info.slo * 1_000_000))}
+        if batch_max:
+            config["dynamic_batching"] = {}
+        return config
+
+    async def statistics(self, name: str, version: str) -> list[dict[str, Any]]:
+        """As ``GET /v2/models/NAME/stats`` answers; without a name, of every model."""
+        wanted = (await self.describe(name, version)).name if name else ""
+        found = [
+            one
+            for one in await self._all_statistics()
+            if not name or (one["name"] == wanted and version in ("", one["version"]))
+        ]
+        if found or not name:
+            return found
+        return [_counted(await self.describe(name, version))]
+
+    async def _all_statistics(self) -> list[dict[str, Any]]:
+        try:
+            body = await self._client.query("metrics", timeout=QUERY_LIMIT_S)
+        except InvalidInput:  # a controller that has no such query
+            return []
+        now_ns, wall_ns = body["now_ns"], time.time_ns()
+        return [_measured(one, wall_ns - now_ns) for one in body["models"]]
+
+    # ----- the repository ----------------------------------------------------------------------
+
+    async def index(self, only_ready: bool) -> list[dict[str, str]]:
+        """As ``POST /v2/repository/index`` answers."""
+        found = []
+        for info in await self._client.models(timeout=QUERY_LIMIT_S):
+            state = INDEX_STATES.get(info.state, "UNAVAILABLE")
+            if state == "READY" or not only_ready:
+                reason = info.text or ("" if state != "UNAVAILABLE" else info.state)
+                found.append(
+                    {"name": info.name, "version": str(info.version), "state": state, "reason": reason}
+                )
+        return found
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Have a registered model take requests; one that does already stays as it is. Raises ModelNotFound."""
+        if parameters:
+            raise InvalidInput(
+                f"load of {name!r} has the parameter {next(iter(parameters))!r}; a model's files and configuration "
+                "are given when it is registered (clockwork models add)",
+                expected="no parameters",
+            )
+        await self._client.load(name, timeout=LOAD_LIMIT_S)
+
+    async def unload(self, name: str) -> None:
+        """Have a model take no requests until it is loaded again, and give its memory back. Raises ModelNotFound."""
+        await self._client.unload(name, timeout=LOAD_LIMIT_S)
+
+
+def _prepared(info: ModelInfo) -> ModelInfo:
+    if not info.inputs and not info.outputs:
+        raise Unavailable(f"{info.name}@{info.version} is {info.state}: {info.text or 'nothing is known of it yet'}")
+    return info
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _dimensions(shape: Sequence[int | str]) -> list[int]:
+    return [one if isinstance(one, int) else -1 for one in shape]
+
+
+def _tensor_metadata(one: Any) -> dict[str, Any]:
+    return {"name": one.name, "datatype": name_of_dtype(one.dtype), "shape": _dimensions(one.shape)}
+
+
+def _tensor_config(one: Any, batched: bool) -> dict[str, Any]:
+    datatype = name_of_dtype(one.dtype)
+    dimensions = _dimensions(one.shape)
+    return {
+        "name": one.name,
+        "data_type": TYPES.get(datatype, f"TYPE_{datatype}"),
+        "dims": dimensions[1:] if batched else dimensions,
+    }
+
+
+def _duration(count: int = 0, ns: int = 0) -> dict[str, int]:
+    return {"count": count, "ns": ns}
+
+
+def _statistics(
+    name: str, version: int, last_ms: int, inferences: int, executions: int, success: dict[str, int], fail: int,
+    times: Mapping[str, Any], batches: Sequence[tuple[int, int, int]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    def spent(*phases: str) -> dict[str, int]:
+        rows = [_mapping(times.get(phase)) for phase in phases]
+        count = max((int(row.get("count", 0)) for row in rows), default=0)
+        return _duration(count, sum(int(row.get("sum_ns", 0)) for row in rows))
+
+    return {
+        "name": name,
+        "version": str(version),
+        "last_inference": last_ms,
+        "inference_count": inferences,
+        "execution_count": executions,
+        "inference_stats": {
+            "success": success,
+            "fail": _duration(fail),
+            "queue": spent("queue", "load"),
+            "compute_input": spent("copy_in"),
+            "compute_infer": spent("execute"),
+            "compute_output": spent("copy_out"),
+            "cache_hit": _duration(),
+            "cache_miss": _duration(),
+        },
+        "response_stats": {},
+        "batch_stats": [
+            {
+                "batch_size": size,
+                "compute_input": _duration(count),
+                "compute_infer": _duration(count, ns),
+                "compute_output": _duration(count),
+            }
+            for size, count, ns in batches
+        ],
+        "memory_usage": [],
+    }
+
+
+def _measured(one: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
+    """One model's statistics, from what the controller measured."""
+    outcomes, times = _mapping(one.get("outcomes")), _mapping(one.get("times"))
+    success = int(outcomes.get("success", 0))
+    failures = [value for key, value in outcomes.items() if key not in ("success", "refused")]
+    failures += list(_mapping(outcomes.get("refused")).values())
+    last_ns = int(one.get("last_ns", 0))
+    batches = [
+        (int(size), int(row[0]), int(row[1])) for size, row in sorted(_mapping(one.get("batches")).items())
+    ]
+    return _statistics(
+        str(one["name"]), int(one["version"]), (last_ns + wall_offset_ns) // 1_000_000 if last_ns else 0,
+        int(one.get("inferences", 0)), int(one.get("executions", 0)),
+        _duration(success, int(_mapping(times.get("total")).get("sum_ns", 0))), sum(map(int, failures)), times, batches,
+    )  # fmt: skip
+
+
+def _counted(info: ModelInfo) -> dict[str, Any]:
+    """The same of a controller that measures no times: requests by what became of them."""
+    counts = info.counts
+    answered = counts.get("answered", 0)
+    failed = sum(counts.get(key, 0) for key in ("refused", "missed", "cancelled", "failed"))
+    return _statistics(info.name, info.version, 0, answered, answered, _duration(answered), failed, {})

@@ -1,0 +1,113 @@
+"""What went wrong, in the words of HTTP and of gRPC: one table for both."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from clockwork.clock import to_ns
+from clockwork.errors import (
+    Cancelled,
+    ClockworkError,
+    ConnectionLost,
+    DeadlineMissed,
+    ExecutionFailed,
+    InvalidInput,
+    InvalidModel,
+    ModelNotFound,
+    ProtocolMismatch,
+    Refused,
+    RequestTimeout,
+    Unavailable,
+)
+
+RETRY_AFTER_S = 1
+"""What Retry-After says where nobody knows better; the header has whole seconds and none means never."""
+
+
+class Unsupported(ClockworkError):
+    """Something of the protocol that this server does not do."""
+
+
+class TooLarge(ClockworkError):
+    """A request beyond what the gateway takes."""
+
+
+class Unauthorized(ClockworkError):
+    """The token is missing, or not the right one."""
+
+
+class NotFound(ClockworkError):
+    """No such path."""
+
+
+class WrongMethod(ClockworkError):
+    """The path is there, the method is not."""
+
+    def __init__(self, text: str, allowed: str) -> None:
+        super().__init__(text)
+        self.allowed = allowed
+
+
+class TooSlow(ClockworkError):
+    """The client took too long to send its request."""
+
+
+class Told(NamedTuple):
+    """An error as clients are told. ``grpc`` is the name of a grpc.StatusCode."""
+
+    status: int
+    grpc: str
+    body: dict[str, Any]  # of HTTP; its facts but for "error" travel as gRPC's trailing metadata
+    headers: dict[str, str]
+
+
+_TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
+    (ModelNotFound, 404, "NOT_FOUND", "model_not_found"),
+    (NotFound, 404, "NOT_FOUND", "not_found"),
+    (InvalidInput, 400, "INVALID_ARGUMENT", "invalid_input"),
+    (InvalidModel, 400, "INVALID_ARGUMENT", "invalid_model"),
+    (Unauthorized, 401, "UNAUTHENTICATED", "unauthorized"),
+    (WrongMethod, 405, "UNIMPLEMENTED", "wrong_method"),
+    (TooSlow, 408, "DEADLINE_EXCEEDED", "too_slow"),
+    (TooLarge, 413, "RESOURCE_EXHAUSTED", "too_large"),
+    (Unsupported, 501, "UNIMPLEMENTED", "unsupported"),
+    (Refused, 503, "UNAVAILABLE", "refused"),
+    (Unavailable, 503, "UNAVAILABLE", "unavailable"),
+    (ConnectionLost, 503, "UNAVAILABLE", "controller_unreachable"),
+    (ProtocolMismatch, 503, "UNAVAILABLE", "protocol_mismatch"),
+    (DeadlineMissed, 504, "DEADLINE_EXCEEDED", "deadline_missed"),
+    (RequestTimeout, 504, "DEADLINE_EXCEEDED", "timeout"),
+    (Cancelled, 499, "CANCELLED", "cancelled"),
+    (ExecutionFailed, 500, "INTERNAL", "execution_failed"),
+    (ClockworkError, 500, "INTERNAL", "internal"),
+]
+"""Error, HTTP status, gRPC status, and the word that programs read; the first kind that fits counts."""
+
+
+def tell(error: ClockworkError) -> Told:
+    """What a client is told of an error."""
+    status, grpc, reason = next(row[1:] for row in _TABLE if isinstance(error, row[0]))
+    body: dict[str, Any] = {"error": str(error) or type(error).__name__, "reason": reason}
+    headers: dict[str, str] = {}
+    if isinstance(error, Refused):
+        body["reason"] = error.reason or reason
+        retry_s = error.retry_after
+        if retry_s is not None:
+            body["retry_after_us"] = to_ns(retry_s) // 1000
+        if error.feasible_slo is not None:
+            body["feasible_timeout_us"] = math.ceil(to_ns(error.feasible_slo) / 1000)
+        headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s or 0)))
+    elif isinstance(error, InvalidInput):
+        body |= {
+            key: value
+            for key, value in (("tensor", error.tensor), ("expected", error.expected), ("got", error.got))
+            if value
+        }
+    elif status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    elif isinstance(error, WrongMethod):
+        headers["Allow"] = error.allowed
+    elif isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="clockwork"'
+    return Told(status, grpc, body, headers)

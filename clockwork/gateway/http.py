@@ -1,0 +1,545 @@
+"""The Open Inference Protocol over HTTP, with Triton's extensions, on aiohttp.
+
+aiohttp's server without its application layer: there are a dozen paths, and a router and middlewares would cost
+more than what they do. What the cluster says is in cluster.py; here is only how it is asked and told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import socket
+import ssl
+import urllib.parse
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from aiohttp import web
+
+from clockwork.errors import ClockworkError, InvalidInput, Refused, Unavailable
+from clockwork.gateway import openapi
+from clockwork.gateway.cluster import ClusterView, Inference, least, reference_of, timeout_of
+from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unauthorized, Unsupported, WrongMethod, tell
+from clockwork.gateway.settings import HEADER_BYTES_MAX, JSON_BYTES_MAX, GatewaySettings
+from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of, frame_of_json, json_of_frame
+from clockwork.messages import Answer, NamedTensorRef
+from clockwork.transport import Frame
+
+log = logging.getLogger("clockwork.gateway")
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+TIMEOUT = "X-Clockwork-Timeout-Us"
+
+JOINED_BYTES_MAX = 256 << 10
+"""Answers up to this are joined to one piece, which costs less than several writes; larger ones are not copied."""
+
+SWEEP_S = 1.0
+"""How often connections are looked at that may have been idle or slow for too long."""
+
+LINGER_S = 2.0
+"""How long the rest of a request that was refused early is still read, so that its client sees the answer."""
+
+HANDSHAKE_S = 10.0
+BACKLOG = 1_024
+
+Handler = Callable[[web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
+
+
+class _Connection(web.RequestHandler):
+    """One client's, and since when it has kept us waiting."""
+
+    __slots__ = ("busy", "idle_since", "since")
+
+    def __init__(self, manager: _Connections, **more: Any) -> None:
+        super().__init__(manager, **more)
+        self.busy = False  # a request is being answered
+        self.since = 0.0  # when the first byte of a request came whose headers are not complete; 0: none
+        self.idle_since = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        if not self.busy and not self.since:
+            self.since = self._loop.time()
+        super().data_received(data)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp itself finds wrong: mostly bytes that are no HTTP."""
+        if status == 500:
+            log.error("a request failed: %s %s", request.method, request.raw_path[:200], exc_info=exc)
+            text = "the gateway failed; its log says how"
+        else:
+            text = (message or str(exc) or "a request that is no HTTP").split("\n")[0][:200]
+        response = _json(status, {"error": text, "reason": "internal" if status == 500 else "malformed_http"})
+        response.force_close()
+        return response
+
+
+class _Connections(web.Server):
+    """All of them, within a bound."""
+
+    def __init__(self, handler: Any, settings: GatewaySettings, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            handler, request_factory=self._new_request, handler_cancellation=True, keepalive_timeout=settings.idle_s,
+            access_log=None, max_line_size=HEADER_BYTES_MAX, max_field_size=HEADER_BYTES_MAX, lingering_time=LINGER_S,
+            logger=log,
+        )  # fmt: skip
+        self._settings = settings
+        self._running = loop
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._running, **self._kwargs)
+
+    def _new_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        protocol.busy, protocol.since = True, 0.0
+        return web.BaseRequest(message, payload, protocol, writer, task, self._running)
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        connection = cast(_Connection, handler)
+        connection.idle_since = self._running.time()
+        if len(self._connections) > self._settings.connections_max:
+            idle = [one for one in self._all() if not one.busy]
+            self._abort(min(idle, key=lambda one: one.idle_since, default=connection))
+
+    def sweep(self) -> None:
+        """Close those that have taken too long for their headers, or for taking in their answer."""
+        now = self._running.time()
+        settings = self._settings
+        for one in self._all():
+            transport = one.transport
+            if one.busy or transport is None:
+                continue
+            slow = one.since and now - one.since > settings.headers_s
+            stuck = now - one.idle_since > settings.body_s and transport.get_write_buffer_size() > 0
+            if slow or stuck:
+                self._abort(one)
+
+    def _all(self) -> list[_Connection]:
+        return cast(list[_Connection], list(self._connections))
+
+    @staticmethod
+    def _abort(connection: _Connection) -> None:
+        if connection.transport is not None:
+            connection.transport.abort()  # close() would wait for what the client does not read
+
+
+class HttpServer:
+    """Serves until close(). token: what Authorization must bear, or none."""
+
+    def __init__(self, cluster: ClusterView, settings: GatewaySettings, token: bytes | None) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._token = token
+        self._connections: _Connections | None = None
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Take over a bound socket."""
+        loop = asyncio.get_running_loop()
+        self._connections = _Connections(self._handle, self._settings, loop)
+        more: dict[str, Any] = {"ssl_handshake_timeout": HANDSHAKE_S} if tls is not None else {}
+        self._listener = await loop.create_server(
+            self._connections, sock=listening, ssl=tls, backlog=BACKLOG, **more
+        )
+        self._sweeper = loop.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """Accept nothing more, and let what is under way end, for a bounded time."""
+        if self._connections is None or self._listener is None or self._sweeper is None:
+            return
+        self._listener.close()
+        self._connections.pre_shutdown()
+        await self._connections.shutdown(self._settings.drain_s)
+        self._sweeper.cancel()
+
+    async def _sweep(self) -> None:
+        assert self._connections is not None
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._connections.sweep()
+
+    # ----- from request to response ------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            path = request.raw_path.partition("?")[0].split("/")
+            if "%" in request.raw_path:
+                path = [urllib.parse.unquote(one) for one in path]
+            # The one that counts, ahead of the table: /v2/models/NAME[/versions/VERSION]/infer.
+            if path[-1] == "infer" and path[1:3] == ["v2", "models"] and len(path) in (5, 7):
+                handler: Handler = self._infer
+                methods = ("POST",)
+            else:
+                handler, methods = self._route(path)
+            if self._token is not None and path[1:3] != ["v2", "health"]:
+                self._check_token(request)
+            if request.method not in methods:
+                raise WrongMethod(f"{request.method} is not for {request.raw_path[:200]}", ", ".join(methods))
+            with self._cluster.admitted():
+                return await handler(request, path)
+        except ClockworkError as error:
+            return _error(error)
+        finally:
+            connection = cast(_Connection, request.protocol)
+            connection.busy, connection.idle_since = False, asyncio.get_running_loop().time()
+
+    def _route(self, path: list[str]) -> tuple[Handler, tuple[str, ...]]:
+        """Who answers, and to which methods. Raises NotFound."""
+        match path[1:]:
+            case ["v2"] | ["v2", ""]:
+                return self._server, _GET
+            case ["v2", "health", "live"]:
+                return self._live, _GET
+            case ["v2", "health", "ready"]:
+                return self._ready, _GET
+            case ["v2", "models", "stats"]:
+                return self._statistics, _GET
+            case ["v2", "models", _] | ["v2", "models", _, "versions", _]:
+                return self._metadata, _GET
+            case ["v2", "models", _, "ready"] | ["v2", "models", _, "versions", _, "ready"]:
+                return self._model_ready, _GET
+            case ["v2", "models", _, "config"] | ["v2", "models", _, "versions", _, "config"]:
+                return self._config, _GET
+            case ["v2", "models", _, "stats"] | ["v2", "models", _, "versions", _, "stats"]:
+                return self._statistics, _GET
+            case ["v2", "models", _, "infer"] | ["v2", "models", _, "versions", _, "infer"]:
+                return self._infer, ("POST",)
+            case ["v2", "repository", "index"]:
+                return self._index, ("POST",)
+            case ["v2", "repository", "models", _, "load"]:
+                return self._load, ("POST",)
+            case ["v2", "repository", "models", _, "unload"]:
+                return self._unload, ("POST",)
+            case ["openapi.json"]:
+                return self._openapi, _GET
+        raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists what there is")
+
+    def _check_token(self, request: web.BaseRequest) -> None:
+        assert self._token is not None
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        given = token.strip().encode("utf-8", "surrogateescape")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token):
+            raise Unauthorized("this server wants Authorization: Bearer and its token")
+
+    async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
+        """All of a request's body; the caller lets go of its bytes. Raises TooLarge, TooSlow or Refused."""
+        length = request.content_length
+        if length is not None and length > limit:
+            raise TooLarge(f"the request has {length} bytes, at most {limit} are taken")
+        content = request.content
+        held = 0
+        pieces = []
+        try:
+            if content.is_eof():
+                piece = content.read_nowait()
+                self._cluster.hold(len(piece))
+                held = len(piece)
+                pieces.append(piece)
+            else:
+                async with asyncio.timeout(self._settings.body_s):
+                    while piece := await content.readany():
+                        self._cluster.hold(len(piece))
+                        held += len(piece)
+                        pieces.append(piece)
+                        if held > limit:
+                            break
+            if held > limit:
+                raise TooLarge(f"the request has more than {limit} bytes")
+        except BaseException as error:
+            self._cluster.hold(-held)
+            if isinstance(error, TimeoutError):
+                raise TooSlow(f"the request's body did not come within {self._settings.body_s:g} s") from None
+            if isinstance(error, web.RequestPayloadError):
+                raise InvalidInput(f"the request's body is broken: {error}") from None
+            raise
+        return b"".join(pieces)
+
+    async def _json_body(self, request: web.BaseRequest) -> dict[str, Any]:
+        """The body as JSON; none is an empty object."""
+        body = await self._body(request, JSON_BYTES_MAX)
+        self._cluster.hold(-len(body))
+        return _object(body, "the body") if body.strip() else {}
+
+    # ----- inference ---------------------------------------------------------------------------
+
+    async def _infer(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        body = await self._body(request, self._settings.request_bytes_max)
+        try:
+            inference, wants = self._read(request, path, body)
+            answer, frames = await self._cluster.infer(inference)
+            response = _answer(inference, wants, answer, frames)
+        finally:
+            self._cluster.hold(-len(body))
+        if isinstance(response, web.Response):
+            return response
+        return await self._send(request, *response)
+
+    async def _send(
+        self, request: web.BaseRequest, headers: dict[str, str], pieces: list[Any]
+    ) -> web.StreamResponse:
+        """A large answer, piece by piece, as they are."""
+        response = web.StreamResponse(headers=headers)
+        response.content_length = sum(len(memoryview(piece)) for piece in pieces)
+        try:
+            async with asyncio.timeout(self._settings.body_s):
+                await response.prepare(request)
+                for piece in pieces:
+                    await response.write(piece)
+                await response.write_eof()
+        except TimeoutError:
+            transport = request.transport
+            if transport is not None:
+                transport.abort()  # type: ignore[attr-defined]
+        return response
+
+    def _read(self, request: web.BaseRequest, path: list[str], body: bytes) -> tuple[Inference, _Wants]:
+        """A request out of its wrapping. Raises InvalidInput, naming what is wrong."""
+        headers = request.headers
+        length_text = headers.get(HEADER_LENGTH)
+        if length_text is None:
+            length = len(body)
+        elif length_text.isascii() and length_text.isdigit() and len(length_text) < 12:
+            length = int(length_text)
+        else:
+            length = -1
+        if not 0 < length <= len(body):
+            raise InvalidInput(
+                f"{HEADER_LENGTH} {str(length_text)[:40]!r} for a body of {len(body)} bytes: "
+                "the bytes of JSON that it begins with",
+                expected=f"1 to {len(body)}", got=str(length_text)[:40],
+            )  # fmt: skip
+        if length > JSON_BYTES_MAX:
+            raise TooLarge(f"JSON of {length} bytes, at most {JSON_BYTES_MAX} are taken; send binary data")
+        fields = _object(body if length == len(body) else body[:length], "the request")
+        parameters = _parameters(fields, "the request")
+        timeouts = [timeout_of(parameters["timeout"], "parameter timeout")] if "timeout" in parameters else []
+        if (text := headers.get(TIMEOUT)) is not None:
+            whole = text.isascii() and text.isdigit() and len(text) < 20
+            timeouts.append(timeout_of(int(text) if whole else text, f"header {TIMEOUT}"))
+        request_id = fields.get("id", "")
+        if type(request_id) is not str:
+            raise InvalidInput(f"id must be a string, got {repr(request_id)[:80]}", got=repr(request_id)[:80])
+        priority = parameters.get("priority", 0)
+        if type(priority) is not int:
+            raise InvalidInput(f"parameter priority must be an integer, got {repr(priority)[:80]}")
+        references, frames = _inputs(fields, memoryview(body)[length:])
+        wants = _wants(fields, parameters)
+        inference = Inference(
+            reference_of(path[3], path[5] if len(path) == 7 else ""), request_id, references, frames,
+            list(wants.named), least(*timeouts), priority,
+        )  # fmt: skip
+        return inference, wants
+
+    # ----- everything else ---------------------------------------------------------------------
+
+    async def _server(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        return _json(200, self._cluster.server())
+
+    async def _live(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        return _json(200, {"live": True})
+
+    async def _ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        if await self._cluster.ready():
+            return _json(200, {"ready": True})
+        return _error(Unavailable("the controller does not answer, or has no worker"))
+
+    async def _model_ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        name, version = _named(path)
+        if await self._cluster.model_ready(name, version):
+            return _json(200, {"name": name, "ready": True})
+        return _json(400, {"error": "Model version not ready", "reason": "not_ready"})
+
+    async def _metadata(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        return _json(200, await self._cluster.metadata(*_named(path)))
+
+    async def _config(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        return _json(200, await self._cluster.config(*_named(path)))
+
+    async def _statistics(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        name, version = _named(path) if len(path) > 4 else ("", "")
+        return _json(200, {"model_stats": await self._cluster.statistics(name, version)})
+
+    async def _index(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        only_ready = (await self._json_body(request)).get("ready", False)
+        if type(only_ready) is not bool:
+            raise InvalidInput(f"ready must be true or false, got {repr(only_ready)[:80]}")
+        return _json(200, await self._cluster.index(only_ready))
+
+    async def _load(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        parameters = _parameters(await self._json_body(request), "the request")
+        await self._cluster.load(path[4], parameters)
+        return _json(200, {})
+
+    async def _unload(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        _parameters(await self._json_body(request), "the request")
+        await self._cluster.unload(path[4])
+        return _json(200, {})
+
+    async def _openapi(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        return _json(200, openapi.document(with_token=self._token is not None))
+
+
+_GET = ("GET", "HEAD")
+
+
+class _Wants:
+    """Which outputs a client asked for, and in which form."""
+
+    __slots__ = ("named", "otherwise")
+
+    def __init__(self, named: dict[str, bool], otherwise: bool) -> None:
+        self.named = named  # whether binary, by name
+        self.otherwise = otherwise  # where none are named
+
+    def binary(self, name: str) -> bool:
+        return self.named.get(name, self.otherwise)
+
+
+def _named(path: list[str]) -> tuple[str, str]:
+    return path[3], path[5] if len(path) > 5 else ""
+
+
+def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=json.dumps(body, separators=(",", ":")).encode(), status=status, headers=headers,
+        content_type="application/json",
+    )  # fmt: skip
+
+
+def _error(error: ClockworkError) -> web.Response:
+    told = tell(error)
+    response = _json(told.status, told.body, told.headers)
+    if isinstance(error, (TooLarge, TooSlow, Unauthorized)) or (
+        isinstance(error, Refused) and error.retry_after is None
+    ):
+        response.force_close()  # the rest of what it sends is not waited for
+    return response
+
+
+def _object(body: bytes, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{what} is no JSON: {str(error)[:200]}") from None
+    if type(value) is not dict:
+        raise InvalidInput(f"{what} is a JSON object, got {repr(value)[:80]}")
+    return value
+
+
+def _parameters(fields: dict[str, Any], what: str) -> dict[str, Any]:
+    parameters = fields.get("parameters")
+    if parameters is None:
+        return {}
+    if type(parameters) is not dict:
+        raise InvalidInput(f"parameters of {what} are a JSON object, got {repr(parameters)[:80]}")
+    return parameters
+
+
+def _listed(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    rows = fields.get(key)
+    if type(rows) is not list or not all(type(row) is dict and type(row.get("name")) is str for row in rows):
+        raise InvalidInput(f"{key} must be a list of objects with a name, got {repr(rows)[:80]}")
+    return rows
+
+
+def _flag(parameters: dict[str, Any], key: str, what: str, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if type(value) is not bool:
+        raise InvalidInput(f"parameter {key} of {what} must be true or false, got {repr(value)[:80]}")
+    return value
+
+
+def _no_shared_memory(parameters: dict[str, Any], what: str) -> None:
+    if "shared_memory_region" in parameters:
+        raise Unsupported(f"{what}: shared memory is not supported")
+
+
+def _inputs(fields: dict[str, Any], rest: memoryview) -> tuple[list[NamedTensorRef], list[Frame]]:
+    """Every input of a request; ``rest`` is what follows its JSON."""
+    references: list[NamedTensorRef] = []
+    frames: list[Frame] = []
+    offset = 0
+    for row in _listed(fields, "inputs"):
+        name = row["name"]
+        code = code_of(row.get("datatype"), name)
+        shape = checked_shape(row.get("shape"), name)
+        parameters = _parameters(row, f"input {name!r}")
+        size = parameters.get("binary_data_size")
+        if size is None:
+            _no_shared_memory(parameters, f"input {name!r}")
+            frame: Frame = frame_of_json(code, shape, row.get("data"), name)
+        elif type(size) is not int or not 0 <= size <= len(rest) - offset:
+            raise InvalidInput(
+                f"input {name!r} has binary_data_size {repr(size)[:40]}, but {len(rest) - offset} bytes are left",
+                name, f"at most {len(rest) - offset}", repr(size)[:40],
+            )  # fmt: skip
+        else:
+            check_size(code, shape, size, name)
+            frame = rest[offset : offset + size]
+            offset += size
+        references.append([name, code, shape, len(frames)])
+        frames.append(frame)
+    if offset != len(rest):
+        raise InvalidInput(
+            f"{len(rest) - offset} bytes follow the last input's",
+            expected=f"{offset} bytes", got=f"{len(rest)} bytes",
+        )  # fmt: skip
+    return references, frames
+
+
+def _wants(fields: dict[str, Any], parameters: dict[str, Any]) -> _Wants:
+    otherwise = _flag(parameters, "binary_data_output", "the request", False)
+    named: dict[str, bool] = {}
+    if fields.get("outputs"):
+        for row in _listed(fields, "outputs"):
+            name = row["name"]
+            its = _parameters(row, f"output {name!r}")
+            _no_shared_memory(its, f"output {name!r}")
+            if its.get("classification"):
+                raise Unsupported(f"output {name!r}: classification is not supported")
+            named[name] = _flag(its, "binary_data", f"output {name!r}", otherwise)
+    return _Wants(named, otherwise)
+
+
+def _answer(
+    inference: Inference, wants: _Wants, answer: Answer, frames: list[Frame]
+) -> web.Response | tuple[dict[str, str], list[Any]]:
+    """A response; or, of a large one, its headers and pieces."""
+    outputs = []
+    pieces: list[Any] = [b""]
+    total = 0
+    for name, code, shape, frame in ClusterView.chosen(inference, answer):
+        row: dict[str, Any] = {"name": name, "datatype": NAME_OF[code], "shape": shape}
+        if wants.binary(name):
+            piece = memoryview(frames[frame])
+            row["parameters"] = {"binary_data_size": piece.nbytes}
+            total += piece.nbytes
+            pieces.append(piece)
+        else:
+            row["data"] = json_of_frame(code, frames[frame])
+        outputs.append(row)
+    body = {
+        "model_name": inference.model.partition("@")[0],
+        "model_version": str(answer.model_version),
+        "outputs": outputs,
+    }
+    if inference.request_id:
+        body["id"] = inference.request_id
+    header = json.dumps(body, separators=(",", ":")).encode()
+    if len(pieces) == 1:
+        return web.Response(body=header, content_type="application/json")
+    pieces[0] = header
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+    if total > JOINED_BYTES_MAX:
+        return headers, pieces
+    return web.Response(body=b"".join(pieces), headers=headers)
+
+

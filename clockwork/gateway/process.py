@@ -1,0 +1,158 @@
+"""One gateway's process: its servers on one event loop, from start to end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from clockwork import __version__
+from clockwork._loop import LoopClient
+from clockwork.clock import to_seconds
+from clockwork.config import CLIENT_TIMEOUT_NS
+from clockwork.errors import ConfigError
+from clockwork.gateway import security
+from clockwork.gateway.cluster import ClusterView
+from clockwork.gateway.settings import OFF, GatewaySettings
+from clockwork.limits import raise_descriptor_limit
+
+log = logging.getLogger("clockwork.gateway")
+
+NEEDED = {"aiohttp": "aiohttp", "grpc": "grpcio", "google.protobuf": "protobuf"}
+"""Module, and the package that brings it."""
+
+
+def require_packages() -> None:
+    """Raises ConfigError, saying what to install, where something is missing."""
+    missing = []
+    for module, package in NEEDED.items():
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            missing.append(package)
+    if missing:
+        raise ConfigError(
+            f"the gateway needs {', '.join(missing)}: pip install 'clockwork-serving[gateway]'"
+        )
+
+
+def listen(host: str, port: int, flag: str) -> socket.socket:
+    """A bound socket, so that a port in use is said before anything else has begun. Raises ConfigError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port} ({flag}): {error.strerror}") from None
+    return bound
+
+
+class Gateway:
+    """The servers of one gateway, and its connection to the cluster."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        """Raises ConfigError. Whatever is wrong with the settings is found here, before anything is served."""
+        security.require_security_beyond_loopback(settings)
+        self._settings = settings
+        self._token = security.read_token(settings.token_file)
+        self._tls = security.tls_context(settings)
+        self._sockets: dict[str, socket.socket] = {}
+        try:
+            for name, port in (("http", settings.http_port), ("grpc", settings.grpc_port)):
+                if port != OFF:
+                    self._sockets[name] = listen(settings.host, port, f"--{name}-port")
+        except ConfigError:
+            self._release()
+            raise
+        self._closers: list[Callable[[], Any]] = []
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Of the servers that run, by name."""
+        return {name: int(bound.getsockname()[1]) for name, bound in self._sockets.items()}
+
+    async def serve(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
+        """Serve until ``stop`` is set, then let what is under way end. ``started`` is called when clients may come."""
+        from clockwork.gateway.grpc import GrpcServer
+        from clockwork.gateway.http import HttpServer
+
+        settings = self._settings
+        client = LoopClient(
+            settings.endpoint, timeout=to_seconds(CLIENT_TIMEOUT_NS), keys=settings.key, name="gateway"
+        )
+        client.start()
+        try:
+            cluster = ClusterView(client, settings.requests_max, settings.requests_bytes_max)
+            if (bound := self._sockets.get("http")) is not None:
+                http = HttpServer(cluster, settings, self._token)
+                await http.start(bound, self._tls)
+                self._closers.append(http.close)
+            if (bound := self._sockets.get("grpc")) is not None:
+                grpc = GrpcServer(cluster, settings, self._token)
+                await grpc.start(bound, security.read_pair(settings))
+                self._closers.append(grpc.close)
+            started()
+            await stop.wait()
+            log.info("shutting down")
+            await asyncio.gather(*(close() for close in self._closers))
+        finally:
+            await client.close()
+            self._release()
+
+    def _release(self) -> None:
+        for bound in self._sockets.values():
+            bound.close()
+
+    def greeting(self) -> str:
+        """Where its servers listen, as clients write it."""
+        host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
+        scheme = "https" if self._tls is not None else "http"
+        where = {"http": f"{scheme}://{host}:", "grpc": f"{host}:"}
+        return ", ".join(f"{name} on {where[name]}{port}" for name, port in self.ports.items())
+
+
+def main(settings: GatewaySettings) -> int:
+    """Run a gateway until SIGINT or SIGTERM; returns the exit status. Raises ConfigError."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s gateway %(levelname).1s %(message)s"
+    )
+    require_packages()
+    raise_descriptor_limit()
+    gateway = Gateway(settings)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+
+        def started() -> None:
+            gc.collect()
+            gc.freeze()
+            log.info("gateway %s of %s listens: %s", __version__, settings.endpoint, gateway.greeting())
+
+        await gateway.serve(stop, started)
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(run())
+    return 0
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Whose event loop: asyncio's own."""
+    return asyncio.new_event_loop

@@ -1,0 +1,197 @@
+"""Tensors of the Open Inference Protocol, and the frames in which Clockwork has them.
+
+Raw bytes are the same on both sides (little-endian, row by row, strings with their 4-byte lengths), so binary
+tensors pass through as they came. Numbers in JSON become such bytes here, strictly: what does not fit its
+datatype is an error, not another number.
+"""
+
+from __future__ import annotations
+
+import array
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clockwork import tensors
+from clockwork.config import RANK_MAX
+from clockwork.errors import InvalidInput
+from clockwork.gateway.errors import Unsupported
+from clockwork.tensors import DTYPES
+
+STANDARD = {
+    "BOOL": tensors.BOOL, "UINT8": tensors.UINT8, "UINT16": tensors.UINT16, "UINT32": tensors.UINT32,
+    "UINT64": tensors.UINT64, "INT8": tensors.INT8, "INT16": tensors.INT16, "INT32": tensors.INT32,
+    "INT64": tensors.INT64, "FP16": tensors.FLOAT16, "BF16": tensors.BFLOAT16, "FP32": tensors.FLOAT,
+    "FP64": tensors.DOUBLE, "BYTES": tensors.STRING,
+}  # fmt: skip
+"""The protocol's datatypes, by ONNX's code."""
+
+DATATYPES = STANDARD | {
+    kind.name.upper(): code for code, kind in DTYPES.items() if code not in STANDARD.values()
+}
+"""And those that only ONNX has, by ONNX's names: they travel as raw bytes alone."""
+
+NAME_OF = {code: name for name, code in DATATYPES.items()}
+
+_ARRAY_CODES = {
+    tensors.UINT8: "B", tensors.UINT16: "H", tensors.UINT32: "I", tensors.UINT64: "Q", tensors.INT8: "b",
+    tensors.INT16: "h", tensors.INT32: "i", tensors.INT64: "q", tensors.FLOAT: "f", tensors.DOUBLE: "d",
+}  # fmt: skip
+"""Python's array (and memoryview.cast()) has them itself, and refuses what does not fit."""
+
+
+def code_of(datatype: Any, name: str) -> int:
+    """ONNX's code of a datatype of input ``name``. Raises InvalidInput."""
+    code = DATATYPES.get(datatype) if type(datatype) is str else None
+    if code is None:
+        raise InvalidInput(
+            f"input {name!r} has datatype {datatype!r}, which is none of {', '.join(STANDARD)}",
+            name, "a datatype of the protocol", repr(datatype)[:80],
+        )  # fmt: skip
+    return code
+
+
+def name_of_dtype(name: str) -> str:
+    """The datatype of what a model's description calls ``name`` ("float32")."""
+    return NAME_OF[tensors.code_of(name)]
+
+
+def checked_shape(shape: Any, name: str) -> list[int]:
+    """A shape that is one. Raises InvalidInput."""
+    if type(shape) is not list or len(shape) > RANK_MAX:
+        raise InvalidInput(
+            f"input {name!r} needs a shape, a list of at most {RANK_MAX} integers",
+            name, f"at most {RANK_MAX} integers", repr(shape)[:80],
+        )  # fmt: skip
+    for dimension in shape:
+        if type(dimension) is not int or not 0 <= dimension < 1 << 62:
+            raise InvalidInput(
+                f"input {name!r} has dimension {repr(dimension)[:80]}, which is no natural number",
+                name, "natural numbers", repr(dimension)[:80],
+            )  # fmt: skip
+    return shape
+
+
+def check_size(code: int, shape: Sequence[int], size: int, name: str) -> None:
+    """Raises InvalidInput unless so many raw bytes can be such a tensor, naming input, expected and got."""
+    try:
+        expected = tensors.tensor_bytes(code, shape)
+    except InvalidInput as error:
+        raise InvalidInput(f"input {name!r}: {error}", name, error.expected, error.got) from None
+    if size == expected or (code == tensors.STRING and size > expected):
+        return
+    more = f"expecting {expected - size} additional bytes" if size < expected else "too many"
+    raise InvalidInput(
+        f"input {name!r} of datatype {NAME_OF[code]} and shape {list(shape)} takes {expected} bytes, "
+        f"got {size} ({more})",
+        name, f"{expected} bytes", f"{size} bytes",
+    )  # fmt: skip
+
+
+def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> bytes:
+    """The raw bytes of a tensor's ``data`` in JSON, nested or flat. Raises InvalidInput or Unsupported."""
+    if type(data) is not list:
+        raise InvalidInput(
+            f"input {name!r} has no list of data, and says no binary_data_size", name, "data", repr(data)[:80]
+        )
+    flat = _flatten(data, name)
+    count = math.prod(shape)
+    if len(flat) != count:
+        raise InvalidInput(
+            f"input {name!r} of shape {list(shape)} has {count} elements, got {len(flat)}",
+            name, f"{count} elements", f"{len(flat)} elements",
+        )  # fmt: skip
+    return _ENCODERS.get(code, _encode_numbers)(code, flat, name)
+
+
+def json_of_frame(code: int, frame: Any) -> list[Any]:
+    """The elements of an output, flat, as JSON has them. Raises Unsupported."""
+    view = memoryview(frame).cast("B")
+    typecode = _ARRAY_CODES.get(code)
+    if typecode is not None:
+        return view.cast(typecode).tolist()
+    if code == tensors.BOOL:
+        return [byte != 0 for byte in view]
+    if code == tensors.STRING:
+        return [element.decode("utf-8", "replace") for element in _strings(view)]
+    if code == tensors.FLOAT16:
+        found: list[Any] = np.frombuffer(view, np.float16).astype(np.float32).tolist()
+        return found
+    raise Unsupported(f"datatype {NAME_OF.get(code, code)} has no form in JSON; ask for binary data")
+
+
+def _strings(view: memoryview) -> list[bytes]:
+    elements, offset = [], 0
+    while offset < view.nbytes:
+        begin = offset + 4
+        offset = begin + int.from_bytes(view[offset:begin], "little")
+        elements.append(bytes(view[begin:offset]))
+    return elements
+
+
+def _flatten(data: list[Any], name: str) -> list[Any]:
+    for _ in range(RANK_MAX):
+        if not data or type(data[0]) is not list:
+            return data
+        if not all(type(one) is list for one in data):
+            raise InvalidInput(f"input {name!r} has data that is nested unevenly", name, "lists", "a mixture")
+        data = list(itertools.chain.from_iterable(data))
+    raise InvalidInput(f"input {name!r} has data nested deeper than {RANK_MAX}", name)
+
+
+def _encode_numbers(code: int, flat: list[Any], name: str) -> bytes:
+    typecode = _ARRAY_CODES.get(code)
+    if typecode is None:
+        raise Unsupported(f"input {name!r}: datatype {NAME_OF[code]} has no form in JSON; send binary data")
+    if bool in set(map(type, flat)):  # which to Python is an integer
+        raise _misfit(code, next(one for one in flat if type(one) is bool), name)
+    try:
+        return array.array(typecode, flat).tobytes()
+    except (TypeError, OverflowError, ValueError):
+        pass
+    good, bad = 0, len(flat)  # so many of the first fit, and so many do not
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            array.array(typecode, flat[good:middle])
+            good = middle
+        except (TypeError, OverflowError, ValueError):
+            bad = middle
+    raise _misfit(code, flat[good], name)
+
+
+def _misfit(code: int, wrong: Any, name: str, expected: str = "") -> InvalidInput:
+    got = repr(wrong)[:80]
+    return InvalidInput(
+        f"input {name!r} of datatype {NAME_OF[code]} cannot hold {got}", name, expected or NAME_OF[code], got
+    )
+
+
+def _encode_half(code: int, flat: list[Any], name: str) -> bytes:
+    wide = np.frombuffer(_encode_numbers(tensors.FLOAT, flat, name), np.float32)
+    with np.errstate(over="ignore"):
+        return wide.astype(np.float16).tobytes()
+
+
+def _encode_bools(code: int, flat: list[Any], name: str) -> bytes:
+    for one in flat:
+        if type(one) is not bool:
+            raise _misfit(code, one, name, "true or false")
+    return bytes(flat)
+
+
+def _encode_strings(code: int, flat: list[Any], name: str) -> bytes:
+    for one in flat:
+        if type(one) is not str:
+            raise _misfit(code, one, name, "strings")
+    return tensors.join_strings([one.encode("utf-8", "surrogatepass") for one in flat])
+
+
+_ENCODERS: dict[int, Callable[[int, list[Any], str], bytes]] = {
+    tensors.BOOL: _encode_bools,
+    tensors.FLOAT16: _encode_half,
+    tensors.STRING: _encode_strings,
+}

@@ -1,7 +1,352 @@
-from typing import Any
+"""The Open Inference Protocol over gRPC, with Triton's extensions, on grpc.aio.
+
+What the cluster says is in cluster.py; here is only how it is asked and told. The service's methods are named in
+one table instead of generated code: it is what grpcio needs of them.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import hmac
+import logging
+import math
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+from google.protobuf import json_format
+
+from clockwork import tensors
+from clockwork.clock import to_ns
+from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
+from clockwork.gateway.cluster import ClusterView, Inference, least, reference_of, timeout_of
+from clockwork.gateway.errors import Unauthorized, Unsupported, tell
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.settings import (
+    GRPC_IDLE_S,
+    GRPC_METADATA_BYTES_MAX,
+    HEADERS_S,
+    STREAM_WINDOW,
+    STREAMS_MAX,
+    GatewaySettings,
+)
+from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
+from clockwork.messages import NamedTensorRef
+from clockwork.transport import Frame
+
+log = logging.getLogger("clockwork.gateway")
+
+SERVICE = "inference.GRPCInferenceService"
+
+DETAILS_MAX = 2_000
+"""Characters of an error's sentence: it travels in a header."""
+
+KEEPALIVE_S = 60
+"""A client that has been silent so long is asked whether it is there."""
+
+Context: TypeAlias = Any
+"""grpc.aio.ServicerContext, which says little of its types."""
+
+Method: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
+
+_CONTENTS: dict[int, tuple[str, str]] = {
+    tensors.UINT8: ("uint_contents", "B"), tensors.UINT16: ("uint_contents", "H"),
+    tensors.UINT32: ("uint_contents", "I"), tensors.UINT64: ("uint64_contents", "Q"),
+    tensors.INT8: ("int_contents", "b"), tensors.INT16: ("int_contents", "h"),
+    tensors.INT32: ("int_contents", "i"), tensors.INT64: ("int64_contents", "q"),
+    tensors.FLOAT: ("fp32_contents", "f"), tensors.DOUBLE: ("fp64_contents", "d"),
+    tensors.BOOL: ("bool_contents", "B"),
+}  # fmt: skip
+"""Where a message has the elements of a datatype that are not sent raw, and their code in Python's array."""
 
 
 class GrpcServer:
-    def __init__(self, *a: Any) -> None: ...
-    async def start(self, *a: Any) -> None: ...
-    async def close(self) -> None: ...
+    """Serves until close(). token: what the metadata's authorization must bear, or none."""
+
+    def __init__(self, cluster: ClusterView, settings: GatewaySettings, token: bytes | None) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._token = token
+        self._server: Any = None
+
+    async def start(self, bound: socket.socket, tls: tuple[bytes, bytes] | None) -> None:
+        """Take over the address of a bound socket, which is closed. Raises ConfigError."""
+        settings = self._settings
+        self._server = grpc.aio.server(options=[
+            ("grpc.max_receive_message_length", settings.request_bytes_max),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", GRPC_METADATA_BYTES_MAX),
+            ("grpc.max_concurrent_streams", STREAMS_MAX),
+            ("grpc.max_allowed_incoming_connections", settings.connections_max),
+            ("grpc.max_connection_idle_ms", round(GRPC_IDLE_S * 1000)),
+            ("grpc.server_handshake_timeout_ms", round(HEADERS_S * 1000)),
+            ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
+        ])  # fmt: skip
+        self._server.add_generic_rpc_handlers((
+            grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
+        ))  # fmt: skip
+        host, port = bound.getsockname()[:2]
+        bound.close()
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            if tls is None:
+                self._server.add_insecure_port(address)
+            else:
+                certificate, key = tls
+                self._server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen on {address} (--grpc-port): {error}") from None
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Accept nothing more, and let what is under way end, for a bounded time."""
+        if self._server is not None:
+            await self._server.stop(self._settings.drain_s)
+
+    # ----- the service -------------------------------------------------------------------------
+
+    def _handlers(self) -> dict[str, Any]:
+        unary: list[tuple[str, Method, bool]] = [
+            ("ServerLive", self._server_live, True),
+            ("ServerReady", self._server_ready, True),
+            ("ModelReady", self._model_ready, False),
+            ("ServerMetadata", self._server_metadata, False),
+            ("ModelMetadata", self._model_metadata, False),
+            ("ModelInfer", self._infer, False),
+            ("ModelConfig", self._model_config, False),
+            ("ModelStatistics", self._model_statistics, False),
+            ("RepositoryIndex", self._index, False),
+            ("RepositoryModelLoad", self._load, False),
+            ("RepositoryModelUnload", self._unload, False),
+        ]
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(
+                self._guarded(method, is_open),
+                request_deserializer=getattr(pb, f"{name}Request").FromString,
+                response_serializer=getattr(pb, f"{name}Response").SerializeToString,
+            )
+            for name, method, is_open in unary
+        }
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._guarded(self._stream, False, counted=False),
+            request_deserializer=pb.ModelInferRequest.FromString,
+            response_serializer=pb.ModelStreamInferResponse.SerializeToString,
+        )
+        return handlers
+
+    def _guarded(self, method: Method, is_open: bool, counted: bool = True) -> Method:
+        """The method within the bound of requests, behind the token unless it is open, its errors told."""
+        cluster, token = self._cluster, None if is_open else self._token
+
+        async def guarded(request: Any, context: Context) -> Any:
+            try:
+                if token is not None:
+                    _check_token(context, token)
+                with cluster.admitted() if counted else contextlib.nullcontext():
+                    return await method(request, context)
+            except ClockworkError as error:
+                told = tell(error)
+            except grpc.aio.BaseError:
+                raise
+            except Exception as error:  # a mistake of ours: the log has it, and the client a status
+                log.error("a call of %s failed", method.__name__, exc_info=error)
+                told = tell(ClockworkError("the gateway failed; its log says how"))
+            return await context.abort(
+                getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
+            )
+
+        return guarded
+
+    async def _infer(self, request: Any, context: Context) -> Any:
+        with self._held(request):
+            inference = _read(request, context.time_remaining())
+            answer, frames = await self._cluster.infer(inference)
+            return _response(inference, self._cluster.chosen(inference, answer), answer.model_version, frames)
+
+    @contextlib.contextmanager
+    def _held(self, request: Any) -> Iterator[None]:
+        count = sum(map(len, request.raw_input_contents)) or request.ByteSize()
+        self._cluster.hold(count)
+        try:
+            yield
+        finally:
+            self._cluster.hold(-count)
+
+    async def _stream(self, requests: AsyncIterator[Any], context: Context) -> None:
+        """Answers in the order of the requests, of which a bounded number are under way."""
+        window: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_WINDOW)
+
+        async def write() -> None:
+            while (task := await window.get()) is not None:
+                await context.write(await task)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(write())
+            async for request in requests:
+                await window.put(group.create_task(self._streamed(request, context)))
+            await window.put(None)
+
+    async def _streamed(self, request: Any, context: Context) -> Any:
+        try:
+            with self._cluster.admitted():
+                return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+        except ClockworkError as error:
+            return pb.ModelStreamInferResponse(
+                error_message=tell(error).body["error"],
+                infer_response=pb.ModelInferResponse(model_name=request.model_name, id=request.id),
+            )
+
+    async def _server_live(self, request: Any, context: Context) -> Any:
+        return pb.ServerLiveResponse(live=True)
+
+    async def _server_ready(self, request: Any, context: Context) -> Any:
+        return pb.ServerReadyResponse(ready=await self._cluster.ready())
+
+    async def _model_ready(self, request: Any, context: Context) -> Any:
+        return pb.ModelReadyResponse(ready=await self._cluster.model_ready(request.name, request.version))
+
+    async def _server_metadata(self, request: Any, context: Context) -> Any:
+        return pb.ServerMetadataResponse(**self._cluster.server())
+
+    async def _model_metadata(self, request: Any, context: Context) -> Any:
+        return pb.ModelMetadataResponse(**await self._cluster.metadata(request.name, request.version))
+
+    async def _model_config(self, request: Any, context: Context) -> Any:
+        config = await self._cluster.config(request.name, request.version)
+        known = set(pb.DataType.keys())
+        for one in (*config["input"], *config["output"]):
+            if one["data_type"] not in known:  # ONNX's own: the message has no word for it
+                one["data_type"] = "TYPE_INVALID"
+        return pb.ModelConfigResponse(config=json_format.ParseDict(config, pb.ModelConfig()))
+
+    async def _model_statistics(self, request: Any, context: Context) -> Any:
+        found = await self._cluster.statistics(request.name, request.version)
+        return json_format.ParseDict(
+            {"model_stats": found}, pb.ModelStatisticsResponse(), ignore_unknown_fields=True
+        )
+
+    async def _index(self, request: Any, context: Context) -> Any:
+        return pb.RepositoryIndexResponse(
+            models=[
+                pb.RepositoryIndexResponse.ModelIndex(**one)
+                for one in await self._cluster.index(request.ready)
+            ]
+        )
+
+    async def _load(self, request: Any, context: Context) -> Any:
+        parameters = {key: _parameter(value) for key, value in request.parameters.items()}
+        await self._cluster.load(request.model_name, parameters)
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(self, request: Any, context: Context) -> Any:
+        await self._cluster.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+
+def _check_token(context: Context, token: bytes) -> None:
+    for key, value in context.invocation_metadata():
+        if key == "authorization":
+            given = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+            scheme, _, rest = given.partition(b" ")
+            if scheme.lower() == b"bearer" and hmac.compare_digest(rest.strip(), token):
+                return
+    raise Unauthorized("this server wants authorization: Bearer and its token")
+
+
+def _metadata(body: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The facts of an error, as trailing metadata."""
+    keys = ("reason", "retry_after_us", "feasible_timeout_us")
+    return tuple((f"clockwork-{key.replace('_', '-')}", str(body[key])) for key in keys if key in body)
+
+
+def _parameter(value: Any) -> Any:
+    choice = value.WhichOneof("parameter_choice")
+    return getattr(value, choice) if choice is not None else None
+
+
+def _read(request: Any, left_s: float | None) -> Inference:
+    """A request out of its message. left_s: until the call's own deadline. Raises InvalidInput."""
+    timeout_ns = priority = 0
+    if request.parameters:
+        parameters = {key: _parameter(value) for key, value in request.parameters.items()}
+        timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
+        priority = parameters.get("priority", 0)
+        if type(priority) is not int:
+            raise InvalidInput(f"parameter priority must be an integer, got {repr(priority)[:80]}")
+    if left_s is not None:
+        if left_s <= 0:
+            raise DeadlineMissed("the call's deadline passed before the request was read")
+        if left_s < 31_536_000:
+            timeout_ns = least(timeout_ns, max(1, to_ns(left_s)))
+    references: list[NamedTensorRef] = []
+    frames: list[Frame] = []
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidInput(
+            f"raw_input_contents has {len(raw)} tensors for {len(request.inputs)} inputs",
+            expected=str(len(request.inputs)), got=str(len(raw)),
+        )  # fmt: skip
+    for index, one in enumerate(request.inputs):
+        name = one.name
+        code = code_of(one.datatype, name)
+        shape = checked_shape(list(one.shape), name)
+        if one.parameters and "shared_memory_region" in one.parameters:
+            raise Unsupported(f"input {name!r}: shared memory is not supported")
+        if raw:
+            if one.HasField("contents"):
+                raise InvalidInput(f"input {name!r} has contents, and raw_input_contents as well", name)
+            frame = raw[index]
+            check_size(code, shape, len(frame), name)
+        else:
+            frame = _frame_of_contents(code, shape, one.contents, name)
+        references.append([name, code, shape, index])
+        frames.append(frame)
+    for one in request.outputs:
+        if one.parameters:
+            for key in ("shared_memory_region", "classification"):
+                if key in one.parameters:
+                    raise Unsupported(f"output {one.name!r}: {key} is not supported")
+    return Inference(
+        reference_of(request.model_name, request.model_version), request.id, references, frames,
+        [one.name for one in request.outputs], timeout_ns, priority,
+    )  # fmt: skip
+
+
+def _frame_of_contents(code: int, shape: list[int], contents: Any, name: str) -> bytes:
+    count = math.prod(shape)
+    if code == tensors.STRING:
+        elements: Any = contents.bytes_contents
+        frame = tensors.join_strings(list(elements))
+    elif code in _CONTENTS:
+        field, typecode = _CONTENTS[code]
+        elements = getattr(contents, field)
+        try:
+            frame = array.array(typecode, elements).tobytes()
+        except OverflowError as error:
+            raise InvalidInput(
+                f"input {name!r} of datatype {NAME_OF[code]} cannot hold its contents: {error}", name, NAME_OF[code]
+            ) from None
+    else:
+        raise Unsupported(f"input {name!r}: datatype {NAME_OF[code]} is sent as raw_input_contents")
+    if len(elements) != count:
+        raise InvalidInput(
+            f"input {name!r} of shape {shape} has {count} elements, got {len(elements)}",
+            name, f"{count} elements", f"{len(elements)} elements",
+        )  # fmt: skip
+    return frame
+
+
+def _response(inference: Inference, chosen: list[NamedTensorRef], version: int, frames: list[Frame]) -> Any:
+    response = pb.ModelInferResponse(
+        model_name=inference.model.partition("@")[0], model_version=str(version), id=inference.request_id
+    )
+    for name, code, shape, frame in chosen:
+        response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)
+        response.raw_output_contents.append(bytes(memoryview(frames[frame])))
+    return response

@@ -72,19 +72,16 @@ class Gateway:
         self._token = security.read_token(settings.token_file)
         self._tls = security.tls_context(settings)
         self._sockets: dict[str, socket.socket] = {}
+        self.ports: dict[str, int] = {}  # of the servers that run, by name
         try:
             for name, port in (("http", settings.http_port), ("grpc", settings.grpc_port)):
                 if port != OFF:
-                    self._sockets[name] = listen(settings.host, port, f"--{name}-port")
+                    bound = self._sockets[name] = listen(settings.host, port, f"--{name}-port")
+                    self.ports[name] = int(bound.getsockname()[1])
         except ConfigError:
             self._release()
             raise
         self._closers: list[Callable[[], Any]] = []
-
-    @property
-    def ports(self) -> dict[str, int]:
-        """Of the servers that run, by name."""
-        return {name: int(bound.getsockname()[1]) for name, bound in self._sockets.items()}
 
     async def serve(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
         """Serve until ``stop`` is set, then let what is under way end. ``started`` is called when clients may come."""

@@ -47,6 +47,9 @@ HEADER_BYTES_MAX = 16 << 10
 STREAMS_MAX = 1_024
 """Calls under way on one gRPC connection."""
 
+STREAM_WINDOW = 64
+"""Requests under way on one stream; the next one is read when the oldest has been answered."""
+
 GRPC_METADATA_BYTES_MAX = 16 << 10
 
 GRPC_IDLE_S = 600.0

@@ -67,7 +67,9 @@ class LoopConnection(Connection):
             assert self._owner is Owner.NOBODY
             self._owner = Owner.LOOP
             self._thread = threading.current_thread()
-        self._sleeping = True  # as far as other threads know: they write to the descriptor that the loop watches
+        self._sleeping = (
+            True  # as far as other threads know: they write to the descriptor that the loop watches
+        )
         self._loop.add_reader(self._wake_fd, self._woken_up)
         self._turn()
 
@@ -202,5 +204,3 @@ class LoopClient(AsyncClient):
     async def query(self, what: str, argument: str = "", *, timeout: float | None = None) -> Any:
         """What the controller replies to a Query message."""
         return await self._query(what, argument, timeout)
-
-

@@ -24,7 +24,7 @@ from clockwork.client import (
     status_of,
 )
 from clockwork.description import ModelInfo, Status
-from clockwork.messages import Query, Unregister
+from clockwork.messages import Offer, Query, Unregister
 
 
 class AsyncClient:
@@ -131,6 +131,14 @@ class AsyncClient:
         request_id = self._connection.next_id()
         await self._ask(request_id, wire.encode(Unregister(request_id, checked_model(name))), timeout)
 
+    async def load(self, name: str, *, timeout: float | None = None) -> None:
+        """See Client.load()."""
+        await self._offer(name, True, timeout)
+
+    async def unload(self, name: str, *, timeout: float | None = None) -> None:
+        """See Client.unload()."""
+        await self._offer(name, False, timeout)
+
     async def status(self, *, timeout: float | None = None) -> Status:
         """See Client.status()."""
         return status_of(await self._query("status", "", timeout))
@@ -146,6 +154,10 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _offer(self, name: str, offered: bool, timeout: float | None) -> None:
+        request_id = self._connection.next_id()
+        await self._ask(request_id, wire.encode(Offer(request_id, checked_model(name), offered)), timeout)
 
     async def _query(self, what: str, argument: str, timeout: float | None) -> Any:
         request_id = self._connection.next_id()

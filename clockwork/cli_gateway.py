@@ -30,18 +30,31 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
 
 
 @click.command()
-@click.option("--connect", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]")
+@click.option(
+    "--connect", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--http-port", callback=_port, default=str(bounds.HTTP_PORT), show_default=True,
-              help="0: any that is free; off: none.")
+@click.option(
+    "--http-port",
+    callback=_port,
+    default=str(bounds.HTTP_PORT),
+    show_default=True,
+    help="0: any that is free; off: none.",
+)
 @click.option("--grpc-port", callback=_port, default=str(bounds.GRPC_PORT), show_default=True)
 @click.option("--metrics-port", callback=_port, default=str(bounds.METRICS_PORT), show_default=True)
 @click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM.")
 @click.option("--token-file", type=FILE, help="A file that holds the bearer token that clients must send.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
-@click.option("--max-request-bytes", callback=_bytes, metavar="SIZE", default="64MiB", show_default=True,
-              help="The largest request that is taken.")
+@click.option(
+    "--max-request-bytes",
+    callback=_bytes,
+    metavar="SIZE",
+    default="64MiB",
+    show_default=True,
+    help="The largest request that is taken.",
+)
 @click.option("--key", type=PATH, help="This peer's key file (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)
 def gateway(

@@ -23,6 +23,7 @@ from clockwork.messages import (
     Answer,
     InferRequest,
     NamedTensorRef,
+    Offer,
     Progress,
     Query,
     Register,
@@ -181,6 +182,17 @@ class Client:
         header = wire.encode(Unregister(request_id, checked_model(name)))
         self._connection.call(request_id, header, (), self._limit_ns(timeout))
 
+    def load(self, name: str, *, timeout: float | None = None) -> None:
+        """Have a model that was unloaded serve again; returns when it does. Nothing to do where it does already."""
+        self._offer(name, True, timeout)
+
+    def unload(self, name: str, *, timeout: float | None = None) -> None:
+        """Have a model, or one version of it, serve nobody and take no memory, until load(); it stays registered.
+
+        What was admitted is still answered. Raises ModelNotFound.
+        """
+        self._offer(name, False, timeout)
+
     def status(self, *, timeout: float | None = None) -> Status:
         """The cluster as its controller sees it; see clockwork.description.Status."""
         return status_of(self._query("status", "", timeout))
@@ -202,6 +214,11 @@ class Client:
 
     def _limit_ns(self, timeout: float | None) -> int:
         return self._timeout_ns if timeout is None else _checked_ns(timeout, "timeout")
+
+    def _offer(self, name: str, offered: bool, timeout: float | None) -> None:
+        request_id = self._connection.next_id()
+        header = wire.encode(Offer(request_id, checked_model(name), offered))
+        self._connection.call(request_id, header, (), self._limit_ns(timeout))
 
     def _query(self, what: str, argument: str, timeout: float | None) -> Any:
         request_id = self._connection.next_id()

@@ -119,6 +119,17 @@ class Unregister(NamedTuple):
     model: str
 
 
+class Offer(NamedTuple):
+    """Load (``offered``) or unload ``name``, or ``name@version``; answered by Reply when that is done.
+
+    What is unloaded takes no requests and no memory, until it is loaded again; that outlasts a restart.
+    """
+
+    request_id: int
+    model: str
+    offered: bool
+
+
 class Query(NamedTuple):
     """``what``: models, model (argument: its name), status."""
 
@@ -185,7 +196,7 @@ class Progress(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to Register (the model's description), Unregister and Query."""
+    """The answer to Register (the model's description), Unregister, Offer and Query."""
 
     request_id: int
     body: Any
@@ -422,7 +433,7 @@ class Goodbye(NamedTuple):
 Message: TypeAlias = NamedTuple
 
 FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: UploadChunk, 6: Unregister,
-               7: Query, 8: Bye}  # fmt: skip
+               7: Query, 8: Bye, 12: Offer}  # fmt: skip
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,

@@ -1,4 +1,4 @@
-"""Writes clockwork/gateway/protocol/inference_pb2.py (and .pyi) from inference.proto.
+"""Writes clockwork/gateway/protocol/inference_pb2.py from inference.proto.
 
     python tools/proto.py
 
@@ -30,11 +30,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
         python = str(Path(directory) / "bin" / "python")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", COMPILER], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", COMPILER], check=True
+        )
         made = Path(directory) / "made"
         made.mkdir()
         subprocess.run(
-            [python, "-m", "grpc_tools.protoc", f"-I{PROTOCOL}", f"--python_out={made}", f"--pyi_out={made}", source.name],
+            [python, "-m", "grpc_tools.protoc", f"-I{PROTOCOL}", f"--python_out={made}", source.name],
             check=True,
         )  # fmt: skip
         for path in sorted(made.iterdir()):

@@ -45,6 +45,7 @@ class ModelRecord:
     digest: str
     files: list[PackageFile]
     options: dict[str, Any]  # slo_ns, batching, batch_max
+    offered: bool = True  # whether it serves; see messages.Offer
 
     def to_json(self) -> bytes:
         body = {
@@ -53,6 +54,7 @@ class ModelRecord:
             "digest": self.digest,
             "files": rows_of(self.files),
             "options": self.options,
+            "offered": self.offered,
         }
         return json.dumps(body).encode()
 
@@ -66,6 +68,7 @@ class ModelRecord:
             str(body["digest"]),
             parse_files(body["files"]),
             dict(body["options"]),
+            bool(body.get("offered", True)),
         )
 
 

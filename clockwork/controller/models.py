@@ -25,6 +25,10 @@ class ModelState(enum.StrEnum):
     FAILED = "failed"
 
 
+UNLOADED = "unloaded"
+"""In descriptions, the state of a version that was put away; there is no ServedModel of it."""
+
+
 @dataclasses.dataclass(slots=True)
 class Counts:
     """Requests of one model by what became of them."""
@@ -143,6 +147,20 @@ class ServedModel:
         return body
 
 
+def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
+    """The description of a version that was unloaded: what its registration said."""
+    return {
+        "name": record.name,
+        "version": record.version,
+        "state": UNLOADED,
+        "text": "",
+        "current": False,
+        "digest": record.digest,
+        "slo_ns": int(record.options.get("slo_ns", 0)),
+        "options": record.options,
+    }
+
+
 def _describe_tensor(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}
 
@@ -168,6 +186,7 @@ class ModelTable:
         self.by_id: dict[int, ServedModel] = {}
         self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
         self.routes: dict[str, ServedModel] = {}  # name: what serves it now
+        self.unloaded: dict[str, dict[int, ModelRecord]] = {}  # name: version: what was put away
         self._last_version: dict[
             str, int
         ] = {}  # a number is not given twice, or a pinned client meets other weights
@@ -180,7 +199,10 @@ class ModelTable:
         model = ServedModel(self._next_id, record)
         self._next_id += 1
         self.by_id[model.model_id] = model
-        self.versions.setdefault(record.name, {})[record.version] = model
+        versions = self.versions.setdefault(record.name, {})
+        versions[record.version] = model
+        if len(versions) > 1 and record.version < self._last_version[record.name]:
+            self.versions[record.name] = dict(sorted(versions.items()))  # one that was unloaded comes back
         self._of_digest.setdefault(record.digest, []).append(model)
         self._last_version[record.name] = max(self._last_version.get(record.name, 0), record.version)
         return model
@@ -198,6 +220,35 @@ class ModelTable:
             del self.versions[model.record.name]
         self.unroute(model)
         self._mirror.forget(model)
+
+    def put_away(self, record: ModelRecord) -> None:
+        """Remember a version that is unloaded: it is registered, and serves nobody."""
+        self.unloaded.setdefault(record.name, {})[record.version] = record
+        self._last_version[record.name] = max(self._last_version.get(record.name, 0), record.version)
+
+    def take_back(self, record: ModelRecord) -> None:
+        """Inverse of put_away()."""
+        versions = self.unloaded[record.name]
+        del versions[record.version]
+        if not versions:
+            del self.unloaded[record.name]
+
+    def find_unloaded(self, text: str) -> list[ModelRecord]:
+        """The unloaded versions that ``name`` or ``name@version`` addresses, oldest first."""
+        name, at, version = text[: MODEL_REFERENCE_MAX + 1].partition("@")
+        versions = self.unloaded.get(name, {})
+        return [record for number, record in sorted(versions.items()) if not at or str(number) == version]
+
+    def absence(self, text: str) -> str:
+        """Why find() finds nothing, as a sentence."""
+        if self.find_unloaded(text):
+            return f"model {text[:200]!r} is unloaded"
+        return f"no model {text[:200]!r} is registered"
+
+    def uses(self, digest: str) -> bool:
+        """Whether any version, unloaded ones too, is of that package."""
+        away = (record for versions in self.unloaded.values() for record in versions.values())
+        return digest in self._of_digest or any(record.digest == digest for record in away)
 
     def route(self, model: ServedModel) -> None:
         """Have a version take its name's traffic."""

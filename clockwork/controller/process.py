@@ -45,7 +45,7 @@ from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
 from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_stamps, parse_devices
 from clockwork.controller.mirror import ExchangeMirror
-from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel
+from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel, describe_unloaded
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
 from clockwork.controller.settings import ControllerSettings
@@ -79,6 +79,7 @@ from clockwork.messages import (
     HelloNeeded,
     InferRequest,
     Mismatch,
+    Offer,
     Ping,
     Pong,
     Prepared,
@@ -321,7 +322,7 @@ class Controller:
     def _servable(self, text: str) -> ServedModel:
         model = self._table.find(text)
         if model is None:
-            raise ModelNotFound(f"no model {text[:200]!r} is registered")
+            raise ModelNotFound(self._table.absence(text))
         if not self._workers:
             raise Unavailable(f"no worker is connected that could serve {model.label}")
         if model.state is ModelState.FAILED:
@@ -346,6 +347,9 @@ class Controller:
     def _unregister(self, client: ClientLink, message: Unregister, frames: list[Any]) -> None:
         self._registrar.unregister(client.identity, message.request_id, message.model)
 
+    def _offer(self, client: ClientLink, message: Offer, frames: list[Any]) -> None:
+        self._registrar.offer(client.identity, message.request_id, message.model, message.offered)
+
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
         body: Any
         if message.what == "status":
@@ -356,11 +360,20 @@ class Controller:
                 for versions in self._table.versions.values()
                 for model in versions.values()
             ]
+            body += [
+                describe_unloaded(record)
+                for versions in self._table.unloaded.values()
+                for record in versions.values()
+            ]
         elif message.what == "model":
             found = self._table.find(message.argument)
-            if found is None:
-                raise ModelNotFound(f"no model {message.argument[:200]!r} is registered")
-            body = self.describe(found)
+            away = self._table.find_unloaded(message.argument) if found is None else []
+            if found is not None:
+                body = self.describe(found)
+            elif away:
+                body = describe_unloaded(away[-1])
+            else:
+                raise ModelNotFound(self._table.absence(message.argument))
         else:
             raise InvalidInput(f"a query is for status, models or model, not {message.what[:80]!r}")
         self._send_client(client, Reply(message.request_id, body))
@@ -374,6 +387,7 @@ class Controller:
         Register: _register,
         UploadChunk: _upload,
         Unregister: _unregister,
+        Offer: _offer,
         Query: _query,
         Bye: _bye,
     }
@@ -633,7 +647,9 @@ class Controller:
             for worker, device, state in self._scheduler.whereabouts(model.model_id)
         ]
         model.counts = Counts(*self._exchange.outcomes(model.model_id))
-        return model.describe(names, resident)
+        versions = self._table.versions.get(model.record.name, {})
+        ready = [number for number, one in versions.items() if one.state is ModelState.READY]
+        return model.describe(names, resident) | {"versions": ready}
 
     # ----- inside --------------------------------------------------------------------------------
 

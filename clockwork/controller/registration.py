@@ -20,7 +20,7 @@ from clockwork.config import (
     VERSIONS_MAX,
 )
 from clockwork.controller.catalog import Catalog, ModelRecord, check_name
-from clockwork.controller.models import ModelState, ModelTable, ServedModel, Waiter
+from clockwork.controller.models import UNLOADED, ModelState, ModelTable, ServedModel, Waiter
 from clockwork.controller.storage import StorageThread
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Unavailable
 from clockwork.messages import (
@@ -81,10 +81,10 @@ class Upload:
 
 @dataclasses.dataclass(slots=True)
 class Removal:
-    """A client that waits for every one of these versions to be gone."""
+    """A client that waits for every one of these versions to be gone, or to be unloaded."""
 
     waiter: Waiter
-    text: str
+    body: dict[str, Any]  # of the reply
     model_ids: set[int]
 
 
@@ -106,7 +106,10 @@ class Registrar:
         for complaint in complaints:
             log.warning("%s", complaint)
         for record in records:
-            self._table.add(record).was_ready = True
+            if record.offered:
+                self._table.add(record).was_ready = True
+            else:
+                self._table.put_away(record)
         return len(records)
 
     # ----- clients -----------------------------------------------------------------------------
@@ -157,16 +160,71 @@ class Registrar:
 
     def unregister(self, client: bytes, request_id: int, text: str) -> None:
         """Remove ``name`` with all its versions, or ``name@version`` alone. Raises ModelNotFound."""
+        models = [
+            model
+            for model in self._addressed(text)
+            if model.state is not ModelState.DRAINING or not model.record.offered
+        ]
+        away = self._table.find_unloaded(text)
+        if not models and not away:
+            raise ModelNotFound(f"no model {text!r} is registered")
+        ids = {model.model_id for model in models}
+        removal = Removal(Waiter(client, request_id), {"removed": text}, ids)
+        self._removals.append(removal)
+        for record in away:
+            self._table.take_back(record)
+            self._erase(record, functools.partial(self._removed, [] if models else [removal]))
+        for model in models:
+            if model.state is ModelState.DRAINING:  # it was being unloaded
+                model.record.offered = True
+            else:
+                self.drain(model)
+
+    def _addressed(self, text: str) -> list[ServedModel]:
+        """The one version that ``name@version`` means, or all of a name."""
         name, at, _ = text.partition("@")
         found = self._table.find(text)
-        models = [found] if at and found else list(self._table.versions.get(name, {}).values())
-        models = [model for model in models if model.state is not ModelState.DRAINING]
-        if not models:
-            raise ModelNotFound(f"no model {text!r} is registered")
-        removal = Removal(Waiter(client, request_id), text, {model.model_id for model in models})
+        if at:
+            return [found] if found else []
+        return list(self._table.versions.get(name, {}).values())
+
+    def offer(self, client: bytes, request_id: int, text: str, offered: bool) -> None:
+        """Load or unload a model. Raises ModelNotFound, or Unavailable of one that is just going."""
+        waiter = Waiter(client, request_id)
+        models, away = self._addressed(text), self._table.find_unloaded(text)
+        if not models and not away:
+            raise ModelNotFound(f"no model {text[:200]!r} is registered")
+        if any(model.state is ModelState.DRAINING for model in models):
+            raise Unavailable(f"{text} is being unloaded or removed; try again when that is done")
+        if offered:
+            loaded = [self._load(record) for record in away] or models
+            self._await(loaded[-1], waiter)  # the newest, which takes the name's traffic
+            if loaded[-1].state is ModelState.READY:
+                body = self._outside.describe(loaded[-1])
+                self._answer(loaded[-1], lambda waiter: Reply(waiter.request_id, body))
+            else:
+                self._settle(loaded[-1])
+            return
+        removal = Removal(waiter, {"unloaded": text}, {model.model_id for model in models})
         self._removals.append(removal)
         for model in models:
+            model.record.offered = False
+        for model in models:
             self.drain(model)
+        if not models:
+            self._removed([removal], None, None)
+
+    def _load(self, record: ModelRecord) -> ServedModel:
+        """Have an unloaded version prepared on every worker, as if it had just been registered."""
+        self._table.take_back(record)
+        record.offered = True
+        model = self._table.add(record)
+        model.was_ready = True
+        self._storage.submit(functools.partial(self._catalog.save, record), self._stored)
+        for worker in self._outside.worker_ids():
+            self._ask(model, worker)
+        self._outside.publish("model", {"model": model.label, "state": model.state.value})
+        return model
 
     def cancel(self, client: bytes, request_id: int) -> None:
         """A client has given up: its upload ends. A model that is past that is prepared all the same."""
@@ -229,7 +287,7 @@ class Registrar:
         self._settle(model)
 
     def gone(self, model_id: int) -> None:
-        """The scheduler let go of a draining model: forget it everywhere."""
+        """The scheduler let go of a draining model: forget it everywhere, but for its record if it is unloaded."""
         model = self._table.by_id[model_id]
         for worker in model.workers:
             self._outside.to_worker(worker, Forget(model_id))
@@ -239,23 +297,38 @@ class Registrar:
             if not removal.model_ids:
                 complete.append(removal)
 
-        def stored(result: Any, error: BaseException | None) -> None:
-            self._stored(result, error)
-            for removal in complete:  # not before: a controller killed now must not find the model again
-                if removal in self._removals:
-                    self._removals.remove(removal)
-                    reply = Reply(removal.waiter.request_id, {"removed": removal.text})
-                    self._outside.to_client(removal.waiter.client, reply)
+        # Answered when it is on disk, not before: a controller killed now must not find the model again.
+        stored = functools.partial(self._removed, complete)
+        if model.record.offered:
+            self._discard(model, stored)
+        else:
+            self._table.remove(model)
+            self._table.put_away(model.record)
+            self._storage.submit(functools.partial(self._catalog.save, model.record), stored)
+        what = "removed" if model.record.offered else UNLOADED
+        log.info("%s %s", what, model.label)
+        self._outside.publish("model", {"model": model.label, "state": what})
 
-        self._discard(model, stored)
-        log.info("removed %s", model.label)
-        self._outside.publish("model", {"model": model.label, "state": "removed"})
+    def _removed(self, removals: list[Removal], result: Any, error: BaseException | None) -> None:
+        """What these were waiting for is done."""
+        self._stored(result, error)
+        for removal in removals:
+            if removal in self._removals:
+                self._removals.remove(removal)
+                reply = Reply(removal.waiter.request_id, removal.body)
+                self._outside.to_client(removal.waiter.client, reply)
 
     # ----- inside ------------------------------------------------------------------------------
 
     def _current(self, name: str, digest: str, options: dict[str, Any]) -> ServedModel | None:
         """The newest version of a name, where it already is what is being registered."""
         versions = self._table.versions.get(name)
+        away = self._table.find_unloaded(name)
+        if away and (not versions or away[-1].version > next(reversed(versions))):
+            same = away[-1].digest == digest and all(
+                away[-1].options.get(key) == options[key] for key in ("batching", "batch_max")
+            )
+            return self._load(away[-1]) if same else None
         if not versions:
             return None
         newest = next(reversed(versions.values()))
@@ -448,13 +521,15 @@ class Registrar:
 
     def _discard(self, model: ServedModel, then: Callable[[Any, BaseException | None], None]) -> None:
         self._table.remove(model)
-        digest = model.record.digest
-        shared = bool(self._table.files_of(digest)) or any(
+        self._erase(model.record, then)
+
+    def _erase(self, record: ModelRecord, then: Callable[[Any, BaseException | None], None]) -> None:
+        """Remove a record from the disk, and its package if it was the last of that."""
+        digest = record.digest
+        shared = self._table.uses(digest) or any(
             digest_of(upload.files) == digest for upload in self._uploads.values()
         )
-        job: Callable[[], None] = functools.partial(
-            self._catalog.remove, model.record, with_package=not shared
-        )
+        job: Callable[[], None] = functools.partial(self._catalog.remove, record, with_package=not shared)
         self._storage.submit(job, then)
 
 

@@ -260,7 +260,9 @@ class ClusterView:
 
 def _prepared(info: ModelInfo) -> ModelInfo:
     if not info.inputs and not info.outputs:
-        raise Unavailable(f"{info.name}@{info.version} is {info.state}: {info.text or 'nothing is known of it yet'}")
+        raise Unavailable(
+            f"{info.name}@{info.version} is {info.state}: {info.text or 'nothing is known of it yet'}"
+        )
     return info
 
 
@@ -336,19 +338,22 @@ def _measured(one: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
     failures = [value for key, value in outcomes.items() if key not in ("success", "refused")]
     failures += list(_mapping(outcomes.get("refused")).values())
     last_ns = int(one.get("last_ns", 0))
-    batches = [
-        (int(size), int(row[0]), int(row[1])) for size, row in sorted(_mapping(one.get("batches")).items())
-    ]
+    batches = [(int(size), int(row[0]), int(row[1])) for size, row in _mapping(one.get("batches")).items()]
     return _statistics(
         str(one["name"]), int(one["version"]), (last_ns + wall_offset_ns) // 1_000_000 if last_ns else 0,
         int(one.get("inferences", 0)), int(one.get("executions", 0)),
-        _duration(success, int(_mapping(times.get("total")).get("sum_ns", 0))), sum(map(int, failures)), times, batches,
+        _duration(success, int(_mapping(times.get("total")).get("sum_ns", 0))), sum(map(int, failures)), times,
+        sorted(batches),
     )  # fmt: skip
 
 
 def _counted(info: ModelInfo) -> dict[str, Any]:
-    """The same of a controller that measures no times: requests by what became of them."""
+    """The same of a controller that measures no times: requests by what became of them.
+
+    Load tools look whether the count of a phase grows (perf_analyzer: "queue"), so it is there without its time.
+    """
     counts = info.counts
     answered = counts.get("answered", 0)
+    times = {phase: {"count": answered} for phase in ("queue", "copy_in", "execute", "copy_out")}
     failed = sum(counts.get(key, 0) for key in ("refused", "missed", "cancelled", "failed"))
-    return _statistics(info.name, info.version, 0, answered, answered, _duration(answered), failed, {})
+    return _statistics(info.name, info.version, 0, answered, answered, _duration(answered), failed, times)

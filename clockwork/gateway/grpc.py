@@ -330,7 +330,9 @@ def _frame_of_contents(code: int, shape: list[int], contents: Any, name: str) ->
             frame = array.array(typecode, elements).tobytes()
         except OverflowError as error:
             raise InvalidInput(
-                f"input {name!r} of datatype {NAME_OF[code]} cannot hold its contents: {error}", name, NAME_OF[code]
+                f"input {name!r} of datatype {NAME_OF[code]} cannot hold its contents: {error}",
+                name,
+                NAME_OF[code],
             ) from None
     else:
         raise Unsupported(f"input {name!r}: datatype {NAME_OF[code]} is sent as raw_input_contents")

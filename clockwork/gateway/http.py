@@ -23,7 +23,14 @@ from clockwork.gateway import openapi
 from clockwork.gateway.cluster import ClusterView, Inference, least, reference_of, timeout_of
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unauthorized, Unsupported, WrongMethod, tell
 from clockwork.gateway.settings import HEADER_BYTES_MAX, JSON_BYTES_MAX, GatewaySettings
-from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of, frame_of_json, json_of_frame
+from clockwork.gateway.tensors import (
+    NAME_OF,
+    check_size,
+    checked_shape,
+    code_of,
+    frame_of_json,
+    json_of_frame,
+)
 from clockwork.messages import Answer, NamedTensorRef
 from clockwork.transport import Frame
 
@@ -96,7 +103,9 @@ class _Connections(web.Server):
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._running, **self._kwargs)
 
-    def _new_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+    def _new_request(
+        self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any
+    ) -> web.BaseRequest:
         protocol.busy, protocol.since = True, 0.0
         return web.BaseRequest(message, payload, protocol, writer, task, self._running)
 
@@ -176,7 +185,7 @@ class HttpServer:
             # The one that counts, ahead of the table: /v2/models/NAME[/versions/VERSION]/infer.
             if path[-1] == "infer" and path[1:3] == ["v2", "models"] and len(path) in (5, 7):
                 handler: Handler = self._infer
-                methods = ("POST",)
+                methods = _POST
             else:
                 handler, methods = self._route(path)
             if self._token is not None and path[1:3] != ["v2", "health"]:
@@ -211,13 +220,13 @@ class HttpServer:
             case ["v2", "models", _, "stats"] | ["v2", "models", _, "versions", _, "stats"]:
                 return self._statistics, _GET
             case ["v2", "models", _, "infer"] | ["v2", "models", _, "versions", _, "infer"]:
-                return self._infer, ("POST",)
+                return self._infer, _POST
             case ["v2", "repository", "index"]:
-                return self._index, ("POST",)
+                return self._index, _POST
             case ["v2", "repository", "models", _, "load"]:
-                return self._load, ("POST",)
+                return self._load, _POST
             case ["v2", "repository", "models", _, "unload"]:
-                return self._unload, ("POST",)
+                return self._unload, _POST
             case ["openapi.json"]:
                 return self._openapi, _GET
         raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists what there is")
@@ -297,7 +306,7 @@ class HttpServer:
         except TimeoutError:
             transport = request.transport
             if transport is not None:
-                transport.abort()  # type: ignore[attr-defined]
+                transport.abort()
         return response
 
     def _read(self, request: web.BaseRequest, path: list[str], body: bytes) -> tuple[Inference, _Wants]:
@@ -387,7 +396,8 @@ class HttpServer:
         return _json(200, openapi.document(with_token=self._token is not None))
 
 
-_GET = ("GET", "HEAD")
+_GET: tuple[str, ...] = ("GET", "HEAD")
+_POST: tuple[str, ...] = ("POST",)
 
 
 class _Wants:
@@ -541,5 +551,3 @@ def _answer(
     if total > JOINED_BYTES_MAX:
         return headers, pieces
     return web.Response(body=b"".join(pieces), headers=headers)
-
-

@@ -39,9 +39,7 @@ def require_packages() -> None:
         if found is None:
             missing.append(package)
     if missing:
-        raise ConfigError(
-            f"the gateway needs {', '.join(missing)}: pip install 'clockwork-serving[gateway]'"
-        )
+        raise ConfigError(f"the gateway needs {', '.join(missing)}: pip install 'clockwork-serving[gateway]'")
 
 
 def listen(host: str, port: int, flag: str) -> socket.socket:

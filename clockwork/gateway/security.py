@@ -28,7 +28,10 @@ def require_security_beyond_loopback(settings: GatewaySettings) -> None:
         return
     missing = [
         flag
-        for flag, given in (("--tls-cert and --tls-key", settings.tls_cert), ("--token-file", settings.token_file))
+        for flag, given in (
+            ("--tls-cert and --tls-key", settings.tls_cert),
+            ("--token-file", settings.token_file),
+        )
         if given is None
     ]
     if missing:

@@ -11,7 +11,7 @@ import array
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def json_of_frame(code: int, frame: Any) -> list[Any]:
     view = memoryview(frame).cast("B")
     typecode = _ARRAY_CODES.get(code)
     if typecode is not None:
-        return view.cast(typecode).tolist()
+        return cast(list[Any], view.cast(cast(Any, typecode)).tolist())
     if code == tensors.BOOL:
         return [byte != 0 for byte in view]
     if code == tensors.STRING:

@@ -41,7 +41,7 @@ ROOMS = {
     "formats": ["models.archive", "models.package", "models.prepared", "models.profiled", "models.program"],
     "device": ["device"],
     "models": ["models"],
-    "client": ["", "client", "aio", "_connection", "_calls"],
+    "client": ["", "client", "aio", "_connection", "_calls", "_loop"],
     "controller": ["controller"],
     "worker": ["worker"],
     "gateway": ["gateway"],
@@ -51,6 +51,7 @@ ROOMS = {
         "cli_common",
         "cli_compile",
         "cli_files",
+        "cli_gateway",
         "cli_models",
         "cli_plan",
         "cli_profiles",
@@ -74,7 +75,7 @@ MAY_IMPORT = {
     "client": ["leaves", "transport", "formats", "models"],
     "controller": ["leaves", "scheduler", "transport", "formats"],
     "worker": ["leaves", "actions", "transport", "formats", "device", "models"],
-    "gateway": ["leaves", "client"],
+    "gateway": ["leaves", "transport", "client"],  # transport: for its type of a frame
     "sim": ["leaves", "scheduler", "actions", "formats", "device"],
     "cli": ["leaves", "transport", "formats", "models", "client", "controller", "worker", "gateway", "sim"],
 }
@@ -91,6 +92,10 @@ ONLY_IN = {
     "onnxruntime": ["models", "device"],
     "sklearn": [],
     "torch": [],
+    "aiohttp": ["gateway"],
+    "grpc": ["gateway"],
+    "google": ["gateway", "models"],
+    "prometheus_client": ["gateway"],
     "tinygrad": ["models.compile.lower", "models.compile.interpret"],
 }
 """Outside packages, and the modules (a package stands for all that it holds) that may import them."""

@@ -30,7 +30,7 @@ from clockwork import (
     config,
     transport,
 )
-from clockwork._connection import _Owner
+from clockwork._connection import Owner
 from clockwork.keys import ControllerKeys, PeerKeys, read_controller_keys, write_keys
 from clockwork.messages import (
     PROTOCOL_VERSION,
@@ -69,7 +69,7 @@ def client(controller: FakeController) -> Iterator[Client]:
         yield client
 
 
-def owner(client: Client) -> _Owner:
+def owner(client: Client) -> Owner:
     return client._connection._owner
 
 
@@ -102,7 +102,7 @@ def test_a_lone_caller_does_its_own_io(client: Client) -> None:
     before = threading.active_count()
     for _ in range(20):
         client.infer("m", X)
-        assert owner(client) is _Owner.NOBODY
+        assert owner(client) is Owner.NOBODY
     assert threading.active_count() == before
 
 
@@ -168,10 +168,10 @@ def test_a_caller_hands_its_call_over_when_another_thread_comes(
     first = concurrent.futures.ThreadPoolExecutor(1)
     slow = first.submit(client.infer, "slow", X)
     request = controller.wait_for(InferRequest)[0]
-    assert owner(client) is _Owner.CALLER
+    assert owner(client) is Owner.CALLER
     controller.handle = echo
     assert np.array_equal(client.infer("quick", X), X)  # not held up by the slow one
-    assert owner(client) is _Owner.THREAD
+    assert owner(client) is Owner.THREAD
     assert not slow.done()
     answer = Answer(request.request_id, 1, [["y", 1, [1], 0]], [0] * 4)
     controller.do(lambda: controller.send(controller.peers[0], answer, [bytes(4)]))
@@ -189,12 +189,12 @@ def test_the_thread_retires_and_callers_do_their_own_io_again(
     client.submit("m", X).result(10)
     thread.join(10)
     assert not thread.is_alive()
-    assert owner(client) is _Owner.NOBODY
+    assert owner(client) is Owner.NOBODY
     monkeypatch.undo()
     client.infer("m", X)
-    assert owner(client) is _Owner.NOBODY
+    assert owner(client) is Owner.NOBODY
     client.submit("m", X).result(10)
-    assert owner(client) is _Owner.THREAD
+    assert owner(client) is Owner.THREAD
 
 
 def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(client: Client) -> None:
@@ -203,12 +203,12 @@ def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(client: Client) -> 
     assert thread is not None
     for _ in range(config.CLIENT_LONE_CALLS - 1):
         client.infer("m", X)
-    assert owner(client) is _Owner.THREAD
+    assert owner(client) is Owner.THREAD
     client.infer("m", X)
     thread.join(config.CLIENT_THREAD_IDLE_NS / 2e9)
     assert not thread.is_alive(), "it waits until it has been idle for long"
     client.infer("m", X)
-    assert owner(client) is _Owner.NOBODY
+    assert owner(client) is Owner.NOBODY
 
 
 def test_a_callback_may_submit_but_not_wait(client: Client) -> None:

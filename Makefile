@@ -4,6 +4,9 @@ PYTHON ?= python3
 WORKERS ?= 1
 ARENA ?=
 PORT ?=
+HTTP_PORT ?=
+GRPC_PORT ?=
+METRICS_PORT ?=
 DATA ?=
 DEVICE ?=
 DEVICES ?=
@@ -40,7 +43,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...',"
-	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 PROFILES=file;"
+	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 PROFILES=file"
+	@echo "HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002 (off: none);"
 	@echo "of test: TESTS='tests/unit -k name'"
 
 check: ## name what is missing on this machine, with the package that brings it
@@ -52,7 +56,8 @@ build: $(BUILT) ## create .venv, install the pinned dependencies, build the exte
 run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo models; Ctrl-C ends them
 	@exec $(BIN)/clockwork up --workers $(WORKERS) $(if $(ARENA),--arena $(ARENA)) \
 	    $(if $(PORT),--port $(PORT)) $(if $(DATA),--data "$(DATA)") --device $(or $(DEVICE),auto) \
-	    $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
+	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
+	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
 	$(BIN)/python -m pytest -m "not slow and not conformance" $(TESTS)

@@ -208,8 +208,12 @@ def main() -> None:
     with Gateway(arguments.answer_bytes) as gateway:
         cases: list[tuple[str, HttpCaller | GrpcCaller, int]] = []
         for count in counts:
-            cases.append((f"HTTP, {count} at once", HttpCaller(gateway.http_port, count, arguments.bytes), count))
-            cases.append((f"gRPC, {count} at once", GrpcCaller(gateway.grpc_port, count, arguments.bytes), count))
+            cases.append(
+                (f"HTTP, {count} at once", HttpCaller(gateway.http_port, count, arguments.bytes), count)
+            )
+            cases.append(
+                (f"gRPC, {count} at once", GrpcCaller(gateway.grpc_port, count, arguments.bytes), count)
+            )
         callers = {name: (caller.round, count) for name, caller, count in cases}
         requests, rounds = (100, 1) if arguments.quick else (arguments.requests, 5)
         rows = measure(gateway, callers, requests, rounds)

@@ -48,6 +48,22 @@ def _serves_demo(device: str) -> bool:
     return device == "cpu" or (device.startswith("cuda") and find_spec("tinygrad") is not None)
 
 
+def _starts_gateway(asked: bool | None) -> bool:
+    """Whether `up` has a gateway. Raises ConfigError where one was asked for and cannot be."""
+    if asked is False:
+        return False
+    from clockwork.gateway.process import require_packages
+
+    try:
+        require_packages()
+    except ConfigError as error:
+        if asked:
+            raise
+        click.echo(f"No gateway: {error}", err=True)
+        return False
+    return True
+
+
 def worker_options(command: F) -> F:
     """What `worker` and `up` have in common."""
     for option in reversed([
@@ -132,15 +148,21 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--profiles", metavar="FILE",
               help="Register the models of a profile file, or `paper`, on emulated devices.")  # fmt: skip
 @click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
+@click.option("--gateway/--no-gateway", default=None,
+              help="Serve it over HTTP and gRPC, too.  [default: yes, where their libraries are installed]")  # fmt: skip
+@click.option("--http-port", help="Of the gateway, like the next two; off: none.  [default: 8000]")
+@click.option("--grpc-port", help="[default: 8001]")
+@click.option("--metrics-port", help="[default: 8002]")
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
 @worker_options
 def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
     options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
-    no_demo: bool, profiles: str | None, copies: int, verbose: bool, device: str, devices: int,
+    no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
+    grpc_port: str | None, metrics_port: str | None, verbose: bool, device: str, devices: int,
     emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, threads: int, lock_store: bool,
 ) -> None:  # fmt: skip
-    """Run a whole cluster on this machine, in the foreground: a controller and workers.
+    """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
 
     Ctrl-C ends all of it. Models that were registered are there again at the next start.
 
@@ -165,12 +187,16 @@ def up(
         arguments += ["--emulate", setting]
     if lock_store:
         arguments += ["--lock-store"]
+    ports = [http_port or "8000", grpc_port or "8001", metrics_port or "8002"]
+    if port == 0:  # any that are free, of the gateway too
+        ports = [given or "0" for given in (http_port, grpc_port, metrics_port)]
     settings = cluster.UpSettings(
         workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
         memory=memory or "", options=(*options, *(["save_devices=1"] if save_devices else [])),
         keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _serves_demo(device),
         profiles=profiles or "", copies=copies,
-        verbose=verbose, worker_arguments=tuple(arguments),
+        verbose=verbose, worker_arguments=tuple(arguments), gateway=_starts_gateway(gateway),
+        gateway_ports=tuple(ports),
     )  # fmt: skip
     sys.exit(cluster.up(settings, lambda line: click.echo(line)))
 

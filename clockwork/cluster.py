@@ -65,6 +65,9 @@ class UpSettings:
     copies: int = 1  # of each of them
     verbose: bool = False
     worker_arguments: tuple[str, ...] = ()
+    gateway: bool = True
+    gateway_ports: tuple[str, ...] = ("8000", "8001", "8002")  # HTTP, gRPC, metrics; "off": none
+    gateway_arguments: tuple[str, ...] = ()
 
 
 class _Stop(BaseException):
@@ -139,7 +142,7 @@ def up(settings: UpSettings, say: Callable[[str], None]) -> int:
         with cluster.signals():
             cluster.start()
             cluster.wait_until_ready()
-            _greet(settings, endpoints, say, cluster.started_ns)
+            _greet(settings, endpoints, cluster.gateway_urls(), say, cluster.started_ns)
             while True:
                 cluster.wait_for_signal()
     except _Stop:
@@ -161,6 +164,7 @@ class _Cluster:
         self._endpoints = endpoints
         self._say = say
         self._children: list[_Child] = []
+        self._gateway: _Child | None = None
         self._armed = False  # whether a signal may interrupt the main thread
         self._stopping = False
         self._wakeup = -1  # a pipe's reading end, where every signal leaves a byte
@@ -235,12 +239,35 @@ class _Cluster:
             if settings.keys is not None:
                 arguments += ["--key", str(settings.keys / PEER_KEY_FILE)]
             self._spawn(name, [*arguments, *settings.worker_arguments])
+        if settings.gateway:
+            self._start_gateway(clients)
         # Only now may a signal interrupt: nothing is half started.
         self._armed = True
         self._check()
 
-    def _spawn(self, name: str, arguments: list[str]) -> None:
-        self._children.append(_Child(name, arguments, self._say, self._settings.verbose))
+    def _start_gateway(self, clients: str) -> None:
+        settings = self._settings
+        arguments = ["gateway", "--connect", _dialled(clients), *settings.gateway_arguments]
+        # Where others can reach the cluster only with keys, they must not reach it without through this.
+        arguments += ["--host", settings.host, "--insecure"] if settings.insecure else []
+        for name, port in zip(("--http-port", "--grpc-port", "--metrics-port"), settings.gateway_ports):
+            arguments += [name, port]
+        if settings.keys is not None:
+            arguments += ["--key", str(settings.keys / PEER_KEY_FILE)]
+        self._gateway = self._spawn("gateway", arguments)
+
+    def gateway_urls(self) -> list[tuple[str, str]]:
+        """(server, where it listens) of the gateway, as it said itself; none before that, or without one."""
+        lines = self._gateway.lines if self._gateway is not None else ()
+        found = next((line.partition(" listens: ")[2] for line in lines if " listens: " in line), "")
+        return [
+            (name, where) for name, _, where in (one.partition(" on ") for one in found.split(", ") if one)
+        ]
+
+    def _spawn(self, name: str, arguments: list[str]) -> _Child:
+        child = _Child(name, arguments, self._say, self._settings.verbose)
+        self._children.append(child)
+        return child
 
     def wait_until_ready(self) -> None:
         """Until every worker is there and every model is ready on it, the demo model included."""
@@ -258,6 +285,8 @@ class _Cluster:
             if settings.profiles:
                 self._register_profiles(client)
             self._wait(lambda: not client.status()["models"].get("preparing"), None, "the models")
+        if self._gateway is not None:
+            self._wait(lambda: bool(self.gateway_urls()), limit_ns, "the gateway")
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
         pause = threading.Event()
@@ -350,7 +379,11 @@ def _dialled(endpoint: str) -> str:
 
 
 def _greet(
-    settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None], since_ns: int
+    settings: UpSettings,
+    endpoints: tuple[str, str, str],
+    urls: list[tuple[str, str]],
+    say: Callable[[str], None],
+    since_ns: int,
 ) -> None:
     clients, workers, events = endpoints
     options = [] if clients == config.CLIENT_ENDPOINT else ["--endpoint", _dialled(clients)]
@@ -365,7 +398,9 @@ def _greet(
         what = ["status", *options]
     say(
         f"\nReady after {to_seconds(now_ns() - since_ns):.1f} s.\n\n"
-        f"  clients  {clients}\n  workers  {workers}\n  events   {events}\n\n"
+        f"  clients  {clients}\n  workers  {workers}\n  events   {events}\n"
+        + "".join(f"  {name:<8} {where}\n" for name, where in urls)
+        + "\n"
         f"Try it in another terminal:\n\n  {shlex.join([*_command(), *what])}\n\nCtrl-C ends it."
     )
 

@@ -17,10 +17,10 @@ from typing import Any
 from clockwork import __version__
 from clockwork._calls import Received
 from clockwork._loop import LoopClient
-from clockwork.config import SECONDS_MAX
+from clockwork.config import PRIORITY_MAX, SECONDS_MAX
 from clockwork.description import ModelInfo
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
-from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S
+from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.gateway.tensors import name_of_dtype
 from clockwork.messages import Answer, NamedTensorRef, Reason
 from clockwork.transport import Frame
@@ -79,6 +79,17 @@ def timeout_of(value: Any, what: str) -> int:
             expected=f"0 to {TIMEOUT_US_MAX}", got=repr(value)[:80],
         )  # fmt: skip
     return value * 1000
+
+
+def priority_of(parameters: Mapping[str, Any]) -> int:
+    """The parameter priority; 0 is the default level. Raises InvalidInput."""
+    value = parameters.get("priority", 0)
+    if type(value) is not int or not 0 <= value <= PRIORITY_MAX:
+        raise InvalidInput(
+            f"parameter priority is an integer from 0 (the default) to {PRIORITY_MAX}, got {repr(value)[:80]}",
+            expected=f"0 to {PRIORITY_MAX}", got=repr(value)[:80],
+        )  # fmt: skip
+    return value
 
 
 def least(*limits_ns: int) -> int:
@@ -154,7 +165,7 @@ class ClusterView:
     async def ready(self) -> bool:
         """Whether the controller answers, and has a worker."""
         try:
-            status = await self._client.status(timeout=QUERY_LIMIT_S)
+            status = await self._client.status(timeout=READY_LIMIT_S)
         except ClockworkError:
             return False
         return bool(status.get("workers"))

@@ -22,8 +22,9 @@ from google.protobuf import json_format
 
 from clockwork import tensors
 from clockwork.clock import to_ns
+from clockwork.config import SECONDS_MAX
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
-from clockwork.gateway.cluster import ClusterView, Inference, least, reference_of, timeout_of
+from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import Unauthorized, Unsupported, tell
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import (
@@ -47,6 +48,10 @@ DETAILS_MAX = 2_000
 
 KEEPALIVE_S = 60
 """A client that has been silent so long is asked whether it is there."""
+
+ROUNDED_UP = 0.99
+"""What a call's deadline is multiplied with: gRPC rounds it up on the wire, to three digits, and an answer that comes
+after the client's own deadline is worth nothing."""
 
 Context: TypeAlias = Any
 """grpc.aio.ServicerContext, which says little of its types."""
@@ -276,14 +281,12 @@ def _read(request: Any, left_s: float | None) -> Inference:
     if request.parameters:
         parameters = {key: _parameter(value) for key, value in request.parameters.items()}
         timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
-        priority = parameters.get("priority", 0)
-        if type(priority) is not int:
-            raise InvalidInput(f"parameter priority must be an integer, got {repr(priority)[:80]}")
+        priority = priority_of(parameters)
     if left_s is not None:
         if left_s <= 0:
             raise DeadlineMissed("the call's deadline passed before the request was read")
-        if left_s < 31_536_000:
-            timeout_ns = least(timeout_ns, max(1, to_ns(left_s)))
+        if left_s < SECONDS_MAX:
+            timeout_ns = least(timeout_ns, max(1, to_ns(left_s * ROUNDED_UP)))
     references: list[NamedTensorRef] = []
     frames: list[Frame] = []
     raw = request.raw_input_contents
@@ -335,7 +338,11 @@ def _frame_of_contents(code: int, shape: list[int], contents: Any, name: str) ->
                 NAME_OF[code],
             ) from None
     else:
-        raise Unsupported(f"input {name!r}: datatype {NAME_OF[code]} is sent as raw_input_contents")
+        raise InvalidInput(
+            f"input {name!r} of datatype {NAME_OF[code]} is sent as raw_input_contents",
+            name,
+            "raw_input_contents",
+        )
     if len(elements) != count:
         raise InvalidInput(
             f"input {name!r} of shape {shape} has {count} elements, got {len(elements)}",

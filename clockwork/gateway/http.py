@@ -20,7 +20,7 @@ from aiohttp import web
 
 from clockwork.errors import ClockworkError, InvalidInput, Refused, Unavailable
 from clockwork.gateway import openapi
-from clockwork.gateway.cluster import ClusterView, Inference, least, reference_of, timeout_of
+from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unauthorized, Unsupported, WrongMethod, tell
 from clockwork.gateway.settings import HEADER_BYTES_MAX, JSON_BYTES_MAX, GatewaySettings
 from clockwork.gateway.tensors import (
@@ -45,7 +45,7 @@ JOINED_BYTES_MAX = 256 << 10
 SWEEP_S = 1.0
 """How often connections are looked at that may have been idle or slow for too long."""
 
-LINGER_S = 2.0
+LINGER_S = 1.0
 """How long the rest of a request that was refused early is still read, so that its client sees the answer."""
 
 HANDSHAKE_S = 10.0
@@ -336,14 +336,11 @@ class HttpServer:
         request_id = fields.get("id", "")
         if type(request_id) is not str:
             raise InvalidInput(f"id must be a string, got {repr(request_id)[:80]}", got=repr(request_id)[:80])
-        priority = parameters.get("priority", 0)
-        if type(priority) is not int:
-            raise InvalidInput(f"parameter priority must be an integer, got {repr(priority)[:80]}")
         references, frames = _inputs(fields, memoryview(body)[length:])
         wants = _wants(fields, parameters)
         inference = Inference(
             reference_of(path[3], path[5] if len(path) == 7 else ""), request_id, references, frames,
-            list(wants.named), least(*timeouts), priority,
+            list(wants.named), least(*timeouts), priority_of(parameters),
         )  # fmt: skip
         return inference, wants
 
@@ -534,7 +531,7 @@ def _answer(
             total += piece.nbytes
             pieces.append(piece)
         else:
-            row["data"] = json_of_frame(code, frames[frame])
+            row["data"] = json_of_frame(code, frames[frame], name)
         outputs.append(row)
     body = {
         "model_name": inference.model.partition("@")[0],

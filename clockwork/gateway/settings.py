@@ -64,6 +64,9 @@ GRACE_NS = 2_000_000_000
 QUERY_LIMIT_S = 10.0
 """How long it waits for what a query asks of the controller."""
 
+READY_LIMIT_S = 1.0
+"""And for whether the cluster is ready: who asks that, asks again soon."""
+
 LOAD_LIMIT_S = 600.0
 """How long a model may take to be loaded or unloaded by the repository's calls."""
 

@@ -18,7 +18,6 @@ import numpy as np
 from clockwork import tensors
 from clockwork.config import RANK_MAX
 from clockwork.errors import InvalidInput
-from clockwork.gateway.errors import Unsupported
 from clockwork.tensors import DTYPES
 
 STANDARD = {
@@ -92,7 +91,7 @@ def check_size(code: int, shape: Sequence[int], size: int, name: str) -> None:
 
 
 def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> bytes:
-    """The raw bytes of a tensor's ``data`` in JSON, nested or flat. Raises InvalidInput or Unsupported."""
+    """The raw bytes of a tensor's ``data`` in JSON, nested or flat. Raises InvalidInput."""
     if type(data) is not list:
         raise InvalidInput(
             f"input {name!r} has no list of data, and says no binary_data_size", name, "data", repr(data)[:80]
@@ -107,8 +106,8 @@ def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> byte
     return _ENCODERS.get(code, _encode_numbers)(code, flat, name)
 
 
-def json_of_frame(code: int, frame: Any) -> list[Any]:
-    """The elements of an output, flat, as JSON has them. Raises Unsupported."""
+def json_of_frame(code: int, frame: Any, name: str) -> list[Any]:
+    """The elements of output ``name``, flat, as JSON has them. Raises InvalidInput where JSON has none."""
     view = memoryview(frame).cast("B")
     typecode = _ARRAY_CODES.get(code)
     if typecode is not None:
@@ -120,7 +119,10 @@ def json_of_frame(code: int, frame: Any) -> list[Any]:
     if code == tensors.FLOAT16:
         found: list[Any] = np.frombuffer(view, np.float16).astype(np.float32).tolist()
         return found
-    raise Unsupported(f"datatype {NAME_OF.get(code, code)} has no form in JSON; ask for binary data")
+    raise InvalidInput(
+        f"output {name!r} of datatype {NAME_OF.get(code, code)} has no form in JSON; ask for binary data",
+        name, "binary data",
+    )  # fmt: skip
 
 
 def _strings(view: memoryview) -> list[bytes]:
@@ -145,7 +147,12 @@ def _flatten(data: list[Any], name: str) -> list[Any]:
 def _encode_numbers(code: int, flat: list[Any], name: str) -> bytes:
     typecode = _ARRAY_CODES.get(code)
     if typecode is None:
-        raise Unsupported(f"input {name!r}: datatype {NAME_OF[code]} has no form in JSON; send binary data")
+        datatype = NAME_OF[code]
+        raise InvalidInput(
+            f"input {name!r} of datatype {datatype} has no form in JSON; send binary data",
+            name,
+            "binary data",
+        )
     if bool in set(map(type, flat)):  # which to Python is an integer
         raise _misfit(code, next(one for one in flat if type(one) is bool), name)
     try:

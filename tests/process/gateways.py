@@ -1,0 +1,122 @@
+"""A gateway for tests, on a thread of its own, and an HTTP client that says exactly what is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
+pytest.importorskip("grpc", reason="the gateway's libraries are not installed ([gateway])")
+
+from clockwork.gateway.process import Gateway, loop_factory
+from clockwork.gateway.settings import OFF, GatewaySettings
+
+PATIENCE_S = 20.0
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+@contextlib.contextmanager
+def running_gateway(endpoint: str, **settings: Any) -> Iterator[Gateway]:
+    """A gateway before the controller at that endpoint; its ``ports`` say where. Fails if it does not end well."""
+    settings = {"http_port": 0, "grpc_port": 0, "metrics_port": OFF, "drain_s": 5.0} | settings
+    gateway = Gateway(GatewaySettings(endpoint=endpoint, **settings))
+    started = threading.Event()
+    failures: list[BaseException] = []
+    handles: list[Any] = []
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        handles.extend((asyncio.get_running_loop(), stop))
+        await gateway.serve(stop, started.set)
+
+    def run() -> None:
+        try:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                runner.run(serve())
+        except BaseException as failure:
+            failures.append(failure)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, name="gateway")
+    thread.start()
+    assert started.wait(PATIENCE_S)
+    try:
+        if failures:
+            raise failures[0]
+        yield gateway
+    finally:
+        if not failures:
+            loop, stop = handles
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "the gateway did not end"
+    assert not failures, failures
+
+
+class Reply:
+    """An HTTP response."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
+        self.data = response.read()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """Of an inference: raw bytes or JSON's elements, by output."""
+        length = int(self.headers.get(HEADER_LENGTH.lower(), len(self.data)))
+        found: dict[str, Any] = {}
+        for one in json.loads(self.data[:length])["outputs"]:
+            size = one.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                found[one["name"]] = one["data"]
+            else:
+                found[one["name"]] = self.data[length : length + size]
+                length += size
+        assert length == len(self.data)
+        return found
+
+
+class Http:
+    """One connection, kept alive. Not for several threads."""
+
+    def __init__(self, port: int, **more: Any) -> None:
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S, **more)
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        """body: bytes as they are, None for none, anything else as JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        self.connection.request(method, path, data, headers or {})
+        return Reply(self.connection.getresponse())
+
+    def infer(self, body: Any, raw: bytes | None = None, model: str = "m", **headers: str) -> Reply:
+        """POST an inference; raw: what follows the JSON."""
+        more = {name.replace("_", "-"): value for name, value in headers.items()}
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if raw is not None:
+            more = {HEADER_LENGTH: str(len(data)), "Content-Type": "application/octet-stream"} | more
+            data += raw
+        return self.ask("POST", f"/v2/models/{model}/infer", data, more)
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def tensor(
+    datatype: str = "FP32", shape: Any = (1, 2), data: Any = None, size: Any = None, name: str = "x"
+) -> dict[str, Any]:
+    """One input: with its elements, or with the count of raw bytes."""
+    one: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(shape)}
+    return one | ({"data": data} if size is None else {"parameters": {"binary_data_size": size}})

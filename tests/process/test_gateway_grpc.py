@@ -1,0 +1,325 @@
+"""The gateway's gRPC server before a controller of a few lines, asked with messages made by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from fake_controller import FakeController, echo, failing, silent
+from gateways import PATIENCE_S, running_gateway
+
+from clockwork.clock import MS, SECOND
+from clockwork.gateway.process import Gateway
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.messages import Cancel, InferRequest, Query, Status
+
+RAW = np.array([[1.5, -2.0]], np.float32).tobytes()
+SERVICE = "/inference.GRPCInferenceService/"
+
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def controller() -> Iterator[FakeController]:
+    with FakeController() as controller:
+        yield controller
+
+
+@pytest.fixture(scope="module")
+def gateway(controller: FakeController) -> Iterator[Gateway]:
+    with running_gateway(controller.endpoint, http_port=-1, request_bytes_max=1 << 20) as gateway:
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def channel(gateway: Gateway) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel:
+        yield channel
+
+
+@pytest.fixture
+def call(channel: grpc.Channel, controller: FakeController) -> Iterator[Call]:
+    """call(method, request, **more) answers; call.with_call, call.future likewise."""
+    controller.handle = echo
+
+    def unary(method: str, request: Any, **more: Any) -> Any:
+        more.setdefault("timeout", None)
+        return method_of(channel, method)(request, **more)
+
+    yield unary
+    controller.handle = echo
+
+
+def method_of(channel: grpc.Channel, method: str) -> Any:
+    return channel.unary_unary(
+        SERVICE + method,
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=getattr(pb, f"{method}Response").FromString,
+    )
+
+
+def inference(raw: list[bytes] | None = None, parameters: dict[str, Any] | None = None, **more: Any) -> Any:
+    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[RAW] if raw is None else raw, **more)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    for key, (choice, value) in (parameters or {}).items():
+        setattr(request.parameters[key], choice, value)
+    return request
+
+
+def last_request(controller: FakeController) -> InferRequest:
+    found: InferRequest = controller.of(InferRequest)[-1]
+    return found
+
+
+def test_raw_tensors_pass_as_they_are(call: Call, controller: FakeController) -> None:
+    answer = call("ModelInfer", inference(id="seven"))
+    assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "seven")
+    assert [(one.name, one.datatype, list(one.shape)) for one in answer.outputs] == [("y", "FP32", [1, 2])]
+    assert list(answer.raw_output_contents) == [RAW]
+    request = last_request(controller)
+    assert (request.model, request.slo_ns, request.tensors) == ("m", 0, [["x", 1, [1, 2], 0]])
+    call("ModelInfer", inference(model_version="3"))
+    assert last_request(controller).model == "m@3"
+
+
+CONTENTS: list[tuple[str, str, list[Any], bytes]] = [
+    ("BOOL", "bool_contents", [True, False], b"\1\0"),
+    ("UINT8", "uint_contents", [1, 255], b"\1\xff"),
+    ("UINT16", "uint_contents", [1, 65535], b"\1\0\xff\xff"),
+    ("UINT32", "uint_contents", [1, 2**32 - 1], b"\1\0\0\0\xff\xff\xff\xff"),
+    ("UINT64", "uint64_contents", [1, 2**64 - 1], b"\1" + bytes(7) + b"\xff" * 8),
+    ("INT8", "int_contents", [1, -1], b"\1\xff"),
+    ("INT16", "int_contents", [1, -1], b"\1\0\xff\xff"),
+    ("INT32", "int_contents", [1, -1], b"\1\0\0\0\xff\xff\xff\xff"),
+    ("INT64", "int64_contents", [1, -1], b"\1" + bytes(7) + b"\xff" * 8),
+    ("FP32", "fp32_contents", [1.5, -2.0], RAW),
+    ("FP64", "fp64_contents", [1.5, -2.0], np.array([1.5, -2.0]).tobytes()),
+    ("BYTES", "bytes_contents", [b"ab", b""], b"\2\0\0\0ab\0\0\0\0"),
+]
+
+
+@pytest.mark.parametrize(("datatype", "field", "elements", "raw"), CONTENTS, ids=[row[0] for row in CONTENTS])
+def test_elements_in_the_message_become_raw_bytes(
+    call: Call, datatype: str, field: str, elements: list[Any], raw: bytes
+) -> None:
+    request = pb.ModelInferRequest(model_name="m")
+    one = request.inputs.add(name="x", datatype=datatype, shape=[2])
+    getattr(one.contents, field).extend(elements)
+    assert list(call("ModelInfer", request).raw_output_contents) == [raw]
+
+
+def test_only_the_outputs_asked_for_come_and_in_that_order(call: Call) -> None:
+    request = inference([RAW, RAW])
+    request.inputs.add(name="z", datatype="FP32", shape=[2, 1])
+    request.outputs.add(name="y1")
+    request.outputs.add(name="y")
+    answer = call("ModelInfer", request)
+    assert [one.name for one in answer.outputs] == ["y1", "y"]
+
+
+def test_the_smaller_of_timeout_and_the_calls_deadline_counts(call: Call, controller: FakeController) -> None:
+    call(
+        "ModelInfer",
+        inference(parameters={"timeout": ("int64_param", 1500), "priority": ("uint64_param", 2)}),
+    )
+    assert (last_request(controller).slo_ns, last_request(controller).priority) == (1500 * 1000, 2)
+    call("ModelInfer", inference(), timeout=10)
+    assert 9 * SECOND <= last_request(controller).slo_ns <= 10 * SECOND
+    call("ModelInfer", inference(parameters={"timeout": ("int64_param", 5_000_000)}), timeout=60)
+    assert last_request(controller).slo_ns == 5 * SECOND
+    call("ModelInfer", inference(parameters={"timeout": ("int64_param", 5_000_000)}), timeout=3)
+    assert last_request(controller).slo_ns <= 3 * SECOND
+
+
+OUTCOMES = [
+    (Status.MODEL_NOT_FOUND, {}, "NOT_FOUND", {"clockwork-reason": "model_not_found"}),
+    (Status.INVALID_INPUT, {"tensor": "x"}, "INVALID_ARGUMENT", {"clockwork-reason": "invalid_input"}),
+    (Status.DEADLINE_MISSED, {}, "DEADLINE_EXCEEDED", {"clockwork-reason": "deadline_missed"}),
+    (Status.UNAVAILABLE, {}, "UNAVAILABLE", {"clockwork-reason": "unavailable"}),
+    (Status.EXECUTION_FAILED, {}, "INTERNAL", {"clockwork-reason": "execution_failed"}),
+    (
+        Status.REFUSED,
+        {"reason": "deadline", "retry_after_ns": 1_200_000_000, "feasible_slo_ns": 30 * MS},
+        "UNAVAILABLE",
+        {
+            "clockwork-reason": "deadline",
+            "clockwork-retry-after-us": "1200000",
+            "clockwork-feasible-timeout-us": "30000",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("status", "details", "code", "metadata"), OUTCOMES)
+def test_a_failure_has_its_status_and_its_facts(
+    call: Call,
+    controller: FakeController,
+    status: Status,
+    details: dict[str, Any],
+    code: str,
+    metadata: dict[str, str],
+) -> None:
+    controller.handle = failing(status, "what went wrong: ä\n", details)
+    with pytest.raises(grpc.RpcError) as caught:
+        call("ModelInfer", inference())
+    assert caught.value.code() is getattr(grpc.StatusCode, code)
+    assert caught.value.details() == "what went wrong: ä\n"
+    assert {
+        key: value for key, value in caught.value.trailing_metadata() if key.startswith("clockwork")
+    } == metadata
+
+
+def wrong_requests() -> Iterator[tuple[str, Any, str]]:
+    yield (
+        "no datatype",
+        pb.ModelInferRequest(model_name="m", inputs=[{"name": "x", "shape": [1]}]),
+        "datatype",
+    )
+    yield "raw for another count of inputs", inference([RAW, RAW]), "2 tensors for 1 inputs"
+    yield "too few bytes", inference([RAW[:4]]), "expecting 4 additional bytes"
+    both = inference()
+    both.inputs[0].contents.fp32_contents.append(1.0)
+    yield "raw and elements", both, "'x'"
+    few = pb.ModelInferRequest(model_name="m")
+    few.inputs.add(name="x", datatype="FP32", shape=[2]).contents.fp32_contents.append(1.0)
+    yield "too few elements", few, "2 elements, got 1"
+    wide = pb.ModelInferRequest(model_name="m")
+    wide.inputs.add(name="x", datatype="UINT8", shape=[1]).contents.uint_contents.append(256)
+    yield "an element that does not fit", wide, "UINT8"
+    negative = inference()
+    negative.inputs[0].shape[0] = -1
+    yield "a negative dimension", negative, "-1"
+    yield "a timeout that is text", inference(parameters={"timeout": ("string_param", "soon")}), "timeout"
+    yield "a negative timeout", inference(parameters={"timeout": ("int64_param", -1)}), "timeout"
+    yield "a priority that is text", inference(parameters={"priority": ("string_param", "1")}), "priority"
+    unknown = inference()
+    unknown.outputs.add(name="nope")
+    yield "an output that there is not", unknown, "'nope'"
+    half = pb.ModelInferRequest(model_name="m")
+    half.inputs.add(name="x", datatype="FP16", shape=[1])
+    yield "FP16 as elements", half, "raw_input_contents"
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"), [row[1:] for row in wrong_requests()], ids=[row[0] for row in wrong_requests()]
+)
+def test_what_is_wrong_with_a_request_is_said(call: Call, request_: Any, words: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        call("ModelInfer", request_)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in caught.value.details()
+
+
+def test_what_is_not_here_is_unimplemented(call: Call, channel: grpc.Channel) -> None:
+    shared = inference([])
+    shared.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    with pytest.raises(grpc.RpcError) as caught:
+        call("ModelInfer", shared)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(SERVICE + "SystemSharedMemoryStatus")(b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("how", ["cancelled", "past its deadline"])
+def test_a_call_that_its_client_gives_up_is_cancelled(
+    channel: grpc.Channel, controller: FakeController, how: str
+) -> None:
+    controller.handle = silent
+    before, cancelled = len(controller.of(InferRequest)), len(controller.of(Cancel))
+    future = method_of(channel, "ModelInfer").future(
+        inference(), timeout=0.5 if how != "cancelled" else PATIENCE_S
+    )
+    request = controller.wait_for(InferRequest, before + 1)[-1]
+    if how == "cancelled":
+        future.cancel()
+    assert controller.wait_for(Cancel, cancelled + 1)[-1].request_id == request.request_id
+    controller.handle = echo
+
+
+def test_a_request_that_is_too_large_is_refused(call: Call) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        call("ModelInfer", inference([bytes(2 << 20)]))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_the_number_of_calls_is_bounded(controller: FakeController) -> None:
+    controller.handle = silent
+    with (
+        running_gateway(controller.endpoint, http_port=-1, requests_max=2, drain_s=0.1) as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+    ):
+        before = len(controller.of(InferRequest))
+        infer = method_of(channel, "ModelInfer")
+        waiting = [infer.future(inference()) for _ in range(2)]
+        controller.wait_for(InferRequest, before + 2)
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(inference())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert ("clockwork-reason", "overloaded") in caught.value.trailing_metadata()
+        for one in waiting:
+            one.cancel()
+    controller.handle = echo
+
+
+def test_a_stream_answers_in_order_and_goes_on_after_an_error(
+    channel: grpc.Channel, controller: FakeController
+) -> None:
+    held: list[Any] = []
+    release = threading.Event()
+
+    def reversing(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        """Answers three requests in the reverse order."""
+        held.append((identity, message, frames))
+        if len(held) == 3:
+            for one in reversed(held):
+                echo(controller, *one)
+            release.set()
+
+    controller.handle = reversing
+    stream = channel.stream_stream(
+        SERVICE + "ModelStreamInfer",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=pb.ModelStreamInferResponse.FromString,
+    )
+    requests = [inference(id="a"), inference(id="b"), inference([RAW[:4]], id="wrong"), inference(id="c")]
+    answers = list(stream(iter(requests), timeout=PATIENCE_S))
+    assert release.is_set()
+    assert [one.infer_response.id for one in answers] == ["a", "b", "wrong", "c"]
+    assert [bool(one.error_message) for one in answers] == [False, False, True, False]
+    controller.handle = echo
+
+
+def test_a_stream_that_its_client_gives_up_cancels_its_requests(
+    channel: grpc.Channel, controller: FakeController
+) -> None:
+    controller.handle = silent
+    before, cancelled = len(controller.of(InferRequest)), len(controller.of(Cancel))
+    stream = channel.stream_stream(
+        SERVICE + "ModelStreamInfer", request_serializer=lambda message: message.SerializeToString()
+    )
+    answers = stream(iter([inference(), inference()]))
+    controller.wait_for(InferRequest, before + 2)
+    answers.cancel()
+    controller.wait_for(Cancel, cancelled + 2)
+    controller.handle = echo
+
+
+def test_queries_are_the_controllers_to_answer(call: Call, controller: FakeController) -> None:
+    assert call("ServerLive", pb.ServerLiveRequest()).live
+    assert call("ServerMetadata", pb.ServerMetadataRequest()).name == "clockwork"
+    controller.handle = failing(Status.MODEL_NOT_FOUND, "no model 'm' is registered")
+    assert not call("ServerReady", pb.ServerReadyRequest()).ready
+    for method in ("ModelMetadata", "ModelConfig", "ModelReady", "ModelStatistics"):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(method, getattr(pb, f"{method}Request")(name="m", version="2"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert controller.of(Query)[-1].argument == "m@2"
+    for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(method, getattr(pb, f"{method}Request")(model_name="m"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -288,7 +288,7 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(
     )
     requests = [inference(id="a"), inference(id="b"), inference([RAW[:4]], id="wrong"), inference(id="c")]
     answers = list(stream(iter(requests), timeout=PATIENCE_S))
-    assert release.is_set()
+    assert release.wait(PATIENCE_S)
     assert [one.infer_response.id for one in answers] == ["a", "b", "wrong", "c"]
     assert [bool(one.error_message) for one in answers] == [False, False, True, False]
     controller.handle = echo

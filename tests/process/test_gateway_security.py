@@ -1,0 +1,226 @@
+"""TLS, the bearer token, and what a gateway refuses to start as."""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from fake_controller import FakeController
+from gateways import Http, Reply, running_gateway, tensor
+
+from clockwork.errors import ConfigError
+from clockwork.gateway import security
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.settings import GatewaySettings
+from tests.process.cluster import Program
+
+BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
+TOKEN = "correct-horse"
+
+
+@pytest.fixture(scope="module")
+def controller() -> Iterator[FakeController]:
+    with FakeController() as controller:
+        yield controller
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    directory = tmp_path_factory.mktemp("tls")
+    cert, key = directory / "cert.pem", directory / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return cert, key
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    return path
+
+
+class Https(Http):
+    def __init__(self, port: int, cert: Path) -> None:
+        context = ssl.create_default_context(cafile=str(cert))
+        self.connection = http.client.HTTPSConnection("localhost", port, timeout=10, context=context)
+
+
+def infer_grpc(channel: grpc.Channel, token: str | None) -> str:
+    """The status of one inference."""
+    call = channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=pb.ModelInferResponse.FromString,
+    )
+    request = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(8)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    try:
+        call(request, metadata=metadata, timeout=10)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
+
+
+def test_tls_and_a_token_on_both_servers(
+    controller: FakeController, pair: tuple[Path, Path], token_file: Path
+) -> None:
+    cert, key = pair
+    with running_gateway(controller.endpoint, tls_cert=cert, tls_key=key, token_file=token_file) as gateway:
+        http = Https(gateway.ports["http"], cert)
+        assert http.infer(BODY, Authorization=f"Bearer {TOKEN}").status == 200
+        assert http.infer(BODY, Authorization=f"bearer  {TOKEN}").status == 200
+        http.close()
+        with socket.create_connection(("127.0.0.1", gateway.ports["http"]), timeout=10) as plain:
+            plain.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"HTTP" not in plain.recv(1000)
+        credentials = grpc.ssl_channel_credentials(cert.read_bytes())
+        with grpc.secure_channel(f"localhost:{gateway.ports['grpc']}", credentials) as channel:
+            assert infer_grpc(channel, TOKEN) == "OK"
+            assert infer_grpc(channel, "wrong") == "UNAUTHENTICATED"
+            assert infer_grpc(channel, None) == "UNAUTHENTICATED"
+
+
+def test_without_the_token_only_health_answers(controller: FakeController, token_file: Path) -> None:
+    with running_gateway(controller.endpoint, token_file=token_file) as gateway:
+
+        def ask(method: str, path: str, **headers: str) -> Reply:
+            http = Http(gateway.ports["http"])
+            reply = http.ask(method, path, None, headers)
+            http.close()
+            return reply
+
+        for path in ("/v2/models/m", "/v2", "/openapi.json"):
+            reply = ask("GET", path)
+            assert (reply.status, reply.json["reason"]) == (401, "unauthorized")
+            assert reply.headers["www-authenticate"].startswith("Bearer")
+        assert ask("POST", "/v2/models/m/infer").status == 401
+        for wrong in (
+            TOKEN,
+            f"Basic {TOKEN}",
+            "Bearer",
+            f"Bearer {TOKEN}x",
+            "Bearer ä".encode().decode("latin-1"),
+        ):
+            assert ask("GET", "/v2", Authorization=wrong).status == 401
+        assert ask("GET", "/v2", Authorization=f"Bearer {TOKEN}").status == 200
+        assert ask("GET", "/openapi.json", Authorization=f"Bearer {TOKEN}").json["security"] == [
+            {"token": []}
+        ]
+        assert ask("GET", "/v2/health/live").status == 200
+        with grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel:
+            live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+            assert live(b"", timeout=10) == b"\x08\x01"
+            assert infer_grpc(channel, None) == "UNAUTHENTICATED"
+            assert infer_grpc(channel, TOKEN) == "OK"
+
+
+def test_half_open_tls_handshakes_hold_nobody_up(controller: FakeController, pair: tuple[Path, Path]) -> None:
+    cert, key = pair
+    with running_gateway(
+        controller.endpoint, grpc_port=-1, tls_cert=cert, tls_key=key, drain_s=0.2
+    ) as gateway:
+        waiting = [socket.create_connection(("127.0.0.1", gateway.ports["http"])) for _ in range(50)]
+        http = Https(gateway.ports["http"], cert)
+        assert http.infer(BODY).status == 200
+        http.close()
+        for one in waiting:
+            one.close()
+
+
+def test_what_listens_beyond_this_machine_needs_tls_and_a_token(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    open_to_all = {"host": "0.0.0.0"}
+    for settings, words in (
+        (open_to_all, "--tls-cert and --tls-key and --token-file, or say --insecure"),
+        (open_to_all | {"token_file": path}, "--tls-cert"),
+        (open_to_all | {"tls_cert": path, "tls_key": path}, "--token-file"),
+        ({"tls_cert": path}, "go together"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            security.require_security_beyond_loopback(GatewaySettings(**settings))
+    for settings in ({"host": "localhost"}, {"host": "::1"}, open_to_all | {"insecure": True}):
+        security.require_security_beyond_loopback(GatewaySettings(**settings))
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"x" * 5000, b"\xff\xfe"])
+def test_a_token_file_holds_one_token(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="visible ASCII"):
+        security.read_token(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        security.read_token(tmp_path / "nope")
+
+
+def test_the_command_says_what_is_wrong_in_one_line(
+    controller: FakeController, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cert, key = pair
+    with running_gateway(controller.endpoint) as gateway:
+        http_port, grpc_port = str(gateway.ports["http"]), str(gateway.ports["grpc"])
+        free = [
+            "--connect",
+            controller.endpoint,
+            "--http-port",
+            "0",
+            "--grpc-port",
+            "0",
+            "--metrics-port",
+            "off",
+        ]
+        cases = [
+            ([*free, "--http-port", http_port], f"port {http_port} (--http-port): Address already in use"),
+            ([*free, "--grpc-port", grpc_port], f"port {grpc_port} (--grpc-port): Address already in use"),
+            ([*free, "--host", "0.0.0.0"], "or say --insecure"),
+            ([*free, "--tls-cert", str(key), "--tls-key", str(cert)], "are no certificate and its key"),
+            (["--http-port", "99999"], "is no port"),
+        ]
+        programs = [(Program(["gateway", *arguments]), words) for arguments, words in cases]
+        for program, words in programs:
+            assert program.wait() != 0
+            assert words in program.text
+            assert "Traceback" not in program.text
+
+
+def test_without_its_libraries_the_command_says_what_to_install() -> None:
+    code = """
+import importlib.util, sys
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("aiohttp", "uvloop") else real(name, *rest)
+from clockwork.cli import main
+sys.argv = ["clockwork", "gateway"]
+main()
+"""
+    program = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert program.returncode == 1
+    assert "aiohttp, uvloop: pip install 'clockwork-serving[gateway]'" in program.stderr
+
+
+def test_a_gateway_ends_in_order_on_a_signal(controller: FakeController) -> None:
+    program = Program(["gateway", "--connect", controller.endpoint, "--http-port", "0", "--grpc-port", "0",
+                       "--metrics-port", "off"])  # fmt: skip
+    where = program.wait_for(r"http on http://127.0.0.1:(\d+), grpc on 127.0.0.1:(\d+)")
+    http = Http(int(where[1]))
+    assert http.infer(BODY).status == 200
+    program.send(signal.SIGTERM)
+    assert program.wait(10) == 0, program.text
+    assert "Traceback" not in program.text
+    http.close()

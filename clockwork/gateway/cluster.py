@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from clockwork import __version__
+from clockwork import __version__, tensors
 from clockwork._calls import Received
 from clockwork._loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX
 from clockwork.description import ModelInfo
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
 from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
-from clockwork.gateway.tensors import name_of_dtype
+from clockwork.gateway.tensors import check_size, name_of_dtype
 from clockwork.messages import Answer, NamedTensorRef, Reason
 from clockwork.transport import Frame
 
@@ -219,6 +219,26 @@ class ClusterView:
         if batch_max:
             config["dynamic_batching"] = {}
         return config
+
+    async def only_input(self, name: str, version: str, size: int) -> tuple[str, int, list[int]]:
+        """Name, dtype and shape of a model's one input that so many raw bytes are. Raises InvalidInput."""
+        info = _prepared(await self.describe(name, version))
+        if len(info.inputs) != 1:
+            raise InvalidInput(
+                f"raw bytes alone are for models of one input; {name!r} has {len(info.inputs)}"
+            )
+        one = info.inputs[0]
+        code, shape = tensors.code_of(one.dtype), _dimensions(one.shape)
+        unknown = [axis for axis, dimension in enumerate(shape) if dimension < 0]
+        if code == tensors.STRING or len(unknown) > 1:
+            raise InvalidInput(
+                f"raw bytes alone do not say the shape of input {one.name!r} of {name!r}: {shape}", one.name
+            )
+        if unknown:
+            shape[unknown[0]] = 1
+            shape[unknown[0]] = size // max(1, tensors.tensor_bytes(code, shape))
+        check_size(code, shape, size, one.name)
+        return one.name, code, shape
 
     async def statistics(self, name: str, version: str) -> list[dict[str, Any]]:
         """As ``GET /v2/models/NAME/stats`` answers; without a name, of every model."""

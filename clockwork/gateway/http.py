@@ -282,7 +282,10 @@ class HttpServer:
     async def _infer(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         body = await self._body(request, self._settings.request_bytes_max)
         try:
-            inference, wants = self._read(request, path, body)
+            if request.headers.get(HEADER_LENGTH) == "0":
+                inference, wants = await self._read_raw(request, path, body)
+            else:
+                inference, wants = self._read(request, path, body)
             answer, frames = await self._cluster.infer(inference)
             response = _answer(inference, wants, answer, frames)
         finally:
@@ -329,20 +332,27 @@ class HttpServer:
             raise TooLarge(f"JSON of {length} bytes, at most {JSON_BYTES_MAX} are taken; send binary data")
         fields = _object(body if length == len(body) else body[:length], "the request")
         parameters = _parameters(fields, "the request")
-        timeouts = [timeout_of(parameters["timeout"], "parameter timeout")] if "timeout" in parameters else []
-        if (text := headers.get(TIMEOUT)) is not None:
-            whole = text.isascii() and text.isdigit() and len(text) < 20
-            timeouts.append(timeout_of(int(text) if whole else text, f"header {TIMEOUT}"))
+        timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
         request_id = fields.get("id", "")
         if type(request_id) is not str:
             raise InvalidInput(f"id must be a string, got {repr(request_id)[:80]}", got=repr(request_id)[:80])
         references, frames = _inputs(fields, memoryview(body)[length:])
         wants = _wants(fields, parameters)
         inference = Inference(
-            reference_of(path[3], path[5] if len(path) == 7 else ""), request_id, references, frames,
-            list(wants.named), least(*timeouts), priority_of(parameters),
+            reference_of(*_named(path)), request_id, references, frames,
+            list(wants.named), least(timeout_ns, _header_timeout(request)), priority_of(parameters),
         )  # fmt: skip
         return inference, wants
+
+    async def _read_raw(
+        self, request: web.BaseRequest, path: list[str], body: bytes
+    ) -> tuple[Inference, _Wants]:
+        """A request that is nothing but the raw bytes of its model's one input; all outputs come raw as well."""
+        named = _named(path)
+        name, code, shape = await self._cluster.only_input(*named, len(body))
+        timeout_ns = _header_timeout(request)
+        inference = Inference(reference_of(*named), "", [[name, code, shape, 0]], [body], [], timeout_ns, 0)
+        return inference, _Wants({}, True)
 
     # ----- everything else ---------------------------------------------------------------------
 
@@ -411,7 +421,17 @@ class _Wants:
 
 
 def _named(path: list[str]) -> tuple[str, str]:
-    return path[3], path[5] if len(path) > 5 else ""
+    """Model and version ("" for none) of /v2/models/NAME[/versions/VERSION]."""
+    return path[3], path[5] if path[4:5] == ["versions"] else ""
+
+
+def _header_timeout(request: web.BaseRequest) -> int:
+    """What the header says of the deadline, in nanoseconds; 0: nothing. Raises InvalidInput."""
+    text = request.headers.get(TIMEOUT)
+    if text is None:
+        return 0
+    whole = text.isascii() and text.isdigit() and len(text) < 20
+    return timeout_of(int(text) if whole else text, f"header {TIMEOUT}")
 
 
 def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.Response:

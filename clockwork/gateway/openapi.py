@@ -95,8 +95,9 @@ def _infer() -> Json:
         },
         {
             "name": "Inference-Header-Content-Length", "in": "header",
-            "description": "How many bytes of the body are JSON; all, where it is missing.",
-            "schema": {"type": "integer", "minimum": 1},
+            "description": "How many bytes of the body are JSON; all, where it is missing. 0: the body is the raw "
+            "bytes of the model's one input.",
+            "schema": {"type": "integer", "minimum": 0},
         },
     ]  # fmt: skip
     operation["requestBody"]["content"] |= binary

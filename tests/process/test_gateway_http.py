@@ -15,7 +15,7 @@ from gateways import HEADER_LENGTH, Http, running_gateway, tensor
 
 from clockwork.clock import SECOND, now_ns
 from clockwork.gateway.process import Gateway
-from clockwork.messages import Answer, Cancel, InferRequest, Query, Status
+from clockwork.messages import Answer, Cancel, InferRequest, Query, Reply, Status
 from clockwork.tensors import DTYPES
 
 X = np.array([[1.5, -2.0]], np.float32)
@@ -101,6 +101,38 @@ def test_every_datatype_passes_as_it_is(http: Http, code: int) -> None:
     assert reply.outputs == {"y": raw}
     header = json.loads(reply.data[: int(reply.headers[HEADER_LENGTH.lower()])])
     assert header["outputs"][0]["datatype"] == NAME_OF[code]
+
+
+def test_raw_bytes_alone_are_a_models_one_input(http: Http, controller: FakeController) -> None:
+    described = {
+        "name": "m",
+        "version": 1,
+        "state": "ready",
+        "inputs": [{"name": "x", "dtype": "float32", "shape": ["N", 2]}],
+    }
+
+    def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+        if type(message) is Query:
+            controller.send(identity, Reply(message.request_id, described))
+        else:
+            echo(controller, identity, message, frames)
+
+    controller.handle = handle
+    more = {HEADER_LENGTH: "0", "X-Clockwork-Timeout-Us": "2000"}
+    reply = http.ask("POST", "/v2/models/m/infer", RAW + RAW, more)
+    assert reply.outputs == {"y": RAW + RAW}
+    assert last_request(controller).tensors == [["x", 1, [2, 2], 0]]
+    assert last_request(controller).slo_ns == 2_000_000
+    reply = http.ask("POST", "/v2/models/m/infer", RAW + b"!", more)
+    assert (reply.status, "takes 8 bytes, got 9" in reply.json["error"]) == (400, True)
+    for inputs in (
+        [{"name": "x", "dtype": "float32", "shape": ["N", "M"]}],
+        [{"name": "x", "dtype": "string", "shape": [1]}],
+        [],
+    ):
+        described["inputs"] = inputs
+        described["outputs"] = [{"name": "y", "dtype": "float32", "shape": [1]}]
+        assert http.ask("POST", "/v2/models/m/infer", RAW, more).status == 400
 
 
 def test_a_large_answer_comes_in_pieces_and_whole(http: Http) -> None:
@@ -226,7 +258,7 @@ def test_what_is_wrong_with_a_request_is_said(
     assert http.infer(PLAIN).status == 200  # on the same connection
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "0", "99999", "1" * 30, ""])
+@pytest.mark.parametrize("length", ["-1", "x", "00", "99999", "1" * 30, ""])
 def test_a_header_length_that_cannot_be(http: Http, length: str) -> None:
     reply = http.infer(PLAIN, Inference_Header_Content_Length=length)
     assert (reply.status, HEADER_LENGTH in reply.json["error"]) == (400, True)

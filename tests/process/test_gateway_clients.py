@@ -294,29 +294,14 @@ def test_perf_analyzer_measures_to_a_clean_report(
         pytest.skip("perf_analyzer is not installed (requirements-clients.lock), or came without its program")
     report = tmp_path / "report.csv"
     url = served.http if protocol == "http" else served.grpc
-    arguments = [
-        "-m",
-        "digits",
-        "-i",
-        protocol,
-        "-u",
-        url,
-        "-p",
-        "400",
-        "-r",
-        "1",
-        "-s",
-        "99",
-        "-f",
-        str(report),
-    ]
+    # Three windows, and no demands on how even they are: the machine does other things as well.
+    how = ["-p", "300", "-r", "4", "-s", "900"]
+    arguments = ["-m", "digits", "-i", protocol, "-u", url, "-f", str(report), *how]
     done = subprocess.run(
         [program, *arguments, *LOADS[load]], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
-    # One window measured is no stable measurement to it, which is all that it may complain of.
-    complaints = done.stderr.replace("Failed to obtain stable measurement.", "").strip()
-    assert complaints == "", done.stdout + done.stderr
-    assert report.exists(), done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert report.exists(), done.stdout
     with open(report, newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["Inferences/Second"]) > 5, rows

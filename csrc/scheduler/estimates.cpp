@@ -251,9 +251,11 @@ Curve* ProgramEstimates::curve(std::uint32_t shape) const {
 Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::uint32_t batch) const {
     Curve* reference = nullptr;
     std::uint64_t reference_count = 0;
+    std::uint64_t wanted = shapes.elements(shape);
     for (const auto& [known, curve] : curves_) {
         std::uint64_t count = shapes.elements(known);
-        if (count > reference_count) {
+        bool is_better = reference_count < wanted ? count > reference_count : wanted <= count && count < reference_count;
+        if (is_better) {
             reference = curve.get();
             reference_count = count;
         }
@@ -261,7 +263,7 @@ Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::ui
     if (reference == nullptr) {
         return 0;
     }
-    double ratio = static_cast<double>(shapes.elements(shape)) / static_cast<double>(reference_count);
+    double ratio = static_cast<double>(wanted) / static_cast<double>(reference_count);
     ratio = std::max(ratio, 1.0);
     if (ratio > BOUND_RATIO_MAX) {
         return 0;

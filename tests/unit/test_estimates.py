@@ -122,6 +122,13 @@ def test_the_bound_of_an_unseen_shape_is_quadratic_and_capped() -> None:
     assert program.curve(((3, 8, 16),)).exec_ns(1) == 6 * MS
 
 
+def test_an_unseen_shape_is_bounded_by_the_smallest_that_is_as_large() -> None:
+    program = ProgramEstimates()
+    program.seed([ProfilePoint(((length,),), 1, length * MS) for length in (512, 64, 128)])
+    for length, bound_ms in ((1, 64), (64, 64), (65, 128), (128, 128), (129, 512), (512, 512), (1024, 2048)):
+        assert program.bound_ns(((length,),), 1) == with_margin(bound_ms * MS), length
+
+
 def test_loads_know_the_model_the_profile_and_the_machine() -> None:
     loads = LoadEstimates()
     assert loads.load_ns(1, 10 * MS, 100) == 10 * MS

@@ -73,6 +73,20 @@ PRIORITY_MAX = 255
 DRAIN_BATCH_EVENTS = 256
 """Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
 
+METRIC_BOUNDS_NS = tuple(
+    round(base * 10**exponent)
+    for exponent in range(4, 11)
+    for base in (1, 2.5, 5)
+    if 50_000 <= base * 10**exponent <= 10_000_000_000
+)
+"""Upper bounds of the histograms of durations that a controller keeps: from 50 us to 10 s."""
+
+PREDICTION_BOUNDS_NS = tuple(round(base * 10**exponent) for exponent in range(4, 9) for base in (1, 2.5, 5))
+"""The same of the errors of predictions, which are smaller: from 10 us to 500 ms."""
+
+METRICS_MODELS_PAGE = 128
+"""Models that one answer to the query for metrics tells of: the controller serves nobody while it gathers them."""
+
 RECORD_BYTES_MAX = 1 << 30
 """A recording of a controller's events ends at this size: some 10 million requests."""
 

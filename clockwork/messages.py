@@ -131,7 +131,7 @@ class Offer(NamedTuple):
 
 
 class Query(NamedTuple):
-    """``what``: models, model (argument: its name), status."""
+    """``what``: models, model (argument: its name), status, metrics (see controller/metrics.py)."""
 
     request_id: int
     what: str
@@ -152,7 +152,8 @@ class ClientWelcome(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A successful inference. ``times``: queue_ns, load_ns, exec_ns, total_ns as the controller saw them."""
+    """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a load, on the
+    device, in all; then, of that on the device, copying inputs in and outputs out."""
 
     request_id: int
     model_version: int

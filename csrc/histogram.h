@@ -38,12 +38,14 @@ public:
         if (counts_.empty()) counts_.resize(BUCKETS);
         ++counts_[bucket(value)];
         ++total_;
+        sum_ += value;
         if (value > largest_) largest_ = value;
     }
 
     void clear() {
         if (total_) std::fill(counts_.begin(), counts_.end(), 0);
         total_ = 0;
+        sum_ = 0;
         largest_ = 0;
     }
 
@@ -57,13 +59,24 @@ public:
         return 0;
     }
 
+    // How many values are at most this large, give or take those in its own bucket.
+    std::uint64_t up_to(Ns value) const {
+        std::uint64_t seen = 0;
+        for (std::size_t index = 0, end = std::min(counts_.size(), bucket(value) + 1); index < end; ++index) {
+            seen += counts_[index];
+        }
+        return seen;
+    }
+
     std::uint64_t total() const { return total_; }
+    Ns sum() const { return sum_; }
     Ns largest() const { return largest_; }
     const std::vector<std::uint64_t>& counts() const { return counts_; }
 
 private:
     std::vector<std::uint64_t> counts_;  // empty until something is counted
     std::uint64_t total_ = 0;
+    Ns sum_ = 0;
     Ns largest_ = 0;
 };
 

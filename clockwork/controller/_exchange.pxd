@@ -86,6 +86,41 @@ cdef extern from "controller/messages.h" namespace "clockwork" nogil:
         vector[int64_t] dims
         cbool read(string_view header) except +
 
+cdef extern from "controller/counts.h" namespace "clockwork" nogil:
+    cdef cppclass CDurations "clockwork::Durations":
+        int64_t sum_ns
+        const uint64_t *data "counts.data" ()
+        size_t size "counts.size" ()
+
+    cdef cppclass CBatchCounts "clockwork::BatchCounts":
+        const uint64_t *data "counts.data" ()
+        const int64_t *sums "sums_ns.data" ()
+        size_t places "counts.size" ()
+        @staticmethod
+        uint32_t size(size_t place)
+        @staticmethod
+        size_t place(uint32_t rows)
+
+    cdef cppclass CModelCounts "clockwork::ModelCounts":
+        CDurations *time_data "times.data" ()
+        CBatchCounts batches
+        const uint64_t *refused_data "refused.data" ()
+        uint64_t rows
+        uint64_t executions
+        uint64_t invalid
+        uint64_t failed
+        int64_t last_ns
+
+    cdef cppclass CDeviceCounts "clockwork::DeviceCounts":
+        uint64_t executions
+        uint64_t loads
+        uint64_t unloads
+        int64_t busy_ns
+        int64_t load_busy_ns
+
+    const int64_t *C_METRIC_BOUNDS "clockwork::METRIC_BOUNDS_NS.data" ()
+    size_t C_METRIC_BOUND_COUNT "clockwork::METRIC_BOUNDS_NS.size" ()
+
 cdef extern from "controller/models.h" namespace "clockwork" nogil:
     const int64_t C_DIMENSION_ANY "clockwork::DIMENSION_ANY"
     const int64_t C_ROWS_MAX "clockwork::ROWS_MAX"
@@ -123,6 +158,8 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
 
     cdef cppclass CServedModel "clockwork::ServedModel":
         COutcomes outcomes
+        uint64_t held
+        CModelCounts *counts "counts.get" ()
 
 cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
     cdef enum CActionKind "clockwork::ActionKind":
@@ -150,6 +187,9 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         int64_t heard_ns
         uint64_t *sent_data "sent.data" ()
         uint64_t *results_data "results.data" ()
+        vector[CDeviceCounts] devices
+        uint64_t fetches
+        uint64_t drops
         const CExpected *find_action "actions.find" (uint64_t action_id)
 
     cdef cppclass CCheckedTensor "clockwork::CheckedTensor":
@@ -197,10 +237,10 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
                    int64_t slo_ns, int64_t priority, const vector[CCheckedTensor] &tensors) except +
         void fail_all(CStatus status, string_view text) except +
         size_t held_count()
-        uint32_t worker_joined(string_view identity, int32_t worker_id) except +
+        uint32_t worker_joined(string_view identity, int32_t worker_id, size_t device_count) except +
         void worker_left(uint32_t worker) except +
         CWorkerLink &worker(uint32_t slot)
-        void sent(uint32_t worker, uint64_t action_id, CActionKind kind) except +
+        void sent(uint32_t worker, uint64_t action_id, CActionKind kind, int32_t device) except +
         void serve(int64_t model_id, int64_t version, string_view label, int64_t slo_ns,
                    shared_ptr[const CModelInterface] interface) except +
         void forget(int64_t model_id) except +
@@ -213,6 +253,8 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         void forget_shapes()
         const COutcomes &outcomes()
         uint64_t refusals(CReason reason)
+        void count_invalid(int64_t model_id) except +
+        const CDurations &lag()
         vector[CToldEvent] told
         cbool is_recording
         int64_t *spent_data "spent_ns.data" ()

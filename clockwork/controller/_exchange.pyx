@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 
-from clockwork.messages import Status
+from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import ActionDone, Arrived, Request, RequestCancelled
 from clockwork.tensors import DTYPES, STRING
 
@@ -18,6 +18,8 @@ WORKER_MESSAGE, CLIENT_MESSAGE, ORDER, ORDERS_DONE = C_WORKER_MESSAGE, C_CLIENT_
 
 STAGES = ("wait", "receive", "check requests, note results", "look", "schedule", "order and answer", "after orders",
           "free messages", "Python")
+METRIC_BOUNDS_NS = tuple([C_METRIC_BOUNDS()[place] for place in range(C_METRIC_BOUND_COUNT())])
+TIMES = ("total", "queue", "load", "execute", "copy_in", "copy_out")
 ACTION_KINDS = ("load", "unload", "infer", "profile", "fetch", "drop")
 
 
@@ -94,6 +96,17 @@ cdef CSentences sentences_of(templates, reasons) except *:
     for text in reasons:
         words.push_back(text.encode())
     return CSentences(texts, names, words)
+
+
+cdef dict durations_of(const CDurations &one):
+    """As the query "metrics" has it: the counts add up from bucket to bucket."""
+    cdef uint64_t seen = 0
+    cdef size_t place
+    cdef list buckets = []
+    for place in range(one.size()):
+        seen += one.data()[place]
+        buckets.append(seen)
+    return {"count": seen, "sum_ns": one.sum_ns, "buckets": buckets}
 
 
 cdef class Exchange:
@@ -285,9 +298,9 @@ cdef class Exchange:
 
     # ----- workers -----------------------------------------------------------------------------
 
-    def worker_joined(self, bytes identity, int32_t worker_id):
+    def worker_joined(self, bytes identity, int32_t worker_id, size_t device_count):
         """Its slot here, until worker_left()."""
-        return self._exchange.get().worker_joined(view_of(identity), worker_id)
+        return self._exchange.get().worker_joined(view_of(identity), worker_id, device_count)
 
     def worker_left(self, uint32_t worker):
         self._exchange.get().worker_left(worker)
@@ -300,9 +313,9 @@ cdef class Exchange:
         """The bounds of a worker's clock, of ClockSync.bounds()."""
         self._exchange.get().worker(worker).clock.set(upper, upper_at, lower, lower_at)
 
-    def sent(self, uint32_t worker, uint64_t action_id):
+    def sent(self, uint32_t worker, uint64_t action_id, int32_t device):
         """Python sends a PROFILE."""
-        self._exchange.get().sent(worker, action_id, C_PROFILE)
+        self._exchange.get().sent(worker, action_id, C_PROFILE, device)
 
     def expected(self, uint32_t worker, action_id):
         """(parts, tensors) of an action's result that is OK; None if it is not under way."""
@@ -374,6 +387,60 @@ cdef class Exchange:
         """By the number of a reason: 1 is the first of messages.Reason."""
         return self._exchange.get().refusals(<CReason><uint8_t>reason)
 
+    def count_invalid(self, int64_t model_id):
+        """A request for it was wrong, and is not held."""
+        self._exchange.get().count_invalid(model_id)
+
+    def model_counts(self, int64_t model_id):
+        """What the query "metrics" says of it, as far as it is counted here; None while nothing was asked of it."""
+        cdef CServedModel *model = self._exchange.get().find_model(model_id)
+        if model == NULL or model.counts() == NULL:
+            return None
+        cdef CModelCounts *counts = model.counts()
+        cdef size_t place
+        return {
+            "pending": model.held,
+            "outcomes": {
+                "success": model.outcomes.answered,
+                "refused": {
+                    REASONS[place]: counts.refused_data()[place] for place in range(1, len(REASONS))
+                    if counts.refused_data()[place]
+                },
+                "deadline_missed": model.outcomes.missed,
+                "cancelled": model.outcomes.cancelled,
+                "failed": counts.failed,
+                "invalid_input": counts.invalid,
+            },
+            "inferences": counts.rows,
+            "executions": counts.executions,
+            "last_ns": counts.last_ns,
+            "times": {name: durations_of(counts.time_data()[place]) for place, name in enumerate(TIMES)},
+            "batches": {
+                CBatchCounts.size(place): [counts.batches.data()[place], counts.batches.sums()[place]]
+                for place in range(1, counts.batches.places()) if counts.batches.data()[place]
+            },
+        }
+
+    def device_counts(self, uint32_t worker):
+        """Of each device of a worker: actions that ended well, and the time that they took."""
+        cdef CDeviceCounts one
+        return [
+            {
+                "executions": one.executions, "busy_ns": one.busy_ns, "loads": one.loads,
+                "load_busy_ns": one.load_busy_ns, "unloads": one.unloads,
+            }
+            for one in self._exchange.get().worker(worker).devices
+        ]
+
+    def host_counts(self, uint32_t worker):
+        """(models fetched into, dropped from) a worker's host store."""
+        cdef CWorkerLink *link = &self._exchange.get().worker(worker)
+        return link.fetches, link.drops
+
+    def lag(self):
+        """How late the loop is, as a histogram of turns; see csrc/controller/exchange.h."""
+        return durations_of(self._exchange.get().lag())
+
     def spent_ns(self):
         """Processor time of this thread by what it was for, since is_timed was set."""
         cdef int64_t *spent = self._exchange.get().spent_data()
@@ -396,6 +463,9 @@ cdef class Exchange:
     @is_short.setter
     def is_short(self, cbool value):
         self._exchange.get().is_short = value
+
+
+REASONS = ("", *[str(reason) for reason in Reason])
 
 
 # ----- parts, for tests --------------------------------------------------------------------------
@@ -434,6 +504,12 @@ def read_result(bytes header):
         found.action_id, <int><uint8_t>found.status, text,
         found.received_ns, found.begin_ns, found.end_ns, found.duration_ns, parts,
     )
+
+
+def batch_place(uint32_t rows):
+    """(where batches of so many rows are counted, the most rows that are counted there)."""
+    cdef size_t place = CBatchCounts.place(rows)
+    return place, CBatchCounts.size(place)
 
 
 def accepts(Interface interface, bytes header, sizes):

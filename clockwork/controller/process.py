@@ -44,6 +44,7 @@ from clockwork.controller._exchange import (
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
 from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_stamps, parse_devices
+from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
 from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel, describe_unloaded
 from clockwork.controller.record import Recorder
@@ -175,6 +176,9 @@ class Controller:
         )  # fmt: skip
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
+        self._metrics = MetricsQuery(
+            self._exchange, self._scheduler, self._table, settings.policy, self._started_ns
+        )
         self._storage = StorageThread()
         self._registrar = Registrar(self, self._catalog, self._storage, self._table)
         restored = self._registrar.restore()
@@ -269,6 +273,8 @@ class Controller:
         try:
             self._client_handlers[type(message)](self, client, message, frames)
         except ClockworkError as error:
+            if type(message) is InferRequest:
+                self._metrics.count_unserved(error)
             self._fail(client, message.request_id, error)
 
     def _greet_client(self, identity: bytes, fd: int, message: Any) -> None:
@@ -312,7 +318,11 @@ class Controller:
             raise InvalidInput(
                 f"priority must be between 0 (the default) and {PRIORITY_MAX}, got {message.priority}"
             )
-        checked = check_request(model, message.tensors, frames[1:])
+        try:
+            checked = check_request(model, message.tensors, frames[1:])
+        except InvalidInput:
+            self._exchange.count_invalid(model.model_id)
+            raise
         self._exchange.admit(
             client.slot, message.request_id, model.model_id, checked, message.slo_ns, message.priority
         )
@@ -374,8 +384,12 @@ class Controller:
                 body = describe_unloaded(away[-1])
             else:
                 raise ModelNotFound(self._table.absence(message.argument))
+        elif message.what == "metrics":
+            body = self._metrics.body(message.argument, self._workers.values(), len(self._clients))
         else:
-            raise InvalidInput(f"a query is for status, models or model, not {message.what[:80]!r}")
+            raise InvalidInput(
+                f"a query is for status, models, model or metrics, not {message.what[:80]!r}"
+            )
         self._send_client(client, Reply(message.request_id, body))
 
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
@@ -432,7 +446,7 @@ class Controller:
             text = f"{WORKERS_MAX} workers are connected, which is the most"
             self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
             return
-        slot = self._exchange.worker_joined(identity, self._next_worker)
+        slot = self._exchange.worker_joined(identity, self._next_worker, len(devices))
         worker = WorkerLink(
             identity, fd, slot, self._next_worker, message.name[:80], message.worker_epoch, devices
         )
@@ -558,7 +572,7 @@ class Controller:
             worker.clock.to_worker_earliest(command.earliest_ns),
             worker.clock.to_worker_latest(command.latest_ns), command.expected_ns, shapes,
         )  # fmt: skip
-        self._exchange.sent(worker.slot, command.action_id)
+        self._exchange.sent(worker.slot, command.action_id, command.device)
         if not self._worker_router.send(worker.identity, wire.encode(message)):
             self._worker_gone(worker, "cannot be reached")
 

@@ -107,6 +107,8 @@ cdef extern from "histogram.h" namespace "clockwork" nogil:
     cdef cppclass CHistogram "clockwork::Histogram":
         int64_t percentile(double fraction)
         uint64_t total()
+        int64_t sum()
+        uint64_t up_to(int64_t value)
         int64_t largest()
 
 
@@ -146,6 +148,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t pages_free
         uint64_t resident
         uint64_t served
+        uint64_t evicted_early
         cbool draining
         uint64_t host_bytes
         uint64_t host_used
@@ -222,6 +225,8 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[CDeviceStatus] devices() except +
         vector[CWhereabouts] whereabouts(int64_t model_id) except +
         CSnapshot snapshot() except +
+        double devices_wanted(int64_t now) except +
+        cbool host_picture(int32_t worker, vector[int64_t] &held) except +
         const CPredictions *predictions()
         void check_invariants() except +AssertionError
         CCommands out

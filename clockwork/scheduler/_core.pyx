@@ -233,6 +233,15 @@ cdef dict errors_of(const CErrors &errors):
     return {"over": histogram_of(errors.over), "under": histogram_of(errors.under)}
 
 
+cdef dict cumulative_of(const CHistogram &one, bounds_ns):
+    buckets = [one.up_to(bound) for bound in bounds_ns]
+    return {"count": one.total(), "sum_ns": one.sum(), "buckets": [*buckets, one.total()]}
+
+
+cdef dict buckets_of(const CErrors &errors, bounds_ns):
+    return {"over": cumulative_of(errors.over, bounds_ns), "under": cumulative_of(errors.under, bounds_ns)}
+
+
 cdef class Core:
     """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
 
@@ -541,6 +550,7 @@ cdef class Core:
             "clock_mhz": row.clock_mhz,
             "resident": row.resident,
             "served": row.served,
+            "evicted_early": row.evicted_early,
             "host_bytes": row.host_bytes,
             "host_used": row.host_used,
             "hosted": row.hosted,
@@ -550,6 +560,27 @@ cdef class Core:
     def whereabouts(self, model_id):
         cdef CWhereabouts one
         return [(one.worker, one.device, STATES[one.state]) for one in self._core.whereabouts(model_id)]
+
+    def devices_wanted(self, int64_t now_ns):
+        return self._core.devices_wanted(now_ns)
+
+    def hosted(self, int32_t worker):
+        cdef vector[int64_t] held
+        self._core.host_picture(worker, held)
+        return list(held)
+
+    def prediction_errors(self, bounds_ns):
+        cdef const CPredictions *found = self._core.predictions()
+        if found is NULL:
+            return {}
+        return {
+            "infer_duration": buckets_of(found.infer_duration, bounds_ns),
+            "infer_completion": buckets_of(found.infer_completion, bounds_ns),
+            "load_duration": buckets_of(found.load_duration, bounds_ns),
+            "load_completion": buckets_of(found.load_completion, bounds_ns),
+            "fetch_duration": buckets_of(found.fetch_duration, bounds_ns),
+            "fetch_completion": buckets_of(found.fetch_completion, bounds_ns),
+        }
 
     def predictions(self):
         cdef const CPredictions *found = self._core.predictions()

@@ -314,6 +314,18 @@ class Scheduler(Protocol):
         """(worker, device, state) of each device that holds a model, or is about to."""
         ...
 
+    def hosted(self, worker: int) -> list[int]:
+        """The models in a worker's host store."""
+        ...
+
+    def devices_wanted(self, now_ns: int) -> float:
+        """How many devices today's load needs; see csrc/scheduler/demand.h."""
+        ...
+
+    def prediction_errors(self, bounds_ns: Iterable[int]) -> dict[str, dict[str, dict[str, Any]]]:
+        """predictions() as histograms of these bounds."""
+        ...
+
     def predictions(self) -> dict[str, Any]:
         """Plain data: how much longer (over) or shorter (under) actions were predicted than they were, and how
         much later or earlier their ends: infer_duration, infer_completion, load_duration, load_completion."""

@@ -156,6 +156,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t scheduler_ns()
         const Accounts &accounts()
         const Predictions *predictions()
+        double devices_wanted() except +raise_as_python
         const Digest &digest()
         const vector[TraceRow] &trace()
 
@@ -378,6 +379,7 @@ cdef class World:
                 "fetch_completion": errors_of(predictions.fetch_completion),
             },
             "slices": slices,
+            "devices_wanted": self._world.get().devices_wanted(),
             "digest": f"{high:016x}{low:016x}",
             "requests": self._world.get().requests(),
             "events": self._world.get().events(),

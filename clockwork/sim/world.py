@@ -197,6 +197,7 @@ class Report:
     failed_actions: int
     crashes: int
     errors: Mapping[str, Errors]  # infer_duration, infer_completion; so for load and fetch
+    devices_wanted: float  # the scheduler's own answer, when the last request came; see csrc/scheduler/demand.h
     series: Mapping[str, Counts]  # by SLICE_NAMES; empty without series_ns
     series_ns: int
     digest: str  # of every event and order
@@ -249,6 +250,7 @@ class Report:
             "failed_actions": self.failed_actions,
             "crashes": self.crashes,
             "errors": {name: one.to_json() for name, one in self.errors.items()},
+            "devices_wanted": self.devices_wanted,
             "series": {name: values.tolist() for name, values in self.series.items()},
             "series_ns": self.series_ns,
             "digest": self.digest,

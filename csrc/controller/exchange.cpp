@@ -61,13 +61,17 @@ void Exchange::lap(int stage) {
 Exchange::Need Exchange::step(Ns until) {
     switch (stage_) {
         case WAIT:
-            wait(until);
+            due_ns_ = now_;  // what is there already has come since the turn before took what there was
+            if (wait(until)) due_ns_ = NEVER_NS;
             now_ = clock_ns();
+            due_ns_ = std::min({due_ns_, wake_ns_, now_});
+            is_idle_ = true;
             side_ = WORKERS;
             stage_ = TAKE;
             break;
         case TAKE:
             take(side_);
+            is_idle_ = is_idle_ && batches_[side_].size() == 0;
             stage_ = HANDLE;
             if (sockets_[side_].has_news()) return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
             break;
@@ -87,7 +91,7 @@ Exchange::Need Exchange::step(Ns until) {
                 stage_ = END;
                 break;
             }
-            dirty_ = false;
+            dirty_ = is_idle_ = false;
             if (now_ >= wake_ns_) wake_ns_ = NEVER_NS;
             order_ = 0;
             scheduler_.settle(now_);
@@ -112,14 +116,16 @@ Exchange::Need Exchange::step(Ns until) {
             break;
         case END:
             end_turn();
+            if (!is_idle_) lag_.add(clock_ns() - due_ns_);
             stage_ = WAIT;
             break;
     }
     return NOTHING;
 }
 
-// Until something may be readable, or it is time. A signal ends it too, and is Python's to look at.
-void Exchange::wait(Ns until) {
+// Until something may be readable, or it is time. A signal ends it too, and is Python's to look at. False if something
+// was there already.
+bool Exchange::wait(Ns until) {
     bool has_input = false;
     for (const RouterSocket& socket : sockets_) has_input = has_input || socket.has_input() || socket.has_news();
     Ns timeout = has_input ? 0 : std::max<Ns>(std::min(until, wake_ns_) - clock_ns(), 0);
@@ -129,6 +135,7 @@ void Exchange::wait(Ns until) {
     for (std::size_t place = own_count_; ready > 0 && place < descriptors_.size(); ++place) {
         others_ready_ = others_ready_ || descriptors_[place].revents != 0;
     }
+    return !has_input;
 }
 
 void Exchange::take(Side side) {
@@ -236,6 +243,7 @@ HeldRequest& Exchange::hold(ClientLink& client, std::int64_t request_id, ServedM
     held.request_id = request_id;
     held.client = &client;
     held.model = &model;
+    if (model.counts == nullptr) model.counts = std::make_unique<ModelCounts>();
     ++model.held;
     held.before = client.last;
     held.after = nullptr;
@@ -256,6 +264,8 @@ void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape
     request.shape = shape;
     request.bytes = bytes;
     request.arrived_ns = now_;
+    held.rows = rows;
+    held.arrived_ns = now_;
     // So that a deadline never comes before an arrival: an SLO may be as long as NEVER_NS.
     request.deadline_ns = slo != 0 ? std::min(now_ + slo, NEVER_NS) : NEVER_NS;
     request.priority = static_cast<std::uint8_t>(priority != 0 ? priority : bounds_.priority_default);
@@ -371,6 +381,7 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
         result_of_.insert(action_id, static_cast<std::uint32_t>(result_count_));
         ++result_count_;
     }
+    if (result.status == Status::OK) count_done(worker, *expected, result);
     worker.actions.erase(action_id);
     ++worker.results[static_cast<std::size_t>(result.status)];
     ActionResult done;
@@ -392,11 +403,38 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
     return true;
 }
 
-std::uint32_t Exchange::worker_joined(std::string_view identity, WorkerId worker_id) {
+void Exchange::count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result) {
+    if (sent.kind == ActionKind::FETCH || sent.kind == ActionKind::DROP) {  // for whichever of its devices
+        ++(sent.kind == ActionKind::FETCH ? worker.fetches : worker.drops);
+        return;
+    }
+    if (static_cast<std::size_t>(sent.device) >= worker.devices.size()) return;
+    DeviceCounts& device = worker.devices[static_cast<std::size_t>(sent.device)];
+    switch (sent.kind) {
+        case ActionKind::LOAD:
+            ++device.loads;
+            device.load_busy_ns += result.duration_ns;
+            break;
+        case ActionKind::UNLOAD: ++device.unloads; break;
+        case ActionKind::INFER:
+            if (ServedModel* model = find_model(sent.model_id); model != nullptr && model->counts != nullptr) {
+                ModelCounts& counts = *model->counts;
+                ++counts.executions;
+                counts.batches.add(sent.rows, result.execute_ns);
+            }
+            [[fallthrough]];
+        default:
+            ++device.executions;
+            device.busy_ns += result.execute_ns;
+    }
+}
+
+std::uint32_t Exchange::worker_joined(std::string_view identity, WorkerId worker_id, std::size_t device_count) {
     WorkerLink* worker = workers_.make();
     worker->identity = identity;
     worker->worker_id = worker_id;
     worker->heard_ns = now_;
+    worker->devices.resize(device_count);
     worker_of_identity_.emplace(worker->identity, worker->slot);
     worker_of_id_.insert(static_cast<std::uint32_t>(worker_id), worker->slot);
     return worker->slot;
@@ -416,13 +454,16 @@ WorkerLink* Exchange::worker_of(WorkerId worker_id) {
 
 // ----- orders -------------------------------------------------------------------------------------
 
-void Exchange::sent(std::uint32_t worker, ActionId action_id, ActionKind kind) {
-    note_sent(*workers_.at(worker), action_id, kind, {});
+void Exchange::sent(std::uint32_t worker, ActionId action_id, ActionKind kind, std::int32_t device) {
+    Expected expected;
+    expected.kind = kind;
+    expected.device = device;
+    note_sent(*workers_.at(worker), action_id, expected);
 }
 
-void Exchange::note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, Expected expected) {
+void Exchange::note_sent(WorkerLink& worker, ActionId action_id, const Expected& expected) {
     worker.actions.add(action_id, expected);
-    ++worker.sent[static_cast<std::size_t>(kind)];
+    ++worker.sent[static_cast<std::size_t>(expected.kind)];
 }
 
 // Sends the header that was written. False if the worker cannot be reached: it is as good as gone.
@@ -460,9 +501,11 @@ void Exchange::send_infer(const Command& command) {
     writer_.array(command.count);
     sending_.clear();
     std::size_t frames = 0;
+    std::uint32_t rows = 0;
     for (std::uint32_t part = 0; part < command.count; ++part) {
         HeldRequest& one = held(ids[part]);
         sending_.push_back(&one);
+        rows += one.rows;
         writer_.array(one.tensors.size());
         for (const HeldTensor& tensor : one.tensors) {
             writer_.array(3);
@@ -472,7 +515,9 @@ void Exchange::send_infer(const Command& command) {
         }
     }
     std::size_t outputs = sending_.front()->model->interface->outputs.size();
-    note_sent(*worker, command.action_id, ActionKind::INFER, {command.count, static_cast<std::uint32_t>(outputs)});
+    note_sent(*worker, command.action_id,
+              {command.count, static_cast<std::uint32_t>(outputs), ActionKind::INFER, command.device, rows,
+               command.model_id});
     if (!to_worker(*worker, frames > 0)) return;
     for (HeldRequest* one : sending_) {
         for (Frame& frame : one->frames) {
@@ -492,7 +537,7 @@ void Exchange::send_order(const Command& command, std::int64_t tag, ActionKind k
         for (std::uint32_t place = 0; place < command.count; ++place) writer_.natural(runs[place]);
     }
     window(command, *worker);
-    note_sent(*worker, command.action_id, kind, {});
+    note_sent(*worker, command.action_id, {0, 0, kind, command.device, 0, command.model_id});
     to_worker(*worker, false);
 }
 
@@ -541,11 +586,14 @@ void Exchange::answer_ok(const Command& command) {
         write_dims(writer_, result.header.dims.data() + refs[index].first, refs[index].rank);
         writer_.natural(index);
     }
-    writer_.array(4);
+    Ns total_ns = now_ - one.arrived_ns;
+    writer_.array(6);
     writer_.integer(command.a);
     writer_.integer(command.b);
     writer_.integer(command.c);
-    writer_.integer(0);
+    writer_.integer(total_ns);
+    writer_.integer(result.header.copy_in_ns);
+    writer_.integer(result.header.copy_out_ns);
     if (to_client(*one.client, count > 0)) {
         for (std::size_t index = 0; index < count; ++index) {
             Frame& frame = batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame));
@@ -560,6 +608,15 @@ void Exchange::answer_ok(const Command& command) {
     }
     outcomes_.count(Status::OK);
     one.model->outcomes.count(Status::OK);
+    ModelCounts& counts = *one.model->counts;
+    counts.times[ModelCounts::TOTAL].add(total_ns);
+    counts.times[ModelCounts::QUEUE].add(command.a);
+    if (command.b > 0) counts.times[ModelCounts::LOAD].add(command.b);
+    counts.times[ModelCounts::EXECUTE].add(result.header.execute_ns);
+    counts.times[ModelCounts::COPY_IN].add(result.header.copy_in_ns);
+    counts.times[ModelCounts::COPY_OUT].add(result.header.copy_out_ns);
+    counts.rows += one.rows;
+    counts.last_ns = now_;
     release(one);
 }
 
@@ -568,7 +625,18 @@ void Exchange::answer_failed(const Command& command) {
     const std::string* said =
         command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
     fail(one, command.status, sentences_.text(command, one.model->label, said), &command);
-    if (command.status == Status::REFUSED) ++refusals_[static_cast<std::size_t>(command.reason)];
+    ModelCounts& counts = *one.model->counts;
+    switch (command.status) {
+        case Status::REFUSED:
+            ++refusals_[static_cast<std::size_t>(command.reason)];
+            ++counts.refused[static_cast<std::size_t>(command.reason)];
+            break;
+        case Status::DEADLINE_MISSED:
+        case Status::CANCELLED: break;  // the outcomes have them
+        case Status::INVALID_INPUT: ++counts.invalid; break;
+        default: ++counts.failed;
+    }
+    counts.last_ns = now_;
     outcomes_.count(command.status);
     one.model->outcomes.count(command.status);
     release(one);
@@ -624,6 +692,13 @@ void Exchange::forget(ModelId model_id) {
     forget_references();
     if (found->second->held > 0) forgotten_.push_back(std::move(found->second));
     models_.erase(found);
+}
+
+void Exchange::count_invalid(ModelId model_id) {
+    if (ServedModel* model = find_model(model_id); model != nullptr) {
+        if (model->counts == nullptr) model->counts = std::make_unique<ModelCounts>();
+        ++model->counts->invalid;
+    }
 }
 
 ServedModel* Exchange::find_model(ModelId model_id) {

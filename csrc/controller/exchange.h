@@ -47,6 +47,8 @@ struct HeldRequest {
     std::int64_t request_id = 0;  // the client's
     ClientLink* client = nullptr;
     ServedModel* model = nullptr;
+    std::uint32_t rows = 1;
+    Ns arrived_ns = 0;
     std::vector<HeldTensor> tensors;
     std::vector<std::int64_t> dims;
     std::vector<Frame> frames;
@@ -87,10 +89,14 @@ enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP
 inline constexpr int ACTION_KINDS = 6;
 inline constexpr int STATUS_COUNT = 32;  // above every number of Status
 
-// Of a result that is OK: how many parts it has, and how many tensors each.
+// What was sent, and of a result that is OK: how many parts it has, and how many tensors each.
 struct Expected {
     std::uint32_t parts = 0;
     std::uint32_t tensors = 0;
+    ActionKind kind = ActionKind::PROFILE;
+    std::int32_t device = 0;
+    std::uint32_t rows = 0;  // of a batch
+    ModelId model_id = 0;
 };
 
 // Actions that were sent and not answered.
@@ -135,6 +141,8 @@ struct WorkerLink {
     Ns heard_ns = 0;
     std::array<std::uint64_t, ACTION_KINDS> sent{};
     std::array<std::uint64_t, STATUS_COUNT> results{};
+    std::vector<DeviceCounts> devices;
+    std::uint64_t fetches = 0, drops = 0;  // of its host store, that ended well
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
@@ -145,6 +153,8 @@ struct WorkerLink {
         heard_ns = 0;
         sent = {};
         results = {};
+        devices.clear();
+        fetches = drops = 0;
     }
 };
 
@@ -233,11 +243,11 @@ public:
 
     // ----- workers -----------------------------------------------------------------------------
 
-    std::uint32_t worker_joined(std::string_view identity, WorkerId worker_id);
+    std::uint32_t worker_joined(std::string_view identity, WorkerId worker_id, std::size_t device_count);
     void worker_left(std::uint32_t worker);
     WorkerLink& worker(std::uint32_t slot) { return *workers_.at(slot); }
     // Python sends this one.
-    void sent(std::uint32_t worker, ActionId action_id, ActionKind kind);
+    void sent(std::uint32_t worker, ActionId action_id, ActionKind kind, std::int32_t device);
 
     // ----- models ------------------------------------------------------------------------------
 
@@ -256,6 +266,11 @@ public:
     void forget_shapes();
 
     const Outcomes& outcomes() const { return outcomes_; }
+    // A request for it was wrong, and never held.
+    void count_invalid(ModelId model_id);
+    // How late the loop is: from when the oldest of what a turn handles was due, or can have come, until all that
+    // followed from it had been sent. A turn in which nothing happened is not counted.
+    const Durations& lag() const { return lag_; }
     std::uint64_t refusals(Reason reason) const { return refusals_[static_cast<std::size_t>(reason)]; }
 
     // What was noted since the caller last cleared it, if is_recording.
@@ -287,7 +302,7 @@ private:
 
     Need step(Ns until);
     void lap(int stage);
-    void wait(Ns until);
+    bool wait(Ns until);
     void take(Side side);
     bool handle();
     bool execute();
@@ -316,7 +331,8 @@ private:
     void head(const Command& command, std::int64_t tag, std::size_t fields);
     void window(const Command& command, const WorkerLink& worker);
     bool to_worker(WorkerLink& worker, bool more);
-    void note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, Expected expected);
+    void note_sent(WorkerLink& worker, ActionId action_id, const Expected& expected);
+    void count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
     bool to_client(ClientLink& client, bool more);
 
     Scheduler& scheduler_;
@@ -326,6 +342,9 @@ private:
     Ns now_ = 0;
     Ns wake_ns_ = NEVER_NS;
     bool dirty_ = false;
+    Ns due_ns_ = 0;         // when the oldest of what this turn handles was due, or can have come
+    bool is_idle_ = true;   // nothing has happened in this turn
+    Durations lag_;
 
     Stage stage_ = WAIT;
     std::vector<pollfd> descriptors_;
@@ -372,7 +391,7 @@ private:
     Frame spare_;
     std::vector<HeldRequest*> sending_;
     Outcomes outcomes_;
-    std::uint64_t refusals_[16] = {};
+    std::uint64_t refusals_[REASONS] = {};
 };
 
 }  // namespace clockwork

@@ -73,6 +73,7 @@ bool CancelHeader::read(std::string_view header) {
 
 bool ResultHeader::read(std::string_view header) {
     begin_ns = end_ns = duration_ns = 0;
+    copy_in_ns = execute_ns = copy_out_ns = 0;
     parts.clear();
     tensors.clear();
     dims.clear();
@@ -84,7 +85,7 @@ bool ResultHeader::read(std::string_view header) {
         return false;
     }
     status = static_cast<Status>(number);
-    for (int phase = 0; phase < 3; ++phase) {
+    for (Ns* phase_ns : {&copy_in_ns, &execute_ns, &copy_out_ns}) {
         std::uint32_t count = 0;
         std::int64_t stamps[3];
         if (!reader.array(count) || count != 3) return false;
@@ -94,6 +95,7 @@ bool ResultHeader::read(std::string_view header) {
         if (stamps[1] != 0) {
             begin_ns = begin_ns != 0 ? begin_ns : stamps[0];
             end_ns = stamps[1];
+            *phase_ns = stamps[2];
             duration_ns += stamps[2];
             if (!is_stamp(duration_ns)) return false;
         }

@@ -65,6 +65,9 @@ struct ResultHeader {
     Ns begin_ns = 0;  // of the first phase that happened
     Ns end_ns = 0;    // of the last
     Ns duration_ns = 0;
+    Ns copy_in_ns = 0;  // parts of that
+    Ns execute_ns = 0;
+    Ns copy_out_ns = 0;
     std::vector<std::uint32_t> parts;
     std::vector<TensorRef> tensors;
     std::vector<std::int64_t> dims;

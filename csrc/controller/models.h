@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "controller/counts.h"
 #include "controller/messages.h"
 #include "scheduler/types.h"
 
@@ -80,6 +81,7 @@ struct ServedModel {
     std::shared_ptr<const ModelInterface> interface;
     Outcomes outcomes;
     std::uint64_t held = 0;  // requests that are held
+    std::unique_ptr<ModelCounts> counts;  // null: nothing was asked of it yet
 };
 
 }  // namespace clockwork

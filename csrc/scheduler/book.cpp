@@ -32,6 +32,7 @@ DeviceStatus status_of(const Device& device) {
     row.pages_free = device.pages.free_count();
     row.resident = device.resident.size();
     row.served = device.served;
+    row.evicted_early = device.evicted_early;
     row.draining = device.worker->draining;
     row.host_bytes = device.worker->host_bytes;
     row.host_used = device.worker->host_used;
@@ -177,6 +178,7 @@ void Book::open(Pending& pending) {
     }
     ++pending.model->live;
     ++counts_.admitted;
+    demand_.add(now_, pending);
 }
 
 void Book::close(Pending& pending) {
@@ -228,6 +230,9 @@ void Book::refuse(const Request& request, Reason reason, Said said, Ns feasible_
 }
 
 void Book::refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns, Ns retry_after_ns) {
+    if (reason == Reason::DEADLINE || reason == Reason::MEMORY || reason == Reason::OVERLOADED) {
+        demand_.add(now_, pending);  // another device might have served it
+    }
     refuse(pending.request, reason, said, feasible_slo_ns, retry_after_ns);
     retire(&pending);
 }

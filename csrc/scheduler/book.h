@@ -53,6 +53,7 @@ public:
     std::vector<DeviceStatus> devices() const final;
     std::vector<Whereabouts> whereabouts(ModelId model_id) const final;
     Snapshot snapshot() const override;
+    double devices_wanted(Ns now) const final { return demand_.devices_wanted(now, models_, devices_); }
     const Predictions* predictions() const final { return &predictions_; }
     void judge_predictions(Ns from_ns, Ns until_ns) final;
     bool host_picture(WorkerId worker, std::vector<ModelId>& held) const final;
@@ -150,6 +151,7 @@ protected:
     LoadId load_id_ = 0;
     std::uint64_t device_count_ = 0;
     Predictions predictions_;
+    Demand demand_;
     Ns judged_from_ns_ = 0, judged_until_ns_ = NEVER_NS;
 
     Pool<Pending> pending_pool_;

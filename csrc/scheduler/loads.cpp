@@ -379,6 +379,7 @@ void Loads::unload_victims(Residency& residency) {
         }
     }
     for (std::size_t place = 0; place < victims_.size(); ++place) {
+        residency.device->evicted_early += now_ - victims_[place]->loaded_ns < EVICTED_EARLY_NS;
         send_unload(*victims_[place]);
     }
 }
@@ -569,7 +570,7 @@ void Loads::load_answered(Flight& flight, const ActionResult& result) {
         spec.load_own_ns = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took);
         residency.state = ResidencyState::RESIDENT;
         residency.ready_ns = 0;
-        residency.used_ns = now_;
+        residency.used_ns = residency.loaded_ns = now_;
         residency.attempts = 0;
         load_done(residency, took);
     } else {

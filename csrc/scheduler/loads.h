@@ -29,6 +29,10 @@ inline constexpr std::uint32_t OUTSTANDING_MAX = 64;
 
 inline constexpr Ns UNLOAD_EXPECTED_NS = 100'000;
 
+// A model that makes room for another sooner than this after it was loaded was not worth its load: many of them say that
+// memory is too short for what is asked for.
+inline constexpr Ns EVICTED_EARLY_NS = 10 * SECOND;
+
 // Devices that are compared before a model is loaded onto one; where there are more, each search begins where the last
 // one ended.
 inline constexpr std::size_t LOADABLE_MAX = 64;

@@ -44,6 +44,7 @@ struct DeviceStatus {
     std::uint64_t pages_free = 0;
     std::uint64_t resident = 0;
     std::uint64_t served = 0;
+    std::uint64_t evicted_early = 0;  // models that made room soon after they had been loaded
     bool draining = false;
     std::uint64_t host_bytes = 0;  // of the host store that it shares with its worker's others; 0: there is none
     std::uint64_t host_used = 0;
@@ -164,6 +165,12 @@ public:
         return {};
     }
     virtual Snapshot snapshot() const { return {}; }
+
+    // How many devices today's load needs; see demand.h. Looks at every model.
+    virtual double devices_wanted(Ns now) const {
+        (void)now;
+        return 0;
+    }
 
     // How well the INFERs and LOADs were predicted that were sent from one time until another, all at first, and have
     // ended well. Null for one that does not say.

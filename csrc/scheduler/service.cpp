@@ -19,7 +19,7 @@ void Service::arrived(Ns now, const Request& request) {
     }
     if (pendings_.size() >= queued_requests_max_ || queued_bytes_ + request.bytes > queued_bytes_max_) {
         Said said(Text::QUEUE_FULL, static_cast<Ns>(pendings_.size()), static_cast<Ns>(queued_bytes_));
-        refuse(request, Reason::OVERLOADED, said);
+        refuse(*make_pending(request, *model), Reason::OVERLOADED, said);
         return;
     }
     if (model->residencies.empty() && !fits_somewhere(*model)) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "scheduler/demand.h"
 #include "scheduler/estimates.h"
 #include "scheduler/pages.h"
 #include "scheduler/predictions.h"
@@ -249,6 +250,7 @@ struct alignas(CACHE_LINE) Residency {
     Ns ready_ns = 0;             // predicted: an INFER may start from then on; 0 once it is resident
     Ns clear_ns = 0;             // predicted: the victims are idle from then on
     Ns used_ns = 0;              // when it was last sent work, or became resident
+    Ns loaded_ns = 0;            // when it became resident
     LoadId load_id = 0;
     ActionId action_id = 0;      // of the LOAD under way
     std::vector<std::uint32_t> starts;
@@ -263,7 +265,7 @@ struct alignas(CACHE_LINE) Residency {
         doomed = on_device = false;
         attempts = 0;
         flying = 0;
-        key_ns = ready_ns = clear_ns = used_ns = 0;
+        key_ns = ready_ns = clear_ns = used_ns = loaded_ns = 0;
         load_id = action_id = 0;
         starts.clear();
         batches.clear();
@@ -328,6 +330,7 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
     std::uint32_t touched = 0;       // the round of Service::note_model() that has seen it
     std::uint32_t generation = 0;
+    ModelDemand demand;
 
     void reset() {
         batches = draining = gone = false;
@@ -336,6 +339,7 @@ struct alignas(CACHE_LINE) Model {
         residencies.clear();
         live = served = 0;
         unloads = fetches = drops = touched = place_cursor = load_cursor = 0;
+        demand = ModelDemand();
     }
 
     // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
@@ -424,6 +428,7 @@ struct Device {
     std::uint64_t served = 0;
     std::uint32_t clock_mhz = 0;  // 0: it did not say
     double pace = 1;           // what it takes against what is expected of its kind: less where others are slower
+    std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
     std::uint32_t mark = 0;    // of the search that has seen it
     bool dirty = false;        // something happened to it since it was last looked at
 

@@ -120,6 +120,7 @@ public:
     Ns scheduler_ns() const { return scheduler_ns_; }  // if timed: real time inside the scheduler, set_up() excepted
     const Accounts& accounts() const { return accounts_; }
     const Predictions* predictions() const { return scheduler_->predictions(); }
+    double devices_wanted() const { return scheduler_->devices_wanted(base_ns_ + last_arrival_ns_); }  // at the end of that
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }
 

@@ -1,0 +1,176 @@
+"""The query "metrics": every number that a controller has, for whoever makes metrics of them.
+
+Counts only grow, from the start of the controller (those of a worker or a model: from when it came). Everything is
+counted where it happens, in the exchange and the scheduler; here it is gathered, a page of models at a time, because
+the controller serves nobody meanwhile.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clockwork.clock import now_ns
+from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_BOUNDS_NS
+from clockwork.controller._exchange import TIMES, Exchange
+from clockwork.controller.links import WorkerLink
+from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
+from clockwork.scheduler.types import Scheduler
+
+PAGE_MARK = "#"
+"""Begins an argument that asks for a further page, as "next" of the one before it names it."""
+
+_NOTHING: dict[str, Any] = {"count": 0, "sum_ns": 0, "buckets": [0] * (len(METRIC_BOUNDS_NS) + 1)}
+
+_UNASKED: dict[str, Any] = {
+    "pending": 0,
+    "outcomes": {
+        "success": 0, "refused": {}, "deadline_missed": 0, "cancelled": 0, "failed": 0, "invalid_input": 0,
+    },
+    "inferences": 0,
+    "executions": 0,
+    "last_ns": 0,
+    "times": {name: _NOTHING for name in TIMES},
+    "batches": {},
+}  # fmt: skip
+"""Of a model of which nothing was asked yet."""
+
+
+class MetricsQuery:
+    """Answers the query."""
+
+    def __init__(
+        self, exchange: Exchange, scheduler: Scheduler, table: ModelTable, policy: str, started_ns: int
+    ) -> None:
+        self._exchange = exchange
+        self._scheduler = scheduler
+        self._table = table
+        self._policy = policy
+        self._started_ns = started_ns
+        self.unserved = {"model_not_found": 0, "unavailable": 0}
+        """Requests for no model, and for one that nobody serves: they are in no model's outcomes."""
+
+    def count_unserved(self, error: ClockworkError) -> None:
+        """A request got this error in place of a place in some model's queue."""
+        if isinstance(error, ModelNotFound):
+            self.unserved["model_not_found"] += 1
+        elif isinstance(error, Unavailable):
+            self.unserved["unavailable"] += 1
+
+    def body(self, argument: str, workers: Iterable[WorkerLink], clients: int) -> dict[str, Any]:
+        """argument: "" for everything, of which this is the first page of models; "next" of a page for the one
+        behind it; the name of a model (or name@version) for that one and nothing else.
+
+        Raises InvalidInput and ModelNotFound.
+        """
+        workers = list(workers)
+        names = {worker.worker_id: worker.name for worker in workers}
+        body: dict[str, Any] = {"now_ns": now_ns(), "started_ns": self._started_ns, "policy": self._policy}
+        if argument and not argument.startswith(PAGE_MARK):
+            found = self._table.find(argument)
+            if found is None:
+                raise ModelNotFound(f"no model {argument[:200]!r} is registered")
+            return body | {"models": self._models([found], names), "next": ""}
+        ids = list(self._table.by_id)  # ascending: they are given out in order, and none twice
+        first = bisect.bisect_right(ids, _after(argument)) if argument else 0
+        page = ids[first : first + METRICS_MODELS_PAGE]
+        more = first + len(page) < len(ids)
+        body |= {
+            "models": self._models([self._table.by_id[one] for one in page], names),
+            "next": f"{PAGE_MARK}{page[-1]}" if more else "",
+        }
+        if argument:
+            return body
+        devices = self._scheduler.devices()
+        return body | {
+            "workers": self._workers(workers, devices),
+            "prediction": self._scheduler.predictions(),
+            "prediction_errors": {
+                "bounds_ns": PREDICTION_BOUNDS_NS,
+                **self._scheduler.prediction_errors(PREDICTION_BOUNDS_NS),
+            },
+            "lag": self._exchange.lag(),
+            "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
+            "devices": sum(not one["draining"] for one in devices),
+            "requests_open": self._exchange.held_count,
+            "clients": clients,
+            "unserved": dict(self.unserved),
+            "model_count": len(ids),
+        }
+
+    def _models(self, models: Iterable[ServedModel], names: Mapping[int, str]) -> list[dict[str, Any]]:
+        hosted: dict[int, list[str]] = {}
+        for worker, name in names.items():
+            for model_id in self._scheduler.hosted(worker):
+                hosted.setdefault(model_id, []).append(name)
+        rows = []
+        for model in models:
+            prepared = model.prepared
+            counts = self._exchange.model_counts(model.model_id)
+            rows.append(
+                {
+                    "name": model.record.name,
+                    "version": model.record.version,
+                    "state": model.state.value,
+                    **(counts or _UNASKED),
+                    "resident": [
+                        [names.get(worker, str(worker)), device]
+                        for worker, device, state in self._scheduler.whereabouts(model.model_id)
+                        if state == "resident"
+                    ],
+                    "hosted": hosted.get(model.model_id, []),
+                    "pages": sum(prepared.runs) if prepared else 0,
+                    "weights_bytes": prepared.weights_bytes if prepared else 0,
+                }
+            )
+        return rows
+
+    def _workers(
+        self, workers: Iterable[WorkerLink], devices: Iterable[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        plans: dict[int, list[dict[str, Any]]] = {}
+        for plan in devices:
+            plans.setdefault(plan["worker"], []).append(plan)
+        rows = []
+        for worker in workers:
+            of_worker = plans.get(worker.worker_id, [])  # empty until the scheduler has heard of it
+            fetches, drops = self._exchange.host_counts(worker.slot)
+            first = of_worker[0] if of_worker else {}
+            rows.append(
+                {
+                    "name": worker.name,
+                    "state": "draining" if first.get("draining") else "serving",
+                    "devices": [
+                        {
+                            "index": index,
+                            "kind": info.kind,
+                            "name": info.name,
+                            "pages": plan["pages"],
+                            "page_bytes": info.page_bytes,
+                            "free_pages": plan["pages_free"],
+                            "resident": plan["resident"],
+                            "evicted_early": plan["evicted_early"],
+                            **counts,
+                        }
+                        for index, (info, plan, counts) in enumerate(
+                            zip(worker.devices, of_worker, self._exchange.device_counts(worker.slot))
+                        )
+                    ],
+                    "host_bytes": first.get("host_bytes", 0),
+                    "host_used": first.get("host_used", 0),
+                    "fetches": fetches,
+                    "drops": drops,
+                    "jitter_ns": worker.jitter_ns,
+                    "rtt_ns": worker.clock.there_ns() + worker.clock.back_ns(),
+                }
+            )
+        return rows
+
+
+def _after(argument: str) -> int:
+    digits = argument[len(PAGE_MARK) :]
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
+        raise InvalidInput(f"{argument[:80]!r} is no page of metrics: it is what the page before calls next")
+    return int(digits)

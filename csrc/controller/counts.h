@@ -1,0 +1,92 @@
+// What the controller counts, in constant memory: per model (and so per version), per device, and of its own loop.
+//
+// Everything only grows, as long as what it is about is there: who reads it takes differences.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// Upper bounds of the buckets of Durations; clockwork.config.METRIC_BOUNDS_NS.
+inline constexpr std::array<Ns, 17> METRIC_BOUNDS_NS = {
+    50'000,      100'000,     250'000,     500'000,       1'000'000,     2'500'000,     5'000'000,    10'000'000,
+    25'000'000,  50'000'000,  100'000'000, 250'000'000,   500'000'000,   1'000'000'000, 2'500'000'000, 5'000'000'000,
+    10'000'000'000,
+};
+
+// A histogram of few buckets, which can be added up over controllers and time.
+class Durations {
+public:
+    static constexpr std::size_t BUCKETS = METRIC_BOUNDS_NS.size() + 1;  // the last is of what is longer
+
+    void add(Ns ns) {
+        auto bound = std::lower_bound(METRIC_BOUNDS_NS.begin(), METRIC_BOUNDS_NS.end(), ns);
+        ++counts[static_cast<std::size_t>(bound - METRIC_BOUNDS_NS.begin())];
+        sum_ns += ns;
+    }
+
+    std::array<std::uint64_t, BUCKETS> counts{};
+    Ns sum_ns = 0;
+};
+
+// Batches of up to so many rows are counted by their size, larger ones by the next power of two, up to ROWS_COUNTED_MAX.
+inline constexpr std::uint32_t BATCHES_EXACT = 64;
+inline constexpr std::uint32_t ROWS_COUNTED_MAX = 1024;
+
+struct BatchCounts {
+    static constexpr std::size_t PLACES =
+        BATCHES_EXACT + std::countr_zero(ROWS_COUNTED_MAX) - std::countr_zero(BATCHES_EXACT) + 1;
+
+    static std::size_t place(std::uint32_t rows) {
+        if (rows <= BATCHES_EXACT) return rows;
+        std::uint32_t counted = std::min(rows, ROWS_COUNTED_MAX);
+        return BATCHES_EXACT + static_cast<std::size_t>(std::bit_width(counted - 1)) -
+               static_cast<std::size_t>(std::countr_zero(BATCHES_EXACT));
+    }
+    // The most rows of what is counted there.
+    static std::uint32_t size(std::size_t place) {
+        if (place <= BATCHES_EXACT) return static_cast<std::uint32_t>(place);
+        return BATCHES_EXACT << (place - BATCHES_EXACT);
+    }
+
+    void add(std::uint32_t rows, Ns exec_ns) {
+        std::size_t at = place(rows);
+        ++counts[at];
+        sums_ns[at] += exec_ns;
+    }
+
+    std::array<std::uint64_t, PLACES> counts{};  // place 0 is not used
+    std::array<Ns, PLACES> sums_ns{};
+};
+
+inline constexpr std::size_t REASONS = 9;  // of Reason, NONE too
+
+// Of one model. It is made when the first request for the model comes: of a million models few are asked for.
+struct ModelCounts {
+    enum Time { TOTAL, QUEUE, LOAD, EXECUTE, COPY_IN, COPY_OUT };
+    static constexpr std::size_t TIMES = COPY_OUT + 1;
+
+    std::array<Durations, TIMES> times;  // of requests that succeeded; LOAD: of those that waited for one
+    BatchCounts batches;                 // that ended well
+    std::array<std::uint64_t, REASONS> refused{};
+    std::uint64_t rows = 0;       // of requests that succeeded
+    std::uint64_t executions = 0;
+    std::uint64_t invalid = 0;    // requests that were wrong, found at arrival or by the device
+    std::uint64_t failed = 0;     // in any other way
+    Ns last_ns = 0;               // of the last answer
+};
+
+// Of one device: actions that ended well.
+struct DeviceCounts {
+    std::uint64_t executions = 0, loads = 0, unloads = 0;
+    Ns busy_ns = 0;       // executing
+    Ns load_busy_ns = 0;  // loading
+};
+
+}  // namespace clockwork

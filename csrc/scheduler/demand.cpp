@@ -1,0 +1,137 @@
+#include "scheduler/demand.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "scheduler/state.h"
+
+namespace clockwork {
+
+namespace {
+
+// What the load asks of memory: a model's pages on so many devices, or so much of the links' time.
+struct Stay {
+    double pages;    // as parts of a device
+    double loading;  // as parts of a link; infinite: it has to stay
+};
+
+// The kind of device that a model is counted with: one that has it, else one that could.
+const KindSpec* spec_of(const Model& model) {
+    if (!model.residencies.empty()) {
+        return model.residencies.front()->spec;
+    }
+    for (const KindSpec* spec : model.specs) {
+        if (spec->worker_count > 0) {
+            return spec;
+        }
+    }
+    return nullptr;
+}
+
+double pages_of(const KindSpec& spec, const std::vector<Device*>& devices) {
+    for (const Device* device : devices) {
+        if (device->kind == spec.kind) {
+            return static_cast<double>(device->pages.page_count());
+        }
+    }
+    return 0;
+}
+
+// The least number of devices that has room for what stays, and time to load the rest.
+double memory_devices(std::vector<Stay>& models) {
+    auto saves = [](const Stay& one) { return one.pages > 0 ? one.loading / one.pages : INFINITY; };
+    std::stable_sort(models.begin(), models.end(), [&](const Stay& a, const Stay& b) { return saves(a) > saves(b); });
+    double loading = 0, pages = 0;
+    std::size_t first = 0;
+    for (; first < models.size() && std::isinf(models[first].loading); ++first) {
+        pages += models[first].pages;
+    }
+    for (std::size_t place = first; place < models.size(); ++place) {
+        loading += models[place].loading;
+    }
+    double least = std::max(pages, loading / DEMAND_LOADING);
+    for (std::size_t place = first; place < models.size(); ++place) {
+        pages += models[place].pages;
+        loading -= models[place].loading;
+        least = std::min(least, std::max(pages, loading / DEMAND_LOADING));
+    }
+    return least;
+}
+
+}  // namespace
+
+double Demand::span_ns(Ns now) const {
+    return decayed_span(std::max(now - since_ns_, DEMAND_PAST_MIN_NS), DEMAND_HALF_LIFE_NS);
+}
+
+void Demand::add(Ns now, const Pending& pending) {
+    if (since_ns_ < 0) {
+        since_ns_ = now;
+    }
+    ModelDemand& known = pending.model->demand;
+    known.rows.add(now, pending.size, DEMAND_HALF_LIFE_NS);
+    known.requests.add(now, 1, DEMAND_HALF_LIFE_NS);
+    if (known.arrivals++ % DEMAND_EVERY != 0) {
+        return;
+    }
+    double looks = std::min(known.arrivals / DEMAND_EVERY + 1, DEMAND_EVERY);
+    double slack = static_cast<double>(pending.deadline_ns - now);
+    known.slack_ns += (slack - known.slack_ns) / looks;
+    double rate = known.rows.at(now, DEMAND_HALF_LIFE_NS) / span_ns(now);
+    double row = row_ns(*pending.model, pending.request.shape, slack, rate);
+    known.row_ns += (row - known.row_ns) / looks;
+}
+
+double Demand::row_ns(const Model& model, std::uint32_t shape, double slack_ns, double rows_rate) const {
+    const KindSpec* spec = spec_of(model);
+    if (spec == nullptr) {
+        return 0;
+    }
+    Curve* curve = spec->program->curve(shape);
+    auto takes = [&](std::uint32_t rows) {
+        return static_cast<double>(curve != nullptr ? curve->exec_ns(rows) : spec->alone_ns(shape, rows));
+    };
+    double room = slack_ns * DEMAND_BATCH;
+    double come = std::min(rows_rate * room, static_cast<double>(spec->batch_max));
+    std::uint32_t low = 1, high = std::max(static_cast<std::uint32_t>(come), 1u);
+    if (takes(high) <= room) {
+        low = high;
+    }
+    while (high - low > 1) {  // low is in time (or one alone, which has to be), high is not
+        std::uint32_t middle = low + (high - low) / 2;
+        (takes(middle) <= room ? low : high) = middle;
+    }
+    double least = takes(low) / low;
+    for (std::uint32_t rows = 1; rows < low; rows *= 2) {
+        least = std::min(least, takes(rows) / rows);
+    }
+    return least;
+}
+
+double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const std::vector<Device*>& devices) const {
+    if (since_ns_ < 0) {
+        return 0;
+    }
+    double span = span_ns(now), execution = 0;
+    std::vector<Stay> stays;
+    for (const Model* model : models) {
+        const ModelDemand& known = model->demand;
+        double requests = known.requests.at(now, DEMAND_HALF_LIFE_NS);
+        const KindSpec* spec = requests > DEMAND_FORGOTTEN ? spec_of(*model) : nullptr;
+        if (spec == nullptr) {
+            continue;
+        }
+        double own = known.rows.at(now, DEMAND_HALF_LIFE_NS) / span * known.row_ns / DEMAND_BUSY;
+        execution += own;
+        double there = pages_of(*spec, devices), load = static_cast<double>(spec->load_expected_ns());
+        if (there > 0) {
+            double copies = std::max(std::ceil(own), 1.0);
+            bool can_wait = load + known.row_ns <= known.slack_ns;
+            stays.push_back({spec->page_count * copies / there, can_wait ? requests / span * load : INFINITY});
+        }
+    }
+    double most = DEMAND_GROWTH * static_cast<double>(std::max<std::size_t>(devices.size(), 1));
+    return std::min(std::max(execution, memory_devices(stays)), most);
+}
+
+}  // namespace clockwork

@@ -143,6 +143,15 @@ class AsyncClient:
         """See Client.status()."""
         return status_of(await self._query("status", "", timeout))
 
+    async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
+        """See Client.metrics()."""
+        body = await self._query("metrics", model, timeout)
+        while following := body.pop("next", ""):
+            page = await self._query("metrics", following, timeout)
+            body["models"] += page["models"]
+            body["next"] = page["next"]
+        return dict(body)
+
     async def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
         await asyncio.to_thread(self._client.close)

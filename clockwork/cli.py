@@ -17,6 +17,7 @@ COMMANDS = {
     "infer": "cli_requests",
     "keys": "cli_serve",
     "load": "cli_requests",
+    "metrics": "cli_metrics",
     "models": "cli_models",
     "plan": "cli_plan",
     "replay": "cli_serve",

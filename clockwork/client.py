@@ -199,6 +199,15 @@ class Client:
 
     # ----- life ------------------------------------------------------------------------------
 
+    def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
+        """Every number that the controller has, as plain data: see docs/metrics.md. model: of this one alone."""
+        body = self._query("metrics", model, timeout)
+        while following := body.pop("next", ""):
+            page = self._query("metrics", following, timeout)
+            body["models"] += page["models"]
+            body["next"] = page["next"]
+        return dict(body)
+
     def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
         self._finalizer.detach()

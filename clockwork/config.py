@@ -280,6 +280,24 @@ def key_file() -> Path | None:
     return Path(name).expanduser() if name else None
 
 
+OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def wants_traces() -> bool:
+    """Whether OpenTelemetry's own variables say where traces go, and do not switch it off."""
+    return not disables_traces() and any(os.environ.get(name) for name in OTLP_ENDPOINTS)
+
+
+def disables_traces() -> bool:
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def names_service() -> bool:
+    """Whether the environment says how this process is called in traces."""
+    named = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    return bool(os.environ.get("OTEL_SERVICE_NAME")) or "service.name=" in named
+
+
 def silence_onnxruntime() -> None:
     """Have ONNX Runtime, loaded after this, and that of child processes, report nothing to its makers.
 

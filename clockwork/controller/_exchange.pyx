@@ -403,7 +403,7 @@ cdef class Exchange:
             "outcomes": {
                 "success": model.outcomes.answered,
                 "refused": {
-                    REASONS[place]: counts.refused_data()[place] for place in range(1, len(REASONS))
+                    REASONS[place]: counts.refused_data()[place] for place in range(1, C_REASONS)
                     if counts.refused_data()[place]
                 },
                 "deadline_missed": model.outcomes.missed,
@@ -416,7 +416,7 @@ cdef class Exchange:
             "last_ns": counts.last_ns,
             "times": {name: durations_of(counts.time_data()[place]) for place, name in enumerate(TIMES)},
             "batches": {
-                CBatchCounts.size(place): [counts.batches.data()[place], counts.batches.sums()[place]]
+                str(CBatchCounts.size(place)): [counts.batches.data()[place], counts.batches.sums()[place]]
                 for place in range(1, counts.batches.places()) if counts.batches.data()[place]
             },
         }

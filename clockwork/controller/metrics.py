@@ -32,7 +32,7 @@ _UNASKED: dict[str, Any] = {
     "inferences": 0,
     "executions": 0,
     "last_ns": 0,
-    "times": {name: _NOTHING for name in TIMES},
+    "times": dict.fromkeys(TIMES, _NOTHING),
     "batches": {},
 }  # fmt: skip
 """Of a model of which nothing was asked yet."""

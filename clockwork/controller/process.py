@@ -387,9 +387,7 @@ class Controller:
         elif message.what == "metrics":
             body = self._metrics.body(message.argument, self._workers.values(), len(self._clients))
         else:
-            raise InvalidInput(
-                f"a query is for status, models, model or metrics, not {message.what[:80]!r}"
-            )
+            raise InvalidInput(f"a query is for status, models, model or metrics, not {message.what[:80]!r}")
         self._send_client(client, Reply(message.request_id, body))
 
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:

@@ -197,7 +197,9 @@ class Report:
     failed_actions: int
     crashes: int
     errors: Mapping[str, Errors]  # infer_duration, infer_completion; so for load and fetch
-    devices_wanted: float  # the scheduler's own answer, when the last request came; see csrc/scheduler/demand.h
+    devices_wanted: (
+        float  # the scheduler's own answer, when the last request came; see csrc/scheduler/demand.h
+    )
     series: Mapping[str, Counts]  # by SLICE_NAMES; empty without series_ns
     series_ns: int
     digest: str  # of every event and order
@@ -431,6 +433,7 @@ def _report(
             name: Errors(Histogram(*over), Histogram(*under))
             for name, (over, under) in results["errors"].items()
         },
+        devices_wanted=results["devices_wanted"],
         series={name: slices[:, place].copy() for place, name in enumerate(SLICE_NAMES)} if series_ns else {},
         series_ns=series_ns,
         digest=results["digest"],

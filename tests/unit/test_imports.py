@@ -52,6 +52,7 @@ ROOMS = {
         "cli_compile",
         "cli_files",
         "cli_gateway",
+        "cli_metrics",
         "cli_models",
         "cli_plan",
         "cli_profiles",

@@ -1,0 +1,521 @@
+"""Prometheus text of a cluster's numbers, under Clockwork's own names and under Triton's.
+
+``render()`` makes the text of what the query "metrics" answers (``AsyncClient.metrics()``) and of what a gateway
+counted itself. ``METRICS`` declares every metric that it can emit: docs/metrics.md, the dashboard and the alert rules
+are held against it. The text is written here rather than by prometheus_client, which would rename Triton's counters
+(theirs do not end in _total) and takes ten times as long where models are thousands; the tests read it back with that
+library's parser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from clockwork.clock import now_ns
+from clockwork.config import METRIC_BOUNDS_NS
+from clockwork.errors import ClockworkError
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+METRICS_MODELS_MAX = 2_000
+"""Models (versions) with histograms in one text, those registered first; of others there are only counters."""
+
+METRICS_CACHE_NS = 1_000_000_000
+"""A text is as good as new for this long: however many ask, the controller is asked once."""
+
+METRICS_TIMEOUT_S = 5.0
+"""How long a scrape waits for the controller; then the text says that it does not answer."""
+
+SECOND = 1_000_000_000
+BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+OUTCOMES = ("success", "refused", "deadline_missed", "cancelled", "failed", "invalid_input")
+FAILURES = {
+    "REJECTED": ("refused", "deadline_missed"),
+    "CANCELED": ("cancelled",),
+    "BACKEND": ("failed",),
+    "OTHER": ("invalid_input",),
+}
+"""Triton's reasons of failure, and the outcomes that are counted as each."""
+
+Read = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Asks the controller; raises ClockworkError where it does not answer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric that can be emitted. kind: counter, gauge or histogram. unit: of its value."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    unit: str
+    help: str
+
+    def series(self) -> tuple[str, ...]:
+        """The names of its time series."""
+        if self.kind == "histogram":
+            return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
+        return (self.name,)
+
+
+_MODEL = ("model", "version")
+_DEVICE = ("worker", "device", "kind")
+
+_DECLARED = (
+    # ----- requests, by model and version -----
+    Metric("clockwork_requests_total", "counter", (*_MODEL, "outcome"), "requests",
+           "Requests answered, by what became of them. A success was in time: the rate of those is the goodput."),
+    Metric("clockwork_refusals_total", "counter", (*_MODEL, "reason"), "requests",
+           "Requests refused, by the reason that the client was told."),
+    Metric("clockwork_requests_pending", "gauge", _MODEL, "requests",
+           "Requests that have arrived and were not answered yet."),
+    Metric("clockwork_request_duration_seconds", "histogram", _MODEL, "seconds",
+           "From a request's arrival at the controller to its answer, of successes."),
+    Metric("clockwork_queue_duration_seconds", "histogram", _MODEL, "seconds",
+           "The part of it before a device began with the request, waiting for a load excepted."),
+    Metric("clockwork_load_wait_duration_seconds", "histogram", _MODEL, "seconds",
+           "The load that a request waited for, of those alone that waited for one: the count is that of cold answers."),
+    Metric("clockwork_execute_duration_seconds", "histogram", _MODEL, "seconds",
+           "Execution of the batch that the request was in."),
+    Metric("clockwork_copy_in_duration_seconds", "histogram", _MODEL, "seconds",
+           "Copying the batch's inputs to the device."),
+    Metric("clockwork_copy_out_duration_seconds", "histogram", _MODEL, "seconds",
+           "Copying the batch's outputs from the device."),
+    Metric("clockwork_rows_total", "counter", _MODEL, "rows", "Rows of the requests that succeeded."),
+    Metric("clockwork_batch_rows", "histogram", _MODEL, "rows",
+           "Rows of each executed batch. Above 64 they are counted as the next power of two."),
+    Metric("clockwork_requests_unserved_total", "counter", ("reason",), "requests",
+           "Requests that no model's counts have: for a model that is not registered, or that no worker serves."),
+    # ----- models -----
+    Metric("clockwork_models", "gauge", ("state",), "models", "Registered models (versions), by state."),
+    Metric("clockwork_model_ready", "gauge", _MODEL, "",
+           "1 if requests for the model are taken; 0 while it is prepared or drained, or if it failed."),
+    Metric("clockwork_model_resident_devices", "gauge", _MODEL, "devices", "Devices that hold the model."),
+    Metric("clockwork_model_hosted_workers", "gauge", _MODEL, "workers",
+           "Workers whose host store, which has a budget, holds the model."),
+    Metric("clockwork_model_weights_bytes", "gauge", _MODEL, "bytes", "Size of the model's weights."),
+    Metric("clockwork_model_pages", "gauge", _MODEL, "pages", "Pages that the model takes on a device."),
+    # ----- devices -----
+    Metric("clockwork_device_busy_seconds_total", "counter", _DEVICE, "seconds",
+           "Time in which the device executed: its rate is the utilisation."),
+    Metric("clockwork_device_load_seconds_total", "counter", _DEVICE, "seconds",
+           "Time in which weights were copied to the device."),
+    Metric("clockwork_device_executions_total", "counter", _DEVICE, "batches", "Batches executed."),
+    Metric("clockwork_device_loads_total", "counter", _DEVICE, "models", "Models loaded."),
+    Metric("clockwork_device_evictions_total", "counter", _DEVICE, "models", "Models unloaded, for whatever reason."),
+    Metric("clockwork_device_evictions_early_total", "counter", _DEVICE, "models",
+           "Models that made room for others less than 10 s after they had been loaded: thrashing."),
+    Metric("clockwork_device_arena_pages", "gauge", _DEVICE, "pages", "Pages of the device's arena."),
+    Metric("clockwork_device_arena_free_pages", "gauge", _DEVICE, "pages", "Those of them that no model takes."),
+    Metric("clockwork_device_arena_bytes", "gauge", _DEVICE, "bytes", "Size of the device's arena."),
+    Metric("clockwork_device_resident_models", "gauge", _DEVICE, "models", "Models on the device."),
+    Metric("clockwork_devices", "gauge", (), "devices", "Devices of workers that are not leaving."),
+    Metric("clockwork_devices_wanted", "gauge", (), "devices",
+           "Devices that today's load needs, by the scheduler's own estimates: what to scale to."),
+    # ----- workers -----
+    Metric("clockwork_workers", "gauge", (), "workers", "Workers that are connected."),
+    Metric("clockwork_worker_serving", "gauge", ("worker",), "", "1 if the worker is given work, 0 while it drains."),
+    Metric("clockwork_worker_host_store_bytes", "gauge", ("worker",), "bytes",
+           "Budget of the worker's host store; 0 if it has none."),
+    Metric("clockwork_worker_host_store_used_bytes", "gauge", ("worker",), "bytes", "How much of it is used."),
+    Metric("clockwork_worker_fetches_total", "counter", ("worker",), "models",
+           "Models fetched from disk into the host store."),
+    Metric("clockwork_worker_drops_total", "counter", ("worker",), "models", "Models dropped from the host store."),
+    Metric("clockwork_worker_wakeup_jitter_seconds", "gauge", ("worker",), "seconds",
+           "How late the worker's machine wakes it, 99th percentile."),
+    Metric("clockwork_worker_round_trip_seconds", "gauge", ("worker",), "seconds",
+           "From the controller to the worker and back, without what it does."),
+    # ----- the scheduler and its controller -----
+    Metric("clockwork_prediction_error_seconds", "histogram", ("action", "of", "side"), "seconds",
+           "How far actions were from what was predicted of them: of their duration, or completion; over: predicted"
+           " longer or later than it was; under: shorter or earlier."),
+    Metric("clockwork_controller_lag_seconds", "histogram", (), "seconds",
+           "How late the controller's loop is: from when the oldest of what a turn handles was due, or can have come,"
+           " until all that followed from it had been sent."),
+    Metric("clockwork_requests_open", "gauge", (), "requests", "Requests that the controller holds."),
+    Metric("clockwork_clients", "gauge", (), "clients", "Clients that are connected, gateways too."),
+    Metric("clockwork_controller_start_time_seconds", "gauge", (), "seconds",
+           "When the controller started, since the epoch."),
+    Metric("clockwork_scheduler_info", "gauge", ("policy",), "", "1; the label says by which policy is scheduled."),
+    Metric("clockwork_up", "gauge", (), "", "1 if the controller answered, else 0: then there is nothing of it here."),
+    Metric("clockwork_models_without_histograms", "gauge", (), "models",
+           "Models (versions) of which only counters are here, because there are too many."),
+    # ----- a gateway's own -----
+    Metric("clockwork_gateway_requests_total", "counter", ("protocol", "method", "code"), "requests",
+           "Requests that this gateway answered, by HTTP status or gRPC code."),
+    Metric("clockwork_gateway_requests_in_flight", "gauge", ("protocol",), "requests",
+           "Requests that this gateway has not answered yet."),
+    Metric("clockwork_gateway_request_duration_seconds", "histogram", ("protocol", "method"), "seconds",
+           "From the request's being read by this gateway to its answer's being written."),
+    Metric("clockwork_gateway_received_bytes_total", "counter", ("protocol",), "bytes", "Bodies of requests."),
+    Metric("clockwork_gateway_sent_bytes_total", "counter", ("protocol",), "bytes", "Bodies of answers."),
+    Metric("clockwork_gateway_abandoned_total", "counter", ("protocol",), "requests",
+           "Requests whose client went away before the answer."),
+    # ----- Triton's names for the same -----
+    Metric("nv_inference_request_success", "counter", _MODEL, "requests", "Number of successful inference requests."),
+    Metric("nv_inference_request_failure", "counter", (*_MODEL, "reason"), "requests",
+           "Number of failed inference requests: REJECTED (refused, or its deadline passed), CANCELED, BACKEND, OTHER."),
+    Metric("nv_inference_count", "counter", _MODEL, "rows", "Number of inferences performed (rows)."),
+    Metric("nv_inference_exec_count", "counter", _MODEL, "batches", "Number of model executions (batches)."),
+    Metric("nv_inference_request_duration_us", "counter", _MODEL, "microseconds",
+           "Cumulative duration of successful requests."),
+    Metric("nv_inference_queue_duration_us", "counter", _MODEL, "microseconds",
+           "Cumulative time of successful requests in queues, waiting for a load included."),
+    Metric("nv_inference_compute_input_duration_us", "counter", _MODEL, "microseconds",
+           "Cumulative time of copying inputs."),
+    Metric("nv_inference_compute_infer_duration_us", "counter", _MODEL, "microseconds",
+           "Cumulative time of execution."),
+    Metric("nv_inference_compute_output_duration_us", "counter", _MODEL, "microseconds",
+           "Cumulative time of copying outputs."),
+    Metric("nv_inference_pending_request_count", "gauge", _MODEL, "requests",
+           "Number of requests that were not answered yet."),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {one.name: one for one in _DECLARED}
+
+_TIMES = {
+    "total": "clockwork_request_duration_seconds",
+    "queue": "clockwork_queue_duration_seconds",
+    "load": "clockwork_load_wait_duration_seconds",
+    "execute": "clockwork_execute_duration_seconds",
+    "copy_in": "clockwork_copy_in_duration_seconds",
+    "copy_out": "clockwork_copy_out_duration_seconds",
+}
+_ALIASED_TIMES = {
+    "nv_inference_request_duration_us": ("total",),
+    "nv_inference_queue_duration_us": ("queue", "load"),
+    "nv_inference_compute_input_duration_us": ("copy_in",),
+    "nv_inference_compute_infer_duration_us": ("execute",),
+    "nv_inference_compute_output_duration_us": ("copy_out",),
+}
+
+
+# ----- what a gateway counts ---------------------------------------------------------------------
+
+
+class GatewayCounters:
+    """What one gateway counts of its own servers. One thread's: that of its loop.
+
+    protocol: http or grpc. method: one of a fixed few names, as infer or model_metadata; never a client's words.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, str], int] = {}
+        self.in_flight: dict[str, int] = {}
+        self.received_bytes: dict[str, int] = {}
+        self.sent_bytes: dict[str, int] = {}
+        self.abandoned: dict[str, int] = {}
+        self.durations: dict[tuple[str, str], list[int]] = {}  # buckets, not cumulative; then the sum in ns
+
+    def begin(self, protocol: str) -> int:
+        """A request has been read; what end() wants to know of that."""
+        self.in_flight[protocol] = self.in_flight.get(protocol, 0) + 1
+        return now_ns()
+
+    def end(
+        self,
+        protocol: str,
+        method: str,
+        code: int | str,
+        begun_ns: int,
+        received_bytes: int = 0,
+        sent_bytes: int = 0,
+    ) -> None:
+        """It was answered."""
+        self.in_flight[protocol] -= 1
+        key = (protocol, method, str(code))
+        self.requests[key] = self.requests.get(key, 0) + 1
+        self.received_bytes[protocol] = self.received_bytes.get(protocol, 0) + received_bytes
+        self.sent_bytes[protocol] = self.sent_bytes.get(protocol, 0) + sent_bytes
+        took_ns = now_ns() - begun_ns
+        found = self.durations.get((protocol, method))
+        if found is None:
+            found = self.durations[protocol, method] = [0] * (len(METRIC_BOUNDS_NS) + 2)
+        found[bisect.bisect_left(METRIC_BOUNDS_NS, took_ns)] += 1
+        found[-1] += took_ns
+
+    def abandon(self, protocol: str) -> None:
+        """Its client went away first."""
+        self.in_flight[protocol] -= 1
+        self.abandoned[protocol] = self.abandoned.get(protocol, 0) + 1
+
+    def copy(self) -> GatewayCounters:
+        """As it is now, for another thread to read."""
+        one = GatewayCounters()
+        one.requests, one.in_flight = dict(self.requests), dict(self.in_flight)
+        one.received_bytes, one.sent_bytes = dict(self.received_bytes), dict(self.sent_bytes)
+        one.abandoned = dict(self.abandoned)
+        one.durations = {key: list(found) for key, found in self.durations.items()}
+        return one
+
+
+# ----- the text ----------------------------------------------------------------------------------
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _labels(names: Sequence[str], values: Iterable[object]) -> str:
+    """``a="x",b="y"``."""
+    return ",".join(f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True))
+
+
+def _le_labels(bounds: Iterable[float]) -> list[str]:
+    return [*(f'le="{bound:g}"' for bound in bounds), 'le="+Inf"']
+
+
+_LE_SECONDS = _le_labels(bound / SECOND for bound in METRIC_BOUNDS_NS)
+_LE_ROWS = _le_labels(BATCH_BOUNDS)
+
+
+class _Text:
+    """Samples by metric: those of one metric have to stand together."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[str]] = {name: [] for name in METRICS}
+
+    def add(self, name: str, values: Sequence[object], value: float) -> None:
+        self.add_labelled(name, _labels(METRICS[name].labels, values), value)
+
+    def add_labelled(self, name: str, labels: str, value: float) -> None:
+        self._samples[name].append(f"{name}{{{labels}}} {value}" if labels else f"{name} {value}")
+
+    def histogram(
+        self, name: str, labels: str, les: Sequence[str], buckets: Sequence[int], total: float
+    ) -> None:
+        """buckets: cumulative, the last of everything. total: of all values, in the metric's unit."""
+        lines = self._samples[name]
+        before = f"{name}_bucket{{{labels}," if labels else f"{name}_bucket{{"
+        lines.extend([f"{before}{le}}} {count}" for le, count in zip(les, buckets, strict=True)])
+        after = f"{{{labels}}}" if labels else ""
+        lines.append(f"{name}_sum{after} {total}")
+        lines.append(f"{name}_count{after} {buckets[-1]}")
+
+    def durations(
+        self, name: str, labels: str, found: Mapping[str, Any], les: Sequence[str] = _LE_SECONDS
+    ) -> None:
+        self.histogram(name, labels, les, found["buckets"], found["sum_ns"] / SECOND)
+
+    def encode(self) -> bytes:
+        lines = []
+        for name, samples in self._samples.items():
+            if samples:
+                metric = METRICS[name]
+                lines.append(f"# HELP {name} {metric.help}")
+                lines.append(f"# TYPE {name} {metric.kind}")
+                lines.extend(samples)
+        lines.append("")
+        return "\n".join(lines).encode()
+
+
+def render(body: Mapping[str, Any] | None, gateway: GatewayCounters | None = None) -> bytes:
+    """The text of what the query "metrics" answered, and of a gateway's own counts.
+
+    body: None where the controller did not answer. Takes some 60 us for each model that has been asked.
+    """
+    text = _Text()
+    text.add("clockwork_up", (), int(body is not None))
+    if body is not None:
+        _add_models(text, body.get("models", ()))
+        for worker in body.get("workers", ()):
+            _add_worker(text, worker)
+        _add_cluster(text, body)
+    if gateway is not None:
+        _add_gateway(text, gateway)
+    return text.encode()
+
+
+def _add_models(text: _Text, models: Sequence[Mapping[str, Any]]) -> None:
+    states: dict[str, int] = {}
+    without = 0
+    for place, model in enumerate(models):
+        states[model["state"]] = states.get(model["state"], 0) + 1
+        is_brief = place >= METRICS_MODELS_MAX
+        without += is_brief
+        _add_model(text, model, is_brief)
+    for state, count in states.items():
+        text.add("clockwork_models", (state,), count)
+    text.add("clockwork_models_without_histograms", (), without)
+
+
+def _add_model(text: _Text, model: Mapping[str, Any], is_brief: bool) -> None:
+    labels = _labels(_MODEL, (model["name"], model["version"]))
+    outcomes, times = model["outcomes"], model["times"]
+    add = text.add_labelled
+    add("clockwork_model_ready", labels, int(model["state"] == "ready"))
+    add("clockwork_model_resident_devices", labels, len(model["resident"]))
+    add("clockwork_model_hosted_workers", labels, len(model["hosted"]))
+    add("clockwork_model_weights_bytes", labels, model["weights_bytes"])
+    add("clockwork_model_pages", labels, model["pages"])
+    add("clockwork_requests_pending", labels, model["pending"])
+    add("nv_inference_pending_request_count", labels, model["pending"])
+    for outcome in OUTCOMES:
+        found = outcomes[outcome]
+        count = sum(found.values()) if outcome == "refused" else found
+        add("clockwork_requests_total", f'{labels},outcome="{outcome}"', count)
+    for reason, count in outcomes["refused"].items():
+        add("clockwork_refusals_total", f'{labels},reason="{_escaped(reason)}"', count)
+    add("clockwork_rows_total", labels, model["inferences"])
+    add("nv_inference_request_success", labels, outcomes["success"])
+    for reason, members in FAILURES.items():
+        count = sum(sum(outcomes[one].values()) if one == "refused" else outcomes[one] for one in members)
+        add("nv_inference_request_failure", f'{labels},reason="{reason}"', count)
+    add("nv_inference_count", labels, model["inferences"])
+    add("nv_inference_exec_count", labels, model["executions"])
+    for name, parts in _ALIASED_TIMES.items():
+        add(name, labels, sum(times[part]["sum_ns"] for part in parts) // 1_000)
+    if is_brief or not model["last_ns"]:
+        return  # of most models nothing was ever asked: twenty lines less for each histogram
+    for part, name in _TIMES.items():
+        text.durations(name, labels, times[part])
+    buckets = [0] * (len(BATCH_BOUNDS) + 1)
+    rows = 0
+    for size, (count, _) in model["batches"].items():
+        buckets[bisect.bisect_left(BATCH_BOUNDS, int(size))] += count
+        rows += int(size) * count
+    for place in range(1, len(buckets)):
+        buckets[place] += buckets[place - 1]
+    text.histogram("clockwork_batch_rows", labels, _LE_ROWS, buckets, rows)
+
+
+def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
+    labels = _labels(("worker",), (worker["name"],))
+    add = text.add_labelled
+    add("clockwork_worker_serving", labels, int(worker["state"] != "draining"))
+    add("clockwork_worker_host_store_bytes", labels, worker["host_bytes"])
+    add("clockwork_worker_host_store_used_bytes", labels, worker["host_used"])
+    add("clockwork_worker_fetches_total", labels, worker["fetches"])
+    add("clockwork_worker_drops_total", labels, worker["drops"])
+    add("clockwork_worker_wakeup_jitter_seconds", labels, worker.get("jitter_ns", 0) / SECOND)
+    add("clockwork_worker_round_trip_seconds", labels, worker.get("rtt_ns", 0) / SECOND)
+    for device in worker["devices"]:
+        labels = _labels(_DEVICE, (worker["name"], device["index"], device["kind"]))
+        add("clockwork_device_busy_seconds_total", labels, device["busy_ns"] / SECOND)
+        add("clockwork_device_load_seconds_total", labels, device["load_busy_ns"] / SECOND)
+        add("clockwork_device_executions_total", labels, device["executions"])
+        add("clockwork_device_loads_total", labels, device["loads"])
+        add("clockwork_device_evictions_total", labels, device["unloads"])
+        add("clockwork_device_evictions_early_total", labels, device["evicted_early"])
+        add("clockwork_device_arena_pages", labels, device["pages"])
+        add("clockwork_device_arena_free_pages", labels, device["free_pages"])
+        add("clockwork_device_arena_bytes", labels, device["pages"] * device.get("page_bytes", 0))
+        add("clockwork_device_resident_models", labels, device.get("resident", 0))
+
+
+def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
+    workers = body.get("workers", ())
+    text.add("clockwork_workers", (), len(workers))
+    text.add("clockwork_devices", (), body["devices"])
+    text.add("clockwork_devices_wanted", (), round(body["devices_wanted"], 4))
+    text.add("clockwork_requests_open", (), body["requests_open"])
+    text.add("clockwork_clients", (), body["clients"])
+    text.add("clockwork_scheduler_info", (body["policy"],), 1)
+    started_s = time.time() - (body["now_ns"] - body["started_ns"]) / SECOND
+    text.add("clockwork_controller_start_time_seconds", (), round(started_s, 1))
+    for reason, count in body.get("unserved", {}).items():
+        text.add("clockwork_requests_unserved_total", (reason,), count)
+    text.durations("clockwork_controller_lag_seconds", "", body["lag"])
+    errors = body.get("prediction_errors", {})
+    les = _le_labels(bound / SECOND for bound in errors.get("bounds_ns", ()))
+    for what, sides in errors.items():
+        if what != "bounds_ns":
+            action, _, of = what.partition("_")
+            for side in ("over", "under"):
+                labels = _labels(METRICS["clockwork_prediction_error_seconds"].labels, (action, of, side))
+                text.durations("clockwork_prediction_error_seconds", labels, sides[side], les)
+
+
+def _add_gateway(text: _Text, gateway: GatewayCounters) -> None:
+    for key, count in gateway.requests.items():
+        text.add("clockwork_gateway_requests_total", key, count)
+    for name, table in (
+        ("clockwork_gateway_requests_in_flight", gateway.in_flight),
+        ("clockwork_gateway_received_bytes_total", gateway.received_bytes),
+        ("clockwork_gateway_sent_bytes_total", gateway.sent_bytes),
+        ("clockwork_gateway_abandoned_total", gateway.abandoned),
+    ):
+        for protocol, count in table.items():
+            text.add(name, (protocol,), count)
+    for labels, (*counts, sum_ns) in gateway.durations.items():
+        for place in range(1, len(counts)):
+            counts[place] += counts[place - 1]
+        joined = _labels(METRICS["clockwork_gateway_request_duration_seconds"].labels, labels)
+        name = "clockwork_gateway_request_duration_seconds"
+        text.histogram(name, joined, _LE_SECONDS, counts, sum_ns / SECOND)
+
+
+# ----- asking ------------------------------------------------------------------------------------
+
+
+async def read_all(query: Callable[[str, str], Awaitable[Any]]) -> dict[str, Any]:
+    """What the query "metrics" answers, all its pages. query: (what, argument) -> body."""
+    body: dict[str, Any] = dict(await query("metrics", ""))
+    while following := body.pop("next", ""):
+        page = await query("metrics", following)
+        body["models"] += page["models"]
+        body["next"] = page["next"]
+    return body
+
+
+# ----- GET /metrics ------------------------------------------------------------------------------
+
+
+class MetricsSource:
+    """The text for whoever asks: the controller is asked by one at a time, and no more than once a while.
+
+    read: of AsyncClient.metrics(), with a time limit of its own (METRICS_TIMEOUT_S).
+    """
+
+    def __init__(self, read: Read, gateway: GatewayCounters | None = None) -> None:
+        self._read = read
+        self._gateway = gateway
+        self._lock = asyncio.Lock()
+        self._text = b""
+        self._taken_ns = -METRICS_CACHE_NS
+
+    async def text(self) -> bytes:
+        """As of METRICS_CACHE_NS ago at most. A controller that does not answer is clockwork_up 0, not an error."""
+        async with self._lock:
+            if now_ns() - self._taken_ns >= METRICS_CACHE_NS:
+                body: Mapping[str, Any] | None = None
+                try:
+                    body = await self._read()
+                except ClockworkError:
+                    body = None
+                # Thousands of models are tenths of a second, which requests should not wait for.
+                own = self._gateway.copy() if self._gateway is not None else None
+                self._text = await asyncio.to_thread(render, body, own)
+                self._taken_ns = now_ns()
+            return self._text
+
+
+def metrics_handler(source: MetricsSource) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """An aiohttp handler of GET /metrics."""
+    from aiohttp import web
+
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(body=await source.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    return handle
+
+
+# ----- the reference -----------------------------------------------------------------------------
+
+
+def reference() -> str:
+    """The table of all metrics, in Markdown: a part of docs/metrics.md."""
+    lines = ["| Metric | Type | Labels | Unit | Meaning |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{one.name}` | {one.kind} | {', '.join(one.labels) or '-'} | {one.unit or '-'} | {one.help} |"
+        for one in METRICS.values()
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,188 @@
+"""OpenTelemetry spans of requests, from the gateway to the device.
+
+A request's span is the gateway's, and belongs to the trace that its client names (W3C traceparent, in a header or in
+gRPC metadata). Below it are spans of what the controller says in the answer's times: nothing of this happens in the
+controller or the worker, which know of no trace. Their clocks are not the gateway's, so the children are laid out from
+the gateway's own stamps: what the controller took lies in the middle of what the gateway waited, because the way there
+is as long as the way back. Within it follow, one after the other, waiting for a load, the queue, and the device: copy
+in, execute, copy out; a request may also have queued before it waited for its load.
+
+Off unless start_tracing() is given an endpoint, or the environment names one (OTEL_EXPORTER_OTLP_ENDPOINT,
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT). The SDK reads the rest of OTEL_* itself: service name, headers, sampler.
+
+    tracing = start_tracing(endpoint)  # None: off
+    span = tracing.begin("http", "infer", headers, model)
+    try:
+        ...
+        span.asked()                       # the request leaves for the controller
+        answer = ...
+        span.answered(answer.times, answer.model_version)
+    finally:
+        span.end(status_code, error)       # error: None, or the exception that was answered
+    tracing.close()                        # sends what is left
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from clockwork import __version__, config
+from clockwork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+SERVICE = "clockwork-gateway"
+"""How the gateway is called unless OTEL_SERVICE_NAME says otherwise."""
+
+CLOSE_MS = 5_000
+"""How long close() may take to send what is left."""
+
+TRACE_KEYS = ("traceparent", "tracestate", "baggage")
+
+
+class RequestSpan:
+    """One request's span. One thread's."""
+
+    __slots__ = ("_asked_ns", "_span", "_tracing")
+
+    def __init__(self, tracing: Tracing, span: Any) -> None:
+        self._tracing = tracing
+        self._span = span
+        self._asked_ns = 0
+
+    @property
+    def is_recording(self) -> bool:
+        """False where it was not sampled: then none of this costs anything."""
+        return bool(self._span.is_recording())
+
+    def asked(self) -> None:
+        """The request leaves for the controller."""
+        self._asked_ns = time.time_ns()
+
+    def answered(self, times: Sequence[int], version: int) -> None:
+        """A success came back. times: of messages.Answer."""
+        if not self.is_recording:
+            return
+        self._span.set_attribute("clockwork.model.version", str(version))
+        if self._asked_ns and len(times) >= 6:
+            self._tracing.add_phases(self._span, self._asked_ns, time.time_ns(), times)
+
+    def end(self, code: int | str, error: BaseException | None = None) -> None:
+        """The request was answered: HTTP status or name of the gRPC code."""
+        from opentelemetry.trace import Status, StatusCode
+
+        if self.is_recording:
+            self._span.set_attribute(self._tracing.code_attribute(code), code)
+            if error is not None:
+                self._span.set_attribute("error.type", type(error).__name__)
+                if reason := getattr(error, "reason", ""):
+                    self._span.set_attribute("clockwork.refused.reason", str(reason))
+                self._span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
+        self._span.end()
+
+
+class Tracing:
+    """Makes spans and has them exported in the background, in a bounded queue: what does not fit is dropped."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry.propagate import get_global_textmap
+
+        self._provider = provider
+        self._tracer = provider.get_tracer("clockwork.gateway", __version__)
+        self._propagator = get_global_textmap()  # as OTEL_PROPAGATORS says; by default W3C's
+
+    def begin(
+        self,
+        protocol: str,
+        method: str,
+        carrier: Mapping[str, str] | Iterable[tuple[str, str | bytes]],
+        model: str = "",
+    ) -> RequestSpan:
+        """A request has come. protocol: http or grpc. carrier: its headers, or its invocation metadata."""
+        from opentelemetry.trace import SpanKind
+
+        pairs = carrier.items() if isinstance(carrier, Mapping) else carrier
+        found = {
+            key.lower(): value
+            for key, value in pairs
+            if key.lower() in TRACE_KEYS and isinstance(value, str)
+        }  # fmt: skip
+        span = self._tracer.start_span(
+            f"{method} {model}".strip(),
+            self._propagator.extract(found) if found else None,
+            SpanKind.SERVER,
+            {"rpc.system": protocol, "rpc.method": method, **({"clockwork.model": model} if model else {})},
+        )
+        return RequestSpan(self, span)
+
+    @staticmethod
+    def code_attribute(code: int | str) -> str:
+        return "http.response.status_code" if isinstance(code, int) else "rpc.grpc.status_code"
+
+    def add_phases(self, span: Any, asked_ns: int, answered_ns: int, times: Sequence[int]) -> None:
+        """Children for what the controller and the device did. times: of messages.Answer."""
+        from opentelemetry.trace import SpanKind, set_span_in_context
+
+        queue, load, device, total, copy_in, copy_out = times[:6]
+        total = min(total, answered_ns - asked_ns)
+        begun = asked_ns + (answered_ns - asked_ns - total) // 2
+        whole = self._tracer.start_span(
+            "controller", set_span_in_context(span), SpanKind.CLIENT, start_time=begun
+        )
+        inside = set_span_in_context(whole)
+        at, limit = begun, begun + total
+        for name, took, shows in (
+            ("load", load, load > 0),
+            ("queue", queue, True),
+            ("copy in", copy_in, copy_in > 0),
+            ("execute", device - copy_in - copy_out, True),
+            ("copy out", copy_out, copy_out > 0),
+        ):
+            if shows:
+                part = self._tracer.start_span(name, inside, start_time=min(at, limit))
+                at += max(took, 0)
+                part.end(min(at, limit))
+        whole.end(limit)
+
+    def close(self) -> None:
+        """Send what is left, for a bounded time."""
+        self._provider.force_flush(CLOSE_MS)
+        self._provider.shutdown()
+
+
+def start_tracing(endpoint: str | None = None, exporter: SpanExporter | None = None) -> Tracing | None:
+    """Tracing to an OTLP endpoint over HTTP; None if neither the caller nor the environment names one.
+
+    endpoint: as http://localhost:4318; /v1/traces is added to it. exporter: in place of OTLP's, for tests.
+    Raises ConfigError where the packages are missing.
+    """
+    if endpoint is None and exporter is None and not config.wants_traces():
+        return None
+    if config.disables_traces():
+        return None
+    try:
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+
+        if exporter is not None:
+            processor: Any = SimpleSpanProcessor(exporter)
+        else:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            address = (
+                None if endpoint is None else endpoint.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
+            )
+            processor = BatchSpanProcessor(OTLPSpanExporter(endpoint=address))
+    except ImportError as error:
+        raise ConfigError(f"traces need pip install 'clockwork-serving[otel]': {error}") from None
+    resource = Resource.create(
+        {"service.version": __version__} | ({} if config.names_service() else {"service.name": SERVICE})
+    )
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(processor)
+    return Tracing(provider)

@@ -1,0 +1,190 @@
+"""The query for metrics: what a controller counts, seen by a client while peers do what a test says."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from peers import FakeWorker, RawClient, running_controller
+from prometheus_client.parser import text_string_to_metric_families
+
+from clockwork import Client, config, messages
+from clockwork.cli import cli
+from clockwork.clock import MS, SECOND
+from clockwork.controller import process
+from clockwork.controller.metrics import PAGE_MARK
+from clockwork.errors import InvalidInput, ModelNotFound
+from clockwork.messages import Status
+
+ROW = struct.pack("<2f", 1.5, -2.5)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Any:
+    """A controller with one worker and one model ``m`` that echoes [N, 2] floats."""
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        with worker.preparing():
+            assert type(client.register("m", b"model", request_id=1)) is messages.Reply
+        yield controller, worker, client
+
+
+def metrics_of(client: RawClient, argument: str = "", request_id: int = 900) -> dict[str, Any]:
+    client.send(messages.Query(request_id, "metrics", argument))
+    found: dict[str, Any] = client.receive(messages.Reply)[0].body
+    return found
+
+
+def test_requests_are_counted_by_what_became_of_them(served: Any) -> None:
+    _, worker, client = served
+    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    worker.serve_one()
+    answer, _ = client.receive(messages.Answer)
+    client.infer("m", 2, [3, 2], ROW * 3, slo_ns=10 * SECOND)
+    worker.serve_one()
+    client.receive(messages.Answer)
+    client.infer("m", 3, [1, 2], ROW, slo_ns=100_000)  # below what the model takes
+    assert client.receive(messages.Failure)[0].status == Status.REFUSED
+    client.infer("m", 4, [1, 3], ROW)
+    assert client.receive(messages.Failure)[0].status == Status.INVALID_INPUT
+    client.infer("nope", 5, [1, 2], ROW)
+    assert client.receive(messages.Failure)[0].status == Status.MODEL_NOT_FOUND
+    client.infer("m", 6, [1, 2], ROW, slo_ns=10 * SECOND)
+    waiting = metrics_of(client)["models"][0]
+    client.send(messages.Cancel(6))
+    assert client.receive(messages.Failure)[0].status == Status.CANCELLED
+
+    body = metrics_of(client)
+    (model,) = body["models"]
+    assert (waiting["pending"], model["pending"]) == (1, 0)
+    assert model["outcomes"] == {
+        "success": 2, "refused": {"infeasible": 1}, "deadline_missed": 0, "cancelled": 1, "failed": 0, "invalid_input": 1,
+    }  # fmt: skip
+    assert body["unserved"] == {"model_not_found": 1, "unavailable": 0}
+    assert (model["name"], model["version"], model["state"]) == ("m", 1, "ready")
+    assert model["resident"] == [["fake1", 0]]
+    assert (model["pages"], model["weights_bytes"]) == (1, 100)
+    assert model["inferences"] == 4
+    assert model["executions"] == 2
+    assert model["batches"] == {"1": [1, 50_000], "3": [1, 50_000]}
+    assert model["last_ns"] > body["started_ns"]
+    times = model["times"]
+    assert {name: one["count"] for name, one in times.items()} == {
+        "total": 2, "queue": 2, "load": 1, "execute": 2, "copy_in": 2, "copy_out": 2,
+    }  # fmt: skip
+    assert times["execute"]["sum_ns"] == 2 * 50_000
+    assert times["load"]["sum_ns"] == 50_000
+    assert times["execute"]["buckets"] == [2] * (len(config.METRIC_BOUNDS_NS) + 1)
+    assert answer.times[1] == 50_000  # the load
+    assert answer.times[2] == 50_000  # on the device
+    assert 0 < answer.times[3] <= times["total"]["sum_ns"]
+    assert len(answer.times) == 6
+
+
+def test_devices_are_counted_by_what_they_did(served: Any) -> None:
+    _, worker, client = served
+    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    worker.serve_one()
+    client.receive(messages.Answer)
+    body = metrics_of(client)
+    (row,) = body["workers"]
+    (device,) = row["devices"]
+    assert (row["name"], row["state"], row["fetches"], row["drops"]) == ("fake1", "serving", 0, 0)
+    counted = {"executions": 1, "busy_ns": 50_000, "loads": 1, "load_busy_ns": 50_000, "unloads": 0}
+    assert {name: device[name] for name in counted} == counted
+    assert (device["kind"], device["pages"], device["free_pages"]) == ("cpu", 4, 3)
+    assert (device["resident"], device["evicted_early"]) == (1, 0)
+    assert (body["devices"], body["clients"], body["requests_open"]) == (1, 1, 0)
+    assert 0 < body["devices_wanted"] < 1
+    assert body["lag"]["count"] > 0
+    assert body["prediction_errors"]["infer_duration"]["over"]["count"] == 1
+    assert body["prediction"]["infer_duration"]["over"]["total"] == 1
+
+
+def test_a_model_that_makes_room_soon_after_its_load_is_thrashing(tmp_path: Path) -> None:
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller, pages=1) as worker,
+        RawClient(controller) as client,
+    ):
+        for place, name in enumerate("ab"):
+            with worker.preparing():
+                assert type(client.register(name, name.encode(), request_id=1 + place)) is messages.Reply
+        for request, name in enumerate("aba", 10):
+            client.infer(name, request, [1, 2], ROW, slo_ns=10 * SECOND)
+            worker.serve_one()
+            client.receive(messages.Answer)
+        (device,) = metrics_of(client)["workers"][0]["devices"]
+        assert device["loads"] == 3
+        assert device["evicted_early"] == 2
+
+
+def test_lag_is_what_a_turn_took_and_its_wait_before(served: Any) -> None:
+    controller, _, client = served
+    before = metrics_of(client)["lag"]
+    slow = controller.describe
+
+    def busy(model: Any) -> Any:
+        deadline = process.now_ns() + 30 * MS
+        while process.now_ns() < deadline:  # the loop does nothing else meanwhile
+            pass
+        return slow(model)
+
+    controller.describe = busy
+    client.send(messages.Query(7, "model", "m"))
+    client.receive(messages.Reply)
+    after = metrics_of(client)["lag"]
+    assert after["count"] > before["count"]
+    slower = config.METRIC_BOUNDS_NS.index(25 * MS)
+    assert (after["count"] - after["buckets"][slower]) - (before["count"] - before["buckets"][slower]) >= 1
+    assert after["sum_ns"] - before["sum_ns"] >= 30 * MS
+
+
+def test_models_come_in_pages_and_one_model_alone(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    controller, worker, client = served
+    monkeypatch.setattr("clockwork.controller.metrics.METRICS_MODELS_PAGE", 2)
+    for place, name in enumerate("nopq"):
+        with worker.preparing():
+            assert type(client.register(name, name.encode(), request_id=10 + place)) is messages.Reply
+    first = metrics_of(client)
+    assert [one["name"] for one in first["models"]] == ["m", "n"]
+    assert first["next"].startswith(PAGE_MARK)
+    second = metrics_of(client, first["next"])
+    assert [one["name"] for one in second["models"]] == ["o", "p"]
+    assert "workers" not in second
+    with Client(controller.client_endpoint) as caller:
+        body = caller.metrics()
+        assert [one["name"] for one in body["models"]] == ["m", "n", "o", "p", "q"]
+        assert "next" not in body
+        assert [one["name"] for one in caller.metrics("p@1")["models"]] == ["p"]
+        with pytest.raises(ModelNotFound):
+            caller.metrics("nope")
+        with pytest.raises(InvalidInput, match="no page"):
+            caller.metrics(f"{PAGE_MARK}x")
+
+
+def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
+    controller, worker, client = served
+    client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
+    worker.serve_one()
+    client.receive(messages.Answer)
+    result = CliRunner().invoke(cli, ["metrics", "--endpoint", controller.client_endpoint])
+    assert result.exit_code == 0, result.output
+    samples = {
+        (one.name, one.labels.get("model"), one.labels.get("outcome")): one.value
+        for family in text_string_to_metric_families(result.output)
+        for one in family.samples
+    }
+    assert samples["clockwork_requests_total", "m", "success"] == 1
+    assert (
+        'nv_inference_request_success{model="m",version="1"} 1\n' in result.output
+    )  # as it stands: the parser renames
+    assert samples["clockwork_up", None, None] == 1
+    as_json = CliRunner().invoke(cli, ["metrics", "m", "--json", "--endpoint", controller.client_endpoint])
+    assert '"success": 1' in as_json.output

@@ -1,7 +1,7 @@
 """Prometheus text of a cluster's numbers, under Clockwork's own names and under Triton's.
 
-``render()`` makes the text of what the query "metrics" answers (``AsyncClient.metrics()``) and of what a gateway
-counted itself. ``METRICS`` declares every metric that it can emit: docs/metrics.md, the dashboard and the alert rules
+``render()`` makes the text of what the query "metrics" answers (``AsyncClient.metrics()``), ``render_gateway()`` that of
+what a gateway counted itself. ``METRICS`` declares every metric that it can emit: docs/metrics.md, the dashboard and the alert rules
 are held against it. The text is written here rather than by prometheus_client, which would rename Triton's counters
 (theirs do not end in _total) and takes ten times as long where models are thousands; the tests read it back with that
 library's parser.
@@ -247,15 +247,6 @@ class GatewayCounters:
         self.in_flight[protocol] -= 1
         self.abandoned[protocol] = self.abandoned.get(protocol, 0) + 1
 
-    def copy(self) -> GatewayCounters:
-        """As it is now, for another thread to read."""
-        one = GatewayCounters()
-        one.requests, one.in_flight = dict(self.requests), dict(self.in_flight)
-        one.received_bytes, one.sent_bytes = dict(self.received_bytes), dict(self.sent_bytes)
-        one.abandoned = dict(self.abandoned)
-        one.durations = {key: list(found) for key, found in self.durations.items()}
-        return one
-
 
 # ----- the text ----------------------------------------------------------------------------------
 
@@ -317,11 +308,8 @@ class _Text:
         return "\n".join(lines).encode()
 
 
-def render(body: Mapping[str, Any] | None, gateway: GatewayCounters | None = None) -> bytes:
-    """The text of what the query "metrics" answered, and of a gateway's own counts.
-
-    body: None where the controller did not answer. Takes some 60 us for each model that has been asked.
-    """
+def render(body: Mapping[str, Any] | None) -> bytes:
+    """The text of what the query "metrics" answered; None: the controller did not answer."""
     text = _Text()
     text.add("clockwork_up", (), int(body is not None))
     if body is not None:
@@ -329,8 +317,13 @@ def render(body: Mapping[str, Any] | None, gateway: GatewayCounters | None = Non
         for worker in body.get("workers", ()):
             _add_worker(text, worker)
         _add_cluster(text, body)
-    if gateway is not None:
-        _add_gateway(text, gateway)
+    return text.encode()
+
+
+def render_gateway(gateway: GatewayCounters) -> bytes:
+    """The text of a gateway's own counts."""
+    text = _Text()
+    _add_gateway(text, gateway)
     return text.encode()
 
 
@@ -469,20 +462,29 @@ async def read_all(query: Callable[[str, str], Awaitable[Any]]) -> dict[str, Any
 # ----- GET /metrics ------------------------------------------------------------------------------
 
 
+PARTS = ("cluster", "gateway")
+"""What ?of= may ask for alone. Every gateway says the same of the cluster, so of several only one is asked for that."""
+
+
 class MetricsSource:
     """The text for whoever asks: the controller is asked by one at a time, and no more than once a while.
 
-    read: of AsyncClient.metrics(), with a time limit of its own (METRICS_TIMEOUT_S).
+    read: of AsyncClient.metrics() or read_all(), with a time limit of its own (METRICS_TIMEOUT_S).
     """
 
-    def __init__(self, read: Read, gateway: GatewayCounters | None = None) -> None:
+    def __init__(self, read: Read, gateway: GatewayCounters) -> None:
         self._read = read
         self._gateway = gateway
         self._lock = asyncio.Lock()
         self._text = b""
         self._taken_ns = -METRICS_CACHE_NS
 
-    async def text(self) -> bytes:
+    async def text(self, of: str = "") -> bytes:
+        """All of it, or one of PARTS."""
+        cluster = b"" if of == "gateway" else await self._cluster()
+        return cluster if of == "cluster" else cluster + render_gateway(self._gateway)
+
+    async def _cluster(self) -> bytes:
         """As of METRICS_CACHE_NS ago at most. A controller that does not answer is clockwork_up 0, not an error."""
         async with self._lock:
             if now_ns() - self._taken_ns >= METRICS_CACHE_NS:
@@ -492,18 +494,21 @@ class MetricsSource:
                 except ClockworkError:
                     body = None
                 # Thousands of models are tenths of a second, which requests should not wait for.
-                own = self._gateway.copy() if self._gateway is not None else None
-                self._text = await asyncio.to_thread(render, body, own)
+                self._text = await asyncio.to_thread(render, body)
                 self._taken_ns = now_ns()
             return self._text
 
 
-def metrics_handler(source: MetricsSource) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """An aiohttp handler of GET /metrics."""
+def metrics_handler(source: MetricsSource) -> Callable[[web.BaseRequest], Awaitable[web.Response]]:
+    """An aiohttp handler of GET /metrics[?of=cluster|gateway]."""
     from aiohttp import web
 
-    async def handle(request: web.Request) -> web.Response:
-        return web.Response(body=await source.text(), headers={"Content-Type": CONTENT_TYPE})
+    async def handle(request: web.BaseRequest) -> web.Response:
+        of = request.query.get("of", "")
+        if of and of not in PARTS:
+            text = f"of is {' or '.join(PARTS)}, not {of[:40]!r}\n"
+            return web.Response(status=400, text=text)
+        return web.Response(body=await source.text(of), headers={"Content-Type": CONTENT_TYPE})
 
     return handle
 

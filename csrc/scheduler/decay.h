@@ -25,16 +25,6 @@ inline double decay(Ns past, Ns half_life) {
     return (1 - rest / 2) * power_of_two(-static_cast<int>(halves));
 }
 
-// What a steady stream that began so long ago fills a count to, as a time: its rate is the count over this. It nears 1.5
-// half-lives.
-inline double decayed_span(Ns past, Ns half_life) {
-    Ns halves = std::min<Ns>(past / half_life, 60);
-    double rest = static_cast<double>(past - halves * half_life) / static_cast<double>(half_life);
-    double left = power_of_two(-static_cast<int>(halves));  // of what came in the first of them
-    rest = std::min(rest, 1.0);
-    return (1.5 * (1 - left) + (rest - rest * rest / 4) * left) * static_cast<double>(half_life);
-}
-
 class DecayedCount {
 public:
     void add(Ns now, double count, Ns half_life) {

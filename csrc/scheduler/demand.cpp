@@ -9,6 +9,12 @@ namespace clockwork {
 
 namespace {
 
+constexpr double LIFE_NS = static_cast<double>(DEMAND_HALF_LIFE_NS) / 0.6931471805599453;
+
+// What is left of a count after so long. Not that of decay.h: no decision depends on its last bits, and this is the same
+// in many short steps as in a long one.
+double left_after(Ns past_ns) { return std::exp(-static_cast<double>(past_ns) / LIFE_NS); }
+
 // What the load asks of memory: a model's pages on so many devices, or so much of the links' time.
 struct Stay {
     double pages;    // as parts of a device
@@ -61,7 +67,7 @@ double memory_devices(std::vector<Stay>& models) {
 }  // namespace
 
 double Demand::span_ns(Ns now) const {
-    return decayed_span(std::max(now - since_ns_, DEMAND_PAST_MIN_NS), DEMAND_HALF_LIFE_NS);
+    return LIFE_NS * (1 - left_after(std::max(now - since_ns_, DEMAND_PAST_MIN_NS)));
 }
 
 void Demand::add(Ns now, const Pending& pending) {
@@ -69,16 +75,17 @@ void Demand::add(Ns now, const Pending& pending) {
         since_ns_ = now;
     }
     ModelDemand& known = pending.model->demand;
-    known.rows.add(now, pending.size, DEMAND_HALF_LIFE_NS);
-    known.requests.add(now, 1, DEMAND_HALF_LIFE_NS);
+    double left = left_after(now - known.counted_ns);
+    known.rows = known.rows * left + pending.size;
+    known.requests = known.requests * left + 1;
+    known.counted_ns = now;
     if (known.arrivals++ % DEMAND_EVERY != 0) {
         return;
     }
     double looks = std::min(known.arrivals / DEMAND_EVERY + 1, DEMAND_EVERY);
     double slack = static_cast<double>(pending.deadline_ns - now);
     known.slack_ns += (slack - known.slack_ns) / looks;
-    double rate = known.rows.at(now, DEMAND_HALF_LIFE_NS) / span_ns(now);
-    double row = row_ns(*pending.model, pending.request.shape, slack, rate);
+    double row = row_ns(*pending.model, pending.request.shape, slack, known.rows / span_ns(now));
     known.row_ns += (row - known.row_ns) / looks;
 }
 
@@ -116,12 +123,12 @@ double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const s
     std::vector<Stay> stays;
     for (const Model* model : models) {
         const ModelDemand& known = model->demand;
-        double requests = known.requests.at(now, DEMAND_HALF_LIFE_NS);
+        double left = left_after(now - known.counted_ns), requests = known.requests * left;
         const KindSpec* spec = requests > DEMAND_FORGOTTEN ? spec_of(*model) : nullptr;
         if (spec == nullptr) {
             continue;
         }
-        double own = known.rows.at(now, DEMAND_HALF_LIFE_NS) / span * known.row_ns / DEMAND_BUSY;
+        double own = known.rows * left / span * known.row_ns / DEMAND_BUSY;
         execution += own;
         double there = pages_of(*spec, devices), load = static_cast<double>(spec->load_expected_ns());
         if (there > 0) {

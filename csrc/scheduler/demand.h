@@ -20,7 +20,6 @@
 
 #include <vector>
 
-#include "scheduler/decay.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -32,7 +31,7 @@ struct Pending;
 inline constexpr Ns DEMAND_HALF_LIFE_NS = 10 * SECOND;
 
 // The part of its time that a device should execute; the rest is for chance. Held against clockwork/sim/planning.py.
-inline constexpr double DEMAND_BUSY = 0.8;
+inline constexpr double DEMAND_BUSY = 0.85;
 
 // The part of its link's time that should go to loads.
 inline constexpr double DEMAND_LOADING = 0.5;
@@ -54,7 +53,8 @@ inline constexpr double DEMAND_FORGOTTEN = 0.05;
 
 // Of one model.
 struct ModelDemand {
-    DecayedCount rows, requests;
+    double rows = 0, requests = 0;  // that came, forgotten by half in each half-life
+    Ns counted_ns = 0;              // as of then
     double row_ns = 0;    // device time of one
     double slack_ns = 0;  // that its requests come with
     std::uint32_t arrivals = 0;

@@ -1,0 +1,308 @@
+"""Prometheus text: read back with prometheus_client's parser, and held to what is declared and to good manners."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import re
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from clockwork.clock import SECOND
+from clockwork.config import METRIC_BOUNDS_NS, PREDICTION_BOUNDS_NS
+from clockwork.errors import ConnectionLost
+from clockwork.gateway import metrics
+from clockwork.gateway.metrics import (
+    METRICS,
+    GatewayCounters,
+    MetricsSource,
+    read_all,
+    render,
+    render_gateway,
+)
+
+MS = 1_000_000
+
+
+def histogram(values_ns: list[int], bounds_ns: tuple[int, ...] = METRIC_BOUNDS_NS) -> dict[str, Any]:
+    buckets = [sum(one <= bound for one in values_ns) for bound in bounds_ns]
+    return {"count": len(values_ns), "sum_ns": sum(values_ns), "buckets": [*buckets, len(values_ns)]}
+
+
+def model(name: str = "resnet", version: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": version,
+        "state": "ready",
+        "pending": 3,
+        "outcomes": {
+            "success": 2, "refused": {"deadline": 5, "overloaded": 1}, "deadline_missed": 1, "cancelled": 4,
+            "failed": 7, "invalid_input": 8,
+        },
+        "inferences": 11,
+        "executions": 2,
+        "last_ns": 90 * SECOND,
+        "times": {
+            "total": histogram([3 * MS, 30 * MS]), "queue": histogram([1 * MS, 2 * MS]), "load": histogram([20 * MS]),
+            "execute": histogram([2 * MS, 2 * MS]), "copy_in": histogram([1_000, 2_000]),
+            "copy_out": histogram([0, 0]),
+        },
+        "batches": {"1": [1, 2 * MS], "10": [1, 2 * MS]},
+        "resident": [["w", 0]],
+        "hosted": ["w"],
+        "pages": 7,
+        "weights_bytes": 100_000_000,
+        **more,
+    }  # fmt: skip
+
+
+def body(*models: dict[str, Any]) -> dict[str, Any]:
+    errors = {"over": histogram([20_000], PREDICTION_BOUNDS_NS), "under": histogram([], PREDICTION_BOUNDS_NS)}
+    return {
+        "now_ns": 100 * SECOND,
+        "started_ns": 40 * SECOND,
+        "policy": "adaptive",
+        "models": list(models),
+        "workers": [
+            {
+                "name": "w",
+                "state": "serving",
+                "devices": [
+                    {
+                        "index": 0, "kind": "cuda", "name": "H100", "pages": 100, "free_pages": 40, "page_bytes": 16 << 20,
+                        "busy_ns": 30 * SECOND, "load_busy_ns": SECOND, "loads": 9, "unloads": 4, "evicted_early": 2,
+                        "executions": 50, "resident": 5,
+                    }
+                ],
+                "host_bytes": 1 << 30, "host_used": 1 << 29, "fetches": 3, "drops": 1, "jitter_ns": 60_000,
+                "rtt_ns": 100_000,
+            }
+        ],
+        "prediction": {},
+        "prediction_errors": {"bounds_ns": list(PREDICTION_BOUNDS_NS), "infer_duration": errors},
+        "lag": histogram([100_000]),
+        "devices_wanted": 1.23456,
+        "devices": 1,
+        "requests_open": 3,
+        "clients": 2,
+        "unserved": {"model_not_found": 1, "unavailable": 0},
+    }  # fmt: skip
+
+
+def counters() -> GatewayCounters:
+    found = GatewayCounters()
+    found.end("http", "infer", 200, found.begin("http"), 48_000, 4_000)
+    found.end("http", "infer", 503, found.begin("http"), 48_000, 100)
+    found.end("grpc", "ModelInfer", "OK", found.begin("grpc"), 10, 20)
+    found.begin("grpc")
+    found.begin("grpc")
+    found.abandon("grpc")
+    return found
+
+
+def samples_of(text: bytes) -> dict[str, float]:
+    """As they stand: the parser renames counters that do not end in _total."""
+    lines = [line for line in text.decode().splitlines() if not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+EVERYTHING = render(body(model())) + render_gateway(counters())
+
+
+def test_every_declared_metric_is_emitted_and_no_other() -> None:
+    typed = dict(re.findall(r"^# TYPE (\S+) (\S+)$", EVERYTHING.decode(), re.MULTILINE))
+    assert typed == {one.name: one.kind for one in METRICS.values()}
+    helped = re.findall(r"^# HELP (\S+) (.+)$", EVERYTHING.decode(), re.MULTILINE)
+    assert dict(helped) == {one.name: one.help for one in METRICS.values()}
+    assert len(helped) == len(typed)
+
+
+def test_the_parser_of_prometheus_reads_it_with_the_declared_labels() -> None:
+    families = list(text_string_to_metric_families(EVERYTHING.decode()))
+    assert len(families) == len(METRICS)
+    for family in families:
+        declared = METRICS.get(family.name) or METRICS[f"{family.name}_total"]
+        assert family.type == declared.kind
+        assert family.samples
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(declared.labels), sample
+            assert sample.value >= 0
+
+
+def test_names_and_units_are_as_prometheus_wants_them() -> None:
+    """The rules of `promtool check metrics`; Triton's names are Triton's."""
+    for metric in METRICS.values():
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name)
+        assert metric.help.endswith((".", "OTHER."))
+        assert "le" not in metric.labels
+        assert "quantile" not in metric.labels
+        if metric.name.startswith("nv_"):
+            assert (metric.unit == "microseconds") == metric.name.endswith("_us")
+            continue
+        assert metric.name.startswith("clockwork_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter")
+        stem = metric.name.removesuffix("_total")
+        assert stem.endswith("_seconds") == (metric.unit == "seconds"), metric
+        assert stem.endswith("_bytes") == (metric.unit == "bytes"), metric
+        assert not re.search(r"milli|micro|_ms\b|_us\b|_ns\b|_kb|_count$|_sum$|_bucket$|_info_", metric.name)
+        assert metric.kind != "histogram" or metric.unit in ("seconds", "rows")
+
+
+def test_histograms_add_up() -> None:
+    for family in text_string_to_metric_families(EVERYTHING.decode()):
+        if family.type != "histogram":
+            continue
+        by_labels: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+        for sample in family.samples:
+            key = tuple(sorted((k, v) for k, v in sample.labels.items() if k != "le"))
+            by_labels.setdefault(key, {}).setdefault(sample.name.rpartition("_")[2], []).append(sample.value)
+        for parts in by_labels.values():
+            assert parts["bucket"] == sorted(parts["bucket"])
+            assert parts["bucket"][-1] == parts["count"][0]
+            assert len(parts["sum"]) == 1
+
+
+def test_requests_are_told_by_outcome_reason_and_part_of_their_time() -> None:
+    found = samples_of(EVERYTHING)
+    labels = 'model="resnet",version="1"'
+    outcomes = {
+        one: found[f'clockwork_requests_total{{{labels},outcome="{one}"}}'] for one in metrics.OUTCOMES
+    }
+    assert outcomes == {
+        "success": 2, "refused": 6, "deadline_missed": 1, "cancelled": 4, "failed": 7, "invalid_input": 8,
+    }  # fmt: skip
+    assert found[f'clockwork_refusals_total{{{labels},reason="deadline"}}'] == 5
+    assert found[f'clockwork_request_duration_seconds_bucket{{{labels},le="0.005"}}'] == 1
+    assert found[f'clockwork_request_duration_seconds_bucket{{{labels},le="0.05"}}'] == 2
+    assert found[f"clockwork_request_duration_seconds_sum{{{labels}}}"] == pytest.approx(0.033)
+    assert found[f"clockwork_load_wait_duration_seconds_count{{{labels}}}"] == 1
+    assert found[f'clockwork_batch_rows_bucket{{{labels},le="8"}}'] == 1
+    assert found[f'clockwork_batch_rows_bucket{{{labels},le="16"}}'] == 2
+    assert found[f"clockwork_batch_rows_sum{{{labels}}}"] == 11
+
+
+def test_tritons_names_say_the_same_in_microseconds() -> None:
+    found = samples_of(EVERYTHING)
+    labels = 'model="resnet",version="1"'
+    assert {
+        name: found[f"nv_inference_{name}{{{labels}}}"]
+        for name in (
+            "request_success", "count", "exec_count", "request_duration_us", "queue_duration_us",
+            "compute_input_duration_us", "compute_infer_duration_us", "compute_output_duration_us",
+            "pending_request_count",
+        )
+    } == {
+        "request_success": 2, "count": 11, "exec_count": 2, "request_duration_us": 33_000, "queue_duration_us": 23_000,
+        "compute_input_duration_us": 3, "compute_infer_duration_us": 4_000, "compute_output_duration_us": 0,
+        "pending_request_count": 3,
+    }  # fmt: skip
+    failures = {
+        reason: found[f'nv_inference_request_failure{{{labels},reason="{reason}"}}']
+        for reason in metrics.FAILURES
+    }
+    assert failures == {"REJECTED": 7, "CANCELED": 4, "BACKEND": 7, "OTHER": 8}
+
+
+def test_devices_workers_and_the_cluster() -> None:
+    found = samples_of(EVERYTHING)
+    device = 'worker="w",device="0",kind="cuda"'
+    assert found[f"clockwork_device_busy_seconds_total{{{device}}}"] == 30
+    assert found[f"clockwork_device_evictions_early_total{{{device}}}"] == 2
+    assert found[f"clockwork_device_arena_bytes{{{device}}}"] == 100 * (16 << 20)
+    assert found['clockwork_worker_host_store_used_bytes{worker="w"}'] == 1 << 29
+    assert found["clockwork_devices_wanted"] == pytest.approx(1.2346)
+    assert found['clockwork_models{state="ready"}'] == 1
+    assert (
+        found[
+            'clockwork_prediction_error_seconds_bucket{action="infer",of="duration",side="over",le="2.5e-05"}'
+        ]
+        == 1
+    )
+    assert found['clockwork_gateway_requests_total{protocol="http",method="infer",code="503"}'] == 1
+    assert found['clockwork_gateway_requests_in_flight{protocol="grpc"}'] == 1
+    assert found['clockwork_gateway_abandoned_total{protocol="grpc"}'] == 1
+    assert found['clockwork_gateway_received_bytes_total{protocol="http"}'] == 96_000
+
+
+def test_a_name_may_hold_whatever_labels_must_not() -> None:
+    odd = 'a"b\\c\nd'
+    families = text_string_to_metric_families(render(body(model(odd))).decode())
+    names = {
+        sample.labels["model"] for family in families for sample in family.samples if "model" in sample.labels
+    }
+    assert names == {odd}
+
+
+def test_versions_of_a_model_are_apart() -> None:
+    found = samples_of(render(body(model(), model(version=2, pending=9))))
+    assert found['clockwork_requests_pending{model="resnet",version="1"}'] == 3
+    assert found['clockwork_requests_pending{model="resnet",version="2"}'] == 9
+
+
+def test_beyond_a_bound_models_have_counters_alone_and_those_before_keep_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "METRICS_MODELS_MAX", 2)
+    found = samples_of(render(body(*(model(f"m{place}") for place in range(3)))))
+    with_histograms = {
+        match[1]
+        for name in found
+        if (match := re.match(r'clockwork_request_duration_seconds_count\{model="(\w+)"', name))
+    }
+    assert with_histograms == {"m0", "m1"}
+    assert found['clockwork_requests_total{model="m2",version="1",outcome="success"}'] == 2
+    assert found["clockwork_models_without_histograms"] == 1
+
+
+def test_a_model_of_which_nothing_was_asked_has_counters_at_zero_and_no_histograms() -> None:
+    unasked = copy.deepcopy(model(last_ns=0))
+    unasked["outcomes"] |= {"success": 0, "refused": {}}
+    found = samples_of(render(body(unasked)))
+    assert found['clockwork_requests_total{model="resnet",version="1",outcome="success"}'] == 0
+    assert not any(name.startswith("clockwork_request_duration_seconds") for name in found)
+
+
+def test_scrapes_at_once_ask_the_controller_once_and_a_dead_one_is_no_error() -> None:
+    asked: list[int] = []
+    alive = True
+
+    async def read() -> dict[str, Any]:
+        asked.append(1)
+        await asyncio.sleep(0)
+        if not alive:
+            raise ConnectionLost("gone")
+        return body(model())
+
+    async def scrape() -> None:
+        nonlocal alive
+        source = MetricsSource(read, counters())
+        texts = await asyncio.gather(*(source.text() for _ in range(5)))
+        assert len(asked) == 1
+        assert all(
+            b"clockwork_up 1\n" in text and b"clockwork_gateway_requests_total" in text for text in texts
+        )
+        assert b"nv_inference_count" not in await source.text("gateway")
+        assert b"clockwork_gateway" not in await source.text("cluster")
+        assert len(asked) == 1, "the text is as good as new"
+        alive = False
+        source._taken_ns -= metrics.METRICS_CACHE_NS
+        text = await source.text()
+        assert b"clockwork_up 0\n" in text
+        assert b"clockwork_requests_total" not in text
+        assert b"clockwork_gateway_requests_total" in text
+
+    asyncio.run(scrape())
+
+
+def test_pages_are_read_to_the_last() -> None:
+    pages = {"": (["a", "b"], "#2"), "#2": (["c"], "#3"), "#3": (["d"], "")}
+
+    async def query(what: str, argument: str) -> dict[str, Any]:
+        assert what == "metrics"
+        names, following = pages[argument]
+        return {"models": [{"name": name} for name in names], "next": following}
+
+    found = asyncio.run(read_all(query))
+    assert found == {"models": [{"name": name} for name in "abcd"]}

@@ -21,6 +21,12 @@ struct Stay {
     double loading;  // as parts of a link; infinite: it has to stay
 };
 
+// Requests of a model that do not batch, and how long one can wait.
+struct Wait {
+    double requests;
+    double room_ns;
+};
+
 // The kind of device that a model is counted with: one that has it, else one that could.
 const KindSpec* spec_of(const Model& model) {
     if (!model.residencies.empty()) {
@@ -64,6 +70,25 @@ double memory_devices(std::vector<Stay>& models) {
     return least;
 }
 
+// The least number of devices with which no more than late_max of the requests wait for too long; at most `most`.
+double chance_devices(const std::vector<Wait>& waits, double load, double run_ns, double late_max, double most) {
+    double free = 1;  // Erlang's B of as many devices as have been looked at: none is free
+    for (double count = 1; run_ns > 0 && count < most; ++count) {
+        free = load * free / (count + load * free);
+        if (count <= load) {
+            continue;
+        }
+        double all_busy = count * free / (count - load * (1 - free)), late = 0;
+        for (const Wait& one : waits) {
+            late += one.requests * all_busy * std::exp(-2 * (count - load) * one.room_ns / run_ns);
+        }
+        if (late <= late_max) {
+            return count - 1 + late / late_max;  // above the number before, which does not suffice
+        }
+    }
+    return run_ns > 0 ? most : 0;
+}
+
 }  // namespace
 
 double Demand::span_ns(Ns now) const {
@@ -85,21 +110,23 @@ void Demand::add(Ns now, const Pending& pending) {
     double looks = std::min(known.arrivals / DEMAND_EVERY + 1, DEMAND_EVERY);
     double slack = static_cast<double>(pending.deadline_ns - now);
     known.slack_ns += (slack - known.slack_ns) / looks;
-    double row = row_ns(*pending.model, pending.request.shape, slack, known.rows / span_ns(now));
-    known.row_ns += (row - known.row_ns) / looks;
+    Cost found = cost(*pending.model, pending.request.shape, slack, known.rows / span_ns(now));
+    known.row_ns += (found.row_ns - known.row_ns) / looks;
+    known.run_ns += (found.run_ns - known.run_ns) / looks;
+    known.alone += (found.is_alone - known.alone) / looks;
 }
 
-double Demand::row_ns(const Model& model, std::uint32_t shape, double slack_ns, double rows_rate) const {
+Demand::Cost Demand::cost(const Model& model, std::uint32_t shape, double slack_ns, double rows_rate) {
     const KindSpec* spec = spec_of(model);
     if (spec == nullptr) {
-        return 0;
+        return {};
     }
     Curve* curve = spec->program->curve(shape);
     auto takes = [&](std::uint32_t rows) {
         return static_cast<double>(curve != nullptr ? curve->exec_ns(rows) : spec->alone_ns(shape, rows));
     };
     double room = slack_ns * DEMAND_BATCH;
-    double come = std::min(rows_rate * room, static_cast<double>(spec->batch_max));
+    double come = std::min(1 + rows_rate * room, static_cast<double>(spec->batch_max));  // behind the first of a batch
     std::uint32_t low = 1, high = std::max(static_cast<std::uint32_t>(come), 1u);
     if (takes(high) <= room) {
         low = high;
@@ -108,19 +135,24 @@ double Demand::row_ns(const Model& model, std::uint32_t shape, double slack_ns, 
         std::uint32_t middle = low + (high - low) / 2;
         (takes(middle) <= room ? low : high) = middle;
     }
-    double least = takes(low) / low;
+    double alone = takes(1), run = takes(low), least = run / low;
     for (std::uint32_t rows = 1; rows < low; rows *= 2) {
-        least = std::min(least, takes(rows) / rows);
+        if (double takes_ns = takes(rows); takes_ns / rows < least) {
+            run = takes_ns;
+            least = takes_ns / rows;
+        }
     }
-    return least;
+    bool is_alone = alone <= least * DEMAND_ALONE;
+    return {is_alone ? alone : least, is_alone ? alone : run, is_alone};
 }
 
 double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const std::vector<Device*>& devices) const {
     if (since_ns_ < 0) {
         return 0;
     }
-    double span = span_ns(now), execution = 0;
+    double span = span_ns(now), load = 0, weighted = 0, all = 0;
     std::vector<Stay> stays;
+    std::vector<Wait> waits;
     for (const Model* model : models) {
         const ModelDemand& known = model->demand;
         double left = left_after(now - known.counted_ns), requests = known.requests * left;
@@ -128,17 +160,21 @@ double Demand::devices_wanted(Ns now, const std::vector<Model*>& models, const s
         if (spec == nullptr) {
             continue;
         }
-        double own = known.rows * left / span * known.row_ns / DEMAND_BUSY;
-        execution += own;
-        double there = pages_of(*spec, devices), load = static_cast<double>(spec->load_expected_ns());
+        double own = known.rows * left / span * known.row_ns;
+        load += own;
+        weighted += own * known.run_ns;
+        all += requests;
+        waits.push_back({requests * known.alone, std::max(known.slack_ns - known.run_ns, 0.0)});
+        double there = pages_of(*spec, devices), loads = static_cast<double>(spec->load_expected_ns());
         if (there > 0) {
-            double copies = std::max(std::ceil(own), 1.0);
-            bool can_wait = load + known.row_ns <= known.slack_ns;
-            stays.push_back({spec->page_count * copies / there, can_wait ? requests / span * load : INFINITY});
+            double copies = std::max(std::ceil(own / DEMAND_BUSY), 1.0);
+            bool can_wait = loads + known.run_ns <= known.slack_ns;
+            stays.push_back({spec->page_count * copies / there, can_wait ? requests / span * loads : INFINITY});
         }
     }
     double most = DEMAND_GROWTH * static_cast<double>(std::max<std::size_t>(devices.size(), 1));
-    return std::min(std::max(execution, memory_devices(stays)), most);
+    double chance = chance_devices(waits, load, load > 0 ? weighted / load : 0, DEMAND_LATE * all, most);
+    return std::min(std::max({load / DEMAND_BUSY, chance, memory_devices(stays)}), most);
 }
 
 }  // namespace clockwork

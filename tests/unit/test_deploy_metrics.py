@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from clockwork.gateway.metrics import METRICS, OUTCOMES, PARTS, Metric
+from clockwork.config import METRICS_MODELS_PAGE
+from clockwork.gateway.metrics import METRICS, METRICS_MODELS_MAX, OUTCOMES, PARTS, Metric, reference
 from clockwork.messages import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +131,20 @@ def test_the_scrape_configuration_asks_for_what_there_is() -> None:
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
     assert [job["params"]["of"] for job in config["scrape_configs"]] == [[part] for part in PARTS]
     assert all((PROMETHEUS / name).exists() for name in config["rule_files"])
+
+
+def test_the_reference_lists_what_is_declared_and_its_answers_can_be_asked_for() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert reference() in text, "run python tools/metrics_reference.py"
+    questions = text.partition("## Questions and answers")[2].partition("##")[0]
+    expressions = [
+        one for one in re.findall(r"`([^`]+)`", questions) if one.startswith(("sum", "rate", "hist"))
+    ]
+    assert len(expressions) >= 8
+    for expression in expressions:
+        assert check(expression)
+    for bound in (f"pages of {METRICS_MODELS_PAGE}", f"{METRICS_MODELS_MAX:,} versions"):
+        assert bound in text
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,9 @@ METRIC_BOUNDS_NS = tuple(
 PREDICTION_BOUNDS_NS = tuple(round(base * 10**exponent) for exponent in range(4, 9) for base in (1, 2.5, 5))
 """The same of the errors of predictions, which are smaller: from 10 us to 500 ms."""
 
-METRICS_MODELS_PAGE = 128
-"""Models that one answer to the query for metrics tells of: the controller serves nobody while it gathers them."""
+METRICS_MODELS_PAGE = 64
+"""Models that one answer to the query for metrics tells of: the controller serves nobody while it gathers them, which is
+a millisecond for so many."""
 
 RECORD_BYTES_MAX = 1 << 30
 """A recording of a controller's events ends at this size: some 10 million requests."""

@@ -67,6 +67,11 @@ struct BatchCounts {
 
 inline constexpr std::size_t REASONS = 9;  // of Reason, NONE too
 
+// What a success took; LOAD: 0 if it waited for none.
+struct Spent {
+    Ns total_ns = 0, queue_ns = 0, load_ns = 0, execute_ns = 0, copy_in_ns = 0, copy_out_ns = 0;
+};
+
 // Of one model. It is made when the first request for the model comes: of a million models few are asked for.
 struct ModelCounts {
     enum Time { TOTAL, QUEUE, LOAD, EXECUTE, COPY_IN, COPY_OUT };
@@ -80,6 +85,28 @@ struct ModelCounts {
     std::uint64_t invalid = 0;    // requests that were wrong, found at arrival or by the device
     std::uint64_t failed = 0;     // in any other way
     Ns last_ns = 0;               // of the last answer
+
+    void succeeded(Ns now, std::uint32_t of_rows, const Spent& spent) {
+        times[TOTAL].add(spent.total_ns);
+        times[QUEUE].add(spent.queue_ns);
+        if (spent.load_ns > 0) times[LOAD].add(spent.load_ns);
+        times[EXECUTE].add(spent.execute_ns);
+        times[COPY_IN].add(spent.copy_in_ns);
+        times[COPY_OUT].add(spent.copy_out_ns);
+        rows += of_rows;
+        last_ns = now;
+    }
+
+    void did_not(Ns now, Status status, Reason reason) {
+        switch (status) {
+            case Status::REFUSED: ++refused[static_cast<std::size_t>(reason)]; break;
+            case Status::DEADLINE_MISSED:
+            case Status::CANCELLED: break;  // Outcomes have them
+            case Status::INVALID_INPUT: ++invalid; break;
+            default: ++failed;
+        }
+        last_ns = now;
+    }
 };
 
 // Of one device: actions that ended well.

@@ -608,15 +608,9 @@ void Exchange::answer_ok(const Command& command) {
     }
     outcomes_.count(Status::OK);
     one.model->outcomes.count(Status::OK);
-    ModelCounts& counts = *one.model->counts;
-    counts.times[ModelCounts::TOTAL].add(total_ns);
-    counts.times[ModelCounts::QUEUE].add(command.a);
-    if (command.b > 0) counts.times[ModelCounts::LOAD].add(command.b);
-    counts.times[ModelCounts::EXECUTE].add(result.header.execute_ns);
-    counts.times[ModelCounts::COPY_IN].add(result.header.copy_in_ns);
-    counts.times[ModelCounts::COPY_OUT].add(result.header.copy_out_ns);
-    counts.rows += one.rows;
-    counts.last_ns = now_;
+    const ResultHeader& done = result.header;
+    one.model->counts->succeeded(now_, one.rows, {total_ns, command.a, command.b, done.execute_ns, done.copy_in_ns,
+                                                  done.copy_out_ns});
     release(one);
 }
 
@@ -625,18 +619,8 @@ void Exchange::answer_failed(const Command& command) {
     const std::string* said =
         command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
     fail(one, command.status, sentences_.text(command, one.model->label, said), &command);
-    ModelCounts& counts = *one.model->counts;
-    switch (command.status) {
-        case Status::REFUSED:
-            ++refusals_[static_cast<std::size_t>(command.reason)];
-            ++counts.refused[static_cast<std::size_t>(command.reason)];
-            break;
-        case Status::DEADLINE_MISSED:
-        case Status::CANCELLED: break;  // the outcomes have them
-        case Status::INVALID_INPUT: ++counts.invalid; break;
-        default: ++counts.failed;
-    }
-    counts.last_ns = now_;
+    if (command.status == Status::REFUSED) ++refusals_[static_cast<std::size_t>(command.reason)];
+    one.model->counts->did_not(now_, command.status, command.reason);
     outcomes_.count(command.status);
     one.model->outcomes.count(command.status);
     release(one);

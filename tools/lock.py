@@ -36,7 +36,7 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras = project["project"]["optional-dependencies"]
     run = [*project["build-system"]["requires"], *project["project"]["dependencies"], *extras["gateway"]]
-    test = [*extras["test"], *extras["plots"], *extras["compile"]]
+    test = [*extras["test"], *extras["plots"], *extras["compile"], *extras["otel"]]
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
         python = Path(directory) / "bin" / "python"

@@ -130,14 +130,15 @@ class MetricsQuery:
     def _workers(
         self, workers: Iterable[WorkerLink], devices: Iterable[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        plans: dict[int, list[dict[str, Any]]] = {}
+        plans: dict[int, dict[int, dict[str, Any]]] = {}
         for plan in devices:
-            plans.setdefault(plan["worker"], []).append(plan)
+            plans.setdefault(plan["worker"], {})[plan["device"]] = plan
         rows = []
         for worker in workers:
-            of_worker = plans.get(worker.worker_id, [])  # empty until the scheduler has heard of it
+            of_worker = plans.get(worker.worker_id, {})  # without those that are lost
             fetches, drops = self._exchange.host_counts(worker.slot)
-            first = of_worker[0] if of_worker else {}
+            first = next(iter(of_worker.values()), {})
+            nothing = {"pages": 0, "pages_free": 0, "resident": 0, "evicted_early": 0}
             rows.append(
                 {
                     "name": worker.name,
@@ -147,6 +148,7 @@ class MetricsQuery:
                             "index": index,
                             "kind": info.kind,
                             "name": info.name,
+                            "lost": worker.offline.get(index, ""),
                             "pages": plan["pages"],
                             "page_bytes": info.page_bytes,
                             "free_pages": plan["pages_free"],
@@ -154,9 +156,10 @@ class MetricsQuery:
                             "evicted_early": plan["evicted_early"],
                             **counts,
                         }
-                        for index, (info, plan, counts) in enumerate(
-                            zip(worker.devices, of_worker, self._exchange.device_counts(worker.slot))
+                        for index, (info, counts) in enumerate(
+                            zip(worker.devices, self._exchange.device_counts(worker.slot))
                         )
+                        for plan in (of_worker.get(index, nothing),)
                     ],
                     "host_bytes": first.get("host_bytes", 0),
                     "host_used": first.get("host_used", 0),

@@ -105,6 +105,7 @@ _DECLARED = (
     Metric("clockwork_model_weights_bytes", "gauge", _MODEL, "bytes", "Size of the model's weights."),
     Metric("clockwork_model_pages", "gauge", _MODEL, "pages", "Pages that the model takes on a device."),
     # ----- devices -----
+    Metric("clockwork_device_up", "gauge", _DEVICE, "", "1; 0 once the device is broken, and its worker serves with others."),
     Metric("clockwork_device_busy_seconds_total", "counter", _DEVICE, "seconds",
            "Time in which the device executed: its rate is the utilisation."),
     Metric("clockwork_device_load_seconds_total", "counter", _DEVICE, "seconds",
@@ -393,6 +394,7 @@ def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
     add("clockwork_worker_round_trip_seconds", labels, worker.get("rtt_ns", 0) / SECOND)
     for device in worker["devices"]:
         labels = _labels(_DEVICE, (worker["name"], device["index"], device["kind"]))
+        add("clockwork_device_up", labels, int(not device.get("lost")))
         add("clockwork_device_busy_seconds_total", labels, device["busy_ns"] / SECOND)
         add("clockwork_device_load_seconds_total", labels, device["load_busy_ns"] / SECOND)
         add("clockwork_device_executions_total", labels, device["executions"])

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from peers import FakeWorker, RawClient, running_controller
-from prometheus_client.parser import text_string_to_metric_families
 
 from clockwork import Client, config, messages
 from clockwork.cli import cli
@@ -170,6 +169,7 @@ def test_models_come_in_pages_and_one_model_alone(served: Any, monkeypatch: pyte
 
 
 def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
+    parser = pytest.importorskip("prometheus_client.parser", reason="the extra [gateway] is not installed")
     controller, worker, client = served
     client.infer("m", 1, [1, 2], ROW, slo_ns=10 * SECOND)
     worker.serve_one()
@@ -178,7 +178,7 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     assert result.exit_code == 0, result.output
     samples = {
         (one.name, one.labels.get("model"), one.labels.get("outcome")): one.value
-        for family in text_string_to_metric_families(result.output)
+        for family in parser.text_string_to_metric_families(result.output)
         for one in family.samples
     }
     assert samples["clockwork_requests_total", "m", "success"] == 1

@@ -24,7 +24,7 @@ ADDED = {"le", "instance", "job", "cluster"}
 """Labels that histograms and Prometheus itself add."""
 WORDS = {
     "sum", "max", "min", "avg", "by", "without", "rate", "and", "or", "unless", "on", "ignoring", "absent",
-    "histogram_quantile", "max_over_time", "label_values", "count", "increase", "clamp_max",
+    "bool", "histogram_quantile", "max_over_time", "label_values", "count", "increase", "clamp_max",
 }  # fmt: skip
 UNITS = {"reqps", "s", "percentunit", "short", "ops", "Bps", "bytes"}
 

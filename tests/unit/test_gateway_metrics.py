@@ -8,6 +8,9 @@ import re
 from typing import Any
 
 import pytest
+
+pytest.importorskip("prometheus_client", reason="the extra [gateway] is not installed")
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from clockwork.clock import SECOND

@@ -94,12 +94,12 @@ extensions: list[Extension] = [
     ),
     Extension(  # no module of Python's, but a library that stands in for libcuda.so.1
         "clockwork.device._fake_driver",
-        ["csrc/cuda/fake_driver.cpp"],
+        ["csrc/cuda/fake_driver.cpp", "csrc/cuda/fake_machine.cpp"],
         include_dirs=["csrc"],
         language="c++",
         extra_compile_args=CORE,
         libraries=["dl", "pthread"],
-        depends=["csrc/cuda_api.h", "csrc/cuda/fake_driver.h"],
+        depends=["csrc/cuda_api.h", "csrc/cuda/fake_driver.h", "csrc/cuda/fake_machine.h"],
     ),
     *(
         Extension(

@@ -1,4 +1,4 @@
-/* What the fake driver can be told and asked beyond the driver API; for tests and benches. See fake_driver.cpp. */
+/* What the fake driver can be told and asked beyond the driver API; for tests and benches. See fake_driver.cpp and fake_machine.cpp. */
 #ifndef CLOCKWORK_FAKE_DRIVER_H
 #define CLOCKWORK_FAKE_DRIVER_H
 

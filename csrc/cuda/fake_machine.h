@@ -1,0 +1,156 @@
+/* The fake driver's insides: devices, streams that are threads, events that are timestamps, and failures that were asked
+ * for. fake_machine.cpp has them run and takes orders from tests (fake_driver.h); fake_driver.cpp is the driver API. */
+#ifndef CLOCKWORK_FAKE_MACHINE_H
+#define CLOCKWORK_FAKE_MACHINE_H
+
+#include "../cuda_api.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+namespace fake {
+
+constexpr int DEVICES_MAX = 16;
+constexpr int ARGUMENTS_MAX = 4096;
+constexpr size_t POISONED_MAX = 64 << 20; /* of fresh memory: reading what nobody wrote gives NaN */
+constexpr size_t ALIGNMENT = 512;         /* of an allocation, as a card's are */
+constexpr size_t HOST_ALIGNMENT = 4096;   /* of pinned memory */
+
+using Kernel = void (*)(void **arguments, const unsigned *grid, const unsigned *block);
+
+enum Function {
+#define MEMBER(member, symbol, parameters) F_##symbol,
+    CW_CUDA_FUNCTIONS(MEMBER)
+#undef MEMBER
+        F_copy,
+    F_kernel,
+    FUNCTIONS
+};
+
+struct Device {
+    int ordinal = 0;
+    int retained = 0;
+    int broken = 0; /* the sticky error of its context */
+    size_t used = 0;
+    int64_t calls[FUNCTIONS] = {};
+    int64_t free_ns[2] = {}; /* when each of its copy engines is done: in, out */
+    std::map<uintptr_t, size_t> allocations;
+    std::map<uintptr_t, size_t> pinned; /* that was made here; usable for every device */
+};
+
+struct Event {
+    Device *device;
+    uint64_t issued = 0; /* times that it was recorded, as the caller sees it, and as it has happened */
+    uint64_t done = 0;
+    int64_t time_ns = 0;
+};
+
+using EventRef = std::shared_ptr<Event>;
+
+struct Item {
+    enum Kind { COPY_IN, COPY_OUT, KERNEL, RECORD, WAIT } kind;
+    void *target = nullptr;
+    const void *source = nullptr;
+    size_t bytes = 0;
+    Kernel kernel = nullptr;
+    unsigned grid[3] = {}, block[3] = {};
+    std::vector<uint64_t> values = {};
+    EventRef event = nullptr;
+    uint64_t generation = 0;
+};
+
+struct Stream {
+    Device *device;
+    std::condition_variable wake; /* an item was queued */
+    std::deque<Item> items;
+    bool busy = false;
+    bool stopped = false;
+    std::thread thread;
+};
+
+struct Module {
+    Device *device;
+    void *library;
+    int file; /* open for as long as it is: the loader knows a library by its path, which holds this number */
+};
+
+struct Failure {
+    Function function;
+    int device; /* of whose calls it is one; -1: of any's */
+    int64_t at; /* the count of these calls at which it happens */
+    int error;
+    bool sticky;
+};
+
+struct Driver {
+    std::mutex lock;
+    std::condition_variable progress; /* an event has happened, or a stream has nothing left to do */
+    bool initialised = false;
+    int device_count = 1;
+    size_t device_bytes = size_t(1) << 30;
+    int version = 12040;
+    int64_t copy_rate = 0, link_rate = 0, kernel_ns = 0, latency_ns = 0;
+    int64_t link_free_ns = 0;
+    int64_t calls[FUNCTIONS] = {};
+    int64_t unpinned_copies = 0, copied_in_bytes = 0;
+    Device devices[DEVICES_MAX];
+    std::vector<Failure> failures;
+    std::set<Stream *> streams;
+    std::map<Event *, EventRef> events;
+    std::set<Module *> modules;
+
+    Driver();
+};
+
+/* Never freed: a stream that nobody destroyed outlives main(). */
+Driver &driver();
+
+extern thread_local Device *current;
+
+/* FUNCTIONS if there is none of that name. */
+Function function_named(const char *name);
+
+/* Count a call; the error that was asked for, if it is its turn. The lock is held. */
+int counted(Function function, Device *device);
+
+/* Whether a range lies in one of these. */
+bool lies_in(const std::map<uintptr_t, size_t> &ranges, uintptr_t begin, size_t bytes);
+
+bool is_pinned(const void *begin, size_t bytes);
+
+/* What a stream's thread does until the stream is stopped. */
+void run_stream(Stream *stream);
+
+/* Have a stream do something after what it has to do. The lock is held. */
+int queue(CUstream handle, Item item);
+
+/* What begins a function that needs no context, and one that needs it. */
+#define BEGIN(symbol)                                          \
+    Driver &all = driver();                                    \
+    std::unique_lock<std::mutex> guard(all.lock);              \
+    if (int error = counted(F_##symbol, current))              \
+        return error;                                          \
+    if (!all.initialised && F_##symbol != F_cuInit)            \
+    return CUDA_ERROR_NOT_INITIALIZED
+
+#define BEGIN_CONTEXT(symbol)                 \
+    BEGIN(symbol);                            \
+    if (!current || !current->retained)       \
+        return CUDA_ERROR_INVALID_CONTEXT;    \
+    if (current->broken)                      \
+    return current->broken
+
+} // namespace fake
+
+#endif

@@ -55,12 +55,18 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
     show_default=True,
     help="The largest request that is taken.",
 )
+@click.option(
+    "--otlp-endpoint",
+    default="",
+    metavar="URL",
+    help="Where OpenTelemetry spans go, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
+)
 @click.option("--key", type=PATH, help="This peer's key file (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
-    tls_key: Path | None, token_file: Path | None, insecure: bool, max_request_bytes: int, key: Path | None,
-    parent: int | None,
+    tls_key: Path | None, token_file: Path | None, insecure: bool, max_request_bytes: int, otlp_endpoint: str,
+    key: Path | None, parent: int | None,
 ) -> None:  # fmt: skip
     """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
 
@@ -82,5 +88,5 @@ def gateway(
     sys.exit(process.main(bounds.GatewaySettings(
         endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
-        insecure=insecure, request_bytes_max=max_request_bytes,
+        insecure=insecure, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
     )))  # fmt: skip

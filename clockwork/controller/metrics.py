@@ -61,7 +61,7 @@ class MetricsQuery:
 
     def body(self, argument: str, workers: Iterable[WorkerLink], clients: int) -> dict[str, Any]:
         """argument: "" for everything, of which this is the first page of models; "next" of a page for the one
-        behind it; the name of a model (or name@version) for that one and nothing else.
+        behind it; the name of a model for its versions, or name@version for one, and nothing else.
 
         Raises InvalidInput and ModelNotFound.
         """
@@ -69,10 +69,11 @@ class MetricsQuery:
         names = {worker.worker_id: worker.name for worker in workers}
         body: dict[str, Any] = {"now_ns": now_ns(), "started_ns": self._started_ns, "policy": self._policy}
         if argument and not argument.startswith(PAGE_MARK):
+            versions = list(self._table.versions.get(argument, {}).values())
             found = self._table.find(argument)
             if found is None:
-                raise ModelNotFound(f"no model {argument[:200]!r} is registered")
-            return body | {"models": self._models([found], names), "next": ""}
+                raise ModelNotFound(self._table.absence(argument))
+            return body | {"models": self._models(versions or [found], names), "next": ""}
         ids = list(self._table.by_id)  # ascending: they are given out in order, and none twice
         first = bisect.bisect_right(ids, _after(argument)) if argument else 0
         page = ids[first : first + METRICS_MODELS_PAGE]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,10 @@ from clockwork._loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX
 from clockwork.description import ModelInfo
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
+from clockwork.gateway.metrics import GatewayCounters
 from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.gateway.tensors import check_size, name_of_dtype
+from clockwork.gateway.tracing import Carrier, Tracing
 from clockwork.messages import Answer, NamedTensorRef, Reason
 from clockwork.transport import Frame
 
@@ -100,12 +102,16 @@ def least(*limits_ns: int) -> int:
 class ClusterView:
     """A cluster, seen by one gateway. Everything runs on one event loop."""
 
-    def __init__(self, client: LoopClient, requests_max: int, bytes_max: int) -> None:
+    def __init__(
+        self, client: LoopClient, requests_max: int, bytes_max: int, tracing: Tracing | None = None
+    ) -> None:
         self._client = client
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self.requests = 0  # under way, of all kinds
         self.request_bytes = 0  # that they have sent so far
+        self.counters = GatewayCounters()
+        self._tracing = tracing
 
     # ----- bounds ------------------------------------------------------------------------------
 
@@ -134,8 +140,16 @@ class ClusterView:
 
     # ----- inference ---------------------------------------------------------------------------
 
-    def infer(self, inference: Inference) -> asyncio.Future[Received]:
-        """The controller's Answer and its frames. Cancelling the future cancels the request there."""
+    def infer(self, inference: Inference, protocol: str, carrier: Carrier) -> Awaitable[Received]:
+        """The controller's Answer and its frames. Cancelling it cancels the request there.
+
+        protocol: http or grpc. carrier: the request's headers, or its call's metadata, which may name a trace.
+        """
+        if self._tracing is None:
+            return self._asked(inference)
+        return self._tracing.followed(protocol, carrier, inference.model, lambda: self._asked(inference))
+
+    def _asked(self, inference: Inference) -> asyncio.Future[Received]:
         slo_ns = inference.slo_ns
         limit_ns = slo_ns + GRACE_NS if slo_ns else ANSWER_LIMIT_NS
         return self._client.infer_frames(
@@ -242,23 +256,14 @@ class ClusterView:
 
     async def statistics(self, name: str, version: str) -> list[dict[str, Any]]:
         """As ``GET /v2/models/NAME/stats`` answers; without a name, of every model."""
-        wanted = (await self.describe(name, version)).name if name else ""
-        found = [
-            one
-            for one in await self._all_statistics()
-            if not name or (one["name"] == wanted and version in ("", one["version"]))
-        ]
-        if found or not name:
-            return found
-        return [_counted(await self.describe(name, version))]
-
-    async def _all_statistics(self) -> list[dict[str, Any]]:
-        try:
-            body = await self._client.query("metrics", timeout=QUERY_LIMIT_S)
-        except InvalidInput:  # a controller that has no such query
-            return []
+        wanted = reference_of((await self.describe(name, version)).name, version) if name else ""
+        body = await self.metrics(wanted)
         now_ns, wall_ns = body["now_ns"], time.time_ns()
         return [_measured(one, wall_ns - now_ns) for one in body["models"]]
+
+    async def metrics(self, name: str = "") -> dict[str, Any]:
+        """Every number that the controller has; name: of a model's versions alone."""
+        return await self._client.metrics(name, timeout=QUERY_LIMIT_S)
 
     # ----- the repository ----------------------------------------------------------------------
 
@@ -376,15 +381,3 @@ def _measured(one: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
         _duration(success, int(_mapping(times.get("total")).get("sum_ns", 0))), sum(map(int, failures)), times,
         sorted(batches),
     )  # fmt: skip
-
-
-def _counted(info: ModelInfo) -> dict[str, Any]:
-    """The same of a controller that measures no times: requests by what became of them.
-
-    Load tools look whether the count of a phase grows (perf_analyzer: "queue"), so it is there without its time.
-    """
-    counts = info.counts
-    answered = counts.get("answered", 0)
-    times = {phase: {"count": answered} for phase in ("queue", "copy_in", "execute", "copy_out")}
-    failed = sum(counts.get(key, 0) for key in ("refused", "missed", "cancelled", "failed"))
-    return _statistics(info.name, info.version, 0, answered, answered, _duration(answered), failed, times)

@@ -43,6 +43,9 @@ log = logging.getLogger("clockwork.gateway")
 
 SERVICE = "inference.GRPCInferenceService"
 
+PROTOCOL = "grpc"
+INFERENCES = ("infer", "stream_infer")
+
 DETAILS_MAX = 2_000
 """Characters of an error's sentence: it travels in a header."""
 
@@ -148,31 +151,58 @@ class GrpcServer:
     def _guarded(self, method: Method, is_open: bool, counted: bool = True) -> Method:
         """The method within the bound of requests, behind the token unless it is open, its errors told."""
         cluster, token = self._cluster, None if is_open else self._token
+        name = method.__name__[1:]
 
         async def guarded(request: Any, context: Context) -> Any:
             try:
-                if token is not None:
-                    _check_token(context, token)
-                with cluster.admitted() if counted else contextlib.nullcontext():
-                    return await method(request, context)
+                with self._counted(name, request) if counted else contextlib.nullcontext():
+                    try:
+                        if token is not None:
+                            _check_token(context, token)
+                        with cluster.admitted() if counted else contextlib.nullcontext():
+                            return await method(request, context)
+                    except (ClockworkError, grpc.aio.BaseError):
+                        raise
+                    except Exception as error:  # a mistake of ours: the log has it, and the client a status
+                        log.error("a call of %s failed", method.__name__, exc_info=error)
+                        raise ClockworkError("the gateway failed; its log says how") from None
             except ClockworkError as error:
                 told = tell(error)
-            except grpc.aio.BaseError:
-                raise
-            except Exception as error:  # a mistake of ours: the log has it, and the client a status
-                log.error("a call of %s failed", method.__name__, exc_info=error)
-                told = tell(ClockworkError("the gateway failed; its log says how"))
             return await context.abort(
                 getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
             )
 
         return guarded
 
+    @contextlib.contextmanager
+    def _counted(self, method: str, request: Any) -> Iterator[None]:
+        """One request, counted by what became of it."""
+        counters = self._cluster.counters
+        begun_ns, code = counters.begin(PROTOCOL), ""
+        try:
+            yield
+            code = "OK"
+        except ClockworkError as error:
+            code = tell(error).grpc
+            raise
+        finally:
+            if code:
+                size = sum(map(len, request.raw_input_contents)) if method in INFERENCES else 0
+                counters.end(PROTOCOL, method, code, begun_ns, size)
+            else:
+                counters.abandon(PROTOCOL)
+
     async def _infer(self, request: Any, context: Context) -> Any:
         with self._held(request):
             inference = _read(request, context.time_remaining())
-            answer, frames = await self._cluster.infer(inference)
-            return _response(inference, self._cluster.chosen(inference, answer), answer.model_version, frames)
+            answer, frames = await self._cluster.infer(
+                inference, PROTOCOL, context.invocation_metadata() or ()
+            )
+            response = _response(
+                inference, self._cluster.chosen(inference, answer), answer.model_version, frames
+            )
+            self._cluster.counters.sent(PROTOCOL, sum(memoryview(frame).nbytes for frame in frames))
+            return response
 
     @contextlib.contextmanager
     def _held(self, request: Any) -> Iterator[None]:
@@ -199,7 +229,7 @@ class GrpcServer:
 
     async def _streamed(self, request: Any, context: Context) -> Any:
         try:
-            with self._cluster.admitted():
+            with self._counted("stream_infer", request), self._cluster.admitted():
                 return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
         except ClockworkError as error:
             return pb.ModelStreamInferResponse(

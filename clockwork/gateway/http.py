@@ -48,6 +48,13 @@ SWEEP_S = 1.0
 LINGER_S = 1.0
 """How long the rest of a request that was refused early is still read, so that its client sees the answer."""
 
+PROTOCOL = "http"
+OTHER = "other"
+"""What requests are counted as that are for nothing that is here."""
+
+GONE = 0
+"""In place of a status: the client went away."""
+
 HANDSHAKE_S = 10.0
 BACKLOG = 1_024
 
@@ -178,6 +185,9 @@ class HttpServer:
     # ----- from request to response ------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        counters = self._cluster.counters
+        begun_ns, method = counters.begin(PROTOCOL), OTHER
+        status, sent = GONE, 0
         try:
             path = request.raw_path.partition("?")[0].split("/")
             if "%" in request.raw_path:
@@ -192,11 +202,23 @@ class HttpServer:
                 self._check_token(request)
             if request.method not in methods:
                 raise WrongMethod(f"{request.method} is not for {request.raw_path[:200]}", ", ".join(methods))
+            method = handler.__name__[1:]
             with self._cluster.admitted():
-                return await handler(request, path)
+                response = await handler(request, path)
+            status, sent = response.status, response.content_length or 0
+            return response
         except ClockworkError as error:
-            return _error(error)
+            response = _error(error)
+            status, sent = response.status, response.content_length or 0
+            return response
+        except Exception:  # a mistake of ours, which handle_error() tells of
+            status = 500
+            raise
         finally:
+            if status == GONE:
+                counters.abandon(PROTOCOL)
+            else:
+                counters.end(PROTOCOL, method, status, begun_ns, request.content_length or 0, sent)
             connection = cast(_Connection, request.protocol)
             connection.busy, connection.idle_since = False, asyncio.get_running_loop().time()
 
@@ -286,7 +308,7 @@ class HttpServer:
                 inference, wants = await self._read_raw(request, path, body)
             else:
                 inference, wants = self._read(request, path, body)
-            answer, frames = await self._cluster.infer(inference)
+            answer, frames = await self._cluster.infer(inference, PROTOCOL, request.headers)
             response = _answer(inference, wants, answer, frames)
         finally:
             self._cluster.hold(-len(body))

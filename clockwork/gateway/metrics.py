@@ -14,14 +14,11 @@ import bisect
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clockwork.clock import now_ns
 from clockwork.config import METRIC_BOUNDS_NS
 from clockwork.errors import ClockworkError
-
-if TYPE_CHECKING:
-    from aiohttp import web
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -157,8 +154,8 @@ _DECLARED = (
            "Requests that this gateway has not answered yet."),
     Metric("clockwork_gateway_request_duration_seconds", "histogram", ("protocol", "method"), "seconds",
            "From the request's being read by this gateway to its answer's being written."),
-    Metric("clockwork_gateway_received_bytes_total", "counter", ("protocol",), "bytes", "Bodies of requests."),
-    Metric("clockwork_gateway_sent_bytes_total", "counter", ("protocol",), "bytes", "Bodies of answers."),
+    Metric("clockwork_gateway_received_bytes_total", "counter", ("protocol",), "bytes", "Bodies of requests; over gRPC their raw tensors."),
+    Metric("clockwork_gateway_sent_bytes_total", "counter", ("protocol",), "bytes", "Bodies of answers; over gRPC their raw tensors."),
     Metric("clockwork_gateway_abandoned_total", "counter", ("protocol",), "requests",
            "Requests whose client went away before the answer."),
     # ----- Triton's names for the same -----
@@ -243,6 +240,10 @@ class GatewayCounters:
             found = self.durations[protocol, method] = [0] * (len(METRIC_BOUNDS_NS) + 2)
         found[bisect.bisect_left(METRIC_BOUNDS_NS, took_ns)] += 1
         found[-1] += took_ns
+
+    def sent(self, protocol: str, count: int) -> None:
+        """So many bytes of an answer, where end() does not know of them."""
+        self.sent_bytes[protocol] = self.sent_bytes.get(protocol, 0) + count
 
     def abandon(self, protocol: str) -> None:
         """Its client went away first."""
@@ -449,20 +450,7 @@ def _add_gateway(text: _Text, gateway: GatewayCounters) -> None:
         text.histogram(name, joined, _LE_SECONDS, counts, sum_ns / SECOND)
 
 
-# ----- asking ------------------------------------------------------------------------------------
-
-
-async def read_all(query: Callable[[str, str], Awaitable[Any]]) -> dict[str, Any]:
-    """What the query "metrics" answers, all its pages. query: (what, argument) -> body."""
-    body: dict[str, Any] = dict(await query("metrics", ""))
-    while following := body.pop("next", ""):
-        page = await query("metrics", following)
-        body["models"] += page["models"]
-        body["next"] = page["next"]
-    return body
-
-
-# ----- GET /metrics ------------------------------------------------------------------------------
+# ----- for scrapes ------------------------------------------------------------------------------
 
 
 PARTS = ("cluster", "gateway")
@@ -472,7 +460,7 @@ PARTS = ("cluster", "gateway")
 class MetricsSource:
     """The text for whoever asks: the controller is asked by one at a time, and no more than once a while.
 
-    read: of AsyncClient.metrics() or read_all(), with a time limit of its own (METRICS_TIMEOUT_S).
+    read: AsyncClient.metrics(), with a time limit of its own (METRICS_TIMEOUT_S).
     """
 
     def __init__(self, read: Read, gateway: GatewayCounters) -> None:
@@ -500,20 +488,6 @@ class MetricsSource:
                 self._text = await asyncio.to_thread(render, body)
                 self._taken_ns = now_ns()
             return self._text
-
-
-def metrics_handler(source: MetricsSource) -> Callable[[web.BaseRequest], Awaitable[web.Response]]:
-    """An aiohttp handler of GET /metrics[?of=cluster|gateway]."""
-    from aiohttp import web
-
-    async def handle(request: web.BaseRequest) -> web.Response:
-        of = request.query.get("of", "")
-        if of and of not in PARTS:
-            text = f"of is {' or '.join(PARTS)}, not {of[:40]!r}\n"
-            return web.Response(status=400, text=text)
-        return web.Response(body=await source.text(of), headers={"Content-Type": CONTENT_TYPE})
-
-    return handle
 
 
 # ----- the reference -----------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from clockwork.config import CLIENT_TIMEOUT_NS
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.cluster import ClusterView
+from clockwork.gateway.metrics import METRICS_TIMEOUT_S, MetricsSource
 from clockwork.gateway.settings import OFF, GatewaySettings
+from clockwork.gateway.tracing import start_tracing
 from clockwork.limits import raise_descriptor_limit
 
 log = logging.getLogger("clockwork.gateway")
@@ -72,7 +74,11 @@ class Gateway:
         self._sockets: dict[str, socket.socket] = {}
         self.ports: dict[str, int] = {}  # of the servers that run, by name
         try:
-            for name, port in (("http", settings.http_port), ("grpc", settings.grpc_port)):
+            for name, port in (
+                ("http", settings.http_port),
+                ("grpc", settings.grpc_port),
+                ("metrics", settings.metrics_port),
+            ):
                 if port != OFF:
                     bound = self._sockets[name] = listen(settings.host, port, f"--{name}-port")
                     self.ports[name] = int(bound.getsockname()[1])
@@ -85,14 +91,16 @@ class Gateway:
         """Serve until ``stop`` is set, then let what is under way end. ``started`` is called when clients may come."""
         from clockwork.gateway.grpc import GrpcServer
         from clockwork.gateway.http import HttpServer
+        from clockwork.gateway.metrics_http import MetricsServer
 
         settings = self._settings
         client = LoopClient(
             settings.endpoint, timeout=to_seconds(CLIENT_TIMEOUT_NS), keys=settings.key, name="gateway"
         )
         client.start()
+        tracing = start_tracing(settings.otlp_endpoint or None)
         try:
-            cluster = ClusterView(client, settings.requests_max, settings.requests_bytes_max)
+            cluster = ClusterView(client, settings.requests_max, settings.requests_bytes_max, tracing)
             if (bound := self._sockets.get("http")) is not None:
                 http = HttpServer(cluster, settings, self._token)
                 await http.start(bound, self._tls)
@@ -101,6 +109,11 @@ class Gateway:
                 grpc = GrpcServer(cluster, settings, self._token)
                 await grpc.start(bound, security.read_pair(settings))
                 self._closers.append(grpc.close)
+            if (bound := self._sockets.get("metrics")) is not None:
+                source = MetricsSource(lambda: client.metrics(timeout=METRICS_TIMEOUT_S), cluster.counters)
+                metrics = MetricsServer(cluster, settings, self._token, source)
+                await metrics.start(bound, self._tls)
+                self._closers.append(metrics.close)
             started()
             await stop.wait()
             log.info("shutting down")
@@ -108,6 +121,8 @@ class Gateway:
         finally:
             await client.close()
             self._release()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     def _release(self) -> None:
         for bound in self._sockets.values():
@@ -117,8 +132,11 @@ class Gateway:
         """Where its servers listen, as clients write it."""
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         scheme = "https" if self._tls is not None else "http"
-        where = {"http": f"{scheme}://{host}:", "grpc": f"{host}:"}
-        return ", ".join(f"{name} on {where[name]}{port}" for name, port in self.ports.items())
+        before = {"http": f"{scheme}://{host}:", "grpc": f"{host}:", "metrics": f"{scheme}://{host}:"}
+        behind = {"metrics": "/metrics"}
+        return ", ".join(
+            f"{name} on {before[name]}{port}{behind.get(name, '')}" for name, port in self.ports.items()
+        )
 
 
 def main(settings: GatewaySettings) -> int:

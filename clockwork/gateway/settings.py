@@ -88,6 +88,7 @@ class GatewaySettings:
     tls_key: Path | None = None
     token_file: Path | None = None
     insecure: bool = False
+    otlp_endpoint: str = ""  # where spans of requests go; "": as OpenTelemetry's variables say, else nowhere
     request_bytes_max: int = REQUEST_BYTES_MAX
     requests_max: int = REQUESTS_MAX
     requests_bytes_max: int = REQUESTS_BYTES_MAX

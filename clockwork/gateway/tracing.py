@@ -11,25 +11,20 @@ Off unless start_tracing() is given an endpoint, or the environment names one (O
 OTEL_EXPORTER_OTLP_TRACES_ENDPOINT). The SDK reads the rest of OTEL_* itself: service name, headers, sampler.
 
     tracing = start_tracing(endpoint)  # None: off
-    span = tracing.begin("http", "infer", headers, model)
-    try:
-        ...
-        span.asked()                       # the request leaves for the controller
-        answer = ...
-        span.answered(answer.times, answer.model_version)
-    finally:
-        span.end(status_code, error)       # error: None, or the exception that was answered
-    tracing.close()                        # sends what is left
+    answer, frames = await tracing.followed("http", headers, model, ask)
+    tracing.close()                    # sends what is left
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clockwork import __version__, config
-from clockwork.errors import ConfigError
+from clockwork._calls import Received
+from clockwork.errors import Cancelled, ClockworkError, ConfigError
+from clockwork.gateway.errors import tell
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -40,6 +35,9 @@ SERVICE = "clockwork-gateway"
 
 CLOSE_MS = 5_000
 """How long close() may take to send what is left."""
+
+Carrier = Mapping[str, str] | Iterable[tuple[str, str | bytes]]
+"""Headers of HTTP, or metadata of gRPC."""
 
 TRACE_KEYS = ("traceparent", "tracestate", "baggage")
 
@@ -99,7 +97,7 @@ class Tracing:
         self,
         protocol: str,
         method: str,
-        carrier: Mapping[str, str] | Iterable[tuple[str, str | bytes]],
+        carrier: Carrier,
         model: str = "",
     ) -> RequestSpan:
         """A request has come. protocol: http or grpc. carrier: its headers, or its invocation metadata."""
@@ -118,6 +116,26 @@ class Tracing:
             {"rpc.system": protocol, "rpc.method": method, **({"clockwork.model": model} if model else {})},
         )
         return RequestSpan(self, span)
+
+    async def followed(
+        self, protocol: str, carrier: Carrier, model: str, ask: Callable[[], Awaitable[Received]]
+    ) -> Received:
+        """What ask() comes back with, an Answer and its frames; followed by a span."""
+        span = self.begin(protocol, "infer", carrier, model)
+        code: int | str = 200 if protocol == "http" else "OK"
+        failure: BaseException | None = None
+        try:
+            span.asked()
+            received = await ask()
+            span.answered(received[0].times, received[0].model_version)
+        except BaseException as error:
+            failure = error
+            told = tell(error if isinstance(error, ClockworkError) else Cancelled("the client went away"))
+            code = told.status if protocol == "http" else told.grpc
+            raise
+        finally:
+            span.end(code, failure)
+        return received
 
     @staticmethod
     def code_attribute(code: int | str) -> str:

@@ -21,7 +21,6 @@ from clockwork.gateway.metrics import (
     METRICS,
     GatewayCounters,
     MetricsSource,
-    read_all,
     render,
     render_gateway,
 )
@@ -297,15 +296,3 @@ def test_scrapes_at_once_ask_the_controller_once_and_a_dead_one_is_no_error() ->
         assert b"clockwork_gateway_requests_total" in text
 
     asyncio.run(scrape())
-
-
-def test_pages_are_read_to_the_last() -> None:
-    pages = {"": (["a", "b"], "#2"), "#2": (["c"], "#3"), "#3": (["d"], "")}
-
-    async def query(what: str, argument: str) -> dict[str, Any]:
-        assert what == "metrics"
-        names, following = pages[argument]
-        return {"models": [{"name": name} for name in names], "next": following}
-
-    found = asyncio.run(read_all(query))
-    assert found == {"models": [{"name": name} for name in "abcd"]}

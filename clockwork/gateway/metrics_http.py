@@ -1,0 +1,36 @@
+"""GET /metrics, on a port of its own."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from clockwork.errors import InvalidInput
+from clockwork.gateway.cluster import ClusterView
+from clockwork.gateway.errors import NotFound
+from clockwork.gateway.http import Handler, HttpServer
+from clockwork.gateway.metrics import CONTENT_TYPE, PARTS, MetricsSource
+from clockwork.gateway.settings import GatewaySettings
+
+
+class MetricsServer(HttpServer):
+    """Behind the token too, if there is one: Prometheus can send it (authorization in its scrape configuration)."""
+
+    def __init__(
+        self, cluster: ClusterView, settings: GatewaySettings, token: bytes | None, source: MetricsSource
+    ) -> None:
+        super().__init__(cluster, settings, token)
+        self._source = source
+
+    def _route(self, path: list[str]) -> tuple[Handler, tuple[str, ...]]:
+        if path[1:] != ["metrics"]:
+            raise NotFound(f"there is no {'/'.join(path)[:200]!r} on this port, only /metrics")
+        return self._metrics, ("GET", "HEAD")
+
+    async def _infer(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        raise NotFound("there is only /metrics on this port")
+
+    async def _metrics(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
+        of = request.query.get("of", "")
+        if of and of not in PARTS:
+            raise InvalidInput(f"of is {' or '.join(PARTS)}, not {of[:40]!r}")
+        return web.Response(body=await self._source.text(of), headers={"Content-Type": CONTENT_TYPE})

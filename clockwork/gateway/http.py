@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from clockwork.errors import ClockworkError, InvalidInput, Refused, Unavailable
+from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unauthorized, Unsupported, WrongMethod, tell
@@ -465,12 +465,7 @@ def _json(status: int, body: Any, headers: dict[str, str] | None = None) -> web.
 
 def _error(error: ClockworkError) -> web.Response:
     told = tell(error)
-    response = _json(told.status, told.body, told.headers)
-    if isinstance(error, (TooLarge, TooSlow, Unauthorized)) or (
-        isinstance(error, Refused) and error.retry_after is None
-    ):
-        response.force_close()  # the rest of what it sends is not waited for
-    return response
+    return _json(told.status, told.body, told.headers)
 
 
 def _object(body: bytes, what: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from bench import (
     emulated,
     fidelity,
+    gateway,
     gpu,
     gpu_peers,
     gpu_serving,
@@ -35,6 +36,19 @@ def test_round_trip_beside_a_relay() -> None:
     assert len(ours) == len(bare) == 2 * roundtrip.BLOCK
     # A request takes the relay's road and does more on it.
     assert roundtrip.compare(ours, bare)["p50 ratio"] > 1.0
+
+
+def test_what_a_request_costs_a_gateway() -> None:
+    pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
+    with gateway.Gateway(400) as one:
+        http, grpc = (
+            gateway.HttpCaller(one.http_port, 2, 4096), gateway.GrpcCaller(one.grpc_port, 2, 4096)
+        )  # fmt: skip
+        rows = gateway.measure(one, {"http": (http.round, 2), "grpc": (grpc.round, 2)}, 40, 1)
+        http.close()
+        grpc.close()
+    assert [row["case"] for row in rows] == ["http", "grpc"]
+    assert all(10 < row["cpu_us/request"] < 20_000 for row in rows)
 
 
 def test_overload_is_answered_with_refusals() -> None:

@@ -378,3 +378,66 @@ def test_examples_that_do_not_fit_are_named(client: Client) -> None:
         with pytest.raises(InvalidModel, match=match):
             client.register("examples", model, examples=examples)
     assert client.register("examples", model, examples=[{"x": rows(1)}, {"x": rows(1)}]).batches
+
+
+def test_what_is_unloaded_serves_nobody_until_it_is_loaded(client: Client) -> None:
+    x = rows(2)
+    first, second = zoo.build("mlp", seed=41, width=64, depth=2), zoo.build("mlp", seed=42, width=64, depth=2)
+    client.register("away", first)
+    client.register("away", second)
+    client.unload("away")
+    for name in ("away", "away@1", "away@2"):
+        with pytest.raises(ModelNotFound, match="unloaded"):
+            client.infer(name, x)
+    assert {(one.name, one.version, one.state) for one in client.models() if one.name == "away"} == {
+        ("away", 1, "unloaded"), ("away", 2, "unloaded"),
+    }  # fmt: skip
+    assert (client.model("away").version, client.model("away@1").state) == (2, "unloaded")
+    assert not any("away" in str(one) for one in client.model("away").devices)
+    client.unload("away")  # as good as done
+
+    client.load("away@1")
+    assert same(client.infer("away", x), Reference(first)(x))
+    with pytest.raises(ModelNotFound, match="unloaded"):
+        client.infer("away@2", x)
+    client.load("away")
+    assert same(client.infer("away", x), Reference(second)(x))
+    assert same(client.infer("away@1", x), Reference(first)(x))
+    client.load("away")
+
+    client.unload("away@2")  # its traffic falls to the other
+    assert same(client.infer("away", x), Reference(first)(x))
+    assert client.register("away", second).version == 2  # the same content: it comes back
+    assert same(client.infer("away", x), Reference(second)(x))
+
+    client.unload("away@1")
+    client.unregister("away@1")
+    with pytest.raises(ModelNotFound, match="registered"):
+        client.load("away@1")
+    client.unload("away")
+    assert client.register("away", first).version == 3  # a number is not given twice
+    client.unregister("away")
+    with pytest.raises(ModelNotFound, match="registered"):
+        client.infer("away", x)
+    for call in (client.load, client.unload):
+        with pytest.raises(ModelNotFound, match="registered"):
+            call("away")
+
+
+def test_unloading_answers_what_was_admitted_and_gives_the_memory_back(
+    client: Client, cluster: Cluster
+) -> None:
+    model = zoo.build("mlp", seed=43, width=64, depth=2)
+    client.register("emptied", model)
+    x = rows(1)
+    waiting = [client.submit("emptied", x) for _ in range(50)]
+    client.unload("emptied")
+    outcomes = [one.exception() for one in waiting]
+    assert all(one is None or isinstance(one, (ModelNotFound, Refused)) for one in outcomes)
+    assert outcomes[0] is None
+
+    def free() -> bool:
+        return client.model("emptied").state == "unloaded"
+
+    eventually(free, "it is unloaded")
+    client.unregister("emptied")

@@ -394,6 +394,31 @@ def test_a_chunked_request_is_as_good_as_any(gateway: Gateway, controller: FakeC
         assert read_all(sock).startswith(b"HTTP/1.1 200")
 
 
+def test_a_client_that_does_not_take_its_answer_is_shut_out(controller: FakeController) -> None:
+    size = 24 << 20  # more than the kernel keeps for a socket
+    body = json.dumps(
+        {"inputs": [tensor("UINT8", (size,), size=size)], "parameters": {"binary_data_output": True}}
+    ).encode()
+    head = f"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) + size}\r\n{HEADER_LENGTH}: {len(body)}\r\n\r\n"
+    with (
+        running_gateway(
+            controller.endpoint, grpc_port=-1, request_bytes_max=64 << 20, body_s=1.0, requests_max=1
+        ) as gateway,
+        raw_socket(gateway) as sock,
+    ):
+        before = len(controller.of(InferRequest))
+        sock.sendall(head.encode() + body + bytes(size))
+        controller.wait_for(InferRequest, before + 1)
+        http = Http(gateway.ports["http"])
+        pause = threading.Event()
+        deadline_ns = now_ns() + 15 * SECOND
+        while (status := http.infer(PLAIN).status) != 200:
+            assert status == 503
+            assert now_ns() < deadline_ns
+            pause.wait(0.05)
+        http.close()
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [

@@ -1,0 +1,130 @@
+"""The gateway's words: its protobuf messages, its table of errors, its OpenAPI document."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("google.protobuf", reason="protobuf is not installed ([gateway])")
+
+from clockwork import errors
+from clockwork.gateway import openapi
+from clockwork.gateway.errors import WrongMethod, tell
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.messages import Reason
+from tools.proto import PROTOCOL, header
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DUMP = """
+import json, sys
+from {module} import {name} as pb
+def rows(message):
+    for one in message.fields:
+        kind = one.message_type or one.enum_type
+        yield [message.full_name, one.name, one.number, one.type, one.is_repeated, kind.full_name if kind else ""]
+    for inner in message.nested_types:
+        yield from rows(inner)
+found = [row for message in pb.DESCRIPTOR.message_types_by_name.values() for row in rows(message)]
+found += [[one.full_name, value.name, value.number, 0, False, ""]
+          for one in pb.DESCRIPTOR.enum_types_by_name.values() for value in one.values]
+found += [[service.full_name, method.name, method.client_streaming, method.server_streaming,
+           method.input_type.full_name, method.output_type.full_name]
+          for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods]
+print(json.dumps(found))
+"""
+
+
+def rows_of(module: str, name: str) -> set[tuple[Any, ...]]:
+    """Every field, number and method of a module of messages, read in a process of its own."""
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "-c", DUMP.format(module=module, name=name)], cwd=ROOT, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    return {tuple(row) for row in json.loads(done.stdout)}
+
+
+def test_the_messages_are_made_from_their_source() -> None:
+    source = (PROTOCOL / "inference.proto").read_bytes()
+    made = (PROTOCOL / "inference_pb2.py").read_text(encoding="utf-8")
+    assert made.startswith(header(source)), "inference.proto has changed: run `make proto`"
+
+
+def test_every_field_and_number_is_tritons() -> None:
+    pytest.importorskip(
+        "tritonclient.grpc", reason="tritonclient is not installed (requirements-clients.lock)"
+    )
+    ours = rows_of("clockwork.gateway.protocol", "inference_pb2")
+    theirs = rows_of("tritonclient.grpc", "service_pb2") | rows_of("tritonclient.grpc", "model_config_pb2")
+    assert len(ours) > 150
+    assert ours - theirs == set()
+
+
+def test_our_messages_and_tritonclients_live_in_one_process() -> None:
+    pytest.importorskip(
+        "tritonclient.grpc", reason="tritonclient is not installed (requirements-clients.lock)"
+    )
+    from tritonclient.grpc import service_pb2
+
+    ours = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"x"])
+    assert service_pb2.ModelInferRequest.FromString(ours.SerializeToString()).model_name == "m"
+
+
+def test_every_error_has_a_status_on_both_roads() -> None:
+    import grpc
+
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.ClockworkError)
+    ]
+    assert len(kinds) > 10
+    for kind in kinds:
+        told = tell(kind("what went wrong"))
+        assert 400 <= told.status < 600
+        assert hasattr(grpc.StatusCode, told.grpc)
+        assert told.body["error"] == "what went wrong"
+        assert told.body["reason"]
+        assert ("Retry-After" in told.headers) == (told.status == 503)
+    assert tell(errors.ClockworkError()).body["error"] == "ClockworkError"
+    assert tell(WrongMethod("no", "GET, HEAD")).headers == {"Allow": "GET, HEAD"}
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"), [(None, "1"), (0.0, "1"), (0.2, "1"), (1.0, "1"), (1.001, "2"), (90.5, "91")]
+)
+def test_retry_after_is_whole_seconds_rounded_up(retry_after: float | None, seconds: str) -> None:
+    told = tell(errors.Refused("no", Reason.OVERLOADED, None, retry_after))
+    assert told.headers["Retry-After"] == seconds
+    assert told.body["reason"] == "overloaded"
+    assert ("retry_after_us" in told.body) == (retry_after is not None)
+    assert "feasible_timeout_us" not in told.body
+
+
+def test_a_feasible_timeout_is_never_rounded_below_what_is_feasible() -> None:
+    told = tell(errors.Refused("no", Reason.DEADLINE, 0.0100001, None))
+    assert told.body["feasible_timeout_us"] == 10_001
+
+
+def references(part: Any) -> list[str]:
+    if isinstance(part, dict):
+        found = [part["$ref"]] if "$ref" in part else []
+        return found + [one for value in part.values() for one in references(value)]
+    return [one for value in part for one in references(value)] if isinstance(part, list) else []
+
+
+def test_the_document_refers_to_what_it_has() -> None:
+    document = openapi.document(with_token=True)
+    found = set(references(document))
+    assert len(found) > 15
+    for one in found:
+        part: Any = document
+        for key in one.removeprefix("#/").split("/"):
+            part = part[key]
+    used = {one.rpartition("/")[2] for one in found}
+    assert set(document["components"]["schemas"]) - used == set()

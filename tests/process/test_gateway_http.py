@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -275,6 +276,41 @@ def test_what_is_not_here_is_said(http: Http) -> None:
     classes = PLAIN | {"outputs": [{"name": "y", "parameters": {"classification": 3}}]}
     for body in (shared, classes):
         assert http.infer(body).status == 501
+
+
+def test_no_mutation_of_a_binary_request_does_more_than_be_refused(http: Http) -> None:
+    seed = 11
+    print("seed", seed)
+    random_ = random.Random(seed)
+    header = json.dumps(BINARY | {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}).encode()
+    pieces = [
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b'"',
+        b",",
+        b"-1",
+        b"1e99",
+        b"null",
+        b"true",
+        b"\\ud800",
+        b"\xff",
+        b"9" * 30,
+        b"",
+    ]
+    statuses = set()
+    for _ in range(400):
+        data = bytearray(header)
+        for _ in range(random_.randint(1, 3)):
+            begin = random_.randrange(len(data))
+            data[begin : begin + random_.randint(0, 4)] = random_.choice(pieces)
+        raw = RAW[: random_.choice([0, 4, 8, 8, 8])]
+        length = max(0, len(data) + random_.choice([0, 0, 0, -1, 1, 8]))
+        reply = http.infer(bytes(data), raw, Inference_Header_Content_Length=str(length))
+        statuses.add(reply.status)
+        assert reply.status in (200, 400, 501), (bytes(data), reply.data)
+    assert {200, 400} <= statuses
 
 
 def test_paths_and_methods(http: Http) -> None:

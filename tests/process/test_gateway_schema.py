@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,13 @@ import pytest
 from gateways import Http, running_gateway
 
 from clockwork.gateway import openapi
-from clockwork.gateway.tensors import STANDARD
 from clockwork.models import zoo
 from tests.process.cluster import running_cluster
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
 
-EXAMPLES = 25
+EXAMPLES = 12
 
 
 def document() -> dict[str, Any]:
@@ -26,12 +26,24 @@ def document() -> dict[str, Any]:
     for path, operations in body["paths"].items():
         for parameter in operations.get("parameters", ()):
             # A model that is unloaded would make all that comes after it a 404.
-            names = ["digits", "nope", "digits@1", "ä/b"] if "repository" not in path else ["nope", "ä/b"]
-            parameter["schema"] = {"enum": names if parameter["name"] == "model" else ["1", "2", "x"]}
-    row = body["components"]["schemas"]["InferRequest"]["properties"]["inputs"]["items"]["properties"]
-    row["name"] = {"enum": ["image", "", "x"]}
-    row["datatype"] = {"enum": ["FP32", *STANDARD]}
-    row["shape"] = {"enum": [[1, 1, 8, 8], [2, 1, 8, 8], [0, 1, 8, 8], [1], [], [1, 1 << 40]]}
+            names = ["digits", "nope"] if "repository" not in path else ["nope", "ä/b"]
+            parameter["schema"] = {"enum": names if parameter["name"] == "model" else ["1", "x"]}
+        if path.endswith("/infer"):  # its binary form is tried by hand: here, nearly nothing would be right
+            del operations["post"]["requestBody"]["content"]["application/octet-stream"]
+            operations["post"]["parameters"][0]["schema"] = {"enum": [0, 1, 60_000_000]}
+            del operations["post"]["parameters"][1]
+    schema = body["components"]["schemas"]["InferRequest"]
+    schema["additionalProperties"] = False
+    good = {"name": "image", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": [0.5] * 64}
+    wrong: list[dict[str, Any]] = [
+        good | {"datatype": "INT64"}, good | {"shape": [1, 64]}, good | {"shape": [1 << 40] * 4}, good | {"name": "x"}
+    ]  # fmt: skip
+    inputs = schema["properties"]["inputs"]
+    schema["properties"]["inputs"] = {
+        "anyOf": [{"enum": [[good], [good, good], *([one] for one in wrong)]}, inputs]
+    }
+    raw = {"name": "scores", "parameters": {"binary_data": True}}
+    schema["properties"]["outputs"] = {"enum": [[], [{"name": "scores"}], [raw], [{"name": "x"}]]}
     return body
 
 
@@ -54,24 +66,40 @@ def api(http: Http) -> Any:
     return schema
 
 
-schema = schemathesis.pytest.from_fixture("api")
+def test_every_operation_answers_as_documented(api: Any) -> None:
+    """Not by schemathesis' plugin, which knows only older releases of pytest."""
+    from schemathesis.specs.openapi import checks
 
+    conform = [
+        checks.response_schema_conformance, checks.content_type_conformance, checks.response_headers_conformance,
+        checks.status_code_conformance, checks.allow_header_conformance,
+    ]  # fmt: skip
+    settings = hypothesis.settings(
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    statuses: dict[str, set[int]] = {}
+    for found in api.get_all_operations():
+        operation = found.ok()
+        statuses[operation.label] = set()
 
-@schema.parametrize()
-@hypothesis.settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
-    suppress_health_check=list(hypothesis.HealthCheck),
-)  # fmt: skip
-def test_every_operation_answers_as_documented(case: Any) -> None:
-    response = case.call()
-    assert response.status_code != 500, response.text
-    declared = case.operation.definition.raw["responses"]
-    assert str(response.status_code) in declared, (
-        f"{case.method} {case.path}: {response.status_code} {response.text}"
-    )
-    case.validate_response(
-        response, checks=[schemathesis.checks.CHECKS.get_one("response_schema_conformance")]
-    )
+        def check(case: Any) -> None:
+            response = case.call()
+            statuses[case.operation.label].add(response.status_code)
+            assert response.status_code != 500, response.text
+            case.validate_response(response, checks=conform)
+
+        for mode in schemathesis.GenerationMode:
+            case = operation.as_strategy(generation_mode=mode)
+            # What has no parameters cannot be asked for wrongly.
+            unsatisfiable = (
+                [hypothesis.errors.Unsatisfiable] if mode is not schemathesis.GenerationMode.POSITIVE else []
+            )
+            with contextlib.suppress(*unsatisfiable):
+                settings(hypothesis.given(case=case)(check))()
+    assert len(statuses) == sum(len({"get", "post"} & set(one)) for one in document()["paths"].values())
+    assert {200, 400} <= statuses["POST /v2/models/{model}/infer"]
+    assert all(200 in seen for label, seen in statuses.items() if "repository/models" not in label), statuses
 
 
 def test_the_cluster_is_none_the_worse(http: Http) -> None:

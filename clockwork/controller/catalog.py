@@ -16,24 +16,13 @@ import dataclasses
 import fcntl
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from clockwork.errors import ConfigError, InvalidModel
+from clockwork.errors import ConfigError
 from clockwork.models.package import PackageFile, PackageStore, parse_files, rows_of, write_durably
 
 FORMAT = "1"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""A model's name: also a file name, hence no slash, and shorter than a file name may be."""
-
-
-def check_name(name: str) -> None:
-    """Raises InvalidModel where a model cannot have this name."""
-    if not NAME.fullmatch(name):
-        raise InvalidModel(
-            f"model name {name[:80]!r} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
-        )
 
 
 @dataclasses.dataclass(slots=True)

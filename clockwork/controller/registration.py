@@ -19,7 +19,7 @@ from clockwork.config import (
     UPLOADS_MAX,
     VERSIONS_MAX,
 )
-from clockwork.controller.catalog import Catalog, ModelRecord, check_name
+from clockwork.controller.catalog import Catalog, ModelRecord
 from clockwork.controller.models import UNLOADED, ModelState, ModelTable, ServedModel, Waiter
 from clockwork.controller.storage import StorageThread
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Unavailable
@@ -35,7 +35,7 @@ from clockwork.messages import (
     UploadChunk,
     UploadNeed,
 )
-from clockwork.models.package import PackageFile, PackageWriter, digest_of, parse_files, rows_of
+from clockwork.models.package import PackageFile, PackageWriter, check_name, digest_of, parse_files, rows_of
 from clockwork.models.prepared import PreparedModel
 from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
 

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -33,6 +34,17 @@ EXAMPLES_FILE = "examples.npz"
 LIST_FILE = "package.json"
 FILES_MAX = 4096
 PACKAGE_BYTES_MAX = 64 << 30
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""A model's name: also a file name, hence no slash, and shorter than a file name may be."""
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidModel where a model cannot have this name."""
+    if not NAME.fullmatch(name):
+        raise InvalidModel(
+            f"model name {name[:80]!r} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

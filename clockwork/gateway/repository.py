@@ -1,0 +1,170 @@
+"""Triton model repositories: folders of versions of models, registered with the cluster as they come and go.
+
+    <repository>/<name>/[config.pbtxt]
+                        <version>/model.onnx      (and its external data; or a compiled program's files)
+
+Here is what to do: scan() reads a repository, plan() compares it with what was done about it. The files are the
+truth: nothing of it is kept but what this process has registered, and the controller keeps that it came from here.
+What is wrong with one model is said of that model, and concerns no other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.gateway.triton_config import CONFIG_BYTES_MAX, FolderConfig, read_config
+from clockwork.models.package import PROGRAM_JSON, check_name
+
+CONFIG = "config.pbtxt"
+FOLDERS_MAX = 100_000
+"""Models of one repository."""
+FILES_MAX = 10_000
+"""Files of one version."""
+VERSION_MAX = 2**31 - 1
+
+Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
+"""(path, bytes, time of the last change in ns, inode) of every file of a version, and of its configuration."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a model, as its files are."""
+
+    name: str
+    version: int
+    path: Path  # of the ONNX file, or the folder of a compiled program
+    config: FolderConfig
+    fingerprint: Fingerprint
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contents:
+    """What a scan found: versions to be served, and what is wrong with folders, by the model's name."""
+
+    versions: Mapping[tuple[str, int], Version]
+    broken: Mapping[str, str]
+
+
+def scan(root: Path) -> Contents:
+    """Read a repository. Raises ConfigError where there is no such directory."""
+    versions: dict[tuple[str, int], Version] = {}
+    broken: dict[str, str] = {}
+    try:
+        with os.scandir(root) as entries:
+            folders = sorted(
+                entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "_"))
+            )
+    except OSError as error:
+        raise ConfigError(f"model repository {root} cannot be read: {error.strerror}") from None
+    if len(folders) > FOLDERS_MAX:
+        raise ConfigError(
+            f"model repository {root} has {len(folders)} models; at most {FOLDERS_MAX} are read"
+        )
+    for name in folders:
+        try:
+            for one in _scan_model(root / name, name):
+                versions[name, one.version] = one
+        except InvalidModel as error:
+            broken[name] = str(error)
+        except OSError as error:
+            broken[name] = f"{error.filename or root / name}: {error.strerror}"
+    return Contents(versions, broken)
+
+
+def _scan_model(folder: Path, name: str) -> list[Version]:
+    check_name(name)
+    config_file = folder / CONFIG
+    config = FolderConfig()
+    config_row: Fingerprint = ()
+    if config_file.is_file():
+        if config_file.stat().st_size > CONFIG_BYTES_MAX:
+            raise InvalidModel(f"{CONFIG} is larger than {CONFIG_BYTES_MAX} bytes")
+        config_row = (_row(config_file, CONFIG),)
+        try:
+            config = read_config(config_file.read_text(encoding="utf-8"), name)
+        except UnicodeDecodeError as error:
+            raise InvalidModel(f"{CONFIG} is no UTF-8 text: {error}") from None
+    numbers = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir() and entry.name.isascii() and entry.name.isdigit():
+                if entry.name.startswith("0") or int(entry.name) > VERSION_MAX:
+                    raise InvalidModel(
+                        f"version {entry.name[:30]}: a number from 1 to {VERSION_MAX} without leading zeros"
+                    )
+                numbers[int(entry.name)] = Path(entry.path)
+    chosen = config.chosen(list(numbers))
+    if not chosen:
+        wanted = f" of {list(config.versions)}" if config.versions else ""
+        raise InvalidModel(f"{folder} has no version{wanted}: a folder whose name is a number")
+    found = []
+    for number in chosen:
+        place = numbers[number]
+        path = place if (place / PROGRAM_JSON).is_file() else place / config.filename
+        if not path.exists():
+            raise InvalidModel(f"version {number} has no file {config.filename}")
+        found.append(Version(name, number, path, config, config_row + _rows(place)))
+    return found
+
+
+def _rows(folder: Path) -> Fingerprint:
+    rows = []
+    for place, _, files in os.walk(folder):
+        for file in files:
+            path = Path(place, file)
+            rows.append(_row(path, str(path.relative_to(folder))))
+            if len(rows) > FILES_MAX:
+                raise InvalidModel(f"{folder} has more than {FILES_MAX} files")
+    return tuple(sorted(rows))
+
+
+def _row(path: Path, name: str) -> tuple[str, int, int, int]:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InvalidModel(f"{path} is no file")
+    return name, found.st_size, found.st_mtime_ns, found.st_ino
+
+
+# ----- what to do about it ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class Done:
+    """What this process did about the files of one version."""
+
+    fingerprint: Fingerprint
+    error: str = ""  # why they are not served; "": they are registered
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    register: tuple[Version, ...]  # lower versions first
+    unregister: tuple[tuple[str, int], ...]
+    settling: bool  # files have changed since the scan before, and are left alone until they do no more
+
+
+def plan(done: Mapping[tuple[str, int], Done], found: Contents, before: Contents | None) -> Plan:
+    """What a scan asks for. ``before``: the scan before it, whose files are to be the same still; None at start.
+
+    A model whose folder is broken keeps what it has: half a copy is no wish to take it away.
+    """
+    register, settling = [], False
+    for key, version in sorted(found.versions.items()):
+        known = done.get(key)
+        if known is not None and known.fingerprint == version.fingerprint:
+            continue
+        earlier = None if before is None else before.versions.get(key)
+        if before is None or (earlier is not None and earlier.fingerprint == version.fingerprint):
+            register.append(version)
+        else:
+            settling = True
+    unregister = tuple(
+        key for key, one in done.items() if key not in found.versions and key[0] not in found.broken
+    )
+    return Plan(tuple(register), unregister, settling)

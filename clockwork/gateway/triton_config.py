@@ -1,0 +1,185 @@
+"""``config.pbtxt`` of a Triton model repository: what of it decides something here, and what is passed over.
+
+Source: the model configuration of Triton Inference Server's documentation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from google.protobuf import text_format
+
+from clockwork.errors import InvalidModel
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.models.package import MODEL_FILE
+
+CONFIG_BYTES_MAX = 1 << 20
+
+BACKENDS = ("", "onnxruntime", "clockwork")
+"""A model may ask for these; every one of them means: whatever the worker has."""
+
+PLATFORMS = ("", "onnxruntime_onnx", "clockwork_onnx")
+
+SLO_PARAMETER = "clockwork_slo_ms"
+"""A parameter of our own: the SLO of requests that bring none, in milliseconds."""
+
+NOTES = {
+    "model_warmup": "every model is run at every batch size before it takes requests",
+    "instance_group": "the controller decides which devices have a model",
+    "dynamic_batching": "the controller decides what is batched, by deadlines",
+    "optimization": "workers choose what is fastest on their devices",
+}
+"""Why a field is passed over, where there is more to say than that it is."""
+
+USED = {
+    "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output",
+    "default_model_filename", "parameters",
+}  # fmt: skip
+
+REFUSED = ("ensemble_scheduling", "sequence_batching")
+"""A model that asks for these would answer something else without them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorDemand:
+    """What a configuration says of an input or output; dims without the batch where the model batches."""
+
+    name: str
+    dtype: int  # Triton's DataType; 0: not said
+    dims: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FolderConfig:
+    """What is to be done with the files of one folder of a repository."""
+
+    filename: str = MODEL_FILE
+    batch_max: int | None = None  # None: not said; 0: no batching
+    newest: int = 1  # versions to serve, counted from the highest number; 0: all of them
+    versions: tuple[int, ...] = ()  # these alone
+    slo_s: float | None = None
+    inputs: tuple[TensorDemand, ...] = ()
+    outputs: tuple[TensorDemand, ...] = ()
+    notes: tuple[str, ...] = ()  # for a person
+
+    def chosen(self, found: Sequence[int]) -> list[int]:
+        """Which of the versions that are there are served, smallest first."""
+        ordered = sorted(found)
+        if self.versions:
+            return [one for one in ordered if one in self.versions]
+        return ordered[-self.newest :] if self.newest else ordered
+
+
+def read_config(text: str, folder: str) -> FolderConfig:
+    """The configuration of a folder of that name. Raises InvalidModel, naming the field."""
+    if len(text) > CONFIG_BYTES_MAX:
+        raise InvalidModel(f"config.pbtxt has {len(text)} characters; at most {CONFIG_BYTES_MAX} are read")
+    parts = split_fields(text)
+    fields = list(dict.fromkeys(field for field, _ in parts))
+    for field in REFUSED:
+        if field in fields:
+            raise InvalidModel(f"config.pbtxt: {field} is not served here")
+    used = "".join(part for field, part in parts if field in USED)
+    try:
+        config = text_format.Parse(used, pb.ModelConfig(), allow_unknown_field=True)
+    except text_format.ParseError as error:
+        raise InvalidModel(f"config.pbtxt: {error}") from None
+    if config.name not in ("", folder):
+        raise InvalidModel(f"config.pbtxt: name {config.name!r} in the folder {folder!r}")
+    if config.backend not in BACKENDS or config.platform not in PLATFORMS:
+        what = (
+            f"backend {config.backend!r}"
+            if config.backend not in BACKENDS
+            else f"platform {config.platform!r}"
+        )
+        raise InvalidModel(
+            f"config.pbtxt: {what} is not served here; ONNX models are (backend 'onnxruntime')"
+        )
+    if config.max_batch_size < 0:
+        raise InvalidModel(f"config.pbtxt: max_batch_size {config.max_batch_size} is below 0")
+    filename = config.default_model_filename or MODEL_FILE
+    if "/" in filename or filename in (".", ".."):
+        raise InvalidModel(f"config.pbtxt: default_model_filename {filename!r} is no file's name")
+    newest, versions = _policy(config.version_policy)
+    return FolderConfig(
+        filename=filename,
+        batch_max=config.max_batch_size if "max_batch_size" in fields else None,
+        newest=newest,
+        versions=versions,
+        slo_s=_slo(config),
+        inputs=tuple(TensorDemand(one.name, one.data_type, tuple(one.dims)) for one in config.input),
+        outputs=tuple(TensorDemand(one.name, one.data_type, tuple(one.dims)) for one in config.output),
+        notes=tuple(
+            f"{field} is passed over" + (f": {NOTES[field]}" if field in NOTES else "")
+            for field in fields
+            if field not in USED
+        ),
+    )
+
+
+_TOKEN = re.compile(
+    r"""\s+|\#[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[A-Za-z_][A-Za-z0-9_]*|[-+.0-9][-+.0-9A-Za-z_]*|[][{}<>:;,]"""
+)
+
+
+def split_fields(text: str) -> list[tuple[str, str]]:
+    """A text message's own fields, in order: (name, all of its text). Raises InvalidModel.
+
+    Protobuf's own reader stumbles over fields that it does not know.
+    """
+    found: list[tuple[str, str]] = []
+    name, start, at, depth = "", 0, 0, 0
+    complete = True  # a value has come for the last name
+    while at < len(text):
+        token = _TOKEN.match(text, at)
+        if token is None:
+            line = text.count("\n", 0, at) + 1
+            raise InvalidModel(f"config.pbtxt: line {line}: {text[at : at + 20]!r} makes no sense")
+        word = token.group()
+        if word in ("{", "[", "<"):
+            depth += 1
+        elif word in ("}", "]", ">"):
+            depth -= 1
+            complete = True
+        elif depth == 0 and (word[0].isalpha() or word[0] == "_") and complete:
+            if name:
+                found.append((name, text[start:at]))
+            name, start, complete = word, at, False
+        elif not (word[0].isspace() or word[0] == "#" or word in (":", ",", ";")):
+            complete = True
+        at = token.end()
+    if depth != 0:
+        raise InvalidModel("config.pbtxt: a bracket is not closed, or closed twice")
+    if name:
+        found.append((name, text[start:]))
+    return found
+
+
+def _policy(policy: pb.ModelVersionPolicy) -> tuple[int, tuple[int, ...]]:
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return 0, ()
+        case "specific":
+            if not policy.specific.versions:
+                raise InvalidModel("config.pbtxt: version_policy.specific names no version")
+            return 0, tuple(policy.specific.versions)
+        case "latest":
+            return max(policy.latest.num_versions, 1), ()
+    return 1, ()
+
+
+def _slo(config: pb.ModelConfig) -> float | None:
+    if SLO_PARAMETER not in config.parameters:
+        return None
+    text = config.parameters[SLO_PARAMETER].string_value
+    try:
+        slo = float(text) / 1000
+    except ValueError:
+        slo = -1.0
+    if not 0 < slo < 1e6:
+        raise InvalidModel(
+            f"config.pbtxt: parameter {SLO_PARAMETER} is a number of milliseconds, not {text[:80]!r}"
+        )
+    return slo

@@ -1,0 +1,215 @@
+"""Triton model repositories: what a scan finds in folders, and what is done about it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("google.protobuf", reason="the gateway's packages are not installed (clockwork[gateway])")
+
+from clockwork.errors import ConfigError, InvalidModel
+from clockwork.gateway.repository import Contents, Done, plan, scan
+from clockwork.gateway.triton_config import FolderConfig, read_config, split_fields
+
+CONFIG = """
+name: "resnet"  # as the folder is called
+platform: "onnxruntime_onnx"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, 224, 224 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ -1 ] } ]
+version_policy: { latest { num_versions: 2 } }
+dynamic_batching { preferred_batch_size: [ 4, 8 ] max_queue_delay_microseconds: 100 }
+instance_group [ { count: 2 kind: KIND_CPU } ]
+model_warmup [ { name: "warm: { } up" batch_size: 1 } ]
+parameters { key: "clockwork_slo_ms" value { string_value: "25" } }
+"""
+
+
+def put(root: Path, name: str, *versions: int, config: str = "", content: bytes = b"onnx") -> Path:
+    for version in versions:
+        folder = root / name / str(version)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.onnx").write_bytes(content)
+    if config:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name / "config.pbtxt").write_text(config)
+    return root / name
+
+
+# ----- config.pbtxt --------------------------------------------------------------------------------
+
+
+def test_a_configuration_of_triton_says_what_decides_something_here() -> None:
+    config = read_config(CONFIG, "resnet")
+    assert (config.batch_max, config.newest, config.versions, config.slo_s) == (8, 2, (), 0.025)
+    assert [(one.name, one.dims) for one in config.inputs] == [("x", (3, 224, 224))]
+    notes = dict(note.split(" is passed over", 1) for note in config.notes)
+    assert set(notes) == {"dynamic_batching", "instance_group", "model_warmup"}
+    assert "every model is run at every batch size" in notes["model_warmup"]
+
+
+def test_fields_are_found_whatever_is_inside_them() -> None:
+    assert [name for name, _ in split_fields(CONFIG)] == [
+        "name", "platform", "max_batch_size", "input", "output", "version_policy", "dynamic_batching",
+        "instance_group", "model_warmup", "parameters",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('name: "vgg"', "name 'vgg' in the folder 'resnet'"),
+        ('backend: "python"', "backend 'python' is not served here"),
+        ('platform: "tensorrt_plan"', "platform 'tensorrt_plan' is not served here"),
+        ("max_batch_size: -1", "max_batch_size -1 is below 0"),
+        ("max_batch_size: many", "max_batch_size"),
+        ("ensemble_scheduling { step [ ] }", "ensemble_scheduling is not served"),
+        ("sequence_batching { }", "sequence_batching is not served"),
+        ('default_model_filename: "../model.onnx"', "is no file's name"),
+        ("version_policy { specific { } }", "names no version"),
+        (
+            'parameters { key: "clockwork_slo_ms" value { string_value: "soon" } }',
+            "number of milliseconds, not 'soon'",
+        ),
+        ('name: "resnet', "line 1: '\"resnet' makes no sense"),
+        ("input [ { name: 'x' }", "a bracket is not closed"),
+        ("max_batch_size 4", "config.pbtxt: 1:16"),
+    ],
+)
+def test_what_cannot_be_served_is_named(text: str, said: str) -> None:
+    with pytest.raises(InvalidModel, match=said.replace("(", r"\(")):
+        read_config(text, "resnet")
+
+
+@pytest.mark.parametrize(
+    ("config", "found", "chosen"),
+    [
+        (FolderConfig(), [1, 3, 2], [3]),
+        (FolderConfig(newest=2), [1, 10, 9], [9, 10]),
+        (FolderConfig(newest=0), [2, 1], [1, 2]),
+        (FolderConfig(versions=(1, 4)), [1, 2, 3], [1]),
+        (FolderConfig(versions=(7,)), [1], []),
+    ],
+)
+def test_version_policies(config: FolderConfig, found: list[int], chosen: list[int]) -> None:
+    assert config.chosen(found) == chosen
+
+
+# ----- folders ---------------------------------------------------------------------------------------
+
+
+def test_a_scan_finds_models_and_says_what_is_wrong_with_the_others(tmp_path: Path) -> None:
+    put(tmp_path, "plain", 1, 3)
+    put(tmp_path, "configured", 1, 2, 5, config="version_policy { all { } }\nmax_batch_size: 0")
+    put(tmp_path, "renamed", 1, config='default_model_filename: "other.onnx"')
+    put(tmp_path, "bad name", 1)
+    put(tmp_path, "torn", 1, config='name: "to')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "zero" / "01").mkdir(parents=True)
+    (tmp_path / ".git" / "1").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("not a model")
+    found = scan(tmp_path)
+    assert set(found.versions) == {("plain", 3), ("configured", 1), ("configured", 2), ("configured", 5)}
+    assert found.versions["configured", 2].config.batch_max == 0
+    assert found.versions["plain", 3].path == tmp_path / "plain/3/model.onnx"
+    assert found.broken["renamed"] == "version 1 has no file other.onnx"
+    assert "is not 1 to 200 letters" in found.broken["bad name"]
+    assert "config.pbtxt" in found.broken["torn"]
+    assert "has no version" in found.broken["empty"]
+    assert "without leading zeros" in found.broken["zero"]
+    assert len(found.broken) == 5
+
+
+def test_a_compiled_program_is_a_version_like_any_other(tmp_path: Path) -> None:
+    folder = tmp_path / "compiled" / "1"
+    folder.mkdir(parents=True)
+    (folder / "program.json").write_text("{}")
+    assert scan(tmp_path).versions["compiled", 1].path == folder
+
+
+def test_a_repository_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model repository .*nowhere cannot be read: No such file"):
+        scan(tmp_path / "nowhere")
+
+
+def test_a_pipe_in_a_version_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    put(tmp_path, "odd", 1)
+    os.mkfifo(tmp_path / "odd/1/pipe")
+    assert "pipe is no file" in scan(tmp_path).broken["odd"]
+
+
+# ----- what is to be done ------------------------------------------------------------------------------
+
+
+def done_of(contents: Contents) -> dict[tuple[str, int], Done]:
+    return {key: Done(one.fingerprint) for key, one in contents.versions.items()}
+
+
+def test_at_start_everything_is_registered_lower_versions_first(tmp_path: Path) -> None:
+    put(tmp_path, "b", 1, 2, config="version_policy { all { } }")
+    put(tmp_path, "a", 7)
+    wanted = plan({}, scan(tmp_path), None)
+    assert [(one.name, one.version) for one in wanted.register] == [("a", 7), ("b", 1), ("b", 2)]
+    assert not wanted.unregister
+    assert not wanted.settling
+
+
+def test_what_has_not_changed_is_left_alone(tmp_path: Path) -> None:
+    put(tmp_path, "a", 1)
+    first = scan(tmp_path)
+    again = plan(done_of(first), scan(tmp_path), first)
+    assert (again.register, again.unregister, again.settling) == ((), (), False)
+
+
+def test_a_change_is_acted_upon_once_it_has_settled(tmp_path: Path) -> None:
+    put(tmp_path, "a", 1)
+    first = scan(tmp_path)
+    done = done_of(first)
+    put(tmp_path, "a", 1, content=b"half of a new ")
+    put(tmp_path, "new", 1)
+    half = scan(tmp_path)
+    early = plan(done, half, first)
+    assert (early.register, early.settling) == ((), True)
+    put(tmp_path, "a", 1, content=b"half of a new one, and the rest")
+    whole = scan(tmp_path)
+    between = plan(done, whole, half)
+    assert [one.name for one in between.register] == ["new"], "that one has not changed since"
+    assert between.settling
+    last = plan(done | {("new", 1): Done(whole.versions["new", 1].fingerprint)}, scan(tmp_path), whole)
+    assert [one.name for one in last.register] == ["a"]
+    assert not last.settling
+
+
+def test_a_new_configuration_is_a_change_of_its_versions(tmp_path: Path) -> None:
+    put(tmp_path, "a", 1, config="max_batch_size: 4")
+    first = scan(tmp_path)
+    put(tmp_path, "a", config="max_batch_size: 2")
+    second = scan(tmp_path)
+    assert [one.config.batch_max for one in plan(done_of(first), second, second).register] == [2]
+
+
+def test_what_is_gone_is_unregistered_and_what_is_broken_keeps_what_it_has(tmp_path: Path) -> None:
+    put(tmp_path, "gone", 1)
+    put(tmp_path, "breaks", 1)
+    put(tmp_path, "stays", 1)
+    first = scan(tmp_path)
+    (tmp_path / "gone/1/model.onnx").unlink()
+    (tmp_path / "gone/1").rmdir()
+    (tmp_path / "gone").rmdir()
+    (tmp_path / "breaks/1/model.onnx").unlink()
+    second = scan(tmp_path)
+    wanted = plan(done_of(first), second, first)
+    assert wanted.unregister == (("gone", 1),)
+    assert not wanted.register
+
+
+def test_what_failed_is_not_tried_again_until_its_files_change(tmp_path: Path) -> None:
+    put(tmp_path, "a", 1)
+    first = scan(tmp_path)
+    done = {("a", 1): Done(first.versions["a", 1].fingerprint, "not an ONNX model")}
+    assert plan(done, scan(tmp_path), first).register == ()
+    put(tmp_path, "a", 1, content=b"a better one")
+    second = scan(tmp_path)
+    assert len(plan(done, scan(tmp_path), second).register) == 1

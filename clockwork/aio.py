@@ -89,12 +89,14 @@ class AsyncClient:
         examples: Any = None,
         batching: Batching = "auto",
         batch_max: int | None = None,
+        version: int | None = None,
+        origin: str = "",
         timeout: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> ModelInfo:
         """See Client.register(). Files are read on a thread; ``progress`` is called on the loop."""
         loop = asyncio.get_running_loop()
-        options = registration_options(slo, batching, batch_max)
+        options = registration_options(slo, batching, batch_max, version, origin)
         limit_ns = None if timeout is None else self._client._limit_ns(timeout)
         exchanges: list[Exchange] = []
         cancelled = False

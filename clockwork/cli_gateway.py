@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from clockwork import config
-from clockwork.cli_common import FILE, PATH
+from clockwork.cli_common import FILE, FOLDER, PATH
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
 
@@ -27,6 +28,41 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
         return config.parse_bytes(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def repository_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags that say which model repositories are served, and how."""
+    for option in reversed([
+        click.option("--model-repository", type=FOLDER, multiple=True, metavar="DIRECTORY",
+                     help="A Triton model repository, whose models are registered (NAME/VERSION/model.onnx, "
+                          "NAME/config.pbtxt); may be given more than once."),
+        click.option("--model-control-mode", type=click.Choice(bounds.CONTROL_MODES), show_default=True,
+                     default=bounds.CONTROL_MODES[0],
+                     help="poll: follow what changes in it; explicit: load what the repository API or --load-model "
+                          "names; none: register what is there at start."),
+        click.option("--repository-poll-secs", type=click.FloatRange(0.1, 86_400), show_default=True,
+                     default=bounds.POLL_S, help="Between two looks at it."),
+        click.option("--load-model", multiple=True, metavar="NAME",
+                     help="In explicit mode, a model to load at start (*: all); may be given more than once."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def repository_arguments(
+    repositories: tuple[Path, ...], mode: str, poll_s: float, load_models: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The same flags, for a gateway that is started with them."""
+    if not repositories:
+        if load_models:
+            raise ConfigError("--load-model needs a --model-repository")
+        return ()
+    found = ["--model-control-mode", mode, "--repository-poll-secs", f"{poll_s:g}"]
+    for root in repositories:
+        found += ["--model-repository", str(root.absolute())]
+    for name in load_models:
+        found += ["--load-model", name]
+    return tuple(found)
 
 
 @click.command()
@@ -61,12 +97,14 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
     metavar="URL",
     help="Where OpenTelemetry spans go, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
 )
+@repository_options
 @click.option("--key", type=PATH, help="This peer's key file (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
     tls_key: Path | None, token_file: Path | None, insecure: bool, max_request_bytes: int, otlp_endpoint: str,
-    key: Path | None, parent: int | None,
+    model_repository: tuple[Path, ...], model_control_mode: str, repository_poll_secs: float,
+    load_model: tuple[str, ...], key: Path | None, parent: int | None,
 ) -> None:  # fmt: skip
     """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
 
@@ -77,6 +115,7 @@ def gateway(
       clockwork gateway
       clockwork gateway --connect tcp://10.0.0.1:5555 --key peer.key --host 0.0.0.0 \\
           --tls-cert cert.pem --tls-key key.pem --token-file token
+      clockwork gateway --model-repository /srv/models
       curl http://127.0.0.1:8000/v2/models/digits
     """
     if parent is not None:
@@ -89,4 +128,6 @@ def gateway(
         endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
         insecure=insecure, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
+        repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
+        load_models=load_model,
     )))  # fmt: skip

@@ -15,6 +15,7 @@ from clockwork.cli_common import (
     PATH,
     Commands,
 )
+from clockwork.cli_gateway import repository_arguments, repository_options
 from clockwork.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -153,13 +154,16 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--http-port", help="Of the gateway, like the next two; off: none.  [default: 8000]")
 @click.option("--grpc-port", help="[default: 8001]")
 @click.option("--metrics-port", help="[default: 8002]")
+@repository_options
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
 @worker_options
 def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
     options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
-    grpc_port: str | None, metrics_port: str | None, verbose: bool, device: str, devices: int,
+    grpc_port: str | None, metrics_port: str | None, model_repository: tuple[Path, ...],
+    model_control_mode: str, repository_poll_secs: float, load_model: tuple[str, ...],
+    verbose: bool, device: str, devices: int,
     emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, threads: int, lock_store: bool,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
@@ -172,12 +176,15 @@ def up(
       clockwork up --workers 2 --arena 4GiB
       clockwork up --port 6000 --data /var/lib/clockwork --no-demo
       clockwork up --host 0.0.0.0 --keys keys/
+      clockwork up --model-repository /srv/models
       clockwork up --device emulated --devices 12 --profiles paper --copies 66
     """
     from clockwork import cluster
     from clockwork.worker.settings import device_names
 
     device_names(device, devices)
+    if model_repository and not _starts_gateway(gateway):
+        raise ConfigError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
         raise ConfigError("--profiles needs a worker that takes them")
     arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
@@ -197,6 +204,9 @@ def up(
         profiles=profiles or "", copies=copies,
         verbose=verbose, worker_arguments=tuple(arguments), gateway=_starts_gateway(gateway),
         gateway_ports=tuple(ports),
+        gateway_arguments=repository_arguments(
+            model_repository, model_control_mode, repository_poll_secs, load_model
+        ),
     )  # fmt: skip
     sys.exit(cluster.up(settings, lambda line: click.echo(line)))
 

@@ -150,6 +150,8 @@ class Client:
         examples: Any = None,
         batching: Batching = "auto",
         batch_max: int | None = None,
+        version: int | None = None,
+        origin: str = "",
         timeout: float | None = None,
         progress: ProgressCallback | None = None,
     ) -> ModelInfo:
@@ -161,10 +163,12 @@ class Client:
         slo: the default of its requests. examples: real inputs, for profiling and checks: a dict by
         input name, a list of such, or one array for a model of one input.
         batching: "on" and "off" overrule what registration finds out. batch_max: an upper bound.
+        version: the number of the version, if it is free; else, and without one, it is the next. origin: whose it
+        is, for whoever keeps models as they are elsewhere; shown in ``options`` of its description.
         timeout: for the whole; without one, only a registration that shows no progress is given up.
         """
         return register(
-            self._connection, name, model, registration_options(slo, batching, batch_max), examples,
+            self._connection, name, model, registration_options(slo, batching, batch_max, version, origin), examples,
             None if timeout is None else _checked_ns(timeout, "timeout"), progress,
         )  # fmt: skip
 
@@ -327,7 +331,9 @@ def _read_keys(keys: Keys) -> PeerKeys | None:
 # ----- registration --------------------------------------------------------------------------
 
 
-def registration_options(slo: float | None, batching: str, batch_max: int | None) -> dict[str, Any]:
+def registration_options(
+    slo: float | None, batching: str, batch_max: int | None, version: int | None = None, origin: str = ""
+) -> dict[str, Any]:
     """The options of a Register message. Raises InvalidInput."""
     if batching not in ("auto", "on", "off"):
         raise InvalidInput(
@@ -337,10 +343,16 @@ def registration_options(slo: float | None, batching: str, batch_max: int | None
         raise InvalidInput(
             f"batch_max {batch_max!r}: an integer of at least 1", expected=">= 1", got=repr(batch_max)
         )
+    if version is not None and (type(version) is not int or version < 1):
+        raise InvalidInput(
+            f"version {version!r}: an integer of at least 1", expected=">= 1", got=repr(version)
+        )
     return {
         "slo_ns": 0 if slo is None else _checked_ns(slo, "slo"),
         "batching": batching,
         "batch_max": batch_max or 0,
+        **({} if version is None else {"version": version}),
+        **({"origin": origin} if origin else {}),
     }
 
 

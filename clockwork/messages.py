@@ -97,7 +97,8 @@ class Cancel(NamedTuple):
 class Register(NamedTuple):
     """Open an upload. ``files``: ``[[relative path, bytes, sha256 hex], ...]``, the first is the model.
 
-    ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on or off), ``batch_max``.
+    ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on or off), ``batch_max``, ``version`` (its number, if that is
+    free; 0: the next), ``origin`` (whose it is).
     """
 
     request_id: int

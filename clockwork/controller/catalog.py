@@ -33,7 +33,7 @@ class ModelRecord:
     version: int
     digest: str
     files: list[PackageFile]
-    options: dict[str, Any]  # slo_ns, batching, batch_max
+    options: dict[str, Any]  # of its Register message
     offered: bool = True  # whether it serves; see messages.Offer
 
     def to_json(self) -> bytes:

@@ -157,6 +157,7 @@ def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
         "current": False,
         "digest": record.digest,
         "slo_ns": int(record.options.get("slo_ns", 0)),
+        "origin": record.options.get("origin", ""),
         "options": record.options,
     }
 
@@ -286,8 +287,10 @@ class ModelTable:
         models = self._of_digest.get(digest)
         return models[0].record.files if models else []
 
-    def next_version(self, name: str) -> int:
-        return self._last_version.get(name, 0) + 1
+    def free_version(self, name: str, wanted: int) -> int:
+        """The number of a version to come: the one that is wanted (0: none) unless there is one, else the next."""
+        taken = {**self.versions.get(name, {}), **self.unloaded.get(name, {})}
+        return wanted if wanted and wanted not in taken else self._last_version.get(name, 0) + 1
 
     def learn(self, model: ServedModel, prepared: PreparedModel) -> None:
         """Keep what a worker found out, sharing what models of one program have in common.

@@ -674,6 +674,7 @@ class Controller:
             "text": model.text,
             "current": self._table.routes.get(model.record.name) is model,
             "slo_ns": model.slo_ns,
+            "origin": model.record.options.get("origin", ""),
             "holding": prepared.holding if prepared else "",
             "batches": prepared.batches if prepared else False,
             "weights_bytes": prepared.weights_bytes if prepared else 0,

@@ -41,7 +41,9 @@ from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
 
 log = logging.getLogger("clockwork.controller")
 
-_OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0}
+_OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
+VERSION_MAX = 2**31 - 1
+ORIGIN_MAX = 4096  # characters
 
 
 class Outside(Protocol):
@@ -321,21 +323,27 @@ class Registrar:
     # ----- inside ------------------------------------------------------------------------------
 
     def _current(self, name: str, digest: str, options: dict[str, Any]) -> ServedModel | None:
-        """The newest version of a name, where it already is what is being registered."""
-        versions = self._table.versions.get(name)
-        away = self._table.find_unloaded(name)
-        if away and (not versions or away[-1].version > next(reversed(versions))):
-            same = away[-1].digest == digest and all(
-                away[-1].options.get(key) == options[key] for key in ("batching", "batch_max")
+        """The version that was asked for, else the newest, where it already is what is being registered."""
+        wanted = options["version"]
+        versions = {
+            number: model
+            for number, model in self._table.versions.get(name, {}).items()
+            if wanted in (0, number)
+        }
+        away = [record for record in self._table.find_unloaded(name) if wanted in (0, record.version)]
+
+        def same(record: ModelRecord) -> bool:
+            return record.digest == digest and all(
+                record.options.get(key) == options[key] for key in ("batching", "batch_max")
             )
-            return self._load(away[-1]) if same else None
+
+        if away and (not versions or away[-1].version > next(reversed(versions))):
+            return self._load(away[-1]) if same(away[-1]) else None
         if not versions:
             return None
         newest = next(reversed(versions.values()))
-        same = newest.record.digest == digest and all(
-            newest.record.options.get(key) == options[key] for key in ("batching", "batch_max")
-        )
-        return newest if same and newest.state in (ModelState.PREPARING, ModelState.READY) else None
+        is_current = newest.state in (ModelState.PREPARING, ModelState.READY) and same(newest.record)
+        return newest if is_current else None
 
     def _join(self, model: ServedModel, waiter: Waiter, options: dict[str, Any]) -> None:
         """Registering the same content again: nothing new but perhaps the default SLO."""
@@ -405,8 +413,8 @@ class Registrar:
             except InvalidInput as error:
                 self._outside.fail(upload.client, upload.request_id, error)
             return
-        version = self._table.next_version(upload.name)
-        record = ModelRecord(upload.name, version, digest, upload.files, upload.options)
+        version = self._table.free_version(upload.name, upload.options["version"])
+        record = ModelRecord(upload.name, version, digest, upload.files, upload.options | {"version": 0})
         model = self._table.add(record)
         for waiter in waiters:
             self._await(model, waiter)
@@ -587,4 +595,8 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
         raise InvalidInput(f"batching is auto, on or off, not {merged['batching']!r}")
     if type(merged["batch_max"]) is not int or not 0 <= merged["batch_max"] <= 4096:
         raise InvalidInput(f"batch_max is between 1 and 4096 (0: as measured), got {merged['batch_max']!r}")
+    if type(merged["version"]) is not int or not 0 <= merged["version"] <= VERSION_MAX:
+        raise InvalidInput(f"version is between 1 and {VERSION_MAX} (0: the next), got {merged['version']!r}")
+    if type(merged["origin"]) is not str or len(merged["origin"]) > ORIGIN_MAX:
+        raise InvalidInput(f"origin is a text of at most {ORIGIN_MAX} characters")
     return merged

@@ -20,6 +20,7 @@ from clockwork._loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX
 from clockwork.description import ModelInfo
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
+from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
 from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.gateway.tensors import check_size, name_of_dtype
@@ -103,8 +104,14 @@ class ClusterView:
     """A cluster, seen by one gateway. Everything runs on one event loop."""
 
     def __init__(
-        self, client: LoopClient, requests_max: int, bytes_max: int, tracing: Tracing | None = None
+        self,
+        client: LoopClient,
+        requests_max: int,
+        bytes_max: int,
+        tracing: Tracing | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        self._keeper = keeper
         self._client = client
         self._requests_max = requests_max
         self._bytes_max = bytes_max
@@ -277,16 +284,22 @@ class ClusterView:
                 found.append(
                     {"name": info.name, "version": str(info.version), "state": state, "reason": reason}
                 )
+        if self._keeper is not None and not only_ready:
+            there = {(row["name"], row["version"]) for row in found}
+            found += [row for row in self._keeper.missing() if (row["name"], row["version"]) not in there]
         return found
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Have a registered model take requests; one that does already stays as it is. Raises ModelNotFound."""
+        """Have a model take requests that is registered, or that a repository in explicit mode has; one that does
+        already stays as it is. Raises ModelNotFound, and InvalidModel where the repository's files are broken."""
         if parameters:
             raise InvalidInput(
                 f"load of {name!r} has the parameter {next(iter(parameters))!r}; a model's files and configuration "
                 "are given when it is registered (clockwork models add)",
                 expected="no parameters",
             )
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keeper.load, name)
         await self._client.load(name, timeout=LOAD_LIMIT_S)
 
     async def unload(self, name: str) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 
 from clockwork import __version__
 from clockwork._loop import LoopClient
+from clockwork.client import Client
 from clockwork.clock import to_seconds
 from clockwork.config import CLIENT_TIMEOUT_NS
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.cluster import ClusterView
+from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import METRICS_TIMEOUT_S, MetricsSource
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
@@ -71,6 +73,7 @@ class Gateway:
         self._settings = settings
         self._token = security.read_token(settings.token_file)
         self._tls = security.tls_context(settings)
+        self._keeper = _keeper(settings)
         self._sockets: dict[str, socket.socket] = {}
         self.ports: dict[str, int] = {}  # of the servers that run, by name
         try:
@@ -100,7 +103,9 @@ class Gateway:
         client.start()
         tracing = start_tracing(settings.otlp_endpoint or None)
         try:
-            cluster = ClusterView(client, settings.requests_max, settings.requests_bytes_max, tracing)
+            cluster = ClusterView(
+                client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper
+            )
             if (bound := self._sockets.get("http")) is not None:
                 http = HttpServer(cluster, settings, self._token)
                 await http.start(bound, self._tls)
@@ -115,10 +120,14 @@ class Gateway:
                 await metrics.start(bound, self._tls)
                 self._closers.append(metrics.close)
             started()
+            if self._keeper is not None:
+                self._keeper.start()
             await stop.wait()
             log.info("shutting down")
             await asyncio.gather(*(close() for close in self._closers))
         finally:
+            if self._keeper is not None:
+                await asyncio.to_thread(self._keeper.close)
             await client.close()
             self._release()
             if tracing is not None:
@@ -137,6 +146,20 @@ class Gateway:
         return ", ".join(
             f"{name} on {before[name]}{port}{behind.get(name, '')}" for name, port in self.ports.items()
         )
+
+
+def _keeper(settings: GatewaySettings) -> Keeper | None:
+    """Raises ConfigError where a repository cannot be read."""
+    if not settings.repositories:
+        if settings.load_models:
+            raise ConfigError("--load-model needs a --model-repository")
+        return None
+    if settings.load_models and settings.control_mode != "explicit":
+        raise ConfigError("--load-model is for --model-control-mode explicit; else every model is loaded")
+    return Keeper(
+        settings.repositories, settings.control_mode, settings.poll_s,
+        lambda: Client(settings.endpoint, keys=settings.key, name="repository"), settings.load_models,
+    )  # fmt: skip
 
 
 def main(settings: GatewaySettings) -> int:

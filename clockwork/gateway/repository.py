@@ -140,6 +140,8 @@ class Done:
 
     fingerprint: Fingerprint
     error: str = ""  # why they are not served; "": they are registered
+    again: bool = False  # it may go better without any change of theirs
+    served: int = 0  # the version's number in the cluster; 0: there is none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

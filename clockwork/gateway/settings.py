@@ -75,6 +75,12 @@ DRAIN_S = 10.0
 
 TOKEN_BYTES_MAX = 4_096
 
+CONTROL_MODES = ("poll", "explicit", "none")
+"""How a model repository is followed, as Triton's --model-control-mode."""
+
+POLL_S = 5.0
+"""Between two looks at a model repository, unless told otherwise."""
+
 
 @dataclasses.dataclass(slots=True)
 class GatewaySettings:
@@ -89,6 +95,10 @@ class GatewaySettings:
     token_file: Path | None = None
     insecure: bool = False
     otlp_endpoint: str = ""  # where spans of requests go; "": as OpenTelemetry's variables say, else nowhere
+    repositories: tuple[Path, ...] = ()  # Triton model repositories
+    control_mode: str = CONTROL_MODES[0]
+    poll_s: float = POLL_S
+    load_models: tuple[str, ...] = ()  # at start, in explicit mode; "*": all
     request_bytes_max: int = REQUEST_BYTES_MAX
     requests_max: int = REQUESTS_MAX
     requests_bytes_max: int = REQUESTS_BYTES_MAX

@@ -38,6 +38,12 @@ USED = {
     "default_model_filename", "parameters",
 }  # fmt: skip
 
+TRITON_TYPES = {
+    number: "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
+    for name, number in pb.DataType.items()
+}
+"""The protocol's datatype of a configuration's."""
+
 REFUSED = ("ensemble_scheduling", "sequence_batching")
 """A model that asks for these would answer something else without them."""
 

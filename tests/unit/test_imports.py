@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "client": ["leaves", "transport", "formats", "models"],
     "controller": ["leaves", "scheduler", "transport", "formats"],
     "worker": ["leaves", "actions", "transport", "formats", "device", "models"],
-    "gateway": ["leaves", "transport", "client"],  # transport: for its type of a frame
+    "gateway": ["leaves", "transport", "formats", "models", "client"],  # models: to read what it registers
     "sim": ["leaves", "scheduler", "actions", "formats", "device"],
     "cli": ["leaves", "transport", "formats", "models", "client", "controller", "worker", "gateway", "sim"],
 }

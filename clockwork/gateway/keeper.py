@@ -1,0 +1,304 @@
+"""Keeps a cluster's models as they are in model repositories (see gateway.repository): the part that acts.
+
+A thread of its own with a client of its own: a registration takes seconds, and the servers' loop does not wait for
+it. Several gateways may keep the same repository: registering what is registered changes nothing.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from clockwork.client import Client
+from clockwork.errors import (
+    ClockworkError,
+    ConfigError,
+    InvalidModel,
+    ModelNotFound,
+    RequestTimeout,
+    Unavailable,
+)
+from clockwork.gateway.repository import Contents, Done, Version, plan, scan
+from clockwork.gateway.tensors import name_of_dtype
+from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
+
+log = logging.getLogger("clockwork.gateway")
+
+REGISTERING_MAX = 4
+"""Versions that are registered at the same time: workers prepare them one by one in any case."""
+
+
+class Keeper:
+    """roots: the repositories; where two have a model of one name, that of the first is served.
+
+    mode: "poll" looks again every poll_s; "none" looks once; "explicit" registers what load() names, and at start
+    what ``first`` does ("*": everything). Raises ConfigError for a repository that cannot be read.
+    """
+
+    def __init__(
+        self,
+        roots: Sequence[Path],
+        mode: str,
+        poll_s: float,
+        connect: Callable[[], Client],
+        first: Sequence[str] = (),
+    ) -> None:
+        self._first = tuple(first)
+        self._roots = [root.absolute() for root in roots]
+        self._mode = mode
+        self._poll_s = poll_s
+        self._origin = "repository:" + ":".join(map(str, self._roots))
+        self._before = self._scan()
+        self._client = connect()
+        self._lock = threading.Lock()  # guards what follows; not held while anything is asked of the cluster
+        self._done: dict[tuple[str, int], Done] = {}
+        self._busy: set[tuple[str, int]] = set()
+        self._broken: dict[str, str] = {}
+        self._stop = threading.Event()
+        self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
+        self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking. A registration that is under way is left to the controller."""
+        self._stop.set()
+        self._client.close()
+        self._pool.shutdown(cancel_futures=True)
+        self._thread.join()
+
+    # ----- for the servers, any thread --------------------------------------------------------
+
+    def missing(self) -> list[dict[str, str]]:
+        """Rows of the repository index for what is in a repository and not registered, and why."""
+        with self._lock:
+            rows = [
+                {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": one.error}
+                for (name, version), one in sorted(self._done.items())
+                if one.error
+            ]
+            rows += [
+                {"name": name, "version": str(version), "state": "LOADING", "reason": ""}
+                for name, version in sorted(self._busy)
+            ]
+            broken = dict(self._broken)
+            known = {name for name, _ in (*self._done, *self._busy)}
+        rows += [
+            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": why}
+            for name, why in broken.items()
+        ]
+        if self._mode == "explicit":
+            names = {name for name, _ in self._before.versions} - known - set(broken)
+            rows += [{"name": name, "version": "", "state": "", "reason": ""} for name in sorted(names)]
+        return rows
+
+    def load(self, name: str) -> bool:
+        """Register the versions of a model as its files are now; returns when they are ready.
+
+        False: no repository has it, or this one is not in explicit mode. Raises InvalidModel for a broken folder,
+        and what registering raises.
+        """
+        if self._mode != "explicit":
+            return False
+        found = self._scan()
+        self._before = found
+        if name in found.broken:
+            raise InvalidModel(found.broken[name])
+        wanted = [one for key, one in sorted(found.versions.items()) if key[0] == name]
+        if not wanted:
+            return False
+        for one in wanted:
+            with self._lock:
+                known = self._done.get((name, one.version))
+            if known is None or known.error or known.fingerprint != one.fingerprint:
+                self._register(one)
+                with self._lock:
+                    if why := self._done[name, one.version].error:
+                        raise InvalidModel(f"{name} version {one.version}: {why}")
+        with self._lock:
+            gone = [key for key in self._done if key[0] == name and key not in found.versions]
+        for key in gone:
+            self._unregister(key)
+        return True
+
+    # ----- the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        before: Contents | None = None
+        found = self._before
+        while True:
+            try:
+                if self._mode == "explicit":
+                    self._load_first()
+                else:
+                    self._follow(found, before)
+                if before is None:
+                    self._tidy(found)
+            except ClockworkError as error:
+                if self._stop.is_set():
+                    return
+                log.warning("model repository: %s", error)
+            if self._mode == "explicit" or (self._mode == "none" and not self._unsettled()):
+                return
+            if self._stop.wait(self._poll_s):
+                return
+            before = found
+            if self._mode != "poll":
+                continue
+            try:
+                found = self._scan()
+            except ConfigError as error:
+                log.warning("%s", error)  # it may come back; what is registered stays
+            self._before = found
+
+    def _load_first(self) -> None:
+        names = sorted({name for name, _ in self._before.versions})
+        for name in names if "*" in self._first else self._first:
+            try:
+                if not self.load(name):
+                    log.warning("model repository: there is no %s to be loaded", name)
+            except (ClockworkError, OSError) as error:
+                log.warning("model repository: %s: %s", name, error)
+
+    def _unsettled(self) -> bool:
+        with self._lock:
+            return bool(self._busy) or any(one.again for one in self._done.values())
+
+    def _follow(self, found: Contents, before: Contents | None) -> None:
+        with self._lock:
+            for name in found.broken.keys() - self._broken.keys():
+                log.warning("model repository: %s: %s", name, found.broken[name])
+            self._broken = dict(found.broken)
+            busy = set(self._busy)
+            done = {key: one for key, one in self._done.items() if not one.again}
+        wanted = plan(done, found, before)
+        futures = []
+        for one in wanted.register:
+            key = (one.name, one.version)
+            if key not in busy:
+                with self._lock:
+                    self._busy.add(key)
+                futures.append(self._pool.submit(self._register, one))
+        for key in wanted.unregister:
+            if key not in busy:
+                self._unregister(key)
+        if before is None:  # the first look ends when all that was found has been tried
+            concurrent.futures.wait(futures)
+
+    def _tidy(self, found: Contents) -> None:
+        """Unregister what an earlier run has registered from here, and what is here no more."""
+        with self._lock:
+            served = {(name, one.served) for (name, _), one in self._done.items()}
+            busy = {name for name, _ in self._busy}
+        for info in self._client.models():
+            if info.raw.get("origin") != self._origin or info.name in found.broken or info.name in busy:
+                continue
+            here = any(name == info.name for name, _ in found.versions)
+            if (info.name, info.version) not in served and not (here and self._mode == "explicit"):
+                log.info("model repository: %s@%d is no longer here", info.name, info.version)
+                self._client.unregister(f"{info.name}@{info.version}")
+
+    def _scan(self) -> Contents:
+        versions: dict[tuple[str, int], Version] = {}
+        broken: dict[str, str] = {}
+        for root in self._roots:
+            found = scan(root)
+            taken = {name for name, _ in versions} | set(broken)
+            versions.update({key: one for key, one in found.versions.items() if key[0] not in taken})
+            broken.update({name: why for name, why in found.broken.items() if name not in taken})
+        return Contents(versions, broken)
+
+    def _register(self, one: Version) -> None:
+        """Make a version of the cluster's of it, and note how that went."""
+        key = (one.name, one.version)
+        config = one.config
+        with self._lock:
+            earlier = self._done.get(key)
+        done = Done(one.fingerprint)
+        for note in config.notes:
+            log.info("model repository: %s: %s", one.name, note)
+        try:
+            check_demands(one)
+            info = self._client.register(
+                one.name,
+                one.path,
+                slo=config.slo_s,
+                batching="off" if config.batch_max == 0 else "auto",
+                batch_max=config.batch_max or None,
+                version=one.version,
+                origin=self._origin,
+            )
+            done.served = info.version
+            if info.version != one.version:
+                log.warning(
+                    "model repository: %s version %d has new files, and is version %d of the cluster",
+                    one.name, one.version, info.version,
+                )  # fmt: skip
+            if earlier is not None and earlier.served not in (0, info.version):
+                self._client.unregister(f"{one.name}@{earlier.served}")
+        except (RequestTimeout, Unavailable, ConnectionError) as error:
+            done.error, done.again = str(error), True
+            done.served = earlier.served if earlier is not None else 0
+        except (ClockworkError, OSError) as error:
+            done.error = str(error)
+            done.served = earlier.served if earlier is not None else 0  # the files before these serve on
+            log.warning("model repository: %s version %d: %s", one.name, one.version, error)
+        finally:
+            with self._lock:
+                self._done[key] = done
+                self._busy.discard(key)
+
+    def _unregister(self, key: tuple[str, int]) -> None:
+        with self._lock:
+            one = self._done.pop(key)
+        if one.served:
+            log.info("model repository: %s version %d is gone", *key)
+            with contextlib.suppress(ModelNotFound):  # somebody else has done so
+                self._client.unregister(f"{key[0]}@{one.served}")
+
+
+def check_demands(one: Version) -> None:
+    """Hold an ONNX model against what its configuration says of its tensors. Raises InvalidModel."""
+    config = one.config
+    if one.path.is_dir() or not (config.inputs or config.outputs):
+        return
+    from clockwork.models import onnx_import  # here, because onnx takes half a second to import
+    from clockwork.tensors import DTYPES
+
+    model = onnx_import.read_model(one.path)
+    for what, demands, values in (
+        ("input", config.inputs, onnx_import.real_inputs(model)),
+        ("output", config.outputs, list(model.graph.output)),
+    ):
+        there = {value.name: value.type.tensor_type for value in values}
+        for demand in demands:
+            kind = there.get(demand.name)
+            if kind is None:
+                raise InvalidModel(
+                    f"config.pbtxt: the model has no {what} {demand.name!r}; it has {', '.join(there)}"
+                )
+            datatype = name_of_dtype(DTYPES[kind.elem_type].name)
+            if demand.dtype and TRITON_TYPES.get(demand.dtype) != datatype:
+                wanted = TRITON_TYPES.get(demand.dtype, str(demand.dtype))
+                raise InvalidModel(f"config.pbtxt: {what} {demand.name!r} is {datatype}, not {wanted}")
+            if kind.HasField("shape"):
+                _check_dims(
+                    what, demand, [dim.dim_value or -1 for dim in kind.shape.dim], bool(config.batch_max)
+                )
+
+
+def _check_dims(what: str, demand: TensorDemand, shape: list[int], batched: bool) -> None:
+    wanted = [-1, *demand.dims] if batched else list(demand.dims)
+    fits = len(wanted) == len(shape) and all(
+        one == other or -1 in (one, other) for one, other in zip(wanted, shape, strict=True)
+    )
+    if demand.dims and not fits:
+        raise InvalidModel(
+            f"config.pbtxt: {what} {demand.name!r} has the shape {shape}, not {wanted}"
+            + (" (the first is the batch)" if batched else "")
+        )

@@ -204,7 +204,7 @@ class Client:
     # ----- life ------------------------------------------------------------------------------
 
     def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
-        """Every number that the controller has, as plain data: see docs/metrics.md. model: of this one alone."""
+        """Every number that the controller has, as plain data: see docs/metrics.md. model: of its versions alone."""
         body = self._query("metrics", model, timeout)
         while following := body.pop("next", ""):
             page = self._query("metrics", following, timeout)

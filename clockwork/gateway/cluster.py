@@ -123,18 +123,20 @@ class ClusterView:
     # ----- bounds ------------------------------------------------------------------------------
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """One request of whatever kind, within the bound. Raises Refused."""
+    def admitted(self, size: int = 0) -> Iterator[None]:
+        """One request of whatever kind, of ``size`` bytes as far as they are here, within the bounds. Raises Refused."""
         if self.requests >= self._requests_max:
             raise Refused(
                 f"the gateway has {self._requests_max} requests under way, which is the most",
                 Reason.OVERLOADED.value,
             )
+        self.hold(size)
         self.requests += 1
         try:
             yield
         finally:
             self.requests -= 1
+            self.hold(-size)
 
     def hold(self, count: int) -> None:
         """Count bytes of a request that have come (negative: that are let go). Raises Refused past the bound."""

@@ -44,7 +44,6 @@ log = logging.getLogger("clockwork.gateway")
 SERVICE = "inference.GRPCInferenceService"
 
 PROTOCOL = "grpc"
-INFERENCES = ("infer", "stream_infer")
 
 DETAILS_MAX = 2_000
 """Characters of an error's sentence: it travels in a header."""
@@ -136,14 +135,14 @@ class GrpcServer:
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._guarded(method, is_open),
-                request_deserializer=getattr(pb, f"{name}Request").FromString,
+                request_deserializer=_sized(getattr(pb, f"{name}Request")),
                 response_serializer=getattr(pb, f"{name}Response").SerializeToString,
             )
             for name, method, is_open in unary
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._guarded(self._stream, False, counted=False),
-            request_deserializer=pb.ModelInferRequest.FromString,
+            request_deserializer=_sized(pb.ModelInferRequest),
             response_serializer=pb.ModelStreamInferResponse.SerializeToString,
         )
         return handlers
@@ -154,13 +153,14 @@ class GrpcServer:
         name = method.__name__[1:]
 
         async def guarded(request: Any, context: Context) -> Any:
+            message, size = request if counted else (request, 0)
             try:
-                with self._counted(name, request) if counted else contextlib.nullcontext():
+                with self._counted(name, size) if counted else contextlib.nullcontext():
                     try:
                         if token is not None:
                             _check_token(context, token)
-                        with cluster.admitted() if counted else contextlib.nullcontext():
-                            return await method(request, context)
+                        with cluster.admitted(size) if counted else contextlib.nullcontext():
+                            return await method(message, context)
                     except (ClockworkError, grpc.aio.BaseError):
                         raise
                     except Exception as error:  # a mistake of ours: the log has it, and the client a status
@@ -175,8 +175,8 @@ class GrpcServer:
         return guarded
 
     @contextlib.contextmanager
-    def _counted(self, method: str, request: Any) -> Iterator[None]:
-        """One request, counted by what became of it."""
+    def _counted(self, method: str, size: int) -> Iterator[None]:
+        """One request of ``size`` bytes, counted by what became of it."""
         counters = self._cluster.counters
         begun_ns, code = counters.begin(PROTOCOL), ""
         try:
@@ -187,31 +187,16 @@ class GrpcServer:
             raise
         finally:
             if code:
-                size = sum(map(len, request.raw_input_contents)) if method in INFERENCES else 0
                 counters.end(PROTOCOL, method, code, begun_ns, size)
             else:
                 counters.abandon(PROTOCOL)
 
     async def _infer(self, request: Any, context: Context) -> Any:
-        with self._held(request):
-            inference = _read(request, context.time_remaining())
-            answer, frames = await self._cluster.infer(
-                inference, PROTOCOL, context.invocation_metadata() or ()
-            )
-            response = _response(
-                inference, self._cluster.chosen(inference, answer), answer.model_version, frames
-            )
-            self._cluster.counters.sent(PROTOCOL, sum(memoryview(frame).nbytes for frame in frames))
-            return response
-
-    @contextlib.contextmanager
-    def _held(self, request: Any) -> Iterator[None]:
-        count = sum(map(len, request.raw_input_contents)) or request.ByteSize()
-        self._cluster.hold(count)
-        try:
-            yield
-        finally:
-            self._cluster.hold(-count)
+        inference = _read(request, context.time_remaining())
+        answer, frames = await self._cluster.infer(inference, PROTOCOL, context.invocation_metadata() or ())
+        response = _response(inference, self._cluster.chosen(inference, answer), answer.model_version, frames)
+        self._cluster.counters.sent(PROTOCOL, sum(memoryview(frame).nbytes for frame in frames))
+        return response
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context) -> None:
         """Answers in the order of the requests, of which a bounded number are under way."""
@@ -227,9 +212,10 @@ class GrpcServer:
                 await window.put(group.create_task(self._streamed(request, context)))
             await window.put(None)
 
-    async def _streamed(self, request: Any, context: Context) -> Any:
+    async def _streamed(self, sized: tuple[Any, int], context: Context) -> Any:
+        request, size = sized
         try:
-            with self._counted("stream_infer", request), self._cluster.admitted():
+            with self._counted("stream_infer", size), self._cluster.admitted(size):
                 return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
         except ClockworkError as error:
             return pb.ModelStreamInferResponse(
@@ -284,6 +270,15 @@ class GrpcServer:
         return pb.RepositoryModelUnloadResponse()
 
 
+def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
+    """What reads a message, and says how many bytes it came in: to ask it afterwards would write it anew."""
+
+    def read(data: bytes) -> tuple[Any, int]:
+        return kind.FromString(data), len(data)
+
+    return read
+
+
 def _check_token(context: Context, token: bytes) -> None:
     for key, value in context.invocation_metadata():
         if key == "authorization":
@@ -319,7 +314,7 @@ def _read(request: Any, left_s: float | None) -> Inference:
             timeout_ns = least(timeout_ns, max(1, to_ns(left_s * ROUNDED_UP)))
     references: list[NamedTensorRef] = []
     frames: list[Frame] = []
-    raw = request.raw_input_contents
+    raw = list(request.raw_input_contents)  # once: each look at one copies it
     if raw and len(raw) != len(request.inputs):
         raise InvalidInput(
             f"raw_input_contents has {len(raw)} tensors for {len(request.inputs)} inputs",

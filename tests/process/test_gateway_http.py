@@ -14,6 +14,7 @@ import pytest
 from fake_controller import FakeController, echo, failing, silent
 from gateways import HEADER_LENGTH, Http, running_gateway, tensor
 
+from clockwork import config
 from clockwork.clock import SECOND, now_ns
 from clockwork.gateway.process import Gateway
 from clockwork.messages import Answer, Cancel, InferRequest, Query, Reply, Status
@@ -337,7 +338,8 @@ def test_an_answer_that_nobody_can_read_is_an_error_and_not_a_crash(
     assert (reply.status, reply.json["reason"]) == (500, "internal")
 
 
-def test_a_controller_that_is_not_there_is_unreachable() -> None:
+def test_a_controller_that_is_not_there_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CLIENT_CONNECT_NS", SECOND // 2)
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         with running_gateway(f"tcp://127.0.0.1:{held.getsockname()[1]}", grpc_port=-1) as gateway:

@@ -112,7 +112,7 @@ def test_a_scrape_tells_of_the_cluster_and_of_the_gateway_itself(
         assert found[requests, "OK", "infer", "grpc"] == 1
         assert found["clockwork_gateway_request_duration_seconds_count", "infer", "http"] == 2
         assert found["clockwork_gateway_received_bytes_total", "http"] > 2 * len(ROW)
-        assert found["clockwork_gateway_received_bytes_total", "grpc"] == len(ROW)
+        assert found["clockwork_gateway_received_bytes_total", "grpc"] > len(ROW)
         assert found["clockwork_gateway_sent_bytes_total", "grpc"] == len(ROW)
         assert found["clockwork_gateway_requests_in_flight", "http"] == 1  # the scrape itself
         assert ("clockwork_up",) not in one.samples("gateway")

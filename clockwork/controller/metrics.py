@@ -8,6 +8,7 @@ the controller serves nobody meanwhile.
 from __future__ import annotations
 
 import bisect
+import collections
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ class MetricsQuery:
         Raises InvalidInput and ModelNotFound.
         """
         workers = list(workers)
-        names = {worker.worker_id: worker.name for worker in workers}
+        names = unique_names({worker.worker_id: worker.name for worker in workers})
         body: dict[str, Any] = {"now_ns": now_ns(), "started_ns": self._started_ns, "policy": self._policy}
         if argument and not argument.startswith(PAGE_MARK):
             versions = list(self._table.versions.get(argument, {}).values())
@@ -86,7 +87,7 @@ class MetricsQuery:
             return body
         devices = self._scheduler.devices()
         return body | {
-            "workers": self._workers(workers, devices),
+            "workers": self._workers(workers, names, devices),
             "prediction": self._scheduler.predictions(),
             "prediction_errors": {
                 "bounds_ns": PREDICTION_BOUNDS_NS,
@@ -99,6 +100,7 @@ class MetricsQuery:
             "clients": clients,
             "unserved": dict(self.unserved),
             "model_count": len(ids),
+            "unloaded": sum(map(len, self._table.unloaded.values())),
         }
 
     def _models(self, models: Iterable[ServedModel], names: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -129,7 +131,7 @@ class MetricsQuery:
         return rows
 
     def _workers(
-        self, workers: Iterable[WorkerLink], devices: Iterable[dict[str, Any]]
+        self, workers: Iterable[WorkerLink], names: Mapping[int, str], devices: Iterable[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         plans: dict[int, dict[int, dict[str, Any]]] = {}
         for plan in devices:
@@ -139,10 +141,10 @@ class MetricsQuery:
             of_worker = plans.get(worker.worker_id, {})  # without those that are lost
             fetches, drops = self._exchange.host_counts(worker.slot)
             first = next(iter(of_worker.values()), {})
-            nothing = {"pages": 0, "pages_free": 0, "resident": 0, "evicted_early": 0}
+            nothing = {"pages": 0, "pages_free": 0, "resident": 0, "evicted_early": 0, "clock_mhz": 0}
             rows.append(
                 {
-                    "name": worker.name,
+                    "name": names[worker.worker_id],
                     "state": "draining" if first.get("draining") else "serving",
                     "devices": [
                         {
@@ -155,6 +157,7 @@ class MetricsQuery:
                             "free_pages": plan["pages_free"],
                             "resident": plan["resident"],
                             "evicted_early": plan["evicted_early"],
+                            "clock_mhz": plan["clock_mhz"],
                             **counts,
                         }
                         for index, (info, counts) in enumerate(
@@ -171,6 +174,12 @@ class MetricsQuery:
                 }
             )
         return rows
+
+
+def unique_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Workers' names by id; those that several have get their ids, or what is told of one would be told of the others."""
+    counts = collections.Counter(names.values())
+    return {one: name if counts[name] == 1 else f"{name}#{one}" for one, name in names.items()}
 
 
 def _after(argument: str) -> int:

@@ -29,8 +29,9 @@ METRICS_MODELS_MAX = 1_000
 METRICS_CACHE_NS = 1_000_000_000
 """A text is as good as new for this long: however many ask, the controller is asked once."""
 
-METRICS_TIMEOUT_S = 5.0
-"""How long a scrape waits for the controller; then the text says that it does not answer."""
+METRICS_TIMEOUT_S = 3.0
+"""How long a scrape waits for the controller, less than Prometheus waits for a scrape; then the text says that it does
+not answer."""
 
 SECOND = 1_000_000_000
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -103,6 +104,9 @@ _DECLARED = (
     Metric("clockwork_model_pages", "gauge", _MODEL, "pages", "Pages that the model takes on a device."),
     # ----- devices -----
     Metric("clockwork_device_up", "gauge", _DEVICE, "", "1; 0 once the device is broken, and its worker serves with others."),
+    Metric("clockwork_device_info", "gauge", (*_DEVICE, "name"), "", "1; the label says what the device is: its card or processor."),
+    Metric("clockwork_device_clock_hertz", "gauge", _DEVICE, "hertz",
+           "What the device executes at, where it says so: less than usual if it is too hot."),
     Metric("clockwork_device_busy_seconds_total", "counter", _DEVICE, "seconds",
            "Time in which the device executed: its rate is the utilisation."),
     Metric("clockwork_device_load_seconds_total", "counter", _DEVICE, "seconds",
@@ -316,7 +320,7 @@ def render(body: Mapping[str, Any] | None) -> bytes:
     text = _Text()
     text.add("clockwork_up", (), int(body is not None))
     if body is not None:
-        _add_models(text, body.get("models", ()))
+        _add_models(text, body.get("models", ()), body.get("unloaded", 0))
         for worker in body.get("workers", ()):
             _add_worker(text, worker)
         _add_cluster(text, body)
@@ -330,8 +334,8 @@ def render_gateway(gateway: GatewayCounters) -> bytes:
     return text.encode()
 
 
-def _add_models(text: _Text, models: Sequence[Mapping[str, Any]]) -> None:
-    states: dict[str, int] = {}
+def _add_models(text: _Text, models: Sequence[Mapping[str, Any]], unloaded: int) -> None:
+    states = {"unloaded": unloaded} if unloaded else {}
     without = 0
     for place, model in enumerate(models):
         states[model["state"]] = states.get(model["state"], 0) + 1
@@ -396,6 +400,9 @@ def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
     for device in worker["devices"]:
         labels = _labels(_DEVICE, (worker["name"], device["index"], device["kind"]))
         add("clockwork_device_up", labels, int(not device.get("lost")))
+        add("clockwork_device_info", f'{labels},name="{_escaped(device["name"])}"', 1)
+        if clock_mhz := device.get("clock_mhz", 0):
+            add("clockwork_device_clock_hertz", labels, clock_mhz * 1_000_000)
         add("clockwork_device_busy_seconds_total", labels, device["busy_ns"] / SECOND)
         add("clockwork_device_load_seconds_total", labels, device["load_busy_ns"] / SECOND)
         add("clockwork_device_executions_total", labels, device["executions"])

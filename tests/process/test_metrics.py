@@ -14,7 +14,7 @@ from clockwork import Client, config, messages
 from clockwork.cli import cli
 from clockwork.clock import MS, SECOND
 from clockwork.controller import process
-from clockwork.controller.metrics import PAGE_MARK
+from clockwork.controller.metrics import PAGE_MARK, unique_names
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.messages import Status
 
@@ -104,6 +104,10 @@ def test_devices_are_counted_by_what_they_did(served: Any) -> None:
     assert body["lag"]["count"] > 0
     assert body["prediction_errors"]["infer_duration"]["over"]["count"] == 1
     assert body["prediction"]["infer_duration"]["over"]["total"] == 1
+
+
+def test_workers_that_are_called_alike_are_told_apart() -> None:
+    assert unique_names({1: "a", 2: "b", 7: "a"}) == {1: "a#1", 2: "b", 7: "a#7"}
 
 
 def test_a_model_that_makes_room_soon_after_its_load_is_thrashing(tmp_path: Path) -> None:

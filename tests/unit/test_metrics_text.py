@@ -75,7 +75,7 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
                     {
                         "index": 0, "kind": "cuda", "name": "H100", "pages": 100, "free_pages": 40, "page_bytes": 16 << 20,
                         "busy_ns": 30 * SECOND, "load_busy_ns": SECOND, "loads": 9, "unloads": 4, "evicted_early": 2,
-                        "executions": 50, "resident": 5,
+                        "executions": 50, "resident": 5, "clock_mhz": 1980, "lost": "",
                     }
                 ],
                 "host_bytes": 1 << 30, "host_used": 1 << 29, "fetches": 3, "drops": 1, "jitter_ns": 60_000,

@@ -17,6 +17,7 @@ _HOME = {
     "AsyncClient": "clockwork.aio",
     "Client": "clockwork.client",
     "ModelInfo": "clockwork.description",
+    "RouteInfo": "clockwork.description",
     "Cancelled": "clockwork.errors",
     "ClockworkError": "clockwork.errors",
     "ConfigError": "clockwork.errors",
@@ -36,7 +37,7 @@ _HOME = {
 if TYPE_CHECKING:
     from clockwork.aio import AsyncClient
     from clockwork.client import Client
-    from clockwork.description import ModelInfo
+    from clockwork.description import ModelInfo, RouteInfo
     from clockwork.errors import (
         Cancelled,
         ClockworkError,
@@ -69,6 +70,7 @@ __all__ = [
     "ProtocolMismatch",
     "Refused",
     "RequestTimeout",
+    "RouteInfo",
     "Unavailable",
     "__version__",
 ]

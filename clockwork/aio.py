@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -17,14 +18,16 @@ from clockwork.client import (
     Outputs,
     ProgressCallback,
     checked_model,
+    checked_version,
+    encode_route,
     models_of,
     register,
     registration_options,
     reply_body,
     status_of,
 )
-from clockwork.description import ModelInfo, Status
-from clockwork.messages import Offer, Query, Unregister
+from clockwork.description import ModelInfo, RouteInfo, Status
+from clockwork.messages import Offer, Promote, Query, Rollback, Unregister
 
 
 class AsyncClient:
@@ -140,6 +143,32 @@ class AsyncClient:
     async def unload(self, name: str, *, timeout: float | None = None) -> None:
         """See Client.unload()."""
         await self._offer(name, False, timeout)
+
+    async def route(
+        self,
+        name: str,
+        shares: Mapping[int, float] | None = None,
+        *,
+        shadow: Mapping[int, float] | None = None,
+        tolerance: float = config.SHADOW_TOLERANCE,
+        timeout: float | None = None,
+    ) -> RouteInfo:
+        """See Client.route()."""
+        request_id = self._connection.next_id()
+        header = encode_route(request_id, name, shares, shadow, tolerance)
+        return RouteInfo.from_wire(await self._ask(request_id, header, timeout))
+
+    async def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
+        """See Client.promote()."""
+        request_id = self._connection.next_id()
+        header = wire.encode(Promote(request_id, checked_model(name), checked_version(version)))
+        return RouteInfo.from_wire(await self._ask(request_id, header, timeout))
+
+    async def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
+        """See Client.rollback()."""
+        request_id = self._connection.next_id()
+        header = wire.encode(Rollback(request_id, checked_model(name)))
+        return RouteInfo.from_wire(await self._ask(request_id, header, timeout))
 
     async def status(self, *, timeout: float | None = None) -> Status:
         """See Client.status()."""

@@ -1,4 +1,4 @@
-"""`clockwork models`: adding, showing and removing them."""
+"""`clockwork models`: adding, showing and removing them; how their traffic is split is in cli_routes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from clockwork import cli_routes, config
 from clockwork.cli_common import (
     FILE,
     PATH,
@@ -23,7 +24,11 @@ from clockwork.cli_common import (
 
 @click.group(cls=Commands)
 def models() -> None:
-    """Add, list, show and remove models."""
+    """Add, list, show and remove models; split their traffic between versions."""
+
+
+for command in (cli_routes.route, cli_routes.promote, cli_routes.rollback):
+    models.add_command(command)
 
 
 @models.command("add")
@@ -130,8 +135,10 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
         return
     rows = [
         [
-            f"{info.name}@{info.version}" + ("" if info.raw.get("current", True) else " (older)"),
+            f"{info.name}@{info.version}",
             info.state,
+            _traffic(info),
+            _where(info),
             f"{info.slo * 1e3:g} ms" if info.slo is not None else "-",
             f"{info.raw.get('exec_ns', 0) / 1e6:.2f} ms",
             f"{info.load_ns / 1e6:.2f} ms",
@@ -142,7 +149,42 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
         ]
         for info in infos
     ]
-    print_table(["model", "state", "SLO", "execution", "load", "weights", "holding", "batches", ""], rows)
+    print_table(
+        [
+            "model",
+            "state",
+            "traffic",
+            "where",
+            "SLO",
+            "execution",
+            "load",
+            "weights",
+            "holding",
+            "batches",
+            "",
+        ],
+        rows,
+    )
+
+
+def _traffic(info: Any) -> str:
+    """Its share of its name's requests, and of which it gets a copy."""
+    parts = [f"{info.share * 100:g} %"] if info.share or not info.raw.get("shadow") else []
+    if info.raw.get("shadow"):
+        parts.append(f"shadow {info.raw['shadow'] * 100 / config.SHARE_WHOLE:g} %")
+    return ", ".join(parts)
+
+
+def _where(info: Any) -> str:
+    """The devices that have it; else what it is on the way to, or how far it has come."""
+    resident = sum(one.get("state") == "resident" for one in info.devices)
+    if resident:
+        return f"on {resident} device{'s' if resident > 1 else ''}"
+    if info.devices:
+        return "loading"
+    if info.hosted:
+        return f"in {len(info.hosted)} host store{'s' if len(info.hosted) > 1 else ''}"
+    return "registered" if info.state == "ready" else ""
 
 
 @models.command()
@@ -171,6 +213,7 @@ def show(
       clockwork models show resnet50@1 --profile resnet50.json
     """
     from clockwork import profiles
+    from clockwork.description import RouteInfo
 
     with new_client(endpoint, key, timeout) as client:
         info = client.model(name)
@@ -185,6 +228,7 @@ def show(
     if as_json:
         print_json(info.raw)
         return
+    route = RouteInfo.from_wire(info.raw.get("route"))
     click.echo(f"{info.name}@{info.version}: {info.state} {info.text}".rstrip())
     facts = [
         *(("input", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.inputs),
@@ -204,6 +248,10 @@ def show(
             ("on", f"{one.get('worker')} device {one.get('device')}: {one.get('state')}")
             for one in info.devices
         ),
+        *(("in", f"the host store of {worker}") for worker in info.hosted),
+        ("traffic", f"{_traffic(info)}; {info.name}: {cli_routes.say_route(route)}"),
+        *(("", line) for line in cli_routes.say_shadow(route.shadow)),
+        *(("before", cli_routes.say_shares(one)) for one in route.earlier[:1]),
         ("requests", ", ".join(f"{count} {what}" for what, count in info.counts.items())),
     ]
     for title, text in facts:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 from clockwork import config, wire
 from clockwork._connection import Connection, Exchange
 from clockwork.clock import to_ns
-from clockwork.description import ModelInfo, Status
+from clockwork.description import ModelInfo, RouteInfo, Status
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel
 from clockwork.keys import PeerKeys, read_peer_keys
 from clockwork.messages import (
@@ -25,9 +25,12 @@ from clockwork.messages import (
     NamedTensorRef,
     Offer,
     Progress,
+    Promote,
     Query,
     Register,
     Reply,
+    Rollback,
+    Route,
     Unregister,
     UploadAck,
     UploadChunk,
@@ -197,6 +200,44 @@ class Client:
         """
         self._offer(name, False, timeout)
 
+    def route(
+        self,
+        name: str,
+        shares: Mapping[int, float] | None = None,
+        *,
+        shadow: Mapping[int, float] | None = None,
+        tolerance: float = config.SHADOW_TOLERANCE,
+        timeout: float | None = None,
+    ) -> RouteInfo:
+        """Split a model's traffic between its versions; from then on no new version takes any by itself.
+
+        shares: of requests that name no version, from 0 to 1, in steps of 0.0001: ``{2: 0.1}`` gives version 2
+        every tenth; those that are not named share the rest, as they shared before. None: as they are.
+        shadow: a version that is to answer as well, and for which part of the requests that go to others
+        (``{2: 1.0}``); its answers are compared and dropped, see description.ShadowInfo. None: as it is;
+        ``{}``: no longer. tolerance: of the relative difference of such answers.
+        Versions must be ready, and take the same inputs.
+        """
+        request_id = self._connection.next_id()
+        header = encode_route(request_id, name, shares, shadow, tolerance)
+        return RouteInfo.from_wire(self._reply(request_id, header, timeout))
+
+    def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
+        """Give all of a model's traffic to one version, at once; a shadow ends.
+
+        version: 0 for the newest that is ready, and from then on for each newer one once it is ready, as before
+        there was a route.
+        """
+        request_id = self._connection.next_id()
+        header = wire.encode(Promote(request_id, checked_model(name), checked_version(version)))
+        return RouteInfo.from_wire(self._reply(request_id, header, timeout))
+
+    def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
+        """Go back to the route before the last route() or promote(), at once; several times, one by one."""
+        request_id = self._connection.next_id()
+        header = wire.encode(Rollback(request_id, checked_model(name)))
+        return RouteInfo.from_wire(self._reply(request_id, header, timeout))
+
     def status(self, *, timeout: float | None = None) -> Status:
         """The cluster as its controller sees it; see clockwork.description.Status."""
         return status_of(self._query("status", "", timeout))
@@ -235,7 +276,9 @@ class Client:
 
     def _query(self, what: str, argument: str, timeout: float | None) -> Any:
         request_id = self._connection.next_id()
-        header = wire.encode(Query(request_id, what, argument))
+        return self._reply(request_id, wire.encode(Query(request_id, what, argument)), timeout)
+
+    def _reply(self, request_id: int, header: bytes, timeout: float | None) -> Any:
         return reply_body(*self._connection.call(request_id, header, (), self._limit_ns(timeout)))
 
 
@@ -296,6 +339,50 @@ def models_of(body: Any) -> list[ModelInfo]:
 
 def status_of(body: Any) -> Status:
     return cast(Status, body if isinstance(body, dict) else {})
+
+
+def encode_route(
+    request_id: int,
+    name: str,
+    shares: Mapping[int, float] | None,
+    shadow: Mapping[int, float] | None,
+    tolerance: float,
+) -> bytes:
+    """The header of a Route message. Raises InvalidInput."""
+    checked_model(name)
+    if not shares and shadow is None:
+        raise InvalidInput("a route is shares, a shadow, or both", expected="shares={2: 0.1}", got="neither")
+    parts = [[checked_version(version), _parts(share)] for version, share in (shares or {}).items()]
+    asked: list[Any] = []
+    if shadow is not None:
+        if len(shadow) > 1:
+            raise InvalidInput(f"{len(shadow)} shadows; a model has one at most")
+        asked = [0, 0, 0.0]
+        for version, share in shadow.items():
+            try:
+                asked = [checked_version(version), _parts(share), float(tolerance)]
+            except (TypeError, ValueError):
+                raise InvalidInput(f"tolerance {tolerance!r}: a number") from None
+    return wire.encode(Route(request_id, name, parts, asked))
+
+
+def _parts(share: float) -> int:
+    """A share as parts of SHARE_WHOLE. Raises InvalidInput outside [0, 1], and for what would become 0."""
+    if isinstance(share, int | float) and 0 <= share <= 1:
+        parts = round(share * config.SHARE_WHOLE)
+        if parts or not share:
+            return parts
+    expected = f"from 0 to 1, in steps of {1 / config.SHARE_WHOLE:g}"
+    raise InvalidInput(f"share {share!r}: must be {expected}", expected=expected, got=repr(share))
+
+
+def checked_version(version: int) -> int:
+    """Raises InvalidInput where this cannot be a version's number."""
+    if type(version) is not int or not 0 <= version < 1 << 63:
+        raise InvalidInput(
+            f"version {version!r}: an integer of at least 0", expected=">= 0", got=repr(version)[:80]
+        )
+    return version
 
 
 def checked_model(model: str) -> str:

@@ -65,6 +65,15 @@ MODELS_MAX = 1_000_000
 VERSIONS_MAX = 16
 """Versions of one name that stay registered; the oldest goes when one more is ready."""
 
+SHARE_WHOLE = 10_000
+"""All of a name's traffic: shares of versions are counted in parts of it, so 1 is 0.01 %."""
+
+ROUTES_KEPT = 8
+"""Earlier routes of a name that can be gone back to, one after the other."""
+
+SHADOW_TOLERANCE = 1e-3
+"""Answers of a shadow that are further off than this, relatively, are counted, unless another bound is given."""
+
 PRIORITY_DEFAULT = 4
 """What priority 0 means, in Triton's sense: 1 is the highest; larger is lower."""
 

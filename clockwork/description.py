@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from clockwork.clock import to_seconds
+from clockwork.config import SHARE_WHOLE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class ModelInfo:
     devices: tuple[dict[str, Any], ...]  # where it is: worker, device, state
     counts: dict[str, int]
     digest: str  # of the package: equal content, equal digest
+    share: float  # of its name's requests, from 0 to 1
+    hosted: tuple[str, ...]  # workers that have it in a host store with a budget
     raw: dict[str, Any] = dataclasses.field(repr=False)
 
     @staticmethod
@@ -84,6 +87,60 @@ class ModelInfo:
             devices=tuple(body.get("devices") or ()),
             counts=dict(body.get("counts") or {}),
             digest=str(body.get("digest", "")),
+            share=_int(body.get("share")) / SHARE_WHOLE,
+            hosted=tuple(body.get("hosted") or ()),
+            raw=body,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShadowInfo:
+    """A version that is asked as well, and what became of that since it is, or since the controller started.
+
+    copied: requests; of these, unanswered: the version had no idle time for it before its SLO (at most 0.9 s),
+    or failed; moot: the request itself was not answered. dropped: not copied, or not compared, for too much
+    waited. compared: pairs of answers; of these, differing: in names, dtypes or shapes; beyond: that, or by
+    more than the tolerance. Differences are of two elements; the relative one as a part of the largest
+    magnitude in the tensor of the version that serves.
+    """
+
+    version: int
+    share: float  # of the requests that go to others, from 0 to 1
+    tolerance: float
+    copied: int
+    dropped: int
+    unanswered: int
+    moot: int
+    compared: int
+    differing: int
+    beyond: int
+    absolute_max: float
+    relative_max: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RouteInfo:
+    """How a name's traffic is split. Shares are by version, from 0 to 1."""
+
+    name: str
+    automatic: bool  # nobody has split it: the newest version that is ready has it all
+    shares: dict[int, float]
+    serving: dict[int, float]  # at this moment: among those of them that are ready
+    shadow: ShadowInfo | None
+    earlier: tuple[dict[int, float], ...]  # what one can go back to; the last comes first
+    raw: dict[str, Any] = dataclasses.field(repr=False)
+
+    @staticmethod
+    def from_wire(body: Any) -> RouteInfo:
+        body = dict(body) if isinstance(body, Mapping) else {}
+        shadow = body.get("shadow")
+        return RouteInfo(
+            name=str(body.get("name", "")),
+            automatic=bool(body.get("automatic", True)),
+            shares=_shares(body.get("shares")),
+            serving=_shares(body.get("serving")),
+            shadow=_shadow(shadow) if isinstance(shadow, Mapping) else None,
+            earlier=tuple(_shares(one.get("shares")) for one in reversed(body.get("earlier") or ())),
             raw=body,
         )
 
@@ -103,6 +160,31 @@ class Status(TypedDict, total=False):
 
 def _int(value: Any) -> int:
     return value if isinstance(value, int) else 0
+
+
+def _float(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _shares(body: Any) -> dict[int, float]:
+    return {_int(version): _int(parts) / SHARE_WHOLE for version, parts in body or ()}
+
+
+def _shadow(body: Mapping[str, Any]) -> ShadowInfo:
+    return ShadowInfo(
+        version=_int(body.get("version")),
+        share=_int(body.get("parts")) / SHARE_WHOLE,
+        tolerance=_float(body.get("tolerance")),
+        copied=_int(body.get("copied")),
+        dropped=_int(body.get("dropped")),
+        unanswered=_int(body.get("unanswered")),
+        moot=_int(body.get("moot")),
+        compared=_int(body.get("compared")),
+        differing=_int(body.get("differing")),
+        beyond=_int(body.get("beyond")),
+        absolute_max=_float(body.get("absolute_max")),
+        relative_max=_float(body.get("relative_max")),
+    )
 
 
 def _tensors(body: Any) -> tuple[TensorInfo, ...]:

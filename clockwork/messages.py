@@ -139,6 +139,38 @@ class Query(NamedTuple):
     argument: str
 
 
+class Route(NamedTuple):
+    """Split a name's traffic. Answered by Reply with the route as it is then; see controller.routes.
+
+    ``shares``: ``[[version, parts], ...]`` of SHARE_WHOLE; what is left goes to those that have the traffic
+    now; none: as they are. ``shadow``: ``[version, parts, tolerance]``: so many of the requests that go to
+    others are copied to it; ``[0, 0, 0.0]``: no longer; none: as it is.
+    """
+
+    request_id: int
+    name: str
+    shares: list[list[Any]]
+    shadow: list[Any]
+
+
+class Promote(NamedTuple):
+    """All of a name's traffic to one version, and no shadow. Answered like Route.
+
+    ``version`` 0: to the newest that is ready, and from now on to each newer one, as before there was a route.
+    """
+
+    request_id: int
+    name: str
+    version: int
+
+
+class Rollback(NamedTuple):
+    """Back to the route before the last change of it. Answered like Route."""
+
+    request_id: int
+    name: str
+
+
 class Bye(NamedTuple):
     """The client leaves: everything it still waits for is cancelled."""
 
@@ -435,7 +467,7 @@ class Goodbye(NamedTuple):
 Message: TypeAlias = NamedTuple
 
 FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: UploadChunk, 6: Unregister,
-               7: Query, 8: Bye, 12: Offer}  # fmt: skip
+               7: Query, 8: Bye, 9: Route, 10: Promote, 11: Rollback, 12: Offer}  # fmt: skip
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,

@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool as cbool
 from libcpp.memory cimport shared_ptr
 from libcpp.string cimport string
+from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from clockwork.scheduler._core cimport CActionResult, CCommand, CReason, CRequest, CScheduler, CStatus, CText
@@ -162,6 +163,37 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
         uint64_t held
         CModelCounts *counts "counts.get" ()
 
+cdef extern from "controller/shadows.h" namespace "clockwork" nogil:
+    cdef cppclass CShadowResults "clockwork::ShadowResults":
+        uint64_t copied
+        uint64_t dropped
+        uint64_t unanswered
+        uint64_t moot
+        uint64_t compared
+        uint64_t differing
+        uint64_t beyond
+        double absolute_max
+        double relative_max
+
+    cdef cppclass CShadowTally "clockwork::ShadowTally":
+        double tolerance
+        CShadowResults read()
+
+    cdef cppclass CDifference "clockwork::Difference":
+        cbool differs
+        double absolute
+        double relative
+
+    CDifference compare(int64_t dtype, string_view first, string_view other) except +
+
+cdef extern from "controller/routes.h" namespace "clockwork" nogil:
+    const int64_t C_SHARE_WHOLE "clockwork::SHARE_WHOLE"
+
+    cdef cppclass CTurns "clockwork::Turns":
+        CTurns()
+        void add(int64_t parts) except +
+        size_t next()
+
 cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
     cdef enum CActionKind "clockwork::ActionKind":
         C_PROFILE "clockwork::ActionKind::PROFILE"
@@ -215,6 +247,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         size_t message_frames
         int64_t priority_default
         int64_t priority_max
+        size_t queued_requests
 
     const int C_STATUS_COUNT "clockwork::STATUS_COUNT"
 
@@ -236,6 +269,9 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         cbool cancel(uint32_t client, int64_t request_id) except +
         void admit(uint32_t client, int64_t request_id, int64_t model, uint32_t rows, uint32_t shape, uint64_t bytes,
                    int64_t slo_ns, int64_t priority, const vector[CCheckedTensor] &tensors) except +
+        pair[int64_t, int64_t] choose(string_view text) except +
+        void copy(uint32_t rows, uint32_t shape, const vector[CCheckedTensor] &tensors, uint64_t bytes, int64_t slo_ns,
+                  int64_t priority) except +
         void fail_all(CStatus status, string_view text) except +
         size_t held_count()
         uint32_t worker_joined(string_view identity, int32_t worker_id, size_t device_count) except +
@@ -245,7 +281,9 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         void serve(int64_t model_id, int64_t version, string_view label, int64_t slo_ns,
                    shared_ptr[const CModelInterface] interface) except +
         void forget(int64_t model_id) except +
-        void route(string_view text, int64_t model_id) except +
+        void route(string_view text, const vector[pair[int64_t, int64_t]] &shares, int64_t shadow, int64_t copies,
+                   double tolerance) except +
+        CShadowTally *shadow_tally(string_view text)
         void unroute(string_view text) except +
         void refer(string_view text, int64_t model_id) except +
         void forget_references()
@@ -260,4 +298,5 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         cbool is_recording
         int64_t *spent_data "spent_ns.data" ()
         cbool is_timed
+        size_t shadow_width
         cbool is_short

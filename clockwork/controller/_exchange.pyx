@@ -5,13 +5,18 @@ What is rare comes up from here as a message or an order, is decided in Python, 
 request, a peer that came or went, a model's routes.
 """
 
+import sys
+
 from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
+from libcpp.utility cimport pair
 
 from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import ActionDone, Arrived, Request, RequestCancelled
 from clockwork.tensors import DTYPES, STRING
+
+FLOAT_MAX = sys.float_info.max
 
 OTHER, WORKERS_LEFT, CLIENTS_LEFT = C_OTHER, C_WORKERS_LEFT, C_CLIENTS_LEFT
 WORKER_MESSAGE, CLIENT_MESSAGE, ORDER, ORDERS_DONE = C_WORKER_MESSAGE, C_CLIENT_MESSAGE, C_ORDER, C_ORDERS_DONE
@@ -121,7 +126,7 @@ cdef class Exchange:
     cdef list _noted  # for a recording: events of Python's
 
     def __init__(self, core, functions, workers, clients, templates, reasons, *,
-                 drain_messages, message_frames, priority_default, priority_max):
+                 drain_messages, message_frames, priority_default, priority_max, queued_requests):
         cdef uintptr_t address = functions
         set_zmq(<const clockwork_zmq_api *>address)
         address = core.address
@@ -135,6 +140,7 @@ cdef class Exchange:
         bounds.message_frames = message_frames
         bounds.priority_default = priority_default
         bounds.priority_max = priority_max
+        bounds.queued_requests = queued_requests
         try:
             self._exchange.reset(
                 new CExchange(scheduler[0], worker_socket[0], client_socket[0], sentences_of(templates, reasons), bounds)
@@ -269,21 +275,51 @@ cdef class Exchange:
         """False if it waits for no such request."""
         return bool(self._exchange.get().cancel(client, request_id))
 
-    def admit(self, uint32_t client, int64_t request_id, int64_t model_id, checked, int64_t slo_ns, int64_t priority):
-        """Have a request of the current message arrive. checked: of check_request()."""
+    def choose(self, str text):
+        """(model, model that gets a copy) for the current message, which is for this text; 0: none.
+
+        A turn is taken once for a message, however often this is asked.
+        """
+        cdef bytes encoded = text.encode()
+        cdef pair[int64_t, int64_t] found = self._exchange.get().choose(view_of(encoded))
+        return found.first, found.second
+
+    cdef vector[CCheckedTensor] _tensors_of(self, checked) except *:
         cdef vector[CCheckedTensor] tensors
         cdef CCheckedTensor one
-        cdef uint32_t number = self._core.shape_number(checked.shape)
-        self._exchange.get().shape_numbered(shape_of(checked.shape), number)
         for dtype, shape, frame in checked.tensors:
             one.dtype, one.frame = dtype, frame
             one.dims.clear()
             for dimension in shape:
                 one.dims.push_back(dimension)
             tensors.push_back(one)
+        return tensors
+
+    cdef uint32_t _number_of(self, checked) except *:
+        cdef uint32_t number = self._core.shape_number(checked.shape)
+        self._exchange.get().shape_numbered(shape_of(checked.shape), number)
+        return number
+
+    def admit(self, uint32_t client, int64_t request_id, int64_t model_id, checked, int64_t slo_ns, int64_t priority):
+        """Have a request of the current message arrive. checked: of check_request()."""
         cdef uint32_t rows = min(checked.rows, C_ROWS_MAX)
         self._exchange.get().admit(
-            client, request_id, model_id, rows, number, checked.bytes, slo_ns, priority, tensors
+            client, request_id, model_id, rows, self._number_of(checked), checked.bytes, slo_ns, priority,
+            self._tensors_of(checked),
+        )
+
+    def copy(self, checked, int64_t slo_ns, int64_t priority):
+        """Have a copy of what was admitted last arrive, for the model that choose() named with it.
+
+        checked: of check_request() for that model; None: it cannot take the request.
+        """
+        cdef vector[CCheckedTensor] nothing
+        if checked is None:
+            self._exchange.get().copy(0, 0, nothing, 0, slo_ns, priority)
+            return
+        cdef uint32_t rows = min(checked.rows, C_ROWS_MAX)
+        self._exchange.get().copy(
+            rows, self._number_of(checked), self._tensors_of(checked), checked.bytes, slo_ns, priority
         )
 
     def fail_all(self, status, str text):
@@ -351,10 +387,31 @@ cdef class Exchange:
         """It is gone."""
         self._exchange.get().forget(model_id)
 
-    def route(self, str text, int64_t model_id):
-        """Requests for this text are for that model, which is served."""
+    def route(self, str text, shares, int64_t shadow=0, int64_t copies=0, double tolerance=0):
+        """Requests for this text are for these models, which are served.
+
+        shares: (model, parts of SHARE_WHOLE) each. shadow: to which model so many parts of the others' are copied,
+        0 for none; tolerance: of the relative difference of answers.
+        """
         cdef bytes encoded = text.encode()
-        self._exchange.get().route(view_of(encoded), model_id)
+        cdef vector[pair[int64_t, int64_t]] parts
+        for model_id, one in shares:
+            parts.push_back(pair[int64_t, int64_t](model_id, one))
+        self._exchange.get().route(view_of(encoded), parts, shadow, copies, tolerance)
+
+    def shadow_results(self, str text):
+        """What became of the copies of this text's requests, by name; None where nothing is copied."""
+        cdef bytes encoded = text.encode()
+        cdef CShadowTally *tally = self._exchange.get().shadow_tally(view_of(encoded))
+        if tally == NULL:
+            return None
+        cdef CShadowResults found = tally.read()
+        return {
+            "copied": found.copied, "dropped": found.dropped, "unanswered": found.unanswered, "moot": found.moot,
+            "compared": found.compared, "differing": found.differing, "beyond": found.beyond,
+            # Finite, for whoever makes JSON of it.
+            "absolute_max": min(found.absolute_max, FLOAT_MAX), "relative_max": min(found.relative_max, FLOAT_MAX),
+        }
 
     def unroute(self, str text):
         cdef bytes encoded = text.encode()
@@ -456,6 +513,15 @@ cdef class Exchange:
         self._exchange.get().is_timed = value
 
     @property
+    def shadow_width(self):
+        """Copies for shadows that the scheduler has at once."""
+        return self._exchange.get().shadow_width
+
+    @shadow_width.setter
+    def shadow_width(self, size_t value):
+        self._exchange.get().shadow_width = value
+
+    @property
     def is_short(self):
         """False: every message of a client goes to Python. For tests, which compare the two roads."""
         return bool(self._exchange.get().is_short)
@@ -469,6 +535,23 @@ REASONS = ("", *[str(reason) for reason in Reason])
 
 
 # ----- parts, for tests --------------------------------------------------------------------------
+
+
+SHARE_WHOLE = C_SHARE_WHOLE
+
+
+def turns(shares, int count):
+    """Whose turn each of so many requests is, by these parts of SHARE_WHOLE."""
+    cdef CTurns found
+    for parts in shares:
+        found.add(parts)
+    return [found.next() for _ in range(count)]
+
+
+def difference(int64_t dtype, bytes first, bytes other):
+    """(differs, absolute, relative) of two tensors of one dtype and shape."""
+    cdef CDifference found = compare(dtype, view_of(first), view_of(other))
+    return found.differs, found.absolute, found.relative
 
 
 cdef list refs_of(vector[CTensorRef] &refs, vector[int64_t] &dims, bint named):

@@ -4,6 +4,7 @@
     <data>/lock             held while a controller uses the directory
     <data>/packages/...     see models.package
     <data>/models/<name>@<version>.json
+    <data>/routes/<name>.json   how the name's traffic is split, where somebody has said so
 
 A record arrives by rename after its package is durable, so that what is listed can be served. Apart
 from open() and records(), which run before the loop, everything here does file I/O and is called
@@ -19,6 +20,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError
 from clockwork.models.package import PackageFile, PackageStore, parse_files, rows_of, write_durably
 
@@ -83,6 +85,7 @@ class Catalog:
                     f"data directory {self.root} has format {found[:20]!r}, this version reads format {FORMAT}"
                 )
             (self.root / "models").mkdir(exist_ok=True)
+            (self.root / "routes").mkdir(exist_ok=True)
             self.store = PackageStore(self.root)
             self.store.sweep()
         except BlockingIOError:
@@ -123,6 +126,25 @@ class Catalog:
         records.sort(key=lambda record: (record.name, record.version))
         return records, complaints
 
+    def routes(self) -> tuple[list[NameRoute], list[str]]:
+        """Every usable route of a name, by name, and a sentence for each that is not usable."""
+        routes, complaints = [], []
+        for entry in sorted(os.scandir(self.root / "routes"), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            try:
+                with open(entry.path, "rb") as file:
+                    routes.append(NameRoute.from_json(file.read()))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                complaints.append(f"route {entry.path} is damaged and was skipped: {error!r}")
+        return routes, complaints
+
+    def save_route(self, name: str, body: bytes) -> None:
+        write_durably(self._route_path(name), body)
+
+    def remove_route(self, name: str) -> None:
+        self._route_path(name).unlink(missing_ok=True)
+
     def save(self, record: ModelRecord) -> None:
         write_durably(self._path(record), record.to_json())
 
@@ -137,6 +159,9 @@ class Catalog:
         with open(self.store.directory(digest) / file.path, "rb") as source:
             source.seek(offset)
             return source.read(length)
+
+    def _route_path(self, name: str) -> Path:
+        return self.root / "routes" / f"{name}.json"
 
     def _path(self, record: ModelRecord) -> Path:
         return self.root / "models" / f"{record.name}@{record.version}.json"

@@ -112,6 +112,7 @@ class MetricsQuery:
         for model in models:
             prepared = model.prepared
             counts = self._exchange.model_counts(model.model_id)
+            traffic = self._table.traffic(model)
             rows.append(
                 {
                     "name": model.record.name,
@@ -126,6 +127,8 @@ class MetricsQuery:
                     "hosted": hosted.get(model.model_id, []),
                     "pages": sum(prepared.runs) if prepared else 0,
                     "weights_bytes": prepared.weights_bytes if prepared else 0,
+                    "share": traffic["share"],
+                    "shadow": self._exchange.shadow_results(model.record.name) if traffic["shadow"] else None,
                 }
             )
         return rows

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from clockwork.controller._exchange import Exchange, Interface
 from clockwork.controller.models import ServedModel
+from clockwork.controller.routes import Shadow
 
 
 class ExchangeMirror:
@@ -30,11 +32,17 @@ class ExchangeMirror:
         label = record.name if record.version <= 1 else f"{record.name}@{record.version}"
         self._exchange.serve(model.model_id, record.version, label, model.slo_ns, interface)
 
-    def route(self, name: str, model: ServedModel | None) -> None:
-        if model is None:
+    def route(
+        self, name: str, shares: Sequence[tuple[ServedModel, int]], shadow: tuple[ServedModel, Shadow] | None
+    ) -> None:
+        parts = [(model.model_id, one) for model, one in shares]
+        if not parts:
             self._exchange.unroute(name)
+        elif shadow is None:
+            self._exchange.route(name, parts)
         else:
-            self._exchange.route(name, model.model_id)
+            model, asked = shadow
+            self._exchange.route(name, parts, model.model_id, asked.parts, asked.tolerance)
 
     def forget(self, model: ServedModel) -> None:
         self._interface_of.pop(model.model_id, None)

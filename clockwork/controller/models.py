@@ -1,17 +1,19 @@
 """The models that a controller serves: their versions, where each is ready, and who waits for that.
 
-Pure bookkeeping: no sockets, no files. A name routes to its newest version that is ready everywhere;
-``name@version`` addresses any version that is still registered.
+Pure bookkeeping: no sockets, no files. A name routes to its newest version that is ready everywhere, unless somebody
+has split its traffic (controller.routes); ``name@version`` addresses any version that is still registered.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from clockwork.config import MODEL_REFERENCE_MAX
+from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
 from clockwork.controller.catalog import ModelRecord
+from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
 from clockwork.models.package import PackageFile
 from clockwork.models.prepared import PreparedModel
 from clockwork.scheduler.types import ModelSpec
@@ -172,8 +174,10 @@ class Mirror(Protocol):
     def serve(self, model: ServedModel) -> None:
         """A prepared model's declaration or default SLO is new."""
 
-    def route(self, name: str, model: ServedModel | None) -> None:
-        """A name's traffic goes to this model now, or to none."""
+    def route(
+        self, name: str, shares: Sequence[tuple[ServedModel, int]], shadow: tuple[ServedModel, Shadow] | None
+    ) -> None:
+        """A name's traffic goes to these models now, by parts of SHARE_WHOLE, or to none."""
 
     def forget(self, model: ServedModel) -> None:
         """The model is gone; no name routes to it."""
@@ -186,8 +190,12 @@ class ModelTable:
         self._mirror = mirror
         self.by_id: dict[int, ServedModel] = {}
         self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
-        self.routes: dict[str, ServedModel] = {}  # name: what serves it now
+        self.routes: dict[str, ServedModel] = {}  # name: what serves it now, or the most of it
         self.unloaded: dict[str, dict[int, ModelRecord]] = {}  # name: version: what was put away
+        self.named: dict[str, NameRoute] = {}  # name: how somebody has split its traffic
+        self._taken: dict[
+            str, tuple[list[tuple[ServedModel, int]], Shadow | None]
+        ] = {}  # of names that are split
         self._last_version: dict[
             str, int
         ] = {}  # a number is not given twice, or a pinned client meets other weights
@@ -251,21 +259,102 @@ class ModelTable:
         away = (record for versions in self.unloaded.values() for record in versions.values())
         return digest in self._of_digest or any(record.digest == digest for record in away)
 
+    def split_of(self, name: str) -> Split | None:
+        """How somebody has split a name's traffic; None: nobody has."""
+        route = self.named.get(name)
+        return None if route is None else route.split
+
     def route(self, model: ServedModel) -> None:
-        """Have a version take its name's traffic."""
-        self.routes[model.record.name] = model
-        self._mirror.route(model.record.name, model)
+        """A version has become ready, or no longer is: have it take its name's traffic if that is its part."""
+        name = model.record.name
+        if self.split_of(name) is not None:
+            self.apply(name)
+            return
+        current = self.routes.get(name)
+        if model.state is ModelState.READY and (
+            current is None or current.record.version < model.record.version
+        ):
+            self.routes[name] = model
+            self._mirror.route(name, [(model, SHARE_WHOLE)], None)
 
     def unroute(self, model: ServedModel) -> None:
         """Take a version out of its name's traffic, which falls to the newest other that is ready."""
         name = model.record.name
-        if self.routes.get(name) is model:
-            del self.routes[name]
-            self._mirror.route(name, None)
-            for other in reversed(list(self.versions.get(name, {}).values())):
-                if other is not model and other.state is ModelState.READY:
-                    self.route(other)
-                    break
+        if self.split_of(name) is not None:
+            self.apply(name)
+        elif self.routes.get(name) is model:
+            self._take(name, [], None)
+            self.apply(name)
+
+    def apply(self, name: str) -> None:
+        """Have a name's traffic go where it belongs: by its split, among those of it that are ready, or to the newest.
+
+        What is not ready anywhere gets nothing while others of the split are. If none is, nobody does.
+        """
+        versions = self.versions.get(name, {})
+        ready = {version: model for version, model in versions.items() if model.state is ModelState.READY}
+        split = self.split_of(name)
+        if split is None:
+            self._taken.pop(name, None)
+            current = self.routes.get(name)
+            newest = next(reversed(ready.values()), current)
+            self._take(name, [] if newest is None else [(newest, SHARE_WHOLE)], None)
+            return
+        shares = [(ready[version], parts) for version, parts in serving(split, ready)]
+        shadow = split.shadow if split.shadow is not None and split.shadow.version in ready else None
+        if self._taken.get(name) != (shares, shadow):  # else whose turn it is must not begin anew
+            self._taken[name] = (shares, shadow)
+            self._take(name, shares, None if shadow is None else (ready[shadow.version], shadow))
+
+    def _take(
+        self, name: str, shares: list[tuple[ServedModel, int]], shadow: tuple[ServedModel, Shadow] | None
+    ) -> None:
+        if shares:
+            self.routes[name] = max(reversed(shares), key=lambda one: one[1])[0]
+        else:
+            self.routes.pop(name, None)
+        self._mirror.route(name, shares, shadow)
+
+    def shares(self, name: str) -> list[tuple[ServedModel, int]]:
+        """Who serves a name at this moment, and their parts."""
+        if name in self._taken:
+            return self._taken[name][0]
+        model = self.routes.get(name)
+        return [] if model is None else [(model, SHARE_WHOLE)]
+
+    def split_now(self, name: str) -> Split | None:
+        """Where a name's traffic is to go at this moment, split or not; None: it has no version that is ready."""
+        split = self.split_of(name)
+        if split is None and name in self.routes:
+            split = whole(self.routes[name].record.version)
+        return split
+
+    def describe_route(self, name: str, results: dict[str, Any] | None) -> dict[str, Any]:
+        """How a name's traffic is split, where it goes at this moment, and (results) what became of the copies."""
+        route = self.named.get(name)
+        split = self.split_now(name)
+        body: dict[str, Any] = {
+            "name": name,
+            "automatic": route is None or route.split is None,
+            **(split.to_wire() if split is not None else {"shares": [], "shadow": None}),
+            "serving": [[model.record.version, parts] for model, parts in self.shares(name)],
+            "earlier": [one.to_wire() for one in route.earlier] if route is not None else [],
+        }
+        if body["shadow"] is not None:
+            body["shadow"] |= results or {}
+        return body
+
+    def traffic(self, model: ServedModel) -> dict[str, Any]:
+        """What a version has of its name's requests: parts that it serves, parts of which it gets a copy, and whether
+        it is the one that is meant where one is (``current``)."""
+        name = model.record.name
+        split = self.split_of(name)
+        shadow = split.shadow if split is not None else None
+        return {
+            "current": self.routes.get(name) is model,
+            "share": next((parts for one, parts in self.shares(name) if one is model), 0),
+            "shadow": shadow.parts if shadow is not None and shadow.version == model.record.version else 0,
+        }
 
     def find(self, text: str) -> ServedModel | None:
         """The model that ``name`` or ``name@version`` addresses, in whatever state."""
@@ -280,6 +369,11 @@ class ModelTable:
             return None
         if at:
             return versions.get(int(version)) if version.isascii() and version.isdigit() else None
+        split = self.split_of(name)
+        if split is not None:  # none of it is ready; another version is not meant
+            for chosen, _ in sorted(split.shares, key=lambda one: -one[1]):
+                if chosen in versions:
+                    return versions[chosen]
         return next(reversed(versions.values()))
 
     def files_of(self, digest: str) -> list[PackageFile]:
@@ -291,6 +385,13 @@ class ModelTable:
         """The number of a version to come: the one that is wanted (0: none) unless there is one, else the next."""
         taken = {**self.versions.get(name, {}), **self.unloaded.get(name, {})}
         return wanted if wanted and wanted not in taken else self._last_version.get(name, 0) + 1
+
+    def restore_route(self, route: NameRoute) -> None:
+        """Take up a name's route as it was kept. A number that it names is not given to another version."""
+        self.named[route.name] = route
+        splits = [*route.earlier, *([route.split] if route.split is not None else [])]
+        seen = [version for split in splits for version in split.versions()]
+        self._last_version[route.name] = max([*seen, self._last_version.get(route.name, 0)])
 
     def learn(self, model: ServedModel, prepared: PreparedModel) -> None:
         """Keep what a worker found out, sharing what models of one program have in common.

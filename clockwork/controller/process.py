@@ -8,6 +8,7 @@ the storage thread, preparation on the workers.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -85,11 +86,14 @@ from clockwork.messages import (
     Pong,
     Prepared,
     Profile,
+    Promote,
     Query,
     Reason,
     Register,
     Reply,
     Result,
+    Rollback,
+    Route,
     Status,
     Unregister,
     UploadChunk,
@@ -172,7 +176,7 @@ class Controller:
         self._exchange = Exchange(
             self._scheduler, functions, self._worker_router.addresses(), self._client_router.addresses(),
             TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
-            priority_default=PRIORITY_DEFAULT, priority_max=PRIORITY_MAX,
+            priority_default=PRIORITY_DEFAULT, priority_max=PRIORITY_MAX, queued_requests=QUEUED_REQUESTS_MAX,
         )  # fmt: skip
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
@@ -305,7 +309,8 @@ class Controller:
     # ----- requests ------------------------------------------------------------------------------
 
     def _infer(self, client: ClientLink, message: InferRequest, frames: list[Any]) -> None:
-        model = self._table.routes.get(message.model) or self._servable(message.model)
+        model_id, copied_id = self._exchange.choose(message.model)
+        model = self._table.by_id[model_id] if model_id else self._servable(message.model)
         if not 0 <= message.request_id <= REQUEST_ID_MAX:
             raise InvalidInput(f"a request id is between 0 and {REQUEST_ID_MAX}, got {message.request_id}")
         if self._exchange.has_request(client.slot, message.request_id):
@@ -326,8 +331,17 @@ class Controller:
         self._exchange.admit(
             client.slot, message.request_id, model.model_id, checked, message.slo_ns, message.priority
         )
-        if message.model not in self._table.routes:
+        if copied_id:
+            self._copy(self._table.by_id[copied_id], message, frames)
+        if not model_id:
             self._exchange.refer(message.model, model.model_id)
+
+    def _copy(self, model: ServedModel, message: InferRequest, frames: list[Any]) -> None:
+        """Have another version answer as well, if it can take the request."""
+        checked = None
+        with contextlib.suppress(InvalidInput):  # then the exchange counts it as not copied
+            checked = check_request(model, message.tensors, frames[1:])
+        self._exchange.copy(checked, message.slo_ns, message.priority)
 
     def _servable(self, text: str) -> ServedModel:
         model = self._table.find(text)
@@ -360,13 +374,23 @@ class Controller:
     def _offer(self, client: ClientLink, message: Offer, frames: list[Any]) -> None:
         self._registrar.offer(client.identity, message.request_id, message.model, message.offered)
 
+    def _route(self, client: ClientLink, message: Route, frames: list[Any]) -> None:
+        self._registrar.route(client.identity, message)
+
+    def _promote(self, client: ClientLink, message: Promote, frames: list[Any]) -> None:
+        self._registrar.promote(client.identity, message)
+
+    def _rollback(self, client: ClientLink, message: Rollback, frames: list[Any]) -> None:
+        self._registrar.rollback(client.identity, message)
+
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
         body: Any
         if message.what == "status":
             body = self.status()
         elif message.what == "models":
+            names = self._worker_names()
             body = [
-                self._describe_briefly(model)
+                self._describe_briefly(model, names)
                 for versions in self._table.versions.values()
                 for model in versions.values()
             ]
@@ -400,6 +424,9 @@ class Controller:
         UploadChunk: _upload,
         Unregister: _unregister,
         Offer: _offer,
+        Route: _route,
+        Promote: _promote,
+        Rollback: _rollback,
         Query: _query,
         Bye: _bye,
     }
@@ -454,6 +481,7 @@ class Controller:
             identity, wire.encode(WorkerWelcome(PROTOCOL_VERSION, __version__, self._epoch, worker.worker_id))
         )
         self._ping(worker)
+        self._count_devices()
         shapes = tuple(
             (f"{one.kind}/{one.fingerprint}", one.page_bytes, one.page_count, one.run_ahead)
             for one in devices
@@ -468,12 +496,16 @@ class Controller:
         )
         self.publish("worker", {"worker": worker.name, "state": "joined"})
 
+    def _count_devices(self) -> None:
+        self._exchange.shadow_width = max(1, sum(len(worker.devices) for worker in self._workers.values()))
+
     def _worker_gone(self, worker: WorkerLink, why: str) -> None:
         if self._workers.pop(worker.identity, None) is None:
             return
         if self._worker_of_fd.get(worker.fd) is worker:
             del self._worker_of_fd[worker.fd]
         del self._worker_by_id[worker.worker_id]
+        self._count_devices()
         self._exchange.worker_left(worker.slot)
         self._exchange.forget_references()
         self._events.append(WorkerLeft(self._now, worker.worker_id))
@@ -652,27 +684,44 @@ class Controller:
     def publish(self, topic: str, body: dict[str, Any]) -> None:
         self._publisher.send(topic.encode(), msgpack.packb(body))
 
-    def describe(self, model: ServedModel) -> dict[str, Any]:
-        names = {worker.worker_id: worker.name for worker in self._workers.values()}
-        resident = [
+    def _worker_names(self) -> dict[int, str]:
+        return {worker.worker_id: worker.name for worker in self._workers.values()}
+
+    def _whereabouts(self, model: ServedModel, names: dict[int, str]) -> list[dict[str, Any]]:
+        """The devices that have a model, or are about to."""
+        return [
             {"worker": names.get(worker, str(worker)), "device": device, "state": state}
             for worker, device, state in self._scheduler.whereabouts(model.model_id)
         ]
+
+    def describe(self, model: ServedModel) -> dict[str, Any]:
+        names = self._worker_names()
+        resident = self._whereabouts(model, names)
         model.counts = Counts(*self._exchange.outcomes(model.model_id))
         versions = self._table.versions.get(model.record.name, {})
-        ready = [number for number, one in versions.items() if one.state is ModelState.READY]
-        return model.describe(names, resident) | {"versions": ready}
+        return {
+            **model.describe(names, resident),
+            **self._table.traffic(model),
+            "versions": [number for number, one in versions.items() if one.state is ModelState.READY],
+            "route": self.describe_route(model.record.name),
+            "hosted": [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)],
+        }
+
+    def describe_route(self, name: str) -> dict[str, Any]:
+        return self._table.describe_route(name, self._exchange.shadow_results(name))
 
     # ----- inside --------------------------------------------------------------------------------
 
-    def _describe_briefly(self, model: ServedModel) -> dict[str, Any]:
+    def _describe_briefly(self, model: ServedModel, names: dict[int, str]) -> dict[str, Any]:
         prepared = model.prepared
         return {
             "name": model.record.name,
             "version": model.record.version,
             "state": model.state.value,
             "text": model.text,
-            "current": self._table.routes.get(model.record.name) is model,
+            **self._table.traffic(model),
+            "devices": self._whereabouts(model, names),
+            "hosted": [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)],
             "slo_ns": model.slo_ns,
             "origin": model.record.options.get("origin", ""),
             "holding": prepared.holding if prepared else "",

@@ -21,6 +21,7 @@ from clockwork.config import (
 )
 from clockwork.controller.catalog import Catalog, ModelRecord
 from clockwork.controller.models import UNLOADED, ModelState, ModelTable, ServedModel, Waiter
+from clockwork.controller.routes import NameRoute, Split, check_inputs, percent, read_shadow, share_out, whole
 from clockwork.controller.storage import StorageThread
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Unavailable
 from clockwork.messages import (
@@ -28,8 +29,11 @@ from clockwork.messages import (
     Prepare,
     Prepared,
     Progress,
+    Promote,
     Register,
     Reply,
+    Rollback,
+    Route,
     Status,
     UploadAck,
     UploadChunk,
@@ -62,6 +66,8 @@ class Outside(Protocol):
     def worker_ids(self) -> list[int]: ...
 
     def describe(self, model: ServedModel) -> dict[str, Any]: ...
+
+    def describe_route(self, name: str) -> dict[str, Any]: ...
 
     def publish(self, topic: str, body: dict[str, Any]) -> None: ...
 
@@ -112,6 +118,14 @@ class Registrar:
                 self._table.add(record).was_ready = True
             else:
                 self._table.put_away(record)
+        routes, complaints = self._catalog.routes()
+        for complaint in complaints:
+            log.warning("%s", complaint)
+        for route in routes:
+            if route.name in self._table.versions or route.name in self._table.unloaded:
+                self._table.restore_route(route)
+            else:  # of a name that was being removed
+                self._catalog.remove_route(route.name)
         return len(records)
 
     # ----- clients -----------------------------------------------------------------------------
@@ -170,17 +184,37 @@ class Registrar:
         away = self._table.find_unloaded(text)
         if not models and not away:
             raise ModelNotFound(f"no model {text!r} is registered")
+        self._release(text, "removed")
         ids = {model.model_id for model in models}
         removal = Removal(Waiter(client, request_id), {"removed": text}, ids)
         self._removals.append(removal)
         for record in away:
             self._table.take_back(record)
+            self._forget_version(record)
             self._erase(record, functools.partial(self._removed, [] if models else [removal]))
         for model in models:
             if model.state is ModelState.DRAINING:  # it was being unloaded
                 model.record.offered = True
+                self._forget_version(model.record)
             else:
                 self.drain(model)
+
+    def _release(self, text: str, what: str) -> None:
+        """Before a name is removed, its route goes; raises InvalidInput of a single version that is part of one."""
+        name, at, version = text.partition("@")
+        route = self._table.named.get(name)
+        if route is None:
+            return
+        if at:
+            if route.names(int(version)):
+                raise InvalidInput(
+                    f"{text} has a part in the route of {name}: change that before it is {what}, or have {name} {what} "
+                    f"with all its versions"
+                )
+        elif what == "removed":
+            del self._table.named[name]
+            self._table.apply(name)
+            self._storage.submit(functools.partial(self._catalog.remove_route, name), self._stored)
 
     def _addressed(self, text: str) -> list[ServedModel]:
         """The one version that ``name@version`` means, or all of a name."""
@@ -207,6 +241,7 @@ class Registrar:
             else:
                 self._settle(loaded[-1])
             return
+        self._release(text, "unloaded")
         removal = Removal(waiter, {"unloaded": text}, {model.model_id for model in models})
         self._removals.append(removal)
         for model in models:
@@ -227,6 +262,95 @@ class Registrar:
             self._ask(model, worker)
         self._outside.publish("model", {"model": model.label, "state": model.state.value})
         return model
+
+    # ----- routes ------------------------------------------------------------------------------
+
+    def route(self, client: bytes, message: Route) -> None:
+        """Split a name's traffic anew. Raises ModelNotFound, InvalidInput or Unavailable; answered when it is kept."""
+        now = self._split_now(message.name)
+        split = Split(
+            share_out(now.shares, message.shares) if message.shares else now.shares,
+            read_shadow(message.shadow, now.shadow),
+        )
+        self._check_split(message.name, split)
+        self._change(client, message.request_id, message.name, split, now)
+
+    def promote(self, client: bytes, message: Promote) -> None:
+        """All to one version, or 0: as if no route had been. Raises and is answered like route()."""
+        now = self._split_now(message.name)
+        if message.version:
+            split = whole(message.version)
+            self._check_split(message.name, split)
+            self._change(client, message.request_id, message.name, split, now)
+        else:
+            self._change(client, message.request_id, message.name, None, now)
+
+    def rollback(self, client: bytes, message: Rollback) -> None:
+        """Back to the split before the last change. Raises and is answered like route()."""
+        self._split_now(message.name)
+        route = self._table.named.get(message.name)
+        if route is None or not route.earlier:
+            raise InvalidInput(f"there is no earlier route of {message.name} to go back to")
+        self._check_split(message.name, route.earlier[-1])
+        route.split = route.earlier.pop()
+        self._changed(client, message.request_id, route)
+
+    def _split_now(self, name: str) -> Split:
+        if name not in self._table.versions:
+            raise ModelNotFound(self._table.absence(name))
+        now = self._table.split_now(name)
+        if now is None:
+            raise Unavailable(f"no version of {name} is ready")
+        return now
+
+    def _check_split(self, name: str, split: Split) -> None:
+        """Raises where a version that it names is not ready, or not the one's requests would do for the other."""
+        inputs = {}
+        for version in split.versions():
+            model = self._table.versions[name].get(version)
+            if model is None:
+                if self._table.find_unloaded(f"{name}@{version}"):
+                    raise Unavailable(f"{name}@{version} is unloaded")
+                there = ", ".join(str(one) for one in self._table.versions[name])
+                raise ModelNotFound(f"{name} has no version {version}; it has {there}")
+            if model.state is not ModelState.READY or model.prepared is None:
+                why = f": {model.text}" if model.text else ""
+                raise Unavailable(f"{model.label} is not ready but {model.state.value}{why}")
+            inputs[version] = model.prepared.inputs
+        check_inputs(inputs, name)
+
+    def _change(self, client: bytes, request_id: int, name: str, split: Split | None, now: Split) -> None:
+        route = self._table.named.setdefault(name, NameRoute(name))
+        route.change(split, now)
+        self._changed(client, request_id, route)
+
+    def _changed(self, client: bytes, request_id: int, route: NameRoute) -> None:
+        """It holds at once; it is answered when it would hold after a restart, too."""
+        self._table.apply(route.name)
+        body = self._outside.describe_route(route.name)
+
+        def stored(_: Any, error: BaseException | None) -> None:
+            if error is None:
+                self._outside.to_client(client, Reply(request_id, body))
+                return
+            self._stored(_, error)
+            text = (
+                f"the route of {route.name} holds, but could not be kept: a restart will find the earlier one"
+            )
+            self._outside.fail(client, request_id, Unavailable(text))
+
+        self._storage.submit(functools.partial(self._catalog.save_route, route.name, route.to_json()), stored)
+        log.info("route of %s: %s", route.name, _say_split(route.split))
+        self._outside.publish("route", {"model": route.name, **body})
+
+    def _forget_version(self, record: ModelRecord) -> None:
+        """Nobody goes back to a version that is no more."""
+        route = self._table.named.get(record.name)
+        if route is not None and route.forget(record.version):
+            job = functools.partial(self._catalog.save_route, route.name, route.to_json())
+            self._storage.submit(job, self._stored)
+
+    # ----- clients -----------------------------------------------------------------------------
 
     def cancel(self, client: bytes, request_id: int) -> None:
         """A client has given up: its upload ends. A model that is past that is prepared all the same."""
@@ -494,6 +618,7 @@ class Registrar:
         elif model.failed_everywhere():
             model.state = ModelState.FAILED
             model.text = next(iter(model.workers.values()))
+            self._table.route(model)
             error = InvalidModel(f"{model.label} cannot be served: {model.text}")
             self._answer(model, lambda _: error)
             self._outside.publish("model", {"model": model.label, "state": "failed", "text": model.text})
@@ -503,22 +628,25 @@ class Registrar:
                 self._discard(model, self._stored)
 
     def _route(self, model: ServedModel) -> None:
-        """A version is ready everywhere: it takes its name's traffic, unless a newer one has it."""
+        """A version is ready everywhere: it takes its part of its name's traffic; too old ones go."""
         name = model.record.name
-        current = self._table.routes.get(name)
-        if current is None or current.record.version < model.record.version:
-            self._table.route(model)
+        self._table.route(model)
+        split = self._table.split_of(name)
+        kept = split.versions() if split is not None else []
         versions = [
             one
             for one in self._table.versions[name].values()
             if one.state in (ModelState.READY, ModelState.FAILED)
         ]
         for old in versions[:-VERSIONS_MAX]:
-            self.drain(old)
+            if old.record.version not in kept:
+                self.drain(old)
 
     def drain(self, model: ServedModel) -> None:
         """Take no more requests for a version; it goes when the last one has been answered."""
         model.state = ModelState.DRAINING
+        if model.record.offered:  # else it is unloaded, and may come back
+            self._forget_version(model.record)
         self._answer(model, lambda _: Unavailable(f"{model.label} was unregistered before it was ready"))
         self._table.unroute(model)
         self._outside.publish("model", {"model": model.label, "state": "draining"})
@@ -568,6 +696,14 @@ def read_summary(summary: dict[str, Any]) -> PreparedModel:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise InvalidInput(f"a summary that cannot be read: {type(error).__name__}: {error}"[:300]) from None
     return prepared
+
+
+def _say_split(split: Split | None) -> str:
+    if split is None:
+        return "all to the newest version"
+    text = ", ".join(f"{percent(parts)} to {version}" for version, parts in split.shares)
+    shadow = split.shadow
+    return text if shadow is None else f"{text}; {percent(shadow.parts)} copied to {shadow.version}"
 
 
 def _ignore(_: Any, error: BaseException | None) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from clockwork.clock import now_ns
-from clockwork.config import METRIC_BOUNDS_NS
+from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
 from clockwork.errors import ClockworkError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,6 +35,7 @@ not answer."""
 
 SECOND = 1_000_000_000
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+SHADOW_OUTCOMES = ("compared", "unanswered", "moot", "dropped")
 OUTCOMES = ("success", "refused", "deadline_missed", "cancelled", "failed", "invalid_input")
 FAILURES = {
     "REJECTED": ("refused", "deadline_missed"),
@@ -102,6 +103,15 @@ _DECLARED = (
            "Workers whose host store, which has a budget, holds the model."),
     Metric("clockwork_model_weights_bytes", "gauge", _MODEL, "bytes", "Size of the model's weights."),
     Metric("clockwork_model_pages", "gauge", _MODEL, "pages", "Pages that the model takes on a device."),
+    Metric("clockwork_model_share", "gauge", _MODEL, "ratio",
+           "The part of the requests for its name that this version serves."),
+    # ----- shadows: of a version that gets copies of requests that others serve -----
+    Metric("clockwork_shadow_copies_total", "counter", (*_MODEL, "outcome"), "requests",
+           "Copies by what became of them: the answers compared, none from the shadow, none from the other, or dropped."),
+    Metric("clockwork_shadow_beyond_tolerance_total", "counter", _MODEL, "requests",
+           "Answers that were compared and differed by more than the tolerance, or in dtype or shape."),
+    Metric("clockwork_shadow_relative_difference_max", "gauge", _MODEL, "ratio",
+           "The largest difference of two answers, as a part of the largest magnitude in the one's tensor."),
     # ----- devices -----
     Metric("clockwork_device_up", "gauge", _DEVICE, "", "1; 0 once the device is broken, and its worker serves with others."),
     Metric("clockwork_device_info", "gauge", (*_DEVICE, "name"), "", "1; the label says what the device is: its card or processor."),
@@ -356,6 +366,12 @@ def _add_model(text: _Text, model: Mapping[str, Any], is_brief: bool) -> None:
     add("clockwork_model_hosted_workers", labels, len(model["hosted"]))
     add("clockwork_model_weights_bytes", labels, model["weights_bytes"])
     add("clockwork_model_pages", labels, model["pages"])
+    add("clockwork_model_share", labels, model.get("share", 0) / SHARE_WHOLE)
+    if shadow := model.get("shadow"):
+        for outcome in SHADOW_OUTCOMES:
+            add("clockwork_shadow_copies_total", f'{labels},outcome="{outcome}"', shadow[outcome])
+        add("clockwork_shadow_beyond_tolerance_total", labels, shadow["beyond"])
+        add("clockwork_shadow_relative_difference_max", labels, shadow["relative_max"])
     add("clockwork_requests_pending", labels, model["pending"])
     add("nv_inference_pending_request_count", labels, model["pending"])
     for outcome in OUTCOMES:

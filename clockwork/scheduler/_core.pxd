@@ -224,6 +224,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         void settle(int64_t now) except +
         vector[CDeviceStatus] devices() except +
         vector[CWhereabouts] whereabouts(int64_t model_id) except +
+        vector[int32_t] hosts(int64_t model_id) except +
         CSnapshot snapshot() except +
         double devices_wanted(int64_t now) except +
         cbool host_picture(int32_t worker, vector[int64_t] &held) except +

@@ -582,6 +582,9 @@ cdef class Core:
             "fetch_completion": buckets_of(found.fetch_completion, bounds_ns),
         }
 
+    def hosts(self, model_id):
+        return list(self._core.hosts(model_id))
+
     def predictions(self):
         cdef const CPredictions *found = self._core.predictions()
         if found is NULL:

@@ -326,6 +326,10 @@ class Scheduler(Protocol):
         """predictions() as histograms of these bounds."""
         ...
 
+    def hosts(self, model_id: int) -> list[int]:
+        """Workers whose host store, which has a budget, holds a model."""
+        ...
+
     def predictions(self) -> dict[str, Any]:
         """Plain data: how much longer (over) or shorter (under) actions were predicted than they were, and how
         much later or earlier their ends: infer_duration, infer_completion, load_duration, load_completion."""

@@ -128,7 +128,8 @@ Exchange::Need Exchange::step(Ns until) {
 bool Exchange::wait(Ns until) {
     bool has_input = false;
     for (const RouterSocket& socket : sockets_) has_input = has_input || socket.has_input() || socket.has_news();
-    Ns timeout = has_input ? 0 : std::max<Ns>(std::min(until, wake_ns_) - clock_ns(), 0);
+    Ns due = std::min({until, wake_ns_, next_shadow_ns()});
+    Ns timeout = has_input ? 0 : std::max<Ns>(due - clock_ns(), 0);
     timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
     int ready = ppoll(descriptors_.data(), descriptors_.size(), &limit, nullptr);
     others_ready_ = ready < 0;
@@ -184,6 +185,7 @@ void Exchange::end_turn() {
 
 bool Exchange::from_client(const Arrival& arrival) {
     Haul& batch = batches_[CLIENTS];
+    chosen_ = {};
     auto found = client_of_.find(batch.identity(arrival).view());
     if (found == client_of_.end() || arrival.count < 2 || !is_short) return false;
     ClientLink& client = *clients_.at(found->second);
@@ -197,8 +199,8 @@ bool Exchange::from_client(const Arrival& arrival) {
 bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
     Haul& batch = batches_[CLIENTS];
     if (!request_.read(batch.header(arrival).view()) || request_.request_id < 0) return false;
-    ServedModel* model = routed(request_.model);
-    if (model == nullptr || model->interface == nullptr) return false;
+    if (!find_chosen(request_.model) || chosen_.model->interface == nullptr) return false;
+    ServedModel* model = chosen_.model;
     if (request_.slo_ns < 0 || request_.slo_ns >= NEVER_NS) return false;
     if (request_.priority < 0 || request_.priority > bounds_.priority_max) return false;
     if (client.requests.find(static_cast<std::uint64_t>(request_.request_id)) != IdTable::NONE) return false;
@@ -211,53 +213,96 @@ bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
     if (!accept(*model->interface, request_, frame_bytes_, accepted_) || !shape_number(accepted_.shape, shape)) {
         return false;
     }
-    HeldRequest& held = hold(client, request_.request_id, *model);
+    Route* copier = chosen_.copied_by;
+    std::uint32_t copy_shape = 0;
+    bool can_copy = copier != nullptr && has_room(accepted_.bytes) &&
+                    accept(*copier->shadow->interface, request_, frame_bytes_, copy_accepted_);
+    if (can_copy && !shape_number(copy_accepted_.shape, copy_shape)) return false;
+    HeldRequest& held = hold(&client, request_.request_id, *model);
     for (const TensorRef* ref : accepted_.tensors) {
         auto start = request_.dims.begin() + ref->first;
         held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->rank});
         held.dims.insert(held.dims.end(), start, start + ref->rank);
         held.frames.push_back(std::move(batch.frame(first + static_cast<std::size_t>(ref->frame))));
     }
-    arrive(held, accepted_.rows, shape, accepted_.bytes, request_.slo_ns, request_.priority);
+    Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model->slo_ns;
+    arrive(held, accepted_.rows, shape, accepted_.bytes, deadline_ns(slo_ns), request_.priority);
+    if (can_copy) {
+        HeldRequest& copy = make_copy(held, *copier);
+        for (const TensorRef* ref : copy_accepted_.tensors) {
+            auto place = std::find(accepted_.tensors.begin(), accepted_.tensors.end(), ref) - accepted_.tensors.begin();
+            const HeldTensor& tensor = held.tensors[static_cast<std::size_t>(place)];
+            auto start = held.dims.begin() + tensor.first;
+            copy.tensors.push_back({tensor.dtype, static_cast<std::uint32_t>(copy.dims.size()), tensor.rank});
+            copy.dims.insert(copy.dims.end(), start, start + tensor.rank);
+            copy.frames.emplace_back().share(held.frames[static_cast<std::size_t>(place)]);
+        }
+        send_copy(copy, copy_accepted_.rows, copy_shape, accepted_.bytes, slo_ns, request_.priority);
+    } else if (copier != nullptr) {
+        copier->tally->change([](ShadowResults& all) { ++all.dropped; });
+    }
     return true;
 }
 
 void Exchange::admit(std::uint32_t client, std::int64_t request_id, ModelId model, std::uint32_t rows,
                      std::uint32_t shape, std::uint64_t bytes, Ns slo_ns, std::int64_t priority,
                      const std::vector<CheckedTensor>& tensors) {
+    HeldRequest& held = hold(clients_.at(client), request_id, *models_.at(model));
+    take_tensors(held, tensors);
+    chosen_.held = &held;
+    arrive(held, rows, shape, bytes, deadline_ns(slo_ns != 0 ? slo_ns : held.model->slo_ns), priority);
+}
+
+void Exchange::copy(std::uint32_t rows, std::uint32_t shape, const std::vector<CheckedTensor>& tensors,
+                    std::uint64_t bytes, Ns slo_ns, std::int64_t priority) {
+    Route& copier = *chosen_.copied_by;
+    if (tensors.empty() || !has_room(bytes)) {
+        copier.tally->change([](ShadowResults& all) { ++all.dropped; });
+        return;
+    }
+    HeldRequest& copy = make_copy(*chosen_.held, copier);
+    take_tensors(copy, tensors);
+    send_copy(copy, rows, shape, bytes, slo_ns != 0 ? slo_ns : chosen_.model->slo_ns, priority);
+}
+
+// Shares those of the current message.
+void Exchange::take_tensors(HeldRequest& held, const std::vector<CheckedTensor>& tensors) {
     Haul& batch = batches_[CLIENTS];
     const Arrival& arrival = current();
-    HeldRequest& held = hold(*clients_.at(client), request_id, *models_.at(model));
     for (const CheckedTensor& tensor : tensors) {
         held.tensors.push_back({tensor.dtype, static_cast<std::uint32_t>(held.dims.size()),
                                 static_cast<std::uint32_t>(tensor.dims.size())});
         held.dims.insert(held.dims.end(), tensor.dims.begin(), tensor.dims.end());
-        held.frames.push_back(std::move(batch.frame(arrival.first + 2 + tensor.frame)));
+        held.frames.emplace_back().share(batch.frame(arrival.first + 2 + tensor.frame));
     }
-    arrive(held, rows, shape, bytes, slo_ns, priority);
 }
 
-HeldRequest& Exchange::hold(ClientLink& client, std::int64_t request_id, ServedModel& model) {
+// client: null for a copy, which nobody waits for.
+HeldRequest& Exchange::hold(ClientLink* client, std::int64_t request_id, ServedModel& model) {
     HeldRequest& held = *held_pool_.make();
     held.id = next_request_++;
     held.request_id = request_id;
-    held.client = &client;
+    held.client = client;
     held.model = &model;
     if (model.counts == nullptr) model.counts = std::make_unique<ModelCounts>();
     ++model.held;
-    held.before = client.last;
-    held.after = nullptr;
-    (client.last != nullptr ? client.last->after : client.first) = &held;
-    client.last = &held;
-    client.requests.insert(static_cast<std::uint64_t>(request_id), held.slot);
+    if (client != nullptr) {
+        held.before = client->last;
+        held.after = nullptr;
+        (client->last != nullptr ? client->last->after : client->first) = &held;
+        client->last = &held;
+        client->requests.insert(static_cast<std::uint64_t>(request_id), held.slot);
+    }
     held_.insert(held.id, held.slot);
     return held;
 }
 
-void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns slo_ns,
+// So that a deadline never comes before an arrival: an SLO may be as long as NEVER_NS.
+Ns Exchange::deadline_ns(Ns slo_ns) const { return slo_ns != 0 ? std::min(now_ + slo_ns, NEVER_NS) : NEVER_NS; }
+
+void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns deadline,
                       std::int64_t priority) {
     Request request;
-    Ns slo = slo_ns != 0 ? slo_ns : held.model->slo_ns;
     request.id = held.id;
     request.model_id = held.model->model_id;
     request.rows = rows;
@@ -266,8 +311,7 @@ void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape
     request.arrived_ns = now_;
     held.rows = rows;
     held.arrived_ns = now_;
-    // So that a deadline never comes before an arrival: an SLO may be as long as NEVER_NS.
-    request.deadline_ns = slo != 0 ? std::min(now_ + slo, NEVER_NS) : NEVER_NS;
+    request.deadline_ns = deadline;
     request.priority = static_cast<std::uint8_t>(priority != 0 ? priority : bounds_.priority_default);
     dirty_ = true;
     if (is_recording) {
@@ -287,14 +331,20 @@ void Exchange::cancel(const HeldRequest& held) {
 
 // Takes a request out of every table, and gives its memory back. Its client and model may go with it.
 void Exchange::release(HeldRequest& held) {
-    ClientLink& client = *held.client;
     ServedModel& model = *held.model;
     held_.erase(held.id);
-    client.requests.erase(static_cast<std::uint64_t>(held.request_id));
-    (held.before != nullptr ? held.before->after : client.first) = held.after;
-    (held.after != nullptr ? held.after->before : client.last) = held.before;
+    if (held.client != nullptr) {
+        ClientLink& client = *held.client;
+        client.requests.erase(static_cast<std::uint64_t>(held.request_id));
+        (held.before != nullptr ? held.before->after : client.first) = held.after;
+        (held.after != nullptr ? held.after->before : client.last) = held.before;
+        if (client.has_departed && client.first == nullptr) clients_.give_back(&client);
+    } else {
+        --shadow_count_;
+        copies_sent_ -= held.has_arrived;
+        shadow_bytes_ -= held.copied_bytes;
+    }
     held_pool_.give_back(&held);
-    if (client.has_departed && client.first == nullptr) clients_.give_back(&client);
     if (--model.held == 0 && !forgotten_.empty()) {
         std::erase_if(forgotten_, [&](const auto& one) { return one.get() == &model; });
     }
@@ -329,6 +379,7 @@ void Exchange::cancel_departed() {
         if (client.first == nullptr) clients_.give_back(&client);
     }
     departed_.clear();
+    cancel_shadows();
 }
 
 bool Exchange::has_request(std::uint32_t client, std::int64_t request_id) {
@@ -569,6 +620,11 @@ void Exchange::answer_ok(const Command& command) {
     std::uint32_t place = result_of_.find(command.action_id);
     if (place == IdTable::NONE) throw std::logic_error("an answer without its result");
     Outputs& result = results_[place];
+    if (one.pair != nullptr) keep_answer(one, result, command.part);
+    if (one.client == nullptr) {
+        release(one);
+        return;
+    }
     const std::vector<std::string>& names = one.model->interface->outputs;
     std::size_t tensors = result.header.parts.at(command.part);
     std::size_t count = std::min(tensors, names.size());
@@ -616,6 +672,11 @@ void Exchange::answer_ok(const Command& command) {
 
 void Exchange::answer_failed(const Command& command) {
     HeldRequest& one = held(command.request_id);
+    if (one.pair != nullptr) unpair(one);
+    if (one.client == nullptr) {
+        release(one);
+        return;
+    }
     const std::string* said =
         command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
     fail(one, command.status, sentences_.text(command, one.model->label, said), &command);
@@ -651,88 +712,9 @@ void Exchange::fail_all(Status status, std::string_view text) {
     for (std::uint32_t slot = 0; slot < held_pool_.slot_count(); ++slot) {
         HeldRequest& one = *held_pool_.at(slot);
         if (one.id == 0) continue;
-        fail(one, status, text, nullptr);
+        if (one.client != nullptr) fail(one, status, text, nullptr);
         release(one);
     }
-}
-
-// ----- models -------------------------------------------------------------------------------------
-
-void Exchange::serve(ModelId model_id, std::int64_t version, std::string_view label, Ns slo_ns,
-                     std::shared_ptr<const ModelInterface> interface) {
-    std::unique_ptr<ServedModel>& model = models_[model_id];
-    if (model == nullptr) model = std::make_unique<ServedModel>();
-    model->model_id = model_id;
-    model->version = version;
-    model->label = label;
-    model->slo_ns = slo_ns;
-    model->interface = std::move(interface);
-    forget_references();
-}
-
-void Exchange::forget(ModelId model_id) {
-    auto found = models_.find(model_id);
-    if (found == models_.end()) return;
-    forget_references();
-    if (found->second->held > 0) forgotten_.push_back(std::move(found->second));
-    models_.erase(found);
-}
-
-void Exchange::count_invalid(ModelId model_id) {
-    if (ServedModel* model = find_model(model_id); model != nullptr) {
-        if (model->counts == nullptr) model->counts = std::make_unique<ModelCounts>();
-        ++model->counts->invalid;
-    }
-}
-
-ServedModel* Exchange::find_model(ModelId model_id) {
-    auto found = models_.find(model_id);
-    return found == models_.end() ? nullptr : found->second.get();
-}
-
-void Exchange::route(std::string_view text, ModelId model_id) {
-    forget_references();
-    routes_.insert_or_assign(std::string(text), models_.at(model_id).get());
-}
-
-void Exchange::unroute(std::string_view text) {
-    forget_references();
-    auto found = routes_.find(text);
-    if (found != routes_.end()) routes_.erase(found);
-}
-
-void Exchange::refer(std::string_view text, ModelId model_id) {
-    if (references_.size() >= REFERENCES_MAX) forget_references();
-    references_.insert_or_assign(std::string(text), models_.at(model_id).get());
-}
-
-ServedModel* Exchange::routed(std::string_view text) const {
-    auto found = routes_.find(text);
-    if (found != routes_.end()) return found->second;
-    found = references_.find(text);
-    return found != references_.end() ? found->second : nullptr;
-}
-
-bool Exchange::shape_number(const std::vector<std::int64_t>& shape, std::uint32_t& number) {
-    if (!has_last_ || shape != last_shape_) {
-        auto found = shapes_.find(shape);
-        if (found == shapes_.end()) return false;
-        last_shape_ = shape;
-        last_number_ = found->second;
-        has_last_ = true;
-    }
-    number = last_number_;
-    return true;
-}
-
-void Exchange::shape_numbered(const std::vector<std::int64_t>& shape, std::uint32_t number) {
-    shapes_.insert_or_assign(shape, number);
-    has_last_ = false;
-}
-
-void Exchange::forget_shapes() {
-    shapes_.clear();
-    has_last_ = false;
 }
 
 }  // namespace clockwork

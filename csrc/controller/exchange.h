@@ -12,16 +12,20 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "controller/clock.h"
 #include "controller/messages.h"
 #include "controller/models.h"
+#include "controller/routes.h"
 #include "controller/sentences.h"
+#include "controller/shadows.h"
 #include "controller/sockets.h"
 #include "id_table.h"
 #include "scheduler/pool.h"
@@ -30,6 +34,7 @@
 namespace clockwork {
 
 struct ClientLink;
+struct ShadowPair;
 
 // Of texts that refer() remembers.
 inline constexpr std::size_t REFERENCES_MAX = 65'536;
@@ -45,10 +50,13 @@ struct HeldTensor {
 struct HeldRequest {
     RequestId id = 0;             // 0: this one is free
     std::int64_t request_id = 0;  // the client's
-    ClientLink* client = nullptr;
+    ClientLink* client = nullptr;  // null: it is a shadow's, and nobody is sent its answer
     ServedModel* model = nullptr;
     std::uint32_t rows = 1;
     Ns arrived_ns = 0;
+    ShadowPair* pair = nullptr;    // if its answer is to be compared
+    std::uint64_t copied_bytes = 0;  // of a copy: what it counts for
+    bool has_arrived = false;        // of a copy: the scheduler knows it
     std::vector<HeldTensor> tensors;
     std::vector<std::int64_t> dims;
     std::vector<Frame> frames;
@@ -60,10 +68,33 @@ struct HeldRequest {
 
     void reset() {
         id = 0;
+        client = nullptr;
+        pair = nullptr;
+        copied_bytes = 0;
+        has_arrived = false;
         tensors.clear();
         dims.clear();
         frames.clear();
         before = after = nullptr;
+    }
+};
+
+// A request and its copy, until both have ended.
+struct ShadowPair {
+    HeldRequest* first = nullptr;  // null: it has ended
+    HeldRequest* copy = nullptr;
+    std::shared_ptr<ShadowTally> tally;
+    AnswerKept answer;      // whichever came first
+    std::size_t bytes = 0;  // of it
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        first = copy = nullptr;
+        tally.reset();
+        answer = AnswerKept();
+        bytes = 0;
     }
 };
 
@@ -181,6 +212,7 @@ struct ExchangeBounds {
     std::size_t message_frames = 65'536;    // config.FRAMES_MAX
     std::int64_t priority_default = 4;      // config.PRIORITY_DEFAULT
     std::int64_t priority_max = 255;        // config.PRIORITY_MAX
+    std::size_t queued_requests = 65'536;   // config.QUEUED_REQUESTS_MAX
 };
 
 class Exchange {
@@ -234,9 +266,16 @@ public:
     bool has_request(std::uint32_t client, std::int64_t request_id);
     // Cancels one. False if there is none.
     bool cancel(std::uint32_t client, std::int64_t request_id);
+    // The model that the current message, which is for this text, is for, and whose turn it is to get a copy; 0: none. If
+    // it got that far without Python, what was found then.
+    std::pair<ModelId, ModelId> choose(std::string_view text);
     // Has a request of the current message arrive that Python found right.
     void admit(std::uint32_t client, std::int64_t request_id, ModelId model, std::uint32_t rows, std::uint32_t shape,
                std::uint64_t bytes, Ns slo_ns, std::int64_t priority, const std::vector<CheckedTensor>& tensors);
+    // Has a copy of the request that admit() was called for last arrive, as Python has read it for the model that
+    // choose() named; without tensors: it cannot take it.
+    void copy(std::uint32_t rows, std::uint32_t shape, const std::vector<CheckedTensor>& tensors, std::uint64_t bytes,
+              Ns slo_ns, std::int64_t priority);
     // Answers everything that is held, and forgets it: the end.
     void fail_all(Status status, std::string_view text);
     std::size_t held_count() const { return held_.size(); }
@@ -254,8 +293,12 @@ public:
     void serve(ModelId model_id, std::int64_t version, std::string_view label, Ns slo_ns,
                std::shared_ptr<const ModelInterface> interface);
     void forget(ModelId model_id);
-    // The model that requests for this text are for. What is not routed is asked of Python.
-    void route(std::string_view text, ModelId model_id);
+    // The models that requests for this text are for, with their shares of SHARE_WHOLE, and to which (0: none) so many
+    // are copied. A shadow that it has already goes on with its results. What is not routed is asked of Python.
+    void route(std::string_view text, const std::vector<std::pair<ModelId, std::int64_t>>& shares, ModelId shadow = 0,
+               std::int64_t copies = 0, double tolerance = 0);
+    // Null where nothing is copied.
+    ShadowTally* shadow_tally(std::string_view text) const;
     void unroute(std::string_view text);
     // A route that holds until forget_references(): `name@version`, which Python looked up.
     void refer(std::string_view text, ModelId model_id);
@@ -281,6 +324,9 @@ public:
     std::array<Ns, STAGES + 1> spent_ns{};
     bool is_timed = false;
 
+    // Copies that the scheduler has at once: as many as there are devices.
+    std::size_t shadow_width = 1;
+
     // False: every message of a client goes to Python. For tests, which compare.
     bool is_short = true;
 
@@ -300,6 +346,18 @@ private:
         }
     };
 
+    struct Outputs {
+        ResultHeader header;
+        std::uint32_t first_frame = 0;
+        bool is_distinct = false;  // no frame is named twice: they can be given away
+    };
+    // Whose a message is: found once, whoever looks.
+    struct Chosen {
+        ServedModel* model = nullptr;  // null: not looked, or not routed
+        Route* copied_by = nullptr;    // whose shadow gets a copy
+        HeldRequest* held = nullptr;   // once it has arrived
+    };
+
     Need step(Ns until);
     void lap(int stage);
     bool wait(Ns until);
@@ -312,10 +370,23 @@ private:
     bool from_worker(const Arrival& arrival);
     bool infer(ClientLink& client, const Arrival& arrival);
     bool result(WorkerLink& worker, const Arrival& arrival);
-    ServedModel* routed(std::string_view text) const;
+    bool find_chosen(std::string_view text);
     bool shape_number(const std::vector<std::int64_t>& shape, std::uint32_t& number);
-    HeldRequest& hold(ClientLink& client, std::int64_t request_id, ServedModel& model);
-    void arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns slo_ns,
+    HeldRequest& hold(ClientLink* client, std::int64_t request_id, ServedModel& model);
+    bool has_room(std::uint64_t bytes) const;
+    HeldRequest& make_copy(HeldRequest& first, Route& copier);
+    void send_copy(HeldRequest& copy, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns slo_ns,
+                   std::int64_t priority);
+    void keep_answer(HeldRequest& one, Outputs& result, std::size_t part);
+    void unpair(HeldRequest& one);
+    void give_back(ShadowPair* pair);
+    Ns next_shadow_ns();
+    void cancel_shadows();
+    void feed_shadows();
+    void give_up(HeldRequest& copy);
+    void take_tensors(HeldRequest& held, const std::vector<CheckedTensor>& tensors);
+    Ns deadline_ns(Ns slo_ns) const;
+    void arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns deadline,
                 std::int64_t priority);
     void cancel(const HeldRequest& held);
     void release(HeldRequest& held);
@@ -356,11 +427,6 @@ private:
     Side side_ = WORKERS;
     std::size_t cursor_ = 0;  // behind the message that is being handled
     std::size_t order_ = 0;   // behind the order that is being carried out
-    struct Outputs {
-        ResultHeader header;
-        std::uint32_t first_frame = 0;
-        bool is_distinct = false;  // no frame is named twice: they can be given away
-    };
     std::vector<Outputs> results_;  // the first result_count_ of them are this turn's
     std::size_t result_count_ = 0;
     IdTable result_of_;  // action id: place in results_
@@ -376,12 +442,35 @@ private:
     IdTable worker_of_id_;
     std::unordered_map<ModelId, std::unique_ptr<ServedModel>> models_;  // never iterated over
     std::vector<std::unique_ptr<ServedModel>> forgotten_;               // with requests that are still held
-    ByText<ServedModel*> routes_;
+    ByText<Route> routes_;
     ByText<ServedModel*> references_;
     std::unordered_map<std::vector<std::int64_t>, std::uint32_t, HashShape> shapes_;  // never iterated over
     std::vector<std::int64_t> last_shape_;
     std::uint32_t last_number_ = 0;
     bool has_last_ = false;
+
+    Chosen chosen_;  // of the current message of a client
+    Pool<ShadowPair> pairs_;
+    std::size_t shadow_count_ = 0;
+    std::size_t shadow_bytes_ = 0;
+    struct Due {
+        Ns at_ns;
+        RequestId id;
+        bool operator>(const Due& other) const { return std::pair(at_ns, id) > std::pair(other.at_ns, other.id); }
+    };
+    struct WaitingCopy {
+        RequestId id;
+        std::uint32_t rows;
+        std::uint32_t shape;
+        std::uint64_t bytes;
+        std::int64_t priority;
+    };
+    std::deque<WaitingCopy> copies_waiting_;  // in the order of arrival; some have been given up
+    std::size_t copies_sent_ = 0;         // that the scheduler has
+    std::vector<Due> shadows_due_;        // a heap: when the copies have waited long enough
+    std::vector<RequestId> shadows_moot_;  // whose request was not answered
+    Accepted copy_accepted_;
+    Comparer comparer_;
 
     InferRequestHeader request_;
     CancelHeader cancel_;

@@ -317,6 +317,19 @@ std::vector<Whereabouts> Book::whereabouts(ModelId model_id) const {
     return found;
 }
 
+std::vector<WorkerId> Book::hosts(ModelId model_id) const {
+    std::vector<WorkerId> found;
+    if (const Model* model = find_model(model_id); model != nullptr) {
+        for (WorkerId worker_id : model->workers) {
+            const Worker* worker = find_worker(worker_id);
+            if (worker != nullptr && worker->host_bytes > 0 && worker->host_state(*model) == HostState::HELD) {
+                found.push_back(worker_id);
+            }
+        }
+    }
+    return found;
+}
+
 bool Book::host_picture(WorkerId worker_id, std::vector<ModelId>& held) const {
     held.clear();
     const Worker* worker = find_worker(worker_id);

@@ -52,6 +52,7 @@ public:
     void shapes_in_use(std::vector<std::uint32_t>& found) const override;
     std::vector<DeviceStatus> devices() const final;
     std::vector<Whereabouts> whereabouts(ModelId model_id) const final;
+    std::vector<WorkerId> hosts(ModelId model_id) const final;
     Snapshot snapshot() const override;
     double devices_wanted(Ns now) const final { return demand_.devices_wanted(now, models_, devices_); }
     const Predictions* predictions() const final { return &predictions_; }

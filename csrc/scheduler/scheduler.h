@@ -164,6 +164,11 @@ public:
         (void)model_id;
         return {};
     }
+    // Each worker whose host store, which has a budget, holds the model.
+    virtual std::vector<WorkerId> hosts(ModelId model_id) const {
+        (void)model_id;
+        return {};
+    }
     virtual Snapshot snapshot() const { return {}; }
 
     // How many devices today's load needs; see demand.h. Looks at every model.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import (
+    disturbance,
     emulated,
     fidelity,
     gateway,
@@ -60,6 +61,15 @@ def test_overload_is_answered_with_refusals() -> None:
     for how in ("closed", "was killed"):
         # Far above the goal of 50 ms, and far below what the queue would have taken.
         assert facts[f"idle after a client {how}, ms"] < 1000.0
+
+
+def test_others_are_loaded_and_registered_beside_a_model_that_is_measured() -> None:
+    rows, facts = disturbance.measure(1, 0.7, 4, 2048, 3)
+    assert [row["meanwhile"] for row in rows] == list(disturbance.MODES)
+    assert all(row["requests"] > 0 for row in rows)
+    assert rows[1]["LOADs"] > 0
+    assert facts["asked of others"] > facts["of these not in time"]
+    assert facts["registered"] > 0
 
 
 def test_large_models_keep_their_weights_apart() -> None:

@@ -57,6 +57,7 @@ ROOMS = {
         "cli_plan",
         "cli_profiles",
         "cli_requests",
+        "cli_routes",
         "cli_serve",
         "cluster",
         "load",

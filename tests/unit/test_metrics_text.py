@@ -56,6 +56,11 @@ def model(name: str = "resnet", version: int = 1, **more: Any) -> dict[str, Any]
         "hosted": ["w"],
         "pages": 7,
         "weights_bytes": 100_000_000,
+        "share": 9_000,
+        "shadow": {
+            "copied": 9, "compared": 5, "unanswered": 2, "moot": 1, "dropped": 1, "differing": 0, "beyond": 3,
+            "absolute_max": 2.0, "relative_max": 0.5,
+        },
         **more,
     }  # fmt: skip
 

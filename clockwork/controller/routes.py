@@ -1,0 +1,229 @@
+"""How a name's traffic is split between its versions, as somebody has said; and how that changes.
+
+Pure, and in whole parts of SHARE_WHOLE. Without a route of its own a name's traffic goes to its newest version that is
+ready (controller.models). Rules:
+
+- Shares add up to the whole. Those that are not named share what the named leave, as they shared before.
+- Who gets a share, or a copy, is ready, and takes the same inputs as the others: any request for the name may be its.
+- A change remembers what was before, ROUTES_KEPT times; going back does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from clockwork.config import ROUTES_KEPT, SHARE_WHOLE, VERSIONS_MAX
+from clockwork.errors import InvalidInput
+from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
+from clockwork.tensors import dtype_name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shadow:
+    """A version that gets a copy of requests that go to others."""
+
+    version: int
+    parts: int
+    tolerance: float  # of the relative difference of its answers
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Split:
+    """Who has a name's traffic. ``shares``: (version, parts), by version; they add up to SHARE_WHOLE."""
+
+    shares: tuple[tuple[int, int], ...]
+    shadow: Shadow | None = None
+
+    def versions(self) -> list[int]:
+        """All that it names."""
+        return [version for version, _ in self.shares] + ([self.shadow.version] if self.shadow else [])
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "shares": [[version, parts] for version, parts in self.shares],
+            "shadow": None if self.shadow is None else dataclasses.asdict(self.shadow),
+        }
+
+    @staticmethod
+    def from_wire(body: Any) -> Split:
+        """Raises ValueError, KeyError or TypeError on what to_wire() did not make."""
+        shadow = body["shadow"]
+        return Split(
+            tuple((int(version), int(parts)) for version, parts in body["shares"]),
+            None
+            if shadow is None
+            else Shadow(int(shadow["version"]), int(shadow["parts"]), float(shadow["tolerance"])),
+        )
+
+
+def whole(version: int) -> Split:
+    """All traffic to one version."""
+    return Split(((version, SHARE_WHOLE),))
+
+
+@dataclasses.dataclass(slots=True)
+class NameRoute:
+    """What was said of a name. ``split`` None: it is as if nothing had been."""
+
+    name: str
+    split: Split | None = None
+    earlier: list[Split] = dataclasses.field(default_factory=list)  # the last is the latest
+
+    def change(self, split: Split | None, now: Split) -> None:
+        """``now``: where the traffic goes at this moment, which is what one can go back to."""
+        if split != now:
+            self.earlier = [*self.earlier, now][-ROUTES_KEPT:]
+        self.split = split
+
+    def forget(self, version: int) -> bool:
+        """Keep nothing to go back to that names a version that is no more. Whether there was such."""
+        kept = [one for one in self.earlier if version not in one.versions()]
+        changed = len(kept) < len(self.earlier)
+        self.earlier = kept
+        return changed
+
+    def names(self, version: int) -> bool:
+        return self.split is not None and version in self.split.versions()
+
+    def to_json(self) -> bytes:
+        body = {
+            "name": self.name,
+            "split": None if self.split is None else self.split.to_wire(),
+            "earlier": [one.to_wire() for one in self.earlier],
+        }
+        return json.dumps(body).encode()
+
+    @staticmethod
+    def from_json(text: bytes) -> NameRoute:
+        """Raises ValueError, KeyError or TypeError on a damaged record."""
+        body = json.loads(text)
+        split = body["split"]
+        route = NameRoute(
+            str(body["name"]),
+            None if split is None else Split.from_wire(split),
+            [Split.from_wire(one) for one in body["earlier"]],
+        )
+        if route.split is not None and sum(parts for _, parts in route.split.shares) != SHARE_WHOLE:
+            raise ValueError("shares that do not add up to the whole")
+        return route
+
+
+def divide(whole_parts: int, weights: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """``whole_parts`` in the proportions of (version, weight), in whole parts: the largest remainders get more."""
+    total = sum(weight for _, weight in weights)
+    parts = {version: whole_parts * weight // total for version, weight in weights}
+    left = whole_parts - sum(parts.values())
+    by_remainder = sorted(weights, key=lambda one: (-(whole_parts * one[1] % total), one[0]))
+    for version, _ in by_remainder[:left]:
+        parts[version] += 1
+    return parts
+
+
+def share_out(now: Sequence[tuple[int, int]], asked: Sequence[Sequence[Any]]) -> tuple[tuple[int, int], ...]:
+    """New shares from those of now and [version, parts] each of those that were named. Raises InvalidInput."""
+    named: dict[int, int] = {}
+    for pair in asked:
+        match pair:
+            case [int(version), int(parts)] if type(version) is int and type(parts) is int:
+                pass
+            case _:
+                raise InvalidInput(
+                    "a share is [version, parts]", expected="two integers", got=repr(pair)[:80]
+                )
+        if version in named:
+            raise InvalidInput(f"version {version} is named twice")
+        if not 0 <= parts <= SHARE_WHOLE:
+            raise InvalidInput(
+                f"the share of version {version} is {percent(parts)}",
+                expected="0 % to 100 %",
+                got=percent(parts),
+            )
+        named[version] = parts
+    if len(named) > VERSIONS_MAX:
+        raise InvalidInput(f"{len(named)} versions are named; a name has at most {VERSIONS_MAX}")
+    given = sum(named.values())
+    if given > SHARE_WHOLE:
+        raise InvalidInput(
+            f"the shares add up to {percent(given)}", expected="at most 100 %", got=percent(given)
+        )
+    shares = dict(named)
+    if given < SHARE_WHOLE:
+        others = [(version, parts) for version, parts in now if version not in named]
+        if not others:
+            raise InvalidInput(
+                f"the shares add up to {percent(given)}, and no other version has traffic that could keep the rest",
+                expected="100 %",
+                got=percent(given),
+            )
+        shares |= divide(SHARE_WHOLE - given, others)
+    return tuple(sorted((version, parts) for version, parts in shares.items() if parts > 0))
+
+
+def read_shadow(asked: Sequence[Any], now: Shadow | None) -> Shadow | None:
+    """The shadow that a Route asks for. Raises InvalidInput."""
+    if not asked:
+        return now
+    match asked:
+        case [int(version), int(parts), int() | float() as tolerance] if (
+            type(version) is int and type(parts) is int and 0 <= parts <= SHARE_WHOLE
+        ):
+            if not (math.isfinite(tolerance) and tolerance >= 0):
+                raise InvalidInput(f"a tolerance is a number of at least 0, not {tolerance}")
+            return Shadow(version, parts, float(tolerance)) if parts else None
+    raise InvalidInput(
+        "a shadow is [version, parts, tolerance]",
+        expected=f"an integer, one from 0 to {SHARE_WHOLE}, a number",
+        got=repr(asked)[:80],
+    )
+
+
+def serving(split: Split, ready: Iterable[int]) -> list[tuple[int, int]]:
+    """The shares while only these versions can serve: theirs, and in proportion those of the others."""
+    able = set(ready)
+    there = [(version, parts) for version, parts in split.shares if version in able]
+    return sorted(divide(SHARE_WHOLE, there).items()) if there else []
+
+
+def check_inputs(inputs: Mapping[int, Sequence[TensorSpec]], name: str) -> None:
+    """Raises InvalidInput where requests for one of these versions would not do for another.
+
+    inputs: by version. Dimensions that have no fixed size agree, whatever they are called.
+    """
+    forms = {version: _form(specs) for version, specs in inputs.items()}
+    first = min(forms, default=0)
+    for version, form in sorted(forms.items()):
+        if form != forms[first]:
+            ours, theirs = _say(form), _say(forms[first])
+            raise InvalidInput(
+                f"{name}@{version} takes {ours}, {name}@{first} takes {theirs}: what is sent to the name cannot be for "
+                f"both; promote gives all of it to one",
+                expected=theirs,
+                got=ours,
+            )
+
+
+def percent(parts: int) -> str:
+    return f"{parts * 100 / SHARE_WHOLE:g} %"
+
+
+def _form(specs: Sequence[TensorSpec]) -> tuple[Any, ...]:
+    return tuple(
+        sorted(
+            (
+                spec.name,
+                spec.dtype,
+                "any"
+                if spec.shape == UNKNOWN_RANK
+                else [one if type(one) is int else -1 for one in spec.shape],
+            )
+            for spec in specs
+        )
+    )
+
+
+def _say(form: tuple[Any, ...]) -> str:
+    return ", ".join(f"{name} {dtype_name(dtype)} {shape}".replace("-1", "?") for name, dtype, shape in form)

@@ -20,6 +20,7 @@ COMMANDS = {
     "metrics": "cli_metrics",
     "models": "cli_models",
     "plan": "cli_plan",
+    "probe": "cli_probe",
     "replay": "cli_serve",
     "status": "cli_requests",
     "up": "cli_serve",

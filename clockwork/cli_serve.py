@@ -16,6 +16,7 @@ from clockwork.cli_common import (
     Commands,
 )
 from clockwork.cli_gateway import repository_arguments, repository_options
+from clockwork.clock import SECOND
 from clockwork.errors import ConfigError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -298,14 +299,19 @@ def replay(recording: Path, policy: str) -> None:
 @click.option("--name", help="How it is called in `status`.  [default: host-pid]")
 @worker_options
 @click.option("--store", type=PATH, help="Where prepared models are kept (or CLOCKWORK_DATA).")
+@click.option("--drain", type=click.FloatRange(0, config.SECONDS_MAX), default=config.DRAIN_LIMIT_NS / SECOND,
+              show_default=True, metavar="SECONDS",
+              help="How long it finishes what it has after SIGTERM or SIGINT; a second signal ends it at once.")  # fmt: skip
 @click.option("--key", type=PATH, help="Its key file, peer.key (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)
 def worker(
     connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
-    page_size: int, host_bytes: int, threads: int, lock_store: bool, store: Path | None, key: Path | None,
-    parent: int | None,
+    page_size: int, host_bytes: int, threads: int, lock_store: bool, store: Path | None, drain: float,
+    key: Path | None, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a worker: it does what the controller orders, on the devices of this machine.
+
+    Told to end by a signal, it drains: it tells the controller, finishes what it has been sent, and leaves.
 
     \b
     Examples:
@@ -330,6 +336,7 @@ def worker(
         threads=threads,
         store=store or config.data_directory(),
         lock_store=lock_store,
+        drain_ns=round(drain * SECOND),
         key=key or config.key_file(),
     )
     if name:

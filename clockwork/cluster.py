@@ -29,8 +29,11 @@ from clockwork.clock import SECOND, now_ns, to_seconds
 from clockwork.errors import ClockworkError, ConfigError, ModelNotFound
 from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE
 
+DRAIN_NS = SECOND
+"""How long workers finish what they have."""
+
 STOP_WORKERS_NS = 1_150_000_000
-"""How long workers may take to finish what they have; then the controller is told to end in any case."""
+"""How long they may take to end; then the controller is told to end in any case."""
 
 STOP_NS = 1_500_000_000
 """How long all may take to end in order; what is left then is killed. Everything is over in two seconds."""
@@ -235,6 +238,8 @@ class _Cluster:
                 name,
                 "--store",
                 str(settings.data),
+                "--drain",
+                f"{to_seconds(DRAIN_NS):g}",
             ]
             if settings.keys is not None:
                 arguments += ["--key", str(settings.keys / PEER_KEY_FILE)]

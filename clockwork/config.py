@@ -153,11 +153,11 @@ PREPARATION_IDLE_NS = 60_000_000_000
 PREPARATION_RSS_MAX = 2 << 30
 """A preparation process that grew beyond this is replaced before the next model."""
 
-DRAIN_LIMIT_NS = 1_000_000_000
-"""How long a worker that was told to stop goes on with actions that it has."""
+DRAIN_LIMIT_NS = 10_000_000_000
+"""How long a worker that was told to stop goes on with actions that it has, unless told otherwise."""
 
-DRAIN_SETTLE_NS = 50_000_000
-"""How long it still listens, idle: actions may be on their way that left before its Goodbye arrived."""
+DRAIN_SETTLE_NS = 1_000_000_000
+"""How long it waits, idle, for the controller's word that no more actions are on their way."""
 
 # ----- the client ----------------------------------------------------------------------------
 

@@ -42,8 +42,8 @@ class WorkerLink:
     """A connected worker: its clock and its devices. Its actions are the exchange's, which knows it by its slot."""
 
     __slots__ = (
-        "clock", "devices", "fd", "identity", "jitter_ns", "name", "offline", "slot", "stats", "worker_epoch",
-        "worker_id",
+        "clock", "devices", "fd", "identity", "is_draining", "jitter_ns", "name", "offline", "slot", "stats",
+        "worker_epoch", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +66,7 @@ class WorkerLink:
         self.clock = ClockSync()
         self.jitter_ns = 0
         self.offline: dict[int, str] = {}  # devices that are lost, and why
+        self.is_draining = False  # it has said Goodbye
         self.stats: dict[str, Any] = {}
 
 

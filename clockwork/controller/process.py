@@ -347,10 +347,10 @@ class Controller:
         model = self._table.find(text)
         if model is None:
             raise ModelNotFound(self._table.absence(text))
-        if not self._workers:
-            raise Unavailable(f"no worker is connected that could serve {model.label}")
         if model.state is ModelState.FAILED:
             raise Unavailable(f"{model.label} cannot be served: {model.text}")
+        if model.prepared is None and not self._workers:
+            raise Unavailable(f"no worker is connected that could prepare {model.label}")
         if model.prepared is None:
             raise Unavailable(f"{model.label} is being prepared")
         return model
@@ -575,6 +575,11 @@ class Controller:
 
     def _worker_leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
         self._events.append(WorkerDraining(self._now, worker.worker_id))
+        worker.is_draining = True
+        # Whatever was ordered of it went before this, and from here on it is ordered nothing: once it has answered
+        # what it has, it may go.
+        self._worker_router.send(worker.identity, wire.encode(Goodbye()))
+        log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
         self.publish("worker", {"worker": worker.name, "state": "draining"})
 
     _worker_handlers: ClassVar[dict[type, Any]] = {
@@ -747,6 +752,7 @@ class Controller:
                 {
                     "id": worker.worker_id,
                     "name": worker.name,
+                    "state": "draining" if worker.is_draining else "ready",
                     "rtt_ns": clock.there_ns() + clock.back_ns(),
                     "clock_uncertainty_ns": clock.uncertainty_ns(self._now) if clock.known else 0,
                     "jitter_ns": worker.jitter_ns,

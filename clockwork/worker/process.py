@@ -28,7 +28,6 @@ from clockwork.config import (
     ARENA_BYTES,
     COLLECT_INTERVAL_NS,
     CUDA_PAGE_BYTES,
-    DRAIN_LIMIT_NS,
     DRAIN_SETTLE_NS,
     EMULATED_ARENA_BYTES,
     EMULATED_PAGE_BYTES,
@@ -188,6 +187,7 @@ class Worker:
         self._next_warning_ns = 0
         self._stop_signals = 0
         self._goodbye_ns = 0  # when draining began; 0: not
+        self._released = False  # the controller knows, and sends nothing more
         self._exit: int | None = None
         self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
         self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
@@ -226,6 +226,11 @@ class Worker:
         self._wake_asked = True
         with contextlib.suppress(BlockingIOError):  # then it is full of wake-ups already
             os.write(self._wake_write, b"\0")
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether it was told twice."""
+        return self._stop_signals > 1
 
     @property
     def wake_fileno(self) -> int:
@@ -425,6 +430,7 @@ class Worker:
             device.poll()
         self._registrar.reset()
         self._welcomed = True
+        self._released = False
         log.info(
             "%s serves controller %s as worker %d", self._settings.name, message.version, message.worker_id
         )
@@ -445,7 +451,7 @@ class Worker:
 
     def _on_goodbye(self, message: Goodbye, frames: list[Frame], now: int) -> None:
         if self._goodbye_ns:
-            self._exit = 0  # it has nothing more for us
+            self._released = True  # it came behind whatever was ordered before
         else:
             log.info("the controller is shutting down")
 
@@ -463,11 +469,15 @@ class Worker:
             if self._welcomed:
                 self._send(wire.encode(Goodbye()))
         if self._stop_signals > 1 or not self._welcomed or now >= self._drain_due_ns():
+            if self._actions:
+                log.warning("leaves with %d actions unfinished", len(self._actions))
             self._exit = 0
 
     def _drain_due_ns(self) -> int:
         """When to leave if nothing else happens."""
-        return self._goodbye_ns + (DRAIN_LIMIT_NS if self._actions else DRAIN_SETTLE_NS)
+        if self._actions:
+            return self._goodbye_ns + self._settings.drain_ns
+        return self._goodbye_ns + (0 if self._released else min(DRAIN_SETTLE_NS, self._settings.drain_ns))
 
     # ----- messages ----------------------------------------------------------------------------
 
@@ -789,4 +799,6 @@ def main(settings: WorkerSettings) -> int:
         log.info("%s is up after %d ms", settings.name, (now_ns() - started_ns) // MS)
         status = worker.run()
         log.info("%s ends", settings.name)
+        if worker.is_hurried:
+            os._exit(status)  # closing a device waits for what it executes
         return status

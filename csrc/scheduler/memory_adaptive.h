@@ -157,15 +157,15 @@ private:
     const Demand* known(const Model& model) const {
         return model.slot < demands_.size() ? &demands_[model.slot] : nullptr;
     }
-    // Whether no device has it, or all that do have doomed it.
+    // Whether no device has it, or all that do have doomed it, or leave.
     static bool is_cold(const Model& model) {
         return std::all_of(model.residencies.begin(), model.residencies.end(),
-                           [](const Residency* one) { return one->doomed; });
+                           [](const Residency* one) { return one->doomed || !one->device->usable(); });
     }
     // Whether a load of it is decided or under way.
     static bool is_coming(const Model& model) {
         return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* one) {
-            return one->state != ResidencyState::RESIDENT && !one->doomed;
+            return one->state != ResidencyState::RESIDENT && !one->doomed && one->device->usable();
         });
     }
     // Whether it asks for a load.

@@ -55,7 +55,7 @@ void PaperMemory::waits(Pending& pending) {
     all.weights_ns += mine.weights_ns;
     expiries_.push({pending.request.arrived_ns + weights_slo, pending.slot, model.slot, mine.number});
     soil(model);
-    if (model.residencies.empty()) {
+    if (!model.is_somewhere()) {
         flush_ns_ = 0;
         call(model);
     } else if (all.need > 0) {
@@ -115,7 +115,7 @@ void PaperMemory::flush() {
         double all = 0, squares = 0;
         weights_.clear();
         for (const Residency* residency : model.residencies) {
-            double here = weight(*residency->device);
+            double here = residency->device->usable() ? weight(*residency->device) : 0;  // it may leave
             all += here;
             squares += here * here;
             weights_.push_back(here);
@@ -123,7 +123,7 @@ void PaperMemory::flush() {
         for (std::size_t place = 0; place < weights_.size(); ++place) {
             const Residency& residency = *model.residencies[place];
             Ns& mine = grown(allocated_, residency.slot);
-            Ns now_ns = static_cast<Ns>(static_cast<double>(one.exec_ns) * (weights_[place] / all));
+            Ns now_ns = all > 0 ? static_cast<Ns>(static_cast<double>(one.exec_ns) * (weights_[place] / all)) : 0;
             loads_[residency.device->slot] += now_ns - mine;
             mine = now_ns;
         }
@@ -213,6 +213,9 @@ void PaperMemory::gone_from(Residency& residency) {
 void PaperMemory::renew(Model& model) {
     if (waiting(model) > 0) {
         soil(model);
+        if (!model.is_somewhere()) {  // those that had it leave
+            flush_ns_ = 0;
+        }
         call(model);
     }
 }

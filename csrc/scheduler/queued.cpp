@@ -604,16 +604,14 @@ void Queued::strand(Model& model) {
     if (waiting(model) == 0) {
         return;
     }
-    bool usable = std::any_of(model.residencies.begin(), model.residencies.end(),
-                              [](const Residency* one) { return one->device->usable(); });
-    if (usable || fits_somewhere(model)) {
+    if (model.is_somewhere() || fits_somewhere(model)) {
         memory_->renew(model);
         return;
     }
     for (std::size_t index = 0; index < state.queues.size(); ++index) {
         Queue& queue = *state.queues[index];
         while (!queue.empty()) {
-            fail(*queue.front().pending, Status::UNAVAILABLE, Text::NO_WORKER_LEFT);
+            abandon(*queue.front().pending);
         }
     }
 }

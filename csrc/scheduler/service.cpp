@@ -22,7 +22,7 @@ void Service::arrived(Ns now, const Request& request) {
         refuse(*make_pending(request, *model), Reason::OVERLOADED, said);
         return;
     }
-    if (model->residencies.empty() && !fits_somewhere(*model)) {
+    if (!model->is_somewhere() && !fits_somewhere(*model)) {
         bool usable = std::any_of(model->workers.begin(), model->workers.end(),
                                   [this](WorkerId id) { return !find_worker(id)->draining; });
         if (usable) {
@@ -42,7 +42,7 @@ void Service::cancelled(Ns now, RequestId request_id) {
     }
 }
 
-void Service::again(Pending& pending, Status status, const Said& said, bool count) {
+void Service::again(Pending& pending, Status status, const Said& said, bool count, Reason reason) {
     if (pending.answered) {
         return;
     }
@@ -56,7 +56,7 @@ void Service::again(Pending& pending, Status status, const Said& said, bool coun
             return;
         }
     }
-    fail(pending, status, said);
+    fail(pending, status, said, reason);
 }
 
 void Service::to_background(Pending& pending, bool first) {
@@ -97,7 +97,7 @@ void Service::wake_devices(Model& model) {
             }
         }
     }
-    if (model.residencies.empty()) {
+    if (!model.is_somewhere()) {
         find_loadable(model, places_);
         for (const Place& place : places_) {
             touch(*place.device);
@@ -453,7 +453,7 @@ void Service::worker_draining(Ns now, WorkerId worker_id) {
     std::vector<Pending*> waiting;
     clear_plans(*worker, waiting);
     for (Pending* pending : waiting) {
-        again(*pending, Status::UNAVAILABLE, Text::WORKER_LEAVES, false);
+        again(*pending, Status::REFUSED, Text::WORKER_LEAVES, false, Reason::NO_WORKER);
     }
     std::vector<Model*> all = models_;
     for (Model* model : all) {
@@ -491,14 +491,23 @@ void Service::strand(Model& model) {
     if (model.background.empty()) {
         return;
     }
-    bool usable = std::any_of(model.residencies.begin(), model.residencies.end(),
-                              [](const Residency* one) { return one->device->usable(); });
-    if (usable || fits_somewhere(model)) {
+    if (model.is_somewhere() || fits_somewhere(model)) {
         wake_devices(model);
         return;
     }
     while (Pending* pending = model.background.front()) {
-        fail(*pending, Status::UNAVAILABLE, Text::NO_WORKER_LEFT);
+        abandon(*pending);
+    }
+}
+
+// Nobody can serve it any more. Who leaves in order makes no request fail: it is refused.
+void Service::abandon(Pending& pending) {
+    bool leaves = std::any_of(pending.model->workers.begin(), pending.model->workers.end(),
+                              [this](WorkerId id) { return find_worker(id)->draining; });
+    if (leaves) {
+        fail(pending, Status::REFUSED, Text::WORKERS_LEAVING, Reason::NO_WORKER);
+    } else {
+        fail(pending, Status::UNAVAILABLE, Text::NO_WORKER_LEFT);
     }
 }
 

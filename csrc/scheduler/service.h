@@ -82,7 +82,9 @@ protected:
     // ----- for policies ------------------------------------------------------------------------
 
     // Plan a request once more whose action came to nothing, or answer it. count: it was its action's failure.
-    void again(Pending& pending, Status status, const Said& said, bool count = true);
+    void again(Pending& pending, Status status, const Said& said, bool count = true, Reason reason = Reason::NONE);
+    // Answer a request that nobody can serve any more.
+    void abandon(Pending& pending);
     // To the end (or the front) of what has no deadline and waits until a device would be idle.
     void to_background(Pending& pending, bool first = false);
     // Takes it out of there.

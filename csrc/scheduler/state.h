@@ -332,6 +332,9 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t generation = 0;
     ModelDemand demand;
 
+    // Whether a device has it, or will, whose worker does not leave.
+    bool is_somewhere() const;
+
     void reset() {
         batches = draining = gone = false;
         specs.clear();
@@ -519,6 +522,11 @@ struct Worker {
 };
 
 inline bool Device::usable() const { return !worker->draining; }
+
+inline bool Model::is_somewhere() const {
+    return std::any_of(residencies.begin(), residencies.end(),
+                       [](const Residency* one) { return one->device->usable(); });
+}
 
 inline Ns Device::free_ns(Ns now) const {
     Ns soonest = now + worker->there_ns;

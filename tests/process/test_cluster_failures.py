@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
+import dataclasses
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +15,11 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.clock import now_ns
+from clockwork.clock import MS, now_ns
 from clockwork.errors import ClockworkError, ConnectionLost, Refused, Unavailable
 from clockwork.models import zoo
-from tests.process.cluster import Reference, eventually, running_cluster, same
+from clockwork.profiles import ModelProfile
+from tests.process.cluster import Program, Reference, eventually, running_cluster, same
 
 X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
 
@@ -103,6 +107,83 @@ def test_a_worker_that_is_stopped_in_order_loses_nothing(tmp_path: Path) -> None
             eventually(lambda: answered() > before + 20, "the other serves on")
         counts = client.status()["counts"]
         assert counts["failed"] == counts["missed"] == counts["refused"] == 0
+
+
+BUSY = ModelProfile("busy", {1: 30 * MS}, 16 << 20, 20 * MS, input_bytes=100)
+
+
+def drained(worker: Program) -> int:
+    """End it by SIGTERM; how many actions it still had then."""
+    assert worker.stop() == 0
+    assert "unfinished" not in worker.text
+    found = re.search(r"stopping: (\d+) actions to finish", worker.text)
+    assert found is not None
+    return int(found[1])
+
+
+def test_workers_drain_under_load_and_not_one_request_fails(tmp_path: Path) -> None:
+    """Each has actions that run and others behind them when the signal comes, and has all models loaded, alone. The
+    other loads them then. Nobody is refused."""
+    devices = ("--device", "emulated", "--devices", "2")
+    with running_cluster(tmp_path, workers=0) as cluster, cluster.client() as client:
+        cluster.start_worker(*devices, arena="1GiB", name="first")
+        names = [f"busy-{index}" for index in range(6)]
+        for name in names:
+            client.register(name, dataclasses.replace(BUSY, name=name))
+        stop = threading.Event()
+        answers = [0] * 24
+
+        def ask(index: int) -> None:
+            while not stop.is_set():
+                client.infer(names[index % len(names)], np.zeros((1, BUSY.input_bytes), np.uint8), slo=20.0)
+                answers[index] += 1
+
+        left = 0
+        with concurrent.futures.ThreadPoolExecutor(len(answers)) as pool:
+            tasks = [pool.submit(ask, index) for index in range(len(answers))]
+            try:
+                for name in ("second", "third", "fourth"):
+                    leaving = cluster.workers[-1]
+                    cluster.start_worker(*devices, arena="1GiB", name=name)
+                    eventually(lambda: cluster.run("probe", "--worker", name)[0] == 0, f"{name} is ready")  # noqa: B023
+                    left += drained(leaving)
+                    eventually(lambda: list(served(client)) == [name], "it is gone")  # noqa: B023
+                    before = sum(answers)
+                    eventually(lambda: sum(answers) > before + 24, "the other serves on")  # noqa: B023
+            finally:
+                stop.set()
+            for task in tasks:
+                task.result()
+        counts = client.status()["counts"]
+        assert counts["failed"] == counts["missed"] == counts["refused"] == 0
+        assert left > 0
+
+
+def test_what_only_the_worker_that_drains_could_serve_is_refused_and_does_not_fail(tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("lone", zoo.build("mlp", seed=2))
+        stopped, outcomes = threading.Event(), collections.Counter[str]()
+
+        def ask() -> None:
+            while outcomes["refused"] < 50:
+                try:
+                    client.infer("lone", X)
+                    outcomes["answered"] += 1
+                    if outcomes["answered"] == 50:
+                        stopped.set()
+                except Refused as error:
+                    assert error.reason == "no_worker"
+                    outcomes["refused"] += 1
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            tasks = [pool.submit(ask) for _ in range(4)]
+            assert stopped.wait(60)
+            drained(cluster.workers[0])
+            for task in tasks:
+                task.result()
+        counts = client.status()["counts"]
+        assert counts["failed"] == counts["missed"] == 0
+        assert counts["refused"] == outcomes["refused"]
 
 
 def test_a_controller_killed_and_restarted_is_found_again_by_all(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ ROOMS = {
         "cli_metrics",
         "cli_models",
         "cli_plan",
+        "cli_probe",
         "cli_profiles",
         "cli_requests",
         "cli_routes",

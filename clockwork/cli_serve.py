@@ -157,6 +157,9 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--metrics-port", help="[default: 8002]")
 @repository_options
 @click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
+@click.option("--ray", "on_ray", is_flag=True, help="Place controller and workers on a Ray cluster.")
+@click.option("--ray-address", default="", metavar="HOST:PORT",
+              help="Of its head.  [default: RAY_ADDRESS, one that runs here, or else a new one]")  # fmt: skip
 @worker_options
 def up(
     workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
@@ -164,7 +167,7 @@ def up(
     no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
     grpc_port: str | None, metrics_port: str | None, model_repository: tuple[Path, ...],
     model_control_mode: str, repository_poll_secs: float, load_model: tuple[str, ...],
-    verbose: bool, device: str, devices: int,
+    verbose: bool, on_ray: bool, ray_address: str, device: str, devices: int,
     emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, threads: int, lock_store: bool,
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
@@ -179,6 +182,7 @@ def up(
       clockwork up --host 0.0.0.0 --keys keys/
       clockwork up --model-repository /srv/models
       clockwork up --device emulated --devices 12 --profiles paper --copies 66
+      clockwork up --ray --workers 8 --device cuda
     """
     from clockwork import cluster
     from clockwork.worker.settings import device_names
@@ -209,7 +213,17 @@ def up(
             model_repository, model_control_mode, repository_poll_secs, load_model
         ),
     )  # fmt: skip
-    sys.exit(cluster.up(settings, lambda line: click.echo(line)))
+    if not on_ray and not ray_address:
+        sys.exit(cluster.up(settings, lambda line: click.echo(line)))
+    from clockwork import ray_cluster
+
+    names = device_names(device, devices)
+    wanted = ray_cluster.RaySettings(
+        address=ray_address,
+        cpus=threads * len(names) if device == "cpu" else 1,
+        gpus=len(names) if device.startswith("cuda") else 0,
+    )
+    sys.exit(ray_cluster.up(settings, wanted, lambda line: click.echo(line)))
 
 
 @click.command()

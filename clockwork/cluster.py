@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from clockwork import config
 from clockwork.clock import SECOND, now_ns, to_seconds
@@ -47,8 +47,10 @@ LAST_LINES = 20
 
 DEMO_MODEL = "digits"
 PR_SET_PDEATHSIG = 1
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask for the end."""
 
-_ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
+ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
 """A line of a child's log that only --verbose shows; anything else may be trouble."""
 
 
@@ -73,11 +75,11 @@ class UpSettings:
     gateway_arguments: tuple[str, ...] = ()
 
 
-class _Stop(BaseException):
+class Stop(BaseException):
     """A signal asks for the end."""
 
 
-class _ChildEnded(BaseException):
+class ChildEnded(BaseException):
     """A child ended that should not have."""
 
 
@@ -90,7 +92,20 @@ def die_with(parent: int) -> None:
         sys.exit(1)
 
 
-class _Child:
+class AnyChild(Protocol):
+    """What a cluster asks of a child, wherever it runs."""
+
+    name: str
+    lines: collections.deque[str]
+
+    @property
+    def status(self) -> int: ...
+    def ended(self) -> bool: ...
+    def signal(self, number: int) -> None: ...
+    def end(self) -> None: ...
+
+
+class Child:
     """One process of the cluster and the end of its output."""
 
     def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
@@ -116,6 +131,11 @@ class _Child:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self.process.pid, flags) is not None
 
+    @property
+    def status(self) -> int:
+        """Once it has ended and end() was called."""
+        return int(self.process.returncode)
+
     def signal(self, number: int) -> None:
         if not self.ended():
             self.process.send_signal(number)
@@ -133,14 +153,14 @@ class _Child:
             for raw in stream:
                 line = raw.decode(errors="replace").rstrip()
                 self.lines.append(line)
-                if self._verbose or not _ROUTINE.match(line):
+                if self._verbose or not ROUTINE.match(line):
                     self._say(f"{self.name} | {line}")
 
 
-def up(settings: UpSettings, say: Callable[[str], None]) -> int:
+def up(settings: UpSettings, say: Callable[[str], None], kind: type[Cluster] | None = None) -> int:
     """Run a cluster in the foreground until a signal or a child's end; the exit status."""
     endpoints = _endpoints(settings)
-    cluster = _Cluster(settings, endpoints, say)
+    cluster = (kind or Cluster)(settings, endpoints, say)
     try:
         with cluster.signals():
             cluster.start()
@@ -148,17 +168,24 @@ def up(settings: UpSettings, say: Callable[[str], None]) -> int:
             _greet(settings, endpoints, cluster.gateway_urls(), say, cluster.started_ns)
             while True:
                 cluster.wait_for_signal()
-    except _Stop:
+    except Stop:
         say("Stopping ...")
         return 0
-    except _ChildEnded:
+    except ChildEnded:
         say(cluster.post_mortem())
         return 1
     finally:
         cluster.stop()
 
 
-class _Cluster:
+class Cluster:
+    """A cluster of child processes, from its start to its end."""
+
+    stop_workers_ns = STOP_WORKERS_NS
+    stop_ns = STOP_NS
+    drain_ns = DRAIN_NS
+    ready_ns = READY_NS
+
     def __init__(
         self, settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None]
     ) -> None:
@@ -166,8 +193,8 @@ class _Cluster:
         self._settings = settings
         self._endpoints = endpoints
         self._say = say
-        self._children: list[_Child] = []
-        self._gateway: _Child | None = None
+        self._children: list[AnyChild] = []
+        self._gateway: AnyChild | None = None
         self._armed = False  # whether a signal may interrupt the main thread
         self._stopping = False
         self._wakeup = -1  # a pipe's reading end, where every signal leaves a byte
@@ -178,7 +205,7 @@ class _Cluster:
         self._wakeup, writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+        numbers = (*ENDING, signal.SIGCHLD)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             yield
@@ -207,10 +234,10 @@ class _Cluster:
     def _check(self) -> None:
         if self._stopping:
             self._armed = False
-            raise _Stop
+            raise Stop
         if any(child.ended() for child in self._children):
             self._armed = False
-            raise _ChildEnded
+            raise ChildEnded
 
     def start(self) -> None:
         settings = self._settings
@@ -239,7 +266,7 @@ class _Cluster:
                 "--store",
                 str(settings.data),
                 "--drain",
-                f"{to_seconds(DRAIN_NS):g}",
+                f"{to_seconds(self.drain_ns):g}",
             ]
             if settings.keys is not None:
                 arguments += ["--key", str(settings.keys / PEER_KEY_FILE)]
@@ -269,8 +296,8 @@ class _Cluster:
             (name, where) for name, _, where in (one.partition(" on ") for one in found.split(", ") if one)
         ]
 
-    def _spawn(self, name: str, arguments: list[str]) -> _Child:
-        child = _Child(name, arguments, self._say, self._settings.verbose)
+    def _spawn(self, name: str, arguments: list[str]) -> AnyChild:
+        child = Child(name, arguments, self._say, self._settings.verbose)
         self._children.append(child)
         return child
 
@@ -280,9 +307,9 @@ class _Cluster:
 
         settings = self._settings
         keys = settings.keys / PEER_KEY_FILE if settings.keys is not None else None
-        limit_ns = self.started_ns + READY_NS
+        limit_ns = self.started_ns + self.ready_ns
         with Client(
-            _dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(READY_NS)
+            _dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
         ) as client:
             self._wait(lambda: len(client.status()["workers"]) >= settings.workers, limit_ns, "the workers")
             if settings.demo:
@@ -299,7 +326,7 @@ class _Cluster:
         while not ready():
             now = now_ns()
             if limit_ns is not None and now > limit_ns:
-                raise ClockworkError(f"{what} were not ready within {to_seconds(READY_NS):g} s")
+                raise ClockworkError(f"{what} were not ready within {to_seconds(self.ready_ns):g} s")
             if now - said_ns > 2 * SECOND:
                 self._say(f"Waiting for {what} ...")
                 said_ns = now
@@ -330,7 +357,7 @@ class _Cluster:
         # A controller that cannot start takes its workers' connections with it: it is first in the list.
         child = next(child for child in self._children if child.ended())
         child.end()
-        status = child.process.returncode
+        status = child.status
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         last = "".join(f"\n  {line}" for line in child.lines)
         return f"The {child.name} {how}.{' Its last lines:' if last else ''}{last}"
@@ -340,7 +367,10 @@ class _Cluster:
         begun_ns = now_ns()
         pause = threading.Event()
         # Workers first: a controller that went before them would look to them like a failure.
-        for group, limit_ns in ((self._children[1:], STOP_WORKERS_NS), (self._children[:1], STOP_NS)):
+        for group, limit_ns in (
+            (self._children[1:], self.stop_workers_ns),
+            (self._children[:1], self.stop_ns),
+        ):
             for child in group:
                 child.signal(signal.SIGTERM)
             while not all(child.ended() for child in group) and now_ns() - begun_ns < limit_ns:

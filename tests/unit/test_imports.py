@@ -61,6 +61,7 @@ ROOMS = {
         "cli_routes",
         "cli_serve",
         "cluster",
+        "ray_cluster",
         "load",
         "__main__",
     ],
@@ -99,6 +100,7 @@ ONLY_IN = {
     "grpc": ["gateway"],
     "google": ["gateway", "models"],
     "prometheus_client": ["gateway"],
+    "ray": ["ray_cluster"],
     "tinygrad": ["models.compile.lower", "models.compile.interpret"],
 }
 """Outside packages, and the modules (a package stands for all that it holds) that may import them."""

@@ -27,6 +27,7 @@ BUILT := $(VENV)/.built-$(PLACE)
 TESTABLE := $(VENV)/.testable-$(PLACE)
 MODELS := $(VENV)/.models-$(PLACE)
 CLIENTS := $(VENV)/.clients-$(PLACE)
+RAY := $(VENV)/.ray-$(PLACE)
 
 SOURCES := setup.py pyproject.toml \
     $(shell find clockwork csrc -name '*.pyx' -o -name '*.pxd' -o -path 'csrc/*' -type f)
@@ -65,7 +66,7 @@ test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run 
 test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
 
-test-all: $(TESTABLE) $(MODELS) $(CLIENTS) ## the slow tests and the whole of the operator conformance
+test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(RAY) ## the slow tests and the whole of the operator conformance
 	$(BIN)/python -m pytest -m "slow or conformance" $(TESTS)
 
 conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
@@ -157,3 +158,8 @@ $(CLIENTS): $(TESTABLE) requirements-clients.lock
 	@grep -v '^#' requirements-clients.lock | ( all=yes; while IFS= read -r one; do \
 	    $(PIP) --no-deps "$$one" || { echo "$$one could not be installed; its tests are skipped"; all=no; }; \
 	done; [ $$all = no ] || touch $@ )
+
+# Never fatal either: without it the tests of `clockwork up --ray` skip.
+$(RAY): $(TESTABLE) requirements-ray.lock
+	@echo "Installing Ray (80 MB, once) ..."
+	@$(PIP) -r requirements-ray.lock && touch $@ || echo "Ray could not be installed; its tests are skipped"

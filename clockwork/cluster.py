@@ -83,6 +83,11 @@ class ChildEnded(BaseException):
     """A child ended that should not have."""
 
 
+def how_it_ended(status: int) -> str:
+    """In words, of a process's exit status."""
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
 def die_with(parent: int) -> None:
     """Have the kernel end this process (SIGTERM) when its parent ends; exit if that has happened already."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -357,10 +362,8 @@ class Cluster:
         # A controller that cannot start takes its workers' connections with it: it is first in the list.
         child = next(child for child in self._children if child.ended())
         child.end()
-        status = child.status
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         last = "".join(f"\n  {line}" for line in child.lines)
-        return f"The {child.name} {how}.{' Its last lines:' if last else ''}{last}"
+        return f"The {child.name} {how_it_ended(child.status)}.{' Its last lines:' if last else ''}{last}"
 
     def stop(self) -> None:
         """End every child: in order, or else by force."""

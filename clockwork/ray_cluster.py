@@ -23,7 +23,16 @@ from typing import Any
 
 from clockwork import cluster
 from clockwork.clock import SECOND, now_ns, to_seconds
-from clockwork.cluster import LAST_LINES, ROUTINE, Child, ChildEnded, Cluster, Stop, UpSettings
+from clockwork.cluster import (
+    LAST_LINES,
+    ROUTINE,
+    Child,
+    ChildEnded,
+    Cluster,
+    Stop,
+    UpSettings,
+    how_it_ended,
+)
 from clockwork.errors import ConfigError
 from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE, write_keys
 
@@ -129,7 +138,7 @@ class Placed:
         except self._ray.exceptions.RayActorError as error:
             self._has_ended = self.lost = True
             self.status = 1
-            self.lines.append(f"its machine or its actor was lost: {str(error).strip().splitlines()[0]}")
+            self.lines.append(str(error).strip().splitlines()[0])
             return
         if self._is_started:
             status, lines = answer
@@ -243,8 +252,8 @@ class RayCluster(Cluster):
                 ):
                     self._armed = False
                     raise ChildEnded
-                last = child.lines[-1] if child.lines else f"status {child.status}"
-                self._say(f"The {child.name} ended ({last}); it is placed anew.")
+                how = "was lost with its machine" if child.lost else how_it_ended(child.status)
+                self._say(f"The {child.name} {how}; it is placed anew.")
                 self._restarts[child.name] = count + 1
                 child.end()
                 self._children[place] = self._place(child.name, self._arguments_of(child))

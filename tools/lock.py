@@ -1,4 +1,4 @@
-"""Writes requirements.lock and requirements-test.lock anew: the newest releases that pyproject.toml allows.
+"""Writes requirements.lock, -test.lock and -ray.lock anew: the newest releases that pyproject.toml allows.
 
     python3.11 tools/lock.py
 
@@ -42,11 +42,16 @@ def main() -> None:
         python = Path(directory) / "bin" / "python"
         base = freeze(python, run)
         everything = freeze(python, [*base, *test])
+        with_ray = freeze(python, [*everything, *extras["ray"]])
     header = "# Written by `make lock` from pyproject.toml. Has wheels for Python 3.11 to 3.14 on x86-64 and aarch64.\n"
     (ROOT / "requirements.lock").write_text(header + "\n".join(base) + "\n", encoding="utf-8")
     extra = [line for line in everything if line not in base]
     (ROOT / "requirements-test.lock").write_text(
         header + "-r requirements.lock\n" + "\n".join(extra) + "\n", encoding="utf-8"
+    )
+    more = [line for line in with_ray if line not in everything]
+    (ROOT / "requirements-ray.lock").write_text(
+        header + "-r requirements-test.lock\n" + "\n".join(more) + "\n", encoding="utf-8"
     )
 
 

@@ -213,7 +213,7 @@ void PaperMemory::gone_from(Residency& residency) {
 void PaperMemory::renew(Model& model) {
     if (waiting(model) > 0) {
         soil(model);
-        if (!model.is_somewhere()) {  // those that had it leave
+        if (!model.residencies.empty() && !model.is_somewhere()) {  // those that have it leave
             flush_ns_ = 0;
         }
         call(model);

@@ -26,6 +26,7 @@ from clockwork.clock import SECOND, now_ns, to_seconds
 from clockwork.cluster import (
     LAST_LINES,
     ROUTINE,
+    AnyChild,
     Child,
     ChildEnded,
     Cluster,

@@ -752,7 +752,7 @@ class Controller:
                 {
                     "id": worker.worker_id,
                     "name": worker.name,
-                    "state": "draining" if worker.is_draining else "ready",
+                    "state": "draining" if worker.is_draining else "serving",
                     "rtt_ns": clock.there_ns() + clock.back_ns(),
                     "clock_uncertainty_ns": clock.uncertainty_ns(self._now) if clock.known else 0,
                     "jitter_ns": worker.jitter_ns,

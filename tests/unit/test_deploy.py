@@ -21,7 +21,7 @@ from typing import Any
 import click
 import pytest
 
-from clockwork.cli import COMMANDS, cli
+from clockwork.cli import cli
 from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (extra [test])")
@@ -55,10 +55,6 @@ class Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 def documents(path: Path) -> list[Any]:
     return list(yaml.load_all(path.read_text(encoding="utf-8"), Loader))
-
-
-def has(command: str) -> bool:
-    return command in COMMANDS
 
 
 def parse(words: list[str]) -> click.Context:
@@ -181,13 +177,9 @@ def test_the_image_runs_as_a_user_by_number_and_starts_the_program() -> None:
     assert "clockwork" in PROJECT["project"]["scripts"]
     base = next(rest for word, rest in found if word == "ARG")
     assert base == "PYTHON=python:3.12-slim-bookworm"
-    extras = next(rest for word, rest in found if word == "ARG" and rest.startswith("EXTRAS"))
-    if has("gateway"):
-        assert extras.partition("=")[2] in PROJECT["project"]["optional-dependencies"]
     text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
     for names in re.findall(r"EXTRAS=([\w,]+)", text):
-        known = {*PROJECT["project"]["optional-dependencies"], "gateway"}
-        assert set(names.split(",")) <= known, names
+        assert set(names.split(",")) <= set(PROJECT["project"]["optional-dependencies"]), names
 
 
 # ----- commands ---------------------------------------------------------------------------------
@@ -290,8 +282,6 @@ def test_every_command_is_one_of_this_version(commands: Any) -> None:
     found = list(commands())
     assert len(found) >= 3
     for where, words in found:
-        if words[0] == "gateway" and not has("gateway"):
-            continue
         try:
             parse(words)
         except click.ClickException as error:

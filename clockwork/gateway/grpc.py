@@ -30,7 +30,6 @@ from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import (
     GRPC_IDLE_S,
     GRPC_METADATA_BYTES_MAX,
-    HEADERS_S,
     STREAM_WINDOW,
     STREAMS_MAX,
     GatewaySettings,
@@ -90,7 +89,7 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", STREAMS_MAX),
             ("grpc.max_allowed_incoming_connections", settings.connections_max),
             ("grpc.max_connection_idle_ms", round(GRPC_IDLE_S * 1000)),
-            ("grpc.server_handshake_timeout_ms", round(HEADERS_S * 1000)),
+            ("grpc.server_handshake_timeout_ms", round(settings.headers_s * 1000)),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.http2.max_ping_strikes", 0),
             ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import importlib.util
 import logging
@@ -60,7 +61,8 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host} port {port} ({flag}): {error.strerror}") from None
+        hint = f"; {flag} 0 takes one that is free" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {host} port {port} ({flag}): {error.strerror}{hint}") from None
     return bound
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -338,6 +339,20 @@ def test_the_lines_of_the_documents_run_as_they_stand(as_documented: dict[str, s
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         if "infer" in block and 'Timeout-Us: 1"' not in block:
             assert "scores" in done.stdout, f"{block}\n{done.stdout}"
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+def test_the_programs_of_the_document_run(served: Served, language: str) -> None:
+    program = {"python": [sys.executable, "-c"], "js": ["node", "--input-type=module", "-e"]}[language]
+    if shutil.which(program[0]) is None:
+        pytest.skip(f"{program[0]} is not installed")
+    found = [block for block in blocks("docs/gateway.md", language) if "localhost:8000" in block]
+    assert found
+    for block in found:
+        done = subprocess.run(
+            [*program, block.replace("localhost:8000", served.http)], capture_output=True, text=True, timeout=60
+        )  # fmt: skip
+        assert "scores: " in done.stdout, f"{block}\n{done.stdout}\n{done.stderr}"
 
 
 def test_a_refusal_looks_as_documented(served: Served) -> None:

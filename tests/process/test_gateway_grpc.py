@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -239,6 +240,18 @@ def test_a_call_that_its_client_gives_up_is_cancelled(
         future.cancel()
     assert controller.wait_for(Cancel, cancelled + 1)[-1].request_id == request.request_id
     controller.handle = echo
+
+
+def test_a_connection_on_which_nothing_is_said_is_closed(controller: FakeController) -> None:
+    with (
+        running_gateway(controller.endpoint, http_port=-1, headers_s=0.5) as gateway,
+        socket.create_connection(("127.0.0.1", gateway.ports["grpc"]), timeout=PATIENCE_S) as sock,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+    ):
+        method_of(channel, "ModelInfer")(inference(), timeout=PATIENCE_S)
+        while sock.recv(1000):  # the server's own settings come first
+            pass
+        method_of(channel, "ModelInfer")(inference(), timeout=PATIENCE_S)
 
 
 def test_a_request_that_is_too_large_is_refused(call: Call) -> None:

@@ -54,6 +54,18 @@ def check(expression: str) -> set[str]:
     return used
 
 
+def check_deduplicated(expression: str) -> None:
+    """Gateways say the same of the cluster: each metric of it is first made one, by all of its labels."""
+    pattern = r"(max(?: by \(([^)]*)\))? \(|max\()?(?:rate\(|max_over_time\(|absent\()?\b(clockwork_\w+)"
+    for maximum, labels, name in re.findall(pattern, expression):
+        metric = SERIES[name]
+        if metric.name.startswith("clockwork_gateway_") or f"absent({name})" in expression:
+            continue
+        assert maximum, f"{name} is not made one in {expression}"
+        wanted = {*metric.labels, *(["le"] if name.endswith("_bucket") else [])}
+        assert {one.strip() for one in labels.split(",") if one.strip()} == wanted, f"{name} in {expression}"
+
+
 def panels() -> Iterator[dict[str, Any]]:
     board = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     yield from board["panels"]
@@ -61,6 +73,9 @@ def panels() -> Iterator[dict[str, Any]]:
 
 def test_the_dashboard_uses_only_metrics_that_exist() -> None:
     used = {name for one in panels() for target in one.get("targets", ()) for name in check(target["expr"])}
+    for one in panels():
+        for target in one.get("targets", ()):
+            check_deduplicated(target["expr"])
     families = {SERIES[name].name for name in used}
     shown_elsewhere = {
         "clockwork_requests_open", "clockwork_clients", "clockwork_rows_total", "clockwork_model_ready", "clockwork_up",
@@ -122,6 +137,7 @@ def test_the_alert_rules_use_only_metrics_that_exist_and_say_what_to_do() -> Non
     assert len({rule["alert"] for rule in rules}) == len(rules) >= 5
     for rule in rules:
         assert check(rule["expr"]), rule["alert"]
+        check_deduplicated(rule["expr"])
         assert re.fullmatch(r"\d+[ms]", rule["for"])
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert set(rule["annotations"]) == {"summary", "description"}
@@ -147,6 +163,21 @@ def test_the_reference_lists_what_is_declared_and_its_answers_can_be_asked_for()
         assert check(expression)
     for bound in (f"pages of {METRICS_MODELS_PAGE}", f"{METRICS_MODELS_MAX:,} versions"):
         assert bound in text
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        "sum(rate(clockwork_requests_total[5m]))",
+        "sum(max by (model, version) (rate(clockwork_requests_total[5m])))",
+        "histogram_quantile(0.9, max by (le) (rate(clockwork_request_duration_seconds_bucket[5m])))",
+        "clockwork_devices",
+    ],
+)
+def test_what_would_be_counted_once_for_each_gateway_is_found(twice: str) -> None:
+    assert check(twice)
+    with pytest.raises(AssertionError):
+        check_deduplicated(twice)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,36 @@ def test_the_last_gpu_that_breaks_takes_its_worker_with_it_and_the_next_one_serv
         eventually(served, "the model is ready on the next one")
 
 
+def test_when_the_gpu_that_fetches_for_all_breaks_another_one_does(tmp_path: Path) -> None:
+    rig = CudaRig(tmp_path / "packages")
+    cases = [affine(seed, width=100) for seed in range(5)]
+    x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
+    options = ("--device", "cuda:0,cuda:1", "--host-bytes", "512KiB")
+    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+        first = cluster.start_worker(*options, environment=FAKE, arena="256KiB")
+        for index, one in enumerate(cases):
+            check = x[:1], expected_affine(one, x[:1])
+            client.register(f"model-{index}", rig.package(one, [([check[0]], [check[1]])]))
+        first.stop()
+        breaking = {**FAKE, "CLOCKWORK_FAKE_FAIL": "kernel:9:719:0"}
+        worker = cluster.start_worker(*options, environment=breaking, arena="256KiB")
+        eventually(
+            lambda: [one["stats"].get("models", 0) for one in client.status()["workers"]] == [5],
+            "the models are ready on it",
+        )
+
+        def ask_each() -> None:
+            for index, one in enumerate(cases):
+                assert same(client.infer(f"model-{index}", x, slo=10.0), expected_affine(one, x))
+
+        while not client.status()["workers"][0]["devices"][0]["offline"]:
+            ask_each()
+        worker.wait_for(r"device 0 \(fake GPU 0\) is offline")
+        before = total_sent(client.status(), "fetch")
+        ask_each()  # two copies in the host store, one on the GPU
+        assert total_sent(client.status(), "fetch") > before
+
+
 def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_path: Path) -> None:
     rig = CudaRig(tmp_path / "packages")
     cases = [affine(seed, width=100) for seed in range(4)]

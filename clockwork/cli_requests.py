@@ -180,7 +180,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
             memory = (stats.get("devices") or [{}] * (index + 1))[index]
             pages, free = device.get("page_count", 0), plan.get("pages_free")
             rows.append([
-                str(one.get("name")),
+                str(one.get("name")) + (" (leaving)" if one.get("state") == "draining" else ""),
                 f"{device.get('kind')}: {device.get('name')}",
                 f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 "-" if free is None else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",

@@ -47,7 +47,8 @@ END_S = 2.0
 """How long an actor may take to clear up after its child has ended."""
 
 RESTARTS_MAX = 5
-"""How often one worker may be lost before the cluster is given up."""
+RESTARTS_NS = 600 * SECOND
+"""How often one worker may be lost, in how long, before the cluster is given up."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -136,9 +137,9 @@ class Placed:
             return
         try:
             answer = self._ray.get(self._asked)
-        except self._ray.exceptions.RayActorError as error:
-            self._has_ended = self.lost = True
-            self.status = 1
+        except self._ray.exceptions.RayError as error:  # its actor is gone, or could not do what it was asked
+            self._has_ended, self.status = True, 1
+            self.lost = isinstance(error, self._ray.exceptions.RayActorError)
             self.lines.append(str(error).strip().splitlines()[0])
             return
         if self._is_started:
@@ -189,7 +190,7 @@ class RayCluster(Cluster):
             name: (directory / name).read_bytes() if directory is not None else b""
             for name in (CONTROLLER_KEY_FILE, PEER_KEY_FILE)
         }
-        self._restarts: dict[str, int] = {}
+        self._restarts: dict[str, list[int]] = {}  # of each worker, when
 
     def _spawn(self, name: str, arguments: list[str]) -> AnyChild:
         """The controller and workers where Ray has room; the gateway here."""
@@ -245,17 +246,15 @@ class RayCluster(Cluster):
             for place, child in enumerate(self._children):
                 if not child.ended():
                     continue
-                count = self._restarts.get(child.name, 0)
-                if (
-                    not isinstance(child, Placed)
-                    or not child.name.startswith("worker-")
-                    or count >= RESTARTS_MAX
-                ):
-                    self._armed = False
+                now = now_ns()
+                lost_ns = [at for at in self._restarts.get(child.name, []) if at > now - RESTARTS_NS]
+                is_worker = isinstance(child, Placed) and child.name.startswith("worker-")
+                if not is_worker or len(lost_ns) >= RESTARTS_MAX:
                     raise ChildEnded
+                assert isinstance(child, Placed)
                 how = "was lost with its machine" if child.lost else how_it_ended(child.status)
                 self._say(f"The {child.name} {how}; it is placed anew.")
-                self._restarts[child.name] = count + 1
+                self._restarts[child.name] = [*lost_ns, now]
                 child.end()
                 self._children[place] = self._place(child.name, self._arguments_of(child))
 

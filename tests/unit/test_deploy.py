@@ -390,6 +390,7 @@ def test_pods_run_with_as_little_as_they_need() -> None:
     assert len(found) == 4
     for pod, container in found:
         assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False, "CLOCKWORK_... would be set by Kubernetes, too"
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 10001
         security = container["securityContext"]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
+import tempfile
+import urllib.request
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,14 +19,23 @@ from clockwork import Client
 from tests.process.cluster import Program, eventually, session_members
 
 HEAD = """
-import sys, ray
-ray.init(num_cpus=8, include_dashboard=False, logging_level="warning", _temp_dir=sys.argv[1])
-print("head at", ray.get_runtime_context().gcs_address, flush=True)
-import signal
-signal.sigwait([signal.SIGTERM])
-ray.shutdown()
+import os, signal
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+cluster.wait_for_nodes()
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+signal.set_wakeup_fd(writing)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: None)
+print("head at", cluster.address, flush=True)
+while os.read(reading, 1)[0] == signal.SIGUSR1:
+    cluster.remove_node(nodes.pop(), allow_graceful=False)
+    print("one machine less", flush=True)
+cluster.shutdown()
 """
-"""A Ray cluster with room for eight processes, until it is told to end."""
+"""A Ray cluster of three machines that are this one, until it is told to end; SIGUSR1 takes one of them."""
 
 WITHOUT_RAY = """
 import sys
@@ -35,23 +48,27 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not inst
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    return {
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    # Ray's sockets lie below it, whose paths may not be long.
+    short = tempfile.mkdtemp(prefix="ray-")
+    yield {
+        "RAY_TMPDIR": short,
         "HOME": str(tmp_path),
         "TMPDIR": str(tmp_path),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
     }
+    shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.fixture
-def head(environment: dict[str, str]) -> Iterator[str]:
-    """The address of a Ray cluster."""
-    # Ray's sockets lie below it, whose paths may not be long.
-    program = Program([f"/tmp/clockwork-ray-{os.getpid()}"], environment, code=HEAD)
+def head(environment: dict[str, str]) -> Iterator[Program]:
+    """A Ray cluster."""
+    program = Program([], environment, code=HEAD)
     try:
-        yield program.wait_for(r"head at (\S+)")[1]
+        program.wait_for("head at")
+        yield program
         assert program.stop() == 0
     finally:
         program.destroy()
@@ -71,24 +88,24 @@ def processes(what: str, data: Path) -> list[int]:
     return found
 
 
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 @needs_ray
 @pytest.mark.slow
 def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
-    head: str, environment: dict[str, str], tmp_path: Path
+    head: Program, environment: dict[str, str], tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
+    address = head.wait_for(r"head at (\S+)")[1]
     up = Program(
-        ["up", "--ray", "--ray-address", head, "--workers", "2", "--port", "0", "--data", str(data),
+        ["up", "--ray", "--ray-address", address, "--workers", "2", "--port", "0", "--data", str(data),
          "--arena", "32MiB"], environment,
     )  # fmt: skip
     try:
         endpoint = up.wait_for(r"clients +(tcp://\S+)")[1]
         key = up.wait_for(r"--key (\S+)")[1]
+        gateway = up.wait_for(r"http +(http://\S+)")[1]
         up.wait_for("Ctrl-C ends it")
+        with urllib.request.urlopen(f"{gateway}/v2/health/ready", timeout=60) as answer:
+            assert answer.status == 200
         with Client(endpoint, keys=Path(key), timeout=60) as client:
             ask = lambda: client.infer("digits", np.zeros((1, 1, 8, 8), np.float32))  # noqa: E731
             assert ask().shape == (1, 10)
@@ -98,8 +115,10 @@ def test_a_cluster_on_ray_serves_replaces_what_is_lost_and_leaves_nothing(
             up.wait_for(r"The worker-\d was killed by signal 9; it is placed anew")
             eventually(lambda: len(processes("worker", data)) == 2, "another takes its place")
             mark = len(up.lines)
-            os.kill(parent(workers[1]), signal.SIGKILL)  # the actor: its child ends with it
-            up.wait_for(r"The worker-\d was lost with its machine; it is placed anew", mark)
+            for count in range(2):  # on one of them is a worker
+                head.send(signal.SIGUSR1)
+                eventually(lambda: head.lines.count("one machine less") == count + 1, "a machine goes")  # noqa: B023
+            up.wait_for(re.compile(r"The worker-\d was lost with its machine; it is placed anew"), mark)
             eventually(
                 lambda: {one["name"] for one in client.status()["workers"]} == {"worker-0", "worker-1"},
                 "both are there",

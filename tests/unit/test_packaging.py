@@ -99,6 +99,7 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
     for pinned, texts in (
         (run, wanted),
         ({**run, **test}, PROJECT["project"]["optional-dependencies"]["test"]),
+        (pins("requirements-ray.lock"), PROJECT["project"]["optional-dependencies"]["ray"]),
     ):
         for text in texts:
             requirement = Requirement(text)

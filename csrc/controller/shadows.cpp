@@ -1,6 +1,7 @@
 #include "controller/shadows.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -159,6 +160,9 @@ void Comparer::add(std::shared_ptr<ShadowTally> tally, AnswerKept first, AnswerK
 }
 
 void Comparer::work() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals are the loop's, which they wake
     pthread_setname_np(pthread_self(), "compare");
     setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), COMPARISON_NICE);
     std::unique_lock lock(mutex_);

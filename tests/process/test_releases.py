@@ -341,6 +341,16 @@ def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: St
     }  # fmt: skip
     assert stage.model("m@1")["counts"]["answered"] == 15
     assert stage.controller.status()["requests_held"] == 0
+    rows = {
+        row["version"]: row
+        for row in stage.call(messages.Query(stage.number(), "metrics", "")).body["models"]
+    }
+    assert [(rows[version]["share"], rows[version]["outcomes"]["success"]) for version in (1, 2)] == [
+        (ALL, 15),
+        (0, 10),
+    ]
+    assert rows[1]["shadow"] is None
+    assert (rows[2]["shadow"]["compared"], rows[2]["shadow"]["beyond"]) == (15, 2)
     # It goes on while shares change, copies only what goes to others, and ends when one is promoted.
     stage.route([2, ALL // 2])
     assert stage.count(10) == {1: 5, 2: 5}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -276,6 +277,25 @@ def test_the_number_of_calls_is_bounded(controller: FakeController) -> None:
         assert ("clockwork-reason", "overloaded") in caught.value.trailing_metadata()
         for one in waiting:
             one.cancel()
+    controller.handle = echo
+
+
+def test_the_end_waits_for_what_is_under_way_and_takes_nothing_new(controller: FakeController) -> None:
+    held: list[tuple[bytes, Any, list[Any]]] = []
+    controller.handle = lambda _, identity, message, frames: held.append((identity, message, frames))
+    with ExitStack() as client:
+        with running_gateway(controller.endpoint, http_port=-1) as gateway:
+            channel = client.enter_context(grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}"))
+            before = len(controller.of(InferRequest))
+            future = method_of(channel, "ModelInfer").future(inference())
+            controller.wait_for(InferRequest, before + 1)
+            answer = threading.Timer(0.3, lambda: controller.do(lambda: echo(controller, *held[0])))
+            answer.start()
+        assert list(future.result(timeout=PATIENCE_S).raw_output_contents) == [RAW]
+        answer.join()
+        with pytest.raises(grpc.RpcError) as caught:
+            method_of(channel, "ModelInfer")(inference(), timeout=PATIENCE_S)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     controller.handle = echo
 
 

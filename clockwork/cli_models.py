@@ -266,6 +266,41 @@ def show(
 @models.command()
 @click.argument("names", nargs=-1, required=True)
 @client_options
+def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Take models out of service: NAME, or NAME@VERSION. They stay registered, and take no memory.
+
+    What was admitted is still answered. That they are out of service outlasts a restart.
+
+    \b
+    Example:
+      clockwork models unload resnet50 bert@1
+      clockwork models load resnet50 bert@1
+    """
+    with new_client(endpoint, key, timeout) as client:
+        for name in names:
+            client.unload(name)
+            click.echo(f"unloaded {name}")
+
+
+@models.command("load")
+@click.argument("names", nargs=-1, required=True)
+@client_options
+def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Have models serve again that were unloaded: NAME, or NAME@VERSION.
+
+    \b
+    Example:
+      clockwork models load resnet50
+    """
+    with new_client(endpoint, key, timeout) as client:
+        for name in names:
+            client.load(name)
+            click.echo(f"{name} serves")
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True)
+@client_options
 def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
     """Remove models: NAME, or NAME@VERSION. What was admitted is still answered.
 

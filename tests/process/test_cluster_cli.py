@@ -36,6 +36,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
 
 
+def test_models_go_out_of_service_and_come_back(cluster: Cluster) -> None:
+    status, text = cluster.run("models", "unload", "digits")
+    assert (status, text) == (0, "unloaded digits")
+    status, text = cluster.run("models", "list")
+    assert re.search(r"digits@1 +unloaded", text), text
+    status, text = cluster.run("infer", "digits", str(DIGITS / "7.png"))
+    assert (status, text) == (1, "clockwork: model 'digits' is unloaded")
+    status, text = cluster.run("models", "load", "digits@1")
+    assert (status, text) == (0, "digits@1 serves")
+    assert cluster.run("infer", "digits", str(DIGITS / "7.png"))[0] == 0
+    status, text = cluster.run("models", "load", "digits", "nope")
+    assert (status, "no model 'nope' is registered" in text) == (1, True)
+
+
 def test_infer_reads_images_and_arrays_alike_and_writes_files(cluster: Cluster, tmp_path: Path) -> None:
     for digit in (0, 7):
         status, text = cluster.run("infer", "digits", str(DIGITS / f"{digit}.png"))

@@ -12,7 +12,8 @@ end to end, from when a request was due.
 
 Goals: p99 while others are loaded at most 1.2 times the undisturbed, while they are registered at most 1.5 times. A
 shadow costs what a device cannot interrupt, one execution at most. On two cores everything counts: the load generator
-and the process that registers share them with the worker.
+and the process that registers share them with the worker. On a machine that is not idle, give the run a real-time
+class (`chrt -r 5 python -m bench.disturbance`, as root); preparation then still takes what others leave.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from clockwork.cli_common import (
     print_table,
     write_file,
 )
+from clockwork.errors import Unavailable
 
 
 @click.command()
@@ -47,6 +48,8 @@ def infer(
         cli_files.check_output_name(output)
     with new_client(endpoint, key, timeout) as client:
         info = client.model(model)
+        if not info.inputs and not info.outputs:  # it has not been prepared, or serves nobody
+            raise Unavailable(f"model {model!r} is {info.state} {info.text}".rstrip())
         outputs = client.infer(model, cli_files.read_inputs(inputs, info), slo=slo, priority=priority)
     assert isinstance(outputs, dict)
     if output is not None:

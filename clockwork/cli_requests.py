@@ -175,6 +175,8 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     plain = ", ".join(f"{count} {what}" for what, count in counts.items() if not isinstance(count, dict))
     reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
     click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
+    there = sum(len(one.get("devices") or ()) for one in body.get("workers") or ())
+    click.echo(f"devices    {there}; the load needs {body.get('devices_wanted', 0):.2g}")
     rows = []
     for one in body.get("workers") or ():
         stats = one.get("stats") or {}

@@ -780,6 +780,7 @@ class Controller:
             "requests_held_max": QUEUED_REQUESTS_MAX,
             "counts": self._count_all(),
             "predictions": self._scheduler.predictions(),
+            "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "workers": workers,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -190,5 +191,7 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
         'nv_inference_request_success{model="m",version="1"} 1\n' in result.output
     )  # as it stands: the parser renames
     assert samples["clockwork_up", None, None] == 1
+    shown = CliRunner().invoke(cli, ["status", "--endpoint", controller.client_endpoint]).output
+    assert re.search(r"^devices    1; the load needs 0\.0", shown, re.MULTILINE), shown
     as_json = CliRunner().invoke(cli, ["metrics", "m", "--json", "--endpoint", controller.client_endpoint])
     assert '"success": 1' in as_json.output

@@ -312,6 +312,7 @@ void Exchange::arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape
     held.rows = rows;
     held.arrived_ns = now_;
     request.deadline_ns = deadline;
+    request.is_spare = held.client == nullptr;  // a copy
     request.priority = static_cast<std::uint8_t>(priority != 0 ? priority : bounds_.priority_default);
     dirty_ = true;
     if (is_recording) {

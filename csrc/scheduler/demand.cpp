@@ -96,6 +96,9 @@ double Demand::span_ns(Ns now) const {
 }
 
 void Demand::add(Ns now, const Pending& pending) {
+    if (pending.request.is_spare) {
+        return;
+    }
     if (since_ns_ < 0) {
         since_ns_ = now;
     }

@@ -15,11 +15,11 @@
 //                 the time of N devices' links
 //
 // The seconds of a row are those of its share of the cheapest batch that leaves a request DEMAND_BATCH of its SLO to
-// run (the rest it waits), and that one row and those fill that arrive in that time. Rows are those that were let in, and those
-// that a device more might have served: refused because of the deadline, a full queue, or memory. Which models stay: those
-// whose SLO leaves no time for a load, then those that save the most loading for each page. A model that needs several
-// devices' time takes its pages on as many. Rates forget by half in DEMAND_HALF_LIFE_NS. Devices are counted as ones like
-// those that the models are on.
+// run (the rest it waits), and that one row and those fill that arrive in that time. Rows are those that were let in, and
+// those that a device more might have served: refused because of the deadline, a full queue, or memory; not copies for a
+// shadow. Which models stay: those whose SLO leaves no time for a load, then those that save the most loading for each
+// page. A model that needs several devices' time takes its pages on as many. Rates forget by half in DEMAND_HALF_LIFE_NS.
+// Devices are counted as ones like those that the models are on.
 #pragma once
 
 #include <vector>

@@ -95,6 +95,7 @@ struct Request {
     Ns arrived_ns = 0;
     Ns deadline_ns = NEVER_NS;
     std::uint8_t priority = 1;  // 1 is the highest
+    bool is_spare = false;      // it is to have what is idle anyway: nobody needs a device more for its sake
 };
 
 struct ProfilePoint {

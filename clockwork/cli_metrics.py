@@ -17,6 +17,11 @@ def metrics(model: str, as_json: bool, endpoint: str | None, key: Path | None, t
     """Print every number that the controller has, as Prometheus text; of MODEL alone with --json.
 
     The same text as a gateway's /metrics, without the gateway's own. What each metric means: docs/metrics.md.
+
+    \b
+    Examples:
+      clockwork metrics | grep devices_wanted
+      clockwork metrics resnet50 --json
     """
     from clockwork.gateway.metrics import render
 

@@ -316,6 +316,20 @@ def test_a_route_survives_a_restart_and_is_whole_when_its_versions_are_ready(tmp
 # ----- shadows -----------------------------------------------------------------------------------
 
 
+def test_copies_ask_for_no_device(stage: Stage) -> None:
+    def wanted() -> float:
+        return float(stage.call(messages.Query(stage.number(), "metrics", "")).body["devices_wanted"])
+
+    for _ in range(3):
+        stage.infer("m@2")  # has it loaded
+    stage.count(20)
+    before = wanted()
+    stage.route(shadow=[2, ALL, 0.1])
+    stage.count(20)
+    stage.shadow(compared=20)
+    assert 0 < wanted() < 2.2 * before, "with the copies it would be 2.7 times as much"
+
+
 def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: Stage) -> None:
     body = stage.route(shadow=[2, ALL, 0.1]).body
     assert (body["shares"], body["shadow"]["copied"]) == ([[1, ALL]], 0)

@@ -77,6 +77,11 @@ class _Connection(web.RequestHandler):
             self.since = self._loop.time()
         super().data_received(data)
 
+    def log_exception(self, *args: Any, **more: Any) -> None:
+        """Not of a broken body, which its client has been told of: anybody could fill the log with those."""
+        if not isinstance(more.get("exc_info"), web.RequestPayloadError):
+            super().log_exception(*args, **more)
+
     def handle_error(
         self,
         request: web.BaseRequest,
@@ -89,10 +94,16 @@ class _Connection(web.RequestHandler):
             log.error("a request failed: %s %s", request.method, request.raw_path[:200], exc_info=exc)
             text = "the gateway failed; its log says how"
         else:
-            text = (message or str(exc) or "a request that is no HTTP").split("\n")[0][:200]
+            text = message.split("\n")[0][:200] if message else _one_line(exc)
         response = _json(status, {"error": text, "reason": "internal" if status == 500 else "malformed_http"})
         response.force_close()
         return response
+
+
+def _one_line(error: BaseException | None) -> str:
+    """What aiohttp says, which begins with a status and may have several lines."""
+    text = " ".join(str(error or "").split())
+    return text.removeprefix("400, message: ")[:200] or "it is no HTTP"
 
 
 class _Connections(web.Server):
@@ -289,7 +300,7 @@ class HttpServer:
             if isinstance(error, TimeoutError):
                 raise TooSlow(f"the request's body did not come within {self._settings.body_s:g} s") from None
             if isinstance(error, web.RequestPayloadError):
-                raise InvalidInput(f"the request's body is broken: {error}") from None
+                raise InvalidInput(f"the request's body is broken: {_one_line(error)}") from None
             raise
         return b"".join(pieces)
 

@@ -391,6 +391,22 @@ def test_a_client_that_goes_frees_its_executor(served: Served) -> None:
         assert client.model("digits").counts["cancelled"] >= before["cancelled"]
 
 
+def test_any_number_of_gateways_stand_before_one_cluster(served: Served, expected: np.ndarray) -> None:
+    """None of them holds anything: what is done through one is seen through the other at once."""
+    other = Served(served.cluster)
+    with (
+        triton_http.InferenceServerClient(served.http) as one,
+        triton_http.InferenceServerClient(other.http) as two,
+    ):
+        one.unload_model("digits")
+        with pytest.raises(InferenceServerException, match="unloaded"):
+            two.infer("digits", [image_of(triton_http)])
+        two.load_model("digits")
+        answer = one.infer("digits", [image_of(triton_http)])
+        assert np.allclose(answer.as_numpy("scores"), expected, atol=1e-5)
+    assert other.gateway.stop() == 0, other.gateway.text
+
+
 def test_an_unloaded_model_stays_so_over_a_restart_of_the_controller(served: Served) -> None:
     cluster = served.cluster
     http = Http(served.http_port)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import socket
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_controller import FakeController, echo, failing, silent
-from gateways import HEADER_LENGTH, Http, running_gateway, tensor
+from gateways import HEADER_LENGTH, Http, Reply, running_gateway, tensor
 
 from clockwork import config
 from clockwork.clock import SECOND, now_ns
 from clockwork.gateway.process import Gateway
-from clockwork.messages import Answer, Cancel, InferRequest, Query, Reply, Status
+from clockwork.messages import Answer, Cancel, InferRequest, Query, Status
+from clockwork.messages import Reply as Answered
 from clockwork.tensors import DTYPES
 
 X = np.array([[1.5, -2.0]], np.float32)
@@ -115,7 +118,7 @@ def test_raw_bytes_alone_are_a_models_one_input(http: Http, controller: FakeCont
 
     def handle(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
         if type(message) is Query:
-            controller.send(identity, Reply(message.request_id, described))
+            controller.send(identity, Answered(message.request_id, described))
         else:
             echo(controller, identity, message, frames)
 
@@ -400,6 +403,27 @@ def test_a_client_that_is_slow_with_its_body_is_answered_and_shut_out(gateway: G
         data = read_all(sock)
     assert data.startswith(b"HTTP/1.1 408")
     assert b"too_slow" in data
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+def test_a_compressed_body_is_read_within_the_bounds_or_refused(
+    gateway: Gateway, controller: FakeController, caplog: pytest.LogCaptureFixture, encoding: str
+) -> None:
+    def ask(body: bytes) -> Reply:
+        http = Http(gateway.ports["http"])
+        reply = http.ask("POST", "/v2/models/m/infer", body, {"Content-Encoding": encoding})
+        http.close()
+        return reply
+
+    controller.handle = echo
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding)
+    if packed is not None:
+        assert ask(packed(json.dumps(PLAIN).encode())).status == 200
+        assert ask(packed(bytes(64 << 20))).status == 413  # 64 KB that want to be 64 MiB
+    reply = ask(b"garbage" * 100)
+    assert reply.status == 400
+    assert "decode" in reply.json["error"]
+    assert "Traceback" not in caplog.text
 
 
 def test_a_request_that_is_too_large_is_refused_before_it_comes(gateway: Gateway, http: Http) -> None:

@@ -161,6 +161,7 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
     cdef cppclass CServedModel "clockwork::ServedModel":
         COutcomes outcomes
         uint64_t held
+        uint64_t copies
         CModelCounts *counts "counts.get" ()
 
 cdef extern from "controller/shadows.h" namespace "clockwork" nogil:
@@ -274,6 +275,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
                   int64_t priority) except +
         void fail_all(CStatus status, string_view text) except +
         size_t held_count()
+        size_t copy_count()
         uint32_t worker_joined(string_view identity, int32_t worker_id, size_t device_count) except +
         void worker_left(uint32_t worker) except +
         CWorkerLink &worker(uint32_t slot)

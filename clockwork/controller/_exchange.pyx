@@ -329,8 +329,13 @@ cdef class Exchange:
 
     @property
     def held_count(self):
-        """Requests that are held."""
+        """Requests that are held, copies for shadows too."""
         return self._exchange.get().held_count()
+
+    @property
+    def copy_count(self):
+        """Of them, those copies."""
+        return self._exchange.get().copy_count()
 
     # ----- workers -----------------------------------------------------------------------------
 
@@ -456,7 +461,7 @@ cdef class Exchange:
         cdef CModelCounts *counts = model.counts()
         cdef size_t place
         return {
-            "pending": model.held,
+            "pending": model.held - model.copies,
             "outcomes": {
                 "success": model.outcomes.answered,
                 "refused": {

@@ -96,7 +96,7 @@ class MetricsQuery:
             "lag": self._exchange.lag(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "devices": sum(not one["draining"] for one in devices),
-            "requests_open": self._exchange.held_count,
+            "requests_open": self._exchange.held_count - self._exchange.copy_count,
             "clients": clients,
             "unserved": dict(self.unserved),
             "model_count": len(ids),

@@ -21,7 +21,7 @@ from clockwork.config import (
 )
 from clockwork.controller.catalog import Catalog, ModelRecord
 from clockwork.controller.models import UNLOADED, ModelState, ModelTable, ServedModel, Waiter
-from clockwork.controller.routes import NameRoute, Split, check_inputs, percent, read_shadow, share_out, whole
+from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.controller.storage import StorageThread
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Unavailable
 from clockwork.messages import (
@@ -268,10 +268,7 @@ class Registrar:
     def route(self, client: bytes, message: Route) -> None:
         """Split a name's traffic anew. Raises ModelNotFound, InvalidInput or Unavailable; answered when it is kept."""
         now = self._split_now(message.name)
-        split = Split(
-            share_out(now.shares, message.shares) if message.shares else now.shares,
-            read_shadow(message.shadow, now.shadow),
-        )
+        split = changed(now, message.shares, message.shadow)
         self._check_split(message.name, split)
         self._change(client, message.request_id, message.name, split, now)
 

@@ -181,6 +181,19 @@ def read_shadow(asked: Sequence[Any], now: Shadow | None) -> Shadow | None:
     )
 
 
+def changed(now: Split, shares: Sequence[Sequence[Any]], shadow: Sequence[Any]) -> Split:
+    """The split that a Route asks for. Raises InvalidInput."""
+    split = Split(share_out(now.shares, shares) if shares else now.shares, read_shadow(shadow, now.shadow))
+    one = split.shadow
+    if one is None or any(version != one.version for version, _ in split.shares):
+        return split
+    if shadow:
+        raise InvalidInput(
+            f"version {one.version} has all the traffic: there is nothing that it could be the shadow of"
+        )
+    return Split(split.shares)  # it has grown to be the one that serves
+
+
 def serving(split: Split, ready: Iterable[int]) -> list[tuple[int, int]]:
     """The shares while only these versions can serve: theirs, and in proportion those of the others."""
     able = set(ready)

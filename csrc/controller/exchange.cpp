@@ -292,6 +292,8 @@ HeldRequest& Exchange::hold(ClientLink* client, std::int64_t request_id, ServedM
         (client->last != nullptr ? client->last->after : client->first) = &held;
         client->last = &held;
         client->requests.insert(static_cast<std::uint64_t>(request_id), held.slot);
+    } else {
+        ++model.copies;
     }
     held_.insert(held.id, held.slot);
     return held;
@@ -342,6 +344,7 @@ void Exchange::release(HeldRequest& held) {
         if (client.has_departed && client.first == nullptr) clients_.give_back(&client);
     } else {
         --shadow_count_;
+        --model.copies;
         copies_sent_ -= held.has_arrived;
         shadow_bytes_ -= held.copied_bytes;
     }

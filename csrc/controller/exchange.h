@@ -279,6 +279,7 @@ public:
     // Answers everything that is held, and forgets it: the end.
     void fail_all(Status status, std::string_view text);
     std::size_t held_count() const { return held_.size(); }
+    std::size_t copy_count() const { return shadow_count_; }  // of these, that are for shadows
 
     // ----- workers -----------------------------------------------------------------------------
 

@@ -81,6 +81,7 @@ struct ServedModel {
     std::shared_ptr<const ModelInterface> interface;
     Outcomes outcomes;
     std::uint64_t held = 0;  // requests that are held
+    std::uint64_t copies = 0;  // of these, that are a shadow's
     std::unique_ptr<ModelCounts> counts;  // null: nothing was asked of it yet
 };
 

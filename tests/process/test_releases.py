@@ -429,6 +429,9 @@ def test_copies_are_bounded_and_what_is_more_is_counted(tmp_path: Path) -> None:
         assert type(stage.answer(stage.numbered)[0]) is messages.Answer
         found = stage.model("m")["route"]["shadow"]
         assert (found["copied"], found["dropped"]) == (256, 44)
+        body = stage.call(messages.Query(stage.number(), "metrics", "")).body
+        assert ([row["pending"] for row in body["models"]], body["requests_open"]) == ([0, 0], 0)  # no copies
+        assert stage.controller.status()["requests_held"] > 0
         # and the controller ends with them under way
 
 
@@ -444,6 +447,7 @@ def test_a_copy_of_a_request_that_is_not_answered_is_moot(stage: Stage) -> None:
     stage.shadow(copied=1, moot=1, unanswered=0)
     with RawClient(stage.controller) as other:  # who leaves without a word
         other.infer("m", 1, [1, 2], ROW)
+        stage.shadow(copied=2)
     stage.shadow(copied=2, moot=2, unanswered=0)
     assert stage.controller.status()["requests_held"] == 0
 

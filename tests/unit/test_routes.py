@@ -16,6 +16,7 @@ from clockwork.controller.routes import (
     NameRoute,
     Shadow,
     Split,
+    changed,
     check_inputs,
     divide,
     read_shadow,
@@ -108,6 +109,16 @@ def test_a_shadow_comes_stays_and_goes() -> None:
     for wrong in ([2, ALL + 1, 0.1], [2, 1, -1.0], [2, 1, math.nan], [2, 1], ["2", 1, 1.0]):
         with pytest.raises(InvalidInput):
             read_shadow(wrong, None)
+
+
+def test_nobody_is_his_own_shadow() -> None:
+    shadow = [2, ALL, 0.5]
+    now = changed(whole(1), [], shadow)
+    assert now == Split(((1, ALL),), Shadow(2, ALL, 0.5))
+    assert changed(now, [[2, 1000]], []) == Split(((1, 9000), (2, 1000)), Shadow(2, ALL, 0.5))
+    assert changed(now, [[2, ALL]], []) == whole(2)  # then there is none
+    with pytest.raises(InvalidInput, match="version 2 has all the traffic"):
+        changed(whole(2), [], shadow)
 
 
 # ----- going back --------------------------------------------------------------------------------

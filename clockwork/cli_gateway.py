@@ -25,9 +25,14 @@ def _port(context: click.Context, parameter: click.Parameter, value: str) -> int
 
 def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
     try:
-        return config.parse_bytes(value)
+        found = config.parse_bytes(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
+    if found >= bounds.REQUESTS_BYTES_MAX:
+        raise click.BadParameter(
+            f"{value} is not below {bounds.REQUESTS_BYTES_MAX} bytes, which all requests share"
+        )
+    return found
 
 
 def repository_options(command: Callable[..., None]) -> Callable[..., None]:

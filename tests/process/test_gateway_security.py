@@ -192,6 +192,7 @@ def test_the_command_says_what_is_wrong_in_one_line(
             ([*free, "--host", "0.0.0.0"], "or say --insecure"),
             ([*free, "--tls-cert", str(key), "--tls-key", str(cert)], "are no certificate and its key"),
             (["--http-port", "99999"], "is no port"),
+            (["--max-request-bytes", "1GiB"], "which all requests share"),
         ]
         programs = [(Program(["gateway", *arguments]), words) for arguments, words in cases]
         for program, words in programs:

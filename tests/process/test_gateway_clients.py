@@ -290,7 +290,8 @@ LOADS = {
 def test_perf_analyzer_measures_to_a_clean_report(
     served: Served, tmp_path: Path, protocol: str, load: str
 ) -> None:
-    program = shutil.which("perf_analyzer")
+    beside = str(Path(sys.executable).parent)  # of an environment that need not be activated
+    program = shutil.which("perf_analyzer", path=beside + os.pathsep + os.environ.get("PATH", ""))
     if program is None:
         pytest.skip("perf_analyzer is not installed (requirements-clients.lock), or came without its program")
     report = tmp_path / "report.csv"

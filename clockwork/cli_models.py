@@ -82,6 +82,10 @@ def add(
             progress=tell,
         )  # fmt: skip
     click.echo(f"{info.name}@{info.version} is ready: {_summary(info)}")
+    if not info.share:
+        click.echo(
+            f"  {info.name} has a route, so that it gets no traffic until `clockwork models route` says so"
+        )
 
 
 @contextmanager

@@ -630,6 +630,8 @@ def test_the_release_in_the_docs_runs_as_it_is_written(
             "digits: 100 % to 2",
             "digits: 100 % to 2 (the newest version)",
         ]
+        assert "digits@2 is ready" in said["models add"][0]
+        assert "gets no traffic until" in said["models add"][0]
         assert said["models rollback"][0].startswith("digits: 90 % to 1, 10 % to 2")
         assert [info.version for info in client.models() if info.name == "digits"] == [2]
         client.unregister("digits")

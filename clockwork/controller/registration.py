@@ -637,6 +637,8 @@ class Registrar:
         ]
         for old in versions[:-VERSIONS_MAX]:
             if old.record.version not in kept:
+                if old is model:  # to try that again would come to the same
+                    self._answer(model, functools.partial(_too_old, model.label, name))
                 self.drain(old)
 
     def drain(self, model: ServedModel) -> None:
@@ -701,6 +703,10 @@ def _say_split(split: Split | None) -> str:
     text = ", ".join(f"{percent(parts)} to {version}" for version, parts in split.shares)
     shadow = split.shadow
     return text if shadow is None else f"{text}; {percent(shadow.parts)} copied to {shadow.version}"
+
+
+def _too_old(label: str, name: str, _: Waiter) -> ClockworkError:
+    return InvalidModel(f"{name} has {VERSIONS_MAX} versions newer than {label}, which is the most")
 
 
 def _ignore(_: Any, error: BaseException | None) -> None:

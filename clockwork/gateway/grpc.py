@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from clockwork import tensors
 from clockwork.clock import to_ns
@@ -158,6 +159,8 @@ class GrpcServer:
                     try:
                         if token is not None:
                             _check_token(context, token)
+                        if message is None:
+                            raise InvalidInput("the message is not what the method takes")
                         with cluster.admitted(size) if counted else contextlib.nullcontext():
                             return await method(message, context)
                     except (ClockworkError, grpc.aio.BaseError):
@@ -215,11 +218,16 @@ class GrpcServer:
         request, size = sized
         try:
             with self._counted("stream_infer", size), self._cluster.admitted(size):
+                if request is None:
+                    raise InvalidInput("the message is no ModelInferRequest")
                 return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
         except ClockworkError as error:
             return pb.ModelStreamInferResponse(
                 error_message=tell(error).body["error"],
-                infer_response=pb.ModelInferResponse(model_name=request.model_name, id=request.id),
+                infer_response=pb.ModelInferResponse(
+                    model_name=request.model_name if request is not None else "",
+                    id=request.id if request is not None else "",
+                ),
             )
 
     async def _server_live(self, request: Any, context: Context) -> Any:
@@ -270,10 +278,16 @@ class GrpcServer:
 
 
 def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
-    """What reads a message, and says how many bytes it came in: to ask it afterwards would write it anew."""
+    """What reads a message, and says how many bytes it came in: to ask it afterwards would write it anew.
+
+    None where the bytes are no such message: grpcio would tell the log of what it raises, at length, every time.
+    """
 
     def read(data: bytes) -> tuple[Any, int]:
-        return kind.FromString(data), len(data)
+        try:
+            return kind.FromString(data), len(data)
+        except DecodeError:
+            return None, len(data)
 
     return read
 

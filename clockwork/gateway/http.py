@@ -277,6 +277,10 @@ class HttpServer:
         if length is not None and length > limit:
             raise TooLarge(f"the request has {length} bytes, at most {limit} are taken")
         content = request.content
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(
+                b"HTTP/1.1 100 Continue\r\n\r\n"
+            )  # else a client waits before it sends the body
         held = 0
         pieces = []
         try:
@@ -502,7 +506,17 @@ def _listed(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
     rows = fields.get(key)
     if type(rows) is not list or not all(type(row) is dict and type(row.get("name")) is str for row in rows):
         raise InvalidInput(f"{key} must be a list of objects with a name, got {repr(rows)[:80]}")
+    for row in rows:
+        if not row["name"].isascii():
+            _check_text(row["name"], key)
     return rows
+
+
+def _check_text(name: str, key: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+        raise InvalidInput(f"{key} has the name {ascii(name)[:80]}, which is no Unicode text") from None
 
 
 def _flag(parameters: dict[str, Any], key: str, what: str, default: bool) -> bool:

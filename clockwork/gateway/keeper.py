@@ -58,6 +58,9 @@ class Keeper:
         self._done: dict[tuple[str, int], Done] = {}
         self._busy: set[tuple[str, int]] = set()
         self._broken: dict[str, str] = {}
+        self._leaving: set[tuple[str, int]] = (
+            set()
+        )  # versions of the cluster's that could not be unregistered yet
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
@@ -70,7 +73,8 @@ class Keeper:
         self._stop.set()
         self._client.close()
         self._pool.shutdown(cancel_futures=True)
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     # ----- for the servers, any thread --------------------------------------------------------
 
@@ -124,6 +128,7 @@ class Keeper:
             gone = [key for key in self._done if key[0] == name and key not in found.versions]
         for key in gone:
             self._unregister(key)
+        self._retire_again(name)
         return True
 
     # ----- the thread -------------------------------------------------------------------------
@@ -143,6 +148,10 @@ class Keeper:
                 if self._stop.is_set():
                     return
                 log.warning("model repository: %s", error)
+            except Exception as error:  # a mistake of ours: it is not to be the last look
+                if self._stop.is_set():
+                    return
+                log.error("model repository: a look at it failed", exc_info=error)
             if self._mode == "explicit" or (self._mode == "none" and not self._unsettled()):
                 return
             if self._stop.wait(self._poll_s):
@@ -167,7 +176,7 @@ class Keeper:
 
     def _unsettled(self) -> bool:
         with self._lock:
-            return bool(self._busy) or any(one.again for one in self._done.values())
+            return bool(self._busy or self._leaving) or any(one.again for one in self._done.values())
 
     def _follow(self, found: Contents, before: Contents | None) -> None:
         with self._lock:
@@ -175,7 +184,7 @@ class Keeper:
                 log.warning("model repository: %s: %s", name, found.broken[name])
             self._broken = dict(found.broken)
             busy = set(self._busy)
-            done = {key: one for key, one in self._done.items() if not one.again}
+            done = dict(self._done)
         wanted = plan(done, found, before)
         futures = []
         for one in wanted.register:
@@ -184,6 +193,7 @@ class Keeper:
                 with self._lock:
                     self._busy.add(key)
                 futures.append(self._pool.submit(self._register, one))
+        self._retire_again()
         for key in wanted.unregister:
             if key not in busy:
                 self._unregister(key)
@@ -194,7 +204,10 @@ class Keeper:
         """Unregister what an earlier run has registered from here, and what is here no more."""
         with self._lock:
             served = {(name, one.served) for (name, _), one in self._done.items()}
-            busy = {name for name, _ in self._busy}
+            # What could not be registered may be there from the run before, and serves on.
+            busy = {name for name, _ in self._busy} | {
+                name for (name, _), one in self._done.items() if one.error
+            }
         for info in self._client.models():
             if info.raw.get("origin") != self._origin or info.name in found.broken or info.name in busy:
                 continue
@@ -234,13 +247,15 @@ class Keeper:
                 origin=self._origin,
             )
             done.served = info.version
+            with self._lock:
+                self._leaving.discard((one.name, info.version))
             if info.version != one.version:
                 log.warning(
                     "model repository: %s version %d has new files, and is version %d of the cluster",
                     one.name, one.version, info.version,
                 )  # fmt: skip
             if earlier is not None and earlier.served not in (0, info.version):
-                self._client.unregister(f"{one.name}@{earlier.served}")
+                self._retire(one.name, earlier.served)
         except (RequestTimeout, Unavailable, ConnectionError) as error:
             done.error, done.again = str(error), True
             done.served = earlier.served if earlier is not None else 0
@@ -248,6 +263,10 @@ class Keeper:
             done.error = str(error)
             done.served = earlier.served if earlier is not None else 0  # the files before these serve on
             log.warning("model repository: %s version %d: %s", one.name, one.version, error)
+        except Exception as error:  # a mistake of ours, or a file that nobody has thought of
+            done.error = f"{type(error).__name__}: {error}"
+            done.served = earlier.served if earlier is not None else 0
+            log.error("model repository: %s version %d", one.name, one.version, exc_info=error)
         finally:
             with self._lock:
                 self._done[key] = done
@@ -255,11 +274,32 @@ class Keeper:
 
     def _unregister(self, key: tuple[str, int]) -> None:
         with self._lock:
-            one = self._done.pop(key)
-        if one.served:
+            one = self._done.pop(key, None)
+        if one is not None and one.served:
             log.info("model repository: %s version %d is gone", *key)
+            self._retire(key[0], one.served)
+
+    def _retire(self, name: str, served: int) -> None:
+        """Unregister a version of the cluster's; what does not let go of it now is tried again at the next look."""
+        try:
             with contextlib.suppress(ModelNotFound):  # somebody else has done so
-                self._client.unregister(f"{key[0]}@{one.served}")
+                self._client.unregister(f"{name}@{served}")
+        except ClockworkError as error:  # it has a part in a route, say
+            with self._lock:
+                is_new = (name, served) not in self._leaving
+                self._leaving.add((name, served))
+            if is_new and not self._stop.is_set():
+                log.warning("model repository: %s", error)
+        else:
+            with self._lock:
+                self._leaving.discard((name, served))
+
+    def _retire_again(self, only: str = "") -> None:
+        with self._lock:
+            busy = {name for name, _ in self._busy}
+            leaving = sorted(key for key in self._leaving if key[0] not in busy and only in ("", key[0]))
+        for name, served in leaving:
+            self._retire(name, served)
 
 
 def check_demands(one: Version) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.gateway.triton_config import CONFIG_BYTES_MAX, FolderConfig, read_config
 from clockwork.models.package import PROGRAM_JSON, check_name
@@ -71,10 +72,15 @@ def scan(root: Path) -> Contents:
             for one in _scan_model(root / name, name):
                 versions[name, one.version] = one
         except InvalidModel as error:
-            broken[name] = str(error)
+            broken[_text(name)] = _text(str(error))
         except OSError as error:
-            broken[name] = f"{error.filename or root / name}: {error.strerror}"
+            broken[_text(name)] = _text(f"{error.filename or root / name}: {error.strerror}")
     return Contents(versions, broken)
+
+
+def _text(name: str) -> str:
+    """A file's name, or a sentence with one, as text that can be sent: the bytes of a name may be anything."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _scan_model(folder: Path, name: str) -> list[Version]:
@@ -103,6 +109,10 @@ def _scan_model(folder: Path, name: str) -> list[Version]:
     if not chosen:
         wanted = f" of {list(config.versions)}" if config.versions else ""
         raise InvalidModel(f"{folder} has no version{wanted}: a folder whose name is a number")
+    if len(chosen) > VERSIONS_MAX:
+        note = f"a model has at most {VERSIONS_MAX} versions: those before {chosen[-VERSIONS_MAX]} are passed over"
+        config = dataclasses.replace(config, notes=(*config.notes, note))
+        chosen = chosen[-VERSIONS_MAX:]
     found = []
     for number in chosen:
         place = numbers[number]
@@ -159,7 +169,7 @@ def plan(done: Mapping[tuple[str, int], Done], found: Contents, before: Contents
     register, settling = [], False
     for key, version in sorted(found.versions.items()):
         known = done.get(key)
-        if known is not None and known.fingerprint == version.fingerprint:
+        if known is not None and known.fingerprint == version.fingerprint and not known.again:
             continue
         earlier = None if before is None else before.versions.get(key)
         if before is None or (earlier is not None and earlier.fingerprint == version.fingerprint):

@@ -17,6 +17,9 @@ from clockwork.models.package import MODEL_FILE
 
 CONFIG_BYTES_MAX = 1 << 20
 
+NESTING_MAX = 64
+"""Brackets within brackets: protobuf's reader takes the interpreter's stack for each."""
+
 BACKENDS = ("", "onnxruntime", "clockwork")
 """A model may ask for these; every one of them means: whatever the worker has."""
 
@@ -146,6 +149,8 @@ def split_fields(text: str) -> list[tuple[str, str]]:
         word = token.group()
         if word in ("{", "[", "<"):
             depth += 1
+            if depth > NESTING_MAX:
+                raise InvalidModel(f"config.pbtxt: more than {NESTING_MAX} brackets within each other")
         elif word in ("}", "]", ">"):
             depth -= 1
             complete = True

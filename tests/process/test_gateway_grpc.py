@@ -327,6 +327,25 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(
     controller.handle = echo
 
 
+def test_bytes_that_are_no_message_are_refused_and_end_no_stream(
+    channel: grpc.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
+    garbage, good = b"\xff" * 20, inference(id="good").SerializeToString()
+    unary = channel.unary_unary(SERVICE + "ModelInfer")
+    with pytest.raises(grpc.RpcError) as caught:
+        unary(garbage, timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    stream = channel.stream_stream(
+        SERVICE + "ModelStreamInfer", response_deserializer=pb.ModelStreamInferResponse.FromString
+    )
+    answers = list(stream(iter([garbage, good]), timeout=PATIENCE_S))
+    assert [(one.infer_response.id, bool(one.error_message)) for one in answers] == [
+        ("", True),
+        ("good", False),
+    ]
+    assert not caplog.records
+
+
 def test_a_stream_that_its_client_gives_up_cancels_its_requests(
     channel: grpc.Channel, controller: FakeController
 ) -> None:

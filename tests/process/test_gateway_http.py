@@ -249,6 +249,12 @@ WRONG: list[tuple[str, Any, bytes | None, str]] = [
     ("raw bytes left over", BINARY, RAW + b"!", "1 bytes follow"),
     ("a size that is no number", {"inputs": [tensor(size="8")]}, RAW, "binary_data_size"),
     ("a negative size", {"inputs": [tensor(size=-8)]}, RAW, "binary_data_size"),
+    (
+        "a name that is no text",
+        {"inputs": [tensor(data=[1, 2]) | {"name": "\ud800"}]},
+        None,
+        "no Unicode text",
+    ),
     ("BF16 in JSON", {"inputs": [tensor("BF16", data=[1, 2])]}, None, "binary data"),
 ]
 
@@ -454,6 +460,31 @@ def test_a_chunked_request_is_as_good_as_any(gateway: Gateway, controller: FakeC
             sock.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
         sock.sendall(b"0\r\n\r\n")
         assert read_all(sock).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_asks_before_it_sends_its_body_is_told_to(
+    gateway: Gateway, controller: FakeController
+) -> None:
+    body = json.dumps(PLAIN).encode()
+    with raw_socket(gateway) as sock:
+        sock.sendall(
+            b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nExpect: 100-continue\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+        )
+        assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(body)
+        assert read_all(sock).startswith(b"HTTP/1.1 200")
+
+
+def test_what_is_too_much_for_one_message_is_refused_and_not_lost(controller: FakeController) -> None:
+    one = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
+    with running_gateway(controller.endpoint, grpc_port=-1) as gateway:
+        http = Http(gateway.ports["http"])
+        reply = http.infer({"inputs": [one] * 65_536})
+        assert (reply.status, reply.json["expected"]) == (400, "at most 65535 inputs")
+        reply = http.infer({"inputs": [one | {"name": "x" * (4 << 20)}]})
+        assert (reply.status, reply.json["expected"]) == (400, f"at most {4 << 20} bytes")
+        http.close()
 
 
 def test_a_client_that_does_not_take_its_answer_is_shut_out(controller: FakeController) -> None:

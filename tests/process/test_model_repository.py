@@ -12,7 +12,8 @@ import pytest
 from gateways import Http, running_gateway, tensor
 from onnx import TensorProto, helper
 
-from clockwork.errors import ConfigError
+from clockwork.config import VERSIONS_MAX
+from clockwork.errors import ConfigError, InvalidModel
 from tests.process.cluster import Cluster, eventually, running_cluster
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -118,6 +119,20 @@ def test_models_come_change_and_go_as_their_files_do(cluster: Cluster, root: Pat
     root.mkdir()
     with running_gateway(cluster.endpoint, repositories=(root,), control_mode="none") as gateway:
         eventually(lambda: not index(Http(gateway.ports["http"])), "nothing is left of it")
+
+
+def test_a_version_older_than_the_most_that_a_name_has_is_refused_for_good(
+    cluster: Cluster, root: Path
+) -> None:
+    with cluster.client() as client:
+        for version in range(2, VERSIONS_MAX + 2):
+            client.register("many", scaled(version), version=version)
+        with pytest.raises(InvalidModel, match="16 versions newer than many@1"):
+            client.register("many", scaled(1), version=1)
+        assert [one.version for one in client.models() if one.name == "many"] == list(
+            range(2, VERSIONS_MAX + 2)
+        )
+        client.unregister("many")
 
 
 def test_in_explicit_mode_the_repository_calls_say_what_is_served(cluster: Cluster, root: Path) -> None:

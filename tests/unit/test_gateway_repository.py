@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("google.protobuf", reason="the gateway's packages are not installed (clockwork[gateway])")
 
+from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.gateway.repository import Contents, Done, plan, scan
 from clockwork.gateway.triton_config import FolderConfig, read_config, split_fields
@@ -122,6 +123,30 @@ def test_a_scan_finds_models_and_says_what_is_wrong_with_the_others(tmp_path: Pa
     assert len(found.broken) == 5
 
 
+@pytest.mark.parametrize("inside", ["input { reshape { ", "dynamic_batching { "])
+def test_a_configuration_nested_without_end_is_broken_and_ends_no_scan(tmp_path: Path, inside: str) -> None:
+    put(tmp_path, "deep", 1, config=inside + "a { " * 5_000 + "} " * 5_000 + "} " * inside.count("{"))
+    put(tmp_path, "good", 1)
+    found = scan(tmp_path)
+    assert "brackets" in found.broken["deep"]
+    assert list(found.versions) == [("good", 1)]
+
+
+def test_what_is_said_of_a_folder_can_be_sent_whatever_its_name_is(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    ((name, why),) = scan(tmp_path).broken.items()
+    assert name == r"\xff"
+    assert name.encode()
+    assert why.encode()
+
+
+def test_of_more_versions_than_a_model_may_have_the_newest_are_served(tmp_path: Path) -> None:
+    put(tmp_path, "many", *range(1, VERSIONS_MAX + 4), config="version_policy { all { } }")
+    found = scan(tmp_path).versions
+    assert sorted(version for _, version in found) == list(range(4, VERSIONS_MAX + 4))
+    assert any("before 4" in note for note in found["many", 4].config.notes)
+
+
 def test_a_compiled_program_is_a_version_like_any_other(tmp_path: Path) -> None:
     folder = tmp_path / "compiled" / "1"
     folder.mkdir(parents=True)
@@ -213,3 +238,16 @@ def test_what_failed_is_not_tried_again_until_its_files_change(tmp_path: Path) -
     put(tmp_path, "a", 1, content=b"a better one")
     second = scan(tmp_path)
     assert len(plan(done, scan(tmp_path), second).register) == 1
+
+
+def test_what_may_go_better_is_tried_again_and_unregistered_like_any_other_once_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path, "a", 1)
+    first = scan(tmp_path)
+    done = {("a", 1): Done(first.versions["a", 1].fingerprint, "no worker", again=True, served=1)}
+    assert len(plan(done, first, first).register) == 1
+    for path in ("a/1/model.onnx", "a/1", "a"):
+        one = tmp_path / path
+        one.unlink() if one.is_file() else one.rmdir()
+    assert plan(done, scan(tmp_path), first).unregister == (("a", 1),)

@@ -1,0 +1,123 @@
+"""What keeps a cluster's models as they are in repositories, before a cluster that does not do as it is asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("google.protobuf", reason="the gateway's packages are not installed (clockwork[gateway])")
+
+from clockwork.client import Client
+from clockwork.errors import InvalidInput, Unavailable
+from clockwork.gateway.keeper import Keeper
+
+PATIENCE_S = 20.0
+
+
+class FakeClient:
+    """A cluster's models, and what is to go wrong."""
+
+    def __init__(self) -> None:
+        self.served: dict[str, str] = {}  # name@version: origin
+        self.fail_register: Exception | None = None
+        self.fail_unregister: Exception | None = None
+        self.changed = threading.Condition()
+
+    def register(self, name: str, path: Path, *, version: int, origin: str, **more: Any) -> Any:
+        if self.fail_register is not None:
+            raise self.fail_register
+        with self.changed:
+            self.served[f"{name}@{version}"] = origin
+            self.changed.notify_all()
+        return SimpleNamespace(version=version)
+
+    def unregister(self, label: str) -> None:
+        with self.changed:
+            self.changed.notify_all()
+            if self.fail_unregister is not None:
+                raise self.fail_unregister
+            del self.served[label]
+
+    def models(self) -> list[Any]:
+        rows = []
+        for label, origin in self.served.items():
+            name, _, version = label.partition("@")
+            rows.append(SimpleNamespace(name=name, version=int(version), raw={"origin": origin}))
+        return rows
+
+    def close(self) -> None: ...
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(until, PATIENCE_S)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1/model.onnx").write_bytes(b"onnx")
+    return tmp_path
+
+
+def keeper_of(root: Path, client: FakeClient, mode: str = "poll", poll_s: float = 0.02) -> Keeper:
+    return Keeper([root], mode, poll_s, lambda: cast(Client, client))
+
+
+def take_away(folder: Path) -> None:
+    (folder / "1/model.onnx").unlink()
+    (folder / "1").rmdir()
+    folder.rmdir()
+
+
+def test_what_cannot_be_unregistered_now_is_so_later_and_holds_up_nothing(root: Path) -> None:
+    client = FakeClient()
+    keeper = keeper_of(root, client)
+    keeper.start()
+    client.wait(lambda: set(client.served) == {"a@1", "b@1"})
+    client.fail_unregister = InvalidInput("a@1 has a part in the route of a")
+    take_away(root / "a")
+    (root / "c/1").mkdir(parents=True)
+    (root / "c/1/model.onnx").write_bytes(b"onnx")
+    client.wait(lambda: "c@1" in client.served)
+    assert "a@1" in client.served
+    client.fail_unregister = None
+    client.wait(lambda: "a@1" not in client.served)
+    keeper.close()
+
+
+def test_what_an_earlier_run_registered_stays_while_it_cannot_be_registered_again(root: Path) -> None:
+    client = FakeClient()
+    keeper = keeper_of(root, client, mode="none")
+    keeper.start()
+    client.wait(lambda: set(client.served) == {"a@1", "b@1"})
+    keeper.close()
+    take_away(root / "b")
+    client.fail_register = Unavailable("128 uploads are under way")
+    again = keeper_of(root, client, poll_s=3600)
+    again.start()
+    client.wait(lambda: "b@1" not in client.served)  # it looked, and knows what is no longer here
+    again.close()
+    assert set(client.served) == {"a@1"}
+    assert [row["reason"] for row in again.missing()] == ["128 uploads are under way"]
+
+
+def test_a_mistake_of_ours_is_said_of_its_model_and_ends_nothing(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = FakeClient()
+    client.fail_register = KeyError(0)
+    keeper = keeper_of(root, client, mode="none")
+    keeper.start()
+    keeper._thread.join(PATIENCE_S)
+    assert [row["reason"] for row in keeper.missing()] == ["KeyError: 0"] * 2
+    keeper.close()
+
+
+def test_one_that_never_started_is_closed(root: Path) -> None:
+    keeper_of(root, FakeClient()).close()

@@ -129,10 +129,31 @@ def test_a_version_older_than_the_most_that_a_name_has_is_refused_for_good(
             client.register("many", scaled(version), version=version)
         with pytest.raises(InvalidModel, match="16 versions newer than many@1"):
             client.register("many", scaled(1), version=1)
-        assert [one.version for one in client.models() if one.name == "many"] == list(
-            range(2, VERSIONS_MAX + 2)
+        newer = list(range(2, VERSIONS_MAX + 2))
+        eventually(
+            lambda: [one.version for one in client.models() if one.name == "many"] == newer,
+            "what was refused is gone",
         )
         client.unregister("many")
+
+
+def test_a_version_that_is_routed_to_stays_until_the_route_changes(cluster: Cluster, root: Path) -> None:
+    put(root, "routed", 1, scaled(2))
+    with (
+        running_gateway(cluster.endpoint, repositories=(root,), **POLL) as gateway,
+        cluster.client() as client,
+    ):
+        http = Http(gateway.ports["http"])
+        eventually(lambda: factor(http, "routed") == 2, "the first version serves")
+        client.promote("routed", 1)
+        put(root, "routed", 2, scaled(3))  # only the newest of a folder is served: the other one is to go
+        eventually(lambda: factor(http, "routed", "2") == 3, "the second one is there")
+        assert factor(http, "routed") == 2
+        client.route("routed", {2: 0.5})
+        assert sorted(factor(http, "routed") or 0 for _ in range(4)) == [2, 2, 3, 3]
+        client.promote("routed", 2)
+        eventually(lambda: factor(http, "routed", "1") is None, "the first one goes when nothing needs it")
+        assert factor(http, "routed") == 3
 
 
 def test_in_explicit_mode_the_repository_calls_say_what_is_served(cluster: Cluster, root: Path) -> None:

@@ -198,7 +198,11 @@ class Keeper:
             if key not in busy:
                 self._unregister(key)
         if before is None:  # the first look ends when all that was found has been tried
-            concurrent.futures.wait(futures)
+            for future in (
+                futures
+            ):  # not wait(), which close() would never end: it waits for a cancelled one to be begun
+                with contextlib.suppress(concurrent.futures.CancelledError):
+                    future.exception()
 
     def _tidy(self, found: Contents) -> None:
         """Unregister what an earlier run has registered from here, and what is here no more."""

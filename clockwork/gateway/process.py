@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import errno
 import gc
 import importlib.util
@@ -129,7 +130,9 @@ class Gateway:
             await asyncio.gather(*(close() for close in self._closers))
         finally:
             if self._keeper is not None:
-                await asyncio.to_thread(self._keeper.close)
+                # Not to_thread(): its threads may all be waiting for what this ends.
+                with concurrent.futures.ThreadPoolExecutor(1, "closing") as closing:
+                    await asyncio.get_running_loop().run_in_executor(closing, self._keeper.close)
             await client.close()
             self._release()
             if tracing is not None:

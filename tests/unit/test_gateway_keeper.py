@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("google.protobuf", reason="the gateway's packages are not installed (clockwork[gateway])")
 
 from clockwork.client import Client
-from clockwork.errors import InvalidInput, Unavailable
-from clockwork.gateway.keeper import Keeper
+from clockwork.errors import ConnectionLost, InvalidInput, Unavailable
+from clockwork.gateway.keeper import REGISTERING_MAX, Keeper
 
 PATIENCE_S = 20.0
 
@@ -27,8 +27,17 @@ class FakeClient:
         self.fail_register: Exception | None = None
         self.fail_unregister: Exception | None = None
         self.changed = threading.Condition()
+        self.asked = 0
+        self.blocks = False  # registrations, until close()
+        self.closed = threading.Event()
 
     def register(self, name: str, path: Path, *, version: int, origin: str, **more: Any) -> Any:
+        with self.changed:
+            self.asked += 1
+            self.changed.notify_all()
+        if self.blocks:
+            assert self.closed.wait(2 * PATIENCE_S)
+            raise ConnectionLost("the client was closed")
         if self.fail_register is not None:
             raise self.fail_register
         with self.changed:
@@ -50,7 +59,8 @@ class FakeClient:
             rows.append(SimpleNamespace(name=name, version=int(version), raw={"origin": origin}))
         return rows
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed.set()
 
     def wait(self, until: Callable[[], bool]) -> None:
         with self.changed:
@@ -117,6 +127,22 @@ def test_a_mistake_of_ours_is_said_of_its_model_and_ends_nothing(
     keeper._thread.join(PATIENCE_S)
     assert [row["reason"] for row in keeper.missing()] == ["KeyError: 0"] * 2
     keeper.close()
+
+
+def test_it_ends_while_some_are_being_registered_and_others_wait_for_that(root: Path) -> None:
+    for index in range(2 * REGISTERING_MAX):
+        (root / f"more{index}/1").mkdir(parents=True)
+        (root / f"more{index}/1/model.onnx").write_bytes(b"onnx")
+    client = FakeClient()
+    client.blocks = True
+    keeper = keeper_of(root, client)
+    keeper.start()
+    client.wait(lambda: client.asked == REGISTERING_MAX)
+    closer = threading.Thread(target=keeper.close, daemon=True)
+    closer.start()
+    closer.join(PATIENCE_S)
+    assert not closer.is_alive()
+    assert client.asked == REGISTERING_MAX
 
 
 def test_one_that_never_started_is_closed(root: Path) -> None:

@@ -28,6 +28,9 @@ MESSAGE_BYTES_MAX = 1 << 30
 FRAMES_MAX = 65_536
 """The most frames of one message."""
 
+FAILURE_CHARS_MAX = 10_000
+"""Of a failure's sentence, and of each of its facts: they repeat what a request said, which may be megabytes."""
+
 RANK_MAX = 32
 """The most dimensions of a tensor."""
 

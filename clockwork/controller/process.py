@@ -23,6 +23,7 @@ from clockwork.clock import now_ns
 from clockwork.config import (
     CLIENTS_MAX,
     DRAIN_BATCH_EVENTS,
+    FAILURE_CHARS_MAX,
     FRAMES_MAX,
     HEARTBEAT_NS,
     JITTER_COUNTED_MAX_NS,
@@ -807,8 +808,9 @@ class Controller:
         status = _STATUS_OF.get(type(error), Status.INTERNAL)
         details = {}
         if isinstance(error, InvalidInput):
-            details = {"tensor": error.tensor, "expected": error.expected, "got": error.got}
-        self._send_client(client, Failure(request_id, status, str(error), details))
+            facts = {"tensor": error.tensor, "expected": error.expected, "got": error.got}
+            details = {key: value[:FAILURE_CHARS_MAX] for key, value in facts.items()}
+        self._send_client(client, Failure(request_id, status, str(error)[:FAILURE_CHARS_MAX], details))
 
 
 def _mismatch(protocol: int, version: str) -> Mismatch:

@@ -70,6 +70,7 @@ def test_requests_that_wait_together_travel_in_one_batch_and_get_their_own_rows(
     ("refs", "frames", "names"),
     [
         ([["z", 1, [1, 2], 0]], [ROW], ["'z'", "'x'"]),
+        ([["z" * 2_000_000, 1, [1, 2], 0]], [ROW], ["m has no input 'z"]),  # said back twice, it is no header
         ([["x", 11, [1, 2], 0]], [ROW], ["float32", "float64"]),
         ([["x", 1, [2], 0]], [ROW], ["[N, 2]", "[2]"]),
         ([["x", 1, [1, 3], 0]], [ROW], ["[N, 2]", "[1, 3]"]),

@@ -355,7 +355,8 @@ def _read(request: Any, left_s: float | None) -> Inference:
                     raise Unsupported(f"output {one.name!r}: {key} is not supported")
     return Inference(
         reference_of(request.model_name, request.model_version), request.id, references, frames,
-        [one.name for one in request.outputs], timeout_ns, priority,
+        list(dict.fromkeys(one.name for one in request.outputs)),  # each once: names are cheaper than what they ask for
+        timeout_ns, priority,
     )  # fmt: skip
 
 

@@ -123,6 +123,15 @@ def test_only_the_outputs_asked_for_come_and_in_that_order(call: Call) -> None:
     assert [one.name for one in answer.outputs] == ["y1", "y"]
 
 
+def test_an_output_that_is_asked_for_again_and_again_comes_once(call: Call) -> None:
+    request = inference()
+    for _ in range(1_000):
+        request.outputs.add(name="y")
+    answer = call("ModelInfer", request)
+    assert [one.name for one in answer.outputs] == ["y"]
+    assert list(answer.raw_output_contents) == [RAW]
+
+
 def test_the_smaller_of_timeout_and_the_calls_deadline_counts(call: Call, controller: FakeController) -> None:
     call(
         "ModelInfer",

@@ -355,6 +355,10 @@ def encode_route(
     parts = [[checked_version(version), _parts(share)] for version, share in (shares or {}).items()]
     asked: list[Any] = []
     if shadow is not None:
+        if not isinstance(shadow, Mapping):
+            raise InvalidInput(
+                f"shadow {shadow!r}: a version and its part of the requests", expected="{3: 1.0}"
+            )
         if len(shadow) > 1:
             raise InvalidInput(f"{len(shadow)} shadows; a model has one at most")
         asked = [0, 0, 0.0]

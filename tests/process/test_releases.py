@@ -594,6 +594,8 @@ def test_the_same_from_asyncio(cluster: Cluster) -> None:
                     await client.route("aio", wrong)  # type: ignore[arg-type]
             with pytest.raises(ClockworkError, match="a route is shares, a shadow, or both"):
                 await client.route("aio")
+            with pytest.raises(ClockworkError, match="shadow 2: a version and its part"):
+                await client.route("aio", shadow=2)  # type: ignore[arg-type]
 
     asyncio.run(story())
 

@@ -52,6 +52,7 @@ def test_what_a_request_costs_a_gateway() -> None:
     assert all(10 < row["cpu_us/request"] < 20_000 for row in rows)
 
 
+@pytest.mark.slow
 def test_overload_is_answered_with_refusals() -> None:
     [row], facts = overload.measure((1.8,), 1.0)
     assert row["refused_%"] > 5.0
@@ -72,6 +73,7 @@ def test_others_are_loaded_and_registered_beside_a_model_that_is_measured() -> N
     assert facts["registered"] > 0
 
 
+@pytest.mark.slow
 def test_large_models_keep_their_weights_apart() -> None:
     facts = paging.large(models=3, room=1, requests=6, image=64, architecture="residual_cnn")
     assert facts["programs"] == 1
@@ -83,6 +85,7 @@ def test_large_models_keep_their_weights_apart() -> None:
     assert facts["closest two models differ by"] > 100 * paging.TOLERANCE
 
 
+@pytest.mark.slow
 def test_many_small_models_share_programs() -> None:
     facts = paging.thousands(models=12, families=2, seconds=1.0, share=0.4)
     assert facts["programs"] == 2
@@ -109,6 +112,7 @@ def test_what_a_request_costs_the_controller() -> None:
     assert found["ratio"]["p50_us"] > 0
 
 
+@pytest.mark.slow
 def test_a_live_run_stands_beside_its_simulation(tmp_path: Path) -> None:
     """How near they are depends on what else the machine does; here, that both are of the same requests."""
     found = fidelity.measure((0.3,), 1.0, quick=True)
@@ -159,6 +163,7 @@ def test_a_cluster_that_loses_a_process_says_so(gone: int) -> None:
             cluster._check()
 
 
+@pytest.mark.slow
 def test_the_papers_figures_have_their_live_forms() -> None:
     setting = Setting("tiny", (POLICY,))
     times = live.execution_times(setting, lambda part: None)["digits"]

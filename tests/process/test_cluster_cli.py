@@ -113,7 +113,7 @@ def test_plans_are_made_for_what_a_cluster_serves(cluster: Cluster) -> None:
         "--model",
         "digits",
         "--slo",
-        "0.05",
+        "0.5",
         "--seeds",
         "1",
         "--requests",

@@ -64,6 +64,7 @@ def test_overload_is_answered_with_refusals() -> None:
         assert facts[f"idle after a client {how}, ms"] < 1000.0
 
 
+@pytest.mark.slow
 def test_others_are_loaded_and_registered_beside_a_model_that_is_measured() -> None:
     rows, facts = disturbance.measure(1, 0.7, 4, 2048, 3)
     assert [row["meanwhile"] for row in rows] == list(disturbance.MODES)
@@ -94,6 +95,7 @@ def test_many_small_models_share_programs() -> None:
     assert facts["latency, ms"], "nothing was answered"
 
 
+@pytest.mark.slow
 def test_what_a_request_costs_the_controller() -> None:
     settings = emulated.Settings(
         seconds=0.6, warm_up_s=0.2, sizes=(0, 48_000), devices=4, models=3, in_flight=64, rate=300.0
@@ -130,6 +132,7 @@ def test_a_live_run_stands_beside_its_simulation(tmp_path: Path) -> None:
     assert fidelity.reasons(found)
 
 
+@pytest.mark.slow
 def test_errors_of_predictions_live_and_simulated(tmp_path: Path) -> None:
     found = {
         "live": prediction.live(0.5, 1.0, POLICY, quick=True),

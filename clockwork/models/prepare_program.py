@@ -23,7 +23,7 @@ from onnx import TensorProto
 
 from clockwork.errors import InvalidModel
 from clockwork.models import inputs as trial
-from clockwork.models import measure
+from clockwork.models import measure, onnx_import
 from clockwork.models.layout import Layout, lay_out, write_weights
 from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, put_in_place, write_durably
 from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
@@ -74,6 +74,12 @@ class Finding:
     batch_max: int
     load_ns: int
     profile: list[ProfilePoint]
+
+
+def _metadata(package_dir: Path) -> dict[str, str]:
+    """What an ONNX file says of images and labels; a program says nothing of them."""
+    path = package_dir / MODEL_FILE
+    return onnx_import.metadata_of(onnx_import.read_model(path)) if path.is_file() else {}
 
 
 def prepare_program(
@@ -135,7 +141,7 @@ def prepare_program(
         load_ns=0,
         profile=[],
         constants_note="",
-        metadata={},
+        metadata=_metadata(package_dir),
         example=[list(shape) for shape in variants[0].shapes],
     )
     prepared.write(directory)  # for the bench, which takes what a device takes

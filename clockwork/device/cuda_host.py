@@ -6,6 +6,7 @@ budget (BudgetedHost). Called from the worker's loop and from the thread that pr
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import dataclasses
@@ -20,7 +21,7 @@ from clockwork.device.cuda_memory import DeviceMemory
 from clockwork.errors import ConfigError
 
 
-class HostStore:
+class HostStore(abc.ABC):
     """What both have. memories: of some of the devices, and the store's own: they go when the last device has left.
 
     What one has pinned is every device's to use."""
@@ -51,30 +52,31 @@ class HostStore:
         for memory in self._memories:
             memory.close()
 
+    @abc.abstractmethod
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
         """The weights of a model, or where they will be; to be given back with drop().
 
         page_bytes: of each page of its file, how much is weights. Raises OSError, MemoryError, CudaError. The thread's
         current context may become the store's.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def drop(self, model_id: int, path: Path) -> None:
         """Give back what take() gave; the memory goes with its last user. Raises CudaError."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def clear(self) -> None:
         """Forget what was fetched, and is being fetched."""
 
     @property
+    @abc.abstractmethod
     def pinned_bytes(self) -> int:
         """For weights."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def used_bytes(self) -> int:
         """Of a budget, what models have."""
-        return 0
 
 
 class PinnedFiles(HostStore):
@@ -126,9 +128,16 @@ class PinnedFiles(HostStore):
         last.make_current()
         return last.allocate_host(size), last
 
+    def clear(self) -> None:
+        """Nothing is fetched into it."""
+
     @property
     def pinned_bytes(self) -> int:
         return self._pinned_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        return 0
 
 
 class BudgetedHost(HostStore):

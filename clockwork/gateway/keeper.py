@@ -23,7 +23,7 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.gateway.repository import Contents, Done, Version, plan, scan
-from clockwork.gateway.tensors import name_of_dtype
+from clockwork.gateway.tensors import NAME_OF
 from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
 
 log = logging.getLogger("clockwork.gateway")
@@ -58,9 +58,8 @@ class Keeper:
         self._done: dict[tuple[str, int], Done] = {}
         self._busy: set[tuple[str, int]] = set()
         self._broken: dict[str, str] = {}
-        self._leaving: set[tuple[str, int]] = (
-            set()
-        )  # versions of the cluster's that could not be unregistered yet
+        # Versions of the cluster's that could not be unregistered yet.
+        self._leaving: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
         self._thread = threading.Thread(target=self._run, name="repository", daemon=True)
@@ -198,9 +197,8 @@ class Keeper:
             if key not in busy:
                 self._unregister(key)
         if before is None:  # the first look ends when all that was found has been tried
-            for future in (
-                futures
-            ):  # not wait(), which close() would never end: it waits for a cancelled one to be begun
+            # Not wait(), which close() would never end: it waits for a cancelled one to be begun.
+            for future in futures:
                 with contextlib.suppress(concurrent.futures.CancelledError):
                     future.exception()
 
@@ -236,7 +234,8 @@ class Keeper:
         config = one.config
         with self._lock:
             earlier = self._done.get(key)
-        done = Done(one.fingerprint)
+        # Until its new files are registered, those before them serve on.
+        done = Done(one.fingerprint, served=earlier.served if earlier is not None else 0)
         for note in config.notes:
             log.info("model repository: %s: %s", one.name, note)
         try:
@@ -262,14 +261,11 @@ class Keeper:
                 self._retire(one.name, earlier.served)
         except (RequestTimeout, Unavailable, ConnectionError) as error:
             done.error, done.again = str(error), True
-            done.served = earlier.served if earlier is not None else 0
         except (ClockworkError, OSError) as error:
             done.error = str(error)
-            done.served = earlier.served if earlier is not None else 0  # the files before these serve on
             log.warning("model repository: %s version %d: %s", one.name, one.version, error)
         except Exception as error:  # a mistake of ours, or a file that nobody has thought of
             done.error = f"{type(error).__name__}: {error}"
-            done.served = earlier.served if earlier is not None else 0
             log.error("model repository: %s version %d", one.name, one.version, exc_info=error)
         finally:
             with self._lock:
@@ -312,7 +308,6 @@ def check_demands(one: Version) -> None:
     if one.path.is_dir() or not (config.inputs or config.outputs):
         return
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
-    from clockwork.tensors import DTYPES
 
     model = onnx_import.read_model(one.path)
     for what, demands, values in (
@@ -326,7 +321,7 @@ def check_demands(one: Version) -> None:
                 raise InvalidModel(
                     f"config.pbtxt: the model has no {what} {demand.name!r}; it has {', '.join(there)}"
                 )
-            datatype = name_of_dtype(DTYPES[kind.elem_type].name)
+            datatype = NAME_OF[kind.elem_type]
             if demand.dtype and TRITON_TYPES.get(demand.dtype) != datatype:
                 wanted = TRITON_TYPES.get(demand.dtype, str(demand.dtype))
                 raise InvalidModel(f"config.pbtxt: {what} {demand.name!r} is {datatype}, not {wanted}")

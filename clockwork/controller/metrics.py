@@ -100,14 +100,10 @@ class MetricsQuery:
             "clients": clients,
             "unserved": dict(self.unserved),
             "model_count": len(ids),
-            "unloaded": sum(map(len, self._table.unloaded.values())),
+            "unloaded": self._table.unloaded_count,
         }
 
     def _models(self, models: Iterable[ServedModel], names: Mapping[int, str]) -> list[dict[str, Any]]:
-        hosted: dict[int, list[str]] = {}
-        for worker, name in names.items():
-            for model_id in self._scheduler.hosted(worker):
-                hosted.setdefault(model_id, []).append(name)
         rows = []
         for model in models:
             prepared = model.prepared
@@ -124,7 +120,9 @@ class MetricsQuery:
                         for worker, device, state in self._scheduler.whereabouts(model.model_id)
                         if state == "resident"
                     ],
-                    "hosted": hosted.get(model.model_id, []),
+                    "hosted": [
+                        names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)
+                    ],
                     "pages": sum(prepared.runs) if prepared else 0,
                     "weights_bytes": prepared.weights_bytes if prepared else 0,
                     "share": traffic["share"],

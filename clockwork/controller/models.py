@@ -235,6 +235,11 @@ class ModelTable:
         self.unloaded.setdefault(record.name, {})[record.version] = record
         self._last_version[record.name] = max(self._last_version.get(record.name, 0), record.version)
 
+    @property
+    def unloaded_count(self) -> int:
+        """Versions that were put away."""
+        return sum(map(len, self.unloaded.values()))
+
     def take_back(self, record: ModelRecord) -> None:
         """Inverse of put_away()."""
         versions = self.unloaded[record.name]

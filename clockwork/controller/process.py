@@ -700,6 +700,10 @@ class Controller:
             for worker, device, state in self._scheduler.whereabouts(model.model_id)
         ]
 
+    def _hosts(self, model: ServedModel, names: dict[int, str]) -> list[str]:
+        """The workers whose host stores have it."""
+        return [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)]
+
     def describe(self, model: ServedModel) -> dict[str, Any]:
         names = self._worker_names()
         resident = self._whereabouts(model, names)
@@ -710,7 +714,7 @@ class Controller:
             **self._table.traffic(model),
             "versions": [number for number, one in versions.items() if one.state is ModelState.READY],
             "route": self.describe_route(model.record.name),
-            "hosted": [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)],
+            "hosted": self._hosts(model, names),
         }
 
     def describe_route(self, name: str) -> dict[str, Any]:
@@ -727,7 +731,7 @@ class Controller:
             "text": model.text,
             **self._table.traffic(model),
             "devices": self._whereabouts(model, names),
-            "hosted": [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)],
+            "hosted": self._hosts(model, names),
             "slo_ns": model.slo_ns,
             "origin": model.record.options.get("origin", ""),
             "holding": prepared.holding if prepared else "",

@@ -141,7 +141,7 @@ class Registrar:
         if current is not None:
             self._join(current, waiter, options)
             return
-        if len(self._table.by_id) + sum(map(len, self._table.unloaded.values())) >= MODELS_MAX:
+        if len(self._table.by_id) + self._table.unloaded_count >= MODELS_MAX:
             raise Unavailable(f"{MODELS_MAX} models are registered, which is the most")
         if (client, message.request_id) in self._uploads:
             raise InvalidInput(f"request {message.request_id} is in use")

@@ -227,7 +227,6 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[int32_t] hosts(int64_t model_id) except +
         CSnapshot snapshot() except +
         double devices_wanted(int64_t now) except +
-        cbool host_picture(int32_t worker, vector[int64_t] &held) except +
         const CPredictions *predictions()
         void check_invariants() except +AssertionError
         CCommands out

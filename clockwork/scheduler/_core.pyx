@@ -564,11 +564,6 @@ cdef class Core:
     def devices_wanted(self, int64_t now_ns):
         return self._core.devices_wanted(now_ns)
 
-    def hosted(self, int32_t worker):
-        cdef vector[int64_t] held
-        self._core.host_picture(worker, held)
-        return list(held)
-
     def prediction_errors(self, bounds_ns):
         cdef const CPredictions *found = self._core.predictions()
         if found is NULL:

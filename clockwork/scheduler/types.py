@@ -314,10 +314,6 @@ class Scheduler(Protocol):
         """(worker, device, state) of each device that holds a model, or is about to."""
         ...
 
-    def hosted(self, worker: int) -> list[int]:
-        """The models in a worker's host store."""
-        ...
-
     def devices_wanted(self, now_ns: int) -> float:
         """How many devices today's load needs; see csrc/scheduler/demand.h."""
         ...

@@ -216,6 +216,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
         print_table(["GPU", "clock", "of memory", "temperature", "power", ""], gpus)
     for line in offline:
         click.echo(line)
+    _print_troubles(body.get("troubles") or {})
     rows = [
         [
             kind.replace("_", " "),
@@ -230,6 +231,27 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     ]
     if rows:
         print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
+
+
+def _print_troubles(body: dict[str, Any]) -> None:
+    """What is wrong, since when, how often, and how much more there is than the controller keeps."""
+    rows = [
+        [
+            str(one.get("kind")).replace("_", " "),
+            str(one.get("subject")),
+            f"{one.get('since_ns', 0) / 1e9:.0f} s",
+            f"{one.get('last_ns', 0) / 1e9:.0f} s",
+            str(one.get("count")),
+            str(one.get("text")),
+        ]
+        for one in body.get("open") or ()
+    ]
+    if rows:
+        print_table(["wrong", "what", "since", "last", "times", ""], rows)
+    for kind, count in (body.get("left_out") or {}).items():
+        click.echo(
+            f"and {count} more notes of the kind {kind.replace('_', ' ')}, of things that are not listed"
+        )
 
 
 def _describe_gpus(body: dict[str, Any]) -> tuple[list[list[str]], list[str]]:

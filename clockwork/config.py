@@ -100,6 +100,15 @@ METRICS_MODELS_PAGE = 64
 """Models that one answer to the query for metrics tells of: the controller serves nobody while it gathers them, which is
 a millisecond for so many."""
 
+TROUBLES_PER_KIND_MAX = 64
+"""Things of one kind that status lists as wrong; of more there is only a count."""
+
+TROUBLE_CHARS_MAX = 300
+"""Of what is wrong, and of the sentence about it."""
+
+TROUBLE_KEPT_NS = 86_400_000_000_000
+"""An event that nothing mends is forgotten a day after it happened last."""
+
 RECORD_BYTES_MAX = 1 << 30
 """A recording of a controller's events ends at this size: some 10 million requests."""
 

@@ -156,6 +156,9 @@ class Status(TypedDict, total=False):
     clients: Any
     workers: list[dict[str, Any]]  # id, name, state, rtt_ns, jitter_ns, devices, memory, ...
     counts: dict[str, int]
+    troubles: dict[
+        str, Any
+    ]  # open: what is wrong (kind, subject, text, count, since_ns, last_ns); left_out, noted
 
 
 def _int(value: Any) -> int:

@@ -17,6 +17,7 @@ from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_B
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.troubles import Troubles
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
 
@@ -43,11 +44,18 @@ class MetricsQuery:
     """Answers the query."""
 
     def __init__(
-        self, exchange: Exchange, scheduler: Scheduler, table: ModelTable, policy: str, started_ns: int
+        self,
+        exchange: Exchange,
+        scheduler: Scheduler,
+        table: ModelTable,
+        troubles: Troubles,
+        policy: str,
+        started_ns: int,
     ) -> None:
         self._exchange = exchange
         self._scheduler = scheduler
         self._table = table
+        self._troubles = troubles
         self._policy = policy
         self._started_ns = started_ns
         self.unserved = {"model_not_found": 0, "unavailable": 0}
@@ -101,6 +109,7 @@ class MetricsQuery:
             "unserved": dict(self.unserved),
             "model_count": len(ids),
             "unloaded": self._table.unloaded_count,
+            "troubles": self._troubles.summary(self._exchange.now_ns),
         }
 
     def _models(self, models: Iterable[ServedModel], names: Mapping[int, str]) -> list[dict[str, Any]]:

@@ -53,6 +53,7 @@ from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
 from clockwork.controller.settings import ControllerSettings
 from clockwork.controller.storage import StorageThread
+from clockwork.controller.troubles import TroubleKind, Troubles
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
@@ -142,6 +143,7 @@ class Controller:
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         require_keys_beyond_loopback(endpoints, keys, settings.insecure)
         self._settings = settings
+        self.troubles = Troubles()
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._recorder: Recorder | None = None
         if settings.record is not None:
@@ -182,7 +184,7 @@ class Controller:
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
         self._metrics = MetricsQuery(
-            self._exchange, self._scheduler, self._table, settings.policy, self._started_ns
+            self._exchange, self._scheduler, self._table, self.troubles, settings.policy, self._started_ns
         )
         self._storage = StorageThread()
         self._registrar = Registrar(self, self._catalog, self._storage, self._table)
@@ -511,6 +513,8 @@ class Controller:
         self._exchange.forget_references()
         self._events.append(WorkerLeft(self._now, worker.worker_id))
         self._registrar.worker_left(worker.worker_id)
+        for index in worker.offline:
+            self.troubles.clear(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}")
         log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
         self.publish("worker", {"worker": worker.name, "state": "left", "why": why})
 
@@ -564,6 +568,7 @@ class Controller:
         self._events.append(DeviceLost(self._now, worker.worker_id, index))
         name = worker.devices[index].name
         log.error("device %d (%s) of worker %s is offline: %s", index, name, worker.name, message.text[:300])
+        self.note_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}", message.text)
         self.publish(
             "worker",
             {"worker": worker.name, "state": "device lost", "device": index, "why": worker.offline[index]},
@@ -687,6 +692,10 @@ class Controller:
     def worker_ids(self) -> list[int]:
         return list(self._worker_by_id)
 
+    def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None:
+        """Have status and metrics say so until it is cleared, or a day if nothing can mend it."""
+        self.troubles.note(kind, subject, text, self._now)
+
     def publish(self, topic: str, body: dict[str, Any]) -> None:
         self._publisher.send(topic.encode(), msgpack.packb(body))
 
@@ -787,6 +796,7 @@ class Controller:
             "predictions": self._scheduler.predictions(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "workers": workers,
+            "troubles": self.troubles.describe(self._exchange.now_ns),
         }
 
     def _count_all(self) -> dict[str, Any]:

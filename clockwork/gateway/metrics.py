@@ -161,6 +161,13 @@ _DECLARED = (
     Metric("clockwork_up", "gauge", (), "", "1 if the controller answered, else 0: then there is nothing of it here."),
     Metric("clockwork_models_without_histograms", "gauge", (), "models",
            "Models (versions) of which only counters are here, because there are too many."),
+    # ----- what is wrong -----
+    Metric("clockwork_troubles", "gauge", ("kind",), "",
+           "Things of this kind that are wrong, or went wrong in the last day; `clockwork status` says which."),
+    Metric("clockwork_trouble_since_seconds", "gauge", ("kind",), "seconds",
+           "For how long the oldest of them has been; 0 if there is none."),
+    Metric("clockwork_troubles_noted_total", "counter", ("kind",), "events",
+           "How often something of this kind went wrong."),
     # ----- a gateway's own -----
     Metric("clockwork_gateway_requests_total", "counter", ("protocol", "method", "code"), "requests",
            "Requests that this gateway answered, by HTTP status or gRPC code."),
@@ -443,6 +450,10 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     text.add("clockwork_controller_start_time_seconds", (), round(started_s, 1))
     for reason, count in body.get("unserved", {}).items():
         text.add("clockwork_requests_unserved_total", (reason,), count)
+    for kind, found in body.get("troubles", {}).items():
+        text.add("clockwork_troubles", (kind,), found["open"])
+        text.add("clockwork_trouble_since_seconds", (kind,), found["since_ns"] / SECOND)
+        text.add("clockwork_troubles_noted_total", (kind,), found["noted"])
     text.durations("clockwork_controller_lag_seconds", "", body["lag"])
     errors = body.get("prediction_errors", {})
     les = _le_labels(bound / SECOND for bound in errors.get("bounds_ns", ()))

@@ -195,3 +195,29 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     assert re.search(r"^devices    1; the load needs 0\.0", shown, re.MULTILINE), shown
     as_json = CliRunner().invoke(cli, ["metrics", "m", "--json", "--endpoint", controller.client_endpoint])
     assert '"success": 1' in as_json.output
+
+
+def test_what_is_wrong_is_in_status_and_metrics_until_it_is_mended(served: Any) -> None:
+    controller, worker, client = served
+    worker.send(messages.DeviceFault(0, "the bus is gone"))
+    client.send(messages.Query(901, "status", ""))
+    body = client.receive(messages.Reply)[0].body
+    while not body["troubles"]["open"]:  # the worker's message came by another socket
+        client.send(messages.Query(901, "status", ""))
+        body = client.receive(messages.Reply)[0].body
+    (trouble,) = body["troubles"]["open"]
+    assert (trouble["kind"], trouble["text"], trouble["count"]) == ("device_lost", "the bus is gone", 1)
+    assert 0 <= trouble["since_ns"] < 10 * SECOND
+    found = metrics_of(client)["troubles"]["device_lost"]
+    assert found["open"] == found["noted"] == 1
+    shown = CliRunner().invoke(cli, ["status", "--endpoint", controller.client_endpoint]).output
+    assert "device lost" in shown
+    assert "the bus is gone" in shown
+    text = CliRunner().invoke(cli, ["metrics", "--endpoint", controller.client_endpoint]).output
+    assert 'clockwork_troubles{kind="device_lost"} 1' in text
+    assert 'clockwork_trouble_since_seconds{kind="model_set_aside"} 0' in text
+    worker.close()
+    while body["troubles"]["open"]:
+        client.send(messages.Query(901, "status", ""))
+        body = client.receive(messages.Reply)[0].body
+    assert body["troubles"]["noted"]["device_lost"] == 1

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from clockwork.config import METRICS_MODELS_PAGE
+from clockwork.controller.troubles import PASSING, TroubleKind
 from clockwork.gateway.metrics import METRICS, METRICS_MODELS_MAX, OUTCOMES, PARTS, Metric, reference
 from clockwork.messages import Reason
 
@@ -40,7 +41,7 @@ def check(expression: str) -> set[str]:
             if "$" in value:
                 continue
             known = {"outcome": OUTCOMES, "reason": tuple(map(str, Reason)), "side": ("over", "under"),
-                     "of": ("duration", "completion"), "action": ("infer", "load", "fetch")}.get(label)  # fmt: skip
+                     "kind": tuple(map(str, TroubleKind)), "of": ("duration", "completion"), "action": ("infer", "load", "fetch")}.get(label)  # fmt: skip
             assert known is None or set(value.split("|")) <= set(known), f"{label}={value} in {expression}"
     bare = re.sub(r"\{[^}]*\}", "", bare)
     grouped = [label for labels in re.findall(r"\bby\s*\(([^)]*)\)", bare) for label in labels.split(",")]
@@ -141,6 +142,14 @@ def test_the_alert_rules_use_only_metrics_that_exist_and_say_what_to_do() -> Non
         assert set(rule["annotations"]) == {"summary", "description"}
         for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]):
             assert re.search(rf"by \([^)]*\b{label}\b", rule["expr"]), rule["alert"]
+
+
+def test_an_alert_names_every_kind_of_trouble_that_stays() -> None:
+    text = (PROMETHEUS / "alerts.yml").read_text(encoding="utf-8")
+    named = re.findall(r'clockwork_troubles\{kind=~"([^"]*)"\}', text)
+    assert [set(one.split("|")) for one in named] == [
+        {str(kind) for kind in TroubleKind} - set(map(str, PASSING))
+    ]
 
 
 def test_the_scrape_configuration_asks_for_what_there_is() -> None:

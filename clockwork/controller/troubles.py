@@ -1,0 +1,120 @@
+"""What is wrong and since when, for status and metrics: a failure of ours that nobody asked about is loud.
+
+Pure bookkeeping: no sockets, no clocks. Whoever finds something wrong notes it under a kind and a subject; whoever sees
+it mended clears it. What merely happened (PASSING) is forgotten a day after it happened last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+from clockwork.config import TROUBLE_CHARS_MAX, TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
+
+
+class TroubleKind(enum.StrEnum):
+    """What can be wrong. A kind is a label of metrics, so there are few; the subject says which one."""
+
+    MODEL_SET_ASIDE = "model_set_aside"  # Its executions ended workers or overran; subject: name@version.
+    MODEL_OVERRUN = "model_overrun"  # An execution was ended because it took too long; subject: name@version.
+    WORKER_KILLED = "worker_killed"  # A worker died with an execution under way; subject: name@version.
+    WORKER_LET_GO = "worker_let_go"  # A worker's answers were wrong too often; subject: the worker's name.
+    DEVICE_LOST = "device_lost"  # A device of a worker is broken for good; subject: worker/device.
+    FILE_REPAIRED = "file_repaired"  # A stored file was damaged and has been replaced; subject: what it held.
+    FILE_DAMAGED = (
+        "file_damaged"  # A stored file is damaged and nobody has another copy; subject: what it held.
+    )
+    STORAGE_FAILED = "storage_failed"  # Something could not be written or erased; subject: what.
+    MESSAGE_REJECTED = "message_rejected"  # A peer's messages raised or were malformed; subject: which side.
+
+
+PASSING = frozenset({
+    TroubleKind.MODEL_OVERRUN, TroubleKind.WORKER_KILLED, TroubleKind.WORKER_LET_GO, TroubleKind.FILE_REPAIRED,
+    TroubleKind.MESSAGE_REJECTED,
+})  # fmt: skip
+"""Events, which nothing mends. The other kinds are states and stay until they are cleared."""
+
+
+@dataclasses.dataclass(slots=True)
+class Trouble:
+    """One thing that is wrong. text: of the last time that it was noted."""
+
+    kind: TroubleKind
+    subject: str
+    text: str
+    since_ns: int
+    last_ns: int
+    count: int
+
+
+class Troubles:
+    """What is wrong. Bounded for each kind, so that none of them hides the others."""
+
+    def __init__(self) -> None:
+        self._open: dict[TroubleKind, dict[str, Trouble]] = {kind: {} for kind in TroubleKind}
+        self._noted: dict[TroubleKind, int] = dict.fromkeys(TroubleKind, 0)
+        self._left_out: dict[TroubleKind, int] = dict.fromkeys(TroubleKind, 0)
+
+    def note(self, kind: TroubleKind, subject: str, text: str, now_ns: int) -> None:
+        """Something is wrong, or has gone wrong once more: then it keeps its beginning and takes the newer text."""
+        self._noted[kind] += 1
+        subject, text = subject[:TROUBLE_CHARS_MAX], text[:TROUBLE_CHARS_MAX]
+        of_kind = self._open[kind]
+        found = of_kind.get(subject)
+        if found is not None:
+            found.text, found.last_ns = text, now_ns
+            found.count += 1
+            return
+        if len(of_kind) >= TROUBLES_PER_KIND_MAX:
+            self._forget(now_ns)
+        if len(of_kind) >= TROUBLES_PER_KIND_MAX:
+            self._left_out[kind] += 1
+            return
+        of_kind[subject] = Trouble(kind, subject, text, now_ns, now_ns, 1)
+
+    def clear(self, kind: TroubleKind, subject: str) -> bool:
+        """It is mended. False: it was not noted, or left out."""
+        return self._open[kind].pop(subject[:TROUBLE_CHARS_MAX], None) is not None
+
+    def describe(self, now_ns: int) -> dict[str, Any]:
+        """``open``: oldest first, with ages in place of times, which are this machine's alone. ``left_out``: notes of
+        subjects that had no room, by kind. ``noted``: all notes ever, by kind."""
+        self._forget(now_ns)
+        found = sorted(
+            (one for of_kind in self._open.values() for one in of_kind.values()), key=lambda one: one.since_ns
+        )
+        return {
+            "open": [
+                {
+                    "kind": one.kind.value,
+                    "subject": one.subject,
+                    "text": one.text,
+                    "count": one.count,
+                    "since_ns": now_ns - one.since_ns,
+                    "last_ns": now_ns - one.last_ns,
+                }
+                for one in found
+            ],
+            "left_out": {kind.value: count for kind, count in self._left_out.items() if count},
+            "noted": {kind.value: count for kind, count in self._noted.items()},
+        }
+
+    def summary(self, now_ns: int) -> dict[str, dict[str, int]]:
+        """For metrics: by kind, how many are open, the age of the oldest, and how often one was noted in all."""
+        self._forget(now_ns)
+        return {
+            kind.value: {
+                "open": len(of_kind),
+                "since_ns": max((now_ns - one.since_ns for one in of_kind.values()), default=0),
+                "noted": self._noted[kind],
+            }
+            for kind, of_kind in self._open.items()
+        }
+
+    def _forget(self, now_ns: int) -> None:
+        for kind in PASSING:
+            of_kind = self._open[kind]
+            old = [subject for subject, one in of_kind.items() if now_ns - one.last_ns >= TROUBLE_KEPT_NS]
+            for subject in old:
+                del of_kind[subject]

@@ -20,6 +20,7 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 ACTIONS = ["csrc/worker/actions.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
+ALLOCATION = ["csrc/device/allocation.cpp"]
 HEADERS = glob("csrc/**/*.h", recursive=True)
 
 
@@ -31,6 +32,9 @@ SHARED = {
     "clockwork.sim._bounds": [],
 }
 """Extensions around the C++ of csrc/; each of those files is compiled once for all of them."""
+
+OBJECTS = {**SHARED, "clockwork.device._ort": ALLOCATION}
+"""Of each extension, the C++ that is linked to it."""
 
 
 class BuildExtensions(build_ext):
@@ -53,11 +57,11 @@ class BuildExtensions(build_ext):
                 [source], output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=[*CORE, "-MMD"]
             )
 
-        stale = sorted(source for source in {*WORLD, *SCHEDULER, *EXCHANGE} if is_stale(source))
+        stale = sorted(source for source in {*WORLD, *SCHEDULER, *EXCHANGE, *ALLOCATION} if is_stale(source))
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(compile_one, stale))
         for one in self.extensions:
-            shared = SHARED.get(one.name, [])
+            shared = OBJECTS.get(one.name, [])
             one.extra_objects += [str((root / source).with_suffix(".o")) for source in shared]
         self.parallel = len(os.sched_getaffinity(0))
         super().build_extensions()
@@ -79,12 +83,12 @@ extensions: list[Extension] = [
             [f"clockwork/device/{name}.pyx"],
             include_dirs=["csrc"],
             extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"],
-            libraries=["dl", "pthread"],
+            libraries=["dl", "pthread", *(["stdc++"] if name == "_ort" else [])],
             depends=["csrc/claims.h", "csrc/lane.h", *headers],
         )
         for names, headers in (
             (("_parts", "_orders"), ()),
-            (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h")),
+            (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h", *ALLOCATION)),
             (
                 ("_cudriver", "_cuda_host", "_cuda_model", "_cuda_lanes", "_cuda"),
                 ("csrc/cuda_api.h", "csrc/host_pages.h", "csrc/link.h"),

@@ -6,6 +6,7 @@ environment variable, which overrides the default.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -205,6 +206,17 @@ wake-up costs, so that starting on time takes a core for no longer than that."""
 IO_SLOT_BYTES_MAX = 1 << 30
 """The largest joined inputs of one action."""
 
+EXECUTION_WORKSPACE_BYTES = 512 << 20
+"""Memory that any execution on a CPU device may take, whatever its profile says: inputs of another shape than those
+that were measured may need far more."""
+
+EXECUTION_WORKSPACE_FACTOR = 16
+"""What an execution may take is so many times the most that its profile took, or the above if that is more."""
+
+WORKSPACE_SHARE = 2
+"""All executions of a process together may take this part of the machine's memory (1 / WORKSPACE_SHARE), unless
+CLOCKWORK_WORKSPACE_BYTES says how much."""
+
 # ----- CUDA devices --------------------------------------------------------------------------
 
 CUDA_PAGE_BYTES = 16 << 20
@@ -294,6 +306,29 @@ def fake_clocks() -> Path | None:
     """CLOCKWORK_FAKE_CLOCKS: the file in which a test writes the clocks of the fake driver's devices."""
     name = environment("FAKE_CLOCKS", "")
     return Path(name) if name else None
+
+
+def workspace_bytes_max() -> int:
+    """The most that executions on the CPU devices of this process may take together. Raises ConfigError."""
+    said = environment("WORKSPACE_BYTES", "")
+    return parse_bytes(said) if said else machine_bytes() // WORKSPACE_SHARE
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the container that this process is in where that is less."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            found = min(found, int(Path(name).read_text(encoding="ascii")))
+    return found
+
+
+def execution_workspace_bytes(measured: int) -> int:
+    """The budget of one execution. measured: the most that the model's profile took; 0: that was not measured."""
+    most = workspace_bytes_max()
+    if measured == 0:
+        return most
+    return min(max(EXECUTION_WORKSPACE_BYTES, EXECUTION_WORKSPACE_FACTOR * measured), most)
 
 
 def key_file() -> Path | None:

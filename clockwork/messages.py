@@ -42,6 +42,7 @@ class Status(enum.IntEnum):
     DEVICE_ERROR = 25
     ACTION_CANCELLED = 26
     WORKER_LOST = 27
+    OVERRUN = 28  # it took longer than its bound, and was ended
 
 
 class Reason(enum.StrEnum):

@@ -191,6 +191,12 @@ static inline OrtStatus *ort_terminate(const OrtApi *api, OrtRunOptions *options
     return ORT_CALL(api, 46, OrtRunOptions *)(options);
 }
 
+/* Takes ort_terminate() back: runs that begin from then on go on. */
+static inline OrtStatus *ort_unterminate(const OrtApi *api, OrtRunOptions *options)
+{
+    return ORT_CALL(api, 47, OrtRunOptions *)(options);
+}
+
 static inline OrtStatus *ort_create_tensor(const OrtApi *api, OrtAllocator *allocator, const int64_t *dims,
                                            size_t rank, int dtype, OrtValue **out)
 {

@@ -1,5 +1,8 @@
 /* The memory in which models compute: one allocator that every session of the process shares.
  *
+ * What an execution takes is charged to its account, which has a limit, and all of it together has one, too. Beyond
+ * either, ws_alloc() gives nothing; the runtime is told by an exception, which is what it expects (see ws_alloc_for_run).
+ *
  * Good fit over segregated free lists (TLSF): allocation and release take constant time, neighbours
  * merge at once, and memory that was touched stays touched, so that a run after the first faults no
  * page. Payloads are multiples of 64 bytes and so aligned. Regions come from the kernel populated,
@@ -15,6 +18,10 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -65,13 +72,22 @@ static inline size_t cw_round_up(size_t bytes, size_t unit)
 enum { WS_UNIT = 64, WS_LEVELS = 48, WS_STEPS = 8 };
 #define WS_REGION ((size_t)4 << 20) /* the least that is taken from the kernel at a time */
 
+/* What one execution has taken. It lives as long as the process: a session may keep a block of it for good. */
+typedef struct ws_account {
+    size_t limit_bytes;
+    size_t used_bytes;
+    size_t peak_bytes;
+    size_t refused_bytes; /* what was asked for when the limit was reached; 0: it was not */
+} ws_account;
+
 typedef struct ws_block {
     struct ws_block *before; /* the neighbour at the lower address; NULL for a region's first */
     size_t bytes;            /* of the payload, which follows; 0 marks a region's end */
     size_t is_free;
     struct ws_block *next; /* of its free list */
     struct ws_block *previous;
-    char padding[WS_UNIT - 5 * sizeof(void *)];
+    ws_account *account; /* that it is charged to, or NULL */
+    char padding[WS_UNIT - 6 * sizeof(void *)];
 } ws_block;
 
 typedef struct ws_region { /* followed by its first block */
@@ -90,6 +106,7 @@ typedef struct workspace {
     ws_region *regions;
     size_t reserved_bytes; /* taken from the kernel */
     size_t used_bytes;     /* given out */
+    size_t limit_bytes;    /* of what is given out */
 } workspace;
 
 static inline ws_block *ws_after(ws_block *block)
@@ -179,18 +196,21 @@ static inline ws_block *ws_grow(workspace *ws, size_t bytes)
     return block;
 }
 
-static inline void *ws_alloc(OrtAllocator *self, size_t bytes)
+/* Memory charged to an account (NULL: to none), or NULL: there is none, or a limit is reached. */
+static inline void *ws_alloc(workspace *ws, ws_account *account, size_t bytes)
 {
-    workspace *ws = (workspace *)self;
-    if (!bytes)
-        return NULL; /* what the runtime expects of an allocator */
-    if (bytes > (size_t)1 << 46)
-        return NULL;
+    size_t asked = bytes;
+    ws_block *block = NULL;
+    if (bytes > (size_t)1 << 46) /* as much as there are addresses: rounding must not overflow */
+        bytes = (size_t)1 << 46;
     bytes = cw_round_up(bytes, WS_UNIT);
     pthread_mutex_lock(&ws->lock);
-    ws_block *block = ws_find(ws, bytes);
-    if (!block)
-        block = ws_grow(ws, bytes);
+    if (ws->used_bytes + bytes <= ws->limit_bytes &&
+        (!account || account->used_bytes + bytes <= account->limit_bytes)) {
+        block = ws_find(ws, bytes);
+        if (!block)
+            block = ws_grow(ws, bytes);
+    }
     if (block) {
         ws_remove(ws, block);
         if (block->bytes >= bytes + sizeof(ws_block) + WS_UNIT) {
@@ -202,6 +222,14 @@ static inline void *ws_alloc(OrtAllocator *self, size_t bytes)
             ws_insert(ws, rest);
         }
         ws->used_bytes += block->bytes;
+        block->account = account;
+        if (account) {
+            account->used_bytes += block->bytes;
+            if (account->used_bytes > account->peak_bytes)
+                account->peak_bytes = account->used_bytes;
+        }
+    } else if (account) {
+        account->refused_bytes = asked;
     }
     pthread_mutex_unlock(&ws->lock);
     return block ? block + 1 : NULL;
@@ -215,6 +243,8 @@ static inline void ws_free(OrtAllocator *self, void *pointer)
     ws_block *block = (ws_block *)pointer - 1;
     pthread_mutex_lock(&ws->lock);
     ws->used_bytes -= block->bytes;
+    if (block->account)
+        block->account->used_bytes -= block->bytes;
     ws_block *after = ws_after(block), *before = block->before;
     if (after->is_free) {
         ws_remove(ws, after);
@@ -254,17 +284,30 @@ static inline void ws_trim(workspace *ws)
     pthread_mutex_unlock(&ws->lock);
 }
 
-/* info describes CPU memory to the runtime and must outlive the workspace. */
-static inline void ws_init(workspace *ws, const OrtMemoryInfo *info)
+/* What the runtime calls: ws_alloc() for the account that ws_charge() named. The runtime's own allocators throw
+ * std::bad_alloc where there is no memory, and its kernels write to whatever they get: NULL would be a crash, and an
+ * exception becomes the status of the run (csrc/device/allocation.cpp). NULL for 0 bytes, which is as it expects. */
+void *ws_alloc_for_run(OrtAllocator *self, size_t bytes);
+
+/* What this thread allocates from now on is charged to the account; NULL: to none. */
+void ws_charge(ws_account *account);
+
+/* info describes CPU memory to the runtime and must outlive the workspace. limit_bytes: of all that is given out. */
+static inline void ws_init(workspace *ws, const OrtMemoryInfo *info, size_t limit_bytes)
 {
     memset(ws, 0, sizeof *ws);
     /* Version 15 of the structure: it ends with Info. */
     ws->allocator.version = ORT_API_VERSION;
-    ws->allocator.Alloc = ws_alloc;
+    ws->allocator.Alloc = ws_alloc_for_run;
     ws->allocator.Free = ws_free;
     ws->allocator.Info = ws_info;
     ws->info = info;
+    ws->limit_bytes = limit_bytes;
     pthread_mutex_init(&ws->lock, NULL);
 }
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 
 from clockwork.device._orders cimport Kind, Order, Residency, cw_lane
-from clockwork.device._ort cimport OrtRunOptions, OrtValue, Session
+from clockwork.device._ort cimport OrtRunOptions, OrtValue, Session, ws_account
 from clockwork.device._pages cimport Arena, Model, ModelState, Slot
 
 cdef struct Action:
@@ -15,11 +15,17 @@ cdef class Core(Arena):
     cdef cw_lane load_lane
     cdef cw_lane execute_lane
     cdef OrtRunOptions* run_options
+    cdef ws_account* account  # of the execution that is under way
+    cdef size_t output_bytes_most
+    cdef bint stopping  # this and the next under the hub's lock
+    cdef bint overrun  # the execution that is under way is to end
     cdef bint cpu_time
     cdef bint opened
 
     cdef void run_load(self, Action* action) noexcept nogil
     cdef void run_unload(self, Action* action) noexcept nogil
+    cdef void begin_run(self, ModelState* model) noexcept nogil
+    cdef void end_run_failed(self, Action* action) noexcept nogil
     cdef void run_infer(self, Action* action) noexcept nogil
     cdef bint feed(self, Action* action) noexcept nogil
     cdef bint feed_strings(self, Action* action, size_t index, OrtValue* value) noexcept nogil

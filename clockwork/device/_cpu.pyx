@@ -21,7 +21,7 @@ from clockwork.device._ort cimport (
     ORT_STRING, TEXT_BYTES, OrtStatus, OrtTensorInfo, cw_round_up, onnx_dtype_of_ort, ort_create_run_options,
     ort_create_tensor, ort_dtype_of_onnx, ort_failed, ort_is_tensor, ort_release_run_options, ort_release_tensor_info, ort_release_value,
     ort_run, ort_string_buffer, ort_strings, ort_strings_bytes, ort_tensor_data, ort_tensor_dims, ort_tensor_dtype,
-    ort_tensor_info, ort_tensor_rank, ort_terminate, ort_wrap_tensor)
+    ort_tensor_info, ort_tensor_rank, ort_terminate, ort_unterminate, ort_wrap_tensor, ws_account, ws_trim)
 from clockwork.device._parts cimport ALIGNMENT, RANK_MOST, Input, Output, dtype_bits, fill_seeded, pin_parts
 
 from clockwork.device._pages import model_dtypes
@@ -37,6 +37,7 @@ cdef int TOO_LATE = Status.TOO_LATE
 cdef int NOT_RESIDENT = Status.NOT_RESIDENT
 cdef int DEVICE_ERROR = Status.DEVICE_ERROR
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
+cdef int OVERRUN = Status.OVERRUN
 
 # An empty tensor still needs an address.
 cdef char[ALIGNMENT] NOTHING
@@ -51,9 +52,13 @@ cdef class Core(Arena):
     """The lanes over an arena. Methods are for the loop's thread except where they say otherwise."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
-                  int64_t spin_ns, bint cpu_time):
+                  int64_t spin_ns, bint cpu_time, size_t output_bytes_most):
         self.spin_ns = spin_ns
         self.cpu_time = cpu_time
+        self.output_bytes_most = output_bytes_most
+        self.account = <ws_account*>calloc(1, sizeof(ws_account))  # never freed: see csrc/workspace.h
+        if self.account == NULL:
+            raise MemoryError
         self.runtime.check(ort_create_run_options(self.api, &self.run_options))
         cw_lane_init(&self.load_lane, &self.hub)
         cw_lane_init(&self.execute_lane, &self.hub)
@@ -86,6 +91,7 @@ cdef class Core(Arena):
         cdef Action* action
         with nogil:
             cw_lane_enter(b"cw-execute")
+            self.runtime.charge(self.account)
             while True:
                 action = <Action*>cw_lane_take(&self.execute_lane, self.spin_ns)
                 if action == NULL:
@@ -100,7 +106,10 @@ cdef class Core(Arena):
     def stop(self):
         """Have both loops return; a run that is under way is cut short."""
         with nogil:
+            cw_hub_lock(&self.hub)
+            self.stopping = True
             ort_terminate(self.api, self.run_options)
+            cw_hub_unlock(&self.hub)
             cw_lane_stop(&self.load_lane)
             cw_lane_stop(&self.execute_lane)
 
@@ -135,6 +144,56 @@ cdef class Core(Arena):
                 with nogil:
                     model.at.resident = False
                     self.evict(&model.state)
+
+    # ----- what runs too long ----------------------------------------------------------------
+
+    def running(self):
+        """The id of the action that the execute lane is at; 0 if it is at none. Any thread."""
+        cdef int64_t action_id = 0
+        cw_hub_lock(&self.hub)
+        if self.execute_lane.running != NULL:
+            action_id = self.execute_lane.running.action_id
+        cw_hub_unlock(&self.hub)
+        return action_id
+
+    def end_run(self, int64_t action_id):
+        """Have an execution end as OVERRUN as soon as its current node does, if it still runs. Any thread. To be said
+        again while it does: the execution may not have begun yet."""
+        cw_hub_lock(&self.hub)
+        if self.execute_lane.running != NULL and self.execute_lane.running.action_id == action_id:
+            self.overrun = True
+            ort_terminate(self.api, self.run_options)
+        cw_hub_unlock(&self.hub)
+
+    @property
+    def workspace_peak_bytes(self):
+        """The most that the last execution took of the workspace."""
+        return self.account.peak_bytes
+
+    cdef void begin_run(self, ModelState* model) noexcept nogil:
+        cw_hub_lock(&self.hub)
+        self.overrun = False
+        if not self.stopping:
+            ort_unterminate(self.api, self.run_options)
+        cw_hub_unlock(&self.hub)
+        self.account.limit_bytes = model.workspace_bytes
+        self.account.peak_bytes = self.account.used_bytes
+        self.account.refused_bytes = 0
+
+    cdef void end_run_failed(self, Action* action) noexcept nogil:
+        """Say why, in words for people where they are not the runtime's own; give back what the attempt had taken."""
+        cdef bint overrun
+        cw_hub_lock(&self.hub)
+        overrun = self.overrun
+        cw_hub_unlock(&self.hub)
+        action.order.base.status = EXECUTION_FAILED
+        if overrun:
+            action.order.base.status = OVERRUN
+            snprintf(action.order.text, TEXT_BYTES, "the execution took longer than it may and was ended")
+        elif self.account.refused_bytes:
+            snprintf(action.order.text, TEXT_BYTES, "the execution needs more memory than it may take: %zu bytes beside %zu of at most %zu",
+                     self.account.refused_bytes, self.account.used_bytes, self.account.limit_bytes)
+        ws_trim(self.runtime.workspace)
 
     # ----- actions, from the loop's thread -----------------------------------------------------
 
@@ -270,6 +329,7 @@ cdef class Core(Arena):
         if done:
             span_begin(&action.order.execute)
             cpu_ns = cw_thread_time()
+            self.begin_run(model)
             failed = ort_failed(self.api, ort_run(
                 self.api, session.handle, self.run_options, <const char* const*>session.input_names,
                 <const OrtValue* const*>model.values, session.input_count,
@@ -280,7 +340,7 @@ cdef class Core(Arena):
             if self.cpu_time:
                 action.order.execute.duration_ns = cpu_ns
             if failed:
-                action.order.base.status = EXECUTION_FAILED
+                self.end_run_failed(action)
                 done = False
         for index in range(model.input_count):
             ort_release_value(self.api, model.values[index])
@@ -441,6 +501,11 @@ cdef class Core(Arena):
                 snprintf(action.order.text, TEXT_BYTES, "output '%.200s' is of unknown type %d", name, output.dtype)
                 return False
             output.bytes = packed_size(count, bits)
+        if <size_t>output.bytes > self.output_bytes_most:
+            snprintf(action.order.text, TEXT_BYTES, "output '%.200s' has %lld bytes; an answer carries at most %zu", name,
+                     <long long>output.bytes, self.output_bytes_most)
+            action.order.base.status = EXECUTION_FAILED
+            return False
         if action.order.parts.part_count == 1:
             return True
         for part in range(action.order.parts.part_count):

@@ -57,6 +57,7 @@ cdef extern from "ort_api.h" nogil:
     OrtStatus* ort_output_name(const OrtApi*, const OrtSession*, size_t, OrtAllocator*, char**)
     OrtStatus* ort_create_run_options(const OrtApi*, OrtRunOptions**)
     OrtStatus* ort_terminate(const OrtApi*, OrtRunOptions*)
+    OrtStatus* ort_unterminate(const OrtApi*, OrtRunOptions*)
     OrtStatus* ort_create_tensor(
         const OrtApi*, OrtAllocator*, const int64_t*, size_t, int, OrtValue**)
     OrtStatus* ort_wrap_tensor(
@@ -82,12 +83,19 @@ cdef extern from "workspace.h" nogil:
     enum:
         CW_HUGE
         MADV_POPULATE_READ
+    ctypedef struct ws_account:
+        size_t limit_bytes
+        size_t used_bytes
+        size_t peak_bytes
+        size_t refused_bytes
     ctypedef struct workspace:
         OrtAllocator allocator
         size_t reserved_bytes
         size_t used_bytes
-    void ws_init(workspace*, const OrtMemoryInfo*)
+        size_t limit_bytes
+    void ws_init(workspace*, const OrtMemoryInfo*, size_t limit_bytes)
     void ws_trim(workspace*)
+    void ws_charge(ws_account*)
     void* cw_map(size_t bytes)
     int cw_populate(char* base, size_t bytes)
     size_t cw_round_up(size_t bytes, size_t unit)
@@ -130,5 +138,6 @@ cdef class Runtime:
                            char* text) noexcept nogil
     cdef void close(self, Session* session) noexcept nogil
     cdef size_t workspace_bytes(self) noexcept nogil
+    cdef void charge(self, ws_account* account) noexcept nogil
 
 cpdef Runtime runtime()

@@ -14,6 +14,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset, strdup
 from libc.stdio cimport snprintf
 
+from clockwork.config import workspace_bytes_max
 from clockwork.errors import ClockworkError, ConfigError
 
 # y = x * w, x: float[n, 2], w: float[2]; made with onnx.helper, opset 13.
@@ -72,7 +73,7 @@ cdef class Runtime:
         self.workspace = <workspace*>calloc(1, sizeof(workspace))
         if self.workspace == NULL:
             raise MemoryError
-        ws_init(self.workspace, self.memory)
+        ws_init(self.workspace, self.memory, workspace_bytes_max())
         self.check(ort_register_allocator(self.api, self.env, &self.workspace.allocator))
         self._verify()
 
@@ -247,3 +248,7 @@ cdef class Runtime:
 
     cdef size_t workspace_bytes(self) noexcept nogil:
         return self.workspace.reserved_bytes
+
+    cdef void charge(self, ws_account* account) noexcept nogil:
+        """What this thread allocates from now on counts against the account; NULL: against none."""
+        ws_charge(account)

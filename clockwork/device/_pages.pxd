@@ -32,6 +32,7 @@ cdef struct ModelState:
     size_t weight_count
     Weight* weights
     int64_t* dims
+    size_t workspace_bytes  # what one execution may take
     OrtValue** values  # what a run is fed: places for the inputs, then the weights
     Residency* at
 

@@ -113,11 +113,11 @@ cdef class Model(Known):
     """One prepared model: its program, its weights mapped, and whether it is resident.
 
     runs: page counts. weights: (dtype, shape, run, offset, bytes) each, in the program's order. program
-    is None for the packed holding, whose session LOAD opens from packed_path.
+    is None for the packed holding, whose session LOAD opens from packed_path. workspace_bytes: the budget of an execution.
     """
 
     def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
-                  str packed_path, int64_t packed_bytes):
+                  str packed_path, int64_t packed_bytes, size_t workspace_bytes):
         cdef size_t index, total
         cdef int64_t* dims
         cdef Weight* weight
@@ -127,6 +127,7 @@ cdef class Model(Known):
         self.program = program
         self.runtime = runtime()
         self.packed_bytes = packed_bytes
+        state.workspace_bytes = workspace_bytes
         state.at = &self.at
         state.packed = program is None
         state.session = &state.own if program is None else &program.session

@@ -78,6 +78,7 @@ class CpuDevice(NativeDevice[Core]):
                 config.IO_SLOT_BYTES_MAX,
                 config.LANE_SPIN_NS,
                 cpu_time,
+                config.MESSAGE_BYTES_MAX,
             )
         )
         self.info = DeviceInfo(
@@ -122,11 +123,14 @@ class CpuDevice(NativeDevice[Core]):
 
     def _make_model(self, model_id: int, prepared: PreparedModel, place: Path) -> Model:
         dtypes = [one.dtype for one in prepared.inputs]
+        budget = config.execution_workspace_bytes(prepared.workspace_bytes)
         if prepared.holding == "packed":
             path = place / PACKED_FILE
             if not path.is_file():
                 raise InvalidModel(f"{place} is packed and has no {PACKED_FILE}")
-            model = Model(model_id, None, dtypes, prepared.runs, [], str(path), prepared.resident_bytes)
+            model = Model(
+                model_id, None, dtypes, prepared.runs, [], str(path), prepared.resident_bytes, budget
+            )
             data = place / PACKED_DATA_FILE
             if self._lock_store and data.is_file():
                 self._locked_bytes += model.lock_file(str(data), data.stat().st_size)
@@ -139,7 +143,7 @@ class CpuDevice(NativeDevice[Core]):
                 f"expected {expected} and {len(prepared.outputs)}"
             )
         weights = [(one.dtype, one.shape, one.run, one.offset, one.bytes) for one in prepared.weights]
-        model = Model(model_id, program, dtypes, prepared.runs, weights, None, 0)
+        model = Model(model_id, program, dtypes, prepared.runs, weights, None, 0, budget)
         size = sum(prepared.runs) * prepared.page_bytes
         if size:
             path = place / WEIGHTS_FILE
@@ -164,6 +168,19 @@ class CpuDevice(NativeDevice[Core]):
     def forget(self, model_id: int) -> None:
         """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
         self._core.remove_model(model_id)
+
+    def running(self) -> int:
+        """See Device."""
+        return self._core.running()
+
+    def end_run(self, action_id: int) -> None:
+        """See Device."""
+        self._core.end_run(action_id)
+
+    @property
+    def workspace_peak_bytes(self) -> int:
+        """The most that the last execution took of the workspace."""
+        return self._core.workspace_peak_bytes
 
     def memory(self) -> dict[str, int]:
         """Bytes by purpose. workspace_bytes is the process's; store_bytes: weights mapped, cached or not."""

@@ -66,6 +66,8 @@ class Bench:
         pages = max(sum(one.runs) for one in self._prepared)
         self._device = _open_device(fingerprint, max(1, pages) * page_bytes, page_bytes)
         self._ids = itertools.count(1)
+        self.workspace_bytes = 1
+        """The most that an execution has taken of a CPU device's workspace: at least 1, for 0 is not measured."""
         self._starts: list[list[int]] = []
         try:
             for index, (directory, prepared) in enumerate(zip(directories, self._prepared)):
@@ -93,6 +95,8 @@ class Bench:
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         self._device.start_infer(action, [views])
         done = self._finish(action.action_id)
+        if isinstance(self._device, CpuDevice):
+            self.workspace_bytes = max(self.workspace_bytes, self._device.workspace_peak_bytes)
         return [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]], done.execute[2]
 
     def input_dtypes(self, index: int) -> list[int]:

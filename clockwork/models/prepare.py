@@ -97,6 +97,7 @@ class Finding:
     batch_max: int
     load_ns: int
     profile: list[ProfilePoint]
+    workspace_bytes: int = 0  # 0: noted before this was measured
 
 
 def prepare(
@@ -237,6 +238,7 @@ class _Preparation:
         prepared.batch_max = finding.batch_max
         prepared.load_ns = finding.load_ns
         prepared.profile = finding.profile
+        prepared.workspace_bytes = finding.workspace_bytes
         if finding.batches:
             prepared.example = [[1, *shape[1:]] for shape in prepared.example]
         self._step(4)
@@ -329,7 +331,9 @@ class _Preparation:
             raise InvalidModel(f"the model fails on the device: {error}") from None
         finally:
             bench.close()
-        return Finding(names[chosen], proof.batches, proof.note, batch_max, load_ns, points)
+        return Finding(
+            names[chosen], proof.batches, proof.note, batch_max, load_ns, points, bench.workspace_bytes
+        )
 
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
         """Inputs to profile with, one of each shape (one row where the model batches), and the proof."""

@@ -74,6 +74,10 @@ class WeightSpec:
     bytes: int
 
 
+OF_THE_DEVICE = ("weights", "workspace_bytes")
+"""Fields of a PreparedModel that a worker keeps to itself."""
+
+
 @dataclasses.dataclass(slots=True)
 class PreparedModel:
     """Everything known of a model on devices of one fingerprint."""
@@ -100,11 +104,15 @@ class PreparedModel:
     constants_note: str  # which weights stay inside the program and why ("" none)
     metadata: dict[str, str]  # the ONNX file's own: image layout, labels, ...
     example: list[list[int]]  # the shapes of the inputs that it was profiled with
+    workspace_bytes: int = (
+        0  # the most that an execution took of the workspace when profiled; 0: not measured
+    )
 
     def summary(self) -> dict[str, Any]:
-        """What the controller is told: everything but the places of single weights."""
+        """What the controller is told: all but what only the device needs."""
         body = dataclasses.asdict(self)
-        del body["weights"]
+        for name in OF_THE_DEVICE:
+            del body[name]
         return body
 
     def write(self, directory: Path) -> None:

@@ -27,7 +27,7 @@ from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.models.package import PROFILE_FILE, PackageFile, PackageStore, digest_of, parse_files
-from clockwork.models.prepared import FORMAT_VERSION, PREPARED_FILE, prepared_directory
+from clockwork.models.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.models.profiled import prepare_profile
 from clockwork.worker.packages import PackageFetcher
 from clockwork.worker.preparation import PreparationProcess
@@ -380,5 +380,6 @@ def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int
     }
     if not isinstance(body, dict) or any(body.get(key) != value for key, value in wanted.items()):
         return None
-    body.pop("weights", None)
+    for name in OF_THE_DEVICE:
+        body.pop(name, None)
     return body

@@ -43,7 +43,7 @@ std::int64_t tag_of(std::string_view header) {
 bool is_status(std::int64_t number) {
     return (0 <= number && number <= static_cast<std::int64_t>(Status::INTERNAL)) ||
            (static_cast<std::int64_t>(Status::TOO_LATE) <= number &&
-            number <= static_cast<std::int64_t>(Status::WORKER_LOST));
+            number <= static_cast<std::int64_t>(Status::OVERRUN));
 }
 
 bool InferRequestHeader::read(std::string_view header) {

@@ -43,6 +43,7 @@ enum class Status : std::uint8_t {
     DEVICE_ERROR = 25,
     ACTION_CANCELLED = 26,
     WORKER_LOST = 27,
+    OVERRUN = 28,
 };
 
 // In the order of clockwork.messages.Reason; NONE for an answer that is no refusal.

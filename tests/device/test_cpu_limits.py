@@ -1,0 +1,170 @@
+"""An execution takes no more memory and time than it may, and what it had goes back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clockwork import config
+from clockwork.clock import SECOND, now_ns
+from clockwork.messages import Status
+from tests.device import wild
+from tests.device.rig import CpuRig, Driver, affine, array_of, expected_affine
+
+RIGS = [CpuRig]
+BUDGET = 64 << 20
+
+
+def number(value: int) -> np.ndarray:
+    return np.array([value], np.int64)
+
+
+@pytest.fixture
+def bounded(make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """A device on which an execution may take BUDGET bytes."""
+    monkeypatch.setattr(config, "execution_workspace_bytes", lambda measured: BUDGET)
+    return make()
+
+
+def check_it_serves(driver: Driver) -> None:
+    """A model that does nothing odd is answered, and right."""
+    one = affine(3)
+    model = driver.prepare(one)
+    assert driver.end(driver.load(model, 1, [20])).status == Status.OK
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    done = driver.end(driver.infer(model, 1, [x]))
+    assert done.status == Status.OK, done.text
+    np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", wild.MEMORY)
+@pytest.mark.parametrize("n", [10**6 * 20, 10**12, 2**40, 2**62])
+def test_memory_that_a_request_asks_for_is_bounded(name: str, n: int, bounded: Driver) -> None:
+    if name in ("Tile", "Pad", "Loop", "Resize") and n == 2**62:
+        n = 2**50
+    model = bounded.prepare(wild.MEMORY[name])
+    assert bounded.end(bounded.load(model, 1, [])).status == Status.OK
+    before = bounded.device.memory()["workspace_bytes"]
+    done = bounded.end(bounded.infer(model, 1, [number(n)]))
+    assert done.status == Status.EXECUTION_FAILED
+    assert done.text
+    assert bounded.device.memory()["workspace_bytes"] <= before + BUDGET
+    done = bounded.end(bounded.infer(model, 1, [number(3)]))
+    assert done.status == Status.OK, done.text
+    check_it_serves(bounded)
+
+
+def test_what_an_execution_asked_for_is_said(bounded: Driver) -> None:
+    model = bounded.prepare(wild.constant_of_shape())
+    bounded.end(bounded.load(model, 1, []))
+    done = bounded.end(bounded.infer(model, 1, [number(10**12)]))
+    assert f"{4 * 10**12} bytes" in done.text
+    assert f"at most {BUDGET}" in done.text
+
+
+def test_the_workspace_as_a_whole_has_a_bound(
+    make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "execution_workspace_bytes", lambda measured: 1 << 45)
+    driver = make()
+    model = driver.prepare(wild.constant_of_shape())
+    driver.end(driver.load(model, 1, []))
+    done = driver.end(driver.infer(model, 1, [number(config.workspace_bytes_max() // 4 + 1)]))
+    assert done.status == Status.EXECUTION_FAILED
+    check_it_serves(driver)
+
+
+def test_memory_of_an_execution_that_failed_goes_back_to_the_system(bounded: Driver) -> None:
+    model = bounded.prepare(wild.loop(1 << 20))
+    bounded.end(bounded.load(model, 1, []))
+    before = bounded.device.memory()["workspace_bytes"]
+    assert bounded.end(bounded.infer(model, 1, [number(100)])).status == Status.EXECUTION_FAILED
+    assert bounded.device.memory()["workspace_bytes"] <= before + (8 << 20)
+
+
+def test_an_execution_may_take_what_its_profile_took_many_times_over() -> None:
+    most = config.workspace_bytes_max()
+    assert config.execution_workspace_bytes(0) == most  # prepared before that was measured
+    assert config.execution_workspace_bytes(1) == config.EXECUTION_WORKSPACE_BYTES
+    taken = config.EXECUTION_WORKSPACE_BYTES // 4
+    assert config.execution_workspace_bytes(taken) == min(config.EXECUTION_WORKSPACE_FACTOR * taken, most)
+    assert config.execution_workspace_bytes(1 << 60) == most
+
+
+def test_what_an_execution_took_is_measured(make: Callable[..., Driver]) -> None:
+    driver = make()
+    model = driver.prepare(wild.constant_of_shape())
+    driver.end(driver.load(model, 1, []))
+    for size in (1 << 20, 1 << 22, 1 << 18):
+        assert driver.end(driver.infer(model, 1, [number(size)])).status == Status.OK
+        assert 4 * size <= driver.device.workspace_peak_bytes < 4 * size + (1 << 16)
+
+
+def test_an_output_that_no_answer_can_carry_fails_and_the_worker_keeps_its_connection(
+    make: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "MESSAGE_BYTES_MAX", 1 << 20)
+    driver = make()
+    model = driver.prepare(wild.whole(1 << 16))
+    driver.end(driver.load(model, 1, []))
+    assert driver.end(driver.infer(model, 1, [number(16)])).status == Status.OK
+    done = driver.end(driver.infer(model, 1, [number(17)]))
+    assert done.status == Status.EXECUTION_FAILED
+    assert f"at most {1 << 20}" in done.text
+
+
+def end_when_running(device: Any, action_id: int) -> None:
+    """Say it until it has ended, as whoever watches does."""
+    limit_ns = now_ns() + 20 * SECOND
+    while device.running() != action_id and now_ns() < limit_ns:
+        pass
+    while device.running() == action_id and now_ns() < limit_ns:
+        device.end_run(action_id)
+
+
+def test_an_endless_loop_is_ended_and_the_next_execution_is_not(make: Callable[..., Driver]) -> None:
+    driver = make()
+    model = driver.prepare(wild.spin())
+    driver.end(driver.load(model, 1, []))
+    for _ in range(3):
+        endless = driver.infer(model, 1, [number(2**62)])
+        behind = driver.infer(model, 1, [number(5)])
+        began = now_ns()
+        watcher = threading.Thread(target=end_when_running, args=(driver.device, endless))
+        watcher.start()
+        done, after = driver.wait(endless, behind)
+        watcher.join()
+        assert done.status == Status.OVERRUN
+        assert "longer than it may" in done.text
+        assert after.status == Status.OK, after.text
+        assert array_of(after.parts[0][0]) == 5
+        assert now_ns() - began < 10 * SECOND
+    assert driver.device.running() == 0
+
+
+def test_only_the_execution_that_is_named_is_ended(make: Callable[..., Driver]) -> None:
+    driver = make()
+    model = driver.prepare(wild.spin())
+    driver.end(driver.load(model, 1, []))
+    driver.device.end_run(4711)
+    one = driver.infer(model, 1, [number(1000)])
+    driver.device.end_run(one + 1)
+    assert driver.end(one).status == Status.OK
+    driver.device.end_run(one)
+    assert driver.end(driver.infer(model, 1, [number(1000)])).status == Status.OK
+
+
+def test_a_device_that_is_closed_ends_what_runs(make: Callable[..., Driver]) -> None:
+    driver = make()
+    model = driver.prepare(wild.spin())
+    driver.end(driver.load(model, 1, []))
+    endless = driver.infer(model, 1, [number(2**62)])
+    while driver.device.running() != endless:
+        pass
+    began = now_ns()
+    driver.device.close()
+    assert now_ns() - began < 5 * SECOND

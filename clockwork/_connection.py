@@ -55,6 +55,7 @@ from clockwork.messages import (
     UploadAck,
     UploadNeed,
 )
+from clockwork.telling import tell
 from clockwork.transport import Connection as Change
 from clockwork.transport import Dealer, Frame, Transport, Waiter
 
@@ -517,12 +518,19 @@ class Connection:
             self._end(call, None, kind(text))
 
     def _take(self, frames: list[Frame]) -> None:
+        """Whatever comes, the owner goes on: with an error for every call, where what came is no message."""
         try:
             message = wire.decode(frames[0], TO_CLIENT)
+            self._obey(message, frames)
         except wire.WireError as error:
             self._lose_all(ProtocolMismatch, f"{self.endpoint} does not speak Clockwork's protocol: {error}")
             self._hang_up()
-            return
+        except Exception as error:  # a defect of ours: every caller hears of it, and the owner goes on
+            text = f"this client failed at a message of {self.endpoint}: {type(error).__name__}: {tell(str(error))}"
+            self._lose_all(ClockworkError, text)
+            self._hang_up()
+
+    def _obey(self, message: Any, frames: list[Frame]) -> None:
         kind = type(message)
         if kind is Answer or kind is Reply:
             call = self._calls.get(message.request_id)

@@ -32,6 +32,18 @@ FRAMES_MAX = 65_536
 FAILURE_CHARS_MAX = 10_000
 """Of a failure's sentence, and of each of its facts: they repeat what a request said, which may be megabytes."""
 
+TOLD_CHARS = 80
+"""Of a stranger's value, how much a sentence about it repeats (clockwork.telling)."""
+
+COMPLAINT_LINES = 5
+COMPLAINT_INTERVAL_NS = 1_000_000_000
+"""Of one kind of complaint about peers, so many lines are logged at once, and one for each interval after that;
+what is left out is counted."""
+
+COMPLAINT_CHARS_MAX = 4_000
+COMPLAINT_FRAMES = 12
+"""Of one complaint, and of its traceback's calls, the innermost."""
+
 RANK_MAX = 32
 """The most dimensions of a tensor."""
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidInput
+from clockwork.telling import tell
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -112,7 +113,9 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
     """
     kind = DTYPES.get(dtype) if type(dtype) is int else None
     if kind is None:
-        raise InvalidInput(f"dtype {dtype!r} is not one of ONNX's", expected="an ONNX dtype", got=repr(dtype))
+        raise InvalidInput(
+            f"dtype {tell(dtype)} is not one of ONNX's", expected="an ONNX dtype", got=tell(dtype)
+        )
     if not isinstance(shape, (list, tuple)):
         raise InvalidInput(f"a shape is a list, not {type(shape).__name__}", got=type(shape).__name__)
     if len(shape) > RANK_MAX:
@@ -125,9 +128,9 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
     for dimension in shape:
         if type(dimension) is not int or dimension < 0:
             raise InvalidInput(
-                f"dimension {dimension!r} is not a natural number",
+                f"dimension {tell(dimension)} is not a natural number",
                 expected="dimensions >= 0",
-                got=repr(dimension),
+                got=tell(dimension),
             )
         count *= dimension
         product *= dimension or 1

@@ -55,6 +55,23 @@ def decode(header: Any, table: Mapping[int, type]) -> Any:
     return typing.cast(Any, kind)._make(fields)
 
 
+def request_id_of(header: Any, table: Mapping[int, type]) -> int:
+    """The request id in a header that decode() refuses, so that whoever waits for it hears of it; 0 if there is none."""
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(bytes(memoryview(header)[:_BEGINNING_BYTES]))
+    try:
+        unpacker.read_array_header()
+        kind, request_id = table.get(unpacker.unpack()), unpacker.unpack()
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return 0
+    if kind is None or typing.cast(Any, kind)._fields[:1] != ("request_id",):
+        return 0
+    return request_id if type(request_id) is int and 0 <= request_id < 1 << 63 else 0
+
+
+_BEGINNING_BYTES = 32  # an array's head, a tag and a number take less
+
+
 def _field_types(kind: type) -> tuple[type, ...]:
     hints = typing.get_type_hints(kind)
     types = (hints[name] for name in typing.cast(Any, kind)._fields)

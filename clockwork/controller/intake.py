@@ -10,10 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from clockwork.config import FAILURE_CHARS_MAX
 from clockwork.controller.models import ServedModel
 from clockwork.errors import InvalidInput
 from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.scheduler.types import ShapeKey
+from clockwork.telling import tell
 from clockwork.tensors import STRING, check_strings, check_tensor, dtype_name
 
 
@@ -47,14 +49,17 @@ def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]
             case _:
                 raise InvalidInput(
                     "a tensor is described by [name, dtype, shape, frame of this message]",
-                    got=repr(ref)[:200],
+                    got=tell(ref, 200),
                 )
         index = model.input_index.get(name)
         if index is None:
             if name or len(inputs) != 1:
                 names = ", ".join(repr(spec.name) for spec in inputs)
                 raise InvalidInput(
-                    f"{model.record.name} has no input {name!r}; its inputs are {names}", name, names, name
+                    f"{model.record.name} has no input {tell(name, 200)}; its inputs are {names}",
+                    name[:FAILURE_CHARS_MAX],
+                    names,
+                    name[:FAILURE_CHARS_MAX],
                 )
             index = 0
         spec = inputs[index]
@@ -102,7 +107,7 @@ def _check_declared(spec: TensorSpec, dtype: int, shape: list[int]) -> None:
                 matches = False
                 break
     if not matches:
-        expected, got = _declared(spec), str(shape)[:200]
+        expected, got = _declared(spec), tell(shape, 200)
         raise InvalidInput(f"input {spec.name!r} has shape {expected}, got {got}", spec.name, expected, got)
 
 

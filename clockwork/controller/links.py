@@ -9,6 +9,7 @@ from clockwork.controller.clocksync import ClockSync
 from clockwork.device.base import DeviceInfo
 from clockwork.errors import InvalidInput
 from clockwork.messages import NEVER_NS, Result, Status
+from clockwork.telling import tell
 
 DEVICES_MAX = 1_024
 """Of one worker; an emulated one may have hundreds."""
@@ -119,7 +120,7 @@ def check_result(message: Result, frame_count: int, part_count: int, tensor_coun
     duration_ns = 0
     for phase in (message.copy_in, message.execute, message.copy_out):
         if len(phase) != 3 or not all(type(stamp) is int for stamp in phase):
-            raise InvalidInput(f"a phase is [begin, end, duration], not {phase!r}"[:300])
+            raise InvalidInput(f"a phase is [begin, end, duration], not {tell(phase)}")
         check_stamps(*phase)
         duration_ns += phase[2] if phase[1] else 0
     check_stamps(duration_ns)
@@ -128,10 +129,10 @@ def check_result(message: Result, frame_count: int, part_count: int, tensor_coun
         raise InvalidInput(f"a result of {len(message.parts)} parts for a batch of {part_count}")
     for part in message.parts:
         if type(part) is not list or (is_ok and len(part) != tensor_count):
-            raise InvalidInput(f"a part is a list of the model's {tensor_count} outputs, not {part!r}"[:300])
+            raise InvalidInput(f"a part is a list of the model's {tensor_count} outputs, not {tell(part)}")
         for ref in part:
             if not _is_output(ref) or (is_ok and ref[2] >= frame_count):
-                raise InvalidInput(f"an output is [dtype, shape, frame], not {ref!r}"[:300])
+                raise InvalidInput(f"an output is [dtype, shape, frame], not {tell(ref)}")
 
 
 def _is_output(ref: Any) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clockwork.clock import now_ns
+from clockwork.complaints import Complaints
 from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_BOUNDS_NS
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
@@ -20,6 +21,7 @@ from clockwork.controller.models import ModelTable, ServedModel
 from clockwork.controller.troubles import Troubles
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
+from clockwork.telling import tell
 
 PAGE_MARK = "#"
 """Begins an argument that asks for a further page, as "next" of the one before it names it."""
@@ -49,6 +51,7 @@ class MetricsQuery:
         scheduler: Scheduler,
         table: ModelTable,
         troubles: Troubles,
+        complaints: Complaints,
         policy: str,
         started_ns: int,
     ) -> None:
@@ -56,6 +59,7 @@ class MetricsQuery:
         self._scheduler = scheduler
         self._table = table
         self._troubles = troubles
+        self._complaints = complaints
         self._policy = policy
         self._started_ns = started_ns
         self.unserved = {"model_not_found": 0, "unavailable": 0}
@@ -110,6 +114,7 @@ class MetricsQuery:
             "model_count": len(ids),
             "unloaded": self._table.unloaded_count,
             "troubles": self._troubles.summary(self._exchange.now_ns),
+            "complaints": self._complaints.counts(),
         }
 
     def _models(self, models: Iterable[ServedModel], names: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -195,5 +200,5 @@ def unique_names(names: Mapping[int, str]) -> dict[int, str]:
 def _after(argument: str) -> int:
     digits = argument[len(PAGE_MARK) :]
     if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
-        raise InvalidInput(f"{argument[:80]!r} is no page of metrics: it is what the page before calls next")
+        raise InvalidInput(f"{tell(argument)} is no page of metrics: it is what the page before calls next")
     return int(digits)

@@ -17,6 +17,7 @@ from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
 from clockwork.models.package import PackageFile
 from clockwork.models.prepared import PreparedModel
 from clockwork.scheduler.types import ModelSpec
+from clockwork.telling import tell
 from clockwork.tensors import dtype_name
 
 
@@ -256,8 +257,8 @@ class ModelTable:
     def absence(self, text: str) -> str:
         """Why find() finds nothing, as a sentence."""
         if self.find_unloaded(text):
-            return f"model {text[:200]!r} is unloaded"
-        return f"no model {text[:200]!r} is registered"
+            return f"model {tell(text, 200)} is unloaded"
+        return f"no model {tell(text, 200)} is registered"
 
     def uses(self, digest: str) -> bool:
         """Whether any version, unloaded ones too, is of that package."""

@@ -20,6 +20,7 @@ import msgpack
 
 from clockwork import __version__, wire
 from clockwork.clock import now_ns
+from clockwork.complaints import Complaints
 from clockwork.config import (
     CLIENTS_MAX,
     DRAIN_BATCH_EVENTS,
@@ -117,6 +118,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from clockwork.telling import printable, tell
 from clockwork.transport import Transport, require_keys_beyond_loopback, socket_functions
 
 log = logging.getLogger("clockwork.controller")
@@ -126,6 +128,9 @@ REQUEST_ID_MAX = (1 << 63) - 1
 
 CLOCK_MHZ_MAX = 1_000_000
 """More than any clock."""
+
+_COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "storage failed")
+"""From whom a message was, and whether it made no sense or met a defect of ours."""
 
 _STATUS_OF = {
     ModelNotFound: Status.MODEL_NOT_FOUND,
@@ -144,6 +149,7 @@ class Controller:
         require_keys_beyond_loopback(endpoints, keys, settings.insecure)
         self._settings = settings
         self.troubles = Troubles()
+        self._complaints = Complaints(log, _COMPLAINTS)
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._recorder: Recorder | None = None
         if settings.record is not None:
@@ -184,8 +190,9 @@ class Controller:
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
         self._metrics = MetricsQuery(
-            self._exchange, self._scheduler, self._table, self.troubles, settings.policy, self._started_ns
-        )
+            self._exchange, self._scheduler, self._table, self.troubles, self._complaints, settings.policy,
+            self._started_ns,
+        )  # fmt: skip
         self._storage = StorageThread()
         self._registrar = Registrar(self, self._catalog, self._storage, self._table)
         restored = self._registrar.restore()
@@ -260,29 +267,43 @@ class Controller:
 
     def _other(self) -> None:
         """What is neither a message nor an order."""
-        self._storage.drain()
+        self._storage.drain(self._after_job_failed)
         if self._now >= self._heartbeat_ns:
             self._beat()
 
     def _from_client(self, identity: bytes, fd: int, frames: list[Any]) -> None:
+        """Whatever a message of a client is, and whatever it leads to, costs that client alone."""
         client = self._clients.get(identity)
+        message: Any = None
         try:
             if not frames:
                 raise wire.WireError("a message is a header and at most a bounded number of frames")
             message = wire.decode(frames[0], FROM_CLIENT)
+            if client is None or type(message) is ClientHello:
+                self._greet_client(identity, fd, message)
+            else:
+                self._client_handlers[type(message)](self, client, message, frames)
         except wire.WireError as error:
-            failure = Failure(0, Status.INVALID_INPUT, f"malformed message: {error}", {})
+            request_id = wire.request_id_of(frames[0], FROM_CLIENT) if frames else 0
+            failure = Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
             self._client_router.send(identity, wire.encode(failure))
-            return
-        if client is None or type(message) is ClientHello:
-            self._greet_client(identity, fd, message)
-            return
-        try:
-            self._client_handlers[type(message)](self, client, message, frames)
+            self._complain("client malformed", f"malformed message from {_named(client)}: {error}")
         except ClockworkError as error:
             if type(message) is InferRequest:
                 self._metrics.count_unserved(error)
-            self._fail(client, message.request_id, error)
+            self.fail(identity, message.request_id, error)
+        except Exception as error:  # a defect of ours; the next message is another client's
+            request_id, kind = getattr(message, "request_id", 0), type(message).__name__
+            self._complain("client failed", f"failed at a {kind} of {_named(client)}", error)
+            if client is None or not self._is_held(client, request_id):
+                text = f"the controller failed at this {kind} ({type(error).__name__}): a defect, of which its log has more"
+                self._client_router.send(
+                    identity, wire.encode(Failure(request_id, Status.INTERNAL, text, {}))
+                )
+
+    def _is_held(self, client: ClientLink, request_id: int) -> bool:
+        """Whether a request is under way, and will be answered."""
+        return 0 <= request_id <= REQUEST_ID_MAX and self._exchange.has_request(client.slot, request_id)
 
     def _greet_client(self, identity: bytes, fd: int, message: Any) -> None:
         if type(message) is not ClientHello:
@@ -295,7 +316,7 @@ class Controller:
         else:
             if identity not in self._clients:
                 slot = self._exchange.client_joined(identity)
-                link = ClientLink(identity, fd, message.name[:80], slot)
+                link = ClientLink(identity, fd, printable(message.name), slot)
                 self._clients[identity] = self._client_of_fd[fd] = link
             self._client_router.send(
                 identity, wire.encode(ClientWelcome(PROTOCOL_VERSION, __version__, self._epoch))
@@ -414,7 +435,7 @@ class Controller:
         elif message.what == "metrics":
             body = self._metrics.body(message.argument, self._workers.values(), len(self._clients))
         else:
-            raise InvalidInput(f"a query is for status, models, model or metrics, not {message.what[:80]!r}")
+            raise InvalidInput(f"a query is for status, models, model or metrics, not {tell(message.what)}")
         self._send_client(client, Reply(message.request_id, body))
 
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
@@ -437,23 +458,42 @@ class Controller:
     # ----- workers -------------------------------------------------------------------------------
 
     def _from_worker(self, identity: bytes, fd: int, frames: list[Any]) -> None:
+        """Whatever a message of a worker is, and whatever it leads to, costs that worker alone."""
         worker = self._workers.get(identity)
+        kind = "message"
         try:
             if not frames:
                 raise wire.WireError("a message is a header and at most a bounded number of frames")
             message = wire.decode(frames[0], FROM_WORKER)
+            kind = type(message).__name__
             if worker is None or type(message) is WorkerHello:
                 self._greet_worker(identity, fd, worker, message)
             else:
                 self._worker_handlers[type(message)](self, worker, message, frames)
         except (wire.WireError, InvalidInput) as error:
-            log.warning(
-                "malformed message from %s: %s", worker.name if worker else "an unknown worker", error
+            self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
+            self._turn_away(identity, worker, str(error))
+        except Exception as error:  # a defect of ours; the next message is another worker's
+            self._complain("worker failed", f"failed at a {kind} of {_named(worker)}", error)
+            self._turn_away(identity, worker, f"the controller failed at this worker's {kind}")
+
+    def _turn_away(self, identity: bytes, worker: WorkerLink | None, why: str) -> None:
+        """Let go of a worker whose message could not be dealt with: its books and ours may differ from here on."""
+        link = self._workers.get(identity)  # it may have joined by that very message
+        if link is not None:
+            self._worker_gone(link, "speaks nonsense")
+        if worker is None:
+            self._worker_router.send(
+                identity, wire.encode(Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX]))
             )
-            if worker is None:
-                self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, str(error))))
-            else:
-                self._worker_gone(worker, "speaks nonsense")
+
+    def _complain(self, kind: str, text: str, error: BaseException | None = None) -> None:
+        self._complaints.note(kind, self._now, text, error)
+        self.note_trouble(TroubleKind.MESSAGE_REJECTED, kind, text)
+
+    def _after_job_failed(self, error: Exception) -> None:
+        """What follows a job of the storage thread raised: whoever waits for that hears nothing, and all others do."""
+        self._complain("storage failed", "failed at what follows a job of the storage thread", error)
 
     def _greet_worker(self, identity: bytes, fd: int, known: WorkerLink | None, message: Any) -> None:
         if type(message) is not WorkerHello:
@@ -476,7 +516,7 @@ class Controller:
             return
         slot = self._exchange.worker_joined(identity, self._next_worker, len(devices))
         worker = WorkerLink(
-            identity, fd, slot, self._next_worker, message.name[:80], message.worker_epoch, devices
+            identity, fd, slot, self._next_worker, printable(message.name), message.worker_epoch, devices
         )
         self._next_worker += 1
         self._workers[identity] = self._worker_of_fd[fd] = self._worker_by_id[worker.worker_id] = worker
@@ -661,6 +701,7 @@ class Controller:
                 self._worker_router.send(worker.identity, wire.encode(HelloNeeded(self._epoch)))
             else:
                 self._ping(worker)
+        self._complaints.settle(self._now)
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
 
     def _ping(self, worker: WorkerLink) -> None:
@@ -797,6 +838,7 @@ class Controller:
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "workers": workers,
             "troubles": self.troubles.describe(self._exchange.now_ns),
+            "complaints": self._complaints.counts(),
         }
 
     def _count_all(self) -> dict[str, Any]:
@@ -827,11 +869,20 @@ class Controller:
         self._send_client(client, Failure(request_id, status, str(error)[:FAILURE_CHARS_MAX], details))
 
 
+def _named(peer: ClientLink | WorkerLink | None) -> str:
+    """A peer's name for a sentence. A client says nothing better than what it calls itself."""
+    return (
+        "an unknown peer"
+        if peer is None
+        else f"{'worker' if isinstance(peer, WorkerLink) else 'client'} {peer.name}"
+    )
+
+
 def _mismatch(protocol: int, version: str) -> Mismatch:
     return Mismatch(
         PROTOCOL_VERSION,
         f"the controller ({__version__}) speaks protocol {PROTOCOL_VERSION}, "
-        f"the peer ({version[:40]}) speaks {protocol}",
+        f"the peer ({printable(version, 40)}) speaks {protocol}",
     )
 
 

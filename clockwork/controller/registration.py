@@ -42,6 +42,7 @@ from clockwork.messages import (
 from clockwork.models.package import PackageFile, PackageWriter, check_name, digest_of, parse_files, rows_of
 from clockwork.models.prepared import PreparedModel
 from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
+from clockwork.telling import tell
 
 log = logging.getLogger("clockwork.controller")
 
@@ -183,7 +184,7 @@ class Registrar:
         ]
         away = self._table.find_unloaded(text)
         if not models and not away:
-            raise ModelNotFound(f"no model {text!r} is registered")
+            raise ModelNotFound(f"no model {tell(text, 200)} is registered")
         self._release(text, "removed")
         ids = {model.model_id for model in models}
         removal = Removal(Waiter(client, request_id), {"removed": text}, ids)
@@ -229,7 +230,7 @@ class Registrar:
         waiter = Waiter(client, request_id)
         models, away = self._addressed(text), self._table.find_unloaded(text)
         if not models and not away:
-            raise ModelNotFound(f"no model {text[:200]!r} is registered")
+            raise ModelNotFound(f"no model {tell(text, 200)} is registered")
         if any(model.state is ModelState.DRAINING for model in models):
             raise Unavailable(f"{text} is being unloaded or removed; try again when that is done")
         if offered:
@@ -726,16 +727,20 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     """Registration options with their defaults. Raises InvalidInput, naming option and bound."""
     unknown = [key for key in options if key not in _OPTIONS]
     if unknown:
-        raise InvalidInput(f"unknown registration option {unknown[0]!r}; there are {', '.join(_OPTIONS)}")
+        raise InvalidInput(f"unknown registration option {tell(unknown[0])}; there are {', '.join(_OPTIONS)}")
     merged = _OPTIONS | options
     if type(merged["slo_ns"]) is not int or not 0 <= merged["slo_ns"] < 1 << 60:
-        raise InvalidInput(f"slo_ns must be a positive count of nanoseconds, got {merged['slo_ns']!r}")
+        raise InvalidInput(f"slo_ns must be a positive count of nanoseconds, got {tell(merged['slo_ns'])}")
     if merged["batching"] not in ("auto", "on", "off"):
-        raise InvalidInput(f"batching is auto, on or off, not {merged['batching']!r}")
+        raise InvalidInput(f"batching is auto, on or off, not {tell(merged['batching'])}")
     if type(merged["batch_max"]) is not int or not 0 <= merged["batch_max"] <= 4096:
-        raise InvalidInput(f"batch_max is between 1 and 4096 (0: as measured), got {merged['batch_max']!r}")
+        raise InvalidInput(
+            f"batch_max is between 1 and 4096 (0: as measured), got {tell(merged['batch_max'])}"
+        )
     if type(merged["version"]) is not int or not 0 <= merged["version"] <= VERSION_MAX:
-        raise InvalidInput(f"version is between 1 and {VERSION_MAX} (0: the next), got {merged['version']!r}")
+        raise InvalidInput(
+            f"version is between 1 and {VERSION_MAX} (0: the next), got {tell(merged['version'])}"
+        )
     if type(merged["origin"]) is not str or len(merged["origin"]) > ORIGIN_MAX:
         raise InvalidInput(f"origin is a text of at most {ORIGIN_MAX} characters")
     return merged

@@ -19,6 +19,7 @@ from typing import Any
 from clockwork.config import ROUTES_KEPT, SHARE_WHOLE, VERSIONS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
+from clockwork.telling import tell
 from clockwork.tensors import dtype_name
 
 
@@ -131,9 +132,7 @@ def share_out(now: Sequence[tuple[int, int]], asked: Sequence[Sequence[Any]]) ->
             case [int(version), int(parts)] if type(version) is int and type(parts) is int:
                 pass
             case _:
-                raise InvalidInput(
-                    "a share is [version, parts]", expected="two integers", got=repr(pair)[:80]
-                )
+                raise InvalidInput("a share is [version, parts]", expected="two integers", got=tell(pair))
         if version in named:
             raise InvalidInput(f"version {version} is named twice")
         if not 0 <= parts <= SHARE_WHOLE:
@@ -177,7 +176,7 @@ def read_shadow(asked: Sequence[Any], now: Shadow | None) -> Shadow | None:
     raise InvalidInput(
         "a shadow is [version, parts, tolerance]",
         expected=f"an integer, one from 0 to {SHARE_WHOLE}, a number",
-        got=repr(asked)[:80],
+        got=tell(asked),
     )
 
 

@@ -35,13 +35,16 @@ class StorageThread:
     def submit(self, job: Callable[[], Any], done: Done) -> None:
         self._jobs.put((job, done))
 
-    def drain(self) -> None:
-        """Call what is due of the callbacks given to submit(), in order."""
+    def drain(self, failed: Callable[[Exception], None]) -> None:
+        """Call what is due of the callbacks given to submit(), in order. failed: told what one of them raised."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._event)
         while self._done:
             done, value, error = self._done.popleft()
-            done(value, error)
+            try:
+                done(value, error)
+            except Exception as defect:  # its own: the next one is another peer's
+                failed(defect)
 
     def close(self) -> None:
         """Finish what was submitted, and stop."""

@@ -162,6 +162,8 @@ _DECLARED = (
     Metric("clockwork_models_without_histograms", "gauge", (), "models",
            "Models (versions) of which only counters are here, because there are too many."),
     # ----- what is wrong -----
+    Metric("clockwork_messages_rejected_total", "counter", ("sender", "why"), "messages",
+           "Messages that made no sense (malformed) or met a defect of the controller (failed)."),
     Metric("clockwork_troubles", "gauge", ("kind",), "",
            "Things of this kind that are wrong, or went wrong in the last day; `clockwork status` says which."),
     Metric("clockwork_trouble_since_seconds", "gauge", ("kind",), "seconds",
@@ -450,6 +452,8 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     text.add("clockwork_controller_start_time_seconds", (), round(started_s, 1))
     for reason, count in body.get("unserved", {}).items():
         text.add("clockwork_requests_unserved_total", (reason,), count)
+    for kind, count in body.get("complaints", {}).items():
+        text.add("clockwork_messages_rejected_total", tuple(kind.split()), count)
     for kind, found in body.get("troubles", {}).items():
         text.add("clockwork_troubles", (kind,), found["open"])
         text.add("clockwork_trouble_since_seconds", (kind,), found["since_ns"] / SECOND)

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clockwork.errors import InvalidModel
+from clockwork.telling import tell
 
 MODEL_FILE = "model.onnx"
 PROFILE_FILE = "profile.json"
@@ -43,7 +44,7 @@ def check_name(name: str) -> None:
     """Raises InvalidModel where a model cannot have this name."""
     if not NAME.fullmatch(name):
         raise InvalidModel(
-            f"model name {name[:80]!r} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+            f"model name {tell(name)} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         )
 
 
@@ -70,7 +71,7 @@ def parse_files(rows: Any) -> list[PackageFile]:
                     or "\0" in path
                     or path == LIST_FILE
                 ):
-                    raise InvalidModel(f"file path {path!r} leaves the package")
+                    raise InvalidModel(f"file path {tell(path)} leaves the package")
                 files.append(PackageFile(path, size, sha256.lower()))
             case _:
                 raise InvalidModel("a package's file is [path, bytes, sha256]")
@@ -79,7 +80,7 @@ def parse_files(rows: Any) -> list[PackageFile]:
     if files[0].path not in FIRST_FILES:
         raise InvalidModel(
             f"the first file of a package is {', '.join(FIRST_FILES[:-1])} or {FIRST_FILES[-1]}, "
-            f"not {files[0].path!r}"
+            f"not {tell(files[0].path)}"
         )
     total = sum(file.bytes for file in files)
     if total > PACKAGE_BYTES_MAX:

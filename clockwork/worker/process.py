@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from clockwork import __version__, wire
 from clockwork.clock import MS, SECOND, now_ns
+from clockwork.complaints import Complaints
 from clockwork.config import (
     ARENA_BYTES,
     COLLECT_INTERVAL_NS,
@@ -65,6 +66,7 @@ from clockwork.messages import (
     Ping,
     Pong,
     Prepare,
+    Prepared,
     Profile,
     Result,
     Revoke,
@@ -93,9 +95,6 @@ from clockwork.worker.registration import Registrar
 from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
 
 log = logging.getLogger("clockwork.worker")
-
-WARNING_INTERVAL_NS = SECOND
-"""At most one line of complaint about malformed messages in this time."""
 
 NO_PHASE: Phase = [0, 0, 0]
 
@@ -183,8 +182,7 @@ class Worker:
         self._hello_due = False  # connected, and it could not be sent
         self._was_up = False
         self._refusals = 0
-        self._malformed = 0
-        self._next_warning_ns = 0
+        self._complaints = Complaints(log, ("malformed", "failed"))
         self._stop_signals = 0
         self._goodbye_ns = 0  # when draining began; 0: not
         self._released = False  # the controller knows, and sends nothing more
@@ -346,6 +344,7 @@ class Worker:
         for line in self._lines:
             if not line.offline and line.device.fault:
                 self._lose(line, line.device.fault)
+        self._complaints.settle(now)
         if self._hello_due:
             self._hello()
         if self._welcomed:
@@ -360,7 +359,7 @@ class Worker:
         pages = int(os.pread(self._statm, 256, 0).split()[1])
         return {
             "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-            "malformed": self._malformed,
+            **self._complaints.counts(),
             "draining": bool(self._goodbye_ns),
             "devices_lost": self._lost,
             "devices": [
@@ -485,14 +484,26 @@ class Worker:
         try:
             message = wire.decode(frames[0], TO_WORKER)
         except wire.WireError as error:
-            self._malformed += 1
-            if now >= self._next_warning_ns:
-                self._next_warning_ns = now + WARNING_INTERVAL_NS
-                log.warning("malformed message from the controller (number %d): %s", self._malformed, error)
+            self._complaints.note("malformed", now, f"malformed message from the controller: {error}")
             return
         kind = type(message)
         if self._welcomed or kind is WorkerWelcome or kind is HelloNeeded or kind is Mismatch:
-            self._handlers[kind](message, frames, now)
+            try:
+                self._handlers[kind](message, frames, now)
+            except (
+                Exception
+            ) as error:  # a defect of ours: it costs this message, and the next may be another device's
+                self._complaints.note("failed", now, f"failed at a {kind.__name__}", error)
+                self._answer_failed(message, error, now)
+
+    def _answer_failed(self, message: Any, error: Exception, now: int) -> None:
+        """Have the controller hear that nothing comes of what it asked for."""
+        text = f"the worker failed at this {type(message).__name__} ({type(error).__name__})"
+        if isinstance(message, Prepare):
+            self._send(wire.encode(Prepared(message.model_id, Status.INTERNAL, text, {})))
+        elif hasattr(message, "action_id") and message.action_id not in self._actions:
+            # Of one that is known, its window or the device is the end.
+            self._answer(message.action_id, Status.DEVICE_ERROR, text, self._clock.to_worker(now))
 
     def _on_prepare(self, message: Prepare, frames: list[Frame], now: int) -> None:
         self._registrar.prepare(message)
@@ -567,7 +578,9 @@ class Worker:
                 device.start_fetch(action)
             elif type(action) is HostDrop:
                 device.start_drop(action)
-        except (ValueError, TypeError, OverflowError, MemoryError) as error:  # what it carries makes no sense
+        except Exception as error:  # whatever it is, this action has ended, and the lane is free for the next
+            if not isinstance(error, (ValueError, TypeError, OverflowError, MemoryError, ClockworkError)):
+                self._complaints.note("failed", now_ns(), f"failed to start a {type(action).__name__}", error)
             status = Status.INVALID_INPUT if isinstance(error, InvalidInput) else Status.DEVICE_ERROR
             held = self._actions.pop(action.action_id)
             text = str(error) or "there is not enough memory for the action"

@@ -29,6 +29,8 @@ ROOMS = {
         "tensors",
         "keys",
         "limits",
+        "telling",
+        "complaints",
         "description",
         "profiles",
         "_wait",

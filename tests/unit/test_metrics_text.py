@@ -95,6 +95,7 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
         "requests_open": 3,
         "clients": 2,
         "unserved": {"model_not_found": 1, "unavailable": 0},
+        "complaints": {"client malformed": 3, "worker failed": 0},
     "troubles": {"model_set_aside": {"open": 1, "since_ns": 5_000_000_000, "noted": 2}},
     }  # fmt: skip
 

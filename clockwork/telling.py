@@ -1,0 +1,78 @@
+"""Sentences about values that a stranger sent.
+
+``repr()`` of such a value costs what the stranger wants: a list of lists a thousand levels deep raises
+RecursionError, a text of megabytes is copied, and a class of its own runs its own code. Whatever the program says
+about a value that it did not make itself is said by tell() or printable().
+"""
+
+from __future__ import annotations
+
+from clockwork.config import TOLD_CHARS
+
+_LEVELS = 4  # of containers within containers that are shown
+_CUT = "..."
+
+
+def tell(value: object, chars: int = TOLD_CHARS) -> str:
+    """The value as Python writes it, in at most ``chars`` characters (and a mark where something is left out).
+
+    The cost depends on ``chars`` alone: of a container the first elements are looked at, of a text the beginning.
+    The result is printable and has no line breaks.
+    """
+    parts: list[str] = []
+    left = _tell(value, parts, chars, _LEVELS)
+    text = "".join(parts)
+    return text if left >= 0 else text[:chars] + _CUT
+
+
+def printable(text: str, chars: int = TOLD_CHARS) -> str:
+    """A stranger's text for a log line: at most ``chars`` characters of it, none of which moves the cursor."""
+    cut = text[:chars]
+    if not cut.isprintable():
+        cut = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in cut)
+    return cut if len(text) <= chars else cut + _CUT
+
+
+def _tell(value: object, parts: list[str], left: int, levels: int) -> int:
+    """Append what fits; how many characters are left then, negative where something was left out."""
+    kind = type(value)
+    if kind is str or kind is bytes:
+        shown = repr(value[: max(left, 0)])  # type: ignore[index]
+        parts.append(shown)
+        return left - len(shown) if len(value) <= left else -1  # type: ignore[arg-type]
+    if kind is list or kind is tuple or kind is dict:
+        return _tell_container(value, parts, left, levels)
+    if kind is int and value.bit_length() > 256:  # type: ignore[attr-defined]  # Python may refuse to write it
+        shown = f"<integer of {value.bit_length()} bits>"  # type: ignore[attr-defined]
+    elif value is None or kind is int or kind is float or kind is bool:
+        shown = repr(value)
+    else:
+        shown = f"<{kind.__name__}>"
+    parts.append(shown)
+    return left - len(shown)
+
+
+def _tell_container(value: object, parts: list[str], left: int, levels: int) -> int:
+    assert isinstance(value, (list, tuple, dict))
+    begin, end = "[]" if type(value) is list else "()" if type(value) is tuple else "{}"
+    if value and levels == 0:
+        parts.append(begin + _CUT + end)
+        return left - len(_CUT) - 2
+    parts.append(begin)
+    left -= 2
+    first = True
+    for one in value:
+        if not first:
+            parts.append(", ")
+            left -= 2
+        if left <= 0:
+            return -1
+        first = False
+        left = _tell(one, parts, left, levels - 1)
+        if type(value) is dict and left > 0:
+            parts.append(": ")
+            left = _tell(value[one], parts, left - 2, levels - 1)
+        if left < 0:
+            return left
+    parts.append(end)
+    return left

@@ -1,0 +1,171 @@
+"""One peer's messages, whatever they are, cost that peer alone: everybody beside it is served."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peers import FakeWorker, RawClient, running_controller
+
+from clockwork import messages, wire
+from clockwork.controller.process import Controller
+from clockwork.messages import Status
+
+ROW = struct.pack("<2f", 1.5, -2.5)
+
+
+class Served:
+    """A controller with an honest client and an honest worker, whose model ``m`` echoes [N, 2] floats."""
+
+    def __init__(self, controller: Controller, worker: FakeWorker, client: RawClient) -> None:
+        self.controller = controller
+        self.worker = worker
+        self.client = client
+        self._request_id = 100
+
+    def check(self) -> None:
+        """The honest ones are served as if they were alone."""
+        self._request_id += 1
+        self.client.infer("m", self._request_id, [1, 2], ROW)
+        self.worker.serve_one()
+        answer, frames = self.client.receive(messages.Answer)
+        assert (answer.request_id, frames) == (self._request_id, [ROW])
+
+    def status(self) -> Any:
+        self._request_id += 1
+        self.client.send(messages.Query(self._request_id, "status", ""))
+        return self.client.receive(messages.Reply)[0].body
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Any:
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        with worker.preparing():
+            assert type(client.register("m", b"model")) is messages.Reply
+        yield Served(controller, worker, client)
+
+
+def nest(levels: int) -> Any:
+    value: Any = 0
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def spell(tag: int, *fields: Any) -> bytes:
+    """A header of these fields, whether any reader would take it or not."""
+    return b"".join((bytes([0x90 | (1 + len(fields))]), wire._pack(tag), *map(_spell, fields)))
+
+
+def _spell(value: Any) -> bytes:
+    if isinstance(value, bytes):  # it is spelled already
+        return value
+    return wire._pack(value)
+
+
+DEEP = b"\x91" * 1000 + b"\x00"
+"""A list in a list in a list ...: 1 KB, of which the repr() raises RecursionError."""
+
+FROM_CLIENTS = {
+    "request": spell(2, 7, "m", 0, 0, b"\x91" + DEEP),
+    "tensor": spell(2, 7, "m", 0, 0, b"\x91\x94\xa1x\x01" + DEEP + b"\x00"),
+    "options": spell(4, 7, "n", [["model.onnx", 1, "0" * 64]], b"\x81\xa8batching" + DEEP),
+    "slo": spell(4, 7, "n", [["model.onnx", 1, "0" * 64]], b"\x81\xa6slo_ns" + DEEP),
+    "route": spell(9, 7, "m", b"\x91" + DEEP, []),
+    "shadow": spell(9, 7, "m", [], b"\x91" + DEEP),
+}
+
+
+@pytest.mark.parametrize("header", FROM_CLIENTS.values(), ids=FROM_CLIENTS)
+def test_a_clients_nested_header_costs_it_an_error(served: Served, header: bytes) -> None:
+    with RawClient(served.controller) as stranger:
+        assert stranger.dealer.send(header, [ROW] if header[1] == 2 else [])
+        failure, _ = stranger.receive(messages.Failure)
+        assert (failure.request_id, failure.status) == (7, Status.INVALID_INPUT), failure
+        assert len(failure.text) < 1_000
+        served.check()
+
+
+RESULT = (1, 0, "", 5, [0, 0, 0], [0, 0, 0], [0, 0, 0])
+FROM_WORKERS = {
+    "devices": spell(64, 1, "v", "w", 99, b"\x91" + DEEP),
+    "kind": spell(64, 1, "v", "w", 99, b"\x91\x81\xa4kind" + DEEP),
+    "summary": spell(69, 1, 0, "", b"\x81\xa4runs" + DEEP),
+}
+
+
+@pytest.mark.parametrize("header", FROM_WORKERS.values(), ids=FROM_WORKERS)
+def test_a_workers_nested_header_costs_it_its_place(served: Served, header: bytes) -> None:
+    with FakeWorker(served.controller, epoch=77) as stranger:
+        assert stranger.dealer.send(header)
+        served.check()
+        assert served.status()["complaints"]["worker malformed"] == 1
+    assert [one["name"] for one in served.status()["workers"]] == [served.status()["workers"][0]["name"]]
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError(), KeyError("x"), AssertionError(), OverflowError("int too big")]
+)
+def test_a_handler_that_raises_costs_its_client_an_error_and_nobody_else(
+    served: Served, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setitem(Controller._client_handlers, messages.Promote, fail)
+    with RawClient(served.controller) as stranger:
+        for request_id in range(1_000):
+            stranger.send(messages.Promote(request_id, "m", 0))
+        for request_id in range(1_000):
+            failure, _ = stranger.receive(messages.Failure)
+            assert (failure.request_id, failure.status) == (request_id, Status.INTERNAL)
+            assert type(error).__name__ in failure.text
+        served.check()
+    assert served.status()["complaints"]["client failed"] == 1_000
+    logged = [
+        record.getMessage() for record in caplog.records if "failed at a Promote" in record.getMessage()
+    ]
+    assert 1 <= len(logged) < 100, "one line for each message is a flood"
+    assert "in fail" in logged[0], "a defect is written down with where it happened"
+
+
+def test_a_handler_that_raises_costs_its_worker_its_place(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RecursionError
+
+    monkeypatch.setitem(Controller._worker_handlers, messages.ClockChanged, fail)
+    with FakeWorker(served.controller, epoch=77) as stranger:
+        stranger.send(messages.ClockChanged(0, 1))
+        while served.status()["complaints"]["worker failed"] < 1:
+            pass
+        assert len(served.status()["workers"]) == 1
+        served.check()
+
+
+def test_malformed_messages_are_counted_and_few_of_them_logged(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RawClient(served.controller) as stranger:
+        for _ in range(2_000):
+            assert stranger.dealer.send(b"\xc1")
+        for _ in range(2_000):
+            stranger.receive(messages.Failure)
+    with RawClient(served.controller, hello=False) as stranger:
+        assert stranger.dealer.send(b"\xc1")
+        stranger.receive(messages.Failure)
+    status = served.status()
+    assert status["complaints"]["client malformed"] == 2_001
+    (trouble,) = [one for one in status["troubles"]["open"] if one["kind"] == "message_rejected"]
+    assert (trouble["subject"], trouble["count"]) == ("client malformed", 2_001)
+    logged = [record for record in caplog.records if "malformed message from" in record.getMessage()]
+    assert 1 <= len(logged) < 100
+    served.client.send(messages.Query(1, "metrics", ""))
+    assert served.client.receive(messages.Reply)[0].body["complaints"]["client malformed"] == 2_001

@@ -29,7 +29,8 @@ class ProfilePoint:
 
 @dataclasses.dataclass(slots=True)
 class ModelSpec:
-    """What the scheduler knows of a model; the same on all workers of one device kind."""
+    """What the scheduler knows of a model on one worker. Workers of one device kind share estimates; ``batch_max``, ``runs``
+    and ``load_ns`` are each worker's own. ``batches``: how requests count rows, the same on all workers."""
 
     model_id: int
     name: str

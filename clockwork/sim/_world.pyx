@@ -104,6 +104,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         uint32_t page_count, run_ahead
         size_t actions_queued_max
         vector[double] speeds
+        vector[uint32_t] batch_maxes, extra_pages
         double exec_noise, load_noise, outlier, outlier_factor
         int64_t link_there_ns, link_back_ns, link_jitter_ns
         double link_loss
@@ -251,6 +252,8 @@ cdef class World:
         place.run_ahead = cluster["run_ahead"]
         place.actions_queued_max = cluster["actions_queued_max"]
         place.speeds = cluster["speeds"]
+        place.batch_maxes = cluster["batch_maxes"]
+        place.extra_pages = cluster["extra_pages"]
         place.exec_noise = cluster["exec_noise"]
         place.load_noise = cluster["load_noise"]
         place.outlier = cluster["outlier"]

@@ -30,7 +30,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
-    """Emulated workers, all alike: their devices, links and clocks, and what goes wrong with them.
+    """Emulated workers, alike but for speed and what they measured: their devices, links and clocks, and what goes wrong with them.
 
     The devices of one worker load one after the other, over the link that they share. Every worker is connected
     by a link of its own, which keeps messages in order.
@@ -42,6 +42,9 @@ class Cluster:
     page_count: int = 1376
     run_ahead: int = 2  # actions that a lane accepts before the first of them has completed
     speeds: Sequence[float] = ()  # of worker i: number i, over and over; executions take 1/speed. (): all 1
+    # What worker i measured: number i, and number i + n when it joins for the nth time again. (): all 0.
+    batch_maxes: Sequence[int] = ()  # the largest batch of a model that it runs; 0: the model's
+    extra_pages: Sequence[int] = ()  # that its layouts take on top, as one run
     exec_noise: float = 0.0  # sigma of a lognormal factor (median 1) of executions
     load_noise: float = 0.0
     outlier: float = 0.0  # probability that an action takes outlier_factor times as long
@@ -392,6 +395,8 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
     for name, value in info.items():
         if name == "speeds":
             info[name] = [float(one) for one in value]
+        elif name in ("batch_maxes", "extra_pages"):
+            info[name] = [int(one) for one in value]
         elif not value >= 0:
             raise ValueError(f"{name} of {value}")
     return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}

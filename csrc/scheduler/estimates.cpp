@@ -294,23 +294,35 @@ LoadEstimates::LoadEstimates() {
     ratios_.push(1000);
 }
 
-Ns LoadEstimates::own_ns(ModelId model_id) const {
-    auto window = windows_.find(model_id);
-    return window != windows_.end() ? window->second.robust() : 0;
+Ns LoadEstimates::own_ns(ModelId model_id, std::uint32_t page_count) const {
+    auto found = windows_.find(model_id);
+    if (found != windows_.end()) {
+        for (const auto& [pages, window] : found->second) {
+            if (pages == page_count) {
+                return window.robust();
+            }
+        }
+    }
+    return 0;
 }
 
 Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns) {
     ns = std::max<Ns>(ns, 1);
-    auto window = windows_.find(model_id);
-    if (window == windows_.end()) {
-        Ns seed = load_ns(model_id, seed_ns, page_count);
-        window = windows_.emplace(model_id, Window{}).first;
+    auto& layouts = windows_[model_id];
+    auto layout = std::find_if(layouts.begin(), layouts.end(), [=](const auto& one) { return one.first == page_count; });
+    if (layout == layouts.end()) {
+        Ns seed = first_ns(seed_ns, page_count);
+        if (layouts.size() >= LAYOUTS_MAX) {
+            layouts.erase(layouts.begin());
+        }
+        layout = layouts.insert(layouts.end(), {page_count, Window{}});
         if (seed > 0) {
-            window->second.push(seed);
-            window->second.push(seed);
+            layout->second.push(seed);
+            layout->second.push(seed);
         }
     }
-    window->second.push(ns);
+    Window& window = layout->second;
+    window.push(ns);
     if (seed_ns > 0) {
         ratios_.push(ns * 1000 / seed_ns);
         ratio_ = std::min<Ns>(std::max<Ns>(ratios_.robust(), 500), 4000);
@@ -318,7 +330,7 @@ Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count
     if (page_count > 0) {
         page_ns_.push(ns / page_count);
     }
-    return window->second.robust();
+    return window.robust();
 }
 
 ProgramEstimates& Estimates::use_program(std::uint32_t program, std::uint32_t kind) {

@@ -184,11 +184,12 @@ public:
 
     // The expected duration of a load.
     Ns load_ns(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
-        Ns own = own_ns(model_id);
+        Ns own = own_ns(model_id, page_count);
         return own > 0 ? own : first_ns(seed_ns, page_count);
     }
-    // By the model's own loads; 0 if there were none.
-    Ns own_ns(ModelId model_id) const;
+    // By the model's own loads into as many pages: workers may hold one model differently, bound or packed. 0 if there
+    // were none.
+    Ns own_ns(ModelId model_id, std::uint32_t page_count) const;
     // Of a model that was never loaded.
     Ns first_ns(Ns seed_ns, std::uint32_t page_count) const {
         return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
@@ -198,11 +199,14 @@ public:
     void forget(ModelId model_id) { windows_.erase(model_id); }
 
 private:
-    std::unordered_map<ModelId, Window> windows_;
+    std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;  // by page count, oldest first
     Window ratios_;
     Ns ratio_ = 1000;  // what is made of them
     Window page_ns_;
 };
+
+// Layouts of one model whose loads are remembered on a device kind; the oldest is forgotten first.
+inline constexpr std::size_t LAYOUTS_MAX = 8;
 
 // Every estimate, by device kind. What no model uses any more is forgotten.
 class Estimates {

@@ -21,7 +21,7 @@ Ns Loads::fetch_wait_ns(const Worker& worker, const Model& model) const {
     if (worker.host_state(model) == HostState::FETCHING) {
         return std::max<Ns>(worker.host[model.slot].ready_ns - now_, 0);
     }
-    const KindSpec& spec = *model.spec(worker.devices.front()->kind);
+    const KindSpec& spec = *model.spec(*worker.devices.front());
     Ns begin = std::max(worker.disk_free_ns, now_ + worker.there_ns);
     return begin + spec.fetch_planned_ns() + worker.back_ns - now_;
 }
@@ -34,7 +34,7 @@ void Loads::for_each_store(const Model& model, Function&& function) const {
         if (worker == nullptr || worker->draining) {
             continue;  // null while it leaves
         }
-        const KindSpec* spec = model.spec(worker->devices.front()->kind);
+        const KindSpec* spec = model.spec(*worker->devices.front());
         if (spec != nullptr && worker->could_host(*spec) && !function(*worker, *spec)) {
             return;
         }
@@ -112,7 +112,7 @@ bool Loads::bring(Worker& worker, Model& model, Ns before_ns) {
     if (worker.is_hosted(model)) {
         return true;
     }
-    const KindSpec* spec = model.spec(worker.devices.front()->kind);
+    const KindSpec* spec = model.spec(*worker.devices.front());
     if (model.fetches > 0 || worker.fetching >= FETCHES_MAX || worker.draining || model.draining || spec == nullptr ||
         !worker.could_host(*spec)) {
         return false;
@@ -176,7 +176,7 @@ void Loads::warm(Model& model) {
 // A residency that stands for the model in an action of the host store: it is on no device.
 Residency& Loads::stand_in(Worker& worker, Model& model) {
     Device& device = *worker.devices.front();
-    Residency* one = make_residency(device, model, *model.spec(device.kind), 0);
+    Residency* one = make_residency(device, model, *model.spec(device), 0);
     one->load_id = ++load_id_;
     return *one;
 }
@@ -238,7 +238,8 @@ void Loads::fetch_answered(Flight& flight, const ActionResult& result) {
     worker.disk_free_ns = now_ - worker.back_ns + worker.fetches_ns;
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
-        spec.fetch_own_ns = spec.fetches->measure(model.model_id, 0, spec.page_count, took);
+        Ns own = spec.fetches->measure(model.model_id, 0, spec.page_count, took);
+        model.for_each_alike(spec, [own](KindSpec& one) { one.fetch_own_ns = own; });
         copy.state = HostState::HELD;
         copy.used_ns = now_;
         copy.attempts = 0;

@@ -18,8 +18,8 @@ void Idle::load_background(Device& device, Model& model) {
     if (model.is_somewhere() && !aged) {
         return;
     }
-    KindSpec* spec = model.spec(device.kind);
-    if (spec == nullptr || !device.worker->has(&model) || spec->page_count > device.pages.page_count() ||
+    KindSpec* spec = model.spec(device);
+    if (spec == nullptr || spec->page_count > device.pages.page_count() ||
         !device.worker->could_host(*spec)) {
         return;
     }
@@ -80,6 +80,14 @@ void Idle::shapes_in_use(std::vector<std::uint32_t>& found) const {
     }
 }
 
+// Of whichever of its preparations runs the program that is to be measured.
+KindSpec* Idle::measured_spec(const Model& model, const Unmeasured& one) {
+    auto found = std::find_if(model.specs.begin(), model.specs.end(), [&](const KindSpec* spec) {
+        return spec->kind == one.kind && spec->program_number == one.program;
+    });
+    return found != model.specs.end() ? *found : nullptr;
+}
+
 void Idle::measure(Device& device) {
     Ns due = device.idle_since_ns + PROFILE_IDLE_NS;
     if (due > now_) {
@@ -93,7 +101,7 @@ void Idle::measure(Device& device) {
             continue;
         }
         Model* model = find_model(one.model_id);
-        KindSpec* spec = model != nullptr ? model->spec(one.kind) : nullptr;
+        KindSpec* spec = model != nullptr ? measured_spec(*model, one) : nullptr;
         Ns bound = 0;
         bool is_over = spec == nullptr || model->draining || spec->program->curve(one.shape) != nullptr;
         if (!is_over) {
@@ -109,9 +117,10 @@ void Idle::measure(Device& device) {
         }
         Residency* residency = device.find(model);
         if (residency == nullptr) {
-            if (device.worker->has(model) && model->residencies.empty() && device.loading == 0) {
-                if (spec->page_count <= device.pages.page_count()) {
-                    load_idly(device, *model, *spec);
+            KindSpec* own = model->spec(device);
+            if (own != nullptr && model->residencies.empty() && device.loading == 0) {
+                if (own->page_count <= device.pages.page_count()) {
+                    load_idly(device, *model, *own);
                 }
                 return;
             }

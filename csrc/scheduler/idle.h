@@ -55,6 +55,8 @@ protected:
     // Sets scan_ to the first of the models with background requests, as they are now.
     void find_background();
 
+    static KindSpec* measured_spec(const Model& model, const Unmeasured& one);
+
     std::vector<Unmeasured> unmeasured_;
     std::vector<Model*> scan_;
 

@@ -199,7 +199,7 @@ std::size_t Loads::for_each_loadable(const Model& model, std::size_t first, Func
             if (device->mark == mark_) {
                 continue;
             }
-            KindSpec* spec = model.spec(device->kind);
+            KindSpec* spec = model.spec(*device);
             if (spec != nullptr && spec->page_count <= device->pages.page_count() && worker.could_host(*spec) &&
                 !function(*device, *spec)) {
                 return at;
@@ -327,7 +327,7 @@ bool Loads::preload(Ns now, WorkerId worker_id, std::int32_t device_index, Model
     if (!bring(*worker, *model)) {
         return false;
     }
-    Residency* residency = make_residency(device, *model, *model->spec(device.kind), NEVER_NS);
+    Residency* residency = make_residency(device, *model, *model->spec(device), NEVER_NS);
     if (!device.pages.allocate(residency->spec->runs, residency->starts)) {
         residency_pool_.give_back(residency);
         return false;
@@ -567,7 +567,8 @@ void Loads::load_answered(Flight& flight, const ActionResult& result) {
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
         KindSpec& spec = *residency.spec;
-        spec.load_own_ns = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took);
+        Ns own = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took);
+        model.for_each_alike(spec, [own](KindSpec& one) { one.load_own_ns = own; });
         residency.state = ResidencyState::RESIDENT;
         residency.ready_ns = 0;
         residency.used_ns = residency.loaded_ns = now_;
@@ -657,7 +658,7 @@ void Loads::check_removed(Model& model) {
     remove_from(models_, &model);
     for (WorkerId id : model.workers) {
         Worker& worker = *find_worker(id);
-        worker.has_model[model.slot] = false;
+        worker.variants[model.slot] = 0;
         if (model.slot < worker.host.size()) {
             worker.host[model.slot] = HostCopy();
         }

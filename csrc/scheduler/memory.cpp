@@ -23,10 +23,10 @@ Queue* Memory::queue(const Model& model, std::size_t index) const {
 }
 
 KindSpec* Memory::loadable(const Device& device, const Model& model) const {
-    if (!device.usable() || !device.worker->has(&model)) {
+    if (!device.usable()) {
         return nullptr;
     }
-    KindSpec* spec = model.spec(device.kind);
+    KindSpec* spec = model.spec(device);
     if (spec == nullptr || spec->page_count > device.pages.page_count() || !device.worker->could_host(*spec)) {
         return nullptr;
     }
@@ -78,7 +78,7 @@ Ns Memory::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) co
             share.is_one = false;  // elsewhere it is not
             return true;
         }
-        const KindSpec& spec = *model.spec(device.kind);
+        const KindSpec& spec = *model.spec(device);
         std::uint32_t count = 0;
         for (const auto& queue : queued_.at(model).queues) {
             if (queue->ready && queue->front().deadline_ns <= ahead.due_ns) {
@@ -90,7 +90,7 @@ Ns Memory::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) co
                 ++count;
             }
         }
-        share.is_one = count <= 1;
+        share.is_one = count <= 1 && !model.is_varied;
         return sum < enough;
     });
     return static_cast<Ns>(sum);
@@ -134,7 +134,7 @@ Device* Memory::find_spare(const Model& model) {
             return true;
         }
         Device* device = queued_.device_pool_.at(slot);
-        const KindSpec* spec = model.spec(device->kind);
+        const KindSpec* spec = model.spec(*device);
         bool is_spare = spec != nullptr && device->lane.empty() && device->has_room(*spec) && loading(*device) == 0 &&
                         loadable(*device, model) != nullptr;
         if (is_spare) {

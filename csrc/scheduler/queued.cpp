@@ -191,7 +191,7 @@ void Queued::turn_out(const Queue& queue, Pending& pending) {
             }
             Ns begin = std::max(worker->link_free_ns, now_ + worker->there_ns);
             for (const Device* device : worker->devices) {
-                const KindSpec* there = model.spec(device->kind);
+                const KindSpec* there = model.spec(*device);
                 if (there != nullptr && there->page_count <= device->pages.page_count()) {
                     consider(*device, *there, begin + there->load_planned_ns() + worker->back_ns + worker->there_ns);
                 }

@@ -107,6 +107,18 @@ void Service::wake_devices(Model& model) {
 
 // ----- models -------------------------------------------------------------------------------------
 
+// The first device of each kind that a worker has.
+template <typename Function>
+void Service::for_each_kind(const Worker& worker, Function&& function) {
+    for (std::size_t place = 0; place < worker.devices.size(); ++place) {
+        Device& device = *worker.devices[place];
+        auto mates = worker.devices.begin() + static_cast<std::ptrdiff_t>(place);
+        if (std::none_of(worker.devices.begin(), mates, [&](const Device* one) { return one->kind == device.kind; })) {
+            function(device);
+        }
+    }
+}
+
 void Service::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
     advance(now);
     Worker* worker = find_worker(worker_id);
@@ -123,56 +135,91 @@ void Service::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
     } else if (model->draining) {
         return;
     }
-    // What an earlier worker of a kind said went with it; what another says of it now stays.
-    for (std::size_t place = 0; place < worker->devices.size(); ++place) {
-        Device& device = *worker->devices[place];
-        auto mates = worker->devices.begin() + static_cast<std::ptrdiff_t>(place);
-        bool is_first =
-            std::none_of(worker->devices.begin(), mates, [&](const Device* one) { return one->kind == device.kind; });
-        touch(device);
-        if (!is_first) {
-            continue;
-        }
-        KindSpec* known = model->spec(device.kind);
-        if (known == nullptr || known->worker_count == 0) {
-            KindSpec* fresh = spec_pool_.make();
-            fresh->kind = device.kind;
-            fresh->program_number = spec.program;
-            fresh->program = &estimates_.use_program(spec.program, device.kind);
-            fresh->loads = &estimates_.loads(device.kind);
-            fresh->shapes = &shapes_;
-            fresh->model_id = spec.model_id;
-            fresh->batch_max = spec.batches ? spec.batch_max : 1;
-            fresh->runs = spec.runs;
-            fresh->page_count = 0;
-            for (std::uint32_t size : spec.runs) {
-                fresh->page_count += size;
-            }
-            fresh->load_ns = spec.load_ns;
-            fresh->load_own_ns = fresh->loads->own_ns(spec.model_id);
-            fresh->fetches = &estimates_.fetches(device.kind);
-            fresh->fetch_own_ns = fresh->fetches->own_ns(spec.model_id);
-            fresh->host_bytes = device.page_bytes * fresh->page_count;
-            fresh->program->seed(spec.profile);
-            fresh->program->set_scale(clocks_[device.kind].scale);
-            if (known != nullptr) {
-                *std::find(model->specs.begin(), model->specs.end(), known) = fresh;
-                retire(known);
-            } else {
-                model->specs.push_back(fresh);
-            }
-            known = fresh;
-        }
-        known->worker_count += !worker->has(model);
+    for (Device* device : worker->devices) {
+        touch(*device);
     }
     if (!worker->has(model)) {
+        std::uint32_t variant = variant_for(*model, *worker, spec);
+        for_each_kind(*worker, [&](Device& device) { ++join_spec(*model, device, variant, spec).worker_count; });
+        model->note_variants();
         model->workers.push_back(worker_id);
-        if (worker->has_model.size() <= model->slot) {
-            worker->has_model.resize(model_pool_.slot_count());
+        if (worker->variants.size() <= model->slot) {
+            worker->variants.resize(model_pool_.slot_count());
         }
-        worker->has_model[model->slot] = true;
+        worker->variants[model->slot] = variant;
     }
     model_prepared(*model, *worker);
+}
+
+// How a worker's preparation of a model is called: as that of others, where theirs is the same, else by the least
+// number that means another on none of its kinds of device.
+std::uint32_t Service::variant_for(const Model& model, const Worker& worker, const ModelSpec& told) {
+    auto said_on_all = [&](std::uint32_t variant, auto&& suits) {
+        bool all = true;
+        for_each_kind(worker, [&](Device& device) {
+            const KindSpec* known = model.spec(device.kind, variant);
+            all = all && suits(known != nullptr && known->worker_count > 0 ? known : nullptr);
+        });
+        return all;
+    };
+    auto is_same = [&](const KindSpec* known) {
+        return known != nullptr && known->program_number == told.program && known->runs == told.runs &&
+               known->batch_max == (told.batches ? told.batch_max : 1);
+    };
+    for (const KindSpec* one : model.specs) {
+        if (said_on_all(one->variant, is_same)) {
+            return one->variant;
+        }
+    }
+    std::uint32_t variant = 1;
+    while (!said_on_all(variant, [](const KindSpec* known) { return known == nullptr; })) {
+        ++variant;
+    }
+    return variant;
+}
+
+// What an earlier worker of a kind said went with it; what another that is still there says of it now stays.
+KindSpec& Service::join_spec(Model& model, Device& device, std::uint32_t variant, const ModelSpec& told) {
+    KindSpec* known = model.spec(device.kind, variant);
+    if (known != nullptr && known->worker_count > 0) {
+        return *known;
+    }
+    KindSpec& fresh = *spec_pool_.make();
+    fresh.kind = device.kind;
+    fresh.variant = variant;
+    fresh.program_number = told.program;
+    fresh.program = &estimates_.use_program(told.program, device.kind);
+    fresh.loads = &estimates_.loads(device.kind);
+    fresh.shapes = &shapes_;
+    fresh.model_id = told.model_id;
+    fresh.batch_max = told.batches ? told.batch_max : 1;
+    fresh.runs = told.runs;
+    fresh.page_count = 0;
+    for (std::uint32_t size : told.runs) {
+        fresh.page_count += size;
+    }
+    fresh.load_ns = told.load_ns;
+    fresh.load_own_ns = fresh.loads->own_ns(told.model_id, fresh.page_count);
+    fresh.fetches = &estimates_.fetches(device.kind);
+    fresh.fetch_own_ns = fresh.fetches->own_ns(told.model_id, fresh.page_count);
+    fresh.host_bytes = device.page_bytes * fresh.page_count;
+    fresh.program->seed(told.profile);
+    fresh.program->set_scale(clocks_[device.kind].scale);
+    if (known != nullptr) {
+        *std::find(model.specs.begin(), model.specs.end(), known) = &fresh;
+        retire(known);
+    } else {
+        model.specs.push_back(&fresh);
+    }
+    return fresh;
+}
+
+// A worker, or its last device of a kind, is gone, and what it held of the model.
+void Service::leave_kind(Model& model, const Worker& worker, std::uint32_t kind) {
+    KindSpec* spec = model.spec(kind, worker.variant_of(model));
+    if (spec != nullptr && --spec->worker_count == 0 && model.leave_spec(*spec)) {
+        retire(spec);
+    }
 }
 
 void Service::model_removed(Ns now, ModelId model_id) {
@@ -250,15 +297,7 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
     for (Model* model : models_) {
         if (worker->has(model)) {
             model->workers.erase(std::find(model->workers.begin(), model->workers.end(), worker_id));
-            for (std::size_t place = 0; place < worker->devices.size(); ++place) {
-                std::uint32_t kind = worker->devices[place]->kind;
-                auto mates = worker->devices.begin() + static_cast<std::ptrdiff_t>(place);
-                KindSpec* spec = model->spec(kind);
-                if (spec != nullptr && std::none_of(worker->devices.begin(), mates,
-                                                    [&](const Device* one) { return one->kind == kind; })) {
-                    --spec->worker_count;
-                }
-            }
+            for_each_kind(*worker, [&](const Device& device) { leave_kind(*model, *worker, device.kind); });
         }
     }
     for (const Device* device : worker->devices) {
@@ -290,7 +329,7 @@ void Service::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
             // The host store is the worker's: its actions go on, in the name of another device.
             Residency& stand_in = *flight->residency;
             flight->device = stand_in.device = worker->devices.front();
-            KindSpec* spec = stand_in.model->spec(flight->device->kind);
+            KindSpec* spec = stand_in.model->spec(*flight->device);
             stand_in.spec = spec != nullptr ? spec : stand_in.spec;
             continue;
         }
@@ -306,9 +345,8 @@ void Service::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
     bool is_last = std::none_of(worker->devices.begin(), worker->devices.end(),
                                 [&](const Device* one) { return one->kind == device->kind; });
     for (Model* model : models_) {
-        KindSpec* spec = is_last && worker->has(model) ? model->spec(device->kind) : nullptr;
-        if (spec != nullptr) {
-            --spec->worker_count;
+        if (is_last && worker->has(model)) {
+            leave_kind(*model, *worker, device->kind);
         }
     }
     for (Device* mate : worker->devices) {
@@ -423,8 +461,10 @@ void Service::follow_clocks(std::uint32_t kind) {
     }
     clock.scale = static_cast<double>(clock.first_mhz) / slowest;
     for (const Model* model : models_) {
-        const KindSpec* spec = model->spec(kind);
-        if (spec != nullptr && spec->program->set_scale(clock.scale)) {
+        for (const KindSpec* spec : model->specs) {
+            if (spec->kind != kind || !spec->program->set_scale(clock.scale)) {
+                continue;
+            }
             changed_shapes_.clear();
             spec->program->for_each_shape([&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
             for (std::uint32_t shape : changed_shapes_) {

@@ -108,6 +108,11 @@ private:
     void find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched);
     void note_model(Model& model, std::vector<Model*>& touched);
     void follow_clocks(std::uint32_t kind);
+    template <typename Function>
+    static void for_each_kind(const Worker& worker, Function&& function);
+    static std::uint32_t variant_for(const Model& model, const Worker& worker, const ModelSpec& told);
+    KindSpec& join_spec(Model& model, Device& device, std::uint32_t variant, const ModelSpec& told);
+    void leave_kind(Model& model, const Worker& worker, std::uint32_t kind);
     Ns at_first_clock(const Device& device, Ns took_ns) const;
     std::uint32_t kind_of(const DeviceSpec& spec);
 

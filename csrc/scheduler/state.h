@@ -193,9 +193,11 @@ enum class ResidencyState : std::uint8_t {
     RESIDENT,
 };
 
-// A model on one kind of device.
+// A model on one kind of device, as one worker or several prepared it: workers measure, and what they measure may differ.
+// Executions are estimated for the kind as a whole; layout and largest batch are the preparation's own.
 struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t kind = 0;
+    std::uint32_t variant = 0;  // see Worker::variant_of()
     std::uint32_t page_count = 0;
     LoadEstimates* loads = nullptr;
     Ns load_ns = 0;                  // measured at preparation
@@ -208,7 +210,7 @@ struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t batch_max = 1;
     std::uint32_t program_number = 0;
     ModelId model_id = 0;
-    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model
+    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model like this
     std::vector<std::uint32_t> runs;
 
     std::uint32_t slot = 0;
@@ -315,8 +317,9 @@ struct alignas(CACHE_LINE) Model {
     bool batches = false;
     bool draining = false;
     bool gone = false;
+    bool is_varied = false;  // workers of one kind have prepared it differently
     std::vector<Residency*> residencies;
-    std::vector<KindSpec*> specs;    // one for each kind of device that it was prepared on
+    std::vector<KindSpec*> specs;    // one for each kind of device and each way in which workers prepared it there
     std::vector<WorkerId> workers;   // that have prepared it, in the order of their saying so
     PendingList background;          // requests without a deadline, not planned yet
     Model* before = nullptr;         // among the models with such requests
@@ -336,7 +339,7 @@ struct alignas(CACHE_LINE) Model {
     bool is_somewhere() const;
 
     void reset() {
-        batches = draining = gone = false;
+        batches = draining = gone = is_varied = false;
         specs.clear();
         workers.clear();
         residencies.clear();
@@ -356,14 +359,32 @@ struct alignas(CACHE_LINE) Model {
         return least;
     }
 
-    KindSpec* spec(std::uint32_t kind) const {
+    KindSpec* spec(std::uint32_t kind, std::uint32_t variant) const {
         for (KindSpec* one : specs) {
-            if (one->kind == kind) {
+            if (one->kind == kind && one->variant == variant) {
                 return one;
             }
         }
         return nullptr;
     }
+    // As the device's worker prepared it; null if it has not.
+    KindSpec* spec(const Device& device) const;
+
+    // Function(spec) for those of its preparations whose loads take as long as this one's.
+    template <typename Function>
+    void for_each_alike(const KindSpec& spec, Function&& function) {
+        for (KindSpec* one : specs) {
+            if (one->kind == spec.kind && one->page_count == spec.page_count) {
+                function(*one);
+            }
+        }
+    }
+
+    // No worker of the kind has prepared it like this any more. True if it leaves: others of the kind have prepared it
+    // otherwise, and decisions must not count with what no device has.
+    bool leave_spec(KindSpec& spec);
+    // Says anew whether it is varied.
+    void note_variants();
 };
 
 // The batches promised on a device, by key. Only policies that plan ahead use it.
@@ -482,7 +503,7 @@ struct Worker {
     Ns loads_ns = 0;      // planned durations of the LOADs under way
     PredictedLane predicted_loads;  // the same without margins
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
-    std::vector<bool> has_model;                             // by the model's slot
+    std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
     std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded
     std::uint64_t host_used = 0;
     std::vector<HostCopy> host;    // by the model's slot
@@ -509,7 +530,11 @@ struct Worker {
     bool is_hosted(const Model& model) const { return host_bytes == 0 || host_state(model) == HostState::HELD; }
     // Whether it could ever be.
     bool could_host(const KindSpec& spec) const { return host_bytes == 0 || spec.host_bytes <= host_bytes; }
-    bool has(const Model* model) const { return model->slot < has_model.size() && has_model[model->slot]; }
+    // Which of the ways in which workers prepared a model is this one's: KindSpec::variant; 0: it has not prepared it.
+    std::uint32_t variant_of(const Model& model) const {
+        return model.slot < variants.size() ? variants[model.slot] : 0;
+    }
+    bool has(const Model* model) const { return variant_of(*model) != 0; }
     // By its number; null if there is none, or it was lost.
     Device* device(std::int32_t index) const {
         for (Device* one : devices) {
@@ -522,6 +547,11 @@ struct Worker {
 };
 
 inline bool Device::usable() const { return !worker->draining; }
+
+inline KindSpec* Model::spec(const Device& device) const {
+    std::uint32_t variant = device.worker->variant_of(*this);
+    return variant != 0 ? spec(device.kind, variant) : nullptr;
+}
 
 inline bool Model::is_somewhere() const {
     return std::any_of(residencies.begin(), residencies.end(),

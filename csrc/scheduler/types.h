@@ -117,7 +117,7 @@ struct ModelSpec {
 };
 
 struct DeviceSpec {
-    std::uint32_t kind = 0;  // devices of one kind share estimates and layouts
+    std::uint32_t kind = 0;  // devices of one kind share estimates
     std::uint64_t page_bytes = 0;
     std::uint32_t page_count = 0;
     std::uint32_t run_ahead = 1;

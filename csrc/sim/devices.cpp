@@ -22,6 +22,12 @@ void World::join(std::uint32_t index) {
     WorkerState& worker = workers_[index];
     worker.alive = true;
     worker.id = static_cast<WorkerId>(worker_of_.size());
+    const auto measured = [place = index + worker.joins](const std::vector<std::uint32_t>& all) {
+        return all.empty() ? 0 : all[place % all.size()];
+    };
+    worker.batch_max = measured(cluster_.batch_maxes);
+    worker.extra_pages = measured(cluster_.extra_pages);
+    ++worker.joins;
     worker_of_.push_back(index);
     worker.there_free_ns = worker.back_free_ns = worker.input_free_ns = now_;
     worker.synced_ns = NEVER_NS;
@@ -42,12 +48,13 @@ void World::join(std::uint32_t index) {
         spec.model_id = static_cast<ModelId>(number);
         spec.program = model.program;
         spec.batches = model.batch_max > 1;
-        spec.batch_max = model.batch_max;
+        spec.batch_max = batch_max_of(worker, static_cast<std::uint32_t>(number));
         spec.slo_ns = model.slo_ns;
-        spec.runs = model.runs;
+        spec.runs = runs_of(worker, static_cast<std::uint32_t>(number));
         spec.load_ns = model.load_ns;
         spec.profile.clear();
         for (const auto& [batch, ns] : model.exec_ns) {
+            if (batch > spec.batch_max) continue;
             const Ns scaled = worker.speed == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) / worker.speed);
             spec.profile.push_back({0, batch, std::max<Ns>(scaled, 1)});
         }
@@ -388,9 +395,22 @@ std::size_t World::lane_of(ActionKind kind) {
     return static_cast<std::size_t>(is_host ? Lane::FETCH : Lane::EXECUTE);
 }
 
-std::uint64_t World::host_bytes(std::uint32_t model) const {
+// A model's layout on a worker; valid until this is asked again.
+const std::vector<std::uint32_t>& World::runs_of(const WorkerState& worker, std::uint32_t model) {
+    if (worker.extra_pages == 0) return models_[model].runs;
+    runs_ = models_[model].runs;
+    runs_.push_back(worker.extra_pages);
+    return runs_;
+}
+
+std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model) const {
+    const std::uint32_t most = models_[model].batch_max;
+    return worker.batch_max == 0 ? most : std::min(most, worker.batch_max);
+}
+
+std::uint64_t World::host_bytes(const WorkerState& worker, std::uint32_t model) {
     std::uint64_t pages = 0;
-    for (std::uint32_t run : models_[model].runs) pages += run;
+    for (std::uint32_t run : runs_of(worker, model)) pages += run;
     return pages * cluster_.page_bytes;
 }
 
@@ -401,10 +421,10 @@ Status World::begin_host(Device& device, const Action& action) {
     Hosting& here = worker.host[action.model];
     if (action.kind == ActionKind::FETCH) {
         demand(here == Hosting::NO, "a FETCH of a model that is in the host store");
-        demand(worker.host_used + host_bytes(action.model) <= cluster_.host_bytes, "a host store is over-committed");
+        demand(worker.host_used + host_bytes(worker, action.model) <= cluster_.host_bytes, "a host store is over-committed");
         if (device.random.chance(cluster_.load_failures)) return Status::DEVICE_ERROR;
         here = Hosting::FETCHING;
-        worker.host_used += host_bytes(action.model);
+        worker.host_used += host_bytes(worker, action.model);
         return Status::OK;
     }
     demand(here == Hosting::HELD, "a DROP of a model that is not in the host store");
@@ -418,13 +438,13 @@ Status World::begin_host(Device& device, const Action& action) {
         demand(!used, "a DROP of a model that is being loaded");
     }
     here = Hosting::NO;
-    worker.host_used -= host_bytes(action.model);
+    worker.host_used -= host_bytes(worker, action.model);
     return Status::OK;
 }
 
 // The page table believes nothing: a LOAD that cannot be is a fault of the scheduler's.
 Status World::begin_load(Device& device, Action& action) {
-    const std::vector<std::uint32_t>& runs = models_[action.model].runs;
+    const std::vector<std::uint32_t>& runs = runs_of(workers_[device.worker], action.model);
     demand(action.starts.size() == runs.size(), "a LOAD with the wrong number of runs");
     demand(device.held[action.model] == NONE, "a LOAD of a model that is there");
     const WorkerState& worker = workers_[device.worker];
@@ -460,7 +480,7 @@ Status World::begin_load(Device& device, Action& action) {
 
 void World::release(Device& device, std::uint32_t model) {
     const std::uint32_t held = device.held[model];
-    const std::vector<std::uint32_t>& runs = models_[model].runs;
+    const std::vector<std::uint32_t>& runs = runs_of(workers_[device.worker], model);
     for (std::size_t run = 0; run < runs.size(); ++run) {
         const std::uint32_t first = residents_[held].starts[run];
         for (std::uint32_t page = first; page < first + runs[run]; ++page) device.owner[page] = NONE;
@@ -555,7 +575,8 @@ Ns World::duration_ns(Device& device, const Action& action) {
     double exact, factor = 1;
     if (action.kind == ActionKind::FETCH) {
         if (cluster_.disk_bandwidth == 0) return 1;
-        exact = static_cast<double>(host_bytes(action.model)) * SECOND / static_cast<double>(cluster_.disk_bandwidth);
+        const std::uint64_t bytes = host_bytes(workers_[device.worker], action.model);
+        exact = static_cast<double>(bytes) * SECOND / static_cast<double>(cluster_.disk_bandwidth);
         if (cluster_.load_noise > 0) factor = device.random.lognormal(cluster_.load_noise);
     } else     if (action.kind == ActionKind::LOAD) {
         exact = static_cast<double>(models_[action.model].load_ns);

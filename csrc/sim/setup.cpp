@@ -137,6 +137,7 @@ void World::preload() {
         std::uint64_t free;
         std::vector<bool> has;
     };
+    const std::uint32_t most_extra = cluster_.extra_pages.empty() ? 0 : std::ranges::max(cluster_.extra_pages);
     std::vector<Room> rooms(devices_.size(), Room{cluster_.page_count, std::vector<bool>(models_.size())});
     std::vector<std::pair<std::uint32_t, std::uint32_t>> wanted;  // device, model
     for (bool placed = true; placed;) {
@@ -144,6 +145,7 @@ void World::preload() {
         for (std::uint32_t model = 0; model < models_.size(); ++model) {
             std::uint64_t pages = 0;
             for (std::uint32_t run : models_[model].runs) pages += run;
+            pages += most_extra;
             std::size_t best = rooms.size();
             for (std::size_t number = 0; number < rooms.size(); ++number) {
                 if (rooms[number].has[model] || rooms[number].free < pages) continue;

@@ -379,7 +379,7 @@ void World::order(const Command& command) {
             bytes = models_[action.model].input_bytes * command.count;
             demand(command.count > 0, "an INFER of nothing");
             if (run_.check) {
-                demand(command.count <= models_[action.model].batch_max, "a batch larger than the model's largest");
+                demand(command.count <= batch_max_of(workers_[index], action.model), "a batch larger than the model's largest");
                 for (RequestId id : action.requests) {
                     Request* request = find(id);
                     demand(request != nullptr, "an answered request is sent");

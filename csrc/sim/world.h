@@ -37,6 +37,9 @@ struct ClusterInfo {
     std::uint32_t run_ahead = 2;
     std::size_t actions_queued_max = 4096;
     std::vector<double> speeds;  // by worker, over and over: what an execution takes is divided by it; empty: 1
+    // What a worker measured when it prepared the models, by worker, and by the next number after each time that it was
+    // gone: the largest batch (0: the model's), and pages that its layouts have on top, as one run. Empty: 0.
+    std::vector<std::uint32_t> batch_maxes, extra_pages;
     double exec_noise = 0;       // sigma of a lognormal factor
     double load_noise = 0;
     double outlier = 0, outlier_factor = 2;  // probability that an action takes so many times as long
@@ -193,6 +196,8 @@ private:
         bool alive = false;
         bool broken = false;  // its connection, rather than itself
         std::uint32_t first_device = 0, device_count = 0;
+        std::uint32_t joins = 0;
+        std::uint32_t batch_max = 0, extra_pages = 0;  // of ClusterInfo's, since it joined
         double speed = 1;
         std::uint32_t kind = 0;
         Ns there_free_ns = 0, back_free_ns = 0;  // a link keeps order
@@ -253,7 +258,9 @@ private:
     bool begin(std::uint32_t device, std::uint32_t lane, std::uint32_t slot);
     Status begin_load(Device& device, Action& action);
     Status begin_host(Device& device, const Action& action);
-    std::uint64_t host_bytes(std::uint32_t model) const;
+    std::uint64_t host_bytes(const WorkerState& worker, std::uint32_t model);
+    const std::vector<std::uint32_t>& runs_of(const WorkerState& worker, std::uint32_t model);
+    std::uint32_t batch_max_of(const WorkerState& worker, std::uint32_t model) const;
     static std::size_t lane_of(ActionKind kind);
     void release(Device& device, std::uint32_t model);
     void lane_end(std::uint32_t device, std::uint32_t lane);
@@ -310,7 +317,8 @@ private:
     std::vector<Device> devices_;
     std::vector<WorkerState> workers_;
     std::vector<std::uint32_t> worker_of_;  // by WorkerId
-    std::vector<DeviceSpec> specs_;         // scratch
+    std::vector<DeviceSpec> specs_;
+    std::vector<std::uint32_t> runs_;  // of runs_of()         // scratch
     std::vector<Action> actions_;
     std::vector<std::uint32_t> free_actions_;
     std::vector<Request> requests_;

@@ -78,6 +78,12 @@ CLIENTS_MAX = 16_384
 WORKERS_MAX = 1_024
 UPLOADS_MAX = 64
 MODELS_MAX = 1_000_000
+CHANGES_WAITING_MAX = 256
+"""Orders that may wait until an earlier change of the same name is on disk."""
+
+ERASE_RETRY_NS = 5_000_000_000
+"""How long until a controller tries again to erase a version that it has refused and could not erase."""
+
 VERSIONS_MAX = 16
 """Versions of one name that stay registered; the oldest goes when one more is ready."""
 

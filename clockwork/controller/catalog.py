@@ -5,10 +5,11 @@
     <data>/packages/...     see models.package
     <data>/models/<name>@<version>.json
     <data>/routes/<name>.json   how the name's traffic is split, where somebody has said so
+    <data>/undo, <data>/done    of changes of several of these at once, see models.durable
 
 A record arrives by rename after its package is durable, so that what is listed can be served. Apart
-from open() and records(), which run before the loop, everything here does file I/O and is called
-on the controller's storage thread.
+from open(), records() and routes(), which run before the loop, everything here does file I/O and is
+called on the controller's storage thread.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import dataclasses
 import fcntl
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError
-from clockwork.models.package import PackageFile, PackageStore, parse_files, rows_of, write_durably
+from clockwork.models.durable import Journal, write_durably
+from clockwork.models.package import PackageFile, PackageStore, parse_files, rows_of
 
 FORMAT = "1"
 
@@ -63,12 +66,24 @@ class ModelRecord:
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """What one order changes of what is registered: all of it, or nothing."""
+
+    save: Sequence[ModelRecord] = ()
+    remove: Sequence[ModelRecord] = ()
+    route: NameRoute | None = None  # as it is to be
+    unroute: str = ""  # the name whose route goes
+    packages: Sequence[str] = ()  # digests that nothing uses any more, afterwards
+
+
 class Catalog:
     """The data directory of one controller."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = -1
+        self._journal = Journal(root, ("models", "routes"))
 
     def open(self) -> None:
         """Create or take over the directory. Raises ConfigError: not writable, other format, in use."""
@@ -86,6 +101,7 @@ class Catalog:
                 )
             (self.root / "models").mkdir(exist_ok=True)
             (self.root / "routes").mkdir(exist_ok=True)
+            self._journal.recover()
             self.store = PackageStore(self.root)
             self.store.sweep()
         except BlockingIOError:
@@ -139,20 +155,25 @@ class Catalog:
                 complaints.append(f"route {entry.path} is damaged and was skipped: {error!r}")
         return routes, complaints
 
-    def save_route(self, name: str, body: bytes) -> None:
-        write_durably(self._route_path(name), body)
+    def change(self, change: Change) -> str:
+        """Make a change durably. Raises OSError: then nothing has changed (or, NotUndone, nobody knows).
 
-    def remove_route(self, name: str) -> None:
-        self._route_path(name).unlink(missing_ok=True)
-
-    def save(self, record: ModelRecord) -> None:
-        write_durably(self._path(record), record.to_json())
-
-    def remove(self, record: ModelRecord, *, with_package: bool) -> None:
-        """Delete a record, and its package where no other record uses it."""
-        self._path(record).unlink(missing_ok=True)
-        if with_package:
-            self.store.remove(record.digest)
+        Returns what is wrong all the same, as a sentence: packages that could not be removed.
+        """
+        files: dict[Path, bytes | None] = {self._path(record): record.to_json() for record in change.save}
+        files |= dict.fromkeys(map(self._path, change.remove))
+        if change.route is not None:
+            files[self._route_path(change.route.name)] = change.route.to_json()
+        if change.unroute:
+            files[self._route_path(change.unroute)] = None
+        self._journal.change(files)
+        left = []
+        for digest in change.packages:
+            try:
+                self.store.remove(digest)
+            except OSError as error:
+                left.append(f"package {digest} cannot be removed: {error.strerror}")
+        return "; ".join(left)
 
     def read_chunk(self, digest: str, file: PackageFile, offset: int, length: int) -> bytes:
         """Bytes of a stored file. Raises OSError."""

@@ -31,6 +31,8 @@ class ModelState(enum.StrEnum):
 UNLOADED = "unloaded"
 """In descriptions, the state of a version that was put away; there is no ServedModel of it."""
 
+REMOVED = "removed"
+
 
 @dataclasses.dataclass(slots=True)
 class Counts:
@@ -57,6 +59,7 @@ class ServedModel:
     __slots__ = (
         "counts",
         "input_index",
+        "leaving",
         "model_id",
         "prepared",
         "record",
@@ -75,6 +78,7 @@ class ServedModel:
         self.slo_ns = int(record.options.get("slo_ns", 0))
         self.state = ModelState.PREPARING
         self.text = ""  # why it failed
+        self.leaving = ""  # what a version that is draining will be: UNLOADED or REMOVED
         self.was_ready = False  # in this life of the controller or an earlier one
         self.prepared: PreparedModel | None = None
         self.input_index: dict[str, int] = {}
@@ -260,10 +264,14 @@ class ModelTable:
             return f"model {tell(text, 200)} is unloaded"
         return f"no model {tell(text, 200)} is registered"
 
-    def uses(self, digest: str) -> bool:
-        """Whether any version, unloaded ones too, is of that package."""
+    def uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
+        """Whether any version that stays, unloaded ones too, is of that package."""
         away = (record for versions in self.unloaded.values() for record in versions.values())
-        return digest in self._of_digest or any(record.digest == digest for record in away)
+        served = (model.record for model in self._of_digest.get(digest, ()) if model.leaving != REMOVED)
+        return any(
+            record.digest == digest and all(record is not one for one in apart_from)
+            for record in (*served, *away)
+        )
 
     def split_of(self, name: str) -> Split | None:
         """How somebody has split a name's traffic; None: nobody has."""

@@ -702,6 +702,7 @@ class Controller:
             else:
                 self._ping(worker)
         self._complaints.settle(self._now)
+        self._registrar.beat()
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
 
     def _ping(self, worker: WorkerLink) -> None:
@@ -736,6 +737,9 @@ class Controller:
     def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None:
         """Have status and metrics say so until it is cleared, or a day if nothing can mend it."""
         self.troubles.note(kind, subject, text, self._now)
+
+    def clear_trouble(self, kind: TroubleKind, subject: str) -> None:
+        self.troubles.clear(kind, subject)
 
     def publish(self, topic: str, body: dict[str, Any]) -> None:
         self._publisher.send(topic.encode(), msgpack.packb(body))

@@ -1,7 +1,9 @@
 """How a model comes, changes and goes: uploads, preparation on the workers, routing, removal.
 
 Holds no socket: it says what to send through the small interface that the controller's loop gives
-it. All file I/O goes through the storage thread.
+it. All file I/O goes through the storage thread, and what a client asks for holds, and is answered, once it
+is on disk (see controller.turns): a reply to Register, Unregister, Offer, Route, Promote or Rollback is true
+after a crash, too, and a failure means that nothing has changed.
 """
 
 from __future__ import annotations
@@ -9,20 +11,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from clockwork.config import (
     CHUNK_BYTES,
     CHUNK_WINDOW,
+    ERASE_RETRY_NS,
     MODELS_MAX,
     UPLOADS_MAX,
     VERSIONS_MAX,
 )
-from clockwork.controller.catalog import Catalog, ModelRecord
-from clockwork.controller.models import UNLOADED, ModelState, ModelTable, ServedModel, Waiter
+from clockwork.controller.catalog import Catalog, Change, ModelRecord
+from clockwork.controller.models import REMOVED, UNLOADED, ModelState, ModelTable, ServedModel, Waiter
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.controller.storage import StorageThread
+from clockwork.controller.troubles import TroubleKind
+from clockwork.controller.turns import Turns
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Unavailable
 from clockwork.messages import (
     Forget,
@@ -72,6 +77,10 @@ class Outside(Protocol):
 
     def publish(self, topic: str, body: dict[str, Any]) -> None: ...
 
+    def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None: ...
+
+    def clear_trouble(self, kind: TroubleKind, subject: str) -> None: ...
+
 
 @dataclasses.dataclass(slots=True)
 class Upload:
@@ -85,7 +94,12 @@ class Upload:
     writer: PackageWriter | None = None
     missing: int = 0  # bytes still to come
     outstanding: int = 0  # chunks given to the storage thread
+    has_all: bool = False  # nothing more is needed of the client: it becomes a version whoever waits for that
     failed: bool = False
+
+    @property
+    def waiters(self) -> list[Waiter]:
+        return [] if self.failed else [Waiter(self.client, self.request_id)]
 
 
 @dataclasses.dataclass(slots=True)
@@ -104,8 +118,11 @@ class Registrar:
         self._storage = storage
         self._table = table
         self._uploads: dict[tuple[bytes, int], Upload] = {}
+        self._turns = Turns(outside, catalog, storage)
         self._awaited: dict[int, ServedModel] = {}  # models that have waiters
         self._removals: list[Removal] = []
+        self._refused: dict[int, ServedModel] = {}  # to be erased, which has failed
+        self._retry_ns = 0
 
     # ----- start -------------------------------------------------------------------------------
 
@@ -125,8 +142,8 @@ class Registrar:
         for route in routes:
             if route.name in self._table.versions or route.name in self._table.unloaded:
                 self._table.restore_route(route)
-            else:  # of a name that was being removed
-                self._catalog.remove_route(route.name)
+            else:
+                self._turns.write(route.name, Change(unroute=route.name), lambda _: None)
         return len(records)
 
     # ----- clients -----------------------------------------------------------------------------
@@ -138,23 +155,27 @@ class Registrar:
         files = parse_files(message.files)
         digest = digest_of(files)
         waiter = Waiter(client, message.request_id)
-        current = self._current(message.name, digest, options)
-        if current is not None:
-            self._join(current, waiter, options)
+        begin = functools.partial(self._register, waiter, message.name, digest, options, files)
+        self._turns.take(message.name, begin, client, message.request_id)
+
+    def _register(
+        self, waiter: Waiter, name: str, digest: str, options: dict[str, Any], files: list[PackageFile]
+    ) -> None:
+        if self._adopt([waiter], name, digest, options):
             return
         if len(self._table.by_id) + self._table.unloaded_count >= MODELS_MAX:
             raise Unavailable(f"{MODELS_MAX} models are registered, which is the most")
-        if (client, message.request_id) in self._uploads:
-            raise InvalidInput(f"request {message.request_id} is in use")
+        if (waiter.client, waiter.request_id) in self._uploads:
+            raise InvalidInput(f"request {waiter.request_id} is in use")
         if len(self._uploads) >= UPLOADS_MAX:
             raise Unavailable(f"{UPLOADS_MAX} uploads are under way, which is the most; try again later")
-        upload = Upload(client, message.request_id, message.name, options, files)
+        upload = Upload(waiter.client, waiter.request_id, name, options, files)
         upload.missing = sum(file.bytes for file in files)
-        self._uploads[client, message.request_id] = upload
+        self._uploads[waiter.client, waiter.request_id] = upload
         store = self._catalog.store
 
         def begin() -> PackageWriter | None:
-            return None if store.has(digest) else store.writer(files)
+            return None if store.settle(digest) else store.writer(files)
 
         self._storage.submit(begin, functools.partial(self._begun, upload, digest))
 
@@ -177,45 +198,86 @@ class Registrar:
 
     def unregister(self, client: bytes, request_id: int, text: str) -> None:
         """Remove ``name`` with all its versions, or ``name@version`` alone. Raises ModelNotFound."""
-        models = [
-            model
-            for model in self._addressed(text)
-            if model.state is not ModelState.DRAINING or not model.record.offered
-        ]
-        away = self._table.find_unloaded(text)
-        if not models and not away:
-            raise ModelNotFound(f"no model {tell(text, 200)} is registered")
-        self._release(text, "removed")
-        ids = {model.model_id for model in models}
-        removal = Removal(Waiter(client, request_id), {"removed": text}, ids)
-        self._removals.append(removal)
-        for record in away:
-            self._table.take_back(record)
-            self._forget_version(record)
-            self._erase(record, functools.partial(self._removed, [] if models else [removal]))
-        for model in models:
-            if model.state is ModelState.DRAINING:  # it was being unloaded
-                model.record.offered = True
-                self._forget_version(model.record)
-            else:
-                self.drain(model)
+        begin = functools.partial(self._unregister, Waiter(client, request_id), text)
+        self._turns.take(text.partition("@")[0], begin, client, request_id)
 
-    def _release(self, text: str, what: str) -> None:
-        """Before a name is removed, its route goes; raises InvalidInput of a single version that is part of one."""
+    def _unregister(self, waiter: Waiter, text: str) -> None:
+        records = [model.record for model in self._addressed(text) if model.leaving != REMOVED]
+        records += self._table.find_unloaded(text)
+        if not records:
+            raise ModelNotFound(f"no model {tell(text, 200)} is registered")
+        self._check_free(text, "removed")
+        change, forget = self._removal(records, with_route="@" not in text)
+
+        def erased(error: ClockworkError | None) -> None:
+            if error is not None:
+                self._outside.fail(waiter.client, waiter.request_id, error)
+                return
+            forget()
+            self._remove(records, Removal(waiter, {"removed": text}, set()))
+
+        self._turns.write(records[0].name, change, erased)
+
+    def _check_free(self, text: str, what: str) -> None:
+        """Raises InvalidInput of a single version that is part of its name's route: that has to be changed first."""
         name, at, version = text.partition("@")
         route = self._table.named.get(name)
+        if at and route is not None and route.names(int(version)):
+            raise InvalidInput(
+                f"{text} has a part in the route of {name}: change that before it is {what}, or have {name} {what} "
+                f"with all its versions"
+            )
+
+    def _removal(self, records: Sequence[ModelRecord], with_route: bool) -> tuple[Change, Callable[[], None]]:
+        """The change that erases these versions of one name, and what to do of its route when it has been made."""
+        name = records[0].name
+        digests = dict.fromkeys(record.digest for record in records)
+        packages = [digest for digest in digests if not self._uses(digest, records)]
+        route = self._table.named.get(name)
         if route is None:
-            return
-        if at:
-            if route.names(int(version)):
-                raise InvalidInput(
-                    f"{text} has a part in the route of {name}: change that before it is {what}, or have {name} {what} "
-                    f"with all its versions"
-                )
-        elif what == "removed":
-            del self._table.named[name]
-            self._table.apply(name)
-            self._storage.submit(functools.partial(self._catalog.remove_route, name), self._stored)
+            return Change(remove=records, packages=packages), lambda: None
+        if with_route:
+
+            def unroute() -> None:
+                del self._table.named[name]
+                self._table.apply(name)
+
+            return Change(remove=records, packages=packages, unroute=name), unroute
+        # Nobody goes back to a version that is no more.
+        kept = dataclasses.replace(route)
+        for record in records:
+            kept.forget(record.version)
+        if kept == route:
+            return Change(remove=records, packages=packages), lambda: None
+        return Change(remove=records, packages=packages, route=kept), functools.partial(
+            self._keep_route, kept
+        )
+
+    def _keep_route(self, route: NameRoute) -> None:
+        self._table.named[route.name] = route
+
+    def _remove(self, records: Sequence[ModelRecord], removal: Removal) -> None:
+        """Let go of versions that have been erased, and say so when the last one is gone."""
+        models = []
+        for record in records:
+            model = self._table.versions.get(record.name, {}).get(record.version)
+            if model is None:
+                self._table.take_back(record)
+                log.info("removed %s@%d", record.name, record.version)
+            else:
+                models.append(model)
+        self._begin(removal, models, REMOVED)
+
+    def _begin(self, removal: Removal, models: Sequence[ServedModel], leaving: str) -> None:
+        """Have versions go, and answer when they are gone: at once if there are none."""
+        removal.model_ids.update(model.model_id for model in models)
+        self._removals.append(removal)
+        for model in models:
+            if model.state is ModelState.DRAINING:  # it was being unloaded
+                model.leaving = leaving
+            else:
+                self.drain(model, leaving)
+        self._complete()
 
     def _addressed(self, text: str) -> list[ServedModel]:
         """The one version that ``name@version`` means, or all of a name."""
@@ -227,30 +289,61 @@ class Registrar:
 
     def offer(self, client: bytes, request_id: int, text: str, offered: bool) -> None:
         """Load or unload a model. Raises ModelNotFound, or Unavailable of one that is just going."""
-        waiter = Waiter(client, request_id)
+        act = self._offer if offered else self._unload
+        begin = functools.partial(act, Waiter(client, request_id), text)
+        self._turns.take(text.partition("@")[0], begin, client, request_id)
+
+    def _standing(self, text: str) -> tuple[list[ServedModel], list[ModelRecord]]:
+        """The versions that are served, and those that were put away; see offer() for what it raises."""
         models, away = self._addressed(text), self._table.find_unloaded(text)
         if not models and not away:
             raise ModelNotFound(f"no model {tell(text, 200)} is registered")
         if any(model.state is ModelState.DRAINING for model in models):
             raise Unavailable(f"{text} is being unloaded or removed; try again when that is done")
-        if offered:
-            loaded = [self._load(record) for record in away] or models
-            self._await(loaded[-1], waiter)  # the newest, which takes the name's traffic
-            if loaded[-1].state is ModelState.READY:
-                body = self._outside.describe(loaded[-1])
-                self._answer(loaded[-1], lambda waiter: Reply(waiter.request_id, body))
-            else:
-                self._settle(loaded[-1])
+        return models, away
+
+    def _offer(self, waiter: Waiter, text: str) -> None:
+        models, away = self._standing(text)
+        if not away:
+            self._await_load(models[-1], waiter)
             return
-        self._release(text, "unloaded")
-        removal = Removal(waiter, {"unloaded": text}, {model.model_id for model in models})
-        self._removals.append(removal)
-        for model in models:
-            model.record.offered = False
-        for model in models:
-            self.drain(model)
+
+        def saved(error: ClockworkError | None) -> None:
+            if error is not None:
+                self._outside.fail(waiter.client, waiter.request_id, error)
+                return
+            loaded = [self._load(record) for record in away]
+            self._await_load(loaded[-1], waiter)  # the newest, which takes the name's traffic
+
+        change = Change(save=[dataclasses.replace(record, offered=True) for record in away])
+        self._turns.write(away[0].name, change, saved)
+
+    def _await_load(self, model: ServedModel, waiter: Waiter) -> None:
+        self._await(model, waiter)
+        if model.state is ModelState.READY:
+            body = self._outside.describe(model)
+            self._answer(model, lambda waiter: Reply(waiter.request_id, body))
+        else:
+            self._settle(model)
+
+    def _unload(self, waiter: Waiter, text: str) -> None:
+        models, _ = self._standing(text)
+        self._check_free(text, "unloaded")
+        removal = Removal(waiter, {"unloaded": text}, set())
         if not models:
-            self._removed([removal], None, None)
+            self._begin(removal, [], UNLOADED)
+            return
+
+        def saved(error: ClockworkError | None) -> None:
+            if error is not None:
+                self._outside.fail(waiter.client, waiter.request_id, error)
+                return
+            for model in models:
+                model.record.offered = False
+            self._begin(removal, models, UNLOADED)
+
+        change = Change(save=[dataclasses.replace(model.record, offered=False) for model in models])
+        self._turns.write(models[0].record.name, change, saved)
 
     def _load(self, record: ModelRecord) -> ServedModel:
         """Have an unloaded version prepared on every worker, as if it had just been registered."""
@@ -258,7 +351,6 @@ class Registrar:
         record.offered = True
         model = self._table.add(record)
         model.was_ready = True
-        self._storage.submit(functools.partial(self._catalog.save, record), self._stored)
         for worker in self._outside.worker_ids():
             self._ask(model, worker)
         self._outside.publish("model", {"model": model.label, "state": model.state.value})
@@ -267,31 +359,43 @@ class Registrar:
     # ----- routes ------------------------------------------------------------------------------
 
     def route(self, client: bytes, message: Route) -> None:
-        """Split a name's traffic anew. Raises ModelNotFound, InvalidInput or Unavailable; answered when it is kept."""
-        now = self._split_now(message.name)
-        split = changed(now, message.shares, message.shadow)
-        self._check_split(message.name, split)
-        self._change(client, message.request_id, message.name, split, now)
+        """Split a name's traffic anew. Raises ModelNotFound, InvalidInput or Unavailable."""
+        waiter, name = Waiter(client, message.request_id), message.name
+
+        def begin() -> None:
+            now = self._split_now(name)
+            split = changed(now, message.shares, message.shadow)
+            self._check_split(name, split)
+            self._change(waiter, self._route_after(name, split, now))
+
+        self._turns.take(name, begin, client, message.request_id)
 
     def promote(self, client: bytes, message: Promote) -> None:
-        """All to one version, or 0: as if no route had been. Raises and is answered like route()."""
-        now = self._split_now(message.name)
-        if message.version:
-            split = whole(message.version)
-            self._check_split(message.name, split)
-            self._change(client, message.request_id, message.name, split, now)
-        else:
-            self._change(client, message.request_id, message.name, None, now)
+        """All to one version, or 0: as if no route had been. Raises like route()."""
+        waiter, name = Waiter(client, message.request_id), message.name
+
+        def begin() -> None:
+            now = self._split_now(name)
+            split = whole(message.version) if message.version else None
+            if split is not None:
+                self._check_split(name, split)
+            self._change(waiter, self._route_after(name, split, now))
+
+        self._turns.take(name, begin, client, message.request_id)
 
     def rollback(self, client: bytes, message: Rollback) -> None:
-        """Back to the split before the last change. Raises and is answered like route()."""
-        self._split_now(message.name)
-        route = self._table.named.get(message.name)
-        if route is None or not route.earlier:
-            raise InvalidInput(f"there is no earlier route of {message.name} to go back to")
-        self._check_split(message.name, route.earlier[-1])
-        route.split = route.earlier.pop()
-        self._changed(client, message.request_id, route)
+        """Back to the split before the last change. Raises like route()."""
+        waiter, name = Waiter(client, message.request_id), message.name
+
+        def begin() -> None:
+            self._split_now(name)
+            route = self._table.named.get(name)
+            if route is None or not route.earlier:
+                raise InvalidInput(f"there is no earlier route of {name} to go back to")
+            self._check_split(name, route.earlier[-1])
+            self._change(waiter, NameRoute(name, route.earlier[-1], route.earlier[:-1]))
+
+        self._turns.take(name, begin, client, message.request_id)
 
     def _split_now(self, name: str) -> Split:
         if name not in self._table.versions:
@@ -317,47 +421,37 @@ class Registrar:
             inputs[version] = model.prepared.inputs
         check_inputs(inputs, name)
 
-    def _change(self, client: bytes, request_id: int, name: str, split: Split | None, now: Split) -> None:
-        route = self._table.named.setdefault(name, NameRoute(name))
+    def _route_after(self, name: str, split: Split | None, now: Split) -> NameRoute:
+        route = dataclasses.replace(self._table.named.get(name) or NameRoute(name))
         route.change(split, now)
-        self._changed(client, request_id, route)
+        return route
 
-    def _changed(self, client: bytes, request_id: int, route: NameRoute) -> None:
-        """It holds at once; it is answered when it would hold after a restart, too."""
-        self._table.apply(route.name)
-        body = self._outside.describe_route(route.name)
-
-        def stored(_: Any, error: BaseException | None) -> None:
-            if error is None:
-                self._outside.to_client(client, Reply(request_id, body))
+    def _change(self, waiter: Waiter, route: NameRoute) -> None:
+        def saved(error: ClockworkError | None) -> None:
+            if error is not None:
+                self._outside.fail(waiter.client, waiter.request_id, error)
                 return
-            self._stored(_, error)
-            text = (
-                f"the route of {route.name} holds, but could not be kept: a restart will find the earlier one"
-            )
-            self._outside.fail(client, request_id, Unavailable(text))
+            self._keep_route(route)
+            self._table.apply(route.name)
+            body = self._outside.describe_route(route.name)
+            self._outside.to_client(waiter.client, Reply(waiter.request_id, body))
+            log.info("route of %s: %s", route.name, _say_split(route.split))
+            self._outside.publish("route", {"model": route.name, **body})
 
-        self._storage.submit(functools.partial(self._catalog.save_route, route.name, route.to_json()), stored)
-        log.info("route of %s: %s", route.name, _say_split(route.split))
-        self._outside.publish("route", {"model": route.name, **body})
-
-    def _forget_version(self, record: ModelRecord) -> None:
-        """Nobody goes back to a version that is no more."""
-        route = self._table.named.get(record.name)
-        if route is not None and route.forget(record.version):
-            job = functools.partial(self._catalog.save_route, route.name, route.to_json())
-            self._storage.submit(job, self._stored)
+        self._turns.write(route.name, Change(route=route), saved)
 
     # ----- clients -----------------------------------------------------------------------------
 
     def cancel(self, client: bytes, request_id: int) -> None:
         """A client has given up: its upload ends. A model that is past that is prepared all the same."""
+        self._turns.drop(client, request_id)
         upload = self._uploads.get((client, request_id))
         if upload is not None:
             self._abandon(upload, None)
 
     def client_gone(self, client: bytes) -> None:
         """Nobody waits for its uploads and registrations any more; models that are under way stay."""
+        self._turns.drop(client)
         for key in [key for key in self._uploads if key[0] == client]:
             self._abandon(self._uploads[key], None)
         for model in list(self._awaited.values()):
@@ -415,37 +509,33 @@ class Registrar:
         model = self._table.by_id[model_id]
         for worker in model.workers:
             self._outside.to_worker(worker, Forget(model_id))
-        complete = []
-        for removal in [one for one in self._removals if model_id in one.model_ids]:
-            removal.model_ids.discard(model_id)
-            if not removal.model_ids:
-                complete.append(removal)
-
-        # Answered when it is on disk, not before: a controller killed now must not find the model again.
-        stored = functools.partial(self._removed, complete)
-        if model.record.offered:
-            self._discard(model, stored)
-        else:
-            self._table.remove(model)
+        self._table.remove(model)
+        if model.leaving == UNLOADED:
             self._table.put_away(model.record)
-            self._storage.submit(functools.partial(self._catalog.save, model.record), stored)
-        what = "removed" if model.record.offered else UNLOADED
-        log.info("%s %s", what, model.label)
-        self._outside.publish("model", {"model": model.label, "state": what})
+        log.info("%s %s", model.leaving, model.label)
+        self._outside.publish("model", {"model": model.label, "state": model.leaving})
+        for removal in self._removals:
+            removal.model_ids.discard(model_id)
+        self._complete()
 
-    def _removed(self, removals: list[Removal], result: Any, error: BaseException | None) -> None:
-        """What these were waiting for is done."""
-        self._stored(result, error)
-        for removal in removals:
-            if removal in self._removals:
-                self._removals.remove(removal)
-                reply = Reply(removal.waiter.request_id, removal.body)
-                self._outside.to_client(removal.waiter.client, reply)
+    def _complete(self) -> None:
+        """Answer whoever waits for versions to go, and they are gone. On disk they were first."""
+        for removal in [one for one in self._removals if not one.model_ids]:
+            self._removals.remove(removal)
+            self._outside.to_client(removal.waiter.client, Reply(removal.waiter.request_id, removal.body))
+
+    def beat(self) -> None:
+        """Try again what could not be written, now and then."""
+        if self._refused and self._outside.now() >= self._retry_ns:
+            self._retry_ns = self._outside.now() + ERASE_RETRY_NS
+            for model in list(self._refused.values()):
+                self._turns.take(model.record.name, functools.partial(self._give_up, model))
 
     # ----- inside ------------------------------------------------------------------------------
 
-    def _current(self, name: str, digest: str, options: dict[str, Any]) -> ServedModel | None:
-        """The version that was asked for, else the newest, where it already is what is being registered."""
+    def _current(self, name: str, digest: str, options: dict[str, Any]) -> ServedModel | ModelRecord | None:
+        """The version that was asked for, else the newest, where it already is what is being registered; the record
+        of one that is unloaded."""
         wanted = options["version"]
         versions = {
             number: model
@@ -460,27 +550,54 @@ class Registrar:
             )
 
         if away and (not versions or away[-1].version > next(reversed(versions))):
-            return self._load(away[-1]) if same(away[-1]) else None
+            return away[-1] if same(away[-1]) else None
         if not versions:
             return None
         newest = next(reversed(versions.values()))
         is_current = newest.state in (ModelState.PREPARING, ModelState.READY) and same(newest.record)
         return newest if is_current else None
 
-    def _join(self, model: ServedModel, waiter: Waiter, options: dict[str, Any]) -> None:
-        """Registering the same content again: nothing new but perhaps the default SLO."""
-        if options["slo_ns"] and options["slo_ns"] != model.slo_ns:
-            if model.prepared is not None:
-                fastest = min((point.exec_ns for point in model.prepared.profile), default=0)
-                if options["slo_ns"] < fastest:
-                    raise InvalidInput(
-                        f"an SLO of {options['slo_ns'] / 1e6:g} ms is below {model.label}'s execution time "
-                        f"of {fastest / 1e6:.3g} ms"
-                    )
-            self._table.set_slo(model, options["slo_ns"])
-            model.record.options = options
-            self._storage.submit(functools.partial(self._catalog.save, model.record), self._stored)
-        self._await(model, waiter)
+    def _adopt(self, waiters: list[Waiter], name: str, digest: str, options: dict[str, Any]) -> bool:
+        """Have a registration mean a version that is there, if it is of the same content. Raises InvalidInput.
+
+        What may be new is its default SLO, and that it serves.
+        """
+        current = self._current(name, digest, options)
+        if current is None:
+            return False
+        record = current.record if isinstance(current, ServedModel) else current
+        slo_ns = options["slo_ns"]
+        is_new = slo_ns not in (0, record.options.get("slo_ns", 0))
+        if is_new and isinstance(current, ServedModel) and current.prepared is not None:
+            fastest = min((point.exec_ns for point in current.prepared.profile), default=0)
+            if slo_ns < fastest:
+                raise InvalidInput(
+                    f"an SLO of {slo_ns / 1e6:g} ms is below {current.label}'s execution time "
+                    f"of {fastest / 1e6:.3g} ms"
+                )
+        if record.offered and not is_new:
+            assert isinstance(current, ServedModel)
+            self._join(current, waiters)
+            return True
+        wanted = dataclasses.replace(record, offered=True, options=options if is_new else record.options)
+
+        def saved(error: ClockworkError | None) -> None:
+            if error is not None:
+                for waiter in waiters:
+                    self._outside.fail(waiter.client, waiter.request_id, error)
+                return
+            record.options = wanted.options
+            model = current if isinstance(current, ServedModel) else self._load(record)
+            if is_new:
+                self._table.set_slo(model, slo_ns)
+            self._join(model, waiters)
+
+        self._turns.write(name, Change(save=[wanted]), saved)
+        return True
+
+    def _join(self, model: ServedModel, waiters: Sequence[Waiter]) -> None:
+        for waiter in waiters:
+            self._await(model, waiter)
         self._settle(model)
 
     def _begun(
@@ -492,7 +609,7 @@ class Registrar:
         elif upload.failed:
             self._abandon(upload, None)
         elif writer is None:
-            self._commit(upload, digest, None)
+            self._arrived(upload, digest)
         elif upload.missing == 0:
             self._finish(upload)
         else:
@@ -512,45 +629,71 @@ class Registrar:
 
     def _finish(self, upload: Upload) -> None:
         assert upload.writer is not None
+        upload.has_all = True
         self._outside.to_client(upload.client, Progress(upload.request_id, "store", 0, 1))
         done = functools.partial(self._committed, upload, upload.writer.digest)
         self._storage.submit(upload.writer.commit, done)
 
     def _committed(self, upload: Upload, digest: str, _: Any, error: BaseException | None) -> None:
+        upload.writer = None  # commit() removed what it could not keep
         if error is not None:
-            upload.writer = None  # commit() removed what it could not keep
+            upload.has_all = False
             self._abandon(upload, _storage_error(error))
         else:
-            self._commit(upload, digest, None)
+            self._arrived(upload, digest)
 
-    def _commit(self, upload: Upload, digest: str, _: Any) -> None:
-        """The package is in the store: make it a version, unless a twin was faster."""
-        self._uploads.pop((upload.client, upload.request_id), None)
-        waiters = [] if upload.failed else [Waiter(upload.client, upload.request_id)]
-        current = self._current(upload.name, digest, upload.options)
-        if current is not None:
-            try:
-                for waiter in waiters:
-                    self._join(current, waiter, upload.options)
-            except InvalidInput as error:
-                self._outside.fail(upload.client, upload.request_id, error)
+    def _arrived(self, upload: Upload, digest: str) -> None:
+        """The package is in the store: make it a version."""
+        upload.has_all = True
+        self._turns.take(upload.name, functools.partial(self._become, upload, digest))
+
+    def _become(self, upload: Upload, digest: str) -> None:
+        """A version, unless a twin was faster. Until then nobody removes the package, for its upload is listed."""
+        key = (upload.client, upload.request_id)
+        try:
+            if self._adopt(upload.waiters, upload.name, digest, upload.options):
+                del self._uploads[key]
+                return
+        except ClockworkError as error:
+            self._abandon_arrived(upload, digest, error)
             return
         version = self._table.free_version(upload.name, upload.options["version"])
         record = ModelRecord(upload.name, version, digest, upload.files, upload.options | {"version": 0})
+
+        def saved(error: ClockworkError | None) -> None:
+            if error is not None:
+                self._abandon_arrived(upload, digest, error)
+                return
+            del self._uploads[key]
+            self._become_version(upload, record)
+
+        self._turns.write(upload.name, Change(save=[record]), saved)
+
+    def _become_version(self, upload: Upload, record: ModelRecord) -> None:
         model = self._table.add(record)
-        for waiter in waiters:
-            self._await(model, waiter)
-        self._storage.submit(
-            functools.partial(self._catalog.save, record), functools.partial(self._saved, model)
-        )
         workers = self._outside.worker_ids()
-        for waiter in waiters:
+        for waiter in upload.waiters:
+            self._await(model, waiter)
             self._outside.to_client(waiter.client, Progress(waiter.request_id, "prepare", 0, len(workers)))
         for worker in workers:
             self._ask(model, worker)
         if not workers:
             log.info("%s waits for a worker to prepare it", model.label)
         self._outside.publish("model", {"model": model.label, "state": model.state.value})
+
+    def _abandon_arrived(self, upload: Upload, digest: str, error: ClockworkError) -> None:
+        """Its package is of no use, unless others have it, or its record may be on disk."""
+        del self._uploads[upload.client, upload.request_id]
+        for waiter in upload.waiters:
+            self._outside.fail(waiter.client, waiter.request_id, error)
+        if not self._turns.is_unsure(upload.name) and not self._uses(digest):
+            self._storage.submit(functools.partial(self._catalog.store.remove, digest), _ignore)
+
+    def _uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
+        """Whether a package is of a version that stays, or of an upload."""
+        return self._table.uses(digest, apart_from) or any(
+            digest_of(upload.files) == digest for upload in self._uploads.values()
+        )
 
     def _await(self, model: ServedModel, waiter: Waiter) -> None:
         model.waiters.append(waiter)
@@ -567,23 +710,14 @@ class Registrar:
         model.waiters.clear()
         self._awaited.pop(model.model_id, None)
 
-    def _saved(self, model: ServedModel, _: Any, error: BaseException | None) -> None:
-        """A version that could not be written down would be gone after a restart: better it goes now."""
-        if error is None or self._table.by_id.get(model.model_id) is not model:
-            return
-        log.error("%s cannot be kept: %s", model.label, error)
-        self._answer(model, lambda _: _storage_error(error))
-        if model.state is not ModelState.DRAINING:
-            self.drain(model)
-
-    def _stored(self, _: Any, error: BaseException | None) -> None:
-        if error is not None:
-            log.error("the catalog could not be changed, and a restart will find it as it was: %s", error)
-
     def _abandon(self, upload: Upload, error: ClockworkError | None) -> None:
-        upload.failed = True
-        if self._uploads.pop((upload.client, upload.request_id), None) and error is not None:
+        """Nobody waits for an upload any more; it ends, unless all of it has come."""
+        if not upload.failed and error is not None:
             self._outside.fail(upload.client, upload.request_id, error)
+        upload.failed = True
+        if upload.has_all:
+            return
+        self._uploads.pop((upload.client, upload.request_id), None)
         if upload.writer is not None:
             writer, upload.writer = upload.writer, None
             self._storage.submit(writer.abort, _ignore)
@@ -617,13 +751,38 @@ class Registrar:
             model.state = ModelState.FAILED
             model.text = next(iter(model.workers.values()))
             self._table.route(model)
-            error = InvalidModel(f"{model.label} cannot be served: {model.text}")
-            self._answer(model, lambda _: error)
             self._outside.publish("model", {"model": model.label, "state": "failed", "text": model.text})
-            if not model.was_ready:
-                for worker in model.workers:
-                    self._outside.to_worker(worker, Forget(model.model_id))
-                self._discard(model, self._stored)
+            if model.was_ready:
+                error = InvalidModel(f"{model.label} cannot be served: {model.text}")
+                self._answer(model, lambda _: error)
+            else:
+                self._turns.take(model.record.name, functools.partial(self._give_up, model))
+
+    def _give_up(self, model: ServedModel) -> None:
+        """Erase a version that no worker could prepare, and refuse it to whoever registered it."""
+        self._refused.pop(model.model_id, None)
+        if self._table.by_id.get(model.model_id) is not model or model.state is not ModelState.FAILED:
+            return
+        change, forget = self._removal([model.record], with_route=False)
+
+        def erased(error: ClockworkError | None) -> None:
+            refusal = InvalidModel(f"{model.label} cannot be served: {model.text}")
+            self._answer(model, lambda _: refusal)
+            if (
+                error is not None
+            ):  # it stays as a version that failed, and a restart would have it prepared again
+                self._refused[model.model_id] = model
+                self._retry_ns = self._outside.now() + ERASE_RETRY_NS
+                return
+            forget()
+            if model.prepared is not None:  # on a worker that has come meanwhile
+                self.drain(model, REMOVED)
+                return
+            for worker in model.workers:
+                self._outside.to_worker(worker, Forget(model.model_id))
+            self._table.remove(model)
+
+        self._turns.write(model.record.name, change, erased)
 
     def _route(self, model: ServedModel) -> None:
         """A version is ready everywhere: it takes its part of its name's traffic; too old ones go."""
@@ -638,15 +797,41 @@ class Registrar:
         ]
         for old in versions[:-VERSIONS_MAX]:
             if old.record.version not in kept:
+                waiters: list[Waiter] = []
                 if old is model:  # to try that again would come to the same
-                    self._answer(model, functools.partial(_too_old, model.label, name))
-                self.drain(old)
+                    waiters, model.waiters = model.waiters, []
+                    self._awaited.pop(model.model_id, None)
+                self._turns.take(name, functools.partial(self._retire, old, waiters))
 
-    def drain(self, model: ServedModel) -> None:
-        """Take no more requests for a version; it goes when the last one has been answered."""
+    def _retire(self, model: ServedModel, waiters: Sequence[Waiter]) -> None:
+        """Erase a version that VERSIONS_MAX newer ones have followed; waiters registered just that."""
+        split = self._table.split_of(model.record.name)
+        is_there = self._table.by_id.get(model.model_id) is model and model.state is not ModelState.DRAINING
+        if not is_there or (split is not None and model.record.version in split.versions()):
+            for waiter in waiters:
+                self._await(model, waiter)
+            if is_there:
+                self._settle(model)
+            return
+        change, forget = self._removal([model.record], with_route=False)
+
+        def erased(error: ClockworkError | None) -> None:
+            for waiter in waiters:
+                refusal = error or _too_old(model.label, model.record.name)
+                self._outside.fail(waiter.client, waiter.request_id, refusal)
+            if error is None:  # else it stays until the next one is ready
+                forget()
+                self.drain(model, REMOVED)
+
+        self._turns.write(model.record.name, change, erased)
+
+    def drain(self, model: ServedModel, leaving: str) -> None:
+        """Take no more requests for a version; it goes when the last one has been answered. On disk that is so.
+
+        leaving: UNLOADED or REMOVED.
+        """
         model.state = ModelState.DRAINING
-        if model.record.offered:  # else it is unloaded, and may come back
-            self._forget_version(model.record)
+        model.leaving = leaving
         self._answer(model, lambda _: Unavailable(f"{model.label} was unregistered before it was ready"))
         self._table.unroute(model)
         self._outside.publish("model", {"model": model.label, "state": "draining"})
@@ -654,19 +839,6 @@ class Registrar:
             self.gone(model.model_id)
         else:
             self._outside.schedule(ModelRemoved(self._outside.now(), model.model_id))
-
-    def _discard(self, model: ServedModel, then: Callable[[Any, BaseException | None], None]) -> None:
-        self._table.remove(model)
-        self._erase(model.record, then)
-
-    def _erase(self, record: ModelRecord, then: Callable[[Any, BaseException | None], None]) -> None:
-        """Remove a record from the disk, and its package if it was the last of that."""
-        digest = record.digest
-        shared = self._table.uses(digest) or any(
-            digest_of(upload.files) == digest for upload in self._uploads.values()
-        )
-        job: Callable[[], None] = functools.partial(self._catalog.remove, record, with_package=not shared)
-        self._storage.submit(job, then)
 
 
 def read_summary(summary: dict[str, Any]) -> PreparedModel:
@@ -706,7 +878,7 @@ def _say_split(split: Split | None) -> str:
     return text if shadow is None else f"{text}; {percent(shadow.parts)} copied to {shadow.version}"
 
 
-def _too_old(label: str, name: str, _: Waiter) -> ClockworkError:
+def _too_old(label: str, name: str) -> ClockworkError:
     return InvalidModel(f"{name} has {VERSIONS_MAX} versions newer than {label}, which is the most")
 
 
@@ -716,11 +888,13 @@ def _ignore(_: Any, error: BaseException | None) -> None:
 
 
 def _storage_error(error: BaseException) -> ClockworkError:
+    """What is said of an upload that could not be written."""
     if isinstance(error, ClockworkError):
         return error
     if isinstance(error, OSError):
         return Unavailable(f"the controller cannot store the model: {error.strerror}")
-    raise error
+    log.error("an upload could not be stored", exc_info=error)
+    return Unavailable(f"the controller cannot store the model: {type(error).__name__}: {error}")
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clockwork.models.durable import write_durably
 from clockwork.models.inputs import difference
 from clockwork.models.layout import Layout, lay_out, write_weights
 from clockwork.models.measure import weight_addresses
-from clockwork.models.package import put_in_place, write_durably
+from clockwork.models.package import put_in_place
 from clockwork.models.prepared import (
     PACKED_DATA_FILE,
     PACKED_FILE,

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clockwork.errors import InvalidModel
+from clockwork.models.durable import fsync_directory, remove_tree, write_durably
 from clockwork.telling import tell
 
 MODEL_FILE = "model.onnx"
@@ -120,14 +121,23 @@ class PackageStore:
 
     def sweep(self) -> None:
         """Remove what a process that died left half written. Only the directory's one owner may call this."""
-        for entry in (self.root / "packages").glob(".incoming-*"):
-            shutil.rmtree(entry, ignore_errors=True)
+        for pattern in (".incoming-*", ".dropped-*"):
+            for entry in (self.root / "packages").glob(pattern):
+                shutil.rmtree(entry, ignore_errors=True)
 
     def writer(self, files: Sequence[PackageFile]) -> PackageWriter:
         return PackageWriter(self, files)
 
     def remove(self, digest: str) -> None:
-        shutil.rmtree(self.directory(digest), ignore_errors=True)
+        """Raises OSError; the package is gone all the same once the next sweep() is through."""
+        remove_tree(self.directory(digest))
+
+    def settle(self, digest: str) -> bool:
+        """Whether the package is there, and would be after a crash, too: whoever put it there may have died since."""
+        if not self.has(digest):
+            return False
+        fsync_directory(self.root / "packages")
+        return True
 
 
 class PackageWriter:
@@ -170,6 +180,11 @@ class PackageWriter:
                         f"expected {file.bytes} bytes, {file.sha256[:12]}..."
                     )
             self._close()
+            for folder in dict.fromkeys(PurePosixPath(file.path).parent for file in self.files):
+                for inner in (folder, *folder.parents)[
+                    :-1
+                ]:  # the last is the package itself, synced with its list
+                    fsync_directory(self._temporary / inner)
             write_durably(self._temporary / LIST_FILE, json.dumps(rows_of(self.files)).encode())
             target = self._store.directory(self.digest)
             try:
@@ -204,17 +219,6 @@ class PackageWriter:
             os.close(self._descriptor)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a whole file so that after a crash it is either the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_directory(path.parent)
-
-
 def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> None:
     """Make a directory, whole or not at all, unless it is there. Several processes may do so at once.
 
@@ -235,11 +239,3 @@ def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> Non
         fsync_directory(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

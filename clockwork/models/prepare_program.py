@@ -24,8 +24,9 @@ from onnx import TensorProto
 from clockwork.errors import InvalidModel
 from clockwork.models import inputs as trial
 from clockwork.models import measure, onnx_import
+from clockwork.models.durable import write_durably
 from clockwork.models.layout import Layout, lay_out, write_weights
-from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, put_in_place, write_durably
+from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, put_in_place
 from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
 from clockwork.models.program import (
     Check,

@@ -318,6 +318,10 @@ def test_unregistering_drains_first(served: Any, tmp_path: Path) -> None:
     client.infer("m", 1, [1, 2], ROW)
     load = worker.next_action()
     client.send(messages.Unregister(2, "m"))
+    state = "ready"
+    while state != "draining":  # it goes on serving until its removal is on disk
+        client.send(messages.Query(5, "model", "m"))
+        state = client.receive(messages.Reply)[0].body["state"]
     client.infer("m", 3, [1, 2], ROW)
     failure, _ = client.receive(messages.Failure)
     assert failure.request_id == 3

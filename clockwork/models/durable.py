@@ -1,0 +1,235 @@
+"""Files that are whole whenever the machine stops: written aside, synced, renamed, and the directory synced.
+
+A Journal changes several files together or none of them, for whoever is told that a change failed must not find a
+part of it after a restart. All of it goes through ``os``, call by call, so that a test can fail each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+TEMPORARY = ".tmp"
+KEPT = ".old"
+"""Ends of the names of files written aside, and of what one changed file was before; both begin with a dot."""
+
+
+class NotUndone(OSError):
+    """A change failed, and what had been done of it could not be undone: a restart may find it or what was before."""
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a whole file so that after a crash it is either the old one or the new one. Raises OSError.
+
+    Where syncing the directory fails, the new one is there already.
+    """
+    temporary = _write_aside(path, data)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        _remove(temporary)
+        raise
+    fsync_directory(path.parent)
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Journal:
+    """Changes of files in folders of one directory, all of one change or none. For one thread of one process.
+
+    One file is changed by its rename. Of several, what they were is linked into ``undo`` first; the change holds from
+    the moment when that folder is renamed to ``done``, and until then recover() undoes it. Neither undoing nor
+    removing needs room on the disk, so that a full one can be emptied.
+    """
+
+    def __init__(self, root: Path, folders: Iterable[str]) -> None:
+        self._root = root
+        self._folders = tuple(folders)
+        self._undo = root / "undo"
+        self._done = root / "done"
+        self._owed: dict[Path, Path | None] = {}  # what a change that failed could not put back
+
+    def recover(self) -> int:
+        """Undo a change that a crash cut short, and remove leftovers; how many files are as before again.
+
+        Raises OSError where something has to be undone and cannot be.
+        """
+        before: dict[Path, Path | None] = {}
+        for entry in sorted(self._undo.iterdir()) if self._undo.is_dir() else ():
+            what, folder, name = [*entry.name.split("%", 2), "", ""][:3]
+            if folder in self._folders and what in ("old", "new"):
+                before[self._root / folder / name] = entry if what == "old" else None
+        count = len(before)
+        self._put_all_back(before)
+        for folder in self._folders:
+            for path in (self._root / folder).glob(".*"):
+                if path.suffix in (TEMPORARY, KEPT):
+                    _remove(path)
+        self._make_room(needed=False)
+        return count
+
+    def change(self, changes: Mapping[Path, bytes | None]) -> None:
+        """Write or remove (None) these files. Raises OSError: then all are as before; NotUndone: or perhaps not."""
+        several = len(changes) > 1
+        aside: dict[Path, Path] = {}
+        kept: dict[Path, Path | None] = {}
+        if self._owed:
+            self._put_all_back(self._owed)
+        try:
+            self._make_room(needed=several)
+            for path, data in changes.items():
+                if data is not None:
+                    aside[path] = _write_aside(path, data)
+            for path in changes:
+                kept[path] = self._keep(path, several)
+            if several:
+                fsync_directory(self._undo)
+        except OSError:
+            _remove_all((*aside.values(), *kept.values()))
+            raise
+        try:
+            for path in changes:
+                if path in aside:
+                    os.replace(aside[path], path)
+                elif kept[path] is not None:
+                    os.unlink(path)
+            for folder in dict.fromkeys(path.parent for path in changes):
+                fsync_directory(folder)
+            if several:
+                os.rename(self._undo, self._done)
+                fsync_directory(self._root)
+        except OSError as error:
+            self._roll_back(kept, error)
+            _remove_all(aside.values())
+            raise
+        if several:
+            with contextlib.suppress(OSError):  # the next change tries again
+                self._make_room(needed=True)
+        else:
+            _remove_all(kept.values())
+
+    def _make_room(self, needed: bool) -> None:
+        """Have ``undo`` be empty, and be there if it is needed; ``done`` goes.
+
+        What is removed from ``undo`` is synced: it must not come back after a change that was made meanwhile.
+        """
+        if self._done.is_dir():
+            _empty(self._done)
+            if self._undo.is_dir():
+                os.rmdir(self._done)
+            else:
+                os.rename(self._done, self._undo)  # a folder made anew takes room
+        if self._undo.is_dir():
+            _empty(self._undo)
+            return
+        try:
+            os.mkdir(self._undo)
+        except OSError:
+            if needed:
+                raise
+
+    def _keep(self, path: Path, several: bool) -> Path | None:
+        """A second name of a file as it is; None if it is not there."""
+        if several:
+            kept = self._undo / f"old%{path.parent.name}%{path.name}"
+        else:
+            kept = path.with_name(f".{path.name}{KEPT}")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(kept)
+        try:
+            os.link(path, kept)
+        except FileNotFoundError:
+            if several:
+                marker = self._undo / f"new%{path.parent.name}%{path.name}"
+                os.close(os.open(marker, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            return None
+        return kept
+
+    def _roll_back(self, kept: dict[Path, Path | None], error: OSError) -> None:
+        """Raises NotUndone where it fails; the next change begins with it."""
+        try:
+            self._put_all_back(kept)
+        except OSError as second:
+            self._owed = kept
+            text = f"{error.strerror}, and undoing it: {second.strerror}"
+            raise NotUndone(error.errno, text, error.filename) from error
+
+    def _put_all_back(self, before: dict[Path, Path | None]) -> None:
+        """Give files the content they had, or remove those that were not there; what is done is taken out of the
+        dictionary, so that it may be gone on with if this raises."""
+        if self._done.is_dir() and not self._undo.is_dir():
+            os.rename(self._done, self._undo)  # the change has held for a moment
+        folders = dict.fromkeys(path.parent for path in before)
+        for path, kept in list(before.items()):
+            if kept is not None:
+                os.replace(kept, path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(
+                    path if kept is None else kept
+                )  # two names of one file stay two when one becomes the other
+            del before[path]
+        for folder in folders:
+            fsync_directory(folder)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory so that it is never seen in part: it is renamed first. Raises OSError; nothing if not there.
+
+    What a crash leaves of it has the dotted name ``.dropped-*``, and is its owner's to sweep.
+    """
+    dropped = path.with_name(f".dropped-{path.name}")
+    if dropped.is_dir():
+        shutil.rmtree(dropped)
+    try:
+        os.rename(path, dropped)
+    except FileNotFoundError:
+        return
+    fsync_directory(path.parent)
+    shutil.rmtree(dropped)
+
+
+def _empty(folder: Path) -> None:
+    entries = list(folder.iterdir())
+    for entry in entries:
+        os.unlink(entry)
+    if entries:
+        fsync_directory(folder)
+
+
+def _write_aside(path: Path, data: bytes) -> Path:
+    """The synced content under a temporary name beside its place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        _remove(temporary)
+        raise
+    return temporary
+
+
+def _remove_all(paths: Iterable[Path | None]) -> None:
+    for path in paths:
+        if path is not None:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that nobody reads any more; one that stays is swept at the next start."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -115,7 +115,11 @@ def measure(
         "--device", "cuda", "--arena", str(room * pages * page_bytes), "--page-size", str(page_bytes),
         *(("--host-bytes", host_bytes) if host_bytes else ()),
     ]  # fmt: skip
-    with Cluster(worker_arguments=worker) as cluster, cluster.client(timeout=600) as client:
+    policy = ("--policy", "adaptive") if host_bytes else ()  # edf, the default, cannot plan for such a budget
+    with (
+        Cluster(worker_arguments=worker, controller_arguments=policy) as cluster,
+        cluster.client(timeout=600) as client,
+    ):
         with tempfile.TemporaryDirectory() as scratch:
             for index in range(models):
                 place = Path(scratch) / str(index)

@@ -84,7 +84,7 @@ def worker_options(command: F) -> F:
                      help="Pages that the arena is divided into.  [default: 1MiB; cuda and emulated: 16MiB]"),
         click.option("--host-bytes", callback=_size, metavar="SIZE",
                      help="Budget of the host store, which models are fetched into from disk before they can be "
-                          "loaded.  [default: none, every model can be loaded]"),
+                          "loaded; not under policy edf.  [default: none, every model can be loaded]"),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
                      help="Threads of one execution on a CPU."),
         click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
@@ -107,11 +107,30 @@ def _numbers(settings: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def _check_policy(policy: str, save_devices: bool, host_bytes: int = 0) -> None:
+    """Raises ConfigError where a policy cannot do what other flags ask of it, before anything has started."""
+    from clockwork.scheduler import POLICIES, known_options, make_scheduler
+
+    if policy not in POLICIES:
+        raise ConfigError(f"no scheduling policy {policy!r} (there is {', '.join(POLICIES)})")
+    if save_devices and "save_devices" not in known_options(policy):
+        raise ConfigError(
+            f"policy {policy} cannot keep few devices busy: --save-devices needs --policy adaptive"
+        )
+    if host_bytes and not make_scheduler(policy).plans_fetches:
+        raise ConfigError(
+            f"policy {policy} cannot plan for a host store with a budget: --host-bytes needs --policy adaptive, "
+            "deferred, fifo or paper"
+        )
+
+
 def policy_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say how a controller schedules."""
     for option in (
         click.option(
-            "--save-devices", is_flag=True, help="At low load, keep as few devices busy as SLOs allow."
+            "--save-devices",
+            is_flag=True,
+            help="At low load, keep as few devices busy as SLOs allow (with --policy adaptive).",
         ),
         click.option(
             "--option",
@@ -124,7 +143,7 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
             "--memory",
             type=click.Choice(["paper", "adaptive"]),
             default=None,
-            help="Whose rules load and evict models.  [default: the policy's own]",
+            help="Whose rules load and evict models, except under policy edf, which has its own.  [default: the policy's own]",
         ),
         click.option(
             "--policy",
@@ -188,6 +207,7 @@ def up(
     from clockwork.worker.settings import device_names
 
     device_names(device, devices)
+    _check_policy(policy, save_devices, host_bytes)
     if model_repository and not _starts_gateway(gateway):
         raise ConfigError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
@@ -262,6 +282,7 @@ def controller(
     from clockwork.controller import process
     from clockwork.controller.settings import ControllerSettings
 
+    _check_policy(policy, save_devices)
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
         worker_endpoint=worker_listen or config.worker_endpoint(),

@@ -504,7 +504,10 @@ class Controller:
             return
         devices = parse_devices(message.devices)
         if devices[0].host_bytes and not self._scheduler.plans_fetches:
-            text = f"policy {self._settings.policy} cannot plan for a host store with a budget (--host-bytes)"
+            text = (
+                f"policy {self._settings.policy} cannot plan for a host store with a budget (--host-bytes): "
+                f"start the controller with --policy adaptive, or the worker without a budget"
+            )
             self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
             return
         for other in list(self._workers.values()):

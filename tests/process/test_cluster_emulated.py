@@ -19,6 +19,9 @@ from tests.process.cluster import Cluster, eventually, running_cluster, total_re
 EMULATED = ("--device", "emulated", "--page-size", "16MiB")
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 1 << 20, MS, input_bytes=100, output_bytes=7)
 
+HOST_STORE = ("--policy", "adaptive")
+"""Of a controller whose workers have host stores with budgets; edf, the default, cannot plan for them."""
+
 
 def start(cluster: Cluster, devices: int = 1, *settings: str, name: str = "emulated") -> Any:
     more = [word for setting in settings for word in ("--emulate", setting)]
@@ -163,7 +166,10 @@ def test_up_with_profiles(tmp_path: Path) -> None:
 
 
 def test_models_on_disk_are_fetched_through_a_small_host_store(tmp_path: Path) -> None:
-    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+    with (
+        running_cluster(tmp_path / "cluster", workers=0, controller_options=HOST_STORE) as cluster,
+        cluster.client() as client,
+    ):
         more = ("--host-bytes", "64MiB", "--emulate", "disk_bandwidth=4e9")
         cluster.start_worker(*EMULATED, "--devices", "2", *more, arena="64MiB", name="small-store")
         for one in copies([SMALL], 8):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from clockwork import load
 from clockwork.clock import MS
 from clockwork.profiles import ModelProfile, copies
@@ -13,10 +15,11 @@ from tests.process.cluster import eventually, running_cluster
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
 
 
-def test_a_live_controllers_decisions_are_had_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["edf", "adaptive"])
+def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str) -> None:
     recording = tmp_path / "it.rec"
     with running_cluster(
-        tmp_path / "cluster", workers=0, controller_options=("--record", str(recording))
+        tmp_path / "cluster", workers=0, controller_options=("--policy", policy, "--record", str(recording))
     ) as cluster:
         emulated = ("--device", "emulated", "--page-size", "16MiB", "--devices", "2")
         worker = cluster.start_worker(*emulated, "--emulate", "exec_noise=0.05", arena="128MiB")
@@ -34,7 +37,8 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path) -> None:
         again = cluster.program(["replay", str(recording)])
         assert again.wait() == 0, again.text
         assert "The decisions are identical." in again.text
-        counts = re.search(r"(\d+) steps, (\d+) events, (\d+) orders of policy adaptive", again.text)
+        counts = re.search(r"(\d+) steps, (\d+) events, (\d+) orders of policy (\w+)", again.text)
         assert counts is not None, again.text
+        assert counts[4] == policy
         assert int(counts[2]) > report.offered
         assert int(counts[3]) > report.offered

@@ -324,7 +324,10 @@ def patched() -> list[dict[str, Any]]:
             for word in way:
                 place = place[word]
             assert step["op"] == "add" or last in place, f"there is nothing to replace at {step['path']}"
-            place[last] = step["value"]
+            if last == "-":  # JSON Patch's end of a list
+                place.append(step["value"])
+            else:
+                place[last] = step["value"]
         found.append(one)
     return found
 
@@ -387,7 +390,7 @@ def test_the_customisation_has_every_manifest_and_every_secret_that_is_used() ->
 
 def test_pods_run_with_as_little_as_they_need() -> None:
     found = list(containers())
-    assert len(found) == 4
+    assert len(found) == 5
     for pod, container in found:
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "CLOCKWORK_... would be set by Kubernetes, too"

@@ -102,11 +102,18 @@ def parse_devices(rows: list[Any]) -> list[WorkerDevice]:
     return devices
 
 
-def check_stamps(*stamps: int) -> None:
-    """Raises InvalidInput for a time that no clock shows."""
-    for stamp in stamps:
-        if not 0 <= stamp < NEVER_NS:
-            raise InvalidInput(f"a time is between 0 and {NEVER_NS} ns, not {stamp}")
+def check_times(*times: int) -> None:
+    """Raises InvalidInput for a time that no clock of a worker shows; it counts from wherever it likes, so one may be
+    negative."""
+    for time in times:
+        if not -NEVER_NS < time < NEVER_NS:
+            raise InvalidInput(f"a worker's time is between -{NEVER_NS} and {NEVER_NS} ns, not {time}")
+
+
+def check_duration(duration_ns: int) -> None:
+    """Raises InvalidInput for what no action can have taken."""
+    if not 0 <= duration_ns < NEVER_NS:
+        raise InvalidInput(f"a duration is between 0 and {NEVER_NS} ns, not {duration_ns}")
 
 
 def check_result(message: Result, frame_count: int, part_count: int, tensor_count: int) -> None:
@@ -116,14 +123,15 @@ def check_result(message: Result, frame_count: int, part_count: int, tensor_coun
     """
     if message.status not in _STATUSES:
         raise InvalidInput(f"{message.status} is no status")
-    check_stamps(message.received_ns)
+    check_times(message.received_ns)
     duration_ns = 0
     for phase in (message.copy_in, message.execute, message.copy_out):
         if len(phase) != 3 or not all(type(stamp) is int for stamp in phase):
             raise InvalidInput(f"a phase is [begin, end, duration], not {tell(phase)}")
-        check_stamps(*phase)
+        check_times(phase[0], phase[1])
+        check_duration(phase[2])
         duration_ns += phase[2] if phase[1] else 0
-    check_stamps(duration_ns)
+    check_duration(duration_ns)
     is_ok = message.status == Status.OK
     if is_ok and len(message.parts) != part_count:
         raise InvalidInput(f"a result of {len(message.parts)} parts for a batch of {part_count}")

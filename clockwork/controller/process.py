@@ -46,7 +46,7 @@ from clockwork.controller._exchange import (
 )
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
-from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_stamps, parse_devices
+from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_times, parse_devices
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
 from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel, describe_unloaded
@@ -574,7 +574,7 @@ class Controller:
         worker.stats = message.stats
 
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
-        check_stamps(message.sent_ns, message.received_ns, message.returned_ns)
+        check_times(message.sent_ns, message.received_ns, message.returned_ns)
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._now)
         self._exchange.set_clock(worker.slot, *worker.clock.bounds())
         there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)

@@ -22,11 +22,14 @@ bool read_ref(Reader& reader, TensorRef& ref, std::vector<std::int64_t>& dims) {
     return reader.integer(ref.frame);
 }
 
-bool is_stamp(std::int64_t value) { return 0 <= value && value < NEVER_NS; }
+// A worker's clock may read less than nothing: it counts from wherever it likes.
+bool is_time(std::int64_t value) { return -NEVER_NS < value && value < NEVER_NS; }
+
+bool is_natural(std::int64_t value) { return 0 <= value && value < NEVER_NS; }
 
 bool is_output(const TensorRef& ref, const std::vector<std::int64_t>& dims) {
     for (std::uint32_t place = 0; place < ref.rank; ++place) {
-        if (!is_stamp(dims[ref.first + place])) return false;
+        if (!is_natural(dims[ref.first + place])) return false;
     }
     return 0 <= ref.dtype && ref.dtype <= INT32_MAX && 0 <= ref.frame;
 }
@@ -81,7 +84,7 @@ bool ResultHeader::read(std::string_view header) {
     Reader reader(header.data(), header.size());
     if (header.size() > HEADER_BYTES_MAX || !begins(reader, 8, TAG_RESULT) || !reader.integer(action_id) ||
         !reader.integer(number) || !is_status(number) || !reader.text(text) || !is_utf8(text) ||
-        !reader.integer(received_ns) || !is_stamp(received_ns)) {
+        !reader.integer(received_ns) || !is_time(received_ns)) {
         return false;
     }
     status = static_cast<Status>(number);
@@ -90,14 +93,15 @@ bool ResultHeader::read(std::string_view header) {
         std::int64_t stamps[3];
         if (!reader.array(count) || count != 3) return false;
         for (std::int64_t& stamp : stamps) {
-            if (!reader.integer(stamp) || !is_stamp(stamp)) return false;
+            if (!reader.integer(stamp) || !is_time(stamp)) return false;
         }
+        if (!is_natural(stamps[2])) return false;
         if (stamps[1] != 0) {
             begin_ns = begin_ns != 0 ? begin_ns : stamps[0];
             end_ns = stamps[1];
             *phase_ns = stamps[2];
             duration_ns += stamps[2];
-            if (!is_stamp(duration_ns)) return false;
+            if (!is_natural(duration_ns)) return false;
         }
     }
     std::uint32_t count = 0;

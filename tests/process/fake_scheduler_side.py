@@ -39,6 +39,9 @@ from clockwork.transport import Transport, Waiter
 
 TIMEOUT_S = 60
 
+ALWAYS = (-NEVER_NS, NEVER_NS)
+"""The window of an action that may start at any time: a worker's clock may read less than 0."""
+
 MAIN = """
 import json, pathlib, sys
 from clockwork.worker.process import main
@@ -121,8 +124,9 @@ class SchedulerSide:
         return self.expect_frames(kind, timeout_s)[0]
 
     def expect_frames(self, kind: type, timeout_s: float = TIMEOUT_S) -> tuple[Any, list[Any]]:
-        while True:
-            message, frames = self.receive(timeout_s)
+        deadline_ns = now_ns() + round(timeout_s * SECOND)
+        while True:  # heartbeats do not put off its end
+            message, frames = self.receive(max(deadline_ns - now_ns(), 0) / SECOND)
             if isinstance(message, kind):
                 return message, frames
             assert isinstance(message, Heartbeat), message
@@ -157,7 +161,12 @@ class SchedulerSide:
         return self._action_id
 
     def load(
-        self, model_id: int, load_id: int, starts: list[int], latest_ns: int = NEVER_NS, earliest_ns: int = 0
+        self,
+        model_id: int,
+        load_id: int,
+        starts: list[int],
+        latest_ns: int = NEVER_NS,
+        earliest_ns: int = -NEVER_NS,
     ) -> Result:
         action_id = self.next_action()
         self.send(Load(action_id, 0, model_id, load_id, starts, earliest_ns, latest_ns, 1_000_000))
@@ -165,7 +174,7 @@ class SchedulerSide:
 
     def unload(self, model_id: int, load_id: int) -> Result:
         action_id = self.next_action()
-        self.send(Unload(action_id, 0, model_id, load_id, 0, NEVER_NS, 1_000))
+        self.send(Unload(action_id, 0, model_id, load_id, -NEVER_NS, NEVER_NS, 1_000))
         return self.result(action_id)
 
     def send_infer(
@@ -174,7 +183,7 @@ class SchedulerSide:
         load_id: int,
         parts: list[list[list[Any]]],
         frames: Sequence[Any],
-        window: tuple[int, int] = (0, NEVER_NS),
+        window: tuple[int, int] = ALWAYS,
         device: int = 0,
     ) -> int:
         action_id = self.next_action()

@@ -140,8 +140,12 @@ def proxy(target: str, there: tuple[float, float], back: tuple[float, float], se
 @pytest.mark.parametrize("seconds", [3, pytest.param(45, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("offset_ns", "drift_ppm", "there_ms", "back_ms"),
-    [(HOUR_NS, 100.0, (1, 5), (4, 20)), (-HOUR_NS, -100.0, (8, 20), (1, 3))],
-    ids=["ahead", "behind"],
+    [
+        (HOUR_NS, 100.0, (1, 5), (4, 20)),
+        (-HOUR_NS, -100.0, (8, 20), (1, 3)),
+        (-now_ns() - HOUR_NS, 100.0, (1, 5), (1, 5)),  # a machine's clock begins at its start: less than 0
+    ],
+    ids=["ahead", "behind", "below-zero"],
 )
 def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
     tmp_path: Path,

@@ -40,6 +40,7 @@ from clockwork.models import zoo
 from clockwork.models.package import rows_of
 from clockwork.transport import new_key_pair
 from tests.process.fake_scheduler_side import (
+    ALWAYS,
     Package,
     SchedulerSide,
     WorkerProcess,
@@ -96,7 +97,7 @@ class Served:
     def x(self, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).standard_normal(self.shape, dtype=np.float32)
 
-    def send(self, *arrays: np.ndarray, window: tuple[int, int] = (0, NEVER_NS)) -> int:
+    def send(self, *arrays: np.ndarray, window: tuple[int, int] = ALWAYS) -> int:
         parts = [[[FLOAT, list(x.shape), index]] for index, x in enumerate(arrays)]
         return self.side.send_infer(self.model_id, 1, parts, [x.tobytes() for x in arrays], window)
 
@@ -265,7 +266,9 @@ def test_heartbeats_tell_how_the_worker_is(served: Served, side: SchedulerSide) 
 def test_a_worker_whose_clock_is_off_keeps_its_windows(
     shared_store: Path, side: SchedulerSide, model: Package
 ) -> None:
-    offset_ns = -3600 * SECOND
+    offset_ns = -(
+        now_ns() + 3600 * SECOND
+    )  # it reads less than 0, as one an hour off does on a fresh machine
     with running_worker(side.endpoint, shared_store, clock_offset_ns=offset_ns, clock_drift_ppm=100.0):
         side.welcome()
         served = Served(side, model)
@@ -279,7 +282,7 @@ def test_a_worker_whose_clock_is_off_keeps_its_windows(
         result = side.result(served.send(served.x(0), window=window))
         assert result.status == Status.OK
         assert result.received_ns < earliest_ns <= result.execute[0] < result.execute[1] < window[1]
-        late = side.result(served.send(served.x(0), window=(0, pong.returned_ns)))
+        late = side.result(served.send(served.x(0), window=(-NEVER_NS, pong.returned_ns)))
         assert late.status == Status.TOO_LATE
 
 

@@ -268,6 +268,26 @@ def test_every_status_and_no_other_number_is_one() -> None:
     assert read == {int(status) for status in Status}
 
 
+@pytest.mark.parametrize(
+    ("received_ns", "phase", "is_read"),
+    [
+        (-5, [-4, -2, 2], True),
+        (1 - NEVER_NS, [1 - NEVER_NS, NEVER_NS - 1, NEVER_NS - 1], True),
+        (-NEVER_NS, [1, 2, 1], False),
+        (NEVER_NS, [1, 2, 1], False),
+        (5, [-NEVER_NS, 2, 1], False),
+        (5, [1, NEVER_NS, 1], False),
+        (5, [1, 2, -1], False),
+        (5, [1, 2, NEVER_NS], False),
+    ],
+)
+def test_a_workers_clock_may_read_less_than_zero_but_nothing_takes_less(
+    received_ns: int, phase: list[int], is_read: bool
+) -> None:
+    header = wire.encode(Result(1, Status.OK, "", received_ns, [0] * 3, phase, [0] * 3, [[]]))
+    assert (read_result(header) is not None, result_by_python(header) is not None) == (is_read, is_read)
+
+
 @pytest.mark.parametrize("said", [None, "it said {so}: \N{SNOWMAN}"])
 @pytest.mark.parametrize(
     ("a", "b"), [(20, 1), (27, 999_999_999_999), (22, 50_000), (26, 149_999), (25, 150_000), (24, 250_000)]

@@ -171,6 +171,10 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("status", "--timeout", "-1"), "timeout -1"),
         (("status", "--endpoint", "nonsense"), "nonsense"),
         (("status", "--key", "absent.key"), "absent.key"),
+        (("controller", "--policy", "clairvoyant"), "no scheduling policy 'clairvoyant' (there is edf, "),
+        (("controller", "--save-devices"), "--save-devices needs --policy adaptive"),
+        (("up", "--save-devices", "--policy", "fifo"), "--save-devices needs --policy adaptive"),
+        (("up", "--host-bytes", "1GiB"), "--host-bytes needs --policy adaptive"),
     ],
 )
 def test_mistakes_are_one_line_on_stderr(run: Any, arguments: tuple[str, ...], said: str) -> None:

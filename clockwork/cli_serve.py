@@ -107,23 +107,6 @@ def _numbers(settings: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _check_policy(policy: str, save_devices: bool, host_bytes: int = 0) -> None:
-    """Raises ConfigError where a policy cannot do what other flags ask of it, before anything has started."""
-    from clockwork.scheduler import POLICIES, known_options, make_scheduler
-
-    if policy not in POLICIES:
-        raise ConfigError(f"no scheduling policy {policy!r} (there is {', '.join(POLICIES)})")
-    if save_devices and "save_devices" not in known_options(policy):
-        raise ConfigError(
-            f"policy {policy} cannot keep few devices busy: --save-devices needs --policy adaptive"
-        )
-    if host_bytes and not make_scheduler(policy).plans_fetches:
-        raise ConfigError(
-            f"policy {policy} cannot plan for a host store with a budget: --host-bytes needs --policy adaptive, "
-            "deferred, fifo or paper"
-        )
-
-
 def policy_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say how a controller schedules."""
     for option in (
@@ -204,10 +187,11 @@ def up(
       clockwork up --ray --workers 8 --device cuda
     """
     from clockwork import cluster
+    from clockwork.controller.settings import check_policy
     from clockwork.worker.settings import device_names
 
     device_names(device, devices)
-    _check_policy(policy, save_devices, host_bytes)
+    check_policy(policy, save_devices, host_bytes)
     if model_repository and not _starts_gateway(gateway):
         raise ConfigError("--model-repository needs a gateway, which registers its models")
     if profiles and not workers:
@@ -280,9 +264,9 @@ def controller(
 
         die_with(parent)
     from clockwork.controller import process
-    from clockwork.controller.settings import ControllerSettings
+    from clockwork.controller.settings import ControllerSettings, check_policy
 
-    _check_policy(policy, save_devices)
+    check_policy(policy, save_devices)
     settings = ControllerSettings(
         client_endpoint=listen or config.client_endpoint(),
         worker_endpoint=worker_listen or config.worker_endpoint(),

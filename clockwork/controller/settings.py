@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clockwork import config
+from clockwork.errors import ConfigError
+from clockwork.scheduler import POLICIES, known_options, make_scheduler
 
 
 @dataclasses.dataclass(slots=True)
@@ -22,3 +24,18 @@ class ControllerSettings:
     insecure: bool = False  # listen beyond loopback without keys
     record: Path | None = None  # where to write down what the scheduler is told
     record_bytes_max: int = config.RECORD_BYTES_MAX
+
+
+def check_policy(policy: str, save_devices: bool, host_bytes: int = 0) -> None:
+    """Raises ConfigError where a policy cannot do what other flags ask of it, before anything has started."""
+    if policy not in POLICIES:
+        raise ConfigError(f"no scheduling policy {policy!r} (there is {', '.join(POLICIES)})")
+    if save_devices and "save_devices" not in known_options(policy):
+        raise ConfigError(
+            f"policy {policy} cannot keep few devices busy: --save-devices needs --policy adaptive"
+        )
+    if host_bytes and not make_scheduler(policy).plans_fetches:
+        raise ConfigError(
+            f"policy {policy} cannot plan for a host store with a budget: --host-bytes needs --policy adaptive, "
+            "deferred, fifo or paper"
+        )

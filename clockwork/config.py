@@ -142,6 +142,18 @@ HEARTBEAT_NS = 250_000_000
 WORKER_TIMEOUT_NS = 2_000_000_000
 """A worker unheard of for this long is given up, and its actions planned anew."""
 
+HELLO_PAUSE_NS = 250_000_000
+"""A worker that is let go soon after it was let in waits so long before it says hello again, twice as long the next
+time, and so on: one that the controller cannot deal with would else join and leave hundreds of times a second."""
+
+HELLO_PAUSE_MAX_NS = 8_000_000_000
+
+HELLO_SETTLED_NS = 10_000_000_000
+"""After so long with one controller, a worker that is let go says hello again at once."""
+
+CLOCK_LIMIT_NS = 2_000_000_000
+"""A worker whose clock is not known so long after it joined is named: it has answered no ping."""
+
 JITTER_COUNTED_MAX_NS = 5_000_000
 """The most of a worker's wake-up jitter that plans allow for. On a machine that others keep busy it is tens of
 milliseconds; allowing for all of it refuses every request whose SLO is near that, when most would be in time."""

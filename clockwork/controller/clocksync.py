@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from clockwork.config import CLOCK_WINDOW
+from clockwork.config import CLOCK_LIMIT_NS, CLOCK_WINDOW
 from clockwork.messages import NEVER_NS
 
 DRIFT_PPM = 200
@@ -20,6 +20,12 @@ DRIFT_PPM = 200
 
 DELAY_PERCENTILE = 0.95
 """Of the delays in the window, what there_ns() and back_ns() report."""
+
+LOST_NS = 500_000_000
+"""With an offset known no better than this, windows mean nothing: the worker's clock counts as lost."""
+
+RESET_TOLD_NS = 10_000_000_000
+"""How long a jump of a clock is told."""
 
 UNCERTAIN_NS = 10_000_000
 """An offset known no better than this is reported as uncertain."""
@@ -40,6 +46,7 @@ class ClockSync:
         "_delays",
         "_lower",
         "_lower_at",
+        "_reset_at",
         "_returns",
         "_sends",
         "_there",
@@ -57,6 +64,7 @@ class ClockSync:
         self._delays: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)  # there and back of each round trip
         self._there = 0
         self._back = 0
+        self._reset_at = 0  # controller time of the last of these
         self.resets = 0  # times that the samples contradicted each other: a clock was set or stood still
 
     @property
@@ -108,6 +116,19 @@ class ClockSync:
     def is_uncertain(self, at_ns: int) -> bool:
         return self.uncertainty_ns(at_ns) > UNCERTAIN_NS
 
+    def complaint(self, joined_ns: int, now_ns: int) -> str:
+        """Why the clock cannot be followed, as a sentence; "" where it can. joined_ns: when pings began."""
+        if not self.known:
+            waited_ns = now_ns - joined_ns
+            return (
+                f"it has answered no ping for {waited_ns / 1e9:.1f} s" if waited_ns > CLOCK_LIMIT_NS else ""
+            )
+        if self._reset_at != 0 and now_ns - self._reset_at < RESET_TOLD_NS:
+            return f"it jumped {(now_ns - self._reset_at) / 1e9:.1f} s ago, {self.resets} times in all"
+        if self.uncertainty_ns(now_ns) > LOST_NS:
+            return f"it is known no better than to {self.uncertainty_ns(now_ns) / 1e6:.0f} ms"
+        return ""
+
     def to_worker_latest(self, at_ns: int) -> int:
         """A controller time as worker time, not earlier than it truly is: for the end of a window."""
         return at_ns if at_ns >= NEVER_NS else at_ns + self.upper_ns(at_ns)
@@ -150,6 +171,7 @@ class ClockSync:
         if self.upper_ns(now_ns) >= self.lower_ns(now_ns):
             return
         self.resets += 1
+        self._reset_at = now_ns
         sends, returns = self._sends[-1], self._returns[-1]
         self._sends.clear()
         self._returns.clear()

@@ -43,7 +43,7 @@ class WorkerLink:
     """A connected worker: its clock and its devices. Its actions are the exchange's, which knows it by its slot."""
 
     __slots__ = (
-        "clock", "devices", "fd", "identity", "is_draining", "jitter_ns", "name", "offline", "slot", "stats",
+        "clock", "clock_is_lost", "devices", "fd", "identity", "is_draining", "jitter_ns", "joined_ns", "name", "offline", "slot", "stats",
         "worker_epoch", "worker_id",
     )  # fmt: skip
 
@@ -56,6 +56,7 @@ class WorkerLink:
         name: str,
         worker_epoch: int,
         devices: list[WorkerDevice],
+        joined_ns: int,
     ) -> None:
         self.identity = identity
         self.fd = fd
@@ -64,7 +65,9 @@ class WorkerLink:
         self.name = name
         self.worker_epoch = worker_epoch
         self.devices = devices
+        self.joined_ns = joined_ns
         self.clock = ClockSync()
+        self.clock_is_lost = False  # it cannot be followed, which has been told
         self.jitter_ns = 0
         self.offline: dict[int, str] = {}  # devices that are lost, and why
         self.is_draining = False  # it has said Goodbye

@@ -519,7 +519,14 @@ class Controller:
             return
         slot = self._exchange.worker_joined(identity, self._next_worker, len(devices))
         worker = WorkerLink(
-            identity, fd, slot, self._next_worker, printable(message.name), message.worker_epoch, devices
+            identity,
+            fd,
+            slot,
+            self._next_worker,
+            printable(message.name),
+            message.worker_epoch,
+            devices,
+            self._now,
         )
         self._next_worker += 1
         self._workers[identity] = self._worker_of_fd[fd] = self._worker_by_id[worker.worker_id] = worker
@@ -551,6 +558,8 @@ class Controller:
         if self._worker_of_fd.get(worker.fd) is worker:
             del self._worker_of_fd[worker.fd]
         del self._worker_by_id[worker.worker_id]
+        if worker.clock_is_lost:
+            self.clear_trouble(TroubleKind.WORKER_CLOCK, worker.name)
         self._count_devices()
         self._exchange.worker_left(worker.slot)
         self._exchange.forget_references()
@@ -703,10 +712,21 @@ class Controller:
                 self._worker_gone(worker, f"unheard of for {WORKER_TIMEOUT_NS / 1e9:g} s")
                 self._worker_router.send(worker.identity, wire.encode(HelloNeeded(self._epoch)))
             else:
+                self._watch_clock(worker)
                 self._ping(worker)
         self._complaints.settle(self._now)
         self._registrar.beat()
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
+
+    def _watch_clock(self, worker: WorkerLink) -> None:
+        """Name a worker whose clock cannot be followed: its windows mean nothing."""
+        complaint = worker.clock.complaint(worker.joined_ns, self._now)
+        if complaint and not worker.clock_is_lost:
+            log.warning("the clock of worker %s cannot be followed: %s", worker.name, complaint)
+            self.note_trouble(TroubleKind.WORKER_CLOCK, worker.name, complaint)
+        elif worker.clock_is_lost and not complaint:
+            self.clear_trouble(TroubleKind.WORKER_CLOCK, worker.name)
+        worker.clock_is_lost = bool(complaint)
 
     def _ping(self, worker: WorkerLink) -> None:
         self._worker_router.send(worker.identity, wire.encode(Ping(now_ns())))

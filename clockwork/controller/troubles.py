@@ -20,6 +20,7 @@ class TroubleKind(enum.StrEnum):
     MODEL_OVERRUN = "model_overrun"  # An execution was ended because it took too long; subject: name@version.
     WORKER_KILLED = "worker_killed"  # A worker died with an execution under way; subject: name@version.
     WORKER_LET_GO = "worker_let_go"  # A worker's answers were wrong too often; subject: the worker's name.
+    WORKER_CLOCK = "worker_clock"  # A worker's clock cannot be followed; subject: the worker's name.
     DEVICE_LOST = "device_lost"  # A device of a worker is broken for good; subject: worker/device.
     FILE_REPAIRED = "file_repaired"  # A stored file was damaged and has been replaced; subject: what it held.
     FILE_DAMAGED = (

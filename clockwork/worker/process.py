@@ -34,6 +34,9 @@ from clockwork.config import (
     EMULATED_PAGE_BYTES,
     HANDSHAKES_BROKEN_MAX,
     HEARTBEAT_NS,
+    HELLO_PAUSE_MAX_NS,
+    HELLO_PAUSE_NS,
+    HELLO_SETTLED_NS,
     JITTER_WINDOW,
     PAGE_BYTES,
     RANK_MAX,
@@ -179,7 +182,9 @@ class Worker:
         self._waiter = Waiter([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
         self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
         self._welcomed = False  # by the controller at the other end of this connection
-        self._hello_due = False  # connected, and it could not be sent
+        self._hello_due_ns = 0  # connected, and a hello is still to be sent, from then on; 0: it has been
+        self._hello_pause_ns = 0  # before the next hello, if the controller lets go of this worker soon again
+        self._welcomed_ns = 0
         self._was_up = False
         self._refusals = 0
         self._complaints = Complaints(log, ("malformed", "failed"))
@@ -336,7 +341,7 @@ class Worker:
             # Either it is gone, or it takes nothing any more. A hello makes it begin anew either way.
             log.warning("%s does not take what is sent; starting over", self._settings.endpoint)
             self._abandon()
-            self._hello_due = True
+            self._hello_due_ns = now_ns()
 
     def _heartbeat(self) -> None:
         now = now_ns()
@@ -345,7 +350,7 @@ class Worker:
             if not line.offline and line.device.fault:
                 self._lose(line, line.device.fault)
         self._complaints.settle(now)
-        if self._hello_due:
+        if self._hello_due_ns and now >= self._hello_due_ns:
             self._hello()
         if self._welcomed:
             stamp_ns = self._clock.to_worker(now)
@@ -413,11 +418,13 @@ class Worker:
             for info in (line.device.info for line in self._lines)
         ]
         hello = WorkerHello(PROTOCOL_VERSION, __version__, self._settings.name, self._epoch, devices)
-        self._hello_due = not self._dealer.send(wire.encode(hello))
+        sent = self._dealer.send(wire.encode(hello))
+        self._hello_due_ns = 0 if sent else now_ns()
 
     def _abandon(self) -> None:
         """Drop every action: whoever sent it has given it up as well."""
-        self._welcomed = self._hello_due = False
+        self._welcomed = False
+        self._hello_due_ns = 0
         self._actions.clear()
         for line in self._lines:
             line.queue.reset()
@@ -429,6 +436,7 @@ class Worker:
             device.poll()
         self._registrar.reset()
         self._welcomed = True
+        self._welcomed_ns = now
         self._released = False
         log.info(
             "%s serves controller %s as worker %d", self._settings.name, message.version, message.worker_id
@@ -442,7 +450,16 @@ class Worker:
         if not self._welcomed:
             return  # a hello is on its way: something sent before the last connection ended came first
         self._abandon()
-        self._hello()
+        if now - self._welcomed_ns >= HELLO_SETTLED_NS:
+            self._hello_pause_ns = 0
+            self._hello()
+            return
+        self._hello_pause_ns = min(max(2 * self._hello_pause_ns, HELLO_PAUSE_NS), HELLO_PAUSE_MAX_NS)
+        self._hello_due_ns = now + self._hello_pause_ns
+        log.warning(
+            "the controller let go of this worker %.1f s after it had let it in; hello again in %.2f s",
+            (now - self._welcomed_ns) / 1e9, self._hello_pause_ns / 1e9,
+        )  # fmt: skip
 
     def _on_mismatch(self, message: Mismatch, frames: list[Frame], now: int) -> None:
         log.error("the controller refused this worker: %s", message.text)

@@ -11,7 +11,8 @@ import pytest
 from peers import FakeWorker, RawClient, controller_settings, prepared_model, running_controller
 
 from clockwork import messages, wire
-from clockwork.clock import MS, SECOND
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.config import CLOCK_LIMIT_NS
 from clockwork.controller.process import Controller
 from clockwork.errors import ConfigError
 from clockwork.messages import Status
@@ -453,6 +454,29 @@ def test_a_worker_that_speaks_nonsense_is_let_go_and_the_controller_lives(
             if not workers:
                 break
         assert workers == []
+
+
+def test_a_worker_that_answers_no_ping_is_named_until_it_does(tmp_path: Path) -> None:
+    def troubles(client: RawClient) -> list[tuple[str, str]]:
+        client.send(messages.Query(9, "status", ""))
+        body = client.receive(messages.Reply)[0].body
+        return [(one["kind"], one["subject"]) for one in body["troubles"]["open"]]
+
+    with (
+        running_controller(tmp_path) as controller,
+        RawClient(controller) as client,
+        FakeWorker(controller) as worker,
+    ):
+        stats: dict[str, object] = {}
+        until_ns = now_ns() + CLOCK_LIMIT_NS + 20 * SECOND
+        while troubles(client) != [("worker_clock", "fake1")]:
+            assert now_ns() < until_ns, "the worker is not named"
+            worker.send(messages.Heartbeat(now_ns(), 0, stats))
+            worker.receive(messages.Ping)
+        worker.pong(worker.receive(messages.Ping)[0])
+        while troubles(client):
+            assert now_ns() < until_ns, "the worker is still named"
+            worker.pong(worker.receive(messages.Ping)[0])
 
 
 @pytest.mark.parametrize("parts", [[5], [], [[]], [[["a", [1, 2], 0]]], [[[1, [1, 2], 7]]]])

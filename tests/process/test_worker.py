@@ -15,6 +15,7 @@ import pytest
 
 from clockwork import wire
 from clockwork.clock import MS, SECOND, now_ns
+from clockwork.config import HELLO_PAUSE_NS
 from clockwork.keys import ControllerKeys, write_keys
 from clockwork.messages import (
     NEVER_NS,
@@ -467,7 +468,7 @@ def test_registering_forgetting_and_reconnecting_leaks_no_descriptor(
     with running_worker(side.endpoint, shared_store) as worker:
         side.welcome()
         counts = []
-        for epoch in range(2, 6):
+        for epoch in range(2, 5):
             Served(side, model, model_id=epoch)
             side.unload(epoch, 1)
             side.send(Forget(epoch))
@@ -477,6 +478,22 @@ def test_registering_forgetting_and_reconnecting_leaks_no_descriptor(
             side.expect(Pong)
             counts.append(len(os.listdir(f"/proc/{worker.process.pid}/fd")))
         assert counts[0] == counts[-1]
+
+
+def test_a_worker_that_is_let_go_again_and_again_waits_longer_each_time(
+    shared_store: Path, side: SchedulerSide
+) -> None:
+    with running_worker(side.endpoint, shared_store) as worker:
+        side.welcome()
+        pauses_ns = []
+        for epoch in range(2, 5):
+            side.send(HelloNeeded(epoch))
+            asked_ns = now_ns()
+            side.welcome(epoch)
+            pauses_ns.append(now_ns() - asked_ns)
+        expected_ns = [HELLO_PAUSE_NS, 2 * HELLO_PAUSE_NS, 4 * HELLO_PAUSE_NS]
+        assert all(pause >= least for pause, least in zip(pauses_ns, expected_ns, strict=True)), pauses_ns
+        assert "the controller let go of this worker" in worker.log_text()
 
 
 # ----- leaving ---------------------------------------------------------------------------------

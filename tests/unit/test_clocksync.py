@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from clockwork.controller.clocksync import UNCERTAIN_NS, ClockSync
+from clockwork.config import CLOCK_LIMIT_NS
+from clockwork.controller.clocksync import LOST_NS, RESET_TOLD_NS, UNCERTAIN_NS, ClockSync
 from clockwork.messages import NEVER_NS
 
 US, MS, SECOND, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000
@@ -94,6 +95,22 @@ def test_a_clock_that_jumps_is_found_again() -> None:
         assert sync.lower_ns(now) <= clock(now) - now <= sync.upper_ns(now)
         assert sync.uncertainty_ns(now) < MS
     assert sync.resets == 2
+
+
+def test_a_clock_that_cannot_be_followed_is_named_and_why() -> None:
+    sync, clock = ClockSync(), Clock(0, 0)
+    assert sync.complaint(SECOND, SECOND + CLOCK_LIMIT_NS) == ""
+    assert "answered no ping for 2.1 s" in sync.complaint(SECOND, SECOND + CLOCK_LIMIT_NS + 100 * MS)
+    now = ping(sync, clock, 4 * SECOND, 100 * US, 100 * US)
+    assert sync.complaint(SECOND, now) == ""
+    clock.offset_ns += 5 * SECOND
+    now = ping(sync, clock, now + SECOND, 100 * US, 100 * US)
+    assert "jumped" in sync.complaint(SECOND, now)
+    now = ping(sync, clock, now + RESET_TOLD_NS, 100 * US, 100 * US)
+    assert sync.complaint(SECOND, now) == ""
+    far = ClockSync()
+    now = ping(far, clock, SECOND, there=LOST_NS, back=LOST_NS + 10 * MS)
+    assert "no better than to 505 ms" in far.complaint(SECOND, now)
 
 
 @pytest.mark.parametrize("seed", range(25))

@@ -43,6 +43,7 @@ class Program:
     ) -> None:
         """Start ``python -m clockwork <arguments>``, or ``python -c <code> <arguments>``."""
         self.lines: list[str] = []
+        self.seen_ns: list[int] = []  # when each of the lines was read
         self._changed = threading.Condition()
         self._over = False
         self.process = subprocess.Popen(
@@ -116,6 +117,7 @@ class Program:
             for raw in stream:
                 with self._changed:
                     self.lines.append(raw.decode(errors="replace").rstrip())
+                    self.seen_ns.append(now_ns())
                     self._changed.notify_all()
         with self._changed:
             self._over = True

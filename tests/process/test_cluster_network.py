@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import json
-import queue
 import random
 import selectors
 import socket
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +24,7 @@ from tests.process.cluster import (
     running_cluster,
     same,
 )
+from tests.process.links import link
 
 SHIFTED_WORKER = """
 import sys
@@ -41,100 +38,7 @@ sys.exit(main(WorkerSettings(
 )))
 """
 
-TIMEOUT_S = 10.0
 HOUR_NS = 3_600_000_000_000
-
-
-class DelayingProxy:
-    """Forwards TCP connections, each piece later by a time drawn anew, in order, each direction its own."""
-
-    def __init__(
-        self, target: str, there_ms: tuple[float, float], back_ms: tuple[float, float], seed: int
-    ) -> None:
-        host, _, port = target.removeprefix("tcp://").rpartition(":")
-        self._target = (host, int(port))
-        self._delays = (there_ms, back_ms)
-        self._seed = seed
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._sockets: list[socket.socket] = []
-        self._closed = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._start(self._accept)
-
-    def _start(self, function: object, *arguments: object) -> None:
-        thread = threading.Thread(target=function, args=arguments, daemon=True)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:  # closed
-                return
-            try:
-                far = socket.create_connection(self._target)
-            except OSError:
-                near.close()
-                continue
-            self._sockets += [near, far]
-            for source, target, delays in ((near, far, self._delays[0]), (far, near, self._delays[1])):
-                source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                pieces: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
-                self._seed += 1
-                self._start(self._read, source, pieces, delays, random.Random(self._seed))
-                self._start(self._write, target, pieces)
-
-    @staticmethod
-    def _read(
-        source: socket.socket,
-        pieces: queue.SimpleQueue[tuple[int, bytes]],
-        delays: tuple[float, float],
-        rng: random.Random,
-    ) -> None:
-        data = b"-"
-        while data:
-            try:
-                data = source.recv(1 << 16)
-            except OSError:
-                data = b""
-            pieces.put((now_ns() + int(rng.uniform(*delays) * 1e6), data))
-
-    def _write(self, target: socket.socket, pieces: queue.SimpleQueue[tuple[int, bytes]]) -> None:
-        while True:
-            due_ns, data = pieces.get()
-            if self._closed.wait(max(0, due_ns - now_ns()) / 1e9):  # the delay itself
-                return
-            try:
-                if not data:
-                    target.shutdown(socket.SHUT_RDWR)
-                    return
-                target.sendall(data)
-            except OSError:
-                return
-
-    def close(self) -> None:
-        self._closed.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._threads[0].join(TIMEOUT_S)  # what accepts: from here on no socket is added
-        for one in self._sockets:
-            with contextlib.suppress(OSError):  # its other end may have gone first
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        for thread in self._threads:
-            thread.join(TIMEOUT_S)
-            assert not thread.is_alive()
-
-
-@contextlib.contextmanager
-def proxy(target: str, there: tuple[float, float], back: tuple[float, float], seed: int) -> Iterator[str]:
-    one = DelayingProxy(target, there, back, seed)
-    try:
-        yield one.endpoint
-    finally:
-        one.close()
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(45, marks=pytest.mark.slow)])
@@ -159,10 +63,10 @@ def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
     reference = Reference(model)
     with (
         running_cluster(tmp_path, workers=0) as cluster,
-        proxy(cluster.worker_endpoint, there_ms, back_ms, seed=1) as endpoint,
+        link(cluster.worker_endpoint, there_ms, back_ms, seed=1) as way,
         cluster.client() as client,
     ):
-        arguments = [endpoint, "shifted", str(tmp_path / "worker"), str(offset_ns), str(drift_ppm)]
+        arguments = [way.endpoint, "shifted", str(tmp_path / "worker"), str(offset_ns), str(drift_ppm)]
         worker = cluster.program(arguments, code=SHIFTED_WORKER)
         worker.wait_for("serves controller")
         names = [f"model-{index}" for index in range(4)]

@@ -35,7 +35,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all conformance sim bench bench-compare paper lint format typecheck \
+.PHONY: help check build run-cluster test test-gpu test-all conformance sim chaos soak bench bench-compare paper lint format typecheck \
     annotate lock proto clean distclean
 
 help: ## list the targets
@@ -74,6 +74,12 @@ conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the 
 
 sim: $(BUILT) ## simulate SEEDS=1000 random worlds under every policy, checked after every step
 	$(BIN)/python -m clockwork.sim.check --seeds $(or $(SEEDS),1000) $(ARGS)
+
+chaos: $(TESTABLE) ## real clusters in which something fails, SEEDS=27 of them, JOBS=1 at once; reports in chaos/
+	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),27) --jobs $(or $(JOBS),1) $(ARGS)
+
+soak: $(TESTABLE) ## HOURS=1 of load and churn, and what grew: soak.json and soak.png
+	$(BIN)/python -m tests.chaos.soak --hours $(or $(HOURS),1) $(ARGS)
 
 bench: $(TESTABLE) ## run the benchmarks, print a table, save the run under bench/results
 	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \

@@ -1,0 +1,158 @@
+"""A worker that joins, is as good as any other by what it says of itself, and lies."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from typing import Any
+
+from clockwork import __version__, messages, wire
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.models.prepared import PreparedModel
+from clockwork.transport import Connection, Transport, Waiter
+from tests.chaos.processes import World
+
+LIES = (
+    "short",
+    "dtype",
+    "shape",
+    "no parts",
+    "too many parts",
+    "twice",
+    "unknown action",
+    "nonsense",
+    "interface",
+    "hello",
+)
+HEARTBEAT_NS = 200 * MS
+FLOAT, DOUBLE = 1, 11
+
+
+class Liar:
+    """It lies from its creation to its close()."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self.lie = rng.choice(LIES)
+        self.told = 0
+        self._rng = rng
+        self._world = world
+        found = next((world.template.root / "worker" / "prepared").rglob("prepared.json"))
+        self._fingerprint = json.loads(found.read_text())["fingerprint"]
+        self._transport = Transport()
+        self._dealer = self._transport.dealer(world.worker_endpoint)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Liar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._transport.close()
+
+    def _send(self, message: Any, *frames: bytes) -> None:
+        self._dealer.send(wire.encode(message), frames)
+
+    def _run(self) -> None:
+        waiter = Waiter([self._dealer])
+        heartbeat_ns, welcome = 0, False
+        while not self._over.is_set():
+            for change in self._dealer.changes():
+                welcome = False
+                if change is Connection.UP:
+                    self._hello()
+            while (frames := self._dealer.receive()) is not None:
+                message = wire.decode(frames[0], messages.TO_WORKER)
+                welcome = welcome or type(message) is messages.WorkerWelcome
+                self._answer(message, [bytes(frame) for frame in frames[1:]])
+            if welcome and now_ns() > heartbeat_ns:
+                heartbeat_ns = now_ns() + HEARTBEAT_NS
+                self._send(messages.Heartbeat(now_ns(), 0, {}))
+                self._volunteer()
+            waiter.wait(SECOND // 50)
+
+    def _hello(self) -> None:
+        device = {
+            "kind": "cpu", "name": "liar", "fingerprint": self._fingerprint, "page_bytes": 1 << 18, "page_count": 56,
+            "run_ahead": 2,
+        }  # fmt: skip
+        if self.lie == "hello":
+            self.told += 1
+            device[self._rng.choice(["page_bytes", "page_count", "run_ahead"])] = self._rng.choice(
+                [1 << 32, (1 << 63) - 1, -1, 0]
+            )
+        self._send(
+            messages.WorkerHello(
+                messages.PROTOCOL_VERSION, __version__, "liar", self._rng.getrandbits(62), [device]
+            )
+        )
+
+    def _volunteer(self) -> None:
+        """Say what nobody asked for."""
+        if self.lie == "unknown action":
+            self.told += 1
+            self._send(self._result(self._rng.randrange(1 << 40), [[[FLOAT, [1, 10], 0]]]), bytes(40))
+        elif self.lie == "nonsense":
+            self.told += 1
+            self._dealer.send(self._rng.randbytes(self._rng.randrange(1, 200)), ())
+
+    def _answer(self, message: Any, frames: list[bytes]) -> None:
+        if type(message) is messages.Ping:
+            self._send(messages.Pong(message.sent_ns, now_ns(), now_ns()))
+        elif type(message) is messages.Prepare:
+            self._prepare(message)
+        elif type(message) is messages.Infer:
+            self._infer(message, frames)
+        elif hasattr(message, "action_id"):
+            self._send(self._result(message.action_id, []))
+
+    def _prepare(self, message: Any) -> None:
+        folders = list((self._world.template.root / "worker" / "prepared").glob(f"{message.digest}-*"))
+        if not folders:
+            self._send(messages.Prepared(message.model_id, messages.Status.INVALID_MODEL, "not today", {}))
+            return
+        summary = PreparedModel.read(folders[0]).summary()
+        if self.lie == "interface":
+            self.told += 1
+            summary["outputs"] = [dict(summary["outputs"][0], shape=("N", 11), name="z")]
+        self._send(messages.Prepared(message.model_id, messages.Status.OK, "", summary))
+
+    def _infer(self, message: Any, frames: list[bytes]) -> None:
+        rows = [part[0][1][0] for part in message.parts]
+        dtype, columns, short = FLOAT, [10], 0
+        if self.lie in ("short", "dtype", "shape"):
+            self.told += 1
+            short = 4 * (self.lie == "short")
+            dtype = DOUBLE if self.lie == "dtype" else FLOAT
+            columns = [10, 1] if self.lie == "shape" else [10]
+        parts: list[list[Any]] = []
+        out: list[bytes] = []
+        for number, count in enumerate(rows):
+            parts.append([[dtype, [count, *columns], number]])
+            out.append(bytes(count * 10 * (8 if dtype == DOUBLE else 4) - short))
+        if self.lie == "no parts":
+            self.told += 1
+            parts, out = [], []
+        elif self.lie == "too many parts":
+            self.told += 1
+            parts.append([[FLOAT, [1, 10], len(out)]])
+            out.append(bytes(40))
+        honest = self.lie in ("twice", "unknown action", "nonsense", "interface", "hello")
+        if honest:  # it cannot compute, so it says so, in time
+            result = self._result(message.action_id, [], messages.Status.DEVICE_ERROR, "out of order")
+            self._send(result)
+            if self.lie == "twice":
+                self.told += 1
+                self._send(result)
+            return
+        self._send(self._result(message.action_id, parts), *out)
+
+    @staticmethod
+    def _result(
+        action_id: int, parts: list[Any], status: messages.Status = messages.Status.OK, text: str = ""
+    ) -> messages.Result:
+        now, nothing = now_ns(), [0, 0, 0]
+        return messages.Result(action_id, status, text, now, nothing, [now - MS, now, MS], nothing, parts)

@@ -1,0 +1,188 @@
+"""Judges a seed by what its clients wrote down. Pure: no processes, no files, no clocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Sequence
+
+from clockwork.clock import MS, SECOND
+from tests.chaos.faults import Effect
+from tests.chaos.records import Change, Outcome, Request
+from tests.chaos.scenario import Kind
+
+SERVED_AGAIN_NS = SECOND
+"""From the detection of a failure to everything being served again."""
+
+LATE_NS = SECOND // 2
+"""What an answer may take from the controller's deadline, which counts from its receipt, to its reader."""
+
+DELAYS_CLIENTS = frozenset((Kind.PAUSE_CONTROLLER, Kind.PAUSE_GATEWAY, Kind.SLOW_CLIENT_LINK))
+"""Faults in which a request or its answer may lie on the way, so that the client's clock says nothing of lateness; so
+it is of those in which a client's connection breaks."""
+
+
+class Rule(enum.StrEnum):
+    """What a cluster owes; docs/chaos.md says it in sentences."""
+
+    WRONG = "an answer was wrong"
+    HUNG = "a request was never answered"
+    AGAIN = "a request was answered twice"
+    LOST = "a request failed that no fault touched"
+    SLOW = "service was not back in time"
+    LATE = "a late answer was a success"
+    UNNOTICED = "a failure was not noticed"
+    CHANGED = "a registration is not as acknowledged"
+    NOT_WHOLE = "the cluster did not become whole again"
+    LEFT = "something was left behind, or ended badly"
+    HARNESS = "the seed itself failed"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Breach:
+    rule: Rule
+    text: str
+
+
+Waited = Callable[[int, int], int]
+"""Nanoseconds between two moments in which something waited for a processor: see seed.Pressure."""
+
+
+def judge_requests(
+    requests: Sequence[Request], effects: Sequence[Effect], waited: Waited = lambda begin_ns, end_ns: 0
+) -> list[Breach]:
+    """waited: is not counted where a time is held against a bound, as others may have had the machine then."""
+    breaches = []
+    done = [effect for effect in effects if not effect.skipped]
+    for one in requests:
+        said = f"{one.client} {one.model} {one.outcome} after {(one.end_ns - one.start_ns) / MS:.0f} ms: {one.text}"
+        at_fault = [effect for effect in done if touches(one, effect, waited)]
+        if one.outcome is Outcome.WRONG:
+            breaches.append(Breach(Rule.WRONG, said))
+        elif one.outcome is Outcome.HUNG:
+            breaches.append(Breach(Rule.HUNG, said))
+        elif one.outcome is Outcome.AGAIN:
+            breaches.append(Breach(Rule.AGAIN, said))
+        elif one.outcome is Outcome.OK:
+            late_ns = one.end_ns - one.start_ns - one.slo_ns - waited(one.start_ns, one.end_ns)
+            delayed = any(
+                one.client in effect.lossy or effect.fault.kind in DELAYS_CLIENTS for effect in at_fault
+            )
+            if late_ns > LATE_NS and not delayed:
+                breaches.append(Breach(Rule.LATE, said))
+            breaches += _slow(one, at_fault, said, waited)
+        elif one.roomy and not any(one.client in effect.lossy for effect in at_fault):
+            before = [effect for effect in done if effect.begin_ns <= one.end_ns]
+            rule = Rule.SLOW if before and one.client in before[-1].lossy else Rule.LOST
+            breaches.append(Breach(rule, said + _place(one, before)))
+    return breaches
+
+
+def touches(one: Request, effect: Effect, waited: Waited = lambda begin_ns, end_ns: 0) -> bool:
+    """Whether the request was under way, or began, while the effect lasted."""
+    over_ns = one.start_ns - effect.due_ns - SERVED_AGAIN_NS
+    return one.end_ns >= effect.begin_ns and (over_ns <= 0 or over_ns <= waited(effect.due_ns, one.start_ns))
+
+
+def _slow(one: Request, effects: Iterable[Effect], said: str, waited: Waited) -> list[Breach]:
+    for effect in effects:
+        over_ns = one.end_ns - (effect.due_ns + SERVED_AGAIN_NS) - waited(effect.due_ns, one.end_ns)
+        if one.roomy and one.start_ns < effect.due_ns and over_ns > 0:
+            return [Breach(Rule.SLOW, f"{said}; {effect.fault.kind} was due {over_ns / MS:.0f} ms before")]
+    return []
+
+
+def _place(one: Request, before: Sequence[Effect]) -> str:
+    """How the request lies to the last fault that began before it ended."""
+    if not before:
+        return "; before any fault"
+    effect = before[-1]
+    return (
+        f"; begun {(one.start_ns - effect.due_ns) / MS:.0f} ms after {effect.fault.kind} was noticed or over, "
+        f"ended {(one.end_ns - effect.due_ns) / MS:.0f} ms after it"
+    )
+
+
+def recovery_ns(requests: Sequence[Request], effect: Effect) -> int:
+    """From the detection to the end of the last request that the fault has failed or delayed noticeably."""
+    origin_ns = effect.detected_ns or effect.due_ns
+    touched = [
+        one.end_ns - origin_ns
+        for one in requests
+        if one.roomy
+        and touches(one, effect)
+        and (one.outcome is not Outcome.OK or (one.start_ns < origin_ns and one.end_ns > origin_ns))
+    ]
+    return max([0, *touched])
+
+
+def noticed_by_client_ns(requests: Sequence[Request], effect: Effect, client: str) -> int:
+    """When the first request of such a client was given up for a lost connection; 0: none was."""
+    ends = [
+        one.end_ns
+        for one in requests
+        if one.client == client and one.outcome is Outcome.LOST and one.end_ns >= effect.begin_ns
+    ]
+    return min(ends, default=0)
+
+
+# ----- registrations ----------------------------------------------------------------------------
+
+
+class State(enum.StrEnum):
+    """Of a model that comes and goes."""
+
+    ABSENT = "absent"
+    SERVING = "serving"
+    UNLOADED = "unloaded"
+
+
+_AFTER = {
+    "register": frozenset((State.SERVING,)),
+    "load": frozenset((State.SERVING,)),
+    "unload": frozenset((State.UNLOADED,)),
+    "unregister": frozenset((State.ABSENT,)),
+}
+
+
+def states(
+    changes: Sequence[Change], names: Iterable[str]
+) -> tuple[dict[str, frozenset[State]], list[Breach]]:
+    """What each model may be after these changes, made one by one, from absent; and answers that contradict those before.
+
+    What was acknowledged is so. A change that failed may have happened or not: its answer may be what was lost.
+    """
+    may_be = {name: frozenset((State.ABSENT,)) for name in names}
+    breaches = []
+    for one in changes:
+        before, after = may_be[one.model], _AFTER[one.operation]
+        if one.outcome is Outcome.OK:
+            # Of an unloaded model, registering the same content again says nothing of whether it serves.
+            stays = one.operation == "register" and State.UNLOADED in before
+            may_be[one.model] = after | frozenset((State.UNLOADED,)) if stays else after
+        elif one.outcome is Outcome.REFUSED and one.text == "no such model":
+            if State.ABSENT not in before:
+                breaches.append(
+                    Breach(
+                        Rule.CHANGED,
+                        f"{one.operation} {one.model}: not found, and it is {'/'.join(sorted(before))}",
+                    )
+                )
+            may_be[one.model] = frozenset((State.ABSENT,))
+        elif one.outcome is Outcome.HUNG:
+            breaches.append(Breach(Rule.HUNG, f"{one.operation} {one.model}: {one.text}"))
+            may_be[one.model] = before | after
+        else:
+            may_be[one.model] = before | after
+    return may_be, breaches
+
+
+def judge_states(may_be: dict[str, frozenset[State]], found: dict[str, State], where: str) -> list[Breach]:
+    return [
+        Breach(
+            Rule.CHANGED,
+            f"{name} is {found.get(name, State.ABSENT)} {where}, and may be {'/'.join(sorted(allowed))}",
+        )
+        for name, allowed in may_be.items()
+        if found.get(name, State.ABSENT) not in allowed
+    ]

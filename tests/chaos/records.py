@@ -1,0 +1,72 @@
+"""What the load writes down, one line of JSON each: requests, and changes of models."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class Outcome(enum.StrEnum):
+    """How a request or a change of a model ended, as the client was told."""
+
+    OK = "ok"
+    WRONG = "wrong"  # a success whose answer is not what ONNX Runtime says
+    REFUSED = "refused"
+    MISSED = "missed"
+    UNAVAILABLE = "unavailable"
+    LOST = "lost"  # the connection went
+    FAILED = "failed"  # any other error that a client is told
+    HUNG = "hung"  # the client's own timeout passed
+    AGAIN = "again"  # an answer to a request that had ended before
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Request:
+    client: str  # its kind
+    model: str
+    start_ns: int
+    end_ns: int
+    outcome: Outcome
+    slo_ns: int
+    text: str = ""  # what the error said
+
+    @property
+    def roomy(self) -> bool:
+        """Whether its deadline leaves time to notice a failure and to plan the request anew."""
+        return self.slo_ns >= ROOMY_SLO_NS
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Change:
+    """A registration, a removal, an unload or a load of one of the models that come and go."""
+
+    operation: str
+    model: str
+    start_ns: int
+    end_ns: int
+    outcome: Outcome
+    text: str = ""
+
+
+ROOMY_SLO_NS = 10_000_000_000
+TIGHT_SLO_NS = 200_000_000
+
+
+def to_line(record: Request | Change) -> str:
+    body = dataclasses.asdict(record)
+    return json.dumps([type(record).__name__, *body.values()], separators=(",", ":")) + "\n"
+
+
+def read(path: Path) -> Iterator[Request | Change]:
+    with open(path) as file:
+        for line in file:
+            kind, *values = json.loads(line)
+            if kind == "Request":
+                values[4] = Outcome(values[4])
+                yield Request(*values)
+            else:
+                values[4] = Outcome(values[4])
+                yield Change(*values)

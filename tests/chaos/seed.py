@@ -1,0 +1,301 @@
+"""One seed from its start to its judgement."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clockwork.clock import MS, SECOND, now_ns
+from clockwork.controller.catalog import Catalog
+from clockwork.errors import ClockworkError
+from tests.chaos import faults, oracle
+from tests.chaos.load import Answers, LoadSettings
+from tests.chaos.oracle import Breach, Rule, State
+from tests.chaos.processes import World, shared_memory, usage
+from tests.chaos.records import Change, Request, read
+from tests.chaos.scenario import CLOCKS, DISKS, Kind, Scenario
+from tests.chaos.template import Template
+from tests.process.cluster import eventually
+
+WHOLE_S = 20.0
+"""How long the cluster may take until both workers serve every model again, with all that was started anew."""
+
+CALM_S = 1.2
+"""Load after each fault, when everything is to be right: longer than oracle.SERVED_AGAIN_NS."""
+
+PRESSURE_S = 0.02
+
+DESCRIPTORS_SETTLE_S = 3.0
+DESCRIPTORS_MORE = 2
+"""Descriptors that a process may hold more of than before its first client came: what it opens once, when needed."""
+
+RATE = 60.0
+
+
+@dataclasses.dataclass(slots=True)
+class Report:
+    """Of one seed; goes into a file as JSON."""
+
+    seed: int
+    faults: list[dict[str, Any]]
+    outcomes: dict[str, int]
+    changes: dict[str, int]
+    breaches: list[list[str]]
+    wall_s: float
+    cpu_waited_s: float  # how long something waited for a processor meanwhile, by the kernel's own account
+    logs: dict[str, str] = dataclasses.field(default_factory=dict)  # of a seed that failed
+
+
+def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RATE) -> Report:
+    begin_ns, pressure = now_ns(), Pressure()
+    memory_before = shared_memory()
+    world = World(
+        root / "world",
+        template,
+        preload=_clocks(root, root / "world") if scenario.kinds & CLOCKS else None,
+        own_disks=bool(scenario.kinds & DISKS),
+    )
+    breaches: list[Breach] = []
+    effects: list[faults.Effect] = []
+    try:
+        world.wait_until_whole()
+        before = {one.program.pid: usage(one.program.pid) for one in world.supervised}
+        load, records_path = _start_load(world, template, root, scenario.seed, rate)
+        pause = threading.Event()
+        for fault in scenario.faults:
+            pause.wait(fault.after_ms / 1000)  # the load that goes before it
+            effect = faults.apply(world, fault)
+            effects.append(effect)
+            if effect.unnoticed:
+                breaches.append(Breach(Rule.UNNOTICED, f"{fault.kind}: not within {faults.NOTICED_S:g} s"))
+            try:
+                world.wait_until_whole(WHOLE_S)
+            except AssertionError:
+                breaches.append(Breach(Rule.NOT_WHOLE, f"{fault.kind}: {_condition(world)}"))
+                effect.due_ns = now_ns()
+                break
+            effect.whole_ns = now_ns()
+            pause.wait(max(0.0, CALM_S + (effect.due_ns - now_ns()) / SECOND))  # the calm, which is looked at
+        load.send(signal.SIGTERM)
+        if load.wait(40.0) != 0:
+            breaches.append(Breach(Rule.HARNESS, load.text[-2000:]))
+        records = list(read(records_path))
+        requests = [one for one in records if isinstance(one, Request)]
+        changes = [one for one in records if isinstance(one, Change)]
+        for effect in effects:
+            if effect.fault.kind is Kind.HOLD_CLIENT_LINK:
+                effect.detected_ns = oracle.noticed_by_client_ns(requests, effect, "linked")
+                if not effect.detected_ns:
+                    breaches.append(Breach(Rule.UNNOTICED, effect.fault.kind))
+        breaches += oracle.judge_requests(requests, effects, pressure.waited_ns)
+        may_be, contradictions = oracle.states(changes, template.churn)
+        breaches += contradictions
+        breaches += oracle.judge_states(may_be, _live_states(world, template), "in the cluster")
+        breaches += _still_right(world, template)
+        breaches += _descriptors(world, before)
+        flipped = [effect.fault.target for effect in effects if effect.fault.kind is Kind.FLIP_WORKER_STORE]
+        for index in dict.fromkeys(flipped):
+            breaches += _right_alone(world, template, index)
+        breaches += [Breach(Rule.LEFT, text) for text in world.stop()]
+        breaches += oracle.judge_states(may_be, _kept_states(world, template), "on disk")
+        breaches += [Breach(Rule.LEFT, f"on disk: {path}") for path in _temporary_files(world)]
+        if left := shared_memory() - memory_before:
+            breaches.append(Breach(Rule.LEFT, f"in shared memory: {', '.join(sorted(left))}"))
+    finally:
+        world.destroy()
+        pressure.close()
+    return Report(
+        scenario.seed,
+        [_told(effect, requests) for effect in effects],
+        dict(Counter(f"{one.client} {'roomy' if one.roomy else 'tight'} {one.outcome}" for one in requests)),
+        dict(Counter(f"{one.operation} {one.outcome}" for one in changes)),
+        [[one.rule, one.text] for one in breaches],
+        (now_ns() - begin_ns) / SECOND,
+        pressure.waited_ns(begin_ns, now_ns()) / SECOND,
+        {one.name: "\n--- started again\n".join(program.text[-4000:] for program in one.programs) for one in world.supervised}
+        if breaches
+        else {},
+    )  # fmt: skip
+
+
+def _told(effect: faults.Effect, requests: list[Request]) -> dict[str, Any]:
+    """What the report says of a fault."""
+    recovery_ns = oracle.recovery_ns(requests, effect)
+    return {
+        "kind": effect.fault.kind,
+        "target": effect.fault.target,
+        "duration_ms": effect.fault.duration_ms,
+        "note": effect.note,
+        "skipped": effect.skipped,
+        "how": effect.how,
+        "detected_ms": (effect.detected_ns - effect.begin_ns) / MS if effect.detected_ns else None,
+        "recovered_ms": recovery_ns / MS,
+        "whole_ms": (effect.whole_ns - effect.begin_ns) / MS if effect.whole_ns else None,
+    }
+
+
+def _start_load(world: World, template: Template, root: Path, seed: int, rate: float) -> tuple[Any, Path]:
+    records = root / "records"
+    settings = LoadSettings(
+        world.endpoint, world.client_link.endpoint, world.gateway_address, str(template.answers), template.models,
+        template.churn, str(records), seed, rate,
+    )  # fmt: skip
+    path = root / "load.json"
+    path.write_text(json.dumps(dataclasses.asdict(settings)))
+    load = world.program([str(path)], module="tests.chaos.load")
+    load.wait_for("the load runs")
+    return load, records
+
+
+def _clocks(root: Path, world_root: Path) -> Any:
+    """The environment with which a process has clocks that can be made to jump."""
+    source, library = Path(__file__).parent / "clock_shim.c", root / "clock_shim.so"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"],
+        check=True,
+        capture_output=True,
+    )
+    world_root.mkdir(parents=True, exist_ok=True)
+
+    def environment(name: str) -> dict[str, str]:
+        file = world_root / f"clocks-{name}"
+        file.write_bytes(bytes(16))
+        return {"LD_PRELOAD": str(library), "CHAOS_CLOCKS": str(file)}
+
+    return environment
+
+
+def _condition(world: World) -> str:
+    """Why the cluster is not whole, as far as it says itself."""
+    try:
+        workers = [worker["name"] for worker in world.client.status(timeout=2.0)["workers"]]
+        models = {name: world.client.model(name, timeout=2.0).raw for name in world.template.models}
+    except ClockworkError as error:
+        return f"{type(error).__name__}: {error}"
+    return f"workers {workers}, " + ", ".join(
+        f"{name}: {raw['state']} {raw['workers']}" for name, raw in models.items()
+    )
+
+
+def _live_states(world: World, template: Template) -> dict[str, State]:
+    found = {}
+    for info in world.client.models():
+        if info.name in template.churn:
+            found[info.name] = State.UNLOADED if info.state == "unloaded" else State.SERVING
+    return found
+
+
+def _kept_states(world: World, template: Template) -> dict[str, State]:
+    catalog = Catalog(world.root / "controller")
+    catalog.open()
+    try:
+        records, _ = catalog.records()
+    finally:
+        catalog.close()
+    return {
+        record.name: State.SERVING if record.offered else State.UNLOADED
+        for record in records
+        if record.name in template.churn
+    }
+
+
+def _still_right(world: World, template: Template) -> Iterator[Breach]:
+    """Ask every model that serves once more, without load."""
+    answers = Answers(template.answers)
+    serving = [name for name, state in _live_states(world, template).items() if state is State.SERVING]
+    for name in [*template.models, *serving]:
+        for number in range(2):
+            x: np.ndarray = answers.input(name, number)
+            try:
+                right = answers.right(name, number, world.client.infer(name, x, slo=10.0))
+            except ClockworkError as error:
+                yield Breach(Rule.LOST, f"{name} at the end: {type(error).__name__}: {error}")
+            else:
+                if not right:
+                    yield Breach(Rule.WRONG, f"{name} at the end")
+
+
+def _right_alone(world: World, template: Template, index: int) -> list[Breach]:
+    """Ask everything of one worker, while the others are down."""
+    others = [worker for number, worker in enumerate(world.workers) if number != index]
+    for worker in others:
+        worker.hold()
+        worker.end(signal.SIGTERM)
+    eventually(lambda: len(world.client.status()["workers"]) == 1, "the others have left")
+    breaches = list(_still_right(world, template))
+    for worker in others:
+        worker.release()
+    eventually(lambda: len(world.client.status()["workers"]) == len(world.workers), "the others are back")
+    return breaches
+
+
+def _descriptors(world: World, before: dict[int, Any]) -> Iterator[Breach]:
+    """Processes that have lived through it hold as much as before the load."""
+    for one in world.supervised:
+        pid = one.program.pid
+        if (first := before.get(pid)) is None:
+            continue
+
+        def settled(pid: int = pid, most: int = first.descriptors + DESCRIPTORS_MORE) -> bool:
+            used = usage(pid)
+            return used is not None and used.descriptors <= most
+
+        try:
+            eventually(settled, one.name, DESCRIPTORS_SETTLE_S)
+        except AssertionError:
+            yield Breach(Rule.LEFT, f"{one.name} holds {usage(pid)}, and held {first} before the load")
+
+
+def _temporary_files(world: World) -> list[str]:
+    return [
+        str(path.relative_to(world.root))
+        for folder in ("controller", "worker-0", "worker-1")
+        for path in (world.root / folder).rglob(".*")
+        if path.name.startswith(".incoming-") or path.name.endswith(".tmp")
+    ]
+
+
+class Pressure:
+    """How long something waited for a processor, by the kernel's own account, sampled: on a machine that others use, what
+    they took is not held against the cluster. Where the kernel keeps no account nothing is forgiven."""
+
+    def __init__(self) -> None:
+        self._at_ns: list[int] = []
+        self._total_ns: list[int] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def waited_ns(self, begin_ns: int, end_ns: int) -> int:
+        """Between two moments, rounded inwards to samples."""
+        first = bisect.bisect_left(self._at_ns, begin_ns)
+        last = bisect.bisect_right(self._at_ns, end_ns) - 1
+        return max(0, self._total_ns[last] - self._total_ns[first]) if 0 <= first < last else 0
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        path = Path("/proc/pressure/cpu")
+        while path.exists() and not self._over.wait(PRESSURE_S):
+            total_us = int(path.read_text().split("total=")[1].split()[0])
+            self._at_ns.append(now_ns())
+            self._total_ns.append(total_us * 1000)
+
+
+def write(report: Report, path: Path) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(dataclasses.asdict(report), indent=1))
+    os.replace(temporary, path)

@@ -1,0 +1,58 @@
+"""Some seeds of `make chaos`, and a soak of seconds: whoever breaks them learns it before the long runs do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import template
+from tests.chaos.__main__ import in_a_process, summary
+from tests.chaos.scenario import Kind
+
+pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
+
+SAMPLE = (
+    Kind.KILL_CONTROLLER,
+    Kind.STOP_WORKER,
+    Kind.HOLD_WORKER_LINK,
+    Kind.FULL_CONTROLLER_DISK,
+    Kind.LYING_WORKER,
+    Kind.JUMP_WORKER_CLOCK,
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("template")
+    template.make(root)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SAMPLE)
+def test_one_seed_of_a_kind(prepared: Path, tmp_path: Path, kind: Kind) -> None:
+    report = in_a_process(1, prepared, tmp_path, kind)
+    assert report["breaches"] == []
+    found = summary([report])
+    assert found["kinds"][kind]["faults"] + found["kinds"][kind]["skipped"] == len(report["faults"])
+    assert sum(count for name, count in report["outcomes"].items() if name.endswith(" ok")) > 30
+    assert {name.split()[0] for name in report["outcomes"]} == {"sync", "linked", "async", "raw", "http"}
+
+
+@pytest.mark.slow
+def test_a_soak_of_seconds_writes_its_report(tmp_path: Path) -> None:
+    """Too short to judge what grows, so only what was asked and answered is looked at."""
+    command = [
+        sys.executable, "-m", "tests.chaos.soak", "--hours", "0.003", "--rate", "60", "--out", str(tmp_path / "short"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    report = json.loads((tmp_path / "short.json").read_text())
+    assert report["troubles"] == []
+    assert report["outcomes"]["roomy ok"] > 100
+    assert {one["kind"] for one in report["verdicts"]} >= {"rss_mib", "descriptors", "threads", "data_mib"}
+    assert report["starts"]["worker-0"] + report["starts"]["worker-1"] > 4

@@ -469,6 +469,37 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
 }
 
 Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
+    // Every round but the last gives up a request at least, so there are no more rounds than requests that wait.
+    Candidate chosen{};
+    while (pick(device, free_ns, chosen)) {
+        if (chosen.given_up > 0) {
+            give_up_first(chosen);
+            // Others that waited in vain may have left with them.
+            if (chosen.queue->empty() || !consider(*chosen.queue, *chosen.residency, free_ns, chosen) ||
+                chosen.given_up > 0) {
+                continue;
+            }
+        }
+        return {chosen.queue, chosen.residency, chosen.first, chosen.count};
+    }
+    return {};
+}
+
+// Give up the requests that a batch leaves behind.
+void Adaptive::give_up_first(const Candidate& chosen) {
+    victims_.clear();
+    for (std::uint32_t place = 0; place < chosen.given_up; ++place) {
+        victims_.push_back((*chosen.queue)[chosen.first + place]);
+    }
+    for (const Waiting& one : victims_) {
+        if (!one.pending->answered) {
+            drop(*chosen.queue, one);
+        }
+    }
+}
+
+// What the device would best be given next, if anything, and which requests that gives up.
+bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
     keep_time();
     candidates_.clear();
     Candidate best{};
@@ -512,7 +543,7 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
         }
     });
     if (best.queue == nullptr) {
-        return {};
+        return false;
     }
     // A higher level that could not wait for the end of it goes first.
     Candidate urgent{};
@@ -527,24 +558,8 @@ Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
             urgent = one;
         }
     }
-    Candidate chosen = urgent.queue != nullptr ? urgent : best;
-    if (chosen.given_up > 0) {
-        victims_.clear();
-        for (std::uint32_t place = 0; place < chosen.given_up; ++place) {
-            victims_.push_back((*chosen.queue)[chosen.first + place]);
-        }
-        for (const Waiting& one : victims_) {
-            if (!one.pending->answered) {
-                drop(*chosen.queue, one);
-            }
-        }
-        // Others that waited in vain may have left with them.
-        if (chosen.queue->empty() || !consider(*chosen.queue, *chosen.residency, free_ns, chosen) ||
-            chosen.given_up > 0) {
-            return choose(device, free_ns);
-        }
-    }
-    return {chosen.queue, chosen.residency, chosen.first, chosen.count};
+    chosen = urgent.queue != nullptr ? urgent : best;
+    return true;
 }
 
 void Adaptive::model_gone(Model& model) {

@@ -212,6 +212,8 @@ private:
     double byte_ns(const Inputs& way) const;
     double hold_share(const Model& model) const;
     bool has_other_device(const Model& model);
+    bool pick(Device& device, Ns free_ns, Candidate& chosen);
+    void give_up_first(const Candidate& chosen);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
 
     bool holds_;

@@ -140,7 +140,8 @@ class Connection:
         self._sleeping = False
         self._woken = False
         self._lone = 0  # blocking calls in a row that had the connection to themselves
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.Lock()  # held to write to the descriptor, and to close it
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # -1 once it is closed
         self._transport: Transport | None = None
         self._dealer: Dealer | None = None
         self._waiter = Waiter([], [self._wake_fd])
@@ -241,8 +242,7 @@ class Connection:
             self._finish()
             return
         if not self._closed.is_set():
-            with contextlib.suppress(OSError):
-                self._wake(force=True)
+            self._wake(force=True)
             if threading.current_thread() is not self._thread:
                 self._closed.wait(CLOSE_S)
 
@@ -279,11 +279,10 @@ class Connection:
     def _wake(self, force: bool = False) -> None:
         """Make the owner look at the queue, unless it is certain to do so."""
         if self._sleeping or force:
-            try:
+            with self._wake_lock:  # its number may mean somebody else's descriptor once it is closed
+                if self._wake_fd < 0:
+                    return
                 os.eventfd_write(self._wake_fd, 1)
-            except OSError:
-                if not self._closing:
-                    raise
             # After the write: cleared before it is drained, so a wake-up is never left unread for good.
             self._woken = True
 
@@ -386,7 +385,9 @@ class Connection:
         if self._transport is not None:
             self._transport.close()
         self._transport = self._dealer = None
-        os.close(self._wake_fd)
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
 
     # ----- the owner's work ------------------------------------------------------------------
 

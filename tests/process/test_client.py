@@ -30,7 +30,7 @@ from clockwork import (
     config,
     transport,
 )
-from clockwork._connection import Owner
+from clockwork._connection import Connection, Owner
 from clockwork.keys import ControllerKeys, PeerKeys, read_controller_keys, write_keys
 from clockwork.messages import (
     PROTOCOL_VERSION,
@@ -737,3 +737,21 @@ def test_a_registration_when_the_connection_is_lost(model_file: Path) -> None:
         controller.close()
         with pytest.raises(ConnectionLost):
             call.result(10)
+
+
+def test_a_wake_up_after_the_end_writes_into_nobodys_descriptor() -> None:
+    """Another thread may be about to wake the owner when the client is closed and its descriptor's number given away."""
+    connection = Connection("tcp://127.0.0.1:9", None, "test")
+    number = connection._wake_fd
+    connection.close()
+    taken = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)]
+    try:
+        while taken[-1] != number:
+            assert taken[-1] < number, "the number was not given away"
+            taken.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        connection._wake(force=True)
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(number)
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)

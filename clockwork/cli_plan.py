@@ -362,7 +362,7 @@ def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'clockwork[plots]'") from None
+        raise ConfigError("--plot needs matplotlib: pip install 'clockwork-serving[plots]'") from None
     sought = found.sought
     trials = list(found.trials)
     if sought != "rate" and trials:  # the overloaded ones beside an answer that cannot be smaller

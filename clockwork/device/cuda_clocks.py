@@ -83,7 +83,7 @@ class Nvml:
             import pynvml
         except ImportError:
             raise NoClocks(
-                "nvidia-ml-py is not installed (install clockwork[cuda12] or clockwork[cuda13])"
+                "nvidia-ml-py is not installed (install clockwork-serving[cuda12] or [cuda13])"
             ) from None
         self._nvml = pynvml
         try:

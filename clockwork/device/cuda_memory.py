@@ -109,7 +109,7 @@ class CupyMemory:
             import cupy
         except ImportError as error:
             raise ConfigError(
-                f"a CUDA device needs CuPy, which is not installed here ({error}): install clockwork[cuda12] or [cuda13]"
+                f"a CUDA device needs CuPy, which is not installed here ({error}): install clockwork-serving[cuda12] or [cuda13]"
             ) from None
         self._table = table
         self._cupy = cupy
@@ -305,7 +305,7 @@ def why_unusable() -> str:
     except (ConfigError, CudaError) as error:
         return str(error)
     if not is_fake(table.path) and importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed (install clockwork[cuda12] or [cuda13])"
+        return "CuPy is not installed (install clockwork-serving[cuda12] or [cuda13])"
     return ""
 
 

@@ -90,7 +90,10 @@ def test_where_nothing_can_be_observed_it_is_said_once(
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert open_source([CARD], [0], is_fake=False) is None
     (record,) = caplog.records
-    assert "not observed: nvidia-ml-py is not installed (install clockwork[cuda12]" in record.getMessage()
+    assert (
+        "not observed: nvidia-ml-py is not installed (install clockwork-serving[cuda12]"
+        in record.getMessage()
+    )
 
 
 class Cards:

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-pytest.importorskip("google.protobuf", reason="the gateway's packages are not installed (clockwork[gateway])")
+pytest.importorskip(
+    "google.protobuf", reason="the gateway's packages are not installed (clockwork-serving[gateway])"
+)
 
 from clockwork.client import Client
 from clockwork.errors import ConnectionLost, InvalidInput, Unavailable

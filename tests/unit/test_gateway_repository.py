@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("google.protobuf", reason="the gateway's packages are not installed (clockwork[gateway])")
+pytest.importorskip(
+    "google.protobuf", reason="the gateway's packages are not installed (clockwork-serving[gateway])"
+)
 
 from clockwork.config import VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel

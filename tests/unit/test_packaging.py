@@ -124,3 +124,30 @@ def test_help_is_the_default_and_lists_every_target() -> None:
 def test_the_demo_model_is_package_data() -> None:
     assert "data/*.onnx" in PROJECT["tool"]["setuptools"]["package-data"]["clockwork.models"]
     assert (ROOT / "clockwork" / "models" / "data" / "digits.onnx").is_file()
+
+
+def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -> None:
+    """`clockwork` on the index is somebody else's, and would overwrite this package's files."""
+    project = PROJECT["project"]
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    found = []
+    for name in filter(None, tracked.decode().split("\0")):
+        path = ROOT / name
+        if (
+            path.suffix not in {".py", ".md", ".pyx", ".toml", ".yaml", ".yml", ".sh", ".service", ""}
+            or not path.is_file()
+        ):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for match in re.finditer(
+            r"(?<![\w./-])([\w.-]+)\[([a-z0-9,]+)\]|pip install '?([\w.-]+)(?=['\s`\"])", text
+        ):
+            whole, extras, alone = match.groups()
+            if whole in {"clockwork", "clockwork-serving"}:
+                found.append((name, whole, extras))
+            elif alone in {"clockwork", "clockwork-serving"}:
+                found.append((name, alone, ""))
+    assert len(found) > 8
+    assert [one for one in found if one[1] != project["name"]] == []
+    known = {"", *project["optional-dependencies"]}
+    assert [one for one in found if not set(one[2].split(",")) <= known] == []

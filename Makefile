@@ -35,8 +35,8 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all conformance sim chaos soak bench bench-compare paper lint format typecheck \
-    annotate lock proto clean distclean
+.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak bench bench-compare paper \
+    lint format typecheck annotate lock proto clean distclean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value ...]"
@@ -46,7 +46,8 @@ help: ## list the targets
 	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...',"
 	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 PROFILES=file"
 	@echo "HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002 (off: none);"
-	@echo "of test: TESTS='tests/unit -k name'"
+	@echo "of test, test-all and test-long: TESTS='tests/unit -k name' JOBS=2 (processes of tests that only compute);"
+	@echo "of sim: SEEDS=1000"
 
 check: ## name what is missing on this machine, with the package that brings it
 	@sh tools/needs.sh "$(PYTHON)"
@@ -60,14 +61,27 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
 	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
+# Tests that only compute share the processors; clusters of processes, and whatever measures time, have them to themselves.
+# $(1): marks. pytest says 5 where a chosen file has no test of that mark.
+COMPUTING := tests/unit tests/sim
+TIMED := $(filter-out $(COMPUTING) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
+define run_tests
+	$(if $(TESTS),$(BIN)/python -m pytest -m "$(1)" $(TESTS), \
+	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m "$(1)" $(COMPUTING) && \
+	    $(BIN)/python -m pytest -m "$(1)" $(TIMED))
+endef
+
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)
-	$(BIN)/python -m pytest -m "not slow and not conformance" $(TESTS)
+	$(call run_tests,not slow and not conformance and not long)
 
 test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
 
 test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(RAY) ## the slow tests and the whole of the operator conformance
-	$(BIN)/python -m pytest -m "slow or conformance" $(TESTS)
+	$(call run_tests,(slow or conformance) and not long)
+
+test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, hostile input at length, fuzzing
+	$(BIN)/python -m pytest -m long $(TESTS)
 
 conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
 	$(BIN)/python -m pytest -m conformance $(TESTS)

@@ -7,8 +7,8 @@ import pytest
 from clockwork.scheduler import POLICIES
 from clockwork.sim.check import failures, random_world
 
-SEEDS = 300
-BLOCKS = 6
+SEEDS = 100
+BLOCKS = 4
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -245,6 +245,7 @@ def test_a_model_that_does_not_batch_is_compiled_as_it_is(tmp_path: Path) -> Non
 # ----- the package -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_same_file_gives_the_same_bytes(tmp_path: Path) -> None:
     """Of an encoder with a mask, for the host and, where NVRTC is there, a GPU; in whatever order it is made."""
@@ -314,6 +315,7 @@ def test_only_16_bit_products_use_tensor_cores(dtype: str, count: int, tmp_path:
     assert [one.tensor_cores for one in statistics].count(True) == count
 
 
+@pytest.mark.slow
 @needs_nvrtc
 def test_tuning_chooses_among_kernels_and_the_package_holds_the_one_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

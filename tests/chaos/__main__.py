@@ -98,6 +98,9 @@ def summary(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 [fault["detected_ms"] for fault in done if fault.get("detected_ms") is not None]
             ),
             "recovered_ms": _spread([fault["recovered_ms"] for fault in done if "recovered_ms" in fault]),
+            "recovered_unhindered_ms": _spread(
+                [fault["recovered_unhindered_ms"] for fault in done if "recovered_unhindered_ms" in fault]
+            ),
             "whole_ms": _spread([fault["whole_ms"] for fault in done if fault.get("whole_ms") is not None]),
             "failed_seeds": failed,
         }
@@ -130,7 +133,9 @@ def show(found: dict[str, Any], console: rich.console.Console) -> None:
     )
     for kind, one in found["kinds"].items():
         if one["faults"] or one["skipped"]:
-            spreads = [one["detected_ms"], one["recovered_ms"], one["whole_ms"]]
+            spreads = [
+                one[name] for name in ("detected_ms", "recovered_ms", "recovered_unhindered_ms", "whole_ms")
+            ]
             cells = [
                 f"{spread['median']:.0f} to {spread['most']:.0f}" if spread else "" for spread in spreads
             ]

@@ -295,9 +295,14 @@ def flip(path: Path, rng: random.Random, root: Path) -> str:
 
 @handles(Kind.LYING_WORKER)
 def _lying_worker(world: World, fault: Fault, effect: Effect, rng: random.Random) -> None:
-    effect.lossy = CLIENTS  # who is sent to a liar may hear that it failed; a wrong answer he may not get
+    """It takes the place of an honest one, so that it has work."""
+    effect.lossy = CLIENTS  # a request that is sent to a liar may fail; a wrong answer it may not get
+    honest = world.workers[fault.target]
     with Liar(world, rng) as liar:
+        honest.hold()
+        honest.end(signal.SIGTERM)
         _pass(fault)
+    honest.release()
     effect.due_ns = now_ns()
     effect.note = f"{liar.lie}, told {liar.told} times"
 

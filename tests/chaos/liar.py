@@ -14,17 +14,9 @@ from clockwork.transport import Connection, Transport, Waiter
 from tests.chaos.processes import World
 
 LIES = (
-    "short",
-    "dtype",
-    "shape",
-    "no parts",
-    "too many parts",
-    "twice",
-    "unknown action",
-    "nonsense",
-    "interface",
-    "hello",
-)
+    "short", "dtype", "shape", "no parts", "too many parts", "twice", "unknown action", "another's action", "nonsense",
+    "interface", "hello", "clock", "jitter", "times", "silent", "device fault",
+)  # fmt: skip
 HEARTBEAT_NS = 200 * MS
 FLOAT, DOUBLE = 1, 11
 
@@ -70,7 +62,8 @@ class Liar:
                 self._answer(message, [bytes(frame) for frame in frames[1:]])
             if welcome and now_ns() > heartbeat_ns:
                 heartbeat_ns = now_ns() + HEARTBEAT_NS
-                self._send(messages.Heartbeat(now_ns(), 0, {}))
+                jitter_ns = self._rng.choice([1 << 62, -1, 1 << 40]) if self._lies("jitter") else 0
+                self._send(messages.Heartbeat(now_ns(), jitter_ns, {}))
                 self._volunteer()
             waiter.wait(SECOND // 50)
 
@@ -79,8 +72,7 @@ class Liar:
             "kind": "cpu", "name": "liar", "fingerprint": self._fingerprint, "page_bytes": 1 << 18, "page_count": 56,
             "run_ahead": 2,
         }  # fmt: skip
-        if self.lie == "hello":
-            self.told += 1
+        if self._lies("hello"):
             device[self._rng.choice(["page_bytes", "page_count", "run_ahead"])] = self._rng.choice(
                 [1 << 32, (1 << 63) - 1, -1, 0]
             )
@@ -92,21 +84,26 @@ class Liar:
 
     def _volunteer(self) -> None:
         """Say what nobody asked for."""
-        if self.lie == "unknown action":
-            self.told += 1
+        if self._lies("unknown action"):
             self._send(self._result(self._rng.randrange(1 << 40), [[[FLOAT, [1, 10], 0]]]), bytes(40))
-        elif self.lie == "nonsense":
-            self.told += 1
+        elif self._lies("device fault"):
+            self._send(messages.DeviceFault(self._rng.choice([0, 1, 7, 1 << 40]), "it broke, it says"))
+        elif self._lies("nonsense"):
             self._dealer.send(self._rng.randbytes(self._rng.randrange(1, 200)), ())
 
     def _answer(self, message: Any, frames: list[bytes]) -> None:
         if type(message) is messages.Ping:
-            self._send(messages.Pong(message.sent_ns, now_ns(), now_ns()))
+            stamp_ns = now_ns()
+            if self._lies("clock"):
+                stamp_ns = self._rng.choice(
+                    [0, -(1 << 62), (1 << 62), stamp_ns + self._rng.randrange(-SECOND, SECOND)]
+                )
+            self._send(messages.Pong(message.sent_ns, stamp_ns, stamp_ns))
         elif type(message) is messages.Prepare:
             self._prepare(message)
         elif type(message) is messages.Infer:
             self._infer(message, frames)
-        elif hasattr(message, "action_id"):
+        elif hasattr(message, "action_id") and not self._lies("silent"):
             self._send(self._result(message.action_id, []))
 
     def _prepare(self, message: Any) -> None:
@@ -115,40 +112,46 @@ class Liar:
             self._send(messages.Prepared(message.model_id, messages.Status.INVALID_MODEL, "not today", {}))
             return
         summary = PreparedModel.read(folders[0]).summary()
-        if self.lie == "interface":
-            self.told += 1
+        if self._lies("interface"):
             summary["outputs"] = [dict(summary["outputs"][0], shape=("N", 11), name="z")]
         self._send(messages.Prepared(message.model_id, messages.Status.OK, "", summary))
 
     def _infer(self, message: Any, frames: list[bytes]) -> None:
+        """Zeros where the lie is in their form; else, as it cannot compute, that it is out of order."""
+        if self._lies("silent"):
+            return
         rows = [part[0][1][0] for part in message.parts]
-        dtype, columns, short = FLOAT, [10], 0
-        if self.lie in ("short", "dtype", "shape"):
-            self.told += 1
-            short = 4 * (self.lie == "short")
-            dtype = DOUBLE if self.lie == "dtype" else FLOAT
-            columns = [10, 1] if self.lie == "shape" else [10]
+        dtype = DOUBLE if self._lies("dtype") else FLOAT
+        columns = [10, 1] if self._lies("shape") else [10]
+        short = 4 if self._lies("short") else 0
         parts: list[list[Any]] = []
         out: list[bytes] = []
         for number, count in enumerate(rows):
             parts.append([[dtype, [count, *columns], number]])
             out.append(bytes(count * 10 * (8 if dtype == DOUBLE else 4) - short))
-        if self.lie == "no parts":
-            self.told += 1
+        if self._lies("no parts"):
             parts, out = [], []
-        elif self.lie == "too many parts":
-            self.told += 1
+        elif self._lies("too many parts"):
             parts.append([[FLOAT, [1, 10], len(out)]])
             out.append(bytes(40))
-        honest = self.lie in ("twice", "unknown action", "nonsense", "interface", "hello")
-        if honest:  # it cannot compute, so it says so, in time
-            result = self._result(message.action_id, [], messages.Status.DEVICE_ERROR, "out of order")
+        elif not (dtype == DOUBLE or len(columns) > 1 or short):
+            action_id = message.action_id + (
+                self._rng.choice((-1, 1)) if self._lies("another's action") else 0
+            )
+            result = self._result(action_id, [], messages.Status.DEVICE_ERROR, "out of order")
+            if self._lies("times"):
+                absurd = [self._rng.choice([-1, 0, 1 << 62, -(1 << 62)]) for _ in range(3)]
+                result = result._replace(received_ns=absurd[0], copy_in=absurd, execute=absurd[::-1])
             self._send(result)
-            if self.lie == "twice":
-                self.told += 1
+            if self._lies("twice"):
                 self._send(result)
             return
         self._send(self._result(message.action_id, parts), *out)
+
+    def _lies(self, lie: str) -> bool:
+        """Whether this is the lie that it tells; then it does now."""
+        self.told += self.lie == lie
+        return self.lie == lie
 
     @staticmethod
     def _result(

@@ -103,17 +103,18 @@ def _place(one: Request, before: Sequence[Effect]) -> str:
     )
 
 
-def recovery_ns(requests: Sequence[Request], effect: Effect) -> int:
-    """From the detection to the end of the last request that the fault has failed or delayed noticeably."""
+def recovered_ns(requests: Sequence[Request], effect: Effect) -> int:
+    """When the last request ended that the fault has failed, or that had to wait for its detection; the detection, if
+    there is none."""
     origin_ns = effect.detected_ns or effect.due_ns
     touched = [
-        one.end_ns - origin_ns
+        one.end_ns
         for one in requests
         if one.roomy
         and touches(one, effect)
         and (one.outcome is not Outcome.OK or (one.start_ns < origin_ns and one.end_ns > origin_ns))
     ]
-    return max([0, *touched])
+    return max([origin_ns, *touched])
 
 
 def noticed_by_client_ns(requests: Sequence[Request], effect: Effect, client: str) -> int:

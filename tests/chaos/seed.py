@@ -117,7 +117,7 @@ def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RAT
         pressure.close()
     return Report(
         scenario.seed,
-        [_told(effect, requests) for effect in effects],
+        [_told(effect, requests, pressure) for effect in effects],
         dict(Counter(f"{one.client} {'roomy' if one.roomy else 'tight'} {one.outcome}" for one in requests)),
         dict(Counter(f"{one.operation} {one.outcome}" for one in changes)),
         [[one.rule, one.text] for one in breaches],
@@ -129,9 +129,10 @@ def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RAT
     )  # fmt: skip
 
 
-def _told(effect: faults.Effect, requests: list[Request]) -> dict[str, Any]:
+def _told(effect: faults.Effect, requests: list[Request], pressure: Pressure) -> dict[str, Any]:
     """What the report says of a fault."""
-    recovery_ns = oracle.recovery_ns(requests, effect)
+    origin_ns, recovered_ns = effect.detected_ns or effect.due_ns, oracle.recovered_ns(requests, effect)
+    waited_ns = pressure.waited_ns(origin_ns, recovered_ns)
     return {
         "kind": effect.fault.kind,
         "target": effect.fault.target,
@@ -140,7 +141,8 @@ def _told(effect: faults.Effect, requests: list[Request]) -> dict[str, Any]:
         "skipped": effect.skipped,
         "how": effect.how,
         "detected_ms": (effect.detected_ns - effect.begin_ns) / MS if effect.detected_ns else None,
-        "recovered_ms": recovery_ns / MS,
+        "recovered_ms": (recovered_ns - origin_ns) / MS,
+        "recovered_unhindered_ms": (recovered_ns - origin_ns - waited_ns) / MS,
         "whole_ms": (effect.whole_ns - effect.begin_ns) / MS if effect.whole_ns else None,
     }
 

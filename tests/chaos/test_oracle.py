@@ -8,7 +8,7 @@ import pytest
 
 from clockwork.clock import MS, SECOND
 from tests.chaos.faults import Effect
-from tests.chaos.oracle import Rule, State, judge_requests, judge_states, recovery_ns, states
+from tests.chaos.oracle import Rule, State, judge_requests, judge_states, recovered_ns, states
 from tests.chaos.records import ROOMY_SLO_NS, TIGHT_SLO_NS, Change, Outcome, Request, read, to_line
 from tests.chaos.scenario import Fault, Kind, scenario
 from tests.chaos.soak import FLAT, Series, judge, slope
@@ -94,8 +94,8 @@ def test_recovery_counts_from_the_detection_to_the_last_request_that_suffered() 
         request(50 * MS, 250 * MS, Outcome.LOST),
         request(600 * MS, 5 * MS),
     ]
-    assert recovery_ns(requests, killed) == 389 * MS
-    assert recovery_ns([], killed) == 0
+    assert recovered_ns(requests, killed) == AT + 399 * MS
+    assert recovered_ns([], killed) == killed.detected_ns
 
 
 def change(operation: str, outcome: Outcome = Outcome.OK, text: str = "") -> Change:

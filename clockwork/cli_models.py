@@ -257,6 +257,7 @@ def show(
         *(("", line) for line in cli_routes.say_shadow(route.shadow)),
         *(("before", cli_routes.say_shares(one)) for one in route.earlier[:1]),
         ("requests", ", ".join(f"{count} {what}" for what, count in info.counts.items())),
+        ("faults", ", ".join(f"{count} {what}" for what, count in (info.raw.get("faults") or {}).items())),
     ]
     for title, text in facts:
         if text:

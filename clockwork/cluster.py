@@ -345,7 +345,7 @@ class Cluster:
         with contextlib.suppress(ModelNotFound):
             known = client.model(DEMO_MODEL)
             # What is known need not be read again: that would cost a restart half a second.
-            if known.digest == digest and known.state in ("preparing", "ready", "unloaded"):
+            if known.digest == digest and known.state in ("preparing", "ready", "unloaded", "set_aside"):
                 return
         self._say(f"Registering the demo model {DEMO_MODEL} ...")
         client.register(DEMO_MODEL, path)

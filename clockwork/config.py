@@ -134,6 +134,20 @@ TROUBLE_KEPT_NS = 86_400_000_000_000
 RECORD_BYTES_MAX = 1 << 30
 """A recording of a controller's events ends at this size: some 10 million requests."""
 
+# ----- models that end workers, or do not end: csrc/scheduler/state.h has the same numbers -----
+
+EVIDENCE_LOST = 1
+EVIDENCE_CRASHED = 2
+EVIDENCE_MAX = 3
+"""What counts against a request that was executing when a worker ended: more if the worker said that it crashed, less if
+it was lost without a word, which may have come from outside. At EVIDENCE_MAX the request is not tried again, and its
+model is set aside."""
+
+OVERRUNS_MAX = 5
+"""A model with so many executions within FAULT_WINDOW_NS that took longer than they may is set aside as well."""
+
+FAULT_WINDOW_NS = 600_000_000_000
+
 # ----- liveness ------------------------------------------------------------------------------
 
 HEARTBEAT_NS = 250_000_000

@@ -43,6 +43,7 @@ class Status(enum.IntEnum):
     ACTION_CANCELLED = 26
     WORKER_LOST = 27
     OVERRUN = 28  # it took longer than its bound, and was ended
+    CRASHED = 29  # executing it ends the worker, which says so just before
 
 
 class Reason(enum.StrEnum):

@@ -40,6 +40,7 @@ class ModelRecord:
     files: list[PackageFile]
     options: dict[str, Any]  # of its Register message
     offered: bool = True  # whether it serves; see messages.Offer
+    aside: str = ""  # why it was set aside, and so is not offered; "": it was not
 
     def to_json(self) -> bytes:
         body = {
@@ -49,6 +50,7 @@ class ModelRecord:
             "files": rows_of(self.files),
             "options": self.options,
             "offered": self.offered,
+            "aside": self.aside,
         }
         return json.dumps(body).encode()
 
@@ -63,6 +65,7 @@ class ModelRecord:
             parse_files(body["files"]),
             dict(body["options"]),
             bool(body.get("offered", True)),
+            str(body.get("aside", "")),
         )
 
 

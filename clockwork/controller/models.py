@@ -28,6 +28,9 @@ class ModelState(enum.StrEnum):
     FAILED = "failed"
 
 
+SET_ASIDE = "set_aside"
+"""In descriptions, the state of a version that was put away because of what its executions did."""
+
 UNLOADED = "unloaded"
 """In descriptions, the state of a version that was put away; there is no ServedModel of it."""
 
@@ -58,6 +61,7 @@ class ServedModel:
 
     __slots__ = (
         "counts",
+        "faults",
         "input_index",
         "leaving",
         "model_id",
@@ -85,6 +89,7 @@ class ServedModel:
         self.workers: dict[int, str] = {}  # worker id: preparing, ready, or what went wrong
         self.waiters: list[Waiter] = []
         self.counts = Counts()
+        self.faults: dict[str, int] = {}  # what its executions did to workers, by what it was
 
     @property
     def label(self) -> str:
@@ -125,6 +130,7 @@ class ServedModel:
             "slo_ns": self.slo_ns,
             "options": self.record.options,
             "counts": dataclasses.asdict(self.counts),
+            "faults": self.faults,
             "workers": {
                 worker_names.get(worker, str(worker)): state for worker, state in self.workers.items()
             },
@@ -159,14 +165,20 @@ def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "version": record.version,
-        "state": UNLOADED,
-        "text": "",
+        "state": SET_ASIDE if record.aside else UNLOADED,
+        "text": record.aside,
         "current": False,
         "digest": record.digest,
         "slo_ns": int(record.options.get("slo_ns", 0)),
         "origin": record.options.get("origin", ""),
         "options": record.options,
     }
+
+
+def set_aside_text(record: ModelRecord) -> str:
+    """Why requests for a version are turned away, and what to do."""
+    label = f"{record.name}@{record.version}"
+    return f"{label} is set aside: {record.aside}; have it serve again with `clockwork models load {label}`"
 
 
 def _describe_tensor(spec: Any) -> dict[str, Any]:
@@ -260,9 +272,17 @@ class ModelTable:
 
     def absence(self, text: str) -> str:
         """Why find() finds nothing, as a sentence."""
-        if self.find_unloaded(text):
+        away = self.find_unloaded(text)
+        if away and away[-1].aside:
+            return set_aside_text(away[-1])
+        if away:
             return f"model {tell(text, 200)} is unloaded"
         return f"no model {tell(text, 200)} is registered"
+
+    def is_set_aside(self, text: str) -> bool:
+        """Whether what find() does not find was set aside: then absence() says why."""
+        away = self.find_unloaded(text)
+        return bool(away) and bool(away[-1].aside)
 
     def uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
         """Whether any version that stays, unloaded ones too, is of that package."""

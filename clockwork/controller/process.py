@@ -34,6 +34,7 @@ from clockwork.config import (
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
 )
+from clockwork.controller import accounts
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,
     CLIENTS_LEFT,
@@ -49,7 +50,14 @@ from clockwork.controller.intake import check_request
 from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_times, parse_devices
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
-from clockwork.controller.models import Counts, ModelState, ModelTable, ServedModel, describe_unloaded
+from clockwork.controller.models import (
+    Counts,
+    ModelState,
+    ModelTable,
+    ServedModel,
+    describe_unloaded,
+    set_aside_text,
+)
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
 from clockwork.controller.settings import ControllerSettings
@@ -111,6 +119,7 @@ from clockwork.scheduler.types import (
     DeviceLost,
     Event,
     LinkMeasured,
+    ModelFault,
     ModelGone,
     SendProfile,
     Tick,
@@ -369,8 +378,12 @@ class Controller:
 
     def _servable(self, text: str) -> ServedModel:
         model = self._table.find(text)
+        if model is None and self._table.is_set_aside(text):
+            raise Unavailable(self._table.absence(text))
         if model is None:
             raise ModelNotFound(self._table.absence(text))
+        if model.record.aside:  # and going, which takes a moment
+            raise Unavailable(set_aside_text(model.record))
         if model.state is ModelState.FAILED:
             raise Unavailable(f"{model.label} cannot be served: {model.text}")
         if model.prepared is None and not self._workers:
@@ -673,9 +686,24 @@ class Controller:
         order = self._exchange.order()
         if type(order) is SendProfile:
             self._send_profile(order)
+        elif type(order) is ModelFault:
+            self._model_fault(order)
         else:
             assert type(order) is ModelGone, order
             self._registrar.gone(order.model_id)
+
+    def _model_fault(self, order: ModelFault) -> None:
+        model = self._table.by_id.get(order.model_id)
+        if model is None:
+            return
+        worker = self._worker_by_id.get(order.worker)
+        fault = accounts.account(order.fault, worker.name if worker else "")
+        model.faults[fault.name] = model.faults.get(fault.name, 0) + 1
+        log.error("%s: %s%s", model.label, fault.text, "; it is set aside" if order.set_aside else "")
+        if fault.kind is not None:
+            self.note_trouble(fault.kind, model.label, fault.text)
+        if order.set_aside:
+            self._registrar.set_aside(model, fault.reason)
 
     def _orders_done(self) -> None:
         """The orders of one decision have been carried out, as far as they could."""

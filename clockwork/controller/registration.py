@@ -23,7 +23,15 @@ from clockwork.config import (
     VERSIONS_MAX,
 )
 from clockwork.controller.catalog import Catalog, Change, ModelRecord
-from clockwork.controller.models import REMOVED, UNLOADED, ModelState, ModelTable, ServedModel, Waiter
+from clockwork.controller.models import (
+    REMOVED,
+    UNLOADED,
+    ModelState,
+    ModelTable,
+    ServedModel,
+    Waiter,
+    set_aside_text,
+)
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
@@ -136,6 +144,9 @@ class Registrar:
                 self._table.add(record).was_ready = True
             else:
                 self._table.put_away(record)
+            if record.aside:
+                label = f"{record.name}@{record.version}"
+                self._outside.note_trouble(TroubleKind.MODEL_SET_ASIDE, label, record.aside)
         routes, complaints = self._catalog.routes()
         for complaint in complaints:
             log.warning("%s", complaint)
@@ -263,6 +274,7 @@ class Registrar:
             model = self._table.versions.get(record.name, {}).get(record.version)
             if model is None:
                 self._table.take_back(record)
+                self._not_aside(record)
                 log.info("removed %s@%d", record.name, record.version)
             else:
                 models.append(model)
@@ -315,7 +327,7 @@ class Registrar:
             loaded = [self._load(record) for record in away]
             self._await_load(loaded[-1], waiter)  # the newest, which takes the name's traffic
 
-        change = Change(save=[dataclasses.replace(record, offered=True) for record in away])
+        change = Change(save=[dataclasses.replace(record, offered=True, aside="") for record in away])
         self._turns.write(away[0].name, change, saved)
 
     def _await_load(self, model: ServedModel, waiter: Waiter) -> None:
@@ -349,12 +361,34 @@ class Registrar:
         """Have an unloaded version prepared on every worker, as if it had just been registered."""
         self._table.take_back(record)
         record.offered = True
+        self._not_aside(record)
         model = self._table.add(record)
         model.was_ready = True
         for worker in self._outside.worker_ids():
             self._ask(model, worker)
         self._outside.publish("model", {"model": model.label, "state": model.state.value})
         return model
+
+    def _not_aside(self, record: ModelRecord) -> None:
+        """Somebody has said that it serves again, or it is gone."""
+        record.aside = ""
+        self._outside.clear_trouble(TroubleKind.MODEL_SET_ASIDE, f"{record.name}@{record.version}")
+
+    def set_aside(self, model: ServedModel, why: str) -> None:
+        """The scheduler takes no more requests for a version and lets go of it: it is unloaded, and says why. So it is
+        after a restart; what cannot be written is a trouble of its own."""
+        if model.state is ModelState.DRAINING:
+            return  # somebody has it go anyway
+        record = model.record
+        record.offered, record.aside = False, why
+        self._outside.note_trouble(TroubleKind.MODEL_SET_ASIDE, model.label, why)
+        self._leave(model, UNLOADED)
+
+        def keep() -> None:
+            if record.aside:  # else somebody was faster
+                self._turns.write(record.name, Change(save=[dataclasses.replace(record)]), lambda _: None)
+
+        self._turns.take(record.name, keep)
 
     # ----- routes ------------------------------------------------------------------------------
 
@@ -566,6 +600,8 @@ class Registrar:
         if current is None:
             return False
         record = current.record if isinstance(current, ServedModel) else current
+        if record.aside:
+            raise Unavailable(set_aside_text(record))
         slo_ns = options["slo_ns"]
         is_new = slo_ns not in (0, record.options.get("slo_ns", 0))
         if is_new and isinstance(current, ServedModel) and current.prepared is not None:
@@ -825,16 +861,19 @@ class Registrar:
 
         self._turns.write(model.record.name, change, erased)
 
-    def drain(self, model: ServedModel, leaving: str) -> None:
-        """Take no more requests for a version; it goes when the last one has been answered. On disk that is so.
-
-        leaving: UNLOADED or REMOVED.
-        """
+    def _leave(self, model: ServedModel, leaving: str) -> None:
         model.state = ModelState.DRAINING
         model.leaving = leaving
         self._answer(model, lambda _: Unavailable(f"{model.label} was unregistered before it was ready"))
         self._table.unroute(model)
         self._outside.publish("model", {"model": model.label, "state": "draining"})
+
+    def drain(self, model: ServedModel, leaving: str) -> None:
+        """Take no more requests for a version; it goes when the last one has been answered. On disk that is so.
+
+        leaving: UNLOADED or REMOVED.
+        """
+        self._leave(model, leaving)
         if model.prepared is None:  # the scheduler never heard of it
             self.gone(model.model_id)
         else:

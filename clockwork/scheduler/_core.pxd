@@ -27,6 +27,7 @@ cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
         WAKE
         SEND_FETCH
         SEND_DROP
+        MODEL_FAULT
 
     cdef cppclass CRequest "clockwork::Request":
         uint64_t id

@@ -13,7 +13,7 @@ from libc.stdint cimport UINT32_MAX, uintptr_t
 
 from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import (
-    ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, LinkMeasured, ModelGone, ModelReady,
+    ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelFault, ModelGone, ModelReady,
     ModelRemoved, RequestCancelled,
     SendDrop, SendFetch, SendInfer, SendLoad, SendProfile, SendRevoke, SendUnload, Tick, Wake, WorkerDraining,
     WorkerJoined, WorkerLeft,
@@ -76,6 +76,8 @@ TEXTS = (
     "no worker that can serve the model is left",
     "the batch that it was in failed",
     "the model failed on this input",
+    "{name} is set aside: its executions ended workers, or took too long; clockwork status says what happened",
+    "workers ended while they executed this request, so it is not tried again",
     "{name} could not be loaded: {said}",
     "{said}",
 )
@@ -90,7 +92,8 @@ cdef object _WorkerJoined = WorkerJoined, _WorkerLeft = WorkerLeft, _WorkerDrain
 cdef object _SendInfer = SendInfer, _SendLoad = SendLoad, _SendUnload = SendUnload, _SendProfile = SendProfile
 cdef object _SendFetch = SendFetch, _SendDrop = SendDrop
 cdef object _SendRevoke = SendRevoke, _AnswerOk = AnswerOk, _AnswerFailed = AnswerFailed
-cdef object _ModelGone = ModelGone, _Wake = Wake
+cdef object _ModelGone = ModelGone, _ModelFault = ModelFault, _Wake = Wake
+cdef tuple FAULTS = tuple(Fault)
 
 cdef extern from *:
     """
@@ -490,6 +493,12 @@ cdef class Core:
             record = clockwork_new_record(_SendRevoke, 2)
             put(record, 0, one.worker)
             put(record, 1, one.action_id)
+        elif one.kind == CommandKind.MODEL_FAULT:
+            record = clockwork_new_record(_ModelFault, 4)
+            put(record, 0, one.model_id)
+            put(record, 1, one.worker)
+            put(record, 2, FAULTS[one.a])
+            put(record, 3, bool(one.b))
         else:
             record = clockwork_new_record(_ModelGone, 1)
             put(record, 0, one.model_id)

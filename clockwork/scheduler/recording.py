@@ -26,6 +26,7 @@ from clockwork.scheduler.types import (
     DeviceLost,
     Event,
     LinkMeasured,
+    ModelFault,
     ModelGone,
     ModelReady,
     ModelRemoved,
@@ -61,7 +62,7 @@ EVENTS: tuple[type[Any], ...] = (
 )  # fmt: skip
 COMMANDS: tuple[type[Any], ...] = (
     SendLoad, SendUnload, SendInfer, SendProfile, SendRevoke, AnswerOk, AnswerFailed, ModelGone, Wake,
-    SendFetch, SendDrop,
+    SendFetch, SendDrop, ModelFault,
 )  # fmt: skip
 _EVENT_NUMBERS = {kind: number for number, kind in enumerate(EVENTS)}
 _COMMAND_NUMBERS = {kind: number for number, kind in enumerate(COMMANDS)}

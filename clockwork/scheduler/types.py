@@ -7,6 +7,7 @@ sees a tensor's bytes: a request is its row count, its shape key and its deadlin
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -282,6 +283,24 @@ class ModelGone(NamedTuple):
     model_id: int
 
 
+class Fault(enum.IntEnum):
+    """What a model's execution or load did."""
+
+    WORKER_LOST = 0  # its worker ended, or its device broke, and nobody said why
+    CRASHED = 1  # it ended its worker, which said so
+    OVERRUN = 2  # it took longer than it may
+
+
+class ModelFault(NamedTuple):
+    """A model is noted for what it did. ``set_aside``: it takes no more requests; ModelGone is commanded when nothing
+    of it is left."""
+
+    model_id: int
+    worker: int
+    fault: Fault
+    set_aside: bool
+
+
 class Wake(NamedTuple):
     """Send a Tick at this time at the latest. Only the newest Wake counts."""
 
@@ -290,7 +309,7 @@ class Wake(NamedTuple):
 
 Command: TypeAlias = (
     SendLoad | SendUnload | SendInfer | SendProfile | SendRevoke | AnswerOk | AnswerFailed | ModelGone | Wake
-    | SendFetch | SendDrop
+    | SendFetch | SendDrop | ModelFault
 )  # fmt: skip
 
 

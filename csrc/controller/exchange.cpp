@@ -167,6 +167,7 @@ bool Exchange::execute() {
             case CommandKind::ANSWER_FAILED: answer_failed(command); break;
             case CommandKind::WAKE: wake_ns_ = command.earliest_ns; break;
             case CommandKind::SEND_PROFILE:
+            case CommandKind::MODEL_FAULT:
             case CommandKind::MODEL_GONE: return true;
         }
     }

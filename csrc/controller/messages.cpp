@@ -46,7 +46,7 @@ std::int64_t tag_of(std::string_view header) {
 bool is_status(std::int64_t number) {
     return (0 <= number && number <= static_cast<std::int64_t>(Status::INTERNAL)) ||
            (static_cast<std::int64_t>(Status::TOO_LATE) <= number &&
-            number <= static_cast<std::int64_t>(Status::OVERRUN));
+            number <= static_cast<std::int64_t>(Status::CRASHED));
 }
 
 bool InferRequestHeader::read(std::string_view header) {

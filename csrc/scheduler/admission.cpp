@@ -122,6 +122,10 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
         }
     }
     std::size_t index = place_of(residency, deadline);
+    if (pending.evidence > 0) {  // a suspect goes last, if it can
+        Ns last = std::max(plan.finish_ns(free, plan.size()), residency.ready_ns) + duration;
+        index = last <= limit ? plan.size() : index;
+    }
     Ns finish = std::max(plan.finish_ns(free, index), residency.ready_ns) + duration;
     if (finish > limit || !plan.holds(finish, index)) {
         return false;

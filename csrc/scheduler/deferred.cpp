@@ -141,6 +141,9 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
 }
 
 Ns Deferred::ready_ns(Queue& queue) {
+    if (queue.front().pending->evidence > 0) {
+        return now_;  // a suspect waits for a device of its own, and gains nothing by waiting for others
+    }
     Ns there = 0, back = 0;
     find_link(*queue.model, there, back);
     Ns ready = NEVER_NS;

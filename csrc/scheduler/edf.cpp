@@ -24,7 +24,7 @@ void Edf::arrive(Pending& pending) {
 void Edf::dispatch(Device& device) {
     const Worker& worker = *device.worker;
     device.wake_ns = NEVER_NS;
-    if (worker.draining) {
+    if (worker.draining || is_closed(device)) {
         return;
     }
     if (!device.pending.empty()) {
@@ -34,6 +34,9 @@ void Edf::dispatch(Device& device) {
         promote(device);
     }
     while (true) {
+        if (is_closed(device)) {
+            return;
+        }
         std::uint32_t lane = device.lane.size();
         Ns free = device.free_ns(now_);
         bool has_work = !device.plan.empty() || !background_.empty();
@@ -60,6 +63,9 @@ void Edf::dispatch(Device& device) {
             if (batch == nullptr) {
                 return;
             }
+        }
+        if (must_wait(device, *batch->pendings.front())) {
+            return;  // the end of what is under way brings the device back here
         }
         if (trim(device, *batch, free)) {
             top_up(device, *batch, free);

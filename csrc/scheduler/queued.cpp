@@ -380,6 +380,9 @@ void Queued::dispatch(Device& device) {
 bool Queued::feed(Device& device) {
     const Worker& worker = *device.worker;
     while (true) {
+        if (is_closed(device)) {
+            return false;
+        }
         std::uint32_t lane = device.lane.size();
         Ns free = device.free_ns(now_), inputs = inputs_ns(device);
         if (lane >= (counts_lane_ ? device.run_ahead : OUTSTANDING_MAX)) {
@@ -401,6 +404,9 @@ bool Queued::feed(Device& device) {
             continue;
         }
         if (Choice choice = choose(device, free); choice.queue != nullptr) {
+            if (must_wait(device, *(*choice.queue)[choice.first].pending)) {
+                return false;  // the end of what is under way brings the device back here
+            }
             send(device, choice);
         } else if (background_.empty() || !serve_background(device, false)) {
             break;
@@ -472,6 +478,9 @@ bool Queued::serve_background(Device& device, bool aged) {
             continue;
         }
         Residency* residency = device.find(model);
+        if (must_wait(device, *model->background.front())) {
+            continue;
+        }
         if (is_usable(residency)) {
             send_background(*residency);
             if (aged) {

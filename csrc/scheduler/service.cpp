@@ -13,6 +13,12 @@ void Service::arrived(Ns now, const Request& request) {
         refuse(request, Reason::NO_WORKER, Text::NO_WORKER);
         return;
     }
+    if (model->aside) {
+        Pending* pending = make_pending(request, *model);
+        open(*pending);
+        fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+        return;
+    }
     if (model->draining) {
         refuse(request, Reason::DRAINING, Text::DRAINING);
         return;
@@ -46,10 +52,18 @@ void Service::again(Pending& pending, Status status, const Said& said, bool coun
     if (pending.answered) {
         return;
     }
+    if (pending.evidence >= EVIDENCE_MAX) {
+        fail(pending, Status::EXECUTION_FAILED, Text::ENDED_WORKERS);
+        return;
+    }
+    if (pending.model->aside) {
+        fail(pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+        return;
+    }
     pending.attempts = static_cast<std::uint8_t>(pending.attempts + count);
     if (pending.attempts < ATTEMPTS_MAX && !pending.model->workers.empty()) {
         if (pending.deadline_ns >= NEVER_NS) {
-            to_background(pending, true);
+            to_background(pending, pending.evidence == 0);
             return;
         }
         if (replace(pending)) {
@@ -284,6 +298,9 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
     worker->draining = true;  // nothing that is planned again may land here
     std::vector<Pending*> waiting;
     clear_plans(*worker, waiting);
+    for (Device* device : worker->devices) {
+        blame(*device);
+    }
     while (Flight* flight = worker->flights.front()) {
         lose_flight(*flight, waiting);
     }
@@ -318,6 +335,7 @@ void Service::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         return;
     }
     worker->devices.erase(std::find(worker->devices.begin(), worker->devices.end(), device));
+    blame(*device);
     std::vector<Pending*> waiting;
     take_unsent(*device, waiting);
     for (Flight *flight = worker->flights.front(), *next = nullptr; flight != nullptr; flight = next) {
@@ -368,6 +386,11 @@ void Service::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
     }
     if (flight.batch != nullptr) {
         take_back(flight, waiting);
+    }
+    if (flight.was_executing) {
+        accuse(flight, Fault::WORKER_LOST);
+    }
+    if (flight.batch != nullptr) {
         retire_batch(flight);
     }
 }
@@ -403,15 +426,21 @@ void Service::find_others(const std::vector<Pending*>& waiting, const Said& said
     for (Model* model : models_) {
         note_model(*model, touched);
     }
-    for (Pending* pending : waiting) {
-        again(*pending, Status::UNAVAILABLE, said);
+    for (bool suspects : {false, true}) {  // suspects after all others
+        for (Pending* pending : waiting) {
+            if ((pending->evidence > 0) == suspects) {
+                again(*pending, Status::UNAVAILABLE, said);
+            }
+        }
     }
     for (Model* model : touched) {
         if (model->gone) {
             continue;
         }
         strand(*model);
-        if (model->draining) {
+        if (model->aside) {
+            set_aside(*model);
+        } else if (model->draining) {
             check_removed(*model);
         }
     }
@@ -578,8 +607,10 @@ Flight* Service::send_batch(Batch& batch) {
         pending->batch = nullptr;
         pending->flight = flight;
         pending->part = part++;
+        flight->is_apart |= pending->evidence > 0;
         out.ids.push_back(pending->request.id);
     }
+    must(!flight->is_apart || (device.lane.size() == 1 && part == 1), "a suspect was not sent by itself");
     command.earliest_ns = now_;
     command.latest_ns = deadline < NEVER_NS ? deadline - expected - worker.back_ns : NEVER_NS;
     command.expected_ns = expected;
@@ -598,7 +629,16 @@ void Service::action_done(Ns now, const ActionResult& result) {
     judge(*flight, result);
     touch(*flight->device);
     if (flight->kind == FlightKind::LOAD) {
+        Model& loaded = *flight->residency->model;
+        if (result.status == Status::OK) {
+            loaded.load_evidence = 0;
+        } else if (result.status == Status::CRASHED) {
+            accuse(*flight, Fault::CRASHED);
+        }
         load_answered(*flight, result);
+        if (loaded.aside) {
+            set_aside(loaded);
+        }
         return;
     }
     if (flight->kind == FlightKind::UNLOAD) {
@@ -638,9 +678,13 @@ void Service::action_done(Ns now, const ActionResult& result) {
         }
     } else if (flight->kind == FlightKind::INFER) {
         infer_failed(*flight, result);
+    } else if (result.status == Status::CRASHED || result.status == Status::OVERRUN) {
+        accuse(*flight, result.status == Status::CRASHED ? Fault::CRASHED : Fault::OVERRUN);
     }
     retire_batch(*flight);
-    if (model.draining) {
+    if (model.aside) {
+        set_aside(model);
+    } else if (model.draining) {
         check_removed(model);
     }
 }
@@ -674,6 +718,89 @@ void Service::answer(Flight& flight, const ActionResult& result) {
     }
 }
 
+// ----- suspects -----------------------------------------------------------------------------------
+// What was executing when a worker ended may be why. It is tried again, but by itself: in a batch of its own, on a
+// device where nothing else is under way, after what else waits. Evidence stays with a request, and at EVIDENCE_MAX it
+// is answered as failed and its model set aside; an execution whose requests were all answered before it ended leaves
+// its evidence with the model. What was only queued behind is planned anew like anything else.
+
+// Notes what a device was at when its worker was lost, or it broke: the oldest action of each lane. Had the oldest
+// ended by now, as was thought, its result may have been lost on its way: then the next had begun, too.
+void Service::blame(Device& device) {
+    Flight* head = device.lane.front();
+    if (head != nullptr && head->there_ns <= now_) {
+        head->was_executing = true;
+        Flight* next = device.lane.next(head);
+        if (next != nullptr && now_ - device.worker->back_ns > device.head_end_ns) {
+            next->was_executing = true;
+        }
+    }
+    for (Flight* one = device.worker->flights.front(); one != nullptr; one = device.worker->flights.next(one)) {
+        if (one->device == &device && one->kind == FlightKind::LOAD) {
+            one->was_executing = true;
+            break;
+        }
+    }
+}
+
+// Holds against a model, and its requests in the flight, what became of it. They have been taken back already.
+void Service::accuse(const Flight& flight, Fault fault) {
+    Model& model = *flight.residency->model;
+    std::uint8_t evidence = fault == Fault::CRASHED ? EVIDENCE_CRASHED : EVIDENCE_LOST;
+    bool is_enough = false;
+    if (fault == Fault::OVERRUN) {
+        is_enough = model.overruns.add(now_);
+    } else if (flight.kind == FlightKind::LOAD) {
+        model.load_evidence = static_cast<std::uint8_t>(model.load_evidence + evidence);
+        is_enough = model.load_evidence >= EVIDENCE_MAX;
+    } else {
+        bool has_open = false;
+        if (flight.kind == FlightKind::INFER) {
+            for (Pending* pending : flight.batch->pendings) {
+                if (!pending->answered) {
+                    has_open = true;
+                    pending->alone = true;
+                    pending->evidence = static_cast<std::uint8_t>(pending->evidence + evidence);
+                    is_enough |= pending->evidence >= EVIDENCE_MAX;
+                }
+            }
+        }
+        // That its requests' time was over says that it took long, which makes an accident less likely.
+        bool counts = fault == Fault::CRASHED || (!has_open && flight.kind == FlightKind::INFER);
+        for (std::uint8_t count = 0; counts && count < evidence; ++count) {
+            is_enough |= model.unanswerable.add(now_);
+        }
+    }
+    bool sets_aside = is_enough && !model.draining;
+    if (fault == Fault::WORKER_LOST && !sets_aside) {
+        return;  // it may have been anything
+    }
+    Command& command = order(CommandKind::MODEL_FAULT);
+    command.model_id = model.model_id;
+    command.worker = flight.device->worker->worker_id;
+    command.a = static_cast<Ns>(fault);
+    command.b = sets_aside;
+    if (!sets_aside) {
+        return;
+    }
+    model.aside = model.draining = true;  // set_aside() follows, once the books are in order
+}
+
+// Answers every request for a model that is set aside and not under way, in the order of their coming.
+void Service::set_aside(Model& model) {
+    std::vector<RequestId> all;
+    pendings_.for_each([&](const Pending& pending) {
+        if (pending.model == &model && pending.flight == nullptr) {
+            all.push_back(pending.request.id);
+        }
+    });
+    std::sort(all.begin(), all.end());
+    for (RequestId id : all) {
+        fail(*pendings_.find(id), Status::UNAVAILABLE, Text::SET_ASIDE);
+    }
+    check_removed(model);
+}
+
 // The unanswered requests of a flight that ended, free to be planned again.
 void Service::take_back(Flight& flight, std::vector<Pending*>& waiting) {
     for (Pending* pending : flight.batch->pendings) {
@@ -704,16 +831,25 @@ void Service::infer_failed(Flight& flight, const ActionResult& result) {
     Status status = result.status;
     waiting_.clear();
     take_back(flight, waiting_);
+    if (status == Status::CRASHED || status == Status::OVERRUN) {
+        accuse(flight, status == Status::CRASHED ? Fault::CRASHED : Fault::OVERRUN);
+    }
     bool has_words = result.text != nullptr && !result.text->empty();
-    if (status == Status::EXECUTION_FAILED || status == Status::INVALID_INPUT) {
+    if (status == Status::EXECUTION_FAILED || status == Status::INVALID_INPUT || status == Status::OVERRUN) {
         for (Pending* pending : waiting_) {
             if (flight.batch->pendings.size() == 1) {
                 Said said(has_words ? Text::VERBATIM : Text::FAILED_ON_INPUT, 0, 0, result.text);
-                fail(*pending, status, said);
+                fail(*pending, status == Status::OVERRUN ? Status::EXECUTION_FAILED : status, said);
             } else {
                 pending->alone = true;
                 again(*pending, Status::DEADLINE_MISSED, Text::BATCH_FAILED, false);
             }
+        }
+        return;
+    }
+    if (status == Status::CRASHED) {
+        for (Pending* pending : waiting_) {
+            again(*pending, Status::UNAVAILABLE, Text::WORKER_LOST);
         }
         return;
     }

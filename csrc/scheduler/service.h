@@ -81,6 +81,13 @@ protected:
 
     // ----- for policies ------------------------------------------------------------------------
 
+    // Whether nothing may be sent to a device: a suspect is under way there, apart from everything else.
+    static bool is_closed(const Device& device) { return !device.lane.empty() && device.lane.front()->is_apart; }
+    // Whether a request has to wait until nothing else is under way on the device.
+    static bool must_wait(const Device& device, const Pending& pending) {
+        return pending.evidence > 0 && !device.lane.empty();
+    }
+
     // Plan a request once more whose action came to nothing, or answer it. count: it was its action's failure.
     void again(Pending& pending, Status status, const Said& said, bool count = true, Reason reason = Reason::NONE);
     // Answer a request that nobody can serve any more.
@@ -98,6 +105,9 @@ protected:
 private:
     void answer(Flight& flight, const ActionResult& result);
     void infer_failed(Flight& flight, const ActionResult& result);
+    void blame(Device& device);
+    void accuse(const Flight& flight, Fault fault);
+    void set_aside(Model& model);
     void take_back(Flight& flight, std::vector<Pending*>& waiting);
     void retire_batch(Flight& flight);
     void leave_lane(Flight& flight, const ActionResult& result);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -23,6 +24,18 @@ inline constexpr std::size_t CACHE_LINE = 64;
 
 // The delay each way that is assumed of a link until it has been measured.
 inline constexpr Ns LINK_DEFAULT_NS = 200'000;
+
+// An execution that is overdue by this much is no longer late but stuck: see Device::free_ns().
+inline constexpr Ns STUCK_NS = 500 * MS;
+
+// A model is set aside when so much speaks against it: evidence against one of its requests or loads, overruns within
+// FAULT_WINDOW_NS. A crash that a worker told of is evidence enough to be believed the second time; a worker that was
+// lost without a word may have been killed from outside, and two of those are not held against anybody.
+inline constexpr std::uint8_t EVIDENCE_LOST = 1;
+inline constexpr std::uint8_t EVIDENCE_CRASHED = 2;
+inline constexpr std::uint8_t EVIDENCE_MAX = 3;
+inline constexpr std::size_t OVERRUNS_MAX = 5;
+inline constexpr Ns FAULT_WINDOW_NS = 600 * SECOND;
 
 // What is assumed of a disk until something was read from it: 2 GB/s.
 inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
@@ -99,6 +112,19 @@ private:
     std::uint32_t count_ = 0;
 };
 
+// Whether something has happened so many times within FAULT_WINDOW_NS.
+template <std::size_t Count>
+struct Recent {
+    std::array<Ns, Count> times{};
+    std::uint64_t count = 0;
+
+    bool add(Ns now) {
+        Ns& oldest = times[count++ % Count];
+        oldest = now;
+        return count >= Count && now - times[count % Count] <= FAULT_WINDOW_NS;
+    }
+};
+
 // A request that has been admitted and not been answered.
 struct Pending {
     Request request;
@@ -114,6 +140,7 @@ struct Pending {
     Ns load_ns = 0;  // the load that it waited for
     Ns key_ns = 0;   // for the policy
     std::uint8_t attempts = 0;
+    std::uint8_t evidence = 0;   // that it ends workers; from the first on it runs by itself: see Service::blame()
     std::uint8_t widenings = 0;  // actions of it that came too late for a window narrower than its deadline
     bool answered = false;
     bool alone = false;  // a batch that it was in failed: it shares no other
@@ -127,7 +154,7 @@ struct Pending {
         queue = nullptr;
         before = after = nullptr;
         load_ns = key_ns = 0;
-        attempts = widenings = 0;
+        attempts = evidence = widenings = 0;
         answered = alone = false;
     }
 };
@@ -286,6 +313,8 @@ struct Flight {
     ActionId action_id = 0;
     FlightKind kind = FlightKind::INFER;
     bool revoked = false;  // or it has ended
+    bool is_apart = false;   // nothing else is sent to its device while it is under way
+    bool was_executing = false;  // when its worker was lost
     bool is_narrow = false;  // its window ends before its requests' deadlines demand it
     Device* device = nullptr;
     Residency* residency = nullptr;
@@ -305,7 +334,7 @@ struct Flight {
     std::uint32_t generation = 0;
 
     void reset() {
-        revoked = is_narrow = false;
+        revoked = is_narrow = is_apart = was_executing = false;
         batch = nullptr;
         clear_bytes = 0;
     }
@@ -318,6 +347,8 @@ struct alignas(CACHE_LINE) Model {
     bool draining = false;
     bool gone = false;
     bool is_varied = false;  // workers of one kind have prepared it differently
+    bool aside = false;      // draining, because of what its executions did
+    std::uint8_t load_evidence = 0;  // that loading it ends workers, since one was loaded last
     std::vector<Residency*> residencies;
     std::vector<KindSpec*> specs;    // one for each kind of device and each way in which workers prepared it there
     std::vector<WorkerId> workers;   // that have prepared it, in the order of their saying so
@@ -334,12 +365,17 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t touched = 0;       // the round of Service::note_model() that has seen it
     std::uint32_t generation = 0;
     ModelDemand demand;
+    Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
+    Recent<OVERRUNS_MAX> overruns;
 
     // Whether a device has it, or will, whose worker does not leave.
     bool is_somewhere() const;
 
     void reset() {
-        batches = draining = gone = is_varied = false;
+        batches = draining = gone = is_varied = aside = false;
+        load_evidence = 0;
+        unanswerable = {};
+        overruns = {};
         specs.clear();
         workers.clear();
         residencies.clear();
@@ -567,6 +603,9 @@ inline Ns Device::free_ns(Ns now) const {
     Ns overdue = now - worker->back_ns - head_end_ns;  // had the head ended before, its result would be here
     if (overdue > 0) {
         end += overdue;
+    }
+    if (overdue > STUCK_NS) {
+        end += overdue;  // what has gone on for so long is likely to go on for as long again
     }
     return std::max(end, soonest);
 }

@@ -44,6 +44,7 @@ enum class Status : std::uint8_t {
     ACTION_CANCELLED = 26,
     WORKER_LOST = 27,
     OVERRUN = 28,
+    CRASHED = 29,
 };
 
 // In the order of clockwork.messages.Reason; NONE for an answer that is no refusal.
@@ -83,6 +84,8 @@ enum class Text : std::uint8_t {
     NO_WORKER_LEFT,
     BATCH_FAILED,       // the batch that it was in failed
     FAILED_ON_INPUT,    // the model failed on this input
+    SET_ASIDE,          // the model is set aside
+    ENDED_WORKERS,      // workers ended while they executed it
     LOAD_FAILED,        // the model could not be loaded: text, or the name of status a
     VERBATIM,           // text, as the worker said it, or the name of status a
 };
@@ -148,6 +151,14 @@ enum class CommandKind : std::uint8_t {
     WAKE,
     SEND_FETCH,  // disk to the worker's host store, and out of it; device is 0, load_id the copy's
     SEND_DROP,
+    MODEL_FAULT,
+};
+
+// What a model's execution or load did; the numbers of clockwork.scheduler.types.Fault.
+enum class Fault : std::uint8_t {
+    WORKER_LOST,  // its worker ended, or its device broke, and nobody said why
+    CRASHED,      // it ended its worker, which said so
+    OVERRUN,      // it took longer than it may
 };
 
 // One order. Which fields count depends on kind; see the records of the same names in scheduler/types.py.
@@ -171,8 +182,8 @@ struct Command {
     Ns earliest_ns = 0;           // WAKE: at_ns
     Ns latest_ns = 0;
     Ns expected_ns = 0;
-    Ns a = 0;                     // ANSWER_OK: queue_ns; ANSWER_FAILED: the text's first number
-    Ns b = 0;                     // ANSWER_OK: load_ns; ANSWER_FAILED: the second
+    Ns a = 0;                     // ANSWER_OK: queue_ns; ANSWER_FAILED: the text's first number; MODEL_FAULT: Fault
+    Ns b = 0;                     // ANSWER_OK: load_ns; ANSWER_FAILED: the second; MODEL_FAULT: 1 if it is set aside
     Ns c = 0;                     // ANSWER_OK: exec_ns
     Ns feasible_slo_ns = 0;       // ANSWER_FAILED, REFUSED: 0 if unknown
     Ns retry_after_ns = 0;

@@ -288,6 +288,7 @@ void World::obey() {
             case CommandKind::ANSWER_FAILED:
                 answer(command);
                 break;
+            case CommandKind::MODEL_FAULT:
             case CommandKind::MODEL_GONE:
                 break;
             default:

@@ -20,6 +20,7 @@ from clockwork.scheduler.types import (
     Arrived,
     DeviceLost,
     LinkMeasured,
+    ModelFault,
     ModelGone,
     ModelReady,
     ModelRemoved,
@@ -264,6 +265,7 @@ class World:
         self.answered_at: dict[int, int] = {}
         self.sent: dict[int, int] = {}  # request -> times it was sent
         self.gone: list[int] = []
+        self.faults: list[ModelFault] = []
         self.poison: dict[int, None] = {}
         self.load_failures = 0.0
         self.infer_failures = 0.0
@@ -313,6 +315,8 @@ class World:
             self.at(max(command.at_ns, self.now), self.tick, command.at_ns)
         elif isinstance(command, AnswerOk | AnswerFailed):
             self.answer(command)
+        elif isinstance(command, ModelFault):
+            self.faults.append(command)
         elif isinstance(command, ModelGone):
             self.gone.append(command.model_id)
             for worker in self.workers.values():

@@ -1,0 +1,45 @@
+"""What is said of a model whose executions end workers or do not end."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from clockwork.config import EVIDENCE_MAX, FAULT_WINDOW_NS, OVERRUNS_MAX
+from clockwork.controller.troubles import TroubleKind
+from clockwork.scheduler.types import Fault
+
+
+class Account(NamedTuple):
+    """name: by which it is counted. kind: of the trouble that it is, if it is one by itself. text: this once; reason:
+    of a model that is set aside for it."""
+
+    name: str
+    kind: TroubleKind | None
+    text: str
+    reason: str
+
+
+def account(fault: Fault, worker: str) -> Account:
+    """worker: its name; "" if it is gone."""
+    where = f"worker {worker}" if worker else "a worker"
+    if fault is Fault.OVERRUN:
+        minutes = FAULT_WINDOW_NS // 60_000_000_000
+        return Account(
+            "overrun",
+            TroubleKind.MODEL_OVERRUN,
+            f"an execution on {where} took longer than it may and was ended",
+            f"{OVERRUNS_MAX} of its executions took longer than they may within {minutes} minutes",
+        )
+    if fault is Fault.CRASHED:
+        return Account(
+            "crashed",
+            TroubleKind.WORKER_KILLED,
+            f"{where} crashed while it executed or loaded the model",
+            "workers crashed again while they executed or loaded it",
+        )
+    return Account(
+        "worker_lost",
+        None,
+        f"{where} was lost while it executed or loaded the model",
+        f"{EVIDENCE_MAX} workers were lost while they executed the same request, or loaded it",
+    )

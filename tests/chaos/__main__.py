@@ -129,7 +129,14 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 def show(found: dict[str, Any], console: rich.console.Console) -> None:
     table = rich.table.Table(
-        "fault", "times", "failed", "noticed by", "noticed, ms", "served again, ms", "whole, ms"
+        "fault",
+        "times",
+        "failed",
+        "noticed by",
+        "noticed, ms",
+        "served again, ms",
+        "unhindered, ms",
+        "whole, ms",
     )
     for kind, one in found["kinds"].items():
         if one["faults"] or one["skipped"]:

@@ -47,7 +47,7 @@ TIGHT_SHARE = 0.2
 
 RAW_UNDER_WAY = 4
 ASYNC_UNDER_WAY = 4
-CHANGE_PAUSE_S = 0.25
+CHANGE_PAUSE_S = 0.1
 
 
 @dataclasses.dataclass(slots=True)

@@ -32,7 +32,7 @@ WHOLE_S = 20.0
 """How long the cluster may take until both workers serve every model again, with all that was started anew."""
 
 CALM_S = 1.2
-"""Load after each fault, when everything is to be right: longer than oracle.SERVED_AGAIN_NS."""
+"""Load after each fault, once the cluster is whole: longer than oracle.SERVED_AGAIN_NS."""
 
 PRESSURE_S = 0.02
 
@@ -86,7 +86,7 @@ def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RAT
                 effect.due_ns = now_ns()
                 break
             effect.whole_ns = now_ns()
-            pause.wait(max(0.0, CALM_S + (effect.due_ns - now_ns()) / SECOND))  # the calm, which is looked at
+            pause.wait(CALM_S)  # of load in which everything is to be right
         load.send(signal.SIGTERM)
         if load.wait(40.0) != 0:
             breaches.append(Breach(Rule.HARNESS, load.text[-2000:]))

@@ -149,7 +149,7 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
             f"{info.weights_bytes / 2**20:.1f} MiB",
             info.holding,
             "yes" if info.batches else "no",
-            info.text,
+            _remarks(info),
         ]
         for info in infos
     ]
@@ -169,6 +169,12 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
         ],
         rows,
     )
+
+
+def _remarks(info: Any) -> str:
+    """Why it is not ready, or on which workers it could not be prepared."""
+    failed = [f"not on {worker}: {why}" for worker, why in (info.raw.get("not_prepared") or {}).items()]
+    return "; ".join(filter(None, [info.text, *failed]))
 
 
 def _traffic(info: Any) -> str:
@@ -249,6 +255,10 @@ def show(
         ("program", str(info.raw.get("program", ""))),
         ("package", info.digest),
         *(
+            ("prepared" if index == 0 else "", _say_preparation(one))
+            for index, one in enumerate(info.raw.get("preparations") or ())
+        ),
+        *(
             ("on", f"{one.get('worker')} device {one.get('device')}: {one.get('state')}")
             for one in info.devices
         ),
@@ -266,6 +276,17 @@ def show(
         rows = [[str([list(shape) for shape in point.shape]), str(point.batch), f"{point.exec_ns / 1e6:.3f} ms",
                  f"{point.exec_ns / 1e6 / max(1, point.batch):.3f} ms"] for point in info.profile]  # fmt: skip
         print_table(["shape", "batch", "execution", "a row"], rows)
+
+
+def _say_preparation(one: dict[str, Any]) -> str:
+    """What a worker said of a model: what it measured, or why it does not serve it."""
+    text = f"on {one.get('worker')}: {one.get('state')}"
+    if "exec_ns" in one:
+        text += (
+            f", {one['exec_ns'] / 1e6:.3f} ms, batches of up to {one['batch_max']}, {one['pages']} pages {one['holding']}, "
+            f"load {one['load_ns'] / 1e6:.3f} ms"
+        )
+    return text
 
 
 @models.command()

@@ -171,6 +171,8 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     click.echo(f"controller {body.get('version')}, policy {body.get('policy')}, "
                f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {body.get('clients', 0)} clients")  # fmt: skip
     click.echo(f"models     {by_state or 'none'}, {body.get('programs', 0)} programs")
+    if body.get("why_not_ready"):
+        click.echo(f"not ready  {body['why_not_ready']}")
     counts = body.get("counts") or {}
     plain = ", ".join(f"{count} {what}" for what, count in counts.items() if not isinstance(count, dict))
     reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
@@ -211,6 +213,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
             ])  # fmt: skip
     if rows:
         print_table(["worker", "host store", "free", "models", "fetching"], rows)
+    _print_preparations(body)
     gpus, offline = _describe_gpus(body)
     if gpus:
         print_table(["GPU", "clock", "of memory", "temperature", "power", ""], gpus)
@@ -231,6 +234,19 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     ]
     if rows:
         print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
+
+
+def _print_preparations(body: dict[str, Any]) -> None:
+    """Workers that have not prepared every model, and why."""
+    for one in body.get("workers") or ():
+        models = one.get("models") or {}
+        if models.get("preparing"):
+            click.echo(f"{one.get('name')} prepares {models['preparing']} models")
+        failures = models.get("failures") or ()
+        for label, why in failures:
+            click.echo(f"{one.get('name')} does not serve {label}: {why}")
+        if models.get("failed", 0) > len(failures):
+            click.echo(f"{one.get('name')} does not serve {models['failed'] - len(failures)} more")
 
 
 def _print_troubles(body: dict[str, Any]) -> None:

@@ -118,6 +118,24 @@ METRIC_BOUNDS_NS = tuple(
 PREDICTION_BOUNDS_NS = tuple(round(base * 10**exponent) for exponent in range(4, 9) for base in (1, 2.5, 5))
 """The same of the errors of predictions, which are smaller: from 10 us to 500 ms."""
 
+PREPARE_AGAIN_NS = (10_000_000_000, 60_000_000_000, 600_000_000_000)
+"""Pauses after which a worker that failed to prepare a model is asked again, one after the other; then no more."""
+
+FAILURES_TOLD_MAX = 20
+"""Models that a worker failed to prepare of which status says why."""
+
+INTERFACE_TENSORS_MAX = 4_096
+"""Inputs, and outputs, that a model may have."""
+
+PROFILE_POINTS_MAX = 4_096
+"""Measurements of one model that a worker may tell."""
+
+RUN_PAGES_MAX = (1 << 31) - 1
+"""Pages of one model, in all runs of its layout."""
+
+SUMMARY_TEXT_CHARS_MAX = 4_096
+"""Of any one text in what a worker tells of a model."""
+
 METRICS_MODELS_PAGE = 64
 """Models that one answer to the query for metrics tells of: the controller serves nobody while it gathers them, which is
 a millisecond for so many."""

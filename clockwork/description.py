@@ -37,7 +37,7 @@ class ModelInfo:
 
     name: str
     version: int
-    state: str  # preparing, ready, draining or failed
+    state: str  # preparing, ready, unserved (ready, but no worker has it), draining, unloaded or failed
     text: str  # why it failed
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

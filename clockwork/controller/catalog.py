@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clockwork.controller.interfaces import Interface
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError
 from clockwork.models.durable import Journal, write_durably
@@ -41,9 +42,10 @@ class ModelRecord:
     options: dict[str, Any]  # of its Register message
     offered: bool = True  # whether it serves; see messages.Offer
     aside: str = ""  # why it was set aside, and so is not offered; "": it was not
+    interface: Interface | None = None  # as the first worker said; see controller.interfaces
 
     def to_json(self) -> bytes:
-        body = {
+        body: dict[str, Any] = {
             "name": self.name,
             "version": self.version,
             "digest": self.digest,
@@ -52,12 +54,15 @@ class ModelRecord:
             "offered": self.offered,
             "aside": self.aside,
         }
+        if self.interface is not None:
+            body["interface"] = self.interface.to_dict()
         return json.dumps(body).encode()
 
     @staticmethod
     def from_json(text: bytes) -> ModelRecord:
         """Raises ValueError, KeyError or TypeError on a damaged record."""
         body = json.loads(text)
+        interface = body.get("interface")
         return ModelRecord(
             str(body["name"]),
             int(body["version"]),
@@ -66,6 +71,7 @@ class ModelRecord:
             dict(body["options"]),
             bool(body.get("offered", True)),
             str(body.get("aside", "")),
+            Interface.from_dict(interface) if interface is not None else None,
         )
 
 

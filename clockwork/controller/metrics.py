@@ -18,6 +18,7 @@ from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_B
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.registration import Registrar
 from clockwork.controller.troubles import Troubles
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
@@ -50,6 +51,7 @@ class MetricsQuery:
         exchange: Exchange,
         scheduler: Scheduler,
         table: ModelTable,
+        registrar: Registrar,
         troubles: Troubles,
         complaints: Complaints,
         policy: str,
@@ -58,6 +60,7 @@ class MetricsQuery:
         self._exchange = exchange
         self._scheduler = scheduler
         self._table = table
+        self._registrar = registrar
         self._troubles = troubles
         self._complaints = complaints
         self._policy = policy
@@ -111,6 +114,7 @@ class MetricsQuery:
             "requests_open": self._exchange.held_count - self._exchange.copy_count,
             "clients": clients,
             "unserved": dict(self.unserved),
+            "ready": not self._registrar.readiness(),
             "model_count": len(ids),
             "unloaded": self._table.unloaded_count,
             "troubles": self._troubles.summary(self._exchange.now_ns),
@@ -127,7 +131,7 @@ class MetricsQuery:
                 {
                     "name": model.record.name,
                     "version": model.record.version,
-                    "state": model.state.value,
+                    "state": self._registrar.state_of(model)[0],
                     **(counts or _UNASKED),
                     "resident": [
                         [names.get(worker, str(worker)), device]
@@ -180,6 +184,7 @@ class MetricsQuery:
                         )
                         for plan in (of_worker.get(index, nothing),)
                     ],
+                    "models": self._registrar.preparations.count(worker.worker_id),
                     "host_bytes": first.get("host_bytes", 0),
                     "host_used": first.get("host_used", 0),
                     "fetches": fetches,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
 from clockwork.controller.catalog import ModelRecord
+from clockwork.controller.interfaces import Interface, as_counted
 from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
 from clockwork.models.package import PackageFile
 from clockwork.models.prepared import PreparedModel
@@ -35,6 +36,9 @@ UNLOADED = "unloaded"
 """In descriptions, the state of a version that was put away; there is no ServedModel of it."""
 
 REMOVED = "removed"
+
+UNSERVED = "unserved"
+"""In descriptions, the state of a version that is ready and that no worker serves: those that have it left, or leave."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,10 +64,12 @@ class ServedModel:
     """One version of one model, as the controller serves it."""
 
     __slots__ = (
+        "batches",
         "counts",
         "faults",
         "input_index",
         "leaving",
+        "measured",
         "model_id",
         "prepared",
         "record",
@@ -84,7 +90,9 @@ class ServedModel:
         self.text = ""  # why it failed
         self.leaving = ""  # what a version that is draining will be: UNLOADED or REMOVED
         self.was_ready = False  # in this life of the controller or an earlier one
-        self.prepared: PreparedModel | None = None
+        self.prepared: PreparedModel | None = None  # by one worker; inputs, outputs, metadata: the record's
+        self.batches = False  # whether its requests count rows, as the first worker found since the start
+        self.measured: dict[int, PreparedModel] = {}  # by worker id: of those that differ from ``prepared``
         self.input_index: dict[str, int] = {}
         self.workers: dict[int, str] = {}  # worker id: preparing, ready, or what went wrong
         self.waiters: list[Waiter] = []
@@ -105,19 +113,38 @@ class ServedModel:
         return bool(self.workers) and all(state not in ("preparing", "ready") for state in states)
 
     def spec(self, prepared: PreparedModel) -> ModelSpec:
-        """What the scheduler is told."""
+        """What the scheduler is told of a worker that prepared it so."""
+        is_alike = prepared.batches == self.batches
         return ModelSpec(
             model_id=self.model_id,
             name=self.record.name,
             version=self.record.version,
             program=prepared.program,
-            batches=prepared.batches,
-            batch_max=prepared.batch_max,
+            batches=self.batches,
+            batch_max=prepared.batch_max if is_alike else 1,
             slo_ns=self.slo_ns,
             runs=tuple(prepared.runs),
             load_ns=prepared.load_ns,
-            profile=prepared.profile,
+            profile=prepared.profile if is_alike else as_counted(prepared.profile, self.batches),
         )
+
+    def describe_preparations(self, worker_names: Mapping[int, str]) -> list[dict[str, Any]]:
+        """By worker: preparing, ready or why it could not be prepared, and what was measured there."""
+        rows = []
+        for worker, state in self.workers.items():
+            row: dict[str, Any] = {"worker": worker_names.get(worker, str(worker)), "state": state}
+            prepared = self.measured.get(worker, self.prepared) if state == "ready" else None
+            if prepared is not None:
+                spec = self.spec(prepared)
+                row |= {
+                    "holding": prepared.holding,
+                    "batch_max": spec.batch_max,
+                    "pages": sum(spec.runs),
+                    "load_ns": spec.load_ns,
+                    "exec_ns": min((point.exec_ns for point in spec.profile), default=0),
+                }
+            rows.append(row)
+        return rows
 
     def describe(self, worker_names: dict[int, str], resident: list[dict[str, Any]]) -> dict[str, Any]:
         """What ``models show`` shows."""
@@ -134,6 +161,7 @@ class ServedModel:
             "workers": {
                 worker_names.get(worker, str(worker)): state for worker, state in self.workers.items()
             },
+            "preparations": self.describe_preparations(worker_names),
             "devices": resident,
         }
         prepared = self.prepared
@@ -158,6 +186,34 @@ class ServedModel:
                 "example": prepared.example,
             }
         return body
+
+
+def _measured(prepared: PreparedModel) -> tuple[Any, ...]:
+    """What may differ between workers that serve one model, but for times."""
+    return prepared.holding, prepared.batches, prepared.batch_max, prepared.runs
+
+
+def _hold(record: ModelRecord, said: Interface) -> bool:
+    """Keep the first word of a model's interface, and of its outputs the first that was verified. True if it is new."""
+    held = record.interface
+    if held is None or held == said:
+        record.interface = said  # the same, but shared
+    elif said.verified and not held.verified:
+        record.interface = dataclasses.replace(held, outputs=said.outputs, verified=True)
+    else:
+        return False
+    return held != record.interface
+
+
+def _declared(model: ServedModel, prepared: PreparedModel) -> PreparedModel:
+    """What a worker measured, with the interface that is held."""
+    held = model.record.interface
+    assert held is not None
+    shown = dataclasses.replace(prepared, inputs=held.inputs, outputs=held.outputs, metadata=held.metadata)
+    if shown.batches != model.batches:
+        shown.profile = as_counted(shown.profile, model.batches)
+        shown.batches, shown.batch_max = model.batches, 1
+    return shown
 
 
 def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
@@ -427,11 +483,35 @@ class ModelTable:
         seen = [version for split in splits for version in split.versions()]
         self._last_version[route.name] = max([*seen, self._last_version.get(route.name, 0)])
 
-    def learn(self, model: ServedModel, prepared: PreparedModel) -> None:
-        """Keep what a worker found out, sharing what models of one program have in common.
+    def learn(self, model: ServedModel, worker: int, prepared: PreparedModel) -> bool:
+        """Keep what a worker found out, which contradicts nothing that is held. True if the record's interface is new."""
+        self._share(prepared)
+        is_new = _hold(model.record, Interface.of(prepared))
+        if model.prepared is None:
+            model.batches = prepared.batches
+        others = (state for other, state in model.workers.items() if other != worker)
+        is_first = model.prepared is None or "ready" not in others
+        if is_first:
+            model.measured.clear()
+        if is_first or is_new:
+            model.prepared = shown = _declared(
+                model, prepared if model.prepared is None or is_first else model.prepared
+            )
+            key = (shown.program, tuple(spec.name for spec in shown.inputs))
+            model.input_index = self._indexes.setdefault(
+                key, {spec.name: index for index, spec in enumerate(shown.inputs)}
+            )
+            self._mirror.serve(model)
+        assert model.prepared is not None
+        if _measured(prepared) != _measured(model.prepared):
+            model.measured[worker] = prepared
+        return is_new
 
-        A thousand fine-tunes then cost one description: what remains a model's own is its digest,
-        its layout and its load time.
+    def _share(self, prepared: PreparedModel) -> None:
+        """Have models of one program share what they have in common.
+
+        A thousand fine-tunes then cost one description: what remains a model's own is its digest, its layout and its
+        load time.
         """
         shared = self._shared.setdefault((prepared.program, prepared.fingerprint), prepared)
         for field in ("inputs", "outputs", "profile", "metadata", "example", "runs", "batching_note"):
@@ -439,12 +519,6 @@ class ModelTable:
                 setattr(prepared, field, getattr(shared, field))
         prepared.program = shared.program
         prepared.fingerprint = shared.fingerprint
-        model.prepared = prepared
-        key = (prepared.program, tuple(spec.name for spec in prepared.inputs))
-        model.input_index = self._indexes.setdefault(
-            key, {spec.name: index for index, spec in enumerate(prepared.inputs)}
-        )
-        self._mirror.serve(model)
 
     def set_slo(self, model: ServedModel, slo_ns: int) -> None:
         """Change the SLO of requests that bring none."""

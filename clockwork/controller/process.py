@@ -198,12 +198,12 @@ class Controller:
         )  # fmt: skip
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
-        self._metrics = MetricsQuery(
-            self._exchange, self._scheduler, self._table, self.troubles, self._complaints, settings.policy,
-            self._started_ns,
-        )  # fmt: skip
         self._storage = StorageThread()
         self._registrar = Registrar(self, self._catalog, self._storage, self._table)
+        self._metrics = MetricsQuery(
+            self._exchange, self._scheduler, self._table, self._registrar, self.troubles, self._complaints,
+            settings.policy, self._started_ns,
+        )  # fmt: skip
         restored = self._registrar.restore()
         log.info(
             "controller %s listens for clients on %s and for workers on %s; %d models in %s",
@@ -553,7 +553,7 @@ class Controller:
             for one in devices
         )
         self._events.append(WorkerJoined(self._now, worker.worker_id, shapes, devices[0].host_bytes))
-        self._registrar.worker_joined(worker.worker_id)
+        self._registrar.worker_joined(worker.worker_id, worker.name)
         log.info(
             "worker %s joined as %d with %s",
             worker.name,
@@ -647,6 +647,7 @@ class Controller:
     def _worker_leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:
         self._events.append(WorkerDraining(self._now, worker.worker_id))
         worker.is_draining = True
+        self._registrar.worker_drains(worker.worker_id)
         # Whatever was ordered of it went before this, and from here on it is ordered nothing: once it has answered
         # what it has, it may go.
         self._worker_router.send(worker.identity, wire.encode(Goodbye()))
@@ -742,8 +743,8 @@ class Controller:
             else:
                 self._watch_clock(worker)
                 self._ping(worker)
-        self._complaints.settle(self._now)
         self._registrar.beat()
+        self._complaints.settle(self._now)
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
 
     def _watch_clock(self, worker: WorkerLink) -> None:
@@ -814,8 +815,11 @@ class Controller:
         resident = self._whereabouts(model, names)
         model.counts = Counts(*self._exchange.outcomes(model.model_id))
         versions = self._table.versions.get(model.record.name, {})
+        state, text = self._registrar.state_of(model)
         return {
             **model.describe(names, resident),
+            "state": state,
+            "text": text,
             **self._table.traffic(model),
             "versions": [number for number, one in versions.items() if one.state is ModelState.READY],
             "route": self.describe_route(model.record.name),
@@ -829,11 +833,16 @@ class Controller:
 
     def _describe_briefly(self, model: ServedModel, names: dict[int, str]) -> dict[str, Any]:
         prepared = model.prepared
+        state, text = self._registrar.state_of(model)
         return {
             "name": model.record.name,
             "version": model.record.version,
-            "state": model.state.value,
-            "text": model.text,
+            "state": state,
+            "text": text,
+            "not_prepared": {
+                names.get(worker, str(worker)): model.workers[worker]
+                for worker in self._registrar.preparations.failed_on(model)
+            },
             **self._table.traffic(model),
             "devices": self._whereabouts(model, names),
             "hosted": self._hosts(model, names),
@@ -870,18 +879,23 @@ class Controller:
                     "sent": self._exchange.actions_sent(worker.slot),
                     "results": self._exchange.action_results(worker.slot),
                     "devices": devices,
+                    "models": self._registrar.preparations.describe(worker.worker_id),
                     "stats": worker.stats,
                 }
             )
         states: dict[str, int] = {}
         for model in self._table.by_id.values():
-            states[model.state.value] = states.get(model.state.value, 0) + 1
+            state, _ = self._registrar.state_of(model)
+            states[state] = states.get(state, 0) + 1
+        why = self._registrar.readiness()
         return {
             "version": __version__,
             "epoch": self._epoch,
             "policy": self._settings.policy,
             "uptime_ns": now_ns() - self._started_ns,
             "clients": len(self._clients),
+            "ready": not why,
+            "why_not_ready": why,
             "models": states,
             "programs": len(
                 {m.prepared.program for m in self._table.by_id.values() if m.prepared is not None}

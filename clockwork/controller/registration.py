@@ -19,19 +19,23 @@ from clockwork.config import (
     CHUNK_WINDOW,
     ERASE_RETRY_NS,
     MODELS_MAX,
+    TROUBLE_CHARS_MAX,
     UPLOADS_MAX,
     VERSIONS_MAX,
 )
 from clockwork.controller.catalog import Catalog, Change, ModelRecord
+from clockwork.controller.interfaces import Interface, difference, read_summary
 from clockwork.controller.models import (
     REMOVED,
     UNLOADED,
+    UNSERVED,
     ModelState,
     ModelTable,
     ServedModel,
     Waiter,
     set_aside_text,
 )
+from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
@@ -55,7 +59,7 @@ from clockwork.messages import (
 from clockwork.models.package import PackageFile, PackageWriter, check_name, digest_of, parse_files, rows_of
 from clockwork.models.prepared import PreparedModel
 from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
-from clockwork.telling import tell
+from clockwork.telling import printable, tell
 
 log = logging.getLogger("clockwork.controller")
 
@@ -79,15 +83,15 @@ class Outside(Protocol):
 
     def worker_ids(self) -> list[int]: ...
 
+    def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None: ...
+
+    def clear_trouble(self, kind: TroubleKind, subject: str) -> None: ...
+
     def describe(self, model: ServedModel) -> dict[str, Any]: ...
 
     def describe_route(self, name: str) -> dict[str, Any]: ...
 
     def publish(self, topic: str, body: dict[str, Any]) -> None: ...
-
-    def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None: ...
-
-    def clear_trouble(self, kind: TroubleKind, subject: str) -> None: ...
 
 
 @dataclasses.dataclass(slots=True)
@@ -131,6 +135,9 @@ class Registrar:
         self._removals: list[Removal] = []
         self._refused: dict[int, ServedModel] = {}  # to be erased, which has failed
         self._retry_ns = 0
+        self.preparations = Preparations()
+        self._starting: dict[int, ServedModel] = {}  # models of which a start still waits; see readiness()
+        self._has_started = False
 
     # ----- start -------------------------------------------------------------------------------
 
@@ -141,7 +148,9 @@ class Registrar:
             log.warning("%s", complaint)
         for record in records:
             if record.offered:
-                self._table.add(record).was_ready = True
+                model = self._table.add(record)
+                model.was_ready = True
+                self._starting[model.model_id] = model
             else:
                 self._table.put_away(record)
             if record.aside:
@@ -156,6 +165,41 @@ class Registrar:
             else:
                 self._turns.write(route.name, Change(unroute=route.name), lambda _: None)
         return len(records)
+
+    def readiness(self) -> str:
+        """Why the cluster is not ready, as a sentence; "" once it is.
+
+        It has started when every model is served by somebody, or has failed for a reason, that was registered before
+        or has been since: with hundreds of models one that fails keeps nobody waiting, and one that is registered
+        later makes nothing unready. From then on it is ready while there is a worker that does not leave; whether a
+        model is, is the model's to say.
+        """
+        if not self.preparations.has_workers():
+            return "no worker is connected"
+        if self._has_started:
+            return ""
+        for model in list(self._starting.values()):
+            is_there = self._table.by_id.get(model.model_id) is model
+            if (
+                is_there
+                and not self.is_served(model)
+                and model.state in (ModelState.PREPARING, ModelState.READY)
+            ):
+                return f"{len(self._starting)} models are not served yet, among them {model.label}"
+            del self._starting[model.model_id]
+        self._has_started = bool(self._table.by_id)
+        return ""
+
+    def is_served(self, model: ServedModel) -> bool:
+        """Whether somebody serves its requests."""
+        return self.preparations.is_served(model)
+
+    def state_of(self, model: ServedModel) -> tuple[str, str]:
+        """Its state as people are told it, and why."""
+        if model.state is ModelState.READY and not self.is_served(model):
+            failed = (model.workers[worker] for worker in self.preparations.failed_on(model))
+            return UNSERVED, next(failed, "no worker that is connected serves it")
+        return model.state.value, model.text
 
     # ----- clients -----------------------------------------------------------------------------
 
@@ -316,6 +360,8 @@ class Registrar:
 
     def _offer(self, waiter: Waiter, text: str) -> None:
         models, away = self._standing(text)
+        for model in models:
+            self._ask_again(model)
         if not away:
             self._await_load(models[-1], waiter)
             return
@@ -496,54 +542,101 @@ class Registrar:
 
     # ----- workers -----------------------------------------------------------------------------
 
-    def worker_joined(self, worker: int) -> None:
+    def worker_joined(self, worker: int, name: str) -> None:
+        self.preparations.joined(worker, name)
         for model in self._table.by_id.values():
             if model.state is not ModelState.DRAINING:
                 self._ask(model, worker)
 
+    def worker_drains(self, worker: int) -> None:
+        """It takes no more orders; what it has said stays, until it has left."""
+        self.preparations.drains(worker)
+
     def worker_left(self, worker: int) -> None:
         for model in list(self._table.by_id.values()):
-            if model.workers.pop(worker, None) is not None and model.state is ModelState.PREPARING:
+            if self._forget_preparation(model, worker) and model.state is ModelState.PREPARING:
                 self._settle(model)
+        self.preparations.left(worker)
+
+    def _prepare_again(self) -> None:
+        """Ask workers again that could not prepare a model, when their pauses are over."""
+        for worker, model in self.preparations.due(self._outside.now()):
+            if worker in self.preparations.failed_on(model) and model.state is not ModelState.DRAINING:
+                self._ask(model, worker)
 
     def prepared(self, worker: int, message: Prepared) -> None:
-        """A worker has prepared a model, or could not."""
+        """A worker has prepared a model, or could not. Raises InvalidInput."""
         model = self._table.by_id.get(message.model_id)
-        if model is None or model.workers.get(worker) != "preparing":
+        if model is None or model.workers.get(worker) != PREPARING:
             return
         if message.status != Status.OK:
-            model.workers[worker] = message.text or "could not be prepared"
-            log.warning("worker %d cannot prepare %s: %s", worker, model.label, message.text)
+            # An invalid model is one for everybody: another try may only help where others serve it.
+            may_help = message.status != Status.INVALID_MODEL or model.was_ready
+            self._not_prepared(model, worker, message.text or "could not be prepared", may_help)
         else:
             prepared = read_summary(message.summary)
-            fastest = min((point.exec_ns for point in prepared.profile), default=0)
-            known = model.prepared
-            if (
-                known is not None
-                and known.fingerprint == prepared.fingerprint
-                and "ready" in model.workers.values()
-                and (known.runs, known.batches, known.batch_max)
-                != (prepared.runs, prepared.batches, prepared.batch_max)
-            ):
-                # One plan serves all devices of a kind, so their layouts must be one too.
-                model.workers[worker] = "was prepared differently than on the other workers of its kind"
-                log.warning("worker %d: %s %s", worker, model.label, model.workers[worker])
-            elif 0 < model.slo_ns < fastest and not model.was_ready:
-                model.workers[worker] = (
-                    f"its SLO of {model.slo_ns / 1e6:g} ms is below its execution time of {fastest / 1e6:.3g} ms"
-                )
+            why = self._unsuitable(model, prepared)
+            if why:
+                self._outside.to_worker(worker, Forget(model.model_id))
+                self._not_prepared(model, worker, why, may_help=False)
             else:
-                self._table.learn(model, prepared)
-                model.workers[worker] = "ready"
+                self.preparations.note(model, worker, READY)
+                if self._table.learn(model, worker, prepared):
+                    self._turns.take(model.record.name, functools.partial(self._keep_interface, model))
                 self._outside.schedule(ModelReady(self._outside.now(), worker, model.spec(prepared)))
         self._settle(model)
+
+    def _unsuitable(self, model: ServedModel, prepared: PreparedModel) -> str:
+        """Why a worker that prepared it so may not serve a model; "" if it may. What it measured is its own."""
+        if prepared.digest != model.record.digest:
+            return f"it prepared another package: {tell(prepared.digest)}"
+        held = model.record.interface
+        why = difference(held, Interface.of(prepared)) if held is not None else ""
+        if why:
+            return f"it says of {model.label} what contradicts the worker that prepared it first: {why}"
+        fastest = min((point.exec_ns for point in prepared.profile), default=0)
+        if 0 < model.slo_ns < fastest and not model.was_ready:
+            return (
+                f"its SLO of {model.slo_ns / 1e6:g} ms is below its execution time of {fastest / 1e6:.3g} ms"
+            )
+        return ""
+
+    def _keep_interface(self, model: ServedModel) -> None:
+        """So that it is the same after a restart, whoever is the first to prepare the model then."""
+        if self._table.by_id.get(model.model_id) is model and model.state is not ModelState.DRAINING:
+            change = Change(save=[dataclasses.replace(model.record)])
+            self._turns.write(model.record.name, change, lambda _: None)
+
+    def _not_prepared(self, model: ServedModel, worker: int, why: str, may_help: bool) -> None:
+        why = printable(why, TROUBLE_CHARS_MAX)
+        self.preparations.note(model, worker, why)
+        again = may_help and self.preparations.try_again(model, worker, self._outside.now())
+        name = self.preparations.name(worker)
+        log.warning(
+            "worker %s cannot prepare %s: %s%s",
+            name,
+            model.label,
+            why,
+            "; asked again later" if again else "",
+        )
+        if model.was_ready:  # nobody waits for it, who would hear of it
+            self._outside.note_trouble(TroubleKind.PREPARATION_FAILED, f"{model.label} on {name}", why)
+
+    def _forget_preparation(self, model: ServedModel, worker: int) -> bool:
+        """What a worker said of a model holds no more; False if it said nothing."""
+        state = self.preparations.forget(model, worker)
+        if state is not None and state not in (PREPARING, READY):
+            self._outside.clear_trouble(
+                TroubleKind.PREPARATION_FAILED, f"{model.label} on {self.preparations.name(worker)}"
+            )
+        return state is not None
 
     def gone(self, model_id: int) -> None:
         """The scheduler let go of a draining model: forget it everywhere, but for its record if it is unloaded."""
         model = self._table.by_id[model_id]
         for worker in model.workers:
             self._outside.to_worker(worker, Forget(model_id))
-        self._table.remove(model)
+        self._take_out(model)
         if model.leaving == UNLOADED:
             self._table.put_away(model.record)
         log.info("%s %s", model.leaving, model.label)
@@ -559,7 +652,8 @@ class Registrar:
             self._outside.to_client(removal.waiter.client, Reply(removal.waiter.request_id, removal.body))
 
     def beat(self) -> None:
-        """Try again what could not be written, now and then."""
+        """Try again, now and then, what could not be written, and what could not be prepared."""
+        self._prepare_again()
         if self._refused and self._outside.now() >= self._retry_ns:
             self._retry_ns = self._outside.now() + ERASE_RETRY_NS
             for model in list(self._refused.values()):
@@ -634,6 +728,7 @@ class Registrar:
     def _join(self, model: ServedModel, waiters: Sequence[Waiter]) -> None:
         for waiter in waiters:
             self._await(model, waiter)
+        self._ask_again(model)
         self._settle(model)
 
     def _begun(
@@ -707,6 +802,8 @@ class Registrar:
 
     def _become_version(self, upload: Upload, record: ModelRecord) -> None:
         model = self._table.add(record)
+        if not self._has_started:
+            self._starting[model.model_id] = model
         workers = self._outside.worker_ids()
         for waiter in upload.waiters:
             self._await(model, waiter)
@@ -760,7 +857,8 @@ class Registrar:
 
     def _ask(self, model: ServedModel, worker: int) -> None:
         record = model.record
-        model.workers[worker] = "preparing"
+        self._forget_preparation(model, worker)
+        self.preparations.note(model, worker, PREPARING)
         options = {key: record.options[key] for key in ("batching", "batch_max")}
         self._outside.to_worker(
             worker,
@@ -769,18 +867,26 @@ class Registrar:
             ),
         )
 
+    def _ask_again(self, model: ServedModel) -> None:
+        """Somebody wants it served: whoever could not prepare it is asked once more."""
+        for worker in self.preparations.failed_on(model):
+            self._ask(model, worker)
+
     def _settle(self, model: ServedModel) -> None:
         """See whether preparing has come to an end, one way or the other; tell whoever waits."""
         if model.state is ModelState.DRAINING:
             return
-        if model.settled():
+        is_settled = model.settled()
+        # A version that takes traffic for the first time does so when it is ready everywhere; what did before (in an
+        # earlier life of the controller, or before it was unloaded) is served as soon as one worker can.
+        if is_settled or (model.was_ready and READY in model.workers.values()):
             if model.state is not ModelState.READY:
                 model.state, model.text = ModelState.READY, ""
                 model.was_ready = True
                 self._route(model)
                 log.info("%s is ready", model.label)
                 self._outside.publish("model", {"model": model.label, "state": "ready"})
-            if model.waiters:
+            if is_settled and model.waiters:
                 body = self._outside.describe(model)
                 self._answer(model, lambda waiter: Reply(waiter.request_id, body))
         elif model.failed_everywhere():
@@ -816,7 +922,7 @@ class Registrar:
                 return
             for worker in model.workers:
                 self._outside.to_worker(worker, Forget(model.model_id))
-            self._table.remove(model)
+            self._take_out(model)
 
         self._turns.write(model.record.name, change, erased)
 
@@ -879,34 +985,12 @@ class Registrar:
         else:
             self._outside.schedule(ModelRemoved(self._outside.now(), model.model_id))
 
-
-def read_summary(summary: dict[str, Any]) -> PreparedModel:
-    """What a worker says of a model that it has prepared. Raises InvalidInput where it makes no sense."""
-    try:
-        prepared = PreparedModel.from_dict(summary | {"weights": []})
-        numbers = [
-            *prepared.runs,
-            prepared.batch_max,
-            prepared.page_bytes,
-            *(point.batch for point in prepared.profile),
-            *(dimension for point in prepared.profile for dims in point.shape for dimension in dims),
-            *(point.exec_ns for point in prepared.profile),
-            prepared.load_ns,
-            prepared.weights_bytes,
-            prepared.resident_bytes,
-        ]
-        if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
-            raise InvalidInput("a summary's counts, bytes and times are natural numbers")
-        if type(prepared.program) is not str or type(prepared.fingerprint) is not str:
-            raise InvalidInput("a summary's program and fingerprint are strings")
-        if type(prepared.batches) is not bool or not prepared.batch_max or not all(prepared.runs):
-            raise InvalidInput("a summary's batch_max and runs are at least 1")
-        for spec in (*prepared.inputs, *prepared.outputs):
-            if type(spec.name) is not str or type(spec.dtype) is not int:
-                raise InvalidInput("a summary's tensors have a name and a dtype")
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise InvalidInput(f"a summary that cannot be read: {type(error).__name__}: {error}"[:300]) from None
-    return prepared
+    def _take_out(self, model: ServedModel) -> None:
+        """The model is gone, here and on the workers."""
+        for worker in list(model.workers):
+            self._forget_preparation(model, worker)
+        self.preparations.forget_model(model)
+        self._table.remove(model)
 
 
 def _say_split(split: Split | None) -> str:

@@ -22,6 +22,7 @@ class TroubleKind(enum.StrEnum):
     WORKER_LET_GO = "worker_let_go"  # A worker's answers were wrong too often; subject: the worker's name.
     WORKER_CLOCK = "worker_clock"  # A worker's clock cannot be followed; subject: the worker's name.
     DEVICE_LOST = "device_lost"  # A device of a worker is broken for good; subject: worker/device.
+    PREPARATION_FAILED = "preparation_failed"  # A worker cannot prepare a model that was ready; subject: name@version on its name.
     FILE_REPAIRED = "file_repaired"  # A stored file was damaged and has been replaced; subject: what it held.
     FILE_DAMAGED = (
         "file_damaged"  # A stored file is damaged and nobody has another copy; subject: what it held.

@@ -185,13 +185,13 @@ class ClusterView:
     def server(self) -> dict[str, Any]:
         return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
-    async def ready(self) -> bool:
-        """Whether the controller answers, and has a worker."""
+    async def why_not_ready(self) -> str:
+        """Why the cluster is not ready, in a sentence; "" if it is. See Registrar.readiness() of the controller."""
         try:
             status = await self._client.status(timeout=READY_LIMIT_S)
-        except ClockworkError:
-            return False
-        return bool(status.get("workers"))
+        except ClockworkError as error:
+            return f"the controller does not answer: {error}"
+        return str(status.get("why_not_ready", "" if status.get("workers") else "no worker is connected"))
 
     # ----- models ------------------------------------------------------------------------------
 
@@ -205,9 +205,8 @@ class ClusterView:
         return info
 
     async def model_ready(self, name: str, version: str) -> bool:
-        """Raises ModelNotFound."""
-        info = await self.describe(name, version)
-        return info.state == "ready" and "ready" in _mapping(info.raw.get("workers")).values()
+        """Whether somebody serves it. Raises ModelNotFound."""
+        return (await self.describe(name, version)).state == "ready"
 
     async def metadata(self, name: str, version: str) -> dict[str, Any]:
         """As ``GET /v2/models/NAME`` answers."""

@@ -234,7 +234,7 @@ class GrpcServer:
         return pb.ServerLiveResponse(live=True)
 
     async def _server_ready(self, request: Any, context: Context) -> Any:
-        return pb.ServerReadyResponse(ready=await self._cluster.ready())
+        return pb.ServerReadyResponse(ready=not await self._cluster.why_not_ready())
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
         return pb.ModelReadyResponse(ready=await self._cluster.model_ready(request.name, request.version))

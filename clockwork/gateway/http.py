@@ -400,9 +400,8 @@ class HttpServer:
         return _json(200, {"live": True})
 
     async def _ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        if await self._cluster.ready():
-            return _json(200, {"ready": True})
-        return _error(Unavailable("the controller does not answer, or has no worker"))
+        why = await self._cluster.why_not_ready()
+        return _error(Unavailable(f"not ready: {why}")) if why else _json(200, {"ready": True})
 
     async def _model_ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         name, version = _named(path)

@@ -96,6 +96,9 @@ _DECLARED = (
            "Requests that no model's counts have: for a model that is not registered, or that no worker serves."),
     # ----- models -----
     Metric("clockwork_models", "gauge", ("state",), "models", "Registered models (versions), by state."),
+    Metric("clockwork_ready", "gauge", (), "",
+           "1 if the cluster is ready, as /v2/health/ready says: it has a worker, and whatever it began with is served or"
+           " has failed."),
     Metric("clockwork_model_ready", "gauge", _MODEL, "",
            "1 if requests for the model are taken; 0 while it is prepared or drained, or if it failed."),
     Metric("clockwork_model_resident_devices", "gauge", _MODEL, "devices", "Devices that hold the model."),
@@ -136,6 +139,8 @@ _DECLARED = (
     # ----- workers -----
     Metric("clockwork_workers", "gauge", (), "workers", "Workers that are connected."),
     Metric("clockwork_worker_serving", "gauge", ("worker",), "", "1 if the worker is given work, 0 while it drains."),
+    Metric("clockwork_worker_models", "gauge", ("worker", "state"), "models",
+           "Models by what became of them on the worker: ready, preparing, or failed to be prepared there."),
     Metric("clockwork_worker_host_store_bytes", "gauge", ("worker",), "bytes",
            "Budget of the worker's host store; 0 if it has none."),
     Metric("clockwork_worker_host_store_used_bytes", "gauge", ("worker",), "bytes", "How much of it is used."),
@@ -416,6 +421,8 @@ def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
     labels = _labels(("worker",), (worker["name"],))
     add = text.add_labelled
     add("clockwork_worker_serving", labels, int(worker["state"] != "draining"))
+    for state, count in worker.get("models", {}).items():
+        add("clockwork_worker_models", f'{labels},state="{state}"', count)
     add("clockwork_worker_host_store_bytes", labels, worker["host_bytes"])
     add("clockwork_worker_host_store_used_bytes", labels, worker["host_used"])
     add("clockwork_worker_fetches_total", labels, worker["fetches"])
@@ -443,6 +450,7 @@ def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
 def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     workers = body.get("workers", ())
     text.add("clockwork_workers", (), len(workers))
+    text.add("clockwork_ready", (), int(body.get("ready", False)))
     text.add("clockwork_devices", (), body["devices"])
     text.add("clockwork_devices_wanted", (), round(body["devices_wanted"], 4))
     text.add("clockwork_requests_open", (), body["requests_open"])

@@ -104,6 +104,9 @@ class PreparedModel:
     constants_note: str  # which weights stay inside the program and why ("" none)
     metadata: dict[str, str]  # the ONNX file's own: image layout, labels, ...
     example: list[list[int]]  # the shapes of the inputs that it was profiled with
+    outputs_verified: bool = (
+        False  # what the model returned has the shapes of ``outputs``, as far as they are fixed
+    )
     workspace_bytes: int = (
         0  # the most that an execution took of the workspace when profiled; 0: not measured
     )

@@ -161,6 +161,7 @@ class FakeWorker(Peer):
     def prepare(self, status: messages.Status = messages.Status.OK, text: str = "", **changes: Any) -> Any:
         """Wait for Prepare and answer it."""
         message, _ = self.receive(messages.Prepare)
+        changes = {"digest": message.digest} | changes
         summary = prepared_model(**changes).summary() if status == messages.Status.OK else {}
         self.send(messages.Prepared(message.model_id, status, text, summary))
         return message

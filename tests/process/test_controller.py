@@ -237,7 +237,7 @@ def test_new_content_becomes_the_next_version_when_it_is_ready(served: Any) -> N
     client.infer("m", 10, [1, 2], ROW)
     worker.serve_one()
     assert client.receive(messages.Answer)[0].model_version == 1
-    with worker.preparing(digest="1" * 64):
+    with worker.preparing():
         reply = client.register("m", b"new content", request_id=11)
     assert reply.body["version"] == 2
     for name, version in (("m", 2), ("m@1", 1), ("m@2", 2)):

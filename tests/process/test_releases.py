@@ -293,11 +293,11 @@ def test_a_route_survives_a_restart_and_is_whole_when_its_versions_are_ready(tmp
         found = {}
         for _ in range(3):
             message, _ = stage.worker.receive(messages.Prepare)
-            found[message.version] = message.model_id
+            found[message.version] = message
 
         def ready(version: int) -> None:
-            summary = prepared_model(program=str(version)).summary()
-            stage.worker.send(messages.Prepared(found[version], Status.OK, "", summary))
+            summary = prepared_model(program=str(version), digest=found[version].digest).summary()
+            stage.worker.send(messages.Prepared(found[version].model_id, Status.OK, "", summary))
             eventually(lambda: stage.model(f"m@{version}")["state"] == "ready", f"version {version} is ready")
 
         ready(3)  # which has no share

@@ -76,6 +76,7 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
             {
                 "name": "w",
                 "state": "serving",
+                "models": {"ready": 2, "preparing": 0, "failed": 1},
                 "devices": [
                     {
                         "index": 0, "kind": "cuda", "name": "H100", "pages": 100, "free_pages": 40, "page_bytes": 16 << 20,

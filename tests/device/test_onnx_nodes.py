@@ -219,6 +219,7 @@ def test_sample_of_operators(work: Path) -> None:
 
 
 @pytest.mark.conformance
+@pytest.mark.timeout(900)
 def test_every_operator(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts, failures = examine(node_tests(), work)
     with capsys.disabled():

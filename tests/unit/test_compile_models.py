@@ -60,11 +60,20 @@ def test_an_encoder_on_emulated_tensor_cores_agrees_with_onnx_runtime(tmp_path: 
 
 
 @needs_nvrtc
+@pytest.mark.parametrize(
+    ("name", "architectures"),
+    [
+        ("resnet18", ("sm_90",)),
+        pytest.param("resnet50", ("sm_80", "sm_90"), marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
+    ],
+)
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_every_kernel_of_a_resnet50_assembles_without_spills(dtype: str, tmp_path: Path) -> None:
-    model = tmp_path / "resnet50.onnx"
-    onnx.save(zoo.build("resnet50"), model)
-    options = Options(("sm_80", "sm_90"), (1,), dtype=dtype, verify=False)
+def test_every_kernel_of_a_resnet_assembles_without_spills(
+    name: str, architectures: tuple[str, ...], dtype: str, tmp_path: Path
+) -> None:
+    model = tmp_path / f"{name}.onnx"
+    onnx.save(zoo.build(name), model)
+    options = Options(architectures, (1,), dtype=dtype, verify=False)
     summary = compile_model(model, tmp_path / "package", options)
     assert nvrtc.is_installed()
     for variant, log in zip(summary.program.variants, summary.logs, strict=True):
@@ -77,4 +86,5 @@ def test_every_kernel_of_a_resnet50_assembles_without_spills(dtype: str, tmp_pat
         assert not any(one.tensor_cores for variant in summary.statistics for one in variant)
     if dtype == "fp16":
         products = [one for variant in summary.statistics for one in variant if one.tensor_cores]
-        assert len(products) > 80  # of 2 x 54
+        weighted = {"resnet18": 21, "resnet50": 54}[name] * len(architectures)  # layers that multiply by weights
+        assert len(products) > 0.74 * weighted

@@ -45,7 +45,7 @@ class Breach:
 
 
 Waited = Callable[[int, int], int]
-"""Nanoseconds between two moments in which something waited for a processor: see seed.Pressure."""
+"""Nanoseconds between two moments that the cluster waited for a processor: see seed.Pressure."""
 
 
 def judge_requests(

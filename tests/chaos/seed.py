@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ WHOLE_S = 20.0
 CALM_S = 1.2
 """Load after each fault, once the cluster is whole: longer than oracle.SERVED_AGAIN_NS."""
 
-PRESSURE_S = 0.02
+PRESSURE_S = 0.05
 
 DESCRIPTORS_SETTLE_S = 3.0
 DESCRIPTORS_MORE = 2
@@ -53,12 +53,12 @@ class Report:
     changes: dict[str, int]
     breaches: list[list[str]]
     wall_s: float
-    cpu_waited_s: float  # how long something waited for a processor meanwhile, by the kernel's own account
+    waited_s: float  # how long that process of the cluster waited for a processor which waited longest
     logs: dict[str, str] = dataclasses.field(default_factory=dict)  # of a seed that failed
 
 
 def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RATE) -> Report:
-    begin_ns, pressure = now_ns(), Pressure()
+    begin_ns = now_ns()
     memory_before = shared_memory()
     world = World(
         root / "world",
@@ -68,6 +68,7 @@ def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RAT
     )
     breaches: list[Breach] = []
     effects: list[faults.Effect] = []
+    pressure = Pressure(lambda: [(one.name, one.program.pid) for one in world.supervised])
     try:
         world.wait_until_whole()
         before = {one.program.pid: usage(one.program.pid) for one in world.supervised}
@@ -113,8 +114,8 @@ def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RAT
         if left := shared_memory() - memory_before:
             breaches.append(Breach(Rule.LEFT, f"in shared memory: {', '.join(sorted(left))}"))
     finally:
-        world.destroy()
         pressure.close()
+        world.destroy()
     return Report(
         scenario.seed,
         [_told(effect, requests, pressure) for effect in effects],
@@ -269,12 +270,19 @@ def _temporary_files(world: World) -> list[str]:
 
 
 class Pressure:
-    """How long something waited for a processor, by the kernel's own account, sampled: on a machine that others use, what
-    they took is not held against the cluster. Where the kernel keeps no account nothing is forgiven."""
+    """How long the processes of a cluster were ready to run and did not, by the kernel's own account, sampled.
 
-    def __init__(self) -> None:
+    Of a machine that others use, what they took is not held against the cluster. What counts between two moments is the
+    wait of that one process, all its threads together, which waited longest: what has to happen after a failure
+    happens mostly in one process after the other. Where the kernel keeps no account nothing is forgiven.
+    """
+
+    def __init__(self, processes: Callable[[], Iterable[tuple[str, int]]]) -> None:
+        """processes: (name, process id) of those that run; who is started again has his name again."""
+        self._processes = processes
         self._at_ns: list[int] = []
-        self._total_ns: list[int] = []
+        self._waits: list[dict[str, int]] = []  # of all processes of a name until then
+        self._last: dict[int, tuple[str, int]] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -283,18 +291,35 @@ class Pressure:
         """Between two moments, rounded inwards to samples."""
         first = bisect.bisect_left(self._at_ns, begin_ns)
         last = bisect.bisect_right(self._at_ns, end_ns) - 1
-        return max(0, self._total_ns[last] - self._total_ns[first]) if 0 <= first < last else 0
+        if not 0 <= first < last:
+            return 0
+        before, after = self._waits[first], self._waits[last]
+        return max((waited - before.get(name, 0) for name, waited in after.items()), default=0)
 
     def close(self) -> None:
         self._over.set()
         self._thread.join()
 
     def _run(self) -> None:
-        path = Path("/proc/pressure/cpu")
-        while path.exists() and not self._over.wait(PRESSURE_S):
-            total_us = int(path.read_text().split("total=")[1].split()[0])
+        while not self._over.wait(PRESSURE_S):
+            for name, pid in self._processes():
+                self._last[pid] = (name, max(_run_delay_ns(pid), self._last.get(pid, ("", 0))[1]))
+            waits: dict[str, int] = {}
+            for name, waited in self._last.values():
+                waits[name] = waits.get(name, 0) + waited
             self._at_ns.append(now_ns())
-            self._total_ns.append(total_us * 1000)
+            self._waits.append(waits)
+
+
+def _run_delay_ns(pid: int) -> int:
+    """How long the threads of a process have waited for a processor; 0 once it has ended."""
+    total = 0
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):  # it or a thread has ended meanwhile
+        return 0
+    return total
 
 
 def write(report: Report, path: Path) -> None:

@@ -121,6 +121,11 @@ class Launch:
     block: tuple[int, int, int]  # threads of a block
     shared: int  # bytes of dynamic shared memory
     args: tuple[Argument, ...]
+    widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; none: not told
+
+    def pointers(self) -> list[Argument]:
+        """Those of the arguments that are addresses."""
+        return [one for one in self.args if one.kind in POINTERS or one.kind == "workspace"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -427,6 +432,9 @@ class _Node:
             raise InvalidModel(f"{self.place} has no {key!r}")
         return _Node(self.value[key], f"{self.place}: {key}")
 
+    def has(self, key: str) -> bool:
+        return isinstance(self.value, dict) and key in self.value
+
     def entries(self, most: int) -> Iterator[tuple[str, _Node]]:
         self._want(isinstance(self.value, dict), "an object")
         self._bounded(most)
@@ -491,6 +499,7 @@ def _launch(node: _Node) -> Launch:
         block=node.get("block").triple(BLOCK_MAX),
         shared=node.get("shared").integer(0, SHARED_BYTES_MAX),
         args=tuple(_argument(one) for one in node.get("args").items(ARGUMENTS_MAX)),
+        widths=node.get("widths").integers(ARGUMENTS_MAX) if node.has("widths") else (),
     )
 
 
@@ -634,6 +643,7 @@ def _check_variant(program: Program, variant: Variant, place: str) -> None:
                     raise InvalidModel(f"{what} is size {argument.value}; {len(program.padded)} are padded")
             else:
                 _check_argument(argument, sizes, variant.workspace, what)
+        _check_widths(launch, where)
 
 
 def _check_shapes(
@@ -682,6 +692,25 @@ def _check_argument(
         raise InvalidModel(f"{where}: offset {value} into {room} bytes of {kind}")
 
 
+def _check_widths(launch: Launch, where: str) -> None:
+    """A vector access at an address that its width does not divide is a fault on a GPU, and the context is lost."""
+    pointers = launch.pointers()
+    if launch.widths and len(launch.widths) != len(pointers):
+        raise InvalidModel(
+            f"{where} tells the widths of {len(launch.widths)} pointers and has {len(pointers)}"
+        )
+    for number, (width, pointer) in enumerate(zip(launch.widths, pointers)):
+        if not 1 <= width <= WEIGHT_ALIGNMENT_BYTES or width & (width - 1):
+            raise InvalidModel(
+                f"{where}: width {width} of pointer {number} is no power of two up to {WEIGHT_ALIGNMENT_BYTES}"
+            )
+        if int(pointer.value) % width:
+            raise InvalidModel(
+                f"{where}: pointer {number} is at {pointer.value} of {pointer.kind} {pointer.index}, which its "
+                f"kernel's widest access of {width} bytes does not divide"
+            )
+
+
 def _bytes_of(dtype: int, shape: Sequence[int], what: str, most: int) -> int:
     """Bytes of such a tensor. Raises InvalidModel for one that no kernel can take, or of more than ``most``."""
     if dtype not in DTYPES or dtype == STRING:
@@ -719,6 +748,7 @@ def _variant_body(variant: Variant) -> dict[str, Any]:
                     else [argument.kind, argument.value]
                     for argument in launch.args
                 ],
+                **({"widths": list(launch.widths)} if launch.widths else {}),
             }
             for launch in variant.launches
         ],

@@ -79,9 +79,11 @@ class Case:
 
 
 def check_launches(program: Program) -> None:
-    """No launch reads nothing but weights: its result would be the same at every inference."""
+    """No launch reads nothing but weights: its result would be the same at every inference. And none reads or writes
+    at an address that the widest access of its kernel does not divide, which reading the package has refused."""
     for variant in program.variants:
         for launch in variant.launches:
+            assert len(launch.widths) == len(launch.pointers()), "widths are told"
             written, *read = launch.args
             assert written.kind in ("output", "workspace")
             assert {one.kind for one in read} - {"weight"}, launch
@@ -471,6 +473,92 @@ def test_without_the_extra_it_is_said_what_to_install(
         InvalidModel, match=r"needs tinygrad, which is not installed: pip install '\.\[compile\]'"
     ):
         Case(zoo.build("null"), tmp_path)
+
+
+# ----- alignment -------------------------------------------------------------------------------
+
+
+def slices(kind: int, cuts: list[int], computed: bool) -> onnx.ModelProto:
+    """Outputs that are contiguous slices of the input, or of what is computed of it, and what is computed of them."""
+    whole, names = sum(cuts), [f"part{number}" for number in range(len(cuts))]
+    source, nodes = "x", []
+    if computed:
+        nodes.append(helper.make_node("Relu", ["x"], ["source"]))
+        source = "source"
+    nodes.append(helper.make_node("Split", [source, "cuts"], names, axis=1))
+    nodes += [helper.make_node("Neg", [name], [f"neg_{name}"]) for name in names]
+    outputs = [
+        helper.make_tensor_value_info(prefix + name, kind, [1, cut, 13])
+        for name, cut in zip(names, cuts)
+        for prefix in ("", "neg_")
+    ]
+    graph = helper.make_graph(
+        nodes, "slices", [helper.make_tensor_value_info("x", kind, [1, whole, 13])], outputs,
+        [helper.make_tensor("cuts", TensorProto.INT64, [len(cuts)], cuts)],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("kind", "cuts", "computed"),
+    [
+        (
+            TensorProto.FLOAT,
+            [5, 8, 8],
+            False,
+        ),  # the second begins at byte 260, where no four floats may be read
+        pytest.param(TensorProto.FLOAT, [5, 8, 8], True, marks=pytest.mark.slow),
+        pytest.param(TensorProto.FLOAT16, [1, 8, 3, 16], False, marks=pytest.mark.slow),
+        pytest.param(TensorProto.INT32, [3, 4, 4, 4], True, marks=pytest.mark.slow),
+    ],
+)
+def test_no_kernel_reads_a_vector_where_a_slice_begins_that_it_does_not_divide(
+    kind: int, cuts: list[int], computed: bool, tmp_path: Path
+) -> None:
+    case = Case(slices(kind, cuts, computed), tmp_path, targets=("sm_90", "host"))
+    check_launches(case.program)
+    for variant in case.program.variants:
+        for launch in variant.launches:
+            for width, pointer in zip(launch.widths, launch.pointers(), strict=True):
+                assert int(pointer.value) % width == 0, launch
+    x = (
+        np.random.default_rng(1)
+        .integers(-50, 50, (1, sum(cuts), 13))
+        .astype(helper.tensor_dtype_to_np_dtype(kind))
+    )
+    case.compare([x])
+
+
+@needs_nvrtc
+@pytest.mark.slow
+def test_kernels_still_read_vectors_where_they_may(tmp_path: Path) -> None:
+    case = Case(slices(TensorProto.FLOAT, [4, 8, 8], False), tmp_path, targets=("sm_90",))
+    assert {16} & {
+        width for variant in case.program.variants for one in variant.launches for width in one.widths
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("source", "widths"),
+    [
+        (
+            "__global__ void k(float* data0_4, half* data1_8) {\n*((float4*)((data0_4+a))) = *(data1_8+a);\n}",
+            (16, 2),
+        ),
+        ("__global__ void k(nv_bfloat16* data0_4) {\n*((nv_bfloat162*)((data0_4+a))) = b;\n}", (4,)),
+        (
+            "void k(unsigned char* restrict data0_4, long* restrict data1_1) {\n*(data0_4+a) = *(data1_1+0);\n}",
+            (1, 8),
+        ),
+        ("__global__ void k(unsigned int* data0_4) {\n*((unsigned_int2*)(data0_4+(a<<1))) = b;\n}", (8,)),
+    ],
+)
+def test_the_widest_access_is_read_off_a_kernels_source(source: str, widths: tuple[int, ...]) -> None:
+    from clockwork.models.compile.lower import _widths
+
+    assert _widths(source) == widths
 
 
 # ----- the command line ------------------------------------------------------------------------

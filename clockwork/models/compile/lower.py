@@ -66,6 +66,9 @@ from clockwork.tensors import Array
 SIZE_VARIABLE = "size"
 """What tinygrad calls the true size of an open dimension; the number of its symbol follows."""
 
+KERNELS = 2
+"""Of the kernels that are made of one schedule; what is kept of earlier ones is not taken once this is raised."""
+
 TUNE_WIDTH = 4
 """Ways to write a kernel that a search follows at a time."""
 
@@ -79,6 +82,12 @@ class _CudaRenderer(CUDARenderer):
         architecture = target.arch.rstrip("af")
         self.tensor_cores = [one for one in tc.get_cuda(architecture) if one.dtype_in != dtypes.float]
         self.compiler = Compiler()
+
+
+class _ScalarCudaRenderer(_CudaRenderer):
+    """The same, of one element at a time. A class of its own, because tinygrad keeps kernels by their renderer's."""
+
+    supports_float4 = False
 
 
 class _HostRenderer(ClangRenderer):
@@ -117,10 +126,11 @@ class _HostRenderer(ClangRenderer):
         self.compiler = Compiler()
 
 
-def _renderer(target: str) -> Any:
+def _renderer(target: str, scalar: bool = False) -> Any:
+    """scalar: no access of more than one element at a time, which the host's kernels never have."""
     if target == HOST:
         return _HostRenderer(Target(DEVICE, "CLANG", "x86_64"))
-    return _CudaRenderer(Target(DEVICE, "CUDA", target))
+    return (_ScalarCudaRenderer if scalar else _CudaRenderer)(Target(DEVICE, "CUDA", target))
 
 
 # ----- from the graph to calls ---------------------------------------------------------------------
@@ -310,8 +320,10 @@ class _Lowering:
             _publish(directory, built, known)
         return built
 
-    def _lower(self, body: UOp) -> UOp:
-        """A kernel, as the rules of thumb have it or as timing it found the fastest."""
+    def _lower(self, body: UOp, scalar: bool = False) -> UOp:
+        """A kernel, as the rules of thumb have it or as timing it found the fastest; scalar: of one element a time."""
+        if scalar:
+            return to_program(body, _renderer(self._spec.target, scalar=True))
         if not self._spec.tune or self._spec.target == HOST:
             return to_program(body, self._renderer)
         if body not in self._tuned:
@@ -326,7 +338,15 @@ class _Lowering:
         """Equal for models that are lowered to the same kernels and launches, whatever their weights."""
         constants: dict[UOp, int] = {}
         spec = self._spec
-        text = [spec.target, spec.dtype, spec.tune, str(spec.sizes), *_versions(), str(self._output_shapes)]
+        text = [
+            str(KERNELS),
+            spec.target,
+            spec.dtype,
+            spec.tune,
+            str(spec.sizes),
+            *_versions(),
+            str(self._output_shapes),
+        ]
         for call in linear.src:
             text.append(call.src[0].key.hex())
             for uop in get_call_arg_uops(call):
@@ -358,7 +378,7 @@ class _Lowering:
         arenas: dict[UOp, int] = {}
         weights: dict[UOp, int] = {}
         stored: list[StoredWeight] = []
-        kernels: dict[UOp, Kernel] = {}
+        kernels: dict[tuple[UOp, bool], Kernel] = {}
         launches: list[Launch] = []
         statistics: list[Statistic] = []
 
@@ -385,21 +405,26 @@ class _Lowering:
             body = call.src[0]
             if body.op is not Ops.SINK:
                 raise InvalidModel(f"a {body.op.name.lower()} between kernels cannot be compiled")
-            program = self._lower(body)
-            sizes = [Argument("size", 0, _number(one)) for one in program.arg.vars]
-            kernel = kernels.get(body)
-            if kernel is None:
-                kernel = kernels[body] = _kernel(program, len(kernels))
             places = get_call_arg_uops(call)
-            launches.append(
-                Launch(
-                    0,
-                    kernel.name,
-                    kernel.grid,
-                    kernel.block,
-                    0,
-                    (*(argument(done, index, places[index]) for index in program.arg.globals), *sizes),
+            for scalar in (
+                False,
+                True,
+            ):  # a view may begin where no vector may: then of one element at a time
+                program = self._lower(body, scalar)
+                kernel = kernels.get((body, scalar)) or _kernel(program, len(kernels))
+                pointers = [argument(done, index, places[index]) for index in program.arg.globals]
+                if all(
+                    int(one.value) % width == 0 for one, width in zip(pointers, kernel.widths, strict=True)
+                ):
+                    break
+            else:
+                raise InvalidModel(
+                    f"kernel {kernel.name} would read {pointers} at addresses that are not aligned"
                 )
+            kernels[body, scalar] = kernel
+            sizes = [Argument("size", 0, _number(one)) for one in program.arg.vars]
+            launches.append(
+                Launch(0, kernel.name, kernel.grid, kernel.block, 0, (*pointers, *sizes), kernel.widths)
             )
             estimates = program.src[0].arg.estimates
             on_tensor_cores = "mma.sync" in kernel.source
@@ -468,7 +493,38 @@ def _kernel(program: UOp, number: int) -> Kernel:
         return x, y, z
 
     sizes = three(info.global_size), three(info.local_size)
-    return Kernel(name, source, *sizes, len(info.globals), len(info.vars))
+    return Kernel(name, source, *sizes, len(info.globals), len(info.vars), _widths(source))
+
+
+_ELEMENT_BYTES = {
+    "bool": 1, "char": 1, "signed char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "int": 4,
+    "unsigned int": 4, "long": 8, "unsigned long": 8, "long long": 8, "unsigned long long": 8, "float": 4, "double": 8,
+    "half": 2, "_Float16": 2, "__fp16": 2, "nv_bfloat16": 2, "__bf16": 2,
+}  # fmt: skip
+"""Of the types that kernels are given pointers to, by their names in C."""
+
+_PARAMETER = re.compile(
+    r"(?:const )?([A-Za-z_][\w ]*?)\s*\* ?(?:restrict |__restrict__ )?(data\d+(?:_\d+)?)\b"
+)
+_CAST = re.compile(r"\*\(\((\w+)\*\)\(")
+_VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?(data\d+(?:_\d+)?)\b")
+
+
+def _widths(source: str) -> tuple[int, ...]:
+    """Bytes of the widest access through each pointer of a kernel: it accesses elements, or vectors of its type."""
+    head = re.search(r"\w\(([^()]*\bdata\d[^()]*)\) ?\{", source)
+    assert head is not None, source
+    parameters = _PARAMETER.findall(head[1])
+    base = {name: kind.strip() for kind, name in parameters}
+    widths = {name: _ELEMENT_BYTES[kind] for name, kind in base.items()}
+    vectors = _VECTOR.findall(source)
+    assert len(vectors) == len(_CAST.findall(source)), f"a vector access that is not understood:\n{source}"
+    for vector, name in vectors:
+        element = base[name].replace(" ", "_")
+        count = vector.removeprefix(element)
+        assert count.isdigit(), f"{vector} through a pointer to {base[name]}"
+        widths[name] = max(widths[name], int(count) * _ELEMENT_BYTES[base[name]])
+    return tuple(widths.values())
 
 
 def _number(variable: UOp) -> int:

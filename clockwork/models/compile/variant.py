@@ -50,6 +50,7 @@ class Kernel:
     block: tuple[int, int, int]
     arguments: int  # pointers that it takes
     sizes: int  # true sizes that it takes behind them, each an int
+    widths: tuple[int, ...]  # bytes of the widest access through each pointer
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Built:
                     tuple(one["block"]),
                     one["shared"],
                     tuple(Argument(**argument) for argument in one["args"]),
+                    tuple(one["widths"]),
                 )
                 for one in body["launches"]
             ],

@@ -154,14 +154,15 @@ class CupyMemory:
 
     def load_module(self, path: Path) -> Any:
         path.stat()  # CuPy would say less of a file that is missing
+        # Not RawModule: CuPy keeps what that has loaded for as long as the process lives, by path.
+        module = self._cupy.cuda.function.Module()
         with self._translated("cuModuleLoad"):
-            module = self._cupy.RawModule(path=str(path))
-            _ = module.module  # loads it
+            module.load_file(str(path))
         return module
 
     def function(self, module: Any, name: str, shared_bytes: int) -> int:
         with self._translated("cuModuleGetFunction"):
-            pointer = int(module.get_function(name).kernel.ptr)
+            pointer = int(module.get_function(name).ptr)
         if shared_bytes > ACCOUNTED_SHARED_BYTES:
             self._table.allow_shared(pointer, shared_bytes)
         return pointer
@@ -188,6 +189,10 @@ class _Translated:
         if isinstance(error, (cuda.memory.OutOfMemoryError, MemoryError)):
             raise MemoryError(f"{self._call}: {error}") from None
         if isinstance(error, (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError)):
+            if (
+                error.status == OUT_OF_MEMORY
+            ):  # in both numberings; only CuPy's pools make a MemoryError of it
+                raise MemoryError(f"{self._call}: {error}") from None
             raise CudaError(f"{self._call}: {error}", error.status) from None
 
 

@@ -1,10 +1,13 @@
-"""What CuPy is asked for, without CuPy: a module of the few names that are used, over the fake driver's table.
+"""What CuPy is asked for, without a card: a module of the few names that are used, over the fake driver's table.
 
-It shows that handles, lifetimes and errors are treated right; whether CuPy is as it is thought to be, only a card shows.
+It shows that handles, lifetimes and errors are treated right. The stand-in is held against CuPy itself, which imports
+without a driver, as far as that shows anything there.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 import types
 import weakref
@@ -17,7 +20,7 @@ import pytest
 
 from clockwork.device import cuda
 from clockwork.device._cudriver import CudaError, Table
-from clockwork.device.cuda_memory import CardInfo, CupyMemory, open_driver
+from clockwork.device.cuda_memory import CardInfo, CupyMemory, _Translated, open_driver
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import Status
 from tests.device.cuda_rig import CudaRig
@@ -33,10 +36,6 @@ class RuntimeFailure(RuntimeError):
         self.status = error.code
 
 
-class NoMemory(MemoryError):
-    pass
-
-
 def stub(table: Table) -> types.ModuleType:
     """cupy, as CupyMemory sees it."""
     contexts: dict[int, int] = {}
@@ -45,7 +44,7 @@ def stub(table: Table) -> types.ModuleType:
         try:
             return call(*arguments)
         except CudaError as error:
-            raise (NoMemory if error.code == OUT_OF_MEMORY else RuntimeFailure)(error) from None
+            raise RuntimeFailure(error) from None
 
     class Device:
         def __init__(self, ordinal: int) -> None:
@@ -71,31 +70,23 @@ def stub(table: Table) -> types.ModuleType:
             self.ptr = translated(table.allocate_host, size)
             weakref.finalize(self, table.release_host, self.ptr)
 
-    class RawModule:
-        def __init__(self, path: str) -> None:
-            self._path = path
-            self._module = 0
-
-        @property
-        def module(self) -> int:
-            if not self._module:
-                self._module = translated(table.load_module, Path(self._path).read_bytes())
-                weakref.finalize(self, table.unload_module, self._module)
-            return self._module
+    class Module:
+        def load_file(self, path: str) -> None:
+            self._module = translated(table.load_module, Path(path).read_bytes())
+            weakref.finalize(self, table.unload_module, self._module)
 
         def get_function(self, name: str) -> Any:
-            pointer = translated(table.function, self.module, name)
-            return types.SimpleNamespace(kernel=types.SimpleNamespace(ptr=pointer))
+            return types.SimpleNamespace(ptr=translated(table.function, self._module, name))
 
     names = types.SimpleNamespace
     cupy: Any = types.ModuleType("cupy")
-    cupy.RawModule = RawModule
     cupy.contexts = contexts
     cupy.cuda = names(
         Device=Device,
         Memory=Memory,
         PinnedMemory=PinnedMemory,
-        memory=names(OutOfMemoryError=NoMemory),
+        function=names(Module=Module),
+        memory=names(OutOfMemoryError=MemoryError),
         runtime=names(free=lambda _: None, hostAllocPortable=1, CUDARuntimeError=RuntimeFailure),
         driver=names(ctxGetCurrent=lambda: list(contexts.values())[-1], CUDADriverError=RuntimeFailure),
     )
@@ -129,8 +120,10 @@ def test_a_device_on_cupys_memory_serves_and_gives_back(rig: CudaRig) -> None:
         assert done.status == Status.OK
         np.testing.assert_allclose(array_of(done.parts[0][0]), expected_affine(one, X), rtol=1e-5, atol=1e-5)
         driver.device.reset()
+        modules = rig.fake.live()["modules"]
         driver.device.forget(model)
         assert driver.device.memory()["models"] == 1
+        assert rig.fake.live()["modules"] == modules - 1, "the module of a removed model goes with it"
     finally:
         driver.device.close()
 
@@ -154,5 +147,49 @@ def test_cupys_errors_are_told_like_any_other(rig: CudaRig) -> None:
 def test_without_cupy_it_is_said_what_to_install(rig: CudaRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     card = CardInfo(0, "a card", "", 90, 0)
-    with pytest.raises(ConfigError, match=r"install clockwork\[cuda12\] or \[cuda13\]"):
+    with pytest.raises(ConfigError, match=r"install clockwork-serving\[cuda12\] or \[cuda13\]"):
         CupyMemory(open_driver(), card.ordinal)
+
+
+# ----- CuPy itself -----------------------------------------------------------------------------
+
+needs_cupy = pytest.mark.skipif(
+    importlib.util.find_spec("cupy") is None, reason="CuPy is not installed (clockwork-serving[cuda12])"
+)
+
+
+def cuda_of_cupy() -> Any:
+    return importlib.import_module("cupy").cuda
+
+
+@needs_cupy
+@pytest.mark.slow
+def test_cupy_has_what_the_stand_in_has() -> None:
+    real = cuda_of_cupy()
+    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+        stand_in = stub(open_driver()).cuda
+    for name, value in vars(stand_in).items():
+        assert hasattr(real, name), name
+        for inner in vars(value) if isinstance(value, types.SimpleNamespace) else ():
+            assert hasattr(getattr(real, name), inner), f"{name}.{inner}"
+    for method in ("load_file", "get_function"):
+        assert callable(getattr(real.function.Module(), method))
+    assert real.runtime.hostAllocPortable == 1
+
+
+@needs_cupy
+@pytest.mark.slow
+def test_what_cupy_raises_where_there_is_no_memory_is_a_memory_error_to_us() -> None:
+    """Memory and PinnedMemory call the runtime themselves, past CuPy's pools: what they raise is the runtime's."""
+    real = cuda_of_cupy()
+    cupy = importlib.import_module("cupy")
+    error = real.runtime.CUDARuntimeError(OUT_OF_MEMORY)
+    assert not isinstance(error, MemoryError)
+    with pytest.raises(MemoryError, match="cudaMalloc: .*out of memory"), _Translated(cupy, "cudaMalloc"):
+        raise error
+    with (
+        pytest.raises(CudaError, match="cudaMalloc: cudaErrorInvalidValue") as told,
+        _Translated(cupy, "cudaMalloc"),
+    ):
+        raise real.runtime.CUDARuntimeError(1)
+    assert told.value.code == 1

@@ -28,6 +28,7 @@ TESTABLE := $(VENV)/.testable-$(PLACE)
 MODELS := $(VENV)/.models-$(PLACE)
 CLIENTS := $(VENV)/.clients-$(PLACE)
 RAY := $(VENV)/.ray-$(PLACE)
+CUPY := $(VENV)/.cupy-$(PLACE)
 
 SOURCES := setup.py pyproject.toml \
     $(shell find clockwork csrc -name '*.pyx' -o -name '*.pxd' -o -path 'csrc/*' -type f)
@@ -77,7 +78,7 @@ test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run 
 test-gpu: $(TESTABLE) ## the conformance suite on this machine's first GPU; skips, and says why, where there is none
 	$(BIN)/python -m pytest tests/device -k "card or on_a_gpu" -rs
 
-test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(RAY) ## the slow tests and the whole of the operator conformance
+test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(RAY) $(CUPY) ## the slow tests and the whole of the operator conformance
 	$(call run_tests,(slow or conformance) and not long)
 
 test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, hostile input at length, fuzzing
@@ -183,3 +184,8 @@ $(CLIENTS): $(TESTABLE) requirements-clients.lock
 $(RAY): $(TESTABLE) requirements-ray.lock
 	@echo "Installing Ray (80 MB, once) ..."
 	@$(PIP) -r requirements-ray.lock && touch $@ || echo "Ray could not be installed; its tests are skipped"
+
+# Likewise: without it the tests that hold the stand-in for CuPy against CuPy skip.
+$(CUPY): $(TESTABLE) requirements-cupy.lock
+	@echo "Installing CuPy (140 MB, once) ..."
+	@$(PIP) --no-deps -r requirements-cupy.lock && touch $@ || echo "CuPy could not be installed; its tests are skipped"

@@ -185,7 +185,7 @@ def test_what_cupy_raises_where_there_is_no_memory_is_a_memory_error_to_us() -> 
     cupy = importlib.import_module("cupy")
     error = real.runtime.CUDARuntimeError(OUT_OF_MEMORY)
     assert not isinstance(error, MemoryError)
-    with pytest.raises(MemoryError, match="cudaMalloc: .*out of memory"), _Translated(cupy, "cudaMalloc"):
+    with pytest.raises(MemoryError, match=r"cudaMalloc: .*out of memory"), _Translated(cupy, "cudaMalloc"):
         raise error
     with (
         pytest.raises(CudaError, match="cudaMalloc: cudaErrorInvalidValue") as told,

@@ -86,5 +86,7 @@ def test_every_kernel_of_a_resnet_assembles_without_spills(
         assert not any(one.tensor_cores for variant in summary.statistics for one in variant)
     if dtype == "fp16":
         products = [one for variant in summary.statistics for one in variant if one.tensor_cores]
-        weighted = {"resnet18": 21, "resnet50": 54}[name] * len(architectures)  # layers that multiply by weights
+        weighted = {"resnet18": 21, "resnet50": 54}[name] * len(
+            architectures
+        )  # layers that multiply by weights
         assert len(products) > 0.74 * weighted

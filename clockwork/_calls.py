@@ -15,6 +15,7 @@ from clockwork.errors import (
     ClockworkError,
     DeadlineMissed,
     ExecutionFailed,
+    Forbidden,
     InvalidInput,
     InvalidModel,
     ModelNotFound,
@@ -53,6 +54,7 @@ _ERRORS: dict[int, type[ClockworkError]] = {
     Status.UNAVAILABLE: Unavailable,
     Status.PROTOCOL_MISMATCH: ProtocolMismatch,
     Status.INVALID_MODEL: InvalidModel,
+    Status.FORBIDDEN: Forbidden,
 }
 
 

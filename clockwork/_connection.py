@@ -55,6 +55,7 @@ from clockwork.messages import (
     UploadAck,
     UploadNeed,
 )
+from clockwork.roles import Role
 from clockwork.telling import tell
 from clockwork.transport import Connection as Change
 from clockwork.transport import Dealer, Frame, Transport, Waiter
@@ -501,6 +502,8 @@ class Connection:
             text = f"the controller at {self.endpoint} does not accept this client's keys"
             if self._keys is None:
                 text += " (it was given none; see --key and CLOCKWORK_KEY)"
+            elif self._keys.role is Role.WORKER:
+                text += " (they are a worker's; see docs/security.md)"
             self._lose_all(ConnectionLost, text)
             self._hang_up()
 

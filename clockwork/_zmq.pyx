@@ -24,6 +24,7 @@ cdef extern from "zmq_api.h" nogil:
         void *msg_size
         void *msg_more
         void *msg_get
+        void *msg_gets
         void *send
         void *getsockopt
         void *last_error
@@ -73,6 +74,7 @@ cdef int _bind() except -1:
     _api.msg_size = _find(library, b"zmq_msg_size", missing)
     _api.msg_more = _find(library, b"zmq_msg_more", missing)
     _api.msg_get = _find(library, b"zmq_msg_get", missing)
+    _api.msg_gets = _find(library, b"zmq_msg_gets", missing)
     _api.send = _find(library, b"zmq_send", missing)
     _api.getsockopt = _find(library, b"zmq_getsockopt", missing)
     _api.last_error = _find(library, b"zmq_errno", missing)

@@ -15,7 +15,7 @@ COMMANDS = {
     "controller": "cli_serve",
     "gateway": "cli_gateway",
     "infer": "cli_requests",
-    "keys": "cli_serve",
+    "keys": "cli_keys",
     "load": "cli_requests",
     "metrics": "cli_metrics",
     "models": "cli_models",

@@ -50,7 +50,11 @@ def client_options(command: F) -> F:
     command = click.option("--timeout", type=float, help="Seconds to wait for an answer.  [default: 30]")(
         command
     )
-    command = click.option("--key", type=PATH, help="This peer's key file (or CLOCKWORK_KEY).")(command)
+    command = click.option(
+        "--key",
+        type=PATH,
+        help="This peer's key file (or CLOCKWORK_KEY): client.key to ask, operator.key to change what is served.",
+    )(command)
     return click.option(
         "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
     )(command)

@@ -87,6 +87,11 @@ def repository_arguments(
 @click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
 @click.option("--tls-key", type=FILE, help="Its key, PEM.")
 @click.option("--token-file", type=FILE, help="A file that holds the bearer token that clients must send.")
+@click.option(
+    "--operator-token-file",
+    type=FILE,
+    help="The token of those who may load and unload models, too.  [default: that of --token-file]",
+)
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
 @click.option(
     "--max-request-bytes",
@@ -103,13 +108,19 @@ def repository_arguments(
     help="Where OpenTelemetry spans go, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
 )
 @repository_options
-@click.option("--key", type=PATH, help="This peer's key file (or CLOCKWORK_KEY).")
+@click.option("--key", type=PATH, help="Its key file, gateway.key (or CLOCKWORK_KEY).")
+@click.option(
+    "--operator-key",
+    type=PATH,
+    help="An operator's key file: with it, it may load, unload and register models (or CLOCKWORK_OPERATOR_KEY).",
+)
 @click.option("--parent", type=int, hidden=True)
 def gateway(
     connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
     tls_key: Path | None, token_file: Path | None, insecure: bool, max_request_bytes: int, otlp_endpoint: str,
     model_repository: tuple[Path, ...], model_control_mode: str, repository_poll_secs: float,
-    load_model: tuple[str, ...], key: Path | None, parent: int | None,
+    load_model: tuple[str, ...], operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
+    parent: int | None,
 ) -> None:  # fmt: skip
     """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
 
@@ -118,7 +129,7 @@ def gateway(
     \b
     Examples:
       clockwork gateway
-      clockwork gateway --connect tcp://10.0.0.1:5555 --key peer.key --host 0.0.0.0 \\
+      clockwork gateway --connect tcp://10.0.0.1:5555 --key gateway.key --host 0.0.0.0 \\
           --tls-cert cert.pem --tls-key key.pem --token-file token
       clockwork gateway --model-repository /srv/models
       curl http://127.0.0.1:8000/v2/models/digits
@@ -132,6 +143,7 @@ def gateway(
     sys.exit(process.main(bounds.GatewaySettings(
         endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
         grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
+        operator_token_file=operator_token_file, operator_key=operator_key or config.operator_key_file(),
         insecure=insecure, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
         repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
         load_models=load_model,

@@ -1,4 +1,4 @@
-"""`clockwork up`, `controller` and `worker`, the keys they may need, and `replay`."""
+"""`clockwork up`, `controller`, `worker` and `replay`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli_common import (
-    PATH,
-    Commands,
-)
+from clockwork.cli_common import PATH
 from clockwork.cli_gateway import repository_arguments, repository_options
 from clockwork.clock import SECOND
 from clockwork.errors import ConfigError
@@ -237,6 +234,9 @@ def up(
 @click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
 @policy_options
 @click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
+@click.option("--allowed", type=PATH, metavar="FILE",
+              help="The list of keys that are let in, read again when it changes (or CLOCKWORK_ALLOWED).  [default: "
+                   "allowed.keys beside the key file]")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
 @click.option("--record", type=PATH, help="Write down what the scheduler is told, for `clockwork replay`.")
 @click.option(
@@ -250,7 +250,8 @@ def up(
 @click.option("--parent", type=int, hidden=True)
 def controller(
     listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
-    memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
+    memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None,
+    allowed: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
 ) -> None:  # fmt: skip
     """Run a controller: it holds the models and decides what every worker does when.
 
@@ -276,6 +277,7 @@ def controller(
         memory=memory or "",
         options=_numbers(options) | ({"save_devices": 1.0} if save_devices else {}),
         key=key or config.key_file(),
+        allowed=allowed or config.allowed_file(),
         insecure=insecure,
         record=record,
         record_bytes_max=record_max,
@@ -321,7 +323,7 @@ def replay(recording: Path, policy: str) -> None:
 @click.option("--drain", type=click.FloatRange(0, config.SECONDS_MAX), default=config.DRAIN_LIMIT_NS / SECOND,
               show_default=True, metavar="SECONDS",
               help="How long it finishes what it has after SIGTERM or SIGINT; a second signal ends it at once.")  # fmt: skip
-@click.option("--key", type=PATH, help="Its key file, peer.key (or CLOCKWORK_KEY).")
+@click.option("--key", type=PATH, help="Its key file, worker.key (or CLOCKWORK_KEY).")
 @click.option("--parent", type=int, hidden=True)
 def worker(
     connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
@@ -335,7 +337,7 @@ def worker(
     \b
     Examples:
       clockwork worker --arena 8GiB --threads 4
-      clockwork worker --connect tcp://10.0.0.1:5556 --key peer.key
+      clockwork worker --connect tcp://10.0.0.1:5556 --key worker.key
       clockwork worker --device emulated --devices 100 --emulate exec_noise=0.01
     """
     if parent is not None:
@@ -361,33 +363,3 @@ def worker(
     if name:
         settings.name = name
     sys.exit(process.main(settings))
-
-
-@click.group(cls=Commands)
-def keys() -> None:
-    """Keys for clusters that listen beyond one machine."""
-
-
-@keys.command("new")
-@click.argument("directory", type=PATH)
-def new_keys(directory: Path) -> None:
-    """Write a fresh pair of key files into DIRECTORY.
-
-    \b
-    controller.key   for the controller (secret)
-    peer.key         for workers and clients (secret)
-
-    \b
-    Example:
-      clockwork keys new keys/
-      clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key keys/controller.key
-    """
-    from clockwork.keys import write_keys
-    from clockwork.transport import new_key_pair
-
-    try:
-        written = write_keys(directory, new_key_pair(), new_key_pair())
-    except OSError as error:
-        raise ConfigError(f"{directory} cannot be written: {error.strerror}") from None
-    for path in written:
-        click.echo(f"wrote {path}")

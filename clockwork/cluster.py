@@ -27,7 +27,8 @@ from typing import Any, Protocol
 from clockwork import config
 from clockwork.clock import SECOND, now_ns, to_seconds
 from clockwork.errors import ClockworkError, ConfigError, ModelNotFound
-from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE
+from clockwork.keys import CONTROLLER_KEY_FILE, key_file_of
+from clockwork.roles import Role
 
 DRAIN_NS = SECOND
 """How long workers finish what they have."""
@@ -274,7 +275,7 @@ class Cluster:
                 f"{to_seconds(self.drain_ns):g}",
             ]
             if settings.keys is not None:
-                arguments += ["--key", str(settings.keys / PEER_KEY_FILE)]
+                arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
             self._spawn(name, [*arguments, *settings.worker_arguments])
         if settings.gateway:
             self._start_gateway(clients)
@@ -290,7 +291,9 @@ class Cluster:
         for name, port in zip(("--http-port", "--grpc-port", "--metrics-port"), settings.gateway_ports):
             arguments += [name, port]
         if settings.keys is not None:
-            arguments += ["--key", str(settings.keys / PEER_KEY_FILE)]
+            # It stays on loopback, where whoever can ask it has this machine.
+            arguments += ["--key", str(key_file_of(settings.keys, Role.GATEWAY))]
+            arguments += ["--operator-key", str(key_file_of(settings.keys, Role.OPERATOR))]
         self._gateway = self._spawn("gateway", arguments)
 
     def gateway_urls(self) -> list[tuple[str, str]]:
@@ -311,7 +314,7 @@ class Cluster:
         from clockwork.client import Client
 
         settings = self._settings
-        keys = settings.keys / PEER_KEY_FILE if settings.keys is not None else None
+        keys = key_file_of(settings.keys, Role.OPERATOR) if settings.keys is not None else None
         limit_ns = self.started_ns + self.ready_ns
         with Client(
             _dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
@@ -385,9 +388,14 @@ class Cluster:
 def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
     """Of the clients, the workers and the events."""
     if settings.keys is not None:
-        for name in (CONTROLLER_KEY_FILE, PEER_KEY_FILE):
-            if not (settings.keys / name).is_file():
-                raise ConfigError(f"{settings.keys} holds no {name} (make both with: clockwork keys new DIR)")
+        for path in (
+            settings.keys / CONTROLLER_KEY_FILE,
+            *(key_file_of(settings.keys, role) for role in Role),
+        ):
+            if not path.is_file():
+                raise ConfigError(
+                    f"{settings.keys} holds no {path.name} (make all with: clockwork keys new DIR)"
+                )
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     ports = free_ports(3) if settings.port == 0 else [settings.port + index for index in range(3)]
     clients, workers, events = (f"tcp://{host}:{port}" for port in ports)
@@ -426,7 +434,9 @@ def _greet(
     clients, workers, events = endpoints
     options = [] if clients == config.CLIENT_ENDPOINT else ["--endpoint", _dialled(clients)]
     if settings.keys is not None:
-        options += ["--key", str(settings.keys / PEER_KEY_FILE)]
+        # Without a demo there is a model to register first, for which one needs an operator's key.
+        role = Role.CLIENT if settings.demo else Role.OPERATOR
+        options += ["--key", str(key_file_of(settings.keys, role))]
     image = Path(__file__).parent.parent / "examples" / "digits" / "7.png"
     if settings.demo and image.is_file():
         what = ["infer", *options, DEMO_MODEL, _shown(image)]

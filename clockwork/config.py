@@ -63,6 +63,9 @@ HANDSHAKES_BROKEN_MAX = 3
 """Handshakes that may break off in a row before the other side's key is held to be another one: one does
 as well when the controller goes away in the middle of it."""
 
+ALLOWED_BYTES_MAX = 4 << 20
+"""The largest list of keys that a controller lets in: some 60,000 of them."""
+
 # ----- the controller ------------------------------------------------------------------------
 
 POLICY = "edf"
@@ -418,6 +421,18 @@ def names_service() -> bool:
     """Whether the environment says how this process is called in traces."""
     named = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     return bool(os.environ.get("OTEL_SERVICE_NAME")) or "service.name=" in named
+
+
+def operator_key_file() -> Path | None:
+    """CLOCKWORK_OPERATOR_KEY: an operator's key, with which a gateway changes what is served."""
+    name = environment("OPERATOR_KEY", "")
+    return Path(name).expanduser() if name else None
+
+
+def allowed_file() -> Path | None:
+    """CLOCKWORK_ALLOWED: the list of the keys that a controller lets in."""
+    name = environment("ALLOWED", "")
+    return Path(name).expanduser() if name else None
 
 
 def silence_onnxruntime() -> None:

@@ -65,6 +65,10 @@ class ExecutionFailed(ClockworkError):
     """The model itself failed on this input, for example an index out of range in a Gather."""
 
 
+class Forbidden(ClockworkError):
+    """The key (or the gateway's token) has no right to this; names the role that has."""
+
+
 class Unavailable(ClockworkError):
     """The cluster cannot serve this now: no worker, or it is shutting down."""
 

@@ -33,6 +33,7 @@ class Status(enum.IntEnum):
     PROTOCOL_MISMATCH = 8
     INVALID_MODEL = 9
     INTERNAL = 10
+    FORBIDDEN = 11
     # Results of actions that did not do what they were sent for.
     TOO_LATE = 20
     NOT_RESIDENT = 21

@@ -35,7 +35,8 @@ from clockwork.cluster import (
     how_it_ended,
 )
 from clockwork.errors import ConfigError
-from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE, write_keys
+from clockwork.keys import key_file_of, write_keys
+from clockwork.roles import Role
 
 KEYS = "<keys>"
 """Stands in a child's arguments for the directory of keys on the machine where it runs."""
@@ -185,11 +186,8 @@ class RayCluster(Cluster):
         self, settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None]
     ) -> None:
         super().__init__(settings, endpoints, say)
-        directory = settings.keys
-        self._keys = {
-            name: (directory / name).read_bytes() if directory is not None else b""
-            for name in (CONTROLLER_KEY_FILE, PEER_KEY_FILE)
-        }
+        path = key_file_of(settings.keys, Role.WORKER) if settings.keys is not None else None
+        self._worker_key = {path.name: path.read_bytes()} if path is not None else {}
         self._restarts: dict[str, list[int]] = {}  # of each worker, when
 
     def _spawn(self, name: str, arguments: list[str]) -> AnyChild:
@@ -213,14 +211,11 @@ class RayCluster(Cluster):
             options |= {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "scheduling_strategy": "SPREAD"}
         actor = ray.remote(Host).options(**options).remote()
         keys = {}
-        if self._settings.keys is not None:
+        # The controller runs here, and reads its files where they lie: its list of keys may change.
+        if self._settings.keys is not None and name != "controller":
             directory = str(self._settings.keys)
             arguments = [argument.replace(directory, KEYS) for argument in arguments]
-            keys = {
-                file: body
-                for file, body in self._keys.items()
-                if any(one.endswith(file) for one in arguments)
-            }
+            keys = self._worker_key
         return Placed(ray, actor, name, arguments, keys, self._say, self._settings.verbose)
 
     @contextlib.contextmanager
@@ -315,5 +310,5 @@ def _new_keys(stack: contextlib.ExitStack) -> Path:
 
     directory = Path(tempfile.mkdtemp(prefix="clockwork-keys-"))
     stack.callback(shutil.rmtree, directory, ignore_errors=True)
-    write_keys(directory, new_key_pair(), new_key_pair())
+    write_keys(directory, new_key_pair(), {role: new_key_pair() for role in Role})
     return directory

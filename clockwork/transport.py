@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import enum
 import ipaddress
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import socket as sockets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import zmq
@@ -23,6 +25,7 @@ from clockwork import _wait, _zmq
 from clockwork.config import FRAMES_MAX, MESSAGE_BYTES_MAX, SEND_QUEUE_MAX
 from clockwork.errors import ConfigError
 from clockwork.keys import ControllerKeys, PeerKeys
+from clockwork.roles import Port
 
 Frame: TypeAlias = Any
 """zmq.Frame or bytes-like; memoryview(frame) is its content."""
@@ -41,7 +44,8 @@ COPY_BYTES = 262_144
 is free again on a thread of its own, which wants the interpreter: sending and receiving 48 KB takes 42 us of processor
 time instead of 59, 200 KB 69 instead of 91; of 600 KB both take the same."""
 
-ZAP_DOMAIN = b"clockwork"
+Gate: TypeAlias = Callable[[Port, str], bool]
+"""Whether a connection with this public key is let in at that port. Called on the thread that authenticates."""
 
 # Called with plain integers: pyzmq's own send_multipart takes 5 us for three small parts, most of it for
 # enums and checks, and this 0.6 us; receiving without a copy takes 0.5 us instead of 2.5.
@@ -123,22 +127,45 @@ class Transport:
         self._sockets.append(dealer)
         return dealer
 
-    def router(self, endpoint: str, keys: ControllerKeys | None = None) -> Router:
-        """Bind an endpoint. Raises ConfigError if it is in use or cannot be bound."""
-        if keys is not None and self._authenticator is None:
-            self._authenticator = ThreadAuthenticator(self._context)
-            self._authenticator.start()
-            allowed = _AllowedKeys(keys.allowed)
-            self._authenticator.configure_curve_callback(ZAP_DOMAIN.decode(), credentials_provider=allowed)
-        router = Router(self._context, endpoint, keys)
+    def router(
+        self,
+        endpoint: str,
+        keys: ControllerKeys | None = None,
+        port: Port = Port.CLIENTS,
+        gate: Gate | None = None,
+    ) -> Router:
+        """Bind an endpoint. With keys, `gate` says who is let in; without one, whom the keys themselves list.
+
+        Raises ConfigError if it is in use or cannot be bound.
+        """
+        self._guard(keys, port, gate)
+        router = Router(self._context, endpoint, keys, port)
         self._sockets.append(router)
         return router
 
-    def publisher(self, endpoint: str, keys: ControllerKeys | None = None) -> Publisher:
-        """Bind a PUB socket for events. Raises ConfigError like router()."""
-        publisher = Publisher(self._context, endpoint, keys)
+    def publisher(
+        self,
+        endpoint: str,
+        keys: ControllerKeys | None = None,
+        port: Port = Port.EVENTS,
+        gate: Gate | None = None,
+    ) -> Publisher:
+        """Bind a PUB socket for events. Like router()."""
+        self._guard(keys, port, gate)
+        publisher = Publisher(self._context, endpoint, keys, port)
         self._sockets.append(publisher)
         return publisher
+
+    def _guard(self, keys: ControllerKeys | None, port: Port, gate: Gate | None) -> None:
+        """Before anything listens: a connection that nobody authenticates is refused by libzmq for ever."""
+        if keys is None:
+            return
+        if self._authenticator is None:
+            self._authenticator = ThreadAuthenticator(self._context)
+            self._authenticator.start()
+        listed = frozenset(keys.allowed)
+        asked = _Asked(port, gate or (lambda _, public: public in listed))
+        self._authenticator.configure_curve_callback(port.value, credentials_provider=asked)
 
     def close(self) -> None:
         """Close every socket (what was sent still goes out for LINGER_MS) and the context."""
@@ -151,14 +178,15 @@ class Transport:
         self._context.term()
 
 
-class _AllowedKeys:
-    """ZAP's question, answered from a list."""
+class _Asked:
+    """ZAP's question about one port, put to its gate."""
 
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self._allowed = frozenset(key.encode() for key in allowed)
+    def __init__(self, port: Port, gate: Gate) -> None:
+        self._port = port
+        self._gate = gate
 
     def callback(self, domain: str, key: bytes) -> bool:
-        return key in self._allowed
+        return self._gate(self._port, key.decode())
 
 
 def _new_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
@@ -173,12 +201,12 @@ def _new_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
     return socket
 
 
-def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None) -> str:
+def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None, port: Port) -> str:
     if keys is not None:
         socket.set(zmq.CURVE_SERVER, 1)
         socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
         socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
-        socket.set(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        socket.set(zmq.ZAP_DOMAIN, port.value.encode())
     socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
     try:
         socket.bind(endpoint)
@@ -288,6 +316,19 @@ class Dealer:
             self._socket.close()
 
 
+def end_connection(fd: int) -> None:
+    """Have libzmq find that a connection has ended: there is no call of its own for that.
+
+    fd: of the connection, whose end has not been reported yet: until then nothing else has this number.
+    """
+    try:
+        duplicate = os.dup(fd)
+    except OSError:
+        return  # it has ended by itself
+    with sockets.socket(fileno=duplicate) as one, contextlib.suppress(OSError):
+        one.shutdown(sockets.SHUT_RDWR)
+
+
 def socket_functions() -> int:
     """The address of libzmq's functions (csrc/zmq_api.h), for code that calls them without Python in between.
 
@@ -302,14 +343,16 @@ def socket_functions() -> int:
 class Router:
     """A bound socket with many peers, each named by an identity that this side assigned."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
+    ) -> None:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
         self._monitor = socket.get_monitor_socket(_DOWN)
         self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
         self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
         try:
-            self.endpoint = _bind(socket, endpoint, keys)
+            self.endpoint = _bind(socket, endpoint, keys, port)
         except ConfigError:
             self._monitor.close(0)
             raise
@@ -379,16 +422,43 @@ class Router:
 class Publisher:
     """Events for whoever listens; who does not keep up loses some."""
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None) -> None:
-        self._socket = _new_socket(context, zmq.PUB)
-        self.endpoint = _bind(self._socket, endpoint, keys)
+    def __init__(
+        self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
+    ) -> None:
+        self._socket = socket = _new_socket(context, zmq.PUB)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
+        self._probe = _zmq.Probe(self._monitor)
+        self._connected: set[int] = set()  # descriptors
+        try:
+            self.endpoint = _bind(socket, endpoint, keys, port)
+        except ConfigError:
+            self._monitor.close(0)
+            raise
 
     def send(self, topic: bytes, body: bytes) -> None:
+        self._follow()
         with contextlib.suppress(zmq.Again):
             self._socket.send_multipart([topic, body], zmq.NOBLOCK)
 
+    def disconnect_all(self) -> None:
+        """End every connection: libzmq does not say whose key each has. Whoever is still let in comes back by itself,
+        and has missed what was sent meanwhile."""
+        self._follow()
+        for fd in self._connected:
+            end_connection(fd)
+
+    def _follow(self) -> None:
+        for event, fd in _read_monitor(self._monitor, self._probe):
+            if event == _DOWN:
+                self._connected.discard(fd)
+            else:
+                self._connected.add(fd)
+
     def close(self) -> None:
         if not self._socket.closed:
+            self._probe.forget()
+            self._socket.disable_monitor()
+            self._monitor.close(0)
             self._socket.close()
 
 

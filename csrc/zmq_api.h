@@ -34,6 +34,7 @@ typedef struct clockwork_zmq_api {
     size_t (*msg_size)(const clockwork_zmq_message *message);
     int (*msg_more)(const clockwork_zmq_message *message);
     int (*msg_get)(const clockwork_zmq_message *message, int property);
+    const char *(*msg_gets)(const clockwork_zmq_message *message, const char *property);
     int (*send)(void *socket, const void *data, size_t size, int flags);
     int (*getsockopt)(void *socket, int option, void *value, size_t *size);
     int (*last_error)(void);

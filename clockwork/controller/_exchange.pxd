@@ -27,6 +27,7 @@ cdef extern from "controller/sockets.h" namespace "clockwork" nogil:
         void *data()
         size_t size()
         int descriptor()
+        string_view key()
 
     cdef cppclass CArrival "clockwork::Arrival":
         uint32_t first

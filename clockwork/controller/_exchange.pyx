@@ -191,6 +191,16 @@ cdef class Exchange:
             frames.append(view)
         return identity, descriptor, frames
 
+    def key(self):
+        """The public key that the connection of message() was made with; "" where there are no keys."""
+        cdef CExchange *exchange = self._exchange.get()
+        cdef const CArrival *arrival = &exchange.current()
+        cdef string_view found
+        if arrival.count < 2:
+            return ""
+        found = exchange.batch().frame(arrival.first + 1).key()
+        return found.data()[:found.size()].decode()
+
     def note(self, event):
         """Have the scheduler hear of something that only Python knows."""
         self._core.note(event)

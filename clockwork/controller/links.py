@@ -30,21 +30,22 @@ _DEVICE_TYPES = {
 class ClientLink:
     """A connected client. What it waits for is the exchange's, which knows it by its slot."""
 
-    __slots__ = ("fd", "identity", "name", "slot")
+    __slots__ = ("fd", "identity", "key", "name", "slot")
 
-    def __init__(self, identity: bytes, fd: int, name: str, slot: int) -> None:
+    def __init__(self, identity: bytes, fd: int, name: str, slot: int, key: str = "") -> None:
         self.identity = identity
         self.fd = fd
         self.name = name
         self.slot = slot
+        self.key = key  # the public key of its connection; "": none
 
 
 class WorkerLink:
     """A connected worker: its clock and its devices. Its actions are the exchange's, which knows it by its slot."""
 
     __slots__ = (
-        "clock", "clock_is_lost", "devices", "fd", "identity", "is_draining", "jitter_ns", "joined_ns", "name", "offline", "slot", "stats",
-        "worker_epoch", "worker_id",
+        "clock", "clock_is_lost", "devices", "fd", "identity", "is_draining", "jitter_ns", "joined_ns", "key", "name", "offline",
+        "slot", "stats", "worker_epoch", "worker_id",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +58,7 @@ class WorkerLink:
         worker_epoch: int,
         devices: list[WorkerDevice],
         joined_ns: int,
+        key: str = "",
     ) -> None:
         self.identity = identity
         self.fd = fd
@@ -66,6 +68,7 @@ class WorkerLink:
         self.worker_epoch = worker_epoch
         self.devices = devices
         self.joined_ns = joined_ns
+        self.key = key  # the public key of its connection; "": none
         self.clock = ClockSync()
         self.clock_is_lost = False  # it cannot be followed, which has been told
         self.jitter_ns = 0

@@ -45,6 +45,7 @@ from clockwork.controller._exchange import (
     WORKERS_LEFT,
     Exchange,
 )
+from clockwork.controller.access import Access
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
 from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_times, parse_devices
@@ -66,12 +67,12 @@ from clockwork.controller.troubles import TroubleKind, Troubles
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
+    Forbidden,
     InvalidInput,
     InvalidModel,
     ModelNotFound,
     Unavailable,
 )
-from clockwork.keys import read_controller_keys
 from clockwork.limits import raise_descriptor_limit
 from clockwork.messages import (
     FROM_CLIENT,
@@ -111,6 +112,7 @@ from clockwork.messages import (
     WorkerHello,
     WorkerWelcome,
 )
+from clockwork.roles import Port
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler._core import TEXTS
 from clockwork.scheduler.recording import Header
@@ -128,7 +130,7 @@ from clockwork.scheduler.types import (
     WorkerLeft,
 )
 from clockwork.telling import printable, tell
-from clockwork.transport import Transport, require_keys_beyond_loopback, socket_functions
+from clockwork.transport import Transport, end_connection, require_keys_beyond_loopback, socket_functions
 
 log = logging.getLogger("clockwork.controller")
 
@@ -146,6 +148,7 @@ _STATUS_OF = {
     InvalidInput: Status.INVALID_INPUT,
     InvalidModel: Status.INVALID_MODEL,
     Unavailable: Status.UNAVAILABLE,
+    Forbidden: Status.FORBIDDEN,
 }
 
 
@@ -153,7 +156,8 @@ class Controller:
     """Everything of one controller. run() returns when stop() was called or a signal came."""
 
     def __init__(self, settings: ControllerSettings) -> None:
-        keys = read_controller_keys(settings.key) if settings.key is not None else None
+        self._access = access = Access(settings.key, settings.allowed)
+        keys, gate = access.keys, access.admits
         endpoints = (settings.client_endpoint, settings.worker_endpoint, settings.events_endpoint)
         require_keys_beyond_loopback(endpoints, keys, settings.insecure)
         self._settings = settings
@@ -181,9 +185,9 @@ class Controller:
         self._catalog.open()
         self._transport = Transport()
         try:
-            self._client_router = self._transport.router(settings.client_endpoint, keys)
-            self._worker_router = self._transport.router(settings.worker_endpoint, keys)
-            self._publisher = self._transport.publisher(settings.events_endpoint, keys)
+            self._client_router = self._transport.router(settings.client_endpoint, keys, Port.CLIENTS, gate)
+            self._worker_router = self._transport.router(settings.worker_endpoint, keys, Port.WORKERS, gate)
+            self._publisher = self._transport.publisher(settings.events_endpoint, keys, Port.EVENTS, gate)
         except ConfigError:
             self._transport.close()
             self._catalog.close()
@@ -269,10 +273,10 @@ class Controller:
                 self._client_gone(client, "disconnected")
 
     def _worker_message(self) -> None:
-        self._from_worker(*self._exchange.message())
+        self._from_worker(*self._exchange.message(), self._exchange.key())
 
     def _client_message(self) -> None:
-        self._from_client(*self._exchange.message())
+        self._from_client(*self._exchange.message(), self._exchange.key())
 
     def _other(self) -> None:
         """What is neither a message nor an order."""
@@ -280,7 +284,7 @@ class Controller:
         if self._now >= self._heartbeat_ns:
             self._beat()
 
-    def _from_client(self, identity: bytes, fd: int, frames: list[Any]) -> None:
+    def _from_client(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
         """Whatever a message of a client is, and whatever it leads to, costs that client alone."""
         client = self._clients.get(identity)
         message: Any = None
@@ -289,8 +293,9 @@ class Controller:
                 raise wire.WireError("a message is a header and at most a bounded number of frames")
             message = wire.decode(frames[0], FROM_CLIENT)
             if client is None or type(message) is ClientHello:
-                self._greet_client(identity, fd, message)
+                self._greet_client(identity, fd, message, key)
             else:
+                self._access.check(key, message)
                 self._client_handlers[type(message)](self, client, message, frames)
         except wire.WireError as error:
             request_id = wire.request_id_of(frames[0], FROM_CLIENT) if frames else 0
@@ -300,7 +305,7 @@ class Controller:
         except ClockworkError as error:
             if type(message) is InferRequest:
                 self._metrics.count_unserved(error)
-            self.fail(identity, message.request_id, error)
+            self.fail(identity, getattr(message, "request_id", 0), error)
         except Exception as error:  # a defect of ours; the next message is another client's
             request_id, kind = getattr(message, "request_id", 0), type(message).__name__
             self._complain("client failed", f"failed at a {kind} of {_named(client)}", error)
@@ -314,7 +319,12 @@ class Controller:
         """Whether a request is under way, and will be answered."""
         return 0 <= request_id <= REQUEST_ID_MAX and self._exchange.has_request(client.slot, request_id)
 
-    def _greet_client(self, identity: bytes, fd: int, message: Any) -> None:
+    def _greet_client(self, identity: bytes, fd: int, message: Any, key: str) -> None:
+        try:
+            self._access.check(key, message)
+        except Forbidden as error:
+            self._client_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, str(error))))
+            return
         if type(message) is not ClientHello:
             self._client_router.send(identity, wire.encode(HelloNeeded(self._epoch)))
         elif message.protocol != PROTOCOL_VERSION:
@@ -325,7 +335,7 @@ class Controller:
         else:
             if identity not in self._clients:
                 slot = self._exchange.client_joined(identity)
-                link = ClientLink(identity, fd, printable(message.name), slot)
+                link = ClientLink(identity, fd, printable(message.name), slot, key)
                 self._clients[identity] = self._client_of_fd[fd] = link
             self._client_router.send(
                 identity, wire.encode(ClientWelcome(PROTOCOL_VERSION, __version__, self._epoch))
@@ -470,7 +480,7 @@ class Controller:
 
     # ----- workers -------------------------------------------------------------------------------
 
-    def _from_worker(self, identity: bytes, fd: int, frames: list[Any]) -> None:
+    def _from_worker(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
         """Whatever a message of a worker is, and whatever it leads to, costs that worker alone."""
         worker = self._workers.get(identity)
         kind = "message"
@@ -479,10 +489,13 @@ class Controller:
                 raise wire.WireError("a message is a header and at most a bounded number of frames")
             message = wire.decode(frames[0], FROM_WORKER)
             kind = type(message).__name__
+            self._access.check(key, message)
             if worker is None or type(message) is WorkerHello:
-                self._greet_worker(identity, fd, worker, message)
+                self._greet_worker(identity, fd, worker, message, key)
             else:
                 self._worker_handlers[type(message)](self, worker, message, frames)
+        except Forbidden as error:
+            self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, str(error))))
         except (wire.WireError, InvalidInput) as error:
             self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
             self._turn_away(identity, worker, str(error))
@@ -508,7 +521,9 @@ class Controller:
         """What follows a job of the storage thread raised: whoever waits for that hears nothing, and all others do."""
         self._complain("storage failed", "failed at what follows a job of the storage thread", error)
 
-    def _greet_worker(self, identity: bytes, fd: int, known: WorkerLink | None, message: Any) -> None:
+    def _greet_worker(
+        self, identity: bytes, fd: int, known: WorkerLink | None, message: Any, key: str
+    ) -> None:
         if type(message) is not WorkerHello:
             self._worker_router.send(identity, wire.encode(HelloNeeded(self._epoch)))
             return
@@ -540,6 +555,7 @@ class Controller:
             message.worker_epoch,
             devices,
             self._now,
+            key,
         )
         self._next_worker += 1
         self._workers[identity] = self._worker_of_fd[fd] = self._worker_by_id[worker.worker_id] = worker
@@ -745,6 +761,8 @@ class Controller:
                 self._ping(worker)
         self._registrar.beat()
         self._complaints.settle(self._now)
+        if self._access.has_changed():
+            self._read_keys()
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
 
     def _watch_clock(self, worker: WorkerLink) -> None:
@@ -756,6 +774,31 @@ class Controller:
         elif worker.clock_is_lost and not complaint:
             self.clear_trouble(TroubleKind.WORKER_CLOCK, worker.name)
         worker.clock_is_lost = bool(complaint)
+
+    def _read_keys(self) -> None:
+        """Take in the list of keys as it is now, and end the connections of keys that lost what they were let in for."""
+        try:
+            revoked = self._access.read_again()
+        except ConfigError as error:
+            log.error("%s; the keys that were let in before still are", error)
+            self.note_trouble(TroubleKind.KEYS_UNREADABLE, "keys", str(error))
+            return
+        self.clear_trouble(TroubleKind.KEYS_UNREADABLE, "keys")
+        log.info("the list of keys was read again: %d are no longer let in as before", len(revoked))
+        if not revoked:
+            return
+        # First: a descriptor whose connection has ended may be another's by now.
+        self._workers_left()
+        self._clients_left()
+        why = "its key was revoked"
+        for worker in [one for one in self._workers.values() if one.key in revoked]:
+            self._worker_gone(worker, why)
+            end_connection(worker.fd)
+        for client in [one for one in self._clients.values() if one.key in revoked]:
+            log.info("client %s left: %s", client.name, why)
+            self._client_gone(client, why)
+            end_connection(client.fd)
+        self._publisher.disconnect_all()
 
     def _ping(self, worker: WorkerLink) -> None:
         self._worker_router.send(worker.identity, wire.encode(Ping(now_ns())))

@@ -21,6 +21,7 @@ class ControllerSettings:
     memory: str = ""  # whose rules load and evict; "": the policy's own
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the policy, by name
     key: Path | None = None  # a controller.key file; none: no encryption, loopback only
+    allowed: Path | None = None  # the list of keys that are let in; none: allowed.keys beside `key`
     insecure: bool = False  # listen beyond loopback without keys
     record: Path | None = None  # where to write down what the scheduler is told
     record_bytes_max: int = config.RECORD_BYTES_MAX

@@ -28,6 +28,9 @@ class TroubleKind(enum.StrEnum):
         "file_damaged"  # A stored file is damaged and nobody has another copy; subject: what it held.
     )
     STORAGE_FAILED = "storage_failed"  # Something could not be written or erased; subject: what.
+    KEYS_UNREADABLE = (
+        "keys_unreadable"  # The list of keys is broken, and the one before holds; subject: keys.
+    )
     MESSAGE_REJECTED = "message_rejected"  # A peer's messages raised or were malformed; subject: which side.
 
 

@@ -110,9 +110,12 @@ class ClusterView:
         bytes_max: int,
         tracing: Tracing | None = None,
         keeper: Keeper | None = None,
+        operator: LoopClient | None = None,
     ) -> None:
+        """operator: the connection for what changes what is served; the client's, where there is no other."""
         self._keeper = keeper
         self._client = client
+        self._operator = operator or client
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self.requests = 0  # under way, of all kinds
@@ -303,11 +306,11 @@ class ClusterView:
             )
         if self._keeper is not None:
             await asyncio.to_thread(self._keeper.load, name)
-        await self._client.load(name, timeout=LOAD_LIMIT_S)
+        await self._operator.load(name, timeout=LOAD_LIMIT_S)
 
     async def unload(self, name: str) -> None:
         """Have a model take no requests until it is loaded again, and give its memory back. Raises ModelNotFound."""
-        await self._client.unload(name, timeout=LOAD_LIMIT_S)
+        await self._operator.unload(name, timeout=LOAD_LIMIT_S)
 
 
 def _prepared(info: ModelInfo) -> ModelInfo:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import hmac
 import logging
 import math
 import socket
@@ -26,8 +25,9 @@ from clockwork.clock import to_ns
 from clockwork.config import SECONDS_MAX
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
-from clockwork.gateway.errors import Unauthorized, Unsupported, tell
+from clockwork.gateway.errors import Unsupported, tell
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.settings import (
     GRPC_IDLE_S,
     GRPC_METADATA_BYTES_MAX,
@@ -37,6 +37,7 @@ from clockwork.gateway.settings import (
 )
 from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
 from clockwork.messages import NamedTensorRef
+from clockwork.roles import GRPC, Right
 from clockwork.transport import Frame
 
 log = logging.getLogger("clockwork.gateway")
@@ -72,12 +73,12 @@ _CONTENTS: dict[int, tuple[str, str]] = {
 
 
 class GrpcServer:
-    """Serves until close(). token: what the metadata's authorization must bear, or none."""
+    """Serves until close(). tokens: what the metadata's authorization must bear."""
 
-    def __init__(self, cluster: ClusterView, settings: GatewaySettings, token: bytes | None) -> None:
+    def __init__(self, cluster: ClusterView, settings: GatewaySettings, tokens: Tokens) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._token = token
+        self._tokens = tokens
         self._server: Any = None
 
     async def start(self, bound: socket.socket, tls: tuple[bytes, bytes] | None) -> None:
@@ -119,37 +120,37 @@ class GrpcServer:
     # ----- the service -------------------------------------------------------------------------
 
     def _handlers(self) -> dict[str, Any]:
-        unary: list[tuple[str, Method, bool]] = [
-            ("ServerLive", self._server_live, True),
-            ("ServerReady", self._server_ready, True),
-            ("ModelReady", self._model_ready, False),
-            ("ServerMetadata", self._server_metadata, False),
-            ("ModelMetadata", self._model_metadata, False),
-            ("ModelInfer", self._infer, False),
-            ("ModelConfig", self._model_config, False),
-            ("ModelStatistics", self._model_statistics, False),
-            ("RepositoryIndex", self._index, False),
-            ("RepositoryModelLoad", self._load, False),
-            ("RepositoryModelUnload", self._unload, False),
-        ]
+        unary: dict[str, Method] = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ModelReady": self._model_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelMetadata": self._model_metadata,
+            "ModelInfer": self._infer,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._model_statistics,
+            "RepositoryIndex": self._index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+        }
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(method, is_open),
+                self._guarded(method, GRPC[name]),
                 request_deserializer=_sized(getattr(pb, f"{name}Request")),
                 response_serializer=getattr(pb, f"{name}Response").SerializeToString,
             )
-            for name, method, is_open in unary
+            for name, method in unary.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._guarded(self._stream, False, counted=False),
+            self._guarded(self._stream, GRPC["ModelStreamInfer"], counted=False),
             request_deserializer=_sized(pb.ModelInferRequest),
             response_serializer=pb.ModelStreamInferResponse.SerializeToString,
         )
         return handlers
 
-    def _guarded(self, method: Method, is_open: bool, counted: bool = True) -> Method:
-        """The method within the bound of requests, behind the token unless it is open, its errors told."""
-        cluster, token = self._cluster, None if is_open else self._token
+    def _guarded(self, method: Method, right: Right, counted: bool = True) -> Method:
+        """The method within the bound of requests, behind the token that its right takes, its errors told."""
+        cluster, tokens = self._cluster, self._tokens
         name = method.__name__[1:]
 
         async def guarded(request: Any, context: Context) -> Any:
@@ -157,8 +158,8 @@ class GrpcServer:
             try:
                 with self._counted(name, size) if counted else contextlib.nullcontext():
                     try:
-                        if token is not None:
-                            _check_token(context, token)
+                        if tokens:
+                            tokens.check(right, _token(context))
                         if message is None:
                             raise InvalidInput("the message is not what the method takes")
                         with cluster.admitted(size) if counted else contextlib.nullcontext():
@@ -292,14 +293,14 @@ def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
     return read
 
 
-def _check_token(context: Context, token: bytes) -> None:
+def _token(context: Context) -> bytes | None:
+    """The first that the call's metadata bears."""
     for key, value in context.invocation_metadata():
         if key == "authorization":
-            given = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-            scheme, _, rest = given.partition(b" ")
-            if scheme.lower() == b"bearer" and hmac.compare_digest(rest.strip(), token):
-                return
-    raise Unauthorized("this server wants authorization: Bearer and its token")
+            found = bearer(value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
+            if found is not None:
+                return found
+    return None
 
 
 def _metadata(body: dict[str, Any]) -> tuple[tuple[str, str], ...]:

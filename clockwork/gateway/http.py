@@ -7,7 +7,6 @@ more than what they do. What the cluster says is in cluster.py; here is only how
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import socket
@@ -21,7 +20,8 @@ from aiohttp import web
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
-from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unauthorized, Unsupported, WrongMethod, tell
+from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
+from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.settings import HEADER_BYTES_MAX, JSON_BYTES_MAX, GatewaySettings
 from clockwork.gateway.tensors import (
     NAME_OF,
@@ -32,6 +32,7 @@ from clockwork.gateway.tensors import (
     json_of_frame,
 )
 from clockwork.messages import Answer, NamedTensorRef
+from clockwork.roles import HTTP
 from clockwork.transport import Frame
 
 log = logging.getLogger("clockwork.gateway")
@@ -58,7 +59,31 @@ GONE = 0
 HANDSHAKE_S = 10.0
 BACKLOG = 1_024
 
-Handler = Callable[[web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
+Handler = Callable[[Any, web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
+"""A method of a server, which is its first argument; then the request and the segments of its path."""
+
+GET: tuple[str, ...] = ("GET", "HEAD")
+POST: tuple[str, ...] = ("POST",)
+
+
+class Path:
+    """One path of a server: who answers it, to which methods, and what right that takes."""
+
+    __slots__ = ("handler", "methods", "name", "right", "words")
+
+    def __init__(self, template: str, handler: Handler, methods: tuple[str, ...]) -> None:
+        """template: as clockwork.roles.HTTP has it, which says the right; {word}: any segment."""
+        self.handler = handler
+        self.methods = methods
+        self.name = handler.__name__[1:]  # what its requests are counted as
+        self.right = HTTP[template]
+        self.words = template.split("/")[1:]
+
+    def fits(self, words: list[str]) -> bool:
+        """Whether it is that of a request, by the segments of that one's path."""
+        return len(words) == len(self.words) and all(
+            mine == word or mine[:1] == "{" for mine, word in zip(self.words, words)
+        )
 
 
 class _Connection(web.RequestHandler):
@@ -158,12 +183,12 @@ class _Connections(web.Server):
 
 
 class HttpServer:
-    """Serves until close(). token: what Authorization must bear, or none."""
+    """Serves until close(). tokens: what Authorization must bear."""
 
-    def __init__(self, cluster: ClusterView, settings: GatewaySettings, token: bytes | None) -> None:
+    def __init__(self, cluster: ClusterView, settings: GatewaySettings, tokens: Tokens) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._token = token
+        self._tokens = tokens
         self._connections: _Connections | None = None
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -203,19 +228,17 @@ class HttpServer:
             path = request.raw_path.partition("?")[0].split("/")
             if "%" in request.raw_path:
                 path = [urllib.parse.unquote(one) for one in path]
-            # The one that counts, ahead of the table: /v2/models/NAME[/versions/VERSION]/infer.
-            if path[-1] == "infer" and path[1:3] == ["v2", "models"] and len(path) in (5, 7):
-                handler: Handler = self._infer
-                methods = _POST
-            else:
-                handler, methods = self._route(path)
-            if self._token is not None and path[1:3] != ["v2", "health"]:
-                self._check_token(request)
-            if request.method not in methods:
-                raise WrongMethod(f"{request.method} is not for {request.raw_path[:200]}", ", ".join(methods))
-            method = handler.__name__[1:]
+            found = self._find(path)
+            if self._tokens:
+                given = request.headers.get("Authorization", "")
+                self._tokens.check(found.right, bearer(given.encode("utf-8", "surrogateescape")))
+            if request.method not in found.methods:
+                raise WrongMethod(
+                    f"{request.method} is not for {request.raw_path[:200]}", ", ".join(found.methods)
+                )
+            method = found.name
             with self._cluster.admitted():
-                response = await handler(request, path)
+                response = await found.handler(self, request, path)
             status, sent = response.status, response.content_length or 0
             return response
         except ClockworkError as error:
@@ -233,43 +256,13 @@ class HttpServer:
             connection = cast(_Connection, request.protocol)
             connection.busy, connection.idle_since = False, asyncio.get_running_loop().time()
 
-    def _route(self, path: list[str]) -> tuple[Handler, tuple[str, ...]]:
-        """Who answers, and to which methods. Raises NotFound."""
-        match path[1:]:
-            case ["v2"] | ["v2", ""]:
-                return self._server, _GET
-            case ["v2", "health", "live"]:
-                return self._live, _GET
-            case ["v2", "health", "ready"]:
-                return self._ready, _GET
-            case ["v2", "models", "stats"]:
-                return self._statistics, _GET
-            case ["v2", "models", _] | ["v2", "models", _, "versions", _]:
-                return self._metadata, _GET
-            case ["v2", "models", _, "ready"] | ["v2", "models", _, "versions", _, "ready"]:
-                return self._model_ready, _GET
-            case ["v2", "models", _, "config"] | ["v2", "models", _, "versions", _, "config"]:
-                return self._config, _GET
-            case ["v2", "models", _, "stats"] | ["v2", "models", _, "versions", _, "stats"]:
-                return self._statistics, _GET
-            case ["v2", "models", _, "infer"] | ["v2", "models", _, "versions", _, "infer"]:
-                return self._infer, _POST
-            case ["v2", "repository", "index"]:
-                return self._index, _POST
-            case ["v2", "repository", "models", _, "load"]:
-                return self._load, _POST
-            case ["v2", "repository", "models", _, "unload"]:
-                return self._unload, _POST
-            case ["openapi.json"]:
-                return self._openapi, _GET
+    def _find(self, path: list[str]) -> Path:
+        """Whose a request is, by the segments of its path. Raises NotFound."""
+        words = path[1:] if path[1:] != ["v2", ""] else ["v2"]
+        for one in PATHS:
+            if one.fits(words):
+                return one
         raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists what there is")
-
-    def _check_token(self, request: web.BaseRequest) -> None:
-        assert self._token is not None
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        given = token.strip().encode("utf-8", "surrogateescape")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, self._token):
-            raise Unauthorized("this server wants Authorization: Bearer and its token")
 
     async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
         """All of a request's body; the caller lets go of its bytes. Raises TooLarge, TooSlow or Refused."""
@@ -436,11 +429,31 @@ class HttpServer:
         return _json(200, {})
 
     async def _openapi(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        return _json(200, openapi.document(with_token=self._token is not None))
+        return _json(200, openapi.document(with_token=bool(self._tokens)))
 
 
-_GET: tuple[str, ...] = ("GET", "HEAD")
-_POST: tuple[str, ...] = ("POST",)
+PATHS = (
+    # The one that counts, ahead of the others.
+    Path("/v2/models/{model}/infer", HttpServer._infer, POST),
+    Path("/v2/models/{model}/versions/{version}/infer", HttpServer._infer, POST),
+    Path("/v2", HttpServer._server, GET),
+    Path("/v2/health/live", HttpServer._live, GET),
+    Path("/v2/health/ready", HttpServer._ready, GET),
+    Path("/v2/models/stats", HttpServer._statistics, GET),
+    Path("/v2/models/{model}", HttpServer._metadata, GET),
+    Path("/v2/models/{model}/ready", HttpServer._model_ready, GET),
+    Path("/v2/models/{model}/config", HttpServer._config, GET),
+    Path("/v2/models/{model}/stats", HttpServer._statistics, GET),
+    Path("/v2/models/{model}/versions/{version}", HttpServer._metadata, GET),
+    Path("/v2/models/{model}/versions/{version}/ready", HttpServer._model_ready, GET),
+    Path("/v2/models/{model}/versions/{version}/config", HttpServer._config, GET),
+    Path("/v2/models/{model}/versions/{version}/stats", HttpServer._statistics, GET),
+    Path("/v2/repository/index", HttpServer._index, POST),
+    Path("/v2/repository/models/{model}/load", HttpServer._load, POST),
+    Path("/v2/repository/models/{model}/unload", HttpServer._unload, POST),
+    Path("/openapi.json", HttpServer._openapi, GET),
+)
+"""The first that fits answers."""
 
 
 class _Wants:

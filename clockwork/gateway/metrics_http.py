@@ -7,8 +7,9 @@ from aiohttp import web
 from clockwork.errors import InvalidInput
 from clockwork.gateway.cluster import ClusterView
 from clockwork.gateway.errors import NotFound
-from clockwork.gateway.http import Handler, HttpServer
+from clockwork.gateway.http import GET, HttpServer, Path
 from clockwork.gateway.metrics import CONTENT_TYPE, PARTS, MetricsSource
+from clockwork.gateway.security import Tokens
 from clockwork.gateway.settings import GatewaySettings
 
 
@@ -16,21 +17,21 @@ class MetricsServer(HttpServer):
     """Behind the token too, if there is one: Prometheus can send it (authorization in its scrape configuration)."""
 
     def __init__(
-        self, cluster: ClusterView, settings: GatewaySettings, token: bytes | None, source: MetricsSource
+        self, cluster: ClusterView, settings: GatewaySettings, tokens: Tokens, source: MetricsSource
     ) -> None:
-        super().__init__(cluster, settings, token)
+        super().__init__(cluster, settings, tokens)
         self._source = source
 
-    def _route(self, path: list[str]) -> tuple[Handler, tuple[str, ...]]:
+    def _find(self, path: list[str]) -> Path:
         if path[1:] != ["metrics"]:
             raise NotFound(f"there is no {'/'.join(path)[:200]!r} on this port, only /metrics")
-        return self._metrics, ("GET", "HEAD")
-
-    async def _infer(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        raise NotFound("there is only /metrics on this port")
+        return METRICS
 
     async def _metrics(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         of = request.query.get("of", "")
         if of and of not in PARTS:
             raise InvalidInput(f"of is {' or '.join(PARTS)}, not {of[:40]!r}")
         return web.Response(body=await self._source.text(of), headers={"Content-Type": CONTENT_TYPE})
+
+
+METRICS = Path("/metrics", MetricsServer._metrics, GET)

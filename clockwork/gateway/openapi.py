@@ -13,6 +13,7 @@ Json = dict[str, Any]
 _ANSWERS = {
     "400": "A request that is wrong; the error names the tensor, what was expected and what came.",
     "401": "The bearer token is missing or wrong.",
+    "403": "The token is the clients', and this call takes the operator's.",
     "404": "No such model, version or path.",
     "405": "The path is there, this method is not.",
     "408": "The body took too long to come.",
@@ -61,7 +62,7 @@ def _paths() -> Json:
         path = f"/v2/repository/models/{{model}}/{action}"
         paths[path] = {
             "parameters": [_path_parameter("model", "A model's name.")],
-            "post": _post(what, "RepositoryRequest", "Empty", "404"),
+            "post": _post(what, "RepositoryRequest", "Empty", "403", "404"),
         }
     named = [_path_parameter("model", "A model's name.")]
     versioned = [*named, _path_parameter("version", "A version's number.")]

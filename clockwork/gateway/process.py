@@ -74,7 +74,7 @@ class Gateway:
         """Raises ConfigError. Whatever is wrong with the settings is found here, before anything is served."""
         security.require_security_beyond_loopback(settings)
         self._settings = settings
-        self._token = security.read_token(settings.token_file)
+        self._tokens = security.read_tokens(settings)
         self._tls = security.tls_context(settings)
         self._keeper = _keeper(settings)
         self._sockets: dict[str, socket.socket] = {}
@@ -104,22 +104,31 @@ class Gateway:
             settings.endpoint, timeout=to_seconds(CLIENT_TIMEOUT_NS), keys=settings.key, name="gateway"
         )
         client.start()
+        operator = client
+        if settings.operator_key is not None:
+            operator = LoopClient(
+                settings.endpoint,
+                timeout=to_seconds(CLIENT_TIMEOUT_NS),
+                keys=settings.operator_key,
+                name="gateway",
+            )
+            operator.start()
         tracing = start_tracing(settings.otlp_endpoint or None)
         try:
             cluster = ClusterView(
-                client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper
+                client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator
             )
             if (bound := self._sockets.get("http")) is not None:
-                http = HttpServer(cluster, settings, self._token)
+                http = HttpServer(cluster, settings, self._tokens)
                 await http.start(bound, self._tls)
                 self._closers.append(http.close)
             if (bound := self._sockets.get("grpc")) is not None:
-                grpc = GrpcServer(cluster, settings, self._token)
+                grpc = GrpcServer(cluster, settings, self._tokens)
                 await grpc.start(bound, security.read_pair(settings))
                 self._closers.append(grpc.close)
             if (bound := self._sockets.get("metrics")) is not None:
                 source = MetricsSource(lambda: client.metrics(timeout=METRICS_TIMEOUT_S), cluster.counters)
-                metrics = MetricsServer(cluster, settings, self._token, source)
+                metrics = MetricsServer(cluster, settings, self._tokens, source)
                 await metrics.start(bound, self._tls)
                 self._closers.append(metrics.close)
             started()
@@ -134,6 +143,8 @@ class Gateway:
                 with concurrent.futures.ThreadPoolExecutor(1, "closing") as closing:
                     await asyncio.get_running_loop().run_in_executor(closing, self._keeper.close)
             await client.close()
+            if operator is not client:
+                await operator.close()
             self._release()
             if tracing is not None:
                 await asyncio.to_thread(tracing.close)
@@ -163,7 +174,8 @@ def _keeper(settings: GatewaySettings) -> Keeper | None:
         raise ConfigError("--load-model is for --model-control-mode explicit; else every model is loaded")
     return Keeper(
         settings.repositories, settings.control_mode, settings.poll_s,
-        lambda: Client(settings.endpoint, keys=settings.key, name="repository"), settings.load_models,
+        lambda: Client(settings.endpoint, keys=settings.operator_key or settings.key, name="repository"),
+        settings.load_models,
     )  # fmt: skip
 
 

@@ -1,13 +1,20 @@
-"""Who may come in: TLS, the bearer token, and what may listen beyond this machine without either."""
+"""Who may come in and do what: TLS, bearer tokens, and what may listen beyond this machine without either."""
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
+import logging
 import ssl
 from pathlib import Path
 
-from clockwork.errors import ConfigError
+from clockwork.errors import ConfigError, Forbidden
+from clockwork.gateway.errors import Unauthorized
 from clockwork.gateway.settings import TOKEN_BYTES_MAX, GatewaySettings
+from clockwork.keys import read_peer_keys
+from clockwork.roles import Right, Role
+
+log = logging.getLogger("clockwork.gateway")
 
 
 def is_loopback(host: str) -> bool:
@@ -52,6 +59,62 @@ def read_token(path: Path | None) -> bytes | None:
     if not 0 < len(token) <= TOKEN_BYTES_MAX or not all(0x21 <= byte <= 0x7E for byte in token):
         raise ConfigError(f"token file {path} must hold 1 to {TOKEN_BYTES_MAX} visible ASCII characters")
     return token
+
+
+class Tokens:
+    """Which token gives which right. client: none, and what changes nothing is open to whoever comes. operator: none,
+    and the client's token is enough for everything, as it was when there was one."""
+
+    def __init__(self, client: bytes | None = None, operator: bytes | None = None) -> None:
+        self._client = client
+        self._operator = operator
+
+    def __bool__(self) -> bool:
+        """Whether anything at all asks for a token."""
+        return self._client is not None or self._operator is not None
+
+    def check(self, right: Right, given: bytes | None) -> None:
+        """given: what the request bears, or none. Raises Unauthorized without a token that is known, Forbidden where
+        another one is needed."""
+        wanted = self._client if right is Right.INFER or self._operator is None else self._operator
+        if right is Right.OPEN or wanted is None:
+            return
+        # Both are compared in any case: how long it takes says nothing of either.
+        is_operator = _is_same(given, self._operator)
+        is_client = _is_same(given, self._client)
+        if is_operator or (is_client and wanted is self._client):
+            return
+        if is_client:
+            raise Forbidden("this call changes what is served, which takes the operator's token")
+        raise Unauthorized("this server wants Authorization: Bearer and its token")
+
+
+def _is_same(given: bytes | None, token: bytes | None) -> bool:
+    return given is not None and token is not None and hmac.compare_digest(given, token)
+
+
+def bearer(value: bytes) -> bytes | None:
+    """The token in the value of an Authorization header; none where it bears none."""
+    scheme, _, rest = value.partition(b" ")
+    return rest.strip() if scheme.lower() == b"bearer" else None
+
+
+def read_tokens(settings: GatewaySettings) -> Tokens:
+    """Raises ConfigError."""
+    tokens = read_token(settings.token_file), read_token(settings.operator_token_file)
+    if tokens[0] is not None and tokens[0] == tokens[1]:
+        raise ConfigError("the token of --operator-token-file is that of --token-file; make another one")
+    if tokens[0] is not None and tokens[1] is None and _may_operate(settings):
+        log.warning(
+            "whoever has the token may also load and unload models: give --operator-token-file to tell them apart"
+        )
+    return Tokens(*tokens)
+
+
+def _may_operate(settings: GatewaySettings) -> bool:
+    """Whether the controller lets it change what is served, as far as its keys say."""
+    role = read_peer_keys(settings.key).role if settings.key is not None else None
+    return settings.operator_key is not None or role in (None, Role.OPERATOR)
 
 
 def read_pair(settings: GatewaySettings) -> tuple[bytes, bytes] | None:

@@ -80,6 +80,7 @@ from clockwork.messages import (
     WorkerWelcome,
 )
 from clockwork.models.package import PackageStore
+from clockwork.roles import Role
 from clockwork.transport import Connection, Frame, Transport, Waiter
 from clockwork.worker.actions import (
     Action,
@@ -173,6 +174,7 @@ class Worker:
         self._ended = [source.ended for source in sources]
         self._actions: dict[int, _Held] = {}
         keys = read_peer_keys(settings.key) if settings.key is not None else None
+        self._key_role = keys.role if keys is not None else None  # what its key was made for
         self._dealer = transport.dealer(settings.endpoint, keys)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_asked = False
@@ -331,9 +333,10 @@ class Worker:
                     and not self._was_up
                     and self._settings.key is not None
                 ):
-                    log.error(
-                        "%s refused the connection: are the keys right (--key)?", self._settings.endpoint
-                    )
+                    hint = "are the keys right (--key)?"
+                    if self._key_role not in (None, Role.WORKER):
+                        hint = f"its key has the role {self._key_role.value} and must have worker (--key)"
+                    log.error("%s refused the connection: %s", self._settings.endpoint, hint)
                     self._exit = 1
 
     def _send(self, header: bytes, frames: Sequence[Frame] = ()) -> None:

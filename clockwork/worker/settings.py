@@ -81,6 +81,6 @@ class WorkerSettings:
     store: Path = dataclasses.field(default_factory=config.data_directory)
     lock_store: bool = False  # keep the laid-out weights of every model in RAM
     drain_ns: int = config.DRAIN_LIMIT_NS  # how long it finishes what it has, once told to stop
-    key: Path | None = None  # a peer.key file; none: no encryption
+    key: Path | None = None  # a worker.key file; none: no encryption
     clock_offset_ns: int = 0  # how far this worker's clock is off, and how fast it drifts: for tests
     clock_drift_ppm: float = 0.0

@@ -41,6 +41,11 @@ public:
     bool more() const { return zmq->msg_more(&message_) != 0; }
     // Of the connection that it came on; -1 if that has none (a peer that speaks the first ZMTP).
     int descriptor() const { return zmq->msg_get(&message_, CLOCKWORK_ZMQ_SRCFD); }
+    // The public key that its connection was made with, as Z85; "" without CURVE.
+    std::string_view key() const {
+        const char* found = zmq->msg_gets(&message_, "User-Id");
+        return found != nullptr ? found : "";
+    }
     clockwork_zmq_message* message() { return &message_; }
 
 private:

@@ -35,6 +35,7 @@ enum class Status : std::uint8_t {
     PROTOCOL_MISMATCH = 8,
     INVALID_MODEL = 9,
     INTERNAL = 10,
+    FORBIDDEN = 11,
     TOO_LATE = 20,
     NOT_RESIDENT = 21,
     IN_USE = 22,

@@ -13,9 +13,10 @@ from clockwork import messages, wire
 from clockwork.clock import SECOND, now_ns
 from clockwork.controller.process import Controller
 from clockwork.controller.settings import ControllerSettings
+from clockwork.keys import PeerKeys
 from clockwork.models.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.transport import Dealer, Transport, Waiter
+from clockwork.transport import Connection, Dealer, Transport, Waiter
 
 PATIENCE_NS = 20 * SECOND
 """How long a test waits for what must come, on a busy machine."""
@@ -55,14 +56,29 @@ def running_controller(data: Path, **more: Any) -> Iterator[Controller]:
 class Peer:
     """A dialled connection with patience."""
 
-    def __init__(self, endpoint: str, answers: dict[int, type]) -> None:
+    def __init__(self, endpoint: str, answers: dict[int, type], keys: PeerKeys | None = None) -> None:
         self._transport = Transport()
-        self.dealer: Dealer = self._transport.dealer(endpoint)
+        self.dealer: Dealer = self._transport.dealer(endpoint, keys)
         self._waiter = Waiter([self.dealer])
         self._answers = answers
         deadline = now_ns() + PATIENCE_NS
-        while not self.dealer.changes():
+        self.changes: list[Connection] = []  # what became of the connection at first
+        while not self.changes:
+            self.changes = self.dealer.changes()
             assert now_ns() < deadline, f"no connection to {endpoint}"
+            self._waiter.wait(SECOND)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether its keys were not accepted."""
+        return Connection.REFUSED in self.changes
+
+    def wait_for_end(self) -> None:
+        """Until the connection has ended."""
+        deadline = now_ns() + PATIENCE_NS
+        while Connection.DOWN not in self.dealer.changes():
+            assert now_ns() < deadline, "the connection did not end"
+            self.dealer.receive()
             self._waiter.wait(SECOND)
 
     def send(self, message: Any, *frames: Any) -> None:
@@ -96,8 +112,8 @@ class Peer:
 
 
 class RawClient(Peer):
-    def __init__(self, controller: Controller, *, hello: bool = True) -> None:
-        super().__init__(controller.client_endpoint, messages.TO_CLIENT)
+    def __init__(self, controller: Controller, *, hello: bool = True, keys: PeerKeys | None = None) -> None:
+        super().__init__(controller.client_endpoint, messages.TO_CLIENT, keys)
         if hello:
             self.send(messages.ClientHello(messages.PROTOCOL_VERSION, "test", "test"))
             self.receive(messages.ClientWelcome)
@@ -150,8 +166,10 @@ def prepared_model(**changes: Any) -> PreparedModel:
 class FakeWorker(Peer):
     """A worker whose model gives back its input. It answers only what the test has it answer."""
 
-    def __init__(self, controller: Controller, epoch: int = 1, pages: int = 4) -> None:
-        super().__init__(controller.worker_endpoint, messages.TO_WORKER)
+    def __init__(
+        self, controller: Controller, epoch: int = 1, pages: int = 4, keys: PeerKeys | None = None
+    ) -> None:
+        super().__init__(controller.worker_endpoint, messages.TO_WORKER, keys)
         device = {
             "kind": "cpu", "name": "fake", "fingerprint": "test", "page_bytes": 4096, "page_count": pages, "run_ahead": 2,
         }  # fmt: skip

@@ -19,9 +19,10 @@ from PIL import Image
 
 from clockwork import cli, transport
 from clockwork.errors import ConfigError
-from clockwork.keys import read_controller_keys, read_peer_keys
+from clockwork.keys import read_allowed_keys, read_controller_keys, read_peer_keys
 from clockwork.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister
 from clockwork.profiles import parse_profiles
+from clockwork.roles import Role
 from clockwork.tensors import encode_array
 
 LABELS = [str(digit) for digit in range(10)]
@@ -295,11 +296,23 @@ def test_every_command_explains_itself(path: list[str]) -> None:
 def test_keys(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.cli, ["keys", "new", str(tmp_path / "keys")])
     assert result.exit_code == 0
-    peer = read_peer_keys(tmp_path / "keys" / "peer.key")
     controller = read_controller_keys(tmp_path / "keys" / "controller.key")
-    assert peer.controller == controller.public
-    assert controller.allowed == (peer.public,)
-    assert os.stat(tmp_path / "keys" / "peer.key").st_mode & 0o077 == 0
+    assert controller.allowed == ()
+    listed = read_allowed_keys(tmp_path / "keys" / "allowed.keys")
+    for role in Role:
+        peer = read_peer_keys(tmp_path / "keys" / f"{role}.key")
+        assert peer.controller == controller.public
+        assert peer.role is listed[peer.public].role is role
+        assert os.stat(tmp_path / "keys" / f"{role}.key").st_mode & 0o077 == 0
+    assert len(listed) == len(Role)
+    keys = str(tmp_path / "keys")
+    assert CliRunner().invoke(cli.cli, ["keys", "add", keys, "alice", "--role", "operator"]).exit_code == 0
+    result = CliRunner().invoke(cli.cli, ["keys", "list", keys])
+    assert "alice" in result.output
+    result = CliRunner().invoke(cli.cli, ["keys", "revoke", keys, "alice"])
+    assert result.output == "revoked alice (operator)\n"
+    assert "alice" not in CliRunner().invoke(cli.cli, ["keys", "list", keys]).output
+    assert CliRunner().invoke(cli.cli, ["keys", "revoke", keys, "alice"]).exit_code == 1
     again = CliRunner().invoke(cli.cli, ["keys", "new", str(tmp_path / "keys")])
     assert again.exit_code == 1
     assert "exists already" in again.stderr

@@ -102,32 +102,33 @@ def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
 # ----- keys -------------------------------------------------------------------------------------
 
 
-def new_keys(directory: Path) -> tuple[str, str]:
+def new_keys(directory: Path) -> tuple[str, str, str]:
+    """The files of the controller's, the workers' and the operator's key."""
     program = Program(["keys", "new", str(directory)])
     assert program.wait() == 0, program.text
-    return str(directory / "controller.key"), str(directory / "peer.key")
+    return tuple(str(directory / f"{name}.key") for name in ("controller", "worker", "operator"))  # type: ignore[return-value]
 
 
 def test_with_keys_only_those_who_have_the_right_ones_are_served(tmp_path: Path) -> None:
-    controller_key, peer_key = new_keys(tmp_path / "keys")
-    _, wrong_key = new_keys(tmp_path / "wrong")
-    assert (tmp_path / "keys" / "peer.key").stat().st_mode & 0o077 == 0
+    controller_key, worker_key, operator_key = new_keys(tmp_path / "keys")
+    client_key = str(tmp_path / "keys" / "client.key")
+    _, _, wrong_key = new_keys(tmp_path / "wrong")
     stranger = tmp_path / "stranger.key"  # knows whom it talks to, but is not let in
     body = json.loads(Path(wrong_key).read_text())
-    body["controller"] = json.loads(Path(peer_key).read_text())["controller"]
+    body["controller"] = json.loads(Path(operator_key).read_text())["controller"]
     stranger.write_text(json.dumps(body))
 
     with running_cluster(
         tmp_path / "data", workers=0, controller_options=["--key", controller_key]
     ) as cluster:
-        cluster.start_worker("--key", peer_key)
+        cluster.start_worker("--key", worker_key)
         model = zoo.build("mlp", seed=2)
         x = np.zeros((1, 64), np.float32)
         others = []
-        with cluster.client(keys=peer_key) as client:
+        with cluster.client(keys=operator_key) as client:
             client.register("secret", model)
             assert same(client.infer("secret", x), Reference(model)(x))
-            for keys in (wrong_key, str(stranger), None):
+            for keys in (wrong_key, str(stranger), worker_key, None):
                 begin_ns = now_ns()
                 with Client(cluster.endpoint, keys=keys, timeout=5.0) as other:
                     with pytest.raises(ClockworkError) as caught:
@@ -142,6 +143,13 @@ def test_with_keys_only_those_who_have_the_right_ones_are_served(tmp_path: Path)
             ])  # fmt: skip
             assert worker.wait() == 1
             assert "key" in worker.text
+            # Whoever may infer is no worker.
+            worker = cluster.program([
+                "worker", "--connect", cluster.worker_endpoint, "--store", str(tmp_path / "other"),
+                "--key", client_key, "--arena", "16MiB",
+            ])  # fmt: skip
+            assert worker.wait() == 1
+            assert "its key has the role client and must have worker" in worker.text
             # One that has none, or another controller's, is not let in either, and says where it stands.
             for key in ([], ["--key", wrong_key]):
                 worker = cluster.program([
@@ -182,7 +190,7 @@ def test_beyond_loopback_takes_keys_or_insistence(tmp_path: Path) -> None:
     assert "--insecure" in program.text
     assert "keys new" in program.text
     assert "Traceback" not in program.text
-    key, _ = new_keys(tmp_path / "keys")
+    key, _, _ = new_keys(tmp_path / "keys")
     for option in (["--insecure"], ["--key", key]):
         program = Program(controller_arguments(tmp_path, "--listen", everywhere, *option))
         program.wait_for("listens for clients")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import logging
 import shutil
 import signal
 import socket
@@ -11,16 +12,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from fake_controller import FakeController
 from gateways import Http, Reply, running_gateway, tensor
+from peers import running_controller
 
 from clockwork.errors import ConfigError
-from clockwork.gateway import security
+from clockwork.gateway import openapi, security
+from clockwork.gateway.errors import Unauthorized
+from clockwork.gateway.http import PATHS
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
+from clockwork.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
+from clockwork.messages import Failure, Status
+from clockwork.roles import GRPC, HTTP, Right, Role
+from clockwork.transport import new_key_pair
 from tests.process.cluster import Program
 
 BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
@@ -129,6 +138,132 @@ def test_without_the_token_only_health_answers(controller: FakeController, token
             assert live(b"", timeout=10) == b"\x08\x01"
             assert infer_grpc(channel, None) == "UNAUTHENTICATED"
             assert infer_grpc(channel, TOKEN) == "OK"
+
+
+OPERATOR = "battery-staple"
+BEARS = {"": None, "wrong": "x", "client": TOKEN, "operator": OPERATOR}
+"""Who asks, and the token that he bears."""
+
+
+def not_found(controller: FakeController, identity: bytes, message: Any, frames: list[Any]) -> None:
+    """Says of everything that is asked that it is not there: with that, no call takes long."""
+    failure = Failure(message.request_id, Status.MODEL_NOT_FOUND, "there is none", {})
+    controller.send(identity, failure)
+
+
+def expected(right: Right, who: str, has_operator: bool) -> str:
+    """What a gateway says to a call: "" if it takes it."""
+    if right is Right.OPEN or (who == "operator" and has_operator):
+        return ""
+    if who != "client":
+        return "unauthorized"
+    return "forbidden" if right is Right.OPERATE and has_operator else ""
+
+
+@pytest.fixture
+def operator_token_file(tmp_path: Path) -> Path:
+    path = tmp_path / "operator-token"
+    path.write_text(f"{OPERATOR}\n")
+    return path
+
+
+@pytest.mark.parametrize("has_operator", [True, False], ids=["two tokens", "one token"])
+def test_every_path_and_every_method_with_every_token(
+    token_file: Path, operator_token_file: Path, has_operator: bool
+) -> None:
+    documented = {
+        (path, method) for path, methods in openapi.document(with_token=True)["paths"].items() for method in methods
+        if method != "parameters"
+    }  # fmt: skip
+    asked = {path: method.upper() for path, method in documented} | {"/openapi.json": "GET"}
+    assert set(asked) | {"/metrics"} == set(HTTP), "the table has every path"
+    assert {word for path in PATHS for word in ["/".join(["", *path.words])]} == set(asked)
+    methods = {one.name for one in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods}
+    assert methods == set(GRPC), "the table has every method"
+    with (
+        FakeController(handle=not_found) as controller,
+        running_gateway(
+            controller.endpoint, metrics_port=0, token_file=token_file,
+            operator_token_file=operator_token_file if has_operator else None,
+        ) as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+    ):  # fmt: skip
+        for who, token in BEARS.items():
+            bearing = {"Authorization": f"Bearer {token}"} if token else {}
+            for path, right in HTTP.items():
+                http = Http(gateway.ports["metrics" if path == "/metrics" else "http"])
+                where = path.replace("{model}", "m").replace("{version}", "1")
+                method = asked.get(path, "GET")
+                reply = http.ask(method, where, {} if method == "POST" else None, bearing)
+                http.close()
+                reason = reply.json["reason"] if reply.status in (401, 403) else ""
+                assert reason == expected(right, who, has_operator), (who, path, reply.status, reply.data)
+                assert (reply.status == 401) == (reason == "unauthorized")
+                assert (reply.status == 403) == (reason == "forbidden")
+            for name, right in GRPC.items():
+                metadata = [("authorization", f"Bearer {token}")] if token else []
+                call_of = channel.stream_stream if name == "ModelStreamInfer" else channel.unary_unary
+                call = call_of(f"/inference.GRPCInferenceService/{name}")
+                try:
+                    if name == "ModelStreamInfer":
+                        list(call(iter([b""]), metadata=metadata, timeout=10))
+                    else:
+                        call(b"", metadata=metadata, timeout=10)
+                    code = "OK"
+                except grpc.RpcError as error:
+                    code = error.code().name
+                wanted = {"unauthorized": "UNAUTHENTICATED", "forbidden": "PERMISSION_DENIED", "": None}[
+                    expected(right, who, has_operator)
+                ]
+                assert code == wanted if wanted else code in ("OK", "NOT_FOUND", "INVALID_ARGUMENT"), (
+                    who,
+                    name,
+                    code,
+                )
+
+
+def test_one_token_for_everything_is_warned_of_and_two_must_differ(
+    token_file: Path, operator_token_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "clockwork.gateway"):
+        security.read_tokens(GatewaySettings(token_file=token_file, operator_token_file=operator_token_file))
+        assert caplog.text == ""
+        security.read_tokens(GatewaySettings(token_file=token_file))
+        assert "--operator-token-file" in caplog.text
+    operator_token_file.write_text(TOKEN)
+    with pytest.raises(ConfigError, match="make another one"):
+        security.read_tokens(GatewaySettings(token_file=token_file, operator_token_file=operator_token_file))
+
+
+def test_an_operators_token_alone_leaves_inference_open(operator_token_file: Path) -> None:
+    tokens = security.read_tokens(GatewaySettings(operator_token_file=operator_token_file))
+    tokens.check(Right.INFER, None)
+    with pytest.raises(Unauthorized):
+        tokens.check(Right.OPERATE, None)
+    tokens.check(Right.OPERATE, OPERATOR.encode())
+
+
+def test_a_gateway_changes_models_with_an_operators_key_alone(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    write_keys(keys, new_key_pair(), {role: new_key_pair() for role in Role})
+    with running_controller(tmp_path / "data", key=keys / CONTROLLER_KEY_FILE) as controller:
+        for operator, status, reason in (
+            (None, 403, "forbidden"),
+            (keys / KEY_FILES[Role.OPERATOR], 404, "model_not_found"),
+        ):
+            with running_gateway(
+                controller.client_endpoint, key=keys / KEY_FILES[Role.GATEWAY], operator_key=operator,
+                metrics_port=0,
+            ) as gateway:  # fmt: skip
+                http = Http(gateway.ports["http"])
+                for action in ("load", "unload"):
+                    reply = http.ask("POST", f"/v2/repository/models/m/{action}", {})
+                    assert (reply.status, reply.json["reason"]) == (status, reason)
+                assert http.ask("POST", "/v2/repository/index", {}).json == []
+                http.close()
+                http = Http(gateway.ports["metrics"])
+                assert b"clockwork_" in http.ask("GET", "/metrics").data
+                http.close()
 
 
 def test_half_open_tls_handshakes_hold_nobody_up(controller: FakeController, pair: tuple[Path, Path]) -> None:

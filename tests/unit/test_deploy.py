@@ -22,7 +22,8 @@ import click
 import pytest
 
 from clockwork.cli import cli
-from clockwork.keys import CONTROLLER_KEY_FILE, PEER_KEY_FILE
+from clockwork.keys import ALLOWED_FILE, CONTROLLER_KEY_FILE, KEY_FILES
+from clockwork.roles import Role
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (extra [test])")
 
@@ -159,7 +160,7 @@ def test_what_the_image_copies_exists_and_is_sent_to_the_build() -> None:
     for source in (
         ".git",
         ".venv",
-        "deploy/kubernetes/keys/peer.key",
+        "deploy/kubernetes/keys/worker.key",
         "clockwork/scheduler/_core.cpp",
         "tests",
     ):
@@ -190,7 +191,7 @@ def commands_of_compose() -> Iterator[tuple[str, list[str]]]:
     for name, service in compose["services"].items():
         if "entrypoint" in service:
             text = " ".join(service["command"])
-            for found in re.findall(r"clockwork ([a-z][^|&;]*)", text):
+            for found in re.findall(r"clockwork ([a-z][^|&;\n]*)", text):
                 yield f"compose {name}", shlex.split(found)
         else:
             yield f"compose {name}", service["command"]
@@ -370,7 +371,11 @@ def test_the_customisation_has_every_manifest_and_every_secret_that_is_used() ->
 
     secrets = {one["name"]: [Path(file).name for file in one["files"]] for one in listed["secretGenerator"]}
     assert secrets["clockwork-controller-key"] == [CONTROLLER_KEY_FILE]
-    assert secrets["clockwork-peer-key"] == [PEER_KEY_FILE]
+    for role in (Role.CLIENT, Role.WORKER, Role.GATEWAY):
+        assert secrets[f"clockwork-{role}-key"] == [KEY_FILES[role]]
+    [allowed] = listed["configMapGenerator"]
+    assert [Path(file).name for file in allowed["files"]] == [ALLOWED_FILE]
+    assert allowed["options"] == {"disableNameSuffixHash": True}, "it changes in place"
     used = set()
     for pod, container in containers():
         mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
@@ -380,12 +385,31 @@ def test_the_customisation_has_every_manifest_and_every_secret_that_is_used() ->
             name = volume["secret"]["secretName"]
             used.add(name)
             text = str(container)
+            assert not re.search(r"operator|controller\.key", text) or container["name"] == "controller"
             assert f"{mounts[volume['name']]}/{secrets[name][0]}" in text, (
                 f"{container['name']} does not use {name}"
             )
     assert used == set(secrets)
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     assert "/deploy/kubernetes/keys/" in ignored, "nobody commits keys by accident"
+
+
+def test_every_process_has_the_key_of_its_role_and_no_other() -> None:
+    """What a command names, by --key or by the environment of its unit or container."""
+    probes = 0
+    for where, words in [*commands_of_compose(), *commands_of_kubernetes()]:
+        if words[0] in ("controller", "worker", "gateway"):
+            assert Path(option(words, "--key")).name == f"{words[0]}.key", where
+        elif words[0] == "probe" and any(word.startswith("--key") for word in words):
+            probes += 1
+            assert Path(option(words, "--key")).name == KEY_FILES[Role.CLIENT], where
+    assert probes >= 2
+    for unit in UNITS:
+        found = settings_of(unit)
+        name = unit.stem.removeprefix("clockwork-")
+        assert f"CLOCKWORK_KEY=%d/{name}.key" in " ".join(found["Environment"])
+        keys = [one.partition(":")[0] for one in found["LoadCredential"] if one.endswith(".key")]
+        assert [one for one in keys if not one.startswith("tls")] == [f"{name}.key"], unit.name
 
 
 def test_pods_run_with_as_little_as_they_need() -> None:

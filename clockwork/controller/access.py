@@ -1,0 +1,136 @@
+"""Whom the controller lets in, and what each may ask: the table of clockwork.roles, applied to keys.
+
+The list of keys is read again while the controller runs. Everything here is the controller's thread's but admits(),
+which the thread that authenticates calls.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clockwork.errors import ConfigError, Forbidden
+from clockwork.keys import (
+    ALLOWED_FILE,
+    AllowedKey,
+    ControllerKeys,
+    read_allowed_keys,
+    read_controller_keys,
+)
+from clockwork.messages import Query
+from clockwork.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
+
+log = logging.getLogger("clockwork.controller")
+
+_Stamp = tuple[int, int, int] | None
+"""Of a file: it was replaced or written to if this changed."""
+
+
+class Access:
+    """key: the controller's key file, or none: then everything is allowed. allowed: the list of keys; else the one
+    beside the key file. Raises ConfigError for a file that is missing or broken."""
+
+    def __init__(self, key: Path | None, allowed: Path | None = None) -> None:
+        self.keys: ControllerKeys | None = None
+        self._key = key
+        self._allowed = allowed
+        self._rows: Mapping[str, AllowedKey] = {}
+        self._roles: Mapping[
+            str, frozenset[Role]
+        ] = {}  # of every key that is let in; replaced, never changed
+        self._stamps: tuple[_Stamp, ...] = ()  # of what was read
+        self._seen: tuple[_Stamp, ...] = ()  # at the last look
+        self._may_lack_list = allowed is None
+        if key is None:
+            if allowed is not None:
+                raise ConfigError("a list of keys (--allowed) needs the controller's own key (--key)")
+            return
+        if allowed is None:
+            self._allowed = key.with_name(ALLOWED_FILE)
+        self._stamps = self._look()
+        self.keys = self._read()
+        if not self._roles:
+            log.warning("no key is let in: %s lists none (clockwork keys add)", self._allowed)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are no keys, and everything is allowed."""
+        return self.keys is None
+
+    # ----- asked -------------------------------------------------------------------------------
+
+    def admits(self, port: Port, public: str) -> bool:
+        """Whether a connection with this key is let in. Any thread."""
+        return not PORTS[port].isdisjoint(self._roles.get(public, ()))
+
+    def check(self, public: str, message: Any) -> None:
+        """Raises Forbidden where the key of a connection may not send this message. "": no key."""
+        if self.keys is None:
+            return
+        may = MESSAGES[type(message)]
+        if type(message) is Query:
+            may = QUERIES.get(message.what, may)
+        has = self._roles.get(public)
+        if has is None:
+            raise Forbidden("the key of this connection has been revoked")
+        if may.isdisjoint(has):
+            what = type(message).__name__ + (f" {message.what}" if type(message) is Query else "")
+            raise Forbidden(
+                f"{what} is for {', '.join(f'{role}s' for role in sorted(may))}; "
+                f"the key of this connection ({self._rows[public].name}) is of the role {self._rows[public].role}"
+            )
+
+    # ----- read again --------------------------------------------------------------------------
+
+    def has_changed(self) -> bool:
+        """Whether a file was changed since it was last read, and no more since this was last asked: one that is being
+        written is not read, for a key that is not in it yet would be revoked."""
+        if self.keys is None:
+            return False
+        before, self._seen = self._seen, self._look()
+        return self._seen != self._stamps and self._seen == before
+
+    def read_again(self) -> frozenset[str]:
+        """Take in the files as they are now: the keys whose rights are not what they were.
+
+        Raises ConfigError for a file that is missing or broken: what was read before then holds on.
+        """
+        if self.keys is None:
+            return frozenset()
+        before = self._roles
+        self._stamps = self._look()
+        self._read()
+        return frozenset(public for public, roles in before.items() if self._roles.get(public) != roles)
+
+    def _look(self) -> tuple[_Stamp, ...]:
+        found: list[_Stamp] = []
+        for path in (self._key, self._allowed):
+            assert path is not None
+            try:
+                stat = path.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        return tuple(found)
+
+    def _read(self) -> ControllerKeys:
+        assert self._key is not None
+        assert self._allowed is not None
+        keys = read_controller_keys(self._key)
+        rows: Mapping[str, AllowedKey] = {}
+        if not (keys.allowed and self._may_lack_list) or self._allowed.exists():
+            rows = read_allowed_keys(self._allowed)
+            self._may_lack_list = False  # from here on, one that is gone is a mistake
+        roles = {public: frozenset({row.role}) for public, row in rows.items()}
+        legacy = [public for public in keys.allowed if public not in roles]
+        if legacy:
+            log.warning(
+                "%d keys of %s were made before keys had roles, and may do everything: make others (clockwork keys "
+                "add), and revoke these (clockwork keys revoke)", len(legacy), self._key,
+            )  # fmt: skip
+        self._rows = rows
+        self._roles = {**roles, **dict.fromkeys(legacy, ANY_ROLE)}
+        return keys

@@ -169,6 +169,29 @@ OVERRUNS_MAX = 5
 
 FAULT_WINDOW_NS = 600_000_000_000
 
+# ----- bytes on disk -------------------------------------------------------------------------
+
+CHECK_PIECE_BYTES = 1 << 20
+"""Read and hashed at once of a file that is checked: between two pieces others have their turn."""
+
+CHECK_BUSY_SHARE = 0.25
+"""Of one core, what checking stored bytes takes that nobody waits for."""
+
+CHECK_JOB_MODELS = 16
+"""Prepared models that the preparation process checks before it looks whether there is one to prepare."""
+
+DAMAGED_KEPT_MAX = 4
+"""Damaged files or directories that are kept in one folder to be looked at; older ones go."""
+
+REFETCHES_MAX = 2
+"""How often a worker fetches a package again that it found damaged, until it gives the model up."""
+
+SEALED_BYTES_MAX = 64 << 20
+"""Of a record, a route or the description of a prepared model, which has a row for each weight."""
+
+MENDED_BYTES_MAX = 8192
+"""Of a sealed file in which a flipped bit is looked for: trying each takes a quarter of a second for so many bytes."""
+
 # ----- liveness ------------------------------------------------------------------------------
 
 HEARTBEAT_NS = 250_000_000

@@ -159,3 +159,11 @@ def _is_output(ref: Any) -> bool:
                 and all(dimension < NEVER_NS for dimension in shape)
             )
     return False
+
+
+def new_damage(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What a worker has found to be damaged in its store since its last heartbeat, as a sentence; "" nothing."""
+    counts = [stats.get("damaged", 0) for stats in (before, now)]
+    if not all(type(count) is int for count in counts) or counts[1] <= counts[0]:
+        return ""
+    return f"{tell(now.get('damage'), 300)}; it is set aside and made, or fetched, anew"

@@ -48,7 +48,14 @@ from clockwork.controller._exchange import (
 from clockwork.controller.access import Access
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
-from clockwork.controller.links import ClientLink, WorkerLink, check_result, check_times, parse_devices
+from clockwork.controller.links import (
+    ClientLink,
+    WorkerLink,
+    check_result,
+    check_times,
+    new_damage,
+    parse_devices,
+)
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
 from clockwork.controller.models import (
@@ -609,6 +616,8 @@ class Controller:
 
     def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
         worker.jitter_ns = message.jitter_ns
+        if text := new_damage(worker.stats, message.stats):
+            self.note_trouble(TroubleKind.FILE_REPAIRED, f"store of worker {worker.name}", text)
         worker.stats = message.stats
 
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:

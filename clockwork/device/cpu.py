@@ -34,6 +34,7 @@ from clockwork.models.prepared import (
     WEIGHTS_FILE,
     PreparedModel,
     check_layout,
+    program_damage,
 )
 from clockwork.tensors import DTYPES
 
@@ -160,8 +161,8 @@ class CpuDevice(NativeDevice[Core]):
         program = self._programs.get(digest)
         if program is None:
             path = place.parent.parent / "programs" / digest / PROGRAM_FILE
-            if not path.is_file():
-                raise InvalidModel(f"{path} is missing")
+            if damage := program_damage(path, self.info.fingerprint):
+                raise InvalidModel(damage)
             program = self._programs[digest] = Program(self._core, str(path))
         return program
 

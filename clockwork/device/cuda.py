@@ -43,7 +43,7 @@ from clockwork.device.native import NativeDevice
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import HostDrop, HostFetch
 from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
-from clockwork.models.program import Argument, Variant, read_program
+from clockwork.models.program import Argument, Variant, read_program, stored_damage
 from clockwork.models.program import Program as LaunchLists
 
 HOLDING = "program"
@@ -222,6 +222,8 @@ class CudaDevice(NativeDevice[Core]):
         loaded = self._programs.get(prepared.program)
         if loaded is None:
             directory = place.parent.parent / "programs" / prepared.program
+            if damage := stored_damage(directory):
+                raise InvalidModel(damage)
             lists = read_program(directory)
             modules = self._read_modules(lists, directory)
             try:

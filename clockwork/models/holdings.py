@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clockwork.models.checksums import set_aside
 from clockwork.models.durable import write_durably
 from clockwork.models.inputs import difference
 from clockwork.models.layout import Layout, lay_out, write_weights
@@ -24,6 +25,7 @@ from clockwork.models.prepared import (
     PROGRAM_FILE,
     WEIGHTS_FILE,
     WeightSpec,
+    program_damage,
 )
 from clockwork.models.runtime import RunError, Session
 from clockwork.models.split import Program, Splitter, operator
@@ -160,11 +162,12 @@ def _kept_note(program: Program, operators: Sequence[str], reason: str) -> str:
     return f"{count} weights ({size} bytes) of {', '.join(operators)} stay inside the program{why}"
 
 
-def write_program(store: Path, name: str, model: bytes) -> None:
-    """Put a program into the store, unless it is there."""
-    put_in_place(
-        store / "programs" / name, PROGRAM_FILE, lambda place: write_durably(place / PROGRAM_FILE, model)
-    )
+def write_program(store: Path, name: str, model: bytes, fingerprint: str) -> None:
+    """Put a program into the store, unless it is there and whole."""
+    place = store / "programs" / name
+    if place.is_dir() and program_damage(place / PROGRAM_FILE, fingerprint):
+        set_aside(place)
+    put_in_place(place, PROGRAM_FILE, lambda made: write_durably(made / PROGRAM_FILE, model))
 
 
 # ----- packed --------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clockwork.errors import InvalidModel
+from clockwork.models.checksums import pieces_of, read_plain
 from clockwork.models.durable import fsync_directory, remove_tree, write_durably
 from clockwork.telling import tell
 
@@ -99,11 +100,13 @@ def digest_of(files: Sequence[PackageFile]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_file(path: Path) -> tuple[int, str]:
-    """Size in bytes and sha256 of a file."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return file.tell(), digest.hexdigest()
+def hash_file(path: Path, busy_share: float = 1.0) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file. busy_share: of the time to spend on it; the rest is slept."""
+    digest, size = hashlib.sha256(), 0
+    for piece in pieces_of(path, busy_share):
+        digest.update(piece)
+        size += len(piece)
+    return size, digest.hexdigest()
 
 
 class PackageStore:
@@ -217,6 +220,43 @@ class PackageWriter:
         if self._open is not None:
             self._open = None
             os.close(self._descriptor)
+
+
+class DamagedPackage(InvalidModel):
+    """A stored package is not what its name says: it is its store's fault, and not the model's."""
+
+
+def check_package(directory: Path, busy_share: float = 1.0) -> list[PackageFile]:
+    """The files of a stored package, every byte of which has been compared. Raises DamagedPackage.
+
+    busy_share: of the time to spend on it; the rest is slept.
+    """
+    try:
+        rows = json.loads(read_plain(directory / LIST_FILE))
+        files = parse_files(rows)
+        if digest_of(files) != directory.name:
+            raise DamagedPackage(
+                f"package {directory.name} is damaged: its list is that of {digest_of(files)}"
+            )
+        for file in files:
+            size, sha256 = hash_file(directory / file.path, busy_share)
+            if (size, sha256) != (file.bytes, file.sha256):
+                raise DamagedPackage(
+                    f"package {directory.name} is damaged: {file.path!r} has {size} bytes with sha256 {sha256[:12]}..., "
+                    f"expected {file.bytes} with {file.sha256[:12]}..."
+                )
+    except OSError as error:
+        what = Path(error.filename).name if error.filename else "a file of it"
+        raise DamagedPackage(
+            f"package {directory.name} is damaged: {what} cannot be read: {error.strerror}"
+        ) from None
+    except DamagedPackage:
+        raise
+    except (ValueError, RecursionError, InvalidModel) as error:
+        raise DamagedPackage(
+            f"package {directory.name} is damaged: its list cannot be read: {error}"[:300]
+        ) from None
+    return files
 
 
 def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> None:

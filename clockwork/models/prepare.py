@@ -25,6 +25,7 @@ import onnx
 from clockwork.errors import InvalidModel
 from clockwork.models import batching, measure, prepare_program
 from clockwork.models import inputs as trial
+from clockwork.models.checksums import find_damage, read_plain, seal, unseal
 from clockwork.models.holdings import (
     Bound,
     Packed,
@@ -42,9 +43,9 @@ from clockwork.models.package import (
     MODEL_FILE,
     PROGRAM_JSON,
     PackageFile,
+    check_package,
     digest_of,
     hash_file,
-    parse_files,
 )
 from clockwork.models.prepared import (
     FORMAT_VERSION,
@@ -53,7 +54,10 @@ from clockwork.models.prepared import (
     PreparedModel,
     TensorSpec,
     prepared_directory,
+    program_damage,
+    program_name,
 )
+from clockwork.models.program import stored_damage
 from clockwork.models.runtime import RunError, Session, optimise
 from clockwork.models.split import Splitter
 from clockwork.scheduler.types import ProfilePoint
@@ -108,11 +112,13 @@ def prepare(
     options: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> PreparedModel:
-    """Prepare the package for devices of this fingerprint, or find that done. Raises InvalidModel.
+    """Prepare the package for devices of this fingerprint, or find that done, every byte of it.
+
+    Raises InvalidModel; DamagedPackage where the package is not what its name says.
 
     options: ``batching`` (auto, on, off), ``batch_max`` (0: as measured), ``holding`` (auto, or bound or
-    packed for benches and tests; then nothing is remembered for other models). progress: called with
-    (step, done, total).
+    packed for benches and tests; then nothing is remembered for other models), ``pages_min`` (that a packed model is to
+    take). progress: called with (step, done, total).
     """
     package_dir, store = Path(package_dir), Path(store)
     digest = _digest(package_dir)
@@ -120,6 +126,8 @@ def prepare(
     found = _read(target, page_bytes)
     if found is not None:
         return found
+    if (package_dir / LIST_FILE).is_file():
+        check_package(package_dir)
     (store / "prepared").mkdir(parents=True, exist_ok=True)
     _remove_leftovers(store)
     work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=store / "prepared"))
@@ -169,6 +177,7 @@ class _Preparation:
         self._batching = str(options.get("batching", "auto"))
         self._batch_max = int(options.get("batch_max", 0))
         self._forced = str(options.get("holding", "auto"))
+        self._pages_min = int(options.get("pages_min", 0))
 
     def run(self) -> tuple[PreparedModel, Path]:
         """The result and the directory that holds its files, still under a temporary name."""
@@ -197,8 +206,8 @@ class _Preparation:
         total = bound.weights_bytes + bound.program.kept_bytes
         has_weights = total > 0
         del splitter
-        self._program = hashlib.sha256(bound.program.model + self._fingerprint.encode()).hexdigest()
-        write_program(self._store, self._program, bound.program.model)
+        self._program = program_name(bound.program.model, self._fingerprint)
+        write_program(self._store, self._program, bound.program.model, self._fingerprint)
 
         self._step(3)
         finding = self._recall()
@@ -219,7 +228,7 @@ class _Preparation:
             choices[prepared.holding] = (prepared, bound_dir)
         if packed is not None and not packed.error:
             prepared = self._prepared("packed", "")
-            prepared.runs = [1] * max(1, -(-packed.resident_bytes // self._page_bytes))
+            prepared.runs = [1] * max(1, self._pages_min, -(-packed.resident_bytes // self._page_bytes))
             prepared.weights_bytes = total
             prepared.resident_bytes = packed.resident_bytes
             choices["packed"] = (prepared, packed_dir)
@@ -305,7 +314,7 @@ class _Preparation:
         bound, kept, note = choose_program(splitter, build, known)
         if kept and kept != known and not bound.error:
             memo.parent.mkdir(parents=True, exist_ok=True)
-            _replace(memo, json.dumps(kept))
+            _replace(memo, seal({"kept": kept}))
         return bound, note
 
     def _measure(self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]) -> Finding:
@@ -365,15 +374,15 @@ class _Preparation:
         if self._forced != "auto":
             return None
         try:
-            body = json.loads(self._finding_path().read_text())
+            body, _ = unseal(read_plain(self._finding_path()))
             points = [ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
                       for one in body.pop("profile")]  # fmt: skip
             return Finding(profile=points, **body)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def _remember(self, finding: Finding) -> None:
-        _replace(self._finding_path(), json.dumps(dataclasses.asdict(finding)))
+        _replace(self._finding_path(), seal(dataclasses.asdict(finding)))
 
     # ----- small things ----------------------------------------------------------------------
 
@@ -406,7 +415,7 @@ def _digest(package_dir: Path) -> str:
     """The digest of a package; of a plain folder with a model in it, what it would be."""
     listed = package_dir / LIST_FILE
     if listed.is_file():
-        return digest_of(parse_files(json.loads(listed.read_text())))
+        return package_dir.name  # which check_package() holds it against
     files = []
     for path in sorted(package_dir.rglob("*")):
         if path.is_file():
@@ -415,33 +424,40 @@ def _digest(package_dir: Path) -> str:
 
 
 def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
-    """What an earlier preparation left, if it is whole and of this page size."""
+    """What an earlier preparation left, if it is whole, to the last byte, and of this page size."""
     try:
         prepared = PreparedModel.read(directory)
         if prepared.holding in ("bound", prepare_program.HOLDING) and prepared.runs:
             size = (directory / WEIGHTS_FILE).stat().st_size
             if size != sum(prepared.runs) * prepared.page_bytes:
                 return None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if prepared.page_bytes != page_bytes or find_damage(directory, prepared.checksums):
         return None
     path = measure.program_path(directory, prepared.program)
-    whole = path.is_file() or path.with_name(PROGRAM_JSON).is_file()
-    return prepared if whole and prepared.page_bytes == page_bytes else None
+    if path.with_name(PROGRAM_JSON).is_file():
+        damage = stored_damage(path.parent)
+    else:
+        damage = program_damage(path, prepared.fingerprint)
+    return None if damage else prepared
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, data: bytes) -> None:
     """Write what may be lost: readers see all of it, or what was there before, or nothing."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".incoming-", delete=False) as file:
-        file.write(text)
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".incoming-", delete=False) as file:
+        file.write(data)
     os.replace(file.name, path)
 
 
 def _read_names(path: Path) -> list[str] | None:
+    """Operators of a memo; None if there is none, or it cannot be relied upon."""
     try:
-        names = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        body, is_sealed = unseal(read_plain(path))
+        names = body["kept"]
+    except (OSError, ValueError, KeyError):
         return None
-    return [str(name) for name in names]
+    return [str(name) for name in names] if is_sealed and type(names) is list else None
 
 
 def _install(directory: Path, target: Path, page_bytes: int) -> None:

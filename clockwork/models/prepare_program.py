@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import mmap
 import os
 import shutil
@@ -24,6 +23,7 @@ from onnx import TensorProto
 from clockwork.errors import InvalidModel
 from clockwork.models import inputs as trial
 from clockwork.models import measure, onnx_import
+from clockwork.models.checksums import read_plain, seal, set_aside, unseal
 from clockwork.models.durable import write_durably
 from clockwork.models.layout import Layout, lay_out, write_weights
 from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, put_in_place
@@ -36,6 +36,7 @@ from clockwork.models.program import (
     program_hash,
     read_checks,
     read_program,
+    stored_damage,
 )
 from clockwork.models.runtime import RunError
 from clockwork.scheduler.types import ProfilePoint
@@ -204,15 +205,19 @@ def _write_weights(program: Program, source: Path, layout: Layout, path: Path, p
 
 
 def install(store: Path, name: str, program: Program, source: Path) -> None:
-    """Put what models of equal architecture share in its place, if it is not there. source: the modules' package."""
+    """Put what models of equal architecture share in its place, unless it is there and whole. source: the modules'
+    package."""
+    place = store / "programs" / name
+    if place.is_dir() and stored_damage(place):
+        set_aside(place)
 
-    def fill(place: Path) -> None:
+    def fill(made: Path) -> None:
         for path in sorted({path for one in program.targets.values() for path in one.modules}):
-            (place / path).parent.mkdir(parents=True, exist_ok=True)
-            write_durably(place / path, (source / path).read_bytes())
-        write_durably(place / PROGRAM_JSON, program.stripped().to_json().encode())
+            (made / path).parent.mkdir(parents=True, exist_ok=True)
+            write_durably(made / path, (source / path).read_bytes())
+        write_durably(made / PROGRAM_JSON, program.stripped().to_json().encode())
 
-    put_in_place(store / "programs" / name, PROGRAM_JSON, fill)
+    put_in_place(place, PROGRAM_JSON, fill)
 
 
 def _relative(program: Program) -> float:
@@ -304,16 +309,16 @@ def _finding_path(store: Path, name: str, fingerprint: str, options: Mapping[str
 
 def _recall(store: Path, name: str, fingerprint: str, options: Mapping[str, Any]) -> Finding | None:
     try:
-        body = json.loads(_finding_path(store, name, fingerprint, options).read_text())
+        body, _ = unseal(read_plain(_finding_path(store, name, fingerprint, options)))
         points = [
             ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
             for one in body["profile"]
         ]
         return Finding(body["batch_max"], body["load_ns"], points)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _remember(store: Path, name: str, fingerprint: str, options: Mapping[str, Any], finding: Finding) -> None:
     path = _finding_path(store, name, fingerprint, options)
-    write_durably(path, json.dumps(dataclasses.asdict(finding)).encode())
+    write_durably(path, seal(dataclasses.asdict(finding)))

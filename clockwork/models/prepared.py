@@ -1,11 +1,11 @@
 """What preparing a model leaves on disk, and what of it the controller is told.
 
     <store>/prepared/<digest>-<fingerprint>/    (see prepared_directory())
-        prepared.json    this module's PreparedModel
+        prepared.json    this module's PreparedModel, with the checksums of the other files; sealed, see models.checksums
         weights.bin      bound: the laid-out weights, run after run, each run a whole number of pages
         packed.onnx      packed: the optimised model ...
         packed.data      ... and its prepacked weights, mapped when it is loaded
-    <store>/programs/<program>/
+    <store>/programs/<program>/   (its name says what it holds, see program_damage())
         program.onnx     the computation without weights, shared by every model of equal architecture
         program.json     on a CUDA device instead: the launch lists (models.program), and modules/ beside it
 
@@ -16,7 +16,7 @@ never seen, and several workers may share one store.
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.errors import InvalidModel
+from clockwork.models.checksums import checksums_of, read_plain, seal, unseal
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.tensors import DTYPES, STRING
 
@@ -74,7 +75,7 @@ class WeightSpec:
     bytes: int
 
 
-OF_THE_DEVICE = ("weights", "workspace_bytes")
+OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums")
 """Fields of a PreparedModel that a worker keeps to itself."""
 
 
@@ -110,6 +111,7 @@ class PreparedModel:
     workspace_bytes: int = (
         0  # the most that an execution took of the workspace when profiled; 0: not measured
     )
+    checksums: dict[str, int] = dataclasses.field(default_factory=dict)  # of the files beside it, by name
 
     def summary(self) -> dict[str, Any]:
         """What the controller is told: all but what only the device needs."""
@@ -119,13 +121,17 @@ class PreparedModel:
         return body
 
     def write(self, directory: Path) -> None:
-        (directory / PREPARED_FILE).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+        """Describe a directory whose other files are there, and will not change any more."""
+        self.checksums = checksums_of(directory, but=[PREPARED_FILE])
+        (directory / PREPARED_FILE).write_bytes(seal(dataclasses.asdict(self)))
 
     @staticmethod
     def read(directory: Path | str) -> PreparedModel:
-        """Raises FileNotFoundError, or ValueError if it is damaged or of another format."""
-        with open(os.path.join(directory, PREPARED_FILE), encoding="utf-8") as file:
-            return PreparedModel.from_dict(json.load(file))
+        """Raises OSError, or ValueError if it is damaged, of another format, or of a version that took no checksums."""
+        body, is_sealed = unseal(read_plain(os.path.join(directory, PREPARED_FILE)))
+        if not is_sealed:
+            raise ValueError("it was prepared by a version that took no checksums")
+        return PreparedModel.from_dict(body)
 
     @staticmethod
     def read_for(directory: Path | str, fingerprint: str, page_bytes: int) -> PreparedModel:
@@ -163,6 +169,20 @@ class PreparedModel:
             for one in body["profile"]
         ]
         return PreparedModel(**body)
+
+
+def program_damage(path: Path, fingerprint: str) -> str:
+    """What is wrong with a stored program.onnx, as a sentence; "" if it is what its directory is named after."""
+    try:
+        found = program_name(path.read_bytes(), fingerprint)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return "" if found == path.parent.name else f"{path} is damaged: it is program {found[:12]}"
+
+
+def program_name(model: bytes, fingerprint: str) -> str:
+    """Under which name a program without weights is stored, and shared by models of equal architecture."""
+    return hashlib.sha256(model + fingerprint.encode()).hexdigest()
 
 
 def check_layout(prepared: PreparedModel, place: Path) -> None:

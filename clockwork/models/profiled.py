@@ -17,7 +17,7 @@ from typing import Any
 
 from clockwork.config import IO_SLOT_BYTES_MAX
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.models.package import PROFILE_FILE
+from clockwork.models.package import PROFILE_FILE, check_package
 from clockwork.models.prepared import FORMAT_VERSION, PREPARED_FILE, PreparedModel, TensorSpec
 from clockwork.profiles import ModelProfile, dump_profiles, parse_profiles
 from clockwork.scheduler.types import ProfilePoint
@@ -103,14 +103,13 @@ def prepared_profile(
 def prepare_profile(
     package: Path, target: Path, digest: str, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
 ) -> None:
-    """Prepare a package for emulated devices. Raises InvalidModel; OSError where it cannot be written.
+    """Prepare a package for emulated devices. Raises InvalidModel, DamagedPackage; OSError where it cannot be written.
 
     It is not synced: what a crash leaves damaged is prepared again.
     """
-    with open(package / PROFILE_FILE, "rb") as file:
-        data = file.read(FILE_BYTES_MAX + 1)
-    if len(data) > FILE_BYTES_MAX:
+    if check_package(package)[0].bytes > FILE_BYTES_MAX:
         raise InvalidModel(f"a {PROFILE_FILE} of more than {FILE_BYTES_MAX} bytes is no profile")
+    data = (package / PROFILE_FILE).read_bytes()
     prepared = prepared_profile(decode_profile(data), digest, fingerprint, page_bytes, options)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as temporary:

@@ -299,6 +299,21 @@ def write_program(directory: Path, program: Program) -> Program:
     return program
 
 
+def stored_damage(directory: Path) -> str:
+    """What is wrong with a stored program and its modules, as a sentence; "" if they are what its name says."""
+    path = Path(directory) / PROGRAM_JSON
+    try:
+        found = hash_file(path)[1]
+        if found != path.parent.name:
+            return f"{path} is damaged: it is program {found[:12]}"
+        check_files(read_program(directory), directory)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except InvalidModel as error:
+        return f"{path} is damaged: {error}"
+    return ""
+
+
 def check_files(program: Program, directory: Path) -> None:
     """Every file is there with the checksum that the program names. Raises InvalidModel."""
     for path, expected in program.files.items():
@@ -782,6 +797,6 @@ def _lines(body: Mapping[str, Any], depth: int) -> Iterator[str]:
 __all__ = [
     "CHECKS_FILE", "HOST", "POINTERS", "PROGRAM_JSON", "SCALARS", "WEIGHTS_FILE", "WEIGHT_ALIGNMENT_BYTES",
     "Argument", "Check", "Launch", "Program", "ProgramWeight", "Target", "Variant", "check", "check_files",
-    "offsets_of", "package_files", "parse_program", "program_hash", "read_checks", "read_program",
+    "offsets_of", "package_files", "parse_program", "program_hash", "read_checks", "read_program", "stored_damage",
     "write_checks", "write_program",
 ]  # fmt: skip

@@ -4,8 +4,9 @@
 one at a time and at low priority, and imports onnx and onnxruntime so that the worker need not. A model
 that crashes it takes only itself down. PreparationProcess is the worker's handle on it.
 
-A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, then
-{started: true}, then {status, text, leaving}. A process that is leaving takes no other job.
+A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check: directories
+and their checksums}, then {started: true}, then {status, text, leaving, ...}. A process that is leaving takes no
+other job.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgpack
 
 from clockwork.clock import SECOND, now_ns
-from clockwork.config import PREPARATION_IDLE_NS, PREPARATION_LIMIT_NS, PREPARATION_RSS_MAX
+from clockwork.config import CHECK_BUSY_SHARE, PREPARATION_IDLE_NS, PREPARATION_LIMIT_NS, PREPARATION_RSS_MAX
 from clockwork.errors import InvalidModel
 from clockwork.messages import Status
+from clockwork.models.checksums import find_damage, set_aside
+from clockwork.models.package import DamagedPackage
 
 MESSAGE_BYTES_MAX = 1 << 20
 """Of what the two sides say to each other."""
@@ -49,6 +53,8 @@ class JobDone(NamedTuple):
     job_id: int
     status: Status
     text: str
+    refetch: bool = False  # the stored package was damaged, and has been set aside
+    damage: Mapping[str, str] = MappingProxyType({})  # of a check: what is wrong, by directory
 
 
 class PreparationProcess:
@@ -120,18 +126,27 @@ class PreparationProcess:
                 break
             job_id, job = order
             ended = self._work(job_id, job) or self._work(job_id, job)
-            status, text = ended or (Status.INTERNAL, "the preparation process left before it began, twice")
-            self._done.append(JobDone(job_id, status, text))
+            text = "the preparation process left before it began, twice"
+            answer = ended or {"status": Status.INTERNAL, "text": text}
+            self._done.append(
+                JobDone(
+                    job_id,
+                    Status(int(answer["status"])),
+                    str(answer["text"]),
+                    bool(answer.get("refetch")),
+                    dict(answer.get("damage") or {}),
+                )
+            )
             self._wake()
         self._stop_child()
 
-    def _work(self, job_id: int, job: Job) -> tuple[Status, str] | None:
-        """How the job ended; None if the process left of its own accord (exit status 0) before it began."""
+    def _work(self, job_id: int, job: Job) -> dict[str, Any] | None:
+        """How the job ended, as the process says it; None if the process left of its own accord (exit status 0) before it began."""
         self._started = False
         try:
             connection = self._start_child(job_id)
         except OSError as error:
-            return Status.INTERNAL, f"the preparation process cannot be started: {error}"
+            return {"status": Status.INTERNAL, "text": f"the preparation process cannot be started: {error}"}
         try:
             connection.settimeout(self._limit_ns / SECOND)
             connection.sendall(msgpack.packb(job))
@@ -140,7 +155,8 @@ class PreparationProcess:
             self._end_job()
             self._stop_child()
             limit_s = self._limit_ns / SECOND
-            return Status.INVALID_MODEL, f"preparation took longer than {limit_s:g} s and was stopped"
+            text = f"preparation took longer than {limit_s:g} s and was stopped"
+            return {"status": Status.INVALID_MODEL, "text": text}
         except OSError:
             answer = None  # it died before it had read the job
         self._end_job()
@@ -148,7 +164,7 @@ class PreparationProcess:
             return self._explain_death()
         if answer.get("leaving"):
             self._stop_child()
-        return Status(int(answer["status"])), str(answer["text"])
+        return answer
 
     def _answer(self, connection: socket.socket) -> dict[str, Any] | None:
         """The job's answer; None if the process died. Its limit counts from {started}. Raises TimeoutError."""
@@ -210,7 +226,7 @@ class PreparationProcess:
             with self._lock:
                 self._child = None
 
-    def _explain_death(self) -> tuple[Status, str] | None:
+    def _explain_death(self) -> dict[str, Any] | None:
         with self._lock:
             child = self._child
         assert child is not None
@@ -219,7 +235,7 @@ class PreparationProcess:
         if code == 0 and not self._started:
             return None
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return Status.INVALID_MODEL, f"preparation crashed ({how})"
+        return {"status": Status.INVALID_MODEL, "text": f"preparation crashed ({how})"}
 
 
 # ----- the process itself --------------------------------------------------------------------
@@ -233,12 +249,16 @@ def main(arguments: Sequence[str]) -> int:
         while data := connection.recv(RECEIVE_BYTES):
             unpacker.feed(data)
             for job in unpacker:
-                with _alone(Path(job["store"])):
+                if "check" in job:
                     connection.sendall(msgpack.packb({"started": True}))
-                    status, text = _prepare(job)
+                    answer = _check(job["check"])
+                else:
+                    with _alone(Path(job["store"])):
+                        connection.sendall(msgpack.packb({"started": True}))
+                        answer = _prepare(job)
                 # What a large model needed is given back; the next job starts another process.
                 leaving = _rss_bytes() > PREPARATION_RSS_MAX
-                connection.sendall(msgpack.packb({"status": int(status), "text": text, "leaving": leaving}))
+                connection.sendall(msgpack.packb(answer | {"leaving": leaving}))
                 if leaving:
                     return 0
     return 0
@@ -276,26 +296,43 @@ def _alone(store: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _prepare(job: Job) -> tuple[Status, str]:
+def _prepare(job: Job) -> dict[str, Any]:
     from clockwork.models.prepare import prepare  # onnx and onnxruntime: a second, and only in this process
 
+    package = Path(job["package"])
     try:
         for fingerprint in job["fingerprints"]:
             prepare(
-                Path(job["package"]),
-                Path(job["store"]),
-                fingerprint,
-                job["page_bytes"],
-                job["options"],
-                lambda *_: None,
+                package, Path(job["store"]), fingerprint, job["page_bytes"], job["options"], lambda *_: None
             )
+    except DamagedPackage as error:
+        return set_package_aside(package, error)
     except InvalidModel as error:
-        return Status.INVALID_MODEL, str(error)
+        return {"status": int(Status.INVALID_MODEL), "text": str(error)}
     except OSError as error:
-        return Status.INTERNAL, f"the prepared model cannot be stored: {error}"
+        return {"status": int(Status.INTERNAL), "text": f"the prepared model cannot be stored: {error}"}
     except MemoryError:
-        return Status.INTERNAL, "there is not enough memory to prepare the model"
-    return Status.OK, ""
+        return {"status": int(Status.INTERNAL), "text": "there is not enough memory to prepare the model"}
+    return {"status": int(Status.OK), "text": ""}
+
+
+def set_package_aside(package: Path, error: DamagedPackage) -> dict[str, Any]:
+    """Have a package be fetched again."""
+    try:
+        set_aside(package)
+    except OSError as second:
+        return {"status": int(Status.INTERNAL), "text": f"{error}, and it cannot be set aside: {second}"}
+    return {"status": int(Status.INTERNAL), "text": str(error), "refetch": True}
+
+
+def _check(directories: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """See worker.checks: nobody waits for it."""
+    damage = {
+        directory: found
+        for directory, checksums in directories.items()
+        if (found := find_damage(Path(directory), checksums, CHECK_BUSY_SHARE))
+    }
+    return {"status": int(Status.OK), "text": "", "damage": damage}
 
 
 if __name__ == "__main__":

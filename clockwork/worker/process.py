@@ -107,6 +107,9 @@ DEVICES_ALONE_MAX = 12
 
 Parts = list[list[TensorView]]
 
+IN_ORDER_OF_LOADS = (Load, Unload, HostFetch, HostDrop)
+"""Actions of which one on a model has to wait for those before it, where they wait for a check."""
+
 
 STALE_WAKES_MAX = 1024
 """Entries of the heap of wake-ups that may be out of date beyond one for each device, before it is built anew."""
@@ -180,7 +183,9 @@ class Worker:
         self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         holders = list(dict.fromkeys(one.group or one for one in devices))
-        self._registrar = Registrar(holders, store, self._send, self.wake)
+        self._registrar = Registrar(holders, store, self._send, self.wake, start_over=self._start_over)
+        # LOADs and FETCHes of models that are being checked: the lane counts them as started, the device has not seen them.
+        self._unchecked: dict[int, tuple[_Line, Action]] = {}
         self._waiter = Waiter([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
         self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
         self._welcomed = False  # by the controller at the other end of this connection
@@ -298,6 +303,7 @@ class Worker:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
             self._registrar.poll()
+            self._start_checked()
             self._look_at_clocks()
         if self._stop_signals:
             self._drain()
@@ -343,8 +349,12 @@ class Worker:
         if not self._dealer.send(header, frames) and self._welcomed:
             # Either it is gone, or it takes nothing any more. A hello makes it begin anew either way.
             log.warning("%s does not take what is sent; starting over", self._settings.endpoint)
-            self._abandon()
-            self._hello_due_ns = now_ns()
+            self._start_over()
+
+    def _start_over(self) -> None:
+        """Drop all that is under way, and be a new worker to the controller."""
+        self._abandon()
+        self._hello_due_ns = now_ns()
 
     def _heartbeat(self) -> None:
         now = now_ns()
@@ -552,7 +562,7 @@ class Worker:
             text = f"device {action.device} of {len(self._lines)}"
             self._answer(action_id, Status.DEVICE_ERROR, text, received_ns)
         elif action.model_id not in self._registrar.ready:
-            text = f"model id {action.model_id} is not known to this worker"
+            text = self._registrar.absence(action.model_id)
             self._answer(action_id, Status.UNKNOWN_MODEL, text, received_ns)
         elif action_id in self._actions:
             log.warning("action %d was sent twice; the second is dropped", action_id)
@@ -581,9 +591,42 @@ class Worker:
                 held = self._actions.pop(action_id)
                 self._answer(action_id, command.status, command.text, held.received_ns)
             elif type(command) is RevokeStarted:
-                line.device.revoke(command.action_id)
+                if command.action_id in self._unchecked:
+                    del self._unchecked[command.action_id]
+                    self._end(line, command.action_id, Status.ACTION_CANCELLED, "revoked")
+                else:
+                    line.device.revoke(command.action_id)
 
     def _start(self, line: _Line, action: Action) -> None:
+        if type(action) in IN_ORDER_OF_LOADS and self._waits_for_check(line, action):
+            self._unchecked[action.action_id] = (line, action)
+        else:
+            self._start_now(line, action)
+
+    def _waits_for_check(self, line: _Line, action: Action) -> bool:
+        """Whether an action would read stored bytes that nobody has checked since the start, or comes behind one."""
+        if any(one.model_id == action.model_id and at is line for at, one in self._unchecked.values()):
+            return True
+        return type(action) in (Load, HostFetch) and not self._registrar.may_load(action.model_id)
+
+    def _start_checked(self) -> None:
+        """Start what has waited for a check, or end it if the model turned out to be damaged."""
+        for action_id, (line, action) in list(self._unchecked.items()):
+            if action.model_id not in self._registrar.ready:
+                del self._unchecked[action_id]
+                text = self._registrar.absence(action.model_id)
+                self._end(line, action_id, Status.DEVICE_ERROR, text)
+            elif self._registrar.may_load(action.model_id):
+                del self._unchecked[action_id]
+                self._start_now(line, action)
+
+    def _end(self, line: _Line, action_id: int, status: Status, text: str) -> None:
+        """End an action that its lane counts as started and the device does not know."""
+        held = self._actions.pop(action_id)
+        self._answer(action_id, status, text, held.received_ns)
+        self._obey(line, line.queue.step(Ended(now_ns(), action_id)))
+
+    def _start_now(self, line: _Line, action: Action) -> None:
         device = line.device
         try:
             if type(action) is Infer:
@@ -602,10 +645,9 @@ class Worker:
             if not isinstance(error, (ValueError, TypeError, OverflowError, MemoryError, ClockworkError)):
                 self._complaints.note("failed", now_ns(), f"failed to start a {type(action).__name__}", error)
             status = Status.INVALID_INPUT if isinstance(error, InvalidInput) else Status.DEVICE_ERROR
-            held = self._actions.pop(action.action_id)
-            text = str(error) or "there is not enough memory for the action"
-            self._answer(action.action_id, status, text, held.received_ns)
-            self._obey(line, line.queue.step(Ended(now_ns(), action.action_id)))
+            self._end(
+                line, action.action_id, status, str(error) or "there is not enough memory for the action"
+            )
 
     def _on_completion(self, line: _Line, completion: Completion, now: int) -> None:
         if completion.status is Status.DEVICE_ERROR and not line.offline and line.device.fault:

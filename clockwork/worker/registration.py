@@ -7,13 +7,15 @@
 
 A package for emulated devices is only a profile: the opening thread prepares it itself.
 
+What is found prepared is compared with its checksums before it is first loaded (worker.checks). What turns out to be
+damaged, in the cache or in a package, is set aside, prepared or fetched again, and counted for the controller.
+
 The loop only moves models between these; every file is read elsewhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import queue
 import threading
@@ -23,14 +25,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import wire
+from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
-from clockwork.models.package import PROFILE_FILE, PackageFile, PackageStore, digest_of, parse_files
+from clockwork.models.checksums import read_plain, set_aside, unseal
+from clockwork.models.package import (
+    PROFILE_FILE,
+    DamagedPackage,
+    PackageFile,
+    PackageStore,
+    digest_of,
+    parse_files,
+)
 from clockwork.models.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.models.profiled import prepare_profile
+from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.packages import PackageFetcher
-from clockwork.worker.preparation import PreparationProcess
+from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
 
 log = logging.getLogger("clockwork.worker")
 
@@ -44,11 +56,21 @@ class _Model:
     opened: list[ModelHolder] = dataclasses.field(default_factory=list)  # that know it now
     was_prepared: bool = False  # by the preparation process, on behalf of this model
     job_id: int = 0  # while the preparation process works on it
+    checksums: dict[Path, dict[str, int]] = dataclasses.field(
+        default_factory=dict
+    )  # of what was found, by directory
+    layout: tuple[Any, ...] = ()  # what the controller plans with
+    refetches: int = 0
+    aside: Path | None = None  # a damaged directory that the opening thread puts out of the way
     cancelled: bool = False
 
     @property
     def is_profile(self) -> bool:
         return bool(self.files) and self.files[0].path == PROFILE_FILE
+
+
+LAYOUT = ("runs", "batches", "batch_max", "holding", "program")
+"""Of a summary, what the controller plans with."""
 
 
 class _Opened(NamedTuple):
@@ -58,6 +80,7 @@ class _Opened(NamedTuple):
     missing: bool  # neither ready nor hopeless: it has to be prepared
     has_package: bool
     reply: bytes  # the encoded Prepared
+    damage: str = ""  # what was found to be damaged on the way, and will be replaced
 
 
 class Registrar:
@@ -74,10 +97,20 @@ class Registrar:
         send: Callable[[bytes], object],
         wake: Callable[[], None],
         preparation: PreparationProcess | None = None,
+        start_over: Callable[[], None] = lambda: None,
     ) -> None:
+        """start_over: has the worker say hello anew, because what it said of a model is no longer so."""
         self._devices = list(devices)
         self._store = store
         self._send = send
+        self._start_over = start_over
+        self._checks = Checks(wake)
+        self._checking = 0  # the job of the preparation process that checks, and what it looks at
+        self._checked: list[Path] = []
+        self._known: dict[int, _Model] = {}  # those that are ready
+        self._repairing: dict[int, str] = {}  # models that were ready and are prepared again, and why
+        self._damaged = self._repaired = 0
+        self._damage = ""  # the last of it
         self.ready: set[int] = set()  # model ids that actions may name
         self._coming: dict[int, _Model] = {}
         self._fetching: dict[str, list[_Model]] = {}  # by digest
@@ -100,13 +133,9 @@ class Registrar:
 
     def forget(self, model_id: int) -> None:
         """Stop preparing the model, or drop it from the devices."""
+        self._repairing.pop(model_id, None)
         if model_id in self.ready:
-            self.ready.remove(model_id)
-            for device in self._devices:
-                try:
-                    device.forget(model_id)
-                except ValueError as error:  # resident still: the controller broke the order
-                    log.error("model id %d stays on %s: %s", model_id, device.info.name, error)
+            self._leave(model_id)
             return
         model = self._coming.pop(model_id, None)
         if model is None:
@@ -120,6 +149,38 @@ class Registrar:
                 self._fetcher.cancel(digest)
         elif model is self._preparing:
             self._preparation.cancel(model.job_id)
+
+    def _leave(self, model_id: int) -> bool:
+        """Drop a model that is ready from the devices; whether all of them let it go."""
+        self.ready.remove(model_id)
+        model = self._known.pop(model_id)
+        for directory in model.checksums:
+            if all(directory not in other.checksums for other in self._known.values()):
+                self._checks.drop(directory)
+        left = True
+        for device in self._devices:
+            try:
+                device.forget(model_id)
+            except ValueError as error:  # resident still: the controller broke the order
+                log.error("model id %d stays on %s: %s", model_id, device.info.name, error)
+                left = False
+        return left
+
+    def absence(self, model_id: int) -> str:
+        """Why actions cannot name a model, as a sentence."""
+        if model_id in self._repairing:
+            return f"the model is prepared again: {self._repairing[model_id]}"
+        return f"model id {model_id} is not known to this worker"
+
+    def may_load(self, model_id: int) -> bool:
+        """Whether a model that is ready is known to be whole. If not, it is checked now, and wake() follows."""
+        model = self._known.get(model_id)
+        if model is None:
+            return True  # the device says what is wrong with it
+        directories = [one for one in model.checksums if not self._checks.is_whole(one)]
+        for directory in directories:
+            self._checks.hurry(directory)
+        return not directories
 
     def lose(self, device: ModelHolder) -> None:
         """A device is broken: models are made known to the others alone."""
@@ -137,7 +198,12 @@ class Registrar:
         """Move on every model that the threads are through with."""
         for fetched in self._fetcher.poll():
             self._fetched(fetched.digest, fetched.status, fetched.text)
+        for checked in self._checks.poll():
+            self._note_checked(checked)
         for done in self._preparation.poll():
+            if done.job_id == self._checking:
+                self._idly_checked(done)
+                continue
             model, self._preparing = self._preparing, None
             assert model is not None
             assert model.job_id == done.job_id
@@ -146,6 +212,9 @@ class Registrar:
             elif done.status == Status.OK:
                 model.was_prepared = True
                 self._opener.put(model)
+            elif done.refetch:
+                self._note_damage(done.text)
+                self._fetch(model, done.text)
             else:
                 self._failed(model, done.status, done.text)
         for opened in self._opener.poll():
@@ -165,13 +234,17 @@ class Registrar:
         for model_id in list(self.ready):
             self.forget(model_id)
 
-    def stats(self) -> dict[str, int]:
-        """Counts of models by what is being done with them."""
+    def stats(self) -> dict[str, Any]:
+        """Counts of models by what is being done with them, and of what was damaged."""
         return {
             "models": len(self.ready),
             "models_coming": len(self._coming),
             "packages_fetching": self._fetcher.count,
             "preparing": int(self._preparing is not None) + len(self._to_prepare),
+            "models_unchecked": self._checks.count,
+            "damaged": self._damaged,
+            "repaired": self._repaired,
+            "damage": self._damage,
         }
 
     def close(self) -> None:
@@ -181,6 +254,7 @@ class Registrar:
         self._preparation.close()
         self._fetcher.close()
         self._opener.close()
+        self._checks.close()
 
     def _send_fetch(self, fetch: Fetch) -> None:
         self._send(wire.encode(fetch))
@@ -194,18 +268,97 @@ class Registrar:
             for device in model.opened:
                 device.forget(model_id)
             model.opened.clear()
+        if opened.damage:
+            self._note_damage(opened.damage)
         if model.cancelled:
             return
         if not opened.missing:
             del self._coming[model_id]
             if ready:
-                self.ready.add(model_id)
+                self._enter(model)
+            elif model_id in self._repairing:
+                self._begin_anew(model_id, "it could not be prepared again")
             self._send(opened.reply)
         elif opened.has_package:
             self._to_prepare.append(model)
         else:
-            self._fetching.setdefault(model.message.digest, []).append(model)
-            self._fetcher.start(model.message.digest, model.files)
+            self._fetch(model, opened.damage)
+
+    def _enter(self, model: _Model) -> None:
+        """A model is ready. What was found, and not made just now, has still to be checked."""
+        model_id = model.message.model_id
+        self.ready.add(model_id)
+        self._known[model_id] = model
+        for directory, checksums in model.checksums.items():
+            if model.was_prepared:
+                self._checks.made(directory)
+            else:
+                self._checks.add(directory, checksums)
+        if model_id in self._repairing:
+            del self._repairing[model_id]
+            self._repaired += 1
+            log.warning("%s@%d has been repaired", model.message.name, model.message.version)
+
+    def _begin_anew(self, model_id: int, why: str) -> None:
+        log.error("model id %d: %s; starting over", model_id, why)
+        self._repairing.pop(model_id, None)
+        self._start_over()
+
+    def _fetch(self, model: _Model, damage: str) -> None:
+        """Have its package come. damage: of the one that was here; that does not happen for ever."""
+        if damage:
+            model.refetches += 1
+        if model.refetches > REFETCHES_MAX:
+            self._failed(model, Status.INTERNAL, damage)
+            return
+        self._fetching.setdefault(model.message.digest, []).append(model)
+        self._fetcher.start(model.message.digest, model.files)
+
+    # ----- damage ------------------------------------------------------------------------------
+
+    def _note_damage(self, text: str) -> None:
+        self._damaged += 1
+        self._damage = text[:300]
+        log.error("%s", text)
+
+    def _note_checked(self, one: Checked) -> None:
+        if self._checks.note(one):
+            return
+        text = f"{one.directory.name[:12]}: {one.damage}"
+        self._note_damage(text)
+        aside: Path | None = one.directory
+        for model_id, before in list(self._known.items()):
+            # It was not loaded since the start, so that nothing holds it on a device.
+            if one.directory in before.checksums and self._leave(model_id):
+                self._repairing[model_id] = text
+                model = _Model(before.message, before.files, layout=before.layout, aside=aside)
+                self._coming[model_id] = model
+                self._opener.put(model)
+                aside = None  # once: for the next it may have been made anew
+
+    def _idly_checked(self, done: JobDone) -> None:
+        self._checking = 0
+        if done.status != Status.OK:
+            log.error("stored models could not be checked in idle time: %s", done.text)
+            for directory in self._checked:
+                self._checks.hurry(directory)
+            return
+        for directory in self._checked:
+            if self._checks.is_waiting(directory):  # else demand was faster
+                self._note_checked(Checked(directory, str(done.damage.get(str(directory), ""))))
+
+    def _check_some(self) -> None:
+        """In idle time: nothing is fetched, prepared or opened."""
+        if self._checking or self._preparing is not None or self._coming:
+            return
+        some = self._checks.some(CHECK_JOB_MODELS)
+        if some:
+            self._job_id += 1
+            self._checking, self._checked = self._job_id, list(some)
+            job = {"check": {str(directory): checksums for directory, checksums in some.items()}}
+            self._preparation.submit(self._job_id, job)
+
+    # ----- inside ------------------------------------------------------------------------------
 
     def _fetched(self, digest: str, status: Status, text: str) -> None:
         for model in self._fetching.pop(digest, ()):
@@ -229,13 +382,17 @@ class Registrar:
                 "store": str(self._store.root),
                 "fingerprints": list(dict.fromkeys(device.info.fingerprint for device in self._devices)),
                 "page_bytes": self._devices[0].info.page_bytes,
-                "options": model.message.options,
+                "options": model.message.options | _as_before(model),
             }
             self._preparation.submit(self._job_id, job)
+        self._check_some()
 
     def _failed(self, model: _Model, status: Status, text: str) -> None:
-        del self._coming[model.message.model_id]
-        self._send(wire.encode(Prepared(model.message.model_id, status, text, {})))
+        model_id = model.message.model_id
+        del self._coming[model_id]
+        if model_id in self._repairing:
+            self._begin_anew(model_id, text)
+        self._send(wire.encode(Prepared(model_id, status, text, {})))
 
 
 class _OpeningThread:
@@ -289,6 +446,9 @@ class _OpeningThread:
 
     def _open(self, model: _Model) -> _Opened:
         message, devices = model.message, self.devices
+        if model.aside is not None:
+            set_aside(model.aside)
+            model.aside = None
         if not model.files:
             model.files = parse_files(message.files)
             if digest_of(model.files) != message.digest:
@@ -296,20 +456,32 @@ class _OpeningThread:
             _check_options(message.options)
             _check_kind(model, devices)
         summary: dict[str, Any] | None = None
+        damage = ""
+        model.checksums.clear()
         for device in devices:
             directory = self._directory(message, device)
             info = device.info
-            found = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+            try:
+                found = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+            except DamagedRecord as error:
+                set_aside(directory)
+                damage, found = str(error), None
             if found is None and model.is_profile and self._store.has(message.digest):
                 package = self._store.directory(message.digest)
-                prepare_profile(
-                    package, directory, message.digest, info.fingerprint, info.page_bytes, message.options
-                )
+                try:
+                    prepare_profile(
+                        package, directory, message.digest, info.fingerprint, info.page_bytes, message.options
+                    )
+                except DamagedPackage as error:
+                    set_package_aside(package, error)
+                    return _Opened(model, True, False, b"", str(error))
                 found = read_summary(directory, message.digest, info.fingerprint, info.page_bytes)
+                model.was_prepared = True
             if found is None:
                 if model.was_prepared:
                     raise InvalidModel(f"preparation left nothing usable in {directory}")
-                return _Opened(model, True, self._store.has(message.digest), b"")
+                return _Opened(model, True, self._store.has(message.digest), b"", damage)
+            model.checksums[directory] = found.pop("checksums")
             page_count = sum(found["runs"])
             if page_count > info.page_count:
                 raise InvalidModel(
@@ -317,22 +489,43 @@ class _OpeningThread:
                     f"the arena of {info.name} has {info.page_count}"
                 )
             summary = summary or found
+        assert summary is not None
+        layout = tuple(summary.get(key) for key in LAYOUT)
+        if model.layout not in ((), layout):
+            reply = Prepared(message.model_id, Status.INTERNAL, "it was prepared differently before", {})
+            return _Opened(model, False, True, wire.encode(reply), damage)
+        model.layout = layout
         for device in devices:
             try:
                 device.prepare(message.model_id, str(self._directory(message, device)))
             except DeviceBroken:
                 continue  # the loop will find that out, too
-            except InvalidModel:
+            except InvalidModel as error:
                 if model.was_prepared:
                     raise
                 # Preparation looks more closely at what is in the cache, and replaces what is damaged.
-                return _Opened(model, True, self._store.has(message.digest), b"")
+                return _Opened(model, True, self._store.has(message.digest), b"", str(error))
             model.opened.append(device)
         assert summary is not None
-        return _Opened(model, False, True, wire.encode(Prepared(message.model_id, Status.OK, "", summary)))
+        layout = tuple(summary.get(key) for key in ("runs", "batches", "batch_max", "holding", "program"))
+        if model.layout not in ((), layout):
+            model.layout = layout
+            reply = Prepared(
+                model.message.model_id, Status.INTERNAL, "it was prepared differently before", {}
+            )
+            return _Opened(model, False, True, wire.encode(reply), damage)
+        model.layout = layout
+        reply = Prepared(message.model_id, Status.OK, "", summary)
+        return _Opened(model, False, True, wire.encode(reply), damage)
 
     def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)
+
+
+def _as_before(model: _Model) -> dict[str, Any]:
+    """Options of a repair: a packed model, whose size is measured, takes no fewer pages than the controller knows."""
+    known = dict(zip(LAYOUT, model.layout))
+    return {"pages_min": sum(known["runs"])} if known.get("holding") == "packed" else {}
 
 
 def _check_options(options: dict[str, Any]) -> None:
@@ -363,23 +556,33 @@ def _hopeless(model: _Model, reply: Prepared) -> _Opened:
     return _Opened(model, False, True, wire.encode(reply))
 
 
+class DamagedRecord(ValueError):
+    """The description of a prepared model is not as it was written."""
+
+
 def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int) -> dict[str, Any] | None:
-    """PreparedModel.summary() as it is on disk; None if it is not there or was made for something else.
+    """PreparedModel.summary() as it is on disk, and ``checksums``; None if it is not there or was made for something
+    else, or by a version that took no checksums. Raises DamagedRecord.
 
     Read as plain JSON, without the objects: thousands of these are read when a worker starts.
     """
+    path = directory / PREPARED_FILE
     try:
-        body = json.loads((directory / PREPARED_FILE).read_bytes())
-    except (FileNotFoundError, ValueError):
+        body, is_sealed = unseal(read_plain(path))
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) else error
+        raise DamagedRecord(f"{directory.name[:12]}: {PREPARED_FILE} is damaged: {text}") from None
     wanted = {
         "format_version": FORMAT_VERSION,
         "digest": digest,
         "fingerprint": fingerprint,
         "page_bytes": page_bytes,
     }
-    if not isinstance(body, dict) or any(body.get(key) != value for key, value in wanted.items()):
+    if not is_sealed or any(body.get(key) != value for key, value in wanted.items()):
         return None
+    checksums = body.get("checksums")
     for name in OF_THE_DEVICE:
         body.pop(name, None)
-    return body
+    return body | {"checksums": checksums or {}}

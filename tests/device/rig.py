@@ -7,7 +7,6 @@ against the pipeline that usually writes it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import select
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from clockwork.models.prepared import (
     PreparedModel,
     TensorSpec,
     WeightSpec,
+    program_name,
 )
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.tensors import DTYPES
@@ -109,7 +109,7 @@ class CpuRig:
                 weights.append(WeightSpec(proto.data_type, array.shape, run, offset, array.nbytes))
             del graph.initializer[:]
             body = model.SerializeToString()
-            program = hashlib.sha256(body).hexdigest()
+            program = program_name(body, self.fingerprint)
             path = self.store / "programs" / program / PROGRAM_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from clockwork.device import _ort
 from clockwork.device.cpu import CpuDevice, fingerprint, slot_bytes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import Status
+from clockwork.models.checksums import seal, unseal
 from clockwork.models.prepared import PACKED_FILE, PREPARED_FILE, WEIGHTS_FILE, PreparedModel
 from clockwork.scheduler.types import ProfilePoint
 from tests.device.rig import (
@@ -205,7 +205,7 @@ def test_lock_store_keeps_the_weights_in_this_process(make: Callable[..., Driver
 
 def edit(directory: str, **changes: Any) -> None:
     path = Path(directory, PREPARED_FILE)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_bytes(seal({**unseal(path.read_bytes())[0], **changes}))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def edit(directory: str, **changes: Any) -> None:
         ({"runs": [0]}, "no pages"),
         ({"runs": []}, "in a run of 0"),
         ({"runs": [2]}, "runs"),
-        ({"program": "f" * 64}, "is missing"),
+        ({"program": "f" * 64}, "No such file"),
         ({"weights": []}, "takes 3 inputs"),
         ({"outputs": []}, "gives 1 outputs"),
         ({"format_version": 0}, "format"),

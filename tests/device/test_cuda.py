@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -320,11 +320,16 @@ def test_a_driver_that_is_missing_or_too_old_is_named(fake: FakeDriver) -> None:
 
 
 def test_a_module_that_is_none_is_refused(driver: Driver) -> None:
+    whole = Path(driver.rig.build(affine()))
+    driver.rig.module = b"no ELF file"
     directory = Path(driver.rig.build(affine()))
-    (module,) = (directory.parent.parent / "programs").rglob("*.so")
-    module.write_bytes(b"no ELF file")
     with pytest.raises(InvalidModel, match=r"kernels.so: cuModuleLoadData: CUDA_ERROR_INVALID_IMAGE"):
         driver.device.prepare(1, str(directory))
+    for name in ("*.so", "program.json"):
+        path = next((whole.parent.parent / "programs" / PreparedModel.read(whole).program).rglob(name))
+        path.write_bytes(path.read_bytes() + b" ")
+        with pytest.raises(InvalidModel, match="is damaged"):
+            driver.device.prepare(1, str(whole))
 
 
 # ----- several devices ------------------------------------------------------------------------------
@@ -376,18 +381,23 @@ def test_types_without_a_fixed_size_have_no_program(driver: Driver, tmp_path: Pa
     good = Path(driver.rig.build(case([node], {"x": (1, ["n", 4])}, {"y": (1, ["n", 4])})))
     (program,) = (good.parent.parent / "programs").glob("*/program.json")
     text = program.read_text()
-    program.write_text(text.replace('"dtype": 1', f'"dtype": {int(TensorProto.STRING)}'))
+    text = text.replace('"dtype": 1', f'"dtype": {int(TensorProto.STRING)}')
+    program.write_text(text)
+    prepared = PreparedModel.read(good)
+    prepared.program = hashlib.sha256(text.encode()).hexdigest()
+    prepared.write(good)
+    program.parent.rename(program.parent.with_name(prepared.program))
     with pytest.raises(InvalidModel, match="no kernel can take"):
         driver.device.prepare(1, str(good))
-    prepared: dict[str, Any] = driver.device.memory()
-    assert prepared["models"] == 0
+    assert driver.device.memory()["models"] == 0
 
 
 def test_weights_that_are_not_the_programs_are_refused(driver: Driver) -> None:
     """A kernel would read beyond them."""
     small, large = Path(driver.rig.build(affine())), Path(driver.rig.build(affine(width=8)))
-    ours, other = (PreparedModel.read(place).program for place in (small, large))
-    (small / "prepared.json").write_text((small / "prepared.json").read_text().replace(ours, other))
+    prepared = PreparedModel.read(small)
+    prepared.program = PreparedModel.read(large).program
+    prepared.write(small)
     with pytest.raises(InvalidModel, match="not those of its program"):
         driver.device.prepare(1, str(small))
     assert driver.device.memory()["programs"] == 0

@@ -144,14 +144,17 @@ def test_a_model_is_fetched_prepared_loaded_run_and_unloaded(tmp_path: Path, sid
 def test_a_worker_that_starts_again_finds_its_models(
     side: SchedulerSide, shared_store: Path, model: Package
 ) -> None:
+    written: list[int] = []
     for epoch in (1, 2):
         side.fetched_bytes = 0
-        with running_worker(side.endpoint, shared_store) as worker:
+        with running_worker(side.endpoint, shared_store):
             side.welcome(epoch)
             side.prepare(epoch, model)
             if epoch == 2:
                 assert side.fetched_bytes == 0
-                assert worker.children() == []  # and nothing was prepared
+            (described,) = (shared_store / "prepared").glob(f"{model.digest}-*/prepared.json")
+            written.append(described.stat().st_ino)
+    assert written[0] == written[1]  # nothing was prepared again
 
 
 def test_a_profile_run_returns_no_output(served: Served, side: SchedulerSide) -> None:

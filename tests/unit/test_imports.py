@@ -43,6 +43,7 @@ ROOMS = {
     "transport": ["transport", "_zmq"],
     "formats": [
         "models.archive",
+        "models.checksums",
         "models.durable",
         "models.package",
         "models.prepared",

@@ -18,10 +18,12 @@ from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
 from clockwork.models import prepare as preparation
 from clockwork.models import zoo
+from clockwork.models.checksums import seal, unseal
 from clockwork.models.holdings import Bound, build_bound
 from clockwork.models.inputs import difference
 from clockwork.models.measure import Bench, batch_sizes, threads_of
 from clockwork.models.onnx_import import Examples
+from clockwork.models.package import DamagedPackage, PackageFile, PackageStore
 from clockwork.models.prepare import prepare
 from clockwork.models.prepared import PreparedModel, prepared_directory
 from clockwork.models.runtime import Session
@@ -135,28 +137,75 @@ def test_it_is_found_the_second_time(workshop: Workshop, monkeypatch: pytest.Mon
     assert workshop.prepare(package) == first
 
 
-@pytest.mark.parametrize("damage", ["json", "weights", "program", "page_bytes", "format"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "json",
+        "a bit of json",
+        "no seal",
+        "weights",
+        "a bit of weights",
+        "program",
+        "a bit of program",
+        "page_bytes",
+        "format",
+    ],
+)
 def test_what_is_damaged_or_of_another_kind_is_prepared_again(workshop: Workshop, damage: str) -> None:
     package = workshop.package(small_net(1))
     first = workshop.prepare(package, holding="bound")
     directory = workshop.directory(first, holding="bound")
-    body = json.loads((directory / "prepared.json").read_text())
+    body, is_sealed = unseal((directory / "prepared.json").read_bytes())
+    assert is_sealed
+    assert set(body["checksums"]) == {"weights.bin"}
+    program = workshop.store / "programs" / first.program / "program.onnx"
     match damage:
+        case "no seal":
+            (directory / "prepared.json").write_text(json.dumps(body))
+        case "a bit of json":
+            flip(directory / "prepared.json")
+        case "a bit of weights":
+            flip(directory / "weights.bin")
+        case "a bit of program":
+            flip(program)
         case "json":
             (directory / "prepared.json").write_text("{")
         case "weights":
             (directory / "weights.bin").write_bytes(b"")
         case "program":
-            (workshop.store / "programs" / first.program / "program.onnx").unlink()
+            program.unlink()
         case "page_bytes":
-            (directory / "prepared.json").write_text(json.dumps(body | {"page_bytes": 4096}))
+            (directory / "prepared.json").write_bytes(seal(body | {"page_bytes": 4096}))
         case "format":
-            (directory / "prepared.json").write_text(json.dumps(body | {"format_version": 0}))
+            (directory / "prepared.json").write_bytes(seal(body | {"format_version": 0}))
     again = workshop.prepare(package, holding="bound")
     assert (again.program, again.page_bytes) == (first.program, PAGE_BYTES)
     expected = Session(small_net(1).SerializeToString(), optimise=True).run([normal(1, 8)])
     assert difference(workshop.serve(again, normal(1, 8), holding="bound"), expected) == ""
     assert os.listdir(workshop.store / "prepared") == [directory.name]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["model.onnx", "package.json", "nothing of it"])
+def test_a_damaged_package_is_not_prepared(workshop: Workshop, what: str, tmp_path: Path) -> None:
+    source = workshop.package(small_net(1))
+    data = (source / "model.onnx").read_bytes()
+    store = PackageStore(tmp_path / "packages of")
+    writer = store.writer([PackageFile("model.onnx", len(data), hashlib.sha256(data).hexdigest())])
+    writer.write(0, 0, data)
+    writer.commit()
+    package = store.directory(writer.digest)
+    if what == "nothing of it":
+        (package / "model.onnx").unlink()
+    else:
+        flip(package / what)
+    with pytest.raises(DamagedPackage, match=f"package {writer.digest} is damaged"):
+        workshop.prepare(package)
 
 
 def test_a_fine_tune_costs_no_measurement(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,199 @@
+"""Bits that flip on a disk: every answer is right or a clear failure, and what is damaged is repaired from a good copy.
+
+Each case flips bits at seeded places in files of a data directory and of a worker's store, starts a cluster on them
+and compares every answer with what plain ONNX Runtime gave.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster import ROOT, Cluster, eventually, running_cluster, same
+
+from clockwork import Client
+from clockwork.errors import ClockworkError
+from clockwork.models.checksums import seal, unseal
+
+OLD = ROOT / "tests" / "data" / "stores" / "0.1.0"
+ABOUT = json.loads((OLD / "expected.json").read_text())
+PROFILE = "07c2f66e50877d192c824e804f443600246540e09c0cbe7da107299fba1fe720"
+REQUESTS = {
+    one["model"]: (np.array(one["inputs"], np.float32), np.array(one["answer"], np.float32))
+    for one in ABOUT["requests"]
+    if not one["model"].startswith("away")
+}
+WORKER = ("--page-size", "4096")
+
+
+def flip(path: Path, seed: int) -> str:
+    """Flip one bit of a file; where, for people."""
+    data = bytearray(path.read_bytes())
+    bit = random.Random(seed).randrange(8 * len(data))
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+    return f"bit {bit} of {path.name} (seed {seed})"
+
+
+def start(cluster: Cluster) -> None:
+    cluster.start_worker(*WORKER, arena="1MiB", store="worker", name="worker")
+
+
+def settled(client: Client) -> bool:
+    """Whether everything that is offered is ready or has failed."""
+    return all(model.state in ("ready", "failed", "unloaded") for model in client.models())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory and a store as this version writes them, with models of both holdings."""
+    data = tmp_path_factory.mktemp("whole")
+    shutil.copytree(OLD, data, dirs_exist_ok=True)
+    shutil.rmtree(data / "emulated")
+    (data / "controller" / "models" / "profile@1.json").unlink()
+    shutil.rmtree(data / "controller" / "packages" / PROFILE)
+    for _ in range(2):  # the second time as the findings of the first say, once they have been changed
+        with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+            start(cluster)
+            for name in ("packed", "split@1", "split@2"):
+                client.load(name)
+        shutil.rmtree(data / "tmp")
+        hold(data / "worker")
+    assert stored(data, "worker/prepared/*/weights.bin")
+    assert stored(data, "worker/prepared/*/packed.data")
+    return data
+
+
+def hold(store: Path) -> None:
+    """Have models be held in the way that the test wants, whatever measuring such small ones has found."""
+    for path in store.glob("prepared/*/prepared.json"):
+        body, _ = unseal(path.read_bytes())
+        wanted = "packed" if body["digest"] == ABOUT["digests"]["packed@1"] else "bound"
+        for finding in store.glob(f"programs/{body['program']}/finding-*.json"):
+            found, _ = unseal(finding.read_bytes())
+            finding.write_bytes(seal(found | {"holding": wanted}))
+        if body["holding"] != wanted:
+            shutil.rmtree(path.parent)
+
+
+@pytest.fixture
+def data(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "data"))
+
+
+def stored(data: Path, pattern: str) -> list[Path]:
+    found = sorted(path for path in data.glob(pattern) if path.is_file() and not path.name.startswith("."))
+    assert found, pattern
+    return found
+
+
+def ask(client: Client, model: str) -> str:
+    """What came of a request: "right", or what was said. Never a wrong answer."""
+    inputs, expected = REQUESTS[model]
+    try:
+        answer = client.infer(model, inputs)
+    except ClockworkError as error:
+        return f"{type(error).__name__}: {error}"
+    assert same(answer, expected), f"{model} answered {answer}"
+    return "right"
+
+
+def all_right(client: Client) -> bool:
+    said = {model: ask(client, model) for model in REQUESTS}
+    print({model: text for model, text in said.items() if text != "right"})
+    return set(said.values()) == {"right"}
+
+
+def stats_of(client: Client) -> dict[str, Any]:
+    return dict(client.status()["workers"][0]["stats"])
+
+
+def cases(*patterns: str, slow: tuple[str, ...] = (), seeds: int = 4) -> list[Any]:
+    """(pattern, seed); all but the first seed of the first patterns take long together."""
+    return [
+        pytest.param(pattern, seed, marks=[pytest.mark.slow] if seed or pattern in slow else [])
+        for pattern in (*patterns, *slow)
+        for seed in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize(("pattern", "seed"), cases(
+    "worker/prepared/*/weights.bin", "worker/prepared/*/packed.data", "worker/prepared/*/prepared.json",
+    slow=("worker/prepared/*/packed.onnx", "worker/programs/*/program.onnx", "worker/programs/*/finding-*.json"),
+))  # fmt: skip
+def test_a_prepared_model_that_is_damaged_is_prepared_again(data: Path, pattern: str, seed: int) -> None:
+    where = [flip(path, seed) for path in stored(data, pattern)]
+    print(where)
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        first = [ask(client, model) for model in REQUESTS]
+        print(first)
+        eventually(lambda: all_right(client), "all answers are right")
+        if "finding" not in pattern:
+            stats = eventually(lambda: (one := stats_of(client))["damaged"] and one, "it is counted")
+            assert stats["damage"]
+            assert "damaged" in stats["damage"] or "cannot" in stats["damage"]
+    if "prepared/" in pattern:
+        assert list((data / "worker" / "prepared").glob(".damaged-*"))
+
+
+def test_a_model_is_checked_in_idle_time_and_then_not_again(data: Path) -> None:
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        eventually(lambda: settled(client), "models are ready")
+        eventually(lambda: stats_of(client)["models_unchecked"] == 0, "all have been checked")
+        assert stats_of(client)["damaged"] == 0
+        for path in stored(data, "worker/prepared/*/weights.bin"):
+            path.write_bytes(path.read_bytes())  # the same bytes, so nothing is to be found
+        assert all_right(client)
+
+
+def test_what_is_damaged_and_asked_for_by_nobody_is_found_and_repaired_in_idle_time(data: Path) -> None:
+    for path in stored(data, "worker/prepared/*/weights.bin"):
+        flip(path, 7)
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        stats = eventually(
+            lambda: (
+                (one := stats_of(client)) and one["repaired"] == 2 and not one["models_unchecked"] and one
+            ),
+            "both are repaired",
+        )
+        assert stats["damaged"] == 2
+        assert all_right(client)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_damaged_package_of_a_worker_is_fetched_again(data: Path, seed: int) -> None:
+    shutil.rmtree(data / "worker" / "prepared")  # so that it is needed
+    for path in stored(data, "worker/packages/*/*"):
+        flip(path, seed)
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        eventually(lambda: settled(client), "models are ready")
+        assert all_right(client)
+        eventually(lambda: stats_of(client)["damaged"] >= len(REQUESTS), "all are counted")
+        troubles = client.status()["troubles"]["open"]
+        assert [(one["kind"], one["subject"]) for one in troubles] == [
+            ("file_repaired", "store of worker worker")
+        ]
+    assert list((data / "worker" / "packages").glob(".damaged-*"))
+
+
+def test_a_repair_that_comes_out_differently_is_announced_anew(data: Path) -> None:
+    """What was measured of the program is held otherwise now: the controller must not plan with what was so before."""
+    for path in stored(data, "worker/prepared/*/weights.bin"):
+        flip(path, 3)
+    for path in stored(data, "worker/programs/*/finding-*.json"):
+        body, _ = unseal(path.read_bytes())
+        path.write_bytes(seal(body | {"holding": "packed"}))
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        cluster.workers[0].wait_for("prepared differently|starting over")
+        eventually(lambda: all_right(client), "all answers are right")
+        assert client.model("split@1").raw["holding"] == "packed"

@@ -1,0 +1,117 @@
+"""Seals and checksums: what was written is read, what is not is never taken for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from clockwork.config import DAMAGED_KEPT_MAX, MENDED_BYTES_MAX
+from clockwork.models.checksums import (
+    ASIDE,
+    checksums_of,
+    find_damage,
+    mend,
+    read_plain,
+    seal,
+    set_aside,
+    unseal,
+)
+
+BODY = {"name": "m", "files": [["model.onnx", 704, "ab" * 32]], "nothing": None, "text": 'a "seal": "in it"}'}
+
+
+def test_a_sealed_object_is_json_and_comes_back() -> None:
+    data = seal(BODY)
+    assert unseal(data) == (BODY, True)
+    assert json.loads(data) | BODY == json.loads(data)  # who knows nothing of seals reads it as well
+    assert unseal(json.dumps(BODY).encode()) == (BODY, False)
+
+
+def test_every_single_bit_is_found_and_mended() -> None:
+    data = seal(BODY)
+    for bit in range(8 * len(data)):
+        rotten = bytearray(data)
+        rotten[bit // 8] ^= 1 << bit % 8
+        try:
+            body, is_sealed = unseal(bytes(rotten))
+        except ValueError:
+            pass
+        else:  # the seal itself is not one any more: what it was of is as it was
+            assert not is_sealed
+            assert {key: value for key, value in body.items() if key in BODY} == BODY
+        assert mend(bytes(rotten)) == data
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_more_than_one_bit_is_never_mended_to_something_else(seed: int) -> None:
+    rng = random.Random(seed)
+    data = seal(BODY)
+    rotten = bytearray(data)
+    for bit in rng.sample(range(8 * (len(data) - 30)), rng.randrange(2, 9)):
+        rotten[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(ValueError, match="checksum"):
+        unseal(bytes(rotten))
+    assert mend(bytes(rotten)) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"3", b"\xff\xfe", b"[" * 100_000, b"null", seal(BODY)[:-1], seal(BODY)[30:]]
+)
+def test_what_is_no_object_is_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"JSON|Expect|decode|nested|checksum|Extra"):
+        unseal(data)
+    assert mend(data) in (None, seal(BODY))
+
+
+def test_what_is_long_is_not_mended() -> None:
+    assert mend(seal({"text": "x" * MENDED_BYTES_MAX})[1:]) is None
+
+
+def test_a_link_and_what_is_too_long_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_plain(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(ValueError, match="more than 4 bytes"):
+        read_plain(tmp_path / "file", 4)
+    with pytest.raises(OSError, match="symbolic"):
+        read_plain(tmp_path / "link")
+    assert read_plain(tmp_path / "pipe") == b""  # and nobody waits for a writer
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(os.urandom(3 << 20))
+    (tmp_path / "left out").write_bytes(b"")
+    sums = checksums_of(tmp_path, but=["left out"])
+    assert set(sums) == {"a", "b"}
+    assert find_damage(tmp_path, sums) == ""
+    assert find_damage(tmp_path, sums, busy_share=0.5) == ""
+    data = bytearray((tmp_path / "b").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "b").write_bytes(data)
+    assert find_damage(tmp_path, sums).startswith("b is damaged: its checksum is ")
+    (tmp_path / "a").unlink()
+    assert find_damage(tmp_path, sums) == "a cannot be read: No such file or directory"
+
+
+def test_of_what_is_set_aside_the_newest_few_are_kept(tmp_path: Path) -> None:
+    for number in range(DAMAGED_KEPT_MAX + 3):
+        place = tmp_path / "place"
+        if number % 2:
+            place.write_text(str(number))
+        else:
+            place.mkdir()
+            (place / "inner").write_text(str(number))
+        aside = set_aside(place)
+        assert aside is not None
+        assert not place.exists()
+    kept = sorted(path for path in tmp_path.iterdir() if path.name.startswith(ASIDE))
+    assert len(kept) == len(list(tmp_path.iterdir())) == DAMAGED_KEPT_MAX
+    numbers = [(path if path.is_file() else path / "inner").read_text() for path in kept]
+    assert numbers == [str(number) for number in range(3, DAMAGED_KEPT_MAX + 3)]
+    assert set_aside(tmp_path / "place") is None

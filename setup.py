@@ -87,7 +87,7 @@ extensions: list[Extension] = [
             depends=["csrc/claims.h", "csrc/lane.h", *headers],
         )
         for names, headers in (
-            (("_parts", "_orders"), ()),
+            (("_parts", "_orders", "_crash"), ("csrc/crash.h",)),
             (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h", *ALLOCATION)),
             (
                 ("_cudriver", "_cuda_host", "_cuda_model", "_cuda_lanes", "_cuda"),

@@ -257,6 +257,20 @@ PREPARATION_IDLE_NS = 60_000_000_000
 PREPARATION_RSS_MAX = 2 << 30
 """A preparation process that grew beyond this is replaced before the next model."""
 
+EXECUTION_LIMIT_NS = 2_000_000_000
+EXECUTION_LIMIT_FACTOR = 10
+"""An execution may take so many times what was predicted of it, and at least so long: on a machine that others keep busy
+it may be descheduled for a second. Then it is ended."""
+
+EXECUTION_GRACE_NS = 2_000_000_000
+"""How long after that it may go on (one node of a graph is not interrupted) before its worker begins anew."""
+
+WATCH_INTERVAL_NS = 50_000_000
+"""How often a worker looks at what its devices execute."""
+
+WATCH_GAP_MAX_NS = 200_000_000
+"""The most that counts between two such looks: for longer the worker itself did not run."""
+
 DRAIN_LIMIT_NS = 10_000_000_000
 """How long a worker that was told to stop goes on with actions that it has, unless told otherwise."""
 

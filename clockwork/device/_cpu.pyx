@@ -13,6 +13,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
 from clockwork.device._orders cimport (
     CW_PENDING, KIND_INFER, KIND_LOAD, KIND_PROFILE, KIND_UNLOAD, cw_action, cw_hub_lock, cw_hub_take, cw_hub_unlock,
     cw_lane_clear, cw_lane_end, cw_lane_enter, cw_lane_free, cw_lane_full, cw_lane_init, cw_lane_revoke, cw_lane_stop,
@@ -74,17 +75,21 @@ cdef class Core(Arena):
         cdef Action* action
         with nogil:
             cw_lane_enter(b"cw-load")
+            crash_enter()
             while True:
                 action = <Action*>cw_lane_take(&self.load_lane, self.spin_ns)
                 if action == NULL:
                     break
+                crash_at(action.order.base.action_id)
                 if cw_now() > action.order.base.latest_ns:
                     action.order.base.status = TOO_LATE
                 elif action.order.kind == KIND_LOAD:
                     self.run_load(action)
                 else:
                     self.run_unload(action)
+                crash_at(0)
                 cw_lane_end(&self.load_lane, &action.order.base)
+            crash_leave()
 
     def execute_loop(self):
         """Run the execute lane until stop(). The target of a thread."""
@@ -92,6 +97,7 @@ cdef class Core(Arena):
         with nogil:
             cw_lane_enter(b"cw-execute")
             self.runtime.charge(self.account)
+            crash_enter()
             while True:
                 action = <Action*>cw_lane_take(&self.execute_lane, self.spin_ns)
                 if action == NULL:
@@ -99,9 +105,12 @@ cdef class Core(Arena):
                 if cw_now() > action.order.base.latest_ns:
                     action.order.base.status = TOO_LATE
                 else:
+                    crash_at(action.order.base.action_id)
                     self.run_infer(action)
+                    crash_at(0)
                 self.drop_room(&action.order)
                 cw_lane_end(&self.execute_lane, &action.order.base)
+            crash_leave()
 
     def stop(self):
         """Have both loops return; a run that is under way is cut short."""
@@ -133,7 +142,14 @@ cdef class Core(Arena):
         cdef cw_action* queued
         cdef Model model
         with nogil:
+            cw_hub_lock(&self.hub)
+            self.stopping = True  # who sent what runs has given it up: it is not waited for longer than it must be
+            ort_terminate(self.api, self.run_options)
+            cw_hub_unlock(&self.hub)
             queued = cw_lane_clear(&self.execute_lane)
+            cw_hub_lock(&self.hub)
+            self.stopping = False
+            cw_hub_unlock(&self.hub)
         self.free_list(queued)
         with nogil:
             queued = cw_lane_clear(&self.load_lane)
@@ -146,15 +162,6 @@ cdef class Core(Arena):
                     self.evict(&model.state)
 
     # ----- what runs too long ----------------------------------------------------------------
-
-    def running(self):
-        """The id of the action that the execute lane is at; 0 if it is at none. Any thread."""
-        cdef int64_t action_id = 0
-        cw_hub_lock(&self.hub)
-        if self.execute_lane.running != NULL:
-            action_id = self.execute_lane.running.action_id
-        cw_hub_unlock(&self.hub)
-        return action_id
 
     def end_run(self, int64_t action_id):
         """Have an execution end as OVERRUN as soon as its current node does, if it still runs. Any thread. To be said
@@ -304,6 +311,9 @@ cdef class Core(Arena):
         if action.order.base.status == OK:
             self.evict(action.model)
         span_end(&action.order.execute)
+
+    cdef cw_lane* executing(self) noexcept nogil:
+        return &self.execute_lane
 
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
         return holds(&self.execute_lane, residency, load_id)

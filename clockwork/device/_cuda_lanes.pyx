@@ -430,6 +430,9 @@ cdef class Lanes:
             cw_hub_unlock(&self.hub)
         span_end(&action.order.execute)
 
+    cdef cw_lane* executing(self) noexcept nogil:
+        return &self.execute_lane
+
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
         return holds(&self.input_lane, residency, load_id) or holds(&self.execute_lane, residency, load_id)
 

@@ -115,6 +115,7 @@ cdef class Orders:
     cdef int set_bounds(self, int64_t page_count, size_t page_bytes, int run_ahead) except -1
     cdef int close_hub(self) except -1
     cdef Room* room(self, int index) noexcept nogil
+    cdef cw_lane* executing(self) noexcept nogil
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil
     cdef bint take_room(self, Order* order) noexcept nogil
     cdef void drop_room(self, Order* order) noexcept nogil

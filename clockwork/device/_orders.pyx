@@ -107,6 +107,10 @@ cdef class Orders:
         """Of a slot, below slot_count."""
         return NULL
 
+    cdef cw_lane* executing(self) noexcept nogil:
+        """The lane that executes."""
+        return NULL
+
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
         """Whether work on this residency waits or runs. The lock is held."""
         return False
@@ -203,6 +207,21 @@ cdef class Orders:
         """Whether the residency that an action asks for is there. The lock is held. It stays while the action runs:
         UNLOAD looks at the lanes under the same lock."""
         return order.residency.resident and order.residency.load_id == order.load_id
+
+    # ----- what runs ---------------------------------------------------------------------------
+
+    def running(self):
+        """The id of the action that the execute lane is at; 0 if it is at none. Any thread."""
+        cdef cw_lane* lane = self.executing()
+        cdef int64_t action_id = 0
+        cw_hub_lock(&self.hub)
+        if lane.running != NULL:
+            action_id = lane.running.action_id
+        cw_hub_unlock(&self.hub)
+        return action_id
+
+    def end_run(self, int64_t action_id):
+        """Nothing, unless a device can do better: what a GPU was given ends when it does, or with its process."""
 
     # ----- actions -----------------------------------------------------------------------------
 

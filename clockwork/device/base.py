@@ -143,6 +143,15 @@ class Device(ModelHolder, Protocol):
         """Have an action that has not started complete as ACTION_CANCELLED; otherwise do nothing."""
         ...
 
+    def running(self) -> int:
+        """The id of the action that the execute lane is at; 0: none."""
+        ...
+
+    def end_run(self, action_id: int) -> None:
+        """Have that action end as OVERRUN as soon as may be, if the execute lane is at it. To be said again while it is:
+        it may not have begun. A device that cannot do that does nothing."""
+        ...
+
     def poll(self) -> list[Completion]:
         """Every action that ended since the last call, in the order in which they ended."""
         ...

@@ -170,14 +170,6 @@ class CpuDevice(NativeDevice[Core]):
         """Drop a model, if it is known. Raises ValueError if it is resident or an action holds it."""
         self._core.remove_model(model_id)
 
-    def running(self) -> int:
-        """See Device."""
-        return self._core.running()
-
-    def end_run(self, action_id: int) -> None:
-        """See Device."""
-        self._core.end_run(action_id)
-
     @property
     def workspace_peak_bytes(self) -> int:
         """The most that the last execution took of the workspace."""

@@ -326,6 +326,11 @@ class EmulatedGroup:
             heap[:] = [entry for entry in heap if entry[2].event == entry[1]]
             heapify(heap)
 
+    def advance_end(self, lane: _Lane, now: int) -> None:
+        """Have what a lane runs end now, whenever it was to."""
+        self._schedule(lane, now)
+        self.advance(now)
+
     def arm(self) -> None:
         """Set the timer to what happens next; at once, while completions wait to be polled."""
         heap = self._heap
@@ -454,6 +459,23 @@ class EmulatedDevice:
                         lane.event = 0
                         group.next(lane, now)
                     break
+        group.arm()
+
+    def running(self) -> int:
+        self.group.advance(self.group.clock())
+        running = self._execute.running
+        return running.order.action_id if running is not None else 0
+
+    def end_run(self, action_id: int) -> None:
+        group, lane = self.group, self._execute
+        now = group.clock()
+        group.advance(now)
+        running = lane.running
+        if running is None or running.order.action_id != action_id or group.settings.unending:
+            return
+        running.status, running.text = Status.OVERRUN, "the execution took longer than it may and was ended"
+        running.end_ns = now
+        group.advance_end(lane, now)
         group.arm()
 
     def poll(self) -> list[Completion]:

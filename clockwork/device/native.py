@@ -47,6 +47,12 @@ class NativeDevice(Generic[CoreT]):
     def revoke(self, action_id: int) -> None:
         self._core.revoke(action_id)
 
+    def running(self) -> int:
+        return self._core.running()
+
+    def end_run(self, action_id: int) -> None:
+        self._core.end_run(action_id)
+
     def poll(self) -> list[Completion]:
         ended = self._core.poll()
         if self._backlog:

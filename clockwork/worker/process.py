@@ -16,11 +16,12 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from clockwork import __version__, wire
 from clockwork.clock import MS, SECOND, now_ns
@@ -32,6 +33,7 @@ from clockwork.config import (
     DRAIN_SETTLE_NS,
     EMULATED_ARENA_BYTES,
     EMULATED_PAGE_BYTES,
+    EXECUTION_GRACE_NS,
     HANDSHAKES_BROKEN_MAX,
     HEARTBEAT_NS,
     HELLO_PAUSE_MAX_NS,
@@ -41,9 +43,11 @@ from clockwork.config import (
     PAGE_BYTES,
     RANK_MAX,
     SWITCH_INTERVAL_NS,
+    WATCH_INTERVAL_NS,
     WORKER_MESSAGES_PER_TURN,
     silence_onnxruntime,
 )
+from clockwork.device import _crash
 from clockwork.device.base import Completion, Device, DeviceGroup, TensorView
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
@@ -95,10 +99,22 @@ from clockwork.worker.actions import (
     Start,
 )
 from clockwork.worker.clock import Jitter, WorkerClock
+from clockwork.worker.overruns import RunWatch, Verdict
 from clockwork.worker.registration import Registrar
 from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
 
 log = logging.getLogger("clockwork.worker")
+
+EXIT_STUCK = 75
+"""The exit status of a worker with an execution that does not come back, where its process does not begin anew by itself."""
+
+END_PAUSE_S = 0.001
+
+FAREWELL_LIMIT_NS = SECOND // 2
+"""How long a worker that leaves because of what it executes waits for the controller to have heard why. Half of what a
+lane that has crashed waits (csrc/crash.h)."""
+
+CANCELLED = Status.ACTION_CANCELLED, "the worker ends because of another action"
 
 NO_PHASE: Phase = [0, 0, 0]
 
@@ -118,7 +134,7 @@ STALE_WAKES_MAX = 1024
 class _Line:
     """One device and the queue of actions before it."""
 
-    __slots__ = ("card", "clock_mhz", "device", "index", "offline", "queue", "wake_ns")
+    __slots__ = ("card", "clock_mhz", "device", "index", "offline", "queue", "wake_ns", "watch")
 
     def __init__(self, index: int, device: Device) -> None:
         self.index = index
@@ -126,6 +142,7 @@ class _Line:
         self.clock_mhz = 0  # that the controller knows
         self.device = device
         self.queue = ActionQueue(device.info.run_ahead)
+        self.watch = RunWatch()
         self.wake_ns = NEVER_NS  # for which the loop's heap has an entry
         self.offline = ""  # what broke it
 
@@ -146,6 +163,7 @@ class _Held(NamedTuple):
 
     line: _Line
     received_ns: int  # worker clock
+    expected_ns: int
     parts: Parts  # INFER: its inputs
 
 
@@ -199,6 +217,13 @@ class Worker:
         self._goodbye_ns = 0  # when draining began; 0: not
         self._released = False  # the controller knows, and sends nothing more
         self._exit: int | None = None
+        self._watch_ns = NEVER_NS  # when what executes is looked at next
+        self._giving_up = 0  # the exit status of a worker that leaves because of what it executes; 0: it does not
+        self._farewells_due = 0
+        self._leave_ns = NEVER_NS  # at the latest
+        self.crashed = False  # a lane has, and the process is about to end
+        self.starts_over = False
+        """Whether it ended because something that it executes does not come back: its process is to begin anew."""
         self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
         self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
         self._handlers: dict[type, Callable[[Any, list[Frame], int], None]] = {
@@ -238,6 +263,11 @@ class Worker:
             os.write(self._wake_write, b"\0")
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to leave."""
+        return self._stop_signals > 0
+
+    @property
     def is_hurried(self) -> bool:
         """Whether it was told twice."""
         return self._stop_signals > 1
@@ -260,6 +290,7 @@ class Worker:
 
     def _turn(self) -> None:
         due_ns = self._next_heartbeat_ns
+        due_ns = min(due_ns, self._watch_ns, self._leave_ns)
         if self._wakes:
             due_ns = min(due_ns, self._wakes[0][0])
         if self._goodbye_ns:
@@ -305,6 +336,13 @@ class Worker:
             self._registrar.poll()
             self._start_checked()
             self._look_at_clocks()
+        now = now_ns()
+        if now >= self._watch_ns:
+            self._look_at_runs(now)
+        if not self.crashed and (crash := _crash.crashed()):
+            self._say_last_words(*crash)
+        if self._giving_up and (self._farewells_due <= 0 or now >= self._leave_ns):
+            self._exit = self._giving_up
         if self._stop_signals:
             self._drain()
         if now_ns() >= self._next_heartbeat_ns:
@@ -444,6 +482,11 @@ class Worker:
 
     def _on_welcome(self, message: WorkerWelcome, frames: list[Frame], now: int) -> None:
         self._abandon()
+        if not self.end_runs():
+            log.critical("an execution of an earlier session does not come back: the worker begins anew")
+            self.starts_over = True
+            self._exit = EXIT_STUCK
+            return
         for device in self._line_of:  # those that are lost, too: they let go of what they hold
             device.reset()
             device.poll()
@@ -479,7 +522,9 @@ class Worker:
         self._exit = 1
 
     def _on_goodbye(self, message: Goodbye, frames: list[Frame], now: int) -> None:
-        if self._goodbye_ns:
+        if self._giving_up:
+            self._farewells_due -= 1
+        elif self._goodbye_ns:
             self._released = True  # it came behind whatever was ordered before
         else:
             log.info("the controller is shutting down")
@@ -564,13 +609,15 @@ class Worker:
         elif action.model_id not in self._registrar.ready:
             text = self._registrar.absence(action.model_id)
             self._answer(action_id, Status.UNKNOWN_MODEL, text, received_ns)
+        elif self._giving_up:
+            self._answer(action_id, *CANCELLED, received_ns)
         elif action_id in self._actions:
             log.warning("action %d was sent twice; the second is dropped", action_id)
         elif not -NEVER_NS <= action.earliest_ns <= NEVER_NS or not -NEVER_NS <= action.latest_ns <= NEVER_NS:
             self._answer(action_id, Status.DEVICE_ERROR, "its window is beyond all time", received_ns)
         else:
             line = self._lines[action.device]
-            self._actions[action_id] = _Held(line, received_ns, parts)
+            self._actions[action_id] = _Held(line, received_ns, action.expected_ns, parts)
             action = self._clock.window(action)
             self._obey(line, line.queue.step(Received(now, action)))
 
@@ -586,6 +633,8 @@ class Worker:
         for command in commands:
             if type(command) is Start:
                 self._start(line, command.action)
+                if self._watch_ns == NEVER_NS:
+                    self._watch_ns = now_ns() + WATCH_INTERVAL_NS
             elif type(command) is Reject:
                 action_id = command.action.action_id
                 held = self._actions.pop(action_id)
@@ -676,6 +725,69 @@ class Worker:
         )
         self._send(wire.encode(result), frames)
         self._obey(line, line.queue.step(Ended(now, completion.action_id)))
+
+    # ----- what runs too long, or crashes --------------------------------------------------------
+
+    def _look_at_runs(self, now: int) -> None:
+        """End executions that take longer than they may; begin anew where one does not come back."""
+        busy = False
+        for line in self._lines:
+            if not line.queue.started_count and not line.watch.is_busy:
+                continue
+            busy = True
+            action_id = line.device.running()
+            held = self._actions.get(action_id)
+            verdict = line.watch.look(now, action_id, held.expected_ns if held is not None else 0)
+            if verdict is Verdict.END:
+                line.device.end_run(action_id)
+            elif verdict is Verdict.STUCK:
+                name = line.device.info.name
+                log.critical("an execution on %s does not come back: the worker begins anew", name)
+                text = "the execution took longer than it may and could not be ended, so its worker begins anew"
+                self.starts_over = True
+                self._give_up({action_id: (Status.OVERRUN, text)}, EXIT_STUCK)
+                return
+        self._watch_ns = now + WATCH_INTERVAL_NS if busy else NEVER_NS
+
+    def _give_up(self, outcomes: dict[int, tuple[Status, str]], status: int) -> None:
+        """Leave as soon as the controller knows what became of every action, or in a moment if it does not answer.
+
+        What has no outcome was not begun, as far as anybody will know. The controller says Goodbye to each Goodbye: to
+        the first, which has nothing more be sent here, and to the one behind the outcomes, when it has read those. A
+        connection that is closed earlier may be missed before its last messages are read.
+        """
+        self._giving_up = status
+        self._watch_ns = NEVER_NS
+        self._farewells_due = 2 if self._welcomed else 0
+        self._leave_ns = now_ns() + FAREWELL_LIMIT_NS
+        if not self._welcomed:
+            return
+        self._send(wire.encode(Goodbye()))
+        for action_id, held in self._actions.items():
+            self._answer(action_id, *outcomes.get(action_id, CANCELLED), held.received_ns)
+        self._actions.clear()
+        self._send(wire.encode(Goodbye()))
+
+    def _say_last_words(self, number: int, action_id: int) -> None:
+        """A lane has crashed, and its thread waits for this before the process ends by its signal."""
+        name = signal.Signals(number).name
+        log.critical("action %d crashed: %s; the worker ends", action_id, name)
+        self.crashed = True
+        text = f"the worker crashed while it executed this ({name})"
+        self._give_up({action_id: (Status.CRASHED, text)}, 128 + number)
+
+    def end_runs(self) -> bool:
+        """End whatever still executes. False: some of it does not come back."""
+        give_up_ns = now_ns() + EXECUTION_GRACE_NS
+        while True:
+            busy = [(line, action_id) for line in self._line_of.values() if (action_id := line.device.running())]
+            if not busy:
+                return True
+            if now_ns() >= give_up_ns:
+                return False
+            for line, action_id in busy:
+                line.device.end_run(action_id)
+            time.sleep(END_PAUSE_S)
 
     def _lose(self, line: _Line, text: str) -> None:
         """Go on without a device that is broken; only another process can use it again.
@@ -872,8 +984,27 @@ def main(settings: WorkerSettings) -> int:
         gc.freeze()
         gc.disable()  # Worker._heartbeat collects
         log.info("%s is up after %d ms", settings.name, (now_ns() - started_ns) // MS)
+        _crash.install(worker.wake_fileno)
         status = worker.run()
         log.info("%s ends", settings.name)
-        if worker.is_hurried:
+        if worker.crashed or worker.starts_over:
+            transport.close()  # what was said goes out
+            if worker.starts_over:
+                _start_over(worker)
+            _crash.told()
+            threading.Event().wait()  # for the signal
+        if worker.is_hurried or not worker.end_runs():
             os._exit(status)  # closing a device waits for what it executes
         return status
+
+
+def _start_over(worker: Worker) -> NoReturn:
+    """Become a fresh process of the same command: with it goes whatever does not end. Its identity stays, so that who
+    watches over it has nothing to do."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if worker.is_stopping:  # the signal came meanwhile, and a fresh process would not know of it
+        os._exit(0)
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+

@@ -594,3 +594,17 @@ def test_more_models_than_memory(make: Callable[..., Driver]) -> None:
 
 def test_a_view_of_the_helper_is_what_the_wire_carries() -> None:
     assert bytes(view(np.array(["a", "bc"], object)).data) == b"\x01\0\0\0a\x02\0\0\0bc"
+
+
+def test_what_runs_is_known_and_nothing_else_can_be_ended(driver: Driver) -> None:
+    model = driver.prepare(affine())
+    driver.end(driver.load(model, 1, [0]))
+    assert driver.device.running() == 0
+    driver.device.end_run(4711)
+    x = np.zeros((1, 4), np.float32)
+    first = driver.infer(model, 1, [x], earliest_ns=now_ns() + 50_000_000)
+    driver.device.end_run(first + 1)
+    assert driver.end(first).status == Status.OK
+    driver.device.end_run(first)
+    assert driver.end(driver.infer(model, 1, [x])).status == Status.OK
+    assert driver.device.running() == 0

@@ -13,7 +13,7 @@ INT = TensorProto.INT64
 FLOAT = TensorProto.FLOAT
 
 
-def _constant(
+def constant(
     name: str, dtype: int, values: Sequence[float], shape: Sequence[int] | None = None
 ) -> onnx.NodeProto:
     dims = [len(values)] if shape is None else list(shape)
@@ -34,18 +34,18 @@ def constant_of_shape() -> Case:
 
 
 def expand() -> Case:
-    return _one([_constant("one", FLOAT, [1.0]), helper.make_node("Expand", ["one", "n"], ["big"])])
+    return _one([constant("one", FLOAT, [1.0]), helper.make_node("Expand", ["one", "n"], ["big"])])
 
 
 def tile() -> Case:
-    return _one([_constant("one", FLOAT, [1.0]), helper.make_node("Tile", ["one", "n"], ["big"])])
+    return _one([constant("one", FLOAT, [1.0]), helper.make_node("Tile", ["one", "n"], ["big"])])
 
 
 def range_of() -> Case:
     return _one(
         [
-            _constant("zero", INT, [0], []),
-            _constant("step", INT, [1], []),
+            constant("zero", INT, [0], []),
+            constant("step", INT, [1], []),
             helper.make_node("Squeeze", ["n"], ["stop"]),
             helper.make_node("Range", ["zero", "stop", "step"], ["big"]),
         ],
@@ -56,8 +56,8 @@ def range_of() -> Case:
 def resize() -> Case:
     return _one(
         [
-            _constant("image", FLOAT, [1.0], [1, 1, 1, 1]),
-            _constant("rest", INT, [1, 1, 1]),
+            constant("image", FLOAT, [1.0], [1, 1, 1, 1]),
+            constant("rest", INT, [1, 1, 1]),
             helper.make_node("Concat", ["rest", "n"], ["sizes"], axis=0),
             helper.make_node("Resize", ["image", "", "", "sizes"], ["big"], mode="nearest"),
         ]
@@ -67,8 +67,8 @@ def resize() -> Case:
 def pad() -> Case:
     return _one(
         [
-            _constant("one", FLOAT, [1.0]),
-            _constant("zero", INT, [0]),
+            constant("one", FLOAT, [1.0]),
+            constant("zero", INT, [0]),
             helper.make_node("Concat", ["zero", "n"], ["pads"], axis=0),
             helper.make_node("Pad", ["one", "pads"], ["big"]),
         ]
@@ -80,7 +80,7 @@ def loop(scanned: int) -> Case:
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["goes"]),
-            _constant("size", INT, [scanned]),
+            constant("size", INT, [scanned]),
             helper.make_node("ConstantOfShape", ["size"], ["row"]),
         ],
         "body",
@@ -95,7 +95,7 @@ def loop(scanned: int) -> Case:
     )
     return _one(
         [
-            _constant("yes", TensorProto.BOOL, [True], []),
+            constant("yes", TensorProto.BOOL, [True], []),
             helper.make_node("Squeeze", ["n"], ["rounds"]),
             helper.make_node("Loop", ["rounds", "yes"], ["big"], body=body),
         ]
@@ -119,9 +119,9 @@ def spin() -> Case:
     )
     return _one(
         [
-            _constant("yes", TensorProto.BOOL, [True], []),
-            _constant("one", FLOAT, [1.0]),
-            _constant("zero", FLOAT, [0.0]),
+            constant("yes", TensorProto.BOOL, [True], []),
+            constant("one", FLOAT, [1.0]),
+            constant("zero", FLOAT, [0.0]),
             helper.make_node("Squeeze", ["n"], ["rounds"]),
             helper.make_node("Loop", ["rounds", "yes", "zero"], ["big"], body=body),
         ]
@@ -132,7 +132,7 @@ def whole(count: int) -> Case:
     """Answers with n zeros of ``count`` bytes each."""
     return case(
         [
-            _constant("row", INT, [count]),
+            constant("row", INT, [count]),
             helper.make_node("Concat", ["n", "row"], ["shape"], axis=0),
             helper.make_node("ConstantOfShape", ["shape"], ["y"], value=helper.make_tensor("z", TensorProto.UINT8, [1], [0])),
         ],

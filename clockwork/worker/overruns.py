@@ -1,0 +1,57 @@
+"""When an execution has taken too long: pure, and by the time in which somebody was looking.
+
+What the controller predicts of an execution bounds it. A process that was stopped, or a machine that stood still, did
+not watch either, so that time is not held against what it runs.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from clockwork.config import (
+    EXECUTION_GRACE_NS,
+    EXECUTION_LIMIT_FACTOR,
+    EXECUTION_LIMIT_NS,
+    WATCH_GAP_MAX_NS,
+)
+
+
+class Verdict(enum.Enum):
+    FINE = 0
+    END = 1  # it is to be ended, if its device can
+    STUCK = 2  # it was to be ended, and goes on
+
+
+def execution_limit_ns(expected_ns: int) -> int:
+    """How long an execution may take of which so much was expected."""
+    return max(EXECUTION_LIMIT_NS, EXECUTION_LIMIT_FACTOR * expected_ns)
+
+
+class RunWatch:
+    """Of one execute lane."""
+
+    __slots__ = ("_action_id", "_ran_ns", "_seen_ns")
+
+    def __init__(self) -> None:
+        self._action_id = 0
+        self._ran_ns = 0
+        self._seen_ns = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something was running when the lane was looked at last."""
+        return self._action_id != 0
+
+    def look(self, now: int, action_id: int, expected_ns: int) -> Verdict:
+        """action_id: what runs now; 0: nothing."""
+        gap_ns, self._seen_ns = min(now - self._seen_ns, WATCH_GAP_MAX_NS), now
+        if action_id != self._action_id:
+            self._action_id, self._ran_ns = action_id, 0
+            return Verdict.FINE
+        if action_id == 0:
+            return Verdict.FINE
+        self._ran_ns += gap_ns
+        limit_ns = execution_limit_ns(expected_ns)
+        if self._ran_ns <= limit_ns:
+            return Verdict.FINE
+        return Verdict.END if self._ran_ns <= limit_ns + EXECUTION_GRACE_NS else Verdict.STUCK

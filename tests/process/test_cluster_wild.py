@@ -1,0 +1,292 @@
+"""Models that take all memory, never end, crash their workers or hang: what others notice of them. Real processes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from clockwork import Client, config
+from clockwork.clock import SECOND, now_ns
+from clockwork.errors import ClockworkError, ExecutionFailed, Unavailable
+from clockwork.models import zoo
+from clockwork.profiles import ModelProfile
+from tests.device import wild
+from tests.device.rig import case
+from tests.process.cluster import Cluster, Program, Reference, eventually, running_cluster, same
+
+X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+MS = 1_000_000
+
+
+def number(value: int) -> np.ndarray:
+    return np.array([value], np.int64)
+
+
+def register(client: Client, name: str, one: Any, slo: float | None = None) -> None:
+    """With an example that is quick."""
+    client.register(name, one.model, examples=[{"n": number(3)}], slo=slo, batching="off")
+
+
+def quadratic() -> Any:
+    """One node, NonMaxSuppression, whose time grows with the square of n while its memory does not."""
+    return case(
+        [
+            wild.constant("zero", TensorProto.INT64, [0], []),
+            wild.constant("step", TensorProto.INT64, [1], []),
+            helper.make_node("Squeeze", ["n"], ["stop"]),
+            helper.make_node("Range", ["zero", "stop", "step"], ["index"]),
+            helper.make_node("Cast", ["index"], ["at"], to=TensorProto.FLOAT),
+            wild.constant("axes", TensorProto.INT64, [0, 2]),
+            wild.constant("last", TensorProto.INT64, [0, 1]),
+            helper.make_node("Unsqueeze", ["at", "axes"], ["left"]),  # [1, n, 1]: boxes beside each other
+            wild.constant("half", TensorProto.FLOAT, [0.5]),
+            helper.make_node("Add", ["left", "half"], ["right"]),
+            helper.make_node("Concat", ["left", "left", "right", "right"], ["boxes"], axis=2),
+            helper.make_node("Unsqueeze", ["at", "last"], ["scores"]),
+            wild.constant("iou", TensorProto.FLOAT, [0.9]),
+            helper.make_node("NonMaxSuppression", ["boxes", "scores", "n", "iou"], ["kept"]),
+            helper.make_node("Shape", ["kept"], ["y"]),
+        ],
+        {"n": (TensorProto.INT64, [1])}, {"y": (TensorProto.INT64, [2])}, batches=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ConstantOfShape", "Loop"])
+def test_a_request_for_a_terabyte_fails_alone(name: str, tmp_path: Path) -> None:
+    mlp = zoo.build("mlp")
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("mlp", mlp)
+        register(client, "wild", wild.MEMORY[name])
+        for n in (10**12, 2**50):
+            with pytest.raises(ExecutionFailed):
+                client.infer("wild", {"n": number(n)})
+        client.infer("wild", {"n": number(2)})
+        assert same(client.infer("mlp", X), Reference(mlp)(X))
+        assert len(client.status()["workers"]) == 1
+        kinds = {one["kind"] for one in client.status()["troubles"]["open"]}
+        assert kinds <= {"model_overrun"}, "a Loop may take its time before it has taken its memory"
+
+
+def test_an_endless_loop_is_ended_and_the_next_request_is_answered(tmp_path: Path) -> None:
+    mlp = zoo.build("mlp")
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("mlp", mlp)
+        register(client, "spin", wild.spin())
+        client.infer("mlp", X)
+        began = now_ns()
+        endless = client.submit("spin", {"n": number(2**62)})
+        behind = client.submit("mlp", X, slo=30.0)
+        with pytest.raises(ExecutionFailed, match="longer than it may"):
+            endless.result(30)
+        assert same(behind.result(30), Reference(mlp)(X))
+        took_s = (now_ns() - began) / SECOND
+        print(f"the next request was answered {took_s:.3f} s after the endless one was sent")
+        assert config.EXECUTION_LIMIT_NS / SECOND < took_s < config.EXECUTION_LIMIT_NS / SECOND + 5
+        (trouble,) = client.status()["troubles"]["open"]
+        assert (trouble["kind"], trouble["subject"]) == ("model_overrun", "spin@1")
+        assert client.model("spin").raw["faults"] == {"overrun": 1}
+        client.infer("spin", {"n": number(5)})
+
+
+def test_with_an_slo_it_is_answered_at_its_deadline_and_ended_all_the_same(tmp_path: Path) -> None:
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        register(client, "spin", wild.spin())
+        began = now_ns()
+        with pytest.raises(ClockworkError):
+            client.infer("spin", {"n": number(2**62)}, slo=0.2)
+        assert now_ns() - began < SECOND
+        eventually(lambda: client.model("spin").raw["faults"] == {"overrun": 1}, "it is ended")
+        client.infer("spin", {"n": number(5)}, slo=10.0)
+
+
+def test_other_devices_serve_while_one_is_stuck(tmp_path: Path) -> None:
+    mlp = zoo.build("mlp")
+    with running_cluster(tmp_path, workers=2) as cluster, cluster.client() as client:
+        client.register("mlp", mlp)
+        register(client, "spin", wild.spin())
+        client.infer("spin", {"n": number(5)})
+        endless = client.submit("spin", {"n": number(2**62)})
+        late = []
+        for _ in range(20):
+            began = now_ns()
+            client.infer("mlp", X)
+            late.append((now_ns() - began) / SECOND)
+        assert not endless.done()
+        with pytest.raises(ExecutionFailed):
+            endless.result(30)
+        print(f"the slowest of 20 beside it took {max(late):.3f} s")
+
+
+def test_a_node_that_does_not_come_back_costs_its_worker_and_nobody_else(tmp_path: Path) -> None:
+    mlp = zoo.build("mlp")
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("mlp", mlp)
+        register(client, "hang", quadratic())
+        client.infer("mlp", X)
+        worker = cluster.workers[0]
+        pid, mark = worker.pid, len(worker.lines)
+        began = now_ns()
+        stuck = client.submit("hang", {"n": number(600_000)})
+        with pytest.raises(ExecutionFailed, match="begins anew"):
+            stuck.result(60)
+        told_s = (now_ns() - began) / SECOND
+
+        def answered() -> bool:
+            try:
+                return same(client.infer("mlp", X, slo=30.0), Reference(mlp)(X))
+            except ClockworkError:
+                return False
+
+        eventually(answered, "the worker is back and serves")
+        took_s = (now_ns() - began) / SECOND
+        print(
+            f"told after {told_s:.3f} s, the next request answered {took_s:.3f} s after the stuck one was sent"
+        )
+        limit_s = (config.EXECUTION_LIMIT_NS + config.EXECUTION_GRACE_NS) / SECOND
+        assert limit_s < took_s < limit_s + 15
+        assert worker.pid == pid, "the same process, begun anew"
+        assert any("begins anew" in line for line in worker.lines[mark:])
+        assert client.model("hang").raw["faults"] == {"overrun": 1}
+
+
+def test_a_worker_with_something_endless_serves_the_next_controller_and_leaves_when_told(
+    tmp_path: Path,
+) -> None:
+    mlp = zoo.build("mlp")
+    with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        client.register("mlp", mlp)
+        register(client, "spin", wild.spin())
+        endless = client.submit("spin", {"n": number(2**62)})
+        eventually(lambda: executing(client), "it executes")
+        cluster.kill(cluster.controller)
+        with pytest.raises(ClockworkError):
+            endless.result(30)
+        cluster.start_controller()
+        eventually(lambda: client.model("mlp").state == "ready", "the worker is back")
+        assert same(client.infer("mlp", X), Reference(mlp)(X))
+        client.submit("spin", {"n": number(2**62)})
+        eventually(lambda: executing(client), "it executes")
+        began = now_ns()
+        assert cluster.workers[0].stop() == 0
+        assert now_ns() - began < config.DRAIN_LIMIT_NS + 5 * SECOND
+
+
+def crash_lane(pid: int, within_s: float = 20) -> None:
+    """Have the thread that executes run into a segmentation fault."""
+    found = [
+        int(task.name)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if (task / "comm").read_text().strip() == "cw-execute"
+    ]
+    assert len(found) == 1
+    tgkill = 234
+    assert ctypes.CDLL(None).syscall(tgkill, pid, found[0], int(signal.SIGSEGV)) == 0
+
+
+def named(cluster: Cluster, name: str) -> Program:
+    """The worker of that name."""
+    return next(one for one in cluster.workers if name in one.process.args)  # type: ignore[operator]
+
+
+def wait_missed(client: Client, name: str) -> None:
+    eventually(lambda: name not in [one["name"] for one in client.status()["workers"]], f"{name} is missed")
+
+
+def executing(client: Client) -> str:
+    """The worker that has an execution under way; "" if none."""
+    for one in client.status()["workers"]:
+        if any(device["plan"].get("in_flight") for device in one["devices"]):
+            return str(one["name"])
+    return ""
+
+
+def test_a_request_that_crashes_two_workers_takes_no_third_and_its_model_is_set_aside(tmp_path: Path) -> None:
+    mlp = zoo.build("mlp")
+    with running_cluster(tmp_path, workers=3) as cluster, cluster.client() as client:
+        client.register("mlp", mlp)
+        register(client, "spin", wild.spin())
+        killer = client.submit("spin", {"n": number(2**62)})
+        dead = []
+        for _ in range(2):
+            name = eventually(lambda: executing(client), "it executes")
+            worker = named(cluster, name)
+            threading.Event().wait(0.2)  # it has begun
+            crash_lane(worker.pid)
+            assert worker.wait() == -signal.SIGSEGV
+            cluster.kill(worker)
+            dead.append(name)
+            wait_missed(client, name)
+        with pytest.raises(ExecutionFailed, match="workers ended while they executed"):
+            killer.result(30)
+        assert len(set(dead)) == 2
+        with pytest.raises(Unavailable, match="set aside"):
+            client.infer("spin", {"n": number(5)})
+        kinds = {one["kind"]: one for one in client.status()["troubles"]["open"]}
+        assert kinds["model_set_aside"]["subject"] == "spin@1"
+        assert kinds["worker_killed"]["count"] == 2
+        assert same(client.infer("mlp", X), Reference(mlp)(X))
+        assert cluster.run("models", "load", "spin")[0] == 0
+        client.infer("spin", {"n": number(5)})
+        assert "model_set_aside" not in {one["kind"] for one in client.status()["troubles"]["open"]}
+
+
+def test_two_workers_killed_from_outside_lose_nothing_not_even_what_both_executed(tmp_path: Path) -> None:
+    slow = ModelProfile("slow", {1: 900 * MS}, 16 << 20, 20 * MS, input_bytes=100)
+    fast = ModelProfile("fast", {1: 2 * MS}, 16 << 20, 20 * MS, input_bytes=100)
+    row = np.zeros((1, 100), np.uint8)
+    with running_cluster(tmp_path, workers=0) as cluster, cluster.client() as client:
+        for index in range(3):
+            cluster.start_worker("--device", "emulated", arena="1GiB", name=f"e{index}")
+        client.register("slow", slow)
+        client.register("fast", fast)
+        unlucky = client.submit("slow", row, slo=60.0)
+        others = []
+        for _ in range(2):
+            name = eventually(lambda: executing(client), "it executes")
+            others += [client.submit("fast", row, slo=60.0) for _ in range(20)]
+            worker = named(cluster, name)
+            cluster.kill(worker)
+            wait_missed(client, name)
+        unlucky.result(60)
+        for one in others:
+            one.result(60)
+        assert client.model("slow").state == "ready"
+        assert client.status()["counts"]["failed"] == 0
+
+
+def test_an_emulated_device_that_overruns_is_treated_alike(tmp_path: Path) -> None:
+    model = ModelProfile("m", {1: 5 * MS}, 16 << 20, 5 * MS, input_bytes=100)
+    row = np.zeros((1, 100), np.uint8)
+    with running_cluster(tmp_path, workers=0) as cluster, cluster.client() as client:
+        cluster.start_worker(
+            "--device",
+            "emulated",
+            "--emulate",
+            "outlier=1",
+            "--emulate",
+            "outlier_factor=100000",
+            arena="1GiB",
+        )
+        client.register("m", model)
+        with pytest.raises(ExecutionFailed, match="longer than it may"):
+            client.infer("m", row, slo=60.0)
+        worker = cluster.workers[0]
+        cluster.kill(worker)
+        cluster.start_worker(
+            "--device", "emulated", "--emulate", "outlier=1", "--emulate", "outlier_factor=100000",
+            "--emulate", "unending", arena="1GiB", name="unending",
+        )  # fmt: skip
+        eventually(
+            lambda: client.model("m").state == "ready" and len(client.status()["workers"]) == 1, "it is back"
+        )
+        with pytest.raises(ExecutionFailed, match="begins anew"):
+            client.infer("m", row, slo=60.0)
+        assert os.path.exists(f"/proc/{cluster.workers[1].pid}")

@@ -171,7 +171,8 @@ def up(
 ) -> None:  # fmt: skip
     """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
 
-    Ctrl-C ends all of it. Models that were registered are there again at the next start.
+    Ctrl-C ends all of it. Models that were registered are there again at the next start. A process that dies is started
+    again, and the others go on; one that fails at its very start ends all, with its message.
 
     \b
     Examples:

@@ -1,6 +1,6 @@
-"""``clockwork up``: a controller and workers as child processes, from start to finish.
+"""``clockwork up``: a controller, workers and a gateway as child processes, from start to finish.
 
-The children are sessions of their own, so that Ctrl-C reaches this process alone and the end is
+A child that ends is started again (clockwork.restarts says when), and the others go on. The children are sessions of their own, so that Ctrl-C reaches this process alone and the end is
 orderly; should this process be killed outright, the kernel tells them (PR_SET_PDEATHSIG).
 """
 
@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -26,8 +27,9 @@ from typing import Any, Protocol
 
 from clockwork import config
 from clockwork.clock import SECOND, now_ns, to_seconds
-from clockwork.errors import ClockworkError, ConfigError, ModelNotFound
+from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
 from clockwork.keys import CONTROLLER_KEY_FILE, key_file_of
+from clockwork.restarts import Restarts
 from clockwork.roles import Role
 
 DRAIN_NS = SECOND
@@ -53,6 +55,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
 """A line of a child's log that only --verbose shows; anything else may be trouble."""
+
+SERVES = re.compile(r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:")
+"""What a controller, a worker and a gateway say when they have come as far as doing their work."""
+
+GATEWAY_PORTS = ("http", "grpc", "metrics")
+"""The gateway's servers, in the order of their flags."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -81,7 +89,12 @@ class Stop(BaseException):
 
 
 class ChildEnded(BaseException):
-    """A child ended that should not have."""
+    """A child ended that is to be started again, or given up."""
+
+
+class GivenUp(BaseException):
+    """A child ended that the cluster cannot do without, and it would be of no use to start it again. Says which, and
+    how it ended."""
 
 
 def how_it_ended(status: int) -> str:
@@ -106,6 +119,10 @@ class AnyChild(Protocol):
 
     @property
     def status(self) -> int: ...
+    @property
+    def serves(self) -> bool: ...
+    @property
+    def lost(self) -> bool: ...
     def ended(self) -> bool: ...
     def signal(self, number: int) -> None: ...
     def end(self) -> None: ...
@@ -117,6 +134,8 @@ class Child:
     def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
         self.name = name
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self.serves = False  # it has said so
+        self.lost = False  # with a machine: not this one
         self._say = say
         self._verbose = verbose
         self.process = subprocess.Popen(
@@ -148,6 +167,8 @@ class Child:
 
     def end(self) -> None:
         """Kill what is left of it, helpers included, and reap it."""
+        if self.process.returncode is not None:
+            return  # its number may be another's by now
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -159,26 +180,41 @@ class Child:
             for raw in stream:
                 line = raw.decode(errors="replace").rstrip()
                 self.lines.append(line)
+                self.serves = self.serves or SERVES.search(line) is not None
                 if self._verbose or not ROUTINE.match(line):
                     self._say(f"{self.name} | {line}")
 
 
+@dataclasses.dataclass(slots=True)
+class Seat:
+    """A child's place in the cluster, whichever process is in it."""
+
+    name: str
+    arguments: list[str]
+    child: AnyChild
+    begun_ns: int
+    restarts: Restarts = dataclasses.field(default_factory=Restarts)
+    due_ns: int | None = None  # when the next process is started; none: one runs, or it was given up
+    is_given_up: bool = False
+
+
 def up(settings: UpSettings, say: Callable[[str], None], kind: type[Cluster] | None = None) -> int:
-    """Run a cluster in the foreground until a signal or a child's end; the exit status."""
+    """Run a cluster in the foreground until a signal, or until a child that it needs is given up; the exit status."""
     endpoints = _endpoints(settings)
     cluster = (kind or Cluster)(settings, endpoints, say)
     try:
         with cluster.signals():
             cluster.start()
-            cluster.wait_until_ready()
+            cluster.get_ready()
             _greet(settings, endpoints, cluster.gateway_urls(), say, cluster.started_ns)
             while True:
                 cluster.wait_for_signal()
+                cluster.mend()
     except Stop:
         say("Stopping ...")
         return 0
-    except ChildEnded:
-        say(cluster.post_mortem())
+    except GivenUp as end:
+        say(str(end))
         return 1
     finally:
         cluster.stop()
@@ -199,9 +235,11 @@ class Cluster:
         self._settings = settings
         self._endpoints = endpoints
         self._say = say
-        self._children: list[AnyChild] = []
-        self._gateway: AnyChild | None = None
+        self._seats: list[Seat] = []  # the controller's first
+        self._gateway: Seat | None = None
         self._armed = False  # whether a signal may interrupt the main thread
+        self._awaits = False  # whether a child's end may, too
+        self._is_ready = False
         self._stopping = False
         self._wakeup = -1  # a pipe's reading end, where every signal leaves a byte
 
@@ -225,25 +263,93 @@ class Cluster:
             os.close(self._wakeup)
 
     def wait_for_signal(self) -> None:
-        """Return after a signal that asks for nothing; one that came before the wait began counts too.
+        """Return after a signal, or when a child is to be started; a signal that came before the wait counts too.
 
         ``signal.pause`` would sleep through a signal that arrives between the interpreter's last look
         and the system call: its handler, in Python, runs only when the next one comes.
         """
-        os.read(self._wakeup, 4096)
+        due = [seat.due_ns for seat in self._seats if seat.due_ns is not None]
+        timeout_s = max(0.0, to_seconds(min(due) - now_ns())) if due else None
+        if select.select([self._wakeup], [], [], timeout_s)[0]:
+            os.read(self._wakeup, 4096)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping = self._stopping or number != signal.SIGCHLD
         if self._armed:
-            self._check()
+            self._interrupt()
 
-    def _check(self) -> None:
+    def _interrupt(self) -> None:
+        """Raise what a signal that came is to interrupt the main thread with, if anything."""
         if self._stopping:
             self._armed = False
             raise Stop
-        if any(child.ended() for child in self._children):
-            self._armed = False
+        if self._awaits and any(seat.due_ns is None and seat.child.ended() for seat in self._seats):
+            self._awaits = False
             raise ChildEnded
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """No signal is an exception meanwhile, but afterwards: nothing is left half done."""
+        armed, self._armed = self._armed, False
+        try:
+            yield
+        finally:
+            self._armed = armed
+        if armed:
+            self._interrupt()
+
+    def get_ready(self) -> None:
+        """Return when all is there and every model is ready, whatever ends and is started again meanwhile."""
+        while not self._is_ready:
+            try:
+                self._awaits = True
+                self.mend()
+                self.wait_until_ready()
+                self._awaits = False
+                self._is_ready = True
+            except ChildEnded:
+                self.mend()
+            except ConnectionLost:  # by the end of the controller, which may be told of only now
+                self._awaits = False
+                if now_ns() > self.started_ns + self.ready_ns:
+                    raise
+                self.mend()
+            while any(seat.due_ns is not None for seat in self._seats):  # nothing can be ready before that
+                self.wait_for_signal()
+                self.mend()
+        self._settle_ports()
+
+    def mend(self) -> None:
+        """Start what ended and is due. Raises GivenUp."""
+        with self._undisturbed():
+            for seat in self._seats:
+                if seat.due_ns is None and not seat.is_given_up and seat.child.ended():
+                    self._decide(seat)
+                if seat.due_ns is not None and now_ns() >= seat.due_ns:
+                    seat.due_ns = None
+                    seat.begun_ns = now_ns()
+                    seat.child = self._place(seat.name, seat.arguments)
+
+    def _decide(self, seat: Seat) -> None:
+        """What becomes of a seat whose process has ended."""
+        child = seat.child
+        child.end()  # what it has left: helpers, and the end of its output
+        now = now_ns()
+        how = "was lost with its machine" if child.lost else how_it_ended(child.status)
+        due_ns = seat.restarts.next_ns(now, seat.begun_ns, child.serves or child.lost, child.status)
+        if due_ns is not None:
+            pause_s = to_seconds(due_ns - now)
+            after = f" in {pause_s:g} s" if pause_s > 0 else ""
+            self._say(f"The {seat.name} {how}; it is started again{after}.")
+            seat.due_ns = due_ns
+            return
+        seat.is_given_up = True
+        last = "".join(f"\n  {line}" for line in child.lines)
+        end = f"The {seat.name} {how}.{' Its last lines:' if last else ''}{last}"
+        workers = [one for one in self._seats if one.name.startswith("worker-") and not one.is_given_up]
+        if not self._is_ready or seat in (self._seats[0], self._gateway) or not workers:
+            raise GivenUp(end)
+        self._say(f"{end}\nIt is given up; {len(workers)} of {self._settings.workers} workers are left.")
 
     def start(self) -> None:
         settings = self._settings
@@ -277,19 +383,20 @@ class Cluster:
             if settings.keys is not None:
                 arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
             self._spawn(name, [*arguments, *settings.worker_arguments])
-        if settings.gateway:
+        # With all of its ports off it would serve nobody; what it may still be there for are repositories.
+        if settings.gateway and (settings.gateway_arguments or set(settings.gateway_ports) != {"off"}):
             self._start_gateway(clients)
         # Only now may a signal interrupt: nothing is half started.
         self._armed = True
-        self._check()
+        self._interrupt()
 
     def _start_gateway(self, clients: str) -> None:
         settings = self._settings
         arguments = ["gateway", "--connect", _dialled(clients), *settings.gateway_arguments]
         # Where others can reach the cluster only with keys, they must not reach it without through this.
         arguments += ["--host", settings.host, "--insecure"] if settings.insecure else []
-        for name, port in zip(("--http-port", "--grpc-port", "--metrics-port"), settings.gateway_ports):
-            arguments += [name, port]
+        for name, port in zip(GATEWAY_PORTS, settings.gateway_ports):
+            arguments += [f"--{name}-port", port]
         if settings.keys is not None:
             # It stays on loopback, where whoever can ask it has this machine.
             arguments += ["--key", str(key_file_of(settings.keys, Role.GATEWAY))]
@@ -298,16 +405,30 @@ class Cluster:
 
     def gateway_urls(self) -> list[tuple[str, str]]:
         """(server, where it listens) of the gateway, as it said itself; none before that, or without one."""
-        lines = self._gateway.lines if self._gateway is not None else ()
+        lines = self._gateway.child.lines if self._gateway is not None else ()
         found = next((line.partition(" listens: ")[2] for line in lines if " listens: " in line), "")
         return [
             (name, where) for name, _, where in (one.partition(" on ") for one in found.split(", ") if one)
         ]
 
-    def _spawn(self, name: str, arguments: list[str]) -> AnyChild:
-        child = Child(name, arguments, self._say, self._settings.verbose)
-        self._children.append(child)
-        return child
+    def _settle_ports(self) -> None:
+        """Where a port was any that is free, have a gateway that is started again take the same."""
+        urls = dict(self.gateway_urls())
+        if self._gateway is None:
+            return
+        for name in GATEWAY_PORTS:
+            if name in urls:
+                port = urls[name].removesuffix("/metrics").rpartition(":")[2]
+                place = self._gateway.arguments.index(f"--{name}-port") + 1
+                self._gateway.arguments[place] = port
+
+    def _spawn(self, name: str, arguments: list[str]) -> Seat:
+        seat = Seat(name, arguments, self._place(name, arguments), now_ns())
+        self._seats.append(seat)
+        return seat
+
+    def _place(self, name: str, arguments: list[str]) -> AnyChild:
+        return Child(name, arguments, self._say, self._settings.verbose)
 
     def wait_until_ready(self) -> None:
         """Until every worker is there and every model is ready on it, the demo model included."""
@@ -326,7 +447,8 @@ class Cluster:
                 self._register_profiles(client)
             self._wait(lambda: not client.status()["models"].get("preparing"), None, "the models")
         if self._gateway is not None:
-            self._wait(lambda: bool(self.gateway_urls()), limit_ns, "the gateway")
+            gateway = self._gateway
+            self._wait(lambda: gateway.child.serves, limit_ns, "the gateway")
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
         pause = threading.Event()
@@ -360,28 +482,18 @@ class Cluster:
         self._say(f"Registering {len(profiles)} profiles ...")
         register_profiles(client, profiles)
 
-    def post_mortem(self) -> str:
-        """What to say of the child that ended."""
-        # A controller that cannot start takes its workers' connections with it: it is first in the list.
-        child = next(child for child in self._children if child.ended())
-        child.end()
-        last = "".join(f"\n  {line}" for line in child.lines)
-        return f"The {child.name} {how_it_ended(child.status)}.{' Its last lines:' if last else ''}{last}"
-
     def stop(self) -> None:
         """End every child: in order, or else by force."""
         begun_ns = now_ns()
         pause = threading.Event()
         # Workers first: a controller that went before them would look to them like a failure.
-        for group, limit_ns in (
-            (self._children[1:], self.stop_workers_ns),
-            (self._children[:1], self.stop_ns),
-        ):
+        children = [seat.child for seat in self._seats]
+        for group, limit_ns in ((children[1:], self.stop_workers_ns), (children[:1], self.stop_ns)):
             for child in group:
                 child.signal(signal.SIGTERM)
             while not all(child.ended() for child in group) and now_ns() - begun_ns < limit_ns:
                 pause.wait(0.01)
-        for child in self._children:
+        for child in children:
             child.end()
 
 

@@ -349,6 +349,21 @@ CLOCK_SAMPLE_NS = 200_000_000
 CLOCK_STEP_RATIO = 0.005
 """A change of a clock by less than this is not told: a GPU that boosts never stands still."""
 
+# ----- clockwork up ---------------------------------------------------------------------------
+
+RESTART_PAUSE_NS = 250_000_000
+"""A process that ended is started again at once the first time; after this the second time in a row, and then after
+twice as long each time."""
+
+RESTART_PAUSE_MAX_NS = 16_000_000_000
+"""The longest such pause."""
+
+RESTART_SETTLED_NS = 60_000_000_000
+"""What has served for so long before it ended begins anew with pauses and count."""
+
+RESTARTS_MAX = 8
+"""Restarts in a row, over half a minute of pauses, after which a process is given up."""
+
 # ----- profiles ------------------------------------------------------------------------------
 
 PROFILE_BYTES_MAX = 1 << 29

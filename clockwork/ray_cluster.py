@@ -2,7 +2,8 @@
 
 Ray says where each runs and has its processors and GPUs set aside; what runs there is the program of any other
 cluster, as the actor's child process. Ray carries no request. The controller is placed on the machine where the
-command runs, since what it keeps lies there; a worker that is lost with its machine is placed anew.
+command runs, since what it keeps lies there; what ends, or is lost with its machine, is started
+again (clockwork.restarts says when).
 
 The actors belong to this process: should it be killed outright, Ray ends them, and they their children.
 """
@@ -16,7 +17,7 @@ import select
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,13 +27,13 @@ from clockwork.clock import SECOND, now_ns, to_seconds
 from clockwork.cluster import (
     LAST_LINES,
     ROUTINE,
+    SERVES,
     AnyChild,
     Child,
     ChildEnded,
     Cluster,
     Stop,
     UpSettings,
-    how_it_ended,
 )
 from clockwork.errors import ConfigError
 from clockwork.keys import key_file_of, write_keys
@@ -46,10 +47,6 @@ POLL_NS = 300_000_000
 
 END_S = 2.0
 """How long an actor may take to clear up after its child has ended."""
-
-RESTARTS_MAX = 5
-RESTARTS_NS = 600 * SECOND
-"""How often one worker may be lost, in how long, before the cluster is given up."""
 
 LOOPBACK = "127.0.0.1"
 
@@ -114,8 +111,8 @@ class Placed:
         verbose: bool,
     ) -> None:  # fmt: skip
         self.name = name
-        self.arguments = arguments
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.serves = False  # it has said so
         self.lost = False  # with the machine that it was on
         self.status = 0  # of the process, once it has ended
         self._ray = ray
@@ -147,6 +144,7 @@ class Placed:
             status, lines = answer
             for line in lines:
                 self.lines.append(line)
+                self.serves = self.serves or SERVES.search(line) is not None
                 if self._verbose or not ROUTINE.match(line):
                     self._say(f"{self.name} | {line}")
             if status is not None:
@@ -188,18 +186,11 @@ class RayCluster(Cluster):
         super().__init__(settings, endpoints, say)
         path = key_file_of(settings.keys, Role.WORKER) if settings.keys is not None else None
         self._worker_key = {path.name: path.read_bytes()} if path is not None else {}
-        self._restarts: dict[str, list[int]] = {}  # of each worker, when
 
-    def _spawn(self, name: str, arguments: list[str]) -> AnyChild:
+    def _place(self, name: str, arguments: list[str]) -> AnyChild:
         """The controller and workers where Ray has room; the gateway here."""
         if name != "controller" and not name.startswith("worker-"):
-            return super()._spawn(name, arguments)
-        with self._undisturbed():
-            child = self._place(name, arguments)
-            self._children.append(child)
-        return child
-
-    def _place(self, name: str, arguments: list[str]) -> Placed:
+            return super()._place(name, arguments)
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray, wanted = self.ray, self.ray_settings
@@ -218,49 +209,29 @@ class RayCluster(Cluster):
             keys = self._worker_key
         return Placed(ray, actor, name, arguments, keys, self._say, self._settings.verbose)
 
-    @contextlib.contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """No signal is an exception meanwhile: Ray would make another one of it."""
-        armed, self._armed = self._armed, False
-        try:
-            yield
-        finally:
-            self._armed = armed
-        if armed and self._stopping:
-            self._armed = False
-            raise Stop
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping = self._stopping or number in cluster.ENDING
-        if self._armed and self._stopping:
+        if self._armed:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Only by an end that was asked for: whether a child has ended cannot be asked of Ray in the middle of anything."""
+        if self._stopping:
             self._armed = False
             raise Stop
 
     def _check(self) -> None:
         with self._undisturbed():
-            for place, child in enumerate(self._children):
-                if not child.ended():
-                    continue
-                now = now_ns()
-                lost_ns = [at for at in self._restarts.get(child.name, []) if at > now - RESTARTS_NS]
-                is_worker = isinstance(child, Placed) and child.name.startswith("worker-")
-                if not is_worker or len(lost_ns) >= RESTARTS_MAX:
-                    raise ChildEnded
-                assert isinstance(child, Placed)
-                how = "was lost with its machine" if child.lost else how_it_ended(child.status)
-                self._say(f"The {child.name} {how}; it is placed anew.")
-                self._restarts[child.name] = [*lost_ns, now]
-                child.end()
-                self._children[place] = self._place(child.name, self._arguments_of(child))
-
-    def _arguments_of(self, child: Placed) -> list[str]:
-        return [argument.replace(KEYS, str(self._settings.keys)) for argument in child.arguments]
+            has_ended = any(seat.due_ns is None and seat.child.ended() for seat in self._seats)
+        if has_ended and self._awaits:
+            self._awaits = False
+            raise ChildEnded
 
     def wait_for_signal(self) -> None:
+        """Until it is time to ask the actors again, too."""
         readable, _, _ = select.select([self._wakeup], [], [], to_seconds(POLL_NS))
         if readable:
-            super().wait_for_signal()
-        self._check()
+            os.read(self._wakeup, 4096)
 
     def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
         wanted = self.ray_settings

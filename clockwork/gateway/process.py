@@ -73,6 +73,12 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         """Raises ConfigError. Whatever is wrong with the settings is found here, before anything is served."""
         security.require_security_beyond_loopback(settings)
+        if {settings.http_port, settings.grpc_port, settings.metrics_port} == {
+            OFF
+        } and not settings.repositories:
+            raise ConfigError(
+                "all three ports are off, and there is no --model-repository: nothing is left to do"
+            )
         self._settings = settings
         self._tokens = security.read_tokens(settings)
         self._tls = security.tls_context(settings)

@@ -74,6 +74,7 @@ ROOMS = {
         "cli_serve",
         "cluster",
         "ray_cluster",
+        "restarts",
         "load",
         "__main__",
     ],

@@ -1,0 +1,38 @@
+"""When a process of a cluster that ended is started again. Pure: no processes, no clocks."""
+
+from __future__ import annotations
+
+import os
+
+from clockwork.config import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
+
+AGAIN_STATUS = os.EX_TEMPFAIL
+"""The exit status of a process that ends in order to be started again, and could say so."""
+
+
+class Restarts:
+    """How often one process has ended lately."""
+
+    def __init__(self) -> None:
+        self._has_served = False  # ever
+        self._ends = 0  # in a row, each soon after its start
+
+    def next_ns(self, now_ns: int, begun_ns: int, has_served: bool, status: int) -> int | None:
+        """When to start a process again that ended now; None: it is given up.
+
+        has_served: since begun_ns, when it was started, it has come as far as doing its work. One that never has would
+        fail in the same way again: its flags are wrong, or its port is in use.
+        """
+        self._has_served = self._has_served or has_served
+        if not self._has_served:
+            return None
+        if has_served and now_ns - begun_ns >= RESTART_SETTLED_NS:
+            self._ends = 0
+        if status == AGAIN_STATUS and has_served:
+            return now_ns + RESTART_PAUSE_NS
+        self._ends += 1
+        if self._ends > RESTARTS_MAX:
+            return None
+        if self._ends == 1:
+            return now_ns
+        return now_ns + min(RESTART_PAUSE_NS << (self._ends - 2), RESTART_PAUSE_MAX_NS)

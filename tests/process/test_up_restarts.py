@@ -1,0 +1,298 @@
+"""`clockwork up` with real kills: what dies is started again, and what does not goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clockwork import Client
+from clockwork.clock import now_ns
+from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
+from clockwork.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, write_keys
+from clockwork.roles import Role
+from clockwork.transport import new_key_pair
+from tests.process.cluster import Program, eventually, session_members
+
+pytestmark = pytest.mark.timeout(300)
+
+IMAGE = np.zeros((1, 1, 8, 8), np.float32)
+
+HURRIED = """
+from clockwork import restarts
+restarts.RESTARTS_MAX = {most}
+restarts.RESTART_PAUSE_NS = {pause_ns}
+restarts.RESTART_PAUSE_MAX_NS = {pause_ns}
+from clockwork.cli import main
+main()
+"""
+"""`clockwork` with other bounds of restarts."""
+
+
+class Up:
+    """A running `clockwork up`."""
+
+    def __init__(self, data: Path, *options: str, code: str = "") -> None:
+        self.program = Program(
+            ["up", "--port", "0", "--arena", "16MiB", "--data", str(data), *options], code=code
+        )
+
+    def ready(self) -> None:
+        self.endpoint = self.program.wait_for(r"^  clients +(tcp://\S+)")[1]
+        self.program.wait_for("Ctrl-C ends it")
+
+    def child(self, name: str) -> int:
+        """The process that is called so (controller, gateway, worker-0, ...); 0: there is none."""
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+            except OSError:  # it ended meanwhile
+                continue
+            if words[-3:-1] != ["--parent", str(self.program.pid)]:
+                continue
+            if name in words[3:4] or ("--name" in words and words[words.index("--name") + 1] == name):
+                return int(entry.name)
+        return 0
+
+    def kill(self, name: str) -> int:
+        """kill -9, and when that was."""
+        os.kill(self.child(name), signal.SIGKILL)
+        return now_ns()
+
+    def workers(self, client: Client) -> list[str]:
+        try:
+            return sorted(one["name"] for one in client.status()["workers"])
+        except ClockworkError:
+            return []
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Its exit status; asserts that nothing is left."""
+        if self.program.process.poll() is None:
+            self.program.send(number)
+        status = self.program.wait(20)
+        for name in ("controller", "gateway", "worker-0", "worker-1"):
+            assert not self.child(name), f"{name} is left"
+        assert not session_members(self.program.pid)
+        assert "Traceback" not in self.program.text, self.program.text
+        return status
+
+
+@contextlib.contextmanager
+def running(data: Path, *options: str, code: str = "") -> Iterator[Up]:
+    up = Up(data, *options, code=code)
+    try:
+        up.ready()
+        yield up
+    finally:
+        up.program.destroy()
+
+
+class Load:
+    """Requests one after the other, on a thread, and when each was answered, or how it failed."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._client = Client(endpoint, timeout=20)
+        self.answers: list[tuple[int, str]] = []  # (when, "" or the error)
+        self._stop = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop:
+            try:
+                self._client.infer("digits", IMAGE)
+                error = ""
+            except ClockworkError as failure:
+                error = type(failure).__name__
+            self.answers.append((now_ns(), error))
+
+    def good_after(self, since_ns: int) -> int:
+        """When the first good answer came after that."""
+        found: int = eventually(
+            lambda: next((at for at, error in self.answers if at > since_ns and not error), 0),
+            "a good answer",
+        )
+        return found
+
+    def __enter__(self) -> Load:
+        self.good_after(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop = True
+        self._thread.join()
+        self._client.close()
+
+
+def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
+    with running(tmp_path, "--workers", "2") as up:
+        http = up.program.wait_for(r"^  http +(http://\S+)")[1]
+        both = ["worker-0", "worker-1"]
+        with Client(up.endpoint, timeout=20) as client, Load(up.endpoint) as load:
+            # One of two workers.
+            pids = {name: up.child(name) for name in ("controller", "gateway", *both)}
+            mark = len(up.program.lines)
+            killed_ns = up.kill("worker-0")
+            up.program.wait_for(r"^The worker-0 was killed by signal 9; it is started again\.$", mark)
+            print(
+                f"worker killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
+            )
+            eventually(lambda: up.child("worker-0") not in (0, pids["worker-0"]), "another takes its place")
+            eventually(lambda: up.workers(client) == both, "both are there again")
+            print(f"worker killed: both are there again after {(now_ns() - killed_ns) / 1e6:.0f} ms")
+            for name in ("controller", "gateway", "worker-1"):
+                assert up.child(name) == pids[name], f"{name} went on"
+
+            # The gateway, at the same ports.
+            killed_ns = up.kill("gateway")
+
+            def answers() -> bool:
+                try:
+                    with urllib.request.urlopen(f"{http}/v2/health/live", timeout=5) as reply:
+                        return bool(reply.status == 200)
+                except OSError:
+                    return False
+
+            up.program.wait_for(r"^The gateway was killed by signal 9; it is started again\.$", mark)
+            eventually(answers, "the gateway answers again")
+            print(f"gateway killed: next good answer after {(now_ns() - killed_ns) / 1e6:.0f} ms")
+
+            # The controller, with requests under way: its models are there again.
+            killed_ns = up.kill("controller")
+            up.program.wait_for(r"^The controller was killed by signal 9; it is started again\.$", mark)
+            print(
+                f"controller killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
+            )
+            eventually(lambda: up.workers(client) == both, "the workers have come back")
+            with urllib.request.urlopen(f"{http}/v2/models/digits", timeout=20) as reply:
+                assert reply.status == 200
+            errors = {error for _, error in load.answers if error}
+            assert errors <= {ConnectionLost.__name__, "Unavailable", "Refused"}, errors
+
+            # Both workers.
+            for name in both:
+                killed_ns = up.kill(name)
+            print(
+                f"both workers killed: next good answer after {(load.good_after(killed_ns) - killed_ns) / 1e6:.0f} ms"
+            )
+            eventually(lambda: up.workers(client) == both, "both are there again")
+        assert up.end() == 0
+        assert up.program.lines[-1] == "Stopping ..."
+
+
+def test_a_worker_that_ends_again_and_again_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
+    code = HURRIED.format(most=2, pause_ns=50_000_000)
+    with running(tmp_path, "--workers", "2", "--no-gateway", code=code) as up, Client(up.endpoint) as client:
+        before = 0
+        for count in range(3):
+            pid = eventually(lambda: (found := up.child("worker-0")) != before and found, "it is there")  # noqa: B023
+            mark, before = len(up.program.lines), pid
+            os.kill(pid, signal.SIGKILL)
+            up.program.wait_for(r"^The worker-0 was killed by signal 9", mark)
+            assert ("given up" in up.program.text) == (count == 2) or count == 2
+        up.program.wait_for(r"^It is given up; 1 of 2 workers are left\.$")
+        eventually(lambda: up.workers(client) == ["worker-1"], "the other one goes on")
+        assert client.infer("digits", IMAGE, timeout=60).shape == (1, 10)
+        # The last one is needed.
+        before = 0
+        for _ in range(3):
+            pid = eventually(lambda: (found := up.child("worker-1")) != before and found, "it is there")  # noqa: B023
+            mark, before = len(up.program.lines), pid
+            os.kill(pid, signal.SIGKILL)
+            up.program.wait_for(r"^The worker-1 was killed by signal 9", mark)
+        assert up.program.wait(20) == 1
+        assert up.end() == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_pause_before_a_restart_ends_everything(tmp_path: Path, number: int) -> None:
+    code = HURRIED.format(most=5, pause_ns=10**12)
+    with running(tmp_path, "--no-gateway", code=code) as up:
+        first = up.child("worker-0")
+        up.kill("worker-0")
+        second = eventually(lambda: (found := up.child("worker-0")) != first and found, "it is started again")
+        os.kill(second, signal.SIGKILL)
+        up.program.wait_for(r"it is started again in 1000 s\.$")
+        assert not up.child("worker-0")
+        assert up.end(number) == 0
+
+
+def test_what_fails_at_its_start_ends_up_with_its_message(tmp_path: Path) -> None:
+    for options, words in (
+        (["--option", "nonsense=1"], "nonsense"),
+        (["--arena", "512TiB"], "The worker-0 ended with status 1"),
+    ):
+        up = Up(tmp_path / "data", "--no-gateway", *options)
+        try:
+            assert up.program.wait() == 1
+            assert words in up.program.text
+            assert "started again" not in up.program.text
+            assert up.end() == 1
+        finally:
+            up.program.destroy()
+
+
+def test_without_any_port_of_the_gateway_it_is_ready_all_the_same(tmp_path: Path) -> None:
+    off = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "off")]
+    with running(tmp_path / "data", *off) as up:
+        assert not up.child("gateway")
+        assert up.end() == 0
+    repository = tmp_path / "models"
+    repository.mkdir()
+    with running(tmp_path / "data", *off, "--model-repository", str(repository)) as up:
+        assert up.child("gateway"), "it keeps the repository"
+        assert up.end() == 0
+    gateway = Program(["gateway", *off])
+    assert gateway.wait() == 1
+    assert re.fullmatch(r"clockwork: all three ports are off, .*", gateway.text)
+
+
+def legacy_keys(directory: Path) -> Path:
+    """What `clockwork keys new` wrote when there were no roles."""
+    directory.mkdir()
+    ours, theirs = new_key_pair(), new_key_pair()
+    body = {"public": ours[0], "secret": ours[1], "allowed": [theirs[0]]}
+    (directory / CONTROLLER_KEY_FILE).write_text(json.dumps(body))
+    body = {"public": theirs[0], "secret": theirs[1], "controller": ours[0]}
+    (directory / LEGACY_KEY_FILE).write_text(json.dumps(body))
+    return directory
+
+
+@pytest.mark.parametrize("is_legacy", [False, True], ids=["roles", "before roles"])
+def test_up_hands_each_process_its_key(tmp_path: Path, is_legacy: bool) -> None:
+    keys = tmp_path / "keys"
+    if is_legacy:
+        legacy_keys(keys)
+    else:
+        write_keys(keys, new_key_pair(), {role: new_key_pair() for role in Role})
+    with running(tmp_path / "data", "--keys", str(keys)) as up:
+        # The line that it prints names a key that may infer, and no more than that.
+        key = Path(up.program.wait_for(r"infer .*--key (\S+)")[1])
+        assert key.name == (LEGACY_KEY_FILE if is_legacy else KEY_FILES[Role.CLIENT])
+        http = up.program.wait_for(r"^  http +(http://\S+)")[1]
+        with Client(up.endpoint, keys=key, timeout=20) as client:
+            assert client.infer("digits", IMAGE).shape == (1, 10)
+            if not is_legacy:
+                with pytest.raises(Forbidden):
+                    client.unload("digits")
+            # Through the gateway, which stays on this machine, as without keys.
+            for action in ("unload", "load"):
+                request = urllib.request.Request(f"{http}/v2/repository/models/digits/{action}", b"{}")
+                with urllib.request.urlopen(request, timeout=60) as reply:
+                    assert reply.status == 200
+            up.kill("controller")
+            up.program.wait_for(r"^The controller was killed by signal 9; it is started again\.$")
+            eventually(lambda: up.workers(client) == ["worker-0"], "its worker has come back")
+        assert ("may do everything" in up.program.text) == is_legacy
+        assert up.end() == 0

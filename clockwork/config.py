@@ -249,7 +249,17 @@ TRANSFERS_MAX = 4
 """Packages that a worker fetches at once; more wait for their turn."""
 
 PREPARATION_LIMIT_NS = 900_000_000_000
-"""One model's preparation, profiling included; what takes longer is killed."""
+"""One model's preparation, profiling included; what takes longer is killed. A large model is optimised for minutes."""
+
+PREPARATION_RUN_NS = 60_000_000_000
+"""One execution while a model is prepared, unless CLOCKWORK_PREPARATION_RUN says how many seconds. A model that takes
+longer, at low priority, is unfit to be served."""
+
+PREPARATION_SLOW_NS = 10_000_000_000
+"""A preparation that has run for so long is passed by the next, which then runs beside it."""
+
+PREPARATIONS_MAX = 3
+"""Preparations of one worker, and of all workers that share a store, that run at once."""
 
 PREPARATION_IDLE_NS = 60_000_000_000
 """The preparation process leaves after so long without work, and its memory with it."""
@@ -432,6 +442,19 @@ def workspace_bytes_max() -> int:
     """The most that executions on the CPU devices of this process may take together. Raises ConfigError."""
     said = environment("WORKSPACE_BYTES", "")
     return parse_bytes(said) if said else machine_bytes() // WORKSPACE_SHARE
+
+
+def preparation_run_ns() -> int:
+    """How long one execution may take while a model is prepared. Raises ConfigError."""
+    said = environment("PREPARATION_RUN", "")
+    try:
+        seconds = float(said) if said else PREPARATION_RUN_NS / 1e9
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= PREPARATION_LIMIT_NS / 1e9:
+        limit_s = PREPARATION_LIMIT_NS / 1e9
+        raise ConfigError(f"CLOCKWORK_PREPARATION_RUN is {said!r}: it is seconds, at most {limit_s:g}")
+    return round(seconds * 1e9)
 
 
 def machine_bytes() -> int:

@@ -27,7 +27,9 @@ class EmulatedSettings:
     )
     # batch after another and beside what executes; 0: at once
     disk_bandwidth: int = 0  # bytes a second at which models are fetched into the host store; 0: at once
-    unending: bool = False  # an execution that takes too long does not end before its time, whatever it is told
+    unending: bool = (
+        False  # an execution that takes too long does not end before its time, whatever it is told
+    )
     shared_link: bool = (
         False  # the loads of all devices go one after another, as on one machine; else each device
     )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clockwork.config import PREPARATION_LIMIT_NS
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice
 from clockwork.device.cpu import fingerprint as device_fingerprint
@@ -23,7 +24,7 @@ from clockwork.errors import ConfigError
 from clockwork.messages import NEVER_NS, Infer, Load, Status, Unload
 from clockwork.models.inputs import tile
 from clockwork.models.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
-from clockwork.models.runtime import RunError
+from clockwork.models.runtime import Limit, RunError
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.tensors import Array, decode_tensor, encode_array
 
@@ -44,9 +45,6 @@ COMPARE_NS = 400_000_000
 
 RUNS_MIN = 3
 RUNS_MAX = 50
-ACTION_SECONDS = 600.0
-"""One action that takes longer than this makes the model unfit to be served."""
-
 THREADS_MAX = 256
 """Threads of a device that are thought possible."""
 
@@ -104,7 +102,8 @@ class Bench:
         return [spec.dtype for spec in self._prepared[index].inputs]
 
     def _finish(self, action_id: int) -> Completion:
-        (done,) = self._device.wait([action_id], ACTION_SECONDS)
+        with Limit(lambda: self._device.end_run(action_id)):
+            (done,) = self._device.wait([action_id], PREPARATION_LIMIT_NS / 1e9)
         if done.status != Status.OK:
             raise RunError(done.text or done.status.name)
         return done

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto
 
+from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
 from clockwork.errors import InvalidModel
 from clockwork.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
@@ -44,6 +46,45 @@ them it would depend on its weights whether a model shares its architecture's pr
 
 class RunError(Exception):
     """ONNX Runtime would not run a model on these inputs; the text is its own, in one line."""
+
+
+class RunsTooLong(InvalidModel):
+    """One execution took longer than preparation_run_ns()."""
+
+    def __init__(self) -> None:
+        super().__init__(f"one execution of the model takes longer than {preparation_run_ns() / 1e9:g} s")
+
+
+def does_not_end() -> None:
+    """An execution goes on although it was told to end. The preparation process has its own: it ends itself."""
+
+
+class Limit:
+    """Ends an execution that takes longer than preparation_run_ns(): terminate() is called then, from another thread, and
+    does_not_end() where that does not help. Raises RunsTooLong at the end of the block that it was too long for."""
+
+    def __init__(self, terminate: Callable[[], None]) -> None:
+        self._terminate = terminate
+        self._ended = threading.Event()
+        self._was_terminated = False
+        self._thread = threading.Thread(target=self._watch, name="limit", daemon=True)
+
+    def _watch(self) -> None:
+        if self._ended.wait(preparation_run_ns() / 1e9):
+            return
+        self._was_terminated = True
+        self._terminate()
+        if not self._ended.wait(EXECUTION_GRACE_NS / 1e9):
+            does_not_end()
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._was_terminated:
+            raise RunsTooLong from None
 
 
 class Session:
@@ -104,10 +145,17 @@ class Session:
     def run(
         self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]] = ()
     ) -> list[Array]:
-        """The outputs, for inputs in the session's order. Raises RunError.
+        """The outputs, for inputs in the session's order. Raises RunError, or RunsTooLong; then it is of no more use.
 
         weights: (dtype, shape, address) of the inputs that follow; the memory stays the caller's.
         """
+        with Limit(self._end):
+            return self._run(inputs, weights)
+
+    def _end(self) -> None:
+        self._run_options.terminate = True
+
+    def _run(self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]]) -> list[Array]:
         try:
             if any(dtype == TensorProto.STRING for _, dtype, _ in self.inputs):
                 return self._run_strings(inputs, weights)

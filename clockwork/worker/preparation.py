@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import os
 import queue
 import signal
@@ -21,6 +22,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +32,15 @@ from typing import Any, NamedTuple
 import msgpack
 
 from clockwork.clock import SECOND, now_ns
-from clockwork.config import CHECK_BUSY_SHARE, PREPARATION_IDLE_NS, PREPARATION_LIMIT_NS, PREPARATION_RSS_MAX
+from clockwork.config import (
+    CHECK_BUSY_SHARE,
+    PREPARATION_IDLE_NS,
+    PREPARATION_LIMIT_NS,
+    PREPARATION_RSS_MAX,
+    PREPARATION_SLOW_NS,
+    PREPARATIONS_MAX,
+    preparation_run_ns,
+)
 from clockwork.errors import InvalidModel
 from clockwork.messages import Status
 from clockwork.models.checksums import find_damage, set_aside
@@ -40,6 +50,12 @@ MESSAGE_BYTES_MAX = 1 << 20
 """Of what the two sides say to each other."""
 
 NICE = 10
+
+EXIT_ENDLESS = 76
+"""The exit status of a preparation in which an execution does not end, not even when it is told to."""
+
+TURN_PAUSE_S = 0.05
+
 RECEIVE_BYTES = 65_536
 
 COMMAND = (sys.executable, "-m", "clockwork.worker.preparation")
@@ -234,6 +250,9 @@ class PreparationProcess:
         self._stop_child()
         if code == 0 and not self._started:
             return None
+        if code == EXIT_ENDLESS:
+            text = f"one execution of the model takes longer than {preparation_run_ns() / SECOND:g} s"
+            return {"status": Status.INVALID_MODEL, "text": text}
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         return {"status": Status.INVALID_MODEL, "text": f"preparation crashed ({how})"}
 
@@ -253,7 +272,7 @@ def main(arguments: Sequence[str]) -> int:
                     connection.sendall(msgpack.packb({"started": True}))
                     answer = _check(job["check"])
                 else:
-                    with _alone(Path(job["store"])):
+                    with _turn(job):
                         connection.sendall(msgpack.packb({"started": True}))
                         answer = _prepare(job)
                 # What a large model needed is given back; the next job starts another process.
@@ -284,20 +303,41 @@ def _yield_to_everybody() -> None:
 
 
 @contextlib.contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Hold the store's lock: one preparation at a time on a machine, so that workers that share a store do
-    not prepare one model twice, nor measure each other. It goes with the process, however that ends."""
-    (store / "prepared").mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(store / "prepared" / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+def _turn(job: Job) -> Iterator[None]:
+    """Hold the locks that a preparation needs among the workers that share a store: its package's, so that no model is
+    prepared twice, and one of PREPARATIONS_MAX turns. Only the first is taken at once, so that preparations do not
+    measure each other; a further one by who has waited behind a slow one, here or before ("beside" says how many
+    those were). Locks go with the process, however that ends."""
+    directory = Path(job["store"]) / "prepared"
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [".lock", *(f".lock-{number}" for number in range(2, PREPARATIONS_MAX + 1)), ".lock-packages"]
+    opened = [os.open(directory / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644) for name in names]
+    *turns, packages = opened
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        place = int.from_bytes(hashlib.sha256(Path(job["package"]).name.encode()).digest()[:7], "big")
+        fcntl.lockf(packages, fcntl.LOCK_EX, 1, place)  # of one byte: there is one file for all packages
+        began_ns, first = now_ns(), 1 + int(job.get("beside", 0))
+        while not any(map(_try_lock, turns[: first + (now_ns() - began_ns) // PREPARATION_SLOW_NS])):
+            time.sleep(TURN_PAUSE_S)
         yield
     finally:
-        os.close(descriptor)
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _prepare(job: Job) -> dict[str, Any]:
+    from clockwork.models import runtime
     from clockwork.models.prepare import prepare  # onnx and onnxruntime: a second, and only in this process
+
+    runtime.does_not_end = lambda: os._exit(EXIT_ENDLESS)  # nothing else ends it
 
     package = Path(job["package"])
     try:

@@ -218,7 +218,9 @@ class Worker:
         self._released = False  # the controller knows, and sends nothing more
         self._exit: int | None = None
         self._watch_ns = NEVER_NS  # when what executes is looked at next
-        self._giving_up = 0  # the exit status of a worker that leaves because of what it executes; 0: it does not
+        self._giving_up = (
+            0  # the exit status of a worker that leaves because of what it executes; 0: it does not
+        )
         self._farewells_due = 0
         self._leave_ns = NEVER_NS  # at the latest
         self.crashed = False  # a lane has, and the process is about to end
@@ -401,6 +403,7 @@ class Worker:
             if not line.offline and line.device.fault:
                 self._lose(line, line.device.fault)
         self._complaints.settle(now)
+        self._registrar.beat()
         if self._hello_due_ns and now >= self._hello_due_ns:
             self._hello()
         if self._welcomed:
@@ -743,7 +746,9 @@ class Worker:
             elif verdict is Verdict.STUCK:
                 name = line.device.info.name
                 log.critical("an execution on %s does not come back: the worker begins anew", name)
-                text = "the execution took longer than it may and could not be ended, so its worker begins anew"
+                text = (
+                    "the execution took longer than it may and could not be ended, so its worker begins anew"
+                )
                 self.starts_over = True
                 self._give_up({action_id: (Status.OVERRUN, text)}, EXIT_STUCK)
                 return
@@ -780,7 +785,9 @@ class Worker:
         """End whatever still executes. False: some of it does not come back."""
         give_up_ns = now_ns() + EXECUTION_GRACE_NS
         while True:
-            busy = [(line, action_id) for line in self._line_of.values() if (action_id := line.device.running())]
+            busy = [
+                (line, action_id) for line in self._line_of.values() if (action_id := line.device.running())
+            ]
             if not busy:
                 return True
             if now_ns() >= give_up_ns:
@@ -1007,4 +1014,3 @@ def _start_over(worker: Worker) -> NoReturn:
         os._exit(0)
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-

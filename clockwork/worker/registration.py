@@ -43,6 +43,7 @@ from clockwork.models.profiled import prepare_profile
 from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.packages import PackageFetcher
 from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
+from clockwork.worker.preparations import Preparations
 
 log = logging.getLogger("clockwork.worker")
 
@@ -96,7 +97,6 @@ class Registrar:
         store: PackageStore,
         send: Callable[[bytes], object],
         wake: Callable[[], None],
-        preparation: PreparationProcess | None = None,
         start_over: Callable[[], None] = lambda: None,
     ) -> None:
         """start_over: has the worker say hello anew, because what it said of a model is no longer so."""
@@ -115,10 +115,10 @@ class Registrar:
         self._coming: dict[int, _Model] = {}
         self._fetching: dict[str, list[_Model]] = {}  # by digest
         self._to_prepare: deque[_Model] = deque()
-        self._preparing: _Model | None = None
+        self._preparing: dict[int, _Model] = {}  # by job
         self._job_id = 0
         self._fetcher = PackageFetcher(store, self._send_fetch, wake)
-        self._preparation = preparation or PreparationProcess(wake)
+        self._preparation = Preparations(lambda: PreparationProcess(wake))
         self._opener = _OpeningThread(devices, store, wake)
 
     def prepare(self, message: Prepare) -> None:
@@ -147,7 +147,7 @@ class Registrar:
             if not self._fetching[digest]:
                 del self._fetching[digest]
                 self._fetcher.cancel(digest)
-        elif model is self._preparing:
+        else:
             self._preparation.cancel(model.job_id)
 
     def _leave(self, model_id: int) -> bool:
@@ -204,9 +204,7 @@ class Registrar:
             if done.job_id == self._checking:
                 self._idly_checked(done)
                 continue
-            model, self._preparing = self._preparing, None
-            assert model is not None
-            assert model.job_id == done.job_id
+            model = self._preparing.pop(done.job_id)
             if model.cancelled:
                 pass
             elif done.status == Status.OK:
@@ -220,6 +218,11 @@ class Registrar:
         for opened in self._opener.poll():
             self._opened(opened)
         self._prepare_next()
+
+    def beat(self) -> None:
+        """Called now and then: what waits behind a slow preparation may go beside it."""
+        if self._to_prepare:
+            self._prepare_next()
 
     def reset(self) -> None:
         """Forget every model: a new controller numbers them anew. Waits for the model being opened."""
@@ -240,7 +243,7 @@ class Registrar:
             "models": len(self.ready),
             "models_coming": len(self._coming),
             "packages_fetching": self._fetcher.count,
-            "preparing": int(self._preparing is not None) + len(self._to_prepare),
+            "preparing": len(self._preparing) + len(self._to_prepare),
             "models_unchecked": self._checks.count,
             "damaged": self._damaged,
             "repaired": self._repaired,
@@ -349,7 +352,7 @@ class Registrar:
 
     def _check_some(self) -> None:
         """In idle time: nothing is fetched, prepared or opened."""
-        if self._checking or self._preparing is not None or self._coming:
+        if self._checking or self._preparing or self._coming:
             return
         some = self._checks.some(CHECK_JOB_MODELS)
         if some:
@@ -371,12 +374,13 @@ class Registrar:
         self._prepare_next()
 
     def _prepare_next(self) -> None:
-        while self._preparing is None and self._to_prepare:
+        while self._to_prepare and self._preparation.may_take():
             model = self._to_prepare.popleft()
             if model.cancelled:
                 continue
             self._job_id += 1
-            self._preparing, model.job_id = model, self._job_id
+            model.job_id = self._job_id
+            self._preparing[model.job_id] = model
             job = {
                 "package": str(self._store.directory(model.message.digest)),
                 "store": str(self._store.root),

@@ -179,6 +179,42 @@ def test_a_worker_with_something_endless_serves_the_next_controller_and_leaves_w
         assert now_ns() - began < config.DRAIN_LIMIT_NS + 5 * SECOND
 
 
+def test_a_registration_that_does_not_end_holds_up_no_other(tmp_path: Path) -> None:
+    mlp = zoo.build("mlp")
+    limit_s = 25.0
+    with running_cluster(tmp_path, environment={"CLOCKWORK_PREPARATION_RUN": str(limit_s)}) as cluster:
+        failures: list[ClockworkError] = []
+        began = now_ns()
+
+        def register_endless(name: str, one: Any, n: int) -> None:
+            with cluster.client() as client:
+                try:
+                    client.register(
+                        name, one.model, examples=[{"n": number(n)}], batching="off", timeout=120.0
+                    )
+                except ClockworkError as error:
+                    failures.append(error)
+
+        threads = [
+            threading.Thread(target=register_endless, args=("endless", wild.spin(), 2**62)),
+            threading.Thread(target=register_endless, args=("hang", quadratic(), 3_000_000)),
+        ]
+        for thread in threads:
+            thread.start()
+        with cluster.client() as client:
+            eventually(lambda: len(client.models()) == 2, "both have come")
+            client.register("mlp", mlp, timeout=120.0)
+            ready_s = (now_ns() - began) / SECOND
+            assert same(client.infer("mlp", X), Reference(mlp)(X))
+            assert not failures, "the others were passed while they went on"
+        for thread in threads:
+            thread.join()
+        ended_s = (now_ns() - began) / SECOND
+        assert len(failures) == 2
+        assert all(f"longer than {limit_s:g} s" in str(one) for one in failures), failures
+        print(f"the third was ready after {ready_s:.1f} s, the others had failed after {ended_s:.1f} s")
+
+
 def crash_lane(pid: int, within_s: float = 20) -> None:
     """Have the thread that executes run into a segmentation fault."""
     found = [

@@ -35,6 +35,19 @@ Ns loads_waiting_ns(const Device& device) {
 
 // ----- admission ----------------------------------------------------------------------------------
 
+// A device that fails what it is sent is soon free again, so it is the first choice for whatever it has failed: what
+// has failed there goes elsewhere while there is any elsewhere.
+bool Admission::replace(Pending& pending) {
+    if (place(pending)) {
+        return true;
+    }
+    if (pending.failed_on == 0) {
+        return false;
+    }
+    pending.failed_on = 0;
+    return place(pending);
+}
+
 bool Admission::place(Pending& pending) {
     Model& model = *pending.model;
     std::size_t count = model.residencies.size();
@@ -52,7 +65,8 @@ bool Admission::place(Pending& pending) {
         Residency* residency = model.residencies[at];
         at = at + 1 < count ? at + 1 : 0;
         Device& device = *residency->device;
-        if (residency->doomed || device.worker->draining || !find_slot(*residency, pending, slot)) {
+        if (residency->doomed || device.worker->draining || device.number + 1 == pending.failed_on ||
+            !find_slot(*residency, pending, slot)) {
             continue;
         }
         if (chosen == nullptr || slot.finish_ns < best.finish_ns) {
@@ -208,6 +222,9 @@ bool Admission::place_cold(Pending& pending) {
     find_loadable(model, loadable_);
     for (const Place& one : loadable_) {
         const Device& device = *one.device;
+        if (device.number + 1 == pending.failed_on) {
+            continue;
+        }
         Ns load = one.spec->load_planned_ns(), alone = one.spec->alone_ns(pending.request.shape, pending.size);
         const Worker& worker = *device.worker;
         Ns start = std::max(worker.link_free_ns, now_ + worker.there_ns);

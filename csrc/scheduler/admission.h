@@ -55,7 +55,7 @@ protected:
 
     // Promise a request its deadline on the device that finishes it first. False if none can.
     bool place(Pending& pending);
-    bool replace(Pending& pending) override { return place(pending); }
+    bool replace(Pending& pending) override;
     // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
     bool displace(Pending& pending);
     // Say why, which SLO would have been admitted, and when this one might be.

@@ -873,6 +873,9 @@ void Service::infer_failed(Flight& flight, const ActionResult& result) {
     bool is_counted = status != Status::TOO_LATE || !flight.is_narrow;
     for (Pending* pending : waiting_) {
         pending->widenings = static_cast<std::uint8_t>(pending->widenings + !is_counted);
+        if (status == Status::DEVICE_ERROR) {
+            pending->failed_on = flight.device->number + 1;
+        }
         again(*pending, final_status, said, is_counted);
     }
 }

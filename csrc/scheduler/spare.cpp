@@ -56,8 +56,13 @@ Batch* Spare::steal(Device& device, Ns free) {
                 continue;
             }
             Ns deadline = NEVER_NS;
+            bool has_failed_here = false;
             for (const Pending* one : batch->pendings) {
                 deadline = std::min(deadline, one->deadline_ns);
+                has_failed_here |= one->failed_on == device.number + 1;
+            }
+            if (has_failed_here) {
+                continue;
             }
             Ns duration = curve->planned_ns(batch->size);
             Ns limit = deadline < NEVER_NS ? deadline - device.worker->back_ns : NEVER_NS;

@@ -142,6 +142,7 @@ struct Pending {
     std::uint8_t attempts = 0;
     std::uint8_t evidence = 0;   // that it ends workers; from the first on it runs by itself: see Service::blame()
     std::uint8_t widenings = 0;  // actions of it that came too late for a window narrower than its deadline
+    std::uint64_t failed_on = 0;  // the number, plus 1, of the device whose own fault failed it last; 0: none
     bool answered = false;
     bool alone = false;  // a batch that it was in failed: it shares no other
 
@@ -155,6 +156,7 @@ struct Pending {
         before = after = nullptr;
         load_ns = key_ns = 0;
         attempts = evidence = widenings = 0;
+        failed_on = 0;
         answered = alone = false;
     }
 };

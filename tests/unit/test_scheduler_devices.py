@@ -11,6 +11,7 @@ from clockwork.messages import Status
 from clockwork.scheduler._core import POLICIES
 from clockwork.scheduler.types import (
     AnswerFailed,
+    AnswerOk,
     DeviceClock,
     DeviceLost,
     ModelReady,
@@ -172,3 +173,22 @@ def test_of_two_devices_the_slower_is_planned_for_and_the_faster_expected_to_tak
     (row,) = story.scheduler.devices()
     assert row["clock_mhz"] == FULL_MHZ
     assert expected_ns(story, 1) == pytest.approx(5 * MS, rel=1e-3)
+
+
+@pytest.mark.parametrize(("workers", "devices"), [(1, 2), (2, 1)])
+def test_what_a_device_has_failed_goes_to_another_one(workers: int, devices: int) -> None:
+    """It is free again at once, and would be the first choice for whatever it has failed, until nobody tries again."""
+    story = Story("edf", spec(1), workers=workers, devices=devices)
+    one, sent = story.request(1, 500)
+    (infer,) = infers(sent)
+    (load,) = loads(story.done(infer, 0, Status.DEVICE_ERROR, "out of order"))
+    assert (load.worker, load.device) != (infer.worker, infer.device)
+    story.now += 5 * MS
+    (again,) = infers(story.done(load, 4))
+    assert again.requests == (one,)
+    assert (again.worker, again.device) == (load.worker, load.device)
+    # The other one failing as well, the first is tried once more: it is not held against it for ever.
+    (last,) = infers(story.done(again, 0, Status.DEVICE_ERROR, "out of order"))
+    assert (last.worker, last.device) == (infer.worker, infer.device)
+    story.now += 5 * MS
+    assert [type(command) for command in story.done(last)] == [AnswerOk]

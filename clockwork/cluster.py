@@ -309,15 +309,26 @@ class Cluster:
                 self._is_ready = True
             except ChildEnded:
                 self.mend()
-            except ConnectionLost:  # by the end of the controller, which may be told of only now
+            except ConnectionLost:
                 self._awaits = False
-                if now_ns() > self.started_ns + self.ready_ns:
+                if not self._lost_controller():
                     raise
                 self.mend()
             while any(seat.due_ns is not None for seat in self._seats):  # nothing can be ready before that
                 self.wait_for_signal()
                 self.mend()
         self._settle_ports()
+
+    def _lost_controller(self) -> bool:
+        """Whether the controller has ended, of which its connections may have told first."""
+        pause, limit_ns = threading.Event(), now_ns() + SECOND
+        controller = self._seats[0]
+        while now_ns() < limit_ns:
+            with self._undisturbed():
+                if controller.child.ended():
+                    return True
+            pause.wait(POLL_S)
+        return False
 
     def mend(self) -> None:
         """Start what ended and is due. Raises GivenUp."""

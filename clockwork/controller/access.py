@@ -7,6 +7,7 @@ which the thread that authenticates calls.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from clockwork.messages import Query
 from clockwork.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
 
 log = logging.getLogger("clockwork.controller")
+
+REFUSALS_KEPT = 64
+"""Connections that were not let in, of which the controller has yet to say so; of more the first are forgotten."""
 
 _Stamp = tuple[int, int, int] | None
 """Of a file: it was replaced or written to if this changed."""
@@ -43,6 +47,7 @@ class Access:
         self._stamps: tuple[_Stamp, ...] = ()  # of what was read
         self._seen: tuple[_Stamp, ...] = ()  # at the last look
         self._may_lack_list = allowed is None
+        self._refusals: deque[str] = deque(maxlen=REFUSALS_KEPT)
         if key is None:
             if allowed is not None:
                 raise ConfigError("a list of keys (--allowed) needs the controller's own key (--key)")
@@ -63,7 +68,22 @@ class Access:
 
     def admits(self, port: Port, public: str) -> bool:
         """Whether a connection with this key is let in. Any thread."""
-        return not PORTS[port].isdisjoint(self._roles.get(public, ()))
+        roles = self._roles.get(public, frozenset())
+        if not PORTS[port].isdisjoint(roles):
+            return True
+        row = self._rows.get(public)
+        whose = (
+            f"the key {row.name} is of the role {row.role}" if row is not None else "its key is on no list"
+        )
+        self._refusals.append(f"a connection to {port} was refused: {whose}")
+        return False
+
+    def refusals(self) -> list[str]:
+        """What admits() refused since this was last asked, a sentence for each connection."""
+        found = []
+        while self._refusals:
+            found.append(self._refusals.popleft())
+        return found
 
     def check(self, public: str, message: Any) -> None:
         """Raises Forbidden where the key of a connection may not send this message. "": no key."""

@@ -147,8 +147,9 @@ REQUEST_ID_MAX = (1 << 63) - 1
 CLOCK_MHZ_MAX = 1_000_000
 """More than any clock."""
 
-_COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "storage failed")
-"""From whom a message was, and whether it made no sense or met a defect of ours."""
+_COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "storage failed",
+               "key refused")  # fmt: skip
+"""From whom a message was, and whether it made no sense or met a defect of ours; and connections that were not let in."""
 
 _STATUS_OF = {
     ModelNotFound: Status.MODEL_NOT_FOUND,
@@ -772,6 +773,8 @@ class Controller:
         self._complaints.settle(self._now)
         if self._access.has_changed():
             self._read_keys()
+        for text in self._access.refusals():
+            self._complaints.note("key refused", self._now, text)
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
 
     def _watch_clock(self, worker: WorkerLink) -> None:

@@ -168,7 +168,8 @@ _DECLARED = (
            "Models (versions) of which only counters are here, because there are too many."),
     # ----- what is wrong -----
     Metric("clockwork_messages_rejected_total", "counter", ("sender", "why"), "messages",
-           "Messages that made no sense (malformed) or met a defect of the controller (failed)."),
+           "Messages that made no sense (malformed) or met a defect of the controller (failed), and connections whose "
+           "key was not let in (refused)."),
     Metric("clockwork_troubles", "gauge", ("kind",), "",
            "Things of this kind that are wrong, or went wrong in the last day; `clockwork status` says which."),
     Metric("clockwork_trouble_since_seconds", "gauge", ("kind",), "seconds",

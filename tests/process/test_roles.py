@@ -539,3 +539,26 @@ def test_a_list_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     assert not access.has_changed()
     assert access.has_changed()
     assert len(access.read_again()) == len(Role)
+
+
+def test_a_connection_that_is_refused_is_told_by_name_and_counted(
+    own: Controller, own_keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "clockwork.controller"):
+        for endpoint, who in (
+            (own.client_endpoint, Role.WORKER), (own.worker_endpoint, Role.CLIENT),
+        ):  # fmt: skip
+            with Peer(endpoint, TO_CLIENT, alice(own_keys, who)) as peer:
+                assert peer.is_refused
+        pair = new_key_pair()
+        stranger = PeerKeys(*pair, alice(own_keys, Role.CLIENT).controller)
+        with Peer(own.client_endpoint, TO_CLIENT, stranger) as peer:
+            assert peer.is_refused
+        eventually(lambda: own._complaints.counts()["key refused"] == 3, "they are counted")
+    for words in (
+        "a connection to clockwork.clients was refused: the key alice-worker is of the role worker",
+        "a connection to clockwork.workers was refused: the key alice-client is of the role client",
+        "a connection to clockwork.clients was refused: its key is on no list",
+    ):
+        assert words in caplog.text
+    assert pair[0] not in caplog.text

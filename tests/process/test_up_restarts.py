@@ -18,7 +18,7 @@ import pytest
 from clockwork import Client
 from clockwork.clock import now_ns
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
-from clockwork.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, write_keys
+from clockwork.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
 from clockwork.roles import Role
 from clockwork.transport import new_key_pair
 from tests.process.cluster import Program, eventually, session_members
@@ -296,3 +296,16 @@ def test_up_hands_each_process_its_key(tmp_path: Path, is_legacy: bool) -> None:
             eventually(lambda: up.workers(client) == ["worker-0"], "its worker has come back")
         assert ("may do everything" in up.program.text) == is_legacy
         assert up.end() == 0
+
+
+def test_up_whose_own_key_is_refused_says_so_and_ends(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    write_keys(keys, new_key_pair(), {role: new_key_pair() for role in Role})
+    revoke_key(keys, Role.OPERATOR)
+    up = Up(tmp_path / "data", "--no-gateway", "--keys", str(keys))
+    try:
+        assert up.program.wait() == 1
+        assert "does not accept this client's keys" in up.program.text
+        assert up.end() == 1
+    finally:
+        up.program.destroy()

@@ -205,6 +205,8 @@ def test_compose_names_only_what_it_has() -> None:
     [compose] = documents(DEPLOY / "compose.yaml")
     services, volumes = compose["services"], compose["volumes"]
     assert {"controller", "worker", "gateway"} <= set(services)
+    for name in ("controller", "worker", "gateway"):
+        assert services[name]["restart"] == "unless-stopped", f"{name} is started again, as by the other ways"
     for name, service in services.items():
         assert set(service.get("depends_on", {})) <= set(services), name
         for volume in service.get("volumes", ()):

@@ -16,19 +16,28 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from clockwork.controller.interfaces import Interface
+from clockwork.controller.options import VERSION_MAX, check_options
 from clockwork.controller.routes import NameRoute
-from clockwork.errors import ConfigError
+from clockwork.errors import ConfigError, InvalidInput, InvalidModel
+from clockwork.models.checksums import mend, read_plain, seal, set_aside, unseal
 from clockwork.models.durable import Journal, write_durably
-from clockwork.models.package import PackageFile, PackageStore, parse_files, rows_of
+from clockwork.models.package import PackageFile, PackageStore, check_name, digest_of, parse_files, rows_of
+from clockwork.telling import printable, tell
 
 FORMAT = "1"
+FORMAT_BYTES_MAX = 20
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidModel, InvalidInput)
+"""What reading a file raises that is not what this version, or an earlier one, wrote."""
+
+
+T = TypeVar("T", "ModelRecord", NameRoute)
 
 
 @dataclasses.dataclass(slots=True)
@@ -56,23 +65,46 @@ class ModelRecord:
         }
         if self.interface is not None:
             body["interface"] = self.interface.to_dict()
-        return json.dumps(body).encode()
+        return seal(body)
 
     @staticmethod
-    def from_json(text: bytes) -> ModelRecord:
-        """Raises ValueError, KeyError or TypeError on a damaged record."""
-        body = json.loads(text)
+    def from_body(body: dict[str, Any]) -> ModelRecord:
+        """Raises ValueError, KeyError, TypeError, InvalidModel or InvalidInput of what no version of this wrote."""
+        name, version, offered, aside = (
+            body["name"], body["version"], body.get("offered", True), body.get("aside", ""),
+        )  # fmt: skip
+        check_name(name)
+        if type(version) is not int or not 1 <= version <= VERSION_MAX:
+            raise ValueError(f"version {tell(version)} is not from 1 to {VERSION_MAX}")
+        if type(offered) is not bool or type(aside) is not str:
+            raise ValueError("offered is true or false, aside a text")
+        files = parse_files(body["files"])
+        if body["digest"] != digest_of(files):
+            raise ValueError(f"its files are those of package {digest_of(files)}")
         interface = body.get("interface")
         return ModelRecord(
-            str(body["name"]),
-            int(body["version"]),
-            str(body["digest"]),
-            parse_files(body["files"]),
-            dict(body["options"]),
-            bool(body.get("offered", True)),
-            str(body.get("aside", "")),
+            name,
+            version,
+            body["digest"],
+            files,
+            check_options(body["options"]),
+            offered,
+            aside,
             Interface.from_dict(interface) if interface is not None else None,
         )
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}@{self.version}.json"
+
+
+class Complaint(NamedTuple):
+    """A file of the catalog was not as it should be. It has been mended, or set aside."""
+
+    name: str  # of the model, as the file's name has it
+    version: int  # 0 of a route, or where the file's name has none
+    text: str
+    mended: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,18 +133,21 @@ class Catalog:
             self.root.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.root / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = marker.read_text().strip() if marker.exists() else None
+            found = read_plain(marker, FORMAT_BYTES_MAX).strip() if marker.exists() else None
             if found is None:
                 write_durably(marker, FORMAT.encode())
-            elif found != FORMAT:
+            elif found != FORMAT.encode():
                 raise ConfigError(
-                    f"data directory {self.root} has format {found[:20]!r}, this version reads format {FORMAT}"
+                    f"data directory {self.root} has format {tell(found)}, this version reads format {FORMAT}"
                 )
             (self.root / "models").mkdir(exist_ok=True)
             (self.root / "routes").mkdir(exist_ok=True)
             self._journal.recover()
             self.store = PackageStore(self.root)
             self.store.sweep()
+        except ValueError as error:
+            self.close()
+            raise ConfigError(f"data directory {self.root}: its file 'format' is damaged: {error}") from None
         except BlockingIOError:
             self.close()
             raise ConfigError(f"data directory {self.root} is in use by another controller") from None
@@ -130,39 +165,56 @@ class Catalog:
             os.close(self._lock)
             self._lock = -1
 
-    def records(self) -> tuple[list[ModelRecord], list[str]]:
-        """Every usable record, oldest version first, and a sentence for each that is not usable."""
-        records, complaints = [], []
-        for entry in sorted(os.scandir(self.root / "models"), key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            try:
-                with open(entry.path, "rb") as file:
-                    record = ModelRecord.from_json(file.read())
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                complaints.append(f"record {entry.path} is damaged and was skipped: {error!r}")
-                continue
-            if self.store.has(record.digest):
-                records.append(record)
-            else:
-                complaints.append(
-                    f"package {record.digest[:12]} of {record.name}@{record.version} is missing"
-                )
+    def records(self) -> tuple[list[ModelRecord], list[Complaint]]:
+        """Every usable record, oldest version first, and what was wrong with others. Raises OSError.
+
+        A record without its package is usable: workers may have the model prepared, and the package.
+        """
+        records, complaints = self._read_all("models", ModelRecord.from_body)
         records.sort(key=lambda record: (record.name, record.version))
         return records, complaints
 
-    def routes(self) -> tuple[list[NameRoute], list[str]]:
-        """Every usable route of a name, by name, and a sentence for each that is not usable."""
-        routes, complaints = [], []
-        for entry in sorted(os.scandir(self.root / "routes"), key=lambda entry: entry.name):
+    def routes(self) -> tuple[list[NameRoute], list[Complaint]]:
+        """Every usable route of a name, by name, and what was wrong with others. Raises OSError."""
+        return self._read_all("routes", NameRoute.from_body)
+
+    def _read_all(self, folder: str, parse: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[Complaint]]:
+        found: list[T] = []
+        complaints: list[Complaint] = []
+        for entry in sorted(os.scandir(self.root / folder), key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
+            path = Path(entry.path)
+
+            data = b""
             try:
-                with open(entry.path, "rb") as file:
-                    routes.append(NameRoute.from_json(file.read()))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                complaints.append(f"route {entry.path} is damaged and was skipped: {error!r}")
-        return routes, complaints
+                data = read_plain(path)
+                found.append(_parse(data, path, parse))
+                continue
+            except UNREADABLE as error:
+                why = error.strerror if isinstance(error, OSError) else printable(str(error), 200)
+            name, _, version = path.name.removesuffix(".json").partition("@")
+            number = int(version) if version.isascii() and version.isdigit() and len(version) < 12 else 0
+            whole = mend(data)
+            try:
+                if whole is not None:
+                    found.append(_parse(whole, path, parse))
+                    self._journal.change({path: whole})
+                    text = (
+                        f"{folder}/{path.name} was damaged ({why}) and has been mended: one bit had flipped"
+                    )
+                    complaints.append(Complaint(printable(name, 200), number, text, True))
+                    continue
+            except UNREADABLE as error:
+                why = f"{why}; {printable(str(error), 200)}"
+            try:
+                aside = set_aside(path)
+                where = f"it is kept as {printable(aside.name, 200)}" if aside is not None else "it is gone"
+            except OSError as error:
+                where = f"it cannot be set aside: {error.strerror}"
+            text = f"{folder}/{printable(path.name, 200)} is damaged ({why}) and is not used; {where}"
+            complaints.append(Complaint(printable(name, 200), number, text, False))
+        return found, complaints
 
     def change(self, change: Change) -> str:
         """Make a change durably. Raises OSError: then nothing has changed (or, NotUndone, nobody knows).
@@ -186,12 +238,22 @@ class Catalog:
 
     def read_chunk(self, digest: str, file: PackageFile, offset: int, length: int) -> bytes:
         """Bytes of a stored file. Raises OSError."""
-        with open(self.store.directory(digest) / file.path, "rb") as source:
-            source.seek(offset)
-            return source.read(length)
+        path = self.store.directory(digest) / file.path
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
 
     def _route_path(self, name: str) -> Path:
         return self.root / "routes" / f"{name}.json"
 
     def _path(self, record: ModelRecord) -> Path:
-        return self.root / "models" / f"{record.name}@{record.version}.json"
+        return self.root / "models" / record.file_name
+
+
+def _parse(data: bytes, path: Path, parse: Callable[[dict[str, Any]], T]) -> T:
+    one = parse(unseal(data)[0])
+    if one.file_name != path.name:
+        raise ValueError(f"it is that of {one.file_name}")
+    return one

@@ -476,6 +476,10 @@ class ModelTable:
         taken = {**self.versions.get(name, {}), **self.unloaded.get(name, {})}
         return wanted if wanted and wanted not in taken else self._last_version.get(name, 0) + 1
 
+    def reserve(self, name: str, version: int) -> None:
+        """A version is not given again: its record is damaged, and somebody may put it right."""
+        self._last_version[name] = max(version, self._last_version.get(name, 0))
+
     def restore_route(self, route: NameRoute) -> None:
         """Take up a name's route as it was kept. A number that it names is not given to another version."""
         self.named[route.name] = route

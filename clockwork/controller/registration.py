@@ -23,7 +23,7 @@ from clockwork.config import (
     UPLOADS_MAX,
     VERSIONS_MAX,
 )
-from clockwork.controller.catalog import Catalog, Change, ModelRecord
+from clockwork.controller.catalog import Catalog, Change, Complaint, ModelRecord
 from clockwork.controller.interfaces import Interface, difference, read_summary
 from clockwork.controller.models import (
     REMOVED,
@@ -35,6 +35,7 @@ from clockwork.controller.models import (
     Waiter,
     set_aside_text,
 )
+from clockwork.controller.options import check_options
 from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.controller.storage import StorageThread
@@ -62,10 +63,6 @@ from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
 from clockwork.telling import printable, tell
 
 log = logging.getLogger("clockwork.controller")
-
-_OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
-VERSION_MAX = 2**31 - 1
-ORIGIN_MAX = 4096  # characters
 
 
 class Outside(Protocol):
@@ -144,8 +141,10 @@ class Registrar:
     def restore(self) -> int:
         """Take up what the catalog holds; workers are asked when they join."""
         records, complaints = self._catalog.records()
+        lost = {complaint.name for complaint in complaints if not complaint.mended}
         for complaint in complaints:
-            log.warning("%s", complaint)
+            self._complain(complaint)
+            self._table.reserve(complaint.name, complaint.version)
         for record in records:
             if record.offered:
                 model = self._table.add(record)
@@ -158,13 +157,20 @@ class Registrar:
                 self._outside.note_trouble(TroubleKind.MODEL_SET_ASIDE, label, record.aside)
         routes, complaints = self._catalog.routes()
         for complaint in complaints:
-            log.warning("%s", complaint)
+            self._complain(complaint)
         for route in routes:
             if route.name in self._table.versions or route.name in self._table.unloaded:
                 self._table.restore_route(route)
-            else:
+            elif route.name not in lost:  # whose record may be put right by hand
                 self._turns.write(route.name, Change(unroute=route.name), lambda _: None)
         return len(records)
+
+    def _complain(self, complaint: Complaint) -> None:
+        """A file of the catalog was not as it should be."""
+        log.error("%s", complaint.text)
+        kind = TroubleKind.FILE_REPAIRED if complaint.mended else TroubleKind.FILE_DAMAGED
+        what = f"{complaint.name}@{complaint.version}" if complaint.version else f"route of {complaint.name}"
+        self._outside.note_trouble(kind, what, complaint.text)
 
     def readiness(self) -> str:
         """Why the cluster is not ready, as a sentence; "" once it is.
@@ -206,7 +212,7 @@ class Registrar:
     def register(self, client: bytes, message: Register) -> None:
         """Raises InvalidModel, InvalidInput or Unavailable; otherwise the request is answered later."""
         check_name(message.name)
-        options = _check_options(message.options)
+        options = check_options(message.options)
         files = parse_files(message.files)
         digest = digest_of(files)
         waiter = Waiter(client, message.request_id)
@@ -1018,26 +1024,3 @@ def _storage_error(error: BaseException) -> ClockworkError:
         return Unavailable(f"the controller cannot store the model: {error.strerror}")
     log.error("an upload could not be stored", exc_info=error)
     return Unavailable(f"the controller cannot store the model: {type(error).__name__}: {error}")
-
-
-def _check_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Registration options with their defaults. Raises InvalidInput, naming option and bound."""
-    unknown = [key for key in options if key not in _OPTIONS]
-    if unknown:
-        raise InvalidInput(f"unknown registration option {tell(unknown[0])}; there are {', '.join(_OPTIONS)}")
-    merged = _OPTIONS | options
-    if type(merged["slo_ns"]) is not int or not 0 <= merged["slo_ns"] < 1 << 60:
-        raise InvalidInput(f"slo_ns must be a positive count of nanoseconds, got {tell(merged['slo_ns'])}")
-    if merged["batching"] not in ("auto", "on", "off"):
-        raise InvalidInput(f"batching is auto, on or off, not {tell(merged['batching'])}")
-    if type(merged["batch_max"]) is not int or not 0 <= merged["batch_max"] <= 4096:
-        raise InvalidInput(
-            f"batch_max is between 1 and 4096 (0: as measured), got {tell(merged['batch_max'])}"
-        )
-    if type(merged["version"]) is not int or not 0 <= merged["version"] <= VERSION_MAX:
-        raise InvalidInput(
-            f"version is between 1 and {VERSION_MAX} (0: the next), got {tell(merged['version'])}"
-        )
-    if type(merged["origin"]) is not str or len(merged["origin"]) > ORIGIN_MAX:
-        raise InvalidInput(f"origin is a text of at most {ORIGIN_MAX} characters")
-    return merged

@@ -11,13 +11,15 @@ ready (controller.models). Rules:
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clockwork.config import ROUTES_KEPT, SHARE_WHOLE, VERSIONS_MAX
+from clockwork.controller.options import VERSION_MAX
 from clockwork.errors import InvalidInput
+from clockwork.models.checksums import seal
+from clockwork.models.package import check_name
 from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.telling import tell
 from clockwork.tensors import dtype_name
@@ -52,13 +54,28 @@ class Split:
     @staticmethod
     def from_wire(body: Any) -> Split:
         """Raises ValueError, KeyError or TypeError on what to_wire() did not make."""
-        shadow = body["shadow"]
-        return Split(
-            tuple((int(version), int(parts)) for version, parts in body["shares"]),
-            None
-            if shadow is None
-            else Shadow(int(shadow["version"]), int(shadow["parts"]), float(shadow["tolerance"])),
+        shares = tuple(
+            (_natural(version, VERSION_MAX), _natural(parts, SHARE_WHOLE))
+            for version, parts in body["shares"]
         )
+        if not 1 <= len(shares) <= VERSIONS_MAX or len({version for version, _ in shares}) < len(shares):
+            raise ValueError(f"{len(shares)} shares, or two of one version")
+        if sum(parts for _, parts in shares) != SHARE_WHOLE:
+            raise ValueError("shares that do not add up to the whole")
+        shadow = body["shadow"]
+        if shadow is None:
+            return Split(shares)
+        tolerance = float(shadow["tolerance"])
+        if not (math.isfinite(tolerance) and tolerance >= 0):
+            raise ValueError(f"a tolerance of {tolerance}")
+        version, parts = _natural(shadow["version"], VERSION_MAX), _natural(shadow["parts"], SHARE_WHOLE)
+        return Split(shares, Shadow(version, parts, tolerance))
+
+
+def _natural(value: Any, most: int) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(f"{tell(value)} is not from 1 to {most}")
+    return value
 
 
 def whole(version: int) -> Split:
@@ -96,21 +113,24 @@ class NameRoute:
             "split": None if self.split is None else self.split.to_wire(),
             "earlier": [one.to_wire() for one in self.earlier],
         }
-        return json.dumps(body).encode()
+        return seal(body)
 
     @staticmethod
-    def from_json(text: bytes) -> NameRoute:
-        """Raises ValueError, KeyError or TypeError on a damaged record."""
-        body = json.loads(text)
-        split = body["split"]
-        route = NameRoute(
-            str(body["name"]),
+    def from_body(body: dict[str, Any]) -> NameRoute:
+        """Raises ValueError, KeyError, TypeError or InvalidModel of what no version of this wrote."""
+        check_name(body["name"])
+        split, earlier = body["split"], body["earlier"]
+        if type(earlier) is not list or len(earlier) > ROUTES_KEPT:
+            raise ValueError(f"more than {ROUTES_KEPT} earlier routes")
+        return NameRoute(
+            body["name"],
             None if split is None else Split.from_wire(split),
-            [Split.from_wire(one) for one in body["earlier"]],
+            [Split.from_wire(one) for one in earlier],
         )
-        if route.split is not None and sum(parts for _, parts in route.split.shares) != SHARE_WHOLE:
-            raise ValueError("shares that do not add up to the whole")
-        return route
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}.json"
 
 
 def divide(whole_parts: int, weights: Sequence[tuple[int, int]]) -> dict[int, int]:

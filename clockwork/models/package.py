@@ -44,7 +44,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 def check_name(name: str) -> None:
     """Raises InvalidModel where a model cannot have this name."""
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InvalidModel(
             f"model name {tell(name)} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         )

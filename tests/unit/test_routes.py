@@ -24,7 +24,8 @@ from clockwork.controller.routes import (
     share_out,
     whole,
 )
-from clockwork.errors import InvalidInput
+from clockwork.errors import InvalidInput, InvalidModel
+from clockwork.models.checksums import unseal
 from clockwork.models.prepared import TensorSpec
 from clockwork.tensors import encode_array
 
@@ -142,11 +143,32 @@ def test_each_change_can_be_gone_back_from_and_a_change_of_nothing_counts_for_no
 
 def test_a_route_is_read_as_it_was_written_and_a_damaged_one_is_not() -> None:
     route = NameRoute("m", Split(((1, 9000), (2, 1000)), Shadow(3, 500, 0.25)), [whole(1)])
-    assert NameRoute.from_json(route.to_json()) == route
-    assert NameRoute.from_json(NameRoute("m").to_json()) == NameRoute("m")
-    for wrong in (b"", b"{}", route.to_json().replace(b"9000", b"9001"), route.to_json()[:-5]):
-        with pytest.raises((ValueError, KeyError, TypeError)):
-            NameRoute.from_json(wrong)
+    for one in (route, NameRoute("m")):
+        body, is_sealed = unseal(one.to_json())
+        assert is_sealed
+        assert NameRoute.from_body(body) == one
+    shares = {"shares": [[1, 9000], [2, 1000]], "shadow": None}
+    good = {"name": "m", "split": shares, "earlier": [shares]}
+    assert NameRoute.from_body(good).split == Split(((1, 9000), (2, 1000)))
+    shadow = {"version": 3, "parts": 500, "tolerance": 0.25}
+    for wrong in (
+        {}, {"name": "../m"}, {"name": "m\0"}, {"name": ["m"]}, {"split": []}, {"earlier": {}}, {"earlier": [shares] * 9},
+        {"split": {"shares": [[1, 9001], [2, 1000]], "shadow": None}},
+        {"split": {"shares": [[1, 10_000], [2, 0]], "shadow": None}},
+        {"split": {"shares": [[1, 5000], [1, 5000]], "shadow": None}},
+        {"split": {"shares": [["1", 10_000]], "shadow": None}},
+        {"split": {"shares": [[True, 10_000]], "shadow": None}},
+        {"split": {"shares": [[2**40, 10_000]], "shadow": None}},
+        {"split": {"shares": [[1.0, 10_000]], "shadow": None}},
+        {"split": {"shares": [], "shadow": None}},
+        {"split": {"shares": [[1, 1]] * 10_000, "shadow": None}},
+        {"split": shares | {"shadow": shadow | {"tolerance": float("nan")}}},
+        {"split": shares | {"shadow": shadow | {"parts": 10**30}}},
+        {"split": shares | {"shadow": []}},
+        {"earlier": [{"shares": [[1, 1]], "shadow": None}]},
+    ):  # fmt: skip
+        with pytest.raises((ValueError, KeyError, TypeError, InvalidModel)):
+            NameRoute.from_body((good | wrong) if wrong else {})
 
 
 def test_versions_that_take_other_inputs_share_nothing() -> None:

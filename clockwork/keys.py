@@ -173,12 +173,12 @@ def revoke_key(directory: Path, which: str) -> list[str]:
         if len(kept) < len(rows):
             gone += [f"{row.name} ({row.role})" for row in rows.values() if row not in kept]
             _write_allowed(listed, kept)
-        if ours.is_file():
+        legacy = read_controller_keys(ours).allowed if ours.is_file() else ()
+        if public in legacy:
             body = _read(ours, ("public", "secret"))
-            if public in body.get("allowed", ()):
-                body["allowed"] = [key for key in body["allowed"] if key != public]
-                _replace(ours, json.dumps(body, indent=2) + "\n", 0o600)
-                gone.append(f"{public} (any role)")
+            body["allowed"] = [key for key in legacy if key != public]
+            _replace(ours, json.dumps(body, indent=2) + "\n", 0o600)
+            gone.append(f"{public} (any role)")
     if not gone:
         raise ConfigError(
             f"{directory} lets in no key called {which[:80]!r}; see: clockwork keys list {directory}"
@@ -210,22 +210,36 @@ def _write_allowed(path: Path, rows: Iterable[AllowedKey]) -> None:
 
 
 def _replace(path: Path, text: str, mode: int) -> None:
-    """Whoever reads the file sees it as it was or as it is now, never half of it."""
+    """Whoever reads the file sees it as it was or as it is now, never half of it; and so after a loss of power."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 os.fchmod(file.fileno(), mode)
+                with contextlib.suppress(
+                    OSError
+                ):  # the controller may be another user, and is to read it still
+                    owner = os.stat(path)
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, path)
+            _sync(path.parent)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(path: Path, body: dict[str, object]) -> None:

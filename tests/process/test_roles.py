@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peers import PATIENCE_NS, FakeWorker, Peer, RawClient, running_controller
 
 from clockwork import Client, messages, roles
@@ -32,6 +34,8 @@ from clockwork.keys import (
     LEGACY_KEY_FILE,
     PeerKeys,
     add_key,
+    read_allowed_keys,
+    read_controller_keys,
     read_peer_keys,
     revoke_key,
     write_keys,
@@ -78,6 +82,15 @@ FROM_WORKERS: dict[type, Any] = {
     messages.Goodbye: messages.Goodbye(),
 }
 """One of each kind: whether the controller can do anything with it does not matter here."""
+
+
+lists_of_words = st.lists(
+    st.tuples(
+        st.sampled_from([*map(str, Role), "king", "#"]), st.sampled_from(["k" * 40, "k" * 39, "q" * 40]),
+        st.sampled_from(["a", "b", "a b", ""]),
+    ).map(" ".join),
+).map(lambda lines: "\n".join(lines).encode())  # fmt: skip
+"""Lists of keys that are nearly right."""
 
 
 @pytest.fixture(scope="module")
@@ -460,12 +473,19 @@ def test_what_the_files_and_commands_refuse(tmp_path: Path) -> None:
             add_key(tmp_path, Role.WORKER, name, new_key_pair())
     with pytest.raises(ConfigError, match="keys list"):
         revoke_key(tmp_path, "nobody")
+    (tmp_path / "other.key").write_text("[")
+    with pytest.raises(ConfigError, match=r"other\.key is not JSON"):
+        revoke_key(tmp_path, "other.key")
+    (tmp_path / "other.key").unlink()
     before = (tmp_path / ALLOWED_FILE).read_text()
     client = read_peer_keys(tmp_path / KEY_FILES[Role.CLIENT])
     assert revoke_key(tmp_path, KEY_FILES[Role.CLIENT]) == ["client (client)"]
     (tmp_path / ALLOWED_FILE).write_text(before)
     assert revoke_key(tmp_path, client.public) == ["client (client)"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    legacy = key_of(tmp_path, LEGACY).public
+    assert revoke_key(tmp_path, LEGACY_KEY_FILE) == [f"{legacy} (any role)"]
+    assert read_controller_keys(tmp_path / CONTROLLER_KEY_FILE).allowed == ()
     for path in tmp_path.iterdir():
         assert (path.stat().st_mode & 0o077 == 0) == (path.name not in (ALLOWED_FILE, LEGACY_KEY_FILE)), path
 
@@ -477,8 +497,6 @@ def test_what_the_files_and_commands_refuse(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["tcp", "ipc"])
 def test_one_connection_of_a_router_can_be_ended(tmp_path: Path, kind: str, with_keys: bool) -> None:
     directory = make_keys(tmp_path)
-    from clockwork.keys import read_controller_keys
-
     ours = read_controller_keys(directory / CONTROLLER_KEY_FILE) if with_keys else None
     theirs = key_of(directory, LEGACY) if with_keys else None
     transport = Transport()
@@ -562,3 +580,17 @@ def test_a_connection_that_is_refused_is_told_by_name_and_counted(
     ):
         assert words in caplog.text
     assert pair[0] not in caplog.text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.binary(max_size=400), st.text(max_size=200).map(str.encode), lists_of_words))
+def test_a_list_of_any_bytes_is_read_or_named(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.keys"
+    path.write_bytes(data)
+    found, said = {}, ""
+    try:
+        found = dict(read_allowed_keys(path))
+    except ConfigError as error:
+        said = str(error)
+    assert not said or (str(path) in said and "line" in said)
+    assert all(row.role in Role and len(public) == 40 for public, row in found.items())

@@ -268,7 +268,8 @@ def commands_of_systemd() -> Iterator[tuple[str, list[str]]]:
 
 
 def commands_of_the_page() -> Iterator[tuple[str, list[str]]]:
-    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    pages = [ROOT / "docs" / name for name in ("deployment.md", "security.md")]
+    text = "\n".join(page.read_text(encoding="utf-8").replace("\\\n", " ") for page in pages)
     for line in text.splitlines():
         if found := re.match(
             r"    (?:\$ |sudo (?:-u clockwork )?)?(?:/opt/clockwork/bin/)?clockwork ([a-z].*)", line

@@ -26,8 +26,10 @@ from clockwork.cluster import die_with
 from tests.chaos import seed as seeds
 from tests.chaos import template as templates
 from tests.chaos.oracle import Rule
-from tests.chaos.processes import isolate
+from tests.chaos.processes import World, isolate
 from tests.chaos.scenario import Kind, scenario
+from tests.chaos.up import KINDS as UP_KINDS
+from tests.chaos.up import UpWorld
 
 SEED_LIMIT_S = 150.0
 """A seed that takes longer hangs, and is ended; an ordinary one takes six to twelve seconds."""
@@ -41,25 +43,32 @@ def one_seed(arguments: argparse.Namespace) -> int:
     isolate()
     root = Path(tempfile.mkdtemp(prefix=f"clockwork-chaos-{arguments.one}-"))
     try:
-        made = scenario(arguments.one, templates.WORKERS, arguments.kind)
-        report = seeds.run(made, templates.Template(arguments.template), root)
+        made = scenario(arguments.one, templates.WORKERS, arguments.kind, kinds_of(arguments.up))
+        world = UpWorld if arguments.up else World
+        report = seeds.run(made, templates.Template(arguments.template), root, kind=world)
         seeds.write(report, arguments.report)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     return 0
 
 
+def kinds_of(up: bool) -> Sequence[Kind]:
+    return UP_KINDS if up else tuple(Kind)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def in_a_process(seed: int, template: Path, reports: Path, kind: Kind | None) -> dict[str, Any]:
+def in_a_process(
+    seed: int, template: Path, reports: Path, kind: Kind | None, up: bool = False
+) -> dict[str, Any]:
     """A seed in a process of its own, which cannot hang or end the others; its report."""
     path = reports / f"seed-{seed}.json"
     path.unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "tests.chaos", "--one", str(seed), "--template", str(template), "--report", str(path),
-        *(["--kind", kind] if kind else []),
+        *(["--kind", kind] if kind else []), *(["--up"] if up else []),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:
@@ -73,7 +82,9 @@ def in_a_process(seed: int, template: Path, reports: Path, kind: Kind | None) ->
                 output, _ = process.communicate()
             output = f"not over within {SEED_LIMIT_S:g} s\n{output}"
     if not path.exists():
-        kinds = [{"kind": fault.kind} for fault in scenario(seed, templates.WORKERS, kind).faults]
+        kinds = [
+            {"kind": fault.kind} for fault in scenario(seed, templates.WORKERS, kind, kinds_of(up)).faults
+        ]
         body = {"seed": seed, "faults": kinds, "outcomes": {}, "breaches": [[Rule.HARNESS, output[-6000:]]]}
         path.write_text(json.dumps(body, indent=1))
     return dict(json.loads(path.read_text()))
@@ -169,6 +180,9 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("chaos"), help="directory of the reports (default chaos)"
     )
+    parser.add_argument(
+        "--up", action="store_true", help="clusters of `clockwork up`, which restarts what dies"
+    )
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--template", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
@@ -189,14 +203,17 @@ def main() -> int:
         ):
             task = progress.add_task("seeds", total=arguments.seeds)
             numbers = range(arguments.first, arguments.first + arguments.seeds)
-            pending = [pool.submit(in_a_process, n, scratch, arguments.out, arguments.kind) for n in numbers]
+            pending = [
+                pool.submit(in_a_process, n, scratch, arguments.out, arguments.kind, arguments.up)
+                for n in numbers
+            ]
             try:
                 for done in concurrent.futures.as_completed(pending):
                     report = done.result()
                     reports.append(report)
                     progress.advance(task)
                     if report["breaches"]:
-                        _complain(report, arguments.kind, progress.console)
+                        _complain(report, arguments, progress.console)
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)  # those that run are waited for
                 console.print("interrupted: what follows is of the seeds that are done")
@@ -209,9 +226,9 @@ def main() -> int:
     return 1 if found["failed"] else 0
 
 
-def _complain(report: dict[str, Any], kind: Kind | None, console: rich.console.Console) -> None:
+def _complain(report: dict[str, Any], arguments: argparse.Namespace, console: rich.console.Console) -> None:
     faults = ", ".join(f"{fault['kind']} {fault.get('note', '')}".strip() for fault in report["faults"])
-    more = f" --kind {kind}" if kind else ""
+    more = (f" --kind {arguments.kind}" if arguments.kind else "") + (" --up" if arguments.up else "")
     console.print(
         f"seed {report['seed']} ({faults}); repeat: python -m tests.chaos --first {report['seed']} --seeds 1{more}"
     )

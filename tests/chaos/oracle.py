@@ -14,6 +14,9 @@ from tests.chaos.scenario import Kind
 SERVED_AGAIN_NS = SECOND
 """From the detection of a failure to everything being served again."""
 
+NOTICEABLE_NS = SECOND // 4
+"""What a request takes that is not delayed is a few milliseconds, and tens of them on a busy machine."""
+
 LATE_NS = SECOND // 2
 """What an answer may take from the controller's deadline, which counts from its receipt, to its reader."""
 
@@ -85,10 +88,12 @@ def touches(one: Request, effect: Effect, waited: Waited = lambda begin_ns, end_
 
 
 def _slow(one: Request, effects: Iterable[Effect], said: str, waited: Waited) -> list[Breach]:
+    """From the detection, or from its own beginning if that was later, a request gets as long as the recovery may take."""
     for effect in effects:
-        over_ns = one.end_ns - (effect.due_ns + SERVED_AGAIN_NS) - waited(effect.due_ns, one.end_ns)
-        if one.roomy and one.start_ns < effect.due_ns and over_ns > 0:
-            return [Breach(Rule.SLOW, f"{said}; {effect.fault.kind} was due {over_ns / MS:.0f} ms before")]
+        begin_ns = max(one.start_ns, effect.due_ns)
+        over_ns = one.end_ns - begin_ns - SERVED_AGAIN_NS - waited(begin_ns, one.end_ns)
+        if one.roomy and over_ns > 0:
+            return [Breach(Rule.SLOW, f"{said}; {over_ns / MS:.0f} ms too long after {effect.fault.kind}")]
     return []
 
 
@@ -104,15 +109,20 @@ def _place(one: Request, before: Sequence[Effect]) -> str:
 
 
 def recovered_ns(requests: Sequence[Request], effect: Effect) -> int:
-    """When the last request ended that the fault has failed, or that had to wait for its detection; the detection, if
-    there is none."""
+    """When the last request ended that the fault has failed, or that waited: for the detection, or noticeably after it.
+    The detection, if there is none."""
     origin_ns = effect.detected_ns or effect.due_ns
     touched = [
         one.end_ns
         for one in requests
         if one.roomy
+        and one.end_ns > origin_ns
         and touches(one, effect)
-        and (one.outcome is not Outcome.OK or (one.start_ns < origin_ns and one.end_ns > origin_ns))
+        and (
+            one.outcome is not Outcome.OK
+            or one.start_ns < origin_ns
+            or one.end_ns - one.start_ns > NOTICEABLE_NS
+        )
     ]
     return max([origin_ns, *touched])
 

@@ -198,30 +198,14 @@ class World:
         self.endpoint = f"tcp://{address}:5555"
         self.worker_endpoint = f"tcp://{address}:5556"
         self.gateway_address = (address, 8000)
-        more = preload or (lambda name: {})
         self._environment = {"TMPDIR": str(self.temporary)}
         self.others: list[Program] = []
         self.links: list[Link] = []
         self.supervised: list[Supervised] = []
+        self.workers: list[Supervised] = []
+        self.worker_links: list[Link] = []
         try:
-            self.controller = self._supervise("controller", [
-                "controller", "--listen", self.endpoint, "--worker-listen", self.worker_endpoint,
-                "--events", f"tcp://{address}:5557", "--data", str(root / "controller"), "--policy", "edf",
-            ], more)  # fmt: skip
-            assert self.controller.said("listens for clients", 0), self.controller.program.text
-            self.worker_links = [self._link(self.worker_endpoint) for _ in range(WORKERS)]
-            self.client_link = self._link(self.endpoint)
-            self.workers = []
-            for index, link in enumerate(self.worker_links):
-                name = f"worker-{index}"
-                self.workers.append(self._supervise(name, [
-                    "worker", "--connect", link.endpoint, "--arena", arena, "--page-size", "256KiB",
-                    "--store", str(root / name), "--name", name,
-                ], more))  # fmt: skip
-            self.gateway = self._supervise("gateway", [
-                "gateway", "--connect", self.endpoint, "--host", address, "--http-port", "8000",
-                "--grpc-port", "off", "--metrics-port", "off",
-            ], more)  # fmt: skip
+            self._start(arena, preload or (lambda name: {}))
             self.client = Client(self.endpoint, timeout=PATIENCE_S, name="harness")
             for worker in self.workers:
                 assert worker.said("serves controller", 0), worker.program.text
@@ -229,6 +213,26 @@ class World:
         except BaseException:
             self.destroy()
             raise
+
+    def _start(self, arena: str, more: Callable[[str], dict[str, str]]) -> None:
+        """Start all processes, and the links between them."""
+        self.controller = self._supervise("controller", [
+            "controller", "--listen", self.endpoint, "--worker-listen", self.worker_endpoint,
+            "--events", f"tcp://{self.address}:5557", "--data", str(self.root / "controller"), "--policy", "edf",
+        ], more)  # fmt: skip
+        assert self.controller.said("listens for clients", 0), self.controller.program.text
+        self.worker_links = [self._link(self.worker_endpoint) for _ in range(WORKERS)]
+        self.client_link = self._link(self.endpoint)
+        for index, link in enumerate(self.worker_links):
+            name = f"worker-{index}"
+            self.workers.append(self._supervise(name, [
+                "worker", "--connect", link.endpoint, "--arena", arena, "--page-size", "256KiB",
+                "--store", str(self.root / name), "--name", name,
+            ], more))  # fmt: skip
+        self.gateway = self._supervise("gateway", [
+            "gateway", "--connect", self.endpoint, "--host", self.address, "--http-port", "8000",
+            "--grpc-port", "off", "--metrics-port", "off",
+        ], more)  # fmt: skip
 
     def _mount(self, *names: str) -> None:
         for name in names:
@@ -275,12 +279,8 @@ class World:
 
     def stop(self) -> list[str]:
         """End everything in order; a sentence for each that did not end well, or left something."""
-        wrong = []
         self.client.close()
-        for one in [self.gateway, *self.workers, self.controller]:
-            status = one.stop()
-            if status != 0:
-                wrong.append(f"{one.name} ended with status {status}: {one.program.text[-1500:]}")
+        wrong = self._end()
         for link in self.links:
             link.close()
         for one in self.supervised:
@@ -295,6 +295,15 @@ class World:
                     f"descendants of {program.process.args[1:4]} are left: {session_members(program.pid)}"
                 )
         wrong += [f"left in TMPDIR: {entry.name}" for entry in self.temporary.iterdir()]
+        return wrong
+
+    def _end(self) -> list[str]:
+        """Have every process end; a sentence for each that did not do so well."""
+        wrong = []
+        for one in [self.gateway, *self.workers, self.controller]:
+            status = one.stop()
+            if status != 0:
+                wrong.append(f"{one.name} ended with status {status}: {one.program.text[-1500:]}")
         return wrong
 
     def destroy(self) -> None:

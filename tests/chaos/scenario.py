@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import random
+from collections.abc import Sequence
 
 
 class Kind(enum.StrEnum):
@@ -91,13 +92,14 @@ class Scenario:
         return frozenset(fault.kind for fault in self.faults)
 
 
-def scenario(seed: int, workers: int, only: Kind | None = None) -> Scenario:
+def scenario(
+    seed: int, workers: int, only: Kind | None = None, kinds: Sequence[Kind] = tuple(Kind)
+) -> Scenario:
     """Consecutive seeds go through all kinds as their first fault; a third of them has a second one, any.
 
-    only: of this kind alone, for a closer look.
+    only: of this kind alone, for a closer look. kinds: those that there are.
     """
     rng = random.Random(f"chaos {seed}")
-    kinds = list(Kind)
     chosen = [only or kinds[seed % len(kinds)]]
     if rng.random() < SECOND_FAULT_SHARE:
         chosen.append(only or rng.choice(kinds))

@@ -18,7 +18,7 @@ import numpy as np
 
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.controller.catalog import Catalog
-from clockwork.errors import ClockworkError
+from clockwork.errors import ClockworkError, Refused, Unavailable
 from tests.chaos import faults, oracle
 from tests.chaos.load import Answers, LoadSettings
 from tests.chaos.oracle import Breach, Rule, State
@@ -57,10 +57,12 @@ class Report:
     logs: dict[str, str] = dataclasses.field(default_factory=dict)  # of a seed that failed
 
 
-def run(scenario: Scenario, template: Template, root: Path, *, rate: float = RATE) -> Report:
+def run(
+    scenario: Scenario, template: Template, root: Path, *, rate: float = RATE, kind: type[World] = World
+) -> Report:
     begin_ns = now_ns()
     memory_before = shared_memory()
-    world = World(
+    world = kind(
         root / "world",
         template,
         preload=_clocks(root, root / "world") if scenario.kinds & CLOCKS else None,
@@ -213,20 +215,29 @@ def _kept_states(world: World, template: Template) -> dict[str, State]:
     }
 
 
-def _still_right(world: World, template: Template) -> Iterator[Breach]:
-    """Ask every model that serves once more, without load."""
+def _still_right(world: World, template: Template, patience_s: float = 0.0) -> Iterator[Breach]:
+    """Ask every model that serves once more, without load. patience_s: how long one may be unavailable, and say so."""
     answers = Answers(template.answers)
     serving = [name for name, state in _live_states(world, template).items() if state is State.SERVING]
+    pause = threading.Event()
     for name in [*template.models, *serving]:
         for number in range(2):
             x: np.ndarray = answers.input(name, number)
-            try:
-                right = answers.right(name, number, world.client.infer(name, x, slo=10.0))
-            except ClockworkError as error:
-                yield Breach(Rule.LOST, f"{name} at the end: {type(error).__name__}: {error}")
-            else:
-                if not right:
-                    yield Breach(Rule.WRONG, f"{name} at the end")
+            limit_ns = now_ns() + int(patience_s * SECOND)
+            while True:
+                try:
+                    right = answers.right(name, number, world.client.infer(name, x, slo=10.0))
+                except (Unavailable, Refused) as error:
+                    if now_ns() < limit_ns:
+                        pause.wait(0.05)
+                        continue
+                    yield Breach(Rule.LOST, f"{name} at the end: {type(error).__name__}: {error}")
+                except ClockworkError as error:
+                    yield Breach(Rule.LOST, f"{name} at the end: {type(error).__name__}: {error}")
+                else:
+                    if not right:
+                        yield Breach(Rule.WRONG, f"{name} at the end")
+                break
 
 
 def _right_alone(world: World, template: Template, index: int) -> list[Breach]:
@@ -236,7 +247,7 @@ def _right_alone(world: World, template: Template, index: int) -> list[Breach]:
         worker.hold()
         worker.end(signal.SIGTERM)
     eventually(lambda: len(world.client.status()["workers"]) == 1, "the others have left")
-    breaches = list(_still_right(world, template))
+    breaches = list(_still_right(world, template, WHOLE_S))  # what it finds damaged it prepares again
     for worker in others:
         worker.release()
     eventually(lambda: len(world.client.status()["workers"]) == len(world.workers), "the others are back")

@@ -39,6 +39,11 @@ class Template:
     def churn(self) -> dict[str, str]:
         return {name: str(self.root / f"{name}.onnx") for name in CHURNED}
 
+    def copy_as_one(self, target: Path) -> None:
+        """One directory for controller and workers, as `clockwork up` has it."""
+        for source in ("controller", "worker"):
+            shutil.copytree(self.root / source, target, copy_function=_link, dirs_exist_ok=True)
+
     def copy(self, target: Path) -> None:
         """A controller's directory and one for each worker. Files are linked: nothing writes into a file that is there."""
         for name, source in [
@@ -49,6 +54,8 @@ class Template:
 
 
 def _link(source: str, target: str) -> None:
+    if os.path.exists(target):
+        return  # a package that both have
     if source.endswith("lock"):  # a lock is held on the file, whatever its names
         shutil.copy2(source, target)
         return

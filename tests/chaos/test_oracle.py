@@ -55,6 +55,7 @@ def test_a_good_run_is_without_a_breach() -> None:
         (request(-MS, 5 * MS, Outcome.UNAVAILABLE), Rule.LOST),  # in the middle of one that loses nothing
         (request(5 * SECOND, MS, Outcome.FAILED), Rule.LOST),  # long after it
         (request(-MS, 1100 * MS), Rule.SLOW),
+        (request(200 * MS, 1100 * MS), Rule.SLOW),
         (request(SECOND, SECOND, slo_ns=TIGHT_SLO_NS), Rule.LATE),
     ],
 )
@@ -93,8 +94,11 @@ def test_recovery_counts_from_the_detection_to_the_last_request_that_suffered() 
         request(-MS, 400 * MS),
         request(50 * MS, 250 * MS, Outcome.LOST),
         request(600 * MS, 5 * MS),
+        request(700 * MS, 20 * MS),
     ]
     assert recovered_ns(requests, killed) == AT + 399 * MS
+    waited = request(50 * MS, 800 * MS)  # for a connection
+    assert recovered_ns([*requests, waited], killed) == waited.end_ns
     assert recovered_ns([], killed) == killed.detected_ns
 
 

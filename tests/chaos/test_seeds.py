@@ -40,6 +40,13 @@ def test_one_seed_of_a_kind(prepared: Path, tmp_path: Path, kind: Kind) -> None:
 
 
 @pytest.mark.slow
+def test_a_worker_and_a_client_s_link_fail_under_up(prepared: Path, tmp_path: Path) -> None:
+    report = in_a_process(0, prepared, tmp_path, None, up=True)
+    assert report["breaches"] == []
+    assert [fault["kind"] for fault in report["faults"]] == [Kind.KILL_WORKER, Kind.HOLD_CLIENT_LINK]
+
+
+@pytest.mark.slow
 def test_a_soak_of_seconds_writes_its_report(tmp_path: Path) -> None:
     """Too short to judge what grows, so only what was asked and answered is looked at."""
     command = [

@@ -358,7 +358,7 @@ class Cluster:
         last = "".join(f"\n  {line}" for line in child.lines)
         end = f"The {seat.name} {how}.{' Its last lines:' if last else ''}{last}"
         workers = [one for one in self._seats if one.name.startswith("worker-") and not one.is_given_up]
-        if not self._is_ready or seat in (self._seats[0], self._gateway) or not workers:
+        if not self._is_ready or seat is self._seats[0] or seat is self._gateway or not workers:
             raise GivenUp(end)
         self._say(f"{end}\nIt is given up; {len(workers)} of {self._settings.workers} workers are left.")
 

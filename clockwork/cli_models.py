@@ -312,7 +312,7 @@ def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeo
 @click.argument("names", nargs=-1, required=True)
 @client_options
 def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
-    """Have models serve again that were unloaded: NAME, or NAME@VERSION.
+    """Have models serve again that were unloaded or set aside: NAME, or NAME@VERSION.
 
     \b
     Example:

@@ -281,6 +281,10 @@ WATCH_INTERVAL_NS = 50_000_000
 WATCH_GAP_MAX_NS = 200_000_000
 """The most that counts between two such looks: for longer the worker itself did not run."""
 
+OOM_SCORE = 300
+"""What a worker and its preparations add to their badness: what a model takes beside its budget (strings are the
+runtime's own) should have the kernel end a worker, and neither the controller nor a stranger."""
+
 DRAIN_LIMIT_NS = 10_000_000_000
 """How long a worker that was told to stop goes on with actions that it has, unless told otherwise."""
 

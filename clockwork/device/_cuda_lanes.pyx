@@ -23,6 +23,7 @@ from clockwork.device._cuda_host cimport (
     Link, cw_link_leave, cw_link_take,
     CW_HOST_FULL, CW_HOST_HELD, CW_HOST_IN_USE, CW_HOST_NOT_HELD, CW_HOST_OK, cw_host_copy, cw_host_drop,
     cw_host_fetch, cw_host_look, cw_host_result)
+from clockwork.device._crash cimport crash_at, crash_enter, crash_leave
 from clockwork.device._cuda_model cimport (
     FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_WEIGHT, FROM_WORKSPACE, Argument, Launch, Tensor, Weight, copy_beginning,
     take, used_bytes)
@@ -217,6 +218,7 @@ cdef class Lanes:
         cdef Action* action
         with nogil:
             cw_lane_enter(b"cw-execute")
+            crash_enter()
             self.api.set_context(self.context)
             while True:
                 action = <Action*>cw_lane_take(&self.execute_lane, self.spin_ns)
@@ -227,13 +229,16 @@ cdef class Lanes:
                 elif cw_now() > action.latest_ns:
                     action.order.base.status = TOO_LATE
                 else:
+                    crash_at(action.order.base.action_id)
                     self.run_infer(action)
+                    crash_at(0)
                 if action.order.base.status == CW_PENDING:
                     action.order.base.earliest_ns = 0
                     cw_lane_pass(&self.execute_lane, &self.output_lane, &action.order.base)
                 else:
                     self.drop_room(&action.order)
                     cw_lane_end(&self.execute_lane, &action.order.base)
+            crash_leave()
 
     def output_loop(self):
         cdef Action* action

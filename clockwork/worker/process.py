@@ -52,7 +52,7 @@ from clockwork.device.base import Completion, Device, DeviceGroup, TensorView
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
 from clockwork.keys import read_peer_keys
-from clockwork.limits import raise_descriptor_limit
+from clockwork.limits import go_first, raise_descriptor_limit
 from clockwork.messages import (
     NEVER_NS,
     PROTOCOL_VERSION,
@@ -971,6 +971,7 @@ def main(settings: WorkerSettings) -> int:
     threading.excepthook = _stop_the_process
     silence_onnxruntime()
     raise_descriptor_limit()
+    go_first()
     sys.setswitchinterval(SWITCH_INTERVAL_NS / SECOND)
     started_ns = now_ns()
     with contextlib.ExitStack() as stack:

@@ -385,7 +385,15 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
     device.lanes[which].running = slot;
     if (action.kind == ActionKind::LOAD) workers_[device.worker].link_user = number;
     note(201, static_cast<std::int64_t>(action.id), number);
-    heap_.push(now_ + duration_ns(device, action), EventKind::LANE_END, number, workers_[device.worker].epoch, which);
+    Ns took_ns = duration_ns(device, action);
+    action.overran = false;
+    if (action.kind == ActionKind::INFER || action.kind == ActionKind::PROFILE) {
+        const std::vector<Ns>& table = models_[action.model].table;
+        const Ns limit_ns = EXECUTION_LIMIT_FACTOR * table[std::min<std::size_t>(action.rows, table.size() - 1)];
+        action.overran = took_ns > std::max(EXECUTION_LIMIT_NS, limit_ns);
+        if (action.overran) took_ns = std::max(EXECUTION_LIMIT_NS, limit_ns);
+    }
+    heap_.push(now_ + took_ns, EventKind::LANE_END, number, workers_[device.worker].epoch, which);
     return true;
 }
 
@@ -527,6 +535,7 @@ void World::lane_end(std::uint32_t number, std::uint32_t which) {
             slice->busy_ns += now_ - action.begin_ns;
         }
         if (device.random.chance(cluster_.infer_failures)) status = Status::DEVICE_ERROR;
+        if (action.overran) status = Status::OVERRUN;
     }
     const std::uint32_t worker = device.worker, epoch = workers_[worker].epoch;
     const bool loaded = action.kind == ActionKind::LOAD;

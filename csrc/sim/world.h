@@ -99,6 +99,10 @@ struct TraceRow {
 
 enum class Stop : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
 
+// What an execution may take, as workers have it; a test holds these to clockwork.config.
+inline constexpr Ns EXECUTION_LIMIT_NS = 2 * SECOND;
+inline constexpr Ns EXECUTION_LIMIT_FACTOR = 10;
+
 class World {
 public:
     World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models, const ClusterInfo& cluster,
@@ -138,6 +142,7 @@ private:
         ActionKind kind = ActionKind::INFER;
         Status status = Status::OK;
         bool at_worker = false;    // else on its way
+        bool overran = false;      // its execution takes longer than it may, and is ended then
         std::uint32_t device = 0;  // of all
         std::uint32_t model = 0;
         std::uint32_t rows = 0;

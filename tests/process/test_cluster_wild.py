@@ -63,6 +63,11 @@ def quadratic() -> Any:
 def test_a_request_for_a_terabyte_fails_alone(name: str, tmp_path: Path) -> None:
     mlp = zoo.build("mlp")
     with running_cluster(tmp_path) as cluster, cluster.client() as client:
+        scores = [
+            int(Path(f"/proc/{one.pid}/oom_score_adj").read_text())
+            for one in (cluster.workers[0], cluster.controller)
+        ]
+        assert scores[0] >= config.OOM_SCORE >= scores[1], "where memory runs out the worker goes first"
         client.register("mlp", mlp)
         register(client, "wild", wild.MEMORY[name])
         for n in (10**12, 2**50):

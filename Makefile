@@ -36,7 +36,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak bench bench-compare paper \
+.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak fuzz bench bench-compare paper \
     lint format typecheck annotate lock proto clean distclean
 
 help: ## list the targets
@@ -95,6 +95,10 @@ chaos: $(TESTABLE) ## real clusters in which something fails, SEEDS=27 of them, 
 
 soak: $(TESTABLE) ## HOURS=1 of load and churn, and what grew: soak.json and soak.png
 	$(BIN)/python -m tests.chaos.soak --hours $(or $(HOURS),1) $(ARGS)
+
+fuzz: $(TESTABLE) ## every reader of strangers' bytes under libFuzzer and atheris, MINUTES=10 each (TARGETS='exchange catalog')
+	@$(PIP) -r requirements-fuzz.lock || echo "atheris could not be installed; Python's readers get changes without guidance"
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(TARGETS)
 
 bench: $(TESTABLE) ## run the benchmarks, print a table, save the run under bench/results
 	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \

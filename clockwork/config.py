@@ -32,6 +32,10 @@ FRAMES_MAX = 65_536
 FAILURE_CHARS_MAX = 10_000
 """Of a failure's sentence, and of each of its facts: they repeat what a request said, which may be megabytes."""
 
+ERROR_CHARS_MAX = 1_000
+"""Of an error's sentence, and of each of its facts, as clients of the gateway are told it: gRPC's peers take 8 KB of
+metadata."""
+
 TOLD_CHARS = 80
 """Of a stranger's value, how much a sentence about it repeats (clockwork.telling)."""
 

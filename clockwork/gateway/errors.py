@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from clockwork.clock import to_ns
+from clockwork.config import ERROR_CHARS_MAX
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
@@ -90,7 +91,7 @@ _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
 def tell(error: ClockworkError) -> Told:
     """What a client is told of an error."""
     status, grpc, reason = next(row[1:] for row in _TABLE if isinstance(error, row[0]))
-    body: dict[str, Any] = {"error": str(error) or type(error).__name__, "reason": reason}
+    body: dict[str, Any] = {"error": _cut(str(error)) or type(error).__name__, "reason": reason}
     headers: dict[str, str] = {}
     if isinstance(error, Refused):
         body["reason"] = error.reason or reason
@@ -102,7 +103,7 @@ def tell(error: ClockworkError) -> Told:
         headers["Retry-After"] = str(max(RETRY_AFTER_S, math.ceil(retry_s or 0)))
     elif isinstance(error, InvalidInput):
         body |= {
-            key: value
+            key: _cut(value)
             for key, value in (("tensor", error.tensor), ("expected", error.expected), ("got", error.got))
             if value
         }
@@ -113,3 +114,8 @@ def tell(error: ClockworkError) -> Told:
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="clockwork"'
     return Told(status, grpc, body, headers)
+
+
+def _cut(text: str) -> str:
+    """It may repeat what the request said, which may be megabytes."""
+    return text if len(text) <= ERROR_CHARS_MAX else text[:ERROR_CHARS_MAX] + "..."

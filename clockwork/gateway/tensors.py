@@ -18,6 +18,7 @@ import numpy as np
 from clockwork import tensors
 from clockwork.config import RANK_MAX
 from clockwork.errors import InvalidInput
+from clockwork.telling import tell
 from clockwork.tensors import DTYPES
 
 STANDARD = {
@@ -47,8 +48,8 @@ def code_of(datatype: Any, name: str) -> int:
     code = DATATYPES.get(datatype) if type(datatype) is str else None
     if code is None:
         raise InvalidInput(
-            f"input {name!r} has datatype {datatype!r}, which is none of {', '.join(STANDARD)}",
-            name, "a datatype of the protocol", repr(datatype)[:80],
+            f"input {name!r} has datatype {tell(datatype)}, which is none of {', '.join(STANDARD)}",
+            name, "a datatype of the protocol", tell(datatype),
         )  # fmt: skip
     return code
 

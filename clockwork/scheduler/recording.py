@@ -126,7 +126,7 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
             try:
                 events, digest = body
                 step = Step([_event(one) for one in events], digest)
-            except (TypeError, ValueError, IndexError):
+            except (TypeError, ValueError, IndexError, KeyError):
                 raise ConfigError(f"step {number} of the recording is damaged") from None
             yield step
     except (msgpack.UnpackException, msgpack.BufferFull, ValueError) as error:

@@ -1,0 +1,229 @@
+"""Good examples of what the readers read, and seeded changes of them: of bytes, and of values within."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_origin, get_type_hints
+
+import msgpack
+
+from clockwork import profiles, wire
+from clockwork.controller.catalog import ModelRecord
+from clockwork.controller.routes import NameRoute, Shadow, Split
+from clockwork.models.checksums import seal, unseal
+from clockwork.models.package import PackageFile, digest_of
+from clockwork.models.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
+from clockwork.models.program import write_program
+from clockwork.scheduler import recording
+from clockwork.scheduler.types import ProfilePoint, Tick
+from clockwork.tensors import FLOAT, STRING
+
+ODD: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 1 << 31, 1 << 32, (1 << 62) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
+    -(1 << 63), 0.5, -0.0, 1e308, float("inf"), float("-inf"), float("nan"), "", "x", "../../evil", "/etc/passwd",
+    "nul\0", "9" * 5000, "\N{SNOWMAN}", "x" * 4000, [], {}, [[]], [None], [1] * 100, {"a": 1}, {"": None},
+)  # fmt: skip
+"""Values that a field does not expect."""
+
+DEPTH = 900  # as deep as a decoder may let through
+
+
+def deep(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def odd_value(rng: random.Random) -> Any:
+    place = rng.randrange(len(ODD) + 2)
+    if place < len(ODD):
+        return ODD[place]
+    return deep(rng.choice([3, 40, DEPTH])) if place == len(ODD) else b"bytes" * rng.randint(0, 3)
+
+
+def odd_within(value: Any, rng: random.Random) -> Any:
+    """The value with one thing in it replaced, left out, doubled or moved a level down."""
+    if isinstance(value, Mapping) and value and rng.random() < 0.9:
+        key = rng.choice(sorted(value, key=str))
+        match rng.randrange(6):
+            case 0:
+                return {name: one for name, one in value.items() if name != key}
+            case 1:
+                return {**value, rng.choice(["", "more", "x" * 300]): odd_value(rng)}
+            case _:
+                return {**value, key: odd_within(value[key], rng)}
+    if isinstance(value, list | tuple) and value and rng.random() < 0.9:
+        place = rng.randrange(len(value))
+        before, one, after = list(value[:place]), value[place], list(value[place + 1 :])
+        match rng.randrange(6):
+            case 0:
+                return before + after
+            case 1:
+                return [*before, one, one, *after]
+            case _:
+                return [*before, odd_within(one, rng), *after]
+    return odd_value(rng)
+
+
+def odd_bytes(data: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, put in, left out or cut off."""
+    body = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(len(body) + 1)
+        match rng.randrange(5):
+            case 0 if place < len(body):
+                body[place] = rng.randrange(256)
+            case 1:
+                body[place:place] = rng.randbytes(rng.randint(1, 4))
+            case 2:
+                del body[place : place + rng.randint(1, 8)]
+            case 3:
+                del body[place:]
+            case _:
+                body[place:place] = body[: rng.randint(1, 40)]
+    return bytes(body)
+
+
+# ----- examples ----------------------------------------------------------------------------------
+
+
+def _field(hint: Any) -> Any:
+    good: dict[Any, Any] = {int: 7, str: "m", bytes: b"id", bool: True, dict: {"a": 1}}
+    return good.get(get_origin(hint) or hint, [["x", FLOAT, [1, 3], 0]])
+
+
+def every_message() -> list[Any]:
+    """One of each kind, with a value of the right type in each field."""
+    made = []
+    for kind in wire.TAG_OF:
+        hints = get_type_hints(kind)
+        fields: Any = kind
+        made.append(fields._make(_field(hints[name]) for name in fields._fields))
+    return made
+
+
+def prepared() -> PreparedModel:
+    return PreparedModel(
+        FORMAT_VERSION, "0" * 64, "cpu", "p", "bound", [TensorSpec("x", FLOAT, ("N", 3))],
+        [TensorSpec("y", FLOAT, ("N", 2))], True, "", 4, 4096, [1, 2], [], 12, 4096, 1000,
+        [ProfilePoint(((3,),), 1, 1000), ProfilePoint(((3,),), 4, 2000)], "", {"labels": "[]"}, [[1, 3]],
+    )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _http_body(fields: Any, rest: bytes = b"") -> bytes:
+    text = json.dumps(fields).encode()[:65_000]
+    return len(text).to_bytes(2, "big") + text + rest
+
+
+def _program(directory: Any) -> Any:
+    from tests.unit.test_models_program import program
+
+    (directory / "modules").mkdir(exist_ok=True)
+    (directory / "modules" / "host.so").write_bytes(b"code")
+    (directory / "weights.bin").write_bytes(bytes(72))
+    write_program(directory, program())
+    return json.loads((directory / "program.json").read_bytes())
+
+
+TRITON = """
+name: "folder"
+backend: "onnxruntime"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 2 ] } ]
+version_policy { latest { num_versions: 2 } }  # a comment
+parameters: { key: "slo_ms" value: { string_value: "50" } }
+dynamic_batching { preferred_batch_size: [ 4, 8 ] }
+"""
+
+HTTP = {
+    "id": "1",
+    "parameters": {"binary_data_output": True},
+    "inputs": [
+        {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1.0, 2.0]]},
+        {"name": "y", "datatype": "UINT8", "shape": [4], "parameters": {"binary_data_size": 4}},
+        {"name": "z", "datatype": "BYTES", "shape": [1], "data": ["text"]},
+    ],
+    "outputs": [{"name": "o", "parameters": {"binary_data": False}}],
+}
+
+
+def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]]:
+    """By target: what makes bytes of a value, and good values."""
+
+    def packed(value: Any) -> bytes:
+        return bytes(msgpack.packb(value))
+
+    def as_json(value: Any) -> bytes:
+        return json.dumps(value, default=str).encode()
+
+    def sealed(value: Any) -> bytes:
+        return seal(value) if type(value) is dict and value else as_json(value)
+
+    files = [PackageFile("model.onnx", 10, "1" * 64)]
+    record = ModelRecord("m", 1, digest_of(files), files, {"slo_ns": 100_000_000})
+    split = Split(((1, 7000), (2, 3000)), Shadow(3, 500, 1e-6))
+    model = dataclasses.asdict(prepared())
+    return {
+        "headers": (packed, [[wire.TAG_OF[type(one)], *one] for one in every_message()]),
+        "packages": (packed, [[["model.onnx", 10, "1" * 64], ["weights/a", 1 << 30, "2" * 64]]]),
+        "summaries": (packed, [_plain(prepared().summary())]),
+        "prepared": (
+            lambda body: seal(body) if type(body) is dict and body else as_json(body),
+            [_plain(model)],
+        ),
+        "program": (as_json, [_program(directory)]),
+        "profiles": (as_json, [json.loads(profiles.dump_profiles(profiles.paper_models()[:2]))]),
+        "catalog": (sealed, [unseal(record.to_json())[0]]),
+        "route": (sealed, [unseal(NameRoute("m", split, [split]).to_json())[0]]),
+        "bodies": (lambda value: _http_body(value, b"abcd"), [HTTP]),
+        "recordings": (
+            lambda rows: b"".join(packed(one) for one in rows) if type(rows) is list else b"",
+            [list(msgpack.Unpacker(_recording()))],
+        ),
+    }
+
+
+def _recording() -> Any:
+    import io
+
+    head = recording.encode_header(recording.Header("edf", "", {}, "1"))
+    return io.BytesIO(head + recording.encode_step([Tick(5)], []) * 3)
+
+
+RAW: dict[str, list[bytes]] = {
+    "tensor": [
+        bytes([FLOAT, 2]) + (2).to_bytes(8, "big") + (3).to_bytes(8, "big") + bytes(24),
+        bytes([STRING, 1]) + (1).to_bytes(8, "big") + (3).to_bytes(4, "little") + b"abc",
+        bytes([22, 1]) + (3).to_bytes(8, "big") + bytes(2),
+    ],
+    "triton": [TRITON.encode()],
+}
+"""Good bytes of readers whose input has no values in it."""
+
+
+def changed(target: str, seed: int, count: int, directory: Any) -> Iterator[bytes]:
+    """So many inputs for a target: the good ones, then changed ones."""
+    rng = random.Random(f"{target} {seed}")
+    make, good = values(directory).get(target, (bytes, []))
+    raw = [*RAW.get(target, []), *(make(one) for one in good)]
+    yield from raw
+    for _ in range(count):
+        if good and rng.random() < 0.7:
+            value = rng.choice(good)
+            for _ in range(rng.randint(1, 3)):
+                value = odd_within(value, rng)
+            try:
+                yield make(value)
+            except (ValueError, OverflowError, TypeError, RecursionError):
+                continue  # what cannot be written cannot be sent
+        else:
+            yield odd_bytes(rng.choice(raw), rng)

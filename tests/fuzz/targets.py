@@ -1,0 +1,205 @@
+"""Every reader in Python of bytes that somebody else wrote, as a function of bytes.
+
+A reader takes the bytes (True) or raises one of the errors that its callers expect (False). Anything else is a defect: an exception of
+another kind ends whoever reads, and a value that its own writer cannot write again was not checked.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+from clockwork import messages, tensors, wire
+from clockwork.controller import routes
+from clockwork.controller.catalog import ModelRecord
+from clockwork.controller.registration import read_summary
+from clockwork.errors import ClockworkError, ConfigError, InvalidInput, InvalidModel
+from clockwork.gateway import http, triton_config
+from clockwork.gateway.errors import tell
+from clockwork.models.checksums import unseal
+from clockwork.models.package import digest_of, parse_files, rows_of
+from clockwork.models.prepared import FORMAT_VERSION, PreparedModel
+from clockwork.models.program import parse_program
+from clockwork.profiles import dump_profiles, parse_profiles
+from clockwork.scheduler import recording
+
+TABLES = (messages.FROM_CLIENT, messages.TO_CLIENT, messages.FROM_WORKER, messages.TO_WORKER)
+
+DAMAGED = (ValueError, KeyError, TypeError)
+"""What readers of our own files raise for one that is damaged, which is then set aside."""
+
+
+def demand(holds: bool, what: str) -> None:
+    assert holds, what
+
+
+def headers(data: bytes) -> bool:
+    """wire.decode() in all directions; what it takes, encodes to something that it takes again."""
+    taken = False
+    for table in TABLES:
+        wire.request_id_of(data, table)
+        try:
+            message = wire.decode(data, table)
+        except wire.WireError as error:
+            demand(len(str(error)) < 1000, "a sentence about a stranger's value has a bound")
+            continue
+        assert repr(wire.decode(wire.encode(message), table)) == repr(message)  # a NaN is not itself
+        taken = True
+    return taken
+
+
+def _unpacked(data: bytes) -> Any:
+    """A value of any form that msgpack has, as a field of a message may be."""
+    import msgpack
+
+    try:
+        return msgpack.unpackb(data, raw=False, use_list=True, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, RecursionError):
+        return None
+
+
+def packages(data: bytes) -> bool:
+    """The file list of a package, and its digest."""
+    try:
+        files = parse_files(_unpacked(data))
+    except InvalidModel:
+        return False
+    assert parse_files(rows_of(files)) == files
+    assert len(digest_of(files)) == 64
+    return True
+
+
+def tensor(data: bytes) -> bool:
+    """A dtype, dimensions and a frame: its size is checked before anything is made of it."""
+    code, rank = (data[0], data[1] % 5) if len(data) > 1 else (1, 0)
+    shape = [
+        int.from_bytes(data[2 + 8 * place : 10 + 8 * place], "big", signed=True) for place in range(rank)
+    ]
+    frame = data[2 + 8 * rank :]
+    try:
+        tensors.check_tensor(code, shape, len(frame))
+        if code == tensors.STRING:
+            tensors.check_strings(tensors_count(shape), frame)
+        array = tensors.decode_tensor(code, shape, frame)
+    except InvalidInput:
+        return False
+    assert list(array.shape) == shape
+    assert array.nbytes <= 64 * (len(frame) + 1), "more memory than was sent"
+    return True
+
+
+def tensors_count(shape: list[int]) -> int:
+    count = 1
+    for dimension in shape:
+        count *= dimension
+    return count
+
+
+def summaries(data: bytes) -> bool:
+    """What a worker says that it has prepared."""
+    body = _unpacked(data)
+    if type(body) is dict:
+        body.setdefault("format_version", FORMAT_VERSION)
+        try:
+            read_summary(body)
+            return True
+        except ClockworkError:
+            pass
+    return False
+
+
+def prepared(data: bytes) -> bool:
+    """A prepared model's file in a worker's store."""
+    try:
+        body, _ = unseal(data)
+        PreparedModel.from_dict(body)
+    except DAMAGED:
+        return False
+    return True
+
+
+def program(data: bytes) -> bool:
+    """program.json of a compiled package."""
+    try:
+        parse_program(data)
+    except InvalidModel:
+        return False
+    return True
+
+
+def profiles(data: bytes) -> bool:
+    """profile.json."""
+    try:
+        found = parse_profiles(json.loads(data))
+    except (ValueError, RecursionError, ConfigError):
+        return False
+    assert parse_profiles(json.loads(dump_profiles(found))) == found
+    return True
+
+
+def catalog(data: bytes) -> bool:
+    """A model's record in the data directory."""
+    try:
+        body, _ = unseal(data)
+        record = ModelRecord.from_body(body)
+    except DAMAGED:
+        return False
+    assert ModelRecord.from_body(unseal(record.to_json())[0]) == record
+    return True
+
+
+def route(data: bytes) -> bool:
+    """A route's record."""
+    try:
+        body, _ = unseal(data)
+        found = routes.NameRoute.from_body(body)
+    except DAMAGED:
+        return False
+    assert routes.NameRoute.from_body(unseal(found.to_json())[0]) == found or b"NaN" in data
+    return True
+
+
+def triton(data: bytes) -> bool:
+    """config.pbtxt of a model repository."""
+    try:
+        triton_config.read_config(data.decode("utf-8", "replace"), "folder")
+    except InvalidModel:
+        return False
+    return True
+
+
+def bodies(data: bytes) -> bool:
+    """An inference's body over HTTP: JSON, then raw bytes."""
+    size = int.from_bytes(data[:2], "big")
+    text, rest = data[2 : 2 + size], data[2 + size :]
+    try:
+        fields = http._object(text, "the body")
+        parameters = http._parameters(fields, "the request")
+        http._wants(fields, parameters)
+        _, frames = http._inputs(fields, memoryview(rest))
+    except ClockworkError as error:
+        demand(len(str(tell(error).body)) < 5000, "an answer repeats a request without a bound")
+        return False
+    assert sum(len(frame) for frame in frames) <= 16 * len(data)
+    return True
+
+
+def recordings(data: bytes) -> bool:
+    """A recording of a controller, which people send one another."""
+    try:
+        _, steps = recording.decode(io.BytesIO(data))
+        for _ in steps:
+            pass
+    except ConfigError:
+        return False
+    return True
+
+
+TARGETS: dict[str, Callable[[bytes], bool]] = {
+    one.__name__: one
+    for one in (
+        headers, packages, tensor, summaries, prepared, program, profiles, catalog, route, triton, bodies, recordings,
+    )
+}  # fmt: skip

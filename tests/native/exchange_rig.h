@@ -1,0 +1,691 @@
+// A whole exchange with its scheduler, between queues instead of sockets, driven by a script of bytes.
+//
+// The script is clients and workers at their worst and at their best, mixed: whatever bytes it has for headers, good
+// messages, good messages with bytes changed, peers that come, go, or read nothing. Whatever else happens, this
+// holds, or the process aborts and says what does not:
+//   - a good request of a client that stays is answered exactly once, and nothing is answered that was not asked;
+//   - an answer that no liar had a hand in has exactly the bytes that belong to that request;
+//   - the scheduler's books balance after every turn, and at the end nothing is held.
+// What Python does for the exchange is done here in its shortest form: odd messages are dropped, shapes numbered.
+#pragma once
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "controller/exchange.h"
+#include "fake_zmq.h"
+
+namespace clockwork::fake {
+
+[[noreturn]] inline void broken(const std::string& what) {
+    std::fprintf(stderr, "broken: %s\n", what.c_str());
+    std::abort();
+}
+
+// Bytes of a script, and zeros after its end.
+class Script {
+public:
+    Script(const std::uint8_t* data, std::size_t size) : data_(data), size_(size) {}
+
+    bool is_over() const { return at_ >= size_; }
+    std::uint8_t byte() { return at_ < size_ ? data_[at_++] : 0; }
+    std::uint32_t below(std::uint32_t bound) { return byte() % bound; }
+    std::string bytes(std::size_t count) {
+        count = std::min(count, size_ - std::min(at_, size_));
+        std::string taken(reinterpret_cast<const char*>(data_ + at_), count);
+        at_ += count;
+        return taken;
+    }
+    std::uint64_t number() {
+        std::uint64_t value = 0;
+        for (std::uint32_t count = 1 + below(8); count > 0; --count) value = value << 8 | byte();
+        return value;
+    }
+
+private:
+    const std::uint8_t* data_;
+    std::size_t size_;
+    std::size_t at_ = 0;
+};
+
+class Rig {
+public:
+    explicit Rig(const std::string& policy) {
+        zmq = &api();
+        SchedulerOptions options;
+        options.policy = policy;
+        scheduler_ = make_scheduler(options);
+        std::vector<std::string> texts(TEXTS, "{name}: {a}, {b}, {a_ms:.1f} ms");
+        texts[static_cast<std::size_t>(Text::LOAD_FAILED)] = texts[static_cast<std::size_t>(Text::VERBATIM)] = "{said}";
+        Sentences sentences(std::move(texts),
+                            std::vector<std::string>(STATUS_COUNT, "STATUS_NAME"),
+                            std::vector<std::string>(REASONS, "reason"));
+        exchange_ = std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
+                                               RouterSocket(&from_clients_, &clients_news_), sentences,
+                                               ExchangeBounds());
+        add_models();
+        for (std::uint32_t number = 0; number < WORKERS; ++number) worker_joins(number);
+        for (std::uint32_t number = 0; number < CLIENTS; ++number) client_joins(number);
+    }
+
+    // The first byte says how calm it is: how many of 256 things are good requests, good results and turns.
+    void play(Script script) {
+        calm_ = script.byte();
+        while (!script.is_over() && steps_++ < STEPS_MAX) act(script);
+        for (auto& [identity, is_full] : from_clients_.peers) is_full = false;
+        pump();
+        for (std::uint32_t number = 0; number < CLIENTS; ++number) {
+            if (!clients_[number].is_there) client_joins(number);
+        }
+        exchange_->fail_all(Status::UNAVAILABLE, "the end");
+        read_answers();
+        for (const Client& client : clients_) {
+            if (!client.waiting.empty()) broken("a good request was never answered");
+        }
+        if (exchange_->held_count() != 0) broken("requests are held at the end");
+    }
+
+    // How much of it was of use: a script whose messages are all dropped proves nothing.
+    std::uint64_t good_answers() const { return good_answers_; }
+
+private:
+    static constexpr std::size_t TEXTS = static_cast<std::size_t>(Text::VERBATIM) + 1;
+    static constexpr std::uint32_t WORKERS = 2, CLIENTS = 3;
+    static constexpr std::size_t STEPS_MAX = 400;
+    static constexpr std::uint32_t PAGES = 8;
+    static constexpr std::int64_t GOOD_IDS = 1 << 20;  // good requests count from here on
+    static constexpr std::int64_t FLOAT = 1, UINT8 = 2, INT64 = 7, BOOL = 9;
+
+    struct Waiting {
+        std::vector<std::string> outputs;  // as they must come
+        bool is_tainted = false;           // a liar had it in hand
+    };
+    struct Client {
+        std::string identity;
+        std::uint32_t slot = 0;
+        bool is_there = false;
+        std::map<std::int64_t, Waiting> waiting;
+        std::set<std::int64_t> wild;  // ids of whatever else may count as a request
+    };
+    struct Action {
+        ActionId action_id = 0;
+        std::vector<std::vector<std::string>> parts;  // an INFER's inputs, request by request
+        std::size_t outputs = 0;
+    };
+    struct Worker {
+        std::string identity;
+        WorkerId id = 0;
+        std::uint32_t slot = 0;
+        bool is_there = false;
+        std::deque<Action> actions;
+    };
+
+    // ----- set-up --------------------------------------------------------------------------------
+
+    static InputSpec input(const char* name, std::int64_t dtype, std::int64_t bits, std::vector<std::int64_t> dims,
+                           std::vector<std::int32_t> symbols) {
+        InputSpec spec;
+        spec.name = name;
+        spec.dtype = dtype;
+        spec.bits = bits;
+        spec.dims = std::move(dims);
+        spec.symbols = std::move(symbols);
+        return spec;
+    }
+
+    void add_models() {
+        auto image = std::make_shared<ModelInterface>();
+        image->inputs = {input("x", FLOAT, 32, {DIMENSION_ANY, 4}, {0, -1})};
+        image->outputs = {"y"};
+        image->symbol_count = 1;
+        image->batches = true;
+        auto pair = std::make_shared<ModelInterface>();
+        pair->inputs = {input("ids", INT64, 64, {DIMENSION_ANY, DIMENSION_ANY}, {0, 1}),
+                        input("mask", BOOL, 8, {DIMENSION_ANY, DIMENSION_ANY}, {0, 1})};
+        pair->outputs = {"a", "b"};
+        pair->symbol_count = 2;
+        pair->batches = true;
+        auto fixed = std::make_shared<ModelInterface>();
+        fixed->inputs = {input("x", UINT8, 8, {4}, {-1})};
+        fixed->outputs = {"y"};
+        interfaces_ = {nullptr, image, pair, fixed, image};
+        for (ModelId model = 1; model < static_cast<ModelId>(interfaces_.size()); ++model) serve(model);
+    }
+
+    bool stays(ModelId model) { return exchange_->find_model(model) != nullptr && removed_.count(model) == 0; }
+
+    void serve(ModelId model) {
+        exchange_->serve(model, 1, "model", 0, interfaces_[static_cast<std::size_t>(model)]);
+        exchange_->route(name_of(model), {{model, SHARE_WHOLE}});
+        if (stays(1) && stays(4)) {
+            exchange_->route("mixed", {{1, SHARE_WHOLE}}, 4, SHARE_WHOLE / 2, 1e-6);
+        }
+    }
+
+    static std::string name_of(ModelId model) {
+        static const char* const names[] = {"", "image", "pair", "fixed", "other"};
+        return names[model];
+    }
+
+    std::uint32_t shape_number(const std::vector<std::int64_t>& shape) {
+        auto found = shapes_.find(shape);
+        if (found != shapes_.end()) return found->second;
+        std::uint32_t number = static_cast<std::uint32_t>(shapes_.size()) + 1;
+        shapes_.emplace(shape, number);
+        scheduler_->shape_known(number, 4);
+        return number;
+    }
+
+    ModelSpec spec_of(ModelId model) {
+        ModelSpec spec;
+        spec.model_id = model;
+        spec.program = static_cast<std::uint32_t>(model);
+        spec.batches = interfaces_[static_cast<std::size_t>(model)]->batches;
+        spec.batch_max = spec.batches ? 8 : 1;
+        spec.runs = {2, 1};
+        spec.load_ns = 100'000;
+        std::uint32_t shape = shape_number(model == 2 ? std::vector<std::int64_t>{1, 2, 1, 2}
+                                                      : std::vector<std::int64_t>{1, 4});
+        for (std::uint32_t batch = 1; batch <= spec.batch_max; batch *= 2) {
+            spec.profile.push_back({shape, batch, 20'000 + 2'000 * batch});
+        }
+        return spec;
+    }
+
+    void worker_joins(std::uint32_t number) {
+        Worker& worker = workers_[number];
+        worker.identity = "worker-" + std::to_string(number);
+        worker.id = ++last_worker_;
+        worker.actions.clear();
+        worker.is_there = true;
+        from_workers_.peers[worker.identity] = false;
+        scheduler_->worker_joined(exchange_->now(), worker.id, {DeviceSpec{1, 1 << 20, PAGES, 2}});
+        scheduler_->link_measured(exchange_->now(), worker.id, 1000, 1000);
+        for (ModelId model = 1; model < static_cast<ModelId>(interfaces_.size()); ++model) {
+            if (stays(model)) {
+                scheduler_->model_ready(exchange_->now(), worker.id, spec_of(model));
+            }
+        }
+        worker.slot = exchange_->worker_joined(worker.identity, worker.id, 1);
+        exchange_->note();
+    }
+
+    void worker_leaves(Worker& worker) {
+        worker.is_there = false;
+        worker.actions.clear();
+        from_workers_.peers.erase(worker.identity);
+        scheduler_->worker_left(exchange_->now(), worker.id);
+        exchange_->worker_left(worker.slot);
+        exchange_->note();
+    }
+
+    void client_joins(std::uint32_t number) {
+        Client& client = clients_[number];
+        client.identity = "client-" + std::to_string(number);
+        client.is_there = true;
+        from_clients_.peers[client.identity] = false;
+        client.slot = exchange_->client_joined(client.identity);
+    }
+
+    void client_leaves(Client& client) {
+        read_answers();
+        client.is_there = false;
+        client.waiting.clear();
+        client.wild.clear();
+        from_clients_.peers.erase(client.identity);
+        exchange_->client_left(client.slot);
+    }
+
+    // ----- what may happen -----------------------------------------------------------------------
+
+    void act(Script& script) {
+        Client& client = clients_[script.below(CLIENTS)];
+        Worker& worker = workers_[script.below(WORKERS)];
+        std::uint32_t what = script.byte();
+        switch (what < calm_ ? what % 8 : what % 18) {
+            case 0: case 1: case 2: good_request(client, script); break;
+            case 3: case 4: case 5: good_result(worker, script); break;
+            case 6: case 7: pump(); break;
+            case 8: wild_request(client, changed(request_header(1 + script.below(200), script), script), script); break;
+            case 9: wild_request(client, script.bytes(script.byte()), script); break;
+            case 10: cancel(client, script); break;
+            case 11: changed_result(worker, script); break;
+            case 12: wild_result(worker, script.bytes(script.byte()), script); break;
+            case 13:
+                pump();
+                if (script.below(2) == 0) {
+                    if (client.is_there) client_leaves(client); else client_joins(index_of(client));
+                } else {
+                    if (worker.is_there) worker_leaves(worker); else worker_joins(index_of(worker));
+                }
+                break;
+            case 14:  // reads nothing for a while
+                if (script.below(2) == 0) {
+                    if (client.is_there) from_clients_.peers[client.identity] = script.below(2) == 0;
+                } else {
+                    if (worker.is_there) from_workers_.peers[worker.identity] = script.below(2) == 0;
+                }
+                break;
+            case 15: odd_message(script); break;
+            case 16: change_model(1 + script.below(4)); break;
+            case 17: set_clock(worker, script); break;
+        }
+    }
+
+    std::uint32_t index_of(const Client& one) const { return static_cast<std::uint32_t>(&one - clients_); }
+    std::uint32_t index_of(const Worker& one) const { return static_cast<std::uint32_t>(&one - workers_); }
+
+    struct Asked {
+        Message message;
+        std::vector<std::string> inputs;
+        std::size_t outputs = 1;
+    };
+
+    // [id, model, slo, priority, tensors] and its frames; their bytes are like no other request's.
+    Asked request(std::int64_t request_id, Script& script) {
+        ModelId model = 1 + script.below(4);
+        std::string name = script.below(4) == 0 && exchange_->shadow_tally("mixed") != nullptr ? "mixed" : name_of(model);
+        if (name == "mixed") model = 1;
+        std::int64_t rows = 1 + script.below(3);
+        static constexpr Ns slos[] = {0, 1, MS, SECOND, 3600 * SECOND};
+        Asked asked;
+        writer_.clear();
+        writer_.array(6);
+        writer_.integer(TAG_INFER_REQUEST);
+        writer_.integer(request_id);
+        writer_.text(name);
+        writer_.integer(slos[script.below(5)]);
+        writer_.integer(script.below(10));
+        const std::vector<InputSpec>& inputs = interfaces_[static_cast<std::size_t>(model)]->inputs;
+        writer_.array(inputs.size());
+        for (std::size_t place = 0; place < inputs.size(); ++place) {
+            writer_.array(4);
+            writer_.text(inputs[place].name);
+            writer_.integer(inputs[place].dtype);
+            std::vector<std::int64_t> dims = model == 3 ? std::vector<std::int64_t>{4}
+                                                        : std::vector<std::int64_t>{rows, model == 2 ? 2 : 4};
+            writer_.array(dims.size());
+            std::int64_t bits = inputs[place].bits;
+            for (std::int64_t one : dims) writer_.integer(one), bits *= one;
+            writer_.integer(static_cast<std::int64_t>(place));
+            std::string frame(static_cast<std::size_t>(bits / 8), static_cast<char>(place));
+            std::uint64_t mark = ++mark_;
+            for (std::size_t at = 0; at < frame.size() && mark != 0; ++at, mark >>= 8) frame[at] = static_cast<char>(mark);
+            asked.inputs.push_back(std::move(frame));
+        }
+        asked.outputs = interfaces_[static_cast<std::size_t>(model)]->outputs.size();
+        asked.message = {"", std::string(writer_.view())};
+        asked.message.insert(asked.message.end(), asked.inputs.begin(), asked.inputs.end());
+        return asked;
+    }
+
+    std::string request_header(std::int64_t request_id, Script& script) {
+        return request(request_id, script).message[1];
+    }
+
+    static std::string output_of(std::size_t place, const std::vector<std::string>& inputs) {
+        std::string output(1, static_cast<char>(place));
+        for (const std::string& one : inputs) output += one;
+        return output;
+    }
+
+    void good_request(Client& client, Script& script) {
+        Asked asked = request(last_good_ + 1, script);
+        if (!client.is_there) return;
+        pump();  // so that nobody's request of that number is still on its way
+        if (!client.is_there || exchange_->has_request(client.slot, last_good_ + 1)) return;
+        std::int64_t request_id = ++last_good_;
+        asked.message[0] = client.identity;
+        std::string header = asked.message[1];
+        from_clients_.arrive(std::move(asked.message));
+        Waiting waiting;
+        for (std::size_t place = 0; place < asked.outputs; ++place) {
+            waiting.outputs.push_back(output_of(place, asked.inputs));
+        }
+        client.waiting.emplace(request_id, std::move(waiting));
+        holder_of_[asked.inputs.front()] = {index_of(client), request_id};
+    }
+
+    void wild_request(Client& client, const std::string& header, Script& script) {
+        Message message{client.identity, header};
+        for (std::uint32_t count = script.below(4); count > 0; --count) {
+            static constexpr std::size_t sizes[] = {0, 4, 16, 32, 1000};
+            message.emplace_back(sizes[script.below(5)], 'w');
+        }
+        InferRequestHeader read;
+        if (read.read(message[1])) client.wild.insert(read.request_id);
+        if (client.is_there) from_clients_.arrive(std::move(message));
+    }
+
+    static std::string changed(std::string header, Script& script) {
+        for (std::uint32_t count = 1 + script.below(3); count > 0 && !header.empty(); --count) {
+            std::size_t place = script.byte() % header.size();
+            switch (script.below(4)) {
+                case 0: header[place] = static_cast<char>(script.byte()); break;
+                case 1: header.insert(place, script.bytes(1 + script.below(8))); break;
+                case 2: header.erase(place, 1 + script.below(4)); break;
+                case 3: header[place] = static_cast<char>("\x00\x7f\x80\x90\xc0\xcb\xcf\xd3\xdb\xdd\xff"[script.below(11)]);
+            }
+        }
+        return header;
+    }
+
+    void cancel(Client& client, Script& script) {
+        std::int64_t request_id = script.below(2) == 0 ? last_good_ - script.below(4) : static_cast<std::int64_t>(script.number());
+        writer_.clear();
+        writer_.array(2);
+        writer_.integer(TAG_CANCEL);
+        writer_.integer(request_id);
+        if (client.is_there) from_clients_.arrive({client.identity, std::string(writer_.view())});
+    }
+
+    // [action, status, text, received, three phases, parts] and its frames.
+    Message result_of(const Action& action, std::int64_t status, std::uint64_t began_ns) {
+        writer_.clear();
+        writer_.array(9);
+        writer_.integer(TAG_RESULT);
+        writer_.natural(action.action_id);
+        writer_.integer(status);
+        writer_.text(status == 0 ? "" : "it was so");
+        writer_.natural(began_ns);
+        for (int phase = 0; phase < 3; ++phase) {
+            writer_.array(3);
+            writer_.natural(began_ns);
+            writer_.natural(began_ns != 0 ? began_ns + 1000 : 0);
+            writer_.natural(1000);
+        }
+        Message message{"", ""};
+        writer_.array(status == 0 ? action.parts.size() : 0);
+        for (std::size_t part = 0; status == 0 && part < action.parts.size(); ++part) {
+            writer_.array(action.outputs);
+            for (std::size_t place = 0; place < action.outputs; ++place) {
+                std::string output = output_of(place, action.parts[part]);
+                writer_.array(3);
+                writer_.integer(UINT8);
+                writer_.array(1);
+                writer_.natural(output.size());
+                writer_.natural(message.size() - 2);
+                message.push_back(std::move(output));
+            }
+        }
+        message[1] = writer_.view();
+        return message;
+    }
+
+    void good_result(Worker& worker, Script& script) {
+        static constexpr std::int64_t statuses[] = {0, 0, 0, 0, 0, 0, 6, 20, 21, 25, 26};
+        std::int64_t status = statuses[script.below(11)];
+        bool is_stamped = script.below(2) == 0;
+        if (!worker.is_there || worker.actions.empty()) return;
+        Action action = std::move(worker.actions.front());
+        worker.actions.pop_front();
+        Message message = result_of(action, status, is_stamped ? 1'000'000 : 0);
+        message[0] = worker.identity;
+        from_workers_.arrive(std::move(message));
+    }
+
+    void changed_result(Worker& worker, Script& script) {
+        if (!worker.is_there || worker.actions.empty()) return;
+        Message message = result_of(worker.actions.front(), 0, script.below(2));
+        taint(worker);
+        if (script.below(2) == 0) worker.actions.pop_front();
+        message[0] = worker.identity;
+        message[1] = changed(message[1], script);
+        if (message.size() > 2 && script.below(3) == 0) message.pop_back();
+        if (script.below(3) == 0) message.emplace_back("more");
+        from_workers_.arrive(std::move(message));
+    }
+
+    void wild_result(Worker& worker, const std::string& header, Script& script) {
+        taint(worker);
+        Message message{worker.identity, header};
+        for (std::uint32_t count = script.below(3); count > 0; --count) message.emplace_back(script.byte(), 'w');
+        if (worker.is_there) from_workers_.arrive(std::move(message));
+    }
+
+    // Whatever this worker has in hand may come to anything now.
+    void taint(const Worker& worker) {
+        for (const Action& action : worker.actions) {
+            for (const auto& inputs : action.parts) {
+                auto holder = holder_of_.find(inputs.front());
+                if (holder == holder_of_.end()) continue;
+                auto& waiting = clients_[holder->second.first].waiting;
+                if (auto found = waiting.find(holder->second.second); found != waiting.end()) {
+                    found->second.is_tainted = true;
+                }
+            }
+        }
+    }
+
+    void odd_message(Script& script) {
+        bool is_client = script.below(2) == 0;
+        Socket& socket = is_client ? from_clients_ : from_workers_;
+        std::string identity = is_client ? clients_[script.below(CLIENTS)].identity : workers_[script.below(WORKERS)].identity;
+        switch (script.below(4)) {
+            case 0: socket.arrive({script.bytes(script.byte()), script.bytes(script.byte())}); break;  // a stranger
+            case 1: socket.arrive({identity}); break;                                                 // nothing
+            case 2: socket.arrive({identity, "", ""}, -1); break;  // from a peer that is gone
+            case 3: {
+                Message many(3 + 256 * (script.below(3)), "x");
+                many[0] = identity;
+                socket.arrive(std::move(many));
+            }
+        }
+    }
+
+    void change_model(ModelId model) {
+        pump();
+        if (exchange_->find_model(model) == nullptr) {
+            serve(model);
+            for (const Worker& worker : workers_) {
+                if (worker.is_there) scheduler_->model_ready(exchange_->now(), worker.id, spec_of(model));
+            }
+        } else if (removed_.count(model) == 0) {
+            leave(model);
+            scheduler_->model_removed(exchange_->now(), model);
+        }
+        exchange_->note();
+    }
+
+    void leave(ModelId model) {
+        removed_.insert(model);
+        if (model == 1 || model == 4) exchange_->unroute("mixed");
+        exchange_->unroute(name_of(model));
+    }
+
+    // As clocksync would: nothing of a worker's is believed beyond CLOCK_MAX.
+    void set_clock(Worker& worker, Script& script) {
+        constexpr std::uint64_t CLOCK_MAX = std::uint64_t{1} << 60;
+        Ns sign = script.below(2) == 0 ? 1 : -1;
+        Ns offset = sign * static_cast<Ns>(script.number() % CLOCK_MAX);
+        if (!worker.is_there) return;
+        exchange_->worker(worker.slot).clock.set(offset + 1000, exchange_->now(), offset - 1000, exchange_->now());
+    }
+
+    // ----- turns, as the loop in Python has them --------------------------------------------------
+
+    void pump() {
+        for (int idle = 0; idle < 2;) {
+            switch (exchange_->run(0)) {
+                case Exchange::NOTHING: broken("run() said nothing");
+                case Exchange::OTHER: idle += from_clients_.incoming.empty() && from_workers_.incoming.empty(); break;
+                case Exchange::WORKERS_LEFT: workers_news_.has_news = false; break;
+                case Exchange::CLIENTS_LEFT: clients_news_.has_news = false; break;
+                case Exchange::WORKER_MESSAGE: break;
+                case Exchange::CLIENT_MESSAGE: admit(); break;
+                case Exchange::ORDER: order(); break;
+                case Exchange::ORDERS_DONE: end_orders(); break;
+            }
+            read_orders();
+            read_answers();
+        }
+        scheduler_->check_invariants();
+    }
+
+    // A request of a shape that is new here, or of a model that is asked for by another name.
+    void admit() {
+        const Arrival& arrival = exchange_->current();
+        if (arrival.count < 2) return;
+        Haul& batch = exchange_->batch();
+        std::string identity(batch.identity(arrival).view());
+        Client* client = nullptr;
+        for (Client& one : clients_) client = one.is_there && one.identity == identity ? &one : client;
+        InferRequestHeader read;
+        if (client == nullptr || !read.read(batch.header(arrival).view()) || read.request_id < 0) return;
+        if (exchange_->has_request(client->slot, read.request_id)) return;
+        std::vector<std::size_t> sizes;
+        for (std::uint32_t place = arrival.first + 2; place < arrival.first + arrival.count; ++place) {
+            sizes.push_back(batch.frame(place).size());
+        }
+        auto [model, shadow] = exchange_->choose(read.model);
+        Accepted accepted;
+        bool is_good = model != 0 && read.slo_ns >= 0 && read.slo_ns < NEVER_NS && read.priority >= 0 &&
+                       read.priority <= 255 &&
+                       accept(*interfaces_[static_cast<std::size_t>(model)], read, sizes, accepted);
+        if (!is_good) {  // it is answered by Python, in a sentence
+            client->waiting.erase(read.request_id);
+            return;
+        }
+        std::vector<CheckedTensor> tensors;
+        for (const TensorRef* ref : accepted.tensors) {
+            auto start = read.dims.begin() + ref->first;
+            tensors.push_back({ref->dtype, {start, start + ref->rank}, static_cast<std::uint32_t>(ref->frame)});
+        }
+        std::uint32_t number = shape_number(accepted.shape);
+        exchange_->shape_numbered(accepted.shape, number);
+        exchange_->admit(client->slot, read.request_id, model, accepted.rows, number, accepted.bytes, read.slo_ns,
+                         read.priority, tensors);
+        if (shadow != 0) {
+            exchange_->copy(accepted.rows, number, tensors, accepted.bytes, read.slo_ns, read.priority);
+        }
+    }
+
+    void order() {
+        const Command& command = scheduler_->out.list[exchange_->order_place()];
+        if (command.kind == CommandKind::MODEL_FAULT) {
+            if (command.b != 0) leave(command.model_id);  // set aside: the scheduler removes it by itself
+            return;
+        }
+        if (command.kind == CommandKind::MODEL_GONE) {
+            if (removed_.erase(command.model_id) == 0) broken("a model went that nobody removed");
+            exchange_->forget(command.model_id);
+            return;
+        }
+        for (Worker& worker : workers_) {
+            if (!worker.is_there || worker.id != command.worker) continue;
+            exchange_->sent(worker.slot, command.action_id, ActionKind::PROFILE, command.device);
+            worker.actions.push_back({command.action_id, {}, 0});
+        }
+    }
+
+    void end_orders() {
+        scheduler_->out.clear();
+        exchange_->told.clear();
+        std::vector<std::uint32_t> clients = std::exchange(exchange_->lost_clients, {});
+        std::vector<WorkerId> workers = std::exchange(exchange_->lost_workers, {});
+        for (Client& client : clients_) {
+            bool is_lost = std::find(clients.begin(), clients.end(), client.slot) != clients.end();
+            if (client.is_there && is_lost) client_leaves(client);
+        }
+        for (Worker& worker : workers_) {
+            bool is_lost = std::find(workers.begin(), workers.end(), worker.id) != workers.end();
+            if (worker.is_there && is_lost) worker_leaves(worker);
+        }
+    }
+
+    // What workers were sent.
+    void read_orders() {
+        for (Message& message : from_workers_.sent) {
+            Reader reader(message[1].data(), message[1].size());
+            std::uint32_t count = 0;
+            std::int64_t tag = 0, action_id = 0;
+            if (!reader.array(count) || !reader.integer(tag) || !reader.integer(action_id)) broken("an order is no order");
+            for (Worker& worker : workers_) {
+                if (worker.identity != message[0] || !worker.is_there) continue;
+                if (tag == TAG_REVOKE) continue;
+                worker.actions.push_back({static_cast<ActionId>(action_id), {}, 0});
+                if (tag == TAG_INFER) read_parts(reader, message, worker.actions.back());
+            }
+        }
+        from_workers_.sent.clear();
+    }
+
+    void read_parts(Reader& reader, const Message& message, Action& action) {
+        std::int64_t device = 0, model = 0, skipped = 0;
+        std::uint32_t parts = 0, tensors = 0, fields = 0, rank = 0;
+        bool is_good = reader.integer(device) && reader.integer(model);
+        for (int place = 0; place < 4; ++place) is_good = is_good && reader.integer(skipped);  // the load, the window
+        is_good = is_good && reader.array(parts);
+        for (std::uint32_t part = 0; is_good && part < parts; ++part) {
+            is_good = reader.array(tensors);
+            std::vector<std::string>& inputs = action.parts.emplace_back();
+            for (std::uint32_t place = 0; is_good && place < tensors; ++place) {
+                std::int64_t frame = 0;
+                is_good = reader.array(fields) && fields == 3 && reader.integer(skipped) && reader.array(rank);
+                for (std::uint32_t one = 0; is_good && one < rank; ++one) is_good = reader.integer(skipped);
+                is_good = is_good && reader.integer(frame) && static_cast<std::size_t>(frame) + 2 < message.size();
+                if (is_good) inputs.push_back(message[static_cast<std::size_t>(frame) + 2]);
+            }
+        }
+        if (!is_good || !reader.done() || model <= 0 || static_cast<std::size_t>(model) >= interfaces_.size()) {
+            broken("an INFER that a worker could not read");
+        }
+        action.outputs = interfaces_[static_cast<std::size_t>(model)]->outputs.size();
+    }
+
+    void read_answers() {
+        for (Message& message : from_clients_.sent) {
+            Reader reader(message[1].data(), message[1].size());
+            std::uint32_t count = 0;
+            std::int64_t tag = 0, request_id = 0;
+            if (!reader.array(count) || !reader.integer(tag) || !reader.integer(request_id)) broken("an answer is none");
+            if (tag != TAG_ANSWER && tag != TAG_FAILURE) broken("an answer of another kind");
+            for (Client& client : clients_) {
+                if (client.identity == message[0]) answered(client, request_id, tag == TAG_ANSWER, message);
+            }
+        }
+        from_clients_.sent.clear();
+    }
+
+    void answered(Client& client, std::int64_t request_id, bool is_good, const Message& message) {
+        auto found = client.waiting.find(request_id);
+        if (found == client.waiting.end()) {
+            if (client.wild.count(request_id) == 0) broken("an answer that nobody waits for");
+            return;
+        }
+        const Waiting& waiting = found->second;
+        if (is_good && !waiting.is_tainted) {
+            if (message.size() - 2 != waiting.outputs.size()) broken("an answer with other outputs");
+            for (std::size_t place = 0; place < waiting.outputs.size(); ++place) {
+                if (message[place + 2] != waiting.outputs[place]) broken("an answer with another's bytes");
+            }
+            ++good_answers_;
+        }
+        client.waiting.erase(found);
+    }
+
+    std::unique_ptr<Scheduler> scheduler_;
+    Socket from_workers_, workers_news_, from_clients_, clients_news_;
+    std::unique_ptr<Exchange> exchange_;
+    std::vector<std::shared_ptr<const ModelInterface>> interfaces_;
+    std::map<std::vector<std::int64_t>, std::uint32_t> shapes_;
+    std::set<ModelId> removed_;  // on their way out
+    Client clients_[CLIENTS];
+    Worker workers_[WORKERS];
+    std::map<std::string, std::pair<std::uint32_t, std::int64_t>> holder_of_;  // by the first input's bytes
+    WorkerId last_worker_ = 0;
+    std::int64_t last_good_ = GOOD_IDS;
+    std::uint64_t mark_ = 0;
+    std::uint64_t good_answers_ = 0;
+    std::size_t steps_ = 0;
+    std::uint32_t calm_ = 0;
+    Writer writer_;
+};
+
+}  // namespace clockwork::fake

@@ -1,0 +1,166 @@
+// A libzmq of one process and no sockets: messages are put into a queue and taken from another one.
+//
+// Messages count their references atomically, as libzmq's do, and a message that is never closed is a leak that
+// AddressSanitizer finds. A socket is a ROUTER: sending to an unknown identity fails with EHOSTUNREACH.
+#pragma once
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "zmq_api.h"
+
+namespace clockwork::fake {
+
+using Message = std::vector<std::string>;  // its identity, then its frames
+
+struct Body {
+    std::atomic<int> references{1};
+    std::string bytes;
+    bool more = false;
+    int descriptor = 7;
+};
+
+inline thread_local int last_error = 0;
+
+struct Socket {
+    std::deque<std::pair<Message, int>> incoming;  // and the descriptor that it came on
+    std::size_t taken = 0;                         // frames of the first of them
+    std::vector<Message> sent;
+    std::map<std::string, bool, std::less<>> peers;  // true: its queue is full
+    bool has_news = false;                           // of a monitor
+
+    void arrive(Message message, int descriptor = 7) { incoming.emplace_back(std::move(message), descriptor); }
+
+    int receive(clockwork_zmq_message* target);
+    int send(Body* body, int flags);
+
+private:
+    bool is_open_ = false;  // the last message of `sent` goes on
+};
+
+inline Body*& body_of(clockwork_zmq_message* message) { return *reinterpret_cast<Body**>(message->bytes); }
+
+inline void release(Body*& body) {
+    if (body != nullptr && body->references.fetch_sub(1) == 1) delete body;
+    body = nullptr;
+}
+
+inline int failed(int error) {
+    last_error = error;
+    return -1;
+}
+
+inline int Socket::receive(clockwork_zmq_message* target) {
+    if (incoming.empty()) return failed(EAGAIN);
+    auto& [message, descriptor] = incoming.front();
+    Body* body = new Body();
+    body->bytes = std::move(message[taken]);
+    body->descriptor = descriptor;
+    body->more = ++taken < message.size();
+    if (!body->more) {
+        incoming.pop_front();
+        taken = 0;
+    }
+    release(body_of(target));
+    body_of(target) = body;
+    return static_cast<int>(body->bytes.size());
+}
+
+// Takes the body, if it does not fail.
+inline int Socket::send(Body* body, int flags) {
+    if (!is_open_) {
+        auto peer = peers.find(body->bytes);
+        if (peer == peers.end()) return failed(EHOSTUNREACH);
+        if (peer->second) return failed(EAGAIN);
+        sent.emplace_back();
+    }
+    sent.back().push_back(body->bytes);
+    is_open_ = (flags & CLOCKWORK_ZMQ_SNDMORE) != 0;
+    release(body);
+    return 0;
+}
+
+inline const clockwork_zmq_api& api() {
+    static const clockwork_zmq_api table = [] {
+        clockwork_zmq_api made{};
+        made.msg_init = [](clockwork_zmq_message* message) {
+            body_of(message) = nullptr;
+            return 0;
+        };
+        made.msg_init_size = [](clockwork_zmq_message* message, std::size_t size) {
+            body_of(message) = new Body();
+            body_of(message)->bytes.resize(size);
+            return 0;
+        };
+        made.msg_recv = [](clockwork_zmq_message* message, void* socket, int) {
+            return static_cast<Socket*>(socket)->receive(message);
+        };
+        made.msg_send = [](clockwork_zmq_message* message, void* socket, int flags) {
+            Body*& body = body_of(message);
+            if (body == nullptr) body = new Body();
+            if (static_cast<Socket*>(socket)->send(body, flags) < 0) return -1;
+            body = nullptr;
+            return 0;
+        };
+        made.msg_copy = [](clockwork_zmq_message* target, clockwork_zmq_message* source) {
+            Body* body = body_of(source);
+            if (body != nullptr) body->references.fetch_add(1);
+            release(body_of(target));
+            body_of(target) = body;
+            return 0;
+        };
+        made.msg_move = [](clockwork_zmq_message* target, clockwork_zmq_message* source) {
+            if (target == source) return 0;
+            release(body_of(target));
+            body_of(target) = std::exchange(body_of(source), nullptr);
+            return 0;
+        };
+        made.msg_close = [](clockwork_zmq_message* message) {
+            release(body_of(message));
+            return 0;
+        };
+        made.msg_data = [](clockwork_zmq_message* message) -> void* {
+            static char nothing = 0;
+            Body* body = body_of(message);
+            return body != nullptr ? body->bytes.data() : &nothing;
+        };
+        made.msg_size = [](const clockwork_zmq_message* message) {
+            const Body* body = body_of(const_cast<clockwork_zmq_message*>(message));
+            return body != nullptr ? body->bytes.size() : 0;
+        };
+        made.msg_more = [](const clockwork_zmq_message* message) {
+            const Body* body = body_of(const_cast<clockwork_zmq_message*>(message));
+            return body != nullptr && body->more ? 1 : 0;
+        };
+        made.msg_get = [](const clockwork_zmq_message* message, int) {
+            const Body* body = body_of(const_cast<clockwork_zmq_message*>(message));
+            return body != nullptr ? body->descriptor : -1;
+        };
+        made.send = [](void* socket, const void* data, std::size_t size, int flags) {
+            Body* body = new Body();
+            body->bytes.assign(static_cast<const char*>(data), size);
+            int status = static_cast<Socket*>(socket)->send(body, flags);
+            if (status < 0) release(body);
+            return status;
+        };
+        made.getsockopt = [](void* socket, int, void* value, std::size_t*) {
+            Socket* one = static_cast<Socket*>(socket);
+            int events = !one->incoming.empty() || one->has_news ? CLOCKWORK_ZMQ_POLLIN : 0;
+            std::memcpy(value, &events, sizeof events);
+            return 0;
+        };
+        made.last_error = [] { return last_error; };
+        return made;
+    }();
+    return table;
+}
+
+}  // namespace clockwork::fake

@@ -1,0 +1,67 @@
+"""Native code with a sanitizer in it: lanes under many threads, headers and the whole exchange under odd bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.native.building import ADDRESS, THREAD, CannotBuild, Flavour, build
+
+SEED = 20201104
+CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus"
+BOTH = pytest.mark.parametrize(
+    "flavour",
+    [
+        pytest.param(ADDRESS, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+        pytest.param(THREAD, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+    ids=lambda flavour: flavour.name,
+)
+"""Building either takes most of the time: 34 files, some 100 s of one processor."""
+
+
+def run(program: str, flavour: Flavour, *arguments: str, within_s: float, **environment: str) -> str:
+    """What it prints. It must end well, and no sanitizer may have anything to say."""
+    try:
+        path = build(program, flavour)
+    except CannotBuild as error:
+        pytest.skip(str(error))
+    done = subprocess.run(
+        [str(path), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=within_s,
+        env={
+            **os.environ,
+            "TSAN_OPTIONS": "halt_on_error=1",
+            "ASAN_OPTIONS": "detect_leaks=1",
+            **environment,
+        },
+    )
+    assert done.returncode == 0, f"{program} {' '.join(arguments)}\n{done.stderr[-6000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("flavour", [THREAD, ADDRESS], ids=lambda flavour: flavour.name)
+def test_lanes_claims_and_the_link_under_many_threads(flavour: Flavour) -> None:
+    assert "40 rounds" in run("threads_lanes", flavour, str(SEED), "40", within_s=60)
+
+
+@BOTH
+def test_headers_are_read_within_their_bytes(flavour: Flavour) -> None:
+    corpus = CORPUS / "native-headers"
+    said = run("fuzz_headers", flavour, str(corpus), within_s=300, SEEDS="20000")
+    assert f"{len(list(corpus.iterdir()))} inputs, 20000 seeds" in said
+
+
+@BOTH
+def test_the_exchange_answers_the_good_beside_the_bad(flavour: Flavour) -> None:
+    """Under every policy; the comparing thread of shadows runs beside it."""
+    corpus = CORPUS / "exchange"
+    said = run("fuzz_exchange", flavour, str(corpus), within_s=400, SEEDS="2000", COUNT="1")
+    assert f"{len(list(corpus.iterdir()))} inputs, 2000 seeds" in said
+    answers = int(said.split("seeds", 1)[1].split()[0])
+    assert answers > 2000, "hardly any script has reached an answer"

@@ -77,6 +77,14 @@ extensions: list[Extension] = [
         libraries=["dl"],
         depends=["csrc/zmq_api.h"],
     ),
+    Extension(
+        "clockwork._wire",
+        ["clockwork/_wire.pyx"],
+        include_dirs=["csrc"],
+        language="c++",
+        extra_compile_args=CORE,
+        depends=["csrc/msgpack.h"],
+    ),
     *(
         Extension(
             f"clockwork.device.{name}",

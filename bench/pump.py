@@ -52,7 +52,7 @@ from clockwork.transport import socket_functions
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("bench/pump.cpp", "controller/messages.cpp")
-HEADER_BYTES_MAX = 4 << 20
+HEADER_BYTES_MAX = 4 << 20  # of what this worker is sent
 SLICE_NS = 100 * MS
 """How long a worker's call lasts at most: then it looks whether it should end."""
 

@@ -14,14 +14,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clockwork import wire
 from clockwork._calls import Call, Received, present
 from clockwork._connection import Connection, Owner
 from clockwork.aio import AsyncClient
-from clockwork.client import Client, checked_model
+from clockwork.client import Client, checked_model, request_header
 from clockwork.clock import SECOND, now_ns
-from clockwork.config import FRAMES_MAX, HEADER_BYTES_MAX
-from clockwork.errors import ClockworkError, InvalidInput
+from clockwork.errors import ClockworkError
 from clockwork.keys import PeerKeys
 from clockwork.messages import NEVER_NS, InferRequest, NamedTensorRef
 from clockwork.transport import Dealer, Frame
@@ -199,17 +197,6 @@ class LoopClient(AsyncClient):
         change before the future is done. Raises InvalidInput of what is too large for a message, which the controller
         would drop.
         """
-        if len(frames) >= FRAMES_MAX:
-            raise InvalidInput(
-                f"the request has {len(frames)} inputs, at most {FRAMES_MAX - 1} are taken",
-                expected=f"at most {FRAMES_MAX - 1} inputs", got=str(len(frames)),
-            )  # fmt: skip
         request_id = self._connection.next_id()
-        header = wire.encode(InferRequest(request_id, checked_model(model), slo_ns, priority, references))
-        if len(header) > HEADER_BYTES_MAX:
-            raise InvalidInput(
-                f"names and shapes of the request's {len(frames)} inputs take {len(header)} bytes, "
-                f"at most {HEADER_BYTES_MAX} are taken",
-                expected=f"at most {HEADER_BYTES_MAX} bytes", got=str(len(header)),
-            )  # fmt: skip
+        header = request_header(InferRequest(request_id, checked_model(model), slo_ns, priority, references))
         return self._connection.request(request_id, header, frames, timeout_ns)

@@ -309,7 +309,24 @@ def encode_request(
             raise InvalidInput(f"input {name!r}: {error}", name, error.expected, error.got) from None
         references.append([name, dtype, shape, len(frames)])
         frames.append(frame)
-    return wire.encode(InferRequest(request_id, model, slo_ns, priority, references)), frames, single
+    return request_header(InferRequest(request_id, model, slo_ns, priority, references)), frames, single
+
+
+def request_header(request: InferRequest) -> bytes:
+    """The header of a request. Raises InvalidInput of more inputs, or longer names, than a controller takes."""
+    count = len(request.tensors)
+    if count > config.TENSORS_MAX:
+        raise InvalidInput(
+            f"the request has {count} inputs, at most {config.TENSORS_MAX} are taken",
+            expected=f"at most {config.TENSORS_MAX} inputs", got=str(count),
+        )  # fmt: skip
+    try:
+        return wire.encode(request)
+    except wire.TooLarge as error:
+        raise InvalidInput(
+            f"names and shapes of the request's {count} inputs are too long: {error}",
+            expected=f"at most {config.REQUEST_HEADER_BYTES_MAX} bytes", got=str(error),
+        ) from None  # fmt: skip
 
 
 def decode_answer(message: Any, frames: list[Frame], single: bool) -> Outputs:
@@ -467,9 +484,10 @@ def register(
             tell("hash", index, len(files))
             rows.append([path, *_size_and_sha256(source)])
         request_id = connection.next_id()
-        header = wire.encode(Register(request_id, name, rows, options))
-        if len(header) > config.HEADER_BYTES_MAX:
-            raise InvalidModel(f"a package of {len(files)} files is too long a list")
+        try:
+            header = wire.check(Register(request_id, name, rows, options))
+        except wire.WireError as error:
+            raise InvalidModel(f"a package of {len(files)} files: {error}") from None
         stall_ns = config.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
         exchange = connection.exchange(request_id, header, stall_ns, renewed=timeout_ns is None)
         if opened is not None:

@@ -20,8 +20,35 @@ EVENTS_ENDPOINT = "tcp://127.0.0.1:5557"
 
 # ----- the wire ------------------------------------------------------------------------------
 
-HEADER_BYTES_MAX = 4 << 20
-"""A header is small; a larger one is a mistake or an attack, and is not decoded."""
+HEADER_BYTES_MAX = 32 << 10
+"""Of the header of a message for which messages.HEADER_BYTES has no bound of its own."""
+
+REQUEST_HEADER_BYTES_MAX = 128 << 10
+"""Of a request: names and shapes of TENSORS_MAX inputs. Anybody may send one, and reading it in Python costs at most
+half a millisecond."""
+
+FILES_MAX = 4_096
+PACKAGE_BYTES_MAX = 64 << 30
+"""Of a package."""
+
+TENSORS_MAX = 1_024
+"""Inputs or outputs of a model."""
+
+NAME_BYTES_MAX = 1_024
+"""Of a tensor's name, and of a file's path within its package."""
+
+SENTENCE_BYTES_MAX = 16 << 10
+"""Of a sentence for people in a message; a longer one is cut where it is sent."""
+
+REPLY_BYTES_MAX = 16 << 20
+REPLY_VALUES_MAX = 1_000_000
+"""Of the answer to a query, which lists some 25,000 models; a longer one is a failure."""
+
+SUMMARY_BYTES_MAX = 2 << 20
+"""Of what a worker tells of a model, its metadata included (the labels of 20,000 classes are half of that)."""
+
+STATS_VALUES_MAX = 100_000
+"""Values in a heartbeat: a worker of a thousand devices tells 30,000."""
 
 MESSAGE_BYTES_MAX = 1 << 30
 """ZMQ_MAXMSGSIZE of every socket: the largest frame that is accepted."""
@@ -93,6 +120,8 @@ CHANGES_WAITING_MAX = 256
 
 ERASE_RETRY_NS = 5_000_000_000
 """How long until a controller tries again to erase a version that it has refused and could not erase."""
+VERSION_MAX = (1 << 31) - 1
+"""The highest number of a version."""
 
 VERSIONS_MAX = 16
 """Versions of one name that stay registered; the oldest goes when one more is ready."""
@@ -110,6 +139,9 @@ PRIORITY_DEFAULT = 4
 """What priority 0 means, in Triton's sense: 1 is the highest; larger is lower."""
 
 PRIORITY_MAX = 255
+
+REGISTER_BATCH_MAX = 4_096
+"""The largest batch that a registration may ask for."""
 
 DRAIN_BATCH_EVENTS = 256
 """Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
@@ -130,9 +162,6 @@ PREPARE_AGAIN_NS = (10_000_000_000, 60_000_000_000, 600_000_000_000)
 
 FAILURES_TOLD_MAX = 20
 """Models that a worker failed to prepare of which status says why."""
-
-INTERFACE_TENSORS_MAX = 4_096
-"""Inputs, and outputs, that a model may have."""
 
 PROFILE_POINTS_MAX = 4_096
 """Measurements of one model that a worker may tell."""
@@ -224,6 +253,21 @@ CLOCK_WINDOW = 64
 """Pings over which a worker's clock offset is bounded; the drift within it is small."""
 
 # ----- the worker ----------------------------------------------------------------------------
+
+PAGE_BYTES_MAX = 1 << 28
+PAGES_MAX = 1 << 24
+"""Of a device's arena. Bytes of all pages of WORKER_DEVICES_MAX devices fit 62 bits."""
+
+WORKER_DEVICES_MAX = 1_024
+"""Of one worker; an emulated one may have hundreds."""
+
+RUN_AHEAD_MAX = 256
+"""Actions that a device may be sent ahead of what it does."""
+
+HOST_BYTES_MAX = 1 << 50
+
+CLOCK_MHZ_MAX = 1_000_000
+"""More than any clock."""
 
 PAGE_BYTES = 1 << 20
 """Page size of a CPU arena. A CUDA arena has 16 MiB pages, which is what its copies like best; a memcpy
@@ -399,7 +443,7 @@ EMULATED_PAGE_BYTES = 16 << 20
 EMULATED_ARENA_BYTES = 1376 * EMULATED_PAGE_BYTES
 """Of one emulated device: the pages of a 32 GB V100, less what the paper's workers keep for themselves."""
 
-EMULATED_DEVICES_MAX = 1024
+EMULATED_DEVICES_MAX = WORKER_DEVICES_MAX
 """Of one worker, which is as many as one worker may announce."""
 
 EMULATED_SPIN_NS = 60_000

@@ -1,81 +1,125 @@
 """Headers to bytes and back. The frames behind a header are never touched here.
 
-Decoding trusts nothing: sizes are bounded before msgpack allocates, the tag must belong to the
-direction, and every field must have its declared type.
+Decoding trusts nothing: the tag must belong to the direction, and every field must have the form that its message
+declares for it (clockwork.forms), before anything is built of it.
 """
 
 from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
 
+from clockwork import _wire
 from clockwork.config import HEADER_BYTES_MAX
 from clockwork.errors import ClockworkError
-from clockwork.messages import TAG_OF
+from clockwork.forms import INT64_MAX, Form, Text
+from clockwork.messages import FROM_CLIENT, FROM_WORKER, HEADER_BYTES, TAG_OF, TO_CLIENT, TO_WORKER
 
 
 class WireError(ClockworkError):
     """A header that is not one of ours; the sentence says what is wrong with it."""
 
 
+class TooLarge(ClockworkError):
+    """A message that its receiver would not take; the sentence says how large it is, and may be."""
+
+
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 
 
 def encode(message: tuple[Any, ...]) -> bytes:
-    """The header frame of a message."""
-    return typing.cast(bytes, _pack((TAG_OF[type(message)], *message)))
+    """The header frame of a message. Raises TooLarge. A sentence for people that is too long is cut."""
+    kind = type(message)
+    cut = _CUT.get(kind)
+    if cut is not None:
+        for place, bytes_max in cut:
+            if len(message[place]) > bytes_max // 4:
+                message = _with_cut(message, place, bytes_max)
+    header = typing.cast(bytes, _pack((TAG_OF[kind], *message)))
+    if len(header) > bytes_max_of(kind):
+        raise TooLarge(
+            f"a {kind.__name__} of {len(header)} bytes, of which at most {bytes_max_of(kind)} are sent"
+        )
+    return header
 
 
 def decode(header: Any, table: Mapping[int, type]) -> Any:
-    """The message in a header frame (bytes-like), of one of the kinds in ``table``. Raises WireError."""
-    if len(header) > HEADER_BYTES_MAX:
-        raise WireError(f"a header of {len(header)} bytes is larger than {HEADER_BYTES_MAX}")
+    """The message in a header frame (bytes-like), of one of the kinds in ``table``, a direction's. Raises WireError."""
     try:
-        # msgpack bounds every length by the size of its input, and nesting by itself.
-        fields = msgpack.unpackb(header, raw=False, use_list=True, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise WireError(f"a header that is not msgpack: {type(error).__name__}: {error}") from None
-    if type(fields) is not list or not fields or type(fields[0]) is not int:
-        raise WireError("a header is an array that begins with a message tag")
-    kind = table.get(fields[0])
-    if kind is None:
-        raise WireError(f"message tag {fields[0]} is unknown in this direction")
-    types = _FIELD_TYPES[kind]
-    if len(fields) - 1 != len(types):
-        raise WireError(f"{kind.__name__} has {len(types)} fields, got {len(fields) - 1}")
-    del fields[0]
-    for value, expected in zip(fields, types):
-        if type(value) is not expected and expected is not object:
-            names = typing.cast(Any, kind)._fields
-            name = names[[t is not object and type(v) is not t for v, t in zip(fields, types)].index(True)]
-            raise WireError(f"{kind.__name__}.{name} must be {expected.__name__}, got {type(value).__name__}")
-    return typing.cast(Any, kind)._make(fields)
+        return _wire.read(header, _LAYOUTS[id(table)])
+    except _wire.Odd as error:
+        raise WireError(str(error)) from None
 
 
-def request_id_of(header: Any, table: Mapping[int, type]) -> int:
-    """The request id in a header that decode() refuses, so that whoever waits for it hears of it; 0 if there is none."""
+def check(message: tuple[Any, ...]) -> bytes:
+    """The header of a message, if its receiver takes it: for what is made of a stranger's data. Raises WireError."""
+    try:
+        header = encode(message)
+        _wire.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
+    except (_wire.Odd, TooLarge) as error:
+        raise WireError(str(error)) from None
+    return header
+
+
+def addressee(header: Any, table: Mapping[int, type]) -> tuple[type | None, int]:
+    """The kind of a message that decode() refuses, and the id that it begins with (of a request, action or model): so
+    that whoever waits for its answer hears of it. (None, 0) where these are not to be read."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(bytes(memoryview(header)[:_BEGINNING_BYTES]))
     try:
         unpacker.read_array_header()
-        kind, request_id = table.get(unpacker.unpack()), unpacker.unpack()
+        kind, number = table.get(unpacker.unpack()), unpacker.unpack()
     except (ValueError, TypeError, msgpack.UnpackException):
-        return 0
-    if kind is None or typing.cast(Any, kind)._fields[:1] != ("request_id",):
-        return 0
-    return request_id if type(request_id) is int and 0 <= request_id < 1 << 63 else 0
+        return None, 0
+    if kind is None or typing.cast(Any, kind)._fields[:1] not in (
+        ("request_id",),
+        ("action_id",),
+        ("model_id",),
+    ):
+        return None, 0
+    return (kind, number) if type(number) is int and 0 <= number <= INT64_MAX else (None, 0)
 
 
 _BEGINNING_BYTES = 32  # an array's head, a tag and a number take less
 
 
-def _field_types(kind: type) -> tuple[type, ...]:
-    hints = typing.get_type_hints(kind)
-    types = (hints[name] for name in typing.cast(Any, kind)._fields)
-    return tuple(object if hint is Any else typing.get_origin(hint) or hint for hint in types)
+def forms_of(kind: type) -> dict[str, Form]:
+    """The form of each field of a message, in order."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found: dict[str, Form] = {}
+    for name in typing.cast(Any, kind)._fields:
+        assert typing.get_origin(hints[name]) is Annotated, (
+            f"{kind.__name__}.{name} is declared without a form"
+        )
+        found[name] = hints[name].__metadata__[0]
+    return found
 
 
-_FIELD_TYPES = {kind: _field_types(kind) for kind in TAG_OF}
+def bytes_max_of(kind: type) -> int:
+    """The largest header of a kind of message."""
+    return HEADER_BYTES.get(kind, HEADER_BYTES_MAX)
+
+
+def _with_cut(message: tuple[Any, ...], place: int, bytes_max: int) -> tuple[Any, ...]:
+    text = message[place].encode(errors="replace")[:bytes_max].decode(errors="ignore")
+    return type(message)._make((*message[:place], text, *message[place + 1 :]))  # type: ignore[attr-defined,no-any-return]
+
+
+_FORMS = {kind: forms_of(kind) for kind in TAG_OF}
+_ALL = {kind: _wire.Layout(kind, forms, bytes_max_of(kind)) for kind, forms in _FORMS.items()}
+_LAYOUTS = {
+    id(table): {tag: _ALL[kind] for tag, kind in table.items()}
+    for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER)
+}
+_CUT = {
+    kind: places
+    for kind, forms in _FORMS.items()
+    if (
+        places := [
+            (at, one.bytes_max) for at, one in enumerate(forms.values()) if type(one) is Text and one.is_cut
+        ]
+    )
+}

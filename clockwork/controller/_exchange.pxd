@@ -59,6 +59,18 @@ cdef extern from "controller/clock.h" namespace "clockwork" nogil:
         int64_t to_controller(int64_t worker_ns, int64_t now)
 
 cdef extern from "controller/messages.h" namespace "clockwork" nogil:
+    int64_t C_REQUEST_HEADER_BYTES_MAX "clockwork::REQUEST_HEADER_BYTES_MAX"
+    int64_t C_RESULT_HEADER_BYTES_MAX "clockwork::RESULT_HEADER_BYTES_MAX"
+    int64_t C_REFERENCE_BYTES_MAX "clockwork::REFERENCE_BYTES_MAX"
+    int64_t C_NAME_BYTES_MAX "clockwork::NAME_BYTES_MAX"
+    int64_t C_SENTENCE_BYTES_MAX "clockwork::SENTENCE_BYTES_MAX"
+    int64_t C_TENSORS_MAX "clockwork::TENSORS_MAX"
+    int64_t C_PARTS_MAX "clockwork::PARTS_MAX"
+    int64_t C_RANK_MAX "clockwork::RANK_MAX"
+    int64_t C_FRAME_MAX "clockwork::FRAME_MAX"
+    int64_t C_DTYPE_MAX "clockwork::DTYPE_MAX"
+    int64_t C_PRIORITY_MAX "clockwork::PRIORITY_MAX"
+
     cdef cppclass CTensorRef "clockwork::TensorRef":
         string_view name
         int64_t dtype
@@ -248,7 +260,6 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         size_t drain_messages
         size_t message_frames
         int64_t priority_default
-        int64_t priority_max
         size_t queued_requests
 
     const int C_STATUS_COUNT "clockwork::STATUS_COUNT"

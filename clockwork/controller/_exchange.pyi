@@ -14,6 +14,7 @@ CLIENT_MESSAGE: int
 ORDER: int
 ORDERS_DONE: int
 STAGES: tuple[str, ...]
+BOUNDS: dict[str, int]
 ACTION_KINDS: tuple[str, ...]
 METRIC_BOUNDS_NS: tuple[int, ...]
 TIMES: tuple[str, ...]
@@ -51,7 +52,6 @@ class Exchange:
         drain_messages: int,
         message_frames: int,
         priority_default: int,
-        priority_max: int,
         queued_requests: int,
     ) -> None: ...
     def wait_on(self, descriptors: Sequence[int], others: Sequence[int]) -> None: ...

@@ -25,6 +25,12 @@ STAGES = ("wait", "receive", "check requests, note results", "look", "schedule",
           "free messages", "Python")
 METRIC_BOUNDS_NS = tuple([C_METRIC_BOUNDS()[place] for place in range(C_METRIC_BOUND_COUNT())])
 TIMES = ("total", "queue", "load", "execute", "copy_in", "copy_out")
+BOUNDS = {
+    "request_header_bytes": C_REQUEST_HEADER_BYTES_MAX, "result_header_bytes": C_RESULT_HEADER_BYTES_MAX,
+    "reference_bytes": C_REFERENCE_BYTES_MAX, "name_bytes": C_NAME_BYTES_MAX, "sentence_bytes": C_SENTENCE_BYTES_MAX,
+    "tensors": C_TENSORS_MAX, "parts": C_PARTS_MAX, "rank": C_RANK_MAX, "frame": C_FRAME_MAX, "dtype": C_DTYPE_MAX,
+    "priority": C_PRIORITY_MAX,
+}
 ACTION_KINDS = ("load", "unload", "infer", "profile", "fetch", "drop")
 
 
@@ -126,7 +132,7 @@ cdef class Exchange:
     cdef list _noted  # for a recording: events of Python's
 
     def __init__(self, core, functions, workers, clients, templates, reasons, *,
-                 drain_messages, message_frames, priority_default, priority_max, queued_requests):
+                 drain_messages, message_frames, priority_default, queued_requests):
         cdef uintptr_t address = functions
         set_zmq(<const clockwork_zmq_api *>address)
         address = core.address
@@ -139,7 +145,6 @@ cdef class Exchange:
         bounds.drain_messages = drain_messages
         bounds.message_frames = message_frames
         bounds.priority_default = priority_default
-        bounds.priority_max = priority_max
         bounds.queued_requests = queued_requests
         try:
             self._exchange.reset(

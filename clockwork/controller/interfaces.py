@@ -13,11 +13,11 @@ from typing import Any
 
 from clockwork.config import (
     BATCH_SIZE_MAX,
-    INTERFACE_TENSORS_MAX,
     PROFILE_POINTS_MAX,
     RANK_MAX,
     RUN_PAGES_MAX,
     SUMMARY_TEXT_CHARS_MAX,
+    TENSORS_MAX,
 )
 from clockwork.errors import InvalidInput
 from clockwork.messages import NEVER_NS
@@ -160,8 +160,8 @@ def read_summary(summary: dict[str, Any]) -> PreparedModel:
 def check_tensors(*sides: Sequence[TensorSpec]) -> None:
     """Raises InvalidInput unless these could be the inputs or outputs of a model."""
     for specs in sides:
-        if len(specs) > INTERFACE_TENSORS_MAX:
-            raise InvalidInput(f"a model has at most {INTERFACE_TENSORS_MAX} inputs or outputs")
+        if len(specs) > TENSORS_MAX:
+            raise InvalidInput(f"a model has at most {TENSORS_MAX} inputs or outputs")
         for spec in specs:
             _check_text("a tensor's name", spec.name)
             _check_number("a tensor's dtype", spec.dtype, 0, (1 << 31) - 1)
@@ -175,8 +175,8 @@ def check_tensors(*sides: Sequence[TensorSpec]) -> None:
 
 
 def _check_shapes(what: str, shapes: Any) -> None:
-    if not isinstance(shapes, list | tuple) or len(shapes) > INTERFACE_TENSORS_MAX:
-        raise InvalidInput(f"{what} has dimensions for each of at most {INTERFACE_TENSORS_MAX} inputs")
+    if not isinstance(shapes, list | tuple) or len(shapes) > TENSORS_MAX:
+        raise InvalidInput(f"{what} has dimensions for each of at most {TENSORS_MAX} inputs")
     for dims in shapes:
         if not isinstance(dims, list | tuple) or len(dims) > RANK_MAX:
             raise InvalidInput(f"{what} has at most {RANK_MAX} dimensions for each input, not {tell(dims)}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from clockwork.config import VERSION_MAX
 from clockwork.errors import InvalidInput
 from clockwork.telling import tell
 
 _OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
-VERSION_MAX = 2**31 - 1
 ORIGIN_MAX = 4096  # characters
 
 

@@ -29,7 +29,6 @@ from clockwork.config import (
     HEARTBEAT_NS,
     JITTER_COUNTED_MAX_NS,
     PRIORITY_DEFAULT,
-    PRIORITY_MAX,
     QUEUED_REQUESTS_MAX,
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
@@ -52,7 +51,6 @@ from clockwork.controller.links import (
     ClientLink,
     WorkerLink,
     check_result,
-    check_times,
     new_damage,
     parse_devices,
 )
@@ -84,7 +82,6 @@ from clockwork.limits import raise_descriptor_limit
 from clockwork.messages import (
     FROM_CLIENT,
     FROM_WORKER,
-    NEVER_NS,
     PROTOCOL_VERSION,
     Bye,
     Cancel,
@@ -140,12 +137,6 @@ from clockwork.telling import printable, tell
 from clockwork.transport import Transport, end_connection, require_keys_beyond_loopback, socket_functions
 
 log = logging.getLogger("clockwork.controller")
-
-REQUEST_ID_MAX = (1 << 63) - 1
-"""What a client may number its requests with."""
-
-CLOCK_MHZ_MAX = 1_000_000
-"""More than any clock."""
 
 _COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "storage failed",
                "key refused")  # fmt: skip
@@ -206,7 +197,7 @@ class Controller:
         self._exchange = Exchange(
             self._scheduler, functions, self._worker_router.addresses(), self._client_router.addresses(),
             TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
-            priority_default=PRIORITY_DEFAULT, priority_max=PRIORITY_MAX, queued_requests=QUEUED_REQUESTS_MAX,
+            priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
         )  # fmt: skip
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
@@ -306,7 +297,7 @@ class Controller:
                 self._access.check(key, message)
                 self._client_handlers[type(message)](self, client, message, frames)
         except wire.WireError as error:
-            request_id = wire.request_id_of(frames[0], FROM_CLIENT) if frames else 0
+            _, request_id = wire.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
             failure = Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
             self._client_router.send(identity, wire.encode(failure))
             self._complain("client malformed", f"malformed message from {_named(client)}: {error}")
@@ -325,7 +316,7 @@ class Controller:
 
     def _is_held(self, client: ClientLink, request_id: int) -> bool:
         """Whether a request is under way, and will be answered."""
-        return 0 <= request_id <= REQUEST_ID_MAX and self._exchange.has_request(client.slot, request_id)
+        return bool(self._exchange.has_request(client.slot, request_id))
 
     def _greet_client(self, identity: bytes, fd: int, message: Any, key: str) -> None:
         try:
@@ -362,18 +353,8 @@ class Controller:
     def _infer(self, client: ClientLink, message: InferRequest, frames: list[Any]) -> None:
         model_id, copied_id = self._exchange.choose(message.model)
         model = self._table.by_id[model_id] if model_id else self._servable(message.model)
-        if not 0 <= message.request_id <= REQUEST_ID_MAX:
-            raise InvalidInput(f"a request id is between 0 and {REQUEST_ID_MAX}, got {message.request_id}")
         if self._exchange.has_request(client.slot, message.request_id):
             raise InvalidInput(f"request {message.request_id} is in use")
-        if not 0 <= message.slo_ns < NEVER_NS:
-            raise InvalidInput(
-                f"slo_ns must be between 0 (the model's default) and {NEVER_NS}, got {message.slo_ns}"
-            )
-        if not 0 <= message.priority <= PRIORITY_MAX:
-            raise InvalidInput(
-                f"priority must be between 0 (the default) and {PRIORITY_MAX}, got {message.priority}"
-            )
         try:
             checked = check_request(model, message.tensors, frames[1:])
         except InvalidInput:
@@ -411,8 +392,7 @@ class Controller:
         return model
 
     def _cancel(self, client: ClientLink, message: Cancel, frames: list[Any]) -> None:
-        in_range = 0 <= message.request_id <= REQUEST_ID_MAX
-        if not in_range or not self._exchange.cancel(client.slot, message.request_id):
+        if not self._exchange.cancel(client.slot, message.request_id):
             self._registrar.cancel(client.identity, message.request_id)
 
     def _register(self, client: ClientLink, message: Register, frames: list[Any]) -> None:
@@ -622,7 +602,6 @@ class Controller:
         worker.stats = message.stats
 
     def _pong(self, worker: WorkerLink, message: Pong, frames: list[Any]) -> None:
-        check_times(message.sent_ns, message.received_ns, message.returned_ns)
         worker.clock.pong(message.sent_ns, message.received_ns, message.returned_ns, self._now)
         self._exchange.set_clock(worker.slot, *worker.clock.bounds())
         there = worker.clock.there_ns() + min(worker.jitter_ns, JITTER_COUNTED_MAX_NS)
@@ -637,7 +616,7 @@ class Controller:
             chunk = Chunk(message.digest, message.file, message.offset, status)
             self._worker_router.send(identity, wire.encode(chunk), [data if error is None else b""])
 
-        if not 0 <= message.file < len(files) or message.offset < 0 or not 0 <= message.length <= 1 << 24:
+        if message.file >= len(files):
             answer(None, InvalidInput("no such chunk"))
             return
         file = files[message.file]
@@ -651,7 +630,7 @@ class Controller:
 
     def _device_lost(self, worker: WorkerLink, message: DeviceFault, frames: list[Any]) -> None:
         index = message.device
-        if not 0 <= index < len(worker.devices):
+        if index >= len(worker.devices):
             raise InvalidInput(f"device {index} of {len(worker.devices)}")
         if index in worker.offline:
             return
@@ -666,8 +645,8 @@ class Controller:
         )
 
     def _clock_changed(self, worker: WorkerLink, message: ClockChanged, frames: list[Any]) -> None:
-        if not 0 <= message.device < len(worker.devices) or not 0 < message.mhz <= CLOCK_MHZ_MAX:
-            raise InvalidInput(f"device {message.device} of {len(worker.devices)} at {message.mhz} MHz")
+        if message.device >= len(worker.devices):
+            raise InvalidInput(f"device {message.device} of {len(worker.devices)}")
         self._events.append(DeviceClock(self._now, worker.worker_id, message.device, message.mhz))
 
     def _worker_leaves(self, worker: WorkerLink, message: Goodbye, frames: list[Any]) -> None:

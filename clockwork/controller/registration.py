@@ -21,6 +21,7 @@ from clockwork.config import (
     MODELS_MAX,
     TROUBLE_CHARS_MAX,
     UPLOADS_MAX,
+    VERSION_MAX,
     VERSIONS_MAX,
 )
 from clockwork.controller.catalog import Catalog, Change, Complaint, ModelRecord
@@ -215,6 +216,10 @@ class Registrar:
         options = check_options(message.options)
         files = parse_files(message.files)
         digest = digest_of(files)
+        if self._table.free_version(message.name, options["version"]) > VERSION_MAX:
+            raise InvalidInput(
+                f"{message.name} has a version {VERSION_MAX}, and there is no number after that"
+            )
         waiter = Waiter(client, message.request_id)
         begin = functools.partial(self._register, waiter, message.name, digest, options, files)
         self._turns.take(message.name, begin, client, message.request_id)

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from clockwork.config import VERSIONS_MAX
+from clockwork.config import VERSION_MAX, VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.gateway.triton_config import CONFIG_BYTES_MAX, FolderConfig, read_config
 from clockwork.models.package import PROGRAM_JSON, check_name
@@ -27,7 +27,6 @@ FOLDERS_MAX = 100_000
 """Models of one repository."""
 FILES_MAX = 10_000
 """Files of one version."""
-VERSION_MAX = 2**31 - 1
 
 Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
 """(path, bytes, time of the last change in ns, inode) of every file of a version, and of its configuration."""

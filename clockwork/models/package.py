@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from clockwork.config import FILES_MAX, PACKAGE_BYTES_MAX
 from clockwork.errors import InvalidModel
 from clockwork.models.checksums import pieces_of, read_plain
 from clockwork.models.durable import fsync_directory, remove_tree, write_durably
@@ -35,8 +36,6 @@ FIRST_FILES = (MODEL_FILE, PROFILE_FILE, PROGRAM_JSON)
 
 EXAMPLES_FILE = "examples.npz"
 LIST_FILE = "package.json"
-FILES_MAX = 4096
-PACKAGE_BYTES_MAX = 64 << 30
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 """A model's name: also a file name, hence no slash, and shorter than a file name may be."""

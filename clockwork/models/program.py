@@ -22,11 +22,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from clockwork.config import BATCH_SIZE_MAX, IO_SLOT_BYTES_MAX, RANK_MAX
+from clockwork.config import BATCH_SIZE_MAX, FILES_MAX, IO_SLOT_BYTES_MAX, RANK_MAX
 from clockwork.errors import InvalidModel
 from clockwork.models.archive import open_arrays
 from clockwork.models.durable import write_durably
-from clockwork.models.package import FILES_MAX, LIST_FILE, PROGRAM_JSON, hash_file
+from clockwork.models.package import LIST_FILE, PROGRAM_JSON, hash_file
 from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.tensors import DTYPES, STRING, Array, numpy_dtype
 

@@ -41,7 +41,6 @@ from clockwork.config import (
     HELLO_SETTLED_NS,
     JITTER_WINDOW,
     PAGE_BYTES,
-    RANK_MAX,
     SWITCH_INTERVAL_NS,
     WATCH_INTERVAL_NS,
     WORKER_MESSAGES_PER_TURN,
@@ -120,6 +119,8 @@ NO_PHASE: Phase = [0, 0, 0]
 
 DEVICES_ALONE_MAX = 12
 """Devices with a descriptor of their own that one loop waits on."""
+
+ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop)
 
 Parts = list[list[TensorView]]
 
@@ -563,6 +564,10 @@ class Worker:
             message = wire.decode(frames[0], TO_WORKER)
         except wire.WireError as error:
             self._complaints.note("malformed", now, f"malformed message from the controller: {error}")
+            if self._welcomed:
+                self._answer_failed(
+                    *wire.addressee(frames[0], TO_WORKER), Status.INVALID_INPUT, str(error), now
+                )
             return
         kind = type(message)
         if self._welcomed or kind is WorkerWelcome or kind is HelloNeeded or kind is Mismatch:
@@ -572,16 +577,16 @@ class Worker:
                 Exception
             ) as error:  # a defect of ours: it costs this message, and the next may be another device's
                 self._complaints.note("failed", now, f"failed at a {kind.__name__}", error)
-                self._answer_failed(message, error, now)
+                text = f"the worker failed at this {kind.__name__} ({type(error).__name__})"
+                self._answer_failed(kind, message[0] if message else 0, Status.DEVICE_ERROR, text, now)
 
-    def _answer_failed(self, message: Any, error: Exception, now: int) -> None:
-        """Have the controller hear that nothing comes of what it asked for."""
-        text = f"the worker failed at this {type(message).__name__} ({type(error).__name__})"
-        if isinstance(message, Prepare):
-            self._send(wire.encode(Prepared(message.model_id, Status.INTERNAL, text, {})))
-        elif hasattr(message, "action_id") and message.action_id not in self._actions:
+    def _answer_failed(self, kind: type | None, number: int, status: Status, text: str, now: int) -> None:
+        """Have the controller hear that nothing comes of a message. number: of its action or model."""
+        if kind is Prepare:
+            self._send(wire.encode(Prepared(number, Status.INTERNAL, text, {})))
+        elif kind in ACTIONS and number not in self._actions:
             # Of one that is known, its window or the device is the end.
-            self._answer(message.action_id, Status.DEVICE_ERROR, text, self._clock.to_worker(now))
+            self._answer(number, status, text, self._clock.to_worker(now))
 
     def _on_prepare(self, message: Prepare, frames: list[Frame], now: int) -> None:
         self._registrar.prepare(message)
@@ -606,7 +611,7 @@ class Worker:
     def _enqueue(self, action: Action, parts: Parts, now: int) -> None:
         received_ns = self._clock.to_worker(now)
         action_id = action.action_id
-        if not 0 <= action.device < len(self._lines):
+        if action.device >= len(self._lines):
             text = f"device {action.device} of {len(self._lines)}"
             self._answer(action_id, Status.DEVICE_ERROR, text, received_ns)
         elif action.model_id not in self._registrar.ready:
@@ -616,8 +621,6 @@ class Worker:
             self._answer(action_id, *CANCELLED, received_ns)
         elif action_id in self._actions:
             log.warning("action %d was sent twice; the second is dropped", action_id)
-        elif not -NEVER_NS <= action.earliest_ns <= NEVER_NS or not -NEVER_NS <= action.latest_ns <= NEVER_NS:
-            self._answer(action_id, Status.DEVICE_ERROR, "its window is beyond all time", received_ns)
         else:
             line = self._lines[action.device]
             self._actions[action_id] = _Held(line, received_ns, action.expected_ns, parts)
@@ -822,21 +825,14 @@ def _views(parts: list[list[TensorRef]], frames: list[Frame]) -> Parts:
 
     Whether a frame holds what its reference declares is for the device to check: it knows the model.
     """
-    try:
-        views = []
-        for part in parts:
-            row = []
-            for dtype, shape, index in part:
-                if not 0 <= index < len(frames) - 1:
-                    raise InvalidInput(f"a tensor in frame {index} of a message with {len(frames) - 1}")
-                if len(shape) > RANK_MAX:
-                    raise InvalidInput(f"a tensor of rank {len(shape)}; at most {RANK_MAX}")
-                row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
-            views.append(row)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InvalidInput):
-            raise
-        raise InvalidInput(f"a tensor is [dtype, shape, frame]: {error}") from None
+    views = []
+    for part in parts:
+        row = []
+        for dtype, shape, index in part:
+            if index >= len(frames) - 1:
+                raise InvalidInput(f"a tensor in frame {index} of a message with {len(frames) - 1}")
+            row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
+        views.append(row)
     return views
 
 

@@ -494,6 +494,7 @@ class _OpeningThread:
                 )
             summary = summary or found
         assert summary is not None
+        told = _told(Prepared(message.model_id, Status.OK, "", summary))
         layout = tuple(summary.get(key) for key in LAYOUT)
         if model.layout not in ((), layout):
             reply = Prepared(message.model_id, Status.INTERNAL, "it was prepared differently before", {})
@@ -510,17 +511,7 @@ class _OpeningThread:
                 # Preparation looks more closely at what is in the cache, and replaces what is damaged.
                 return _Opened(model, True, self._store.has(message.digest), b"", str(error))
             model.opened.append(device)
-        assert summary is not None
-        layout = tuple(summary.get(key) for key in ("runs", "batches", "batch_max", "holding", "program"))
-        if model.layout not in ((), layout):
-            model.layout = layout
-            reply = Prepared(
-                model.message.model_id, Status.INTERNAL, "it was prepared differently before", {}
-            )
-            return _Opened(model, False, True, wire.encode(reply), damage)
-        model.layout = layout
-        reply = Prepared(message.model_id, Status.OK, "", summary)
-        return _Opened(model, False, True, wire.encode(reply), damage)
+        return _Opened(model, False, True, told, damage)
 
     def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)
@@ -554,6 +545,14 @@ def _check_kind(model: _Model, devices: Sequence[ModelHolder]) -> None:
                 "where it runs (clockwork models show NAME --profile FILE) and add that (clockwork models add "
                 "--profiles FILE)"
             )
+
+
+def _told(prepared: Prepared) -> bytes:
+    """The header of a Prepared, whose names and notes are the model's. Raises InvalidModel where it is no message."""
+    try:
+        return wire.check(prepared)
+    except wire.WireError as error:
+        raise InvalidModel(f"the model is beyond what a controller can be told of one: {error}") from None
 
 
 def _hopeless(model: _Model, reply: Prepared) -> _Opened:

@@ -199,11 +199,9 @@ bool Exchange::from_client(const Arrival& arrival) {
 
 bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
     Haul& batch = batches_[CLIENTS];
-    if (!request_.read(batch.header(arrival).view()) || request_.request_id < 0) return false;
+    if (!request_.read(batch.header(arrival).view())) return false;
     if (!find_chosen(request_.model) || chosen_.model->interface == nullptr) return false;
     ServedModel* model = chosen_.model;
-    if (request_.slo_ns < 0 || request_.slo_ns >= NEVER_NS) return false;
-    if (request_.priority < 0 || request_.priority > bounds_.priority_max) return false;
     if (client.requests.find(static_cast<std::uint64_t>(request_.request_id)) != IdTable::NONE) return false;
     frame_bytes_.clear();
     std::size_t first = arrival.first + 2;
@@ -414,7 +412,7 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
     if (results_.size() == result_count_) results_.emplace_back();
     Outputs& outputs = results_[result_count_];
     ResultHeader& result = outputs.header;
-    if (!result.read(batch.header(arrival).view()) || result.action_id < 0) return false;
+    if (!result.read(batch.header(arrival).view())) return false;
     ActionId action_id = static_cast<ActionId>(result.action_id);
     const Expected* expected = worker.actions.find(action_id);
     if (expected == nullptr) return true;  // of an action that was given up

@@ -211,7 +211,6 @@ struct ExchangeBounds {
     std::size_t drain_messages = 256;       // config.DRAIN_BATCH_EVENTS
     std::size_t message_frames = 65'536;    // config.FRAMES_MAX
     std::int64_t priority_default = 4;      // config.PRIORITY_DEFAULT
-    std::int64_t priority_max = 255;        // config.PRIORITY_MAX
     std::size_t queued_requests = 65'536;   // config.QUEUED_REQUESTS_MAX
 };
 

@@ -12,14 +12,17 @@ bool begins(Reader& reader, std::uint32_t fields, std::int64_t tag) {
 
 // [dtype, shape, frame], after the array's count.
 bool read_ref(Reader& reader, TensorRef& ref, std::vector<std::int64_t>& dims) {
-    if (!reader.integer(ref.dtype) || !reader.array(ref.rank)) return false;
+    if (!reader.integer(ref.dtype) || ref.dtype < 0 || ref.dtype > DTYPE_MAX || !reader.array(ref.rank) ||
+        ref.rank > RANK_MAX) {
+        return false;
+    }
     ref.first = static_cast<std::uint32_t>(dims.size());
     for (std::uint32_t place = 0; place < ref.rank; ++place) {
         std::int64_t dimension = 0;
         if (!reader.integer(dimension)) return false;
         dims.push_back(dimension);
     }
-    return reader.integer(ref.frame);
+    return reader.integer(ref.frame) && 0 <= ref.frame && ref.frame <= FRAME_MAX;
 }
 
 // A worker's clock may read less than nothing: it counts from wherever it likes.
@@ -27,11 +30,11 @@ bool is_time(std::int64_t value) { return -NEVER_NS < value && value < NEVER_NS;
 
 bool is_natural(std::int64_t value) { return 0 <= value && value < NEVER_NS; }
 
-bool is_output(const TensorRef& ref, const std::vector<std::int64_t>& dims) {
+bool has_sizes(const TensorRef& ref, const std::vector<std::int64_t>& dims) {
     for (std::uint32_t place = 0; place < ref.rank; ++place) {
         if (!is_natural(dims[ref.first + place])) return false;
     }
-    return 0 <= ref.dtype && ref.dtype <= INT32_MAX && 0 <= ref.frame;
+    return true;
 }
 
 }  // namespace
@@ -44,7 +47,7 @@ std::int64_t tag_of(std::string_view header) {
 }
 
 bool is_status(std::int64_t number) {
-    return (0 <= number && number <= static_cast<std::int64_t>(Status::INTERNAL)) ||
+    return (0 <= number && number <= static_cast<std::int64_t>(Status::FORBIDDEN)) ||
            (static_cast<std::int64_t>(Status::TOO_LATE) <= number &&
             number <= static_cast<std::int64_t>(Status::CRASHED));
 }
@@ -54,14 +57,17 @@ bool InferRequestHeader::read(std::string_view header) {
     dims.clear();
     std::uint32_t count = 0;
     Reader reader(header.data(), header.size());
-    if (header.size() > HEADER_BYTES_MAX || !begins(reader, 5, TAG_INFER_REQUEST) || !reader.integer(request_id) ||
-        !reader.text(model) || !is_utf8(model) || !reader.integer(slo_ns) || !reader.integer(priority) || !reader.array(count)) {
+    if (header.size() > REQUEST_HEADER_BYTES_MAX || !begins(reader, 5, TAG_INFER_REQUEST) ||
+        !reader.integer(request_id) || request_id < 0 || !reader.text(model) || model.size() > REFERENCE_BYTES_MAX ||
+        !is_utf8(model) || !reader.integer(slo_ns) || !is_natural(slo_ns) || !reader.integer(priority) || priority < 0 ||
+        priority > PRIORITY_MAX || !reader.array(count) || count > TENSORS_MAX) {
         return false;
     }
     for (std::uint32_t place = 0; place < count; ++place) {
         TensorRef ref;
         std::uint32_t fields = 0;
-        if (!reader.array(fields) || fields != 4 || !reader.text(ref.name) || !read_ref(reader, ref, dims)) {
+        if (!reader.array(fields) || fields != 4 || !reader.text(ref.name) || ref.name.size() > NAME_BYTES_MAX ||
+            !is_utf8(ref.name) || !read_ref(reader, ref, dims)) {
             return false;
         }
         tensors.push_back(ref);
@@ -71,7 +77,7 @@ bool InferRequestHeader::read(std::string_view header) {
 
 bool CancelHeader::read(std::string_view header) {
     Reader reader(header.data(), header.size());
-    return begins(reader, 1, TAG_CANCEL) && reader.integer(request_id) && reader.done();
+    return begins(reader, 1, TAG_CANCEL) && reader.integer(request_id) && request_id >= 0 && reader.done();
 }
 
 bool ResultHeader::read(std::string_view header) {
@@ -82,9 +88,9 @@ bool ResultHeader::read(std::string_view header) {
     dims.clear();
     std::int64_t number = 0;
     Reader reader(header.data(), header.size());
-    if (header.size() > HEADER_BYTES_MAX || !begins(reader, 8, TAG_RESULT) || !reader.integer(action_id) ||
-        !reader.integer(number) || !is_status(number) || !reader.text(text) || !is_utf8(text) ||
-        !reader.integer(received_ns) || !is_time(received_ns)) {
+    if (header.size() > RESULT_HEADER_BYTES_MAX || !begins(reader, 8, TAG_RESULT) || !reader.integer(action_id) ||
+        action_id < 0 || !reader.integer(number) || !is_status(number) || !reader.text(text) ||
+        text.size() > SENTENCE_BYTES_MAX || !is_utf8(text) || !reader.integer(received_ns) || !is_time(received_ns)) {
         return false;
     }
     status = static_cast<Status>(number);
@@ -105,14 +111,14 @@ bool ResultHeader::read(std::string_view header) {
         }
     }
     std::uint32_t count = 0;
-    if (!reader.array(count)) return false;
+    if (!reader.array(count) || count > PARTS_MAX) return false;
     for (std::uint32_t place = 0; place < count; ++place) {
         std::uint32_t size = 0;
-        if (!reader.array(size)) return false;
+        if (!reader.array(size) || size > TENSORS_MAX) return false;
         for (std::uint32_t one = 0; one < size; ++one) {
             TensorRef ref;
             std::uint32_t fields = 0;
-            if (!reader.array(fields) || fields != 3 || !read_ref(reader, ref, dims) || !is_output(ref, dims)) {
+            if (!reader.array(fields) || fields != 3 || !read_ref(reader, ref, dims) || !has_sizes(ref, dims)) {
                 return false;
             }
             tensors.push_back(ref);

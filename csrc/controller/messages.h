@@ -8,7 +8,7 @@
 #include <string_view>
 #include <vector>
 
-#include "controller/msgpack.h"
+#include "msgpack.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -27,7 +27,18 @@ enum Tag : std::int64_t {
     TAG_HOST_DROP = 107,
 };
 
-inline constexpr std::size_t HEADER_BYTES_MAX = 4 << 20;  // clockwork.config.HEADER_BYTES_MAX
+// As clockwork/messages.py declares them; a test compares.
+inline constexpr std::size_t REQUEST_HEADER_BYTES_MAX = 128 << 10;
+inline constexpr std::size_t RESULT_HEADER_BYTES_MAX = 2 << 20;
+inline constexpr std::size_t REFERENCE_BYTES_MAX = 1'024;
+inline constexpr std::size_t NAME_BYTES_MAX = 1'024;
+inline constexpr std::size_t SENTENCE_BYTES_MAX = 16 << 10;
+inline constexpr std::uint32_t TENSORS_MAX = 1'024;
+inline constexpr std::uint32_t PARTS_MAX = 65'536;
+inline constexpr std::uint32_t RANK_MAX = 32;
+inline constexpr std::int64_t PRIORITY_MAX = 255;
+inline constexpr std::int64_t FRAME_MAX = 65'535;  // the last one's number
+inline constexpr std::int64_t DTYPE_MAX = INT32_MAX;
 
 // A tensor that a header describes. Its dimensions are `rank` numbers of the header's dims, from `first` on.
 struct TensorRef {
@@ -46,7 +57,7 @@ struct InferRequestHeader {
     std::vector<TensorRef> tensors;
     std::vector<std::int64_t> dims;
 
-    // False if it is odd. A dimension may be any number here.
+    // False if it is odd; else everything is within the bounds of its declaration. A dimension may be any number here.
     bool read(std::string_view header);
 };
 

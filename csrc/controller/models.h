@@ -13,7 +13,6 @@
 
 namespace clockwork {
 
-inline constexpr std::size_t RANK_MAX = 32;                     // clockwork.config.RANK_MAX
 inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;      // clockwork.config.MESSAGE_BYTES_MAX
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.tensors._DIMENSIONS_MAX
 

@@ -199,7 +199,7 @@ def test_what_is_not_there_not_ready_or_not_alike_gets_nothing(stage: Stage) -> 
         (stage.route([3, TENTH]), Status.INVALID_INPUT, r"m@3 takes z float32 [?, 2], m@1 takes x float32 [?, 2]"),
         (stage.route(shadow=[3, ALL, 0.0]), Status.INVALID_INPUT, "m@3 takes z"),
         (stage.route(shadow=[9, ALL, 0.0]), Status.MODEL_NOT_FOUND, "m has no version 9"),
-        (stage.route([2, "1"]), Status.INVALID_INPUT, "a share is"),
+        (stage.route([2, "1"]), Status.INVALID_INPUT, "Route.shares[0].parts is an integer"),
     ]:  # fmt: skip
         assert (asked.status, sentence in asked.text) == (status, True), asked
     assert stage.count(3) == {1: 3}

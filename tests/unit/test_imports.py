@@ -26,6 +26,8 @@ ROOMS = {
         "clock",
         "messages",
         "wire",
+        "_wire",
+        "forms",
         "tensors",
         "keys",
         "limits",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clockwork.config import BATCH_SIZE_MAX, INTERFACE_TENSORS_MAX, RANK_MAX, RUN_PAGES_MAX
+from clockwork.config import BATCH_SIZE_MAX, RANK_MAX, RUN_PAGES_MAX, TENSORS_MAX
 from clockwork.controller.interfaces import Interface, as_counted, difference, read_summary
 from clockwork.errors import InvalidInput
 from clockwork.messages import NEVER_NS
@@ -109,7 +109,7 @@ def test_an_honest_summary_is_read() -> None:
         *({"profile": [POINT | {"shape": one}]} for one in ([[-1]], [[1] * (RANK_MAX + 1)], [["N"]])),
         *({"inputs": [TENSOR | one]} for one in ({"dtype": -1}, {"dtype": 1 << 31}, {"name": 1}, {"name": "x" * 5000})),
         *({"outputs": [TENSOR | {"shape": one}]} for one in ([-1], [1 << 62], [[]], [1] * (RANK_MAX + 1), ["N" * 5000])),
-        {"outputs": [TENSOR] * (INTERFACE_TENSORS_MAX + 1)},
+        {"outputs": [TENSOR] * (TENSORS_MAX + 1)},
         {"metadata": {"a": 1}},
         {"metadata": {1: "a"}},
         {"format_version": 999},

@@ -1,0 +1,9 @@
+from collections.abc import Mapping
+from typing import Any
+
+class Odd(ValueError): ...
+
+class Layout:
+    def __init__(self, kind: type, fields: Mapping[str, Any], bytes_max: int) -> None: ...
+
+def read(header: Any, layouts: Mapping[int, Layout]) -> Any: ...

@@ -1,0 +1,278 @@
+"""Reading headers: what the declarations let in is read, nothing else is, and no header costs more than they allow."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import msgpack
+import pytest
+
+from clockwork import messages, wire
+from clockwork.controller._exchange import BOUNDS, read_request, read_result
+from clockwork.forms import INT64_MAX, Either, Facts, Integer, ListOf, Record, Row, Text
+from clockwork.messages import (
+    FROM_CLIENT,
+    FROM_WORKER,
+    TAG_OF,
+    TO_CLIENT,
+    TO_WORKER,
+    Failure,
+    InferRequest,
+    Reply,
+    Result,
+    Status,
+)
+from tests.edges import DEEP, edges, header_of, plain, spell
+
+SEED = 20201104
+TABLES = {
+    "from client": FROM_CLIENT,
+    "to client": TO_CLIENT,
+    "from worker": FROM_WORKER,
+    "to worker": TO_WORKER,
+}
+KINDS = [pytest.param(table, kind, id=f"{name}: {kind.__name__}") for name, table in TABLES.items() for kind in table.values()]  # fmt: skip
+
+
+def table_of(kind: type) -> dict[int, type]:
+    return next(table for table in TABLES.values() if kind in table.values())
+
+
+def read(header: bytes, table: dict[int, type]) -> tuple[Any, str]:
+    """The message, or None and why."""
+    try:
+        return wire.decode(header, table), ""
+    except wire.WireError as error:
+        return None, str(error)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal; NaN is the same as NaN."""
+    return bool(one == other) or ("nan" in str(one) and str(one) == str(other))
+
+
+@pytest.mark.parametrize(("table", "kind"), KINDS)
+def test_each_field_takes_what_is_declared_and_nothing_beside_it(table: dict[int, type], kind: type) -> None:
+    seen = set()
+    for edge in edges(kind):
+        seen.add(edge.is_good)
+        message, refusal = read(edge.header, table)
+        if not edge.is_good:
+            assert message is None, f"{kind.__name__}{edge.label} was read as {str(message)[:200]}"
+            assert refusal.isprintable()
+            assert len(refusal) < 1_000, edge.label
+            continue
+        assert type(message) is kind, f"{edge.label}: {refusal}"
+        # As msgpack itself reads it, which knows nothing of forms.
+        assert same([TAG_OF[kind], *message], msgpack.unpackb(edge.header, strict_map_key=False)), edge.label
+        assert same(wire.decode(wire.encode(message), table), message), edge.label
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(("table", "kind"), KINDS)
+def test_a_refusal_names_the_field_and_what_it_may_be(table: dict[int, type], kind: type) -> None:
+    for name, form in wire.forms_of(kind).items():
+        forms = wire.forms_of(kind)
+        fields = [plain(one) if other != name else DEEP for other, one in forms.items()]
+        with pytest.raises(wire.WireError, match=rf"^{kind.__name__}\.{name}\b") as caught:
+            wire.decode(header_of(kind, fields), table)
+        assert str(form).split()[0] in str(caught.value) or "list" in str(caught.value)
+
+
+def test_the_sentence_has_the_path_the_bound_and_the_value() -> None:
+    def said(tensors: list[Any]) -> str:
+        with pytest.raises(wire.WireError) as caught:
+            wire.decode(header_of(InferRequest, [1, "m", 0, 0, tensors]), FROM_CLIENT)
+        return str(caught.value)
+
+    good = ["x", 1, [1, 2], 0]
+    assert (
+        said([good, ["x", -1, [], 0]])
+        == "InferRequest.tensors[1].dtype is an integer from 0 to 2147483647, got -1"
+    )
+    assert said([["x", 1, [1, "two"], 0]]) == (
+        "InferRequest.tensors[0].shape[1] is an integer from -9223372036854775808 to 9223372036854775807, got 'two'"
+    )
+    assert said([["n" * 2000, 1, [], 0]]).endswith(f"at most 1024 bytes, got '{'n' * 79}... (2000 bytes)")
+    assert (
+        said([good[:3]]) == "InferRequest.tensors[0] is a list [name, dtype, shape, frame], got a list of 3"
+    )
+    assert said([good] * 1_025) == "InferRequest.tensors is a list of at most 1024, got a list of 1025"
+
+
+def test_every_number_of_every_message_is_bounded_on_both_sides() -> None:
+    def check(form: Any) -> None:
+        match form:
+            case Integer(least, most):
+                assert -(1 << 63) <= least <= most <= INT64_MAX
+            case ListOf(element, count_max):
+                assert 0 < count_max < 1 << 32
+                check(element)
+            case Row(fields) | Record(fields, _):
+                for one in fields.values():
+                    check(one)
+            case Either(integer, text):
+                check(integer)
+                check(text)
+            case Text(bytes_max, _):
+                assert 0 < bytes_max < 1 << 20
+            case Facts(depth_max, count_max):
+                assert depth_max < 32
+                assert count_max < 1 << 32
+
+    for kind in TAG_OF:
+        for form in wire.forms_of(kind).values():
+            check(form)
+
+
+def test_the_shorter_reader_of_requests_and_results_agrees_at_every_edge() -> None:
+    """csrc/controller/messages.cpp takes exactly what the declarations let in; of results those that Python finds odd, too."""
+    for kind, short in ((InferRequest, read_request), (Result, read_result)):
+        for edge in edges(kind):
+            taken = short(edge.header) is not None
+            if kind is Result and edge.is_good and not taken:
+                message = wire.decode(edge.header, FROM_WORKER)
+                phases = (message.copy_in, message.execute, message.copy_out)
+                is_odd = (
+                    message.status not in set(Status) or sum(one[2] for one in phases) >= messages.NEVER_NS
+                )
+                assert is_odd, edge.label
+            else:
+                assert taken == edge.is_good, f"{kind.__name__}{edge.label}"
+
+
+def test_both_readers_bounds_are_one_declaration() -> None:
+    request, result = wire.forms_of(InferRequest), wire.forms_of(Result)
+    tensors: Any = request["tensors"]
+    row, parts = tensors.element.fields, result["parts"]
+    assert isinstance(parts, ListOf)
+    assert isinstance(parts.element, ListOf)
+    model, priority, text = request["model"], request["priority"], result["text"]
+    assert isinstance(model, Text)
+    assert isinstance(priority, Integer)
+    assert isinstance(text, Text)
+    assert {
+        "request_header_bytes": wire.bytes_max_of(InferRequest),
+        "result_header_bytes": wire.bytes_max_of(Result),
+        "reference_bytes": model.bytes_max,
+        "name_bytes": row["name"].bytes_max,
+        "sentence_bytes": text.bytes_max,
+        "tensors": tensors.count_max,
+        "parts": parts.count_max,
+        "rank": row["shape"].count_max,
+        "frame": row["frame"].most,
+        "dtype": row["dtype"].most,
+        "priority": priority.most,
+    } == BOUNDS
+    assert parts.element.count_max == tensors.count_max
+
+
+def hostile_headers() -> dict[str, tuple[bytes, dict[int, type]]]:
+    """What made readers slow or ended them: the largest of their kind, and as many objects for a byte as can be."""
+    found: dict[str, tuple[bytes, dict[int, type]]] = {}
+    small, ones = b"\x91\x90", b"\x91\x00"
+    for kind in TAG_OF:
+        room = wire.bytes_max_of(kind)
+        forms = list(wire.forms_of(kind).values())
+        for place, form in enumerate(forms):
+            if not isinstance(form, (ListOf, Facts, Record)) and "Anything" not in type(form).__name__:
+                continue
+            for name, unit in (("empty lists", small), ("ones", ones)):
+                head = spell([TAG_OF[kind], *map(plain, forms[:place])])
+                head = b"\xdd" + (len(forms) + 1).to_bytes(4, "big") + head[5:]
+                tail = b"".join(spell(plain(one)) for one in forms[place + 1 :])
+                count = max(0, (room - len(head) - len(tail) - 8) // len(unit))
+                body = b"\xdd" + count.to_bytes(4, "big") + unit * count
+                if isinstance(form, Facts):
+                    body = b"\x81\xa1x" + body
+                found[f"{kind.__name__}.{place} {name}"] = head + body + tail, table_of(kind)
+    return found
+
+
+HOSTILE = hostile_headers()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_header_costs_what_its_declaration_allows_and_no_more(name: str) -> None:
+    """From clients, whom everybody may be, less than a millisecond (here: ten, for a machine that is busy)."""
+    header, table = HOSTILE[name]
+    best = min(_seconds(header, table) for _ in range(3))
+    limit_s = 0.01 if table is FROM_CLIENT else 0.1 if table is FROM_WORKER else 2
+    assert best < limit_s, f"{len(header)} bytes take {best * 1e3:.1f} ms"
+
+
+def _seconds(header: bytes, table: dict[int, type]) -> float:
+    begun = time.thread_time()
+    read(header, table)
+    return time.thread_time() - begun
+
+
+def test_mutated_headers_are_read_or_refused_and_nothing_else() -> None:
+    rng = random.Random(SEED)
+    good = [(edge.header, table) for table in TABLES.values() for kind in table.values() for edge in edges(kind)
+            if edge.is_good and len(edge.header) < 2_000]  # fmt: skip
+    taken = 0
+    for _ in range(100_000):
+        header, table = rng.choice(good)
+        body = bytearray(header)
+        for _ in range(rng.randint(1, 4)):
+            place = rng.randrange(len(body))
+            match rng.randrange(4):
+                case 0:
+                    body[place] = rng.randrange(256)
+                case 1:
+                    body[place] = rng.choice(
+                        b"\xc0\xc1\xc4\xc7\xca\xcb\xcf\xd3\xd9\xdb\xdc\xdd\xde\xdf\x8f\x9f\xbf"
+                    )
+                case 2:
+                    body[place:place] = rng.randbytes(2)
+                case 3:
+                    del body[place : place + rng.randint(1, 3)]
+            if not body:
+                break
+        message, _ = read(bytes(body), table)
+        if message is not None:
+            taken += 1
+            assert same([TAG_OF[type(message)], *message], msgpack.unpackb(bytes(body), strict_map_key=False))
+    assert taken > 1_000, "the mutations are too wild to say anything"
+
+
+def test_a_failures_sentence_is_cut_where_it_is_sent() -> None:
+    sent = Failure(1, Status.INTERNAL, "\N{SNOWMAN}" * 1_000_000, {})
+    got = wire.decode(wire.encode(sent), TO_CLIENT)
+    assert set(got.text) == {"\N{SNOWMAN}"}
+    assert len(got.text) < 50_000
+
+
+def test_what_a_receiver_would_refuse_is_not_sent() -> None:
+    with pytest.raises(wire.TooLarge, match="Reply of"):
+        wire.encode(Reply(1, ["x" * 1_000] * 20_000))
+    with pytest.raises(wire.WireError, match="tensors"):
+        wire.check(InferRequest(1, "m", 0, 0, [["x", 1, [1] * 33, 0]]))
+
+
+@pytest.mark.parametrize("table", [FROM_CLIENT, TO_WORKER], ids=["from client", "to worker"])
+def test_whose_a_refused_message_is_can_be_read(table: dict[int, type]) -> None:
+    for kind in table.values():
+        fields = list(wire.forms_of(kind))
+        is_named = fields[:1] in (["request_id"], ["action_id"], ["model_id"])
+        for edge in edges(kind):
+            if edge.label not in ("a field less", "cut off") and not edge.label.startswith(
+                f".{fields[0] if fields else ''} "
+            ):
+                assert wire.addressee(edge.header, table) == ((kind, 1) if is_named else (None, 0)), (
+                    edge.label
+                )
+    for header in (
+        b"",
+        b"\xc1",
+        b"\x91",
+        b"\x92\x02",
+        DEEP,
+        b"\xdd\xff\xff\xff\xff",
+        b"\x92\x02\xa1x",
+        b"\x92\xc0\x01",
+    ):
+        assert wire.addressee(header, table) == (None, 0)

@@ -161,7 +161,9 @@ def show(found: dict[str, Any], console: rich.console.Console) -> None:
             table.add_row(kind, times, str(len(one["failed_seeds"]) or ""), one["how"], *cells)
     console.print(table)
     console.print(
-        "(median to largest; noticed: from the fault; served again: from its detection; whole: from the fault)"
+        "Median to largest. Noticed: from the fault. Served again: from its detection to the last request that suffered; "
+        "unhindered: without the time for which a process of the cluster waited for a processor. Whole: from the fault "
+        "until both workers serve every model."
     )
     console.print(f"{found['seeds']} seeds, {found['requests']} requests: {found['outcomes']}")
     for rule, failed in found["rules"].items():

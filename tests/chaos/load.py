@@ -36,7 +36,7 @@ from clockwork.errors import (
 from clockwork.messages import Status
 from clockwork.tensors import decode_tensor, encode_array
 from clockwork.transport import Connection, Transport, Waiter
-from tests.chaos.records import ROOMY_SLO_NS, TIGHT_SLO_NS, Change, Outcome, Request, to_line
+from tests.chaos.records import NO_SUCH_MODEL, ROOMY_SLO_NS, TIGHT_SLO_NS, Change, Outcome, Request, to_line
 from tests.process.cluster import same
 
 TIMEOUT_NS = 20 * SECOND
@@ -214,9 +214,10 @@ class Load:
                     else:
                         getattr(client, operation)(name)
                     outcome = Outcome.OK
-                except ModelNotFound:
-                    # Of a name that is there, this is no answer that the oracle would accept: it knows.
-                    outcome, text = Outcome.REFUSED, "no such model"
+                except (
+                    ModelNotFound
+                ):  # as it should, of a model that is not there: the oracle knows whether it is
+                    outcome, text = Outcome.REFUSED, NO_SUCH_MODEL
                 except ClockworkError as error:
                     outcome, text = outcome_of(error), f"{type(error).__name__}: {error}"[:200]
                 self.write(Change(operation, name, begin_ns, now_ns(), outcome, text))

@@ -7,8 +7,8 @@ import enum
 from collections.abc import Callable, Iterable, Sequence
 
 from clockwork.clock import MS, SECOND
-from tests.chaos.faults import Effect
-from tests.chaos.records import Change, Outcome, Request
+from tests.chaos.faults import NOTICED_WITHIN_NS, Effect
+from tests.chaos.records import NO_SUCH_MODEL, Change, Outcome, Request
 from tests.chaos.scenario import Kind
 
 SERVED_AGAIN_NS = SECOND
@@ -34,7 +34,7 @@ class Rule(enum.StrEnum):
     LOST = "a request failed that no fault touched"
     SLOW = "service was not back in time"
     LATE = "a late answer was a success"
-    UNNOTICED = "a failure was not noticed"
+    UNNOTICED = "a failure was not noticed in time"
     CHANGED = "a registration is not as acknowledged"
     NOT_WHOLE = "the cluster did not become whole again"
     LEFT = "something was left behind, or ended badly"
@@ -78,6 +78,26 @@ def judge_requests(
             before = [effect for effect in done if effect.begin_ns <= one.end_ns]
             rule = Rule.SLOW if before and one.client in before[-1].lossy else Rule.LOST
             breaches.append(Breach(rule, said + _place(one, before)))
+    return breaches
+
+
+def judge_detection(effects: Sequence[Effect], waited: Waited = lambda begin_ns, end_ns: 0) -> list[Breach]:
+    """Whether each failure that is to be noticed was, within what docs/chaos.md says."""
+    breaches = []
+    for effect in effects:
+        bound_ns = NOTICED_WITHIN_NS.get(effect.fault.kind, 0)
+        if effect.skipped or not bound_ns:
+            continue
+        took_ns = effect.detected_ns - effect.begin_ns
+        if not effect.detected_ns:
+            breaches.append(Breach(Rule.UNNOTICED, effect.fault.kind))
+        elif took_ns > bound_ns + waited(effect.begin_ns, effect.detected_ns):
+            breaches.append(
+                Breach(
+                    Rule.UNNOTICED,
+                    f"{effect.fault.kind}: {took_ns / MS:.0f} ms, the bound is {bound_ns / MS:.0f} ms",
+                )
+            )
     return breaches
 
 
@@ -171,7 +191,7 @@ def states(
             # Of an unloaded model, registering the same content again says nothing of whether it serves.
             stays = one.operation == "register" and State.UNLOADED in before
             may_be[one.model] = after | frozenset((State.UNLOADED,)) if stays else after
-        elif one.outcome is Outcome.REFUSED and one.text == "no such model":
+        elif one.outcome is Outcome.REFUSED and one.text == NO_SUCH_MODEL:
             if State.ABSENT not in before:
                 breaches.append(
                     Breach(

@@ -51,6 +51,9 @@ class Change:
     text: str = ""
 
 
+NO_SUCH_MODEL = "no such model"
+"""The text of a change that was refused because its model is not there."""
+
 ROOMY_SLO_NS = 10_000_000_000
 TIGHT_SLO_NS = 200_000_000
 

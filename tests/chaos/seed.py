@@ -80,8 +80,6 @@ def run(
             pause.wait(fault.after_ms / 1000)  # the load that goes before it
             effect = faults.apply(world, fault)
             effects.append(effect)
-            if effect.unnoticed:
-                breaches.append(Breach(Rule.UNNOTICED, f"{fault.kind}: not within {faults.NOTICED_S:g} s"))
             try:
                 world.wait_until_whole(WHOLE_S)
             except AssertionError:
@@ -99,8 +97,7 @@ def run(
         for effect in effects:
             if effect.fault.kind is Kind.HOLD_CLIENT_LINK:
                 effect.detected_ns = oracle.noticed_by_client_ns(requests, effect, "linked")
-                if not effect.detected_ns:
-                    breaches.append(Breach(Rule.UNNOTICED, effect.fault.kind))
+        breaches += oracle.judge_detection(effects, pressure.waited_ns)
         breaches += oracle.judge_requests(requests, effects, pressure.waited_ns)
         may_be, contradictions = oracle.states(changes, template.churn)
         breaches += contradictions

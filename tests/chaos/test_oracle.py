@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from clockwork.clock import MS, SECOND
-from tests.chaos.faults import Effect
-from tests.chaos.oracle import Rule, State, judge_requests, judge_states, recovered_ns, states
-from tests.chaos.records import ROOMY_SLO_NS, TIGHT_SLO_NS, Change, Outcome, Request, read, to_line
+from tests.chaos.faults import NOTICED_WITHIN_NS, Effect
+from tests.chaos.oracle import (
+    Rule,
+    State,
+    judge_detection,
+    judge_requests,
+    judge_states,
+    recovered_ns,
+    states,
+)
+from tests.chaos.records import (
+    NO_SUCH_MODEL,
+    ROOMY_SLO_NS,
+    TIGHT_SLO_NS,
+    Change,
+    Outcome,
+    Request,
+    read,
+    to_line,
+)
 from tests.chaos.scenario import Fault, Kind, scenario
 from tests.chaos.soak import FLAT, Series, judge, slope
 
@@ -87,6 +105,22 @@ def test_tight_requests_may_fail_but_not_be_late() -> None:
     assert rules(tight, [effect()]) == []
 
 
+def test_a_failure_has_to_be_noticed_within_its_bound() -> None:
+    bound_ns = NOTICED_WITHIN_NS[Kind.STOP_WORKER]
+    assert judge_detection([effect(Kind.STOP_WORKER, noticed_ns=bound_ns)]) == []
+    late = effect(Kind.STOP_WORKER, noticed_ns=bound_ns + MS)
+    assert [breach.rule for breach in judge_detection([late])] == [Rule.UNNOTICED]
+    assert judge_detection([late], lambda begin_ns, end_ns: 2 * MS) == []
+    never = effect(Kind.STOP_WORKER)
+    never.detected_ns = 0
+    assert [breach.rule for breach in judge_detection([never])] == [Rule.UNNOTICED]
+    never.skipped = "not here"
+    assert judge_detection([never]) == []
+    unnoticeable = effect(Kind.PAUSE_WORKER)
+    unnoticeable.detected_ns = 0
+    assert judge_detection([unnoticeable]) == []
+
+
 def test_recovery_counts_from_the_detection_to_the_last_request_that_suffered() -> None:
     killed = effect(Kind.KILL_CONTROLLER, lossy=frozenset(("sync",)))
     requests = [
@@ -118,7 +152,7 @@ def change(operation: str, outcome: Outcome = Outcome.OK, text: str = "") -> Cha
         ([change("register", Outcome.LOST)], {State.ABSENT, State.SERVING}),
         ([change("register"), change("unregister", Outcome.LOST)], {State.ABSENT, State.SERVING}),
         (
-            [change("register", Outcome.LOST), change("unload", Outcome.REFUSED, "no such model")],
+            [change("register", Outcome.LOST), change("unload", Outcome.REFUSED, NO_SUCH_MODEL)],
             {State.ABSENT},
         ),
         ([change("register", Outcome.FAILED), change("unregister")], {State.ABSENT}),
@@ -134,11 +168,11 @@ def test_what_was_acknowledged_is_so_and_the_rest_may_be(changes: list[Change], 
 
 
 def test_a_model_that_was_registered_is_found() -> None:
-    _, breaches = states([change("register"), change("load", Outcome.REFUSED, "no such model")], ["c0"])
+    _, breaches = states([change("register"), change("load", Outcome.REFUSED, NO_SUCH_MODEL)], ["c0"])
     assert [breach.rule for breach in breaches] == [Rule.CHANGED]
 
 
-def test_records_are_read_as_they_were_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     records = [request(0, MS, Outcome.LOST), change("register", Outcome.FAILED, 'what "it" said\n')]
     (tmp_path / "records").write_text("".join(map(to_line, records)))
     assert list(read(tmp_path / "records")) == records

@@ -88,6 +88,10 @@ def odd_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(body)
 
 
+def packed(value: Any) -> bytes:
+    return bytes(msgpack.packb(value))
+
+
 # ----- examples ----------------------------------------------------------------------------------
 
 
@@ -158,9 +162,6 @@ HTTP = {
 
 def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]]:
     """By target: what makes bytes of a value, and good values."""
-
-    def packed(value: Any) -> bytes:
-        return bytes(msgpack.packb(value))
 
     def as_json(value: Any) -> bytes:
         return json.dumps(value, default=str).encode()

@@ -1,0 +1,148 @@
+"""An honest client, whose every answer is checked, beside everything that strangers throw at a cluster.
+
+This is the net for whatever arrives: `clockwork up` as a user starts it, every attack of attacks.py at once, and at
+the end the same processes, no traceback, bounded memory, and not one honest request that failed or was answered wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
+pytest.importorskip("grpc", reason="the gateway's libraries are not installed ([gateway])")
+
+from clockwork import Client
+from clockwork.models import zoo
+from tests.process.attacks import ATTACKS, Doors, Stop
+from tests.process.cluster import Reference, same
+from tests.process.test_cluster import Up, running
+
+SEED = 20201104
+GROWTH_BYTES_MAX = 1 << 30
+"""Of any of its processes, for all that was thrown: what strangers may hold is bounded, and no more than this."""
+
+ANSWER_S_MAX = 30.0
+"""An answer that takes longer than this beside the attacks counts as none."""
+
+
+def children(up: Up) -> dict[int, int]:
+    """Bytes of memory of each process that `up` has started."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == up.process.pid and fields[0] not in "ZX":
+                found[int(entry.name)] = int((entry / "statm").read_text().split()[1]) * 4096
+        except (OSError, ValueError):
+            continue  # no process, or it ended meanwhile
+    return found
+
+
+class Honest:
+    """A client that notes how long its answers take, and what is wrong with them."""
+
+    def __init__(self, name: str, infer: Callable[[np.ndarray], np.ndarray], reference: Reference) -> None:
+        self.name = name
+        self.longest_s = 0.0
+        self.answers = 0
+        self.wrong: list[str] = []
+        self._infer, self._reference = infer, reference
+
+    def work(self, stop: Stop, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        while not stop.is_set():
+            x = rng.random((1, 1, 8, 8), np.float32)
+            begun = time.monotonic()
+            try:
+                answer = self._infer(x)
+            except Exception as error:
+                self.wrong.append(f"{self.name}: {type(error).__name__}: {error}")
+                continue
+            self.longest_s = max(self.longest_s, time.monotonic() - begun)
+            self.answers += 1
+            if not same(answer, self._reference(x)):
+                self.wrong.append(f"{self.name}: an answer is another request's, or nobody's")
+
+
+def over_http(port: int) -> Callable[[np.ndarray], np.ndarray]:
+    def infer(x: np.ndarray) -> np.ndarray:
+        row = {"name": "image", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v2/models/digits/infer", json.dumps({"inputs": [row]}).encode()
+        )
+        with urllib.request.urlopen(request, timeout=ANSWER_S_MAX) as response:
+            [output] = json.load(response)["outputs"]
+        return np.array(output["data"], np.float32).reshape(output["shape"])
+
+    return infer
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(240, marks=pytest.mark.long)]
+)
+def test_an_honest_client_is_answered_rightly_beside_everything_that_strangers_throw(
+    seconds: int, tmp_path: Path
+) -> None:
+    free = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--verbose")
+    with running(tmp_path, *free) as up:
+        doors = Doors(
+            *(up.wait_for(rf"^ +{name} +(tcp://\S+)")[1] for name in ("clients", "workers", "events")),
+            *(int(up.wait_for(rf"^ +{name} .*:(\d+)")[1]) for name in ("http", "grpc", "metrics")),
+        )
+        up.wait_for("Ctrl-C ends it")
+        before = children(up)
+        assert len(before) == 3, "a controller, a worker and a gateway"
+        model = zoo.digits()
+        with Client(doors.clients, timeout=ANSWER_S_MAX) as client:
+            honest = [
+                Honest("a client", lambda x: np.asarray(client.infer("digits", x)), Reference(model)),
+                Honest("an HTTP client", over_http(doors.http), Reference(model)),
+            ]
+            stops = {name: Stop() for name in ATTACKS}
+            end = Stop()
+            broken: list[str] = []
+
+            def attack(name: str) -> None:
+                try:
+                    ATTACKS[name](doors, random.Random(f"{SEED} {name}"), stops[name])
+                except Exception as error:
+                    broken.append(f"{name}: {type(error).__name__}: {error}")
+
+            threads = [threading.Thread(target=one.work, args=(end, SEED), daemon=True) for one in honest]
+            threads += [threading.Thread(target=attack, args=(name,), daemon=True) for name in ATTACKS]
+            for thread in threads:
+                thread.start()
+            end.wait(seconds)
+            most = children(up)
+            for stop in (end, *stops.values()):
+                stop.set()
+            for thread in threads:
+                thread.join(2 * ANSWER_S_MAX)
+                assert not thread.is_alive(), "an attack, or an honest client, hangs"
+            print(f"seed {SEED}:", {name: stop.thrown for name, stop in stops.items()})
+            print({one.name: (one.answers, round(one.longest_s, 3)) for one in honest})
+            assert not broken
+            assert all(stop.thrown > 10 for stop in stops.values()), "an attack has reached nothing"
+            wrong = [line for one in honest for line in one.wrong]
+            assert not wrong, (len(wrong), wrong[:5], up.lines[-40:])
+            assert all(one.answers > seconds for one in honest)
+            assert same(
+                client.infer("digits", np.zeros((1, 1, 8, 8), np.float32)),
+                Reference(model)(np.zeros((1, 1, 8, 8), np.float32)),
+            )
+        assert list(most) == list(before), ("a process ended", up.lines[-40:])
+        assert max(most[pid] - before[pid] for pid in before) < GROWTH_BYTES_MAX
+        tracebacks = [number for number, line in enumerate(up.lines) if "Traceback" in line]
+        assert not tracebacks, up.lines[tracebacks[0] - 3 : tracebacks[0] + 40]
+        status, _ = up.end()
+        assert status == 0, up.lines[-40:]

@@ -437,7 +437,8 @@ class Result(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Ask for ``length`` bytes of file number ``file`` of a package."""
+    """Ask for ``length`` bytes of file number ``file`` of a package. The controller asks as well, where its own copy of
+    a package is damaged and the worker has prepared a model of it."""
 
     digest: Digest
     file: FileIndex
@@ -655,10 +656,10 @@ FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: Uploa
 TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
              38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
 FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
-               70: DeviceFault, 71: ClockChanged, 41: Goodbye}  # fmt: skip
+               70: DeviceFault, 71: ClockChanged, 41: Goodbye, 100: Chunk}  # fmt: skip
 TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
              103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 39: HelloNeeded,
-             40: Mismatch, 41: Goodbye}  # fmt: skip
+             40: Mismatch, 41: Goodbye, 68: Fetch}  # fmt: skip
 
 TAG_OF: dict[type, int] = {
     kind: tag for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER) for tag, kind in table.items()

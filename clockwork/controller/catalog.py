@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -27,7 +28,16 @@ from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
 from clockwork.models.checksums import mend, read_plain, seal, set_aside, unseal
 from clockwork.models.durable import Journal, write_durably
-from clockwork.models.package import PackageFile, PackageStore, check_name, digest_of, parse_files, rows_of
+from clockwork.models.package import (
+    DamagedPackage,
+    PackageFile,
+    PackageStore,
+    check_name,
+    check_package,
+    digest_of,
+    parse_files,
+    rows_of,
+)
 from clockwork.telling import printable, tell
 
 FORMAT = "1"
@@ -235,6 +245,28 @@ class Catalog:
             except OSError as error:
                 left.append(f"package {digest} cannot be removed: {error.strerror}")
         return "; ".join(left)
+
+    def is_whole(self, digest: str) -> bool:
+        """Whether a package is there, every byte of it, for good. A damaged one is set aside. Raises OSError."""
+        if not self.store.settle(digest):
+            return False
+        try:
+            self.inspect(digest)
+        except DamagedPackage:
+            return False
+        return True
+
+    def inspect(self, digest: str, busy_share: float = 1.0, stop: threading.Event | None = None) -> None:
+        """Compare a package with its checksums. Raises DamagedPackage: it has been set aside, if it was there at all.
+
+        busy_share, stop: see models.checksums.pieces_of().
+        """
+        directory = self.store.directory(digest)
+        try:
+            check_package(directory, busy_share, stop)
+        except DamagedPackage:
+            set_aside(directory)
+            raise
 
     def read_chunk(self, digest: str, file: PackageFile, offset: int, length: int) -> bytes:
         """Bytes of a stored file. Raises OSError."""

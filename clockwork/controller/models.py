@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
@@ -342,11 +342,10 @@ class ModelTable:
 
     def uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
         """Whether any version that stays, unloaded ones too, is of that package."""
-        away = (record for versions in self.unloaded.values() for record in versions.values())
         served = (model.record for model in self._of_digest.get(digest, ()) if model.leaving != REMOVED)
         return any(
             record.digest == digest and all(record is not one for one in apart_from)
-            for record in (*served, *away)
+            for record in (*served, *self._away())
         )
 
     def split_of(self, name: str) -> Split | None:
@@ -469,7 +468,26 @@ class ModelTable:
     def files_of(self, digest: str) -> list[PackageFile]:
         """The files of a package that some version uses; empty where none does."""
         models = self._of_digest.get(digest)
-        return models[0].record.files if models else []
+        if models:
+            return models[0].record.files
+        return next((record.files for record in self._away() if record.digest == digest), [])
+
+    def _away(self) -> Iterator[ModelRecord]:
+        return (record for versions in self.unloaded.values() for record in versions.values())
+
+    def digests(self) -> list[str]:
+        """Of every package that some version uses, those that are served first."""
+        return list(dict.fromkeys([*self._of_digest, *(record.digest for record in self._away())]))
+
+    def workers_with(self, digest: str) -> list[int]:
+        """The workers that have prepared a model of this package."""
+        ready = [
+            worker
+            for model in self._of_digest.get(digest, ())
+            for worker, state in model.workers.items()
+            if state == "ready"
+        ]
+        return list(dict.fromkeys(ready))
 
     def free_version(self, name: str, wanted: int) -> int:
         """The number of a version to come: the one that is wanted (0: none) unless there is one, else the next."""

@@ -66,6 +66,7 @@ from clockwork.controller.models import (
 )
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
+from clockwork.controller.repairs import Repairs
 from clockwork.controller.settings import ControllerSettings
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind, Troubles
@@ -202,12 +203,14 @@ class Controller:
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
         self._storage = StorageThread()
-        self._registrar = Registrar(self, self._catalog, self._storage, self._table)
+        self._repairs = Repairs(self, self._catalog, self._table)
+        self._registrar = Registrar(self, self._catalog, self._storage, self._table, self._repairs)
         self._metrics = MetricsQuery(
             self._exchange, self._scheduler, self._table, self._registrar, self.troubles, self._complaints,
             settings.policy, self._started_ns,
         )  # fmt: skip
         restored = self._registrar.restore()
+        self._repairs.start()
         log.info(
             "controller %s listens for clients on %s and for workers on %s; %d models in %s",
             __version__, self.client_endpoint, self.worker_endpoint, restored, settings.data,
@@ -219,7 +222,7 @@ class Controller:
 
     def run(self, wake_fd: int = -1) -> None:
         """Serve until stop(). wake_fd: a descriptor that becomes readable when a signal has come."""
-        others = [self._storage.fileno()] + ([wake_fd] if wake_fd >= 0 else [])
+        others = [self._storage.fileno(), self._repairs.fileno()] + ([wake_fd] if wake_fd >= 0 else [])
         exchange = self._exchange
         exchange.wait_on([*self._worker_router.filenos, *self._client_router.filenos], others)
         gc.collect()
@@ -254,6 +257,7 @@ class Controller:
         if self._recorder is not None:
             self._recorder.close()
         self._storage.close()
+        self._repairs.close()
         self._transport.close()
         self._catalog.close()
 
@@ -280,6 +284,7 @@ class Controller:
     def _other(self) -> None:
         """What is neither a message nor an order."""
         self._storage.drain(self._after_job_failed)
+        self._repairs.drain(self._after_job_failed)
         if self._now >= self._heartbeat_ns:
             self._beat()
 
@@ -613,6 +618,8 @@ class Controller:
 
         def answer(data: Any, error: BaseException | None) -> None:
             status = Status.OK if error is None else Status.INTERNAL
+            if isinstance(error, OSError):
+                self._repairs.inspect(message.digest)
             chunk = Chunk(message.digest, message.file, message.offset, status)
             self._worker_router.send(identity, wire.encode(chunk), [data if error is None else b""])
 
@@ -623,6 +630,9 @@ class Controller:
         self._storage.submit(
             lambda: self._catalog.read_chunk(message.digest, file, message.offset, message.length), answer
         )
+
+    def _chunk(self, worker: WorkerLink, message: Chunk, frames: list[Any]) -> None:
+        self._repairs.on_chunk(worker.worker_id, message, frames[1] if len(frames) > 1 else None)
 
     def _prepared(self, worker: WorkerLink, message: Prepared, frames: list[Any]) -> None:
         self._registrar.prepared(worker.worker_id, message)
@@ -664,6 +674,7 @@ class Controller:
         Heartbeat: _heartbeat,
         Pong: _pong,
         Fetch: _fetch,
+        Chunk: _chunk,
         Prepared: _prepared,
         DeviceFault: _device_lost,
         ClockChanged: _clock_changed,
@@ -931,6 +942,7 @@ class Controller:
             "ready": not why,
             "why_not_ready": why,
             "models": states,
+            "packages_unchecked": self._repairs.left_count,
             "programs": len(
                 {m.prepared.program for m in self._table.by_id.values() if m.prepared is not None}
             ),

@@ -38,6 +38,7 @@ from clockwork.controller.models import (
 )
 from clockwork.controller.options import check_options
 from clockwork.controller.preparations import PREPARING, READY, Preparations
+from clockwork.controller.repairs import Repairs
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
@@ -122,12 +123,15 @@ class Removal:
 
 
 class Registrar:
-    def __init__(self, outside: Outside, catalog: Catalog, storage: StorageThread, table: ModelTable) -> None:
+    def __init__(
+        self, outside: Outside, catalog: Catalog, storage: StorageThread, table: ModelTable, repairs: Repairs
+    ) -> None:
         self._outside = outside
         self._catalog = catalog
         self._storage = storage
         self._table = table
         self._uploads: dict[tuple[bytes, int], Upload] = {}
+        self._repairs = repairs
         self._turns = Turns(outside, catalog, storage)
         self._awaited: dict[int, ServedModel] = {}  # models that have waiters
         self._removals: list[Removal] = []
@@ -238,10 +242,10 @@ class Registrar:
         upload = Upload(waiter.client, waiter.request_id, name, options, files)
         upload.missing = sum(file.bytes for file in files)
         self._uploads[waiter.client, waiter.request_id] = upload
-        store = self._catalog.store
+        catalog = self._catalog
 
         def begin() -> PackageWriter | None:
-            return None if store.settle(digest) else store.writer(files)
+            return None if catalog.is_whole(digest) else catalog.store.writer(files)
 
         self._storage.submit(begin, functools.partial(self._begun, upload, digest))
 
@@ -564,6 +568,7 @@ class Registrar:
         self.preparations.drains(worker)
 
     def worker_left(self, worker: int) -> None:
+        self._repairs.worker_left(worker)
         for model in list(self._table.by_id.values()):
             if self._forget_preparation(model, worker) and model.state is ModelState.PREPARING:
                 self._settle(model)
@@ -583,6 +588,8 @@ class Registrar:
         if message.status != Status.OK:
             # An invalid model is one for everybody: another try may only help where others serve it.
             may_help = message.status != Status.INVALID_MODEL or model.was_ready
+            if message.status == Status.INTERNAL:  # perhaps what it was sent is not what was stored
+                self._repairs.inspect(model.record.digest)
             self._not_prepared(model, worker, message.text or "could not be prepared", may_help)
         else:
             prepared = read_summary(message.summary)
@@ -592,6 +599,7 @@ class Registrar:
                 self._not_prepared(model, worker, why, may_help=False)
             else:
                 self.preparations.note(model, worker, READY)
+                self._repairs.worker_ready(worker, model.record.digest)
                 if self._table.learn(model, worker, prepared):
                     self._turns.take(model.record.name, functools.partial(self._keep_interface, model))
                 self._outside.schedule(ModelReady(self._outside.now(), worker, model.spec(prepared)))
@@ -787,6 +795,7 @@ class Registrar:
     def _arrived(self, upload: Upload, digest: str) -> None:
         """The package is in the store: make it a version."""
         upload.has_all = True
+        self._repairs.arrived(digest)
         self._turns.take(upload.name, functools.partial(self._become, upload, digest))
 
     def _become(self, upload: Upload, digest: str) -> None:

@@ -21,16 +21,20 @@ class StorageThread:
     one fetch window a worker.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "storage") -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Done] | None] = queue.SimpleQueue()
         self._done: deque[tuple[Done, Any, BaseException | None]] = deque()
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def fileno(self) -> int:
         """Readable while drain() has something to do."""
         return self._event
+
+    def wake(self) -> None:
+        """Have drain() called soon. Any thread may call it, before close()."""
+        os.eventfd_write(self._event, 1)
 
     def submit(self, job: Callable[[], Any], done: Done) -> None:
         self._jobs.put((job, done))

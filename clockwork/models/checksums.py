@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,10 +77,17 @@ def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
     return data
 
 
-def pieces_of(path: Path, busy_share: float = 1.0) -> Iterator[memoryview]:
+class Stopped(Exception):
+    """Whoever had files checked does not want to know any more."""
+
+
+def pieces_of(
+    path: Path, busy_share: float = 1.0, stop: threading.Event | None = None
+) -> Iterator[memoryview]:
     """The bytes of a file, piece by piece; each is good until the next is asked for. Raises OSError.
 
-    busy_share: of the time to spend on reading and on whatever is done with them; the rest is slept.
+    busy_share: of the time to spend on reading and on whatever is done with them; the rest is slept. stop: has it
+    raise Stopped.
     """
     buffer = memoryview(bytearray(CHECK_PIECE_BYTES))
     with open(path, "rb", buffering=0) as file:
@@ -89,8 +97,12 @@ def pieces_of(path: Path, busy_share: float = 1.0) -> Iterator[memoryview]:
             if not size:
                 return
             yield buffer[:size]
-            if busy_share < 1.0:
-                time.sleep((time.monotonic() - started) * (1 / busy_share - 1))
+            pause_s = (time.monotonic() - started) * (1 / busy_share - 1)
+            if stop is not None:
+                if stop.wait(pause_s):
+                    raise Stopped
+            elif pause_s > 0:
+                time.sleep(pause_s)
 
 
 def checksum_of(path: Path, busy_share: float = 1.0) -> int:

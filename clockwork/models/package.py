@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -99,10 +100,10 @@ def digest_of(files: Sequence[PackageFile]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def hash_file(path: Path, busy_share: float = 1.0) -> tuple[int, str]:
-    """Size in bytes and sha256 of a file. busy_share: of the time to spend on it; the rest is slept."""
+def hash_file(path: Path, busy_share: float = 1.0, stop: threading.Event | None = None) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file. busy_share, stop: see pieces_of()."""
     digest, size = hashlib.sha256(), 0
-    for piece in pieces_of(path, busy_share):
+    for piece in pieces_of(path, busy_share, stop):
         digest.update(piece)
         size += len(piece)
     return size, digest.hexdigest()
@@ -225,12 +226,16 @@ class DamagedPackage(InvalidModel):
     """A stored package is not what its name says: it is its store's fault, and not the model's."""
 
 
-def check_package(directory: Path, busy_share: float = 1.0) -> list[PackageFile]:
+def check_package(
+    directory: Path, busy_share: float = 1.0, stop: threading.Event | None = None
+) -> list[PackageFile]:
     """The files of a stored package, every byte of which has been compared. Raises DamagedPackage.
 
-    busy_share: of the time to spend on it; the rest is slept.
+    busy_share, stop: see pieces_of().
     """
     try:
+        if directory.is_symlink():
+            raise DamagedPackage(f"package {directory.name} is damaged: it is a link")
         rows = json.loads(read_plain(directory / LIST_FILE))
         files = parse_files(rows)
         if digest_of(files) != directory.name:
@@ -238,7 +243,7 @@ def check_package(directory: Path, busy_share: float = 1.0) -> list[PackageFile]
                 f"package {directory.name} is damaged: its list is that of {digest_of(files)}"
             )
         for file in files:
-            size, sha256 = hash_file(directory / file.path, busy_share)
+            size, sha256 = hash_file(directory / file.path, busy_share, stop)
             if (size, sha256) != (file.bytes, file.sha256):
                 raise DamagedPackage(
                     f"package {directory.name} is damaged: {file.path!r} has {size} bytes with sha256 {sha256[:12]}..., "

@@ -59,6 +59,7 @@ from clockwork.messages import (
     Chunk,
     ClockChanged,
     DeviceFault,
+    Fetch,
     Forget,
     Goodbye,
     Heartbeat,
@@ -240,6 +241,7 @@ class Worker:
             Ping: self._on_ping,
             Prepare: self._on_prepare,
             Chunk: self._on_chunk,
+            Fetch: self._on_fetch,
             Forget: self._on_forget,
             WorkerWelcome: self._on_welcome,
             HelloNeeded: self._on_hello_needed,
@@ -593,6 +595,9 @@ class Worker:
 
     def _on_chunk(self, message: Chunk, frames: list[Frame], now: int) -> None:
         self._registrar.on_chunk(message, frames[1] if len(frames) > 1 else None)
+
+    def _on_fetch(self, message: Fetch, frames: list[Frame], now: int) -> None:
+        self._registrar.read(message)
 
     def _on_forget(self, message: Forget, frames: list[Frame], now: int) -> None:
         self._registrar.forget(message.model_id)

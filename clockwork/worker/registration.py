@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import wire
-from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX
+from clockwork.config import CHECK_JOB_MODELS, CHUNK_BYTES, REFETCHES_MAX
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.models.checksums import read_plain, set_aside, unseal
+from clockwork.models.fetching import PackageFetcher
 from clockwork.models.package import (
     PROFILE_FILE,
     DamagedPackage,
@@ -41,7 +42,6 @@ from clockwork.models.package import (
 from clockwork.models.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.models.profiled import prepare_profile
 from clockwork.worker.checks import Checked, Checks
-from clockwork.worker.packages import PackageFetcher
 from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
 from clockwork.worker.preparations import Preparations
 
@@ -95,7 +95,7 @@ class Registrar:
         self,
         devices: Sequence[ModelHolder],
         store: PackageStore,
-        send: Callable[[bytes], object],
+        send: Callable[..., object],
         wake: Callable[[], None],
         start_over: Callable[[], None] = lambda: None,
     ) -> None:
@@ -194,8 +194,19 @@ class Registrar:
         if failed is not None:
             self._fetched(failed.digest, failed.status, failed.text)
 
+    def read(self, fetch: Fetch) -> None:
+        """The controller asks for a piece of a package: a Chunk is sent, of the piece or of a failure."""
+        files = next((one.files for one in self._known.values() if one.message.digest == fetch.digest), [])
+        is_there = 0 <= fetch.file < len(files) and 0 <= fetch.length <= CHUNK_BYTES and fetch.offset >= 0
+        path = self._store.directory(fetch.digest) / files[fetch.file].path if is_there else None
+        self._opener.read(_Read(fetch, path))
+
     def poll(self) -> None:
         """Move on every model that the threads are through with."""
+        for fetch, data in self._opener.poll_read():
+            status = Status.INTERNAL if data is None else Status.OK
+            chunk = Chunk(fetch.digest, fetch.file, fetch.offset, status)
+            self._send(wire.encode(chunk), [data or b""])
         for fetched in self._fetcher.poll():
             self._fetched(fetched.digest, fetched.status, fetched.text)
         for checked in self._checks.poll():
@@ -399,6 +410,13 @@ class Registrar:
         self._send(wire.encode(Prepared(model_id, status, text, {})))
 
 
+class _Read(NamedTuple):
+    """What the controller wants of a package; path: None if there is no such file."""
+
+    fetch: Fetch
+    path: Path | None
+
+
 class _OpeningThread:
     """Reads what is prepared and calls device.prepare(), in the order of the announcements."""
 
@@ -406,8 +424,9 @@ class _OpeningThread:
         self.devices = tuple(devices)  # the loop exchanges it for a shorter one
         self._store = store
         self._wake = wake
-        self._orders: queue.SimpleQueue[_Model | threading.Event | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Model | _Read | threading.Event | None] = queue.SimpleQueue()
         self._outcomes: deque[_Opened] = deque()
+        self._pieces: deque[tuple[Fetch, bytes | None]] = deque()
         self._thread = threading.Thread(target=self._run, name="opening", daemon=True)
         self._thread.start()
 
@@ -416,6 +435,13 @@ class _OpeningThread:
 
     def poll(self) -> list[_Opened]:
         return [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+
+    def read(self, order: _Read) -> None:
+        self._orders.put(order)
+
+    def poll_read(self) -> list[tuple[Fetch, bytes | None]]:
+        """Pieces of packages; None: it could not be read."""
+        return [self._pieces.popleft() for _ in range(len(self._pieces))]
 
     def drain(self) -> None:
         """Wait until every model that was put has been dealt with; cancelled ones take no time."""
@@ -431,6 +457,10 @@ class _OpeningThread:
         while (order := self._orders.get()) is not None:
             if isinstance(order, threading.Event):
                 order.set()
+                continue
+            if isinstance(order, _Read):
+                self._pieces.append((order.fetch, _read_piece(order)))
+                self._wake()
                 continue
             if order.cancelled:
                 continue
@@ -515,6 +545,17 @@ class _OpeningThread:
 
     def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)
+
+
+def _read_piece(order: _Read) -> bytes | None:
+    if order.path is None:
+        return None
+    try:
+        with open(order.path, "rb") as file:
+            file.seek(order.fetch.offset)
+            return file.read(order.fetch.length)
+    except (OSError, ValueError, OverflowError):
+        return None
 
 
 def _as_before(model: _Model) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cluster import ROOT, Cluster, eventually, running_cluster, same
 from clockwork import Client
 from clockwork.errors import ClockworkError
 from clockwork.models.checksums import seal, unseal
+from clockwork.models.package import DamagedPackage, check_package
 
 OLD = ROOT / "tests" / "data" / "stores" / "0.1.0"
 ABOUT = json.loads((OLD / "expected.json").read_text())
@@ -197,3 +198,67 @@ def test_a_repair_that_comes_out_differently_is_announced_anew(data: Path) -> No
         cluster.workers[0].wait_for("prepared differently|starting over")
         eventually(lambda: all_right(client), "all answers are right")
         assert client.model("split@1").raw["holding"] == "packed"
+
+
+def everything(root: Path) -> list[Path]:
+    """Every file that has bytes, but for the mark of the format: without that nobody knows how to read the rest."""
+    found = sorted(path for path in root.rglob("*") if path.is_file() and path.stat().st_size)
+    return [path for path in found if path.name != "format"]
+
+
+def packages_are_whole(root: Path) -> bool:
+    packages = [path for path in (root / "packages").iterdir() if not path.name.startswith(".")]
+    try:
+        return bool([check_package(path) for path in packages]) and len(packages) == len(ABOUT["digests"])
+    except DamagedPackage:
+        return False
+
+
+def test_a_damaged_package_of_the_catalogue_is_fetched_from_a_worker(data: Path) -> None:
+    for path in stored(data, "controller/packages/*/model.onnx"):
+        flip(path, 5)
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        eventually(lambda: client.status()["packages_unchecked"] == 0, "all packages have been looked at")
+        kinds = [one["kind"] for one in client.status()["troubles"]["open"]]
+        assert kinds == ["file_damaged"] * len(ABOUT["digests"])
+        start(cluster)
+        # The package of what is unloaded is needed by nobody who could be asked, until it is loaded.
+        eventually(lambda: settled(client), "models are ready")
+        client.load("away")
+        eventually(lambda: packages_are_whole(data / "controller"), "the worker has brought them back")
+        eventually(
+            lambda: {one["kind"] for one in client.status()["troubles"]["open"]} == {"file_repaired"},
+            "and it is said",
+        )
+        assert all_right(client)
+    assert len(list((data / "controller" / "packages").glob(".damaged-*"))) == 4
+
+
+def test_a_damaged_package_is_taken_from_the_next_upload_of_the_same_content(data: Path, whole: Path) -> None:
+    digest = ABOUT["digests"]["packed@1"]
+    model = (whole / "controller" / "packages" / digest / "model.onnx").read_bytes()
+    flip(data / "controller" / "packages" / digest / "model.onnx", 2)
+    shutil.rmtree(data / "worker")
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        assert client.register("other", model).state == "ready"
+        inputs, expected = REQUESTS["packed@1"]
+        assert same(client.infer("other", inputs), expected)
+        eventually(lambda: packages_are_whole(data / "controller"), "it is whole")
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+@pytest.mark.parametrize("side", ["controller", "worker", "both"])
+def test_every_file_has_a_flipped_bit(data: Path, side: str, seed: int) -> None:
+    """What one side has lost the other has; where both have, there is no good copy, and a failure is clear."""
+    for root in ("controller", "worker") if side == "both" else (side,):
+        for number, path in enumerate(everything(data / root)):
+            flip(path, 100 * seed + number)
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start(cluster)
+        if side == "both":
+            eventually(lambda: settled(client), "models are ready or have failed")
+            said = [ask(client, model) for _ in range(3) for model in REQUESTS]
+            print(said)
+        else:
+            eventually(lambda: all_right(client), "all answers are right")

@@ -47,6 +47,7 @@ ROOMS = {
         "models.archive",
         "models.checksums",
         "models.durable",
+        "models.fetching",
         "models.package",
         "models.prepared",
         "models.profiled",

@@ -13,8 +13,8 @@ import pytest
 
 from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, TRANSFERS_MAX
 from clockwork.messages import Chunk, Fetch, Status
+from clockwork.models.fetching import Fetched, PackageFetcher
 from clockwork.models.package import PackageFile, PackageStore, digest_of
-from clockwork.worker.packages import Fetched, PackageFetcher
 
 TIMEOUT_S = 30
 

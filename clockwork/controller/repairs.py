@@ -1,0 +1,200 @@
+"""Packages of the catalogue that are damaged, or not there: found out after a start, and fetched from a worker that has one.
+
+Each package is compared with its checksums once after a start, at a bounded share of a core, and again when a worker could
+not use what it was sent. What is damaged is set aside, and fetched from whoever has the model prepared, one after the
+other, or taken from the next upload of the same content. Models go on being served meanwhile by workers that have them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import threading
+from collections import deque
+from typing import Any, Protocol
+
+from clockwork.config import CHECK_BUSY_SHARE
+from clockwork.controller.catalog import Catalog
+from clockwork.controller.models import ModelTable
+from clockwork.controller.storage import StorageThread
+from clockwork.controller.troubles import TroubleKind
+from clockwork.messages import Chunk, Fetch, Status
+from clockwork.models.checksums import Stopped
+from clockwork.models.fetching import Fetched, PackageFetcher
+from clockwork.models.package import DamagedPackage, PackageFile
+from clockwork.telling import printable
+
+log = logging.getLogger("clockwork.controller")
+
+
+class Outside(Protocol):
+    """What is needed of the controller's loop."""
+
+    def to_worker(self, worker: int, message: tuple[Any, ...]) -> None: ...
+
+    def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None: ...
+
+    def clear_trouble(self, kind: TroubleKind, subject: str) -> None: ...
+
+
+@dataclasses.dataclass(slots=True)
+class _Repair:
+    """One package that is not as it should be."""
+
+    files: list[PackageFile]
+    text: str
+    worker: int = 0  # that it is being fetched from; 0: nobody
+    tried: set[int] = dataclasses.field(default_factory=set)  # workers that do not have it whole
+
+
+class Repairs:
+    """Every method belongs to the loop's thread. It reads and writes on a thread of its own: nobody waits for it."""
+
+    def __init__(self, outside: Outside, catalog: Catalog, table: ModelTable) -> None:
+        self._outside = outside
+        self._catalog = catalog
+        self._table = table
+        self._stop = threading.Event()
+        self._thread = StorageThread("inspection")
+        self._fetcher = PackageFetcher(catalog.store, self._send, self._thread.wake)
+        self._queue: deque[str] = deque()  # digests
+        self._inspecting = ""
+        self._open: dict[str, _Repair] = {}
+
+    def fileno(self) -> int:
+        """Readable while poll() has something to do."""
+        return self._thread.fileno()
+
+    def start(self) -> None:
+        """Look at every package that the table knows, once."""
+        self._queue.extend(self._table.digests())
+        self._inspect_next()
+
+    def inspect(self, digest: str) -> None:
+        """Something is odd about a package: look at it next."""
+        if digest not in self._open and digest != self._inspecting:
+            self._queue.appendleft(digest)
+            self._inspect_next()
+
+    def is_damaged(self, digest: str) -> bool:
+        return digest in self._open
+
+    @property
+    def left_count(self) -> int:
+        """Packages that have not been looked at since the start."""
+        return len(self._queue) + bool(self._inspecting)
+
+    def on_chunk(self, worker: int, chunk: Chunk, frame: Any) -> None:
+        """A piece of a package from a worker; one that nobody has asked it for is dropped."""
+        repair = self._open.get(chunk.digest)
+        if repair is not None and repair.worker == worker:
+            failed = self._fetcher.on_chunk(chunk, frame)
+            if failed is not None:
+                self._fetched(failed)
+
+    def worker_ready(self, worker: int, digest: str) -> None:
+        """A worker has prepared a model of this package, so it may have the package."""
+        repair = self._open.get(digest)
+        if repair is not None and not repair.worker:
+            self._seek(digest)
+
+    def worker_left(self, worker: int) -> None:
+        for digest, repair in self._open.items():
+            repair.tried.discard(worker)
+            if repair.worker == worker:
+                self._fetcher.cancel(digest)
+                self._seek(digest)
+
+    def arrived(self, digest: str) -> None:
+        """Somebody has uploaded the same content."""
+        repair = self._open.get(digest)
+        if repair is not None:
+            if repair.worker:
+                self._fetcher.cancel(digest)
+            self._repaired(digest, "an upload of the same content")
+
+    def poll(self) -> None:
+        for fetched in self._fetcher.poll():
+            self._fetched(fetched)
+        for digest in [digest for digest in self._open if not self._table.uses(digest)]:
+            self._fetcher.cancel(digest)
+            self._outside.clear_trouble(TroubleKind.FILE_DAMAGED, _subject(digest))
+            del self._open[digest]
+
+    def drain(self, failed: Any) -> None:
+        """See StorageThread.drain()."""
+        self._thread.drain(failed)
+        self.poll()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._fetcher.close()
+        self._thread.close()
+
+    # ----- inside ------------------------------------------------------------------------------
+
+    def _inspect_next(self) -> None:
+        while self._queue and not self._inspecting:
+            digest = self._queue.popleft()
+            if digest not in self._open and self._table.uses(digest):
+                self._inspecting = digest
+                job = functools.partial(self._catalog.inspect, digest, CHECK_BUSY_SHARE, self._stop)
+                self._thread.submit(job, functools.partial(self._inspected, digest))
+
+    def _inspected(self, digest: str, _: Any, error: BaseException | None) -> None:
+        self._inspecting = ""
+        if isinstance(error, Stopped):
+            return
+        if isinstance(error, DamagedPackage):
+            self._damaged(digest, printable(str(error), 300))
+        elif error is not None:
+            log.error("package %s cannot be inspected: %s", digest, error)
+        self._inspect_next()
+
+    def _damaged(self, digest: str, text: str) -> None:
+        """It has been set aside."""
+        files = self._table.files_of(digest)
+        if not files:
+            return
+        self._open[digest] = _Repair(files, text)
+        log.error("%s", text)
+        self._outside.note_trouble(TroubleKind.FILE_DAMAGED, _subject(digest), text)
+        self._seek(digest)
+
+    def _seek(self, digest: str) -> None:
+        """Fetch it from the next worker that may have it, or wait for one."""
+        repair = self._open[digest]
+        workers = [one for one in self._table.workers_with(digest) if one not in repair.tried]
+        repair.worker = workers[0] if workers else 0
+        if repair.worker:
+            self._fetcher.start(digest, repair.files)
+
+    def _send(self, fetch: Fetch) -> None:
+        repair = self._open.get(fetch.digest)
+        if repair is not None and repair.worker:
+            self._outside.to_worker(repair.worker, fetch)
+
+    def _fetched(self, fetched: Fetched) -> None:
+        repair = self._open.get(fetched.digest)
+        if repair is None:
+            return
+        if fetched.status == Status.OK:
+            self._repaired(fetched.digest, f"worker {repair.worker}")
+            return
+        log.warning(
+            "package %s of worker %d: %s", fetched.digest, repair.worker, printable(fetched.text, 300)
+        )
+        repair.tried.add(repair.worker)
+        self._seek(fetched.digest)
+
+    def _repaired(self, digest: str, by: str) -> None:
+        repair = self._open.pop(digest)
+        log.warning("package %s has been replaced by %s", digest, by)
+        self._outside.clear_trouble(TroubleKind.FILE_DAMAGED, _subject(digest))
+        text = f"{repair.text}; replaced by {by}"
+        self._outside.note_trouble(TroubleKind.FILE_REPAIRED, _subject(digest), text)
+
+
+def _subject(digest: str) -> str:
+    return f"package {digest[:12]}"

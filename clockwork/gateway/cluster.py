@@ -202,7 +202,7 @@ class ClusterView:
         """Raises ModelNotFound; and Unavailable of a model of which nothing is known yet."""
         info = await self._client.model(reference_of(name, version), timeout=QUERY_LIMIT_S)
         if info.state == "set_aside":
-            raise Unavailable(f"{name} is set aside: {info.raw.get('text', '')}")
+            raise Unavailable(f"{name} is set aside: {info.text}")
         if info.state == "unloaded":
             raise ModelNotFound(f"Request for unknown model: {name!r} is unloaded")
         return info

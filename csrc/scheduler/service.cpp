@@ -625,6 +625,9 @@ void Service::action_done(Ns now, const ActionResult& result) {
     if (flight == nullptr || flight->device->worker->worker_id != result.worker) {
         return;  // an answer to an action that was given up
     }
+    if (result.status == Status::CRASHED) {
+        worker_draining(now, result.worker);  // it is about to end: nothing more goes there
+    }
     end_flight(*flight);
     judge(*flight, result);
     touch(*flight->device);
@@ -749,7 +752,8 @@ void Service::accuse(const Flight& flight, Fault fault) {
     std::uint8_t evidence = fault == Fault::CRASHED ? EVIDENCE_CRASHED : EVIDENCE_LOST;
     bool is_enough = false;
     if (fault == Fault::OVERRUN) {
-        is_enough = model.overruns.add(now_);
+        // A shape that was tried in idle time, on values that mean nothing, is only noted.
+        is_enough = flight.kind == FlightKind::INFER && model.overruns.add(now_);
     } else if (flight.kind == FlightKind::LOAD) {
         model.load_evidence = static_cast<std::uint8_t>(model.load_evidence + evidence);
         is_enough = model.load_evidence >= EVIDENCE_MAX;

@@ -18,8 +18,8 @@ from clockwork.scheduler.types import (
     ModelGone,
     SendInfer,
     SendLoad,
+    SendProfile,
     SendUnload,
-    WorkerDraining,
     WorkerLeft,
 )
 from tests.unit.stories import MS, Story, spec
@@ -37,6 +37,7 @@ class Play:
     def __init__(self, story: Story) -> None:
         self.story = story
         self.infers: list[SendInfer] = []  # under way
+        self.profiles: list[SendProfile] = []
         self.answers: dict[int, AnswerOk | AnswerFailed] = {}
         self.faults: list[ModelFault] = []
         self.gone: list[int] = []
@@ -55,6 +56,8 @@ class Play:
                     if (other.worker, other.device) == (one.worker, one.device):
                         assert not other.requests or other not in self.apart, "sent beside a suspect"
                 self.infers.append(one)
+            elif isinstance(one, SendProfile):
+                self.profiles.append(one)
             elif isinstance(one, SendLoad | SendUnload):
                 self.due.append((self.ms + 4, one))
             elif isinstance(one, AnswerOk | AnswerFailed):
@@ -184,8 +187,9 @@ def test_a_worker_that_says_that_it_crashed_is_believed_the_second_time(policy: 
     for number in range(2):
         flight = game.flight_of(killer)
         game.pass_time(1)
-        game.take(game.story(WorkerDraining(game.story.now, flight.worker)))
         game.end(flight, Status.CRASHED, "signal 11")
+        game.pass_time(20)
+        assert not [one for one in game.infers if one.worker == flight.worker], "nothing more goes there"
         game.kill(flight.worker)
         assert [one.fault for one in game.faults] == [Fault.CRASHED] * (number + 1)
     assert game.answers[killer].status is Status.EXECUTION_FAILED  # type: ignore[union-attr]
@@ -337,6 +341,24 @@ def test_overruns_far_apart_are_not_held_against_a_model() -> None:
     for _ in range(3 * config.OVERRUNS_MAX):
         game.end(game.flight_of(game.ask()), Status.OVERRUN, "longer than it may")
         game.pass_time(config.FAULT_WINDOW_NS / MS / (config.OVERRUNS_MAX - 1) + 1)
+    assert not any(one.set_aside for one in game.faults)
+
+
+@pytest.mark.parametrize("policy", ["edf", "adaptive"])
+def test_a_shape_that_is_tried_in_idle_time_and_overruns_is_only_noted(policy: str) -> None:
+    game = play(policy, workers=1, models=1)
+    profiles = 0
+    for number in range(1, 2 * config.OVERRUNS_MAX):
+        _, commands = game.story.request(1, 5, shape=((3, 8, 8 * number + 1),))  # never measured
+        game.take(commands)
+        for _ in range(200):
+            game.pass_time(10)
+            for one in game.profiles:
+                profiles += 1
+                game.take(game.story.done(one, 5, Status.OVERRUN, "longer than it may"))
+            game.profiles.clear()
+    assert profiles > config.OVERRUNS_MAX
+    assert len(game.faults) == profiles
     assert not any(one.set_aside for one in game.faults)
 
 

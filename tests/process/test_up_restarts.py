@@ -99,30 +99,32 @@ def running(data: Path, *options: str, code: str = "") -> Iterator[Up]:
 
 
 class Load:
-    """Requests one after the other, on a thread, and when each was answered, or how it failed."""
+    """Requests one after the other, on a thread: when each began and ended, and how it failed."""
 
     def __init__(self, endpoint: str) -> None:
         self._client = Client(endpoint, timeout=20)
-        self.answers: list[tuple[int, str]] = []  # (when, "" or the error)
+        self.answers: list[tuple[int, int, str]] = []  # (began, ended, "" or the error)
         self._stop = False
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._stop:
+            begun_ns = now_ns()
             try:
                 self._client.infer("digits", IMAGE)
                 error = ""
             except ClockworkError as failure:
                 error = type(failure).__name__
-            self.answers.append((now_ns(), error))
+            self.answers.append((begun_ns, now_ns(), error))
 
     def good_after(self, since_ns: int) -> int:
-        """When the first good answer came after that."""
-        found: int = eventually(
-            lambda: next((at for at, error in self.answers if at > since_ns and not error), 0),
-            "a good answer",
-        )
+        """When the first good answer came to a request that began after that."""
+
+        def look() -> int:
+            return next((end for begun, end, error in self.answers if begun > since_ns and not error), 0)
+
+        found: int = eventually(look, "a good answer")
         return found
 
     def __enter__(self) -> Load:
@@ -177,7 +179,7 @@ def test_every_process_is_started_again_and_the_others_go_on(tmp_path: Path) -> 
             eventually(lambda: up.workers(client) == both, "the workers have come back")
             with urllib.request.urlopen(f"{http}/v2/models/digits", timeout=20) as reply:
                 assert reply.status == 200
-            errors = {error for _, error in load.answers if error}
+            errors = {error for _, _, error in load.answers if error}
             assert errors <= {ConnectionLost.__name__, "Unavailable", "Refused"}, errors
 
             # Both workers.

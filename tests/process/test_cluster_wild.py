@@ -58,7 +58,7 @@ def quadratic() -> Any:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["ConstantOfShape", "Loop"])
+@pytest.mark.parametrize("name", ["ConstantOfShape", pytest.param("Loop", marks=pytest.mark.slow)])
 def test_a_request_for_a_terabyte_fails_alone(name: str, tmp_path: Path) -> None:
     mlp = zoo.build("mlp")
     with running_cluster(tmp_path) as cluster, cluster.client() as client:
@@ -100,6 +100,7 @@ def test_an_endless_loop_is_ended_and_the_next_request_is_answered(tmp_path: Pat
         client.infer("spin", {"n": number(5)})
 
 
+@pytest.mark.slow
 def test_with_an_slo_it_is_answered_at_its_deadline_and_ended_all_the_same(tmp_path: Path) -> None:
     with running_cluster(tmp_path) as cluster, cluster.client() as client:
         register(client, "spin", wild.spin())
@@ -111,6 +112,7 @@ def test_with_an_slo_it_is_answered_at_its_deadline_and_ended_all_the_same(tmp_p
         client.infer("spin", {"n": number(5)}, slo=10.0)
 
 
+@pytest.mark.slow
 def test_other_devices_serve_while_one_is_stuck(tmp_path: Path) -> None:
     mlp = zoo.build("mlp")
     with running_cluster(tmp_path, workers=2) as cluster, cluster.client() as client:
@@ -129,6 +131,7 @@ def test_other_devices_serve_while_one_is_stuck(tmp_path: Path) -> None:
         print(f"the slowest of 20 beside it took {max(late):.3f} s")
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_come_back_costs_its_worker_and_nobody_else(tmp_path: Path) -> None:
     mlp = zoo.build("mlp")
     with running_cluster(tmp_path) as cluster, cluster.client() as client:
@@ -161,6 +164,7 @@ def test_a_node_that_does_not_come_back_costs_its_worker_and_nobody_else(tmp_pat
         assert client.model("hang").raw["faults"] == {"overrun": 1}
 
 
+@pytest.mark.slow
 def test_a_worker_with_something_endless_serves_the_next_controller_and_leaves_when_told(
     tmp_path: Path,
 ) -> None:
@@ -183,6 +187,7 @@ def test_a_worker_with_something_endless_serves_the_next_controller_and_leaves_w
         assert now_ns() - began < config.DRAIN_LIMIT_NS + 5 * SECOND
 
 
+@pytest.mark.slow
 def test_a_registration_that_does_not_end_holds_up_no_other(tmp_path: Path) -> None:
     mlp = zoo.build("mlp")
     limit_s = 45.0
@@ -302,6 +307,7 @@ def test_two_workers_killed_from_outside_lose_nothing_not_even_what_both_execute
         assert client.status()["counts"]["failed"] == 0
 
 
+@pytest.mark.slow
 def test_an_emulated_device_that_overruns_is_treated_alike(tmp_path: Path) -> None:
     model = ModelProfile("m", {1: 5 * MS}, 16 << 20, 5 * MS, input_bytes=100)
     row = np.zeros((1, 100), np.uint8)

@@ -15,6 +15,7 @@ cdef extern from "zmq_api.h" nogil:
     ctypedef struct clockwork_zmq_api:
         void *msg_init
         void *msg_init_size
+        void *msg_init_data
         void *msg_recv
         void *msg_send
         void *msg_copy
@@ -65,6 +66,7 @@ cdef int _bind() except -1:
     _getsockopt = <getsockopt_t> dlsym(library, b"zmq_getsockopt")
     _api.msg_init = _find(library, b"zmq_msg_init", missing)
     _api.msg_init_size = _find(library, b"zmq_msg_init_size", missing)
+    _api.msg_init_data = _find(library, b"zmq_msg_init_data", missing)
     _api.msg_recv = _find(library, b"zmq_msg_recv", missing)
     _api.msg_send = _find(library, b"zmq_msg_send", missing)
     _api.msg_copy = _find(library, b"zmq_msg_copy", missing)

@@ -7,6 +7,7 @@ environment variable, which overrides the default.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 
@@ -83,6 +84,34 @@ STRINGS_MAX = 1 << 16
 
 SEND_QUEUE_MAX = 65_536
 """ZMQ_SNDHWM: messages that may wait for one peer; a peer that lets more pile up is given up."""
+
+HELLO_BYTES_MAX = 1 << 20
+"""Bytes that a connection without a hello may have sent and the controller not taken."""
+
+HELLO_BYTES_ALL_MAX = 64 << 20
+"""The same of all connections to one port without a hello together; the one with the most goes first."""
+
+UNGREETED_MAX = 4_096
+"""Connections to one port on which no peer is noted; one more ends the oldest."""
+
+RECEIVED_BYTES_MAX = MESSAGE_BYTES_MAX + (256 << 20)
+"""Bytes of one peer that have come and that the controller has not taken: a largest message and what follows it."""
+
+RECEIVED_BYTES_ALL_MAX = 4 << 30
+"""The same of all peers of one port together; the one with the most goes first."""
+
+CLIENT_UNREAD_BYTES_MAX = 256 << 20
+"""Bytes of answers that a client may leave unread; one more answer ends its connection."""
+
+WORKER_UNREAD_BYTES_MAX = 1 << 30
+"""The same of a worker, whose batches are larger."""
+
+UNREAD_BYTES_ALL_MAX = 2 << 30
+"""The same of all peers of one port together; the one with the most goes first."""
+
+MEMORY_SHARE_MAX = 0.75
+"""Of the memory that the controller may have. Beyond it, peers with the most received and not taken are ended: small
+frames take 32 times as much memory as the bytes that are counted."""
 
 CHUNK_BYTES = 1 << 20
 """The size of the pieces in which files travel, small so that no request waits behind a large one."""
@@ -201,6 +230,25 @@ OVERRUNS_MAX = 5
 """A model with so many executions within FAULT_WINDOW_NS that took longer than they may is set aside as well."""
 
 FAULT_WINDOW_NS = 600_000_000_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ConnectionBounds:
+    """What the connections of one of the controller's ports may have it hold."""
+
+    ungreeted: int = UNGREETED_MAX
+    hello_bytes: int = HELLO_BYTES_MAX
+    hello_bytes_all: int = HELLO_BYTES_ALL_MAX
+    received_bytes: int = RECEIVED_BYTES_MAX
+    received_bytes_all: int = RECEIVED_BYTES_ALL_MAX
+    unread_bytes: int = CLIENT_UNREAD_BYTES_MAX
+    unread_bytes_all: int = UNREAD_BYTES_ALL_MAX
+    memory_share: float = MEMORY_SHARE_MAX  # of limits.memory_bytes()
+
+
+CLIENT_CONNECTIONS = ConnectionBounds()
+WORKER_CONNECTIONS = ConnectionBounds(unread_bytes=WORKER_UNREAD_BYTES_MAX)
+
 
 # ----- bytes on disk -------------------------------------------------------------------------
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from pathlib import Path
 
 from clockwork.config import OOM_SCORE
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where a container says how much memory its processes may have together; version 2 and version 1."""
 
 
 def go_first() -> None:
@@ -30,3 +34,12 @@ def raise_descriptor_limit() -> int:
         with contextlib.suppress(OSError, ValueError):  # fs.nr_open is lower: what there is has to do
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def memory_bytes() -> int:
+    """How much memory this process may have: the machine's, or its container's where that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for name in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            limits.append(int(Path(name).read_text(encoding="ascii")))
+    return min(limits)

@@ -133,13 +133,18 @@ class Transport:
         keys: ControllerKeys | None = None,
         port: Port = Port.CLIENTS,
         gate: Gate | None = None,
+        *,
+        monitored: bool = False,
     ) -> Router:
         """Bind an endpoint. With keys, `gate` says who is let in; without one, whom the keys themselves list.
+
+        monitored: whoever takes addresses() reads of each connection that comes or goes, without delay: libzmq's
+        I/O thread waits where some thousand events are unread.
 
         Raises ConfigError if it is in use or cannot be bound.
         """
         self._guard(keys, port, gate)
-        router = Router(self._context, endpoint, keys, port)
+        router = Router(self._context, endpoint, keys, port, monitored)
         self._sockets.append(router)
         return router
 
@@ -344,17 +349,25 @@ class Router:
     """A bound socket with many peers, each named by an identity that this side assigned."""
 
     def __init__(
-        self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        keys: ControllerKeys | None,
+        port: Port,
+        monitored: bool = False,
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
-        self._monitor = socket.get_monitor_socket(_DOWN)
-        self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
-        self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
+        # Before the first connection can come.
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
+        self._probe = _zmq.Probe(socket)
+        sockets = [socket] if self._monitor is None else [socket, self._monitor]
+        self.filenos = tuple(int(one.get(zmq.FD)) for one in sockets)
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)
         except ConfigError:
-            self._monitor.close(0)
+            if self._monitor is not None:
+                self._monitor.close(0)
             raise
 
     def receive(self) -> tuple[bytes, int, list[Frame]] | None:
@@ -391,31 +404,23 @@ class Router:
         return True
 
     def addresses(self) -> tuple[int, int]:
-        """Of the socket and its monitor, for libzmq's own functions: receiving and sending without this class.
+        """Of a monitored socket and its monitor, for libzmq's own functions: receiving and sending without this class.
 
         They hold until close(); the thread is the same as for everything here.
         """
+        assert self._monitor is not None, "the socket was opened without a monitor"
         return int(self._socket.underlying), int(self._monitor.underlying)
 
-    def disconnected(self) -> list[int]:
-        """Descriptors of connections that ended since the last call.
-
-        Call after receive() has been drained and before its messages are handled: a descriptor is
-        reused only after its old connection's end was reported, so the end then precedes the new
-        connection's hello.
-        """
-        return [value for _, value in _read_monitor(self._monitor, self._monitor_probe)]
-
     def readable(self) -> bool:
-        """Whether receive() or disconnected() has something; see Dealer.readable()."""
-        return self._probe.readable() or self._monitor_probe.readable()
+        """Whether receive() has something; see Dealer.readable()."""
+        return self._probe.readable()
 
     def close(self) -> None:
         if not self._socket.closed:
             self._probe.forget()
-            self._monitor_probe.forget()
-            self._socket.disable_monitor()
-            self._monitor.close(0)
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(0)
             self._socket.close()
 
 

@@ -19,12 +19,16 @@ enum {
     CLOCKWORK_ZMQ_EVENTS = 15,
     CLOCKWORK_ZMQ_POLLIN = 1,
     CLOCKWORK_ZMQ_SRCFD = 2, /* of a message: the descriptor that it came on */
+    CLOCKWORK_ZMQ_EVENT_ACCEPTED = 0x0020,
+    CLOCKWORK_ZMQ_EVENT_DISCONNECTED = 0x0200,
 };
 
 /* Each as the function zmq_<name> of libzmq says. */
 typedef struct clockwork_zmq_api {
     int (*msg_init)(clockwork_zmq_message *message);
     int (*msg_init_size)(clockwork_zmq_message *message, size_t size);
+    int (*msg_init_data)(clockwork_zmq_message *message, void *data, size_t size, void (*let_go)(void *data, void *hint),
+                         void *hint);
     int (*msg_recv)(clockwork_zmq_message *message, void *socket, int flags);
     int (*msg_send)(clockwork_zmq_message *message, void *socket, int flags);
     int (*msg_copy)(clockwork_zmq_message *target, clockwork_zmq_message *source);

@@ -208,7 +208,47 @@ cdef extern from "controller/routes.h" namespace "clockwork" nogil:
         void add(int64_t parts) except +
         size_t next()
 
+cdef extern from "controller/connections.h" namespace "clockwork" nogil:
+    cdef cppclass CConnectionBounds "clockwork::ConnectionBounds":
+        size_t ungreeted
+        uint64_t hello_bytes
+        uint64_t hello_bytes_all
+        uint64_t received_bytes
+        uint64_t received_bytes_all
+        uint64_t unread_bytes
+        uint64_t unread_bytes_all
+        uint64_t memory_bytes
+
+    cdef enum CCutReason "clockwork::CutReason":
+        C_ASKED "clockwork::CutReason::ASKED"
+
+    cdef cppclass CConnection "clockwork::Connection":
+        uint64_t taken
+        uint64_t unmarked
+        cbool is_cut
+
+    cdef cppclass CConnections "clockwork::Connections":
+        CConnections(CConnectionBounds bounds) except +
+        void accepted(int fd, int64_t now) except +
+        shared_ptr[CConnection] ended(int fd) except +
+        shared_ptr[CConnection] find(int fd)
+        void greet(CConnection &connection)
+        cbool may_send(CConnection &connection, int64_t now) except +
+        int64_t look(int64_t now) except +
+        cbool cut(CConnection &connection, CCutReason reason) except +
+        size_t size()
+        size_t ungreeted()
+        uint64_t unread_bytes()
+        uint64_t behind_bytes()
+        const uint64_t *cut_counts()
+
 cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
+    const uint32_t C_NO_SLOT "clockwork::NO_SLOT"
+
+    cdef enum CSide "clockwork::Exchange::Side":
+        C_WORKERS "clockwork::Exchange::WORKERS"
+        C_CLIENTS "clockwork::Exchange::CLIENTS"
+
     cdef enum CActionKind "clockwork::ActionKind":
         C_PROFILE "clockwork::ActionKind::PROFILE"
 
@@ -261,6 +301,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         size_t message_frames
         int64_t priority_default
         size_t queued_requests
+        CConnectionBounds *connections
 
     const int C_STATUS_COUNT "clockwork::STATUS_COUNT"
 
@@ -276,7 +317,12 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         size_t order_place()
         vector[uint32_t] lost_clients
         vector[int32_t] lost_workers
-        uint32_t client_joined(string_view identity) except +
+        vector[int] ended(CSide side) except +
+        cbool disconnect(CSide side, int fd) except +
+        cbool begin(CSide side, string_view identity, int fd) except +
+        void send(CSide side, string_view part, cbool more) except +
+        const CConnections &connections(CSide side)
+        uint32_t client_joined(string_view identity, int fd) except +
         void client_left(uint32_t client) except +
         cbool has_request(uint32_t client, int64_t request_id)
         cbool cancel(uint32_t client, int64_t request_id) except +
@@ -288,7 +334,7 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         void fail_all(CStatus status, string_view text) except +
         size_t held_count()
         size_t copy_count()
-        uint32_t worker_joined(string_view identity, int32_t worker_id, size_t device_count) except +
+        uint32_t worker_joined(string_view identity, int fd, int32_t worker_id, size_t device_count) except +
         void worker_left(uint32_t worker) except +
         CWorkerLink &worker(uint32_t slot)
         void sent(uint32_t worker, uint64_t action_id, CActionKind kind, int32_t device) except +

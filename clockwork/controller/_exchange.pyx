@@ -12,6 +12,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_
 from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 from libcpp.utility cimport pair
 
+from clockwork.limits import memory_bytes
 from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import ActionDone, Arrived, Request, RequestCancelled
 from clockwork.tensors import DTYPES, STRING
@@ -20,6 +21,7 @@ FLOAT_MAX = sys.float_info.max
 
 OTHER, WORKERS_LEFT, CLIENTS_LEFT = C_OTHER, C_WORKERS_LEFT, C_CLIENTS_LEFT
 WORKER_MESSAGE, CLIENT_MESSAGE, ORDER, ORDERS_DONE = C_WORKER_MESSAGE, C_CLIENT_MESSAGE, C_ORDER, C_ORDERS_DONE
+WORKERS, CLIENTS = C_WORKERS, C_CLIENTS
 
 STAGES = ("wait", "receive", "check requests, note results", "look", "schedule", "order and answer", "after orders",
           "free messages", "Python")
@@ -31,6 +33,7 @@ BOUNDS = {
     "tensors": C_TENSORS_MAX, "parts": C_PARTS_MAX, "rank": C_RANK_MAX, "frame": C_FRAME_MAX, "dtype": C_DTYPE_MAX,
     "priority": C_PRIORITY_MAX,
 }
+CUT_REASONS = ("asked", "crowd", "received", "received_all", "unread", "unread_all", "memory")
 ACTION_KINDS = ("load", "unload", "infer", "profile", "fetch", "drop")
 
 
@@ -109,6 +112,33 @@ cdef CSentences sentences_of(templates, reasons) except *:
     return CSentences(texts, names, words)
 
 
+cdef CConnectionBounds connection_bounds(bounds) except *:
+    cdef CConnectionBounds found
+    found.ungreeted = bounds.ungreeted
+    found.hello_bytes = bounds.hello_bytes
+    found.hello_bytes_all = bounds.hello_bytes_all
+    found.received_bytes = bounds.received_bytes
+    found.received_bytes_all = bounds.received_bytes_all
+    found.unread_bytes = bounds.unread_bytes
+    found.unread_bytes_all = bounds.unread_bytes_all
+    found.memory_bytes = int(bounds.memory_share * memory_bytes())
+    return found
+
+
+cdef dict describe_connections(const CConnections &connections):
+    cdef size_t place
+    return {
+        "open": connections.size(),
+        "ungreeted": connections.ungreeted(),
+        "unread_bytes": connections.unread_bytes(),
+        "received_bytes": connections.behind_bytes(),
+        "cut": {
+            reason: connections.cut_counts()[place] for place, reason in enumerate(CUT_REASONS)
+            if connections.cut_counts()[place]
+        },
+    }
+
+
 cdef dict durations_of(const CDurations &one):
     """As the query "metrics" has it: the counts add up from bucket to bucket."""
     cdef uint64_t seen = 0
@@ -124,7 +154,8 @@ cdef class Exchange:
     """Requests and results in, orders and answers out. The thread of the sockets only.
 
     core: a Core, whose C++ scheduler is driven from here. functions: of _zmq.functions(). workers, clients: what
-    Router.addresses() says. templates, status_names, reasons: see csrc/controller/sentences.h.
+    Router.addresses() says. templates, status_names, reasons: see csrc/controller/sentences.h. connections: bounds of
+    each side, by side.
     """
 
     cdef unique_ptr[CExchange] _exchange
@@ -132,7 +163,7 @@ cdef class Exchange:
     cdef list _noted  # for a recording: events of Python's
 
     def __init__(self, core, functions, workers, clients, templates, reasons, *,
-                 drain_messages, message_frames, priority_default, queued_requests):
+                 drain_messages, message_frames, priority_default, queued_requests, connections):
         cdef uintptr_t address = functions
         set_zmq(<const clockwork_zmq_api *>address)
         address = core.address
@@ -146,6 +177,8 @@ cdef class Exchange:
         bounds.message_frames = message_frames
         bounds.priority_default = priority_default
         bounds.queued_requests = queued_requests
+        for side in (WORKERS, CLIENTS):
+            bounds.connections[<int>side] = connection_bounds(connections[side])
         try:
             self._exchange.reset(
                 new CExchange(scheduler[0], worker_socket[0], client_socket[0], sentences_of(templates, reasons), bounds)
@@ -205,6 +238,41 @@ cdef class Exchange:
             return ""
         found = exchange.batch().frame(arrival.first + 1).key()
         return found.data()[:found.size()].decode()
+
+    # ----- connections -------------------------------------------------------------------------
+
+    def ended(self, int side):
+        """Descriptors of the connections of clients or workers that have ended since the last call."""
+        return self._exchange.get().ended(<CSide>side)
+
+    def disconnect(self, int side, int fd):
+        """End the connection with this descriptor: its end then comes like any other. False if there is none."""
+        return self._exchange.get().disconnect(<CSide>side, fd)
+
+    def send(self, int side, bytes identity, int fd, bytes header, frames=()):
+        """Queue one message for the peer at this descriptor. False if it is gone, or takes nothing any more.
+
+        A connection that has not read too much of what was sent before is ended. frames: anything with bytes, copied.
+        """
+        cdef CExchange *exchange = self._exchange.get()
+        cdef Py_ssize_t left = len(frames)
+        cdef const unsigned char[::1] part
+        views = [memoryview(frame).cast("B") for frame in frames]  # before anything is sent: it may raise
+        if not exchange.begin(<CSide>side, view_of(identity), fd):
+            return False
+        exchange.send(<CSide>side, view_of(header), left > 0)
+        for view in views:
+            left -= 1
+            if len(view) == 0:
+                exchange.send(<CSide>side, string_view(), left > 0)
+                continue
+            part = view
+            exchange.send(<CSide>side, string_view(<const char *>&part[0], part.shape[0]), left > 0)
+        return True
+
+    def connections(self, int side):
+        """What there is of one side's connections: their number, those without a hello, bytes, and who was cut."""
+        return describe_connections(self._exchange.get().connections(<CSide>side))
 
     def note(self, event):
         """Have the scheduler hear of something that only Python knows."""
@@ -275,9 +343,10 @@ cdef class Exchange:
 
     # ----- clients -----------------------------------------------------------------------------
 
-    def client_joined(self, bytes identity):
-        """Its slot here, until client_left()."""
-        return self._exchange.get().client_joined(view_of(identity))
+    def client_joined(self, bytes identity, int fd):
+        """Its slot here, until client_left(). None if the connection of its hello has ended."""
+        cdef uint32_t slot = self._exchange.get().client_joined(view_of(identity), fd)
+        return None if slot == C_NO_SLOT else slot
 
     def client_left(self, uint32_t client):
         """Send it nothing more, and cancel what it waits for."""
@@ -354,9 +423,10 @@ cdef class Exchange:
 
     # ----- workers -----------------------------------------------------------------------------
 
-    def worker_joined(self, bytes identity, int32_t worker_id, size_t device_count):
-        """Its slot here, until worker_left()."""
-        return self._exchange.get().worker_joined(view_of(identity), worker_id, device_count)
+    def worker_joined(self, bytes identity, int fd, int32_t worker_id, size_t device_count):
+        """Its slot here, until worker_left(). None if the connection of its hello has ended."""
+        cdef uint32_t slot = self._exchange.get().worker_joined(view_of(identity), fd, worker_id, device_count)
+        return None if slot == C_NO_SLOT else slot
 
     def worker_left(self, uint32_t worker):
         self._exchange.get().worker_left(worker)
@@ -652,6 +722,54 @@ def sentence(templates, uint8_t number, int64_t a, int64_t b, str name, said):
     command.text, command.a, command.b = <CText>number, a, b
     found = sentences.text(command, view_of(encoded), heard)
     return found.data()[:found.size()].decode()
+
+
+cdef class Connections:
+    """The connections of one port without the port: of any sockets of this process, by descriptor."""
+
+    cdef unique_ptr[CConnections] _connections
+
+    def __init__(self, bounds):
+        self._connections.reset(new CConnections(connection_bounds(bounds)))
+
+    def accepted(self, int fd, int64_t now):
+        self._connections.get().accepted(fd, now)
+
+    def ended(self, int fd):
+        """Whether there was one."""
+        return self._connections.get().ended(fd).get() != NULL
+
+    def greet(self, int fd):
+        self._connections.get().greet(self._find(fd)[0])
+
+    def taken(self, int fd, uint64_t count):
+        """A message of so many bytes was taken."""
+        self._find(fd).taken += count
+
+    def queued(self, int fd, uint64_t count):
+        """A message of so many bytes was queued."""
+        self._find(fd).unmarked += count
+
+    def may_send(self, int fd, int64_t now):
+        return self._connections.get().may_send(self._find(fd)[0], now)
+
+    def look(self, int64_t now):
+        return self._connections.get().look(now)
+
+    def cut(self, int fd):
+        return self._connections.get().cut(self._find(fd)[0], C_ASKED)
+
+    def is_cut(self, int fd):
+        return bool(self._find(fd).is_cut)
+
+    def describe(self):
+        return describe_connections(self._connections.get()[0])
+
+    cdef CConnection *_find(self, int fd) except NULL:
+        cdef CConnection *found = self._connections.get().find(fd).get()  # which the table keeps
+        if found == NULL:
+            raise KeyError(fd)
+        return found
 
 
 cdef class ClockBounds:

@@ -36,11 +36,13 @@ from clockwork.config import (
 from clockwork.controller import accounts
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,
+    CLIENTS,
     CLIENTS_LEFT,
     ORDER,
     ORDERS_DONE,
     OTHER,
     WORKER_MESSAGE,
+    WORKERS,
     WORKERS_LEFT,
     Exchange,
 )
@@ -135,9 +137,13 @@ from clockwork.scheduler.types import (
     WorkerLeft,
 )
 from clockwork.telling import printable, tell
-from clockwork.transport import Transport, end_connection, require_keys_beyond_loopback, socket_functions
+from clockwork.transport import Transport, require_keys_beyond_loopback, socket_functions
 
 log = logging.getLogger("clockwork.controller")
+
+OWN_NAME_TEXT = (
+    "a peer must not name itself (ZMQ_ROUTING_ID): the controller tells peers apart by names of its own"
+)
 
 _COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "storage failed",
                "key refused")  # fmt: skip
@@ -185,8 +191,12 @@ class Controller:
         self._catalog.open()
         self._transport = Transport()
         try:
-            self._client_router = self._transport.router(settings.client_endpoint, keys, Port.CLIENTS, gate)
-            self._worker_router = self._transport.router(settings.worker_endpoint, keys, Port.WORKERS, gate)
+            self._client_router = self._transport.router(
+                settings.client_endpoint, keys, Port.CLIENTS, gate, monitored=True
+            )
+            self._worker_router = self._transport.router(
+                settings.worker_endpoint, keys, Port.WORKERS, gate, monitored=True
+            )
             self._publisher = self._transport.publisher(settings.events_endpoint, keys, Port.EVENTS, gate)
         except ConfigError:
             self._transport.close()
@@ -199,6 +209,7 @@ class Controller:
             self._scheduler, functions, self._worker_router.addresses(), self._client_router.addresses(),
             TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
             priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
+            connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds},
         )  # fmt: skip
         self._exchange.is_recording = self._recorder is not None
         self._table = ModelTable(ExchangeMirror(self._exchange))
@@ -251,9 +262,9 @@ class Controller:
         text = "the controller is shutting down"
         self._exchange.fail_all(Status.UNAVAILABLE, text)
         for client in self._clients.values():
-            self._client_router.send(client.identity, wire.encode(Goodbye()))
+            self._tell_client(client.identity, client.fd, Goodbye())
         for worker in self._workers.values():
-            self._worker_router.send(worker.identity, wire.encode(Goodbye()))
+            self._tell_worker(worker.identity, worker.fd, Goodbye())
         if self._recorder is not None:
             self._recorder.close()
         self._storage.close()
@@ -264,13 +275,13 @@ class Controller:
     # ----- taking messages -----------------------------------------------------------------------
 
     def _workers_left(self) -> None:
-        for fd in self._worker_router.disconnected():
+        for fd in self._exchange.ended(WORKERS):
             worker = self._worker_of_fd.pop(fd, None)
             if worker is not None:
                 self._worker_gone(worker, "disconnected")
 
     def _clients_left(self) -> None:
-        for fd in self._client_router.disconnected():
+        for fd in self._exchange.ended(CLIENTS):
             client = self._client_of_fd.pop(fd, None)
             if client is not None:
                 self._client_gone(client, "disconnected")
@@ -291,6 +302,8 @@ class Controller:
     def _from_client(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
         """Whatever a message of a client is, and whatever it leads to, costs that client alone."""
         client = self._clients.get(identity)
+        if client is not None:
+            fd = client.fd  # which a message with too many frames does not tell
         message: Any = None
         try:
             if not frames:
@@ -304,7 +317,7 @@ class Controller:
         except wire.WireError as error:
             _, request_id = wire.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
             failure = Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
-            self._client_router.send(identity, wire.encode(failure))
+            self._tell_client(identity, fd, failure)
             self._complain("client malformed", f"malformed message from {_named(client)}: {error}")
         except ClockworkError as error:
             if type(message) is InferRequest:
@@ -315,9 +328,7 @@ class Controller:
             self._complain("client failed", f"failed at a {kind} of {_named(client)}", error)
             if client is None or not self._is_held(client, request_id):
                 text = f"the controller failed at this {kind} ({type(error).__name__}): a defect, of which its log has more"
-                self._client_router.send(
-                    identity, wire.encode(Failure(request_id, Status.INTERNAL, text, {}))
-                )
+                self._tell_client(identity, fd, Failure(request_id, Status.INTERNAL, text, {}))
 
     def _is_held(self, client: ClientLink, request_id: int) -> bool:
         """Whether a request is under way, and will be answered."""
@@ -327,23 +338,35 @@ class Controller:
         try:
             self._access.check(key, message)
         except Forbidden as error:
-            self._client_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, str(error))))
+            self._tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
             return
         if type(message) is not ClientHello:
-            self._client_router.send(identity, wire.encode(HelloNeeded(self._epoch)))
+            self._tell_client(identity, fd, HelloNeeded(self._epoch))
         elif message.protocol != PROTOCOL_VERSION:
-            self._client_router.send(identity, wire.encode(_mismatch(message.protocol, message.version)))
+            self._tell_client(identity, fd, _mismatch(message.protocol, message.version))
         elif len(self._clients) >= CLIENTS_MAX and identity not in self._clients:
             text = f"{CLIENTS_MAX} clients are connected, which is the most"
-            self._client_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
-        else:
-            if identity not in self._clients:
-                slot = self._exchange.client_joined(identity)
-                link = ClientLink(identity, fd, printable(message.name), slot, key)
-                self._clients[identity] = self._client_of_fd[fd] = link
-            self._client_router.send(
-                identity, wire.encode(ClientWelcome(PROTOCOL_VERSION, __version__, self._epoch))
-            )
+            self._tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+        elif identity in self._clients or self._note_client(identity, fd, printable(message.name), key):
+            welcome = ClientWelcome(PROTOCOL_VERSION, __version__, self._epoch)
+            if not self._tell_client(identity, fd, welcome):
+                self._client_gone(self._clients[identity], "cannot be reached")
+
+    def _note_client(self, identity: bytes, fd: int, name: str, key: str) -> bool:
+        """False if its connection has ended: a hello may be read after that."""
+        if not _is_ours(identity):
+            self._tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT))
+            return False
+        other = self._client_of_fd.get(fd)
+        if other is not None and _is_older(identity, other.identity):
+            return False
+        if other is not None:  # its end was read before its hello was
+            self._client_gone(other, "disconnected")
+        slot = self._exchange.client_joined(identity, fd)
+        if slot is None:
+            return False
+        self._clients[identity] = self._client_of_fd[fd] = ClientLink(identity, fd, name, slot, key)
+        return True
 
     def _client_gone(self, client: ClientLink, why: str) -> None:
         if self._clients.pop(client.identity, None) is None:
@@ -488,23 +511,21 @@ class Controller:
             else:
                 self._worker_handlers[type(message)](self, worker, message, frames)
         except Forbidden as error:
-            self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, str(error))))
+            self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
         except (wire.WireError, InvalidInput) as error:
             self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
-            self._turn_away(identity, worker, str(error))
+            self._turn_away(identity, fd, worker, str(error))
         except Exception as error:  # a defect of ours; the next message is another worker's
             self._complain("worker failed", f"failed at a {kind} of {_named(worker)}", error)
-            self._turn_away(identity, worker, f"the controller failed at this worker's {kind}")
+            self._turn_away(identity, fd, worker, f"the controller failed at this worker's {kind}")
 
-    def _turn_away(self, identity: bytes, worker: WorkerLink | None, why: str) -> None:
+    def _turn_away(self, identity: bytes, fd: int, worker: WorkerLink | None, why: str) -> None:
         """Let go of a worker whose message could not be dealt with: its books and ours may differ from here on."""
         link = self._workers.get(identity)  # it may have joined by that very message
         if link is not None:
             self._worker_gone(link, "speaks nonsense")
         if worker is None:
-            self._worker_router.send(
-                identity, wire.encode(Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX]))
-            )
+            self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX]))
 
     def _complain(self, kind: str, text: str, error: BaseException | None = None) -> None:
         self._complaints.note(kind, self._now, text, error)
@@ -518,10 +539,10 @@ class Controller:
         self, identity: bytes, fd: int, known: WorkerLink | None, message: Any, key: str
     ) -> None:
         if type(message) is not WorkerHello:
-            self._worker_router.send(identity, wire.encode(HelloNeeded(self._epoch)))
+            self._tell_worker(identity, fd, HelloNeeded(self._epoch))
             return
         if message.protocol != PROTOCOL_VERSION:
-            self._worker_router.send(identity, wire.encode(_mismatch(message.protocol, message.version)))
+            self._tell_worker(identity, fd, _mismatch(message.protocol, message.version))
             return
         devices = parse_devices(message.devices)
         if devices[0].host_bytes and not self._scheduler.plans_fetches:
@@ -529,16 +550,26 @@ class Controller:
                 f"policy {self._settings.policy} cannot plan for a host store with a budget (--host-bytes): "
                 f"start the controller with --policy adaptive, or the worker without a budget"
             )
-            self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
+            self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
             return
         for other in list(self._workers.values()):
             if other.worker_epoch == message.worker_epoch or other is known:
                 self._worker_gone(other, "reconnected")
         if len(self._workers) >= WORKERS_MAX:
             text = f"{WORKERS_MAX} workers are connected, which is the most"
-            self._worker_router.send(identity, wire.encode(Mismatch(PROTOCOL_VERSION, text)))
+            self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
             return
-        slot = self._exchange.worker_joined(identity, self._next_worker, len(devices))
+        other_at = self._worker_of_fd.get(fd)
+        if not _is_ours(identity):
+            self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, OWN_NAME_TEXT))
+            return
+        if other_at is not None and _is_older(identity, other_at.identity):
+            return
+        if other_at is not None:  # its end was read before its hello was
+            self._worker_gone(other_at, "disconnected")
+        slot = self._exchange.worker_joined(identity, fd, self._next_worker, len(devices))
+        if slot is None:
+            return  # its connection has ended: a hello may be read after that
         worker = WorkerLink(
             identity,
             fd,
@@ -552,9 +583,10 @@ class Controller:
         )
         self._next_worker += 1
         self._workers[identity] = self._worker_of_fd[fd] = self._worker_by_id[worker.worker_id] = worker
-        self._worker_router.send(
-            identity, wire.encode(WorkerWelcome(PROTOCOL_VERSION, __version__, self._epoch, worker.worker_id))
-        )
+        welcome = WorkerWelcome(PROTOCOL_VERSION, __version__, self._epoch, worker.worker_id)
+        if not self._tell_worker(identity, fd, welcome):
+            self._worker_gone(worker, "cannot be reached")
+            return
         self._ping(worker)
         self._count_devices()
         shapes = tuple(
@@ -621,7 +653,7 @@ class Controller:
             if isinstance(error, OSError):
                 self._repairs.inspect(message.digest)
             chunk = Chunk(message.digest, message.file, message.offset, status)
-            self._worker_router.send(identity, wire.encode(chunk), [data if error is None else b""])
+            self._tell_worker(identity, worker.fd, chunk, [data if error is None else b""])
 
         if message.file >= len(files):
             answer(None, InvalidInput("no such chunk"))
@@ -665,7 +697,7 @@ class Controller:
         self._registrar.worker_drains(worker.worker_id)
         # Whatever was ordered of it went before this, and from here on it is ordered nothing: once it has answered
         # what it has, it may go.
-        self._worker_router.send(worker.identity, wire.encode(Goodbye()))
+        self._tell_worker(worker.identity, worker.fd, Goodbye())
         log.info("worker %s (%d) is leaving", worker.name, worker.worker_id)
         self.publish("worker", {"worker": worker.name, "state": "draining"})
 
@@ -696,7 +728,7 @@ class Controller:
             worker.clock.to_worker_latest(command.latest_ns), command.expected_ns, shapes,
         )  # fmt: skip
         self._exchange.sent(worker.slot, command.action_id, command.device)
-        if not self._worker_router.send(worker.identity, wire.encode(message)):
+        if not self._tell_worker(worker.identity, worker.fd, message):
             self._worker_gone(worker, "cannot be reached")
 
     def _order(self) -> None:
@@ -755,7 +787,7 @@ class Controller:
         for worker in list(self._workers.values()):
             if self._now - self._exchange.heard_ns(worker.slot) > WORKER_TIMEOUT_NS:
                 self._worker_gone(worker, f"unheard of for {WORKER_TIMEOUT_NS / 1e9:g} s")
-                self._worker_router.send(worker.identity, wire.encode(HelloNeeded(self._epoch)))
+                self._tell_worker(worker.identity, worker.fd, HelloNeeded(self._epoch))
             else:
                 self._watch_clock(worker)
                 self._ping(worker)
@@ -789,21 +821,18 @@ class Controller:
         log.info("the list of keys was read again: %d are no longer let in as before", len(revoked))
         if not revoked:
             return
-        # First: a descriptor whose connection has ended may be another's by now.
-        self._workers_left()
-        self._clients_left()
         why = "its key was revoked"
         for worker in [one for one in self._workers.values() if one.key in revoked]:
             self._worker_gone(worker, why)
-            end_connection(worker.fd)
+            self._exchange.disconnect(WORKERS, worker.fd)
         for client in [one for one in self._clients.values() if one.key in revoked]:
             log.info("client %s left: %s", client.name, why)
             self._client_gone(client, why)
-            end_connection(client.fd)
+            self._exchange.disconnect(CLIENTS, client.fd)
         self._publisher.disconnect_all()
 
     def _ping(self, worker: WorkerLink) -> None:
-        self._worker_router.send(worker.identity, wire.encode(Ping(now_ns())))
+        self._tell_worker(worker.identity, worker.fd, Ping(now_ns()))
 
     # ----- what registration needs (see registration.Outside) --------------------------------------
 
@@ -820,7 +849,7 @@ class Controller:
     def to_worker(self, worker: int, message: tuple[Any, ...]) -> None:
         link = self._worker_by_id.get(worker)
         if link is not None:
-            self._worker_router.send(link.identity, wire.encode(message))
+            self._tell_worker(link.identity, link.fd, message)
 
     def schedule(self, event: Event) -> None:
         self._events.append(event)
@@ -968,11 +997,19 @@ class Controller:
             "refusals": {reason: count for reason, count in refusals.items() if count},
         }
 
+    def _tell_client(self, identity: bytes, fd: int, message: tuple[Any, ...], frames: Any = ()) -> bool:
+        """Queue a message for the client at a descriptor. False if it is gone or has left too much unread."""
+        return self._exchange.send(CLIENTS, identity, fd, wire.encode(message), frames)
+
+    def _tell_worker(self, identity: bytes, fd: int, message: tuple[Any, ...], frames: Any = ()) -> bool:
+        """The same of a worker."""
+        return self._exchange.send(WORKERS, identity, fd, wire.encode(message), frames)
+
     def _send_client(
         self, client: ClientLink, message: tuple[Any, ...], frames: list[Any] | None = None
     ) -> None:
         """Send to a client that may be gone: then there is nobody to tell."""
-        if not self._client_router.send(client.identity, wire.encode(message), frames or ()):
+        if not self._tell_client(client.identity, client.fd, message, frames or ()):
             self._client_gone(client, "cannot be reached")
 
     def _fail(self, client: ClientLink, request_id: int, error: ClockworkError) -> None:
@@ -991,6 +1028,16 @@ def _named(peer: ClientLink | WorkerLink | None) -> str:
         if peer is None
         else f"{'worker' if isinstance(peer, WorkerLink) else 'client'} {peer.name}"
     )
+
+
+def _is_ours(identity: bytes) -> bool:
+    """Whether libzmq numbered this peer, as it does unless the peer names itself."""
+    return len(identity) == 5 and identity[0] == 0
+
+
+def _is_older(identity: bytes, other: bytes) -> bool:
+    """Whether this peer connected before the other one. libzmq counts peers in 32 bits, from any number on."""
+    return (int.from_bytes(identity[1:]) - int.from_bytes(other[1:])) % (1 << 32) >= 1 << 31
 
 
 def _mismatch(protocol: int, version: str) -> Mismatch:

@@ -25,6 +25,8 @@ class ControllerSettings:
     insecure: bool = False  # listen beyond loopback without keys
     record: Path | None = None  # where to write down what the scheduler is told
     record_bytes_max: int = config.RECORD_BYTES_MAX
+    client_bounds: config.ConnectionBounds = config.CLIENT_CONNECTIONS
+    worker_bounds: config.ConnectionBounds = config.WORKER_CONNECTIONS
 
 
 def check_policy(policy: str, save_devices: bool, host_bytes: int = 0) -> None:

@@ -29,7 +29,11 @@ void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank) {
 
 Exchange::Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences,
                    ExchangeBounds bounds)
-    : scheduler_(scheduler), sockets_{workers, clients}, sentences_(std::move(sentences)), bounds_(bounds) {}
+    : scheduler_(scheduler),
+      sockets_{workers, clients},
+      connections_{Connections(bounds.connections[WORKERS]), Connections(bounds.connections[CLIENTS])},
+      sentences_(std::move(sentences)),
+      bounds_(bounds) {}
 
 // ----- the loop -----------------------------------------------------------------------------------
 
@@ -73,7 +77,9 @@ Exchange::Need Exchange::step(Ns until) {
             take(side_);
             is_idle_ = is_idle_ && batches_[side_].size() == 0;
             stage_ = HANDLE;
-            if (sockets_[side_].has_news()) return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
+            // After the messages were taken, so that the connection of each has been accepted.
+            read_news(side_);
+            if (!ended_[side_].empty()) return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
             break;
         case HANDLE:
             cancel_departed();
@@ -116,6 +122,7 @@ Exchange::Need Exchange::step(Ns until) {
             break;
         case END:
             end_turn();
+            look_ns_ = std::min(connections_[WORKERS].look(now_), connections_[CLIENTS].look(now_));
             if (!is_idle_) lag_.add(clock_ns() - due_ns_);
             stage_ = WAIT;
             break;
@@ -128,7 +135,7 @@ Exchange::Need Exchange::step(Ns until) {
 bool Exchange::wait(Ns until) {
     bool has_input = false;
     for (const RouterSocket& socket : sockets_) has_input = has_input || socket.has_input() || socket.has_news();
-    Ns due = std::min({until, wake_ns_, next_shadow_ns()});
+    Ns due = std::min({until, wake_ns_, look_ns_, next_shadow_ns()});
     Ns timeout = has_input ? 0 : std::max<Ns>(due - clock_ns(), 0);
     timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
     int ready = ppoll(descriptors_.data(), descriptors_.size(), &limit, nullptr);
@@ -143,6 +150,34 @@ void Exchange::take(Side side) {
     cursor_ = 0;
     batches_[side].clear();
     batches_[side].receive(sockets_[side], bounds_.drain_messages, BATCH_FRAMES_MAX, bounds_.message_frames);
+}
+
+void Exchange::read_news(Side side) {
+    ConnectionNews news;
+    while (sockets_[side].receive_news(news)) {
+        if (news.event == CLOCKWORK_ZMQ_EVENT_ACCEPTED) {
+            connections_[side].accepted(news.fd, now_);
+        } else if (ConnectionPtr one = connections_[side].ended(news.fd); one != nullptr && one->is_greeted) {
+            ended_[side].push_back(news.fd);
+        }
+    }
+}
+
+// Of a message of somebody who is not known.
+void Exchange::count_taken(Side side, const Arrival& arrival) {
+    if (arrival.count < 2) return;
+    ConnectionPtr one = connections_[side].find(batches_[side].header(arrival).descriptor());
+    if (one != nullptr) one->taken += arrival.bytes;
+}
+
+bool Exchange::disconnect(Side side, int fd) {
+    ConnectionPtr one = connections_[side].find(fd);
+    return one != nullptr && connections_[side].cut(*one, CutReason::ASKED);
+}
+
+bool Exchange::begin(Side side, std::string_view identity, int fd) {
+    ConnectionPtr one = connections_[side].find(fd);
+    return one != nullptr && connections_[side].may_send(*one, now_) && sockets_[side].address(identity, one);
 }
 
 bool Exchange::handle() {
@@ -188,8 +223,13 @@ bool Exchange::from_client(const Arrival& arrival) {
     Haul& batch = batches_[CLIENTS];
     chosen_ = {};
     auto found = client_of_.find(batch.identity(arrival).view());
-    if (found == client_of_.end() || arrival.count < 2 || !is_short) return false;
+    if (found == client_of_.end()) {
+        count_taken(CLIENTS, arrival);
+        return false;
+    }
     ClientLink& client = *clients_.at(found->second);
+    client.connection->taken += arrival.bytes;
+    if (arrival.count < 2 || !is_short) return false;
     std::string_view header = batch.header(arrival).view();
     std::int64_t tag = tag_of(header);
     if (tag == TAG_INFER_REQUEST) return infer(client, arrival);
@@ -359,9 +399,13 @@ HeldRequest& Exchange::held(RequestId request_id) {
     return *held_pool_.at(slot);
 }
 
-std::uint32_t Exchange::client_joined(std::string_view identity) {
+std::uint32_t Exchange::client_joined(std::string_view identity, int fd) {
+    ConnectionPtr connection = connections_[CLIENTS].find(fd);
+    if (connection == nullptr || connection->is_cut) return NO_SLOT;
+    connections_[CLIENTS].greet(*connection);
     ClientLink* client = clients_.make();
     client->identity = identity;
+    client->connection = std::move(connection);
     client_of_.emplace(client->identity, client->slot);
     return client->slot;
 }
@@ -369,6 +413,7 @@ std::uint32_t Exchange::client_joined(std::string_view identity) {
 void Exchange::client_left(std::uint32_t slot) {
     ClientLink& client = *clients_.at(slot);
     client_of_.erase(client.identity);
+    connections_[CLIENTS].forget(*client.connection);
     client.gone = true;
     departed_.push_back(slot);
 }
@@ -401,8 +446,13 @@ bool Exchange::cancel(std::uint32_t client, std::int64_t request_id) {
 bool Exchange::from_worker(const Arrival& arrival) {
     Haul& batch = batches_[WORKERS];
     auto found = worker_of_identity_.find(batch.identity(arrival).view());
-    if (found == worker_of_identity_.end() || arrival.count < 2) return false;
+    if (found == worker_of_identity_.end()) {
+        count_taken(WORKERS, arrival);
+        return false;
+    }
     WorkerLink& worker = *workers_.at(found->second);
+    worker.connection->taken += arrival.bytes;
+    if (arrival.count < 2) return false;
     worker.heard_ns = now_;
     return tag_of(batch.header(arrival).view()) == TAG_RESULT && result(worker, arrival);
 }
@@ -483,9 +533,14 @@ void Exchange::count_done(WorkerLink& worker, const Expected& sent, const Result
     }
 }
 
-std::uint32_t Exchange::worker_joined(std::string_view identity, WorkerId worker_id, std::size_t device_count) {
+std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, WorkerId worker_id,
+                                      std::size_t device_count) {
+    ConnectionPtr connection = connections_[WORKERS].find(fd);
+    if (connection == nullptr || connection->is_cut) return NO_SLOT;
+    connections_[WORKERS].greet(*connection);
     WorkerLink* worker = workers_.make();
     worker->identity = identity;
+    worker->connection = std::move(connection);
     worker->worker_id = worker_id;
     worker->heard_ns = now_;
     worker->devices.resize(device_count);
@@ -497,6 +552,7 @@ std::uint32_t Exchange::worker_joined(std::string_view identity, WorkerId worker
 void Exchange::worker_left(std::uint32_t slot) {
     WorkerLink* worker = workers_.at(slot);
     worker_of_identity_.erase(worker->identity);
+    connections_[WORKERS].forget(*worker->connection);
     worker_of_id_.erase(static_cast<std::uint32_t>(worker->worker_id));
     workers_.give_back(worker);
 }
@@ -522,7 +578,8 @@ void Exchange::note_sent(WorkerLink& worker, ActionId action_id, const Expected&
 
 // Sends the header that was written. False if the worker cannot be reached: it is as good as gone.
 bool Exchange::to_worker(WorkerLink& worker, bool more) {
-    if (!sockets_[WORKERS].address(worker.identity)) {
+    if (!connections_[WORKERS].may_send(*worker.connection, now_) ||
+        !sockets_[WORKERS].address(worker.identity, worker.connection)) {
         lost_workers.push_back(worker.worker_id);
         return false;
     }
@@ -602,7 +659,7 @@ void Exchange::send_revoke(const Command& command) {
     writer_.array(2);
     writer_.integer(TAG_REVOKE);
     writer_.natural(command.action_id);
-    if (sockets_[WORKERS].address(worker->identity)) sockets_[WORKERS].send(writer_.view(), false);
+    to_worker(*worker, false);
 }
 
 // ----- answers ------------------------------------------------------------------------------------
@@ -610,7 +667,8 @@ void Exchange::send_revoke(const Command& command) {
 // Sends the header that was written. False if the client is gone: then there is nobody to tell.
 bool Exchange::to_client(ClientLink& client, bool more) {
     if (client.gone) return false;
-    if (!sockets_[CLIENTS].address(client.identity)) {
+    if (!connections_[CLIENTS].may_send(*client.connection, now_) ||
+        !sockets_[CLIENTS].address(client.identity, client.connection)) {
         lost_clients.push_back(client.slot);
         return false;
     }

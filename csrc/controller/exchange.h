@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "controller/clock.h"
+#include "controller/connections.h"
 #include "controller/messages.h"
 #include "controller/models.h"
 #include "controller/routes.h"
@@ -100,6 +101,7 @@ struct ShadowPair {
 
 struct ClientLink {
     std::string identity;
+    ConnectionPtr connection;
     bool gone = false;          // nothing is sent to it any more
     bool has_departed = false;  // and what it waits for has been cancelled
     IdTable requests;           // the client's request id: slot of the request
@@ -110,6 +112,7 @@ struct ClientLink {
     std::uint32_t generation = 0;
 
     void reset() {
+        connection.reset();
         gone = has_departed = false;
         requests = IdTable();
         first = last = nullptr;
@@ -166,6 +169,7 @@ private:
 
 struct WorkerLink {
     std::string identity;
+    ConnectionPtr connection;
     WorkerId worker_id = 0;
     ClockBounds clock;
     SentActions actions;
@@ -179,6 +183,7 @@ struct WorkerLink {
     std::uint32_t generation = 0;
 
     void reset() {
+        connection.reset();
         clock = ClockBounds();
         actions = SentActions();
         heard_ns = 0;
@@ -212,7 +217,11 @@ struct ExchangeBounds {
     std::size_t message_frames = 65'536;    // config.FRAMES_MAX
     std::int64_t priority_default = 4;      // config.PRIORITY_DEFAULT
     std::size_t queued_requests = 65'536;   // config.QUEUED_REQUESTS_MAX
+    ConnectionBounds connections[2];        // of the workers' socket, and of the clients'
 };
+
+// What there is no slot for.
+inline constexpr std::uint32_t NO_SLOT = ~std::uint32_t{0};
 
 class Exchange {
 public:
@@ -226,7 +235,7 @@ public:
     enum Need {
         NOTHING,       // run() never says so
         OTHER,         // look at signals, other descriptors and timers
-        WORKERS_LEFT,  // connections have ended: read the monitor, and say whose before their messages are handled
+        WORKERS_LEFT,  // connections of peers have ended: see ended(), before their messages are handled
         CLIENTS_LEFT,
         WORKER_MESSAGE,  // current() is Python's
         CLIENT_MESSAGE,
@@ -257,9 +266,23 @@ public:
     std::vector<std::uint32_t> lost_clients;
     std::vector<WorkerId> lost_workers;
 
+    // ----- connections -------------------------------------------------------------------------
+
+    // Descriptors of the connections of peers that have ended since the last call.
+    std::vector<int> ended(Side side) { return std::exchange(ended_[side], {}); }
+    // Shuts a peer's connection down; see Connections::cut(). False if there is none with this descriptor.
+    bool disconnect(Side side, int fd);
+    // Begins a message of Python's to the peer at this descriptor; its header and frames follow with send(). False if
+    // the peer is gone, or takes nothing any more.
+    bool begin(Side side, std::string_view identity, int fd);
+    void send(Side side, std::string_view part, bool more) { sockets_[side].send(part, more); }
+    const Connections& connections(Side side) const { return connections_[side]; }
+
     // ----- clients -----------------------------------------------------------------------------
 
-    std::uint32_t client_joined(std::string_view identity);
+    // Its slot, or NO_SLOT if the connection that its hello came on has ended: whoever says hello and closes at once
+    // may be read after the end of his connection.
+    std::uint32_t client_joined(std::string_view identity, int fd);
     // Nothing is sent to it any more; what it waits for is cancelled before the next decision.
     void client_left(std::uint32_t client);
     bool has_request(std::uint32_t client, std::int64_t request_id);
@@ -282,7 +305,8 @@ public:
 
     // ----- workers -----------------------------------------------------------------------------
 
-    std::uint32_t worker_joined(std::string_view identity, WorkerId worker_id, std::size_t device_count);
+    // Like client_joined().
+    std::uint32_t worker_joined(std::string_view identity, int fd, WorkerId worker_id, std::size_t device_count);
     void worker_left(std::uint32_t worker);
     WorkerLink& worker(std::uint32_t slot) { return *workers_.at(slot); }
     // Python sends this one.
@@ -362,6 +386,8 @@ private:
     void lap(int stage);
     bool wait(Ns until);
     void take(Side side);
+    void read_news(Side side);
+    void count_taken(Side side, const Arrival& arrival);
     bool handle();
     bool execute();
     void end_turn();
@@ -408,6 +434,9 @@ private:
 
     Scheduler& scheduler_;
     RouterSocket sockets_[2];
+    Connections connections_[2];
+    std::vector<int> ended_[2];
+    Ns look_ns_ = 0;  // when connections are next looked at
     Sentences sentences_;
     ExchangeBounds bounds_;
     Ns now_ = 0;

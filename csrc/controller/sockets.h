@@ -4,11 +4,15 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "controller/connections.h"
 #include "zmq_api.h"
 
 namespace clockwork {
@@ -35,6 +39,16 @@ public:
         zmq->msg_close(&message_);
         zmq->msg_init(&message_);
     }
+    void copy_of(std::string_view bytes) {
+        zmq->msg_close(&message_);
+        if (zmq->msg_init_size(&message_, bytes.size()) != 0) out_of_memory();
+        std::memcpy(data(), bytes.data(), bytes.size());
+    }
+    // Bytes of somebody else, who hears on any thread when they are not needed any more.
+    void lend(void* bytes, std::size_t size, void (*let_go)(void*, void*), void* hint) {
+        zmq->msg_close(&message_);
+        if (zmq->msg_init_data(&message_, bytes, size, let_go, hint) != 0) out_of_memory();
+    }
     void* data() { return zmq->msg_data(&message_); }
     std::size_t size() const { return zmq->msg_size(&message_); }
     std::string_view view() { return {static_cast<const char*>(data()), size()}; }
@@ -49,6 +63,11 @@ public:
     clockwork_zmq_message* message() { return &message_; }
 
 private:
+    [[noreturn]] void out_of_memory() {
+        zmq->msg_init(&message_);
+        throw std::bad_alloc();
+    }
+
     clockwork_zmq_message message_;
 };
 
@@ -56,6 +75,13 @@ private:
 struct Arrival {
     std::uint32_t first = 0;
     std::uint32_t count = 0;
+    std::uint64_t bytes = 0;  // of all that came, as Connection::taken counts it
+};
+
+// What the monitor of a socket tells.
+struct ConnectionNews {
+    std::uint16_t event = 0;
+    int fd = -1;
 };
 
 class RouterSocket {
@@ -78,27 +104,86 @@ public:
     // Whether a connection has ended since the monitor was last read.
     bool has_news() const { return is_readable(monitor_); }
 
-    // Begins a message. False if the peer is gone, or takes nothing any more; else the rest must follow.
-    bool address(std::string_view identity) {
+    // The next event of the monitor. False if there is none now.
+    bool receive_news(ConnectionNews& news) {
+        Frame frame;
+        while (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0) {
+            int error = zmq->last_error();
+            if (error == EAGAIN) return false;
+            if (error != EINTR) fail("receive from the monitor of", error);
+        }
+        const char* body = static_cast<const char*>(frame.data());  // an event's number and value, unaligned
+        std::uint32_t value = 0;
+        if (frame.size() < sizeof(news.event) + sizeof(value)) fail("read the monitor of", EPROTO);
+        std::memcpy(&news.event, body, sizeof(news.event));
+        std::memcpy(&value, body + sizeof(news.event), sizeof(value));
+        news.fd = static_cast<int>(value);
+        while (frame.more()) {  // the endpoint
+            if (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0) break;
+        }
+        return true;
+    }
+
+    // Begins a message. False if the peer is gone, or takes nothing any more; else the rest must follow. Its bytes
+    // count as unread by `to`.
+    bool address(std::string_view identity, const ConnectionPtr& to) {
         while (zmq->send(socket_, identity.data(), identity.size(),
                          CLOCKWORK_ZMQ_DONTWAIT | CLOCKWORK_ZMQ_SNDMORE) < 0) {
             int error = zmq->last_error();
             if (error == EAGAIN || error == EHOSTUNREACH) return false;
             if (error != EINTR) fail("send on", error);
         }
+        to_ = to;
+        to_->unmarked += FRAME_EXTRA_BYTES;
         return true;
     }
 
     void send(std::string_view header, bool more) {
+        to_->unmarked += header.size() + FRAME_EXTRA_BYTES;
+        if (!more && to_->unmarked >= MARK_BYTES) {
+            Frame frame;
+            frame.copy_of(header);
+            send_marked(frame);
+            return;
+        }
         while (zmq->send(socket_, header.data(), header.size(), flags(more)) < 0) retry();
     }
 
     // Takes what the frame holds.
     void send(Frame& frame, bool more) {
+        to_->unmarked += frame.size() + FRAME_EXTRA_BYTES;
+        if (!more && to_->unmarked >= MARK_BYTES) {
+            send_marked(frame);
+            return;
+        }
         while (zmq->msg_send(frame.message(), socket_, flags(more)) < 0) retry();
     }
 
 private:
+    // A message's last frame, with which everything that was queued before has been written, too.
+    struct Mark {
+        ConnectionPtr to;
+        std::uint64_t bytes;
+        Frame frame;
+    };
+
+    static void let_go(void*, void* hint) {
+        std::unique_ptr<Mark> mark(static_cast<Mark*>(hint));
+        mark->to->marked.fetch_sub(mark->bytes, std::memory_order_relaxed);
+        mark->to->all->fetch_sub(mark->bytes, std::memory_order_relaxed);
+    }
+
+    void send_marked(Frame& frame) {
+        auto mark = std::make_unique<Mark>(Mark{to_, to_->unmarked, std::move(frame)});
+        Frame marked;
+        marked.lend(mark->frame.data(), mark->frame.size(), let_go, mark.get());
+        to_->marked.fetch_add(mark->bytes, std::memory_order_relaxed);
+        to_->all->fetch_add(mark->bytes, std::memory_order_relaxed);
+        to_->unmarked = 0;
+        mark.release();  // let_go() has it, whatever becomes of the frame
+        while (zmq->msg_send(marked.message(), socket_, flags(false)) < 0) retry();
+    }
+
     static bool is_readable(void* socket) {
         int events = 0;
         std::size_t size = sizeof(events);
@@ -122,6 +207,7 @@ private:
 
     void* socket_;
     void* monitor_;
+    ConnectionPtr to_;  // of the message that has begun
 };
 
 // What was taken from a socket at once. Frames keep their memory (64 bytes each) from one batch to the next.
@@ -135,12 +221,14 @@ public:
             std::size_t first = used_;
             if (!socket.receive(next())) return;
             ++used_;
+            std::uint64_t bytes = FRAME_EXTRA_BYTES;
             bool more = frames_[first].more();
             bool too_many = false;
             while (more) {
                 Frame& frame = next();
                 if (!socket.receive(frame)) break;  // never: a message arrives whole
                 more = frame.more();
+                bytes += frame.size() + FRAME_EXTRA_BYTES;
                 if (used_ - first < message_frames_max + 1) {
                     ++used_;
                 } else {
@@ -153,7 +241,7 @@ public:
                 while (used_ > first + 2) frames_[--used_].clear();
                 count = 1;
             }
-            messages_.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count)});
+            messages_.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count), bytes});
         }
     }
 

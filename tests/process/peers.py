@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,15 @@ PATIENCE_NS = 20 * SECOND
 
 def controller_settings(data: Path, **more: Any) -> ControllerSettings:
     anywhere = "tcp://127.0.0.1:0"
-    return ControllerSettings(
-        client_endpoint=anywhere, worker_endpoint=anywhere, events_endpoint=anywhere, data=data, **more
-    )
+    endpoints = dict.fromkeys(("client_endpoint", "worker_endpoint", "events_endpoint"), anywhere)
+    return ControllerSettings(**{**endpoints, "data": data, **more})
+
+
+def on_loop(controller: Controller, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns, called on the thread of the controller's loop."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    controller._storage.submit(lambda: None, lambda *_: found.put(work()))
+    return found.get(timeout=PATIENCE_NS / SECOND)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from clockwork import limits
 
 PROGRAM = """
+import os
 import resource
 from clockwork.limits import raise_descriptor_limit
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -19,3 +26,11 @@ def test_the_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == [str(hard)] * 4, done.stderr
+
+
+def test_memory_is_the_machines_or_its_containers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for text, expected in (("max\n", whole), (f"{whole * 2}\n", whole), ("1073741824\n", 1 << 30)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(limits, "CGROUP_LIMITS", (str(tmp_path / "memory.max"), str(tmp_path / "none")))
+        assert limits.memory_bytes() == expected

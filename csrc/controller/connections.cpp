@@ -1,0 +1,230 @@
+#include "controller/connections.h"
+
+#include <fcntl.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <stdexcept>
+
+namespace clockwork {
+
+namespace {
+
+ino_t inode_of(int fd) {
+    struct stat found;
+    return fstat(fd, &found) == 0 && S_ISSOCK(found.st_mode) ? found.st_ino : 0;
+}
+
+// Bytes that a TCP connection has received since it began. 0 for any other: the kernel counts none for unix sockets.
+std::uint64_t received_bytes(int fd) {
+    tcp_info info{};
+    socklen_t size = sizeof(info);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return 0;
+    return info.tcpi_bytes_received;
+}
+
+// Of this process. 0 where it cannot be told.
+std::uint64_t resident_bytes() {
+    int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    char text[128];
+    ssize_t size = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    if (size <= 0) return 0;
+    text[size] = 0;
+    unsigned long long total = 0, resident = 0;
+    if (std::sscanf(text, "%llu %llu", &total, &resident) != 2) return 0;
+    return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+}
+
+std::uint64_t behind_of(const Connection& connection) { return connection.behind; }
+std::uint64_t ungreeted_behind_of(const Connection& connection) {
+    return connection.is_greeted ? 0 : connection.behind;
+}
+std::uint64_t unread_of(const Connection& connection) { return connection.unread(); }
+
+}  // namespace
+
+Connections::Connections(ConnectionBounds bounds)
+    : bounds_(bounds), all_(std::make_shared<std::atomic<std::uint64_t>>(0)) {
+    nothing_fd_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    held_fd_ = nothing_fd_ < 0 ? -1 : fcntl(nothing_fd_, F_DUPFD_CLOEXEC, 0);
+    if (held_fd_ < 0) {
+        if (nothing_fd_ >= 0) close(nothing_fd_);
+        throw std::runtime_error("cannot open /dev/null");
+    }
+}
+
+Connections::~Connections() {
+    close(held_fd_);
+    close(nothing_fd_);
+}
+
+void Connections::accepted(int fd, Ns now) {
+    ended(fd);
+    ConnectionPtr one = std::make_shared<Connection>();
+    one->fd = fd;
+    one->inode = inode_of(fd);
+    one->looked_ns = now;
+    one->all = all_;
+    by_fd_[fd] = one;
+    keep_ungreeted(one);
+    look_ns_ = std::min(look_ns_, now + LOOK_NS);
+}
+
+void Connections::keep_ungreeted(const ConnectionPtr& connection) {
+    connection->is_greeted = false;
+    connection->number = next_number_++;
+    ungreeted_[connection->number] = connection;
+    while (ungreeted_.size() > bounds_.ungreeted) {
+        ConnectionPtr oldest = ungreeted_.begin()->second;
+        cut(*oldest, CutReason::CROWD);
+        ungreeted_.erase(oldest->number);
+    }
+}
+
+ConnectionPtr Connections::ended(int fd) {
+    auto found = by_fd_.find(fd);
+    if (found == by_fd_.end()) return nullptr;
+    ConnectionPtr one = std::move(found->second);
+    by_fd_.erase(found);
+    ungreeted_.erase(one->number);
+    one->has_ended = true;
+    behind_ -= one->behind;
+    one->behind = 0;
+    return one;
+}
+
+ConnectionPtr Connections::find(int fd) const {
+    auto found = by_fd_.find(fd);
+    return found == by_fd_.end() ? nullptr : found->second;
+}
+
+void Connections::greet(Connection& connection) {
+    connection.is_greeted = true;
+    ungreeted_.erase(connection.number);
+}
+
+void Connections::forget(Connection& connection) {
+    if (!connection.has_ended && !connection.is_cut) keep_ungreeted(by_fd_.at(connection.fd));
+}
+
+// ----- bounds -------------------------------------------------------------------------------------
+
+bool Connections::may_send(Connection& connection, Ns now) {
+    if (connection.is_cut || connection.has_ended) return false;
+    if (connection.unread() > bounds_.unread_bytes) {
+        cut(connection, CutReason::UNREAD);
+        return false;
+    }
+    // What was queued for a connection that has been cut goes in a moment, and is not added up again for every message
+    // of the others until then.
+    if (unread_bytes() > bounds_.unread_bytes_all && now >= crowded_ns_) {
+        crowded_ns_ = now + LOOK_NS;
+        cut_largest(unread_of, bounds_.unread_bytes_all, CutReason::UNREAD_ALL);
+        return !connection.is_cut;
+    }
+    return true;
+}
+
+Ns Connections::look(Ns now) {
+    if (by_fd_.empty()) return look_ns_ = NEVER_NS;
+    if (now < look_ns_) return look_ns_;
+    std::vector<ConnectionPtr> now_due;
+    for (const auto& [number, one] : ungreeted_) now_due.push_back(one);
+    auto place = by_fd_.lower_bound(cursor_);
+    for (std::size_t count = std::min(LOOK_COUNT, by_fd_.size()); count > 0; --count) {
+        if (place == by_fd_.end()) place = by_fd_.begin();
+        now_due.push_back(place->second);
+        ++place;
+    }
+    cursor_ = place == by_fd_.end() ? 0 : place->first;
+    for (const ConnectionPtr& one : now_due) look_at(*one, now);
+    std::uint64_t ungreeted_bytes = 0;
+    for (const auto& [number, one] : ungreeted_) ungreeted_bytes += one->behind;
+    if (ungreeted_bytes > bounds_.hello_bytes_all) {
+        cut_largest(ungreeted_behind_of, bounds_.hello_bytes_all, CutReason::RECEIVED_ALL);
+    }
+    if (behind_ > bounds_.received_bytes_all) {
+        cut_largest(behind_of, bounds_.received_bytes_all, CutReason::RECEIVED_ALL);
+    }
+    if (behind_ > 0 && resident_bytes() > bounds_.memory_bytes) relieve_memory();
+    Ns rounds = static_cast<Ns>((by_fd_.size() + LOOK_COUNT - 1) / LOOK_COUNT);
+    look_ns_ = now + (ungreeted_.empty() ? std::max(LOOK_GREETED_NS / rounds, LOOK_NS) : LOOK_NS);
+    return look_ns_;
+}
+
+void Connections::look_at(Connection& connection, Ns now) {
+    if (connection.is_cut || connection.has_ended) return;
+    std::uint64_t waited_ns = static_cast<std::uint64_t>(std::max<Ns>(now - connection.looked_ns, 0));
+    connection.taken += waited_ns * HEARTBEAT_BYTES_PER_S / static_cast<std::uint64_t>(SECOND);
+    if (waited_ns * HEARTBEAT_BYTES_PER_S >= static_cast<std::uint64_t>(SECOND)) connection.looked_ns = now;
+    std::uint64_t received = received_bytes(connection.fd);
+    // Frames count for more than they take on the wire: nobody saves up what that is too much.
+    connection.taken = std::min(connection.taken, received);
+    behind_ -= connection.behind;
+    connection.behind = received - connection.taken;
+    behind_ += connection.behind;
+    std::uint64_t bound = connection.is_greeted ? bounds_.received_bytes : bounds_.hello_bytes;
+    if (connection.behind <= bound) return;
+    // The number may mean another connection by now, whose bytes these are; the copy of the descriptor cannot.
+    bool is_over = hold(connection) && received_bytes(held_fd_) - connection.taken > bound;
+    let_go();
+    if (is_over) cut(connection, CutReason::RECEIVED);
+}
+
+// Those that have been cut count no more: what they hold goes with them.
+void Connections::cut_largest(SizeOf size_of, std::uint64_t bound, CutReason reason) {
+    std::vector<Connection*> open;
+    std::uint64_t sum = 0;
+    for (const auto& [fd, one] : by_fd_) {
+        if (one->is_cut) continue;
+        open.push_back(one.get());
+        sum += size_of(*one);
+    }
+    std::stable_sort(open.begin(), open.end(),
+                     [&](Connection* one, Connection* other) { return size_of(*one) > size_of(*other); });
+    for (Connection* one : open) {
+        if (sum <= bound) return;
+        sum -= std::min(sum, size_of(*one));
+        cut(*one, reason);
+    }
+}
+
+// Half of what was received goes. Where that is not what took the memory, the other half goes with the next look.
+void Connections::relieve_memory() { cut_largest(behind_of, behind_ / 2, CutReason::MEMORY); }
+
+bool Connections::cut(Connection& connection, CutReason reason) {
+    if (connection.is_cut || connection.has_ended) return false;
+    connection.is_cut = true;
+    ++cut_counts_[static_cast<std::size_t>(reason)];
+    behind_ -= connection.behind;
+    connection.behind = 0;
+    if (hold(connection)) {
+        if (reason != CutReason::ASKED) {
+            // What the kernel holds goes at once: else a peer that does not read keeps it for minutes, and one that
+            // sends waits as long for a window.
+            linger at_once{1, 0};
+            setsockopt(held_fd_, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+        }
+        shutdown(held_fd_, SHUT_RDWR);
+    }
+    let_go();
+    return true;
+}
+
+// Makes held_fd_ a copy of the connection's descriptor. libzmq may close that on its thread at any time, and the number
+// may then be somebody else's; the copy is looked at and stays what it is. False if it is not this connection any more.
+bool Connections::hold(const Connection& connection) {
+    if (connection.inode == 0 || dup3(connection.fd, held_fd_, O_CLOEXEC) < 0) return false;
+    return inode_of(held_fd_) == connection.inode;
+}
+
+void Connections::let_go() { dup3(nothing_fd_, held_fd_, O_CLOEXEC); }
+
+}  // namespace clockwork

@@ -1,0 +1,143 @@
+// The connections of one ROUTER socket and the bytes that each of them makes this process hold.
+//
+// libzmq bounds queues by messages and frames by bytes. It bounds neither the bytes of a queue nor a message of many
+// frames, and it has no call that disconnects one peer of a ROUTER. Connections counts bytes and shuts the TCP (or
+// unix) socket of a peer that exceeds its bound down; libzmq then notices the end as it notices any other.
+//
+// A frame of two bytes on the wire takes 64 in memory, so that a bound on received bytes is none on memory by a factor
+// of 32. Where the whole process comes near the memory that it may have, the peers with the most received and not taken
+// are ended, however little that is.
+//
+// What a peer has sent and this process has not taken from libzmq: the kernel's count of received bytes, less the
+// bytes of the messages that were taken. What a peer has not read: the bytes that were queued for it, less those up
+// to the last marked frame that libzmq has let go of. One frame in every MARK_BYTES is marked; a connection's frames
+// are written in their order.
+//
+// Not thread safe, except that libzmq lets go of marked frames on its own thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// Bytes of memory that a frame costs beside its content, roughly: libzmq's 64 bytes. Also more than what framing and
+// encryption add to a frame on the wire.
+inline constexpr std::uint64_t FRAME_EXTRA_BYTES = 64;
+
+// Queued bytes after which a frame is marked. A mark costs 0.1 us; as much as this may be queued and not be counted.
+inline constexpr std::uint64_t MARK_BYTES = 16 << 10;
+
+// Heartbeats of the peer that arrive on an idle connection; libzmq takes them itself.
+inline constexpr std::uint64_t HEARTBEAT_BYTES_PER_S = 1 << 10;
+
+// How often connections without a hello are looked at, and the others. Loopback carries 50 MB in the shorter time.
+inline constexpr Ns LOOK_NS = 20 * MS;
+inline constexpr Ns LOOK_GREETED_NS = 250 * MS;
+
+// Connections that are looked at together.
+inline constexpr std::size_t LOOK_COUNT = 1'024;
+
+struct ConnectionBounds {
+    std::size_t ungreeted = 4'096;                      // config.UNGREETED_MAX
+    std::uint64_t hello_bytes = 1 << 20;                // config.HELLO_BYTES_MAX
+    std::uint64_t hello_bytes_all = 64 << 20;           // config.HELLO_BYTES_ALL_MAX
+    std::uint64_t received_bytes = 1'280ull << 20;      // config.RECEIVED_BYTES_MAX, of a peer that has said hello
+    std::uint64_t received_bytes_all = 4ull << 30;      // config.RECEIVED_BYTES_ALL_MAX
+    std::uint64_t unread_bytes = 256ull << 20;          // config.UNREAD_BYTES_MAX
+    std::uint64_t unread_bytes_all = 2ull << 30;        // config.UNREAD_BYTES_ALL_MAX
+    std::uint64_t memory_bytes = ~std::uint64_t{0};     // limits.memory_bytes(): of this process, in all
+};
+
+// Why a connection was shut down.
+enum class CutReason : std::uint8_t { ASKED, CROWD, RECEIVED, RECEIVED_ALL, UNREAD, UNREAD_ALL, MEMORY };
+inline constexpr std::size_t CUT_REASONS = 7;
+
+// One accepted connection. Shared with the frames that are on their way, which may outlast it.
+struct Connection {
+    int fd = -1;
+    ino_t inode = 0;  // of the socket: a descriptor's number is used again, this is not
+    std::uint64_t number = 0;
+    bool is_greeted = false;
+    bool is_cut = false;
+    bool has_ended = false;
+
+    std::uint64_t taken = 0;   // bytes of the messages that were taken, and what heartbeats may have been
+    std::uint64_t behind = 0;  // bytes received and not taken, when it was last looked at
+    Ns looked_ns = 0;
+
+    std::uint64_t unmarked = 0;  // bytes queued since the last mark
+    std::atomic<std::uint64_t> marked{0};  // bytes queued up to the last mark, that libzmq still holds
+    std::shared_ptr<std::atomic<std::uint64_t>> all;  // the sum of `marked` over this socket's connections
+
+    std::uint64_t unread() const { return marked.load(std::memory_order_relaxed) + unmarked; }
+};
+
+using ConnectionPtr = std::shared_ptr<Connection>;
+
+class Connections {
+public:
+    explicit Connections(ConnectionBounds bounds);
+    ~Connections();
+    Connections(const Connections&) = delete;
+
+    // ----- what libzmq's monitor tells -----------------------------------------------------------
+
+    void accepted(int fd, Ns now);
+    // Null if it was none that is known.
+    ConnectionPtr ended(int fd);
+
+    // Null if the descriptor belongs to no connection that is open.
+    ConnectionPtr find(int fd) const;
+    // A peer is noted on it, or is not any more.
+    void greet(Connection& connection);
+    void forget(Connection& connection);
+
+    // ----- bounds --------------------------------------------------------------------------------
+
+    // Whether a further message may be queued; a connection beyond its bound is cut. One message is always allowed,
+    // however large, to a peer that has read enough of those before.
+    bool may_send(Connection& connection, Ns now);
+    // Looks at what was received, as often as it is time for that. Returns when to call again.
+    Ns look(Ns now);
+
+    // Shuts a connection down; its end is reported as any other. False if it has ended already, or was cut.
+    bool cut(Connection& connection, CutReason reason);
+
+    std::size_t size() const { return by_fd_.size(); }
+    std::size_t ungreeted() const { return ungreeted_.size(); }
+    std::uint64_t unread_bytes() const { return all_->load(std::memory_order_relaxed); }
+    std::uint64_t behind_bytes() const { return behind_; }
+    const std::uint64_t* cut_counts() const { return cut_counts_; }
+
+private:
+    void keep_ungreeted(const ConnectionPtr& connection);
+    void look_at(Connection& connection, Ns now);
+    using SizeOf = std::uint64_t (*)(const Connection&);
+    void cut_largest(SizeOf size_of, std::uint64_t bound, CutReason reason);
+    void relieve_memory();
+    bool hold(const Connection& connection);
+    void let_go();
+
+    ConnectionBounds bounds_;
+    std::map<int, ConnectionPtr> by_fd_;
+    std::map<std::uint64_t, ConnectionPtr> ungreeted_;  // by number: the oldest first
+    std::shared_ptr<std::atomic<std::uint64_t>> all_;
+    std::uint64_t behind_ = 0;  // the sum over all connections that are not cut
+    std::uint64_t next_number_ = 1;
+    std::uint64_t cut_counts_[CUT_REASONS] = {};
+    int cursor_ = 0;       // the descriptor at which the next look begins
+    Ns look_ns_ = 0;       // when that is due
+    Ns crowded_ns_ = 0;    // when all unread bytes were last added up
+    int held_fd_ = -1;     // always open: a copy of a connection's descriptor while it is shut down, else of /dev/null
+    int nothing_fd_ = -1;  // /dev/null
+};
+
+}  // namespace clockwork

@@ -1,0 +1,425 @@
+"""What a controller's connections may cost it: peers that vanish, that send without end, that read nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmtp
+from peers import PATIENCE_NS, FakeWorker, RawClient, on_loop, running_controller
+
+from clockwork import config, keys, messages, transport, wire
+from clockwork.clock import SECOND, now_ns
+from clockwork.config import ConnectionBounds
+from clockwork.controller._exchange import CLIENTS, WORKERS
+from clockwork.controller.process import Controller
+from clockwork.limits import raise_descriptor_limit
+from clockwork.models.prepared import TensorSpec
+from clockwork.scheduler.types import ProfilePoint
+
+MIB = 1 << 20
+
+ROW = struct.pack("<2f", 1.5, -2.5)
+
+
+@dataclasses.dataclass
+class Place:
+    """A controller, and what one needs to reach it."""
+
+    controller: Controller
+    keys: keys.PeerKeys | None
+
+    def connections(self, side: int) -> dict[str, Any]:
+        found: dict[str, Any] = on_loop(self.controller, lambda: self.controller._exchange.connections(side))
+        return found
+
+    def noted(self) -> tuple[int, int]:
+        """(clients, workers)."""
+        found: tuple[int, int] = on_loop(
+            self.controller, lambda: (len(self.controller._clients), len(self.controller._workers))
+        )
+        return found
+
+
+def eventually(condition: Callable[[], Any], what: str) -> None:
+    deadline = now_ns() + PATIENCE_NS
+    while not condition():
+        assert now_ns() < deadline, what
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def running(data: Path, kind: str = "tcp", curve: bool = False, **more: Any) -> Iterator[Place]:
+    peer = None
+    if kind == "ipc":
+        more |= {f"{side}_endpoint": f"ipc://{data}/{side}" for side in ("client", "worker", "events")}
+    if curve:
+        ours, theirs = keys.write_keys(data / "keys", transport.new_key_pair(), transport.new_key_pair())
+        more["key"], peer = ours, keys.read_peer_keys(theirs)
+    with running_controller(data / "data", **more) as controller:
+        yield Place(controller, peer)
+
+
+@pytest.fixture(params=["tcp", "tcp+curve", "ipc", "ipc+curve"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    kind, _, curve = request.param.partition("+")
+    with running(tmp_path, kind, bool(curve)) as one:
+        yield one
+
+
+def serve(place: Place, worker: FakeWorker, client: RawClient, width: int = 2) -> None:
+    """Have the worker serve the model ``m``, which echoes [N, width] floats."""
+    changes: dict[str, Any] = {
+        "inputs": [TensorSpec("x", 1, ("N", width))],
+        "outputs": [TensorSpec("y", 1, ("N", width))],
+        "profile": [ProfilePoint(((width,),), batch, 1_000_000) for batch in (1, 2, 4, 8)],
+        "example": [[1, width]],
+    }
+    with worker.preparing(**changes):
+        assert type(client.register("m", b"model")) is messages.Reply
+
+
+# ----- peers that are gone ------------------------------------------------------------------------
+
+
+def hello_and_close(place: Place, side: int, count: int) -> None:
+    """As many sockets, each of which says hello and closes at once."""
+    endpoint = place.controller.client_endpoint if side == CLIENTS else place.controller.worker_endpoint
+    if place.keys is None:
+        for number in range(count):
+            one = zmtp.open_connection(endpoint)
+            one.sendall(zmtp.client_hello() if side == CLIENTS else zmtp.worker_hello(number))
+            one.close()
+        return
+    hello = messages.ClientHello(messages.PROTOCOL_VERSION, "test", "test")
+    with zmq.Context() as context:
+        for _ in range(0, count, 50):
+            sockets = [context.socket(zmq.DEALER) for _ in range(50)]
+            for one in sockets:
+                one.curve_publickey, one.curve_secretkey = (
+                    place.keys.public.encode(),
+                    place.keys.secret.encode(),
+                )
+                one.curve_serverkey = place.keys.controller.encode()
+                one.connect(endpoint)
+                one.send(wire.encode(hello) if side == CLIENTS else zmtp.worker_hello_header(1))
+            for one in sockets:
+                one.poll(1000)  # the welcome: by then the controller has noted it, or is about to
+                one.close(0)
+
+
+@pytest.mark.parametrize("side", [CLIENTS, WORKERS])
+def test_thousands_that_say_hello_and_close_leave_nobody_behind(place: Place, side: int) -> None:
+    raise_descriptor_limit()
+    # The race is rare: without the bookkeeping of connections, 6 of 1,000 clients stayed for ever.
+    count = 1_000 if place.keys is None else 250
+    threads = [threading.Thread(target=hello_and_close, args=(place, side, count)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    eventually(lambda: place.connections(side)["open"] == 0, "the connections end")
+    assert place.noted() == (0, 0)
+    with (
+        FakeWorker(place.controller, keys=place.keys) as worker,
+        RawClient(place.controller, keys=place.keys) as fresh,
+    ):
+        serve(place, worker, fresh)
+        fresh.infer("m", 7, [1, 2], ROW)
+        worker.serve_one()
+        assert fresh.receive(messages.Answer)[0].request_id == 7
+
+
+def test_a_peer_that_names_itself_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path) as place:
+        for endpoint, hello, answers in (
+            (place.controller.client_endpoint, zmtp.client_hello(), messages.TO_CLIENT),
+            (place.controller.worker_endpoint, zmtp.worker_hello(1), messages.TO_WORKER),
+        ):
+            with zmtp.open_connection(endpoint, b"me") as one:
+                one.sendall(hello)
+                refusal = wire.decode(zmtp.read_message(one)[0], answers)
+            assert type(refusal) is messages.Mismatch
+            assert "must not name itself" in refusal.text
+        assert place.noted() == (0, 0)
+
+
+def test_a_client_that_says_goodbye_and_stays_counts_as_one_without_a_hello(tmp_path: Path) -> None:
+    with (
+        running(tmp_path, client_bounds=ConnectionBounds(ungreeted=8)) as place,
+        contextlib.ExitStack() as stack,
+    ):
+        goodbye = zmtp.message([wire.encode(messages.Bye())])
+        for _ in range(40):
+            one = stack.enter_context(zmtp.open_connection(place.controller.client_endpoint))
+            one.sendall(zmtp.client_hello() + goodbye)
+        eventually(lambda: place.connections(CLIENTS)["open"] <= 8, "the oldest are ended")
+        assert place.noted() == (0, 0)
+        with RawClient(place.controller) as fresh:
+            fresh.send(messages.Query(1, "status", ""))
+            assert type(fresh.receive(messages.Reply)[0]) is messages.Reply
+
+
+# ----- disconnecting one --------------------------------------------------------------------------
+
+
+def test_one_peer_is_disconnected_and_the_others_stay(place: Place) -> None:
+    controller = place.controller
+    with (
+        RawClient(controller, keys=place.keys) as first,
+        RawClient(controller, keys=place.keys) as second,
+        FakeWorker(controller, 1, keys=place.keys) as worker,
+        FakeWorker(controller, 2, keys=place.keys) as other,
+    ):
+        client_fd = on_loop(controller, lambda: next(iter(controller._clients.values())).fd)
+        worker_fd = on_loop(controller, lambda: next(iter(controller._workers.values())).fd)
+        exchange = controller._exchange
+        assert on_loop(controller, lambda: exchange.disconnect(CLIENTS, client_fd))
+        assert on_loop(controller, lambda: exchange.disconnect(WORKERS, worker_fd))
+        eventually(lambda: place.noted() == (1, 1), "both are noted no more")
+        assert not on_loop(controller, lambda: exchange.disconnect(CLIENTS, 99_999))
+        for gone in (first, worker):
+            eventually(lambda: transport.Connection.DOWN in gone.dealer.changes(), "it hears of it")  # noqa: B023
+        serve(place, other, second)
+        second.infer("m", 7, [1, 2], ROW)
+        other.serve_one()
+        assert second.receive(messages.Answer)[0].request_id == 7
+
+
+# ----- what comes in ------------------------------------------------------------------------------
+
+
+def sent_until_ended(one: socket.socket, limit_bytes: int) -> int:
+    """Bytes of one message without an end that the other side took."""
+    piece = zmtp.frame_head(MIB, zmtp.MORE) + bytes(MIB)
+    sent = 0
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while sent < limit_bytes:
+            one.sendall(piece)
+            sent += len(piece)
+    return sent
+
+
+def send_again(one: socket.socket, piece: bytes, count: int) -> None:
+    for _ in range(count):
+        one.sendall(piece)
+
+
+LIMIT_BYTES = 1 << 30
+"""What a peer sends at most of a message without an end: unbounded, all of it would be in memory."""
+
+
+@pytest.mark.parametrize("endpoint", ["client_endpoint", "worker_endpoint"])
+def test_a_message_without_an_end_before_any_hello_ends_its_connection(tmp_path: Path, endpoint: str) -> None:
+    with (
+        running(tmp_path) as place,
+        FakeWorker(place.controller) as worker,
+        RawClient(place.controller) as client,
+        zmtp.open_connection(getattr(place.controller, endpoint)) as one,
+    ):
+        serve(place, worker, client)
+        assert sent_until_ended(one, LIMIT_BYTES) < LIMIT_BYTES
+        side = CLIENTS if endpoint == "client_endpoint" else WORKERS
+        assert place.connections(side)["cut"] == {"received": 1}
+        client.infer("m", 7, [1, 2], ROW)
+        worker.serve_one()
+        assert client.receive(messages.Answer)[0].request_id == 7
+
+
+def test_a_frame_as_large_as_may_be_ends_its_connection_before_any_hello(tmp_path: Path) -> None:
+    with running(tmp_path) as place, zmtp.open_connection(place.controller.client_endpoint) as one:
+        one.sendall(zmtp.frame_head(config.MESSAGE_BYTES_MAX))
+        with pytest.raises(ConnectionError):
+            send_again(one, bytes(MIB), config.MESSAGE_BYTES_MAX // MIB)
+        assert place.connections(CLIENTS)["cut"] == {"received": 1}
+
+
+def test_a_message_without_an_end_after_the_hello_ends_its_connection(tmp_path: Path) -> None:
+    bounds = ConnectionBounds(received_bytes=64 * MIB)
+    with (
+        running(tmp_path, client_bounds=bounds) as place,
+        zmtp.open_connection(place.controller.client_endpoint) as one,
+    ):
+        one.sendall(zmtp.client_hello())
+        eventually(lambda: place.noted() == (1, 0), "it is noted")
+        assert sent_until_ended(one, LIMIT_BYTES) < LIMIT_BYTES
+        eventually(lambda: place.noted() == (0, 0), "it is gone")
+        assert place.connections(CLIENTS)["cut"] == {"received": 1}
+
+
+def test_of_many_that_send_too_much_together_the_largest_goes(tmp_path: Path) -> None:
+    bounds = ConnectionBounds(received_bytes_all=32 * MIB)
+    with running(tmp_path, client_bounds=bounds) as place, contextlib.ExitStack() as stack:
+        client = stack.enter_context(RawClient(place.controller))
+        raw = []
+        for _ in range(4):
+            raw.append(stack.enter_context(zmtp.open_connection(place.controller.client_endpoint)))
+            raw[-1].sendall(zmtp.client_hello())
+        eventually(lambda: place.noted() == (5, 0), "they are noted")
+        for one, size in zip(raw, (4, 24, 6, 8), strict=True):
+            one.sendall(zmtp.frame_head(size * MIB + 1) + bytes(size * MIB))  # and one byte never comes
+        eventually(lambda: place.noted() == (4, 0), "one is gone")
+        assert place.connections(CLIENTS)["cut"] == {"received_all": 1}
+        eventually(lambda: is_shut(raw[1]), "it hears of it")
+        assert [is_shut(one) for one in raw] == [False, True, False, False]
+        client.send(messages.Query(1, "status", ""))
+        client.receive(messages.Reply)
+
+
+# ----- what goes out ------------------------------------------------------------------------------
+
+
+def deaf(endpoint: str) -> socket.socket:
+    """A connection that takes in as little as the kernel lets it without being read."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect((host, int(port)))
+    return zmtp.shake_hands(one)
+
+
+def is_shut(one: socket.socket) -> bool:
+    """Whether the other side has ended the connection, whatever is still to be read."""
+    poll = select.poll()
+    poll.register(one, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+@contextlib.contextmanager
+def working(worker: FakeWorker) -> Iterator[None]:
+    """Have the worker do whatever it is told while the block runs."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            frames = worker.dealer.receive()
+            if frames is None:
+                worker.wait(SECOND // 100)
+                continue
+            order = wire.decode(frames[0], messages.TO_WORKER)
+            if type(order) is messages.Ping:
+                worker.pong(order)
+            elif type(order) in (messages.Load, messages.Unload, messages.Infer):
+                worker.answer(order, [bytes(frame) for frame in frames[1:]])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_client_that_reads_no_answers_is_ended_and_the_others_get_theirs(tmp_path: Path) -> None:
+    bounds = ConnectionBounds(unread_bytes=2 * MIB)
+    with (
+        running(tmp_path, client_bounds=bounds) as place,
+        FakeWorker(place.controller) as worker,
+        RawClient(place.controller) as client,
+        deaf(place.controller.client_endpoint) as one,
+    ):
+        width = 100_000  # 400 KB each way
+        serve(place, worker, client, width)
+        one.sendall(zmtp.client_hello())
+        request = messages.InferRequest(1, "m", 0, 0, [["x", 1, [1, width], 0]])
+        with working(worker):
+            number = 0
+            while not is_shut(one):
+                number += 1
+                assert number < 100, "40 MB lie unread"
+                with contextlib.suppress(ConnectionError):
+                    one.sendall(
+                        zmtp.message([wire.encode(request._replace(request_id=number)), bytes(4 * width)])
+                    )
+                client.infer("m", number, [1, width], bytes(4 * width))
+                assert client.receive(messages.Answer)[0].request_id == number
+        found = place.connections(CLIENTS)
+        assert found["cut"] == {"unread": 1}, found
+        eventually(
+            lambda: place.connections(CLIENTS)["unread_bytes"] == 0, "what was queued for it is let go of"
+        )
+        eventually(lambda: place.noted() == (1, 1), "it is gone")
+
+
+@pytest.mark.parametrize("greeted", [True, False])
+def test_a_client_that_reads_no_errors_is_ended(tmp_path: Path, greeted: bool) -> None:
+    bounds = ConnectionBounds(unread_bytes=MIB // 4)
+    with running(tmp_path, client_bounds=bounds) as place, deaf(place.controller.client_endpoint) as one:
+        if greeted:
+            one.sendall(zmtp.client_hello())
+        query = zmtp.message([wire.encode(messages.Query(1, "nothing", ""))]) * 1_000
+        with pytest.raises(ConnectionError):
+            send_again(one, query, 1_000)
+        assert place.connections(CLIENTS)["cut"] == {"unread": 1}
+        eventually(
+            lambda: place.connections(CLIENTS)["unread_bytes"] == 0, "what was queued for it is let go of"
+        )
+
+
+def test_a_worker_that_reads_no_chunks_is_ended(tmp_path: Path) -> None:
+    content = bytes(config.CHUNK_BYTES)
+    bounds = ConnectionBounds(unread_bytes=8 * MIB)
+    with (
+        running(tmp_path, worker_bounds=bounds) as place,
+        FakeWorker(place.controller) as worker,
+        RawClient(place.controller) as client,
+        deaf(place.controller.worker_endpoint) as one,
+    ):
+        with worker.preparing():
+            client.register("m", content)
+        digest = on_loop(
+            place.controller, lambda: next(iter(place.controller._table.by_id.values())).record.digest
+        )
+        one.sendall(zmtp.worker_hello(9))
+        fetch = zmtp.message([wire.encode(messages.Fetch(digest, 0, 0, config.CHUNK_BYTES))])
+        for _ in range(200):
+            with contextlib.suppress(ConnectionError):
+                one.sendall(fetch)
+        eventually(lambda: place.noted() == (1, 1), "it is gone")
+        eventually(
+            lambda: place.connections(WORKERS)["unread_bytes"] < MIB, "what was queued for it is let go of"
+        )
+        client.infer("m", 7, [1, 2], ROW)
+        worker.serve_one()
+        assert client.receive(messages.Answer)[0].request_id == 7
+
+
+def test_of_many_that_read_nothing_the_largest_goes(tmp_path: Path) -> None:
+    bounds = ConnectionBounds(unread_bytes_all=MIB)
+    with running(tmp_path, client_bounds=bounds) as place, contextlib.ExitStack() as stack:
+        raw = [stack.enter_context(deaf(place.controller.client_endpoint)) for _ in range(8)]
+        query = zmtp.message([wire.encode(messages.Query(1, "status", ""))]) * 100
+        for one in raw:
+            one.sendall(zmtp.client_hello())
+        deadline = now_ns() + PATIENCE_NS
+        while not place.connections(CLIENTS)["cut"]:
+            assert now_ns() < deadline
+            for one in raw:
+                with contextlib.suppress(ConnectionError):
+                    one.sendall(query)
+        assert place.connections(CLIENTS)["cut"].keys() == {"unread_all"}
+        with RawClient(place.controller) as fresh:
+            fresh.send(messages.Query(1, "status", ""))
+            fresh.receive(messages.Reply)
+
+
+def test_a_reader_as_slow_as_it_likes_gets_everything(tmp_path: Path) -> None:
+    """Bytes that were written count no more: far more than the bound passes through in time."""
+    bounds = ConnectionBounds(unread_bytes=MIB)
+    with running(tmp_path, client_bounds=bounds) as place, RawClient(place.controller) as client:
+        for number in range(4_000):
+            client.send(messages.Query(number, "status", ""))
+            assert client.receive(messages.Reply)[0].request_id == number
+        assert place.connections(CLIENTS)["cut"] == {}
+        assert place.connections(CLIENTS)["unread_bytes"] <= 16 << 10

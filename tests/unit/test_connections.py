@@ -1,0 +1,224 @@
+"""The bounds of connections, on sockets that a test holds both ends of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from clockwork.clock import SECOND
+from clockwork.config import ConnectionBounds
+from clockwork.controller._exchange import Connections
+
+KIB = 1 << 10
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@contextlib.contextmanager
+def tcp_pairs(count: int) -> Iterator[list[Pair]]:
+    """(accepted, dialled) each."""
+    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
+        pairs = []
+        for _ in range(count):
+            dialled = stack.enter_context(socket.create_connection(listener.getsockname()))
+            pairs.append((stack.enter_context(listener.accept()[0]), dialled))
+        yield pairs
+
+
+def is_over(one: socket.socket) -> bool:
+    """Whether the other end says no more."""
+    one.setblocking(False)
+    try:
+        return one.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    if request.param == "tcp":
+        with tcp_pairs(1) as (one,):
+            yield one
+    else:
+        ends = socket.socketpair()
+        with ends[0], ends[1]:
+            yield ends
+
+
+def test_a_connection_that_is_cut_ends_and_no_descriptor_is_left(pair: Pair) -> None:
+    accepted, dialled = pair
+    before = len(os.listdir("/proc/self/fd"))
+    connections = Connections(ConnectionBounds())
+    connections.accepted(accepted.fileno(), 0)
+    assert not is_over(dialled)
+    assert connections.cut(accepted.fileno())
+    assert is_over(dialled)
+    assert not connections.cut(accepted.fileno()), "it was cut already"
+    assert not connections.may_send(accepted.fileno(), 0)
+    assert connections.describe()["cut"] == {"asked": 1}
+    assert connections.ended(accepted.fileno())
+    assert not connections.ended(accepted.fileno())
+    del connections
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(pair: Pair) -> None:
+    accepted, _ = pair
+    connections = Connections(ConnectionBounds())
+    connections.accepted(accepted.fileno(), 0)
+    other, peer = socket.socketpair()
+    with other, peer:
+        # libzmq closes it on its own thread, and something else is opened before its end is read.
+        os.dup2(other.fileno(), accepted.fileno())
+        assert connections.cut(accepted.fileno())
+        assert not is_over(peer)
+        peer.send(b"still here")
+        assert other.recv(100) == b"still here"
+
+
+def test_a_file_where_a_connection_was_is_left_alone(pair: Pair) -> None:
+    accepted, _ = pair
+    connections = Connections(ConnectionBounds(hello_bytes=1))
+    connections.accepted(accepted.fileno(), 0)
+    with open("/dev/null", "rb") as other:
+        os.dup2(other.fileno(), accepted.fileno())
+        connections.look(SECOND)
+        assert not connections.is_cut(accepted.fileno())
+        assert connections.cut(accepted.fileno())
+
+
+def test_bytes_that_another_connection_received_on_the_same_number_cut_nobody() -> None:
+    with tcp_pairs(2) as [(first, _), (second, dialled)]:
+        connections = Connections(ConnectionBounds(hello_bytes=KIB))
+        connections.accepted(first.fileno(), 0)
+        dialled.sendall(bytes(4 * KIB))
+        assert second.recv(1) == b"\0"
+        os.dup2(second.fileno(), first.fileno())
+        connections.look(SECOND)
+        assert not connections.is_cut(first.fileno())
+        assert not is_over(dialled)
+
+
+def test_before_a_hello_little_is_received_and_after_it_more() -> None:
+    with tcp_pairs(3) as pairs:
+        connections = Connections(ConnectionBounds(hello_bytes=8 * KIB, received_bytes=32 * KIB))
+        for (accepted, dialled), size in zip(pairs, (16, 16, 64), strict=True):
+            connections.accepted(accepted.fileno(), 0)
+            dialled.sendall(bytes(size * KIB))
+            assert len(accepted.recv(size * KIB, socket.MSG_WAITALL)) == size * KIB
+        connections.greet(pairs[1][0].fileno())
+        connections.greet(pairs[2][0].fileno())
+        connections.look(1)
+        assert [is_over(dialled) for _, dialled in pairs] == [True, False, True]
+        assert connections.describe()["cut"] == {"received": 2}
+
+
+def test_what_is_taken_may_be_sent_again_and_credit_is_not_saved_up() -> None:
+    with tcp_pairs(1) as [(accepted, dialled)]:
+        connections = Connections(ConnectionBounds(hello_bytes=8 * KIB))
+        connections.accepted(accepted.fileno(), 0)
+        for turn in range(1, 11):
+            dialled.sendall(bytes(6 * KIB))
+            accepted.recv(6 * KIB, socket.MSG_WAITALL)
+            connections.taken(accepted.fileno(), 60 * KIB)  # far more than it was
+            connections.look(turn * SECOND)
+        assert not connections.is_cut(accepted.fileno())
+        dialled.sendall(bytes(16 * KIB))
+        accepted.recv(16 * KIB, socket.MSG_WAITALL)
+        connections.look(11 * SECOND)
+        assert connections.is_cut(accepted.fileno())
+
+
+def test_an_idle_connections_heartbeats_add_up_to_nothing() -> None:
+    with tcp_pairs(1) as [(accepted, dialled)]:
+        connections = Connections(ConnectionBounds(hello_bytes=2 * KIB))
+        connections.accepted(accepted.fileno(), 0)
+        for turn in range(1, 201):
+            dialled.sendall(bytes(100))
+            accepted.recv(100, socket.MSG_WAITALL)
+            connections.look(turn * SECOND // 4)
+        assert not connections.is_cut(accepted.fileno())
+
+
+def test_where_all_together_are_too_much_the_largest_goes_first() -> None:
+    with tcp_pairs(4) as pairs:
+        connections = Connections(ConnectionBounds(received_bytes_all=40 * KIB))
+        for (accepted, dialled), size in zip(pairs, (8, 24, 12, 16), strict=True):
+            connections.accepted(accepted.fileno(), 0)
+            connections.greet(accepted.fileno())
+            dialled.sendall(bytes(size * KIB))
+            accepted.recv(size * KIB, socket.MSG_WAITALL)
+        connections.look(SECOND)
+        assert [is_over(dialled) for _, dialled in pairs] == [False, True, False, False]
+        assert connections.describe()["cut"] == {"received_all": 1}
+        assert connections.describe()["received_bytes"] <= 40 * KIB
+
+
+def test_who_has_not_read_what_was_sent_is_sent_no_more(pair: Pair) -> None:
+    accepted, dialled = pair
+    connections = Connections(ConnectionBounds(unread_bytes=8 * KIB))
+    connections.accepted(accepted.fileno(), 0)
+    connections.queued(accepted.fileno(), 8 * KIB)
+    assert connections.may_send(accepted.fileno(), 0)  # one more, however large
+    connections.queued(accepted.fileno(), 80 * KIB)
+    assert not connections.may_send(accepted.fileno(), 0)
+    assert is_over(dialled)
+    assert connections.describe()["cut"] == {"unread": 1}
+
+
+def test_of_too_many_without_a_hello_the_oldest_goes() -> None:
+    with tcp_pairs(5) as pairs:
+        connections = Connections(ConnectionBounds(ungreeted=2))
+        for place, (accepted, _) in enumerate(pairs):
+            connections.accepted(accepted.fileno(), 0)
+            if place == 0:
+                connections.greet(accepted.fileno())
+        assert [is_over(dialled) for _, dialled in pairs] == [False, True, True, False, False]
+        assert connections.describe() == {
+            "open": 5, "ungreeted": 2, "unread_bytes": 0, "received_bytes": 0, "cut": {"crowd": 2},
+        }  # fmt: skip
+
+
+def test_each_of_thousands_is_looked_at() -> None:
+    count = 1_500  # more than are looked at together
+    with tcp_pairs(count) as pairs:
+        connections = Connections(ConnectionBounds(received_bytes=KIB))
+        for accepted, _ in pairs:
+            connections.accepted(accepted.fileno(), 0)
+            connections.greet(accepted.fileno())
+        for accepted, dialled in (pairs[3], pairs[-3]):
+            dialled.sendall(bytes(4 * KIB))
+            accepted.recv(4 * KIB, socket.MSG_WAITALL)
+        due = 0
+        for _ in range(4):
+            due = connections.look(due)
+        assert due < SECOND
+        assert [index for index, (_, dialled) in enumerate(pairs) if is_over(dialled)] == [3, count - 3]
+
+
+def test_where_memory_is_short_who_sent_the_most_goes_first() -> None:
+    with tcp_pairs(3) as pairs:
+        connections = Connections(ConnectionBounds(memory_share=0.0))
+        for (accepted, dialled), size in zip(pairs, (8, 32, 4), strict=True):
+            connections.accepted(accepted.fileno(), 0)
+            dialled.sendall(bytes(size * KIB))
+            accepted.recv(size * KIB, socket.MSG_WAITALL)
+        connections.look(1)
+        assert [is_over(dialled) for _, dialled in pairs] == [False, True, False]
+        assert connections.describe()["cut"] == {"memory": 1}
+
+
+def test_all_together_may_send_little_before_their_hellos() -> None:
+    with tcp_pairs(4) as pairs:
+        connections = Connections(ConnectionBounds(hello_bytes_all=20 * KIB))
+        for (accepted, dialled), size in zip(pairs, (8, 12, 10, 64), strict=True):
+            connections.accepted(accepted.fileno(), 0)
+            dialled.sendall(bytes(size * KIB))
+            accepted.recv(size * KIB, socket.MSG_WAITALL)
+        connections.greet(pairs[3][0].fileno())
+        connections.look(1)
+        assert [is_over(dialled) for _, dialled in pairs] == [False, True, False, False]

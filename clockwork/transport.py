@@ -34,6 +34,10 @@ HEARTBEAT_MS = 500
 """ZMTP heartbeats, answered by the peer's I/O thread: they notice a dead host, not a stuck process."""
 
 HEARTBEAT_TIMEOUT_MS = 3_000
+KEEPALIVE_S = 1
+KEEPALIVE_COUNT = 2
+"""A bound socket's probes, and how many may stay unanswered: a dead host is noticed after 3 s, too."""
+
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 500
 LINGER_MS = 250
@@ -358,6 +362,15 @@ class Router:
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
+        # TCP finds dead hosts here, and the peers' heartbeats do. libzmq 4.3.5 with heartbeats of its own aborts the
+        # process ("Assertion failed: !_io_error") when the timer comes due for a connection that broke while more
+        # messages than RCVHWM waited: any peer could have that happen.
+        socket.set(zmq.HEARTBEAT_IVL, 0)
+        socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.set(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+        socket.set(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+        socket.set(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
+        socket.set(zmq.TCP_MAXRT, KEEPALIVE_S * (KEEPALIVE_COUNT + 1) * 1000)
         # Before the first connection can come.
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
         self._probe = _zmq.Probe(socket)

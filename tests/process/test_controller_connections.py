@@ -37,7 +37,8 @@ class Place:
     """A controller, and what one needs to reach it."""
 
     controller: Controller
-    keys: keys.PeerKeys | None
+    keys: keys.PeerKeys | None  # an operator's
+    worker_keys: keys.PeerKeys | None
 
     def connections(self, side: int) -> dict[str, Any]:
         found: dict[str, Any] = on_loop(self.controller, lambda: self.controller._exchange.connections(side))
@@ -60,14 +61,17 @@ def eventually(condition: Callable[[], Any], what: str) -> None:
 
 @contextlib.contextmanager
 def running(data: Path, kind: str = "tcp", curve: bool = False, **more: Any) -> Iterator[Place]:
-    peer = None
+    operator = worker = None
     if kind == "ipc":
         more |= {f"{side}_endpoint": f"ipc://{data}/{side}" for side in ("client", "worker", "events")}
     if curve:
-        ours, theirs = keys.write_keys(data / "keys", transport.new_key_pair(), transport.new_key_pair())
-        more["key"], peer = ours, keys.read_peer_keys(theirs)
+        pairs = {role: transport.new_key_pair() for role in (keys.Role.OPERATOR, keys.Role.WORKER)}
+        ours = transport.new_key_pair()
+        keys.write_keys(data / "keys", ours, pairs)
+        more["key"] = data / "keys" / keys.CONTROLLER_KEY_FILE
+        operator, worker = (keys.PeerKeys(*pair, ours[0]) for pair in pairs.values())
     with running_controller(data / "data", **more) as controller:
-        yield Place(controller, peer)
+        yield Place(controller, operator, worker)
 
 
 @pytest.fixture(params=["tcp", "tcp+curve", "ipc", "ipc+curve"])
@@ -102,15 +106,17 @@ def hello_and_close(place: Place, side: int, count: int) -> None:
             one.close()
         return
     hello = messages.ClientHello(messages.PROTOCOL_VERSION, "test", "test")
+    theirs = place.keys if side == CLIENTS else place.worker_keys
+    assert theirs is not None
     with zmq.Context() as context:
         for _ in range(0, count, 50):
             sockets = [context.socket(zmq.DEALER) for _ in range(50)]
             for one in sockets:
                 one.curve_publickey, one.curve_secretkey = (
-                    place.keys.public.encode(),
-                    place.keys.secret.encode(),
+                    theirs.public.encode(),
+                    theirs.secret.encode(),
                 )
-                one.curve_serverkey = place.keys.controller.encode()
+                one.curve_serverkey = theirs.controller.encode()
                 one.connect(endpoint)
                 one.send(wire.encode(hello) if side == CLIENTS else zmtp.worker_hello_header(1))
             for one in sockets:
@@ -131,7 +137,7 @@ def test_thousands_that_say_hello_and_close_leave_nobody_behind(place: Place, si
     eventually(lambda: place.connections(side)["open"] == 0, "the connections end")
     assert place.noted() == (0, 0)
     with (
-        FakeWorker(place.controller, keys=place.keys) as worker,
+        FakeWorker(place.controller, keys=place.worker_keys) as worker,
         RawClient(place.controller, keys=place.keys) as fresh,
     ):
         serve(place, worker, fresh)
@@ -178,8 +184,8 @@ def test_one_peer_is_disconnected_and_the_others_stay(place: Place) -> None:
     with (
         RawClient(controller, keys=place.keys) as first,
         RawClient(controller, keys=place.keys) as second,
-        FakeWorker(controller, 1, keys=place.keys) as worker,
-        FakeWorker(controller, 2, keys=place.keys) as other,
+        FakeWorker(controller, 1, keys=place.worker_keys) as worker,
+        FakeWorker(controller, 2, keys=place.worker_keys) as other,
     ):
         client_fd = on_loop(controller, lambda: next(iter(controller._clients.values())).fd)
         worker_fd = on_loop(controller, lambda: next(iter(controller._workers.values())).fd)
@@ -423,3 +429,25 @@ def test_a_reader_as_slow_as_it_likes_gets_everything(tmp_path: Path) -> None:
             assert client.receive(messages.Reply)[0].request_id == number
         assert place.connections(CLIENTS)["cut"] == {}
         assert place.connections(CLIENTS)["unread_bytes"] <= 16 << 10
+
+
+def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Path) -> None:
+    """libzmq stops to read a connection at RCVHWM; with heartbeats of its own it did not survive that one's end."""
+    flood = zmtp.message([wire.encode(messages.Query(1, "nothing", ""))]) * 1_000
+    with running(tmp_path) as place, RawClient(place.controller) as client:
+        one = zmtp.open_connection(place.controller.client_endpoint)
+        one.sendall(zmtp.client_hello())
+        eventually(lambda: place.noted() == (2, 0), "it is noted")
+        busy, done = threading.Event(), threading.Event()
+        place.controller._storage.submit(lambda: None, lambda *_: (busy.set(), done.wait()))
+        busy.wait()
+        one.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            send_again(one, flood, 1_000)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.close()  # at once, with a reset
+        done.wait(2 * transport.HEARTBEAT_MS / 1_000)
+        done.set()
+        client.send(messages.Query(1, "status", ""))
+        client.receive(messages.Reply)
+        eventually(lambda: place.noted() == (1, 0), "it is gone")

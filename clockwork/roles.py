@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from clockwork.messages import (
     Bye,
     Cancel,
+    Chunk,
     ClientHello,
     ClockChanged,
     DeviceFault,
@@ -85,6 +86,7 @@ MESSAGES: Mapping[type, frozenset[Role]] = {
     Pong: _WORKS,
     Result: _WORKS,
     Fetch: _WORKS,
+    Chunk: _WORKS,
     Prepared: _WORKS,
     DeviceFault: _WORKS,
     ClockChanged: _WORKS,

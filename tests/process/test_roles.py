@@ -76,6 +76,7 @@ FROM_WORKERS: dict[type, Any] = {
     messages.Pong: messages.Pong(1, 1, 1),
     messages.Result: messages.Result(7, Status.TOO_LATE, "", 1, NOTHING, NOTHING, NOTHING, []),
     messages.Fetch: messages.Fetch("0" * 64, 0, 0, 1),
+    messages.Chunk: messages.Chunk("0" * 64, 0, 0, Status.INTERNAL),
     messages.Prepared: messages.Prepared(1, Status.INTERNAL, "no", {}),
     messages.DeviceFault: messages.DeviceFault(0, "broken"),
     messages.ClockChanged: messages.ClockChanged(0, 1000),

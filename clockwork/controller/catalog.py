@@ -22,8 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from clockwork.config import VERSION_MAX
 from clockwork.controller.interfaces import Interface
-from clockwork.controller.options import VERSION_MAX, check_options
+from clockwork.controller.options import check_options
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
 from clockwork.models.checksums import mend, read_plain, seal, set_aside, unseal

@@ -15,8 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from clockwork.config import ROUTES_KEPT, SHARE_WHOLE, VERSIONS_MAX
-from clockwork.controller.options import VERSION_MAX
+from clockwork.config import ROUTES_KEPT, SHARE_WHOLE, VERSION_MAX, VERSIONS_MAX
 from clockwork.errors import InvalidInput
 from clockwork.models.checksums import seal
 from clockwork.models.package import check_name

@@ -39,6 +39,7 @@ from clockwork.messages import (
 )
 from clockwork.models import zoo
 from clockwork.models.package import rows_of
+from clockwork.roles import Role
 from clockwork.transport import new_key_pair
 from tests.process.fake_scheduler_side import (
     ALWAYS,
@@ -330,9 +331,9 @@ def test_another_protocol_ends_the_worker_with_a_sentence(worker: WorkerProcess,
 
 def test_keys_let_a_worker_in_or_end_it(tmp_path: Path, shared_store: Path) -> None:
     ours, theirs = new_key_pair(), new_key_pair()
-    _, peer_file = write_keys(tmp_path / "right", ours, theirs)
-    _, stranger_file = write_keys(tmp_path / "stranger", ours, new_key_pair())
-    _, misled_file = write_keys(tmp_path / "misled", new_key_pair(), theirs)
+    _, peer_file, _ = write_keys(tmp_path / "right", ours, {Role.WORKER: theirs})
+    _, stranger_file, _ = write_keys(tmp_path / "stranger", ours, {Role.WORKER: new_key_pair()})
+    _, misled_file, _ = write_keys(tmp_path / "misled", new_key_pair(), {Role.WORKER: theirs})
     keys = ControllerKeys(*ours, (theirs[0],))
     with SchedulerSide(keys=keys) as side:
         with running_worker(side.endpoint, shared_store, key=str(peer_file)):

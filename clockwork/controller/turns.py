@@ -100,26 +100,43 @@ class Turns:
     ) -> None:
         waiting = self._waiting.pop(name)
         self._unsure.discard(name)
-        if error is None:
-            self._outside.clear_trouble(TroubleKind.STORAGE_FAILED, DATA_DIRECTORY)
-            self._outside.clear_trouble(TroubleKind.STORAGE_FAILED, name)
-            if left:
-                log.error("%s: %s; it goes when the controller starts again", name, left)
-                self._outside.note_trouble(TroubleKind.STORAGE_FAILED, name, left)
-            then(None)
-        else:
-            then(self._explain(name, error))
+        try:
+            if error is None:
+                self._note_success(name, left)
+                then(None)
+            else:
+                then(self._explain(name, error))
+        finally:  # whatever became of this one, the next is another's
+            self._go_on(name, waiting)
+
+    def _note_success(self, name: str, left: str | None) -> None:
+        self._outside.clear_trouble(TroubleKind.STORAGE_FAILED, DATA_DIRECTORY)
+        self._outside.clear_trouble(TroubleKind.STORAGE_FAILED, name)
+        if left:
+            log.error("%s: %s; it goes when the controller starts again", name, left)
+            self._outside.note_trouble(TroubleKind.STORAGE_FAILED, name, left)
+
+    def _go_on(self, name: str, waiting: deque[Turn]) -> None:
+        """Begin what waits, until something of it is being written."""
         while waiting and name not in self._waiting:
             turn = waiting.popleft()
             try:
                 turn.begin()
             except ClockworkError as refusal:
-                if turn.client:
-                    self._outside.fail(turn.client, turn.request_id, refusal)
-                else:
-                    log.error("%s: %s", name, refusal)
+                self._refuse(name, turn, refusal)
+            except Exception as defect:  # a defect of ours: it costs this order, and the next is another's
+                log.error("an order about %s failed", name, exc_info=defect)
+                self._refuse(
+                    name, turn, Unavailable(f"the controller failed at this ({type(defect).__name__})")
+                )
         if waiting:
             self._waiting[name].extendleft(reversed(waiting))
+
+    def _refuse(self, name: str, turn: Turn, refusal: ClockworkError) -> None:
+        if turn.client:
+            self._outside.fail(turn.client, turn.request_id, refusal)
+        else:
+            log.error("%s: %s", name, refusal)
 
     def _explain(self, name: str, error: BaseException) -> ClockworkError:
         if not isinstance(error, OSError):

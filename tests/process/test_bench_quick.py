@@ -18,6 +18,7 @@ from bench import (
     paging,
     prediction,
     pump,
+    rot,
     roundtrip,
 )
 from bench.cluster import Cluster
@@ -217,3 +218,13 @@ def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
     assert rows[0]["answers differ by"] < 1e-4
     assert rows[0]["launches"] > 3
     assert [one["side"] for one in lists] == ["clockwork"] * 3 + ["ONNX Runtime"] * 3
+
+
+@pytest.mark.slow
+def test_checks_of_stored_bytes_after_a_start(tmp_path: Path) -> None:
+    assert rot.fill(tmp_path, 3, 64) > 100_000
+    for kept in (True, False):
+        rot.take_checksums(tmp_path, kept)
+        found = rot.start(tmp_path, 3, "64M")
+        assert min(found["ready_s"], found["first answer_s"], found["first answer of others_s"]) > 0
+    assert found["checked in idle time"] == 0  # there is nothing to compare

@@ -377,6 +377,24 @@ def test_orders_of_one_name_wait_for_each_other_and_those_of_a_client_that_left_
     assert stage.state() == state_of(stage.data, tmp_path)
 
 
+def test_a_defect_costs_the_order_that_it_is_in_and_none_that_waits_behind_it(
+    stages: Callable[[], Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = stages()
+    registrar = stage.controller._registrar
+    whole = registrar._offer
+
+    def broken(waiter: Any, text: str) -> None:
+        monkeypatch.setattr(registrar, "_offer", whole)
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(registrar, "_offer", broken)
+    stage.client.send(messages.Offer(300, "b", False))
+    stage.client.send(messages.Offer(301, "b", True))  # waits for that, and meets the defect
+    assert type(stage.ask(lambda number: messages.Unregister(number, "b"))) is messages.Reply
+    assert "b" not in [model["name"] for model in stage.models()]
+
+
 def test_more_orders_of_one_name_than_may_wait_are_refused(
     stages: Callable[[], Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -639,3 +639,7 @@ def parse_bytes(text: str) -> int:
     if not 0 < value * units[unit] < 1 << 60:
         raise ConfigError(f"{text!r} is not a size between 1 byte and 1 EiB")
     return round(value * units[unit])
+
+
+SHRINK_RUNS_MAX = 2_000
+"""Runs of a simulated world that failed, to find the least of it that still does; each takes milliseconds."""

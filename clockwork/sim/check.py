@@ -1,6 +1,7 @@
 """Seeded random worlds in which everything goes wrong, each checked after every step.
 
-``python -m clockwork.sim.check --seeds 10000`` looks through many; a seed that fails is one line to repeat.
+``python -m clockwork.sim.check --seeds 10000`` looks through many. A seed that fails is one line to repeat, and the
+first few are shrunk to what is needed to fail, printed as the test that one would write (shrink.py).
 What is checked is in csrc/sim: the scheduler's books and the queues' after every step; exactly one answer for
 each request, by its deadline; no success that is late, or with another's output; no action outside its window; no
 page given twice; no model evicted in use; nothing displaced but by a higher priority; and at rest, that the
@@ -10,160 +11,31 @@ scheduler's picture of every device is what is there.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import random
 import sys
 from collections.abc import Iterator, Sequence
 
-from clockwork.profiles import ModelProfile
 from clockwork.scheduler import POLICIES
-from clockwork.sim.workloads import Arrivals
-from clockwork.sim.world import Closed, Cluster, Open, Report, simulate
+from clockwork.sim.random_world import RandomWorld, random_world, varied
+from clockwork.sim.shrink import IMPORTS, as_test, failure_of, shrink
 
-US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
-PAGE_BYTES = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomWorld:
-    """One world, made of its seed alone; calm: nothing in it fails, is lost or noisy."""
-
-    seed: int
-    calm: bool
-    models: Sequence[ModelProfile]
-    cluster: Cluster
-    arrivals: Arrivals
-    closed: Sequence[Closed]
-    until_ns: int
-
-    def run(self, policy: str, memory: str = "", trace_max: int = 0) -> Report:
-        """Raises AssertionError, naming the seed and the moment, where something is wrong."""
-        return simulate(
-            self.models,
-            self.cluster,
-            [Open([self.arrivals]), *self.closed],
-            policy=policy,
-            memory=memory,
-            seed=self.seed,
-            until_ns=self.until_ns,
-            drain_ns=600 * SECOND,
-            check=True,
-            trace_max=trace_max,
-        )
+SHRUNK_MAX = 3
+"""Failures of one call that are shrunk: what else fails is most likely the same."""
 
 
-def random_world(seed: int, calm: bool = False) -> RandomWorld:
-    """A few devices, often too small for their models, and mixed requests for up to a second."""
-    rng = random.Random(seed * 2 + calm)
-    architectures = [_execution(rng) for _ in range(rng.randint(1, 6))]
-    models = []
-    for number in range(rng.randint(1, 11)):
-        architecture = rng.randrange(len(architectures))
-        models.append(
-            ModelProfile(
-                name=f"m{number}",
-                exec_ns=architectures[architecture],
-                weights_bytes=rng.randint(1, 6) * PAGE_BYTES,
-                load_ns=int(rng.uniform(0.5, 15) * MS),
-                input_bytes=rng.choice([0, 1000, 600_000]),
-                program=f"p{architecture}",
-                slo_ns=rng.choice([20, 50, 100, 250]) * MS,
-            )
-        )
-    per_worker = rng.randint(1, 3)
-    cluster = Cluster(
-        devices=rng.randint(1, 6),
-        devices_per_worker=per_worker,
-        page_bytes=PAGE_BYTES,
-        page_count=rng.randint(6, 20),
-        run_ahead=rng.randint(1, 3),
-        link_there_ns=rng.randint(20, 2000) * US,
-        link_back_ns=rng.randint(20, 2000) * US,
-    )
-    if not calm:
-        cluster = _disturbed(cluster, rng)
-    until_ns = rng.randint(200, 1000) * MS
-    return RandomWorld(
-        seed, calm, models, cluster, _arrivals(rng, models, until_ns, calm), _clients(rng, models), until_ns
-    )
-
-
-def _execution(rng: random.Random) -> dict[int, int]:
-    first = rng.uniform(0.2, 8) * MS
-    row = first * rng.choice([0.05, 0.2, 0.6, 1.0])
-    largest = rng.choice([1, 1, 4, 16])
-    points = sorted({1, 2, largest} & set(range(1, largest + 1)))
-    return {batch: int(first + row * (batch - 1)) for batch in points}
-
-
-def _disturbed(cluster: Cluster, rng: random.Random) -> Cluster:
-    return dataclasses.replace(
-        cluster,
-        speeds=rng.choice([(), (), (1.0, 0.5, 2.0)]),
-        exec_noise=rng.choice([0, 0.02, 0.1]),
-        load_noise=rng.choice([0, 0.05]),
-        outlier=rng.choice([0, 0.01]),
-        outlier_factor=rng.choice([2, 10]),
-        link_jitter_ns=rng.choice([0, 100, 1000]) * US,
-        link_loss=rng.choice([0, 0, 0.002]),
-        clock_offset_ns=rng.choice([0, SECOND]),
-        clock_drift_ppm=rng.choice([0, 50]),
-        crashes_per_hour=rng.choice([0, 0, 3600]),
-        down_ns=rng.randint(1, 200) * MS,
-        timeout_ns=rng.randint(20, 200) * MS,
-        load_failures=rng.choice([0, 0, 0.1]),
-        infer_failures=rng.choice([0, 0, 0.05]),
-        copy_bandwidth=rng.choice([0, 0, 5_000_000_000]),
-        input_bandwidth=rng.choice([0, 0, 1_250_000_000]),
-        cancels=rng.choice([0, 0.05]),
-    )
-
-
-def _arrivals(rng: random.Random, models: Sequence[ModelProfile], until_ns: int, calm: bool) -> Arrivals:
-    rate = rng.choice([100, 400, 1500])
-    rows: list[tuple[int, int, int, int]] = []
-    at = 0.0
-    while True:
-        at += rng.expovariate(rate) * SECOND
-        if at >= until_ns:
-            break
-        model = min(int(rng.expovariate(0.5)), len(models) - 1)
-        slo_ns = rng.choice([0, 5, 20, 50, 100, 250]) * MS
-        rows.append((int(at), model, slo_ns, 0 if calm else rng.choice([0, 1, 4, 9])))
-    t_ns, model_indexes, slos, priorities = zip(*rows) if rows else ((), (), (), ())
-    return Arrivals.of(t_ns, model_indexes, slos, priorities)
-
-
-def _clients(rng: random.Random, models: Sequence[ModelProfile]) -> list[Closed]:
-    return [
-        Closed(
-            model=rng.randrange(len(models)),
-            concurrency=rng.randint(1, 4),
-            think_ns=rng.choice([0, 5]) * MS,
-            slo_ns=rng.choice([0, 100]) * MS,
-            priority=rng.choice([0, 9]),
-        )
-        for _ in range(rng.choice([0, 0, 1, 2]))
-    ]
-
-
-def varied(world: RandomWorld) -> RandomWorld:
-    """The same, but that no two workers measured the same, nor any of them twice."""
-    cluster = dataclasses.replace(world.cluster, batch_maxes=(0, 1, 3), extra_pages=(0, 2))
-    return dataclasses.replace(world, cluster=cluster)
-
-
-def failures(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[str]:
-    """Run each seed's three worlds under each policy; a sentence for each that failed."""
+def failing(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, RandomWorld, str]]:
+    """Run each seed's three worlds under each policy; of each that failed: policy, world and a sentence."""
     for seed in seeds:
         disturbed = random_world(seed)
         worlds = {"disturbed": disturbed, "calm": random_world(seed, calm=True), "varied": varied(disturbed)}
         for policy in policies:
             for name, world in worlds.items():
-                try:
-                    world.run(policy)
-                except AssertionError as error:
-                    yield f"{policy}, seed {seed}, {name}: {error}"
+                if sentence := failure_of(world, policy):
+                    yield policy, world, f"{policy}, seed {seed}, {name}: {sentence}"
+
+
+def failures(policies: Sequence[str], seeds: Sequence[int]) -> list[str]:
+    """A sentence for each world that failed."""
+    return [sentence for _, _, sentence in failing(policies, seeds)]
 
 
 def main() -> int:
@@ -175,9 +47,15 @@ def main() -> int:
     arguments = parser.parse_args()
     policies = [arguments.policy] if arguments.policy else list(POLICIES)
     found = 0
-    for sentence in failures(policies, range(arguments.first, arguments.first + arguments.seeds)):
+    for policy, world, sentence in failing(
+        policies, range(arguments.first, arguments.first + arguments.seeds)
+    ):
         print(sentence, flush=True)
         found += 1
+        if found <= SHRUNK_MAX:
+            print(
+                f"\n# As a test, in tests/sim:\n\n{IMPORTS}\n\n{as_test(shrink(world, policy))}", flush=True
+            )
     print(f"{arguments.seeds} seeds, policies {', '.join(policies)}: {found} failures")
     return 1 if found else 0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clockwork.scheduler import POLICIES
-from clockwork.sim.check import failures, random_world
+from clockwork.sim.check import failures
+from clockwork.sim.random_world import random_world
 
 SEEDS = 100
 BLOCKS = 4

@@ -18,7 +18,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
-from clockwork.sim.check import random_world, varied
+from clockwork.sim.random_world import random_world, varied
 from tests.unit.stories import LINK, MS, Story, spec
 
 WIDE = spec(1, exec_ms=5, batch_max=8, row_ms=0.5, runs=(2,), load_ms=4)

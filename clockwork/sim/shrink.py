@@ -1,0 +1,272 @@
+"""The least of a random world that still fails, and the test that one would write for it.
+
+A world is made of its seed, but also of what it holds: requests, clients, models, devices, and what goes wrong. Each
+of these is taken away as long as the run still fails by the same rule: requests by delta debugging (halves, then
+quarters, and so on), the rest one by one. The seed of the simulator's own randomness stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from clockwork.config import SHRINK_RUNS_MAX
+from clockwork.sim.random_world import RandomWorld
+from clockwork.sim.workloads import Arrivals
+from clockwork.sim.world import Cluster
+
+Row = tuple[int, int, int, int]
+"""One request: when (ns), the model's index, its SLO (ns; 0: the model's), its priority (0: the default)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrunk:
+    """What is left of a world that failed."""
+
+    policy: str
+    world: RandomWorld
+    sentence: str  # how it fails now
+    runs: int  # that it took
+    requests_before: int
+
+    @property
+    def requests(self) -> list[Row]:
+        return rows_of(self.world.arrivals)
+
+
+def rule_of(sentence: str) -> str:
+    """What was broken, without where and when: numbers, and what is in brackets."""
+    return re.sub(r"\d+", "n", re.sub(r"\s*\(.*?\)", "", sentence)).strip()
+
+
+def rows_of(arrivals: Arrivals) -> list[Row]:
+    columns = (arrivals.t_ns, arrivals.model, arrivals.slo_ns, arrivals.priority)
+    return [
+        (int(t), int(model), int(slo), int(priority))
+        for t, model, slo, priority in zip(*columns, strict=True)
+    ]
+
+
+def arrivals_of(rows: Sequence[Row]) -> Arrivals:
+    return Arrivals.of(*zip(*rows, strict=True)) if rows else Arrivals.of((), (), (), ())
+
+
+def failure_of(world: RandomWorld, policy: str) -> str:
+    """The sentence by which a run fails; empty if it does not."""
+    try:
+        world.run(policy)
+    except AssertionError as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def shrink(world: RandomWorld, policy: str, runs_max: int = SHRINK_RUNS_MAX) -> Shrunk:
+    """The least of it that was found, within so many runs. Raises ValueError if the world does not fail."""
+    return _Shrinking(world, policy, runs_max).work()
+
+
+class _Shrinking:
+    def __init__(self, world: RandomWorld, policy: str, runs_max: int) -> None:
+        self.world, self.policy = world, policy
+        self.runs, self._runs_max = 1, runs_max
+        self.sentence = failure_of(world, policy)
+        if not self.sentence:
+            raise ValueError(f"seed {world.seed} does not fail under {policy}")
+        self._rule = rule_of(self.sentence)
+        self._before = len(rows_of(world.arrivals))
+
+    def work(self) -> Shrunk:
+        steps: Sequence[Callable[[], bool]] = (
+            self._stop_early, self._fewer_requests, self._begin_at_once, self._fewer_clients, self._fewer_models, self._fewer_devices,
+            self._fewer_troubles, self._plainer_models,
+        )  # fmt: skip
+        while sum(step() for step in steps) > 0:  # what has gone may make something else superfluous
+            if self.runs >= self._runs_max:
+                break
+        return Shrunk(self.policy, self.world, self.sentence, self.runs, self._before)
+
+    def _try(self, **changes: Any) -> bool:
+        """Keep a change if the world still fails by the same rule. Whether it was kept."""
+        if self.runs >= self._runs_max:
+            return False
+        self.runs += 1
+        world = dataclasses.replace(self.world, **changes)
+        try:
+            sentence = failure_of(world, self.policy)
+        except ValueError:  # a world that makes no sense
+            return False
+        if rule_of(sentence) != self._rule:
+            return False
+        self.world, self.sentence = world, sentence
+        return True
+
+    def _stop_early(self) -> bool:
+        """Nothing arrives any more once it has failed."""
+        found = re.search(r"at (\d+) ns", self.sentence)
+        if found is None or int(found[1]) + 1 >= self.world.until_ns:
+            return False
+        until_ns = int(found[1]) + 1
+        rows = [row for row in rows_of(self.world.arrivals) if row[0] < until_ns]
+        return self._try(until_ns=until_ns, arrivals=arrivals_of(rows))
+
+    def _fewer_requests(self) -> bool:
+        rows, any_kept = rows_of(self.world.arrivals), False
+        size = len(rows)
+        while size >= 1:
+            start = 0
+            while start < len(rows):
+                fewer = rows[:start] + rows[start + size :]
+                if self._try(arrivals=arrivals_of(fewer)):
+                    rows, any_kept = fewer, True
+                else:
+                    start += size
+            size //= 2
+        return any_kept
+
+    def _begin_at_once(self) -> bool:
+        rows = rows_of(self.world.arrivals)
+        first = rows[0][0] if rows else 0
+        shifted = [(at - first, model, slo, priority) for at, model, slo, priority in rows]
+        return first > 0 and self._try(arrivals=arrivals_of(shifted), until_ns=self.world.until_ns - first)
+
+    def _fewer_clients(self) -> bool:
+        kept = False
+        for place in reversed(range(len(self.world.closed))):
+            closed = list(self.world.closed)
+            one = closed.pop(place)
+            kept |= self._try(closed=closed)
+            if len(closed) != len(self.world.closed) and one.concurrency > 1:
+                closed.insert(place, dataclasses.replace(one, concurrency=1))
+                kept |= self._try(closed=closed)
+        return kept
+
+    def _fewer_models(self) -> bool:
+        """Those that nobody asks for, or can do without."""
+        kept = False
+        for place in reversed(range(len(self.world.models))):
+            if len(self.world.models) == 1:
+                break
+            rows = [row for row in rows_of(self.world.arrivals) if row[1] != place]
+            rows = [(at, model - (model > place), slo, priority) for at, model, slo, priority in rows]
+            closed = [
+                dataclasses.replace(one, model=one.model - (one.model > place))
+                for one in self.world.closed
+                if one.model != place
+            ]
+            models = [one for index, one in enumerate(self.world.models) if index != place]
+            kept |= self._try(models=models, arrivals=arrivals_of(rows), closed=closed)
+        return kept
+
+    def _fewer_devices(self) -> bool:
+        kept = False
+        for field in ("devices", "devices_per_worker", "run_ahead"):
+            for count in range(1, getattr(self.world.cluster, field)):
+                fewer: dict[str, Any] = {field: count}
+                if self._try(cluster=dataclasses.replace(self.world.cluster, **fewer)):
+                    kept = True
+                    break
+        return kept
+
+    def _fewer_troubles(self) -> bool:
+        """Everything that goes wrong, and whatever is not as it is by default."""
+        plain, kept = Cluster(), False
+        for field in dataclasses.fields(Cluster):
+            if field.name in ("devices", "devices_per_worker", "run_ahead", "page_bytes", "page_count"):
+                continue
+            default = getattr(plain, field.name)
+            if getattr(self.world.cluster, field.name) != default:
+                kept |= self._try(cluster=dataclasses.replace(self.world.cluster, **{field.name: default}))
+        return kept
+
+    def _plainer_models(self) -> bool:
+        """No batches, no inputs, and each a program of its own, where that does not matter."""
+        kept = False
+        for place, model in enumerate(self.world.models):
+            plainer: list[dict[str, Any]] = [
+                {"exec_ns": {1: model.exec_ns[1]}},
+                {"input_bytes": 0},
+                {"program": ""},
+            ]
+            for change in plainer:
+                now = self.world.models[place]
+                if all(getattr(now, name) == value for name, value in change.items()):
+                    continue
+                models = list(self.world.models)
+                models[place] = dataclasses.replace(now, **change)
+                kept |= self._try(models=models)
+        return kept
+
+
+# ----- the test ----------------------------------------------------------------------------------
+
+
+def as_test(shrunk: Shrunk) -> str:
+    """The text of a test that fails as the world does, and passes once it is mended."""
+    world = shrunk.world
+    kind = "calm" if world.calm else "disturbed"
+    name = re.sub(r"\W+", "_", rule_of(shrunk.sentence).lower())[:60].strip("_")
+    lines = [
+        f"def test_{shrunk.policy}_seed_{world.seed}_{kind}_{name}() -> None:",
+        f'    """{_sentence(shrunk.sentence)}',
+        "",
+        f"    Shrunk from the {kind} world of seed {world.seed} under {shrunk.policy}:",
+        f"    {len(shrunk.requests)} of {shrunk.requests_before} requests.",
+        '    """',
+        "    models = [",
+        *(f"        {_call(one)}," for one in world.models),
+        "    ]",
+        f"    cluster = {_call(world.cluster)}",
+    ]
+    workloads = [_call(one) for one in world.closed]
+    if shrunk.requests:
+        lines += [
+            "    requests = [  # at ns, model, SLO in ns, priority",
+            *(
+                f"        ({at:_}, {model}, {slo:_}, {priority}),"
+                for at, model, slo, priority in shrunk.requests
+            ),
+            "    ]",
+        ]
+        workloads.insert(0, "Open([Arrivals.of(*zip(*requests, strict=True))])")
+    lines += [
+        "    simulate(",
+        f"        models, cluster, [{', '.join(workloads)}], policy={shrunk.policy!r},",
+        f"        seed={world.seed}, until_ns={world.until_ns:_}, drain_ns={world.DRAIN_NS:_}, check=True,",
+        "    )",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+IMPORTS = """\
+from clockwork.profiles import ModelProfile
+from clockwork.sim.workloads import Arrivals
+from clockwork.sim.world import Closed, Cluster, Open, simulate
+"""
+"""What the test needs."""
+
+
+def _sentence(text: str) -> str:
+    return text.replace("\\", "/").replace('"""', "'''")
+
+
+def _call(one: Any) -> str:
+    """The object as one would write it: what is as by default is left out."""
+    said = ", ".join(f"{name}={_value(value)}" for name, value in _differing(one))
+    return f"{type(one).__name__}({said})"
+
+
+def _differing(one: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        if value != field.default:
+            yield field.name, value
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:_}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {one:_}" for key, one in value.items()) + "}"
+    return repr(value)

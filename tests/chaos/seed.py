@@ -70,7 +70,10 @@ def run(
     )
     breaches: list[Breach] = []
     effects: list[faults.Effect] = []
-    pressure = Pressure(lambda: [(one.name, one.program.pid) for one in world.supervised])
+    # With the harness itself, which restarts what has ended and measures when it noticed that.
+    pressure = Pressure(
+        lambda: [("harness", os.getpid()), *((one.name, one.program.pid) for one in world.supervised)]
+    )
     try:
         world.wait_until_whole()
         before = {one.program.pid: usage(one.program.pid) for one in world.supervised}

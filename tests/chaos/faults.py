@@ -26,8 +26,9 @@ CLIENTS = frozenset(("sync", "linked", "async", "raw", "http"))
 NOTICED_S = 8.0
 """How long a failure may remain unnoticed before that is given up."""
 
-EXIT_NS = SECOND // 4
-"""For noticing that a process has ended or a connection was reset: a turn of a loop, and room for a busy machine."""
+EXIT_NS = SECOND // 2
+"""For noticing that a process was killed or a connection was reset: the end of the process itself, a turn of a loop, and
+room for a busy machine."""
 
 CONNECTION_TIMEOUT_NS = (HEARTBEAT_MS + HEARTBEAT_TIMEOUT_MS) * MS + SECOND // 4
 """For noticing that nothing comes over a connection any more, by ZeroMQ's heartbeats: from the last one that came."""

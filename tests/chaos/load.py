@@ -125,6 +125,8 @@ class Load:
             outcome = Outcome.OK if self.answers.right(model, number, answer) else Outcome.WRONG
         except ClockworkError as error:
             outcome, text = outcome_of(error), str(error)[:200]
+        except (ValueError, KeyError) as error:  # a success whose body does not fit together
+            outcome, text = Outcome.WRONG, str(error)[:200]
         self.write(Request(kind, model, begin_ns, now_ns(), outcome, slo_ns, text))
 
     def lives(self) -> Iterator[int]:

@@ -34,6 +34,9 @@ WHOLE_S = 20.0
 CALM_S = 1.2
 """Load after each fault, once the cluster is whole: longer than oracle.SERVED_AGAIN_NS."""
 
+GIVER_DESCRIPTORS = 8
+"""Likewise, of a worker that has been asked for a package: it gives it away over a connection of its own."""
+
 PRESSURE_S = 0.05
 
 DESCRIPTORS_SETTLE_S = 3.0
@@ -106,7 +109,9 @@ def run(
         breaches += contradictions
         breaches += oracle.judge_states(may_be, _live_states(world, template), "in the cluster")
         breaches += _still_right(world, template)
-        breaches += _descriptors(world, before)
+        breaches += _descriptors(
+            world, before, GIVER_DESCRIPTORS if Kind.FLIP_CATALOG in scenario.kinds else DESCRIPTORS_MORE
+        )
         flipped = [effect.fault.target for effect in effects if effect.fault.kind is Kind.FLIP_WORKER_STORE]
         for index in dict.fromkeys(flipped):
             breaches += _right_alone(world, template, index)
@@ -254,14 +259,14 @@ def _right_alone(world: World, template: Template, index: int) -> list[Breach]:
     return breaches
 
 
-def _descriptors(world: World, before: dict[int, Any]) -> Iterator[Breach]:
-    """Processes that have lived through it hold as much as before the load."""
+def _descriptors(world: World, before: dict[int, Any], more: int) -> Iterator[Breach]:
+    """Processes that have lived through it hold as much as before the load, or a few descriptors more."""
     for one in world.supervised:
         pid = one.program.pid
         if (first := before.get(pid)) is None:
             continue
 
-        def settled(pid: int = pid, most: int = first.descriptors + DESCRIPTORS_MORE) -> bool:
+        def settled(pid: int = pid, most: int = first.descriptors + more) -> bool:
             used = usage(pid)
             return used is not None and used.descriptors <= most
 

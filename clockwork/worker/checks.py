@@ -33,9 +33,8 @@ class Checks:
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self._waiting: dict[
-            Path, Checksums
-        ] = {}  # neither checked nor under way, in the order of announcement
+        # Neither checked nor under way, in the order of announcement.
+        self._waiting: dict[Path, Checksums] = {}
         self._under_way: set[Path] = set()  # by the thread
         self._orders: queue.SimpleQueue[tuple[Path, Checksums] | None] = queue.SimpleQueue()
         self._outcomes: deque[Checked] = deque()

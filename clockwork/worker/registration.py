@@ -57,9 +57,8 @@ class _Model:
     opened: list[ModelHolder] = dataclasses.field(default_factory=list)  # that know it now
     was_prepared: bool = False  # by the preparation process, on behalf of this model
     job_id: int = 0  # while the preparation process works on it
-    checksums: dict[Path, dict[str, int]] = dataclasses.field(
-        default_factory=dict
-    )  # of what was found, by directory
+    # Of what was found prepared, by directory.
+    checksums: dict[Path, dict[str, int]] = dataclasses.field(default_factory=dict)
     layout: tuple[Any, ...] = ()  # what the controller plans with
     refetches: int = 0
     aside: Path | None = None  # a damaged directory that the opening thread puts out of the way
@@ -243,10 +242,11 @@ class Registrar:
         for model in self._coming.values():
             model.cancelled = True
         self._coming.clear()
+        self._repairing.clear()
         self._opener.drain()
-        self.poll()
         for model_id in list(self.ready):
             self.forget(model_id)
+        self.poll()  # of what was under way; nothing of it is known any more, so nothing comes of it
 
     def stats(self) -> dict[str, Any]:
         """Counts of models by what is being done with them, and of what was damaged."""

@@ -107,14 +107,19 @@ def touches(one: Request, effect: Effect, waited: Waited = lambda begin_ns, end_
     return one.end_ns >= effect.begin_ns and (over_ns <= 0 or over_ns <= waited(effect.due_ns, one.start_ns))
 
 
-def _slow(one: Request, effects: Iterable[Effect], said: str, waited: Waited) -> list[Breach]:
-    """From the detection, or from its own beginning if that was later, a request gets as long as the recovery may take."""
-    for effect in effects:
-        begin_ns = max(one.start_ns, effect.due_ns)
-        over_ns = one.end_ns - begin_ns - SERVED_AGAIN_NS - waited(begin_ns, one.end_ns)
-        if one.roomy and over_ns > 0:
-            return [Breach(Rule.SLOW, f"{said}; {over_ns / MS:.0f} ms too long after {effect.fault.kind}")]
-    return []
+def _slow(one: Request, effects: Sequence[Effect], said: str, waited: Waited) -> list[Breach]:
+    """From the detection of the last failure that it met, or from its own beginning if that was later, a request gets as
+    long as the recovery may take."""
+    if not (one.roomy and effects):
+        return []
+    effect = effects[-1]
+    begin_ns = max(one.start_ns, effect.due_ns)
+    over_ns = one.end_ns - begin_ns - SERVED_AGAIN_NS - waited(begin_ns, one.end_ns)
+    return (
+        [Breach(Rule.SLOW, f"{said}; {over_ns / MS:.0f} ms too long after {effect.fault.kind}")]
+        if over_ns > 0
+        else []
+    )
 
 
 def _place(one: Request, before: Sequence[Effect]) -> str:

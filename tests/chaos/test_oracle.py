@@ -100,6 +100,14 @@ def test_what_others_had_of_the_machine_is_not_held_against_the_cluster() -> Non
     assert breach.rule is Rule.SLOW
 
 
+def test_a_request_that_meets_two_failures_is_held_against_the_later_one() -> None:
+    stopped = effect(Kind.STOP_CONTROLLER, lossy=frozenset(("sync",)))
+    stopped.begin_ns, stopped.due_ns = AT + 800 * MS, AT + 5 * SECOND
+    both = request(700 * MS, 5 * SECOND)
+    assert rules([both], [effect(), stopped]) == []
+    assert rules([both], [effect()]) == [Rule.SLOW]
+
+
 def test_tight_requests_may_fail_but_not_be_late() -> None:
     tight = [request(0, MS, outcome, slo_ns=TIGHT_SLO_NS) for outcome in (Outcome.MISSED, Outcome.REFUSED)]
     assert rules(tight, [effect()]) == []

@@ -37,7 +37,7 @@ from clockwork.gateway.settings import (
 )
 from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
 from clockwork.messages import NamedTensorRef
-from clockwork.roles import GRPC, Right
+from clockwork.roles import GRPC
 from clockwork.transport import Frame
 
 log = logging.getLogger("clockwork.gateway")
@@ -79,12 +79,13 @@ class GrpcServer:
         self._cluster = cluster
         self._settings = settings
         self._tokens = tokens
+        self._counted_as: dict[str, str] = {}  # methods, as metrics name them
         self._server: Any = None
 
     async def start(self, bound: socket.socket, tls: tuple[bytes, bytes] | None) -> None:
         """Take over the address of a bound socket, which is closed. Raises ConfigError."""
         settings = self._settings
-        self._server = grpc.aio.server(options=[
+        self._server = grpc.aio.server(interceptors=[_TokenGate(self)], options=[
             ("grpc.max_receive_message_length", settings.request_bytes_max),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", GRPC_METADATA_BYTES_MAX),
@@ -133,24 +134,39 @@ class GrpcServer:
             "RepositoryModelLoad": self._load,
             "RepositoryModelUnload": self._unload,
         }
+        self._counted_as = {name: method.__name__[1:] for name, method in unary.items()}
+        self._counted_as["ModelStreamInfer"] = "stream"
         handlers = {
             name: grpc.unary_unary_rpc_method_handler(
-                self._guarded(method, GRPC[name]),
+                self._guarded(method),
                 request_deserializer=_sized(getattr(pb, f"{name}Request")),
                 response_serializer=getattr(pb, f"{name}Response").SerializeToString,
             )
             for name, method in unary.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._guarded(self._stream, GRPC["ModelStreamInfer"], counted=False),
+            self._guarded(self._stream, counted=False),
             request_deserializer=_sized(pb.ModelInferRequest),
             response_serializer=pb.ModelStreamInferResponse.SerializeToString,
         )
         return handlers
 
-    def _guarded(self, method: Method, right: Right, counted: bool = True) -> Method:
-        """The method within the bound of requests, behind the token that its right takes, its errors told."""
-        cluster, tokens = self._cluster, self._tokens
+    def refusal(self, path: str, metadata: Any) -> ClockworkError | None:
+        """What a call with this metadata is refused with before its message is read; None where it may come in."""
+        name = path.rpartition("/")[2]
+        if not self._tokens or name not in GRPC:
+            return None
+        try:
+            self._tokens.check(GRPC[name], _token(metadata))
+        except ClockworkError as error:
+            with contextlib.suppress(ClockworkError), self._counted(self._counted_as[name], 0):
+                raise
+            return error
+        return None
+
+    def _guarded(self, method: Method, counted: bool = True) -> Method:
+        """The method within the bound of requests, its errors told. Its token has been looked at: see _TokenGate."""
+        cluster = self._cluster
         name = method.__name__[1:]
 
         async def guarded(request: Any, context: Context) -> Any:
@@ -158,8 +174,6 @@ class GrpcServer:
             try:
                 with self._counted(name, size) if counted else contextlib.nullcontext():
                     try:
-                        if tokens:
-                            tokens.check(right, _token(context))
                         if message is None:
                             raise InvalidInput("the message is not what the method takes")
                         with cluster.admitted(size) if counted else contextlib.nullcontext():
@@ -293,9 +307,30 @@ def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
     return read
 
 
-def _token(context: Context) -> bytes | None:
-    """The first that the call's metadata bears."""
-    for key, value in context.invocation_metadata():
+class _TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls by their metadata, before gRPC takes in, inflates and parses their messages."""
+
+    def __init__(self, server: GrpcServer) -> None:
+        self._server = server
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        error = self._server.refusal(details.method, details.invocation_metadata or ())
+        if error is None:
+            return await continuation(details)
+        told = tell(error)
+
+        async def refuse(requests: Any, context: Context) -> None:
+            await context.abort(
+                getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
+            )
+
+        # Of a call with streams nothing is read that is not asked for; to its client it ends like any other.
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _token(metadata: Any) -> bytes | None:
+    """The first that a call's metadata bears."""
+    for key, value in metadata:
         if key == "authorization":
             found = bearer(value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
             if found is not None:

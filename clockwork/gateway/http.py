@@ -21,6 +21,7 @@ from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
+from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.settings import HEADER_BYTES_MAX, JSON_BYTES_MAX, GatewaySettings
 from clockwork.gateway.tensors import (
@@ -137,7 +138,7 @@ class _Connections(web.Server):
     def __init__(self, handler: Any, settings: GatewaySettings, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             handler, request_factory=self._new_request, handler_cancellation=True, keepalive_timeout=settings.idle_s,
-            access_log=None, max_line_size=HEADER_BYTES_MAX, max_field_size=HEADER_BYTES_MAX, lingering_time=LINGER_S,
+            auto_decompress=False, access_log=None, max_line_size=HEADER_BYTES_MAX, max_field_size=HEADER_BYTES_MAX, lingering_time=LINGER_S,
             logger=log,
         )  # fmt: skip
         self._settings = settings
@@ -189,6 +190,7 @@ class HttpServer:
         self._cluster = cluster
         self._settings = settings
         self._tokens = tokens
+        self._inflater = Inflater()
         self._connections: _Connections | None = None
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -211,6 +213,7 @@ class HttpServer:
         self._connections.pre_shutdown()
         await self._connections.shutdown(self._settings.drain_s)
         self._sweeper.cancel()
+        self._inflater.close()
 
     async def _sweep(self) -> None:
         assert self._connections is not None
@@ -299,7 +302,14 @@ class HttpServer:
             if isinstance(error, web.RequestPayloadError):
                 raise InvalidInput(f"the request's body is broken: {_one_line(error)}") from None
             raise
-        return b"".join(pieces)
+        body = b"".join(pieces)
+        encoding = request.headers.get("Content-Encoding", "").strip().lower()
+        if encoding in ("", "identity"):
+            return body
+        try:
+            return await self._inflater.inflate(body, encoding, limit, self._cluster.hold)
+        finally:
+            self._cluster.hold(-held)
 
     async def _json_body(self, request: web.BaseRequest) -> dict[str, Any]:
         """The body as JSON; none is an empty object."""

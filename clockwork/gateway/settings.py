@@ -22,6 +22,12 @@ JSON_BYTES_MAX = 8 << 20
 """The largest JSON, a binary request's header included: it is read on the loop, and all others wait meanwhile.
 What is larger travels as binary data."""
 
+INFLATE_RATIO_MAX = 256
+"""A compressed request may become so many times as large. zlib's own bound is 1,032."""
+
+INFLATED_BYTES_FREE = 1 << 20
+"""Up to this much, whatever the ratio."""
+
 REQUESTS_MAX = 4_096
 """Requests under way in one gateway; one more is refused as overloaded. A bound, not a queue: all of them are
 at the controller, or on their way."""

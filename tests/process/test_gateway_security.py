@@ -360,3 +360,43 @@ def test_a_gateway_ends_in_order_on_a_signal(controller: FakeController) -> None
     assert program.wait(10) == 0, program.text
     assert "Traceback" not in program.text
     http.close()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["one", "stream"])
+def test_without_the_token_no_message_is_read(
+    controller: FakeController, token_file: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """gRPC inflates and parses a message before its method is called: 60 KB become 60 MB."""
+    from clockwork.gateway import grpc as server
+
+    read: list[int] = []
+    sized = server._sized
+
+    def counting(kind: Any) -> Any:
+        inner = sized(kind)
+
+        def note(data: bytes) -> Any:
+            read.append(len(data))
+            return inner(data)
+
+        return note
+
+    monkeypatch.setattr(server, "_sized", counting)
+    body = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(60 << 20)]).SerializeToString()
+    with (
+        running_gateway(controller.endpoint, token_file=token_file) as gateway,
+        grpc.insecure_channel(
+            f"127.0.0.1:{gateway.ports['grpc']}", compression=grpc.Compression.Gzip
+        ) as channel,
+    ):
+        path = f"/inference.GRPCInferenceService/{'ModelStreamInfer' if stream else 'ModelInfer'}"
+
+        def ask(metadata: list[tuple[str, str]]) -> grpc.StatusCode:
+            call = channel.stream_stream(path) if stream else channel.unary_unary(path)
+            with pytest.raises(grpc.RpcError) as refusal:
+                list(call(iter([body]) if stream else body, metadata=metadata, timeout=60))
+            return refusal.value.code()
+
+        assert ask([]) == grpc.StatusCode.UNAUTHENTICATED
+        assert ask([("authorization", "Bearer wrong")]) == grpc.StatusCode.UNAUTHENTICATED
+        assert read == []

@@ -1,0 +1,67 @@
+"""Compressed bodies of requests: inflated beside the event loop, a piece at a time, within a bound of bytes and of ratio."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import zlib
+from collections.abc import Callable
+
+from clockwork.errors import InvalidInput
+from clockwork.gateway.errors import TooLarge, Unsupported
+from clockwork.gateway.settings import INFLATE_RATIO_MAX, INFLATED_BYTES_FREE
+
+PIECE_BYTES = 1 << 20
+"""Inflated at once: some milliseconds of the helper thread, between which other requests have their turn."""
+
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's wbits
+
+
+class Inflater:
+    """Inflates one body at a time on a thread of its own; zlib lets go of the interpreter meanwhile."""
+
+    def __init__(self) -> None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "inflate")
+
+    async def inflate(self, body: bytes, encoding: str, limit: int, hold: Callable[[int], None]) -> bytes:
+        """The body without its encoding; ``hold`` has been told of every byte of it. Nothing is held where it raises.
+
+        Raises Unsupported, InvalidInput of what is no such encoding, TooLarge, and what ``hold`` raises.
+        """
+        window = _window(encoding, body)
+        most = min(limit, max(INFLATED_BYTES_FREE, len(body) * INFLATE_RATIO_MAX))
+        stream, loop = zlib.decompressobj(window), asyncio.get_running_loop()
+        pieces: list[bytes] = []
+        held, rest = 0, body
+        try:
+            while not stream.eof:
+                piece = await loop.run_in_executor(self._pool, stream.decompress, rest, PIECE_BYTES)
+                rest = stream.unconsumed_tail
+                if not piece and not rest and not stream.eof:
+                    raise InvalidInput("the request's body is broken: it ends before its encoding does")
+                hold(len(piece))
+                held += len(piece)
+                if held > most:
+                    raise TooLarge(
+                        f"the request has more than {most} bytes once its {len(body)} bytes of {encoding} are inflated"
+                    )
+                pieces.append(piece)
+            if stream.unused_data:
+                raise InvalidInput(f"the request's body is broken: something follows its {encoding}")
+            return await loop.run_in_executor(self._pool, b"".join, pieces)
+        except BaseException as error:
+            hold(-held)
+            if isinstance(error, zlib.error):
+                raise InvalidInput(f"the request's body is broken: it is no {encoding} ({error})") from None
+            raise
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _window(encoding: str, body: bytes) -> int:
+    if encoding == "gzip":
+        return _GZIP
+    if encoding == "deflate":  # by the standard with zlib's header, by some clients without
+        return _ZLIB if body[:1] and body[0] & 0x0F == 8 else _RAW
+    raise Unsupported(f"Content-Encoding {encoding[:40]!r} is not taken: gzip, deflate or none")

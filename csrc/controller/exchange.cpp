@@ -79,11 +79,16 @@ Exchange::Need Exchange::step(Ns until) {
             stage_ = HANDLE;
             // After the messages were taken, so that the connection of each has been accepted.
             read_news(side_);
-            if (!ended_[side_].empty()) return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
+            pass_ = ended_[side_].empty() ? ALL : KNOWN;
             break;
         case HANDLE:
             cancel_departed();
             if (handle()) return side_ == WORKERS ? WORKER_MESSAGE : CLIENT_MESSAGE;
+            if (pass_ == KNOWN) {
+                pass_ = REST;
+                cursor_ = 0;
+                return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
+            }
             stage_ = side_ == WORKERS ? TAKE : LOOK;
             side_ = CLIENTS;
             break;
@@ -148,6 +153,7 @@ bool Exchange::wait(Ns until) {
 
 void Exchange::take(Side side) {
     cursor_ = 0;
+    strangers_.clear();
     batches_[side].clear();
     batches_[side].receive(sockets_[side], bounds_.drain_messages, BATCH_FRAMES_MAX, bounds_.message_frames);
 }
@@ -181,11 +187,23 @@ bool Exchange::begin(Side side, std::string_view identity, int fd) {
 }
 
 bool Exchange::handle() {
-    while (cursor_ < batches_[side_].size()) {
-        const Arrival& arrival = batches_[side_].at(cursor_++);
+    while (cursor_ < (pass_ == REST ? strangers_.size() : batches_[side_].size())) {
+        current_ = pass_ == REST ? strangers_[cursor_] : cursor_;
+        ++cursor_;
+        const Arrival& arrival = current();
+        if (pass_ == KNOWN && !is_known(arrival)) {
+            strangers_.push_back(current_);
+            continue;
+        }
         if (!(side_ == CLIENTS ? from_client(arrival) : from_worker(arrival))) return true;
     }
     return false;
+}
+
+bool Exchange::is_known(const Arrival& arrival) {
+    std::string_view identity = batches_[side_].identity(arrival).view();
+    return side_ == CLIENTS ? client_of_.find(identity) != client_of_.end()
+                            : worker_of_identity_.find(identity) != worker_of_identity_.end();
 }
 
 bool Exchange::execute() {

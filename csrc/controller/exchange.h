@@ -235,7 +235,7 @@ public:
     enum Need {
         NOTHING,       // run() never says so
         OTHER,         // look at signals, other descriptors and timers
-        WORKERS_LEFT,  // connections of peers have ended: see ended(), before their messages are handled
+        WORKERS_LEFT,  // connections of peers have ended: see ended()
         CLIENTS_LEFT,
         WORKER_MESSAGE,  // current() is Python's
         CLIENT_MESSAGE,
@@ -254,7 +254,7 @@ public:
     Need run(Ns until);
     // When the turn began that run() is in: what all events of it say.
     Ns now() const { return now_; }
-    const Arrival& current() const { return batches_[side_].at(cursor_ - 1); }
+    const Arrival& current() const { return batches_[side_].at(current_); }
     Haul& batch() { return batches_[side_]; }
     std::size_t order_place() const { return order_ - 1; }
     // Python noted something with the scheduler.
@@ -389,6 +389,7 @@ private:
     void read_news(Side side);
     void count_taken(Side side, const Arrival& arrival);
     bool handle();
+    bool is_known(const Arrival& arrival);
     bool execute();
     void end_turn();
     void cancel_departed();
@@ -454,7 +455,13 @@ private:
     Ns lap_ns_ = 0;
     Haul batches_[2];  // by side; the frames of results stay until the answers are sent
     Side side_ = WORKERS;
-    std::size_t cursor_ = 0;  // behind the message that is being handled
+    // Where a connection has ended, what its peer said before that is handled first, then the end, and then whoever is
+    // not known yet, whose connection may have got the same descriptor.
+    enum Pass { ALL, KNOWN, REST };
+    Pass pass_ = ALL;
+    std::size_t cursor_ = 0;   // behind the message that is being handled; in REST, in strangers_
+    std::size_t current_ = 0;  // that message
+    std::vector<std::size_t> strangers_;  // left over by KNOWN
     std::size_t order_ = 0;   // behind the order that is being carried out
     std::vector<Outputs> results_;  // the first result_count_ of them are this turn's
     std::size_t result_count_ = 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import select
 import socket
 import struct
@@ -451,3 +452,44 @@ def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Pat
         client.send(messages.Query(1, "status", ""))
         client.receive(messages.Reply)
         eventually(lambda: place.noted() == (1, 0), "it is gone")
+
+
+@contextlib.contextmanager
+def held(controller: Controller) -> Iterator[None]:
+    """The controller's loop does nothing meanwhile; what arrives waits for it."""
+    begun, end = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        begun.set()
+        end.wait(PATIENCE_NS / SECOND)
+
+    controller._storage.submit(lambda: None, hold)
+    assert begun.wait(PATIENCE_NS / SECOND)
+    try:
+        yield
+    finally:
+        end.set()
+
+
+def test_what_a_worker_says_last_counts_though_its_end_is_known_as_well(tmp_path: Path) -> None:
+    """A worker that is done, or crashes, says so and closes: both may wait for the loop at once."""
+    with running(tmp_path) as place, RawClient(place.controller) as client:
+        worker = FakeWorker(place.controller)
+        serve(place, worker, client)
+        client.infer("m", 2, [1, 2], ROW)
+        action, frames = worker.next_action()
+        while type(action) is not messages.Infer:
+            worker.answer(action, frames)
+            action, frames = worker.next_action()
+        (link,) = on_loop(place.controller, lambda: list(place.controller._workers.values()))
+        path = f"/proc/self/fd/{link.fd}"
+        connection = os.readlink(path)
+        with held(place.controller):
+            worker.answer(action, frames)
+            worker.close()
+            eventually(
+                lambda: not os.path.lexists(path) or os.readlink(path) != connection, "the end is noticed"
+            )
+        answer, content = client.receive(messages.Answer)
+        assert (answer.request_id, content) == (2, [ROW])
+        eventually(lambda: place.noted() == (1, 0), "the worker is gone")

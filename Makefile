@@ -36,7 +36,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak fuzz bench bench-compare paper \
+.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak fuzz debug bench bench-compare paper \
     lint format typecheck annotate lock proto clean distclean
 
 help: ## list the targets
@@ -99,6 +99,9 @@ soak: $(TESTABLE) ## HOURS=1 of load and churn, and what grew: soak.json and soa
 fuzz: $(TESTABLE) ## every reader of strangers' bytes under libFuzzer and atheris, MINUTES=10 each (TARGETS='exchange catalog')
 	@$(PIP) -r requirements-fuzz.lock || echo "atheris could not be installed; Python's readers get changes without guidance"
 	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10) $(TARGETS)
+
+debug: $(TESTABLE) ## a build with ASan, UBSan and libstdc++'s assertions, and tests on it (TESTS=... chooses)
+	$(BIN)/python tools/debug.py $(TESTS)
 
 bench: $(TESTABLE) ## run the benchmarks, print a table, save the run under bench/results
 	$(BIN)/python -m pytest bench -o addopts=-ra --benchmark-only --benchmark-storage=bench/results \

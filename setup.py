@@ -11,7 +11,19 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden"]
+BUILDS = {
+    "": [],
+    # See tools/debug.py. An overflow, a load past an end or an index out of range ends the process, with its stack.
+    "debug": ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-fsanitize=address,undefined",
+              "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
+}  # fmt: skip
+BUILD = os.environ.get("CLOCKWORK_BUILD", "")
+if BUILD not in BUILDS:
+    raise SystemExit(f"CLOCKWORK_BUILD is '{BUILD}'; there is {', '.join(name for name in BUILDS if name)}")
+CHECKS = BUILDS[BUILD]
+"""Behind all other options, which they override."""
+
+CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS]
 """Of what decides and simulates: the same sums on every processor, so no fused multiply-add."""
 
 SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
@@ -61,6 +73,7 @@ class BuildExtensions(build_ext):
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(compile_one, stale))
         for one in self.extensions:
+            one.extra_link_args += [flag for flag in CHECKS if flag.startswith("-fsanitize=")]
             shared = OBJECTS.get(one.name, [])
             one.extra_objects += [str((root / source).with_suffix(".o")) for source in shared]
         self.parallel = len(os.sched_getaffinity(0))
@@ -68,12 +81,12 @@ class BuildExtensions(build_ext):
 
 
 extensions: list[Extension] = [
-    Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2"]),
+    Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2", *CHECKS]),
     Extension(
         "clockwork._zmq",
         ["clockwork/_zmq.pyx"],
         include_dirs=["csrc"],
-        extra_compile_args=["-O2"],
+        extra_compile_args=["-O2", *CHECKS],
         libraries=["dl"],
         depends=["csrc/zmq_api.h"],
     ),
@@ -90,7 +103,7 @@ extensions: list[Extension] = [
             f"clockwork.device.{name}",
             [f"clockwork/device/{name}.pyx"],
             include_dirs=["csrc"],
-            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"],
+            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS],
             libraries=["dl", "pthread", *(["stdc++"] if name == "_ort" else [])],
             depends=["csrc/claims.h", "csrc/lane.h", *headers],
         )

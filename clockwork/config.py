@@ -186,6 +186,10 @@ METRIC_BOUNDS_NS = tuple(
 PREDICTION_BOUNDS_NS = tuple(round(base * 10**exponent) for exponent in range(4, 9) for base in (1, 2.5, 5))
 """The same of the errors of predictions, which are smaller: from 10 us to 500 ms."""
 
+WORKER_FAULTS_MAX = 2
+"""Answers of a worker that cannot be (of another size, type or shape than its model's, say) at which it is let go. Fewer
+than the times that a request is tried, so that whatever such a worker gets is answered by another."""
+
 PREPARE_AGAIN_NS = (10_000_000_000, 60_000_000_000, 600_000_000_000)
 """Pauses after which a worker that failed to prepare a model is asked again, one after the other; then no more."""
 

@@ -149,9 +149,17 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
         vector[int64_t] dims
         vector[int32_t] symbols
 
+    cdef cppclass COutputSpec "clockwork::OutputSpec":
+        COutputSpec()
+        int64_t dtype
+        int64_t bits
+        cbool any_rank
+        vector[int64_t] dims
+
     cdef cppclass CModelInterface "clockwork::ModelInterface":
         vector[CInputSpec] inputs
         vector[string] outputs
+        vector[COutputSpec] given
         uint32_t symbol_count
         cbool batches
 
@@ -163,6 +171,9 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
 
     cbool accept(const CModelInterface &model, const CInferRequestHeader &request, const vector[size_t] &frame_bytes,
                  CAccepted &accepted) except +
+
+    cbool gives(const CModelInterface &model, size_t output, uint32_t rows, const CTensorRef &ref, const int64_t *dims,
+                string_view data)
 
     cdef cppclass COutcomes "clockwork::Outcomes":
         uint64_t answered
@@ -265,8 +276,9 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         size_t size()
 
     cdef cppclass CExpected "clockwork::Expected":
-        uint32_t parts
-        uint32_t tensors
+        int64_t model_id
+        vector[uint32_t] part_rows
+        size_t tensors()
 
     cdef cppclass CWorkerLink "clockwork::WorkerLink":
         CClockBounds clock
@@ -337,6 +349,8 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         uint32_t worker_joined(string_view identity, int fd, int32_t worker_id, size_t device_count) except +
         void worker_left(uint32_t worker) except +
         CWorkerLink &worker(uint32_t slot)
+        cbool fail_action(uint32_t worker, uint64_t action_id, string_view text) except +
+        void fail_actions(uint32_t worker, string_view text) except +
         void sent(uint32_t worker, uint64_t action_id, CActionKind kind, int32_t device) except +
         void serve(int64_t model_id, int64_t version, string_view label, int64_t slo_ns,
                    shared_ptr[const CModelInterface] interface) except +

@@ -59,11 +59,13 @@ cdef class Interface:
     cdef object __weakref__
     cdef shared_ptr[CModelInterface] _model
 
-    def __init__(self, inputs, outputs, batches):
-        """inputs, outputs: of TensorSpec. batches: as PreparedModel's."""
+    def __init__(self, inputs, outputs, batches, verified):
+        """inputs, outputs: of TensorSpec. batches: as PreparedModel's. verified: the outputs' shapes are what the model
+        returned, and every answer is held against them; else against their dtypes alone."""
         self._model = make_shared[CModelInterface]()
         cdef CModelInterface *model = self._model.get()
         cdef CInputSpec one
+        cdef COutputSpec given
         symbols = {}
         for spec in inputs:
             one = CInputSpec()
@@ -86,6 +88,14 @@ cdef class Interface:
             model.inputs.push_back(one)
         for spec in outputs:
             model.outputs.push_back(spec.name.encode())
+            given = COutputSpec()
+            given.dtype = spec.dtype
+            kind = DTYPES.get(spec.dtype)
+            given.bits = -1 if kind is None else 0 if spec.dtype == STRING else kind.bits
+            given.any_rank = not verified or spec.shape == ("...",)
+            for dimension in spec.shape if not given.any_rank else ():
+                given.dims.push_back(dimension if type(dimension) is int else C_DIMENSION_ANY)
+            model.given.push_back(given)
         model.symbol_count = len(symbols)
         model.batches = batches
 
@@ -444,11 +454,21 @@ cdef class Exchange:
         self._exchange.get().sent(worker, action_id, C_PROFILE, device)
 
     def expected(self, uint32_t worker, action_id):
-        """(parts, tensors) of an action's result that is OK; None if it is not under way."""
+        """(rows of each part, tensors of each, model) of an action's result that is OK; None if it is not under way."""
         cdef const CExpected *found = NULL
         if 0 <= action_id < 1 << 63:
             found = self._exchange.get().worker(worker).find_action(action_id)
-        return None if found == NULL else (found.parts, found.tensors)
+        return None if found == NULL else (list(found.part_rows), found.tensors(), found.model_id)
+
+    def fail_action(self, uint32_t worker, uint64_t action_id, str text):
+        """End an action whose result makes no sense. False if it is not under way."""
+        cdef bytes encoded = text.encode()
+        return bool(self._exchange.get().fail_action(worker, action_id, view_of(encoded)))
+
+    def fail_actions(self, uint32_t worker, str text):
+        """End whatever a worker has under way."""
+        cdef bytes encoded = text.encode()
+        self._exchange.get().fail_actions(worker, view_of(encoded))
 
     def action_count(self, uint32_t worker):
         """Actions that it has not answered."""
@@ -677,6 +697,14 @@ def read_result(bytes header):
         found.action_id, <int><uint8_t>found.status, text,
         found.received_ns, found.begin_ns, found.end_ns, found.duration_ns, parts,
     )
+
+
+def gives_output(Interface interface, size_t output, uint32_t rows, int64_t dtype, shape, bytes data):
+    """Whether a tensor is what a model gives for so many rows."""
+    cdef CTensorRef ref
+    cdef vector[int64_t] dims = shape
+    ref.dtype, ref.first, ref.rank, ref.frame = dtype, 0, dims.size(), 0
+    return bool(gives(interface._model.get()[0], output, rows, ref, dims.data(), view_of(data)))
 
 
 def batch_place(uint32_t rows):

@@ -22,10 +22,12 @@ class ExchangeMirror:
     def serve(self, model: ServedModel) -> None:
         prepared = model.prepared
         assert prepared is not None
-        key = (tuple(prepared.inputs), tuple(prepared.outputs), prepared.batches)
+        held = model.record.interface
+        verified = held is not None and held.verified
+        key = (tuple(prepared.inputs), tuple(prepared.outputs), prepared.batches, verified)
         interface = self._interfaces.get(key)
         if interface is None:
-            interface = Interface(prepared.inputs, prepared.outputs, prepared.batches)
+            interface = Interface(prepared.inputs, prepared.outputs, prepared.batches, verified)
             self._interfaces[key] = interface
         self._interface_of[model.model_id] = interface
         record = model.record

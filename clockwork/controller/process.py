@@ -30,6 +30,7 @@ from clockwork.config import (
     JITTER_COUNTED_MAX_NS,
     PRIORITY_DEFAULT,
     QUEUED_REQUESTS_MAX,
+    WORKER_FAULTS_MAX,
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
 )
@@ -145,9 +146,10 @@ OWN_NAME_TEXT = (
     "a peer must not name itself (ZMQ_ROUTING_ID): the controller tells peers apart by names of its own"
 )
 
-_COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "storage failed",
-               "key refused")  # fmt: skip
-"""From whom a message was, and whether it made no sense or met a defect of ours; and connections that were not let in."""
+_COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "worker fault",
+               "storage failed", "key refused")  # fmt: skip
+"""From whom a message was, and whether it made no sense, met a defect of ours, or was an answer that cannot be; and
+connections that were not let in."""
 
 _STATUS_OF = {
     ModelNotFound: Status.MODEL_NOT_FOUND,
@@ -184,6 +186,7 @@ class Controller:
         self._worker_by_id: dict[int, WorkerLink] = {}
         self._client_of_fd: dict[int, ClientLink] = {}
         self._worker_of_fd: dict[int, WorkerLink] = {}
+        self._let_go: dict[int, str] = {}  # by epochs of workers: why; they are not taken in again
         self._next_worker = 1
         self._heartbeat_ns = self._started_ns
         self._stopping = False
@@ -545,6 +548,10 @@ class Controller:
             self._tell_worker(identity, fd, _mismatch(message.protocol, message.version))
             return
         devices = parse_devices(message.devices)
+        if message.worker_epoch in self._let_go:
+            text = _let_go_text(self._let_go[message.worker_epoch])
+            self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, text))
+            return
         if devices[0].host_bytes and not self._scheduler.plans_fetches:
             text = (
                 f"policy {self._settings.policy} cannot plan for a host store with a budget (--host-bytes): "
@@ -629,8 +636,34 @@ class Controller:
         expected = self._exchange.expected(worker.slot, message.action_id)
         if expected is None:
             return  # of an action that was given up
-        check_result(message, len(frames) - 1, *expected)
-        raise InvalidInput("a result that is encoded in an unknown way")
+        part_rows, tensor_count, model_id = expected
+        why = "its result is encoded in an unknown way"
+        try:
+            check_result(message, frames[1:], part_rows, tensor_count, self._table.by_id.get(model_id))
+        except InvalidInput as error:
+            why = str(error)
+        self._fault(worker, message.action_id, why)
+
+    def _fault(self, worker: WorkerLink, action_id: int, why: str) -> None:
+        """A worker said of an action what cannot be: what it was for is planned anew, and the worker does not have
+        many more tries."""
+        worker.faults += 1
+        text = f"worker {worker.name} answered what cannot be: {why}"
+        self._complain("worker fault", text)
+        if worker.faults < WORKER_FAULTS_MAX:
+            self._exchange.fail_action(worker.slot, action_id, "a worker's answer was none")
+            return
+        self.note_trouble(
+            TroubleKind.WORKER_LET_GO, worker.name, f"{worker.faults} of its answers were none: {why}"
+        )
+        if len(self._let_go) >= WORKERS_MAX:
+            del self._let_go[next(iter(self._let_go))]
+        self._let_go[worker.worker_epoch] = why
+        # It goes like one that leaves in order: what it had under way is nobody's fault but its own.
+        self._exchange.note(WorkerDraining(self._now, worker.worker_id))
+        self._exchange.fail_actions(worker.slot, "the worker that had it was let go")
+        self._tell_worker(worker.identity, worker.fd, Mismatch(PROTOCOL_VERSION, _let_go_text(why)))
+        self._worker_gone(worker, "was let go")
 
     def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
         worker.jitter_ns = message.jitter_ns
@@ -1038,6 +1071,12 @@ def _is_ours(identity: bytes) -> bool:
 def _is_older(identity: bytes, other: bytes) -> bool:
     """Whether this peer connected before the other one. libzmq counts peers in 32 bits, from any number on."""
     return (int.from_bytes(identity[1:]) - int.from_bytes(other[1:])) % (1 << 32) >= 1 << 31
+
+
+def _let_go_text(why: str) -> str:
+    return f"{WORKER_FAULTS_MAX} of this worker's answers were none, the last: {why}; it is let go until it is started anew"[
+        :FAILURE_CHARS_MAX
+    ]
 
 
 def _mismatch(protocol: int, version: str) -> Mismatch:

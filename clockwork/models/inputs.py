@@ -71,6 +71,39 @@ def first_that_runs(specs: Sequence[TensorSpec], run: Run) -> tuple[list[Array] 
     return None, [], error
 
 
+def resized(specs: Sequence[TensorSpec], inputs: Sequence[Array]) -> list[Array] | None:
+    """The inputs with one more of everything that the model leaves open; None if it leaves nothing open."""
+    grown, is_open = [], False
+    for spec, given in zip(specs, inputs):
+        array = np.asarray(given)
+        for axis, dim in enumerate(spec.shape) if spec.shape != UNKNOWN_RANK else ():
+            if isinstance(dim, str) and array.shape[axis] > 0:
+                array = np.concatenate([array, array.take([0], axis)], axis)
+                is_open = True
+        grown.append(array)
+    return grown if is_open else None
+
+
+def seen_outputs(
+    specs: Sequence[TensorSpec], answers: Sequence[Sequence[Array]], rows: bool
+) -> list[TensorSpec]:
+    """Outputs as declared, but fixed only in what all these answers have. rows: the first dimension counts rows."""
+    seen = []
+    for index, spec in enumerate(specs):
+        shapes = [np.asarray(answer[index]).shape for answer in answers]
+        if any(len(shape) != len(spec.shape) for shape in shapes):
+            seen.append(TensorSpec(spec.name, spec.dtype, UNKNOWN_RANK))
+            continue
+        dims = tuple(
+            ""
+            if isinstance(dim, int) and ((rows and axis == 0) or any(shape[axis] != dim for shape in shapes))
+            else dim
+            for axis, dim in enumerate(spec.shape)
+        )
+        seen.append(TensorSpec(spec.name, spec.dtype, dims))
+    return seen
+
+
 def _shape(
     dims: Sequence[int | str], sizes: dict[str, int], image: int, other: int, middle: int | None
 ) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ only split and verified.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -248,6 +249,8 @@ class _Preparation:
         prepared.load_ns = finding.load_ns
         prepared.profile = finding.profile
         prepared.workspace_bytes = finding.workspace_bytes
+        prepared.outputs = trial.seen_outputs(self._outputs, self._answers(session), finding.batches)
+        prepared.outputs_verified = True
         if finding.batches:
             prepared.example = [[1, *shape[1:]] for shape in prepared.example]
         self._step(4)
@@ -361,6 +364,15 @@ class _Preparation:
             sets = [[array[:1] for array in one] for one in sets]
         distinct = {tuple(array.shape for array in one): one for one in reversed(sets)}
         return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
+
+    def _answers(self, session: Session) -> list[list[Array]]:
+        """What the model returned so far, and what it returns for inputs of another size, if it takes them."""
+        answers = list(self._reference.outputs)
+        grown = trial.resized(self._inputs, self._reference.inputs[0])
+        if grown is not None:
+            with contextlib.suppress(RunError):
+                answers.append(session.run(grown))
+        return answers
 
     # ----- what is known of a program --------------------------------------------------------
 

@@ -19,14 +19,15 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clockwork.config import RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidModel
 from clockwork.models.checksums import checksums_of, read_plain, seal, unseal
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.tensors import DTYPES, STRING
+from clockwork.tensors import DTYPES, STRING, dtype_name
 
 FORMAT_VERSION = 1
 """Raised when the layout of this directory changes; older ones are then prepared again."""
@@ -183,6 +184,29 @@ def program_damage(path: Path, fingerprint: str) -> str:
 def program_name(model: bytes, fingerprint: str) -> str:
     """Under which name a program without weights is stored, and shared by models of equal architecture."""
     return hashlib.sha256(model + fingerprint.encode()).hexdigest()
+
+
+def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape: Sequence[int]) -> str:
+    """In what an output is not what its model gives, as the end of a sentence about it; "" if in nothing.
+
+    verified: what of the spec's shape is fixed was seen at registration, else only its dtype holds. rows: that the
+    request has, 0 where the model does not batch.
+    """
+    if dtype != spec.dtype:
+        return f"is {dtype_name(dtype)}, not {dtype_name(spec.dtype)}"
+    if len(shape) > RANK_MAX:
+        return f"has rank {len(shape)}, at most {RANK_MAX} is served"
+    if dtype == STRING and (count := math.prod(shape)) > STRINGS_MAX:
+        return f"has {count} strings, at most {STRINGS_MAX} are served"
+    if rows and (not shape or shape[0] != rows):
+        return f"is {list(shape)} for {rows} rows"
+    if verified and spec.shape != UNKNOWN_RANK:
+        fits = len(shape) == len(spec.shape) and all(
+            type(declared) is str or dimension == declared for dimension, declared in zip(shape, spec.shape)
+        )
+        if not fits:
+            return f"is {list(shape)}, not {list(spec.shape)}"
+    return ""
 
 
 def check_layout(prepared: PreparedModel, place: Path) -> None:

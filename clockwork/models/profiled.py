@@ -97,6 +97,7 @@ def prepared_profile(
         constants_note="",
         metadata={},
         example=[[1, profile.input_bytes]],
+        outputs_verified=True,
     )
 
 

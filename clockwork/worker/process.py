@@ -167,6 +167,7 @@ class _Held(NamedTuple):
     received_ns: int  # worker clock
     expected_ns: int
     parts: Parts  # INFER: its inputs
+    model_id: int
 
 
 class Worker:
@@ -628,7 +629,7 @@ class Worker:
             log.warning("action %d was sent twice; the second is dropped", action_id)
         else:
             line = self._lines[action.device]
-            self._actions[action_id] = _Held(line, received_ns, action.expected_ns, parts)
+            self._actions[action_id] = _Held(line, received_ns, action.expected_ns, parts, action.model_id)
             action = self._clock.window(action)
             self._obey(line, line.queue.step(Received(now, action)))
 
@@ -717,6 +718,14 @@ class Worker:
             return  # of an earlier epoch
         frames: list[Frame] = []
         parts: list[list[TensorRef]] = []
+        given = self._registrar.ready.get(held.model_id)
+        why = (
+            given.contradicted_by(completion.parts, held.parts)
+            if given is not None and completion.parts
+            else ""
+        )
+        if why:
+            completion = completion._replace(status=Status.EXECUTION_FAILED, text=why, parts=[])
         for part in completion.parts:
             refs: list[TensorRef] = []
             for dtype, shape, data in part:

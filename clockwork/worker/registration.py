@@ -42,6 +42,7 @@ from clockwork.models.package import (
 from clockwork.models.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
 from clockwork.models.profiled import prepare_profile
 from clockwork.worker.checks import Checked, Checks
+from clockwork.worker.given import Given
 from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
 from clockwork.worker.preparations import Preparations
 
@@ -60,6 +61,7 @@ class _Model:
     # Of what was found prepared, by directory.
     checksums: dict[Path, dict[str, int]] = dataclasses.field(default_factory=dict)
     layout: tuple[Any, ...] = ()  # what the controller plans with
+    given: Given | None = None  # of one that is ready
     refetches: int = 0
     aside: Path | None = None  # a damaged directory that the opening thread puts out of the way
     cancelled: bool = False
@@ -81,6 +83,7 @@ class _Opened(NamedTuple):
     has_package: bool
     reply: bytes  # the encoded Prepared
     damage: str = ""  # what was found to be damaged on the way, and will be replaced
+    given: Given | None = None  # of a model that is ready
 
 
 class Registrar:
@@ -110,7 +113,7 @@ class Registrar:
         self._repairing: dict[int, str] = {}  # models that were ready and are prepared again, and why
         self._damaged = self._repaired = 0
         self._damage = ""  # the last of it
-        self.ready: set[int] = set()  # model ids that actions may name
+        self.ready: dict[int, Given] = {}  # model ids that actions may name, and what such a model gives
         self._coming: dict[int, _Model] = {}
         self._fetching: dict[str, list[_Model]] = {}  # by digest
         self._to_prepare: deque[_Model] = deque()
@@ -151,7 +154,7 @@ class Registrar:
 
     def _leave(self, model_id: int) -> bool:
         """Drop a model that is ready from the devices; whether all of them let it go."""
-        self.ready.remove(model_id)
+        del self.ready[model_id]
         model = self._known.pop(model_id)
         for directory in model.checksums:
             if all(directory not in other.checksums for other in self._known.values()):
@@ -289,6 +292,7 @@ class Registrar:
         if not opened.missing:
             del self._coming[model_id]
             if ready:
+                model.given = opened.given
                 self._enter(model)
             elif model_id in self._repairing:
                 self._begin_anew(model_id, "it could not be prepared again")
@@ -301,7 +305,8 @@ class Registrar:
     def _enter(self, model: _Model) -> None:
         """A model is ready. What was found, and not made just now, has still to be checked."""
         model_id = model.message.model_id
-        self.ready.add(model_id)
+        assert model.given is not None
+        self.ready[model_id] = model.given
         self._known[model_id] = model
         for directory, checksums in model.checksums.items():
             if model.was_prepared:
@@ -541,7 +546,7 @@ class _OpeningThread:
                 # Preparation looks more closely at what is in the cache, and replaces what is damaged.
                 return _Opened(model, True, self._store.has(message.digest), b"", str(error))
             model.opened.append(device)
-        return _Opened(model, False, True, told, damage)
+        return _Opened(model, False, True, told, damage, Given.of(summary))
 
     def _directory(self, message: Prepare, device: ModelHolder) -> Path:
         return prepared_directory(self._store.root, message.digest, device.info.fingerprint, message.options)

@@ -484,45 +484,77 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
     ActionId action_id = static_cast<ActionId>(result.action_id);
     const Expected* expected = worker.actions.find(action_id);
     if (expected == nullptr) return true;  // of an action that was given up
-    if (result.status == Status::OK) {
-        if (result.parts.size() != expected->parts) return false;
-        for (std::uint32_t size : result.parts) {
-            if (size != expected->tensors) return false;
-        }
-        std::int64_t frames = arrival.count - 2;
+    if (!is_expected(*expected, result, batch, arrival)) return false;
+    if (result.status == Status::OK && expected->interface != nullptr) {
         std::int64_t last = -1;
         outputs.is_distinct = true;
         for (const TensorRef& ref : result.tensors) {
-            if (ref.frame >= frames) return false;
             outputs.is_distinct = outputs.is_distinct && ref.frame > last;
             last = ref.frame;
         }
-    }
-    if (result.status == Status::OK && expected->parts > 0) {
         outputs.first_frame = arrival.first + 2;
         result_of_.insert(action_id, static_cast<std::uint32_t>(result_count_));
         ++result_count_;
     }
     if (result.status == Status::OK) count_done(worker, *expected, result);
-    worker.actions.erase(action_id);
-    ++worker.results[static_cast<std::size_t>(result.status)];
     ActionResult done;
-    std::string text;
-    done.worker = worker.worker_id;
     done.action_id = action_id;
     done.status = result.status;
     done.begin_ns = result.begin_ns != 0 ? worker.clock.to_controller(result.begin_ns, now_) : now_;
     done.end_ns = result.end_ns != 0 ? worker.clock.to_controller(result.end_ns, now_) : now_;
     done.duration_ns = result.duration_ns;
     done.ready_ns = result.received_ns != 0 ? worker.clock.to_controller(result.received_ns, now_) : 0;
-    if (!result.text.empty()) {
-        text = result.text;
-        done.text = &text;
-    }
-    dirty_ = true;
-    if (is_recording) told.push_back({ToldEvent::ACTION_DONE, now_, {}, done, text});
-    scheduler_.action_done(now_, done);
+    end_action(worker, done, result.text);
     return true;
+}
+
+// Whether a result is what was asked for: parts, tensors, frames, and each output what its model gives.
+bool Exchange::is_expected(const Expected& expected, const ResultHeader& result, Haul& batch, const Arrival& arrival) {
+    std::size_t frames = arrival.count - 2;
+    if (frames > result.tensors.size()) return false;
+    if (result.status != Status::OK) return true;
+    if (result.parts.size() != expected.part_rows.size()) return false;
+    std::size_t tensors = expected.tensors(), next = 0;
+    for (std::size_t part = 0; part < result.parts.size(); ++part) {
+        if (result.parts[part] != tensors) return false;
+        for (std::size_t output = 0; output < tensors; ++output) {
+            const TensorRef& ref = result.tensors[next++];
+            if (static_cast<std::size_t>(ref.frame) >= frames) return false;
+            std::string_view data = batch.frame(arrival.first + 2 + static_cast<std::size_t>(ref.frame)).view();
+            if (!gives(*expected.interface, output, expected.part_rows[part], ref, result.dims.data() + ref.first, data)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+// Takes an action out of the books, and tells the scheduler how it ended.
+void Exchange::end_action(WorkerLink& worker, const ActionResult& ended, std::string_view text) {
+    ActionResult done = ended;
+    std::string said(text);
+    done.worker = worker.worker_id;
+    done.text = said.empty() ? nullptr : &said;
+    worker.actions.erase(done.action_id);
+    ++worker.results[static_cast<std::size_t>(done.status)];
+    dirty_ = true;
+    if (is_recording) told.push_back({ToldEvent::ACTION_DONE, now_, {}, done, said});
+    scheduler_.action_done(now_, done);
+}
+
+bool Exchange::fail_action(std::uint32_t slot, ActionId action_id, std::string_view text) {
+    WorkerLink& worker = *workers_.at(slot);
+    if (worker.actions.find(action_id) == nullptr) return false;
+    ActionResult done;
+    done.action_id = action_id;
+    done.status = Status::DEVICE_ERROR;
+    done.begin_ns = done.end_ns = now_;
+    end_action(worker, done, text);
+    return true;
+}
+
+void Exchange::fail_actions(std::uint32_t slot, std::string_view text) {
+    for (ActionId action_id : workers_.at(slot)->actions.ids()) fail_action(slot, action_id, text);
 }
 
 void Exchange::count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result) {
@@ -583,15 +615,17 @@ WorkerLink* Exchange::worker_of(WorkerId worker_id) {
 // ----- orders -------------------------------------------------------------------------------------
 
 void Exchange::sent(std::uint32_t worker, ActionId action_id, ActionKind kind, std::int32_t device) {
-    Expected expected;
-    expected.kind = kind;
-    expected.device = device;
-    note_sent(*workers_.at(worker), action_id, expected);
+    note_sent(*workers_.at(worker), action_id, kind, device, 0);
 }
 
-void Exchange::note_sent(WorkerLink& worker, ActionId action_id, const Expected& expected) {
-    worker.actions.add(action_id, expected);
-    ++worker.sent[static_cast<std::size_t>(expected.kind)];
+Expected& Exchange::note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, std::int32_t device,
+                              ModelId model_id) {
+    Expected& expected = worker.actions.add(action_id);
+    expected.kind = kind;
+    expected.device = device;
+    expected.model_id = model_id;
+    ++worker.sent[static_cast<std::size_t>(kind)];
+    return expected;
 }
 
 // Sends the header that was written. False if the worker cannot be reached: it is as good as gone.
@@ -643,10 +677,10 @@ void Exchange::send_infer(const Command& command) {
             writer_.natural(frames++);
         }
     }
-    std::size_t outputs = sending_.front()->model->interface->outputs.size();
-    note_sent(*worker, command.action_id,
-              {command.count, static_cast<std::uint32_t>(outputs), ActionKind::INFER, command.device, rows,
-               command.model_id});
+    Expected& expected = note_sent(*worker, command.action_id, ActionKind::INFER, command.device, command.model_id);
+    expected.rows = rows;
+    expected.interface = sending_.front()->model->interface;
+    for (const HeldRequest* one : sending_) expected.part_rows.push_back(one->rows);
     if (!to_worker(*worker, frames > 0)) return;
     for (HeldRequest* one : sending_) {
         for (Frame& frame : one->frames) {
@@ -666,7 +700,7 @@ void Exchange::send_order(const Command& command, std::int64_t tag, ActionKind k
         for (std::uint32_t place = 0; place < command.count; ++place) writer_.natural(runs[place]);
     }
     window(command, *worker);
-    note_sent(*worker, command.action_id, {0, 0, kind, command.device, 0, command.model_id});
+    note_sent(*worker, command.action_id, kind, command.device, command.model_id);
     to_worker(*worker, false);
 }
 

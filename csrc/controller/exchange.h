@@ -10,6 +10,7 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <deque>
@@ -123,27 +124,33 @@ enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP
 inline constexpr int ACTION_KINDS = 6;
 inline constexpr int STATUS_COUNT = 32;  // above every number of Status
 
-// What was sent, and of a result that is OK: how many parts it has, and how many tensors each.
+// What was sent, and what a result of it that is OK consists of.
 struct Expected {
-    std::uint32_t parts = 0;
-    std::uint32_t tensors = 0;
+    ActionId action_id = 0;  // 0: this one is free
     ActionKind kind = ActionKind::PROFILE;
     std::int32_t device = 0;
     std::uint32_t rows = 0;  // of a batch
     ModelId model_id = 0;
+    std::shared_ptr<const ModelInterface> interface;  // of an INFER
+    std::vector<std::uint32_t> part_rows;             // of each part of the batch
+
+    std::size_t tensors() const { return interface != nullptr ? interface->outputs.size() : 0; }
 };
 
 // Actions that were sent and not answered.
 class SentActions {
 public:
-    void add(ActionId action_id, Expected expected) {
+    // One that is empty but for its id; valid until the next is added.
+    Expected& add(ActionId action_id) {
         if (free_.empty()) {
             free_.push_back(static_cast<std::uint32_t>(all_.size()));
             all_.emplace_back();
         }
-        all_[free_.back()] = expected;
-        by_id_.insert(action_id, free_.back());
+        std::uint32_t place = free_.back();
         free_.pop_back();
+        by_id_.insert(action_id, place);
+        all_[place].action_id = action_id;
+        return all_[place];
     }
 
     const Expected* find(ActionId action_id) const {
@@ -155,8 +162,24 @@ public:
         std::uint32_t place = by_id_.find(action_id);
         if (place == IdTable::NONE) return false;
         by_id_.erase(action_id);
+        Expected& one = all_[place];
+        one.action_id = 0;
+        one.rows = 0;
+        one.model_id = 0;
+        one.interface.reset();
+        one.part_rows.clear();
         free_.push_back(place);
         return true;
+    }
+
+    // Ascending.
+    std::vector<ActionId> ids() const {
+        std::vector<ActionId> found;
+        for (const Expected& one : all_) {
+            if (one.action_id != 0) found.push_back(one.action_id);
+        }
+        std::sort(found.begin(), found.end());
+        return found;
     }
 
     std::size_t size() const { return by_id_.size(); }
@@ -309,6 +332,10 @@ public:
     std::uint32_t worker_joined(std::string_view identity, int fd, WorkerId worker_id, std::size_t device_count);
     void worker_left(std::uint32_t worker);
     WorkerLink& worker(std::uint32_t slot) { return *workers_.at(slot); }
+    // Ends an action, or all that it has under way, as a failure of the device: what it said of it makes no sense, or it
+    // is let go. False if there is no such action.
+    bool fail_action(std::uint32_t worker, ActionId action_id, std::string_view text);
+    void fail_actions(std::uint32_t worker, std::string_view text);
     // Python sends this one.
     void sent(std::uint32_t worker, ActionId action_id, ActionKind kind, std::int32_t device);
 
@@ -429,7 +456,9 @@ private:
     void head(const Command& command, std::int64_t tag, std::size_t fields);
     void window(const Command& command, const WorkerLink& worker);
     bool to_worker(WorkerLink& worker, bool more);
-    void note_sent(WorkerLink& worker, ActionId action_id, const Expected& expected);
+    Expected& note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, std::int32_t device, ModelId model_id);
+    static bool is_expected(const Expected& expected, const ResultHeader& result, Haul& batch, const Arrival& arrival);
+    void end_action(WorkerLink& worker, const ActionResult& done, std::string_view text);
     void count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
     bool to_client(ClientLink& client, bool more);
 

@@ -1,24 +1,51 @@
 #include "controller/models.h"
 
+#include <cstring>
+
 namespace clockwork {
 
 namespace {
 
-bool fits(const InputSpec& spec, const TensorRef& ref, const std::int64_t* dims, std::size_t frame_bytes) {
-    if (ref.dtype != spec.dtype || spec.bits == 0 || ref.rank > RANK_MAX) return false;
-    if (!spec.any_rank && ref.rank != spec.dims.size()) return false;
+// Elements of a tensor that has the dtype, rank and dimensions of a spec; -1 where it has not.
+template <typename Spec>
+std::int64_t count_elements(const Spec& spec, const TensorRef& ref, const std::int64_t* dims) {
+    if (ref.dtype != spec.dtype || ref.rank > RANK_MAX) return -1;
+    if (!spec.any_rank && ref.rank != spec.dims.size()) return -1;
     __int128 count = 1;
     __int128 product = 1;  // without zeros
     for (std::uint32_t place = 0; place < ref.rank; ++place) {
         std::int64_t dimension = dims[place];
-        if (dimension < 0) return false;
-        if (!spec.any_rank && spec.dims[place] != DIMENSION_ANY && spec.dims[place] != dimension) return false;
+        if (dimension < 0) return -1;
+        if (!spec.any_rank && spec.dims[place] != DIMENSION_ANY && spec.dims[place] != dimension) return -1;
         count *= dimension;
         product *= dimension != 0 ? dimension : 1;
-        if (product > DIMENSIONS_MAX) return false;
+        if (product > DIMENSIONS_MAX) return -1;
     }
-    __int128 bytes = (count * spec.bits + 7) >> 3;
+    return static_cast<std::int64_t>(count);
+}
+
+bool has_bytes(std::int64_t elements, std::int64_t bits, std::size_t frame_bytes) {
+    __int128 bytes = (__int128{elements} * bits + 7) >> 3;
     return bytes <= MESSAGE_BYTES_MAX && static_cast<std::size_t>(bytes) == frame_bytes;
+}
+
+bool fits(const InputSpec& spec, const TensorRef& ref, const std::int64_t* dims, std::size_t frame_bytes) {
+    std::int64_t elements = spec.bits != 0 ? count_elements(spec, ref, dims) : -1;
+    return elements >= 0 && has_bytes(elements, spec.bits, frame_bytes);
+}
+
+// Whether so many strings, of a length in four bytes and its bytes each, fill the frame.
+bool has_strings(std::int64_t elements, std::string_view data) {
+    std::size_t at = 0;
+    for (; elements > 0; --elements) {
+        std::uint32_t size = 0;
+        if (data.size() - at < sizeof size) return false;
+        std::memcpy(&size, data.data() + at, sizeof size);
+        at += sizeof size;
+        if (data.size() - at < size) return false;
+        at += size;
+    }
+    return at == data.size();
 }
 
 const InputSpec* find_input(const ModelInterface& model, std::string_view name) {
@@ -29,6 +56,15 @@ const InputSpec* find_input(const ModelInterface& model, std::string_view name) 
 }
 
 }  // namespace
+
+bool gives(const ModelInterface& model, std::size_t output, std::uint32_t rows, const TensorRef& ref,
+           const std::int64_t* dims, std::string_view data) {
+    const OutputSpec& spec = model.given[output];
+    std::int64_t elements = count_elements(spec, ref, dims);
+    if (elements < 0 || (model.batches && (ref.rank == 0 || dims[0] != rows))) return false;
+    if (spec.bits == 0) return elements <= STRINGS_MAX && has_strings(elements, data);
+    return spec.bits < 0 || has_bytes(elements, spec.bits, data.size());
+}
 
 bool accept(const ModelInterface& model, const InferRequestHeader& request, const std::vector<std::size_t>& frame_bytes,
             Accepted& accepted) {

@@ -14,6 +14,7 @@
 namespace clockwork {
 
 inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;      // clockwork.config.MESSAGE_BYTES_MAX
+inline constexpr std::int64_t STRINGS_MAX = 1 << 16;             // clockwork.config.STRINGS_MAX
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.tensors._DIMENSIONS_MAX
 
 // Of a model with more inputs, every request is left to Python.
@@ -33,10 +34,19 @@ struct InputSpec {
     std::vector<std::int32_t> symbols;  // beside them: dimensions of one symbol (a small number) have one size; -1: none
 };
 
+// What every answer is held against: dtype, and rank and dimensions as far as registration has seen that they are fixed.
+struct OutputSpec {
+    std::int64_t dtype = 0;
+    std::int64_t bits = 0;         // of one element; 0: strings; -1: a type that is not ONNX's, of whatever size
+    bool any_rank = false;
+    std::vector<std::int64_t> dims;  // or DIMENSION_ANY
+};
+
 // Inputs and outputs as declared; models of one program share it.
 struct ModelInterface {
     std::vector<InputSpec> inputs;
     std::vector<std::string> outputs;
+    std::vector<OutputSpec> given;  // beside them
     std::uint32_t symbol_count = 0;
     bool batches = false;
 };
@@ -56,6 +66,11 @@ struct Accepted {
 // frame_bytes: of each frame of the message.
 bool accept(const ModelInterface& model, const InferRequestHeader& request, const std::vector<std::size_t>& frame_bytes,
             Accepted& accepted);
+
+// Whether a tensor that a worker sent is what the model gives for so many rows; check_result() in
+// clockwork/controller/links.py is the longer form of it, with sentences.
+bool gives(const ModelInterface& model, std::size_t output, std::uint32_t rows, const TensorRef& ref,
+           const std::int64_t* dims, std::string_view data);
 
 // Counted since the controller started.
 struct Outcomes {

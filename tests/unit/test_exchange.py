@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from clockwork import wire
+from clockwork.config import STRINGS_MAX
 from clockwork.controller._exchange import (
     ClockBounds,
     Interface,
     accepts,
+    gives_output,
     read_request,
     read_result,
     sentence,
@@ -24,11 +26,11 @@ from clockwork.controller._exchange import (
 from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.clocksync import ClockSync
 from clockwork.controller.intake import check_request
-from clockwork.controller.links import check_result
+from clockwork.controller.links import check_bytes, check_result
 from clockwork.controller.models import ServedModel
 from clockwork.errors import InvalidInput
 from clockwork.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest, Result, Status
-from clockwork.models.prepared import FORMAT_VERSION, UNKNOWN_RANK, PreparedModel, TensorSpec
+from clockwork.models.prepared import FORMAT_VERSION, UNKNOWN_RANK, PreparedModel, TensorSpec, contradiction
 from clockwork.scheduler._core import TEXTS
 from clockwork.tensors import BOOL, FLOAT, INT4, INT64, STRING, UINT8
 
@@ -63,7 +65,7 @@ def interface_of(model: ServedModel) -> Interface:
     prepared = model.prepared
     assert prepared is not None
     if id(model) not in _interfaces:
-        _interfaces[id(model)] = Interface(prepared.inputs, prepared.outputs, prepared.batches)
+        _interfaces[id(model)] = Interface(prepared.inputs, prepared.outputs, prepared.batches, False)
     return _interfaces[id(model)]
 
 
@@ -220,7 +222,8 @@ def result_by_python(header: bytes) -> Any:
         if type(message) is not Result:
             return None
         tensors = len(message.parts[0]) if message.parts and type(message.parts[0]) is list else 1
-        check_result(message, 2, len(message.parts), tensors)
+        count = sum(len(part) for part in message.parts if type(part) is list)
+        check_result(message, [b""] * min(2, count), [1] * len(message.parts), tensors, None)
     except (wire.WireError, InvalidInput):
         return None
     return message
@@ -258,6 +261,73 @@ def test_mutated_results_are_odd_exactly_where_python_finds_them_malformed() -> 
             expected = (message.action_id, message.status, message.text, *times(message), message.parts)
             assert found == expected, (SEED, header)
     assert taken > MUTATIONS // 100
+
+
+OUTPUTS = [
+    TensorSpec("y", FLOAT, ("N", 3)),
+    TensorSpec("words", STRING, ("N",)),
+    TensorSpec("any", INT4, UNKNOWN_RANK),
+    TensorSpec("n", INT64, ()),
+    TensorSpec("fixed", BOOL, (2, 0)),
+]
+STRANGE = [0, 1, 2, 3, 4, 5, -1, 1 << 31, 1 << 61, 1 << 62]
+
+
+def test_both_roads_take_and_refuse_the_same_outputs() -> None:
+    """Good ones, and ones of which dtype, rank, a dimension, rows or bytes are changed."""
+    rng = random.Random(SEED)
+    words = b"".join(len(word).to_bytes(4, "little") + word for word in (b"a", b"", b"xyz"))
+    good = [
+        (OUTPUTS[0], 3, FLOAT, [3, 3], bytes(36)),
+        (OUTPUTS[1], 3, STRING, [3], words),
+        (OUTPUTS[2], 3, INT4, [3, 5], bytes(8)),
+        (OUTPUTS[3], 0, INT64, [], bytes(8)),
+        (OUTPUTS[4], 0, BOOL, [2, 0], b""),
+    ]
+    taken = refused = 0
+    for _ in range(MUTATIONS):
+        spec, rows, dtype, shape, data = rng.choice(good)
+        verified, shape = rng.random() < 0.7, list(shape)
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            match rng.randrange(6):
+                case 0:
+                    dtype = rng.choice([FLOAT, STRING, INT4, INT64, BOOL, 0, 99])
+                case 1 if shape:
+                    shape[rng.randrange(len(shape))] = rng.choice(STRANGE)
+                case 2:
+                    shape.insert(rng.randrange(len(shape) + 1), rng.choice(STRANGE))
+                case 3 if shape:
+                    shape.pop()
+                case 4:
+                    data = rng.choice(
+                        [data[:-1], data + b"x", data[1:], bytes([rng.randrange(5)]) + data[1:]]
+                    )
+                case 5:
+                    shape = shape + [1] * rng.choice([1, 31, 40])
+        by_python = True
+        try:
+            if contradiction(spec, verified, rows, dtype, shape) or any(one < 0 for one in shape):
+                by_python = False
+            check_bytes(spec, shape, data)
+        except InvalidInput:
+            by_python = False
+        interface = Interface([], [spec], rows > 0, verified)
+        assert gives_output(interface, 0, rows or 1, dtype, shape, data) == by_python, (
+            spec,
+            dtype,
+            shape,
+            data,
+        )
+        taken, refused = taken + by_python, refused + (not by_python)
+    assert min(taken, refused) > MUTATIONS // 10
+
+
+@pytest.mark.parametrize(("more", "is_taken"), [(0, True), (1, False)])
+def test_an_answer_has_no_more_strings_than_anybody_reads(more: int, is_taken: bool) -> None:
+    count, spec = STRINGS_MAX + more, TensorSpec("words", STRING, ("N",))
+    interface = Interface([], [spec], False, True)
+    assert gives_output(interface, 0, 1, STRING, [count], bytes(4 * count)) == is_taken
+    assert bool(contradiction(spec, True, 0, STRING, [count])) != is_taken
 
 
 def test_every_status_and_no_other_number_is_one() -> None:

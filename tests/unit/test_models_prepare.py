@@ -25,7 +25,7 @@ from clockwork.models.measure import Bench, batch_sizes, threads_of
 from clockwork.models.onnx_import import Examples
 from clockwork.models.package import DamagedPackage, PackageFile, PackageStore
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import PreparedModel, prepared_directory
+from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, prepared_directory
 from clockwork.models.runtime import Session
 from clockwork.models.split import Program
 from clockwork.tensors import Array
@@ -434,3 +434,28 @@ def test_nothing_stays_behind_in_the_process(workshop: Workshop) -> None:
             model_of([helper.make_node("No", ["x"], ["y"])], [value("x", [1])], [value("y", [1])])
         )
     assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("declared", "seen"),
+    [
+        ([1, 2], ("", 2)),  # as exporters write it that saw one row
+        (["N", 2], ("N", 2)),
+        (["N", 5], ("N", "")),
+        (["N"], UNKNOWN_RANK),
+        (None, ("N", 2)),  # as it is inferred
+    ],
+)
+def test_outputs_are_fixed_only_in_what_the_model_returns(
+    workshop: Workshop, declared: list[int | str] | None, seen: tuple[int | str, ...]
+) -> None:
+    """Every answer is held against that: what a file declares may be wrong."""
+    node = helper.make_node("Relu", ["x"], ["y"])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, declared)
+    graph = helper.make_graph([node], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    prepared = workshop.prepare(model)
+    assert [one.shape for one in prepared.outputs] == [seen]
+    assert prepared.outputs_verified
+    assert PreparedModel.read(workshop.directory(prepared)) == prepared

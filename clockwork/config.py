@@ -119,6 +119,10 @@ CHUNK_BYTES = 1 << 20
 CHUNK_WINDOW = 8
 """Chunks of one transfer that may be under way unacknowledged."""
 
+FETCHES_MAX = 64
+"""Chunks that a worker may have asked for and the controller not read yet: two windows for each of its transfers. One
+that asks for more is let go."""
+
 HANDSHAKES_BROKEN_MAX = 3
 """Handshakes that may break off in a row before the other side's key is held to be another one: one does
 as well when the controller goes away in the middle of it."""

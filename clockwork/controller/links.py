@@ -36,7 +36,7 @@ class WorkerLink:
     """A connected worker: its clock and its devices. Its actions are the exchange's, which knows it by its slot."""
 
     __slots__ = (
-        "clock", "clock_is_lost", "devices", "faults", "fd", "identity", "is_draining", "jitter_ns", "joined_ns", "key", "name",
+        "clock", "clock_is_lost", "devices", "faults", "fd", "fetches", "identity", "is_draining", "jitter_ns", "joined_ns", "key", "name",
         "offline", "slot", "stats", "worker_epoch", "worker_id",
     )  # fmt: skip
 
@@ -67,6 +67,7 @@ class WorkerLink:
         self.offline: dict[int, str] = {}  # devices that are lost, and why
         self.is_draining = False  # it has said Goodbye
         self.faults = 0  # answers of it that cannot be
+        self.fetches = 0  # chunks that are being read for it
         self.stats: dict[str, Any] = {}
 
 

@@ -25,6 +25,7 @@ from clockwork.config import (
     CLIENTS_MAX,
     DRAIN_BATCH_EVENTS,
     FAILURE_CHARS_MAX,
+    FETCHES_MAX,
     FRAMES_MAX,
     HEARTBEAT_NS,
     JITTER_COUNTED_MAX_NS,
@@ -146,10 +147,20 @@ OWN_NAME_TEXT = (
     "a peer must not name itself (ZMQ_ROUTING_ID): the controller tells peers apart by names of its own"
 )
 
+CUT_TEXTS = {
+    "crowd": "too many without a hello",
+    "received": "more was received of one than it may have on the way",
+    "received_all": "more was received of all than they may have on the way",
+    "unread": "one left too many bytes unread",
+    "unread_all": "all together left too many bytes unread",
+    "memory": "memory is short",
+}
+"""Why the exchange ends connections by itself."""
+
 _COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "worker fault",
-               "storage failed", "key refused")  # fmt: skip
+               "storage failed", "key refused", "clients cut", "workers cut")  # fmt: skip
 """From whom a message was, and whether it made no sense, met a defect of ours, or was an answer that cannot be; and
-connections that were not let in."""
+connections that were not let in, or were ended."""
 
 _STATUS_OF = {
     ModelNotFound: Status.MODEL_NOT_FOUND,
@@ -189,6 +200,7 @@ class Controller:
         self._let_go: dict[int, str] = {}  # by epochs of workers: why; they are not taken in again
         self._next_worker = 1
         self._heartbeat_ns = self._started_ns
+        self._cuts: dict[tuple[int, str], int] = {}  # connections ended, by port and by bound
         self._stopping = False
         self._catalog = Catalog(settings.data)
         self._catalog.open()
@@ -680,8 +692,12 @@ class Controller:
     def _fetch(self, worker: WorkerLink, message: Fetch, frames: list[Any]) -> None:
         files = self._table.files_of(message.digest)
         identity = worker.identity
+        if worker.fetches >= FETCHES_MAX:
+            raise InvalidInput(f"a worker waits for at most {FETCHES_MAX} chunks at once")
+        worker.fetches += 1
 
         def answer(data: Any, error: BaseException | None) -> None:
+            worker.fetches -= 1
             status = Status.OK if error is None else Status.INTERNAL
             if isinstance(error, OSError):
                 self._repairs.inspect(message.digest)
@@ -826,11 +842,23 @@ class Controller:
                 self._ping(worker)
         self._registrar.beat()
         self._complaints.settle(self._now)
+        self._note_cuts()
         if self._access.has_changed():
             self._read_keys()
         for text in self._access.refusals():
             self._complaints.note("key refused", self._now, text)
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
+
+    def _note_cuts(self) -> None:
+        """Say in the log whose connections were ended since the last beat, by port and by bound."""
+        for side, name in ((CLIENTS, "clients"), (WORKERS, "workers")):
+            found = self._exchange.connections(side)["cut"]
+            for reason, count in found.items():
+                before = self._cuts.get((side, reason), 0)
+                if count > before and reason != "asked":
+                    text = f"{count - before} connections of {name} were ended: {CUT_TEXTS[reason]}"
+                    self._complain(f"{name} cut", text)
+                self._cuts[side, reason] = count
 
     def _watch_clock(self, worker: WorkerLink) -> None:
         """Name a worker whose clock cannot be followed: its windows mean nothing."""

@@ -402,6 +402,36 @@ def test_a_worker_that_reads_no_chunks_is_ended(tmp_path: Path) -> None:
         assert client.receive(messages.Answer)[0].request_id == 7
 
 
+def test_a_worker_that_asks_for_more_chunks_than_it_may_is_let_go(tmp_path: Path) -> None:
+    with (
+        running(tmp_path) as place,
+        FakeWorker(place.controller) as worker,
+        RawClient(place.controller) as client,
+    ):
+        busy, done = threading.Event(), threading.Event()
+        with worker.preparing():
+            client.register("m", b"model")
+        digest = on_loop(
+            place.controller, lambda: next(iter(place.controller._table.by_id.values())).record.digest
+        )
+        place.controller._storage.submit(lambda: (busy.set(), done.wait()), lambda *_: None)
+        busy.wait()
+        try:
+            for _ in range(config.FETCHES_MAX):
+                worker.send(messages.Fetch(digest, 0, 0, 5))
+            client.send(messages.Query(1, "status", ""))
+            client.receive(messages.Reply)
+            assert place.controller._workers, "so many it may ask for"
+            deadline = now_ns() + PATIENCE_NS
+            while place.controller._workers:
+                assert now_ns() < deadline, "it may ask without end"
+                worker.send(messages.Fetch(digest, 0, 0, 5))  # so that it is not given up for its silence
+                client.send(messages.Query(2, "status", ""))
+                client.receive(messages.Reply)
+        finally:
+            done.set()
+
+
 def test_of_many_that_read_nothing_the_largest_goes(tmp_path: Path) -> None:
     bounds = ConnectionBounds(unread_bytes_all=MIB)
     with running(tmp_path, client_bounds=bounds) as place, contextlib.ExitStack() as stack:

@@ -46,7 +46,7 @@ struct OutputSpec {
 struct ModelInterface {
     std::vector<InputSpec> inputs;
     std::vector<std::string> outputs;
-    std::vector<OutputSpec> given;  // beside them
+    std::vector<OutputSpec> given;  // beside them; none: no answer is held against anything
     std::uint32_t symbol_count = 0;
     bool batches = false;
 };

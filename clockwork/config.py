@@ -179,6 +179,13 @@ REGISTER_BATCH_MAX = 4_096
 DRAIN_BATCH_EVENTS = 256
 """Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
 
+TURN_HEADER_BYTES = 256 << 10
+"""Of headers taken from a socket at once; 256 usual requests are 30,000. A message that needs Python counts for 4 KiB
+more."""
+
+TURN_PYTHON_NS = 5_000_000
+"""Once Python has dealt with messages of clients, or of workers, for so long, the scheduler plans before the next."""
+
 METRIC_BOUNDS_NS = tuple(
     round(base * 10**exponent)
     for exponent in range(4, 11)

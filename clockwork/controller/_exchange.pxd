@@ -311,6 +311,8 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
     cdef cppclass CBounds "clockwork::ExchangeBounds":
         size_t drain_messages
         size_t message_frames
+        size_t turn_bytes
+        int64_t turn_python_ns
         int64_t priority_default
         size_t queued_requests
         CConnectionBounds *connections

@@ -55,6 +55,8 @@ class Exchange:
         *,
         drain_messages: int,
         message_frames: int,
+        turn_bytes: int,
+        turn_python_ns: int,
         priority_default: int,
         queued_requests: int,
         connections: Mapping[int, ConnectionBounds],

@@ -173,7 +173,8 @@ cdef class Exchange:
     cdef list _noted  # for a recording: events of Python's
 
     def __init__(self, core, functions, workers, clients, templates, reasons, *,
-                 drain_messages, message_frames, priority_default, queued_requests, connections):
+                 drain_messages, message_frames, turn_bytes, turn_python_ns, priority_default, queued_requests,
+                 connections):
         cdef uintptr_t address = functions
         set_zmq(<const clockwork_zmq_api *>address)
         address = core.address
@@ -185,6 +186,8 @@ cdef class Exchange:
         cdef CBounds bounds
         bounds.drain_messages = drain_messages
         bounds.message_frames = message_frames
+        bounds.turn_bytes = turn_bytes
+        bounds.turn_python_ns = turn_python_ns
         bounds.priority_default = priority_default
         bounds.queued_requests = queued_requests
         for side in (WORKERS, CLIENTS):

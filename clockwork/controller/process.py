@@ -31,6 +31,8 @@ from clockwork.config import (
     JITTER_COUNTED_MAX_NS,
     PRIORITY_DEFAULT,
     QUEUED_REQUESTS_MAX,
+    TURN_HEADER_BYTES,
+    TURN_PYTHON_NS,
     WORKER_FAULTS_MAX,
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
@@ -223,6 +225,7 @@ class Controller:
         self._exchange = Exchange(
             self._scheduler, functions, self._worker_router.addresses(), self._client_router.addresses(),
             TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
+            turn_bytes=TURN_HEADER_BYTES, turn_python_ns=TURN_PYTHON_NS,
             priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
             connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds},
         )  # fmt: skip

@@ -13,6 +13,9 @@ namespace {
 // Frames of one batch beyond which it takes no further message; each costs 64 bytes.
 constexpr std::size_t BATCH_FRAMES_MAX = 65'536;
 
+// What a message costs that takes the long road, in bytes of headers: at most 64 such messages are taken at once.
+constexpr std::size_t LONG_ROAD_BYTES = 4 << 10;
+
 // The clock of clockwork.clock.now_ns().
 Ns clock_ns() {
     timespec time;
@@ -46,10 +49,15 @@ void Exchange::wait_on(const std::vector<int>& descriptors, const std::vector<in
 
 Exchange::Need Exchange::run(Ns until) {
     if (is_timed) lap(STAGES);
+    if (python_since_ns_ != 0) {
+        python_ns_ += clock_ns() - python_since_ns_;
+        python_since_ns_ = 0;
+    }
     for (;;) {
         Stage stage = stage_;
         Need need = step(until);
         if (is_timed) lap(stage);
+        if (need == WORKER_MESSAGE || need == CLIENT_MESSAGE) python_since_ns_ = clock_ns();
         if (need != NOTHING) return need;
     }
 }
@@ -74,19 +82,24 @@ Exchange::Need Exchange::step(Ns until) {
             stage_ = TAKE;
             break;
         case TAKE:
+            python_ns_ = 0;
+            stage_ = HANDLE;
+            if (has_rest(side_)) {
+                is_idle_ = false;
+                break;
+            }
             take(side_);
             is_idle_ = is_idle_ && batches_[side_].size() == 0;
-            stage_ = HANDLE;
             // After the messages were taken, so that the connection of each has been accepted.
             read_news(side_);
-            pass_ = ended_[side_].empty() ? ALL : KNOWN;
+            readings_[side_].pass = ended_[side_].empty() ? ALL : KNOWN;
             break;
         case HANDLE:
             cancel_departed();
             if (handle()) return side_ == WORKERS ? WORKER_MESSAGE : CLIENT_MESSAGE;
-            if (pass_ == KNOWN) {
-                pass_ = REST;
-                cursor_ = 0;
+            if (Reading& reading = readings_[side_]; reading.pass == KNOWN && reading.cursor == batches_[side_].size()) {
+                reading.pass = REST;
+                reading.cursor = 0;
                 return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
             }
             stage_ = side_ == WORKERS ? TAKE : LOOK;
@@ -139,7 +152,9 @@ Exchange::Need Exchange::step(Ns until) {
 // was there already.
 bool Exchange::wait(Ns until) {
     bool has_input = false;
-    for (const RouterSocket& socket : sockets_) has_input = has_input || socket.has_input() || socket.has_news();
+    for (Side side : {WORKERS, CLIENTS}) {
+        has_input = has_input || has_rest(side) || sockets_[side].has_input() || sockets_[side].has_news();
+    }
     Ns due = std::min({until, wake_ns_, look_ns_, next_shadow_ns()});
     Ns timeout = has_input ? 0 : std::max<Ns>(due - clock_ns(), 0);
     timespec limit{static_cast<time_t>(timeout / SECOND), static_cast<long>(timeout % SECOND)};
@@ -152,10 +167,15 @@ bool Exchange::wait(Ns until) {
 }
 
 void Exchange::take(Side side) {
-    cursor_ = 0;
-    strangers_.clear();
+    readings_[side] = {};
     batches_[side].clear();
-    batches_[side].receive(sockets_[side], bounds_.drain_messages, BATCH_FRAMES_MAX, bounds_.message_frames);
+    auto cost = [side](std::string_view header) {
+        std::int64_t tag = tag_of(header);
+        bool is_short = side == WORKERS ? tag == TAG_RESULT : tag == TAG_INFER_REQUEST || tag == TAG_CANCEL;
+        return header.size() + (is_short ? 0 : LONG_ROAD_BYTES);
+    };
+    batches_[side].receive(sockets_[side], bounds_.drain_messages, BATCH_FRAMES_MAX, bounds_.message_frames,
+                           bounds_.turn_bytes, cost);
 }
 
 void Exchange::read_news(Side side) {
@@ -187,17 +207,25 @@ bool Exchange::begin(Side side, std::string_view identity, int fd) {
 }
 
 bool Exchange::handle() {
-    while (cursor_ < (pass_ == REST ? strangers_.size() : batches_[side_].size())) {
-        current_ = pass_ == REST ? strangers_[cursor_] : cursor_;
-        ++cursor_;
+    Reading& reading = readings_[side_];
+    while (reading.cursor < (reading.pass == REST ? reading.strangers.size() : batches_[side_].size()) &&
+           python_ns_ < bounds_.turn_python_ns) {
+        reading.current = reading.pass == REST ? reading.strangers[reading.cursor] : reading.cursor;
+        ++reading.cursor;
         const Arrival& arrival = current();
-        if (pass_ == KNOWN && !is_known(arrival)) {
-            strangers_.push_back(current_);
+        if (reading.pass == KNOWN && !is_known(arrival)) {
+            reading.strangers.push_back(reading.current);
             continue;
         }
         if (!(side_ == CLIENTS ? from_client(arrival) : from_worker(arrival))) return true;
     }
     return false;
+}
+
+bool Exchange::has_rest(Side side) const {
+    const Reading& reading = readings_[side];
+    if (reading.pass == REST) return reading.cursor < reading.strangers.size();
+    return reading.pass == KNOWN || reading.cursor < batches_[side].size();
 }
 
 bool Exchange::is_known(const Arrival& arrival) {
@@ -232,7 +260,12 @@ void Exchange::end_turn() {
         result_of_.erase(static_cast<std::uint64_t>(results_[place].header.action_id));
     }
     result_count_ = 0;
-    for (Haul& batch : batches_) batch.clear();
+    for (Side side : {WORKERS, CLIENTS}) {
+        if (!has_rest(side)) {
+            batches_[side].clear();
+            readings_[side] = {};
+        }
+    }
 }
 
 // ----- from clients -------------------------------------------------------------------------------

@@ -238,6 +238,8 @@ struct CheckedTensor {
 struct ExchangeBounds {
     std::size_t drain_messages = 256;       // config.DRAIN_BATCH_EVENTS
     std::size_t message_frames = 65'536;    // config.FRAMES_MAX
+    std::size_t turn_bytes = 256 << 10;     // config.TURN_HEADER_BYTES
+    Ns turn_python_ns = SECOND / 200;       // config.TURN_PYTHON_NS
     std::int64_t priority_default = 4;      // config.PRIORITY_DEFAULT
     std::size_t queued_requests = 65'536;   // config.QUEUED_REQUESTS_MAX
     ConnectionBounds connections[2];        // of the workers' socket, and of the clients'
@@ -277,7 +279,7 @@ public:
     Need run(Ns until);
     // When the turn began that run() is in: what all events of it say.
     Ns now() const { return now_; }
-    const Arrival& current() const { return batches_[side_].at(current_); }
+    const Arrival& current() const { return batches_[side_].at(readings_[side_].current); }
     Haul& batch() { return batches_[side_]; }
     std::size_t order_place() const { return order_ - 1; }
     // Python noted something with the scheduler.
@@ -415,6 +417,7 @@ private:
     void take(Side side);
     void read_news(Side side);
     void count_taken(Side side, const Arrival& arrival);
+    bool has_rest(Side side) const;
     bool handle();
     bool is_known(const Arrival& arrival);
     bool execute();
@@ -487,10 +490,17 @@ private:
     // Where a connection has ended, what its peer said before that is handled first, then the end, and then whoever is
     // not known yet, whose connection may have got the same descriptor.
     enum Pass { ALL, KNOWN, REST };
-    Pass pass_ = ALL;
-    std::size_t cursor_ = 0;   // behind the message that is being handled; in REST, in strangers_
-    std::size_t current_ = 0;  // that message
-    std::vector<std::size_t> strangers_;  // left over by KNOWN
+    // How far a side's batch has been handled. What a side's budget of Python's time left over is handled in the next
+    // turn, before anything else is taken from that side, its news included: order is kept.
+    struct Reading {
+        Pass pass = ALL;
+        std::size_t cursor = 0;   // behind the message that is being handled; in REST, in strangers
+        std::size_t current = 0;  // that message
+        std::vector<std::size_t> strangers;  // left over by KNOWN
+    };
+    Reading readings_[2];
+    Ns python_ns_ = 0;        // what Python has taken of this side's budget
+    Ns python_since_ns_ = 0;  // when it was given the current message; 0: it was not
     std::size_t order_ = 0;   // behind the order that is being carried out
     std::vector<Outputs> results_;  // the first result_count_ of them are this turn's
     std::size_t result_count_ = 0;

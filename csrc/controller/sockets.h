@@ -213,11 +213,14 @@ private:
 // What was taken from a socket at once. Frames keep their memory (64 bytes each) from one batch to the next.
 class Haul {
 public:
-    // At most so many messages, and no further one once it holds `frames_max` frames. Of a message of more than
-    // message_frames_max frames, and of one without a header, only the identity (and header) is kept: count says 1.
+    // At most so many messages, and no further one once it holds `frames_max` frames, or messages whose headers cost
+    // `cost_max` together. Of a message of more than message_frames_max frames, and of one without a header, only the
+    // identity (and header) is kept: count says 1.
+    template <typename Cost>
     void receive(RouterSocket& socket, std::size_t messages_max, std::size_t frames_max,
-                 std::size_t message_frames_max) {
-        while (messages_.size() < messages_max && used_ < frames_max) {
+                 std::size_t message_frames_max, std::size_t cost_max, const Cost& cost) {
+        std::size_t spent = 0;
+        while (messages_.size() < messages_max && used_ < frames_max && spent < cost_max) {
             std::size_t first = used_;
             if (!socket.receive(next())) return;
             ++used_;
@@ -242,6 +245,7 @@ public:
                 count = 1;
             }
             messages_.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count), bytes});
+            spent += cost(count > 1 ? header(messages_.back()).view() : std::string_view());
         }
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +176,38 @@ def test_malformed_messages_are_counted_and_few_of_them_logged(
     assert 1 <= len(logged) < 100
     served.client.send(messages.Query(1, "metrics", ""))
     assert served.client.receive(messages.Reply)[0].body["complaints"]["client malformed"] == 2_001
+
+
+def test_messages_that_keep_python_busy_hold_up_nobody_else(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's 200 messages of 5 ms each are a second of Python. Planning and everybody else come between them."""
+    handled = 0
+
+    def work(*_: Any) -> None:
+        nonlocal handled
+        handled += 1
+        begun = time.thread_time()
+        while time.thread_time() - begun < 0.005:
+            pass
+
+    monkeypatch.setitem(Controller._client_handlers, messages.Promote, work)
+    with RawClient(served.controller) as stranger:
+        for request_id in range(200):
+            stranger.send(messages.Promote(request_id, "m", 0))
+        served.check()  # a load and an execution: some turns of the loop
+        assert handled < 100, "what was taken together was handled together"
+        stranger.send(messages.Query(7, "status", ""))
+        stranger.receive(messages.Reply)
+        assert handled == 200
+
+
+def test_what_is_larger_than_its_kind_may_be_is_refused_unread(served: Served) -> None:
+    with RawClient(served.controller) as stranger:
+        for _ in range(20):  # 80 MB of lists of one element: 26 s of the loop's time, once
+            lists = b"\xdd" + (2_000_000).to_bytes(4, "big") + b"\x91\x00" * 2_000_000
+            assert stranger.dealer.send(spell(2, 7, "m", 0, 0, lists), [ROW])
+        served.check()
+        for _ in range(20):
+            failure, _ = stranger.receive(messages.Failure)
+            assert (failure.request_id, "is larger than 131072" in failure.text) == (7, True)

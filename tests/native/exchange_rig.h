@@ -9,8 +9,12 @@
 // What Python does for the exchange is done here in its shortest form: odd messages are dropped, shapes numbered.
 #pragma once
 
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <set>
 #include <string>
@@ -52,6 +56,42 @@ private:
     const std::uint8_t* data_;
     std::size_t size_;
     std::size_t at_ = 0;
+};
+
+// A connection as far as the exchange looks at one: a descriptor that is open, and what its socket's monitor says.
+class Line {
+public:
+    Line() = default;
+    Line(const Line&) = delete;
+    ~Line() { close_both(); }
+
+    int fd() const { return ends_[0]; }
+
+    void open(Socket& monitor) {
+        if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends_) != 0) broken("no descriptors are left");
+        say(monitor, CLOCKWORK_ZMQ_EVENT_ACCEPTED);
+    }
+    void close(Socket& monitor) {
+        say(monitor, CLOCKWORK_ZMQ_EVENT_DISCONNECTED);
+        close_both();
+    }
+
+private:
+    void say(Socket& monitor, std::uint16_t event) {
+        std::string body(6, 0);
+        std::uint32_t value = static_cast<std::uint32_t>(ends_[0]);
+        std::memcpy(body.data(), &event, sizeof event);
+        std::memcpy(body.data() + sizeof event, &value, sizeof value);
+        monitor.arrive({body, "tcp://127.0.0.1:1"});
+    }
+    void close_both() {
+        for (int& end : ends_) {
+            if (end >= 0) ::close(end);
+            end = -1;
+        }
+    }
+
+    int ends_[2] = {-1, -1};
 };
 
 class Rig {
@@ -110,6 +150,7 @@ private:
         std::string identity;
         std::uint32_t slot = 0;
         bool is_there = false;
+        Line line;
         std::map<std::int64_t, Waiting> waiting;
         std::set<std::int64_t> wild;  // ids of whatever else may count as a request
     };
@@ -123,6 +164,7 @@ private:
         WorkerId id = 0;
         std::uint32_t slot = 0;
         bool is_there = false;
+        Line line;
         std::deque<Action> actions;
     };
 
@@ -203,6 +245,8 @@ private:
         worker.identity = "worker-" + std::to_string(number);
         worker.id = ++last_worker_;
         worker.actions.clear();
+        worker.line.open(workers_news_);
+        pump();
         worker.is_there = true;
         from_workers_.peers[worker.identity] = false;
         scheduler_->worker_joined(exchange_->now(), worker.id, {DeviceSpec{1, 1 << 20, PAGES, 2}});
@@ -212,7 +256,7 @@ private:
                 scheduler_->model_ready(exchange_->now(), worker.id, spec_of(model));
             }
         }
-        worker.slot = exchange_->worker_joined(worker.identity, worker.id, 1);
+        worker.slot = exchange_->worker_joined(worker.identity, worker.line.fd(), worker.id, 1);
         exchange_->note();
     }
 
@@ -222,15 +266,19 @@ private:
         from_workers_.peers.erase(worker.identity);
         scheduler_->worker_left(exchange_->now(), worker.id);
         exchange_->worker_left(worker.slot);
+        worker.line.close(workers_news_);
         exchange_->note();
     }
 
     void client_joins(std::uint32_t number) {
         Client& client = clients_[number];
         client.identity = "client-" + std::to_string(number);
+        client.line.open(clients_news_);
+        pump();
         client.is_there = true;
         from_clients_.peers[client.identity] = false;
-        client.slot = exchange_->client_joined(client.identity);
+        client.slot = exchange_->client_joined(client.identity, client.line.fd());
+        if (client.slot == NO_SLOT) broken("a client is not let in");
     }
 
     void client_leaves(Client& client) {
@@ -240,6 +288,7 @@ private:
         client.wild.clear();
         from_clients_.peers.erase(client.identity);
         exchange_->client_left(client.slot);
+        client.line.close(clients_news_);
     }
 
     // ----- what may happen -----------------------------------------------------------------------
@@ -343,7 +392,7 @@ private:
         std::int64_t request_id = ++last_good_;
         asked.message[0] = client.identity;
         std::string header = asked.message[1];
-        from_clients_.arrive(std::move(asked.message));
+        from_clients_.arrive(std::move(asked.message), client.line.fd());
         Waiting waiting;
         for (std::size_t place = 0; place < asked.outputs; ++place) {
             waiting.outputs.push_back(output_of(place, asked.inputs));
@@ -360,7 +409,7 @@ private:
         }
         InferRequestHeader read;
         if (read.read(message[1])) client.wild.insert(read.request_id);
-        if (client.is_there) from_clients_.arrive(std::move(message));
+        if (client.is_there) from_clients_.arrive(std::move(message), client.line.fd());
     }
 
     static std::string changed(std::string header, Script& script) {
@@ -382,7 +431,7 @@ private:
         writer_.array(2);
         writer_.integer(TAG_CANCEL);
         writer_.integer(request_id);
-        if (client.is_there) from_clients_.arrive({client.identity, std::string(writer_.view())});
+        if (client.is_there) from_clients_.arrive({client.identity, std::string(writer_.view())}, client.line.fd());
     }
 
     // [action, status, text, received, three phases, parts] and its frames.
@@ -427,7 +476,7 @@ private:
         worker.actions.pop_front();
         Message message = result_of(action, status, is_stamped ? 1'000'000 : 0);
         message[0] = worker.identity;
-        from_workers_.arrive(std::move(message));
+        from_workers_.arrive(std::move(message), worker.line.fd());
     }
 
     void changed_result(Worker& worker, Script& script) {
@@ -439,14 +488,14 @@ private:
         message[1] = changed(message[1], script);
         if (message.size() > 2 && script.below(3) == 0) message.pop_back();
         if (script.below(3) == 0) message.emplace_back("more");
-        from_workers_.arrive(std::move(message));
+        from_workers_.arrive(std::move(message), worker.line.fd());
     }
 
     void wild_result(Worker& worker, const std::string& header, Script& script) {
         taint(worker);
         Message message{worker.identity, header};
         for (std::uint32_t count = script.below(3); count > 0; --count) message.emplace_back(script.byte(), 'w');
-        if (worker.is_there) from_workers_.arrive(std::move(message));
+        if (worker.is_there) from_workers_.arrive(std::move(message), worker.line.fd());
     }
 
     // Whatever this worker has in hand may come to anything now.
@@ -515,8 +564,8 @@ private:
             switch (exchange_->run(0)) {
                 case Exchange::NOTHING: broken("run() said nothing");
                 case Exchange::OTHER: idle += from_clients_.incoming.empty() && from_workers_.incoming.empty(); break;
-                case Exchange::WORKERS_LEFT: workers_news_.has_news = false; break;
-                case Exchange::CLIENTS_LEFT: clients_news_.has_news = false; break;
+                case Exchange::WORKERS_LEFT: exchange_->ended(Exchange::WORKERS); break;
+                case Exchange::CLIENTS_LEFT: exchange_->ended(Exchange::CLIENTS); break;
                 case Exchange::WORKER_MESSAGE: break;
                 case Exchange::CLIENT_MESSAGE: admit(); break;
                 case Exchange::ORDER: order(); break;

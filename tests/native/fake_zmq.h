@@ -25,7 +25,14 @@ struct Body {
     std::atomic<int> references{1};
     std::string bytes;
     bool more = false;
-    int descriptor = 7;
+    int descriptor = -1;
+    void (*let_go)(void* data, void* hint) = nullptr;  // of bytes that are the caller's
+    void* data = nullptr;
+    void* hint = nullptr;
+
+    ~Body() {
+        if (let_go != nullptr) let_go(data, hint);
+    }
 };
 
 inline thread_local int last_error = 0;
@@ -35,9 +42,7 @@ struct Socket {
     std::size_t taken = 0;                         // frames of the first of them
     std::vector<Message> sent;
     std::map<std::string, bool, std::less<>> peers;  // true: its queue is full
-    bool has_news = false;                           // of a monitor
-
-    void arrive(Message message, int descriptor = 7) { incoming.emplace_back(std::move(message), descriptor); }
+    void arrive(Message message, int descriptor = -1) { incoming.emplace_back(std::move(message), descriptor); }
 
     int receive(clockwork_zmq_message* target);
     int send(Body* body, int flags);
@@ -100,6 +105,17 @@ inline const clockwork_zmq_api& api() {
             body_of(message)->bytes.resize(size);
             return 0;
         };
+        made.msg_init_data = [](clockwork_zmq_message* message, void* data, std::size_t size,
+                                void (*let_go)(void*, void*), void* hint) {
+            Body* body = new Body();
+            body->bytes.assign(static_cast<const char*>(data), size);
+            body->let_go = let_go;
+            body->data = data;
+            body->hint = hint;
+            body_of(message) = body;
+            return 0;
+        };
+        made.msg_gets = [](const clockwork_zmq_message*, const char*) -> const char* { return nullptr; };
         made.msg_recv = [](clockwork_zmq_message* message, void* socket, int) {
             return static_cast<Socket*>(socket)->receive(message);
         };
@@ -153,7 +169,7 @@ inline const clockwork_zmq_api& api() {
         };
         made.getsockopt = [](void* socket, int, void* value, std::size_t*) {
             Socket* one = static_cast<Socket*>(socket);
-            int events = !one->incoming.empty() || one->has_news ? CLOCKWORK_ZMQ_POLLIN : 0;
+            int events = !one->incoming.empty() ? CLOCKWORK_ZMQ_POLLIN : 0;
             std::memcpy(value, &events, sizeof events);
             return 0;
         };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import select
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from clockwork.device.emulated import STALE_EVENTS_MAX, EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings, parse_settings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
-from clockwork.models.package import PROFILE_FILE
+from clockwork.models.package import LIST_FILE, PROFILE_FILE, PackageFile, digest_of, rows_of
 from clockwork.models.profiled import decode_profile, encode_profile, prepare_profile, prepared_profile
 from clockwork.profiles import ModelProfile
 
@@ -50,9 +51,12 @@ class Bench:
 
     def prepare(self, profile: ModelProfile = PROFILE, **options: Any) -> int:
         self.models += 1
-        info, package = self.group.info, self.place / f"package-{self.models}"
-        package.mkdir()
-        (package / PROFILE_FILE).write_bytes(encode_profile(profile))
+        info, content = self.group.info, encode_profile(profile)
+        files = [PackageFile(PROFILE_FILE, len(content), hashlib.sha256(content).hexdigest())]
+        package = self.place / digest_of(files)
+        package.mkdir(exist_ok=True)
+        (package / PROFILE_FILE).write_bytes(content)
+        (package / LIST_FILE).write_text(json.dumps(rows_of(files)))
         target = self.place / f"prepared-{self.models}"
         prepare_profile(package, target, "d", info.fingerprint, info.page_bytes, options)
         self.group.prepare(self.models, str(target))

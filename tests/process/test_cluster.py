@@ -13,8 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 EXAMPLE = Path(__file__).parents[2] / "examples" / "digits" / "7.png"
 PATIENCE_S = 60
 
@@ -147,17 +145,6 @@ def test_children_end_when_up_is_killed_outright(tmp_path: Path) -> None:
         up.wait_for("Ctrl-C ends it")
         up.end(signal.SIGKILL)
         up.wait_for_no_children(5)
-
-
-@pytest.mark.parametrize("victim", ["controller", "worker"])
-def test_a_child_that_dies_ends_everything_and_is_named(tmp_path: Path, victim: str) -> None:
-    with running(tmp_path, "--no-demo") as up:
-        up.wait_for("Ctrl-C ends it")
-        for pid in up.children():
-            if victim in Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0"):
-                os.kill(pid, signal.SIGKILL)
-        assert up.process.wait(PATIENCE_S) == 1
-        up.wait_for(rf"{victim}\S* was killed by signal 9")
 
 
 def test_a_data_directory_that_is_in_use_is_said(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 
 # Tests that only compute share the processors; clusters of processes, and whatever measures time, have them to themselves.
 # $(1): marks. pytest says 5 where a chosen file has no test of that mark.
-COMPUTING := tests/unit tests/sim
+COMPUTING := tests/unit tests/sim tests/fuzz
 TIMED := $(filter-out $(COMPUTING) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 define run_tests
 	$(if $(TESTS),$(BIN)/python -m pytest -m "$(1)" $(TESTS), \

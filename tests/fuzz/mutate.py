@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import msgpack
 
@@ -20,6 +21,7 @@ from clockwork.models.program import write_program
 from clockwork.scheduler import recording
 from clockwork.scheduler.types import ProfilePoint, Tick
 from clockwork.tensors import FLOAT, STRING
+from tests.edges import plain
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 1 << 31, 1 << 32, (1 << 62) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
@@ -95,19 +97,12 @@ def packed(value: Any) -> bytes:
 # ----- examples ----------------------------------------------------------------------------------
 
 
-def _field(hint: Any) -> Any:
-    good: dict[Any, Any] = {int: 7, str: "m", bytes: b"id", bool: True, dict: {"a": 1}}
-    return good.get(get_origin(hint) or hint, [["x", FLOAT, [1, 3], 0]])
-
-
 def every_message() -> list[Any]:
-    """One of each kind, with a value of the right type in each field."""
-    made = []
-    for kind in wire.TAG_OF:
-        hints = get_type_hints(kind)
-        fields: Any = kind
-        made.append(fields._make(_field(hints[name]) for name in fields._fields))
-    return made
+    """One of each kind, as the forms of its fields would have it."""
+    return [
+        typing.cast(Any, kind)._make(plain(form) for form in wire.forms_of(kind).values())
+        for kind in wire.TAG_OF
+    ]
 
 
 def prepared() -> PreparedModel:

@@ -39,7 +39,7 @@ def headers(data: bytes) -> bool:
     """wire.decode() in all directions; what it takes, encodes to something that it takes again."""
     taken = False
     for table in TABLES:
-        wire.request_id_of(data, table)
+        wire.addressee(data, table)
         try:
             message = wire.decode(data, table)
         except wire.WireError as error:

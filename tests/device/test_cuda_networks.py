@@ -58,7 +58,13 @@ def inputs(name: str, rows: int) -> list[Array]:
     return [rng.integers(0, 100, (rows, *shape)), mask]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("resnet18", "mobilenet_v2") else [])
+        for name in NETWORKS
+    ],
+)
 def test_networks_on_the_device_answer_as_onnx_runtime_does(name: str, rig: CudaRig, tmp_path: Path) -> None:
     """Compiled for 1 and 8 rows: three of them run on the eight."""
     path = tmp_path / "model.onnx"

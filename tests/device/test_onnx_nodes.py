@@ -208,6 +208,7 @@ def report(counts: collections.Counter[str]) -> None:
         print(f"{counts[what]:6d}  {what}")
 
 
+@pytest.mark.slow
 def test_sample_of_operators(work: Path) -> None:
     cases = sample()
     counts, failures = examine(cases, work)

@@ -194,6 +194,7 @@ def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.M
     assert all(value > 0 for value in facts.values())
 
 
+@pytest.mark.slow
 def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
     FakeDriver().setup(device_bytes=1 << 30)
@@ -207,6 +208,7 @@ def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pyte
 
 
 @pytest.mark.skipif(not compiler.is_installed(), reason="compiling needs tinygrad: pip install '.[compile]'")
+@pytest.mark.slow
 def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import dataclasses
 import os
 import random
 import signal
@@ -31,7 +32,7 @@ from clockwork import (
     transport,
 )
 from clockwork._connection import Connection, Owner
-from clockwork.keys import ControllerKeys, PeerKeys, read_controller_keys, write_keys
+from clockwork.keys import ControllerKeys, PeerKeys, Role, read_controller_keys, read_peer_keys, write_keys
 from clockwork.messages import (
     PROTOCOL_VERSION,
     Answer,
@@ -484,12 +485,17 @@ def test_every_call_ends_whatever_happens_to_the_controller(monkeypatch: pytest.
 @pytest.fixture(scope="module")
 def key_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     directory = tmp_path_factory.mktemp("keys")
-    return write_keys(directory, transport.new_key_pair(), transport.new_key_pair())
+    controller, client, _ = write_keys(
+        directory, transport.new_key_pair(), {Role.CLIENT: transport.new_key_pair()}
+    )
+    return controller, client
 
 
 @pytest.fixture
 def locked(key_files: tuple[Path, Path]) -> Iterator[FakeController]:
-    with FakeController(keys=read_controller_keys(key_files[0])) as controller:
+    theirs = read_peer_keys(key_files[1]).public
+    keys = dataclasses.replace(read_controller_keys(key_files[0]), allowed=(theirs,))
+    with FakeController(keys=keys) as controller:
         yield controller
 
 

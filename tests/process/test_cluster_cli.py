@@ -106,6 +106,7 @@ def test_a_probe_says_by_its_exit_status_who_is_well(cluster: Cluster) -> None:
     assert cluster.run("probe", "--worker", "another") == (1, "clockwork: no worker 'another' is connected")
 
 
+@pytest.mark.slow
 def test_plans_are_made_for_what_a_cluster_serves(cluster: Cluster) -> None:
     status, text = cluster.run(
         "plan",
@@ -168,6 +169,7 @@ def test_models_come_are_shown_and_go(cluster: Cluster, tmp_path: Path) -> None:
     assert "net" in text
 
 
+@pytest.mark.slow
 def test_status_and_load_report_in_json_and_for_people(cluster: Cluster, tmp_path: Path) -> None:
     status, text = cluster.run("status")
     assert status == 0

@@ -251,6 +251,7 @@ def test_clocks_and_throttling_are_shown_and_planned_with(tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.slow
 def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(tmp_path: Path) -> None:
     """By the command line, on one worker: the example's package, one of `clockwork compile`, and two fine-tunes as
     they are, which the worker compiles and which share a program."""
@@ -296,6 +297,7 @@ def test_packages_by_hand_and_models_to_compile_are_registered_and_served_alike(
         assert kept == set(programs.values())
 
 
+@pytest.mark.slow
 def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> None:
     """40 ms each over the link that both share: were they copied at once, each would end late by the other's part."""
     rig = CudaRig(tmp_path / "packages")

@@ -32,6 +32,7 @@ def ready(client: Client) -> int:
     return client.status()["models"].get("ready", 0)
 
 
+@pytest.mark.slow
 def test_twenty_devices_serve_fifty_models_and_come_back_after_a_kill(tmp_path: Path) -> None:
     models = paper_varieties(50)
     save_profiles(tmp_path / "models.json", models)

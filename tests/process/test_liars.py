@@ -135,6 +135,7 @@ def find_out(client: Client, lie: str) -> None:
     assert client.model("m").state == "ready"
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_let_go_is_not_taken_in_again_until_it_is_started_anew(tmp_path: Path) -> None:
     with (
         running_controller(tmp_path, policy="edf") as controller,

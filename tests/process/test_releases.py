@@ -600,6 +600,7 @@ def test_the_same_from_asyncio(cluster: Cluster) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.slow
 def test_the_release_in_the_docs_runs_as_it_is_written(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,7 @@ def test_an_encoder_on_emulated_tensor_cores_agrees_with_onnx_runtime(tmp_path: 
 @pytest.mark.parametrize(
     ("name", "architectures"),
     [
-        ("resnet18", ("sm_90",)),
+        pytest.param("resnet18", ("sm_90",), marks=pytest.mark.timeout(400)),
         pytest.param("resnet50", ("sm_80", "sm_90"), marks=[pytest.mark.long, pytest.mark.timeout(1200)]),
     ],
 )

@@ -105,6 +105,7 @@ def test_twelve_fine_tunes_on_an_arena_for_three(tmp_path: Path, architecture: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_forty_resnet50s_on_an_arena_for_eight(tmp_path: Path) -> None:
     base = zoo.build("resnet50", image=32)
     shape = (1, 3, 32, 32)

@@ -115,9 +115,13 @@ def stats_of(client: Client) -> dict[str, Any]:
 
 
 def cases(*patterns: str, slow: tuple[str, ...] = (), seeds: int = 4) -> list[Any]:
-    """(pattern, seed); all but the first seed of the first patterns take long together."""
+    """(pattern, seed); all but the first seed of the first patterns take long together, two more take minutes."""
     return [
-        pytest.param(pattern, seed, marks=[pytest.mark.slow] if seed or pattern in slow else [])
+        pytest.param(
+            pattern,
+            seed,
+            marks=[pytest.mark.long] if seed > 1 else [pytest.mark.slow] if seed or pattern in slow else [],
+        )
         for pattern in (*patterns, *slow)
         for seed in range(seeds)
     ]
@@ -247,7 +251,7 @@ def test_a_damaged_package_is_taken_from_the_next_upload_of_the_same_content(dat
         eventually(lambda: packages_are_whole(data / "controller"), "it is whole")
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 4))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 4))])
 @pytest.mark.parametrize("side", ["controller", "worker", "both"])
 def test_every_file_has_a_flipped_bit(data: Path, side: str, seed: int) -> None:
     """What one side has lost the other has; where both have, there is no good copy, and a failure is clear."""

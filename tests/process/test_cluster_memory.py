@@ -104,7 +104,7 @@ def test_twelve_fine_tunes_on_an_arena_for_three(tmp_path: Path, architecture: s
         assert device["plan"]["pages_free"] == device["page_count"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_forty_resnet50s_on_an_arena_for_eight(tmp_path: Path) -> None:
     base = zoo.build("resnet50", image=32)

@@ -642,7 +642,7 @@ class Controller:
         self._events.append(WorkerLeft(self._now, worker.worker_id))
         self._registrar.worker_left(worker.worker_id)
         for index in worker.offline:
-            self.troubles.clear(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}")
+            self.clear_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}")
         log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
         self.publish("worker", {"worker": worker.name, "state": "left", "why": why})
 

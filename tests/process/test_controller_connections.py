@@ -9,8 +9,7 @@ import select
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from clockwork.controller.process import Controller
 from clockwork.limits import raise_descriptor_limit
 from clockwork.models.prepared import TensorSpec
 from clockwork.scheduler.types import ProfilePoint
+from tests.process.cluster import eventually
 
 MIB = 1 << 20
 
@@ -51,13 +51,6 @@ class Place:
             self.controller, lambda: (len(self.controller._clients), len(self.controller._workers))
         )
         return found
-
-
-def eventually(condition: Callable[[], Any], what: str) -> None:
-    deadline = now_ns() + PATIENCE_NS
-    while not condition():
-        assert now_ns() < deadline, what
-        time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import queue
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -231,3 +232,45 @@ class FakeWorker(Peer):
             self.answer(action, frames)
             if type(action) is messages.Infer:
                 return action
+
+
+ROW = struct.pack("<2f", 1.5, -2.5)
+"""What Served's model is asked."""
+
+
+class Served:
+    """A controller with an honest client and an honest worker, whose model ``m`` echoes [N, 2] floats."""
+
+    def __init__(self, controller: Controller, worker: FakeWorker, client: RawClient) -> None:
+        self.controller = controller
+        self.worker = worker
+        self.client = client
+        self._request_id = 100
+
+    def check(self) -> None:
+        """The honest ones are served as if they were alone."""
+        self._request_id += 1
+        self.client.infer("m", self._request_id, [1, 2], ROW)
+        self.worker.serve_one()
+        answer, frames = self.client.receive(messages.Answer)
+        assert (answer.request_id, frames) == (self._request_id, [ROW])
+
+    def status(self) -> Any:
+        self._request_id += 1
+        self.client.send(messages.Query(self._request_id, "status", ""))
+        while (reply := self.client.receive(messages.Reply)[0]).request_id != self._request_id:
+            pass
+        return reply.body
+
+
+@contextlib.contextmanager
+def serving(data: Path, epoch: int = 1) -> Iterator[Served]:
+    """A Served. epoch: the honest worker's; whoever says the same is that worker, started anew."""
+    with (
+        running_controller(data) as controller,
+        FakeWorker(controller, epoch=epoch) as worker,
+        RawClient(controller) as client,
+    ):
+        with worker.preparing():
+            assert type(client.register("m", b"model")) is messages.Reply
+        yield Served(controller, worker, client)

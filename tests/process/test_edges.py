@@ -6,46 +6,18 @@ longest text and list and one more, and what is of no kind that the field may be
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_scheduler_side import SchedulerSide, package, running_worker
-from peers import FakeWorker, RawClient, running_controller
+from peers import ROW, FakeWorker, RawClient, Served, serving
 
 from clockwork import __version__, messages
-from clockwork.controller.process import Controller
 from clockwork.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, TO_WORKER, Status
 from clockwork.models import zoo
 from tests.edges import Edge, edges
-
-ROW = struct.pack("<2f", 1.5, -2.5)
-
-
-class Served:
-    """A controller with an honest client and an honest worker, whose model ``m`` echoes [N, 2] floats."""
-
-    def __init__(self, controller: Controller, worker: FakeWorker, client: RawClient) -> None:
-        self.controller = controller
-        self.worker = worker
-        self.client = client
-        self._request_id = 100
-
-    def check(self) -> None:
-        self._request_id += 1
-        self.client.infer("m", self._request_id, [1, 2], ROW)
-        self.worker.serve_one()
-        answer, frames = self.client.receive(messages.Answer)
-        assert (answer.request_id, frames) == (self._request_id, [ROW])
-
-    def status(self) -> Any:
-        self._request_id += 1
-        self.client.send(messages.Query(self._request_id, "status", ""))
-        while (reply := self.client.receive(messages.Reply)[0]).request_id != self._request_id:
-            pass
-        return reply.body
 
 
 @pytest.fixture
@@ -56,16 +28,8 @@ def found(request: pytest.FixtureRequest) -> list[Edge]:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    with (
-        running_controller(tmp_path) as controller,
-        FakeWorker(
-            controller, epoch=20_201_104
-        ) as worker,  # whoever says its epoch is that worker, started anew
-        RawClient(controller) as client,
-    ):
-        with worker.preparing():
-            assert type(client.register("m", b"model")) is messages.Reply
-        yield Served(controller, worker, client)
+    with serving(tmp_path, epoch=20_201_104) as served:
+        yield served
 
 
 @pytest.mark.parametrize("found", FROM_CLIENT.values(), ids=lambda kind: kind.__name__, indirect=True)

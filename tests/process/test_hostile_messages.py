@@ -2,54 +2,24 @@
 
 from __future__ import annotations
 
-import struct
+import hashlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peers import FakeWorker, RawClient, running_controller
+from peers import ROW, FakeWorker, RawClient, Served, serving
 
 from clockwork import messages, wire
 from clockwork.controller.process import Controller
 from clockwork.messages import Status
 
-ROW = struct.pack("<2f", 1.5, -2.5)
-
-
-class Served:
-    """A controller with an honest client and an honest worker, whose model ``m`` echoes [N, 2] floats."""
-
-    def __init__(self, controller: Controller, worker: FakeWorker, client: RawClient) -> None:
-        self.controller = controller
-        self.worker = worker
-        self.client = client
-        self._request_id = 100
-
-    def check(self) -> None:
-        """The honest ones are served as if they were alone."""
-        self._request_id += 1
-        self.client.infer("m", self._request_id, [1, 2], ROW)
-        self.worker.serve_one()
-        answer, frames = self.client.receive(messages.Answer)
-        assert (answer.request_id, frames) == (self._request_id, [ROW])
-
-    def status(self) -> Any:
-        self._request_id += 1
-        self.client.send(messages.Query(self._request_id, "status", ""))
-        return self.client.receive(messages.Reply)[0].body
-
 
 @pytest.fixture
-def served(tmp_path: Path) -> Any:
-    with (
-        running_controller(tmp_path) as controller,
-        FakeWorker(controller) as worker,
-        RawClient(controller) as client,
-    ):
-        with worker.preparing():
-            assert type(client.register("m", b"model")) is messages.Reply
-        yield Served(controller, worker, client)
+def served(tmp_path: Path) -> Iterator[Served]:
+    with serving(tmp_path) as served:
+        yield served
 
 
 def nest(levels: int) -> Any:
@@ -182,14 +152,16 @@ def test_messages_that_keep_python_busy_hold_up_nobody_else(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stranger's 200 messages of 5 ms each are a second of Python. Planning and everybody else come between them."""
-    handled = 0
+    handled, block = 0, bytes(1 << 18)
 
     def work(*_: Any) -> None:
         nonlocal handled
         handled += 1
         begun = time.thread_time()
         while time.thread_time() - begun < 0.005:
-            pass
+            hashlib.sha256(
+                block
+            ).digest()  # without the interpreter's lock, which this thread's peers need as well
 
     monkeypatch.setitem(Controller._client_handlers, messages.Promote, work)
     with RawClient(served.controller) as stranger:

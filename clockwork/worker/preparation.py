@@ -261,26 +261,41 @@ class PreparationProcess:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve jobs on the inherited socket until it is closed."""
+    """Serve jobs on the inherited socket until it is closed, in whichever state that finds them: nobody waits then."""
     _yield_to_everybody()
     with socket.socket(fileno=int(arguments[0])) as connection:
-        unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
-        while data := connection.recv(RECEIVE_BYTES):
-            unpacker.feed(data)
-            for job in unpacker:
-                if "check" in job:
-                    connection.sendall(msgpack.packb({"started": True}))
-                    answer = _check(job["check"])
-                else:
-                    with _turn(job):
-                        connection.sendall(msgpack.packb({"started": True}))
-                        answer = _prepare(job)
-                # What a large model needed is given back; the next job starts another process.
-                leaving = _rss_bytes() > PREPARATION_RSS_MAX
-                connection.sendall(msgpack.packb(answer | {"leaving": leaving}))
-                if leaving:
-                    return 0
+        for job in _jobs(connection):
+            with contextlib.nullcontext() if "check" in job else _turn(job):
+                if not _say(connection, {"started": True}):
+                    break
+                answer = _check(job["check"]) if "check" in job else _prepare(job)
+            # What a large model needed is given back; the next job starts another process.
+            leaving = _rss_bytes() > PREPARATION_RSS_MAX
+            if not _say(connection, answer | {"leaving": leaving}) or leaving:
+                break
     return 0
+
+
+def _jobs(connection: socket.socket) -> Iterator[Job]:
+    unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
+    while True:
+        try:
+            data = connection.recv(RECEIVE_BYTES)
+        except ConnectionError:  # closed before all that was said to it had been read
+            return
+        if not data:
+            return
+        unpacker.feed(data)
+        yield from unpacker
+
+
+def _say(connection: socket.socket, message: dict[str, Any]) -> bool:
+    """Whether the worker was still there: it may have been killed, or have given up this process, a moment ago."""
+    try:
+        connection.sendall(msgpack.packb(message))
+    except ConnectionError:
+        return False
+    return True
 
 
 def _rss_bytes() -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from clockwork.messages import Status
@@ -127,6 +130,27 @@ def test_a_process_that_says_it_leaves_gets_no_other_job(make: Callable[..., Sid
     second = side.end_of(2)
     assert (first.status, second.status) == (Status.OK, Status.OK)
     assert first.text != second.text == str(side.process.pid)
+
+
+@pytest.mark.parametrize("moment", ["before it began", "before it had read all"])
+def test_the_real_process_says_nothing_of_a_worker_that_has_gone(moment: str) -> None:
+    """Killed or closed, at whatever moment: to whom should it complain?"""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.sendall(msgpack.packb({"check": {}}))
+        if moment == "before it had read all":  # what it sent and nobody read makes the end a reset
+            theirs.sendall(b"unread")
+        ours.close()
+        command = [sys.executable, "-m", "clockwork.worker.preparation", str(theirs.fileno())]
+        done = subprocess.run(
+            command,
+            pass_fds=(theirs.fileno(),),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize(("limit_bytes", "stays"), [(1 << 20, False), (400 << 20, True)])

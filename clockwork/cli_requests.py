@@ -192,14 +192,17 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
                 f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 "-" if free is None else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 str(plan.get("resident", "-")),
+                _share(plan, "recent_executing_ns"),
+                _share(plan, "recent_idle_with_work_ns"),
                 "offline" if device.get("offline") else str(memory.get("actions_queued", "-")),
                 f"{one.get('rtt_ns', 0) / 1e6:.2f} ms",
                 f"{one.get('jitter_ns', 0) / 1e6:.2f} ms",
                 f"{stats.get('rss_bytes', 0) / 2**20:.0f} MiB",
             ])  # fmt: skip
     print_table(
-        ["worker", "device", "arena", "free", "loaded", "queued", "round trip", "jitter", "memory"], rows
-    )
+        ["worker", "device", "arena", "free", "loaded", "executing", "idle with work",
+         "queued", "round trip", "jitter", "memory"], rows,
+    )  # fmt: skip
     rows = []
     for one in body.get("workers") or ():
         plan = ((one.get("devices") or [{}])[0]).get("plan") or {}
@@ -234,6 +237,11 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     ]
     if rows:
         print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
+
+
+def _share(plan: dict[str, Any], what: str) -> str:
+    """Of a device's last ten seconds or so."""
+    return f"{100 * plan[what] / plan['recent_ns']:.1f} %" if plan.get("recent_ns") else "-"
 
 
 def _print_preparations(body: dict[str, Any]) -> None:

@@ -160,7 +160,8 @@ class MetricsQuery:
             of_worker = plans.get(worker.worker_id, {})  # without those that are lost
             fetches, drops = self._exchange.host_counts(worker.slot)
             first = next(iter(of_worker.values()), {})
-            nothing = {"pages": 0, "pages_free": 0, "resident": 0, "evicted_early": 0, "clock_mhz": 0}
+            lost = ("pages", "pages_free", "resident", "evicted_early", "clock_mhz", "idle_with_work_ns")
+            nothing = dict.fromkeys(lost, 0)
             rows.append(
                 {
                     "name": names[worker.worker_id],
@@ -176,6 +177,7 @@ class MetricsQuery:
                             "free_pages": plan["pages_free"],
                             "resident": plan["resident"],
                             "evicted_early": plan["evicted_early"],
+                            "idle_with_work_ns": plan["idle_with_work_ns"],
                             "clock_mhz": plan["clock_mhz"],
                             **counts,
                         }

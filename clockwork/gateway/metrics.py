@@ -122,6 +122,8 @@ _DECLARED = (
            "What the device executes at, where it says so: less than usual if it is too hot."),
     Metric("clockwork_device_busy_seconds_total", "counter", _DEVICE, "seconds",
            "Time in which the device executed: its rate is the utilisation."),
+    Metric("clockwork_device_idle_with_work_seconds_total", "counter", _DEVICE, "seconds",
+           "Time in which the device executed nothing while a request waited in the controller that it could have served."),
     Metric("clockwork_device_load_seconds_total", "counter", _DEVICE, "seconds",
            "Time in which weights were copied to the device."),
     Metric("clockwork_device_executions_total", "counter", _DEVICE, "batches", "Batches executed."),
@@ -437,6 +439,11 @@ def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
         if clock_mhz := device.get("clock_mhz", 0):
             add("clockwork_device_clock_hertz", labels, clock_mhz * 1_000_000)
         add("clockwork_device_busy_seconds_total", labels, device["busy_ns"] / SECOND)
+        add(
+            "clockwork_device_idle_with_work_seconds_total",
+            labels,
+            device.get("idle_with_work_ns", 0) / SECOND,
+        )
         add("clockwork_device_load_seconds_total", labels, device["load_busy_ns"] / SECOND)
         add("clockwork_device_executions_total", labels, device["executions"])
         add("clockwork_device_loads_total", labels, device["loads"])

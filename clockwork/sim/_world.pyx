@@ -158,6 +158,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         const Accounts &accounts()
         const Predictions *predictions()
         double devices_wanted() except +raise_as_python
+        vector[int64_t] idle_with_work_ns() except +raise_as_python
         const Digest &digest()
         const vector[TraceRow] &trace()
 
@@ -363,6 +364,7 @@ cdef class World:
             "refusal": counts_of(accounts.refusal),
             "batches": array_of(accounts.batches),
             "busy_ns": array_of(accounts.busy_ns),
+            "idle_with_work_ns": array_of(self._world.get().idle_with_work_ns()),
             "link_busy_ns": array_of(accounts.link_busy_ns),
             "loads": accounts.loads,
             "unloads": accounts.unloads,

@@ -189,6 +189,9 @@ class Report:
     refusal: Histogram  # from arrival to the refusal
     batches: Counts  # executions by batch size
     device_busy: npt.NDArray[np.float64]  # by device: share of the time in which it executed
+    # By device that is there at the end: share of the time in which it executed nothing while a request waited in the
+    # controller that it could have served (csrc/scheduler/state.h: DeviceTime).
+    device_idle_with_work: npt.NDArray[np.float64]
     link_busy: npt.NDArray[np.float64]  # by worker: share of the time in which it loaded
     loads: int
     unloads: int
@@ -244,6 +247,7 @@ class Report:
             "refusal": self.refusal.to_json(),
             "batches": self.batches.tolist(),
             "device_busy": self.device_busy.tolist(),
+            "device_idle_with_work": self.device_idle_with_work.tolist(),
             "link_busy": self.link_busy.tolist(),
             "loads": self.loads,
             "unloads": self.unloads,
@@ -424,6 +428,7 @@ def _report(
         refusal=Histogram(*results["refusal"]),
         batches=results["batches"],
         device_busy=results["busy_ns"] / max(span_ns, 1),
+        device_idle_with_work=results["idle_with_work_ns"] / max(span_ns, 1),
         link_busy=results["link_busy_ns"] / max(span_ns, 1),
         loads=results["loads"],
         unloads=results["unloads"],

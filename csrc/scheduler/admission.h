@@ -61,6 +61,7 @@ protected:
     // Say why, which SLO would have been admitted, and when this one might be.
     void refuse_in_detail(Pending& pending);
 
+    bool has_work(const Device& device) const override { return device.plan.size() > device.plan.unready; }
     void expire(Pending& pending) override;
     void unplan(Pending& pending) override;
     void find_busy(Device& device, std::vector<Ending>& found) override;

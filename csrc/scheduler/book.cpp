@@ -15,7 +15,7 @@ Whereabouts whereabouts_of(const Residency& one) {
             one.starts};
 }
 
-DeviceStatus status_of(const Device& device) {
+DeviceStatus status_of(const Device& device, Ns now) {
     DeviceStatus row;
     row.worker = device.worker->worker_id;
     row.device = device.index;
@@ -33,6 +33,11 @@ DeviceStatus status_of(const Device& device) {
     row.resident = device.resident.size();
     row.served = device.served;
     row.evicted_early = device.evicted_early;
+    row.idle_with_work_ns = device.time.idle_with_work_ns;
+    DeviceTime::Mark recent = device.time.recent(now);
+    row.recent_ns = recent.at_ns;
+    row.recent_executing_ns = recent.executing_ns;
+    row.recent_idle_with_work_ns = recent.idle_with_work_ns;
     row.draining = device.worker->draining;
     row.host_bytes = device.worker->host_bytes;
     row.host_used = device.worker->host_used;
@@ -252,6 +257,7 @@ void Book::fail(Pending& pending, Status status, Said said, Reason reason, Ns fe
     say(command, said);
     Flight* flight = pending.flight;
     if (flight == nullptr) {
+        left_unsent(pending);
         unplan(pending);
     }
     close(pending);
@@ -302,7 +308,7 @@ std::vector<DeviceStatus> Book::devices() const {
     std::vector<DeviceStatus> rows;
     rows.reserve(devices_.size());
     for (const Device* device : devices_) {
-        rows.push_back(status_of(*device));
+        rows.push_back(status_of(*device, now_));
     }
     return rows;
 }

@@ -70,6 +70,8 @@ protected:
     virtual void dispatch(Device& device) = 0;
     // Take a request that was not sent out of wherever it waits; it will be answered, or planned anew.
     virtual void unplan(Pending& pending) = 0;
+    // A request is answered, with a failure, that is not on a device. It waits where it was until unplan().
+    virtual void left_unsent(const Pending& pending) = 0;
     // Let go of a draining model once nothing of it is left.
     virtual void check_removed(Model& model) = 0;
     // Before the timers and devices, in every settle().

@@ -119,7 +119,7 @@ Queue& Queued::queue_of(ModelState& state, const Pending& pending) {
 
 void Queued::enqueue(Pending& pending, Queue& queue) {
     queue.insert({pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone});
-    ++waiting_[pending.model->slot];
+    set_waiting(*pending.model, waiting(*pending.model) + 1);
     memory_->waits(pending);
     if (!queue.ready || reviews_growth_ || queue.front().pending == &pending) {
         review(queue);
@@ -136,11 +136,29 @@ void Queued::unplan(Pending& pending) {
     if (!queue.erase(pending)) {
         return;  // it was being planned again
     }
-    --waiting_[pending.model->slot];
+    set_waiting(*pending.model, waiting(*pending.model) - 1);
     memory_->leaves(pending);
     if (!reviewing_) {
         review(queue);
     }
+}
+
+void Queued::set_waiting(const Model& model, std::uint32_t count) {
+    waiting_[model.slot] = count;
+    if (count > 0) {
+        asked_.set(model.slot);
+    } else {
+        asked_.clear(model.slot);
+    }
+}
+
+bool Queued::has_work(const Device& device) const {
+    bool found = false;
+    Bits::for_each_in_both(devices_state_[device.slot].models, asked_, [&found](std::uint32_t) {
+        found = true;
+        return false;
+    });
+    return found;
 }
 
 // The last time at which even the shortest batch, at once and on the fastest kind of device, would still be in time.
@@ -433,7 +451,7 @@ void Queued::send(Device& device, const Choice& choice) {
     }
     queue.take(choice.first, choice.count, batch->pendings);
     queue.timer_order = -1;  // a request may come back: its timer is for where it is now
-    waiting_[model.slot] -= choice.count;
+    set_waiting(model, waiting(model) - choice.count);
     for (Pending* pending : batch->pendings) {
         batch->size += pending->size;
         batch->limit_ns = std::min(batch->limit_ns, pending->deadline_ns);
@@ -599,7 +617,7 @@ void Queued::model_prepared(Model& model, Worker& worker) {
     if (state.generation != model.generation) {  // the slot had another model before
         state = ModelState();
         state.generation = model.generation;
-        waiting_[model.slot] = 0;
+        set_waiting(model, 0);
     }
     for (const auto& queue : state.queues) {
         queue->is_profiled = false;  // a worker of another kind may know other shapes: arrive() looks again
@@ -664,6 +682,7 @@ void Queued::check_invariants() const {
         }
         must(waiting == waiting_[model->slot], "a model's waiting requests were miscounted");
         must(ready == work_.test(model->slot), "the index of models with work is wrong");
+        must((waiting > 0) == asked_.test(model->slot), "the index of models that are asked for is wrong");
         must(ready == (state.best != nullptr), "a model's best queue is wrong");
         for (const Residency* one : model->residencies) {
             bool is_home = one->state == ResidencyState::RESIDENT;

@@ -202,6 +202,7 @@ protected:
     bool replace(Pending& pending) override;
     void expire(Pending& pending) override;
     void unplan(Pending& pending) override;
+    bool has_work(const Device& device) const override;
     void dispatch(Device& device) override;
     void strand(Model& model) override;
     void collect_waiting(std::vector<const Pending*>& found) const override;
@@ -232,6 +233,7 @@ private:
     bool is_near(Pending& pending);
     Queue& queue_of(ModelState& state, const Pending& pending);
     void enqueue(Pending& pending, Queue& queue);
+    void set_waiting(const Model& model, std::uint32_t count);
     void publish(ModelState& state, const Model& model);
     void call(Model& model);
     bool feed(Device& device);
@@ -247,6 +249,7 @@ private:
     std::vector<std::uint64_t> ranks_;       // by the model's slot: of the best ready queue
     std::vector<Ns> first_due_ns_;           // likewise: the earliest deadline of those in front of its ready queues
     Bits work_;                              // models with a ready queue
+    Bits asked_;                             // models for which a request waits, whether a queue is ready or not
     Bits hungry_;                            // devices that could take work
     std::int64_t order_ = 0;                 // of the last arrival
     bool reviewing_ = false;

@@ -45,6 +45,10 @@ struct DeviceStatus {
     std::uint64_t resident = 0;
     std::uint64_t served = 0;
     std::uint64_t evicted_early = 0;  // models that made room soon after they had been loaded
+    Ns idle_with_work_ns = 0;         // since it joined; see DeviceTime
+    Ns recent_ns = 0;                 // the last seconds: how long that is, and, of that,
+    Ns recent_executing_ns = 0;
+    Ns recent_idle_with_work_ns = 0;
     bool draining = false;
     std::uint64_t host_bytes = 0;  // of the host store that it shares with its worker's others; 0: there is none
     std::uint64_t host_used = 0;

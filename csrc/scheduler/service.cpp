@@ -282,6 +282,7 @@ void Service::worker_joined(Ns now, WorkerId worker_id, const std::vector<Device
         device->pages = PageAllocator(spec.page_count);
         device->run_ahead = std::max(spec.run_ahead, 1u);
         device->idle_since_ns = now_;
+        device->time.last.at_ns = device->time.before_last.at_ns = now_;
         worker->devices.push_back(device);
         devices_.push_back(device);
         device_joined(*device);
@@ -600,9 +601,10 @@ Flight* Service::send_batch(Batch& batch) {
     Command& command = order_action(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(out.ids.size());
     command.count = static_cast<std::uint32_t>(batch.pendings.size());
-    Ns deadline = NEVER_NS;
+    Ns deadline = NEVER_NS, since = now_;
     std::uint32_t part = 0;
     for (Pending* pending : batch.pendings) {
+        since = std::min(since, pending->request.arrived_ns);
         deadline = std::min(deadline, pending->deadline_ns);
         pending->batch = nullptr;
         pending->flight = flight;
@@ -611,6 +613,9 @@ Flight* Service::send_batch(Batch& batch) {
         out.ids.push_back(pending->request.id);
     }
     must(!flight->is_apart || (device.lane.size() == 1 && part == 1), "a suspect was not sent by itself");
+    flight->waits_since_ns = std::max(since, residency.loaded_ns);
+    flight->leaves_work = has_work(device);
+    note_waited(*residency.model, since, &device);
     command.earliest_ns = now_;
     command.latest_ns = deadline < NEVER_NS ? deadline - expected - worker.back_ns : NEVER_NS;
     command.expected_ns = expected;
@@ -660,6 +665,7 @@ void Service::action_done(Ns now, const ActionResult& result) {
         delivered(*flight, result.ready_ns);
     }
     flight->revoked = true;  // it has ended
+    count_execution(*flight, result);
     leave_lane(*flight, result);
     Residency& residency = *flight->residency;
     Batch& batch = *flight->batch;
@@ -719,6 +725,44 @@ void Service::answer(Flight& flight, const ActionResult& result) {
             answer_ok(*pending, flight, result);
         }
     }
+}
+
+// ----- idle with work waiting ---------------------------------------------------------------------
+
+// A request that waited was answered without having been sent.
+void Service::left_unsent(const Pending& pending) {
+    if (pending.request.arrived_ns < now_) {
+        note_waited(*pending.model, pending.request.arrived_ns, nullptr);
+    }
+}
+
+// Devices that could have served a model while a request for it waited, and have nothing to do.
+void Service::note_waited(const Model& model, Ns since_ns, const Device* except) {
+    std::size_t count = model.residencies.size();
+    for (std::size_t looked = 0; looked < std::min(count, IDLE_LOOK_MAX); ++looked) {
+        const Residency& one = *model.residencies[(model.place_cursor + looked) % count];
+        Device& device = *one.device;
+        if (&device != except && device.lane.empty() && one.state == ResidencyState::RESIDENT && device.usable()) {
+            count_idle(device, std::max(since_ns, one.loaded_ns), now_);
+        }
+    }
+}
+
+void Service::count_idle(Device& device, Ns since_ns, Ns until_ns) {
+    device.time.waited(std::max(since_ns, judged_from_ns_), std::min(until_ns, judged_until_ns_));
+}
+
+// An execution began, and ended: what lies before it was idle time.
+void Service::count_execution(const Flight& flight, const ActionResult& result) {
+    bool has_run = result.status == Status::OK || result.status == Status::EXECUTION_FAILED;
+    if (!has_run || result.begin_ns <= 0 || result.end_ns < result.begin_ns || result.end_ns > now_) {
+        return;
+    }
+    if (flight.kind == FlightKind::INFER) {
+        Ns until = flight.leaves_work ? result.begin_ns : std::min(result.begin_ns, flight.sent_ns);
+        count_idle(*flight.device, flight.waits_since_ns, until);
+    }
+    flight.device->time.executed(result.begin_ns, result.end_ns, now_);
 }
 
 // ----- suspects -----------------------------------------------------------------------------------

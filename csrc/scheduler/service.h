@@ -14,6 +14,9 @@ namespace clockwork {
 // Times that a request is sent, before a failure that is not its own is answered.
 inline constexpr int ATTEMPTS_MAX = 3;
 
+// Devices of a model that are looked at whether they were idle while a request for it waited.
+inline constexpr std::size_t IDLE_LOOK_MAX = 4;
+
 // Devices that hold a model and are told of a request without a deadline; where there are more, it is one that is idle.
 inline constexpr std::size_t WAKE_MAX = 64;
 
@@ -71,6 +74,8 @@ protected:
     }
     // A model can no longer be served by a worker that left or leaves: answer whoever waits for it in vain.
     virtual void strand(Model& model);
+    // Whether a request waits here that the device could be sent now; whether it should be is not asked.
+    virtual bool has_work(const Device& device) const = 0;
     virtual void device_joined(Device& device) { (void)device; }
     virtual void device_left(Device& device) { (void)device; }
     // A model can be loaded on one worker more.
@@ -103,6 +108,10 @@ protected:
     Batch* make_batch(Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
 
 private:
+    void left_unsent(const Pending& pending) override;
+    void note_waited(const Model& model, Ns since_ns, const Device* except);
+    void count_idle(Device& device, Ns since_ns, Ns until_ns);
+    void count_execution(const Flight& flight, const ActionResult& result);
     void answer(Flight& flight, const ActionResult& result);
     void infer_failed(Flight& flight, const ActionResult& result);
     void blame(Device& device);

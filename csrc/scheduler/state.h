@@ -308,6 +308,49 @@ struct alignas(CACHE_LINE) Residency {
     bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
 };
 
+// What status shows of a device's time is of the last one or two of these.
+inline constexpr Ns RECENT_NS = 10 * SECOND;
+
+// Of a device's time: how long it was idle with work waiting. That is, it executed nothing while a request waited in the
+// controller, whose model was resident there. (While no more waits than what is on its way there, it is idle.) A lower
+// bound: of the time before a request was sent elsewhere, or answered without being sent, only what then ended counts,
+// on a few of the devices that have its model.
+struct DeviceTime {
+    // What it was at some time.
+    struct Mark {
+        Ns at_ns = 0, executing_ns = 0, idle_with_work_ns = 0;
+    };
+
+    Ns executing_ns = 0;
+    Ns idle_with_work_ns = 0;
+    Ns executed_until_ns = 0;  // the end of the last execution
+    Ns counted_until_ns = 0;   // idle time before is counted already
+
+    Mark last, before_last;    // RECENT_NS or more apart
+
+    // What happened since a moment that is at least RECENT_NS ago, and not much more if the device executes.
+    Mark recent(Ns now) const {
+        const Mark& since = now - last.at_ns >= RECENT_NS ? last : before_last;
+        return {now - since.at_ns, executing_ns - since.executing_ns, idle_with_work_ns - since.idle_with_work_ns};
+    }
+    void executed(Ns began_ns, Ns ended_ns, Ns now) {
+        executing_ns += std::max<Ns>(ended_ns - std::max(began_ns, executed_until_ns), 0);
+        executed_until_ns = std::max(executed_until_ns, ended_ns);
+        if (now - last.at_ns >= RECENT_NS) {
+            before_last = last;
+            last = {now, executing_ns, idle_with_work_ns};
+        }
+    }
+    // The device has had nothing to do until `until_ns`, and a request that it could have served waited since then.
+    void waited(Ns since_ns, Ns until_ns) {
+        Ns from_ns = std::max({since_ns, executed_until_ns, counted_until_ns});
+        if (until_ns > from_ns) {
+            idle_with_work_ns += until_ns - from_ns;
+            counted_until_ns = until_ns;
+        }
+    }
+};
+
 enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
 
 // An action that was sent and has not been answered.
@@ -326,6 +369,8 @@ struct Flight {
     Ns sent_ns = 0;
     Ns there_ns = 0;     // when it is thought to have arrived, its inputs too
     Ns predicted_end_ns = 0;  // without margins; see predictions.h
+    Ns waits_since_ns = 0;    // a request of it could have been sent there since then
+    bool leaves_work = false;  // when it was sent, others still waited that its device could serve
     std::uint64_t clear_bytes = 0;  // of its inputs, if no others were on their way
     Flight* before = nullptr;  // in the worker's list
     Flight* after = nullptr;
@@ -336,7 +381,7 @@ struct Flight {
     std::uint32_t generation = 0;
 
     void reset() {
-        revoked = is_narrow = is_apart = was_executing = false;
+        revoked = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
         clear_bytes = 0;
     }
@@ -491,6 +536,7 @@ struct Device {
     std::uint32_t clock_mhz = 0;  // 0: it did not say
     double pace = 1;           // what it takes against what is expected of its kind: less where others are slower
     std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
+    DeviceTime time;
     std::uint32_t mark = 0;    // of the search that has seen it
     bool dirty = false;        // something happened to it since it was last looked at
 

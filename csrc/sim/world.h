@@ -127,6 +127,12 @@ public:
     Ns scheduler_ns() const { return scheduler_ns_; }  // if timed: real time inside the scheduler, set_up() excepted
     const Accounts& accounts() const { return accounts_; }
     const Predictions* predictions() const { return scheduler_->predictions(); }
+    // By device, in the order of joining: how long each was idle with work waiting, of the time that is counted.
+    std::vector<Ns> idle_with_work_ns() const {
+        std::vector<Ns> found;
+        for (const DeviceStatus& one : scheduler_->devices()) found.push_back(one.idle_with_work_ns);
+        return found;
+    }
     double devices_wanted() const { return scheduler_->devices_wanted(base_ns_ + last_arrival_ns_); }  // at the end of that
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }

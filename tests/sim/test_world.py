@@ -314,3 +314,36 @@ def test_the_schedulers_own_time_is_told_apart_where_it_is_wanted() -> None:
     assert 0 < timed.scheduler_s < timed.cpu_s
     assert untimed.scheduler_s == 0
     assert timed.digest == untimed.digest
+
+
+# ----- idle with work waiting -----------------------------------------------------------------------
+
+
+def idle_ms(report: Report) -> list[float]:
+    return [round(one * report.span_ns / MS, 3) for one in report.device_idle_with_work]
+
+
+def test_a_device_that_waits_for_a_batch_to_grow_is_idle_with_work_for_as_long() -> None:
+    waits = {"policy": "fifo", "options": {"queue_delay_ms": 20}}
+    assert idle_ms(run([BATCHES], Cluster(), at([10]), **waits)) == [20]
+    given_up = run([BATCHES], Cluster(), at([10], slo_ms=16), **waits)
+    assert given_up.good.sum() == 0
+    assert idle_ms(given_up) == pytest.approx([6], abs=0.5), "it waited until it could no longer be in time"
+    both_idle = run([BATCHES], Cluster(devices=2, devices_per_worker=1), at([10]), **waits)
+    assert idle_ms(both_idle) == [20, 20], "either could have served it"
+
+
+def test_what_comes_to_an_idle_device_or_waits_for_a_load_leaves_none_idle_with_work() -> None:
+    for policy in ("edf", "adaptive", "paper"):
+        assert idle_ms(run([CNN], Cluster(), at([10, 40, 70]), policy=policy)) == [0], policy
+        cold = run([CNN], Cluster(), at([10]), policy=policy, resident=False)
+        assert (idle_ms(cold), cold.loads) == ([0], 1), policy
+
+
+@pytest.mark.parametrize("policy", ["edf", "adaptive", "paper", "fifo"])
+def test_a_device_with_too_much_to_do_executes_or_is_idle_with_work(policy: str) -> None:
+    """No time is lost between the two, and none is counted twice: noise makes devices wait for orders."""
+    cluster = Cluster(exec_noise=0.2, link_there_ns=300 * US, link_back_ns=300 * US, link_jitter_ns=200 * US)
+    report = run([CNN], cluster, poisson(400, 5), policy=policy, warmup_ns=SECOND, until_ns=5 * SECOND)
+    executing, idle = report.device_busy[0], report.device_idle_with_work[0]
+    assert executing + idle == pytest.approx(1, abs=0.01)

@@ -4,13 +4,14 @@
 
 The package is built a second time, with CLOCKWORK_BUILD=debug (setup.py), into build/debug/lib; the ordinary build
 stays as it is. Whatever the tests start, processes included, takes that one. A finding ends the process that has it,
-with a stack, and so fails the test. Leaks are not looked for here: Python, NumPy and ONNX Runtime keep much until the
-end on purpose; the native programs of tests/native are checked for them.
+and so fails the test; its stack is printed at the end. Leaks are not looked for here: Python, NumPy and ONNX Runtime
+keep much until the end on purpose; the native programs of tests/native are checked for them.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = ROOT / "build" / "debug"
 LIBRARY = PLACE / "lib"
+FINDINGS = PLACE / "findings"
+"""One file for each process that had something to say: pytest keeps what goes to stderr, and loses it at an abort."""
+
+FINDING_CHARS_MAX = 20_000
 CHOSEN = ["tests/unit", "tests/sim", "tests/device/test_cpu.py", "tests/process/test_controller.py",
           "tests/process/test_worker.py", "tests/process/test_roads.py"]  # fmt: skip
 LEFT_OUT = "not packaging and not memory and not starts_soon"
@@ -32,14 +37,20 @@ def build() -> None:
     )  # fmt: skip
 
 
+def _library_of_gcc(name: str) -> str:
+    found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
 def environment() -> dict[str, str]:
     """That of processes which import the checked build, also those that tests start in the checkout."""
-    asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     return {
         **os.environ,
-        "LD_PRELOAD": asan.stdout.strip(),  # before Python, whose allocations it has to see
-        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+        # Before Python, whose allocations ASan has to see. libstdc++ with it, or ASan looks for what throws exceptions
+        # before any extension has brought that, and ends the process at the first one.
+        "LD_PRELOAD": " ".join(_library_of_gcc(name) for name in ("libasan.so", "libstdc++.so")),
+        "ASAN_OPTIONS": f"detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:log_path={FINDINGS / 'asan'}",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={FINDINGS / 'ubsan'}",
         "PYTHONPATH": os.pathsep.join([str(LIBRARY), str(ROOT)]),
         "PYTHONSAFEPATH": "1",  # else `python -m` would take what lies in the working directory
     }
@@ -52,7 +63,13 @@ def main() -> int:
         sys.executable, "-m", "pytest", "-o", f"pythonpath={LIBRARY} .", "-o", "timeout=600", "-m",
         "not slow and not conformance and not long", *arguments,
     ]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, env=environment()).returncode
+    shutil.rmtree(FINDINGS, ignore_errors=True)
+    FINDINGS.mkdir(parents=True)
+    status = subprocess.run(command, cwd=ROOT, env=environment()).returncode
+    found = sorted(FINDINGS.iterdir())
+    for path in found:
+        print(f"----- {path}", path.read_text(errors="replace")[:FINDING_CHARS_MAX], sep="\n")
+    return status or bool(found)
 
 
 if __name__ == "__main__":

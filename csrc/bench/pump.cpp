@@ -78,6 +78,7 @@ struct Lane {
     struct Order {
         std::int64_t action_id;
         std::uint32_t rows;
+        Ns received_ns;
         Ns begin_ns;
         Ns end_ns;
     };
@@ -85,12 +86,12 @@ struct Lane {
     Ns free_ns = 0;
 };
 
-void write_result(Writer& writer, const Lane::Order& order, Ns received_ns, std::size_t output_bytes) {
+void write_result(Writer& writer, const Lane::Order& order, std::size_t output_bytes) {
     writer.clear();
     writer.array(9);
     for (std::int64_t field : {std::int64_t{TAG_RESULT}, order.action_id, std::int64_t{0}}) writer.integer(field);
     writer.text("");
-    writer.integer(received_ns);
+    writer.integer(order.received_ns);
     for (int phase = 0; phase < 3; ++phase) {
         bool is_execute = phase == 1;
         writer.array(3);
@@ -186,7 +187,7 @@ std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::in
         for (Lane& lane : lanes) {
             while (!lane.orders.empty() && lane.orders.front().end_ns <= now) {
                 const Lane::Order& order = lane.orders.front();
-                write_result(writer, order, order.begin_ns, output_bytes);
+                write_result(writer, order, output_bytes);
                 dealer.send(writer.view(), order.rows > 0);
                 for (std::uint32_t part = 0; part < order.rows; ++part) {
                     shared.share(output);
@@ -221,9 +222,9 @@ std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::in
                 auto rows = static_cast<std::uint32_t>(count - 1);
                 Ns begin = std::max(now, lane.free_ns);
                 lane.free_ns = begin + base_ns + row_ns * rows;
-                lane.orders.push_back({action_id, rows, begin, lane.free_ns});
+                lane.orders.push_back({action_id, rows, now, begin, lane.free_ns});
             } else {
-                write_result(writer, {action_id, 0, now, now + 1}, now, 0);
+                write_result(writer, {action_id, 0, now, now, now + 1}, 0);
                 dealer.send(writer.view(), false);
             }
         }

@@ -197,11 +197,12 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
                 "offline" if device.get("offline") else str(memory.get("actions_queued", "-")),
                 f"{one.get('rtt_ns', 0) / 1e6:.2f} ms",
                 f"{one.get('jitter_ns', 0) / 1e6:.2f} ms",
+                f"{plan['inputs_mb_ns'] / 1e6:.2f} ms/MB" if plan.get("inputs_mb_ns") else "-",
                 f"{stats.get('rss_bytes', 0) / 2**20:.0f} MiB",
             ])  # fmt: skip
     print_table(
         ["worker", "device", "arena", "free", "loaded", "executing", "idle with work",
-         "queued", "round trip", "jitter", "memory"], rows,
+         "queued", "round trip", "jitter", "inputs", "memory"], rows,
     )  # fmt: skip
     rows = []
     for one in body.get("workers") or ():

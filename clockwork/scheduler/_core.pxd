@@ -160,6 +160,8 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t hosted
         uint64_t fetching
         uint32_t clock_mhz
+        uint64_t inputs_bytes
+        int64_t inputs_mb_ns
 
     cdef cppclass CWhereabouts "clockwork::Whereabouts":
         int64_t model_id

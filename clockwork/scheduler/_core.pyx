@@ -568,6 +568,8 @@ cdef class Core:
             "host_used": row.host_used,
             "hosted": row.hosted,
             "fetching": row.fetching,
+            "inputs_bytes": row.inputs_bytes,
+            "inputs_mb_ns": row.inputs_mb_ns,
         }
 
     def whereabouts(self, model_id):

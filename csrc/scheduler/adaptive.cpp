@@ -161,47 +161,23 @@ Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
     return expected + static_cast<Ns>(static_cast<double>(expected) * margin) + MARGIN_FIXED_NS;
 }
 
-Ns Adaptive::inputs_ns(const Device& device) const {
-    const Inputs* way = inputs_.find(*device.worker);
-    return way != nullptr ? static_cast<Ns>(way->batch_ns) : 0;
-}
+Ns Adaptive::inputs_ns(const Device& device) const { return device.worker->inputs.batch_ns(now_); }
 
 void Adaptive::depart(Flight& flight) {
-    Inputs& way = inputs_.of(*flight.device->worker);
+    Worker& worker = *flight.device->worker;
     std::uint64_t bytes = 0;
     for (const Pending* pending : flight.batch->pendings) {
         bytes += pending->request.bytes;
     }
-    bool is_clear = way.free_ns <= now_;
-    flight.clear_bytes = is_clear ? bytes : 0;
-    double takes = byte_ns(way) * static_cast<double>(bytes);
-    way.free_ns = std::max(way.free_ns, now_) + static_cast<Ns>(takes);
-    flight.there_ns = way.free_ns + flight.device->worker->there_ns;
-    way.batch_ns += (takes - way.batch_ns) * (takes > way.batch_ns ? INPUTS_UP : INPUTS_DOWN);
+    flight.inputs = worker.inputs.depart(now_, bytes);
+    flight.there_ns = worker.inputs.free_ns() + worker.there_ns;
 }
 
 void Adaptive::delivered(const Flight& flight, Ns ready_ns) {
-    const Worker& worker = *flight.device->worker;
-    Inputs& way = inputs_.of(worker);
-    Ns sent_until = std::max(ready_ns - worker.there_ns, flight.sent_ns);
-    if (flight.there_ns == way.free_ns + worker.there_ns) {  // nothing was sent after it
-        way.free_ns = std::min(way.free_ns, sent_until);
+    if (flight.inputs > 0) {
+        Worker& worker = *flight.device->worker;
+        worker.inputs.arrived(now_, flight.inputs, ready_ns, worker.there_ns);
     }
-    if (flight.clear_bytes < INPUTS_SEEN_MIN) {
-        return;
-    }
-    double seen = static_cast<double>(sent_until - flight.sent_ns) / static_cast<double>(flight.clear_bytes);
-    double known = byte_ns(way);
-    double twice = std::min(seen, way.seen_byte_ns);  // what one alone says may have been a hiccup
-    way.byte_ns = known + (twice > known ? (twice - known) * INPUTS_UP : std::min(seen - known, 0.0) * INPUTS_DOWN);
-    way.seen_byte_ns = seen;
-    way.seen_ns = now_;
-}
-
-// As learnt, or the less of it the longer nothing was: a batch that seems impossible is never sent, and teaches nothing.
-double Adaptive::byte_ns(const Inputs& way) const {
-    Ns since = now_ - way.seen_ns - INPUTS_KEPT_NS;
-    return way.byte_ns == 0 || since <= 0 ? way.byte_ns : way.byte_ns * decay(since, INPUTS_KEPT_NS);
 }
 
 void Adaptive::executed(const Flight& flight, Ns took_ns) {
@@ -406,9 +382,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     const Worker& worker = *residency.device->worker;
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
-    const Inputs& way = inputs_.of(worker);
-    double row_ns = byte_ns(way) * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
-    Ns covered = free_ns - std::max(now_, way.free_ns) - worker.there_ns;
+    double row_ns = worker.inputs.byte_ns(now_) * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
+    Ns covered = free_ns - std::max(now_, worker.inputs.free_ns()) - worker.there_ns;
     auto takes = [&](std::uint32_t rows) {
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
         return takes_ns(spec, queue.shape, rows) + delay;
@@ -505,10 +480,10 @@ bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
     Candidate best{};
     // Most need no closer look. The rank is the last start, less what inputs are late; of one that has to leave others
     // devices the deadline instead; of the lowest level, none has to go before others.
-    const Inputs& way = inputs_.of(*device.worker);
-    Ns covered = free_ns - std::max(now_, way.free_ns) - device.worker->there_ns;
-    double latest = byte_ns(way) * static_cast<double>(batch_bytes_max_);
-    Ns nearer = device.worker->back_ns + (latest > 0 ? std::max<Ns>(static_cast<Ns>(latest) + 1 - covered, 0) : 0);
+    const InputsWay& way = device.worker->inputs;
+    Ns covered = free_ns - std::max(now_, way.free_ns()) - device.worker->there_ns;
+    Ns latest = way.takes_ns(now_, batch_bytes_max_);
+    Ns nearer = device.worker->back_ns + (latest > 0 ? std::max<Ns>(latest + 1 - covered, 0) : 0);
     std::uint32_t lowest = lowest_level();
     bool is_level = is_one_level();
     std::uint64_t bound = UINT64_MAX;  // of packed ranks: those at or above it are not better than the best

@@ -32,9 +32,9 @@
 // does not crowd out the others. At any time a request is refused that could not be reached if all devices did nothing
 // but its model's queue.
 //
-// Beside them: the way of inputs to a worker is learnt, by byte, and is a stage before the device. A device counts as
-// busy until what was sent could have arrived and been executed, and a batch is sent so much earlier than the device
-// is free as inputs have taken of late: one executes while the next is on its way.
+// Beside them: the way of inputs to a worker is learnt, by byte (inputs.h), and is a stage before the device. A device
+// counts as busy until what was sent could have arrived and been executed, and a batch is sent so much earlier than the
+// device is free as inputs have taken of late: one executes while the next is on its way.
 //
 // Unlike `edf` it promises nothing at arrival: a promise has to protect the one request that is planned
 // already from the many that would share its device more cheaply.
@@ -102,15 +102,6 @@ inline constexpr double BATCH_WORTH = 1.05;
 // The fair share of a model is computed anew after this.
 inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
 
-// How long inputs take to a worker is learnt, by byte, from batches of at least so many that found its link clear; up
-// at once by half of what was missing, down slowly.
-inline constexpr std::uint64_t INPUTS_SEEN_MIN = 64 << 10;
-inline constexpr double INPUTS_UP = 0.5;
-inline constexpr double INPUTS_DOWN = 0.02;
-
-// It goes up only as far as two in a row agree, and is kept for this long; then half of it is forgotten each time.
-inline constexpr Ns INPUTS_KEPT_NS = SECOND;
-
 // A single device begins with what has to start first, the largest batches, from this need on; below, with what is due
 // first: it has time for all of them, and the small ones must not wait for the large.
 inline constexpr double LAST_START_NEED = 0.8;
@@ -172,15 +163,6 @@ private:
         std::uint32_t arrivals = 0;
     };
 
-    // The way of inputs to a worker.
-    struct Inputs {
-        double byte_ns = 0;       // for each byte of a batch, as learnt
-        double seen_byte_ns = 0;  // as last seen
-        Ns seen_ns = 0;           // when
-        Ns free_ns = 0;        // when those that were sent are thought to be there
-        double batch_ns = 0;   // what a batch's take, on average
-    };
-
     struct Candidate {
         Queue* queue;
         Residency* residency;
@@ -209,7 +191,6 @@ private:
     double rate(double sum) const { return sum / weights_.span_ns(); }
     // The share of their ideal at which the devices have to run; above 1 they cannot.
     double need() const;
-    double byte_ns(const Inputs& way) const;
     double hold_share(const Model& model) const;
     bool has_other_device(const Model& model);
     bool pick(Device& device, Ns free_ns, Candidate& chosen);
@@ -236,7 +217,6 @@ private:
     double recent_square_sum_ = 0;  // each request's cost squared
     Weights recent_weights_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};
     std::vector<double> margins_;   // by the device's kind
-    Beside<Inputs> inputs_;         // of workers
     std::uint64_t batch_bytes_max_ = 0;  // that any batch could have
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;            // when to compute it anew

@@ -55,6 +55,8 @@ struct DeviceStatus {
     std::uint64_t hosted = 0;    // models in it
     std::uint64_t fetching = 0;  // models on their way into it
     std::uint32_t clock_mhz = 0;  // 0: it did not say
+    std::uint64_t inputs_bytes = 0;  // on their way to its worker
+    Ns inputs_mb_ns = 0;             // what a million bytes of them are thought to take; 0: not known
 };
 
 // A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.

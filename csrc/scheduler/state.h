@@ -12,6 +12,7 @@
 
 #include "scheduler/demand.h"
 #include "scheduler/estimates.h"
+#include "scheduler/inputs.h"
 #include "scheduler/pages.h"
 #include "scheduler/predictions.h"
 #include "scheduler/pool.h"
@@ -371,7 +372,7 @@ struct Flight {
     Ns predicted_end_ns = 0;  // without margins; see predictions.h
     Ns waits_since_ns = 0;    // a request of it could have been sent there since then
     bool leaves_work = false;  // when it was sent, others still waited that its device could serve
-    std::uint64_t clear_bytes = 0;  // of its inputs, if no others were on their way
+    std::uint64_t inputs = 0;       // the number of its inputs on the way to the worker; see inputs.h
     Flight* before = nullptr;  // in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
@@ -383,7 +384,7 @@ struct Flight {
     void reset() {
         revoked = is_narrow = is_apart = was_executing = leaves_work = false;
         batch = nullptr;
-        clear_bytes = 0;
+        inputs = 0;
     }
 };
 
@@ -586,6 +587,7 @@ struct Worker {
     Ns link_free_ns = 0;  // when the loads that were sent are thought to be done; devices share the link
     Ns loads_ns = 0;      // planned durations of the LOADs under way
     PredictedLane predicted_loads;  // the same without margins
+    InputsWay inputs;
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
     std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
     std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded

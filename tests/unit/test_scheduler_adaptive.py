@@ -316,32 +316,3 @@ def test_a_kind_of_device_that_is_gone_says_nothing(event: Any) -> None:
     story(event(story.now, 1))
     request, commands = story.request(1, slo_ms=20)
     assert ("refused", request) not in told(commands)
-
-
-def send_large(story: Story, at_ms: float, way_ms: float) -> None:
-    """One request with 602 KB of inputs comes and is sent; the worker has them way_ms later."""
-    _, [send] = story.at(at_ms).request(slo_ms=200, size=602_000)
-    story.at(at_ms + way_ms + 5.2).done(send, 5, ready_ms=at_ms + way_ms)
-
-
-def test_one_delivery_that_took_long_is_no_rule() -> None:
-    """A segment was lost, and 602 KB took 60 ms instead of half of one: the next are sent as before."""
-    story = adaptive(spec(1))
-    for at_ms in range(0, 100, 10):
-        send_large(story, at_ms, 0.5)
-    send_large(story, 100, 60)
-    _, commands = story.at(200).request(slo_ms=25, size=602_000)
-    assert [type(one) for one in commands] == [SendInfer]
-
-
-def test_inputs_that_always_take_long_are_learnt_and_forgotten_when_none_are_seen() -> None:
-    """At 60 ms for each request none with an SLO of 25 ms can be in time, and so none is sent, which would teach
-    anything else: what was learnt has to fade."""
-    story = adaptive(spec(1))
-    for at_ms in range(0, 1000, 100):
-        send_large(story, at_ms, 60)
-    _, commands = story.at(1000).request(slo_ms=25, size=602_000)
-    assert SendInfer not in [type(one) for one in commands]
-    story.until(1100)
-    _, commands = story.at(10_000).request(slo_ms=25, size=602_000)
-    assert [type(one) for one in commands] == [SendInfer]

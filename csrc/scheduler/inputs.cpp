@@ -1,0 +1,71 @@
+#include "scheduler/inputs.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+namespace {
+
+// The bytes of a batch are followed up by half of what they are more, and down slowly: the next may be as large.
+constexpr double BATCH_UP = 0.5;
+constexpr double BATCH_DOWN = 0.02;
+
+}  // namespace
+
+std::uint64_t InputsWay::depart(Ns now, std::uint64_t bytes) {
+    free_ns_ = std::max(free_ns_, now) + takes_ns(now, bytes);
+    double more = static_cast<double>(bytes) - batch_bytes_;
+    batch_bytes_ += more * (more > 0 ? BATCH_UP : BATCH_DOWN);
+    if (bytes == 0) {
+        return 0;
+    }
+    if (sent_.empty()) {
+        sent_.resize(INPUTS_UNDER_WAY);
+    }
+    if (last_ - seen_ == INPUTS_UNDER_WAY) {
+        ++seen_;
+        seen_bytes_ = at(seen_).end_bytes;
+    }
+    sent_bytes_ += bytes;
+    ++last_;
+    sent_[last_ % INPUTS_UNDER_WAY] = {now, sent_bytes_};
+    return last_;
+}
+
+void InputsWay::arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns) {
+    if (number <= seen_) {
+        return;  // the arrival of a later one has said so
+    }
+    // What has arrived with the one before, as far as its receiver noticed, is of the same sample.
+    if (ready_ns > seen_ready_ns_ && sample_bytes_ >= INPUTS_SAMPLE_BYTES) {
+        learn(now);
+    }
+    Ns begin = std::max(at(seen_ + 1).sent_ns + there_ns, seen_ready_ns_);
+    sample_ns_ += std::max<Ns>(ready_ns - begin, 0);
+    sample_bytes_ += at(number).end_bytes - seen_bytes_;
+    seen_ = number;
+    seen_bytes_ = at(number).end_bytes;
+    seen_ready_ns_ = std::max(seen_ready_ns_, ready_ns);
+    Ns left = std::max(ready_ns - there_ns, seen_ < last_ ? at(seen_ + 1).sent_ns : 0);
+    free_ns_ = left + takes_ns(now, sent_bytes_ - seen_bytes_);
+}
+
+void InputsWay::learn(Ns now) {
+    double byte_ns = static_cast<double>(sample_ns_) / static_cast<double>(sample_bytes_);
+    samples_[sample_count_++ % INPUTS_SAMPLES] = {std::min(byte_ns, INPUTS_BYTE_NS_MAX), now};
+    sample_bytes_ = 0;
+    sample_ns_ = 0;
+    std::array<double, INPUTS_SAMPLES> found{};
+    std::size_t count = 0;
+    for (std::size_t place = 0; place < std::min<std::uint64_t>(sample_count_, INPUTS_SAMPLES); ++place) {
+        if (now - samples_[place].seen_ns <= INPUTS_KEPT_NS) {
+            found[count++] = samples_[place].byte_ns;
+        }
+    }
+    auto middle = found.begin() + static_cast<std::ptrdiff_t>(count > 0 ? (count - 1) / 2 : 0);
+    std::nth_element(found.begin(), middle, found.begin() + static_cast<std::ptrdiff_t>(count));
+    byte_ns_ = count > 1 ? *middle : 0;
+    learnt_ns_ = now;
+}
+
+}  // namespace clockwork

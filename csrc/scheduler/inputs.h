@@ -1,0 +1,80 @@
+// How long inputs take to a worker, by byte, learnt from when batches of them have arrived there.
+//
+// Messages to one worker arrive in the order of their sending, so what a batch took of the way itself is counted from
+// its sending or from the arrival of the one before it, whichever was later: bytes that wait behind others are not
+// charged for that. The median of the last samples counts, the lower of two: a hiccup of the way, or of a process at
+// its ends, teaches nothing. All is forgotten a second after the last sample, and there is a bound on it, so that no
+// batch is thought impossible for longer because of what was seen once.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// A sample is of so many bytes at least: of less, delays of other causes are the most.
+inline constexpr std::uint64_t INPUTS_SAMPLE_BYTES = 256 << 10;
+
+// The median of so many is believed, if there were two; each of them counts for so long.
+inline constexpr std::size_t INPUTS_SAMPLES = 8;
+inline constexpr Ns INPUTS_KEPT_NS = SECOND;
+
+// A way is never thought to be slower than this for each byte: 10 MB/s.
+inline constexpr double INPUTS_BYTE_NS_MAX = 100;
+
+// Batches under way of which the sending is remembered; the oldest are then taken to have arrived.
+inline constexpr std::size_t INPUTS_UNDER_WAY = 1024;
+
+class InputsWay {
+public:
+    // A batch of inputs is sent. Its number, from 1 on; 0, for one without bytes, is never asked for.
+    std::uint64_t depart(Ns now, std::uint64_t bytes);
+
+    // The batch of this number was at the worker at ready_ns, which is at most now; there_ns: the delay of the link.
+    void arrived(Ns now, std::uint64_t number, Ns ready_ns, Ns there_ns);
+
+    // What each byte takes; 0 as long as nothing is known.
+    double byte_ns(Ns now) const { return now - learnt_ns_ <= INPUTS_KEPT_NS ? byte_ns_ : 0; }
+    Ns takes_ns(Ns now, std::uint64_t bytes) const {
+        return static_cast<Ns>(byte_ns(now) * static_cast<double>(bytes));
+    }
+    // What a batch takes, if it is nearly as large as the largest of the last ones.
+    Ns batch_ns(Ns now) const { return static_cast<Ns>(byte_ns(now) * batch_bytes_); }
+    // When what was sent is thought to have left.
+    Ns free_ns() const { return free_ns_; }
+    std::uint64_t bytes_under_way() const { return sent_bytes_ - seen_bytes_; }
+
+private:
+    struct Sent {
+        Ns sent_ns = 0;
+        std::uint64_t end_bytes = 0;  // of all that were sent, this one included
+    };
+    struct Sample {
+        double byte_ns = 0;
+        Ns seen_ns = 0;
+    };
+
+    const Sent& at(std::uint64_t number) const { return sent_[number % INPUTS_UNDER_WAY]; }
+    void learn(Ns now);
+
+    std::vector<Sent> sent_;          // a ring, by number; there once something was sent
+    std::uint64_t last_ = 0;          // number of the last that was sent
+    std::uint64_t sent_bytes_ = 0;    // of all until then
+    std::uint64_t seen_ = 0;          // number of the last that is known to have arrived
+    std::uint64_t seen_bytes_ = 0;    // of all until then
+    Ns seen_ready_ns_ = 0;            // when it arrived
+    std::uint64_t sample_bytes_ = 0;  // of the sample that is being taken
+    Ns sample_ns_ = 0;
+    std::array<Sample, INPUTS_SAMPLES> samples_{};
+    std::uint64_t sample_count_ = 0;
+    double byte_ns_ = 0;
+    double batch_bytes_ = 0;          // of most of the last ones, or less
+    Ns learnt_ns_ = 0;
+    Ns free_ns_ = 0;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,112 @@
+"""What `adaptive` learns of the way of inputs to a worker (csrc/scheduler/inputs.h), as stories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clockwork.messages import Status
+from clockwork.scheduler.types import SendInfer
+from tests.unit.stories import MS, Story, spec
+
+LARGE = 602_000  # bytes of a request's inputs
+DELAY_MS = 0.1  # of the link
+
+
+def adaptive(*specs: Any, **more: Any) -> Story:
+    return Story("adaptive", *specs, **more)
+
+
+def send(story: Story, at_ms: float, model: int = 1) -> SendInfer:
+    """One request with large inputs comes and is sent."""
+    _, [order] = story.at(at_ms).request(model, slo_ms=200, size=LARGE)
+    assert isinstance(order, SendInfer)
+    return order
+
+
+def send_large(story: Story, at_ms: float, way_ms: float) -> None:
+    """One request comes and is sent; the worker has its inputs way_ms later."""
+    order = send(story, at_ms)
+    story.at(at_ms + way_ms + 5.2).done(order, 5, ready_ms=at_ms + way_ms)
+
+
+def learnt_ms(story: Story) -> float:
+    """What the inputs of one request are thought to take."""
+    story.tick()
+    return float(story.scheduler.devices()[0]["inputs_mb_ns"]) * LARGE / 1e6 / MS
+
+
+def under_way(story: Story) -> int:
+    return int(story.scheduler.devices()[0]["inputs_bytes"])
+
+
+def test_one_delivery_that_took_long_is_no_rule() -> None:
+    """A segment was lost, and 602 KB took 60 ms instead of half of one: the next are sent as before."""
+    story = adaptive(spec(1))
+    for at_ms in range(0, 100, 10):
+        send_large(story, at_ms, 0.5)
+    send_large(story, 100, 60)
+    _, commands = story.at(200).request(slo_ms=25, size=LARGE)
+    assert [type(one) for one in commands] == [SendInfer]
+
+
+def test_inputs_that_always_take_long_are_learnt_and_forgotten_when_none_are_seen() -> None:
+    """At 60 ms for each request none with an SLO of 25 ms can be in time, and so none is sent, which would teach
+    anything else: what was learnt has to fade, within a second."""
+    story = adaptive(spec(1))
+    for at_ms in range(0, 1000, 100):
+        send_large(story, at_ms, 60)
+    assert learnt_ms(story) == pytest.approx(60 - DELAY_MS, rel=0.01)
+    _, commands = story.at(1000).request(slo_ms=25, size=LARGE)
+    assert SendInfer not in [type(one) for one in commands]
+    story.until(1100)
+    _, commands = story.at(2000).request(slo_ms=25, size=LARGE)
+    assert [type(one) for one in commands] == [SendInfer]
+
+
+def test_bytes_that_wait_behind_others_are_not_charged_for_it() -> None:
+    """Four devices of one worker are sent a batch each at once, time and again: the last arrives after four times as
+    long as one takes."""
+    story = adaptive(*(spec(number) for number in range(1, 5)), devices=4, pages=2, resident=False)
+    for number in range(1, 5):
+        _, [load] = story.request(number, slo_ms=0)
+        [first] = story.done(load, 4)
+        story.done(first, 5)
+    for at_ms in range(0, 120, 20):
+        orders = [send(story, at_ms, number) for number in range(1, 5)]
+        assert under_way(story) >= 4 * LARGE
+        for place, order in enumerate(orders, 1):
+            story.at(at_ms + 5.2 + place).done(order, 5, ready_ms=at_ms + DELAY_MS + place)
+    assert learnt_ms(story) == pytest.approx(1, rel=0.05)
+    assert under_way(story) == 0
+
+
+def test_a_worker_that_stood_still_is_thought_slow_for_a_second_at_most() -> None:
+    """Whatever it says of when inputs arrived: there is a bound on what is believed, and on how long."""
+    story = adaptive(spec(1))
+    for at_ms in range(0, 5000, 500):
+        send_large(story, at_ms, 400)
+    assert 0 < learnt_ms(story) <= LARGE * 100 / MS + 0.01, "a way is never thought to be slower than 10 MB/s"
+    story.at(4905.2 + 1001)
+    assert learnt_ms(story) == 0
+
+
+def test_a_way_that_is_quick_again_is_thought_so_after_a_few_batches() -> None:
+    story = adaptive(spec(1))
+    for at_ms in range(0, 1000, 100):
+        send_large(story, at_ms, 60)
+    for at_ms in range(1000, 1060, 10):
+        send_large(story, at_ms, 0.5)
+    assert learnt_ms(story) < 1
+
+
+def test_actions_that_were_lost_leave_nothing_on_the_way() -> None:
+    """Of an action that failed nothing is said of its inputs; those of the next one that arrives were behind it."""
+    story = adaptive(spec(1))
+    for at_ms in range(0, 100, 10):
+        story.at(at_ms + 1).done(send(story, at_ms), 0, Status.EXECUTION_FAILED, "it broke")
+    story.until(300)
+    assert under_way(story) > 0
+    send_large(story, 400, 0.5)
+    assert under_way(story) == 0

@@ -1,8 +1,8 @@
 """What does a worker answer in time when it is asked for more than it can do?
 
-    python -m bench.overload [--quick] [--json] [--seconds 20] [--loads 0.3,0.6,0.9,1.2,1.5]
+    python -m bench.overload [--quick] [--json] [--seconds 20] [--loads 0.3,0.6,0.9,1.2,1.5] [--policies edf,adaptive]
 
-One worker, a residual network of about 5 ms, an SLO of 100 ms, open-loop Poisson arrivals from a
+One worker (for each policy), a residual network of about 5 ms, an SLO of 100 ms, open-loop Poisson arrivals from a
 process of their own (`clockwork load`). Capacity is 1 / the mean time of plain ONNX Runtime on one
 thread, measured in blocks before and after each load, so that a machine that changes its speed changes
 both. Then: how soon is the device idle after a client with a long queue has gone, in order or killed?
@@ -10,6 +10,7 @@ both. Then: how soon is the device idle after a client with a long queue has gon
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from bench.cluster import Cluster, cpu_s
 from bench.reference import Plain, relative_error
 from clockwork.client import Client
 from clockwork.clock import SECOND, now_ns
+from clockwork.config import POLICY
 from clockwork.models import zoo
 
 SEED = 5
@@ -124,51 +126,72 @@ def idle_after(cluster: Cluster, client: Client, killed: bool) -> float:
     return (at_ns - begin_ns) / 1e6
 
 
-def measure(loads: tuple[float, ...], seconds: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows, one for each load, and facts of the whole run."""
+def idle_with_work_ns(client: Client) -> int:
+    """Of the one device: how long it has been idle while a request waited that it could have served."""
+    return int(client.status()["workers"][0]["devices"][0]["plan"]["idle_with_work_ns"])
+
+
+def measure(
+    loads: tuple[float, ...], seconds: float, policies: tuple[str, ...] = (POLICY,)
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows, for each load one for each policy in turn, and facts of the whole run."""
     model = zoo.build(MODEL, seed=SEED)
     plain = Plain(model)
     x = np.random.default_rng(SEED).standard_normal((1, 3, 64, 64)).astype(np.float32)
     feeds = {"image": x}
     block = max(10, int(min(BLOCK_S, seconds / 2) / plain.block(feeds, 10)))
     rows = []
-    with Cluster() as cluster, cluster.client() as client:
-        client.register(MODEL, model)
-        error = relative_error(client.infer(MODEL, x), plain.run(feeds)[0])
-        offer(cluster, 0.5 / plain.block(feeds, block), min(seconds, 2.0), SEED)  # warm-up
-        rss_before = cluster.rss_bytes()
+    with contextlib.ExitStack() as stack:
+        served: dict[str, tuple[Cluster, Client]] = {}
+        for policy in policies:
+            cluster = stack.enter_context(Cluster(controller_arguments=("--policy", policy)))
+            client = stack.enter_context(cluster.client())
+            client.register(MODEL, model)
+            error = relative_error(client.infer(MODEL, x), plain.run(feeds)[0])
+            offer(cluster, 0.5 / plain.block(feeds, block), min(seconds, 2.0), SEED)  # warm-up
+            served[policy] = cluster, client
+        rss_before = {policy: cluster.rss_bytes() for policy, (cluster, _) in served.items()}
         mean_before = plain.block(feeds, block)
         for index, load in enumerate(loads):
-            pids = (cluster.controller.pid, cluster.workers[0].pid)
-            used = [cpu_s(pid) for pid in pids]
-            before = client.status()["counts"]
-            found = offer(cluster, load / mean_before, seconds, SEED + index)
-            after = client.status()["counts"]
-            used = [cpu_s(pid) - one for pid, one in zip(pids, used)]
-            mean_after = plain.block(feeds, block)
-            capacity = 2 / (mean_before + mean_after)
-            rows.append(
-                {
-                    **row(load, capacity, found, before, after),
-                    "capacity/s": round(capacity, 1),
-                    "controller_cpu": round(used[0] / found["seconds"], 2),
-                    "worker_cpu": round(used[1] / found["seconds"], 2),
-                }
-            )
-            mean_before = mean_after
-        rss_after = cluster.rss_bytes()
-        facts = {
+            for policy, (cluster, client) in served.items():
+                pids = (cluster.controller.pid, cluster.workers[0].pid)
+                used = [cpu_s(pid) for pid in pids]
+                before, idle_ns = client.status()["counts"], idle_with_work_ns(client)
+                found = offer(cluster, load / mean_before, seconds, SEED + index)
+                after, idle_ns = client.status()["counts"], idle_with_work_ns(client) - idle_ns
+                used = [cpu_s(pid) - one for pid, one in zip(pids, used)]
+                mean_after = plain.block(feeds, block)
+                capacity = 2 / (mean_before + mean_after)
+                rows.append(
+                    {
+                        "policy": policy,
+                        **row(load, capacity, found, before, after),
+                        "idle_with_work_%": round(100 * idle_ns / SECOND / found["seconds"], 2),
+                        "capacity/s": round(capacity, 1),
+                        "controller_cpu": round(used[0] / found["seconds"], 2),
+                        "worker_cpu": round(used[1] / found["seconds"], 2),
+                    }
+                )
+                mean_before = mean_after
+        facts: dict[str, Any] = {
             "plain ONNX Runtime, mean ms": float(np.mean(plain.times_ns)) / 1e6,
             "plain ONNX Runtime, p99 ms": float(np.percentile(plain.times_ns, 99)) / 1e6,
             "largest relative error of the checked answer": error,
-            "controller RSS before and after, MiB": [
-                round(one[0] / 2**20, 1) for one in (rss_before, rss_after)
-            ],
-            "worker RSS before and after, MiB": [round(one[1] / 2**20, 1) for one in (rss_before, rss_after)],
-            "idle after a client closed, ms": round(idle_after(cluster, client, killed=False), 1),
-            "idle after a client was killed, ms": round(idle_after(cluster, client, killed=True), 1),
-            "refusals by reason": client.status()["counts"]["refusals"],
         }
+        for policy, (cluster, client) in served.items():
+            both = (rss_before[policy], cluster.rss_bytes())
+            for number, name in enumerate(("controller", "worker")):
+                grown = [round(one[number] / 2**20, 1) for one in both]
+                facts[f"{policy}: {name} RSS before and after, MiB"] = grown
+            facts |= {
+                f"{policy}: idle after a client closed, ms": round(
+                    idle_after(cluster, client, killed=False), 1
+                ),
+                f"{policy}: idle after a client was killed, ms": round(
+                    idle_after(cluster, client, killed=True), 1
+                ),
+                f"{policy}: refusals by reason": client.status()["counts"]["refusals"],
+            }
     return rows, facts
 
 
@@ -176,9 +199,11 @@ def main() -> None:
     parser = report.command_line(__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--loads", default=",".join(str(load) for load in LOADS))
+    parser.add_argument("--policies", default=POLICY, help="measured in turn at each load: edf,adaptive")
     arguments = parser.parse_args()
     loads = (0.5, 1.5) if arguments.quick else tuple(float(one) for one in arguments.loads.split(","))
-    rows, facts = measure(loads, 2.0 if arguments.quick else arguments.seconds)
+    policies = tuple(arguments.policies.split(","))
+    rows, facts = measure(loads, 2.0 if arguments.quick else arguments.seconds, policies)
     report.show("overload of one worker", SEED, rows, facts, arguments.json)
 
 

@@ -151,6 +151,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t served
         uint64_t evicted_early
         int64_t idle_with_work_ns
+        int64_t lead_ns
         int64_t recent_ns
         int64_t recent_executing_ns
         int64_t recent_idle_with_work_ns

@@ -561,6 +561,7 @@ cdef class Core:
             "served": row.served,
             "evicted_early": row.evicted_early,
             "idle_with_work_ns": row.idle_with_work_ns,
+            "lead_ns": row.lead_ns,
             "recent_ns": row.recent_ns,
             "recent_executing_ns": row.recent_executing_ns,
             "recent_idle_with_work_ns": row.recent_idle_with_work_ns,

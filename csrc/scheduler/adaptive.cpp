@@ -44,7 +44,7 @@ std::uint32_t most_rows(const Takes& takes, Ns time_ns, std::uint32_t rows_max) 
 }  // namespace
 
 Adaptive::Adaptive(const SchedulerOptions& options)
-    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", ADAPTIVE_AHEAD_NS)),
+    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", 0)),
       holds_(option(options, "off_hold", 0) == 0),
       sacrifices_(option(options, "off_sacrifice", 0) == 0),
       saves_devices_(option(options, "save_devices", 0) != 0),

@@ -32,7 +32,8 @@
 // does not crowd out the others. At any time a request is refused that could not be reached if all devices did nothing
 // but its model's queue.
 //
-// Beside them: the way of inputs to a worker is learnt, by byte (inputs.h), and is a stage before the device. A device
+// Beside them: how long before a device is planned to be free its next batch is sent is learnt, too, from how wrong plans
+// were (lead.h). The way of inputs to a worker is learnt, by byte (inputs.h), and is a stage before the device. A device
 // counts as busy until what was sent could have arrived and been executed, and a batch is sent so much earlier than the
 // device is free as inputs have taken of late: one executes while the next is on its way.
 //
@@ -46,9 +47,6 @@
 #include "scheduler/queued.h"
 
 namespace clockwork {
-
-// How far ahead of a device's becoming free its next batch is sent, beyond the delay of the link.
-inline constexpr Ns ADAPTIVE_AHEAD_NS = 100'000;
 
 // Of what arrived, half is forgotten in this.
 inline constexpr Ns NEED_HALF_LIFE_NS = 1'400 * MS;
@@ -148,6 +146,10 @@ protected:
         return takes_ns(spec, shape, rows);
     }
     Ns inputs_ns(const Device& device) const override;
+    Ns ahead_ns(const Device& device) const override {
+        return schedule_ahead_ns_ > 0 ? schedule_ahead_ns_ : device.lead.ns(now_);
+    }
+    void ended(Device& device, Ns early_ns) override { device.lead.needed(now_, early_ns); }
     void depart(Flight& flight) override;
     void delivered(const Flight& flight, Ns ready_ns) override;
     void executed(const Flight& flight, Ns took_ns) override;

@@ -34,6 +34,7 @@ DeviceStatus status_of(const Device& device, Ns now) {
     row.served = device.served;
     row.evicted_early = device.evicted_early;
     row.idle_with_work_ns = device.time.idle_with_work_ns;
+    row.lead_ns = device.lead.is_learnt() ? device.lead.ns(now) : 0;
     DeviceTime::Mark recent = device.time.recent(now);
     row.recent_ns = recent.at_ns;
     row.recent_executing_ns = recent.executing_ns;

@@ -413,7 +413,7 @@ bool Queued::feed(Device& device) {
                 return false;
             }
         }
-        Ns due = free - worker.there_ns - schedule_ahead_ns_ - inputs;
+        Ns due = free - worker.there_ns - ahead_ns(device) - inputs;
         if (due > now_) {
             device.wake_at(due);
             return false;

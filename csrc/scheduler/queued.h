@@ -94,6 +94,11 @@ protected:
         (void)device;
         return 0;
     }
+    // How long before a device is planned to be free its next batch is sent, beyond its way there.
+    virtual Ns ahead_ns(const Device& device) const {
+        (void)device;
+        return schedule_ahead_ns_;
+    }
     // What a device's timeline is to count for a batch.
     virtual Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) {
         return spec.alone_ns(shape, rows);

@@ -702,12 +702,15 @@ void Service::leave_lane(Flight& flight, const ActionResult& result) {
     Device& device = *flight.device;
     const Worker& worker = *device.worker;
     bool is_first = device.lane.front() == &flight;
+    bool is_sane = 0 < result.end_ns && result.end_ns <= now_;
+    if (is_first && is_sane && result.status == Status::OK) {
+        ended(device, device.head_end_ns - result.end_ns + (result.ready_ns > 0 ? result.ready_ns - flight.there_ns : 0));
+    }
     device.lane.erase(&flight);
     --flight.residency->flying;
     if (device.lane.empty()) {
         device.idle_since_ns = now_;
     } else if (is_first) {
-        bool is_sane = 0 < result.end_ns && result.end_ns <= now_;
         device.retime_lane(is_sane ? result.end_ns : now_ - worker.back_ns);
     } else {
         device.lane_end_ns -= flight.duration_ns;

@@ -62,7 +62,7 @@ def test_overload_is_answered_with_refusals() -> None:
     assert facts["largest relative error of the checked answer"] < paging.TOLERANCE
     for how in ("closed", "was killed"):
         # Far above the goal of 50 ms, and far below what the queue would have taken.
-        assert facts[f"idle after a client {how}, ms"] < 1000.0
+        assert facts[f"{POLICY}: idle after a client {how}, ms"] < 1000.0
 
 
 @pytest.mark.slow

@@ -137,6 +137,7 @@ class Connection:
         self._waiting: collections.deque[Call] = collections.deque()
         self._deadlines: list[tuple[int, int, Call]] = []
         self._state = _State.DOWN
+        self._unapplied: list[Change] = []  # of the connection, behind messages that have not been taken in
         self._broken = 0  # handshakes that broke off in a row
         self._sleeping = False
         self._woken = False
@@ -397,6 +398,7 @@ class Connection:
         self._dealer = self._transport.dealer(self.endpoint, self._keys)
         self._waiter = Waiter([self._dealer], [self._wake_fd])
         self._state = _State.DOWN
+        self._unapplied = []
         self._broken = 0
 
     def _hang_up(self) -> None:
@@ -428,8 +430,10 @@ class Connection:
         # A connection that was lost and came back must be greeted before it is used.
         assert self._dealer is not None
         changes = self._dealer.changes()
-        if changes or self._state is not _State.READY:
+        if changes or self._unapplied or self._state is not _State.READY:
             self._pump(changes)
+            if self._state is _State.DOWN and self._dealer is not None and self._dealer.is_up:
+                self._greet()  # it said goodbye, and is still there
             if call.done:
                 return
         if self._state is _State.READY and not self._waiting:
@@ -464,13 +468,21 @@ class Connection:
         call.finish(received, error)
 
     def _pump(self, changes: list[Change] | None = None) -> None:
-        """Take in everything that has arrived. changes: of the connection, if the dealer was asked already."""
+        """Take in what has arrived. changes: of the connection, if the dealer was asked already.
+
+        Of a flood, so many messages as leave the caller to look at the time; the rest keeps the dealer readable.
+        """
+        left = config.CLIENT_MESSAGES_PER_TURN
         while (dealer := self._dealer) is not None:
             # Asked for first, applied last: what arrived before a loss still counts.
-            if changes is None:
-                changes = dealer.changes()
-            while self._dealer is dealer and (frames := dealer.receive()) is not None:
+            changes = self._unapplied + (dealer.changes() if changes is None else changes)
+            self._unapplied = []
+            while self._dealer is dealer and left > 0 and (frames := dealer.receive()) is not None:
+                left -= 1
                 self._take(frames)
+            if left <= 0 and self._dealer is dealer and dealer.readable():
+                self._unapplied = changes
+                break
             for change in changes:
                 if self._dealer is dealer:
                     self._apply(change)
@@ -547,9 +559,13 @@ class Connection:
         elif kind is UploadNeed or kind is UploadAck or kind is Progress:
             call = self._calls.get(message.request_id)
             if call is not None and call.inbox is not None:
+                if call.inbox.qsize() >= config.CLIENT_INBOX_MAX:
+                    text = f"{config.CLIENT_INBOX_MAX} messages of {self.endpoint} wait for this call to read them"
+                    self._end(call, None, ClockworkError(text))
+                    return
                 if call.renewed:
                     call.deadline_ns = now_ns() + call.timeout_ns
-                call.inbox.put((message, frames[1:]))
+                call.inbox.put((message, []))  # it has no frames, and what came as such is not kept
         elif kind is ClientWelcome:
             if message.protocol == PROTOCOL_VERSION:
                 self._state = _State.READY

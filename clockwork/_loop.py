@@ -57,6 +57,7 @@ class LoopConnection(Connection):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = NEVER_NS
         self._busy = False  # within a turn
+        self._again: asyncio.Handle | None = None  # the next turn, where there is more to do than one should
         super().__init__(endpoint, keys, name)
 
     def start(self) -> None:
@@ -111,7 +112,11 @@ class LoopConnection(Connection):
         self._turn()
 
     def _turn(self) -> None:
-        """Do whatever there is to do, and see to it that the loop comes back in time."""
+        """Do what there is to do, and see to it that the loop comes back: in time, and at once to what is left of a flood,
+        once others have had their turn."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         self._busy = True
         try:
             while True:
@@ -122,8 +127,11 @@ class LoopConnection(Connection):
                     return
                 self._pump()
                 self._expire(now_ns())
-                if not self._queue and (self._dealer is None or not self._dealer.readable()):
-                    break
+                if self._queue:
+                    continue
+                if self._dealer is not None and self._dealer.readable() and self._loop is not None:
+                    self._again = self._loop.call_soon(self._turn)
+                break
             self._watch()
         finally:
             self._busy = False
@@ -161,8 +169,9 @@ class LoopConnection(Connection):
 
     def _release(self) -> None:
         self._unwatch()
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._again):
+            if handle is not None:
+                handle.cancel()
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._wake_fd)
         super()._release()

@@ -15,11 +15,13 @@ from clockwork.client import (
     Client,
     Inputs,
     Keys,
+    MetricsPages,
     Outputs,
     ProgressCallback,
     checked_model,
     checked_version,
     encode_route,
+    made,
     models_of,
     register,
     registration_options,
@@ -125,11 +127,11 @@ class AsyncClient:
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """See Client.models()."""
-        return models_of(await self._query("models", "", timeout))
+        return made(models_of, await self._query("models", "", timeout))
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """See Client.model()."""
-        return ModelInfo.from_wire(await self._query("model", checked_model(name), timeout))
+        return made(ModelInfo.from_wire, await self._query("model", checked_model(name), timeout))
 
     async def unregister(self, name: str, *, timeout: float | None = None) -> None:
         """See Client.unregister()."""
@@ -156,19 +158,19 @@ class AsyncClient:
         """See Client.route()."""
         request_id = self._connection.next_id()
         header = encode_route(request_id, name, shares, shadow, tolerance)
-        return RouteInfo.from_wire(await self._ask(request_id, header, timeout))
+        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
 
     async def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
         """See Client.promote()."""
         request_id = self._connection.next_id()
         header = wire.encode(Promote(request_id, checked_model(name), checked_version(version)))
-        return RouteInfo.from_wire(await self._ask(request_id, header, timeout))
+        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
 
     async def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
         """See Client.rollback()."""
         request_id = self._connection.next_id()
         header = wire.encode(Rollback(request_id, checked_model(name)))
-        return RouteInfo.from_wire(await self._ask(request_id, header, timeout))
+        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
 
     async def status(self, *, timeout: float | None = None) -> Status:
         """See Client.status()."""
@@ -176,12 +178,10 @@ class AsyncClient:
 
     async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """See Client.metrics()."""
-        body = await self._query("metrics", model, timeout)
-        while following := body.pop("next", ""):
-            page = await self._query("metrics", following, timeout)
-            body["models"] += page["models"]
-            body["next"] = page["next"]
-        return dict(body)
+        pages = MetricsPages(self._client._limit_ns(timeout))
+        while pages.add(await self._query("metrics", pages.following or model, pages.left_s())):
+            pass
+        return pages.body
 
     async def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""

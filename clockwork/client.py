@@ -11,13 +11,13 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 from clockwork import config, wire
 from clockwork._connection import Connection, Exchange
-from clockwork.clock import to_ns
+from clockwork.clock import now_ns, to_ns, to_seconds
 from clockwork.description import ModelInfo, RouteInfo, Status
-from clockwork.errors import ClockworkError, InvalidInput, InvalidModel
+from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, RequestTimeout
 from clockwork.keys import PeerKeys, read_peer_keys
 from clockwork.messages import (
     Answer,
@@ -38,6 +38,7 @@ from clockwork.messages import (
 )
 from clockwork.models.package import PROFILE_FILE, hash_file
 from clockwork.profiles import ModelProfile
+from clockwork.telling import tell as tell_value
 from clockwork.tensors import Array, as_array, decode_tensor, encode_array
 from clockwork.transport import Frame
 
@@ -48,6 +49,8 @@ Outputs: TypeAlias = Array | dict[str, Array]
 Batching: TypeAlias = Literal["auto", "on", "off"]
 ProgressCallback: TypeAlias = Callable[[str, int, int], None]
 """Called with (stage, done, total); total 0 is unknown. Stages: hash, upload, store, prepare."""
+
+Made = TypeVar("Made")
 
 Keys: TypeAlias = PeerKeys | str | os.PathLike[str] | None
 
@@ -177,11 +180,11 @@ class Client:
 
     def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Every registered model, by name and version."""
-        return models_of(self._query("models", "", timeout))
+        return made(models_of, self._query("models", "", timeout))
 
     def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """One model; its newest version, or the one in ``name@version``. Raises ModelNotFound."""
-        return ModelInfo.from_wire(self._query("model", checked_model(name), timeout))
+        return made(ModelInfo.from_wire, self._query("model", checked_model(name), timeout))
 
     def unregister(self, name: str, *, timeout: float | None = None) -> None:
         """Remove a model, or one version of it. What was admitted is still answered."""
@@ -220,7 +223,7 @@ class Client:
         """
         request_id = self._connection.next_id()
         header = encode_route(request_id, name, shares, shadow, tolerance)
-        return RouteInfo.from_wire(self._reply(request_id, header, timeout))
+        return made(RouteInfo.from_wire, self._reply(request_id, header, timeout))
 
     def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
         """Give all of a model's traffic to one version, at once; a shadow ends.
@@ -230,13 +233,13 @@ class Client:
         """
         request_id = self._connection.next_id()
         header = wire.encode(Promote(request_id, checked_model(name), checked_version(version)))
-        return RouteInfo.from_wire(self._reply(request_id, header, timeout))
+        return made(RouteInfo.from_wire, self._reply(request_id, header, timeout))
 
     def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
         """Go back to the route before the last route() or promote(), at once; several times, one by one."""
         request_id = self._connection.next_id()
         header = wire.encode(Rollback(request_id, checked_model(name)))
-        return RouteInfo.from_wire(self._reply(request_id, header, timeout))
+        return made(RouteInfo.from_wire, self._reply(request_id, header, timeout))
 
     def status(self, *, timeout: float | None = None) -> Status:
         """The cluster as its controller sees it; see clockwork.description.Status."""
@@ -246,12 +249,10 @@ class Client:
 
     def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """Every number that the controller has, as plain data: see docs/metrics.md. model: of its versions alone."""
-        body = self._query("metrics", model, timeout)
-        while following := body.pop("next", ""):
-            page = self._query("metrics", following, timeout)
-            body["models"] += page["models"]
-            body["next"] = page["next"]
-        return dict(body)
+        pages = MetricsPages(self._limit_ns(timeout))
+        while pages.add(self._query("metrics", pages.following or model, pages.left_s())):
+            pass
+        return pages.body
 
     def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
@@ -338,7 +339,7 @@ def decode_answer(message: Any, frames: list[Frame], single: bool) -> Outputs:
         for name, dtype, shape, frame in message.tensors:
             outputs[name] = decode_tensor(dtype, shape, frames[frame])
     except (ValueError, TypeError, IndexError) as error:
-        raise ClockworkError(f"the controller's answer is damaged: {error}") from None
+        raise _damaged(str(error)) from None
     if single and len(outputs) == 1:
         return next(iter(outputs.values()))
     return outputs
@@ -346,8 +347,52 @@ def decode_answer(message: Any, frames: list[Frame], single: bool) -> Outputs:
 
 def reply_body(message: Any, frames: list[Frame]) -> Any:
     if type(message) is not Reply:
-        raise ClockworkError(f"the controller's answer is damaged: {type(message).__name__} answers no query")
+        raise _damaged(f"{type(message).__name__} answers no query")
     return message.body
+
+
+def made(make: Callable[[Any], Made], body: Any) -> Made:
+    """What ``make`` makes of a reply's body. Raises ClockworkError where that is not what such a reply has."""
+    try:
+        return make(body)
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise _damaged(f"{type(error).__name__}: {tell_value(str(error))}") from None
+
+
+def _damaged(text: str) -> ClockworkError:
+    return ClockworkError(f"the controller's answer is damaged: {text}")
+
+
+class MetricsPages:
+    """The answers to one query for metrics, page by page, within one time limit and bounds of their number."""
+
+    def __init__(self, limit_ns: int) -> None:
+        self.body: dict[str, Any] = {}
+        self.following = ""  # what the query for the next page asks for
+        self._until_ns = now_ns() + limit_ns
+        self._limit_ns = limit_ns
+
+    def left_s(self) -> float:
+        """Until the limit, for the next page. Raises RequestTimeout."""
+        left_ns = self._until_ns - now_ns()
+        if left_ns <= 0:
+            raise RequestTimeout(f"no answer within {to_seconds(self._limit_ns):g} s")
+        return to_seconds(left_ns)
+
+    def add(self, page: Any) -> bool:
+        """Take the next page; whether one follows. Raises ClockworkError of what no page can be."""
+        if type(page) is not dict or type(models := page.get("models")) is not list:
+            raise _damaged("it is no page of metrics")
+        self.following = page.pop("next", "")
+        if type(self.following) is not str or (self.following and not models):
+            raise _damaged("a page of metrics without a model is followed by another")
+        if not self.body:
+            self.body = page
+        else:
+            self.body["models"] += models
+        if len(self.body["models"]) > config.MODELS_MAX:
+            raise _damaged(f"it has metrics of more than {config.MODELS_MAX} models")
+        return bool(self.following)
 
 
 def models_of(body: Any) -> list[ModelInfo]:
@@ -493,8 +538,9 @@ def register(
         if opened is not None:
             opened(exchange)
         try:
-            return ModelInfo.from_wire(
-                _upload(exchange, request_id, [source for _, source in files], rows, tell)
+            return made(
+                ModelInfo.from_wire,
+                _upload(exchange, request_id, [source for _, source in files], rows, tell),
             )
         finally:
             exchange.close()
@@ -558,12 +604,13 @@ def _upload(
         if type(message) is Progress:
             tell(message.stage, message.done, message.total)
         elif type(message) is UploadNeed:
-            if not (message.window > 0 and 0 < message.chunk_bytes <= config.MESSAGE_BYTES_MAX):
-                raise ClockworkError("the controller asks for chunks that cannot be made")
+            if window:
+                raise ClockworkError("the controller asks for the package a second time")
             chunks = _chunks(sources, rows, message.chunk_bytes)
-            window, unacknowledged, sent_bytes = message.window, 0, 0
+            # What is sent and not acknowledged is in this process's memory.
+            window = min(message.window, max(1, config.UPLOAD_AHEAD_BYTES_MAX // message.chunk_bytes))
         elif type(message) is UploadAck:
-            unacknowledged -= message.chunks
+            unacknowledged = max(0, unacknowledged - message.chunks)
         else:
             return reply_body(message, frames)
         while unacknowledged < window and (chunk := next(chunks, None)) is not None:

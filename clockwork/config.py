@@ -416,6 +416,15 @@ CLIENT_STALL_NS = 960_000_000_000
 CLIENT_CALLS_MAX = 16_384
 """Calls of one client that may wait for their answers; one more is refused as overloaded."""
 
+CLIENT_MESSAGES_PER_TURN = 1_024
+"""Messages that a client takes in before it looks at the time, and at what it has been asked to do, again."""
+
+CLIENT_INBOX_MAX = 4_096
+"""Messages of an upload that its caller has not read yet (its callback for progress may be slow); one more ends it."""
+
+UPLOAD_AHEAD_BYTES_MAX = 256 << 20
+"""Bytes of a package that a client sends ahead of what was acknowledged, and of one piece, whatever it is asked for."""
+
 CLIENT_THREAD_IDLE_NS = 5_000_000_000
 """A client's I/O thread ends after this long without work; a lone caller then does its own I/O again."""
 

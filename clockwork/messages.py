@@ -19,7 +19,6 @@ from clockwork.config import (
     FILES_MAX,
     FRAMES_MAX,
     HOST_BYTES_MAX,
-    MESSAGE_BYTES_MAX,
     MODEL_REFERENCE_MAX,
     NAME_BYTES_MAX,
     PACKAGE_BYTES_MAX,
@@ -39,6 +38,7 @@ from clockwork.config import (
     SUMMARY_BYTES_MAX,
     SUMMARY_TEXT_CHARS_MAX,
     TENSORS_MAX,
+    UPLOAD_AHEAD_BYTES_MAX,
     VERSION_MAX,
     WORKER_DEVICES_MAX,
 )
@@ -339,7 +339,7 @@ class UploadNeed(NamedTuple):
 
     request_id: Id
     window: Annotated[int, Integer(1, 1 << 16)]
-    chunk_bytes: Annotated[int, Integer(1, MESSAGE_BYTES_MAX)]
+    chunk_bytes: Annotated[int, Integer(1, UPLOAD_AHEAD_BYTES_MAX)]
 
 
 class UploadAck(NamedTuple):

@@ -305,6 +305,11 @@ class Dealer:
             del frames[1:]
         return frames
 
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection, by what changes() has told."""
+        return self._up
+
     def changes(self) -> list[Connection]:
         """What happened to the connection since the last call, in order."""
         changes = [_CHANGES[event] for event, _ in _read_monitor(self._monitor, self._monitor_probe)]

@@ -83,6 +83,7 @@ test-all: $(TESTABLE) $(MODELS) $(CLIENTS) $(RAY) $(CUPY) ## the slow tests and 
 
 test-long: $(TESTABLE) $(MODELS) $(CLIENTS) ## what takes minutes each: sanitizers, hostile input at length, fuzzing
 	$(BIN)/python -m pytest -m long $(TESTS)
+	$(if $(TESTS),,$(BIN)/python tools/debug.py)
 
 conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the CPU device
 	$(BIN)/python -m pytest -m conformance $(TESTS)

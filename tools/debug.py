@@ -49,7 +49,9 @@ def environment() -> dict[str, str]:
         # Before Python, whose allocations ASan has to see. libstdc++ with it, or ASan looks for what throws exceptions
         # before any extension has brought that, and ends the process at the first one.
         "LD_PRELOAD": " ".join(_library_of_gcc(name) for name in ("libasan.so", "libstdc++.so")),
-        "ASAN_OPTIONS": f"detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:log_path={FINDINGS / 'asan'}",
+        # Not what SIGSEGV and SIGBUS are about: tests send them, and a real one ends a process without ASan as well.
+        "ASAN_OPTIONS": "handle_segv=0:handle_sigbus=0:detect_leaks=0:abort_on_error=1:"
+        f"detect_stack_use_after_return=1:log_path={FINDINGS / 'asan'}",
         "UBSAN_OPTIONS": f"print_stacktrace=1:halt_on_error=1:log_path={FINDINGS / 'ubsan'}",
         "PYTHONPATH": os.pathsep.join([str(LIBRARY), str(ROOT)]),
         "PYTHONSAFEPATH": "1",  # else `python -m` would take what lies in the working directory

@@ -25,6 +25,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 TRACE_DURATION_S = 600.0
 """What is counted of a trace, unless told otherwise."""
 
+NOISE = 0.0003
+"""Of execution times, where nobody measured it."""
+
+NOISE_EXECUTIONS_MIN = 500
+"""What fewer executions of a cluster say of its noise is not believed."""
+
 NOT_FOUND = {
     "devices": "no number of devices holds this load",
     "rate": "no rate holds",
@@ -84,8 +90,9 @@ def _options(command: F) -> F:
                      help="Bytes a second of a worker's network.  [default: no limit]"),
         click.option("--network-ms", type=click.FloatRange(0, 1000), default=0.05, show_default=True,
                      help="Delay between controller and worker, each way."),
-        click.option("--noise", type=click.FloatRange(0, 1), default=0.0003, show_default=True,
-                     help="Relative sigma of execution times (a GPU's; a CPU has 0.01 and more)."),
+        click.option("--noise", type=click.FloatRange(0, 1),
+                     help="Relative sigma of execution times.  [default: with outliers, as the cluster at --endpoint had"
+                     f" it; of profiles {NOISE}, a GPU's: a CPU has 0.01 and more]"),
         click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True,
                      help="Simulations of each setting."),
         click.option("--requests", type=click.IntRange(0), default=0,
@@ -228,6 +235,7 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
     from clockwork.cli_profiles import read_profiles
     from clockwork.sim import Cluster
 
+    noise, outlier, outlier_factor = NOISE if given["noise"] is None else given["noise"], 0.0, 1.0
     page_bytes, arena = _bytes(given["page_size"]), _bytes(given["arena"])
     delay_ns = jitter_ns = round(given["network_ms"] * 1e6)
     if given["profiles"] is not None:
@@ -238,7 +246,8 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         with new_client(given["endpoint"], given["key"], given["timeout"]) as client:
             status = client.status()
             ready = [one for one in client.models() if one.state == "ready" and one.raw.get("current", True)]
-            models = [profiles.from_info(client.model(one.name)) for one in ready]  # the list has no profiles
+            # The list has no profiles.
+            models = [profiles.from_info(client.model(one.name), serving=True) for one in ready]
         if not models:
             raise ConfigError("the cluster has no model that is ready: add some, or give --profiles")
         workers = status["workers"]
@@ -248,6 +257,17 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         page_bytes, pages = int(found[0]["page_bytes"]), int(found[0]["page_count"])
         delay_ns = int(workers[0]["rtt_ns"]) // 2
         jitter_ns = int(workers[0]["jitter_ns"])
+        measured = status.get("noise") or {}
+        if given["noise"] is None and measured.get("executions", 0) >= NOISE_EXECUTIONS_MIN:
+            noise, outlier = measured["sigma"], measured["outliers"]
+            outlier_factor = max(measured["outlier_factor"], 1.0)
+            pace = measured["pace"]  # expected times are a little above the median
+            models = [
+                dataclasses.replace(
+                    one, exec_ns={batch: round(ns * pace) for batch, ns in one.exec_ns.items()}
+                )
+                for one in models
+            ]
     if given["names"]:
         known = {one.name: one for one in models}
         if missing := [name for name in given["names"] if name not in known]:
@@ -258,7 +278,9 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
         devices_per_worker=given["devices_per_worker"],
         page_bytes=page_bytes,
         page_count=pages,
-        exec_noise=given["noise"],
+        exec_noise=noise,
+        outlier=outlier,
+        outlier_factor=outlier_factor,
         load_noise=0.01,
         link_there_ns=delay_ns,
         link_back_ns=delay_ns,
@@ -316,6 +338,14 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
     else:
         lines = [f"  {sought:<14}{written(sought, found.answer)}"]
     lines.append(f"  {'fluid bound':<14}{written(sought, found.fluid)}")
+    cluster = scenario.cluster
+    outliers = ""
+    if cluster.outlier > 0:
+        outliers = f", {100 * cluster.outlier:.3g} % of them {cluster.outlier_factor:.3g} times as long"
+    lines += [
+        f"  {'executions':<14}sigma {100 * cluster.exec_noise:.3g} %{outliers}",
+        f"  {'left out':<14}clients' and gateways' own time, other work on the machines",
+    ]
     if scenario.rehearsed:
         lines.append(
             f"  {'counted':<14}the busiest part, at {scenario.crowding:.4g} times the whole trace's rate"

@@ -156,6 +156,7 @@ class Status(TypedDict, total=False):
     clients: Any
     workers: list[dict[str, Any]]  # id, name, state, rtt_ns, jitter_ns, devices, memory, ...
     counts: dict[str, int]
+    noise: dict[str, float]  # of executions: executions, pace, sigma, outliers, outlier_factor
     complaints: dict[str, int]  # messages that were malformed, or met a defect (failed), by sender
     troubles: dict[
         str, Any

@@ -292,21 +292,26 @@ def linear(
 # ----- from a live cluster -------------------------------------------------------------------
 
 
-def from_info(info: ModelInfo) -> ModelProfile:
-    """What a cluster measured of a registered model, as its registration example was shaped.
+def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
+    """What a cluster measured of a registered model, as its registration example was shaped; serving: as it has been
+    executed of late, where it has been, and not as at its registration.
 
     Raises ConfigError for a model that has not been profiled.
     """
     if not info.profile:
         raise ConfigError(f"model {info.name!r} is {info.state} and has no profile {info.text}".rstrip())
     shape = info.profile[0].shape
+    times = [point.exec_ns for point in info.profile]
+    expected = list(info.raw.get("expected_ns") or ())
+    if serving and len(expected) == len(times):
+        times = expected
     rows = [(1, *one) for one in shape] if info.batches else list(shape)
     symbols: dict[str, int] = {}
     for spec, known in zip(info.inputs, rows):
         symbols |= {size: value for size, value in zip(spec.shape, known) if isinstance(size, str) and size}
     profile = ModelProfile(
         name=info.name,
-        exec_ns={point.batch: point.exec_ns for point in info.profile if point.shape == shape},
+        exec_ns={point.batch: ns for point, ns in zip(info.profile, times) if point.shape == shape},
         weights_bytes=info.weights_bytes,
         load_ns=info.load_ns,
         input_bytes=sum(tensor_bytes(code_of(spec.dtype), known) for spec, known in zip(info.inputs, rows)),

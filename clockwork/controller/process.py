@@ -956,6 +956,7 @@ class Controller:
         state, text = self._registrar.state_of(model)
         return {
             **model.describe(names, resident),
+            **self._expected(model),
             "state": state,
             "text": text,
             **self._table.traffic(model),
@@ -963,6 +964,12 @@ class Controller:
             "route": self.describe_route(model.record.name),
             "hosted": self._hosts(model, names),
         }
+
+    def _expected(self, model: ServedModel) -> dict[str, Any]:
+        """Its profile as of now, by what its executions took since it was made."""
+        profile = model.prepared.profile if model.prepared else ()
+        times = self._scheduler.expected_ns(model.model_id, profile)
+        return {"expected_ns": times} if times else {}
 
     def describe_route(self, name: str) -> dict[str, Any]:
         return self._table.describe_route(name, self._exchange.shadow_results(name))
@@ -1043,6 +1050,7 @@ class Controller:
             "requests_held_max": QUEUED_REQUESTS_MAX,
             "counts": self._count_all(),
             "predictions": self._scheduler.predictions(),
+            "noise": self._scheduler.noise(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "workers": workers,
             "troubles": self.troubles.describe(self._exchange.now_ns),

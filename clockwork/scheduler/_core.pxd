@@ -118,7 +118,15 @@ cdef extern from "scheduler/predictions.h" namespace "clockwork" nogil:
         CHistogram over
         CHistogram under
 
+    cdef cppclass CNoise "clockwork::Predictions::Noise":
+        uint64_t executions
+        double pace
+        double sigma
+        double outliers
+        double outlier_factor
+
     cdef cppclass CPredictions "clockwork::Predictions":
+        CNoise noise()
         CErrors infer_duration
         CErrors infer_completion
         CErrors load_duration
@@ -235,6 +243,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[int32_t] hosts(int64_t model_id) except +
         CSnapshot snapshot() except +
         double devices_wanted(int64_t now) except +
+        vector[int64_t] expected_ns(int64_t model_id, const vector[CProfilePoint] &points) except +
         const CPredictions *predictions()
         void check_invariants() except +AssertionError
         CCommands out

@@ -45,6 +45,8 @@ class Core:
     def hosts(self, model_id: int) -> list[int]:
         """The workers whose host stores have the model."""
 
+    def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]: ...
+    def noise(self) -> dict[str, float]: ...
     def devices_wanted(self, now_ns: int) -> float:
         """How many devices today's load needs; see csrc/scheduler/demand.h. It looks at every model."""
 

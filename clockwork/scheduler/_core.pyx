@@ -405,7 +405,6 @@ cdef class Core:
 
     cdef void _model_ready(self, int64_t now, int32_t worker, object spec) except *:
         cdef CModelSpec one
-        cdef CProfilePoint point
         if spec.model_id not in self._names:
             self._names[spec.model_id] = spec.name if spec.version <= 1 else f"{spec.name}@{spec.version}"
         one.model_id = spec.model_id
@@ -419,12 +418,16 @@ cdef class Core:
         one.slo_ns = spec.slo_ns
         one.runs = runs_of(spec.runs)
         one.load_ns = spec.load_ns
-        for measured in spec.profile:
+        self._enter_profile(spec.profile, one.profile)
+        self._core.model_ready(now, worker, one)
+
+    cdef void _enter_profile(self, object profile, vector[CProfilePoint] &points) except *:
+        cdef CProfilePoint point
+        for measured in profile:
             point.shape = self._shapes.of(measured.shape, self._core)
             point.batch = measured.batch
             point.exec_ns = measured.exec_ns
-            one.profile.push_back(point)
-        self._core.model_ready(now, worker, one)
+            points.push_back(point)
 
     cdef void _model_gone(self, int64_t model_id) except *:
         """What it alone was called by is called so no longer."""
@@ -579,6 +582,21 @@ cdef class Core:
 
     def devices_wanted(self, int64_t now_ns):
         return self._core.devices_wanted(now_ns)
+
+    def expected_ns(self, model_id, profile):
+        cdef vector[CProfilePoint] points
+        self._enter_profile(profile, points)
+        return list(self._core.expected_ns(model_id, points))
+
+    def noise(self):
+        cdef const CPredictions *found = self._core.predictions()
+        if found is NULL:
+            return {}
+        cdef CNoise noise = found.noise()
+        return {
+            "executions": noise.executions, "pace": noise.pace, "sigma": noise.sigma,
+            "outliers": noise.outliers, "outlier_factor": noise.outlier_factor,
+        }
 
     def prediction_errors(self, bounds_ns):
         cdef const CPredictions *found = self._core.predictions()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from clockwork.messages import NEVER_NS, Reason, Status
@@ -336,6 +336,16 @@ class Scheduler(Protocol):
 
     def devices_wanted(self, now_ns: int) -> float:
         """How many devices today's load needs; see csrc/scheduler/demand.h."""
+        ...
+
+    def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]:
+        """What batches of a model, as its profile has them, are expected to take by now."""
+        ...
+
+    def noise(self) -> dict[str, float]:
+        """How executions differ from what was expected of them: their number (executions), the median as a multiple
+        of that (pace), sigma of a lognormal factor, the part that took more than 1.5 times the median (outliers), and
+        by which factor (outlier_factor)."""
         ...
 
     def prediction_errors(self, bounds_ns: Iterable[int]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -326,6 +326,17 @@ std::vector<Whereabouts> Book::whereabouts(ModelId model_id) const {
     return found;
 }
 
+std::vector<Ns> Book::expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const {
+    const Model* model = find_model(model_id);
+    const KindSpec* spec = model != nullptr && !model->specs.empty() ? model->specs.front() : nullptr;
+    std::vector<Ns> found;
+    for (const ProfilePoint& point : points) {
+        Curve* curve = spec != nullptr ? spec->program->curve(point.shape) : nullptr;
+        found.push_back(curve != nullptr ? curve->exec_ns(point.batch) : point.exec_ns);
+    }
+    return found;
+}
+
 std::vector<WorkerId> Book::hosts(ModelId model_id) const {
     std::vector<WorkerId> found;
     if (const Model* model = find_model(model_id); model != nullptr) {

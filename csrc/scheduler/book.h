@@ -55,6 +55,7 @@ public:
     std::vector<WorkerId> hosts(ModelId model_id) const final;
     Snapshot snapshot() const override;
     double devices_wanted(Ns now) const final { return demand_.devices_wanted(now, models_, devices_); }
+    std::vector<Ns> expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const final;
     const Predictions* predictions() const final { return &predictions_; }
     void judge_predictions(Ns from_ns, Ns until_ns) final;
     bool host_picture(WorkerId worker, std::vector<ModelId>& held) const final;

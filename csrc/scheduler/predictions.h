@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "histogram.h"
@@ -21,8 +22,41 @@ struct Errors {
 
 // Of actions that succeeded. Constant memory: at most twelve histograms of 40 kB.
 struct Predictions {
+    // How executions differ from what was expected of them, as a simulation puts it (clockwork/sim/world.py: Cluster).
+    struct Noise {
+        std::uint64_t executions = 0;  // of which this is said; the rest is 0 if there were none
+        double pace = 0;            // the median of the time taken, as a multiple of what was expected
+        double sigma = 0;           // of a lognormal factor
+        double outliers = 0;        // the part that took more than NOISE_OUTLIER times the median,
+        double outlier_factor = 0;  // and the median of those, as a multiple of it
+    };
+    Noise noise() const;
+
     Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion;
+    Histogram infer_ratio;  // of the time taken to that expected, in millionths
 };
+
+// An execution that takes so many times the usual is an outlier.
+inline constexpr double NOISE_OUTLIER = 1.5;
+
+inline Predictions::Noise Predictions::noise() const {
+    Noise found;
+    auto median = static_cast<double>(infer_ratio.percentile(0.5));
+    if (infer_ratio.total() == 0 || median <= 0) {
+        return found;
+    }
+    // Half of what lies between the quantiles at one sigma below and above; the lower one alone, where outliers are many.
+    auto low = static_cast<double>(std::max<Ns>(infer_ratio.percentile(0.1587), 1));
+    double usual = static_cast<double>(infer_ratio.up_to(static_cast<Ns>(NOISE_OUTLIER * median)));
+    found.executions = infer_ratio.total();
+    found.pace = median / 1e6;
+    found.outliers = 1 - usual / static_cast<double>(infer_ratio.total());
+    auto high = std::max(static_cast<double>(infer_ratio.percentile(0.8413)), median);
+    bool is_plain = found.outliers < 0.1;
+    found.sigma = is_plain ? std::log(high / low) / 2 : std::log(median / low);
+    found.outlier_factor = found.outliers > 0 ? static_cast<double>(infer_ratio.percentile(1 - found.outliers / 2)) / median : 0;
+    return found;
+}
 
 // The actions under way on one lane, as one number: when the last of them is predicted to end.
 class PredictedLane {

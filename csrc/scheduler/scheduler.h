@@ -184,6 +184,14 @@ public:
         return 0;
     }
 
+    // What batches of a model are expected to take by now, on the first kind of device that has it prepared; as the
+    // profile says where nothing is known.
+    virtual std::vector<Ns> expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const {
+        (void)model_id;
+        (void)points;
+        return {};
+    }
+
     // How well the INFERs and LOADs were predicted that were sent from one time until another, all at first, and have
     // ended well. Null for one that does not say.
     virtual const Predictions* predictions() const { return nullptr; }

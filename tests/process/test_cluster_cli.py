@@ -125,6 +125,7 @@ def test_plans_are_made_for_what_a_cluster_serves(cluster: Cluster) -> None:
     assert status == 0, text
     assert re.search(r"rate +[0-9.e+]+ requests/s", text)
     assert "limited by" in text
+    assert re.search(r"executions +sigma 5 %\n +left out", text)
     status, text = cluster.run("plan", "devices", "--model", "gpt", "--rate", "10")
     assert status == 1
     assert "no model 'gpt' (there is digits" in text

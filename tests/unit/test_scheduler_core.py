@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from clockwork import config, messages
@@ -195,3 +196,25 @@ def test_the_predictions_of_actions_are_held_against_what_came_of_them() -> None
     percentiles = found["infer_duration"]["under"]["percentiles_ns"]
     assert list(percentiles) == ["50", "90", "99", "99.9", "99.99"]
     assert percentiles["99.99"] == pytest.approx(2 * MS, rel=0.01)
+
+
+def test_the_noise_of_executions_is_what_a_simulation_needs_to_have_it_again() -> None:
+    """3 % of sigma, 2 % of outliers that take three times as long; and the profile is wrong by a quarter."""
+    story = stories.Story("edf", stories.spec(1))
+    before = story.scheduler.noise()["executions"]
+    generator = np.random.default_rng(1)
+    for _ in range(3000):
+        factor = generator.lognormal(0, 0.03) * (3 if generator.random() < 0.02 else 1)
+        _, sent = story.request(1, 1000)
+        story.now += round(6.25 * factor * MS)
+        story.done(sent[-1], 6.25 * factor)
+    noise = story.scheduler.noise()
+    assert noise["executions"] - before == 3000
+    assert noise["pace"] == pytest.approx(1, abs=0.05), "what is expected has followed"
+    assert noise["sigma"] == pytest.approx(0.03, abs=0.01)
+    assert noise["outliers"] == pytest.approx(0.02, abs=0.01)
+    assert noise["outlier_factor"] == pytest.approx(3, rel=0.1)
+    profile = stories.spec(1).profile
+    [now_ns] = story.scheduler.expected_ns(1, profile[:1])
+    assert now_ns == pytest.approx(6.25 * MS, rel=0.05)
+    assert story.scheduler.expected_ns(99, profile[:1]) == [profile[0].exec_ns], "nothing is known of it"

@@ -108,6 +108,17 @@ def test_every_dependency_is_pinned_within_its_bounds() -> None:
             assert re.search(r"<\d", text) or text.startswith("setuptools"), f"{text} has no upper bound"
 
 
+def test_other_servers_run_what_is_pinned_and_our_onnx_runtime() -> None:
+    """Their environments are installed without dependencies, so that each line must say its version."""
+    ours = pins("requirements.lock")["onnxruntime"]
+    locks = sorted((ROOT / "bench" / "peers" / "requirements").glob("*.lock"))
+    assert locks
+    for lock in locks:
+        lines = [line for line in lock.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", line) for line in lines), lock
+        assert pins(str(lock.relative_to(ROOT)))["onnxruntime"] == ours, lock
+
+
 def test_help_is_the_default_and_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = re.search(r"^\.PHONY: ((?:.*\\\n)*.*)$", text, re.MULTILINE)

@@ -1,0 +1,1 @@
+"""Clockwork beside the servers that a user would pick instead: same models, arrivals and deadlines."""

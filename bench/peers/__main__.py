@@ -1,0 +1,208 @@
+"""Clockwork beside Triton and other servers: the same models, arrivals and deadlines, in turn, in one run.
+
+    python -m bench.peers [--quick] [--setup-only] [--peers clockwork,triton-policy] [--models 1,30]
+                          [--transports http,grpc] [--loads 0.6,1.2] [--rounds 2] [--seconds 5] [--json] [--plot FILE]
+
+Question: what part of the requests does each answer within the SLO, below and beyond what one executor can do, and how
+long does it work for clients that have gone? A residual network of about 5 ms (or fine-tunes of it, asked by Zipf's
+law, with room for a third of them where the server can be told so), ONNX Runtime with one thread for each, open-loop
+Poisson arrivals with a seed, an SLO of 100 ms; clients give up after 3 s, and all leave when the last SLO has passed.
+The client is this process for all servers. Capacity is 1 / the mean time of plain ONNX Runtime in this process, before
+each round. The servers take turns, round by round; each is started for its turn, answers every model right and is
+warmed up first, and no process of it is left afterwards.
+
+The first run installs the peers from pinned versions into environments of their own (~/.cache/clockwork/peers; about
+1.5 GB and some minutes). They need Python 3.11. `--publish` writes docs/results/peers.json and its plot, and the tables
+in the documents.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench import published, report
+from bench.peers import measure, show
+from bench.peers.environments import CACHE, Environment
+from bench.peers.measure import Cell, Plan
+from bench.peers.systems import SYSTEMS, System, Transport
+from clockwork.clock import SECOND
+
+LOADS = (0.6, 0.75, 1.2, 1.5)
+FEWER_LOADS = (0.6, 1.2)
+"""Of servers that are not measured in full unless they are asked for by name."""
+
+IN_FULL = ("clockwork", "triton", "triton-policy")
+MANY = 30
+OF_MANY = ("clockwork", "triton-policy")
+SLO_S = 0.1
+GIVE_UP_S = 3.0
+OPEN_FILES = 16384
+
+
+def plans(asked: Any) -> list[Plan]:
+    """One for each number of models."""
+    chosen = asked.peers.split(",") if asked.peers else []
+    unknown = [name for name in chosen if name not in SYSTEMS]
+    if unknown:
+        raise SystemExit(f"there is no {', '.join(unknown)}: --peers takes {', '.join(SYSTEMS)}")
+    found = []
+    for models in (int(one) for one in asked.models.split(",")):
+        names = chosen or [name for name in SYSTEMS if models == 1 or name in OF_MANY]
+        systems = [SYSTEMS[name] for name in names if models == 1 or SYSTEMS[name].many]
+        in_full = [one.name for one in systems if models == 1 and (chosen or one.name in IN_FULL)]
+        loads = tuple(float(one) for one in asked.loads.split(",")) if asked.loads else ()
+        transports = _transports(asked.transports)
+        found.append(
+            Plan(
+                systems,
+                {one.name: loads or (LOADS if one.name in in_full else FEWER_LOADS) for one in systems},
+                {
+                    one.name: [
+                        transport
+                        for transport in (one.transports if one.name in in_full else one.transports[:1])
+                        if transport in transports
+                    ]
+                    for one in systems
+                },
+                models, models // 3 if models > 1 else 0, asked.seconds, asked.rounds, round(SLO_S * SECOND), GIVE_UP_S,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _transports(text: str) -> list[Transport]:
+    known = get_args(Transport)
+    asked = text.split(",")
+    if not set(asked) <= set(known):
+        raise SystemExit(f"--transports takes {', '.join(known)}, not {text}")
+    return [one for one in known if one in asked]
+
+
+def set_up(systems: Sequence[System], cache: Path, console: Console) -> dict[str, Environment]:
+    """The environments of these systems, installed where they are missing."""
+    names = dict.fromkeys(one.environment for one in systems if one.environment)
+    found = {name: Environment(name, cache) for name in names}
+    missing = [one for one in found.values() if not one.is_ready]
+    if missing:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=len(missing))
+            for one in missing:
+                progress.update(task, description=f"installing {one.name}")
+                one.make()
+                progress.advance(task)
+            progress.update(task, description=f"installed {', '.join(one.name for one in missing)}")
+    return found
+
+
+def run(asked: Any, console: Console) -> dict[str, Any]:
+    """Everything that was measured."""
+    todo = plans(asked)
+    cells: list[Cell] = []
+    failed: dict[str, str] = {}
+    capacities: list[float] = []
+    environments = set_up([one for plan in todo for one in plan.systems], asked.cache, console)
+    total = sum(
+        plan.rounds * len(plan.loads[one.name]) * len(plan.transports[one.name])
+        for plan in todo
+        for one in plan.systems
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
+    # Drawn between cells only: a thread that draws would be in the latencies.
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        task = progress.add_task("", total=total)
+
+        def say(text: str) -> None:
+            progress.update(task, description=text.partition("\n")[0], refresh=True)
+            if not console.is_terminal:  # where nothing can be drawn over
+                console.print(text, highlight=False)
+
+        def done(cell: Cell) -> None:
+            cells.append(cell)
+            progress.advance(task)
+
+        for plan in todo:
+            measured, broken = measure.measure(plan, environments, done, say)
+            capacities += measured
+            failed |= {f"{SYSTEMS[name].title}, {plan.models} models": why for name, why in broken.items()}
+    rows = [{"title": _title(row), **row} for row in measure.rows(cells, round(SLO_S * SECOND))]
+    return {
+        "rows": rows,
+        "slo_ms": SLO_S * 1000,
+        "seconds": asked.seconds,
+        "rounds": asked.rounds,
+        "capacity/s": capacities,
+        "failed": failed,
+    }
+
+
+def _title(row: dict[str, Any]) -> str:
+    system = SYSTEMS[row["system"]]
+    return system.title + (", all in memory" if row["models"] > 1 and not system.limits_memory else "")
+
+
+def main() -> None:
+    parser = report.command_line(__doc__)
+    parser.add_argument("--setup-only", action="store_true", help="install the peers, measure nothing")
+    parser.add_argument("--peers", default="", help=f"some of {', '.join(SYSTEMS)}, in full")
+    parser.add_argument("--models", default=f"1,{MANY}", help="numbers of models  [%(default)s]")
+    parser.add_argument("--transports", default="http,grpc", help="[%(default)s]")
+    parser.add_argument("--loads", default="", help=f"of capacity  [{','.join(map(str, LOADS))}]")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each cell")
+    parser.add_argument(
+        "--cache", type=Path, default=CACHE, help="where environments are kept  [%(default)s]"
+    )
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument(
+        "--publish", action="store_true", help="write docs/results/ and the tables of the documents"
+    )
+    asked = parser.parse_args()
+    if asked.quick:
+        asked.rounds, asked.seconds, asked.loads = 1, 2.0, asked.loads or "0.6,1.5"
+    signal.signal(signal.SIGTERM, _end)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(OPEN_FILES, hard)), hard))
+    console = Console(stderr=True)
+    if asked.setup_only:
+        set_up([one for plan in plans(asked) for one in plan.systems], asked.cache, console)
+        return
+    begin = time.monotonic()
+    found = run(asked, console)
+    if asked.plot is not None:
+        show.draw(found, asked.plot)
+    if asked.publish:
+        published.save("peers", found, measure.SEED, time.monotonic() - begin)
+    if asked.json:
+        print(json.dumps(report.conditions(measure.SEED) | found, indent=2))
+        return
+    columns = {
+        "system": "server", "transport": "over", "models": "models", "load": "load", "offered": "requests",
+        "within_slo": "in time", "late": "late", "refused": "refused", "failed": "failed", "gave_up": "gave up",
+        "of_capacity": "of capacity", "p50_ms": "p50_ms", "p99_ms": "p99_ms", "refused_p99_ms": "refused p99_ms",
+        "gone_busy_s": "busy after_s", "other_cores": "other cores",
+    }  # fmt: skip
+    shown = [{text: row[name] for name, text in columns.items()} for row in found["rows"]]
+    facts = {
+        "plain ONNX Runtime, requests/s": [round(one, 1) for one in found["capacity/s"]],
+        **{f"failed: {name}": why for name, why in found["failed"].items()},
+    }
+    report.show("Clockwork and its peers", measure.SEED, shown, facts, False)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

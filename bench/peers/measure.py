@@ -1,0 +1,345 @@
+"""Rounds: capacity by plain ONNX Runtime, then every server in its turn on the same arrivals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.cluster import cpu_s
+from bench.peers import client
+from bench.peers.environments import Environment
+from bench.peers.processes import Kept
+from bench.peers.roads import Grpc, Http, Verdict
+from bench.peers.systems import Site, System, Transport
+from bench.reference import Plain, relative_error
+from clockwork.clock import SECOND, now_ns
+from clockwork.cluster import free_ports
+from clockwork.models import zoo
+from clockwork.sim.workloads import poisson, zipf
+
+SEED = 8
+MODEL = "residual_cnn"
+IMAGE = (1, 3, 64, 64)
+OUTPUTS = 100
+TOLERANCE = 1e-4
+ZIPF = 1.0
+READY_S = 90.0
+"""How long a server may take to be ready: thirty models of Triton's Python backend are thirty processes."""
+
+ANSWER_S = 60.0
+"""How long the first, checked request of each model may take."""
+
+WARM_UP = 30
+"""Requests before the first cell of a server, one by one."""
+
+BLOCK_S = 1.0
+"""Of plain ONNX Runtime, before each round and after the last."""
+
+WINDOW_S = 0.1
+BUSY = 0.2
+"""Of a core, above what it used when idle: the server works. More is not asked, for it may have to share its core."""
+
+QUIET_WINDOWS = 4
+IDLE_LIMIT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured of each server."""
+
+    systems: Sequence[System]
+    loads: Mapping[str, Sequence[float]]  # by system
+    transports: Mapping[str, Sequence[Transport]]
+    models: int
+    room: int  # 0: all fit
+    seconds: float
+    rounds: int
+    slo_ns: int
+    give_up_s: float
+
+
+@dataclasses.dataclass(slots=True)
+class Cell:
+    """One server, transport and load in one round."""
+
+    system: str
+    transport: Transport
+    models: int
+    load: float
+    capacity: float  # requests/s of plain ONNX Runtime, before the round
+    seconds: float
+    offered: client.Offered
+    gone_busy_s: float  # from the last client's leaving until the server was idle
+    gone_cpu_s: float
+    server_cpu_s: float  # while requests were offered
+    client_cpu_s: float
+    other_cores: float  # what else the machine did meanwhile
+    rss_bytes: int
+
+
+class PeerFailed(Exception):
+    """A server did not start, or answered wrongly."""
+
+
+Say = Callable[[str], None]
+
+
+class Reference:
+    """Plain ONNX Runtime in this process: capacity, and what answers should be."""
+
+    def __init__(self, directory: Path, models: int) -> None:
+        base = zoo.build(MODEL, seed=SEED)
+        self.image = np.random.default_rng(SEED).standard_normal(IMAGE).astype(np.float32)
+        self.weights_bytes = zoo.weights_bytes(base)
+        self.paths: dict[str, Path] = {}
+        self.expected: dict[str, Any] = {}
+        self._feeds = {"image": self.image}
+        self._plain = Plain(base)
+        for index in range(models):
+            name = f"m{index}"
+            tuned = zoo.fine_tune(base, seed=SEED + index)
+            self.paths[name] = directory / f"{name}.onnx"
+            self.paths[name].write_bytes(tuned.SerializeToString())
+            self.expected[name] = Plain(tuned).run(self._feeds)[0].ravel()
+
+    def capacity(self, seconds: float) -> float:
+        """Executions per second."""
+        count = max(10, int(seconds / self._plain.block(self._feeds, 10)))
+        return 1.0 / self._plain.block(self._feeds, count)
+
+
+def measure(
+    plan: Plan, environments: Mapping[str, Environment], done: Callable[[Cell], None], say: Say
+) -> tuple[list[float], dict[str, str]]:
+    """Give each cell to done(). Capacities before each round and after the last; servers that failed, and why.
+
+    A server that fails in one round is left out of those that follow.
+    """
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="clockwork-peers-") as scratch:
+        reference = Reference(Path(scratch), plan.models)
+        capacities = []
+        for turn in range(plan.rounds):
+            capacities.append(reference.capacity(BLOCK_S))
+            for system in plan.systems:
+                if system.name in failed:
+                    continue
+                say(f"round {turn + 1} of {plan.rounds}: {system.title} starts")
+                try:
+                    with serving(plan, system, reference, environments.get(system.environment)) as server:
+                        for transport in plan.transports[system.name]:
+                            for load in plan.loads[system.name]:
+                                say(
+                                    f"round {turn + 1} of {plan.rounds}: {system.title}, {transport}, {load:g}"
+                                )
+                                done(server.cell(transport, load, capacities[-1], turn))
+                except PeerFailed as error:
+                    failed[system.name] = str(error)
+                    say(f"{system.title} failed: {error}")
+        capacities.append(reference.capacity(BLOCK_S))
+    return capacities, failed
+
+
+class Server:
+    """A server that has started and answered each model right."""
+
+    def __init__(self, plan: Plan, system: System, site: Site, kept: Kept, reference: Reference) -> None:
+        self._plan = plan
+        self._system = system
+        self._site = site
+        self._kept = kept
+        self._spoken = {
+            transport: system.speak(transport, site, reference.image)
+            for transport in plan.transports[system.name]
+        }
+
+    def check(self, reference: Reference) -> None:
+        """Ask every model over every transport, and compare; then warm up."""
+        for transport, spoken in self._spoken.items():
+            client.run(self._check(spoken, self._site.ports[transport], reference))
+
+    async def _check(self, spoken: Http | Grpc, port: int, reference: Reference) -> None:
+        road = spoken.open(port)
+        try:
+            for index, name in enumerate(self._site.names):
+                # The request's own SLO is too short for a model's first execution here and there.
+                limit_ns = now_ns() + round(ANSWER_S * SECOND)
+                reply = await client.ask(road, index, ANSWER_S)
+                while reply.verdict is Verdict.REFUSED and now_ns() < limit_ns:
+                    await asyncio.sleep(0.05)
+                    reply = await client.ask(road, index, ANSWER_S)
+                if reply.verdict is not Verdict.ANSWERED:
+                    raise PeerFailed(f"no answer of {name}: {reply.said}")
+                try:
+                    error = relative_error(spoken.scores(reply), reference.expected[name])
+                except ValueError as unread:
+                    raise PeerFailed(
+                        f"the answer of {name} is no tensor of {OUTPUTS} floats: {unread}"
+                    ) from None
+                if not error < TOLERANCE:
+                    raise PeerFailed(f"the answer of {name} is off by {error:.1e}")
+            for _ in range(WARM_UP):
+                await client.ask(road, 0, ANSWER_S)
+        finally:
+            await road.close()
+
+    def cell(self, transport: Transport, load: float, capacity: float, turn: int) -> Cell:
+        plan, spoken, port = self._plan, self._spoken[transport], self._site.ports[transport]
+        rates = [load * capacity * share for share in zipf(plan.models, ZIPF)]
+        arrivals = poisson(rates, round(plan.seconds * SECOND), seed=SEED + turn).collect()
+        idle_cores = self._cores(WINDOW_S * 3)
+        machine_s, server_s, mine_s, begin_ns = busy_s(), self._kept.cpu_s(), cpu_s(os.getpid()), now_ns()
+        offered = client.run(
+            client.offer(
+                lambda: spoken.open(port), arrivals.t_ns, arrivals.model.tolist(), plan.slo_ns, plan.give_up_s
+            )
+        )
+        left_ns, left_cpu_s = now_ns(), self._kept.cpu_s()
+        server_used_s, mine_used_s = left_cpu_s - server_s, cpu_s(os.getpid()) - mine_s
+        others_s = busy_s() - machine_s - server_used_s - mine_used_s
+        gone_busy_s = self._busy_until_idle(left_ns, idle_cores)
+        if self._kept.status is not None:
+            raise PeerFailed(f"it ended with status {self._kept.status}:\n{self._kept.log()}")
+        return Cell(
+            self._system.name, transport, plan.models, load, capacity, plan.seconds, offered, gone_busy_s,
+            max(0.0, self._kept.cpu_s() - left_cpu_s - idle_cores * (now_ns() - left_ns) / SECOND),
+            server_used_s, mine_used_s, max(0.0, others_s / ((left_ns - begin_ns) / SECOND)), self._kept.rss_bytes(),
+        )  # fmt: skip
+
+    def _cores(self, seconds: float) -> float:
+        """Processor time per second that the server uses from now on."""
+        before_s, begin_ns = self._kept.cpu_s(), now_ns()
+        threading.Event().wait(seconds)
+        return (self._kept.cpu_s() - before_s) / ((now_ns() - begin_ns) / SECOND)
+
+    def _busy_until_idle(self, left_ns: int, idle_cores: float) -> float:
+        """Seconds from a time until the server's processes did nothing more than they do when idle."""
+        last_busy_s, quiet = 0.0, 0
+        while quiet < QUIET_WINDOWS and (now_ns() - left_ns) / SECOND < IDLE_LIMIT_S:
+            if self._cores(WINDOW_S) > idle_cores + BUSY:
+                last_busy_s, quiet = (now_ns() - left_ns) / SECOND, 0
+            else:
+                quiet += 1
+        return last_busy_s
+
+
+@contextlib.contextmanager
+def serving(
+    plan: Plan, system: System, reference: Reference, environment: Environment | None
+) -> Iterator[Server]:
+    """Start a server on the models, and end all of its processes afterwards, whatever happens."""
+    with tempfile.TemporaryDirectory(prefix=f"clockwork-peer-{system.name}-") as scratch:
+        ports = dict(zip(("http", "grpc"), free_ports(2)))
+        site = Site(
+            Path(scratch), reference.paths, reference.weights_bytes, plan.room, IMAGE, OUTPUTS, plan.slo_ns, ports
+        )  # fmt: skip
+        launch = system.launch(site, environment)
+        log = Path(scratch) / "log"
+        with Kept(launch.command, log, dict(launch.environment), launch.directory) as kept:
+            wait_until_ready(system, site, kept)
+            server = Server(plan, system, site, kept, reference)
+            try:
+                server.check(reference)
+            except PeerFailed as error:
+                raise PeerFailed(f"{error}\n{kept.log()}") from None
+            yield server
+
+
+def wait_until_ready(system: System, site: Site, kept: Kept) -> None:
+    """Until each model is ready; raises PeerFailed where the server ends, or takes too long."""
+    limit_ns = now_ns() + round(READY_S * SECOND)
+    pause = threading.Event()
+    for path in system.ready_paths(site):
+        while not answers(site.ports["http"], path):
+            if kept.status is not None:
+                raise PeerFailed(f"it ended with status {kept.status}:\n{kept.log()}")
+            if now_ns() > limit_ns:
+                raise PeerFailed(f"it was not ready within {READY_S:g} s:\n{kept.log()}")
+            pause.wait(0.05)
+
+
+def answers(port: int, path: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5.0) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def busy_s() -> float:
+    """Processor time that all processes of this machine have used."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq = (int(one) for one in fields[:7])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+# ----- what is reported -------------------------------------------------------------------------------
+
+
+def rows(cells: Sequence[Cell], slo_ns: int) -> list[dict[str, Any]]:
+    """One for each server, transport, number of models and load: counts of all rounds, percentiles of all answers."""
+    groups: dict[tuple[str, str, int, float], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.system, cell.transport, cell.models, cell.load), []).append(cell)
+    return [_row(key, group, slo_ns) for key, group in groups.items()]
+
+
+def _row(key: tuple[str, str, int, float], group: Sequence[Cell], slo_ns: int) -> dict[str, Any]:
+    verdicts = np.concatenate([one.offered.verdicts for one in group])
+    elapsed = np.concatenate([one.offered.elapsed_ns for one in group])
+    answered, refused = verdicts == Verdict.ANSWERED, verdicts == Verdict.REFUSED
+    seconds = sum(one.seconds for one in group)
+    capacity = sum(one.capacity * one.seconds for one in group) / seconds
+    good = [
+        int(((one.offered.verdicts == Verdict.ANSWERED) & (one.offered.elapsed_ns <= slo_ns)).sum())
+        for one in group
+    ]
+    said: Counter[str] = sum((one.offered.said for one in group), Counter())
+    offered = len(verdicts)
+    return {
+        "system": key[0],
+        "transport": key[1],
+        "models": key[2],
+        "load": key[3],
+        "rounds": len(group),
+        "offered": offered,
+        "within_slo": sum(good),
+        "late": int(answered.sum()) - sum(good),
+        "refused": int(refused.sum()),
+        "failed": int((verdicts == Verdict.FAILED).sum()),
+        "gave_up": int((verdicts == Verdict.GONE).sum()),
+        "offered/s": offered / seconds,
+        "goodput/s": sum(good) / seconds,
+        "of_offered": sum(good) / max(1, offered),
+        "of_capacity": sum(good) / seconds / capacity,
+        "of_capacity_by_round": [
+            count / one.seconds / one.capacity for count, one in zip(good, group, strict=True)
+        ],
+        "p50_ms": _percentile(elapsed[answered], 50),
+        "p99_ms": _percentile(elapsed[answered], 99),
+        "refused_p99_ms": _percentile(elapsed[refused], 99),
+        "gone_busy_s": float(np.median([one.gone_busy_s for one in group])),
+        "gone_cpu_s": float(np.median([one.gone_cpu_s for one in group])),
+        "server_cores": sum(one.server_cpu_s for one in group) / seconds,
+        "client_cores": sum(one.client_cpu_s for one in group) / seconds,
+        "other_cores": max(one.other_cores for one in group),
+        "lag_p99_ms": _percentile(np.concatenate([one.offered.lag_ns for one in group]), 99),
+        "rss_mib": max(one.rss_bytes for one in group) / 2**20,
+        "said": dict(said.most_common(3)),
+    }
+
+
+def _percentile(values_ns: np.ndarray, mark: float) -> float | None:
+    return float(np.percentile(values_ns, mark)) / 1e6 if len(values_ns) else None

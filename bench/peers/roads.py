@@ -1,0 +1,187 @@
+"""How the client talks to a server: requests made once, sent many times, and what an answer means."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import aiohttp
+import grpc
+import numpy as np
+
+from clockwork.gateway.protocol import inference_pb2 as pb
+
+INPUT, OUTPUT = "image", "scores"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+REFUSALS = (408, 429, 503, 504)
+"""HTTP statuses that say: not in time, or too much to do."""
+
+GRPC_REFUSALS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
+MESSAGE_BYTES = 64 << 20
+
+
+class Verdict(enum.IntEnum):
+    """What became of a request, before its time is looked at."""
+
+    ANSWERED = 0
+    REFUSED = 1
+    FAILED = 2
+    GONE = 3  # the client gave up
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    verdict: Verdict
+    body: bytes = b""
+    header_bytes: int = 0
+    said: str = ""
+
+
+class Road(Protocol):
+    """An open way to one server, within a running event loop. Cancelling a call takes the request back."""
+
+    async def call(self, model_index: int) -> Reply: ...
+    async def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Http:
+    """Requests over HTTP/1.1: for each model a path, headers and a body; a connection for each that is under way."""
+
+    paths: Sequence[str]
+    headers: Sequence[dict[str, str]]
+    bodies: Sequence[bytes]
+    read: Callable[[Reply], Any]
+
+    def open(self, port: int) -> Road:
+        return _HttpRoad(self, port)
+
+    def scores(self, reply: Reply) -> Any:
+        return self.read(reply)
+
+
+class _HttpRoad:
+    def __init__(self, what: Http, port: int) -> None:
+        self._urls = [f"http://127.0.0.1:{port}{path}" for path in what.paths]
+        self._what = what
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(),
+            headers={
+                "Accept-Encoding": "identity"
+            },  # Triton would compress each answer for a client that can read it
+        )
+
+    async def call(self, model_index: int) -> Reply:
+        what = self._what
+        try:
+            async with self._session.post(
+                self._urls[model_index], data=what.bodies[model_index], headers=what.headers[model_index]
+            ) as response:
+                body = await response.read()
+                if response.status == 200:
+                    length = int(response.headers.get(HEADER_LENGTH, 0))
+                    return Reply(Verdict.ANSWERED, body, length)
+                refused = response.status in REFUSALS
+                said = f"{response.status} {body[:200].decode(errors='replace')}"
+                return Reply(Verdict.REFUSED if refused else Verdict.FAILED, said=said)
+        except aiohttp.ClientError as error:
+            return Reply(Verdict.FAILED, said=repr(error))
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grpc:
+    """Unary calls of one channel: for each model the bytes of its request, and metadata."""
+
+    method: str
+    requests: Sequence[bytes]
+    read: Callable[[Reply], Any]
+    metadata: Sequence[tuple[str, str]] = ()
+
+    def open(self, port: int) -> Road:
+        return _GrpcRoad(self, port)
+
+    def scores(self, reply: Reply) -> Any:
+        return self.read(reply)
+
+
+class _GrpcRoad:
+    def __init__(self, what: Grpc, port: int) -> None:
+        self._what = what
+        limits = [
+            ("grpc.max_send_message_length", MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ]
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=limits)
+        self._call = self._channel.unary_unary(what.method)
+
+    async def call(self, model_index: int) -> Reply:
+        try:
+            body = await self._call(self._what.requests[model_index], metadata=self._what.metadata)
+        except grpc.aio.AioRpcError as error:
+            refused = error.code() in GRPC_REFUSALS
+            said = f"{error.code().name} {(error.details() or '')[:200]}"
+            return Reply(Verdict.REFUSED if refused else Verdict.FAILED, said=said)
+        return Reply(Verdict.ANSWERED, body)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+# ----- the Open Inference Protocol, which Clockwork, Triton and MLServer speak ------------------------
+
+
+def oip_http(names: Sequence[str], image: np.ndarray, slo_us: int) -> Http:
+    """Binary tensors, as `tritonclient` sends them. The timeout is a parameter that a server may heed."""
+    body = {
+        "inputs": [
+            {
+                "name": INPUT,
+                "datatype": "FP32",
+                "shape": list(image.shape),
+                "parameters": {"binary_data_size": image.nbytes},
+            }
+        ],
+        "outputs": [{"name": OUTPUT, "parameters": {"binary_data": True}}],
+        "parameters": {"timeout": slo_us},
+    }
+    header = json.dumps(body).encode()
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+    data = header + image.tobytes()
+    return Http(
+        [f"/v2/models/{name}/infer" for name in names], [headers] * len(names), [data] * len(names),
+        lambda reply: floats(reply.body[reply.header_bytes :]),
+    )  # fmt: skip
+
+
+def oip_grpc(names: Sequence[str], image: np.ndarray, slo_us: int) -> Grpc:
+    requests = []
+    for name in names:
+        request: Any = pb.ModelInferRequest(model_name=name, raw_input_contents=[image.tobytes()])
+        request.inputs.add(name=INPUT, datatype="FP32", shape=image.shape)
+        request.parameters["timeout"].int64_param = slo_us
+        requests.append(request.SerializeToString())
+    return Grpc(INFER, requests, _oip_scores)
+
+
+def _oip_scores(reply: Reply) -> Any:
+    answer: Any = pb.ModelInferResponse.FromString(reply.body)
+    return floats(answer.raw_output_contents[0]) if answer.raw_output_contents else np.array(
+        answer.outputs[0].contents.fp32_contents, np.float32
+    )  # fmt: skip
+
+
+def floats(data: bytes) -> Any:
+    return np.frombuffer(data, np.float32)

@@ -1,0 +1,201 @@
+"""The servers: what each needs, how it is started on the models, and how a client talks to it.
+
+Each has one executor (where it can be told so), one thread for ONNX Runtime, and the cheapest request that it takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from bench.peers.environments import Environment
+from bench.peers.roads import INPUT, OUTPUT, Grpc, Http, oip_grpc, oip_http
+from clockwork.config import PAGE_BYTES
+
+Transport = Literal["http", "grpc"]
+SERVERS = Path(__file__).parent / "servers"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Site:
+    """What a server is started on."""
+
+    directory: Path  # the server's own
+    models: Mapping[str, Path]  # ONNX files, by name
+    weights_bytes: int  # of each
+    room: int  # models that fit into memory; 0: all
+    shape: tuple[int, ...]  # of the input
+    outputs: int
+    slo_ns: int
+    ports: Mapping[Transport, int]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.models)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launch:
+    """What the keeper runs."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    directory: Path | None = None
+
+
+class System(Protocol):
+    """A server that can be measured."""
+
+    name: str
+    title: str
+    environment: str  # whose lock file, or "" for this interpreter's own
+    transports: tuple[Transport, ...]
+    limits_memory: bool  # whether it can be told how many models fit
+    many: bool  # whether it is measured with many models
+
+    def launch(self, site: Site, environment: Environment | None) -> Launch: ...
+    def ready_paths(self, site: Site) -> list[str]: ...
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc: ...
+
+
+def oip_ready(site: Site) -> list[str]:
+    """What answers 200 over HTTP as soon as a model can be asked, for each model."""
+    return [f"/v2/models/{name}/ready" for name in site.names]
+
+
+def oip(transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+    """The Open Inference Protocol, with the SLO as the request's timeout."""
+    make = oip_http if transport == "http" else oip_grpc
+    return make(site.names, image, site.slo_ns // 1000)
+
+
+# ----- Clockwork --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clockwork:
+    """This checkout: a controller, a worker of one CPU device, and a gateway."""
+
+    name: str
+    title: str
+    policy: str = ""  # "": the default
+    environment: str = ""
+    transports: tuple[Transport, ...] = ("http", "grpc")
+    limits_memory: bool = True
+    many: bool = True
+
+    def launch(self, site: Site, environment: Environment | None) -> Launch:
+        repository = site.directory / "repository"
+        for name, path in site.models.items():
+            place = repository / name / "1"
+            place.mkdir(parents=True)
+            os.link(path, place / "model.onnx")
+        # A page more for what a tensor that straddles none leaves unused; twice of all where all shall fit.
+        pages = (-(-site.weights_bytes // PAGE_BYTES) + 1) * (site.room or 2 * len(site.models))
+        command = [
+            *(sys.executable, "-m", "clockwork", "up", "--workers", "1", "--no-demo", "--port", "0"),
+            *("--data", str(site.directory / "data"), "--arena", str(pages * PAGE_BYTES)),
+            *("--http-port", str(site.ports["http"]), "--grpc-port", str(site.ports["grpc"])),
+            *("--metrics-port", "off", "--model-repository", str(repository), "--model-control-mode", "none"),
+            *(("--policy", self.policy) if self.policy else ()),
+        ]
+        return Launch(command)
+
+    def ready_paths(self, site: Site) -> list[str]:
+        return oip_ready(site)
+
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+        return oip(transport, site, image)
+
+
+# ----- Triton -----------------------------------------------------------------------------------------
+
+QUEUE_POLICY = """dynamic_batching {{
+  default_queue_policy {{ timeout_action: REJECT default_timeout_microseconds: {timeout_us} }}
+}}
+"""
+QUEUE_SHARE = 0.9
+"""Of the SLO, how long a request may wait in Triton's queue: what a person sets by hand, less an execution or two."""
+
+TRITON_MODEL = """backend: "python"
+max_batch_size: 1
+input [ {{ name: "{input}" data_type: TYPE_FP32 dims: [ {dims} ] }} ]
+output [ {{ name: "{output}" data_type: TYPE_FP32 dims: [ {outputs} ] }} ]
+instance_group [ {{
+  kind: KIND_CPU count: 1
+  rate_limiter {{ resources [ {{ name: "executor" global: true count: 1 }} ] }}
+}} ]
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Triton:
+    """Triton from its wheel, Python backend; models take turns by its rate limiter, so that they are one executor."""
+
+    name: str
+    title: str
+    queue_policy: bool
+    environment: str = "triton"
+    transports: tuple[Transport, ...] = ("http", "grpc")
+    limits_memory: bool = False
+    many: bool = True
+
+    def launch(self, site: Site, environment: Environment | None) -> Launch:
+        assert environment is not None
+        home = environment.packages / "pytriton" / "tritonserver"
+        backends = site.directory / "backends"
+        shutil.copytree(home / "backends", backends, symlinks=True)
+        stub = home / "python_backend_stubs" / "3.11" / "triton_python_backend_stub"
+        shutil.copy(stub, backends / "python" / stub.name)
+        config = TRITON_MODEL.format(
+            input=INPUT, output=OUTPUT, dims=", ".join(map(str, site.shape[1:])), outputs=site.outputs
+        )
+        if self.queue_policy:
+            config += QUEUE_POLICY.format(timeout_us=int(QUEUE_SHARE * site.slo_ns) // 1000)
+        for name, path in site.models.items():
+            place = site.directory / "repository" / name / "1"
+            place.mkdir(parents=True)
+            (place.parent / "config.pbtxt").write_text(config)
+            shutil.copy(SERVERS / "triton_model.py", place / "model.py")
+            shutil.copy(SERVERS / "session.py", place)
+            os.link(path, place / "model.onnx")
+        one_at_a_time = ("--rate-limit", "execution_count", "--rate-limit-resource", "executor:1")
+        command = [
+            str(home / "bin" / "tritonserver"),
+            *("--model-repository", str(site.directory / "repository"), "--backend-directory", str(backends)),
+            *("--http-address", "127.0.0.1", "--http-port", str(site.ports["http"])),
+            *("--grpc-address", "127.0.0.1", "--grpc-port", str(site.ports["grpc"])),
+            *("--allow-metrics", "false", "--exit-timeout-secs", "2"),
+            *(one_at_a_time if len(site.models) > 1 else ()),
+        ]
+        return Launch(
+            command,
+            {
+                "PATH": f"{environment.path / 'bin'}:{os.environ['PATH']}",
+                "LD_LIBRARY_PATH": str(environment.packages / "nvidia_pytriton.libs"),
+            },
+        )
+
+    def ready_paths(self, site: Site) -> list[str]:
+        return oip_ready(site)
+
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+        return oip(transport, site, image)
+
+
+SYSTEMS: dict[str, System] = {
+    one.name: one
+    for one in (
+        Clockwork("clockwork", "Clockwork"),
+        Clockwork("clockwork-adaptive", "Clockwork, `adaptive`", policy="adaptive"),
+        Triton("triton", "Triton", queue_policy=False),
+        Triton("triton-policy", "Triton, queue policy", queue_policy=True),
+    )
+}

@@ -149,7 +149,6 @@ protected:
     Ns ahead_ns(const Device& device) const override {
         return schedule_ahead_ns_ > 0 ? schedule_ahead_ns_ : device.lead.ns(now_);
     }
-    void ended(Device& device, Ns early_ns) override { device.lead.needed(now_, early_ns); }
     void depart(Flight& flight) override;
     void delivered(const Flight& flight, Ns ready_ns) override;
     void executed(const Flight& flight, Ns took_ns) override;

@@ -50,7 +50,7 @@ void Edf::dispatch(Device& device) {
                 return;
             }
         }
-        Ns due = free - worker.there_ns - SCHEDULE_AHEAD_NS;
+        Ns due = free - worker.there_ns - std::max(SCHEDULE_AHEAD_NS, device.lead.ns(now_));
         if (due > now_) {
             if (has_work) {
                 device.wake_at(due);

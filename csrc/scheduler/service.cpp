@@ -704,7 +704,10 @@ void Service::leave_lane(Flight& flight, const ActionResult& result) {
     bool is_first = device.lane.front() == &flight;
     bool is_sane = 0 < result.end_ns && result.end_ns <= now_;
     if (is_first && is_sane && result.status == Status::OK) {
-        ended(device, device.head_end_ns - result.end_ns + (result.ready_ns > 0 ? result.ready_ns - flight.there_ns : 0));
+        // What should follow it at once had to be sent so early, beyond the delay of its way as predicted, had that been
+        // as much longer as it was for this one.
+        Ns late = result.ready_ns > 0 ? result.ready_ns - flight.there_ns : 0;
+        device.lead.needed(now_, device.head_end_ns - result.end_ns + late);
     }
     device.lane.erase(&flight);
     --flight.residency->flying;

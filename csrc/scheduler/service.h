@@ -67,12 +67,6 @@ protected:
         (void)flight;
         (void)ready_ns;
     }
-    // An execution ended. What should follow it at once had to be sent early_ns before it was planned to end, beyond the
-    // delay of the way as predicted, had that taken as much longer as it took for this one.
-    virtual void ended(Device& device, Ns early_ns) {
-        (void)device;
-        (void)early_ns;
-    }
     // A batch was executed in took_ns.
     virtual void executed(const Flight& flight, Ns took_ns) {
         (void)flight;

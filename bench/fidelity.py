@@ -1,22 +1,25 @@
 """Does the simulator say what a CPU worker does? The same arrivals live and simulated, at several loads.
 
-    python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2] [--policy NAME]
+    python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2,1.5] [--policy NAME]
         [--plot fidelity.png]
 
 A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device; the load generator sends a
 workload, and the simulator gets the very same arrival arrays. A load of 1 is what the device could execute one by
-one by the exported profiles. Two simulations stand beside each live run:
+one by the exported profiles. Three simulations stand beside each live run:
 
 - *profile*: the profiles that the cluster exports, the delays to and from the worker on the idle cluster, and the
   noise of the executions (sigma, outliers) as the run itself had it.
 - *measured*: the same, with every model's executions scaled by what they took in this run against their profile,
   and with what passes between two executions. What separates the two is the machine's, not the simulator's.
+- *replayed*: the profiles, and whatever slowed executions in this run, when it did: an execution takes as many times
+  its profile as the one that began last by then. Other work on the cores makes executions slow in spells, which
+  independent noise cannot follow.
 
 What clients and controller add to a request is measured on the idle cluster and added to every simulated latency;
 a request is good if its client has the answer within the SLO. Goals: goodput within 3 points, p99 within 10 %.
 
-Other work on the cores makes executions slow in spells, which no simulation of independent noise can follow. On a
-machine that is not idle, give the run a real-time class (`chrt -r 5 python -m bench.fidelity`, as root).
+On a machine that is not idle the first two part from what was live: give the run a real-time class (`chrt -r 5 python
+-m bench.fidelity`, as root), or look at the third.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from clockwork.sim import Cluster, Histogram, Open, Report, simulate
 from clockwork.sim.workloads import Arrivals, poisson
 
 SEED = 7
-LOADS = (0.5, 0.9, 1.2)
+LOADS = (0.5, 0.9, 1.2, 1.5)
 SLO_NS = 250 * MS
 WARM_UP_NS = 3 * SECOND
 """Of each run; what arrives then is not counted, live or simulated."""
@@ -59,6 +62,8 @@ UNLOADED = 30
 
 SEEDS = range(5)
 """Of the simulated noise; the arrivals are the same."""
+
+HOWS = ("profile", "measured", "replayed")
 
 OUTLIER = 1.5
 """An execution that took this many times the median of its model is an outlier."""
@@ -115,11 +120,12 @@ class Machine:
     )
 
 
-def actions_of(path: Path) -> list[Action]:
-    """The executions of a recording, in the order in which they were sent."""
+def actions_of(path: Path) -> tuple[list[Action], list[int]]:
+    """The executions of a recording, in the order in which they were sent; and when each request arrived."""
     sent: dict[int, tuple[SendInfer, int, int]] = {}
     found: list[Action] = []
     arrivals: dict[int, int] = {}
+    arrived_ns: list[int] = []
     names: dict[int, str] = {}
     with path.open("rb") as file:
         header, steps = decode(file)
@@ -128,6 +134,7 @@ def actions_of(path: Path) -> list[Action]:
             for event in step.events:
                 if isinstance(event, Arrived):
                     arrivals[event.request.id] = len(arrivals)
+                    arrived_ns.append(event.request.arrived_ns)
                 elif isinstance(event, ModelReady):
                     names[event.spec.model_id] = event.spec.name
                 elif isinstance(event, ActionDone) and event.action_id in sent and event.duration_ns:
@@ -140,7 +147,20 @@ def actions_of(path: Path) -> list[Action]:
             for command in scheduler.step_many(step.events):
                 if isinstance(command, SendInfer):
                     sent[command.action_id] = (command, now, arrivals[command.requests[0]])
-    return sorted(found, key=lambda one: one.sent_ns)
+    return sorted(found, key=lambda one: one.sent_ns), arrived_ns
+
+
+def spells_of(
+    actions: Sequence[Action], known: dict[str, ModelProfile], between_ns: float, start_ns: int
+) -> list[tuple[int, float]]:
+    """How many times their profiles executions took, by when they began: Cluster.spells."""
+    return [
+        (
+            max(one.begin_ns - start_ns, 0),
+            (one.duration_ns + between_ns) / known[one.model].execution_ns(one.batch),
+        )
+        for one in sorted(actions, key=lambda one: one.begin_ns)
+    ]
 
 
 def machine_of(actions: Sequence[Action], known: dict[str, ModelProfile]) -> Machine:
@@ -261,8 +281,8 @@ def measure(
                 arrivals = poisson(rates, until_ns, seed=SEED, slo_ns=SLO_NS).collect()
                 runs.append(load.run_live(client, arrivals, names, seed=SEED))
             after: dict[str, Any] = dict(client.status())
-        actions = actions_of(recording)
-    return compare(exported, alone, status, runs, actions, loads, until_ns) | {
+        actions, arrived_ns = actions_of(recording)
+    return compare(exported, alone, status, runs, actions, arrived_ns, loads, until_ns) | {
         "predictions": after["predictions"]
     }
 
@@ -273,6 +293,7 @@ def compare(
     status: dict[str, Any],
     runs: Sequence[load.LiveRun],
     actions: Sequence[Action],
+    arrived_ns: Sequence[int],
     loads: Sequence[float],
     until_ns: int,
 ) -> dict[str, Any]:
@@ -292,6 +313,8 @@ def compare(
     rows = []
     for part, run in zip(loads, runs):
         mine = [one for one in actions if first <= one.first < first + len(run.arrivals)]
+        # When time 0 of the arrivals was; one of them was not late.
+        start_ns = int(np.min(np.array(arrived_ns[first : first + len(run.arrivals)]) - run.arrivals.t_ns))
         first += len(run.arrivals)
         machine = machine_of(mine, known)
         cluster = Cluster(
@@ -315,6 +338,8 @@ def compare(
             for one in exported
         ]
         policy = str(status["policy"])
+        spells = spells_of(mine, known, machine.between_ns, start_ns)
+        spelled = dataclasses.replace(cluster, exec_noise=0.0, outlier=0.0, spells=spells)
         rows.append(
             {
                 "load": part,
@@ -324,6 +349,9 @@ def compare(
                 ),
                 "measured": seen_by_clients(
                     simulated(scaled, run.arrivals, cluster, policy, until_ns), added_ns
+                ),
+                "replayed": seen_by_clients(
+                    simulated(exported, run.arrivals, spelled, policy, until_ns), added_ns
                 ),
                 "machine": dataclasses.asdict(machine),
             }
@@ -346,7 +374,7 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
     lines = []
     for row in found["rows"]:
         live = row["live"]
-        for how in ("profile", "measured"):
+        for how in HOWS:
             sim = row[how]
             points = sim["good_%"] - live["good_%"]
             percent = 100 * (sim["p99_ms"] / live["p99_ms"] - 1)
@@ -392,7 +420,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(4.5 * len(rows), 4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, row in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows):
-        for how, style in (("live", "-"), ("profile", ":"), ("measured", "--")):
+        for how, style in zip(("live", *HOWS), ("-", ":", "--", "-.")):
             label = f"{how}: {row[how]['good_%']:.1f} % good"
             axes.plot(row[how]["curve_ms"], range(1, 100), style, label=label)
         axes.axvline(found["slo_ms"], color="grey", linewidth=0.8)

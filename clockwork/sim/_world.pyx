@@ -105,6 +105,7 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         size_t actions_queued_max
         vector[double] speeds
         vector[uint32_t] batch_maxes, extra_pages
+        vector[pair[int64_t, double]] spells
         double exec_noise, load_noise, outlier, outlier_factor
         int64_t link_there_ns, link_back_ns, link_jitter_ns
         double link_loss
@@ -255,6 +256,7 @@ cdef class World:
         place.speeds = cluster["speeds"]
         place.batch_maxes = cluster["batch_maxes"]
         place.extra_pages = cluster["extra_pages"]
+        place.spells = cluster["spells"]
         place.exec_noise = cluster["exec_noise"]
         place.load_noise = cluster["load_noise"]
         place.outlier = cluster["outlier"]

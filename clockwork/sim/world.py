@@ -45,6 +45,9 @@ class Cluster:
     # What worker i measured: number i, and number i + n when it joins for the nth time again. (): all 0.
     batch_maxes: Sequence[int] = ()  # the largest batch of a model that it runs; 0: the model's
     extra_pages: Sequence[int] = ()  # that its layouts take on top, as one run
+    # What comes in spells, such as other work on a worker's cores: (t_ns, factor) by time, from when arrivals begin.
+    # Executions on any device that begin from then on take so many times as long. (): none.
+    spells: Sequence[tuple[int, float]] = ()
     exec_noise: float = 0.0  # sigma of a lognormal factor (median 1) of executions
     load_noise: float = 0.0
     outlier: float = 0.0  # probability that an action takes outlier_factor times as long
@@ -399,6 +402,10 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
     for name, value in info.items():
         if name == "speeds":
             info[name] = [float(one) for one in value]
+        elif name == "spells":
+            info[name] = [(int(at_ns), float(factor)) for at_ns, factor in value]
+            if any(not factor > 0 for _, factor in value) or info[name] != sorted(info[name]):
+                raise ValueError("spells must be in order of time, and their factors above 0")
         elif name in ("batch_maxes", "extra_pages"):
             info[name] = [int(one) for one in value]
         elif not value >= 0:

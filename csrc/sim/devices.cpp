@@ -579,6 +579,14 @@ Ns World::copy_ns(const Action& action) const {
     return static_cast<Ns>(bytes * SECOND / cluster_.copy_bandwidth);
 }
 
+// How many times as long an execution takes that begins now.
+double World::spell() const {
+    if (!begun_) return 1;
+    auto after = std::upper_bound(cluster_.spells.begin(), cluster_.spells.end(), now_ - base_ns_,
+                                  [](Ns at_ns, const auto& one) { return at_ns < one.first; });
+    return after == cluster_.spells.begin() ? 1 : std::prev(after)->second;
+}
+
 Ns World::duration_ns(Device& device, const Action& action) {
     if (action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP) return UNLOAD_NS;
     double exact, factor = 1;
@@ -587,13 +595,13 @@ Ns World::duration_ns(Device& device, const Action& action) {
         const std::uint64_t bytes = host_bytes(workers_[device.worker], action.model);
         exact = static_cast<double>(bytes) * SECOND / static_cast<double>(cluster_.disk_bandwidth);
         if (cluster_.load_noise > 0) factor = device.random.lognormal(cluster_.load_noise);
-    } else     if (action.kind == ActionKind::LOAD) {
+    } else if (action.kind == ActionKind::LOAD) {
         exact = static_cast<double>(models_[action.model].load_ns);
         if (cluster_.load_noise > 0) factor = device.random.lognormal(cluster_.load_noise);
     } else {
         const std::vector<Ns>& table = models_[action.model].table;
         exact = static_cast<double>(table[std::min<std::size_t>(action.rows, table.size() - 1)]);
-        exact /= workers_[device.worker].speed;
+        exact = exact / workers_[device.worker].speed * spell();
         if (cluster_.exec_noise > 0) factor = device.random.lognormal(cluster_.exec_noise);
     }
     if (device.random.chance(cluster_.outlier)) factor *= cluster_.outlier_factor;

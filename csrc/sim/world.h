@@ -40,6 +40,8 @@ struct ClusterInfo {
     // What a worker measured when it prepared the models, by worker, and by the next number after each time that it was
     // gone: the largest batch (0: the model's), and pages that its layouts have on top, as one run. Empty: 0.
     std::vector<std::uint32_t> batch_maxes, extra_pages;
+    // By time, from when arrivals begin: how many times as long executions take that begin from then on. Empty: 1.
+    std::vector<std::pair<Ns, double>> spells;
     double exec_noise = 0;       // sigma of a lognormal factor
     double load_noise = 0;
     double outlier = 0, outlier_factor = 2;  // probability that an action takes so many times as long
@@ -278,6 +280,7 @@ private:
     void conclude(std::uint32_t device, std::uint32_t slot, Status status);
     void grant_link(std::uint32_t worker);
     Ns copy_ns(const Action& action) const;
+    double spell() const;
     Ns duration_ns(Device& device, const Action& action);
     void sync_clock(WorkerState& worker);
     Ns true_offset(const WorkerState& worker, Ns at_ns) const;

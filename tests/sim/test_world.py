@@ -365,3 +365,14 @@ def test_adaptive_sends_early_enough_for_executions_that_end_before_they_were_pl
     assert learnt.device_idle_with_work[0] < 0.01
     assert fixed.device_idle_with_work[0] > 0.05
     assert learnt.goodput_rate > 1.05 * fixed.goodput_rate
+
+
+def test_executions_take_longer_in_a_spell_by_when_they_begin() -> None:
+    spells = [(20 * MS, 3.0), (60 * MS, 1.0)]
+    report = run([CNN], Cluster(link_there_ns=0, link_back_ns=0, spells=spells), at([10, 30, 58, 100]))
+    assert report.good.tolist() == [4]
+    assert report.latency.largest_ns == 15 * MS
+    assert report.device_busy[0] * report.span_ns == pytest.approx((5 + 15 + 15 + 5) * MS)
+    for wrong in ([(5, 1.0), (2, 1.0)], [(0, 0.0)]):
+        with pytest.raises(ValueError, match="spells"):
+            run([CNN], Cluster(spells=wrong), at([10]))

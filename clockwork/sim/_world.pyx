@@ -98,6 +98,15 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         uint32_t batch_max
         int64_t slo_ns
 
+    cdef enum class DisturbanceKind "clockwork::sim::DisturbanceInfo::Kind"(uint8_t):
+        pass
+
+    cdef cppclass DisturbanceInfo:
+        DisturbanceKind kind
+        int64_t from_ns, until_ns
+        double factor
+        int32_t worker
+
     cdef cppclass ClusterInfo:
         uint32_t devices, devices_per_worker
         uint64_t page_bytes
@@ -112,7 +121,10 @@ cdef extern from "sim/world.h" namespace "clockwork::sim" nogil:
         int64_t clock_offset_ns
         double clock_drift_ppm, crashes_per_hour
         int64_t down_ns, timeout_ns
-        uint64_t input_bandwidth, copy_bandwidth, host_bytes, disk_bandwidth
+        uint64_t io_bandwidth, input_bandwidth, copy_bandwidth, host_bytes, disk_bandwidth
+        int64_t ping_ns
+        double profiled, load_profiled
+        vector[DisturbanceInfo] disturbances
         double load_failures, infer_failures, cancels
 
     cdef cppclass ClosedInfo:
@@ -220,6 +232,7 @@ cdef class World:
         cdef ModelInfo info
         cdef ClosedInfo group
         cdef ClusterInfo place
+        cdef DisturbanceInfo disturbance
         cdef RunInfo how
         cdef size_t open_count = opens
         scheduler_options.policy = policy.encode()
@@ -270,6 +283,17 @@ cdef class World:
         place.crashes_per_hour = cluster["crashes_per_hour"]
         place.down_ns = cluster["down_ns"]
         place.timeout_ns = cluster["timeout_ns"]
+        for kind, from_ns, until_ns, slower, worker in cluster["disturbances"]:
+            disturbance.kind = <DisturbanceKind><uint8_t>kind
+            disturbance.from_ns = from_ns
+            disturbance.until_ns = until_ns
+            disturbance.factor = slower
+            disturbance.worker = worker
+            place.disturbances.push_back(disturbance)
+        place.ping_ns = cluster["ping_ns"]
+        place.profiled = cluster["profiled"]
+        place.load_profiled = cluster["load_profiled"]
+        place.io_bandwidth = cluster["io_bandwidth"]
         place.input_bandwidth = cluster["input_bandwidth"]
         place.copy_bandwidth = cluster["copy_bandwidth"]
         place.host_bytes = cluster["host_bytes"]

@@ -28,6 +28,21 @@ EVENTS_A_TURN = 1_000_000
 Counts = npt.NDArray[np.int64]
 
 
+DISTURBANCES = ("execution", "load", "inputs", "link", "stop", "controller", "clock")
+"""What may be disturbed, in the order of csrc/sim/world.h, which says what each is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Disturbance:
+    """For a while something is not as it was; times count from the beginning of the workloads."""
+
+    what: str  # of DISTURBANCES
+    from_ns: int
+    until_ns: int
+    factor: float = 1.0  # times slower; of "clock": nanoseconds that it jumps ahead; of "stop": nothing
+    worker: int = -1  # by its place; -1: all
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
     """Emulated workers, alike but for speed and what they measured: their devices, links and clocks, and what goes wrong with them.
@@ -61,6 +76,9 @@ class Cluster:
     crashes_per_hour: float = 0.0  # of each worker; half are noticed at once, half only by their silence
     down_ns: int = 1_000_000_000  # from when the controller noticed until the worker is back, empty
     timeout_ns: int = 2_000_000_000  # silence after which the controller gives a worker up
+    io_bandwidth: int = (
+        0  # bytes/s of the controller's one I/O thread, which the inputs of all workers pass; 0: unlimited
+    )
     input_bandwidth: int = 0  # bytes/s of a worker's link for inputs; 0: unlimited
     copy_bandwidth: int = 0  # bytes/s from a worker's memory to a device, for inputs; 0: they take no time
     host_bytes: int = 0  # of each worker's host store, which models are fetched into before a LOAD; 0: none
@@ -68,6 +86,10 @@ class Cluster:
     load_failures: float = 0.0  # probability that a LOAD fails
     infer_failures: float = 0.0
     cancels: float = 0.0  # probability that a client gives its request up before its deadline
+    ping_ns: int = 0  # how often the controller measures each link; 0: once, when a worker joins
+    profiled: float = 1.0  # workers say that an execution takes so many times as long as it does
+    load_profiled: float = 1.0  # and a load
+    disturbances: Sequence[Disturbance] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -408,9 +430,19 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
                 raise ValueError("spells must be in order of time, and their factors above 0")
         elif name in ("batch_maxes", "extra_pages"):
             info[name] = [int(one) for one in value]
+        elif name == "disturbances":
+            info[name] = [_disturbance_info(one) for one in value]
         elif not value >= 0:
             raise ValueError(f"{name} of {value}")
     return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}
+
+
+def _disturbance_info(one: Disturbance) -> tuple[int, int, int, float, int]:
+    if not 0 <= one.from_ns < one.until_ns:
+        raise ValueError(f"a disturbance from {one.from_ns} ns until {one.until_ns} ns")
+    if not one.factor > 0:
+        raise ValueError(f"a disturbance by {one.factor}")
+    return DISTURBANCES.index(one.what), one.from_ns, one.until_ns, one.factor, one.worker
 
 
 def _closed_info(closed: Closed) -> dict[str, Any]:

@@ -30,6 +30,7 @@ void World::join(std::uint32_t index) {
     ++worker.joins;
     worker_of_.push_back(index);
     worker.there_free_ns = worker.back_free_ns = worker.input_free_ns = now_;
+    worker.pongs.clear();
     worker.synced_ns = NEVER_NS;
     sync_clock(worker);
     specs_.assign(worker.device_count, DeviceSpec{worker.kind, cluster_.page_bytes, cluster_.page_count,
@@ -51,11 +52,12 @@ void World::join(std::uint32_t index) {
         spec.batch_max = batch_max_of(worker, static_cast<std::uint32_t>(number));
         spec.slo_ns = model.slo_ns;
         spec.runs = runs_of(worker, static_cast<std::uint32_t>(number));
-        spec.load_ns = model.load_ns;
+        spec.load_ns = static_cast<Ns>(static_cast<double>(model.load_ns) * cluster_.load_profiled);
         spec.profile.clear();
         for (const auto& [batch, ns] : model.exec_ns) {
             if (batch > spec.batch_max) continue;
-            const Ns scaled = worker.speed == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) / worker.speed);
+            const double slower = cluster_.profiled / worker.speed;
+            const Ns scaled = slower == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * slower);
             spec.profile.push_back({0, batch, std::max<Ns>(scaled, 1)});
         }
         scheduler_->model_ready(now_, worker.id, spec);
@@ -132,12 +134,16 @@ void World::send(std::uint32_t slot, std::uint64_t bytes) {
     }
     WorkerState& worker = workers_[index];
     Ns leaves = now_;
-    if (cluster_.input_bandwidth && bytes) {
-        leaves = std::max(leaves, worker.input_free_ns);
-        leaves += static_cast<Ns>(static_cast<unsigned __int128>(bytes) * SECOND / cluster_.input_bandwidth);
-        worker.input_free_ns = leaves;
-    }
-    Ns at = leaves + cluster_.link_there_ns;
+    const auto pass = [&](std::uint64_t bandwidth, Ns& free_ns) {
+        if (!bandwidth || !bytes) return;
+        const auto takes = static_cast<Ns>(static_cast<unsigned __int128>(bytes) * SECOND / bandwidth);
+        leaves = std::max(leaves, free_ns);
+        leaves += slowed_ns(DisturbanceInfo::Kind::INPUTS, index, leaves, takes);
+        free_ns = leaves;
+    };
+    pass(cluster_.io_bandwidth, io_free_ns_);
+    pass(cluster_.input_bandwidth, worker.input_free_ns);
+    Ns at = leaves + slowed_ns(DisturbanceInfo::Kind::LINK, index, leaves, cluster_.link_there_ns);
     if (cluster_.link_jitter_ns) {
         at += static_cast<Ns>(worker.random.below(static_cast<std::uint64_t>(cluster_.link_jitter_ns) + 1));
     }
@@ -153,7 +159,7 @@ void World::send_back(std::uint32_t slot) {
         return;
     }
     WorkerState& worker = workers_[index];
-    Ns at = now_ + cluster_.link_back_ns;
+    Ns at = now_ + slowed_ns(DisturbanceInfo::Kind::LINK, index, now_, cluster_.link_back_ns);
     if (cluster_.link_jitter_ns) {
         at += static_cast<Ns>(worker.random.below(static_cast<std::uint64_t>(cluster_.link_jitter_ns) + 1));
     }
@@ -214,6 +220,33 @@ Ns World::to_controller(WorkerState& worker, Ns true_ns) {
     sync_clock(worker);
     const Ns middle = (worker.upper_ns + worker.lower_ns) / 2;
     return std::min(true_ns + true_offset(worker, true_ns) - middle, now_);
+}
+
+// A ping takes the way of every message, and so does its answer.
+void World::ping(std::uint32_t index) {
+    WorkerState& worker = workers_[index];
+    if (now_ < count_until_) heap_.push(now_ + cluster_.ping_ns, EventKind::PING, index, 0, 0);
+    if (worker.id == 0 || !worker.alive) return;
+    const Ns delay = slowed_ns(DisturbanceInfo::Kind::LINK, index, now_, cluster_.link_there_ns);
+    worker.there_free_ns = std::max({worker.there_free_ns, now_ + delay, worker.input_free_ns + delay});
+    heap_.push(worker.there_free_ns, EventKind::PINGED, index, worker.epoch, static_cast<std::uint64_t>(now_));
+}
+
+void World::pinged(std::uint32_t index, Ns sent_ns) {
+    WorkerState& worker = workers_[index];
+    worker.pongs.emplace_back(sent_ns, now_);
+    const Ns delay = slowed_ns(DisturbanceInfo::Kind::LINK, index, now_, cluster_.link_back_ns);
+    worker.back_free_ns = std::max(worker.back_free_ns, now_ + delay);
+    heap_.push(worker.back_free_ns, EventKind::PONG, index, worker.epoch, 0);
+}
+
+void World::ponged(std::uint32_t index) {
+    WorkerState& worker = workers_[index];
+    const auto [sent_ns, received_ns] = worker.pongs.front();
+    worker.pongs.pop_front();
+    note(5, index, sent_ns, received_ns);
+    scheduler_->link_measured(now_, worker.id, received_ns - sent_ns, now_ - received_ns);
+    touched_ = true;
 }
 
 // ----- queues -----------------------------------------------------------------------------------
@@ -605,7 +638,9 @@ Ns World::duration_ns(Device& device, const Action& action) {
         if (cluster_.exec_noise > 0) factor = device.random.lognormal(cluster_.exec_noise);
     }
     if (device.random.chance(cluster_.outlier)) factor *= cluster_.outlier_factor;
-    return std::max<Ns>(static_cast<Ns>(exact * factor), 1);
+    const bool executes = action.kind == ActionKind::INFER || action.kind == ActionKind::PROFILE;
+    const auto kind = executes ? DisturbanceInfo::Kind::EXECUTION : DisturbanceInfo::Kind::LOAD;
+    return std::max<Ns>(slowed_ns(kind, device.worker, now_, static_cast<Ns>(exact * factor)), 1);
 }
 
 }  // namespace clockwork::sim

@@ -21,6 +21,10 @@ enum class EventKind : std::uint8_t {
     CRASH,      // subject: worker
     NOTICED,    // subject: worker. The controller gives it up
     REJOIN,     // subject: worker
+    PING,       // subject: worker. The controller measures its link
+    PINGED,     // subject: worker; value: when it was sent. The ping reaches the worker
+    PONG,       // subject: worker; value: of the pings under way. The answer reaches the controller
+    DISTURB,    // subject: a disturbance; value: 1 if it begins, 0 if it ends
 };
 
 struct Event {

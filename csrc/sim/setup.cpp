@@ -94,6 +94,7 @@ void World::set_up() {
     scheduler_->judge_predictions(count_from_, count_until_);
     now_ = base_ns_;
     begun_ = true;
+    start_disturbances();
     for (std::uint32_t number = 0; number < closed_.size(); ++number) {
         const ClosedInfo& group = closed_[number];
         const Ns spread = group.think_ns + group.round_trip_ns;

@@ -43,7 +43,7 @@ void World::feed(std::size_t open, const Chunk& chunk) {
     state.fed = true;
 }
 
-// The time of the next arrival of nearest_, NEVER_NS if there is none; wanting_ is set if one has to be fed.
+// When the controller takes the next arrival of nearest_, NEVER_NS if there is none; wanting_ is set if one has to be fed.
 Ns World::next_arrival() {
     Ns least = NEVER_NS;
     wanting_ = opens_.size();
@@ -62,7 +62,7 @@ Ns World::next_arrival() {
             nearest_ = number;
         }
     }
-    return least;
+    return turn_ns(least);
 }
 
 Stop World::run(std::uint64_t events_max) {
@@ -72,7 +72,8 @@ Stop World::run(std::uint64_t events_max) {
         Ns arrival = next_arrival();
         if (wanting_ < opens_.size()) return Stop::WANTS_CHUNK;
         if (events_ >= stop_at) return Stop::PAUSED;
-        Ns next = std::min(arrival, wake_ns_);
+        const Ns wake = turn_ns(wake_ns_);
+        Ns next = std::min(arrival, wake);
         if (!heap_.empty()) next = std::min(next, heap_.top().at_ns);
         if (arrival == NEVER_NS && clients_left_ == 0 && outstanding_ == 0 && (!run_.check || heap_.empty())) break;
         const Ns ended = run_.until_ns == NEVER_NS ? base_ns_ + last_arrival_ns_ : base_ns_ + run_.until_ns;
@@ -85,7 +86,7 @@ Stop World::run(std::uint64_t events_max) {
             if (wanting_ < opens_.size()) break;  // the next turn of the loop asks for it
         }
         while (!heap_.empty() && heap_.top().at_ns == now_) handle(heap_.pop());
-        if (wake_ns_ <= now_) {
+        if (turn_ns(wake_ns_) <= now_) {
             wake_ns_ = NEVER_NS;
             touched_ = true;
         }
@@ -95,9 +96,39 @@ Stop World::run(std::uint64_t events_max) {
     return Stop::DONE;
 }
 
+// When what happens now is noticed: a worker may stand still, the controller be at something else.
+Ns World::noticed_ns(const Event& event) const {
+    switch (event.kind()) {
+        case EventKind::DELIVER:
+        case EventKind::REVOKE:
+        case EventKind::PINGED:
+        case EventKind::REJOIN:
+            return stopped_until_ns(event.subject);
+        case EventKind::QUEUE_DUE:
+        case EventKind::LANE_OPEN:
+        case EventKind::LANE_END:
+            return stopped_until_ns(devices_[event.subject].worker);
+        case EventKind::RESULT:
+        case EventKind::CLIENT:
+        case EventKind::CANCEL:
+        case EventKind::NOTICED:
+        case EventKind::PING:
+        case EventKind::PONG:
+            return turn_ns(now_);
+        default:
+            return now_;
+    }
+}
+
 void World::handle(const Event& event) {
     ++events_;
     const std::uint32_t subject = event.subject;
+    if (!cluster_.disturbances.empty()) {
+        if (const Ns at = noticed_ns(event); at > now_) {
+            heap_.push(at, event.kind(), subject, event.epoch, event.value);
+            return;
+        }
+    }
     switch (event.kind()) {
         case EventKind::DELIVER:
             if (workers_[subject].epoch != event.epoch) {
@@ -152,6 +183,18 @@ void World::handle(const Event& event) {
             break;
         case EventKind::REJOIN:
             join(subject);
+            break;
+        case EventKind::PING:
+            ping(subject);
+            break;
+        case EventKind::PINGED:
+            if (workers_[subject].epoch == event.epoch) pinged(subject, static_cast<Ns>(event.value));
+            break;
+        case EventKind::PONG:
+            if (workers_[subject].epoch == event.epoch) ponged(subject);
+            break;
+        case EventKind::DISTURB:
+            disturb(subject, event.value != 0);
             break;
     }
 }

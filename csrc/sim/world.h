@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -30,6 +31,23 @@ struct ModelInfo {
     Ns slo_ns = 0;  // 0: none
 };
 
+// For a while something is not as it was. Times count from the beginning of the workloads.
+struct DisturbanceInfo {
+    enum class Kind : std::uint8_t {
+        EXECUTION,   // executions go on `factor` times slower
+        LOAD,        // loads and fetches likewise
+        INPUTS,      // bytes of inputs, in the controller's I/O thread and on the links
+        LINK,        // the delay of messages, each way
+        STOP,        // workers stand still
+        CONTROLLER,  // a turn of the controller's takes TURN_NS times the factor; nothing is decided between two turns
+        CLOCK,       // the clocks of workers jump ahead by `factor` ns at its beginning, and back at its end
+    };
+    Kind kind = Kind::EXECUTION;
+    Ns from_ns = 0, until_ns = 0;
+    double factor = 1;
+    std::int32_t worker = -1;  // -1: all
+};
+
 struct ClusterInfo {
     std::uint32_t devices = 1, devices_per_worker = 1;
     std::uint64_t page_bytes = 16 << 20;
@@ -53,7 +71,12 @@ struct ClusterInfo {
     double crashes_per_hour = 0;  // of each worker
     Ns down_ns = 1'000'000'000;   // how long a crashed worker stays away
     Ns timeout_ns = 2'000'000'000;  // how long the controller waits for one that hangs (half of the crashes)
+    std::uint64_t io_bandwidth = 0;     // bytes/s of the controller's one I/O thread, for the inputs of all workers; 0: unlimited
     std::uint64_t input_bandwidth = 0;  // bytes/s of a worker's link; 0: unlimited
+    Ns ping_ns = 0;           // how often the controller measures each link; 0: once, when a worker joins
+    double profiled = 1;      // workers say that an execution takes so many times as long as it does
+    double load_profiled = 1; // and a load
+    std::vector<DisturbanceInfo> disturbances;
     std::uint64_t copy_bandwidth = 0;   // bytes/s of a device's input copies; 0: they take no time
     std::uint64_t host_bytes = 0;      // of each worker's host store; 0: none, and whatever there is can be loaded
     std::uint64_t disk_bandwidth = 0;  // bytes/s at which a worker fetches into it; 0: a FETCH takes no time
@@ -104,6 +127,9 @@ enum class Stop : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
 // What an execution may take, as workers have it; a test holds these to clockwork.config.
 inline constexpr Ns EXECUTION_LIMIT_NS = 2 * SECOND;
 inline constexpr Ns EXECUTION_LIMIT_FACTOR = 10;
+
+// What a turn of the controller takes, where it is slow: a DisturbanceInfo says how much.
+inline constexpr double TURN_NS = 10'000;
 
 class World {
 public:
@@ -216,6 +242,7 @@ private:
         Ns there_free_ns = 0, back_free_ns = 0;  // a link keeps order
         Ns input_free_ns = 0;
         Ns there_seen_ns = 0, back_seen_ns = 0;  // what the controller has measured
+        std::deque<std::pair<Ns, Ns>> pongs;     // on their way back: when the ping was sent and received
         Ns offset_ns = 0;
         double drift = 0;                        // per nanosecond
         Ns synced_ns = NEVER_NS;                 // true time of the newest estimate of the clock
@@ -283,12 +310,24 @@ private:
     double spell() const;
     Ns duration_ns(Device& device, const Action& action);
     void sync_clock(WorkerState& worker);
+    void ping(std::uint32_t worker);
+    void pinged(std::uint32_t worker, Ns sent_ns);
+    void ponged(std::uint32_t worker);
     Ns true_offset(const WorkerState& worker, Ns at_ns) const;
     Ns to_true(const WorkerState& worker, Ns worker_ns) const;
     Ns to_controller(WorkerState& worker, Ns true_ns);
     void set_window(Action& action, const Command& command);
     std::vector<QueueCommand> buffer();
     void give_back(std::vector<QueueCommand>&& commands);
+
+    // disturbances.cpp
+    void start_disturbances();
+    void disturb(std::uint32_t number, bool begins);
+    bool holds(const DisturbanceInfo& one, DisturbanceInfo::Kind kind, std::uint32_t worker, Ns at_ns) const;
+    Ns slowed_ns(DisturbanceInfo::Kind kind, std::uint32_t worker, Ns begin_ns, Ns took_ns) const;
+    Ns stopped_until_ns(std::uint32_t worker) const;
+    Ns turn_ns(Ns at_ns) const;
+    Ns noticed_ns(const Event& event) const;
 
     // both
     std::uint32_t take_action();
@@ -321,6 +360,7 @@ private:
     Ns count_from_ = NEVER_NS, count_until_ = NEVER_NS;
     Ns last_arrival_ns_ = 0;
     Ns wake_ns_ = NEVER_NS;
+    Ns io_free_ns_ = 0;     // the controller's I/O thread sends inputs until then
     Ns scheduler_ns_ = 0;
     bool touched_ = false;  // the scheduler was told something since it settled
     bool begun_ = false, over_ = false;

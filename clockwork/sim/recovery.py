@@ -1,0 +1,269 @@
+"""Whether a policy comes back to what it was after a disturbance: no state may outlive its cause.
+
+``python -m clockwork.sim.recovery --seeds 300`` makes a world of each seed: some models, devices and workers, open or
+closed traffic, pings over links that inputs pass too, and one disturbance of a tenth of a second to five seconds. The
+good answers from RECOVERED_NS after its end on are held against those of the same world undisturbed, in the same
+time: a policy has recovered if there are GOODPUT_KEPT of them. Whatever is learnt while something is slow, and then
+keeps what would teach otherwise from being tried, shows here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from clockwork.profiles import ModelProfile, linear
+from clockwork.scheduler import POLICIES
+from clockwork.sim.workloads import Arrivals
+from clockwork.sim.world import Closed, Cluster, Disturbance, Open, Workload, simulate
+
+MS, SECOND = 1_000_000, 1_000_000_000
+
+RECOVERED_NS = 2 * SECOND
+"""After the end of a disturbance."""
+
+GOODPUT_KEPT = 0.95
+"""Of the undisturbed world's good answers, less what chance makes of so many: one standard deviation of a count."""
+
+HELD = ("adaptive", "edf")
+"""Policies that must recover; the others are what they are, to compare with."""
+
+SLICE_NS = 100 * MS
+PAGE_BYTES = 16 << 20
+REQUESTS_RATE_MAX = (
+    3000.0  # per second, of open traffic and of what the devices could do: a bound on what a seed costs
+)
+
+KINDS = ("execution", "load", "inputs", "link", "stop", "controller", "clock", "burst", "estimates")
+"""Of disturbances: those of Cluster.disturbances, more requests than can be served, profiles that are wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """One world and what happens to it, made of a seed alone."""
+
+    seed: int
+    kind: str
+    models: Sequence[ModelProfile]
+    cluster: Cluster
+    disturbed: Cluster
+    usual: Sequence[Workload]
+    burst: Sequence[Workload]
+    end_ns: int  # of the disturbance
+    sentence: str
+
+    WARM_UP_NS: ClassVar[int] = 2 * SECOND
+    COUNTED_NS: ClassVar[int] = 3 * SECOND
+
+    def good(self, policy: str, disturbed: bool) -> int:
+        """Good answers in the time that counts."""
+        begin_ns = self.end_ns + RECOVERED_NS
+        report = simulate(
+            self.models,
+            self.disturbed if disturbed else self.cluster,
+            [*self.usual, *(self.burst if disturbed else ())],
+            policy=policy,
+            seed=self.seed,
+            until_ns=begin_ns + self.COUNTED_NS,
+            resident=True,
+            series_ns=SLICE_NS,
+        )
+        first = -(-begin_ns // SLICE_NS)
+        return int(report.series["good"][first : first + self.COUNTED_NS // SLICE_NS].sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a policy in a scenario."""
+
+    seed: int
+    kind: str
+    policy: str
+    good: int
+    usual: int
+    sentence: str
+
+    @property
+    def kept(self) -> float:
+        return self.good / self.usual if self.usual else 1.0
+
+    @property
+    def has_recovered(self) -> bool:
+        return self.good >= GOODPUT_KEPT * self.usual - math.sqrt(self.usual)
+
+    def __str__(self) -> str:
+        return f"{self.policy}, seed {self.seed}: {self.good} good answers where {self.usual} are usual; {self.sentence}"
+
+
+def scenario(seed: int, kind: str = "") -> Scenario:
+    """Of a kind, or of whichever it is the seed's turn."""
+    rng = random.Random(seed)
+    kind = kind or KINDS[seed % len(KINDS)]
+    devices = rng.choice([1, 2, 4, 8])
+    needs_loads = kind == "load" or rng.random() < 0.2
+    models = _models(rng, rng.choice([4, 8]) if needs_loads else rng.choice([1, 2, 4, 8]), devices)
+    cluster = Cluster(
+        devices=devices,
+        devices_per_worker=rng.choice([1, 2, devices]),
+        page_bytes=PAGE_BYTES,
+        page_count=max(1, len(models) // 2) if needs_loads else len(models),
+        link_there_ns=rng.choice([50_000, 200_000]),
+        link_back_ns=rng.choice([50_000, 200_000]),
+        link_jitter_ns=rng.choice([0, 100_000]),
+        io_bandwidth=rng.choice([0, 2_000_000_000, 4_000_000_000]),
+        input_bandwidth=rng.choice([0, 1_250_000_000, 3_000_000_000]),
+        clock_offset_ns=SECOND if kind == "clock" else 0,
+        down_ns=100 * MS,
+        exec_noise=rng.choice([0, 0.02]),
+        ping_ns=250 * MS,
+    )
+    capacity = min(devices * _row_rate(models[0]), REQUESTS_RATE_MAX)
+    ways = [one for one in (cluster.io_bandwidth, cluster.input_bandwidth) if one]
+    if ways and models[0].input_bytes:
+        capacity = min(capacity, 0.7 * min(ways) / models[0].input_bytes)
+    length_ns = int(math.exp(rng.uniform(math.log(0.1), math.log(5))) * SECOND)
+    begin_ns = Scenario.WARM_UP_NS
+    factor = 10 ** rng.uniform(1, 3)
+    end_ns = begin_ns + length_ns
+    until_ns = end_ns + RECOVERED_NS + Scenario.COUNTED_NS
+    usual, traffic = _traffic(rng, models, capacity, until_ns)
+    burst: list[Workload] = []
+    disturbed = cluster
+    if kind == "burst":
+        factor = rng.uniform(2, 10)
+        burst = [Open([_poisson(rng, len(models), factor * capacity, begin_ns, end_ns)])]
+    elif kind == "estimates":
+        factor = rng.choice([0.1, 10.0])
+        disturbed = dataclasses.replace(cluster, profiled=factor, load_profiled=factor)
+        end_ns = 0
+    else:
+        if kind == "clock":
+            factor = rng.choice([1, 100, 10_000]) * MS
+        worker = rng.choice([-1, -1, 0])
+        what = Disturbance(kind, begin_ns, end_ns, factor, worker)
+        disturbed = dataclasses.replace(cluster, disturbances=[what])
+    sentence = (
+        f"{kind} by {factor:.3g} for {length_ns / SECOND:.2f} s; {len(models)} models, {devices} devices, "
+        f"{traffic}, SLO {models[0].slo_ns // MS} ms, inputs {models[0].input_bytes} B"
+    )
+    return Scenario(seed, kind, models, cluster, disturbed, usual, burst, end_ns, sentence)
+
+
+def _models(rng: random.Random, count: int, devices: int) -> list[ModelProfile]:
+    row_ns = rng.uniform(0.1, 2) * MS
+    base_ns = row_ns * rng.choice([0.2, 2, 10])
+    batch_max = rng.choice([1, 8, 16, 32])
+    rate = devices * batch_max / (row_ns * batch_max + base_ns) * SECOND
+    slower = max(1.0, rate / REQUESTS_RATE_MAX)
+    row_ns, base_ns = row_ns * slower, base_ns * slower
+    slo_ns = max(rng.choice([25, 50, 100, 250, 2000]) * MS, int(4 * (row_ns + base_ns)))
+    input_bytes = rng.choice([0, 48_000, 602_112])
+    return [
+        linear(
+            f"m{number}", int(row_ns), int(base_ns), batch_max, weights_bytes=PAGE_BYTES, load_ns=2 * MS,
+            input_bytes=input_bytes, slo_ns=slo_ns, program="p",
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def _row_rate(model: ModelProfile) -> float:
+    """Requests per second of one device, in batches that take a quarter of the SLO."""
+    sizes = [b for b in range(1, model.largest_batch() + 1) if model.execution_ns(b) <= model.slo_ns // 4]
+    rows = max(sizes, default=1)
+    return rows * SECOND / model.execution_ns(rows)
+
+
+def _traffic(
+    rng: random.Random, models: Sequence[ModelProfile], capacity: float, until_ns: int
+) -> tuple[list[Workload], str]:
+    if rng.random() < 0.6:
+        load = rng.choice([0.3, 0.6, 0.8, 1.2])
+        rate = max(load * capacity, 50.0)
+        return [
+            Open([_poisson(rng, len(models), rate, 0, until_ns)])
+        ], f"{rate:.0f}/s ({load:.1f} of capacity)"
+    in_flight = rng.choice([1, 4, 64, 512, 4096])
+    asked = models[: min(in_flight, len(models))]
+    round_trip_ns = max(
+        MS, in_flight * 50_000
+    )  # who is refused tries again, and that must not be all that is simulated
+    clients: list[Workload] = [
+        Closed(number, concurrency=in_flight // len(asked), round_trip_ns=round_trip_ns)
+        for number in range(len(asked))
+    ]
+    return clients, f"{in_flight} in flight"
+
+
+def _poisson(rng: random.Random, models: int, rate: float, from_ns: int, until_ns: int) -> Arrivals:
+    draws = np.random.default_rng(rng.getrandbits(32))
+    count = int(draws.poisson(rate * (until_ns - from_ns) / SECOND))
+    times = np.sort(draws.integers(from_ns, until_ns, count))
+    return Arrivals.of(times, draws.integers(0, models, count), np.zeros(count), np.zeros(count))
+
+
+def outcomes(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[Outcome]:
+    """What becomes of each policy with each seed."""
+    for seed in seeds:
+        one = scenario(seed)
+        for policy in policies:
+            good, usual = one.good(policy, disturbed=True), one.good(policy, disturbed=False)
+            yield Outcome(seed, one.kind, policy, good, usual, one.sentence)
+
+
+def main() -> int:
+    """The command; 1 if a policy of HELD has not recovered."""
+    parser = argparse.ArgumentParser(
+        prog="python -m clockwork.sim.recovery",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seeds", type=int, default=100, help="how many seeds (default 100)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--policy", choices=POLICIES, action="append", help="only these (default: all)")
+    parser.add_argument("--kind", choices=KINDS, help="only seeds whose turn is this disturbance")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args()
+    policies = arguments.policy or list(POLICIES)
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
+    if arguments.kind:
+        seeds = [one for one in seeds if KINDS[one % len(KINDS)] == arguments.kind]  # type: ignore[assignment]
+    found: list[Outcome] = []
+    for outcome in outcomes(policies, seeds):
+        found.append(outcome)
+        if not outcome.has_recovered and not arguments.json:
+            print(outcome, flush=True)
+    rows = [_row(found, policy, kind) for policy in policies for kind in KINDS]
+    rows = [row for row in rows if row["seeds"]]
+    if arguments.json:
+        print(json.dumps({"rows": rows, "outcomes": [dataclasses.asdict(one) for one in found]}))
+    else:
+        for row in rows:
+            print(
+                f"{row['policy']:9} {row['kind']:10} {row['recovered']:4} of {row['seeds']:4} recovered, "
+                f"least kept {row['least_kept']:.3f}"
+            )
+    return 1 if any(one.policy in HELD and not one.has_recovered for one in found) else 0
+
+
+def _row(found: Sequence[Outcome], policy: str, kind: str) -> dict[str, Any]:
+    some = [one for one in found if (one.policy, one.kind) == (policy, kind)]
+    return {
+        "policy": policy,
+        "kind": kind,
+        "seeds": len(some),
+        "recovered": sum(one.has_recovered for one in some),
+        "least_kept": min((one.kept for one in some), default=1.0),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

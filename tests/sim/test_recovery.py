@@ -1,0 +1,116 @@
+"""No state outlives its cause: after a disturbance a policy is what it was (clockwork/sim/recovery.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from clockwork.sim.recovery import HELD, KINDS, Outcome, outcomes, scenario
+from clockwork.sim.world import Closed, Cluster, Disturbance, simulate
+from tests.sim.harness import MS, SECOND
+
+# Each of these had no good answer left, or half of them, for a different reason: executions, loads and links that had
+# been slow were thought to be so for as long as nothing was tried.
+ONCE_STUCK = {"execution": 9, "stop": 4, "estimates": 35}
+
+
+@pytest.mark.parametrize("policy", HELD)
+@pytest.mark.parametrize("kind", ONCE_STUCK)
+def test_a_world_in_which_nothing_was_served_any_more_recovers(policy: str, kind: str) -> None:
+    [outcome] = outcomes([policy], [ONCE_STUCK[kind]])
+    assert outcome.kind == kind
+    assert outcome.has_recovered, str(outcome)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_recovers_from_every_kind_of_disturbance(kind: str) -> None:
+    [outcome] = outcomes(["edf"], [KINDS.index(kind) + 9 * 2])
+    assert outcome.kind == kind
+    assert outcome.has_recovered, str(outcome)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("policy", HELD)
+def test_hundreds_of_worlds_recover(policy: str) -> None:
+    stuck = [str(one) for one in outcomes([policy], range(300)) if not one.has_recovered]
+    assert not stuck, "\n".join(stuck)
+
+
+def test_what_is_reported_says_who_has_not_recovered() -> None:
+    one = Outcome(7, "link", "edf", 90, 100, "")
+    assert one.has_recovered, "a standard deviation of a hundred is ten"
+    assert not dataclasses.replace(one, good=84).has_recovered
+    assert not dataclasses.replace(one, good=9399, usual=10_000).has_recovered
+    assert dataclasses.replace(one, good=0, usual=0).has_recovered
+    command = [
+        sys.executable,
+        "-m",
+        "clockwork.sim.recovery",
+        "--seeds",
+        "1",
+        "--first",
+        "7",
+        "--policy",
+        "fifo",
+        "--json",
+    ]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [(row["policy"], row["kind"], row["seeds"]) for row in told["rows"]] == [("fifo", "burst", 1)]
+
+
+def test_a_scenario_is_made_of_its_seed_alone() -> None:
+    assert scenario(5).sentence == scenario(5).sentence
+    assert {scenario(seed).kind for seed in range(9)} == set(KINDS)
+
+
+FACTORS = {
+    "execution": 1000,
+    "inputs": 1000,
+    "link": 1000,
+    "stop": 1,
+    "controller": 20_000,
+    "clock": 1000 * MS,
+}
+
+
+@pytest.mark.parametrize("what", FACTORS)
+def test_a_disturbance_lowers_goodput_while_it_lasts_and_no_earlier(what: str) -> None:
+    """Two clients of three times what an execution takes keep a device busy."""
+    [model, *_] = scenario(0).models
+    model = dataclasses.replace(model, slo_ns=3 * model.execution_ns(1) + 5 * MS)
+    cluster = Cluster(
+        page_bytes=16 << 20, page_count=1, io_bandwidth=10**9, ping_ns=250 * MS, clock_offset_ns=SECOND
+    )
+    disturbance = Disturbance(what, SECOND, 2 * SECOND, FACTORS[what])
+    before, during = [
+        simulate(
+            [model], one, [Closed(0, concurrency=2, round_trip_ns=MS)], "edf", until_ns=2 * SECOND, resident=True,
+            series_ns=SECOND,
+        ).series["good"]
+        for one in (cluster, dataclasses.replace(cluster, disturbances=[disturbance]))
+    ]  # fmt: skip
+    assert during[0] == before[0] > 10
+    assert during[1] < before[1]
+
+
+def test_loads_are_disturbed() -> None:
+    model = dataclasses.replace(scenario(0).models[0], slo_ns=0)
+    slow = Disturbance("load", 0, SECOND, 100)
+    for disturbances, took_ms in (((), 2), ((slow,), 200)):
+        cluster = Cluster(page_bytes=16 << 20, page_count=1, disturbances=disturbances)
+        report = simulate([model], cluster, [Closed(0, until_ns=MS)], "edf", until_ns=SECOND)
+        assert report.loads == 1
+        assert report.latency.largest_ns > took_ms * MS
+        assert report.latency.largest_ns < (took_ms + 50) * MS
+
+
+@pytest.mark.parametrize("wrong", [{"until_ns": 0}, {"factor": 0.0}])
+def test_a_disturbance_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    one = dataclasses.replace(Disturbance("link", 0, SECOND), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a disturbance"):
+        simulate(scenario(0).models, Cluster(disturbances=[one]), [], "edf", until_ns=SECOND)

@@ -18,9 +18,6 @@ from clockwork.messages import NEVER_NS
 DRIFT_PPM = 200
 """Two clocks drift against each other by less than this: twice what the worst crystals do."""
 
-DELAY_PERCENTILE = 0.95
-"""Of the delays in the window, what there_ns() and back_ns() report."""
-
 LOST_NS = 500_000_000
 """With an offset known no better than this, windows mean nothing: the worker's clock counts as lost."""
 
@@ -43,7 +40,6 @@ class ClockSync:
 
     __slots__ = (
         "_back",
-        "_delays",
         "_lower",
         "_lower_at",
         "_reset_at",
@@ -61,7 +57,6 @@ class ClockSync:
         self._returns: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)
         self._upper, self._upper_at = 0, 0
         self._lower, self._lower_at = 0, 0
-        self._delays: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)  # there and back of each round trip
         self._there = 0
         self._back = 0
         self._reset_at = 0  # controller time of the last of these
@@ -142,11 +137,11 @@ class ClockSync:
         return min(worker_ns - self.offset_ns(now_ns), now_ns)
 
     def there_ns(self) -> int:
-        """A high percentile of the delay to the worker. With back_ns() it sums up to the round trips seen."""
+        """The delay to the worker of the last round trip, by the middle of the bounds: with back_ns() its time."""
         return self._there
 
     def back_ns(self) -> int:
-        """A high percentile of the delay back."""
+        """The delay back of the last round trip."""
         return self._back
 
     @staticmethod
@@ -161,10 +156,8 @@ class ClockSync:
         self._lower_at, self._lower = max(self._returns, key=lambda one: one[1] - _drift_ns(now_ns - one[0]))
         self._reconcile(now_ns)
         middle = self.offset_ns(now_ns)
-        self._delays.append((self._sends[-1][1] - middle, middle - self._returns[-1][1]))
-        place = int(DELAY_PERCENTILE * (len(self._delays) - 1) + 0.5)
-        self._there = max(sorted(there for there, _ in self._delays)[place], 0)
-        self._back = max(sorted(back for _, back in self._delays)[place], 0)
+        self._there = max(self._sends[-1][1] - middle, 0)
+        self._back = max(middle - self._returns[-1][1], 0)
 
     def _reconcile(self, now_ns: int) -> None:
         """Bounds that exclude each other say that a clock has jumped: only the newest samples count."""

@@ -169,6 +169,8 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t hosted
         uint64_t fetching
         uint32_t clock_mhz
+        int64_t there_ns
+        int64_t back_ns
         uint64_t inputs_bytes
         int64_t inputs_mb_ns
 

@@ -572,6 +572,8 @@ cdef class Core:
             "host_used": row.host_used,
             "hosted": row.hosted,
             "fetching": row.fetching,
+            "there_ns": row.there_ns,
+            "back_ns": row.back_ns,
             "inputs_bytes": row.inputs_bytes,
             "inputs_mb_ns": row.inputs_mb_ns,
         }

@@ -222,6 +222,7 @@ bool Adaptive::admit(Pending& pending) {
     Ns soonest = soonest_ns(model, request.shape, pending.size);
     if (soonest > pending.deadline_ns - now_) {
         Ns least = soonest + (now_ - request.arrived_ns);
+        doubt(pending);
         refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo), std::max(least, slo + 1));
         return false;
     }

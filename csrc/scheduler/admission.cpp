@@ -314,6 +314,7 @@ void Admission::refuse_in_detail(Pending& pending) {
     if (unseen) {
         refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
     } else if (alone_least > slo) {
+        doubt(pending);
         refuse(pending, Reason::INFEASIBLE, {Text::SLO_BELOW_IDLE, alone_least, slo},
                std::max(alone_least, slo + 1));
     } else {

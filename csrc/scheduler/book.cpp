@@ -47,6 +47,8 @@ DeviceStatus status_of(const Device& device, Ns now) {
         row.hosted += copy.state == HostState::HELD;
     }
     row.clock_mhz = device.clock_mhz;
+    row.there_ns = device.worker->there_ns;
+    row.back_ns = device.worker->back_ns;
     row.inputs_bytes = device.worker->inputs.bytes_under_way();
     row.inputs_mb_ns = device.worker->inputs.takes_ns(now, 1'000'000);
     return row;

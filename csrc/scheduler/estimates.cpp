@@ -20,6 +20,8 @@ Ns floor_div(Ns a, Ns b) {
     return quotient - (a % b != 0 && (a < 0) != (b < 0));
 }
 
+bool is_above(Ns value, Ns told) { return static_cast<double>(value) > STALE_RATIO * static_cast<double>(told); }
+
 template <typename Value>
 auto find_batch(Value& sorted, std::uint32_t batch) {
     return std::lower_bound(sorted.begin(), sorted.end(), batch,
@@ -35,6 +37,28 @@ void Window::push(Ns sample) {
     }
     samples_[count_++] = sample;
 }
+
+void Window::reset(Ns told) {
+    count_ = 0;
+    push(told);
+    push(told);
+}
+
+bool Window::fall() {
+    if (count_ <= FALL_COUNT) {
+        return false;
+    }
+    Ns limit = robust() / FALL_RATIO;
+    auto first = samples_.begin() + (count_ - FALL_COUNT), end = samples_.begin() + count_;
+    if (std::any_of(first, end, [limit](Ns sample) { return sample >= limit; })) {
+        return false;
+    }
+    std::copy(first, end, samples_.begin());
+    count_ = FALL_COUNT;
+    return true;
+}
+
+Ns Window::least() const { return *std::min_element(samples_.begin(), samples_.begin() + count_); }
 
 // The second is 0 where there is only one.
 std::pair<Ns, Ns> Window::two_largest() const {
@@ -94,15 +118,16 @@ Ns Curve::beyond(std::uint32_t batch) {
     return raw_[batch];
 }
 
-bool Curve::measure(std::uint32_t batch, Ns ns) {
+bool Curve::measure(std::uint32_t batch, Ns ns, Ns now) {
     if (batch > BATCH_TABLE_MAX) {
         return false;
     }
     auto place = find_batch(windows_, batch);
     if (place == windows_.end() || place->first != batch) {
-        // The seed counts twice: one sample, high or low, is not yet believed against the profile.
-        Ns seed = seed_of(batch);
-        if (seed == 0 && !seeds_.empty()) {
+        // What was thought counts twice: one sample, high or low, is not yet believed against the profile and what its
+        // neighbours have made of it.
+        Ns seed = 0;
+        if (!seeds_.empty()) {
             seed = exec_ns(batch);
             seed = scale_ == 1 ? seed : static_cast<Ns>(static_cast<double>(seed) / scale_);
         }
@@ -112,7 +137,10 @@ bool Curve::measure(std::uint32_t batch, Ns ns) {
             place->second.push(seed);
         }
     }
-    place->second.push(std::max<Ns>(ns, 1));
+    place->second.push(std::max<Ns>(ns, 1), now);
+    if (rule_ == EstimateRule::ROBUST) {
+        place->second.fall();
+    }
     if (batch >= raw_.size()) {
         build(batch);
         return true;
@@ -124,6 +152,49 @@ bool Curve::measure(std::uint32_t batch, Ns ns) {
         return true;
     }
     return false;
+}
+
+// What the profile says of a batch, between its points in a straight line; where it says nothing, the least of what was
+// measured.
+Ns Curve::told_ns(std::uint32_t batch, const Window& window) const {
+    if (seeds_.empty()) {
+        return window.least();
+    }
+    auto above = find_batch(seeds_, batch);
+    if (above == seeds_.end()) {
+        return seeds_.back().second * batch / seeds_.back().first;
+    }
+    if (above->first == batch || above == seeds_.begin()) {
+        return above->second;
+    }
+    auto below = above - 1;
+    return below->second + (above->second - below->second) * (batch - below->first) / (above->first - below->first);
+}
+
+bool Curve::is_confirmed(std::uint32_t batch, Ns now) const {
+    auto place = find_batch(windows_, batch);
+    return place != windows_.end() && place->first == batch && !place->second.is_stale(now);
+}
+
+bool Curve::is_raised() const {
+    return rule_ == EstimateRule::ROBUST && std::any_of(windows_.begin(), windows_.end(), [this](const auto& entry) {
+        return is_above(value_of(entry.second), told_ns(entry.first, entry.second));
+    });
+}
+
+bool Curve::forget_stale(Ns now) {
+    bool changed = false;
+    for (auto& [batch, window] : windows_) {
+        Ns told = told_ns(batch, window);
+        if (window.is_stale(now) && is_above(value_of(window), told)) {
+            window.reset(told);
+            changed = true;
+        }
+    }
+    if (changed && !raw_.empty()) {
+        build(static_cast<std::uint32_t>(raw_.size()) - 1);
+    }
+    return changed;
 }
 
 void Curve::set_scale(double scale) {
@@ -271,7 +342,7 @@ Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::ui
     return with_margin(static_cast<Ns>(static_cast<double>(reference->exec_ns(batch)) * ratio * ratio));
 }
 
-bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten) {
+bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now) {
     Curve* known = curve(shape);
     if (known == nullptr) {
         if (curves_.size() >= SHAPES_MAX) {
@@ -286,7 +357,7 @@ bool ProgramEstimates::measure(std::uint32_t shape, std::uint32_t batch, Ns ns, 
         }
         known = &add(shape);
     }
-    return known->measure(batch, ns);
+    return known->measure(batch, ns, now);
 }
 
 LoadEstimates::LoadEstimates() {
@@ -294,19 +365,59 @@ LoadEstimates::LoadEstimates() {
     ratios_.push(1000);
 }
 
-Ns LoadEstimates::own_ns(ModelId model_id, std::uint32_t page_count) const {
+Window* LoadEstimates::own(ModelId model_id, std::uint32_t page_count) {
     auto found = windows_.find(model_id);
     if (found != windows_.end()) {
-        for (const auto& [pages, window] : found->second) {
+        for (auto& [pages, window] : found->second) {
             if (pages == page_count) {
-                return window.robust();
+                return &window;
             }
         }
     }
-    return 0;
+    return nullptr;
 }
 
-Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns) {
+Ns LoadEstimates::own_ns(ModelId model_id, std::uint32_t page_count) const {
+    const Window* window = own(model_id, page_count);
+    return window != nullptr ? window->robust() : 0;
+}
+
+namespace {
+
+// Far above what was told, if there was anything; else above the least that was measured.
+bool is_raised_window(const Window& window, Ns told) {
+    return !window.empty() && is_above(window.robust(), told > 0 ? told : window.least());
+}
+
+bool reset_stale(Window& window, Ns told, Ns now) {
+    if (!is_raised_window(window, told) || !window.is_stale(now)) {
+        return false;
+    }
+    window.reset(told > 0 ? told : window.least());
+    return true;
+}
+
+}  // namespace
+
+bool LoadEstimates::is_raised(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const {
+    const Window* window = own(model_id, page_count);
+    return is_raised_window(ratios_, 1000) || is_raised_window(page_ns_, 0) ||
+           (window != nullptr && is_raised_window(*window, seed_ns));
+}
+
+bool LoadEstimates::forget_stale(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns now) {
+    bool changed = reset_stale(ratios_, 1000, now);
+    if (changed) {
+        ratio_ = 1000;
+    }
+    changed |= reset_stale(page_ns_, 0, now);
+    if (Window* window = own(model_id, page_count); window != nullptr) {
+        changed |= reset_stale(*window, seed_ns, now);
+    }
+    return changed;
+}
+
+Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now) {
     ns = std::max<Ns>(ns, 1);
     auto& layouts = windows_[model_id];
     auto layout = std::find_if(layouts.begin(), layouts.end(), [=](const auto& one) { return one.first == page_count; });
@@ -322,13 +433,16 @@ Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count
         }
     }
     Window& window = layout->second;
-    window.push(ns);
+    window.push(ns, now);
+    window.fall();
     if (seed_ns > 0) {
-        ratios_.push(ns * 1000 / seed_ns);
+        ratios_.push(ns * 1000 / seed_ns, now);
+        ratios_.fall();
         ratio_ = std::min<Ns>(std::max<Ns>(ratios_.robust(), 500), 4000);
     }
     if (page_count > 0) {
-        page_ns_.push(ns / page_count);
+        page_ns_.push(ns / page_count, now);
+        page_ns_.fall();
     }
     return window.robust();
 }

@@ -31,6 +31,16 @@ inline constexpr Ns MARGIN_NS = 100'000;
 inline constexpr double RAISE_RATIO = 0.01;
 inline constexpr double LOWER_RATIO = 0.03;
 
+// What was learnt and is more than so many times what was told holds while it is fresh: a batch or a load that seems
+// impossible is never tried, and would teach nothing else for ever.
+inline constexpr double STALE_RATIO = 2;
+inline constexpr Ns STALE_NS = SECOND;
+
+// So many samples in a row of less than one part in FALL_RATIO of an estimate say that it was of another time: the ones
+// before count no longer. (A smaller fall is followed when they have left the window.)
+inline constexpr std::uint32_t FALL_COUNT = 3;
+inline constexpr Ns FALL_RATIO = 4;
+
 // A shape with more than this many times the elements of the largest profiled one has no bound.
 inline constexpr double BOUND_RATIO_MAX = 8;
 
@@ -55,7 +65,18 @@ enum class EstimateRule : std::uint8_t {
 class Window {
 public:
     void push(Ns sample);
+    // A sample that was taken now.
+    void push(Ns sample, Ns now) {
+        push(sample);
+        newest_ns_ = now;
+    }
+    // Whether the last FALL_COUNT samples are far below robust(); then only they are kept.
+    bool fall();
+    // As before the first sample, if it was told this.
+    void reset(Ns told);
     bool empty() const { return count_ == 0; }
+    bool is_stale(Ns now) const { return now - newest_ns_ > STALE_NS; }
+    Ns least() const;
     Ns robust() const;      // the second largest sample (the only one, if there is one)
     Ns percentile() const;  // the 99th, interpolated: 0.91 of the largest of ten and 0.09 of the second
 
@@ -64,6 +85,7 @@ private:
 
     std::array<Ns, WINDOW> samples_{};  // none is below 0
     std::uint32_t count_ = 0;
+    Ns newest_ns_ = 0;  // when the last was taken
 };
 
 // Execution time over batch size, for one program, shape and device kind.
@@ -91,7 +113,14 @@ public:
     }
 
     // One execution took this long. True if the published estimates changed.
-    bool measure(std::uint32_t batch, Ns ns);
+    bool measure(std::uint32_t batch, Ns ns, Ns now = 0);
+
+    // Whether a batch of this size was measured of late.
+    bool is_confirmed(std::uint32_t batch, Ns now) const;
+    // Whether something is far above what was told.
+    bool is_raised() const;
+    // Lets go of what is, and is not fresh. True if the published estimates changed.
+    bool forget_stale(Ns now);
 
     // What is expected from now on is this many times what the samples and the profile say.
     void set_scale(double scale);
@@ -103,6 +132,7 @@ private:
     Ns beyond(std::uint32_t batch);
     void build(std::uint32_t batch_max);
     Ns seed_of(std::uint32_t batch) const;  // 0: none
+    Ns told_ns(std::uint32_t batch, const Window& window) const;
     Ns scaled(Ns ns) const { return scale_ == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * scale_); }
     Ns value_of(const Window& window) const {
         return rule_ == EstimateRule::ROBUST ? window.robust() : window.percentile();
@@ -150,7 +180,23 @@ public:
 
     // One execution took this long. True if published estimates changed. forgotten: set to a shape that had to make
     // room for this one, if any; no pointer to its curve may be kept.
-    bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten);
+    bool measure(std::uint32_t shape, std::uint32_t batch, Ns ns, std::uint32_t* forgotten, Ns now = 0);
+
+    // Curve::forget_stale() of all; calls function(shape) for those that changed. True if some are still raised.
+    template <typename Function>
+    bool forget_stale(Ns now, Function&& function) {
+        bool is_raised = false;
+        for (const auto& entry : curves_) {
+            if (entry.second->is_raised()) {
+                bool changed = entry.second->forget_stale(now);
+                is_raised |= entry.second->is_raised();
+                if (changed) {
+                    function(entry.first);
+                }
+            }
+        }
+        return is_raised;
+    }
 
     // False: it has this scale.
     bool set_scale(double scale);
@@ -195,10 +241,20 @@ public:
         return seed_ns > 0 ? seed_ns * ratio_ / 1000 : page_ns_.empty() ? 0 : page_ns_.robust() * page_count;
     }
     // What own_ns() is then.
-    Ns measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns);
+    Ns measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now = 0);
+
+    // Whether loads take far longer than they did, or than was told of a model.
+    bool is_raised(ModelId model_id, Ns seed_ns, std::uint32_t page_count) const;
+    // Lets go of that, if it is not fresh. True if something changed.
+    bool forget_stale(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns now);
     void forget(ModelId model_id) { windows_.erase(model_id); }
 
 private:
+    Window* own(ModelId model_id, std::uint32_t page_count);
+    const Window* own(ModelId model_id, std::uint32_t page_count) const {
+        return const_cast<LoadEstimates*>(this)->own(model_id, page_count);
+    }
+
     std::unordered_map<ModelId, std::vector<std::pair<std::uint32_t, Window>>> windows_;  // by page count, oldest first
     Window ratios_;
     Ns ratio_ = 1000;  // what is made of them

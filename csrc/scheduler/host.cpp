@@ -238,7 +238,7 @@ void Loads::fetch_answered(Flight& flight, const ActionResult& result) {
     worker.disk_free_ns = now_ - worker.back_ns + worker.fetches_ns;
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
-        Ns own = spec.fetches->measure(model.model_id, 0, spec.page_count, took);
+        Ns own = spec.fetches->measure(model.model_id, 0, spec.page_count, took, now_);
         model.for_each_alike(spec, [own](KindSpec& one) { one.fetch_own_ns = own; });
         copy.state = HostState::HELD;
         copy.used_ns = now_;

@@ -54,21 +54,39 @@ bool Idle::is_unseen(const Model& model, std::uint32_t shape) const {
 
 void Idle::remember_unseen(const Model& model, const Request& request) {
     for (const KindSpec* spec : model.specs) {
-        bool known = std::any_of(unmeasured_.begin(), unmeasured_.end(), [&](const Unmeasured& one) {
-            return one.program == spec->program_number && one.kind == spec->kind && one.shape == request.shape;
-        });
-        if (known) {
-            continue;
-        }
-        if (unmeasured_.size() >= PROFILE_TABLE_MAX) {
-            unmeasured_.erase(unmeasured_.begin());
-        }
+        remember(model, *spec, request, false);
+    }
+}
+
+void Idle::doubt(const Pending& pending) {
+    const Model& model = *pending.model;
+    const Request& request = pending.request;
+    Ns slo = pending.deadline_ns - request.arrived_ns;
+    for (const KindSpec* spec : model.specs) {
+        Curve* curve = spec->program->curve(request.shape);
         std::uint32_t rows = model.batches ? request.rows : 1;
-        unmeasured_.push_back({spec->program_number, spec->kind, request.shape, model.model_id, rows, 0});
-        for (Device* device : devices_) {
-            if (device->kind == spec->kind) {
-                touch(*device);
-            }
+        // What takes little of the SLO is not why it is refused.
+        if (curve != nullptr && curve->exec_ns(rows) > slo / 2 && !curve->is_confirmed(rows, now_)) {
+            remember(model, *spec, request, true);
+        }
+    }
+}
+
+void Idle::remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted) {
+    bool known = std::any_of(unmeasured_.begin(), unmeasured_.end(), [&](const Unmeasured& one) {
+        return one.program == spec.program_number && one.kind == spec.kind && one.shape == request.shape;
+    });
+    if (known) {
+        return;
+    }
+    if (unmeasured_.size() >= PROFILE_TABLE_MAX) {
+        unmeasured_.erase(unmeasured_.begin());
+    }
+    std::uint32_t rows = model.batches ? request.rows : 1;
+    unmeasured_.push_back({spec.program_number, spec.kind, request.shape, model.model_id, rows, 0, is_doubted});
+    for (Device* device : devices_) {
+        if (device->kind == spec.kind) {
+            touch(*device);
         }
     }
 }
@@ -103,9 +121,11 @@ void Idle::measure(Device& device) {
         Model* model = find_model(one.model_id);
         KindSpec* spec = model != nullptr ? measured_spec(*model, one) : nullptr;
         Ns bound = 0;
-        bool is_over = spec == nullptr || model->draining || spec->program->curve(one.shape) != nullptr;
+        Curve* known = spec != nullptr ? spec->program->curve(one.shape) : nullptr;
+        bool is_over = spec == nullptr || model->draining || (known != nullptr) != one.is_doubted;
         if (!is_over) {
-            bound = spec->program->bound_ns(shapes_, one.shape, one.rows);
+            bound = known != nullptr ? known->planned_ns(one.rows)
+                                     : spec->program->bound_ns(shapes_, one.shape, one.rows);
             is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
         }
         if (is_over) {
@@ -118,7 +138,7 @@ void Idle::measure(Device& device) {
         Residency* residency = device.find(model);
         if (residency == nullptr) {
             KindSpec* own = model->spec(device);
-            if (own != nullptr && model->residencies.empty() && device.loading == 0) {
+            if (!one.is_doubted && own != nullptr && model->residencies.empty() && device.loading == 0) {
                 if (own->page_count <= device.pages.page_count()) {
                     load_idly(device, *model, *own);
                 }

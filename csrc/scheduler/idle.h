@@ -43,11 +43,15 @@ protected:
         ModelId model_id;
         std::uint32_t rows;
         int attempts;
+        bool is_doubted;  // it has an estimate, which may be wrong
     };
 
     bool is_unseen(const Model& model, std::uint32_t shape) const;
     // Have a shape measured on each kind of device, once one is idle.
     void remember_unseen(const Model& model, const Request& request);
+    // A request is refused because of what its execution is thought to take. If no execution has confirmed that of late,
+    // it is measured where the model is, once such a device is idle: what refuses everything would hold for ever.
+    void doubt(const Pending& pending);
     // Measure a shape that requests have come with, if the device has been idle for a while.
     void measure(Device& device);
     // Load a model that has only background requests, where there is room or they have waited long.
@@ -61,6 +65,8 @@ protected:
     std::vector<Model*> scan_;
 
 private:
+    void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);
+
     std::vector<Place> elsewhere_;
 };
 

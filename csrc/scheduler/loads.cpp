@@ -570,7 +570,7 @@ void Loads::load_answered(Flight& flight, const ActionResult& result) {
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
         KindSpec& spec = *residency.spec;
-        Ns own = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took);
+        Ns own = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took, now_);
         model.for_each_alike(spec, [own](KindSpec& one) { one.load_own_ns = own; });
         residency.state = ResidencyState::RESIDENT;
         residency.ready_ns = 0;

@@ -56,6 +56,7 @@ struct DeviceStatus {
     std::uint64_t hosted = 0;    // models in it
     std::uint64_t fetching = 0;  // models on their way into it
     std::uint32_t clock_mhz = 0;  // 0: it did not say
+    Ns there_ns = 0, back_ns = 0;    // the delays that its worker's link is counted with
     std::uint64_t inputs_bytes = 0;  // on their way to its worker
     Ns inputs_mb_ns = 0;             // what a million bytes of them are thought to take; 0: not known
 };
@@ -132,6 +133,7 @@ public:
     virtual void device_lost(Ns now, WorkerId worker, std::int32_t device) = 0;
     // The clock that a device executes at from now on, for those that say it: what they take changes with it.
     virtual void device_clock(Ns now, WorkerId worker, std::int32_t device, std::uint32_t mhz) = 0;
+    // What a message took to a worker, and another back; link.h says what is made of that.
     virtual void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) = 0;
     virtual void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) = 0;
     virtual void model_removed(Ns now, ModelId model_id) = 0;

@@ -8,6 +8,9 @@ namespace clockwork {
 
 void Service::arrived(Ns now, const Request& request) {
     advance(now);
+    if (now_ >= stale_at_ns_) {
+        forget_stale();
+    }
     Model* model = find_model(request.model_id);
     if (model == nullptr || (model->workers.empty() && !model->draining)) {
         refuse(request, Reason::NO_WORKER, Text::NO_WORKER);
@@ -536,8 +539,9 @@ void Service::worker_draining(Ns now, WorkerId worker_id) {
 void Service::link_measured(Ns now, WorkerId worker_id, Ns there_ns, Ns back_ns) {
     advance(now);
     if (Worker* worker = find_worker(worker_id); worker != nullptr) {
-        worker->there_ns = std::max<Ns>(there_ns, 0);
-        worker->back_ns = std::max<Ns>(back_ns, 0);
+        worker->link.measured(there_ns, back_ns);
+        worker->there_ns = worker->link.there_ns();
+        worker->back_ns = worker->link.back_ns();
     }
 }
 
@@ -643,7 +647,11 @@ void Service::action_done(Ns now, const ActionResult& result) {
         } else if (result.status == Status::CRASHED) {
             accuse(*flight, Fault::CRASHED);
         }
+        KindSpec& spec = *flight->residency->spec;
         load_answered(*flight, result);
+        if (spec.loads->is_raised(spec.model_id, spec.load_ns, spec.page_count)) {
+            note_raised();
+        }
         if (loaded.aside) {
             set_aside(loaded);
         }
@@ -654,7 +662,11 @@ void Service::action_done(Ns now, const ActionResult& result) {
         return;
     }
     if (flight->kind == FlightKind::FETCH) {
+        KindSpec& spec = *flight->residency->spec;
         fetch_answered(*flight, result);
+        if (spec.fetches->is_raised(spec.model_id, 0, spec.page_count)) {
+            note_raised();
+        }
         return;
     }
     if (flight->kind == FlightKind::DROP) {
@@ -675,11 +687,14 @@ void Service::action_done(Ns now, const ActionResult& result) {
         executed(*flight, took);
         ProgramEstimates& program = *residency.spec->program;
         std::uint32_t forgotten = UINT32_MAX;
-        bool changed = program.measure(batch.shape, batch.size, at_first_clock(*flight->device, took), &forgotten);
+        bool changed = program.measure(batch.shape, batch.size, at_first_clock(*flight->device, took), &forgotten, now_);
         if (forgotten != UINT32_MAX) {
             estimates_forgotten(program, forgotten);
         }
         if (changed) {
+            if (Curve* curve = program.curve(batch.shape); curve != nullptr && curve->is_raised()) {
+                note_raised();
+            }
             estimates_changed(program, batch.shape);
         }
         if (flight->kind == FlightKind::INFER) {

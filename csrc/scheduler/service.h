@@ -20,6 +20,9 @@ inline constexpr std::size_t IDLE_LOOK_MAX = 4;
 // Devices that hold a model and are told of a request without a deadline; where there are more, it is one that is idle.
 inline constexpr std::size_t WAKE_MAX = 64;
 
+// How often it is looked whether raised estimates are stale, while there are any.
+inline constexpr Ns STALE_EVERY_NS = 100 * MS;
+
 class Service : public Loads {
 public:
     using Loads::Loads;
@@ -108,6 +111,8 @@ protected:
     Batch* make_batch(Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
 
 private:
+    void note_raised();
+    void forget_stale();
     void left_unsent(const Pending& pending) override;
     void note_waited(const Model& model, Ns since_ns, const Device* except);
     void count_idle(Device& device, Ns since_ns, Ns until_ns);
@@ -135,6 +140,7 @@ private:
     Ns at_first_clock(const Device& device, Ns took_ns) const;
     std::uint32_t kind_of(const DeviceSpec& spec);
 
+    Ns stale_at_ns_ = NEVER_NS;  // when to look for stale estimates
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;
     std::vector<Place> places_;

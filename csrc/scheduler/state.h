@@ -13,6 +13,7 @@
 #include "scheduler/demand.h"
 #include "scheduler/estimates.h"
 #include "scheduler/inputs.h"
+#include "scheduler/link.h"
 #include "scheduler/lead.h"
 #include "scheduler/pages.h"
 #include "scheduler/predictions.h"
@@ -584,7 +585,8 @@ struct HostCopy {
 struct Worker {
     WorkerId worker_id = 0;
     std::vector<Device*> devices;  // that were not lost
-    Ns there_ns = LINK_DEFAULT_NS;
+    LinkDelays link;
+    Ns there_ns = LINK_DEFAULT_NS;  // what is made of them
     Ns back_ns = LINK_DEFAULT_NS;
     Ns link_free_ns = 0;  // when the loads that were sent are thought to be done; devices share the link
     Ns loads_ns = 0;      // planned durations of the LOADs under way

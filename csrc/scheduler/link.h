@@ -1,0 +1,55 @@
+// What the delay of a link is taken to be, from the round trips that were measured.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// The delay of a link each way, from its last round trips: a high percentile, so that one that took long moves nothing,
+// and what happens now and then is allowed for; but no more than the longest of the last few, so that what was measured
+// while something stood in the way is forgotten with them. Whoever measures every 250 ms has forgotten in 1.5 s.
+class LinkDelays {
+public:
+    static constexpr std::size_t WINDOW = 64;
+    static constexpr std::size_t RECENT = 6;
+    static constexpr double PERCENTILE = 0.95;
+
+    void measured(Ns there_ns, Ns back_ns) {
+        there_.add(std::max<Ns>(there_ns, 0), count_);
+        back_.add(std::max<Ns>(back_ns, 0), count_);
+        ++count_;
+    }
+    Ns there_ns() const { return there_.value(count_); }
+    Ns back_ns() const { return back_.value(count_); }
+
+private:
+    struct Way {
+        std::array<Ns, WINDOW> last{};
+
+        void add(Ns delay, std::uint64_t count) { last[count % WINDOW] = delay; }
+        Ns value(std::uint64_t count) const {
+            auto there = static_cast<std::size_t>(std::min<std::uint64_t>(count, WINDOW));
+            Ns recent = 0;
+            for (std::size_t back = 1; back <= std::min(there, RECENT); ++back) {
+                recent = std::max(recent, last[(count - back) % WINDOW]);
+            }
+            if (there <= RECENT) {
+                return recent;
+            }
+            std::array<Ns, WINDOW> sorted = last;
+            auto place = static_cast<std::ptrdiff_t>(PERCENTILE * static_cast<double>(there - 1) + 0.5);
+            std::nth_element(sorted.begin(), sorted.begin() + place, sorted.begin() + static_cast<std::ptrdiff_t>(there));
+            return std::min(recent, sorted[static_cast<std::size_t>(place)]);
+        }
+    };
+
+    Way there_, back_;
+    std::uint64_t count_ = 0;
+};
+
+}  // namespace clockwork

@@ -1,7 +1,7 @@
 """Clockwork beside Triton and other servers: the same models, arrivals and deadlines, in turn, in one run.
 
     python -m bench.peers [--quick] [--setup-only] [--peers clockwork,triton-policy] [--models 1,30]
-                          [--transports http,grpc] [--loads 0.6,1.2] [--rounds 2] [--seconds 5] [--json] [--plot FILE]
+                          [--transports http,grpc] [--loads 0.6,1.2] [--rounds 2] [--seconds 4] [--json] [--plot FILE]
 
 Question: what part of the requests does each answer within the SLO, below and beyond what one executor can do, and how
 long does it work for clients that have gone? A residual network of about 5 ms (or fine-tunes of it, asked by Zipf's
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--transports", default="http,grpc", help="[%(default)s]")
     parser.add_argument("--loads", default="", help=f"of capacity  [{','.join(map(str, LOADS))}]")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each cell")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each cell")
     parser.add_argument(
         "--cache", type=Path, default=CACHE, help="where environments are kept  [%(default)s]"
     )

@@ -184,7 +184,7 @@ class Server:
                     raise PeerFailed(f"no answer of {name}: {reply.said}")
                 try:
                     error = relative_error(spoken.scores(reply), reference.expected[name])
-                except ValueError as unread:
+                except (KeyError, ValueError) as unread:
                     raise PeerFailed(
                         f"the answer of {name} is no tensor of {OUTPUTS} floats: {unread}"
                     ) from None

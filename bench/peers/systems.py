@@ -6,6 +6,7 @@ Each has one executor (where it can be told so), one thread for ONNX Runtime, an
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -16,7 +17,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from bench.peers.environments import Environment
-from bench.peers.roads import INPUT, OUTPUT, Grpc, Http, oip_grpc, oip_http
+from bench.peers.roads import INPUT, OUTPUT, Grpc, Http, base64_json, oip_grpc, oip_http
+from clockwork.cluster import free_ports
 from clockwork.config import PAGE_BYTES
 
 Transport = Literal["http", "grpc"]
@@ -190,6 +192,114 @@ class Triton:
         return oip(transport, site, image)
 
 
+# ----- servers of Python ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MlServer:
+    """MLServer with one inference worker; over gRPC, where its tensors are bytes (over HTTP they are JSON numbers)."""
+
+    name: str = "mlserver"
+    title: str = "MLServer"
+    environment: str = "mlserver"
+    transports: tuple[Transport, ...] = ("grpc",)
+    limits_memory: bool = False
+    many: bool = False
+
+    def launch(self, site: Site, environment: Environment | None) -> Launch:
+        assert environment is not None
+        [metrics_port] = free_ports(1)
+        settings = {
+            "host": "127.0.0.1", "http_port": site.ports["http"], "grpc_port": site.ports["grpc"],
+            "metrics_port": metrics_port, "parallel_workers": 1,
+        }  # fmt: skip
+        (site.directory / "settings.json").write_text(json.dumps(settings))
+        for name, path in site.models.items():
+            (site.directory / name).mkdir()
+            model = {
+                "name": name,
+                "implementation": "mlserver_model.OnnxModel",
+                "parameters": {"uri": str(path)},
+            }
+            (site.directory / name / "model-settings.json").write_text(json.dumps(model))
+        command = [str(environment.path / "bin" / "mlserver"), "start", str(site.directory)]
+        return Launch(command, _python(environment), site.directory)
+
+    def ready_paths(self, site: Site) -> list[str]:
+        return oip_ready(site)
+
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+        return oip(transport, site, image)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LitServe:
+    """LitServe with one worker."""
+
+    name: str = "litserve"
+    title: str = "LitServe"
+    environment: str = "litserve"
+    transports: tuple[Transport, ...] = ("http",)
+    limits_memory: bool = False
+    many: bool = False
+
+    def launch(self, site: Site, environment: Environment | None) -> Launch:
+        assert environment is not None
+        [model] = site.models.values()
+        script = str(SERVERS / "litserve_app.py")
+        command = [str(environment.python), script, str(site.ports["http"]), str(model)]
+        return Launch(command, _python(environment), site.directory)
+
+    def ready_paths(self, site: Site) -> list[str]:
+        return ["/health"]
+
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+        return base64_json(["/predict"], image)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BentoMl:
+    """BentoML with one worker, and as many requests at once as a person allows (0: any number)."""
+
+    name: str
+    title: str
+    concurrency: int
+    environment: str = "bentoml"
+    transports: tuple[Transport, ...] = ("http",)
+    limits_memory: bool = False
+    many: bool = False
+
+    def launch(self, site: Site, environment: Environment | None) -> Launch:
+        assert environment is not None
+        [model] = site.models.values()
+        command = [
+            *(str(environment.path / "bin" / "bentoml"), "serve", "bentoml_app:Peer"),
+            *("--host", "127.0.0.1", "--port", str(site.ports["http"]), "--working-dir", str(SERVERS)),
+        ]
+        more = {
+            "PEER_MODEL": str(model),
+            "PEER_CONCURRENCY": str(self.concurrency),
+            "BENTOML_HOME": str(site.directory / "home"),
+            "BENTOML_DO_NOT_TRACK": "True",
+        }
+        return Launch(command, _python(environment) | more, site.directory)
+
+    def ready_paths(self, site: Site) -> list[str]:
+        return ["/readyz"]
+
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+        return base64_json(["/infer"], image)
+
+
+def _python(environment: Environment) -> dict[str, str]:
+    """Variables under which a server of Python finds its own environment and the session that all make."""
+    return {
+        "PATH": f"{environment.path / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": str(SERVERS),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
 SYSTEMS: dict[str, System] = {
     one.name: one
     for one in (
@@ -197,5 +307,9 @@ SYSTEMS: dict[str, System] = {
         Clockwork("clockwork-adaptive", "Clockwork, `adaptive`", policy="adaptive"),
         Triton("triton", "Triton", queue_policy=False),
         Triton("triton-policy", "Triton, queue policy", queue_policy=True),
+        MlServer(),
+        LitServe(),
+        BentoMl("bentoml", "BentoML", concurrency=0),
+        BentoMl("bentoml-limit", "BentoML, 8 at once", concurrency=8),
     )
 }

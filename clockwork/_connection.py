@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clockwork import __version__, config, wire
+from clockwork import __version__, _idle, config, wire
 from clockwork._calls import Call, CallFuture, Received, error_of
 from clockwork.clock import now_ns, to_seconds
 from clockwork.errors import (
@@ -152,6 +152,7 @@ class Connection:
         except BaseException:
             self._release()
             raise
+        _idle.attend(self)
 
     # ----- for callers -----------------------------------------------------------------------
 
@@ -248,6 +249,17 @@ class Connection:
             if threading.current_thread() is not self._thread:
                 self._closed.wait(CLOSE_S)
 
+    def turn_if_idle(self) -> None:
+        """Take in what has come while nobody uses the connection. On the thread of _idle."""
+        with self._lock:
+            if self._closing or self._owner is not Owner.NOBODY or self._generation != _generation:
+                return
+            self._owner = Owner.CALLER
+        try:
+            self._pump()
+        finally:
+            self._give_back()
+
     # ----- ownership -------------------------------------------------------------------------
 
     def _check_usable(self) -> None:
@@ -321,13 +333,18 @@ class Connection:
     def _let_go(self, call: Call) -> None:
         """Give the socket back, or to an I/O thread if there is more to do: then call.lock is what to wait for."""
         self._sleeping = False
+        self._give_back(call)
+
+    def _give_back(self, call: Call | None = None) -> None:
+        """As the thread that has taken the socket: let others have it, an I/O thread where something is left to do."""
         with self._lock:
             closing = self._closing
             if not closing:
-                if call.done and not self._queue:
+                is_done = call is None or call.done
+                if is_done and not self._queue:
                     self._owner = Owner.NOBODY
                     return
-                if not call.done:
+                if call is not None and not is_done:
                     call.lock = _held_lock()
                     self._push_deadline(call)
                 self._start_thread()
@@ -384,6 +401,7 @@ class Connection:
             self._closed.set()
 
     def _release(self) -> None:
+        _idle.dismiss(self)
         if self._transport is not None:
             self._transport.close()
         self._transport = self._dealer = None
@@ -410,7 +428,7 @@ class Connection:
         self._transport = self._dealer = None
 
     def _sleep(self, until_ns: int) -> None:
-        self._waiter.wait(max(0, until_ns - now_ns()))
+        self._waiter.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
         if self._woken:
             self._woken = False
             with contextlib.suppress(BlockingIOError):
@@ -473,6 +491,8 @@ class Connection:
         Of a flood, so many messages as leave the caller to look at the time; the rest keeps the dealer readable.
         """
         left = config.CLIENT_MESSAGES_PER_TURN
+        if self._dealer is not None:
+            self._dealer.look()
         while (dealer := self._dealer) is not None:
             # Asked for first, applied last: what arrived before a loss still counts.
             changes = self._unapplied + (dealer.changes() if changes is None else changes)

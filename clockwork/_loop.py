@@ -19,6 +19,7 @@ from clockwork._connection import Connection, Owner
 from clockwork.aio import AsyncClient
 from clockwork.client import Client, checked_model, request_header
 from clockwork.clock import SECOND, now_ns
+from clockwork.config import INFLOW_LOOK_NS
 from clockwork.errors import ClockworkError
 from clockwork.keys import PeerKeys
 from clockwork.messages import NEVER_NS, InferRequest, NamedTensorRef
@@ -152,7 +153,7 @@ class LoopConnection(Connection):
         self._watched = None
 
     def _arm(self) -> None:
-        due_ns = self._next_deadline_ns()
+        due_ns = min(self._next_deadline_ns(), now_ns() + INFLOW_LOOK_NS)
         if due_ns < self._timer_ns and self._loop is not None:
             if self._timer is not None:
                 self._timer.cancel()

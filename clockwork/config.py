@@ -113,6 +113,23 @@ MEMORY_SHARE_MAX = 0.75
 """Of the memory that the controller may have. Beyond it, peers with the most received and not taken are ended: small
 frames take 32 times as much memory as the bytes that are counted."""
 
+INFLOW_LOOK_NS = 100_000_000
+"""How often a client looks at what has come on its connection and was not taken (RECEIVED_BYTES_MAX); a worker does with
+each heartbeat."""
+
+INFLOW_SMALL_BYTES = 1 << 20
+"""So much may have come whatever MEMORY_SHARE_MAX says."""
+
+EVENTS_QUEUE_MAX = 1_024
+"""Events that may wait for one subscriber, of a few hundred bytes each; one that does not keep up loses the rest."""
+
+EVENTS_TOPIC_BYTES_MAX = 1 << 10
+EVENTS_RECEIVED_BYTES_MAX = 64 << 10
+"""Of one subscription, and of all that a subscriber says; more ends its connection. A publisher keeps every subscription."""
+
+SUBSCRIBERS_MAX = 1_024
+"""Of a controller's events; the next connection is ended."""
+
 CHUNK_BYTES = 1 << 20
 """The size of the pieces in which files travel, small so that no request waits behind a large one."""
 

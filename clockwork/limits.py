@@ -43,3 +43,9 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
             limits.append(int(Path(name).read_text(encoding="ascii")))
     return min(limits)
+
+
+def resident_bytes() -> int:
+    """How much of this process is in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import ipaddress
-import os
 import re
-import socket as sockets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -22,8 +20,20 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils.monitor import parse_monitor_message
 
 from clockwork import _wait, _zmq
-from clockwork.config import FRAMES_MAX, MESSAGE_BYTES_MAX, SEND_QUEUE_MAX
+from clockwork.clock import now_ns
+from clockwork.config import (
+    EVENTS_QUEUE_MAX,
+    EVENTS_RECEIVED_BYTES_MAX,
+    EVENTS_TOPIC_BYTES_MAX,
+    FRAMES_MAX,
+    INFLOW_LOOK_NS,
+    MESSAGE_BYTES_MAX,
+    RECEIVED_BYTES_MAX,
+    SEND_QUEUE_MAX,
+    SUBSCRIBERS_MAX,
+)
 from clockwork.errors import ConfigError
+from clockwork.inflow import Inflow
 from clockwork.keys import ControllerKeys, PeerKeys
 from clockwork.roles import Port
 
@@ -103,6 +113,7 @@ class Connection(enum.Enum):
     # went away, or whose public key is not the one that we have
 
 
+_BEGUN = zmq.EVENT_CONNECTED  # its value is the descriptor
 _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = zmq.EVENT_DISCONNECTED
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
@@ -269,7 +280,9 @@ class Dealer:
             socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
             socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
             socket.set(zmq.CURVE_SERVERKEY, keys.controller.encode())
-        self._monitor = socket.get_monitor_socket(_UP | _DOWN | _REFUSED | _FAILED)
+        self._inflow: Inflow | None = None  # of the connection, from before its handshake on
+        self._look_ns = 0
+        self._monitor = socket.get_monitor_socket(_BEGUN | _UP | _DOWN | _REFUSED | _FAILED)
         self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
         self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
         try:
@@ -303,7 +316,18 @@ class Dealer:
             return None  # what was there when we asked has gone with its connection
         if not _rest(socket, self._probe, frames):
             del frames[1:]
+        if self._inflow is not None:
+            self._inflow.take(sum(map(len, frames)), len(frames))
         return frames
+
+    def look(self) -> bool:
+        """End the connection if it has brought more than may wait here; whether that was done. To be called every
+        INFLOW_LOOK_NS or so, whether something can be received or not: a message that has no end cannot."""
+        now = now_ns()
+        if self._inflow is None or now < self._look_ns:
+            return False
+        self._look_ns = now + INFLOW_LOOK_NS // 2
+        return self._inflow.look(now, RECEIVED_BYTES_MAX)
 
     @property
     def is_up(self) -> bool:
@@ -312,7 +336,12 @@ class Dealer:
 
     def changes(self) -> list[Connection]:
         """What happened to the connection since the last call, in order."""
-        changes = [_CHANGES[event] for event, _ in _read_monitor(self._monitor, self._monitor_probe)]
+        changes = []
+        for event, value in _read_monitor(self._monitor, self._monitor_probe):
+            if event == _BEGUN:
+                self._inflow = Inflow(value, now_ns())
+            else:
+                changes.append(_CHANGES[event])
         if changes:
             self._up = changes[-1] is Connection.UP
         return changes
@@ -328,19 +357,6 @@ class Dealer:
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close()
-
-
-def end_connection(fd: int) -> None:
-    """Have libzmq find that a connection has ended: there is no call of its own for that.
-
-    fd: of the connection, whose end has not been reported yet: until then nothing else has this number.
-    """
-    try:
-        duplicate = os.dup(fd)
-    except OSError:
-        return  # it has ended by itself
-    with sockets.socket(fileno=duplicate) as one, contextlib.suppress(OSError):
-        one.shutdown(sockets.SHUT_RDWR)
 
 
 def socket_functions() -> int:
@@ -449,9 +465,11 @@ class Publisher:
         self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.PUB)
+        socket.set(zmq.SNDHWM, EVENTS_QUEUE_MAX)
+        socket.set(zmq.MAXMSGSIZE, EVENTS_TOPIC_BYTES_MAX)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
         self._probe = _zmq.Probe(self._monitor)
-        self._connected: set[int] = set()  # descriptors
+        self._connected: dict[int, Inflow] = {}  # by descriptor
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)
         except ConfigError:
@@ -467,15 +485,24 @@ class Publisher:
         """End every connection: libzmq does not say whose key each has. Whoever is still let in comes back by itself,
         and has missed what was sent meanwhile."""
         self._follow()
-        for fd in self._connected:
-            end_connection(fd)
+        for one in self._connected.values():
+            one.end()
+
+    def look(self) -> int:
+        """End the connections on which a subscriber has said more than it may; how many."""
+        self._follow()
+        now = now_ns()
+        return sum(one.look(now, EVENTS_RECEIVED_BYTES_MAX) for one in self._connected.values())
 
     def _follow(self) -> None:
         for event, fd in _read_monitor(self._monitor, self._probe):
-            if event == _DOWN:
-                self._connected.discard(fd)
-            else:
-                self._connected.add(fd)
+            self._connected.pop(fd, None)
+            if event != _DOWN:
+                one = Inflow(fd, now_ns())
+                if len(self._connected) >= SUBSCRIBERS_MAX:
+                    one.end()
+                else:
+                    self._connected[fd] = one
 
     def close(self) -> None:
         if not self._socket.closed:

@@ -160,7 +160,7 @@ CUT_TEXTS = {
 """Why the exchange ends connections by itself."""
 
 _COMPLAINTS = ("client malformed", "client failed", "worker malformed", "worker failed", "worker fault",
-               "storage failed", "key refused", "clients cut", "workers cut")  # fmt: skip
+               "storage failed", "key refused", "clients cut", "workers cut", "events cut")  # fmt: skip
 """From whom a message was, and whether it made no sense, met a defect of ours, or was an answer that cannot be; and
 connections that were not let in, or were ended."""
 
@@ -850,6 +850,11 @@ class Controller:
             self._read_keys()
         for text in self._access.refusals():
             self._complaints.note("key refused", self._now, text)
+        if count := self._publisher.look():
+            self._complain(
+                "events cut",
+                f"{count} connections for events were ended: they say more than a subscriber has to",
+            )
         self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
 
     def _note_cuts(self) -> None:

@@ -408,6 +408,8 @@ class Worker:
                 self._lose(line, line.device.fault)
         self._complaints.settle(now)
         self._registrar.beat()
+        if self._dealer.look():
+            log.error("the connection was ended: the controller sent more than this worker could take in")
         if self._hello_due_ns and now >= self._hello_due_ns:
             self._hello()
         if self._welcomed:

@@ -27,6 +27,7 @@ from clockwork.clock import SECOND
 from clockwork.controller.access import Access
 from clockwork.controller.process import Controller
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, Forbidden, ModelNotFound
+from clockwork.inflow import Inflow
 from clockwork.keys import (
     ALLOWED_FILE,
     CONTROLLER_KEY_FILE,
@@ -42,7 +43,7 @@ from clockwork.keys import (
 )
 from clockwork.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, TO_CLIENT, TO_WORKER, Status
 from clockwork.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
-from clockwork.transport import Transport, Waiter, end_connection, new_key_pair
+from clockwork.transport import Transport, Waiter, new_key_pair
 from tests.process.cluster import eventually
 
 LEGACY = "legacy"
@@ -511,9 +512,9 @@ def test_one_connection_of_a_router_can_be_ended(tmp_path: Path, kind: str, with
                 while (got := router.receive()) is None:
                     waiter.wait(SECOND)
                 descriptors.append(got[1])
-            end_connection(descriptors[0])
+            Inflow(descriptors[0], 0).end()
             first.wait_for_end()
-            end_connection(1 << 20)  # of nothing: it has ended by itself
+            Inflow(1 << 20, 0).end()  # of nothing: it has ended by itself
             assert other.dealer.send(b"still here")
             while (got := router.receive()) is None or bytes(got[2][0]) != b"still here":
                 waiter.wait(SECOND)

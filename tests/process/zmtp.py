@@ -14,8 +14,8 @@ def greeting() -> bytes:
     return b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 
 
-def ready(identity: bytes = b"") -> bytes:
-    body = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4) + b"DEALER"
+def ready(identity: bytes = b"", kind: bytes = b"DEALER") -> bytes:
+    body = b"\x05READY\x0bSocket-Type" + len(kind).to_bytes(4) + kind
     body += b"\x08Identity" + len(identity).to_bytes(4) + identity
     return frame_head(len(body), COMMAND) + body
 
@@ -61,10 +61,10 @@ def dial(endpoint: str) -> socket.socket:
     return socket.create_connection((host, int(port)))
 
 
-def shake_hands(one: socket.socket, identity: bytes = b"") -> socket.socket:
+def shake_hands(one: socket.socket, identity: bytes = b"", kind: bytes = b"DEALER") -> socket.socket:
     """The connection, once messages may be sent: libzmq ends one that does not wait for its READY."""
     one.settimeout(20)
-    one.sendall(greeting() + ready(identity))
+    one.sendall(greeting() + ready(identity, kind))
     _read(one, len(greeting()))
     assert _read(one, 1)[0] == COMMAND
     _read(one, _read(one, 1)[0])

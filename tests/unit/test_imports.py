@@ -42,7 +42,7 @@ ROOMS = {
     ],
     "scheduler": ["scheduler"],
     "actions": ["worker.actions", "worker._actions", "worker.events"],
-    "transport": ["transport", "_zmq"],
+    "transport": ["transport", "_zmq", "inflow"],
     "formats": [
         "models.archive",
         "models.checksums",
@@ -55,7 +55,7 @@ ROOMS = {
     ],
     "device": ["device"],
     "models": ["models"],
-    "client": ["", "client", "aio", "_connection", "_calls", "_loop"],
+    "client": ["", "client", "aio", "_connection", "_calls", "_idle", "_loop"],
     "controller": ["controller"],
     "worker": ["worker"],
     "gateway": ["gateway"],

@@ -1,0 +1,250 @@
+"""What the other side may make a process hold: a controller its clients and workers, a subscriber the controller.
+
+Each message of the floods here has no end, so that nobody is ever told of it: libzmq would receive it whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmtp
+from fake_controller import FakeController
+from fake_scheduler_side import running_worker
+
+from clockwork import Client, ConnectionLost, config, wire
+from clockwork.clock import SECOND
+from clockwork.limits import resident_bytes
+from clockwork.messages import PROTOCOL_VERSION, ClientHello, ClientWelcome, WorkerWelcome
+from clockwork.transport import Publisher, Transport
+
+X = np.array([[1.5, -2.0]], np.float32)
+PATIENCE_S = 20.0
+FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
+SMALL = (zmtp.frame_head(1, zmtp.MORE) + b"x") * 100_000
+
+
+class Endless:
+    """Accepts connections, says what it has been given, and then a message of frames without an end."""
+
+    def __init__(self, first: Callable[[socket.socket], None], data: bytes = FRAME) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.sent: list[int] = []  # of each connection, until it ended
+        self._first = first
+        self._data = data
+        self._ended = threading.Condition()
+        self._open: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):  # the listener is closed, and that is the end
+            while True:
+                one, _ = self.listener.accept()
+                sent = 0
+                self._open[:] = [one]
+                with one, contextlib.suppress(OSError, AssertionError):
+                    zmtp.shake_hands(one)
+                    self._first(one)
+                    while True:
+                        sent += one.send(self._data)
+                with self._ended:
+                    self.sent.append(sent)
+                    self._ended.notify_all()
+
+    def wait_for_end(self, count: int = 1) -> None:
+        with self._ended:
+            assert self._ended.wait_for(lambda: len(self.sent) >= count, PATIENCE_S), (
+                "it takes without an end"
+            )
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        for one in self._open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+
+def welcome(one: socket.socket) -> None:
+    zmtp.read_message(one)
+    one.sendall(zmtp.message([wire.encode(ClientWelcome(PROTOCOL_VERSION, "endless", 1))]))
+
+
+def after_a_request(one: socket.socket) -> None:
+    welcome(one)
+    zmtp.read_message(one)
+    one.settimeout(None)
+
+
+@pytest.fixture
+def bound(monkeypatch: pytest.MonkeyPatch) -> int:
+    bytes_max = 32 << 20
+    monkeypatch.setattr("clockwork.transport.RECEIVED_BYTES_MAX", bytes_max)
+    return bytes_max
+
+
+HOW: dict[str, Callable[[Client], Any]] = {
+    "blocking": lambda client: client.infer("m", X, timeout=PATIENCE_S),
+    "future": lambda client: client.submit("m", X, timeout=PATIENCE_S).result(PATIENCE_S),
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_message_without_an_end_ends_its_connection(how: str, bound: int) -> None:
+    with contextlib.closing(Endless(after_a_request)) as controller, Client(controller.endpoint) as client:
+        with pytest.raises(ConnectionLost, match="was lost"):
+            HOW[how](client)
+        controller.wait_for_end()
+        assert controller.sent[0] >= bound
+
+
+def test_a_client_that_nobody_uses_takes_no_more_than_its_bound(bound: int) -> None:
+    with contextlib.closing(Endless(welcome)) as controller, Client(controller.endpoint):
+        controller.wait_for_end()
+        assert controller.sent[0] >= bound
+
+
+def test_small_frames_are_bounded_by_the_memory_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bytes on the wire are 64 in memory: the process' own size ends it, long before the bytes do."""
+    most = resident_bytes() + (100 << 20)
+    monkeypatch.setattr("clockwork.inflow.is_memory_short", lambda: resident_bytes() > most)
+    with contextlib.closing(Endless(welcome, SMALL)) as controller, Client(controller.endpoint):
+        controller.wait_for_end()
+        assert controller.sent[0] < 1 << 30
+
+
+def test_what_is_taken_does_not_count(bound: int) -> None:
+    """More than the bound passes, in messages that the client takes in."""
+    x = np.zeros((1, bound // 16), np.float32)
+    with FakeController() as controller, Client(controller.endpoint) as client:
+        begun = time.monotonic()
+        for _ in range(8):
+            assert client.infer("m", x, timeout=PATIENCE_S).shape == x.shape
+        while time.monotonic() - begun < 3 * config.INFLOW_LOOK_NS / SECOND:  # looked at while idle as well
+            client.infer("m", X, timeout=PATIENCE_S)
+        assert len(controller.of(ClientHello)) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_ends_a_connection_that_brings_more_than_it_takes(tmp_path: Path) -> None:
+    """At the bound as it is, which a process of its own has; then it says hello again."""
+    hellos = 0
+
+    def once(one: socket.socket) -> None:
+        nonlocal hellos
+        zmtp.read_message(one)
+        hellos += 1
+        assert hellos == 1
+        one.sendall(zmtp.message([wire.encode(WorkerWelcome(PROTOCOL_VERSION, "endless", 1, 7))]))
+        one.settimeout(None)
+
+    with (
+        contextlib.closing(Endless(once)) as controller,
+        running_worker(controller.endpoint, tmp_path / "store") as worker,
+    ):
+        controller.wait_for_end(2)
+        assert hellos >= 2
+        assert controller.sent[0] >= config.RECEIVED_BYTES_MAX
+        assert worker.process.poll() is None
+        assert "sent more than this worker could take in" in worker.log_text()
+
+
+# ----- the publisher of events --------------------------------------------------------------------
+
+
+@pytest.fixture
+def publisher() -> Iterator[Publisher]:
+    transport = Transport()
+    try:
+        yield transport.publisher("tcp://127.0.0.1:0")
+    finally:
+        transport.close()
+
+
+def subscriber(publisher: Publisher, topic: bytes = b"") -> socket.socket:
+    one = zmtp.shake_hands(zmtp.dial(publisher.endpoint), kind=b"SUB")
+    one.sendall(zmtp.message([b"\x01" + topic]))
+    return one
+
+
+def hears(publisher: Publisher, one: socket.socket) -> None:
+    """It is sent what is published from now on; a subscription is in force a moment after it was sent."""
+    one.settimeout(0.05)
+    begun = time.monotonic()
+    while time.monotonic() - begun < PATIENCE_S:
+        publisher.send(b"topic", b"body")
+        with contextlib.suppress(TimeoutError):
+            assert one.recv(1 << 10)
+            return
+    raise AssertionError("nothing comes")
+
+
+def has_ended(one: socket.socket) -> bool:
+    one.settimeout(0.05)
+    try:
+        while piece := one.recv(1 << 16):
+            del piece
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_a_subscriber_that_says_too_much_is_ended_and_others_are_not(publisher: Publisher) -> None:
+    with subscriber(publisher) as honest, subscriber(publisher) as greedy:
+        hears(publisher, honest)
+        assert publisher.look() == 0
+        with contextlib.suppress(OSError):
+            for number in range(1_000):
+                greedy.sendall(zmtp.message([b"\x01" + b"%0200d" % number]))
+        begun = time.monotonic()
+        while publisher.look() == 0:
+            assert time.monotonic() - begun < PATIENCE_S
+        assert has_ended(greedy)
+        hears(publisher, honest)
+
+
+def test_a_topic_has_a_size(publisher: Publisher) -> None:
+    with subscriber(publisher) as honest, subscriber(publisher) as greedy:
+        with contextlib.suppress(OSError):
+            greedy.sendall(zmtp.message([b"\x01" + bytes(config.EVENTS_TOPIC_BYTES_MAX)]))
+        begun = time.monotonic()
+        while not has_ended(greedy):
+            assert time.monotonic() - begun < PATIENCE_S
+        hears(publisher, honest)
+
+
+def test_subscribers_have_a_number(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clockwork.transport.SUBSCRIBERS_MAX", 2)
+    with subscriber(publisher) as first, subscriber(publisher) as second:
+        publisher.look()
+        third = zmtp.dial(publisher.endpoint)
+        begun = time.monotonic()
+        while not has_ended(third):
+            publisher.look()
+            assert time.monotonic() - begun < PATIENCE_S
+        third.close()
+        hears(publisher, first)
+        hears(publisher, second)
+
+
+def test_a_subscriber_that_does_not_read_holds_a_few_events(publisher: Publisher) -> None:
+    with subscriber(publisher) as lazy:
+        hears(publisher, lazy)
+        before = resident_bytes()
+        for _ in range(20_000):
+            publisher.send(b"topic", bytes(8 << 10))
+        assert resident_bytes() - before < 64 << 20, "160 MB were published"
+        hears(publisher, lazy)

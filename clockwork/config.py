@@ -118,7 +118,7 @@ INFLOW_LOOK_NS = 100_000_000
 each heartbeat."""
 
 INFLOW_SMALL_BYTES = 1 << 20
-"""So much may have come whatever MEMORY_SHARE_MAX says."""
+"""A connection on which no more has come than this is held to be read."""
 
 EVENTS_QUEUE_MAX = 1_024
 """Events that may wait for one subscriber, of a few hundred bytes each; one that does not keep up loses the rest."""

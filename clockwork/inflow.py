@@ -14,11 +14,15 @@ import struct
 from contextlib import suppress
 
 from clockwork.clock import SECOND
-from clockwork.config import INFLOW_SMALL_BYTES, MEMORY_SHARE_MAX
-from clockwork.limits import memory_bytes, resident_bytes
+from clockwork.config import INFLOW_SMALL_BYTES
+from clockwork.limits import resident_bytes
 
 FRAME_EXTRA_BYTES = 64
 """Added for each frame taken: more than framing and encryption add on the wire."""
+
+FRAME_MEMORY_RATIO = 64
+"""The most that a byte on the wire takes in memory: messages of one byte, whose three are libzmq's 64 and an allocator's
+rest."""
 
 HEARTBEAT_BYTES_PER_S = 1 << 10
 """libzmq takes the other side's heartbeats itself."""
@@ -37,6 +41,7 @@ class Inflow:
         self._inode = _inode_of(fd)
         self._taken = 0
         self._looked_ns = now
+        self._resident = resident_bytes()  # of this process, when all that had come was taken
 
     def take(self, count: int, frames: int) -> None:
         """Count a message that was taken, of so many bytes and frames."""
@@ -45,8 +50,8 @@ class Inflow:
     def look(self, now: int, bytes_max: int) -> bool:
         """End the connection where more than so many bytes have come and were not taken; whether that was done.
 
-        Also where this process comes near the memory that it may have: two bytes on the wire may be a frame, which
-        takes 64. Then a few bytes are too much.
+        Also where this process has grown by as much since all had been taken, and what was not may be the reason: two
+        bytes on the wire may be a frame, which takes 64.
         """
         duplicate = self._duplicate()
         if duplicate is None:
@@ -57,7 +62,11 @@ class Inflow:
             self._looked_ns = now
             self._taken = min(self._taken, received)  # nobody saves up what is counted too much
             behind = received - self._taken
-            if behind <= bytes_max and (behind <= INFLOW_SMALL_BYTES or not is_memory_short()):
+            resident = resident_bytes()
+            if behind <= INFLOW_SMALL_BYTES:
+                self._resident = resident
+            grown = resident - self._resident
+            if behind <= bytes_max and not bytes_max < grown <= behind * FRAME_MEMORY_RATIO:
                 return False
             end(one)
             return True
@@ -88,10 +97,6 @@ def received_bytes(one: socket.socket) -> int:
         if len(info) == _INFO_BYTES:
             return int(_BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0])
     return 0
-
-
-def is_memory_short() -> bool:
-    return resident_bytes() > MEMORY_SHARE_MAX * memory_bytes()
 
 
 def end(one: socket.socket) -> None:

@@ -221,6 +221,20 @@ def _new_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
     return socket
 
 
+def _find_dead_hosts_by_tcp(socket: zmq.Socket[bytes]) -> None:
+    """Of a bound socket: TCP finds dead hosts, and the peers' heartbeats do.
+
+    libzmq 4.3.5 with heartbeats of its own aborts the process ("Assertion failed: !_io_error") when the timer comes due
+    for a connection that broke while more messages than RCVHWM waited: any peer could have that happen.
+    """
+    socket.set(zmq.HEARTBEAT_IVL, 0)
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
+    socket.set(zmq.TCP_MAXRT, KEEPALIVE_S * (KEEPALIVE_COUNT + 1) * 1000)
+
+
 def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None, port: Port) -> str:
     if keys is not None:
         socket.set(zmq.CURVE_SERVER, 1)
@@ -273,6 +287,9 @@ class Dealer:
         # drops the pipe at a loss even between two parts of a message that is being received, and libzmq
         # then aborts the process ("Assertion failed: !_more"). send() asks _up instead.
         self._up = False
+        # No bound in messages, at which libzmq stops to read: its heartbeats, which find a controller that stands still,
+        # do not survive the end of a connection that is not read (see _find_dead_hosts_by_tcp). look() bounds bytes.
+        socket.set(zmq.RCVHWM, 0)
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
         socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
@@ -383,15 +400,7 @@ class Router:
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
-        # TCP finds dead hosts here, and the peers' heartbeats do. libzmq 4.3.5 with heartbeats of its own aborts the
-        # process ("Assertion failed: !_io_error") when the timer comes due for a connection that broke while more
-        # messages than RCVHWM waited: any peer could have that happen.
-        socket.set(zmq.HEARTBEAT_IVL, 0)
-        socket.set(zmq.TCP_KEEPALIVE, 1)
-        socket.set(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
-        socket.set(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
-        socket.set(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
-        socket.set(zmq.TCP_MAXRT, KEEPALIVE_S * (KEEPALIVE_COUNT + 1) * 1000)
+        _find_dead_hosts_by_tcp(socket)
         # Before the first connection can come.
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
         self._probe = _zmq.Probe(socket)
@@ -465,6 +474,7 @@ class Publisher:
         self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
     ) -> None:
         self._socket = socket = _new_socket(context, zmq.PUB)
+        _find_dead_hosts_by_tcp(socket)
         socket.set(zmq.SNDHWM, EVENTS_QUEUE_MAX)
         socket.set(zmq.MAXMSGSIZE, EVENTS_TOPIC_BYTES_MAX)
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,12 +24,11 @@ from clockwork import Client, ConnectionLost, config, wire
 from clockwork.clock import SECOND
 from clockwork.limits import resident_bytes
 from clockwork.messages import PROTOCOL_VERSION, ClientHello, ClientWelcome, WorkerWelcome
-from clockwork.transport import Publisher, Transport
+from clockwork.transport import HEARTBEAT_MS, Connection, Publisher, Transport
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 20.0
 FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
-SMALL = (zmtp.frame_head(1, zmtp.MORE) + b"x") * 100_000
 
 
 class Endless:
@@ -115,13 +115,71 @@ def test_a_client_that_nobody_uses_takes_no_more_than_its_bound(bound: int) -> N
         assert controller.sent[0] >= bound
 
 
-def test_small_frames_are_bounded_by_the_memory_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bytes on the wire are 64 in memory: the process' own size ends it, long before the bytes do."""
-    most = resident_bytes() + (100 << 20)
-    monkeypatch.setattr("clockwork.inflow.is_memory_short", lambda: resident_bytes() > most)
-    with contextlib.closing(Endless(welcome, SMALL)) as controller, Client(controller.endpoint):
-        controller.wait_for_end()
-        assert controller.sent[0] < 1 << 30
+@pytest.mark.parametrize("flags", [zmtp.MORE, 0], ids=["frames", "messages"])
+def test_small_frames_are_bounded_by_the_memory_that_they_take(flags: int, bound: int) -> None:
+    """Three bytes on the wire are 64 in memory: the process' growth ends it, long before the bytes do."""
+    data = (zmtp.frame_head(1, flags) + b"x") * 100_000
+    transport = Transport()
+    try:
+        with contextlib.closing(Endless(lambda one: None, data)) as controller:
+            dealer = transport.dealer(controller.endpoint)
+            before = resident_bytes()
+            begun = time.monotonic()
+            while not dealer.look():  # of what comes, nothing is taken
+                dealer.changes()
+                assert time.monotonic() - begun < PATIENCE_S
+            assert resident_bytes() - before < 1 << 30
+            controller.wait_for_end()
+            assert controller.sent[0] < 8 * bound
+    finally:
+        transport.close()
+
+
+def reset(one: socket.socket) -> None:
+    """End a connection at once, with what is on its way."""
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    one.close()
+
+
+def fill(one: socket.socket, data: bytes) -> None:
+    """Send until nothing is taken any more, or enough for any bound in messages."""
+    one.settimeout(0.5)
+    with contextlib.suppress(OSError):
+        for _ in range(200):
+            one.sendall(data)
+
+
+def test_a_connection_that_breaks_off_while_it_is_not_read_ends_no_process() -> None:
+    """libzmq's heartbeats abort where it had stopped to read: a controller's flood would end clients and workers."""
+    transport = Transport()
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            dealer = transport.dealer(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+            one, _ = listener.accept()
+            zmtp.shake_hands(one)
+            fill(one, zmtp.message([b"x"]) * 10_000)
+            reset(one)
+            listener.settimeout(PATIENCE_S)
+            again, _ = listener.accept()  # which the I/O thread does, if it lives
+            again.close()
+            pause(2 * HEARTBEAT_MS / 1_000)
+            assert Connection.DOWN in dealer.changes()
+    finally:
+        transport.close()
+
+
+def test_a_subscriber_that_breaks_off_ends_no_controller(publisher: Publisher) -> None:
+    greedy = subscriber(publisher)
+    fill(greedy, zmtp.message([b"\x01x"]) * 10_000)
+    reset(greedy)
+    pause(2 * HEARTBEAT_MS / 1_000)
+    with subscriber(publisher) as honest:
+        hears(publisher, honest)
+
+
+def pause(seconds: float) -> None:
+    """libzmq's timers come due meanwhile, of which nobody is told."""
+    threading.Event().wait(seconds)
 
 
 def test_what_is_taken_does_not_count(bound: int) -> None:

@@ -296,7 +296,10 @@ def decode_tensor(dtype: int, shape: Sequence[int], frame: Any) -> Array:
         array = np.frombuffer(view, np.uint8).view(target)
         if not array.flags.aligned:
             array = array.copy()
-    array = array.reshape(shape)
+    try:
+        array = array.reshape(shape)
+    except ValueError as error:  # NumPy has no array of some shapes that have no elements: (2^60, 0)
+        raise InvalidInput(f"shape {tell(shape)} is none that NumPy has: {error}") from None
     array.flags.writeable = False
     return array
 

@@ -49,6 +49,13 @@ public:
         largest_ = 0;
     }
 
+    // Forget half of what was counted.
+    void halve() {
+        total_ = 0;
+        for (std::uint64_t& count : counts_) total_ += count /= 2;
+        sum_ /= 2;
+    }
+
     Ns percentile(double fraction) const {  // 0 if there is nothing
         const auto wanted = static_cast<std::uint64_t>(fraction * static_cast<double>(total_));
         std::uint64_t seen = 0;

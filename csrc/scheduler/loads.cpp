@@ -539,7 +539,7 @@ void Loads::judge(const Flight& flight, const ActionResult& result) {
                                      : predictions_.infer_completion;
     durations.add(flight.expected_ns - took);
     if (flight.kind == FlightKind::INFER && flight.expected_ns > 0) {
-        predictions_.infer_ratio.add(static_cast<Ns>(1e6 * static_cast<double>(took) / static_cast<double>(flight.expected_ns)));
+        predictions_.took(took, flight.expected_ns);
     }
     completions.add(flight.predicted_end_ns - end);
 }

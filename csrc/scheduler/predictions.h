@@ -20,6 +20,9 @@ struct Errors {
     void add(Ns error) { error >= 0 ? over.add(error) : under.add(-error); }
 };
 
+// Of so many executions, half are forgotten: the noise that they say is that of late.
+inline constexpr std::uint64_t NOISE_EXECUTIONS = 4096;
+
 // Of actions that succeeded. Constant memory: at most twelve histograms of 40 kB.
 struct Predictions {
     // How executions differ from what was expected of them, as a simulation puts it (clockwork/sim/world.py: Cluster).
@@ -33,7 +36,14 @@ struct Predictions {
     Noise noise() const;
 
     Errors infer_duration, infer_completion, load_duration, load_completion, fetch_duration, fetch_completion;
-    Histogram infer_ratio;  // of the time taken to that expected, in millionths
+    Histogram infer_ratio;  // of the time taken to that expected, in millionths; of late
+
+    void took(Ns took_ns, Ns expected_ns) {
+        infer_ratio.add(static_cast<Ns>(1e6 * static_cast<double>(took_ns) / static_cast<double>(expected_ns)));
+        if (infer_ratio.total() >= NOISE_EXECUTIONS) {
+            infer_ratio.halve();
+        }
+    }
 };
 
 // An execution that takes so many times the usual is an outlier.

@@ -17,6 +17,7 @@ from bench import (
     overload,
     paging,
     prediction,
+    promise,
     pump,
     rot,
     roundtrip,
@@ -230,3 +231,11 @@ def test_checks_of_stored_bytes_after_a_start(tmp_path: Path) -> None:
         found = rot.start(tmp_path, 3, "64M")
         assert min(found["ready_s"], found["first answer_s"], found["first answer of others_s"]) > 0
     assert found["checked in idle time"] == 0  # there is nothing to compare
+
+
+@pytest.mark.slow
+def test_what_was_planned_of_a_cluster_is_offered_to_it() -> None:
+    rows = promise.measure(1.5, 1, POLICY, (0.5,))
+    assert rows[0]["promised/s"] > 1
+    assert rows[0]["offered/s"] == pytest.approx(0.5 * rows[0]["promised/s"], rel=0.7)
+    assert rows[0]["bad_%"] < 100

@@ -218,3 +218,11 @@ def test_the_noise_of_executions_is_what_a_simulation_needs_to_have_it_again() -
     [now_ns] = story.scheduler.expected_ns(1, profile[:1])
     assert now_ns == pytest.approx(6.25 * MS, rel=0.05)
     assert story.scheduler.expected_ns(99, profile[:1]) == [profile[0].exec_ns], "nothing is known of it"
+    for _ in range(9000):  # half of 4,096 are forgotten whenever they are together
+        _, sent = story.request(1, 1000)
+        story.now += 6 * MS
+        story.done(sent[-1], 6)
+    late = story.scheduler.noise()
+    assert late["executions"] < 4096
+    assert late["sigma"] < 0.005
+    assert late["outliers"] < 0.01, "what was long ago is nearly forgotten"

@@ -194,7 +194,15 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
     }
     for (const Batch* other : device.plan.batches) {
         if (other != &batch) {
-            time = std::max(time, other->residency->ready_ns) + other->duration_ns;
+            // What it leaves is shorter without it: else no full plan of small batches would ever become one of large.
+            bool leaves = other == pending.batch;
+            Ns takes = !leaves                    ? other->duration_ns
+                       : other->size > pending.size ? batch.curve->planned_ns(other->size - pending.size)
+                                                    : 0;
+            if (takes == 0) {
+                continue;
+            }
+            time = std::max(time, other->residency->ready_ns) + takes;
             if (time > other->limit_ns) {
                 return false;
             }

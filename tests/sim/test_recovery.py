@@ -13,16 +13,16 @@ from clockwork.sim.recovery import HELD, KINDS, Outcome, outcomes, scenario
 from clockwork.sim.world import Closed, Cluster, Disturbance, simulate
 from tests.sim.harness import MS, SECOND
 
-# Each of these had no good answer left, or half of them, for a different reason: executions, loads and links that had
-# been slow were thought to be so for as long as nothing was tried.
-ONCE_STUCK = {"execution": 9, "stop": 4, "estimates": 35}
+# Each of these had no good answer left, or half of them, for a reason of its own: executions and links that had been slow
+# were thought to be so for as long as nothing was tried; a profile was ten times too long; and a plan that was full of
+# batches of two never became one of sixteen.
+ONCE_STUCK = (4, 9, 35, 224, 234, 421)
 
 
 @pytest.mark.parametrize("policy", HELD)
-@pytest.mark.parametrize("kind", ONCE_STUCK)
-def test_a_world_in_which_nothing_was_served_any_more_recovers(policy: str, kind: str) -> None:
-    [outcome] = outcomes([policy], [ONCE_STUCK[kind]])
-    assert outcome.kind == kind
+@pytest.mark.parametrize("seed", ONCE_STUCK)
+def test_a_world_in_which_little_was_served_any_more_recovers(policy: str, seed: int) -> None:
+    [outcome] = outcomes([policy], [seed])
     assert outcome.has_recovered, str(outcome)
 
 

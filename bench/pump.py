@@ -3,10 +3,12 @@
 In Python a client and a worker of this pace cost more than the controller between them. Each end runs in a process
 or thread of its own; the calls release the interpreter.
 
-    python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--policy NAME] [--json]
+    python -m bench.pump [--quick] [--sizes 0,48000,602112] [--in-flight 64,512,4096] [--repeat 10] [--policy NAME] [--json]
 
 tells what a request costs the controller's process, all its threads. Wall-clock rates say little where the ends
-share the controller's cores; processor time does.
+share the controller's cores; processor time does. Of the repetitions, each with a controller of its own, the medians
+are shown, and beside them the worst rate and the worst share of good answers: a scheduler that can lock itself in does
+so in some runs only.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import dataclasses
 import hashlib
 import os
 import shlex
+import statistics
 import subprocess
 import sysconfig
 import threading
@@ -173,6 +176,7 @@ class Settings:
     window_bytes: int = 256 << 20  # of inputs that may be under way
     base_ns: int = 500_000  # of a batch
     row_ns: int = 20_000  # of each of its requests
+    repeat: int = 10  # controllers, one after the other, in turn with those of the other rows
     policy: str = ""
     python: str = ""  # a checkout whose controller is measured; this one's where it is empty
 
@@ -233,6 +237,14 @@ def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
     }
 
 
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row for several runs of the same: medians, and the worst."""
+    row = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    row["worst requests/s"] = min(run["requests/s"] for run in runs)
+    row["worst good_%"] = min(run["good_%"] for run in runs)
+    return row
+
+
 def main() -> None:
     """The program."""
     parser = command_line(__doc__)
@@ -240,6 +252,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=numbers, default=Settings().sizes)
     parser.add_argument("--in-flight", type=numbers, default=Settings().in_flight)
     parser.add_argument("--devices", type=int, default=Settings().devices)
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        default=0,
+        help=f"runs of each row (default {Settings().repeat}; 1 with --quick)",
+    )
     parser.add_argument("--policy", default="")
     parser.add_argument("--python", default="", help="another checkout, whose controller is measured")
     options = parser.parse_args()
@@ -247,11 +265,17 @@ def main() -> None:
         seconds=options.seconds or (0.5 if options.quick else Settings().seconds),
         warm_up_s=0.2 if options.quick else Settings().warm_up_s,
         sizes=options.sizes, in_flight=options.in_flight[:1] if options.quick else options.in_flight, devices=options.devices,
-        policy=options.policy, python=options.python,
+        repeat=options.repeat or (1 if options.quick else Settings().repeat), policy=options.policy, python=options.python,
     )  # fmt: skip
-    rows = [measure(settings, size, depth) for size in settings.sizes for depth in settings.in_flight]
+    cases = [(size, depth) for size in settings.sizes for depth in settings.in_flight]
+    runs: list[list[dict[str, Any]]] = [[] for _ in cases]
+    for _ in range(settings.repeat):
+        for place, (size, depth) in enumerate(cases):
+            runs[place].append(measure(settings, size, depth))
+    rows = [summary(one) for one in runs]
     facts = {
         "devices, models": f"{settings.devices}, {settings.models}",
+        "runs": settings.repeat,
         "policy": settings.policy or POLICY,
     }
     show("Requests through the controller, both ends native", 0, rows, facts, options.json)

@@ -159,6 +159,13 @@ def test_what_a_request_costs_the_controller_between_native_ends(size: int) -> N
     assert 0 < row["us/request"] < 50_000
 
 
+def test_the_worst_run_of_the_pump_stands_beside_the_median() -> None:
+    runs = [{"requests/s": rate, "good_%": good} for rate, good in ((9.0, 100.0), (1.0, 99.0), (8.0, 50.0))]
+    assert pump.summary(runs) == {
+        "requests/s": 8.0, "good_%": 99.0, "worst requests/s": 1.0, "worst good_%": 50.0,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("gone", [0, 1])
 def test_a_cluster_that_loses_a_process_says_so(gone: int) -> None:
     with Cluster() as cluster:

@@ -101,6 +101,7 @@ void World::crash(std::uint32_t index, bool hangs) {
 
 void World::noticed(std::uint32_t index) {
     WorkerState& worker = workers_[index];
+    obey();  // what was ordered at this very moment was sent, to nobody
     note(1, worker.id);
     if (run_.check) {
         for (Request& request : requests_) {

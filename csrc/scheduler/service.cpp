@@ -305,6 +305,7 @@ void Service::worker_left(Ns now, WorkerId worker_id) {
     for (Device* device : worker->devices) {
         blame(*device);
     }
+    lost_ns_ = now_;
     while (Flight* flight = worker->flights.front()) {
         lose_flight(*flight, waiting);
     }
@@ -621,7 +622,8 @@ Flight* Service::send_batch(Batch& batch) {
     flight->leaves_work = has_work(device);
     note_waited(*residency.model, since, &device);
     command.earliest_ns = now_;
-    command.latest_ns = deadline < NEVER_NS ? deadline - expected - worker.back_ns : NEVER_NS;
+    // The controller may have stood still since it was planned: it is the worker then who says that it is late.
+    command.latest_ns = deadline < NEVER_NS ? std::max(deadline - expected - worker.back_ns, now_) : NEVER_NS;
     command.expected_ns = expected;
     return flight;
 }
@@ -794,18 +796,22 @@ void Service::count_execution(const Flight& flight, const ActionResult& result) 
 
 // Notes what a device was at when its worker was lost, or it broke: the oldest action of each lane. Had the oldest
 // ended by now, as was thought, its result may have been lost on its way: then the next had begun, too.
+//
+// What was sent before another worker was lost is not suspected: the two have a cause in common, a network or a
+// controller that stood still, for a request that ends workers is tried again only when it has ended one.
 void Service::blame(Device& device) {
+    auto suspect = [this](Flight& flight) { flight.was_executing = flight.sent_ns >= lost_ns_; };
     Flight* head = device.lane.front();
     if (head != nullptr && head->there_ns <= now_) {
-        head->was_executing = true;
+        suspect(*head);
         Flight* next = device.lane.next(head);
         if (next != nullptr && now_ - device.worker->back_ns > device.head_end_ns) {
-            next->was_executing = true;
+            suspect(*next);
         }
     }
     for (Flight* one = device.worker->flights.front(); one != nullptr; one = device.worker->flights.next(one)) {
         if (one->device == &device && one->kind == FlightKind::LOAD) {
-            one->was_executing = true;
+            suspect(*one);
             break;
         }
     }
@@ -865,7 +871,9 @@ void Service::set_aside(Model& model) {
     });
     std::sort(all.begin(), all.end());
     for (RequestId id : all) {
-        fail(*pendings_.find(id), Status::UNAVAILABLE, Text::SET_ASIDE);
+        if (Pending* pending = pendings_.find(id); pending != nullptr) {  // else it was answered with one before
+            fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+        }
     }
     check_removed(model);
 }

@@ -140,6 +140,7 @@ private:
     Ns at_first_clock(const Device& device, Ns took_ns) const;
     std::uint32_t kind_of(const DeviceSpec& spec);
 
+    Ns lost_ns_ = -1;  // when the last worker was lost
     Ns stale_at_ns_ = NEVER_NS;  // when to look for stale estimates
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;

@@ -14,9 +14,9 @@ from clockwork.sim.world import Closed, Cluster, Disturbance, simulate
 from tests.sim.harness import MS, SECOND
 
 # Each of these had no good answer left, or half of them, for a reason of its own: executions and links that had been slow
-# were thought to be so for as long as nothing was tried; a profile was ten times too long; and a plan that was full of
-# batches of two never became one of sixteen.
-ONCE_STUCK = (4, 9, 35, 224, 234, 421)
+# were thought to be so for as long as nothing was tried; a profile was ten times too long; a plan that was full of
+# batches of two never became one of sixteen; and models were set aside because four workers were lost at once.
+ONCE_STUCK = (4, 9, 35, 130, 224, 234, 421)
 
 
 @pytest.mark.parametrize("policy", HELD)

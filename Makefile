@@ -36,7 +36,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak fuzz debug bench bench-compare paper \
+.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak fuzz debug bench bench-compare paper results \
     lint format typecheck annotate lock proto clean distclean
 
 help: ## list the targets
@@ -114,6 +114,9 @@ bench-compare: $(TESTABLE) ## run the benchmarks and hold them against the last 
 
 paper: $(TESTABLE) ## draw the paper's figures again: JSON and PNG in bench/results/paper (FULL=1: its sizes; FIGURES='fig7')
 	$(BIN)/python -m bench.paper $(FIGURES) $(if $(FULL),--full) $(ARGS)
+
+results: $(TESTABLE) ## measure anew what documents show, on a quiet machine (RESULTS='peers overload'; says how long)
+	$(BIN)/python -m bench.published --measure $(RESULTS)
 
 lint: $(TESTABLE) ## ruff: rules and format
 	$(BIN)/ruff check .

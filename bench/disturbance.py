@@ -18,7 +18,6 @@ class (`chrt -r 5 python -m bench.disturbance`, as root); preparation then still
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from bench import report
+from bench import published, report
 from bench.cluster import Cluster
 from bench.reference import Plain
 from clockwork import load
@@ -241,7 +240,7 @@ def measure(
                 "p99_ms": float(marks[mode][1]),
                 "p99_ratio": float(marks[mode][1] / marks[QUIET][1]),
                 "median of rounds": float(np.median(ratios)),
-                "goal": GOALS.get(mode, math.nan),
+                "goal": GOALS.get(mode),
             }
         )
     return table_rows, facts
@@ -249,6 +248,7 @@ def measure(
 
 def main() -> None:
     parser = report.command_line(__doc__)
+    report.publishing(parser)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=6.0)
     arguments = parser.parse_args()
@@ -256,6 +256,8 @@ def main() -> None:
         rows, facts = measure(1, 1.0, 4, 4096, 8)
     else:
         rows, facts = measure(arguments.rounds, arguments.seconds, OTHERS, TABLE_ROWS, 40 * arguments.rounds)
+    if arguments.publish:
+        published.save("disturbance", {"rows": rows, "facts": facts}, SEED)
     report.show("one model while others come and go", SEED, rows, facts, arguments.json)
 
 

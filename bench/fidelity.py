@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from bench import report
+from bench import published, report
 from bench.cluster import Cluster as Processes
 from clockwork import load, profiles
 from clockwork.client import Client
@@ -434,6 +434,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = report.command_line(__doc__)
+    report.publishing(parser)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--loads", default="")
     parser.add_argument("--policy", default=POLICY)
@@ -443,6 +444,8 @@ def main() -> None:
     found = measure(loads, given.seconds or (4.0 if given.quick else 60.0), given.quick, given.policy)
     if given.plot is not None:
         draw(found, given.plot)
+    if given.publish:
+        published.save("fidelity", found, SEED, draw)
     if given.json:
         print(json.dumps(report.conditions(SEED) | found, indent=2))
         return

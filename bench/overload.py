@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import report
+from bench import published, report
 from bench.cluster import Cluster, cpu_s
 from bench.reference import Plain, relative_error
 from clockwork.client import Client
@@ -197,6 +197,7 @@ def measure(
 
 def main() -> None:
     parser = report.command_line(__doc__)
+    report.publishing(parser)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--loads", default=",".join(str(load) for load in LOADS))
     parser.add_argument("--policies", default=POLICY, help="measured in turn at each load: edf,adaptive")
@@ -204,6 +205,8 @@ def main() -> None:
     loads = (0.5, 1.5) if arguments.quick else tuple(float(one) for one in arguments.loads.split(","))
     policies = tuple(arguments.policies.split(","))
     rows, facts = measure(loads, 2.0 if arguments.quick else arguments.seconds, policies)
+    if arguments.publish:
+        published.save("overload", {"rows": rows, "facts": facts}, SEED)
     report.show("overload of one worker", SEED, rows, facts, arguments.json)
 
 

@@ -2,10 +2,11 @@
 
     python -m bench.published            # write the tables anew, between their marks
     python -m bench.published --check    # name what differs
+    python -m bench.published --measure [NAME...]    # measure anew, as `make results` does
 
 Each file holds what one command measured, with the commit, the seed, the machine, the command and how long it took; a
 plot stands beside it under the same name. A document has a table between `<!-- results: NAME -->` and
-`<!-- end of results -->`, where NAME is that of a table below. `make results` measures anew.
+`<!-- end of results -->`, where NAME is that of a table below.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import argparse
 import json
 import re
 import shlex
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import report
+from bench.paper import tables as figures
 from bench.peers import show
 
 ROOT = Path(__file__).parent.parent
@@ -30,17 +34,28 @@ MARKED = re.compile(r"(<!-- results: ([\w-]+) -->\n)(.*?)(<!-- end of results --
 Lines = list[str]
 
 
-def save(name: str, found: dict[str, Any], seed: int, took_s: float) -> Path:
+def save(
+    name: str,
+    found: dict[str, Any],
+    seed: int,
+    draw: Callable[[dict[str, Any], Path], None] | None = None,
+    begun_s: float = report.BEGUN_S,
+) -> Path:
     """Keep what this process measured as docs/results/NAME.json, draw its plot, and write the tables anew."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = {"command": command(), "took_s": round(took_s), **report.conditions(seed), **found}
-    path.write_text(json.dumps(body, indent=1, default=float, ensure_ascii=False) + "\n", encoding="utf-8")
-    if name in PLOTS:
-        PLOTS[name](body, path.with_suffix(".png"))
-    for document, text in stale(ROOT).items():
-        document.write_text(text, encoding="utf-8")
+    took_s = round(time.monotonic() - begun_s)
+    body = {"command": command(), "took_s": took_s, **report.conditions(seed), **found}
+    path.write_text(json.dumps(body, indent=1, default=plain, ensure_ascii=False) + "\n", encoding="utf-8")
+    if draw is not None:
+        draw(body, path.with_suffix(".png"))
+    write()
     return path
+
+
+def plain(value: Any) -> Any:
+    """Numpy's numbers and arrays as Python's."""
+    return value.tolist()
 
 
 def command() -> str:
@@ -60,10 +75,10 @@ def load(name: str, root: Path = ROOT) -> dict[str, Any]:
 
 def source_line(found: dict[str, Any]) -> str:
     """Under which conditions it was measured, in one line."""
-    minutes = max(1, round(found["took_s"] / 60))
+    took = f"{found['took_s'] / 60:.0f} min" if found["took_s"] >= 90 else f"{found['took_s']} s"
     return (
         f"Commit {found['commit']}, seed {found['seed']}, {found['machine']}, load average {found['load_average']:g}:"
-        f" `{found['command']}` ({minutes} min)."
+        f" `{found['command']}` ({took})."
     )
 
 
@@ -77,19 +92,27 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
     found = {}
     for path in documents(root):
         text = path.read_text(encoding="utf-8")
-        made = MARKED.sub(lambda match: match[1] + table(match[2], root) + match[4], text)
+        made = MARKED.sub(lambda match: match[1] + table(match[2], match[3], root) + match[4], text)
         if made != text:
             found[path] = made
     return found
 
 
-def table(name: str, root: Path = ROOT) -> str:
-    """What stands between the marks of this name."""
+def write(root: Path = ROOT) -> list[Path]:
+    """Write the tables of these documents anew; which had changed."""
+    found = stale(root)
+    for path, text in found.items():
+        path.write_text(text, encoding="utf-8")
+    return list(found)
+
+
+def table(name: str, before: str, root: Path = ROOT) -> str:
+    """What stands between the marks of this name. Without a file, what stood there before."""
     if name not in TABLES:
         raise SystemExit(f"there is no table {name}: known are {', '.join(TABLES)}")
     file, render = TABLES[name]
     if not (root / "docs" / "results" / f"{file}.json").exists():
-        return f"Not measured yet: `{COMMANDS[file]}`.\n"
+        return before or f"Not measured yet: `{COMMANDS[file]}`.\n"
     found = load(file, root)
     return "\n".join([*render(found), "", source_line(found), ""])
 
@@ -98,7 +121,51 @@ def _peers(transport: str, models: int) -> Callable[[dict[str, Any]], Lines]:
     return lambda found: show.markdown(show.of(found["rows"], transport, models))
 
 
-COMMANDS = {"peers": "python -m bench.peers --publish"}
+def _overload(found: dict[str, Any]) -> Lines:
+    return [
+        "| offered, of capacity | within the SLO, of capacity | of what was offered | refused | refusals' p99 | missed | p99 |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['load']:g} | {row['of_capacity_%'] / 100:.2f} | {row['of_offered_%']:.1f} % | {row['refused_%']:.1f} % |"
+            f" {row['refused_p99_ms']:.1f} ms | {row['missed_%']:.2f} % | {row['p99_ms']:.1f} ms |"
+            for row in found["rows"]
+        ),
+    ]
+
+
+def _fidelity(found: dict[str, Any]) -> Lines:
+    lines = [
+        "| load | requests | within the SLO, live | simulated | p99, live | simulated |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        live, simulated = row["live"], row["measured"]
+        lines.append(
+            f"| {row['load']:g} | {live['requests']:,} | {live['good_%']:.1f} % | {simulated['good_%']:.1f} % |"
+            f" {live['p99_ms']:.1f} ms | {simulated['p99_ms']:.1f} ms |"
+        )
+    return lines
+
+
+def _disturbance(found: dict[str, Any]) -> Lines:
+    return [
+        "| meanwhile | requests | p50 | p99 | times the undisturbed |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['meanwhile']} | {row['requests']:,} | {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms |"
+            f" {row['p99_ratio']:.2f} |"
+            for row in found["rows"]
+        ),
+    ]
+
+
+COMMANDS = {
+    "peers": "python -m bench.peers --publish",
+    "overload": "python -m bench.overload --publish",
+    "fidelity": "python -m bench.fidelity --publish --seconds 20",
+    "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
+    **dict.fromkeys(figures.TABLES, f"python -m bench.paper {' '.join(figures.TABLES)} --no-live --publish"),
+}
 """By file, what makes it."""
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
@@ -106,11 +173,26 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "peers-grpc": ("peers", _peers("grpc", 1)),
     "peers-many": ("peers", _peers("http", 30)),
     "peers-details": ("peers", lambda found: show.details(found["rows"])),
+    "overload": ("overload", _overload),
+    "fidelity": ("fidelity", _fidelity),
+    "disturbance": ("disturbance", _disturbance),
+    **{name: (name, render) for name, render in figures.TABLES.items()},
 }
 """By the name in the marks: the file, and what makes lines of it."""
 
-PLOTS: dict[str, Callable[[dict[str, Any], Path], None]] = {"peers": show.draw}
-"""By file."""
+
+def measure(names: Sequence[str], run: Callable[[list[str]], int]) -> None:
+    """Run the commands that make these files (none named: all), each once, saying how long it took the last time."""
+    unknown = [name for name in names if name not in COMMANDS]
+    if unknown:
+        raise SystemExit(f"there is no {', '.join(unknown)}: known are {', '.join(COMMANDS)}")
+    for command_line in dict.fromkeys(COMMANDS[name] for name in names or COMMANDS):
+        made = [name for name in COMMANDS if COMMANDS[name] == command_line]
+        known = [load(name)["took_s"] for name in made if (RESULTS / f"{name}.json").exists()]
+        took = f"took {sum(known)} s the last time" if known else "was not measured before"
+        print(f"{', '.join(made)}: {command_line} ({took})", flush=True)
+        if status := run([sys.executable, *shlex.split(command_line)[1:]]):
+            raise SystemExit(status)
 
 
 def main() -> None:
@@ -118,11 +200,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 where a table differs")
+    parser.add_argument(
+        "--measure",
+        nargs="*",
+        metavar="NAME",
+        help="run what makes these files (none: all), on a quiet machine",
+    )
     asked = parser.parse_args()
-    for document, text in stale().items():
-        print(f"{document.relative_to(ROOT)} is not what docs/results gives" if asked.check else document)
-        if not asked.check:
-            document.write_text(text, encoding="utf-8")
+    if asked.measure is not None:
+        measure(asked.measure, lambda command_line: subprocess.call(command_line, cwd=ROOT))
+    for document in stale() if asked.check else write():
+        print(f"{document.relative_to(ROOT)}: {'not what docs/results gives' if asked.check else 'written'}")
     if asked.check and stale():
         raise SystemExit(1)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+BEGUN_S = time.monotonic()
+"""When this process began: what it measures took so long."""
 
 PACKAGES = ("numpy", "onnx", "onnxruntime", "pyzmq", "msgpack")
 
@@ -23,6 +28,13 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="small and short: does it run?")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def publishing(parser: argparse.ArgumentParser) -> None:
+    """--publish, for a benchmark whose result the documents show."""
+    parser.add_argument(
+        "--publish", action="store_true", help="write docs/results/ and the tables of the documents"
+    )
 
 
 def conditions(seed: int) -> dict[str, Any]:
@@ -47,6 +59,7 @@ def machine() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.machine()}, Linux {platform.release()}"
 
 
+@functools.cache  # what this process runs, whatever it writes into the checkout later
 def commit() -> str:
     """The commit of the checkout, with a plus if it was changed since."""
     here = Path(__file__).parent

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,9 +23,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench import report
+from bench import published, report
 from bench.paper import fig2, fig5, fig6, fig7, fig8, fig9, fig11
 from bench.paper.common import Form, Result, Setting, named, plain, save
+from bench.paper.tables import TABLES
 from clockwork.errors import ConfigError
 
 FIGURES: dict[str, ModuleType] = {
@@ -40,17 +42,30 @@ FIGURES: dict[str, ModuleType] = {
 ALSO = {"fig10": "fig9"}
 """Figures that are drawn with another."""
 
+DOTS = 90
+"""Per inch, of the published plots."""
+
 OUT = Path("bench/results/paper")
 CELL_MAX = 28
 
 
-def experiment(name: str, setting: Setting, out: Path, plots: bool, progress: Progress) -> Result:
-    """Run one, showing how far it is, and write its files."""
+def experiment(
+    name: str, setting: Setting, out: Path, plots: bool, progress: Progress, publish: bool = False
+) -> Result:
+    """Run one, showing how far it is, and write its files; publish: those in docs/results as well."""
     module = FIGURES[name]
+    begun_s = time.monotonic()
     task = progress.add_task(name, total=1.0)
     result: Result = module.run(setting, lambda part: progress.update(task, completed=part))
     progress.update(task, completed=1.0)
-    written = save(result, module.draw(result) if plots else None, out)
+    figure = module.draw(result) if plots or publish else None
+    written = save(result, figure, out)
+    if publish:
+        written.append(
+            published.save(
+                name, result.to_json(), setting.seed, lambda _, path: figure.savefig(path, dpi=DOTS), begun_s
+            )
+        )
     progress.console.print(table(result.title, result.rows, module.SHOWN))
     if result.live:
         progress.console.print(table("live, on this machine", result.live))
@@ -139,15 +154,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-live", action="store_true", help="only what is simulated")
     parser.add_argument("--no-plots", action="store_true", help="without matplotlib")
     parser.add_argument("--json", action="store_true", help="print what the JSON files hold")
+    report.publishing(parser)
     arguments = parser.parse_args(argv)
     console = Console(stderr=arguments.json)
     try:
         setting, names = setting_of(arguments), names_of(arguments.figures)
+        if arguments.publish and (others := [one for one in names if one not in published.COMMANDS]):
+            raise ConfigError(f"no document shows {', '.join(others)}: --publish takes {', '.join(TABLES)}")
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         console.print(f"{report.machine()}, commit {report.commit()}", highlight=False)
         with Progress(*columns, console=console) as progress:
             results = [
-                experiment(name, setting, arguments.out, not arguments.no_plots, progress) for name in names
+                experiment(name, setting, arguments.out, not arguments.no_plots, progress, arguments.publish)
+                for name in names
             ]
     except ConfigError as error:
         console.print(str(error), style="red", highlight=False, markup=False)

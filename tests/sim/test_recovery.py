@@ -34,7 +34,7 @@ def test_the_default_recovers_from_every_kind_of_disturbance(kind: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("policy", HELD)
 def test_hundreds_of_worlds_recover(policy: str) -> None:
     stuck = [str(one) for one in outcomes([policy], range(300)) if not one.has_recovered]

@@ -12,7 +12,7 @@ each round. The servers take turns, round by round; each is started for its turn
 warmed up first, and no process of it is left afterwards.
 
 The first run installs the peers from pinned versions into environments of their own (~/.cache/clockwork/peers; about
-1.5 GB and some minutes). They need Python 3.11. `--publish` writes docs/results/peers.json and its plot, and the tables
+2 GB and some minutes). They need Python 3.11. `--publish` writes docs/results/peers.json and its plot, and the tables
 in the documents.
 """
 
@@ -42,7 +42,7 @@ FEWER_LOADS = (0.6, 1.2)
 
 IN_FULL = ("clockwork", "triton", "triton-policy")
 MANY = 30
-OF_MANY = ("clockwork", "triton-policy")
+OF_MANY = ("clockwork", "triton-policy", "ray")
 SLO_S = 0.1
 GIVE_UP_S = 3.0
 OPEN_FILES = 16384

@@ -240,7 +240,7 @@ def serving(
     plan: Plan, system: System, reference: Reference, environment: Environment | None
 ) -> Iterator[Server]:
     """Start a server on the models, and end all of its processes afterwards, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix=f"clockwork-peer-{system.name}-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
         ports = dict(zip(("http", "grpc"), free_ports(2)))
         site = Site(
             Path(scratch), reference.paths, reference.weights_bytes, plan.room, IMAGE, OUTPUTS, plan.slo_ns, ports

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from bench.peers.environments import Environment
-from bench.peers.roads import INPUT, OUTPUT, Grpc, Http, base64_json, oip_grpc, oip_http
+from bench.peers.roads import INPUT, OUTPUT, Grpc, Http, base64_json, floats, oip_grpc, oip_http
 from clockwork.cluster import free_ports
 from clockwork.config import PAGE_BYTES
 
@@ -291,6 +291,39 @@ class BentoMl:
         return base64_json(["/infer"], image)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RayServe:
+    """Ray Serve with one replica, which holds as many models as there is room for."""
+
+    name: str = "ray"
+    title: str = "Ray Serve"
+    environment: str = "ray"
+    transports: tuple[Transport, ...] = ("http",)
+    limits_memory: bool = True
+    many: bool = True
+
+    def launch(self, site: Site, environment: Environment | None) -> Launch:
+        assert environment is not None
+        models = [f"{name}={path}" for name, path in site.models.items()]
+        command = [
+            *(str(environment.python), str(SERVERS / "ray_app.py"), str(site.ports["http"])),
+            *(str(site.directory / "r"), str(site.room), *models),  # short: Ray's sockets lie below it
+        ]
+        more = {"RAY_USAGE_STATS_ENABLED": "0"}
+        return Launch(command, _python(environment) | more, site.directory)
+
+    def ready_paths(self, site: Site) -> list[str]:
+        return ["/"]
+
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+        names = site.names
+        return Http(
+            ["/"] * len(names),
+            [{"Content-Type": "application/octet-stream", "serve_multiplexed_model_id": one} for one in names],
+            [image.tobytes()] * len(names), lambda reply: floats(reply.body),
+        )  # fmt: skip
+
+
 def _python(environment: Environment) -> dict[str, str]:
     """Variables under which a server of Python finds its own environment and the session that all make."""
     return {
@@ -310,6 +343,7 @@ SYSTEMS: dict[str, System] = {
         MlServer(),
         LitServe(),
         BentoMl("bentoml", "BentoML", concurrency=0),
+        RayServe(),
         BentoMl("bentoml-limit", "BentoML, 8 at once", concurrency=8),
     )
 }

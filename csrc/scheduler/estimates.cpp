@@ -176,18 +176,33 @@ bool Curve::is_confirmed(std::uint32_t batch, Ns now) const {
     return place != windows_.end() && place->first == batch && !place->second.is_stale(now);
 }
 
+// Of what was measured against what was told, the least.
+double Curve::least_drift() const {
+    double least = STALE_RATIO;
+    for (const auto& [batch, window] : windows_) {
+        least = std::min(least, static_cast<double>(value_of(window)) / static_cast<double>(told_ns(batch, window)));
+    }
+    return least;
+}
+
+bool Curve::is_raised(std::uint32_t batch, const Window& window, double least_drift) const {
+    double told = static_cast<double>(told_ns(batch, window)), limit = std::min(STALE_RATIO, STALE_BESIDE * least_drift);
+    return static_cast<double>(value_of(window)) > limit * told;
+}
+
 bool Curve::is_raised() const {
-    return rule_ == EstimateRule::ROBUST && std::any_of(windows_.begin(), windows_.end(), [this](const auto& entry) {
-        return is_above(value_of(entry.second), told_ns(entry.first, entry.second));
+    double least = least_drift();
+    return rule_ == EstimateRule::ROBUST && std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
+        return is_raised(entry.first, entry.second, least);
     });
 }
 
 bool Curve::forget_stale(Ns now) {
+    double least = least_drift();
     bool changed = false;
     for (auto& [batch, window] : windows_) {
-        Ns told = told_ns(batch, window);
-        if (window.is_stale(now) && is_above(value_of(window), told)) {
-            window.reset(told);
+        if (window.is_stale(now) && is_raised(batch, window, least)) {
+            window.reset(std::max<Ns>(static_cast<Ns>(static_cast<double>(told_ns(batch, window)) * std::min(least, 1.0)), 1));
             changed = true;
         }
     }

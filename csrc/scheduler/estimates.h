@@ -36,6 +36,9 @@ inline constexpr double LOWER_RATIO = 0.03;
 inline constexpr double STALE_RATIO = 2;
 inline constexpr Ns STALE_NS = SECOND;
 
+// So does the estimate of one batch size that is more than so many times what the best of the curve makes of the profile.
+inline constexpr double STALE_BESIDE = 1.5;
+
 // So many samples in a row of less than one part in FALL_RATIO of an estimate say that it was of another time: the ones
 // before count no longer. (A smaller fall is followed when they have left the window.)
 inline constexpr std::uint32_t FALL_COUNT = 3;
@@ -133,6 +136,8 @@ private:
     void build(std::uint32_t batch_max);
     Ns seed_of(std::uint32_t batch) const;  // 0: none
     Ns told_ns(std::uint32_t batch, const Window& window) const;
+    double least_drift() const;
+    bool is_raised(std::uint32_t batch, const Window& window, double least_drift) const;
     Ns scaled(Ns ns) const { return scale_ == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * scale_); }
     Ns value_of(const Window& window) const {
         return rule_ == EstimateRule::ROBUST ? window.robust() : window.percentile();

@@ -136,9 +136,15 @@ void Idle::measure(Device& device) {
             bound = PROFILE_NS_MAX;
         }
         Residency* residency = device.find(model);
+        if (residency == nullptr && one.is_doubted) {  // any other that runs the program will do
+            residency = device.resident.front();
+            while (residency != nullptr && residency->spec->program != spec->program) {
+                residency = device.resident.next(residency);
+            }
+        }
         if (residency == nullptr) {
             KindSpec* own = model->spec(device);
-            if (!one.is_doubted && own != nullptr && model->residencies.empty() && device.loading == 0) {
+            if (own != nullptr && model->residencies.empty() && device.loading == 0) {
                 if (own->page_count <= device.pages.page_count()) {
                     load_idly(device, *model, *own);
                 }

@@ -824,7 +824,11 @@ void Service::accuse(const Flight& flight, Fault fault) {
     bool is_enough = false;
     if (fault == Fault::OVERRUN) {
         // A shape that was tried in idle time, on values that mean nothing, is only noted.
-        is_enough = flight.kind == FlightKind::INFER && model.overruns.add(now_);
+        // Nor are those counted that went on at the same time: devices that all are slow are nobody's doing.
+        if (flight.kind == FlightKind::INFER && flight.sent_ns >= model.overrun_ns) {
+            model.overrun_ns = now_;
+            is_enough = model.overruns.add(now_);
+        }
     } else if (flight.kind == FlightKind::LOAD) {
         model.load_evidence = static_cast<std::uint8_t>(model.load_evidence + evidence);
         is_enough = model.load_evidence >= EVIDENCE_MAX;

@@ -417,6 +417,7 @@ struct alignas(CACHE_LINE) Model {
     ModelDemand demand;
     Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
     Recent<OVERRUNS_MAX> overruns;
+    Ns overrun_ns = 0;  // when the last of them ended
 
     // Whether a device has it, or will, whose worker does not leave.
     bool is_somewhere() const;
@@ -426,6 +427,7 @@ struct alignas(CACHE_LINE) Model {
         load_evidence = 0;
         unanswerable = {};
         overruns = {};
+        overrun_ns = 0;
         specs.clear();
         workers.clear();
         residencies.clear();

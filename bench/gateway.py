@@ -125,29 +125,36 @@ class GrpcCaller:
         self._channel.close()
 
 
+def started(endpoint: str, *arguments: str) -> tuple[subprocess.Popen[str], int, int]:
+    """A gateway before that controller, in a process of its own, with its ports of HTTP and of gRPC."""
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "clockwork", "gateway", "--connect", endpoint, "--http-port", "0",
+            "--grpc-port", "0", "--metrics-port", "off", "--parent", str(os.getpid()), *arguments,
+        ],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if (found := re.search(r"http on http://[\d.]+:(\d+), grpc on [\d.]+:(\d+)", line)) is not None:
+            return process, int(found[1]), int(found[2])
+    process.wait()
+    raise RuntimeError(f"the gateway ended with status {process.returncode}:\n{''.join(lines)}")
+
+
 class Gateway:
     """A controller of a few lines and a gateway before it, each a process; use as a context manager."""
 
     def __init__(self, answer_bytes: int, *arguments: str) -> None:
-        mine = str(os.getpid())
         self._controller = subprocess.Popen(
-            [sys.executable, "-m", "bench.gateway", "controller", mine, str(answer_bytes)],
+            [sys.executable, "-m", "bench.gateway", "controller", str(os.getpid()), str(answer_bytes)],
             cwd=ROOT, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._controller.stdout is not None
         endpoint = self._controller.stdout.readline().strip()
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "clockwork", "gateway", "--connect", endpoint, "--http-port", "0",
-                "--grpc-port", "0", "--metrics-port", "off", "--parent", mine, *arguments,
-            ],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.process.stderr is not None
-        line = self.process.stderr.readline()
-        found = re.search(r"http on http://[\d.]+:(\d+), grpc on [\d.]+:(\d+)", line)
-        assert found is not None, line
-        self.http_port, self.grpc_port = map(int, found.groups())
+        self.process, self.http_port, self.grpc_port = started(endpoint, *arguments)
 
     def cpu_s(self) -> float:
         return sum(thread_cpu_s(self.process.pid).values())

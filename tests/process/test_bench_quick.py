@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench import (
+    attacks,
     disturbance,
     emulated,
     fidelity,
@@ -246,3 +247,20 @@ def test_what_was_planned_of_a_cluster_is_offered_to_it() -> None:
     assert rows[0]["promised/s"] > 1
     assert rows[0]["offered/s"] == pytest.approx(0.5 * rows[0]["promised/s"], rel=0.7)
     assert rows[0]["bad_%"] < 100
+
+
+@pytest.mark.slow
+def test_what_hostile_peers_take() -> None:
+    pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
+    rows = attacks.measure(attacks.QUICK, list(attacks.ATTACKS), apart=False)
+    assert [row["attack"] for row in rows] == list(attacks.ATTACKS)
+    assert all(row["wrong"] == 0 < row["answers"] for row in rows)
+    became = {row["attack"]: row["attacker"] for row in rows}
+    for name in ("unread answers", "endless message"):
+        assert became[name].startswith("disconnected"), became
+    assert became["HTTP bodies"] == f"answered 413 x {attacks.QUICK.bodies}"
+    assert became["gRPC, no token"] == f"answered 16 x {attacks.QUICK.calls}", "UNAUTHENTICATED"
+    # What all of it would be, unbounded, is 1.6 GB of answers and 600 MiB of one message.
+    grown = {row["attack"]: row["grew_MiB"] for row in rows}
+    assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"
+    assert grown["endless message"] < 200

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmtp
 from fake_controller import FakeController, echo
 
+from bench import zmtp
 from clockwork import AsyncClient, Client, ClockworkError, ProtocolMismatch, RequestTimeout, config, wire
 from clockwork._loop import LoopClient
 from clockwork.messages import (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import select
 import socket
 import struct
 import threading
@@ -15,9 +14,9 @@ from typing import Any
 
 import pytest
 import zmq
-import zmtp
 from peers import PATIENCE_NS, FakeWorker, RawClient, on_loop, running_controller
 
+from bench import zmtp
 from clockwork import config, keys, messages, transport, wire
 from clockwork.clock import SECOND, now_ns
 from clockwork.config import ConnectionBounds
@@ -270,29 +269,13 @@ def test_of_many_that_send_too_much_together_the_largest_goes(tmp_path: Path) ->
             one.sendall(zmtp.frame_head(size * MIB + 1) + bytes(size * MIB))  # and one byte never comes
         eventually(lambda: place.noted() == (4, 0), "one is gone")
         assert place.connections(CLIENTS)["cut"] == {"received_all": 1}
-        eventually(lambda: is_shut(raw[1]), "it hears of it")
-        assert [is_shut(one) for one in raw] == [False, True, False, False]
+        eventually(lambda: zmtp.is_shut(raw[1]), "it hears of it")
+        assert [zmtp.is_shut(one) for one in raw] == [False, True, False, False]
         client.send(messages.Query(1, "status", ""))
         client.receive(messages.Reply)
 
 
 # ----- what goes out ------------------------------------------------------------------------------
-
-
-def deaf(endpoint: str) -> socket.socket:
-    """A connection that takes in as little as the kernel lets it without being read."""
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.connect((host, int(port)))
-    return zmtp.shake_hands(one)
-
-
-def is_shut(one: socket.socket) -> bool:
-    """Whether the other side has ended the connection, whatever is still to be read."""
-    poll = select.poll()
-    poll.register(one, select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 @contextlib.contextmanager
@@ -327,7 +310,7 @@ def test_a_client_that_reads_no_answers_is_ended_and_the_others_get_theirs(tmp_p
         running(tmp_path, client_bounds=bounds) as place,
         FakeWorker(place.controller) as worker,
         RawClient(place.controller) as client,
-        deaf(place.controller.client_endpoint) as one,
+        zmtp.deaf(place.controller.client_endpoint) as one,
     ):
         width = 100_000  # 400 KB each way
         serve(place, worker, client, width)
@@ -335,7 +318,7 @@ def test_a_client_that_reads_no_answers_is_ended_and_the_others_get_theirs(tmp_p
         request = messages.InferRequest(1, "m", 0, 0, [["x", 1, [1, width], 0]])
         with working(worker):
             number = 0
-            while not is_shut(one):
+            while not zmtp.is_shut(one):
                 number += 1
                 assert number < 100, "40 MB lie unread"
                 with contextlib.suppress(ConnectionError):
@@ -356,7 +339,7 @@ def test_a_client_that_reads_no_answers_is_ended_and_the_others_get_theirs(tmp_p
 def test_a_client_that_reads_no_errors_is_ended(tmp_path: Path, greeted: bool) -> None:
     # Of what it sends there is no bound here: on a busy machine the controller may be further behind with reading.
     bounds = ConnectionBounds(unread_bytes=MIB // 4, hello_bytes=1 << 30, hello_bytes_all=1 << 30)
-    with running(tmp_path, client_bounds=bounds) as place, deaf(place.controller.client_endpoint) as one:
+    with running(tmp_path, client_bounds=bounds) as place, zmtp.deaf(place.controller.client_endpoint) as one:
         if greeted:
             one.sendall(zmtp.client_hello())
         query = zmtp.message([wire.encode(messages.Query(1, "nothing", ""))]) * 1_000
@@ -375,7 +358,7 @@ def test_a_worker_that_reads_no_chunks_is_ended(tmp_path: Path) -> None:
         running(tmp_path, worker_bounds=bounds) as place,
         FakeWorker(place.controller) as worker,
         RawClient(place.controller) as client,
-        deaf(place.controller.worker_endpoint) as one,
+        zmtp.deaf(place.controller.worker_endpoint) as one,
     ):
         with worker.preparing():
             client.register("m", content)
@@ -429,7 +412,7 @@ def test_a_worker_that_asks_for_more_chunks_than_it_may_is_let_go(tmp_path: Path
 def test_of_many_that_read_nothing_the_largest_goes(tmp_path: Path) -> None:
     bounds = ConnectionBounds(unread_bytes_all=MIB)
     with running(tmp_path, client_bounds=bounds) as place, contextlib.ExitStack() as stack:
-        raw = [stack.enter_context(deaf(place.controller.client_endpoint)) for _ in range(8)]
+        raw = [stack.enter_context(zmtp.deaf(place.controller.client_endpoint)) for _ in range(8)]
         query = zmtp.message([wire.encode(messages.Query(1, "status", ""))]) * 100
         for one in raw:
             one.sendall(zmtp.client_hello())

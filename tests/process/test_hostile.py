@@ -6,12 +6,8 @@ the end the same processes, no traceback, bounded memory, and not one honest req
 
 from __future__ import annotations
 
-import json
 import random
 import threading
-import time
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +16,7 @@ import pytest
 pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
 pytest.importorskip("grpc", reason="the gateway's libraries are not installed ([gateway])")
 
+from bench.honest import ANSWER_S_MAX, Honest, over_http
 from clockwork import Client
 from clockwork.models import zoo
 from tests.process.attacks import ATTACKS, Doors, Stop
@@ -29,9 +26,6 @@ from tests.process.test_cluster import Up, running
 SEED = 20201104
 GROWTH_BYTES_MAX = 1 << 30
 """Of any of its processes, for all that was thrown: what strangers may hold is bounded, and no more than this."""
-
-ANSWER_S_MAX = 30.0
-"""An answer that takes longer than this beside the attacks counts as none."""
 
 
 def children(up: Up) -> dict[int, int]:
@@ -45,45 +39,6 @@ def children(up: Up) -> dict[int, int]:
         except (OSError, ValueError):
             continue  # no process, or it ended meanwhile
     return found
-
-
-class Honest:
-    """A client that notes how long its answers take, and what is wrong with them."""
-
-    def __init__(self, name: str, infer: Callable[[np.ndarray], np.ndarray], reference: Reference) -> None:
-        self.name = name
-        self.longest_s = 0.0
-        self.answers = 0
-        self.wrong: list[str] = []
-        self._infer, self._reference = infer, reference
-
-    def work(self, stop: Stop, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        while not stop.is_set():
-            x = rng.random((1, 1, 8, 8), np.float32)
-            begun = time.monotonic()
-            try:
-                answer = self._infer(x)
-            except Exception as error:
-                self.wrong.append(f"{self.name}: {type(error).__name__}: {error}")
-                continue
-            self.longest_s = max(self.longest_s, time.monotonic() - begun)
-            self.answers += 1
-            if not same(answer, self._reference(x)):
-                self.wrong.append(f"{self.name}: an answer is another request's, or nobody's")
-
-
-def over_http(port: int) -> Callable[[np.ndarray], np.ndarray]:
-    def infer(x: np.ndarray) -> np.ndarray:
-        row = {"name": "image", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v2/models/digits/infer", json.dumps({"inputs": [row]}).encode()
-        )
-        with urllib.request.urlopen(request, timeout=ANSWER_S_MAX) as response:
-            [output] = json.load(response)["outputs"]
-        return np.array(output["data"], np.float32).reshape(output["shape"])
-
-    return infer
 
 
 @pytest.mark.timeout(900)
@@ -104,9 +59,11 @@ def test_an_honest_client_is_answered_rightly_beside_everything_that_strangers_t
         assert len(before) == 3, "a controller, a worker and a gateway"
         model = zoo.digits()
         with Client(doors.clients, timeout=ANSWER_S_MAX) as client:
+            references = [Reference(model), Reference(model)]  # one for each thread
+            infers = [lambda x: np.asarray(client.infer("digits", x)), over_http(doors.http)]
             honest = [
-                Honest("a client", lambda x: np.asarray(client.infer("digits", x)), Reference(model)),
-                Honest("an HTTP client", over_http(doors.http), Reference(model)),
+                Honest(name, infer, lambda x, answer, reference=reference: same(answer, reference(x)))
+                for name, infer, reference in zip(("a client", "an HTTP client"), infers, references)
             ]
             stops = {name: Stop() for name in ATTACKS}
             end = Stop()

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmtp
 from fake_controller import FakeController
 from fake_scheduler_side import running_worker
 
+from bench import zmtp
 from clockwork import Client, ConnectionLost, config, wire
 from clockwork.clock import SECOND
 from clockwork.limits import resident_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Sequence
 
@@ -74,6 +75,22 @@ def shake_hands(one: socket.socket, identity: bytes = b"", kind: bytes = b"DEALE
 
 def open_connection(endpoint: str, identity: bytes = b"") -> socket.socket:
     return shake_hands(dial(endpoint), identity)
+
+
+def deaf(endpoint: str) -> socket.socket:
+    """A connection that takes in as little as the kernel lets it without being read."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.connect((host, int(port)))
+    return shake_hands(one)
+
+
+def is_shut(one: socket.socket) -> bool:
+    """Whether the other side has ended the connection, whatever is still to be read."""
+    poll = select.poll()
+    poll.register(one, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def _read(one: socket.socket, size: int) -> bytes:

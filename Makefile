@@ -36,7 +36,7 @@ SOURCES := setup.py pyproject.toml \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim chaos soak fuzz debug bench bench-compare paper results \
+.PHONY: help check build run-cluster test test-gpu test-all test-long conformance sim recovery chaos soak fuzz debug bench bench-compare paper results \
     lint format typecheck annotate lock proto clean distclean
 
 help: ## list the targets
@@ -90,6 +90,9 @@ conformance: $(TESTABLE) ## ONNX's own operator tests, all of them, through the 
 
 sim: $(BUILT) ## simulate SEEDS=1000 random worlds under every policy, checked after every step
 	$(BIN)/python -m clockwork.sim.check --seeds $(or $(SEEDS),1000) $(ARGS)
+
+recovery: $(BUILT) ## disturb SEEDS=300 simulated worlds, and see who is what it was two seconds later (ARGS='--policy edf --json')
+	$(BIN)/python -m clockwork.sim.recovery --seeds $(or $(SEEDS),300) $(ARGS)
 
 chaos: $(TESTABLE) ## real clusters in which something fails, SEEDS=27 of them, JOBS=1 at once; reports in chaos/
 	$(BIN)/python -m tests.chaos --seeds $(or $(SEEDS),27) --jobs $(or $(JOBS),1) $(ARGS)

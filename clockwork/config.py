@@ -403,6 +403,15 @@ it may be descheduled for a second. Then it is ended."""
 EXECUTION_GRACE_NS = 2_000_000_000
 """How long after that it may go on (one node of a graph is not interrupted) before its worker begins anew."""
 
+LOAD_LIMIT_NS = 30_000_000_000
+LOAD_LIMIT_FACTOR = 10
+"""A LOAD or FETCH may take so many times what was predicted of it, and at least so long, unless CLOCKWORK_LOAD_LIMIT says
+how many seconds: 10 GB that have left the page cache come from a disk of 333 MB/s in that time. None can be
+interrupted, so then its worker begins anew."""
+
+CHECK_LIMIT_NS = 600_000_000_000
+"""The same for a LOAD that waits until what it reads has been compared with its checksums: 60 GB at 100 MB/s."""
+
 WATCH_INTERVAL_NS = 50_000_000
 """How often a worker looks at what its devices execute."""
 
@@ -595,6 +604,18 @@ def preparation_run_ns() -> int:
     if not 0 < seconds <= PREPARATION_LIMIT_NS / 1e9:
         limit_s = PREPARATION_LIMIT_NS / 1e9
         raise ConfigError(f"CLOCKWORK_PREPARATION_RUN is {said!r}: it is seconds, at most {limit_s:g}")
+    return round(seconds * 1e9)
+
+
+def load_limit_ns() -> int:
+    """The least that a LOAD or FETCH may take before its worker begins anew. Raises ConfigError."""
+    said = environment("LOAD_LIMIT", "")
+    try:
+        seconds = float(said) if said else LOAD_LIMIT_NS / 1e9
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= SECONDS_MAX:
+        raise ConfigError(f"CLOCKWORK_LOAD_LIMIT is {said!r}: it is seconds, at most {SECONDS_MAX:g}")
     return round(seconds * 1e9)
 
 

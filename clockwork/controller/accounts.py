@@ -11,12 +11,13 @@ from clockwork.scheduler.types import Fault
 
 class Account(NamedTuple):
     """name: by which it is counted. kind: of the trouble that it is, if it is one by itself. text: this once; reason:
-    of a model that is set aside for it."""
+    of a model that is set aside for it. is_workers: whether the trouble is the worker's rather than the model's."""
 
     name: str
     kind: TroubleKind | None
     text: str
     reason: str
+    is_workers: bool = False
 
 
 def account(fault: Fault, worker: str) -> Account:
@@ -36,6 +37,14 @@ def account(fault: Fault, worker: str) -> Account:
             TroubleKind.WORKER_KILLED,
             f"{where} crashed while it executed or loaded the model",
             "workers crashed again while they executed or loaded it",
+        )
+    if fault is Fault.STUCK:
+        return Account(
+            "stuck",
+            TroubleKind.WORKER_STUCK,
+            f"a load on {where} took longer than it may and did not end, so the worker began anew",
+            f"{EVIDENCE_MAX} loads of it, one after the other, did not end, and their workers began anew",
+            is_workers=True,
         )
     return Account(
         "worker_lost",

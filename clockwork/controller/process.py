@@ -802,7 +802,10 @@ class Controller:
         model.faults[fault.name] = model.faults.get(fault.name, 0) + 1
         log.error("%s: %s%s", model.label, fault.text, "; it is set aside" if order.set_aside else "")
         if fault.kind is not None:
-            self.note_trouble(fault.kind, model.label, fault.text)
+            if fault.is_workers and worker is not None:
+                self.note_trouble(fault.kind, worker.name, f"{model.label}: {fault.text}")
+            else:
+                self.note_trouble(fault.kind, model.label, fault.text)
         if order.set_aside:
             self._registrar.set_aside(model, fault.reason)
 

@@ -315,6 +315,9 @@ cdef class Core(Arena):
     cdef cw_lane* executing(self) noexcept nogil:
         return &self.execute_lane
 
+    cdef cw_lane* loading(self) noexcept nogil:
+        return &self.load_lane
+
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
         return holds(&self.execute_lane, residency, load_id)
 

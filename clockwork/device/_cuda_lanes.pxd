@@ -66,6 +66,7 @@ cdef class Lanes(Orders):
     cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil
     cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
     cdef void run_load(self, Action* action) noexcept nogil
+    cdef void note_waiting(self, bint waits) noexcept nogil
     cdef void load_over_link(self, Action* action) noexcept nogil
     cdef bint copy_weights(self, Action* action) noexcept nogil
     cdef void run_fetch(self, Action* action) noexcept nogil

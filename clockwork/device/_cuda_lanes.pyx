@@ -371,12 +371,19 @@ cdef class Lanes:
     # ----- the load lane -----------------------------------------------------------------------
 
     cdef void run_load(self, Action* action) noexcept nogil:
+        self.note_waiting(True)
         cw_link_take(self.link)
+        self.note_waiting(False)
         if cw_now() > action.latest_ns:
             action.order.base.status = TOO_LATE
         else:
             self.load_over_link(action)
         cw_link_leave(self.link)
+
+    cdef void note_waiting(self, bint waits) noexcept nogil:
+        cw_hub_lock(&self.hub)
+        self.waits_for_link = waits
+        cw_hub_unlock(&self.hub)
 
     cdef void load_over_link(self, Action* action) noexcept nogil:
         cdef ModelState* model = action.model
@@ -437,6 +444,12 @@ cdef class Lanes:
 
     cdef cw_lane* executing(self) noexcept nogil:
         return &self.execute_lane
+
+    cdef cw_lane* loading(self) noexcept nogil:
+        return &self.load_lane
+
+    cdef cw_lane* fetching(self) noexcept nogil:
+        return &self.fetch_lane
 
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
         return holds(&self.input_lane, residency, load_id) or holds(&self.execute_lane, residency, load_id)

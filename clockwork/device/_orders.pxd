@@ -108,6 +108,7 @@ cdef class Orders:
     cdef readonly int64_t page_count
     cdef readonly int slot_count
     cdef int32_t run_ahead
+    cdef bint waits_for_link  # the load lane, behind another device's; guarded by the hub's lock
     cdef int64_t spin_ns
     cdef dict models
     cdef dict statuses
@@ -116,6 +117,9 @@ cdef class Orders:
     cdef int close_hub(self) except -1
     cdef Room* room(self, int index) noexcept nogil
     cdef cw_lane* executing(self) noexcept nogil
+    cdef cw_lane* loading(self) noexcept nogil
+    cdef cw_lane* fetching(self) noexcept nogil
+    cdef int64_t action_of(self, cw_lane* lane) noexcept nogil
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil
     cdef bint take_room(self, Order* order) noexcept nogil
     cdef void drop_room(self, Order* order) noexcept nogil

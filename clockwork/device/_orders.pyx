@@ -111,6 +111,14 @@ cdef class Orders:
         """The lane that executes."""
         return NULL
 
+    cdef cw_lane* loading(self) noexcept nogil:
+        """The lane that loads."""
+        return NULL
+
+    cdef cw_lane* fetching(self) noexcept nogil:
+        """The lane that fetches into a host store; NULL: there is none."""
+        return NULL
+
     cdef bint is_used(self, Residency* residency, int64_t load_id) noexcept nogil:
         """Whether work on this residency waits or runs. The lock is held."""
         return False
@@ -212,8 +220,21 @@ cdef class Orders:
 
     def running(self):
         """The id of the action that the execute lane is at; 0 if it is at none. Any thread."""
-        cdef cw_lane* lane = self.executing()
+        return self.action_of(self.executing())
+
+    def moving(self):
+        """The ids of the actions that the load lane and the fetch lane are at; 0: none, or it waits for the link."""
+        cdef bint waits
+        cw_hub_lock(&self.hub)
+        waits = self.waits_for_link
+        cw_hub_unlock(&self.hub)
+        return 0 if waits else self.action_of(self.loading()), self.action_of(self.fetching())
+
+    cdef int64_t action_of(self, cw_lane* lane) noexcept nogil:
+        """What a lane is at; 0: nothing."""
         cdef int64_t action_id = 0
+        if lane == NULL:
+            return 0
         cw_hub_lock(&self.hub)
         if lane.running != NULL:
             action_id = lane.running.action_id

@@ -147,6 +147,11 @@ class Device(ModelHolder, Protocol):
         """The id of the action that the execute lane is at; 0: none."""
         ...
 
+    def moving(self) -> tuple[int, int]:
+        """The ids of the actions that the load lane and the fetch lane are at; 0: none. What only waits until another
+        device has loaded is not at it."""
+        ...
+
     def end_run(self, action_id: int) -> None:
         """Have that action end as OVERRUN as soon as may be, if the execute lane is at it. To be said again while it is:
         it may not have begun. A device that cannot do that does nothing."""

@@ -466,6 +466,11 @@ class EmulatedDevice:
         running = self._execute.running
         return running.order.action_id if running is not None else 0
 
+    def moving(self) -> tuple[int, int]:
+        self.group.advance(self.group.clock())
+        load, fetch = self._load.running, self._fetch.running
+        return load.order.action_id if load else 0, fetch.order.action_id if fetch else 0
+
     def end_run(self, action_id: int) -> None:
         group, lane = self.group, self._execute
         now = group.clock()

@@ -50,6 +50,9 @@ class NativeDevice(Generic[CoreT]):
     def running(self) -> int:
         return self._core.running()
 
+    def moving(self) -> tuple[int, int]:
+        return self._core.moving()
+
     def end_run(self, action_id: int) -> None:
         self._core.end_run(action_id)
 

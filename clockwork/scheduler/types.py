@@ -289,6 +289,7 @@ class Fault(enum.IntEnum):
     WORKER_LOST = 0  # its worker ended, or its device broke, and nobody said why
     CRASHED = 1  # it ended its worker, which said so
     OVERRUN = 2  # it took longer than it may
+    STUCK = 3  # its load, or its fetch, did not end, and its worker began anew
 
 
 class ModelFault(NamedTuple):

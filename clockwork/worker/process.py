@@ -23,11 +23,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from clockwork import __version__, wire
+from clockwork import __version__, config, wire
 from clockwork.clock import MS, SECOND, now_ns
 from clockwork.complaints import Complaints
 from clockwork.config import (
     ARENA_BYTES,
+    CHECK_LIMIT_NS,
     COLLECT_INTERVAL_NS,
     CUDA_PAGE_BYTES,
     DRAIN_SETTLE_NS,
@@ -99,14 +100,15 @@ from clockwork.worker.actions import (
     Start,
 )
 from clockwork.worker.clock import Jitter, WorkerClock
-from clockwork.worker.overruns import RunWatch, Verdict
+from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
 from clockwork.worker.registration import Registrar
 from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
 
 log = logging.getLogger("clockwork.worker")
 
 EXIT_STUCK = 75
-"""The exit status of a worker with an execution that does not come back, where its process does not begin anew by itself."""
+"""The exit status of a worker with an execution or load that does not come back, where its process does not begin anew by
+itself."""
 
 END_PAUSE_S = 0.001
 
@@ -136,7 +138,9 @@ STALE_WAKES_MAX = 1024
 class _Line:
     """One device and the queue of actions before it."""
 
-    __slots__ = ("card", "clock_mhz", "device", "index", "offline", "queue", "wake_ns", "watch")
+    __slots__ = (
+        "card", "clock_mhz", "device", "executes", "fetches", "index", "loads", "offline", "queue", "waits", "wake_ns",
+    )  # fmt: skip
 
     def __init__(self, index: int, device: Device) -> None:
         self.index = index
@@ -144,9 +148,15 @@ class _Line:
         self.clock_mhz = 0  # that the controller knows
         self.device = device
         self.queue = ActionQueue(device.info.run_ahead)
-        self.watch = RunWatch()
+        self.executes, self.loads, self.fetches = RunWatch(EXECUTION_GRACE_NS), RunWatch(), RunWatch()
+        self.waits = RunWatch()  # of LOADs, for a check
         self.wake_ns = NEVER_NS  # for which the loop's heap has an entry
         self.offline = ""  # what broke it
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether something was under way when it was looked at last."""
+        return self.executes.is_busy or self.loads.is_busy or self.fetches.is_busy or self.waits.is_busy
 
 
 class _Alone:
@@ -220,7 +230,8 @@ class Worker:
         self._goodbye_ns = 0  # when draining began; 0: not
         self._released = False  # the controller knows, and sends nothing more
         self._exit: int | None = None
-        self._watch_ns = NEVER_NS  # when what executes is looked at next
+        self._watch_ns = NEVER_NS  # when what is under way is looked at next
+        self._load_limit_ns = config.load_limit_ns()
         self._giving_up = (
             0  # the exit status of a worker that leaves because of what it executes; 0: it does not
         )
@@ -486,13 +497,14 @@ class Worker:
         self._welcomed = False
         self._hello_due_ns = 0
         self._actions.clear()
+        self._unchecked.clear()
         for line in self._lines:
             line.queue.reset()
 
     def _on_welcome(self, message: WorkerWelcome, frames: list[Frame], now: int) -> None:
         self._abandon()
         if not self.end_runs():
-            log.critical("an execution of an earlier session does not come back: the worker begins anew")
+            log.critical("what an earlier session ordered does not come back: the worker begins anew")
             self.starts_over = True
             self._exit = EXIT_STUCK
             return
@@ -751,27 +763,41 @@ class Worker:
     # ----- what runs too long, or crashes --------------------------------------------------------
 
     def _look_at_runs(self, now: int) -> None:
-        """End executions that take longer than they may; begin anew where one does not come back."""
+        """End executions that take longer than they may; begin anew where one, or a load, does not come back."""
         busy = False
         for line in self._lines:
-            if not line.queue.started_count and not line.watch.is_busy:
+            if not line.queue.started_count and not line.is_watched:
                 continue
             busy = True
-            action_id = line.device.running()
-            held = self._actions.get(action_id)
-            verdict = line.watch.look(now, action_id, held.expected_ns if held is not None else 0)
-            if verdict is Verdict.END:
-                line.device.end_run(action_id)
-            elif verdict is Verdict.STUCK:
-                name = line.device.info.name
-                log.critical("an execution on %s does not come back: the worker begins anew", name)
-                text = (
-                    "the execution took longer than it may and could not be ended, so its worker begins anew"
-                )
-                self.starts_over = True
-                self._give_up({action_id: (Status.OVERRUN, text)}, EXIT_STUCK)
-                return
+            running, (loading, fetching) = line.device.running(), line.device.moving()
+            waiting = next((number for number, (at, _) in self._unchecked.items() if at is line), 0)
+            expected_ns = {
+                one: held.expected_ns
+                for one in (running, loading, fetching)
+                if (held := self._actions.get(one)) is not None
+            }
+            for what, watch, action_id, limit_ns in (
+                ("execution", line.executes, running, execution_limit_ns(expected_ns.get(running, 0))),
+                ("load", line.loads, loading, load_limit_ns(expected_ns.get(loading, 0), self._load_limit_ns)),
+                ("fetch", line.fetches, fetching, load_limit_ns(expected_ns.get(fetching, 0), self._load_limit_ns)),
+                ("check before a load", line.waits, waiting, CHECK_LIMIT_NS),
+            ):  # fmt: skip
+                verdict = watch.look(now, action_id, limit_ns)
+                if verdict is Verdict.END:
+                    line.device.end_run(action_id)
+                elif verdict is Verdict.STUCK:
+                    self._give_up_stuck(line, what, action_id)
+                    return
         self._watch_ns = now + WATCH_INTERVAL_NS if busy else NEVER_NS
+
+    def _give_up_stuck(self, line: _Line, what: str, action_id: int) -> None:
+        name = line.device.info.name
+        log.critical(
+            "action %d, the %s on %s, does not come back: the worker begins anew", action_id, what, name
+        )
+        text = f"the {what} took longer than it may and could not be ended, so its worker begins anew"
+        self.starts_over = True
+        self._give_up({action_id: (Status.OVERRUN, text)}, EXIT_STUCK)
 
     def _give_up(self, outcomes: dict[int, tuple[Status, str]], status: int) -> None:
         """Leave as soon as the controller knows what became of every action, or in a moment if it does not answer.
@@ -801,18 +827,19 @@ class Worker:
         self._give_up({action_id: (Status.CRASHED, text)}, 128 + number)
 
     def end_runs(self) -> bool:
-        """End whatever still executes. False: some of it does not come back."""
+        """End whatever still executes, and wait for what loads. False: some of it does not come back."""
         give_up_ns = now_ns() + EXECUTION_GRACE_NS
         while True:
-            busy = [
-                (line, action_id) for line in self._line_of.values() if (action_id := line.device.running())
-            ]
+            busy = False
+            for line in self._line_of.values():
+                action_id = line.device.running()
+                if action_id:
+                    line.device.end_run(action_id)
+                busy |= action_id != 0 or any(line.device.moving())
             if not busy:
                 return True
             if now_ns() >= give_up_ns:
                 return False
-            for line, action_id in busy:
-                line.device.end_run(action_id)
             time.sleep(END_PAUSE_S)
 
     def _lose(self, line: _Line, text: str) -> None:

@@ -24,6 +24,7 @@ void Edf::arrive(Pending& pending) {
 void Edf::dispatch(Device& device) {
     const Worker& worker = *device.worker;
     device.wake_ns = NEVER_NS;
+    watch_loads(device);
     if (worker.draining || is_closed(device)) {
         return;
     }

@@ -15,7 +15,7 @@ void Idle::find_background() {
 
 void Idle::load_background(Device& device, Model& model) {
     bool aged = now_ - model.background.front()->request.arrived_ns > BACKGROUND_AGE_NS;
-    if (model.is_somewhere() && !aged) {
+    if (model.is_within_reach() && !aged) {
         return;
     }
     KindSpec* spec = model.spec(device);

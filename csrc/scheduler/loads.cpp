@@ -267,8 +267,13 @@ void Loads::send_load(Residency& residency, bool hurries) {
     device.enter(&residency);
     ++device.loading;
     Ns expected = residency.spec->load_expected_ns(), planned = with_margin(expected);
-    worker.link_free_ns = std::max(worker.link_free_ns, now_ + worker.there_ns) + planned;
+    Ns begins = std::max(worker.link_free_ns, now_ + worker.there_ns);
+    if (worker.loads_ns == 0) {
+        worker.loads_from_ns = begins;
+    }
+    worker.link_free_ns = begins + planned;
     worker.loads_ns += planned;
+    device.wake_at(worker.loads_due_ns() + STUCK_NS);  // see Service::watch_loads()
     residency.state = ResidencyState::LOADING;
     residency.load_id = ++load_id_;
     residency.ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
@@ -566,7 +571,9 @@ void Loads::load_answered(Flight& flight, const ActionResult& result) {
     Model& model = *residency.model;
     Worker& worker = *device.worker;
     --device.loading;
-    worker.link_free_ns = now_ - worker.back_ns + worker.loads_ns;
+    worker.loads_from_ns = now_ - worker.back_ns;
+    worker.link_free_ns = worker.loads_from_ns + worker.loads_ns;
+    residency.is_stuck = false;
     if (result.status == Status::OK) {
         Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
         KindSpec& spec = *residency.spec;

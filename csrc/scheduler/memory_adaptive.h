@@ -160,12 +160,12 @@ private:
     // Whether no device has it, or all that do have doomed it, or leave.
     static bool is_cold(const Model& model) {
         return std::all_of(model.residencies.begin(), model.residencies.end(),
-                           [](const Residency* one) { return one->doomed || !one->device->usable(); });
+                           [](const Residency* one) { return one->doomed || one->is_stuck || !one->device->usable(); });
     }
     // Whether a load of it is decided or under way.
     static bool is_coming(const Model& model) {
         return std::any_of(model.residencies.begin(), model.residencies.end(), [](const Residency* one) {
-            return one->state != ResidencyState::RESIDENT && !one->doomed && one->device->usable();
+            return one->state != ResidencyState::RESIDENT && !one->doomed && !one->is_stuck && one->device->usable();
         });
     }
     // Whether it asks for a load.

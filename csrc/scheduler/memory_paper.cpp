@@ -55,7 +55,7 @@ void PaperMemory::waits(Pending& pending) {
     all.weights_ns += mine.weights_ns;
     expiries_.push({pending.request.arrived_ns + weights_slo, pending.slot, model.slot, mine.number});
     soil(model);
-    if (!model.is_somewhere()) {
+    if (!model.is_within_reach()) {
         flush_ns_ = 0;
         call(model);
     } else if (all.need > 0) {
@@ -115,7 +115,8 @@ void PaperMemory::flush() {
         double all = 0, squares = 0;
         weights_.clear();
         for (const Residency* residency : model.residencies) {
-            double here = residency->device->usable() ? weight(*residency->device) : 0;  // it may leave
+            bool counts = residency->device->usable() && !residency->is_stuck;  // it may leave, or never come
+            double here = counts ? weight(*residency->device) : 0;
             all += here;
             squares += here * here;
             weights_.push_back(here);
@@ -213,7 +214,7 @@ void PaperMemory::gone_from(Residency& residency) {
 void PaperMemory::renew(Model& model) {
     if (waiting(model) > 0) {
         soil(model);
-        if (!model.residencies.empty() && !model.is_somewhere()) {  // those that have it leave
+        if (!model.residencies.empty() && !model.is_within_reach()) {  // those that have it leave, or never will
             flush_ns_ = 0;
         }
         call(model);

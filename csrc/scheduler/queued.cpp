@@ -372,6 +372,7 @@ void Queued::dispatch(Device& device) {
     device.wake_ns = NEVER_NS;
     hungry_.clear(device.slot);
     answer_overdue(device);
+    watch_loads(device);
     DeviceState& state = at(device);
     if (device.worker->draining) {
         state.called.clear();

@@ -114,7 +114,7 @@ void Service::wake_devices(Model& model) {
             }
         }
     }
-    if (!model.is_somewhere()) {
+    if (!model.is_within_reach()) {
         find_loadable(model, places_);
         for (const Place& place : places_) {
             touch(*place.device);
@@ -361,7 +361,8 @@ void Service::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
         }
         lose_flight(*flight, waiting);
     }
-    worker->link_free_ns = now_ + worker->there_ns + worker->loads_ns;
+    worker->loads_from_ns = now_ + worker->there_ns;
+    worker->link_free_ns = worker->loads_from_ns + worker->loads_ns;
     ++touch_round_;
     std::vector<Model*> touched;
     lose_device(*device, touched);
@@ -636,7 +637,9 @@ void Service::action_done(Ns now, const ActionResult& result) {
     if (flight == nullptr || flight->device->worker->worker_id != result.worker) {
         return;  // an answer to an action that was given up
     }
-    if (result.status == Status::CRASHED) {
+    bool is_stuck = result.status == Status::OVERRUN &&
+                    (flight->kind == FlightKind::LOAD || flight->kind == FlightKind::FETCH);
+    if (result.status == Status::CRASHED || is_stuck) {
         worker_draining(now, result.worker);  // it is about to end: nothing more goes there
     }
     end_flight(*flight);
@@ -646,8 +649,8 @@ void Service::action_done(Ns now, const ActionResult& result) {
         Model& loaded = *flight->residency->model;
         if (result.status == Status::OK) {
             loaded.load_evidence = 0;
-        } else if (result.status == Status::CRASHED) {
-            accuse(*flight, Fault::CRASHED);
+        } else if (result.status == Status::CRASHED || result.status == Status::OVERRUN) {
+            accuse(*flight, result.status == Status::CRASHED ? Fault::CRASHED : Fault::STUCK);
         }
         KindSpec& spec = *flight->residency->spec;
         load_answered(*flight, result);
@@ -665,9 +668,16 @@ void Service::action_done(Ns now, const ActionResult& result) {
     }
     if (flight->kind == FlightKind::FETCH) {
         KindSpec& spec = *flight->residency->spec;
+        Model& fetched = *flight->residency->model;
+        if (result.status == Status::OVERRUN) {
+            accuse(*flight, Fault::STUCK);
+        }
         fetch_answered(*flight, result);
         if (spec.fetches->is_raised(spec.model_id, 0, spec.page_count)) {
             note_raised();
+        }
+        if (fetched.aside) {
+            set_aside(fetched);
         }
         return;
     }
@@ -829,7 +839,7 @@ void Service::accuse(const Flight& flight, Fault fault) {
             model.overrun_ns = now_;
             is_enough = model.overruns.add(now_);
         }
-    } else if (flight.kind == FlightKind::LOAD) {
+    } else if (flight.kind == FlightKind::LOAD || flight.kind == FlightKind::FETCH) {
         model.load_evidence = static_cast<std::uint8_t>(model.load_evidence + evidence);
         is_enough = model.load_evidence >= EVIDENCE_MAX;
     } else {
@@ -880,6 +890,47 @@ void Service::set_aside(Model& model) {
         }
     }
     check_removed(model);
+}
+
+// Like an execution, a LOAD that is overdue by STUCK_NS is likely to take as long again, and it is the worker's to end.
+// Those behind it on its link come no sooner. Until that time has passed, nothing is promised on any of them; what was
+// promised is planned anew, here only if there is no other place and time enough.
+void Service::watch_loads(Device& device) {
+    if (device.loading == 0) {
+        return;
+    }
+    Worker& worker = *device.worker;
+    Ns due = worker.loads_due_ns();
+    Ns look = std::max(due + STUCK_NS, worker.link_free_ns);
+    if (now_ < look) {
+        device.wake_at(look);
+        return;
+    }
+    worker.link_free_ns = now_ + (now_ - due);
+    device.wake_at(worker.link_free_ns);
+    std::vector<Pending*> waiting;
+    std::vector<Model*> stuck;
+    for (Device* one : worker.devices) {
+        for (Residency* load = one->resident.front(); load != nullptr; load = one->resident.next(load)) {
+            if (load->state == ResidencyState::LOADING) {
+                load->is_stuck = true;
+                load->ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
+                stuck.push_back(load->model);
+                evacuate(*load, waiting);
+            }
+        }
+        for (Residency* load : one->pending) {
+            evacuate(*load, waiting);
+        }
+        retime_loads(*one);
+        touch(*one);
+    }
+    for (Pending* pending : waiting) {
+        again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+    }
+    for (Model* model : stuck) {
+        strand(*model);
+    }
 }
 
 // The unanswered requests of a flight that ended, free to be planned again.

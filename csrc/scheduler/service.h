@@ -98,6 +98,8 @@ protected:
 
     // Plan a request once more whose action came to nothing, or answer it. count: it was its action's failure.
     void again(Pending& pending, Status status, const Said& said, bool count = true, Reason reason = Reason::NONE);
+    // If LOADs under way there are stuck: count on none of them, and plan anew what waits for them.
+    void watch_loads(Device& device);
     // Answer a request that nobody can serve any more.
     void abandon(Pending& pending);
     // To the end (or the front) of what has no deadline and waits until a device would be idle.

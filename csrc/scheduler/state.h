@@ -28,7 +28,8 @@ inline constexpr std::size_t CACHE_LINE = 64;
 // The delay each way that is assumed of a link until it has been measured.
 inline constexpr Ns LINK_DEFAULT_NS = 200'000;
 
-// An execution that is overdue by this much is no longer late but stuck: see Device::free_ns().
+// An execution or a LOAD that is overdue by this much is no longer late but stuck: see Device::free_ns() and
+// Service::watch_loads().
 inline constexpr Ns STUCK_NS = 500 * MS;
 
 // A model is set aside when so much speaks against it: evidence against one of its requests or loads, overruns within
@@ -277,6 +278,7 @@ struct alignas(CACHE_LINE) Residency {
     ResidencyState state = ResidencyState::PENDING;
     bool doomed = false;         // a pending load waits for its pages: nothing new is planned on it
     bool on_device = false;      // in device->resident
+    bool is_stuck = false;       // its LOAD is under way, and so late that it may never end
     std::uint8_t attempts = 0;
     std::uint32_t flying = 0;    // actions of the execute lane that use it
     std::vector<Batch*> batches;  // planned here, in the order of planning
@@ -296,7 +298,7 @@ struct alignas(CACHE_LINE) Residency {
 
     void reset() {
         state = ResidencyState::PENDING;
-        doomed = on_device = false;
+        doomed = on_device = is_stuck = false;
         attempts = 0;
         flying = 0;
         key_ns = ready_ns = clear_ns = used_ns = loaded_ns = 0;
@@ -421,6 +423,8 @@ struct alignas(CACHE_LINE) Model {
 
     // Whether a device has it, or will, whose worker does not leave.
     bool is_somewhere() const;
+    // The same, without those of which nobody knows whether their LOADs end.
+    bool is_within_reach() const;
 
     void reset() {
         batches = draining = gone = is_varied = aside = false;
@@ -592,6 +596,7 @@ struct Worker {
     Ns back_ns = LINK_DEFAULT_NS;
     Ns link_free_ns = 0;  // when the loads that were sent are thought to be done; devices share the link
     Ns loads_ns = 0;      // planned durations of the LOADs under way
+    Ns loads_from_ns = 0;  // since when the oldest of them has the link, as is thought
     PredictedLane predicted_loads;  // the same without margins
     InputsWay inputs;
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
@@ -627,6 +632,8 @@ struct Worker {
         return model.slot < variants.size() ? variants[model.slot] : 0;
     }
     bool has(const Model* model) const { return variant_of(*model) != 0; }
+    // When the controller should have heard of all LOADs under way.
+    Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
     // By its number; null if there is none, or it was lost.
     Device* device(std::int32_t index) const {
         for (Device* one : devices) {
@@ -648,6 +655,11 @@ inline KindSpec* Model::spec(const Device& device) const {
 inline bool Model::is_somewhere() const {
     return std::any_of(residencies.begin(), residencies.end(),
                        [](const Residency* one) { return one->device->usable(); });
+}
+
+inline bool Model::is_within_reach() const {
+    return std::any_of(residencies.begin(), residencies.end(),
+                       [](const Residency* one) { return one->device->usable() && !one->is_stuck; });
 }
 
 inline Ns Device::free_ns(Ns now) const {

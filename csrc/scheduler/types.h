@@ -160,6 +160,7 @@ enum class Fault : std::uint8_t {
     WORKER_LOST,  // its worker ended, or its device broke, and nobody said why
     CRASHED,      // it ended its worker, which said so
     OVERRUN,      // it took longer than it may
+    STUCK,        // its load, or its fetch, did not end, and its worker began anew
 };
 
 // One order. Which fields count depends on kind; see the records of the same names in scheduler/types.py.

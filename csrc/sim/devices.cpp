@@ -426,6 +426,10 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
         const Ns limit_ns = EXECUTION_LIMIT_FACTOR * table[std::min<std::size_t>(action.rows, table.size() - 1)];
         action.overran = took_ns > std::max(EXECUTION_LIMIT_NS, limit_ns);
         if (action.overran) took_ns = std::max(EXECUTION_LIMIT_NS, limit_ns);
+    } else if (action.kind == ActionKind::LOAD) {
+        const Ns limit_ns = std::max(LOAD_LIMIT_NS, LOAD_LIMIT_FACTOR * models_[action.model].load_ns);
+        action.overran = took_ns > limit_ns;
+        took_ns = std::min(took_ns, limit_ns);
     }
     heap_.push(now_ + took_ns, EventKind::LANE_END, number, workers_[device.worker].epoch, which);
     return true;
@@ -539,6 +543,16 @@ void World::lane_end(std::uint32_t number, std::uint32_t which) {
     action.end_ns = now_;
     Status status = Status::OK;
     Slice* slice = this->slice();
+    if (action.kind == ActionKind::LOAD && action.overran) {
+        // The lane stays where it is: the worker says why it leaves, and leaves when that has arrived.
+        device.lanes[which].running = slot;
+        action.status = Status::OVERRUN;
+        const std::uint32_t index = device.worker, epoch = workers_[index].epoch;
+        send_back(slot);
+        if (workers_[index].epoch != epoch) return;  // the connection broke
+        heap_.push(workers_[index].back_free_ns + 1, EventKind::GIVE_UP, index, epoch, 0);
+        return;
+    }
     if (action.kind == ActionKind::LOAD) {
         residents_[device.held[action.model]].loading = false;
         accounts_.link_busy_ns[device.worker] += overlap(action.begin_ns, now_);

@@ -19,6 +19,7 @@ enum class EventKind : std::uint8_t {
     CLIENT,     // subject: a group of closed-loop clients. One of them sends
     CANCEL,     // value: a request's id. Its client gives up
     CRASH,      // subject: worker
+    GIVE_UP,    // subject: worker; it begins anew
     NOTICED,    // subject: worker. The controller gives it up
     REJOIN,     // subject: worker
     PING,       // subject: worker. The controller measures its link

@@ -178,6 +178,9 @@ void World::handle(const Event& event) {
             crash(subject, workers_[subject].random.chance(0.5));
             next_crash(subject);
             break;
+        case EventKind::GIVE_UP:
+            if (workers_[subject].epoch == event.epoch) crash(subject, false);
+            break;
         case EventKind::NOTICED:
             noticed(subject);
             break;

@@ -124,9 +124,11 @@ struct TraceRow {
 
 enum class Stop : std::uint8_t { WANTS_CHUNK, PAUSED, DONE };
 
-// What an execution may take, as workers have it; a test holds these to clockwork.config.
+// What an execution and a load may take, as workers have it; a test holds these to clockwork.config.
 inline constexpr Ns EXECUTION_LIMIT_NS = 2 * SECOND;
 inline constexpr Ns EXECUTION_LIMIT_FACTOR = 10;
+inline constexpr Ns LOAD_LIMIT_NS = 30 * SECOND;
+inline constexpr Ns LOAD_LIMIT_FACTOR = 10;
 
 // What a turn of the controller takes, where it is slow: a DisturbanceInfo says how much.
 inline constexpr double TURN_NS = 10'000;
@@ -176,7 +178,7 @@ private:
         ActionKind kind = ActionKind::INFER;
         Status status = Status::OK;
         bool at_worker = false;    // else on its way
-        bool overran = false;      // its execution takes longer than it may, and is ended then
+        bool overran = false;      // it takes longer than it may: an execution is ended then, a load's worker begins anew
         std::uint32_t device = 0;  // of all
         std::uint32_t model = 0;
         std::uint32_t rows = 0;

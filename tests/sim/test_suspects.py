@@ -127,7 +127,20 @@ def test_a_simulated_execution_that_takes_too_long_is_ended_too() -> None:
     assert report.failed.tolist() == [config.OVERRUNS_MAX], "then the model is set aside"
 
 
+def test_a_simulated_load_that_does_not_end_costs_its_worker_which_begins_anew() -> None:
+    model = ModelProfile("stuck", {1: 5 * MS}, PAGE_BYTES, 5 * MS, slo_ns=8 * SECOND)
+    arrivals = Arrivals.of([place * 60 * SECOND for place in range(3)], 0)
+    report = simulate(
+        [model], Cluster(outlier=1.0, outlier_factor=1e6), [Open([arrivals])],
+        drain_ns=60 * SECOND, resident=False, check=True,
+    )  # fmt: skip
+    assert report.good.tolist() == [0]
+    assert report.crashes == 3, "it came back each time"
+
+
 def test_the_simulators_limits_are_the_workers() -> None:
     text = (Path(__file__).parents[2] / "csrc/sim/world.h").read_text(encoding="utf-8")
     assert f"EXECUTION_LIMIT_NS = {config.EXECUTION_LIMIT_NS // SECOND} * SECOND;" in text
     assert f"EXECUTION_LIMIT_FACTOR = {config.EXECUTION_LIMIT_FACTOR};" in text
+    assert f"LOAD_LIMIT_NS = {config.LOAD_LIMIT_NS // SECOND} * SECOND;" in text
+    assert f"LOAD_LIMIT_FACTOR = {config.LOAD_LIMIT_FACTOR};" in text

@@ -5,16 +5,22 @@ from __future__ import annotations
 import pytest
 
 from clockwork.clock import MS, SECOND
-from clockwork.config import EXECUTION_GRACE_NS, EXECUTION_LIMIT_FACTOR, EXECUTION_LIMIT_NS, WATCH_GAP_MAX_NS
-from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns
+from clockwork.config import (
+    EXECUTION_GRACE_NS,
+    EXECUTION_LIMIT_FACTOR,
+    EXECUTION_LIMIT_NS,
+    LOAD_LIMIT_FACTOR,
+    WATCH_GAP_MAX_NS,
+)
+from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
 
 STEP_NS = 50 * MS
 
 
-def watch_until(watch: RunWatch, begin_ns: int, end_ns: int, action_id: int, expected_ns: int) -> Verdict:
+def watch_until(watch: RunWatch, begin_ns: int, end_ns: int, action_id: int, limit_ns: int) -> Verdict:
     verdict = Verdict.FINE
     for now in range(begin_ns, end_ns + 1, STEP_NS):
-        verdict = watch.look(now, action_id, expected_ns)
+        verdict = watch.look(now, action_id, limit_ns)
     return verdict
 
 
@@ -23,30 +29,40 @@ def test_an_execution_is_ended_at_its_limit_and_given_up_after_its_grace(expecte
     limit_ns = execution_limit_ns(expected_ns)
     assert limit_ns == max(EXECUTION_LIMIT_NS, EXECUTION_LIMIT_FACTOR * expected_ns)
     for begin_ns in (0, -3600 * SECOND, 10**15):
-        watch = RunWatch()
-        assert watch_until(watch, begin_ns, begin_ns + limit_ns, 7, expected_ns) is Verdict.FINE
+        watch = RunWatch(EXECUTION_GRACE_NS)
+        assert watch_until(watch, begin_ns, begin_ns + limit_ns, 7, limit_ns) is Verdict.FINE
         end_ns = begin_ns + limit_ns + STEP_NS
-        assert watch.look(end_ns, 7, expected_ns) is Verdict.END
-        assert (
-            watch_until(watch, end_ns, end_ns + EXECUTION_GRACE_NS - STEP_NS, 7, expected_ns) is Verdict.END
-        )
-        assert watch.look(end_ns + EXECUTION_GRACE_NS, 7, expected_ns) is Verdict.STUCK
+        assert watch.look(end_ns, 7, limit_ns) is Verdict.END
+        assert watch_until(watch, end_ns, end_ns + EXECUTION_GRACE_NS - STEP_NS, 7, limit_ns) is Verdict.END
+        assert watch.look(end_ns + EXECUTION_GRACE_NS, 7, limit_ns) is Verdict.STUCK
+
+
+@pytest.mark.parametrize("expected_ns", [0, MS, 5 * SECOND])
+def test_a_load_cannot_be_ended_and_is_given_up_at_its_limit(expected_ns: int) -> None:
+    limit_ns = load_limit_ns(expected_ns, 3 * SECOND)
+    assert limit_ns == max(3 * SECOND, LOAD_LIMIT_FACTOR * expected_ns)
+    watch = RunWatch()
+    assert watch_until(watch, 0, limit_ns, 7, limit_ns) is Verdict.FINE
+    assert watch.look(limit_ns + STEP_NS, 7, limit_ns) is Verdict.STUCK
 
 
 def test_each_action_has_its_own_time() -> None:
     watch = RunWatch()
     for action_id in range(1, 20):
         begin_ns = action_id * SECOND
-        assert watch_until(watch, begin_ns, begin_ns + SECOND - STEP_NS, action_id, 0) is Verdict.FINE
+        assert (
+            watch_until(watch, begin_ns, begin_ns + SECOND - STEP_NS, action_id, EXECUTION_LIMIT_NS)
+            is Verdict.FINE
+        )
     assert watch.is_busy
-    assert watch.look(100 * SECOND, 0, 0) is Verdict.FINE
+    assert watch.look(100 * SECOND, 0, EXECUTION_LIMIT_NS) is Verdict.FINE
     assert not watch.is_busy
 
 
 def test_time_in_which_the_process_stood_still_is_held_against_nobody() -> None:
     watch = RunWatch()
-    watch.look(0, 7, 0)
+    watch.look(0, 7, EXECUTION_LIMIT_NS)
     for pause in range(1, 9):
-        assert watch.look(pause * 3600 * SECOND, 7, 0) is Verdict.FINE
-    assert watch.look(10 * 3600 * SECOND, 7, 0) is Verdict.FINE
+        assert watch.look(pause * 3600 * SECOND, 7, EXECUTION_LIMIT_NS) is Verdict.FINE
+    assert watch.look(10 * 3600 * SECOND, 7, EXECUTION_LIMIT_NS) is Verdict.FINE
     assert 9 * WATCH_GAP_MAX_NS < EXECUTION_LIMIT_NS

@@ -76,6 +76,7 @@ cdef extern from "sim/accounts.h" namespace "clockwork::sim" nogil:
         vector[Counts] models
         vector[Counts] classes
         Histogram latency
+        vector[Histogram] class_latency
         Histogram refusal
         vector[int64_t] batches
         vector[int64_t] busy_ns
@@ -387,6 +388,9 @@ cdef class World:
             "models": table_of(accounts.models),
             "classes": table_of(accounts.classes),
             "latency": counts_of(accounts.latency),
+            "class_latency": [
+                counts_of(accounts.class_latency[place]) for place in range(accounts.class_latency.size())
+            ],
             "refusal": counts_of(accounts.refusal),
             "batches": array_of(accounts.batches),
             "busy_ns": array_of(accounts.busy_ns),

@@ -211,6 +211,7 @@ class Report:
     classes: Tally  # by the arrivals' cls; as many as the largest that was used
     span_ns: int  # the time that was counted
     latency: Histogram  # of good and late answers
+    class_latency: Sequence[Histogram]  # the same by class
     refusal: Histogram  # from arrival to the refusal
     batches: Counts  # executions by batch size
     device_busy: npt.NDArray[np.float64]  # by device: share of the time in which it executed
@@ -464,6 +465,9 @@ def _report(
         classes=Tally.of(classes[: int(used[-1]) + 1 if len(used) else 0]),
         span_ns=span_ns,
         latency=Histogram(*results["latency"]),
+        class_latency=[
+            Histogram(*one) for one in results["class_latency"][: int(used[-1]) + 1 if len(used) else 0]
+        ],
         refusal=Histogram(*results["refusal"]),
         batches=results["batches"],
         device_busy=results["busy_ns"] / max(span_ns, 1),

@@ -35,6 +35,7 @@ struct Accounts {
     std::vector<Counts> models;
     std::vector<Counts> classes;
     Histogram latency;       // of good and late answers
+    std::vector<HistogramOf<7>> class_latency{CLASSES};  // the same by class; they take no memory until they are used
     Histogram refusal;       // from arrival to the refusal
     std::vector<std::int64_t> batches;   // executions by size
     std::vector<Ns> busy_ns;             // by device: executing

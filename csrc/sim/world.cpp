@@ -286,7 +286,10 @@ void World::close(RequestId id, Request& request, Outcome outcome) {
     if (request.counted) {
         ++accounts_.models[request.model].outcome[static_cast<std::size_t>(outcome)];
         ++accounts_.classes[request.class_index].outcome[static_cast<std::size_t>(outcome)];
-        if (outcome == Outcome::GOOD || outcome == Outcome::LATE) accounts_.latency.add(latency);
+        if (outcome == Outcome::GOOD || outcome == Outcome::LATE) {
+            accounts_.latency.add(latency);
+            accounts_.class_latency[request.class_index].add(latency);
+        }
         if (outcome == Outcome::REFUSED) accounts_.refusal.add(latency);
     }
     if (Slice* one = slice()) {

@@ -226,12 +226,16 @@ bool Adaptive::admit(Pending& pending) {
         refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo), std::max(least, slo + 1));
         return false;
     }
+    if (Residency* asked = model.next_asked()) {
+        ask_for(*asked, now_, request.shape, pending.size, pending.deadline_ns - now_);
+    }
     if (refuses_) {
         if (now_ >= share_at_ns_) {
             share_at_ns_ = now_ + SHARE_EVERY_NS;
             share_out();
         }
         if (turn_away(pending, spec, there)) {
+            contest_devices(model, now_);
             return false;
         }
     }
@@ -389,6 +393,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
         return takes_ns(spec, queue.shape, rows) + delay;
     };
+    bool is_shared = is_divided(*residency.device, now_), is_modest = is_shared && residency.share.is_modest;
+    Ns longest = is_shared && residency.share.is_greedy ? residency.device->shares.batch_max_ns : NEVER_NS;
     std::uint32_t size = queue.size(), first = 0;
     while (first < size && queue[first].deadline_ns - until < takes(queue[first].size)) {
         ++first;
@@ -401,10 +407,10 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         if (queue.is_plain()) {
             most = std::min(most, size - place);
         }
-        return std::max(most_rows(takes, queue[place].deadline_ns - until, most), 1u);
+        return std::max(most_rows(takes, std::min(queue[place].deadline_ns - until, longest), most), 1u);
     };
     std::uint32_t rows = rows_from(first), given_up = 0;
-    if (sacrifices_ && queue.is_plain() && rows < std::min(size - first, spec.batch_max)) {
+    if (sacrifices_ && !is_modest && queue.is_plain() && rows < std::min(size - first, spec.batch_max)) {
         double limit = traffic_.of(*queue.model).ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
         double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
@@ -477,6 +483,11 @@ void Adaptive::give_up_first(const Candidate& chosen) {
 // What the device would best be given next, if anything, and which requests that gives up.
 bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
     keep_time();
+    // Beside modest models the others come as if they were due later, by the least SLO of models within their shares; less
+    // where several devices become free within it.
+    bool is_shared = is_divided(device, now_);
+    auto is_behind = [&](const Residency& residency) { return is_shared && !residency.share.is_modest; };
+    Ns behind = is_shared ? device.shares.slack_min_ns / static_cast<Ns>(devices_.size()) : 0;
     candidates_.clear();
     Candidate best{};
     // Most need no closer look. The rank is the last start, less what inputs are late; of one that has to leave others
@@ -497,7 +508,7 @@ bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
         if (best.queue != nullptr && queue.level >= best.queue->level) {
             const KindSpec& spec = *residency.spec;
             Ns earliest = queue.front().deadline_ns;  // that it could have to start
-            earliest -= nearer;
+            earliest -= nearer - (is_behind(residency) ? behind : 0);
             if (is_everywhere(*queue.model) || queue.level < lowest) {
                 earliest -= takes_ns(spec, queue.shape, std::min(queue.rows(), spec.batch_max));
             }
@@ -509,6 +520,7 @@ bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
         if (consider(queue, residency, free_ns, one)) {
             // Where another device may go on with the rest, a long queue is worth beginning early.
             one.rank_ns = one.start_ns + (is_everywhere(*queue.model) ? 0 : one.duration_ns);
+            one.rank_ns += is_behind(residency) ? behind : 0;
             candidates_.push_back(one);
             if (best.queue == nullptr || one.rank_ns < best.rank_ns) {
                 best = one;
@@ -526,7 +538,8 @@ bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
     for (const Candidate& one : candidates_) {
         // Its first must not wait for so long that its last comes too late.
         Ns rest = one.duration_ns / one.count * (one.queue->size() - one.count);
-        bool cannot_wait = one.queue->level < best.queue->level &&
+        bool may_pass = !is_behind(*one.residency) || is_behind(*best.residency);
+        bool cannot_wait = may_pass && one.queue->level < best.queue->level &&
                            one.start_ns - rest < free_ns + best.duration_ns &&
                            !has_other_device(*one.queue->model);
         if (cannot_wait && (urgent.queue == nullptr || one.queue->level < urgent.queue->level ||

@@ -29,7 +29,8 @@
 // entitled to a fair share: those that ask for less get all, the others the same. A model above its share has a
 // request refused at arrival if what already waits for it would take, within that share and at its ideal cost, longer
 // than the request can wait, and is more than a batch (of lower levels nothing counts: it goes behind). So a hot model
-// does not crowd out the others. At any time a request is refused that could not be reached if all devices did nothing
+// does not crowd out the others; on a device that turns requests away those within their shares of it go first, too
+// (shares.h). At any time a request is refused that could not be reached if all devices did nothing
 // but its model's queue.
 //
 // Beside them: how long before a device is planned to be free its next batch is sent is learnt, too, from how wrong plans

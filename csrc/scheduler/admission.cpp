@@ -56,7 +56,7 @@ bool Admission::place(Pending& pending) {
     for (std::size_t ahead = at; is_wide && ahead < std::min(at + PREFETCH, count); ++ahead) {
         __builtin_prefetch(model.residencies[ahead]);  // far too many to lie in the cache
     }
-    Slot best{NEVER_NS, 0, nullptr}, slot{};
+    Slot best{NEVER_NS, 0, nullptr, 0}, slot{};
     Residency* chosen = nullptr;
     for (std::size_t looked = 0; looked < std::min(count, PLACE_TRY_MAX); ++looked) {
         if (looked >= PLACE_SCAN_MAX && chosen != nullptr) {
@@ -112,6 +112,7 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
     if (free + duration > limit) {
         return false;
     }
+    bool is_beyond = is_beyond_share(residency, now_);
     if (curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone) {
         std::size_t count = residency.batches.size();
         for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
@@ -124,37 +125,62 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
             if (growth * JOIN_GAIN > duration * (JOIN_GAIN - 1)) {
                 continue;
             }
+            if (is_beyond && batch->duration_ns + growth > device.shares.batch_max_ns) {
+                continue;
+            }
             std::size_t index = plan.batches.back() == batch ? plan.size() : plan.index(batch) + 1;
             Ns finish = plan.finish_ns(free, index) + growth;
-            if (finish <= limit && finish <= batch->limit_ns && plan.holds(finish, index)) {
+            Ns latest = finish;
+            if (is_beyond) {
+                latest += passing_ns(residency, plan.finish_ns(free, index - 1), index - 1);
+            }
+            if (latest <= std::min(limit, batch->limit_ns) && plan.holds(latest, index)) {
                 if (!device.pending.empty() && !keeps_loads(device, free, index, growth)) {
                     continue;
                 }
-                slot = {finish, index - 1, batch};
+                slot = {finish, index - 1, batch, 0};
                 return true;
             }
         }
     }
-    std::size_t index = place_of(residency, deadline);
+    Ns key = is_beyond ? deadline + BEYOND_NS : deadline;
+    std::size_t index = place_of(residency, key);
     if (pending.evidence > 0) {  // a suspect goes last, if it can
         Ns last = std::max(plan.finish_ns(free, plan.size()), residency.ready_ns) + duration;
         index = last <= limit ? plan.size() : index;
     }
-    Ns finish = std::max(plan.finish_ns(free, index), residency.ready_ns) + duration;
-    if (finish > limit || !plan.holds(finish, index)) {
-        return false;
+    // Among what models beyond their shares were promised, one within its share goes as early as that allows.
+    for (std::size_t tries = is_divided(device, now_) && !is_beyond ? BETWEEN_MAX : 1; tries > 0; --tries) {
+        Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns), finish = begin + duration;
+        Ns latest = finish + (is_beyond ? passing_ns(residency, begin, index) : 0);
+        if (latest > limit) {
+            return false;
+        }
+        std::size_t late = plan.first_late(latest, index);
+        if (late < plan.size()) {
+            index = late + 1;
+            continue;
+        }
+        if (!device.pending.empty() && !keeps_loads(device, free, index, duration)) {
+            return false;
+        }
+        slot = {finish, index, nullptr, key};
+        return true;
     }
-    if (!device.pending.empty() && !keeps_loads(device, free, index, duration)) {
-        return false;
-    }
-    slot = {finish, index, nullptr};
-    return true;
+    return false;
 }
 
-// The index in the plan for a new batch: by deadline, but behind the work that its load waits for.
-std::size_t Admission::place_of(const Residency& residency, Ns deadline) const {
+// How much later than `begin` a batch at this place of the plan may begin because models within their shares go before it;
+// 0 for one that is sent at once.
+Ns Admission::passing_ns(const Residency& residency, Ns begin, std::size_t index) const {
+    bool is_next = index == 0 && begin - residency.device->worker->there_ns - ahead_ns(*residency.device) <= now_;
+    return is_next ? 0 : clockwork::passing_ns(residency, begin - now_);
+}
+
+// The index in the plan for a new batch: by its key, but behind the work that its load waits for.
+std::size_t Admission::place_of(const Residency& residency, Ns key_ns) const {
     const Plan& plan = residency.device->plan;
-    std::size_t index = plan.place_of(deadline);
+    std::size_t index = plan.place_of(key_ns);
     if (!residency.victims.empty()) {
         for (std::size_t place = plan.size(); place-- > index;) {
             const auto& victims = residency.victims;
@@ -189,7 +215,7 @@ void Admission::commit(Pending& pending, Residency& residency, const Slot& slot)
     Ns limit = pending.deadline_ns - device.worker->back_ns, planned = plan.planned_ns;
     if (batch == nullptr) {
         std::uint32_t shape = pending.request.shape;
-        Ns key = slot.index > 0 ? std::max(pending.deadline_ns, plan.keys[slot.index - 1]) : pending.deadline_ns;
+        Ns key = slot.index > 0 ? std::max(slot.key_ns, plan.keys[slot.index - 1]) : slot.key_ns;
         batch = make_batch(residency, shape, residency.spec->program->curve(shape), key);
         batch->size = pending.size;
         batch->duration_ns = residency.spec->alone_ns(shape, pending.size);
@@ -261,6 +287,23 @@ bool Admission::place_cold(Pending& pending) {
 
 // ----- refusal ------------------------------------------------------------------------------------
 
+void Admission::note_asked(Pending& pending) {
+    Model& model = *pending.model;
+    std::uint32_t shape = pending.request.shape, rows = pending.size;
+    Ns slack = pending.deadline_ns - now_;
+    if (pending.batch != nullptr) {
+        ask_for(*pending.batch->residency, now_, shape, rows, slack);
+        return;
+    }
+    Residency* turn = model.next_asked();
+    Ns alone = turn != nullptr ? turn->spec->alone_ns(shape, rows) : 0;
+    if (alone == 0 || alone > slack) {
+        return;  // it asks for what no device could do
+    }
+    ask_for(*turn, now_, shape, rows, slack);
+    contest_devices(model, now_);
+}
+
 void Admission::refuse_in_detail(Pending& pending) {
     Model& model = *pending.model;
     const Request& request = pending.request;
@@ -268,7 +311,7 @@ void Admission::refuse_in_detail(Pending& pending) {
     Ns deadline = pending.deadline_ns;
     Ns least = NEVER_NS;
     Ns alone_least = NEVER_NS;  // on an idle device that holds the model
-    for_some_residencies(model, [&](const Residency& residency) {
+    for_some_residencies(model, [&](Residency& residency) {
         Ns duration = residency.spec->alone_ns(shape, size);
         const Worker& worker = *residency.device->worker;
         if (duration == 0 || worker.draining) {
@@ -327,12 +370,15 @@ void Admission::refuse_in_detail(Pending& pending) {
 }
 
 // The earliest deadline that would be admitted on this residency's device now.
-Ns Admission::least_finish_ns(const Residency& residency, Ns duration) const {
+Ns Admission::least_finish_ns(Residency& residency, Ns duration) const {
     const Device& device = *residency.device;
     const Plan& plan = device.plan;
     Ns back = device.worker->back_ns, ready = residency.ready_ns;
     Ns finish = plan.finish_ns(device.free_ns(now_), plan.size());
     std::size_t index = plan.size();
+    if (is_beyond_share(residency, now_)) {
+        return std::max(finish, ready) + passing_ns(residency, std::max(finish, ready), index) + duration + back;
+    }
     if (!plan.empty() && plan[index - 1]->limit_ns - finish >= duration) {
         std::vector<Ns> finishes{device.free_ns(now_)};
         finishes.reserve(plan.size() + 1);
@@ -411,7 +457,7 @@ void Admission::answer_displaced(const std::vector<Pending*>& victims) {
 }
 
 // The requests whose displacement makes room for this one; none if none do.
-void Admission::find_displaced(const Residency& residency, const Pending& pending,
+void Admission::find_displaced(Residency& residency, const Pending& pending,
                                std::vector<Pending*>& gone) const {
     gone.clear();
     const Device& device = *residency.device;
@@ -422,8 +468,12 @@ void Admission::find_displaced(const Residency& residency, const Pending& pendin
     if (duration == 0 || std::max(free, residency.ready_ns) + duration > limit) {
         return;
     }
+    bool is_beyond = is_beyond_share(residency, now_);
     std::vector<std::pair<std::size_t, Pending*>> candidates;  // with the place of their batch
     for (std::size_t place = 0; place < plan.size(); ++place) {
+        if (is_beyond && !plan[place]->residency->share.is_beyond) {
+            continue;  // a higher priority is no claim to more than its share
+        }
         for (Pending* one : plan[place]->pendings) {
             if (one->request.priority > level) {
                 candidates.emplace_back(place, one);
@@ -434,7 +484,7 @@ void Admission::find_displaced(const Residency& residency, const Pending& pendin
         return std::make_tuple(a.second->request.priority, a.second->deadline_ns, a.first) >
                std::make_tuple(b.second->request.priority, b.second->deadline_ns, b.first);
     });
-    std::size_t index = place_of(residency, pending.deadline_ns);
+    std::size_t index = place_of(residency, is_beyond ? pending.deadline_ns + BEYOND_NS : pending.deadline_ns);
     auto is_gone = [&](const Pending* one) { return std::find(gone.begin(), gone.end(), one) != gone.end(); };
     auto fits = [&] {
         Ns time = free;

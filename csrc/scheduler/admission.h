@@ -5,11 +5,22 @@
 // that were not sent.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "scheduler/idle.h"
 
 namespace clockwork {
+
+// A batch is sent when its device is predicted to be free within this (the paper's value), or earlier where that has
+// been too late: see lead.h.
+inline constexpr Ns SCHEDULE_AHEAD_NS = 5'000'000;
+
+// What models beyond their shares are promised stands in the plan behind all else: their keys are later by this.
+inline constexpr Ns BEYOND_NS = 1'000'000 * SECOND;
+
+// Places behind what it may not delay that a request within its share tries, where models are beyond theirs.
+inline constexpr std::size_t BETWEEN_MAX = 4;
 
 // Joining a batch must cost at least 1/50 less than running alone.
 inline constexpr Ns JOIN_GAIN = 50;
@@ -51,13 +62,17 @@ protected:
         Ns finish_ns;        // predicted
         std::size_t index;   // in the plan
         Batch* batch;        // to join; null: a new one
+        Ns key_ns;           // of a new one
     };
 
+    Ns ahead_ns(const Device& device) const { return std::max(SCHEDULE_AHEAD_NS, device.lead.ns(now_)); }
     // Promise a request its deadline on the device that finishes it first. False if none can.
     bool place(Pending& pending);
     bool replace(Pending& pending) override;
     // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
     bool displace(Pending& pending);
+    // Notes which device's time it asked for: of that where it is planned, or of one that could not take it.
+    void note_asked(Pending& pending);
     // Say why, which SLO would have been admitted, and when this one might be.
     void refuse_in_detail(Pending& pending);
 
@@ -83,14 +98,15 @@ private:
     template <typename Function>
     void for_some_residencies(const Model& model, Function&& function) const;
     bool find_slot(Residency& residency, const Pending& pending, Slot& slot);
-    std::size_t place_of(const Residency& residency, Ns deadline) const;
+    Ns passing_ns(const Residency& residency, Ns begin, std::size_t index) const;
+    std::size_t place_of(const Residency& residency, Ns key_ns) const;
     bool keeps_loads(Device& device, Ns free, std::size_t index, Ns added);
     void commit(Pending& pending, Residency& residency, const Slot& slot);
     bool place_cold(Pending& pending);
-    Ns least_finish_ns(const Residency& residency, Ns duration) const;
+    Ns least_finish_ns(Residency& residency, Ns duration) const;
     void warm(Model& model);
     void answer_displaced(const std::vector<Pending*>& victims);
-    void find_displaced(const Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const;
+    void find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const;
 
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;

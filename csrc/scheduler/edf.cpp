@@ -11,7 +11,9 @@ void Edf::arrive(Pending& pending) {
         to_background(pending);
     } else if (place(pending) || displace(pending)) {
         open(pending);
+        note_asked(pending);
     } else {
+        note_asked(pending);
         refuse_in_detail(pending);
         return;
     }
@@ -51,7 +53,7 @@ void Edf::dispatch(Device& device) {
                 return;
             }
         }
-        Ns due = free - worker.there_ns - std::max(SCHEDULE_AHEAD_NS, device.lead.ns(now_));
+        Ns due = free - worker.there_ns - ahead_ns(device);
         if (due > now_) {
             if (has_work) {
                 device.wake_at(due);
@@ -186,6 +188,9 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
         return false;
     }
     Ns duration = batch.curve->planned_ns(total);
+    if (is_beyond_share(*batch.residency, now_) && duration > device.shares.batch_max_ns) {
+        return false;
+    }
     if ((duration - batch.duration_ns) * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
         return false;
     }

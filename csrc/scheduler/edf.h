@@ -15,10 +15,6 @@
 
 namespace clockwork {
 
-// A batch is sent when its device is predicted to be free within this (the paper's value), or earlier where that has
-// been too late: see lead.h.
-inline constexpr Ns SCHEDULE_AHEAD_NS = 5'000'000;
-
 // Batches looked at behind one whose model is still being loaded.
 inline constexpr std::size_t SKIP_SCAN_MAX = 16;
 

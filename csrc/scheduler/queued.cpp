@@ -170,6 +170,7 @@ Ns Queued::last_start_ns(const Queue& queue, const Waiting& one) const {
 void Queued::drop(Queue& queue, const Waiting& one) {
     Pending& pending = *one.pending;
     memory_->press(queue);
+    contest_devices(*queue.model, now_);
     bool is_over = now_ >= pending.deadline_ns;
     if (promises_nothing_ && !is_over) {
         turn_out(queue, pending);

@@ -604,6 +604,7 @@ Flight* Service::send_batch(Batch& batch) {
     const Worker& worker = *device.worker;
     Ns expected = device.paced(batch.expected_ns(batch.size));
     Flight* flight = fly(device, FlightKind::INFER, residency, &batch, expected, device.paced(batch.duration_ns));
+    charge(residency, now_, expected);
     Command& command = order_action(CommandKind::SEND_INFER, *flight);
     command.first = static_cast<std::uint32_t>(out.ids.size());
     command.count = static_cast<std::uint32_t>(batch.pendings.size());

@@ -14,15 +14,15 @@ Ns Plan::finish_ns(Ns free, std::size_t count) const {
     return time;
 }
 
-bool Plan::holds(Ns time, std::size_t start) const {
+std::size_t Plan::first_late(Ns time, std::size_t start) const {
     for (std::size_t place = start; place < batches.size(); ++place) {
         const Batch* batch = batches[place];
         time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
         if (time > batch->limit_ns) {
-            return false;
+            return place;
         }
     }
-    return true;
+    return batches.size();
 }
 
 void Plan::insert(std::size_t index, Batch* batch) {

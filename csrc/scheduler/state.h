@@ -18,6 +18,7 @@
 #include "scheduler/pages.h"
 #include "scheduler/predictions.h"
 #include "scheduler/pool.h"
+#include "scheduler/shares.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -292,6 +293,7 @@ struct alignas(CACHE_LINE) Residency {
     std::vector<std::uint32_t> starts;
     std::vector<Residency*> victims;  // doomed for this one
     Residency* before = nullptr;
+    ModelShare share;
 
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
@@ -307,6 +309,7 @@ struct alignas(CACHE_LINE) Residency {
         batches.clear();
         victims.clear();
         before = after = nullptr;
+        share = {};
     }
 
     // Nothing is planned on it, nothing of it in flight, and it is not just being loaded.
@@ -413,6 +416,7 @@ struct alignas(CACHE_LINE) Model {
     std::uint32_t fetches = 0;       // FETCHes under way
     std::uint32_t drops = 0;         // DROPs under way
     std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
+    std::uint32_t asked_cursor = 0;  // see next_asked()
     std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
     std::uint32_t touched = 0;       // the round of Service::note_model() that has seen it
     std::uint32_t generation = 0;
@@ -420,6 +424,11 @@ struct alignas(CACHE_LINE) Model {
     Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
     Recent<OVERRUNS_MAX> overruns;
     Ns overrun_ns = 0;  // when the last of them ended
+
+    // The residency that the next request counts as asking where none can be named: each in its turn. Null: there is none.
+    Residency* next_asked() {
+        return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()];
+    }
 
     // Whether a device has it, or will, whose worker does not leave.
     bool is_somewhere() const;
@@ -436,7 +445,7 @@ struct alignas(CACHE_LINE) Model {
         workers.clear();
         residencies.clear();
         live = served = 0;
-        unloads = fetches = drops = touched = place_cursor = load_cursor = 0;
+        unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
         demand = ModelDemand();
     }
 
@@ -505,8 +514,10 @@ struct Plan {
 
     // When the first `count` batches are done, if the device is free from `free` on.
     Ns finish_ns(Ns free, std::size_t count) const;
-    // Whether the batches from `start` on keep their limits if the first of them may start at `time`.
-    bool holds(Ns time, std::size_t start) const;
+    // The first batch from `start` on that misses its limit if the first of them may start at `time`; size() if all
+    // keep theirs.
+    std::size_t first_late(Ns time, std::size_t start) const;
+    bool holds(Ns time, std::size_t start) const { return first_late(time, start) == size(); }
 
     void insert(std::size_t index, Batch* batch);
     void remove(Batch* batch) { remove(batch, index(batch)); }
@@ -537,6 +548,7 @@ struct Device {
     Ns head_end_ns = 0;        // when the oldest is
     PredictedLane predicted;   // the same lane without margins
     Plan plan;
+    DeviceShares shares;
     Ns wake_ns = NEVER_NS;     // when it wants to be looked at again
     Ns timer_ns = NEVER_NS;    // the timer that is set for that
     Ns aged_ns = 0;            // a waiting background batch is not promoted before this

@@ -1,0 +1,147 @@
+#include "scheduler/shares.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "scheduler/state.h"
+
+namespace clockwork {
+
+namespace {
+
+// What a row takes in the cheapest batch that runs for no longer than half of the SLO.
+double batched_ns(Curve& curve, std::uint32_t batch_max, Ns slack_ns) {
+    double least = static_cast<double>(curve.planned_ns(1));
+    for (std::uint32_t rows = 2; rows <= batch_max; rows *= 2) {
+        Ns takes = curve.planned_ns(rows);
+        if (takes > slack_ns / 2) {
+            break;
+        }
+        least = std::min(least, static_cast<double>(takes) / rows);
+    }
+    return least;
+}
+
+// What each may have at most so that all together have what there is; 0: there is enough for all. Sorts `wanted`.
+double level_of(std::vector<double>& wanted) {
+    if (std::accumulate(wanted.begin(), wanted.end(), 0.0) <= SHARE_ASKED) {
+        return 0;
+    }
+    double left = 1;
+    std::sort(wanted.begin(), wanted.end());
+    for (std::size_t place = 0; place < wanted.size(); ++place) {
+        double level = left / static_cast<double>(wanted.size() - place);
+        if (wanted[place] >= level) {
+            return level;
+        }
+        left -= wanted[place];
+    }
+    return 0;
+}
+
+void divide(Device& device, Ns now) {
+    DeviceShares& shares = device.shares;
+    shares = {shares.contested_until_ns, now};
+    std::vector<double> wanted;
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        one->share.is_greedy = one->share.is_beyond = false;
+        if (double rate = one->share.asked.rate(now); rate > 0) {
+            wanted.push_back(rate);
+        }
+    }
+    double level = level_of(wanted), had_sum = 0;
+    if (level == 0) {
+        return;
+    }
+    std::size_t greedy_count = 0;
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        if (one->share.asked.rate(now) > level) {
+            had_sum += one->share.had.rate(now);
+            ++greedy_count;
+        }
+    }
+    double had_mean = had_sum / static_cast<double>(std::max<std::size_t>(greedy_count, 1));
+    bool some_within = false;
+    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        ModelShare& share = one->share;
+        double asked = share.asked.rate(now);
+        share.is_modest = asked <= SHARE_MODEST * level;
+        share.is_greedy = asked > level;
+        share.is_beyond = share.is_greedy && share.had.rate(now) >= had_mean;
+        share.sigmas = std::clamp(asked / level, SHARE_SIGMAS_MIN, SHARE_SIGMAS_MAX);
+        if (share.is_beyond || share.arrivals == 0 || now - share.asked_ns > ACTIVE_NS) {
+            continue;
+        }
+        double requests = share.requests.rate(now), alone = static_cast<double>(share.alone_ns);
+        // Fewer than one within an SLO do not meet in a batch.
+        bool is_rare = requests * static_cast<double>(share.slack_ns) < 1;
+        double each = is_rare ? alone : share.batched_ns;
+        double takes = std::min(requests * each, level);
+        shares.busy += takes;
+        shares.spread_ns += takes * each;
+        shares.alone_max_ns = std::max(shares.alone_max_ns, share.alone_ns);
+        // Of several devices with the model the next is free so much sooner.
+        Ns copies = static_cast<Ns>(one->model->residencies.size());
+        shares.slack_min_ns = std::min(shares.slack_min_ns, share.slack_ns);
+        shares.batch_max_ns = std::min(shares.batch_max_ns, share.slack_ns * copies / SHARE_BATCH_PART);
+        some_within = true;
+    }
+    shares.is_divided = some_within;
+    shares.busy = std::min(shares.busy, SHARE_BUSY_MAX);
+}
+
+}  // namespace
+
+void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t rows, Ns slack_ns) {
+    ModelShare& share = residency.share;
+    const KindSpec& spec = *residency.spec;
+    if (share.arrivals++ % SHARE_COST_EVERY == 0) {
+        Curve* curve = spec.program->curve(shape);
+        share.alone_ns = spec.alone_ns(shape, rows);
+        double each = curve != nullptr ? batched_ns(*curve, spec.batch_max, slack_ns)
+                                       : static_cast<double>(share.alone_ns) / rows;
+        bool is_first = share.arrivals == 1;
+        share.batched_ns += (each - share.batched_ns) * (is_first ? 1 : SHARE_COST_PART);
+        share.slack_ns = slack_ns;
+    }
+    share.slack_ns = std::min(share.slack_ns, slack_ns);
+    share.asked_ns = now;
+    share.asked.add(now, share.batched_ns * rows);
+    share.requests.add(now, 1);
+}
+
+void charge(Residency& residency, Ns now, Ns duration_ns) {
+    residency.share.had.add(now, static_cast<double>(duration_ns));
+}
+
+void contest_devices(Model& model, Ns now) {
+    std::size_t count = model.residencies.size(), first = count > CONTEST_MAX ? model.asked_cursor % count : 0;
+    for (std::size_t place = 0; place < std::min(count, CONTEST_MAX); ++place) {
+        model.residencies[(first + place) % count]->device->shares.contested_until_ns = now + CONTEST_NS;
+    }
+}
+
+bool is_divided(Device& device, Ns now) {
+    if (now >= device.shares.contested_until_ns) {
+        return false;
+    }
+    if (now >= device.shares.divided_ns + DIVIDE_EVERY_NS) {
+        divide(device, now);
+    }
+    return device.shares.is_divided;
+}
+
+bool is_beyond_share(Residency& residency, Ns now) {
+    return is_divided(*residency.device, now) && residency.share.is_beyond;
+}
+
+Ns passing_ns(const Residency& residency, Ns wait_ns) {
+    const DeviceShares& shares = residency.device->shares;
+    double until = static_cast<double>(std::max<Ns>(wait_ns, 0) + shares.alone_max_ns) / (1 - shares.busy);
+    until += residency.share.sigmas * std::sqrt(shares.spread_ns * until);
+    return static_cast<Ns>(until) - wait_ns;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,74 @@
+"""A model within its share of a device is served as if alone, however another floods the device; the flood has the rest."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from bench.isolation import EXEC_MS, FLOOD, FLOODS, QUIET, Flood, profiles, simulated
+from clockwork.clock import MS, SECOND
+from clockwork.sim.workloads.generators import poisson
+from clockwork.sim.world import Cluster, Open, Report, simulate
+
+SECONDS = 120
+POLICIES = ("edf", "adaptive")
+AHEAD_MS = 5
+"""How early a batch may be sent: what comes then waits for the end of it, too."""
+
+cached = functools.lru_cache(maxsize=None)(simulated)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", FLOODS)
+def test_the_quiet_model_is_served_as_if_alone_and_the_flood_has_the_rest(policy: str, name: str) -> None:
+    flood = FLOODS[name]
+    alone, beside, without = cached(policy, None), cached(policy, flood), cached(policy, flood, 0)
+    assert alone.classes.good[QUIET] == alone.classes.offered[QUIET] > 500
+    # Promises of the first moments, when nobody knew of a flood, are kept: as many as its SLO has room for.
+    until_known = flood.slo_ms / 1000 * 5
+    assert beside.classes.good[QUIET] >= 0.99 * alone.classes.good[QUIET] - until_known
+    p99_ms = [one.class_latency[QUIET].percentile(99) / MS for one in (alone, beside)]
+    assert p99_ms[1] <= p99_ms[0] + flood.longest_ms + AHEAD_MS
+    rest = 1 - float(beside.classes.good[QUIET]) * EXEC_MS / 1000 / SECONDS
+    # edf fills batches less where it has to leave room in them.
+    least = 0.8 if policy == "edf" and flood.batch_max > 1 else 0.95
+    assert beside.classes.good[FLOOD] >= least * rest * without.classes.good[FLOOD]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_model_that_asks_for_all_alone_is_given_all(policy: str) -> None:
+    report = cached(policy, FLOODS["rate"], 0)
+    assert report.device_busy[0] > 0.99
+    assert report.classes.good[FLOOD] / SECONDS > 0.98 * 1000 / EXEC_MS
+
+
+def greedy(policy: str, rates: tuple[float, float]) -> Report:
+    models = profiles(Flood())
+    loads = [
+        Open(poisson([rate], 60 * SECOND, models=[index], seed=3, stream=index, slo_ns=100 * MS, cls=index))
+        for index, rate in enumerate(rates)
+    ]
+    return simulate(models, Cluster(exec_noise=0.003), loads, policy=policy, resident=True, check=True)
+
+
+def test_of_two_that_ask_for_more_than_half_each_has_half() -> None:
+    report = greedy("edf", (60.0, 500.0))
+    one, other = (int(good) for good in report.classes.good)
+    assert abs(one - other) <= 0.05 * (one + other)
+    assert one + other >= 0.98 * 60 * 1000 / EXEC_MS
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_who_was_idle_has_saved_nothing_up(policy: str) -> None:
+    """After half a minute of silence a model floods, too: it has its half, and not what it did not use before."""
+    models = profiles(Flood())
+    steady = poisson([550.0], 60 * SECOND, models=[FLOOD], seed=3, slo_ns=100 * MS, cls=FLOOD)
+    late = poisson([550.0], 30 * SECOND, models=[QUIET], seed=4, slo_ns=100 * MS, cls=QUIET)
+    shifted = Open(
+        type(one)(one.t_ns + 30 * SECOND, one.model, one.slo_ns, one.priority, one.cls) for one in late
+    )
+    report = simulate(models, Cluster(), [Open(steady), shifted], policy=policy, resident=True)
+    half = 30 * 1000 / EXEC_MS / 2
+    assert report.classes.good[QUIET] == pytest.approx(half, rel=0.12)
+    assert report.classes.good[FLOOD] >= 0.95 * 3 * half

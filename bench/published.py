@@ -118,7 +118,7 @@ def table(name: str, before: str, root: Path = ROOT) -> str:
 
 
 def _peers(transport: str, models: int) -> Callable[[dict[str, Any]], Lines]:
-    return lambda found: show.markdown(show.of(found["rows"], transport, models))
+    return lambda found: [*show.markdown(show.of(found["rows"], transport, models)), "", show.quiet(found)]
 
 
 def _overload(found: dict[str, Any]) -> Lines:

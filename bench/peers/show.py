@@ -23,17 +23,25 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[float], dict[tuple[str, 
 def markdown(rows: Sequence[Row]) -> list[str]:
     """Goodput as a part of capacity, with the p99 of what was answered; one line a system."""
     titles, loads, by = cells(rows)
-    busiest = max(loads)
     lines = [
-        f"| offered, of capacity | {' | '.join(f'{load:g}' for load in loads)} | busy after all clients left |",
+        f"| offered, of capacity | {' | '.join(f'{load:g}' for load in loads)} | busy after all clients left its highest load |",
         "|---" * (len(loads) + 2) + "|",
     ]
     for title in titles:
         texts = [_goodput(by.get((title, load))) for load in loads]
-        last = by.get((title, busiest))
-        texts.append(f"{last['gone_busy_s']:.1f} s" if last else "-")
+        highest = max(load for load in loads if (title, load) in by)
+        texts.append(f"{by[title, highest]['gone_busy_s']:.1f} s")
         lines.append(f"| {title} | {' | '.join(texts)} |")
     return lines
+
+
+def quiet(found: dict[str, Any]) -> str:
+    """What else the machine did, which a reader has to know."""
+    capacities = found["capacity/s"]
+    return (
+        f"Plain ONNX Runtime: {min(capacities):,.0f} to {max(capacities):,.0f} requests/s. Other work on the machine:"
+        f" at most {max(row['other_cores'] for row in found['rows']):.2f} cores in any cell."
+    )
 
 
 def _goodput(row: Row | None) -> str:

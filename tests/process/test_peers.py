@@ -83,7 +83,7 @@ def processes_of(stub: str = STUB.name) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(measure, "BLOCK_S", 0.1)
+    monkeypatch.setattr(measure, "BLOCK_S", 0.02)
     yield
     assert processes_of() == []
     assert keeper.descendants(os.getpid()) == []

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 def row(title: str, load: float, of_capacity: float, **more: Any) -> dict[str, Any]:
     return {
         "title": title, "transport": "http", "models": 1, "load": load, "of_capacity": of_capacity, "p50_ms": 20.0,
-        "p99_ms": 61.4, "gone_busy_s": 3.84, **more,
+        "p99_ms": 61.4, "gone_busy_s": 3.84, "other_cores": 0.04, **more,
     }  # fmt: skip
 
 
@@ -81,9 +81,9 @@ def test_what_is_measured_anew_runs_each_command_once(capsys: pytest.CaptureFixt
 def test_a_changed_number_is_found_and_put_right(tmp_path: Path) -> None:
     (tmp_path / "docs" / "results").mkdir(parents=True)
     found = {
-        "rows": [row("Clockwork", 0.6, 0.601), row("Clockwork", 1.5, 0.987), row("Other", 1.5, 0.02, p99_ms=None)],
+        "rows": [row("Clockwork", 0.6, 0.601), row("Clockwork", 1.5, 0.987), row("Other", 0.6, 0.02, p99_ms=None)],
         "command": "python -m bench.peers --publish", "took_s": 840, "commit": "abc1234", "seed": 8,
-        "machine": "a machine", "load_average": 0.25,
+        "machine": "a machine", "load_average": 0.25, "capacity/s": [248.2, 251.4],
     }  # fmt: skip
     (tmp_path / "docs" / "results" / "peers.json").write_text(json.dumps(found))
     readme = tmp_path / "README.md"
@@ -93,10 +93,12 @@ def test_a_changed_number_is_found_and_put_right(tmp_path: Path) -> None:
     assert path == readme
     assert text == (
         f"{before}"
-        "| offered, of capacity | 0.6 | 1.5 | busy after all clients left |\n"
+        "| offered, of capacity | 0.6 | 1.5 | busy after all clients left its highest load |\n"
         "|---|---|---|---|\n"
         "| Clockwork | 0.60, 61 ms | 0.99, 61 ms | 3.8 s |\n"
-        "| Other | - | 0.02 | 3.8 s |\n"
+        "| Other | 0.02 | - | 3.8 s |\n"
+        "\n"
+        "Plain ONNX Runtime: 248 to 251 requests/s. Other work on the machine: at most 0.04 cores in any cell.\n"
         "\n"
         "Commit abc1234, seed 8, a machine, load average 0.25: `python -m bench.peers --publish` (14 min).\n"
         f"{after}"

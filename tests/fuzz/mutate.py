@@ -71,14 +71,20 @@ def odd_within(value: Any, rng: random.Random) -> Any:
     return odd_value(rng)
 
 
+_MARKS = b"\x00\x01\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0\xc2\xc3\xcc\xcf\xd3\xd9\xdc\xdd\xe0\xff"
+"""The bytes at which msgpack's types begin and end."""
+
+
 def odd_bytes(data: bytes, rng: random.Random) -> bytes:
-    """A few bytes changed, put in, left out or cut off."""
+    """A few bytes changed, put in, left out, said again or cut off."""
     body = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         place = rng.randrange(len(body) + 1)
-        match rng.randrange(5):
+        match rng.randrange(6):
             case 0 if place < len(body):
                 body[place] = rng.randrange(256)
+            case 4 if place < len(body):
+                body[place] = rng.choice(_MARKS)
             case 1:
                 body[place:place] = rng.randbytes(rng.randint(1, 4))
             case 2:

@@ -33,6 +33,7 @@ from clockwork.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest,
 from clockwork.models.prepared import FORMAT_VERSION, UNKNOWN_RANK, PreparedModel, TensorSpec, contradiction
 from clockwork.scheduler._core import TEXTS
 from clockwork.tensors import BOOL, FLOAT, INT4, INT64, STRING, UINT8
+from tests.fuzz import mutate
 
 SEED = 20201104
 MUTATIONS = 20_000
@@ -154,27 +155,6 @@ def test_strings_are_left_to_python_which_looks_at_each() -> None:
     assert by_python(WORDS, refs, [frame]) == (1, 7, [0], ((),))
 
 
-def mutated(rng: random.Random, header: bytes) -> bytes:
-    """A header with a few bytes changed, dropped, doubled or cut off."""
-    body = bytearray(header)
-    for _ in range(rng.randint(1, 3)):
-        place = rng.randrange(len(body) + 1)
-        match rng.randrange(5):
-            case 0 if place < len(body):
-                body[place] = rng.randrange(256)
-            case 1:
-                body[place:place] = rng.randbytes(rng.randint(1, 3))
-            case 2:
-                del body[place : place + rng.randint(1, 4)]
-            case 3:
-                del body[place:]
-            case 4 if place < len(body):
-                body[place] = rng.choice(
-                    b"\x00\x01\x7f\x80\x8f\x90\x9f\xa0\xbf\xc0\xc2\xc3\xcc\xcf\xd3\xd9\xdc\xdd\xe0\xff"
-                )
-    return bytes(body)
-
-
 def requests(rng: random.Random) -> Iterator[tuple[ServedModel, bytes, list[bytes]]]:
     """Good ones, and what becomes of them on a bad day."""
     for _ in range(MUTATIONS):
@@ -182,7 +162,7 @@ def requests(rng: random.Random) -> Iterator[tuple[ServedModel, bytes, list[byte
         header = wire.encode(
             InferRequest(rng.choice([1, 200, 1 << 40]), "m", rng.choice([0, 10**9]), 0, refs)
         )
-        yield model, mutated(rng, header), frames
+        yield model, mutate.odd_bytes(header, rng), frames
 
 
 def test_mutated_requests_are_read_as_python_reads_them_or_left_to_it() -> None:
@@ -252,7 +232,7 @@ def test_mutated_results_are_odd_exactly_where_python_finds_them_malformed() -> 
     rng = random.Random(SEED)
     taken = 0
     for _ in range(MUTATIONS):
-        header = mutated(rng, wire.encode(rng.choice(RESULTS)))
+        header = mutate.odd_bytes(wire.encode(rng.choice(RESULTS)), rng)
         found = read_result(header)
         message = result_by_python(header)
         if message is not None and message.action_id < 1 << 63:  # no action has such a number

@@ -33,18 +33,19 @@ from clockwork.roles import GRPC, HTTP
 from tests.fuzz import mutate
 
 FEW = 100
+FEWER = 40  # where the gateway has to be waited for
 MANY = 1_500
 
 # The same examples every time: a run that fails is seen again, and none fails by chance.
-CHOSEN = settings(
-    derandomize=True, database=None, deadline=None, max_examples=FEW, suppress_health_check=list(HealthCheck)
-)
+CHOSEN = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 LONG = settings(CHOSEN, max_examples=MANY)
-COUNTS = pytest.mark.parametrize(
-    "how",
-    [CHOSEN, pytest.param(LONG, marks=[pytest.mark.long, pytest.mark.timeout(900)])],
-    ids=["few", "many"],
-)
+
+
+def counts(few: int) -> pytest.MarkDecorator:
+    """A test with some examples, and with many."""
+    many = pytest.param(LONG, marks=[pytest.mark.long, pytest.mark.timeout(900)])
+    return pytest.mark.parametrize("how", [settings(CHOSEN, max_examples=few), many], ids=["few", "many"])
+
 
 GOOD: dict[str, Any] = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, -2.0]}]}
 SILENCE_S = 0.1
@@ -218,7 +219,7 @@ def bodies(draw: st.DrawFn) -> bytes:
             return mutate.odd_bytes(json_of(GOOD), draw(st.randoms(use_true_random=False)))
 
 
-@COUNTS
+@counts(FEW)
 def test_any_body_of_an_inference_is_answered_or_refused(gateway: Gateway, how: settings) -> None:
     seen: set[int] = set()
 
@@ -236,7 +237,7 @@ def test_any_body_of_an_inference_is_answered_or_refused(gateway: Gateway, how: 
     assert {200, 400} <= seen, "what was tried reaches both"
 
 
-@COUNTS
+@counts(FEWER)
 def test_any_request_of_http_is_answered_or_its_connection_ended(gateway: Gateway, how: settings) -> None:
     """Methods, paths and headers of every kind, lengths that are not those of the body among them."""
     seen: set[int] = set()
@@ -251,7 +252,7 @@ def test_any_request_of_http_is_answered_or_its_connection_ended(gateway: Gatewa
     assert {400, 404, 405} <= seen
 
 
-@COUNTS
+@counts(FEWER)
 def test_any_bytes_on_the_http_port_end_their_connection_alone(gateway: Gateway, how: settings) -> None:
     request = inference(json_of(GOOD))
 
@@ -333,7 +334,7 @@ METADATA = st.lists(
 )  # fmt: skip
 
 
-@COUNTS
+@counts(FEW)
 def test_any_message_of_grpc_ends_its_call_alone(
     gateway: Gateway, channel: grpc.Channel, how: settings
 ) -> None:
@@ -354,7 +355,7 @@ def test_any_message_of_grpc_ends_its_call_alone(
     assert {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT} <= seen
 
 
-@COUNTS
+@counts(FEWER)
 def test_any_bytes_on_the_grpc_port_end_their_connection_alone(
     gateway: Gateway, channel: grpc.Channel, how: settings
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from clockwork import telling
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
@@ -375,7 +376,9 @@ class HttpServer:
         timeout_ns = timeout_of(parameters.get("timeout", 0), "parameter timeout")
         request_id = fields.get("id", "")
         if type(request_id) is not str:
-            raise InvalidInput(f"id must be a string, got {repr(request_id)[:80]}", got=repr(request_id)[:80])
+            raise InvalidInput(
+                f"id must be a string, got {telling.tell(request_id)}", got=telling.tell(request_id)
+            )
         references, frames = _inputs(fields, memoryview(body)[length:])
         wants = _wants(fields, parameters)
         inference = Inference(
@@ -425,7 +428,7 @@ class HttpServer:
     async def _index(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         only_ready = (await self._json_body(request)).get("ready", False)
         if type(only_ready) is not bool:
-            raise InvalidInput(f"ready must be true or false, got {repr(only_ready)[:80]}")
+            raise InvalidInput(f"ready must be true or false, got {telling.tell(only_ready)}")
         return _json(200, await self._cluster.index(only_ready))
 
     async def _load(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
@@ -511,7 +514,7 @@ def _object(body: bytes, what: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{what} is no JSON: {str(error)[:200]}") from None
     if type(value) is not dict:
-        raise InvalidInput(f"{what} is a JSON object, got {repr(value)[:80]}")
+        raise InvalidInput(f"{what} is a JSON object, got {telling.tell(value)}")
     return value
 
 
@@ -520,14 +523,14 @@ def _parameters(fields: dict[str, Any], what: str) -> dict[str, Any]:
     if parameters is None:
         return {}
     if type(parameters) is not dict:
-        raise InvalidInput(f"parameters of {what} are a JSON object, got {repr(parameters)[:80]}")
+        raise InvalidInput(f"parameters of {what} are a JSON object, got {telling.tell(parameters)}")
     return parameters
 
 
 def _listed(fields: dict[str, Any], key: str) -> list[dict[str, Any]]:
     rows = fields.get(key)
     if type(rows) is not list or not all(type(row) is dict and type(row.get("name")) is str for row in rows):
-        raise InvalidInput(f"{key} must be a list of objects with a name, got {repr(rows)[:80]}")
+        raise InvalidInput(f"{key} must be a list of objects with a name, got {telling.tell(rows)}")
     for row in rows:
         if not row["name"].isascii():
             _check_text(row["name"], key)
@@ -544,7 +547,7 @@ def _check_text(name: str, key: str) -> None:
 def _flag(parameters: dict[str, Any], key: str, what: str, default: bool) -> bool:
     value = parameters.get(key, default)
     if type(value) is not bool:
-        raise InvalidInput(f"parameter {key} of {what} must be true or false, got {repr(value)[:80]}")
+        raise InvalidInput(f"parameter {key} of {what} must be true or false, got {telling.tell(value)}")
     return value
 
 

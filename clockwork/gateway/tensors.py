@@ -64,13 +64,13 @@ def checked_shape(shape: Any, name: str) -> list[int]:
     if type(shape) is not list or len(shape) > RANK_MAX:
         raise InvalidInput(
             f"input {name!r} needs a shape, a list of at most {RANK_MAX} integers",
-            name, f"at most {RANK_MAX} integers", repr(shape)[:80],
+            name, f"at most {RANK_MAX} integers", tell(shape),
         )  # fmt: skip
     for dimension in shape:
         if type(dimension) is not int or not 0 <= dimension < 1 << 62:
             raise InvalidInput(
-                f"input {name!r} has dimension {repr(dimension)[:80]}, which is no natural number",
-                name, "natural numbers", repr(dimension)[:80],
+                f"input {name!r} has dimension {tell(dimension)}, which is no natural number",
+                name, "natural numbers", tell(dimension),
             )  # fmt: skip
     return shape
 
@@ -95,7 +95,7 @@ def frame_of_json(code: int, shape: Sequence[int], data: Any, name: str) -> byte
     """The raw bytes of a tensor's ``data`` in JSON, nested or flat. Raises InvalidInput."""
     if type(data) is not list:
         raise InvalidInput(
-            f"input {name!r} has no list of data, and says no binary_data_size", name, "data", repr(data)[:80]
+            f"input {name!r} has no list of data, and says no binary_data_size", name, "data", tell(data)
         )
     flat = _flatten(data, name)
     count = math.prod(shape)
@@ -172,7 +172,7 @@ def _encode_numbers(code: int, flat: list[Any], name: str) -> bytes:
 
 
 def _misfit(code: int, wrong: Any, name: str, expected: str = "") -> InvalidInput:
-    got = repr(wrong)[:80]
+    got = tell(wrong)
     return InvalidInput(
         f"input {name!r} of datatype {NAME_OF[code]} cannot hold {got}", name, expected or NAME_OF[code], got
     )

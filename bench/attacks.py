@@ -32,6 +32,7 @@ from bench.honest import Honest, over_http
 from bench.reference import Plain, relative_error
 from clockwork import messages, wire
 from clockwork.clock import SECOND, now_ns
+from clockwork.config import CHUNK_BYTES
 from clockwork.models import zoo
 
 SEED = 7
@@ -130,7 +131,7 @@ def unread_answers(site: Site, size: Size) -> str:
 
 def unread_packages(site: Site, size: Size) -> str:
     """A worker that asks for a package again and again, and reads nothing."""
-    fetch = messages.Fetch(site.packages["bulky"], 0, 0, 1 << 24)
+    fetch = messages.Fetch(site.packages["bulky"], 0, 0, CHUNK_BYTES)
     with zmtp.deaf(site.cluster.worker_endpoint) as one:
         one.sendall(zmtp.worker_hello(9))
         return _thrown(one, (zmtp.message([wire.encode(fetch)]) for _ in range(size.fetches)))

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from clockwork.config import (
     BATCH_SIZE_MAX,
+    CHUNK_BYTES,
     CLOCK_MHZ_MAX,
     FILES_MAX,
     FRAMES_MAX,
@@ -443,7 +444,7 @@ class Fetch(NamedTuple):
     digest: Digest
     file: FileIndex
     offset: FileOffset
-    length: Annotated[int, Integer(0, 1 << 24)]
+    length: Annotated[int, Integer(0, CHUNK_BYTES)]
 
 
 _SPECS = ListOf(

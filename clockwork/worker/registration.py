@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clockwork import wire
-from clockwork.config import CHECK_JOB_MODELS, CHUNK_BYTES, REFETCHES_MAX
+from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
 from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
@@ -199,7 +199,7 @@ class Registrar:
     def read(self, fetch: Fetch) -> None:
         """The controller asks for a piece of a package: a Chunk is sent, of the piece or of a failure."""
         files = next((one.files for one in self._known.values() if one.message.digest == fetch.digest), [])
-        is_there = 0 <= fetch.file < len(files) and 0 <= fetch.length <= CHUNK_BYTES and fetch.offset >= 0
+        is_there = fetch.file < len(files)  # the message's form has the other bounds
         path = self._store.directory(fetch.digest) / files[fetch.file].path if is_there else None
         self._opener.read(_Read(fetch, path))
 

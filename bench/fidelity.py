@@ -12,7 +12,7 @@ one by the exported profiles. Three simulations stand beside each live run:
 - *measured*: the same, with every model's executions scaled by what they took in this run against their profile,
   and with what passes between two executions. What separates the two is the machine's, not the simulator's.
 - *replayed*: the profiles, and whatever slowed executions in this run, when it did: an execution takes as many times
-  its profile as the one that began last by then. Other work on the cores makes executions slow in spells, which
+  its profile as those did that began within the same 50 ms. Other work on the cores makes executions slow in spells, which
   independent noise cannot follow.
 
 What clients and controller add to a request is measured on the idle cluster and added to every simulated latency;
@@ -64,6 +64,9 @@ SEEDS = range(5)
 """Of the simulated noise; the arrivals are the same."""
 
 HOWS = ("profile", "measured", "replayed")
+
+SPELL_NS = 50 * MS
+"""Of a live run, over which the slowness of its executions is averaged to be replayed."""
 
 OUTLIER = 1.5
 """An execution that took this many times the median of its model is an outlier."""
@@ -153,14 +156,15 @@ def actions_of(path: Path) -> tuple[list[Action], list[int]]:
 def spells_of(
     actions: Sequence[Action], known: dict[str, ModelProfile], between_ns: float, start_ns: int
 ) -> list[tuple[int, float]]:
-    """How many times their profiles executions took, by when they began: Cluster.spells."""
-    return [
-        (
-            max(one.begin_ns - start_ns, 0),
-            (one.duration_ns + between_ns) / known[one.model].execution_ns(one.batch),
-        )
-        for one in sorted(actions, key=lambda one: one.begin_ns)
-    ]
+    """How many times their profiles executions took, by when they began: Cluster.spells. Together for SPELL_NS: what
+    slows one of a tenth of a millisecond tenfold does not slow one of ten milliseconds so."""
+    took: dict[int, float] = {}
+    profiled: dict[int, float] = {}
+    for one in actions:
+        place = max(one.begin_ns - start_ns, 0) // SPELL_NS
+        took[place] = took.get(place, 0.0) + one.duration_ns + between_ns
+        profiled[place] = profiled.get(place, 0.0) + known[one.model].execution_ns(one.batch)
+    return [(place * SPELL_NS, took[place] / profiled[place]) for place in sorted(took)]
 
 
 def machine_of(actions: Sequence[Action], known: dict[str, ModelProfile]) -> Machine:

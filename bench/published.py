@@ -123,11 +123,13 @@ def _peers(transport: str, models: int) -> Callable[[dict[str, Any]], Lines]:
 
 def _overload(found: dict[str, Any]) -> Lines:
     return [
-        "| offered, of capacity | within the SLO, of capacity | of what was offered | refused | refusals' p99 | missed | p99 |",
-        "|---|---|---|---|---|---|---|",
+        "| offered, of capacity | policy | within the SLO, of capacity | of what was offered | refused | refusals' p99 |"
+        " missed | p99 | idle with work |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
-            f"| {row['load']:g} | {row['of_capacity_%'] / 100:.2f} | {row['of_offered_%']:.1f} % | {row['refused_%']:.1f} % |"
-            f" {row['refused_p99_ms']:.1f} ms | {row['missed_%']:.2f} % | {row['p99_ms']:.1f} ms |"
+            f"| {row['load']:g} | `{row['policy']}` | {row['of_capacity_%'] / 100:.2f} | {row['of_offered_%']:.1f} % |"
+            f" {row['refused_%']:.1f} % | {row['refused_p99_ms']:.1f} ms | {row['missed_%']:.2f} % |"
+            f" {row['p99_ms']:.1f} ms | {row['idle_with_work_%']:.2f} % |"
             for row in found["rows"]
         ),
     ]
@@ -135,15 +137,16 @@ def _overload(found: dict[str, Any]) -> Lines:
 
 def _fidelity(found: dict[str, Any]) -> Lines:
     lines = [
-        "| load | requests | within the SLO, live | simulated | p99, live | simulated |",
-        "|---|---|---|---|---|---|",
+        "| load | requests | within the SLO, live | simulated | replayed | p99, live | simulated | replayed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
-        live, simulated = row["live"], row["measured"]
-        lines.append(
-            f"| {row['load']:g} | {live['requests']:,} | {live['good_%']:.1f} % | {simulated['good_%']:.1f} % |"
-            f" {live['p99_ms']:.1f} ms | {simulated['p99_ms']:.1f} ms |"
-        )
+        hows = [row[how] for how in ("live", "measured", "replayed")]
+        cells = [
+            *(f"{one['good_%']:.1f} %" for one in hows),
+            *(f"{one['p99_ms']:.1f} ms" for one in hows),
+        ]
+        lines.append(f"| {row['load']:g} | {row['live']['requests']:,} | {' | '.join(cells)} |")
     return lines
 
 
@@ -161,7 +164,7 @@ def _disturbance(found: dict[str, Any]) -> Lines:
 
 COMMANDS = {
     "peers": "python -m bench.peers --publish",
-    "overload": "python -m bench.overload --publish",
+    "overload": "python -m bench.overload --policies edf,adaptive --publish",
     "fidelity": "python -m bench.fidelity --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
     **dict.fromkeys(figures.TABLES, f"python -m bench.paper {' '.join(figures.TABLES)} --no-live --publish"),

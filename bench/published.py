@@ -123,8 +123,7 @@ def _peers(transport: str, models: int) -> Callable[[dict[str, Any]], Lines]:
 
 def _overload(found: dict[str, Any]) -> Lines:
     return [
-        "| offered, of capacity | policy | within the SLO, of capacity | of what was offered | refused | refusals' p99 |"
-        " missed | p99 | idle with work |",
+        "| load | policy | within the SLO, of capacity | of the offered | refused | refusals' p99 | missed | p99 | idle with work |",
         "|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {row['load']:g} | `{row['policy']}` | {row['of_capacity_%'] / 100:.2f} | {row['of_offered_%']:.1f} % |"

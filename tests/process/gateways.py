@@ -15,11 +15,15 @@ import pytest
 pytest.importorskip("aiohttp", reason="the gateway's libraries are not installed ([gateway])")
 pytest.importorskip("grpc", reason="the gateway's libraries are not installed ([gateway])")
 
+import grpc
+
 from clockwork.gateway.process import Gateway, loop_factory
+from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import OFF, GatewaySettings
 
 PATIENCE_S = 20.0
 HEADER_LENGTH = "Inference-Header-Content-Length"
+SERVICE = "/inference.GRPCInferenceService/"
 
 
 @contextlib.contextmanager
@@ -112,6 +116,15 @@ class Http:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def method_of(channel: grpc.Channel, method: str) -> Any:
+    """A unary call of the protocol, with our own messages."""
+    return channel.unary_unary(
+        SERVICE + method,
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=getattr(pb, f"{method}Response").FromString,
+    )
 
 
 def tensor(

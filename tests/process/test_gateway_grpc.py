@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_controller import FakeController, echo, failing, silent
-from gateways import PATIENCE_S, running_gateway
+from gateways import PATIENCE_S, SERVICE, method_of, running_gateway
 
 from clockwork.clock import MS, SECOND
 from clockwork.gateway.process import Gateway
@@ -20,7 +20,6 @@ from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.messages import Cancel, InferRequest, Query, Status
 
 RAW = np.array([[1.5, -2.0]], np.float32).tobytes()
-SERVICE = "/inference.GRPCInferenceService/"
 
 Call = Callable[..., Any]
 
@@ -54,14 +53,6 @@ def call(channel: grpc.Channel, controller: FakeController) -> Iterator[Call]:
 
     yield unary
     controller.handle = echo
-
-
-def method_of(channel: grpc.Channel, method: str) -> Any:
-    return channel.unary_unary(
-        SERVICE + method,
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=getattr(pb, f"{method}Response").FromString,
-    )
 
 
 def inference(raw: list[bytes] | None = None, parameters: dict[str, Any] | None = None, **more: Any) -> Any:

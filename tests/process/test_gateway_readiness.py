@@ -1,0 +1,99 @@
+"""What is ready over HTTP and gRPC is served, at a start too; and what nobody serves is not ready."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+from gateways import Http, method_of, running_gateway, tensor
+
+from clockwork import Client
+from clockwork.gateway.process import Gateway
+from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.models import zoo
+from tests.process.cluster import eventually, running_cluster
+
+ROW = {"inputs": [tensor(shape=(1, 64), data=[0.5] * 64)]}
+
+
+class Seen:
+    """A cluster through its gateway."""
+
+    def __init__(self, gateway: Gateway, channel: grpc.Channel) -> None:
+        self._port = gateway.ports["http"]
+        self._channel = channel
+
+    def _status(self, path: str) -> int:
+        http = Http(self._port)
+        try:
+            return http.ask("GET", path).status
+        finally:
+            http.close()
+
+    def server(self) -> tuple[int, bool]:
+        ready = method_of(self._channel, "ServerReady")(pb.ServerReadyRequest(), timeout=20).ready
+        return self._status("/v2/health/ready"), ready
+
+    def model(self, name: str) -> tuple[int, bool]:
+        ready = method_of(self._channel, "ModelReady")(pb.ModelReadyRequest(name=name), timeout=20).ready
+        return self._status(f"/v2/models/{name}/ready"), ready
+
+    def answer(self, name: str) -> int:
+        http = Http(self._port)
+        try:
+            return http.infer(ROW, model=name).status
+        finally:
+            http.close()
+
+
+def test_the_cluster_and_a_model_are_ready_while_somebody_serves(tmp_path: Path) -> None:
+    with (
+        running_cluster(tmp_path / "data", workers=0) as cluster,
+        cluster.client() as client,
+        running_gateway(cluster.endpoint) as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+    ):
+        seen = Seen(gateway, channel)
+        assert seen.server() == (503, False), "nobody is there"
+        worker = cluster.start_worker()
+        eventually(lambda: seen.server() == (200, True), "a worker without models is ready")
+        client.register("served", zoo.build("mlp"), slo=10.0)
+        assert seen.model("served") == (200, True)
+        assert seen.answer("served") == 200
+        assert seen._status("/v2/models/another/ready") == 404
+        with pytest.raises(grpc.RpcError) as caught:
+            method_of(channel, "ModelReady")(pb.ModelReadyRequest(name="another"), timeout=20)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+        assert worker.stop() == 0  # it drains
+        eventually(lambda: seen.server() == (503, False), "the only worker has gone")
+        assert seen.model("served") == (400, False)
+        assert seen.answer("served") == 503
+
+        cluster.start_worker()
+        eventually(lambda: seen.server() == (200, True), "another one serves")
+        eventually(lambda: seen.model("served") == (200, True), "what was registered")
+        assert seen.answer("served") == 200
+
+
+def test_a_start_is_over_when_what_was_registered_is_served(tmp_path: Path) -> None:
+    """A worker that has joined, and has not prepared the models yet, makes nothing ready."""
+    with running_cluster(tmp_path / "data") as cluster, cluster.client() as client:
+        base = zoo.build("mlp")
+        for number in range(3):
+            client.register(f"kept-{number}", zoo.fine_tune(base, number), slo=10.0)
+        assert cluster.workers[-1].stop() == 0
+        assert cluster.controller.stop() == 0
+        cluster.start_controller()
+        with (
+            running_gateway(cluster.endpoint) as gateway,
+            grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+            Client(cluster.endpoint, timeout=20) as again,
+        ):
+            seen = Seen(gateway, channel)
+            assert seen.server() == (503, False)
+            cluster.start_worker(store="empty", wait=False)  # it has to fetch and prepare all of them
+            eventually(lambda: seen.server() == (200, True), "the start is over")
+            assert [seen.answer(f"kept-{number}") for number in range(3)] == [200] * 3, "at once"
+            assert {one.state for one in again.models()} == {"ready"}

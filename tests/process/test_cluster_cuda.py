@@ -156,7 +156,12 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
     rig = CudaRig(tmp_path / "packages")
     cases = [affine(seed, width=100) for seed in range(4)]
     x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
-    with running_cluster(tmp_path / "cluster", workers=0) as cluster, cluster.client() as client:
+    # Not edf, which promises one load ahead for each page: four models wait for two then.
+    adaptive = ("--policy", "adaptive")
+    with (
+        running_cluster(tmp_path / "cluster", workers=0, controller_options=adaptive) as cluster,
+        cluster.client() as client,
+    ):
         first = cluster.start_worker("--device", "cuda:0,cuda:1", environment=FAKE, arena="512KiB")
         for index, one in enumerate(cases):
             check = x[:1], expected_affine(one, x[:1])

@@ -88,6 +88,7 @@ def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert processes_of() == []
 
 
+@pytest.mark.slow
 def test_a_server_is_counted_in_every_round() -> None:
     [row], failed = measured("honest", rounds=2)
     assert failed == {}
@@ -98,7 +99,7 @@ def test_a_server_is_counted_in_every_round() -> None:
     assert row["p50_ms"] <= row["p99_ms"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_refusal_is_no_failure_and_no_answer() -> None:
     [row], _ = measured("refuser", load=0.5)
     assert row["refused"] == (row["offered"] + 1) // 2
@@ -106,7 +107,7 @@ def test_a_refusal_is_no_failure_and_no_answer() -> None:
     assert row["said"] == {"# no": row["refused"]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_work_for_clients_that_have_gone_is_seen() -> None:
     """30 ms a request, asked for at the rate of plain ONNX Runtime: seconds of work are left."""
     [row], _ = measured("hoarder", load=3.0, seconds=1.0, give_up_s=0.3)
@@ -115,7 +116,7 @@ def test_work_for_clients_that_have_gone_is_seen() -> None:
     assert row["gone_cpu_s"] > 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "why"), [("wrong", "the answer of m0 is off by"), ("silent", "it was not ready within 3 s"),
                       ("ends", "it ended with status 3:\na fatal error")]
@@ -190,7 +191,7 @@ main.main()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_benchmark(number: int) -> None:
     """Ended while requests are under way: Ctrl-C, kill, and kill -9, which only the kernel tells the keeper of."""

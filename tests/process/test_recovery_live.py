@@ -48,7 +48,7 @@ class Asking:
             self.good_ns.append(now_ns())
 
 
-@pytest.mark.parametrize("policy", ["edf", "adaptive"])
+@pytest.mark.parametrize("policy", ["edf", pytest.param("adaptive", marks=pytest.mark.slow)])
 def test_a_worker_that_stood_still_for_a_second_is_used_again_as_before(tmp_path: Path, policy: str) -> None:
     save_profiles(tmp_path / "models.json", [MODEL])
     with (

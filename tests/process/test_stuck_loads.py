@@ -28,6 +28,7 @@ def hold_packed(store: Path) -> None:
     (store / "prepared").mkdir()
 
 
+@pytest.mark.slow
 def test_a_worker_whose_load_does_not_end_begins_anew_and_is_noted(tmp_path: Path) -> None:
     models = {"one": zoo.build("mlp", width=512), "other": zoo.build("mlp", width=576)}
     with running_cluster(tmp_path, workers=0) as cluster, cluster.client() as client:

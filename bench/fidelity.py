@@ -373,6 +373,15 @@ def compare(
     }
 
 
+def shown(found: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a measurement: without each simulation's histograms of its predictions, most of the bytes."""
+    rows = [dict(row) for row in found["rows"]]
+    for row in rows:
+        for how in HOWS:
+            row[how] = {name: value for name, value in row[how].items() if name != "predicted"}
+    return found | {"rows": rows}
+
+
 def table(found: dict[str, Any]) -> list[dict[str, Any]]:
     """One line for each load and simulation; differences are simulated less live."""
     lines = []
@@ -449,7 +458,7 @@ def main() -> None:
     if given.plot is not None:
         draw(found, given.plot)
     if given.publish:
-        published.save("fidelity", found, SEED, draw)
+        published.save("fidelity", shown(found), SEED, draw)
     if given.json:
         print(json.dumps(report.conditions(SEED) | found, indent=2))
         return

@@ -67,22 +67,26 @@ class System(Protocol):
     def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc: ...
 
 
-def oip_ready(site: Site) -> list[str]:
-    """What answers 200 over HTTP as soon as a model can be asked, for each model."""
-    return [f"/v2/models/{name}/ready" for name in site.names]
+class Oip:
+    """Of servers that speak the Open Inference Protocol."""
 
+    __slots__ = ()
 
-def oip(transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
-    """The Open Inference Protocol, with the SLO as the request's timeout."""
-    make = oip_http if transport == "http" else oip_grpc
-    return make(site.names, image, site.slo_ns // 1000)
+    def ready_paths(self, site: Site) -> list[str]:
+        """What answers 200 over HTTP as soon as a model can be asked, for each model."""
+        return [f"/v2/models/{name}/ready" for name in site.names]
+
+    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
+        """With the SLO as the request's timeout."""
+        make = oip_http if transport == "http" else oip_grpc
+        return make(site.names, image, site.slo_ns // 1000)
 
 
 # ----- Clockwork --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Clockwork:
+class Clockwork(Oip):
     """This checkout: a controller, a worker of one CPU device, and a gateway."""
 
     name: str
@@ -110,12 +114,6 @@ class Clockwork:
         ]
         return Launch(command)
 
-    def ready_paths(self, site: Site) -> list[str]:
-        return oip_ready(site)
-
-    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
-        return oip(transport, site, image)
-
 
 # ----- Triton -----------------------------------------------------------------------------------------
 
@@ -138,7 +136,7 @@ instance_group [ {{
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Triton:
+class Triton(Oip):
     """Triton from its wheel, Python backend; models take turns by its rate limiter, so that they are one executor."""
 
     name: str
@@ -185,18 +183,12 @@ class Triton:
             },
         )
 
-    def ready_paths(self, site: Site) -> list[str]:
-        return oip_ready(site)
-
-    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
-        return oip(transport, site, image)
-
 
 # ----- servers of Python ------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class MlServer:
+class MlServer(Oip):
     """MLServer with one inference worker; over gRPC, where its tensors are bytes (over HTTP they are JSON numbers)."""
 
     name: str = "mlserver"
@@ -224,12 +216,6 @@ class MlServer:
             (site.directory / name / "model-settings.json").write_text(json.dumps(model))
         command = [str(environment.path / "bin" / "mlserver"), "start", str(site.directory)]
         return Launch(command, _python(environment), site.directory)
-
-    def ready_paths(self, site: Site) -> list[str]:
-        return oip_ready(site)
-
-    def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
-        return oip(transport, site, image)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

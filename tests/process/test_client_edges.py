@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,15 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from endless import Endless, after_a_request
 from fake_controller import FakeController, echo
 
 from bench import zmtp
 from clockwork import AsyncClient, Client, ClockworkError, ProtocolMismatch, RequestTimeout, config, wire
 from clockwork._loop import LoopClient
 from clockwork.messages import (
-    PROTOCOL_VERSION,
     TO_CLIENT,
-    ClientWelcome,
     InferRequest,
     Progress,
     Query,
@@ -242,41 +240,11 @@ def test_signs_of_progress_that_nobody_reads_have_a_bound(monkeypatch: pytest.Mo
             client.register("m", zoo.digits(), progress=slow)
 
 
-class Flood:
-    """Speaks ZMTP over a plain socket: welcomes each client, and from its first request on sends as fast as it can."""
-
-    def __init__(self, data: bytes) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        self._data = data
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # the listener is closed, and that is the end
-            while True:
-                one, _ = self.listener.accept()
-                with one, contextlib.suppress(ConnectionError, AssertionError):
-                    zmtp.shake_hands(one)
-                    zmtp.read_message(one)
-                    one.sendall(zmtp.message([wire.encode(ClientWelcome(PROTOCOL_VERSION, "flood", 1))]))
-                    zmtp.read_message(one)
-                    one.settimeout(None)
-                    while True:
-                        one.sendall(self._data)
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
-
-
 FOREIGN = zmtp.message([wire.encode(Progress(10**9, "x", 1, 1))]) * 20_000
 
 
 def test_a_flood_of_messages_holds_no_call_beyond_its_time() -> None:
-    with contextlib.closing(Flood(FOREIGN)) as flood, Client(flood.endpoint) as client:
+    with contextlib.closing(Endless(after_a_request, FOREIGN)) as flood, Client(flood.endpoint) as client:
         for ask_once in (client.infer, lambda *more, **how: client.submit(*more, **how).result()):
             begun = time.monotonic()
             with pytest.raises(RequestTimeout):
@@ -299,5 +267,5 @@ def test_a_flood_of_messages_leaves_the_event_loop_its_turn() -> None:
         assert turns > 10
         await client.close()
 
-    with contextlib.closing(Flood(FOREIGN)) as flood:
+    with contextlib.closing(Endless(after_a_request, FOREIGN)) as flood:
         asyncio.run(main())

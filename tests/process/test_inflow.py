@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from endless import Endless, after_a_request, welcome
 from fake_controller import FakeController
 from fake_scheduler_side import running_worker
 
@@ -23,68 +24,11 @@ from bench import zmtp
 from clockwork import Client, ConnectionLost, config, wire
 from clockwork.clock import SECOND
 from clockwork.limits import resident_bytes
-from clockwork.messages import PROTOCOL_VERSION, ClientHello, ClientWelcome, WorkerWelcome
+from clockwork.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
 from clockwork.transport import HEARTBEAT_MS, Connection, Publisher, Transport
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 20.0
-FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
-
-
-class Endless:
-    """Accepts connections, says what it has been given, and then a message of frames without an end."""
-
-    def __init__(self, first: Callable[[socket.socket], None], data: bytes = FRAME) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-        self.sent: list[int] = []  # of each connection, until it ended
-        self._first = first
-        self._data = data
-        self._ended = threading.Condition()
-        self._open: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # the listener is closed, and that is the end
-            while True:
-                one, _ = self.listener.accept()
-                sent = 0
-                self._open[:] = [one]
-                with one, contextlib.suppress(OSError, AssertionError):
-                    zmtp.shake_hands(one)
-                    self._first(one)
-                    while True:
-                        sent += one.send(self._data)
-                with self._ended:
-                    self.sent.append(sent)
-                    self._ended.notify_all()
-
-    def wait_for_end(self, count: int = 1) -> None:
-        with self._ended:
-            assert self._ended.wait_for(lambda: len(self.sent) >= count, PATIENCE_S), (
-                "it takes without an end"
-            )
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for one in self._open:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
-
-
-def welcome(one: socket.socket) -> None:
-    zmtp.read_message(one)
-    one.sendall(zmtp.message([wire.encode(ClientWelcome(PROTOCOL_VERSION, "endless", 1))]))
-
-
-def after_a_request(one: socket.socket) -> None:
-    welcome(one)
-    zmtp.read_message(one)
-    one.settimeout(None)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ inline constexpr Ns LEAD_MAX_NS = 20 * MS;
 
 inline constexpr double LEAD_KEPT = 0.98;
 
-// an execution for which it was too short makes it so much longer, as a share of itself.
+// An execution for which it was too short makes it so much longer, as a share of itself.
 inline constexpr double LEAD_STEP = 0.1;
 
 // Of what was learnt, half is forgotten in this without executions.

@@ -23,7 +23,7 @@ struct Errors {
 // Of so many executions, half are forgotten: the noise that they say is that of late.
 inline constexpr std::uint64_t NOISE_EXECUTIONS = 4096;
 
-// Of actions that succeeded. Constant memory: at most twelve histograms of 40 kB.
+// Of actions that succeeded. Constant memory: at most thirteen histograms of 40 kB.
 struct Predictions {
     // How executions differ from what was expected of them, as a simulation puts it (clockwork/sim/world.py: Cluster).
     struct Noise {

@@ -558,7 +558,7 @@ struct Device {
     double pace = 1;           // what it takes against what is expected of its kind: less where others are slower
     std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
     DeviceTime time;
-    Lead lead;  // of policies that bind a batch when the device is about to be free
+    Lead lead;
     std::uint32_t mark = 0;    // of the search that has seen it
     bool dirty = false;        // something happened to it since it was last looked at
 

@@ -261,32 +261,14 @@ double Adaptive::crowd() const {
     return cost_sum_ * cost_sum_ / square_sum_ / static_cast<double>(devices_.size());
 }
 
-// The level at which all models together have what there is: those that want less have that, the others the level.
 void Adaptive::share_out() {
-    share_ = 0;
-    double total = 0;
     wanted_.clear();
     traffic_.for_each([&](const Traffic& one) {
-        double devices = rate(one.rows) * one.ideal_ns;
-        total += devices;
-        if (devices > 0) {
+        if (double devices = rate(one.rows) * one.ideal_ns; devices > 0) {
             wanted_.push_back(devices);
         }
     });
-    double there = static_cast<double>(devices_.size());
-    if (total <= there * refuse_need_) {
-        return;
-    }
-    std::sort(wanted_.begin(), wanted_.end());
-    double left = there;
-    for (std::size_t place = 0; place < wanted_.size(); ++place) {
-        double level = left / static_cast<double>(wanted_.size() - place);
-        if (wanted_[place] >= level) {
-            share_ = level;
-            return;
-        }
-        left -= wanted_[place];
-    }
+    share_ = level_of(wanted_, static_cast<double>(devices_.size()), refuse_need_);
 }
 
 bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& known) {

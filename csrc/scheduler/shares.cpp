@@ -24,23 +24,6 @@ double batched_ns(Curve& curve, std::uint32_t batch_max, Ns slack_ns) {
     return least;
 }
 
-// What each may have at most so that all together have what there is; 0: there is enough for all. Sorts `wanted`.
-double level_of(std::vector<double>& wanted) {
-    if (std::accumulate(wanted.begin(), wanted.end(), 0.0) <= SHARE_ASKED) {
-        return 0;
-    }
-    double left = 1;
-    std::sort(wanted.begin(), wanted.end());
-    for (std::size_t place = 0; place < wanted.size(); ++place) {
-        double level = left / static_cast<double>(wanted.size() - place);
-        if (wanted[place] >= level) {
-            return level;
-        }
-        left -= wanted[place];
-    }
-    return 0;
-}
-
 void divide(Device& device, Ns now) {
     DeviceShares& shares = device.shares;
     shares = {shares.contested_until_ns, now};
@@ -51,7 +34,7 @@ void divide(Device& device, Ns now) {
             wanted.push_back(rate);
         }
     }
-    double level = level_of(wanted), had_sum = 0;
+    double level = level_of(wanted, 1, SHARE_ASKED), had_sum = 0;
     if (level == 0) {
         return;
     }
@@ -93,6 +76,22 @@ void divide(Device& device, Ns now) {
 }
 
 }  // namespace
+
+double level_of(std::vector<double>& wanted, double there, double enough) {
+    if (std::accumulate(wanted.begin(), wanted.end(), 0.0) <= there * enough) {
+        return 0;
+    }
+    double left = there;
+    std::sort(wanted.begin(), wanted.end());
+    for (std::size_t place = 0; place < wanted.size(); ++place) {
+        double level = left / static_cast<double>(wanted.size() - place);
+        if (wanted[place] >= level) {
+            return level;
+        }
+        left -= wanted[place];
+    }
+    return 0;
+}
 
 void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t rows, Ns slack_ns) {
     ModelShare& share = residency.share;

@@ -26,6 +26,8 @@
 // device's models are looked through once in DIVIDE_EVERY_NS while it is contested.
 #pragma once
 
+#include <vector>
+
 #include "scheduler/types.h"
 
 namespace clockwork {
@@ -129,6 +131,10 @@ struct DeviceShares {
     Ns slack_min_ns = NEVER_NS;  // the least SLO that their requests come with
     Ns batch_max_ns = NEVER_NS;  // how long a batch of models beyond their shares may run, unless it is a single request
 };
+
+// What each may have at most so that all together have what is there (max-min fair): those that want less have that, the
+// others the level. 0: what they want is no more than `enough` of it. Sorts `wanted`.
+double level_of(std::vector<double>& wanted, double there, double enough);
 
 // Notes that a request of so many rows was sent, or would have been, to this device.
 void ask_for(Residency& residency, Ns now, std::uint32_t shape, std::uint32_t rows, Ns slack_ns);

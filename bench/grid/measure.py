@@ -28,6 +28,9 @@ BAD_MAX = 0.01
 GROUP_BAD_MAX = 0.02
 """Of the requests of every popularity decile, and of every class."""
 
+PROMPT_NS = 10_000_000
+"""A refusal within this of the arrival leaves its client time to ask elsewhere."""
+
 WARMUP_WINDOWS = 12
 """Successive windows that are compared to find where a run becomes stationary; the last of them at the latest."""
 WARMUP_WINDOW_REQUESTS = 2000
@@ -50,6 +53,8 @@ class Point:
     good_rate: float  # requests a second answered in time
     p50_ms: float
     p99_ms: float
+    refusal_p99_ms: float  # of refusals, from the request's arrival; 0: nothing was refused
+    prompt: float  # part of the refusals that came within PROMPT_NS
     busy: float  # part of the devices' time
     devices_used: int  # that executed anything
     batch: float  # mean size
@@ -152,6 +157,8 @@ def summary(cell: Cell, report: Report, rate: float, warmup_s: float) -> Point:
         good_rate=report.goodput_rate,
         p50_ms=report.latency.percentile(50) / 1e6,
         p99_ms=report.latency.percentile(99) / 1e6,
+        refusal_p99_ms=report.refusal.percentile(99) / 1e6 if report.refusal.total else 0.0,
+        prompt=report.refusal.fraction_within(PROMPT_NS) if report.refusal.total else 1.0,
         busy=float(report.device_busy.mean()),
         devices_used=int(np.count_nonzero(report.device_busy)),
         batch=float(report.batches @ np.arange(len(report.batches))) / max(executions, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Row:
     setting: dict[str, str]
     ratio: dict[str, tuple[float, float, float]]  # ours to each other policy: mean, and its 95 % interval
     overload: dict[str, dict[str, float]]  # by policy, by multiple: good rate to the goodput
+    refusal_ms: dict[str, dict[str, float]]  # likewise: the 99th percentile of what refusals take
     drift: dict[str, float]  # by policy: how far the halves of its windows differ, at its goodput
 
     @property
@@ -98,7 +99,14 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
         {policy: _mean(one["goodput"] for one in entry.values()) for policy, entry in seeds.items()},
         chosen,
         ratio,
-        {policy: _overload(entry) for policy, entry in seeds.items()},
+        {
+            policy: _overload(entry, lambda point, goodput: point["good_rate"] / goodput)
+            for policy, entry in seeds.items()
+        },
+        {
+            policy: _overload(entry, lambda point, _: point.get("refusal_p99_ms", math.nan))
+            for policy, entry in seeds.items()
+        },
         {policy: _mean(_drift(one) for one in entry.values()) for policy, entry in seeds.items()},
     )
 
@@ -119,11 +127,12 @@ def _mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed) if listed else 0.0
 
 
-def _overload(seeds: dict[str, Any]) -> dict[str, float]:
+def _overload(seeds: dict[str, Any], value: Callable[[dict[str, Any], float], float]) -> dict[str, float]:
+    """By multiple of the goodput: the mean over seeds of value(point there, goodput)."""
     found: dict[str, list[float]] = {}
     for entry in seeds.values():
         for times, point in entry["overload"].items():
-            found.setdefault(times, []).append(point["good_rate"] / entry["goodput"])
+            found.setdefault(times, []).append(value(point, entry["goodput"]))
     return {times: _mean(values) for times, values in found.items()}
 
 
@@ -157,6 +166,8 @@ def show(book: dict[str, Any], console: Console) -> None:
         "ours / best other",
         *REFERENCES,
         "1.2x",
+        "1.5x",
+        "refused in ms, 1.2x",
         "1.5x",
         "",
     ):
@@ -214,9 +225,9 @@ def _cells(row: Row) -> list[str]:
         mean, low, high = row.ratio[other]
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if high < math.inf else f"{mean:.3f}"
 
-    def overload(times: str) -> str:
-        parts = [row.overload.get(one, {}).get(times) for one in (OURS, row.best_other)]
-        return " / ".join("-" if part is None else f"{part:.2f}" for part in parts)
+    def overload(found: dict[str, dict[str, float]], times: str, form: str) -> str:
+        parts = [found.get(one, {}).get(times) for one in (OURS, row.best_other)]
+        return " / ".join("-" if part is None else format(part, form) for part in parts)
 
     return [
         row.cell,
@@ -225,8 +236,8 @@ def _cells(row: Row) -> list[str]:
         *(goodput(policy) for policy in policies.POLICIES),
         f"{ratio(row.best_other)} {row.best_other}",
         *(ratio(one).partition(" ")[0] for one in REFERENCES),
-        overload("1.2"),
-        overload("1.5"),
+        *(overload(row.overload, times, ".2f") for times in ("1.2", "1.5")),
+        *(overload(row.refusal_ms, times, ".3g") for times in ("1.2", "1.5")),
         "lost" if row.lost else "",
     ]
 

@@ -114,7 +114,8 @@ def test_the_table_tells_lost_from_won() -> None:
 
     def entry(goodput: float) -> dict[str, Any]:
         point = {"rate": goodput, "drift": 0.0, "good_rate": 0.9 * goodput}
-        return {"goodput": goodput, "points": [point], "overload": {"1.2": point, "1.5": point}}
+        overload = {"1.2": point | {"refusal_p99_ms": goodput / 10}, "1.5": point}
+        return {"goodput": goodput, "points": [point], "overload": overload}
 
     def setting(goodput: float) -> dict[str, Any]:
         return {"seeds": {str(seed): entry(goodput * (1 + 0.1 * seed)) for seed in (1, 2, 3)}}
@@ -138,6 +139,8 @@ def test_the_table_tells_lost_from_won() -> None:
     assert won.ratio["edf"][0] == pytest.approx(110 / 80)
     assert won.bound == 200.0
     assert won.overload["adaptive"] == pytest.approx({"1.2": 0.9, "1.5": 0.9})
+    assert won.refusal_ms["adaptive"]["1.2"] == pytest.approx(13.2), "the mean of 12.1, 13.2 and 14.3"
+    assert math.isnan(won.refusal_ms["adaptive"]["1.5"]), "a book from before refusals were timed"
     assert tables.gap_closed([won]) == pytest.approx(math.log(1.1) / math.log(200 / 120))
 
 

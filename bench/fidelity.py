@@ -1,7 +1,7 @@
 """Does the simulator say what a CPU worker does? The same arrivals live and simulated, at several loads.
 
     python -m bench.fidelity [--quick] [--json] [--seconds 60] [--loads 0.5,0.9,1.2,1.5] [--policy NAME]
-        [--plot fidelity.png]
+        [--over client|http] [--plot fidelity.png]
 
 A cluster serves digits, a ResNet-18, a residual network and an MLP on one CPU device; the load generator sends a
 workload, and the simulator gets the very same arrival arrays. A load of 1 is what the device could execute one by
@@ -39,9 +39,9 @@ import onnx
 
 from bench import published, report
 from bench.cluster import Cluster as Processes
-from clockwork import load, profiles
-from clockwork.client import Client
-from clockwork.clock import MS, SECOND, now_ns
+from bench.senders import Sent, sender
+from clockwork import profiles
+from clockwork.clock import MS, SECOND
 from clockwork.config import POLICY
 from clockwork.models import zoo
 from clockwork.profiles import ModelProfile
@@ -227,13 +227,12 @@ def seen_by_clients(reports: Sequence[Report], added_ns: float) -> dict[str, Any
     }
 
 
-def seen_live(run: load.LiveRun) -> dict[str, Any]:
+def seen_live(run: Sent) -> dict[str, Any]:
     counted = run.arrivals.t_ns >= WARM_UP_NS
-    outcome, latency = run.outcome[counted], run.latency_ns[counted] / 1e6
-    answered = (outcome == load.Outcome.GOOD) | (outcome == load.Outcome.LATE)
+    answered, latency = run.answered[counted], run.latency_ns[counted] / 1e6
     marks = np.percentile(latency[answered], range(1, 100)) if answered.any() else np.full(99, math.nan)
     return {
-        "good_%": 100 * float((outcome == load.Outcome.GOOD).mean()),
+        "good_%": 100 * float(run.good[counted].mean()),
         "answered_%": 100 * float(answered.mean()),
         "p50_ms": float(marks[49]),
         "p99_ms": float(marks[98]),
@@ -243,23 +242,10 @@ def seen_live(run: load.LiveRun) -> dict[str, Any]:
     }
 
 
-def unloaded(client: Client, names: Sequence[str]) -> dict[str, list[int]]:
-    """Latencies of requests that have the cluster to themselves."""
-    found: dict[str, list[int]] = {}
-    for name in names:
-        inputs = load.make_inputs(client.model(name), 1, SEED)[0]
-        found[name] = []
-        for _ in range(UNLOADED):
-            begin_ns = now_ns()
-            client.infer(name, inputs, slo=10.0)
-            found[name].append(now_ns() - begin_ns)
-    return found
-
-
 def measure(
-    loads: Sequence[float], seconds: float, quick: bool = False, policy: str = POLICY
+    loads: Sequence[float], seconds: float, quick: bool = False, policy: str = POLICY, over: str = "client"
 ) -> dict[str, Any]:
-    """Everything: facts, and for each load the live run and both simulations."""
+    """Everything: facts, and for each load the live run and the simulations. over: "client" or "http"."""
     names = list(SHARES)
     until_ns = WARM_UP_NS + round(seconds * SECOND)
     with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
@@ -276,18 +262,20 @@ def measure(
                 client.register(name, model, slo=SLO_NS / SECOND)
             infos = [client.model(name) for name in names]
             exported = [profiles.from_info(info) for info in infos]
-            alone = unloaded(client, names)
             status: dict[str, Any] = dict(client.status())
             cost_ns = sum(SHARES[one.name] * one.execution_ns(1) for one in exported)
             runs = []
-            for part in loads:
-                rates = [part * SECOND / cost_ns * share for share in SHARES.values()]
-                arrivals = poisson(rates, until_ns, seed=SEED, slo_ns=SLO_NS).collect()
-                runs.append(load.run_live(client, arrivals, names, seed=SEED))
+            with sender(over, client, cluster.endpoint, names) as clients:
+                alone = {name: clients.alone(index, UNLOADED) for index, name in enumerate(names)}
+                for part in loads:
+                    rates = [part * SECOND / cost_ns * share for share in SHARES.values()]
+                    arrivals = poisson(rates, until_ns, seed=SEED, slo_ns=SLO_NS).collect()
+                    runs.append(clients.send(arrivals, SLO_NS, SEED))
             after: dict[str, Any] = dict(client.status())
         actions, arrived_ns = actions_of(recording)
     return compare(exported, alone, status, runs, actions, arrived_ns, loads, until_ns) | {
-        "predictions": after["predictions"]
+        "over": over,
+        "predictions": after["predictions"],
     }
 
 
@@ -295,7 +283,7 @@ def compare(
     exported: Sequence[ModelProfile],
     alone: dict[str, list[int]],
     status: dict[str, Any],
-    runs: Sequence[load.LiveRun],
+    runs: Sequence[Sent],
     actions: Sequence[Action],
     arrived_ns: Sequence[int],
     loads: Sequence[float],
@@ -451,19 +439,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--loads", default="")
     parser.add_argument("--policy", default=POLICY)
+    parser.add_argument(
+        "--over", choices=("client", "http"), default="client", help="what sends the requests"
+    )
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
     loads = [float(one) for one in given.loads.split(",")] if given.loads else list(LOADS)
-    found = measure(loads, given.seconds or (4.0 if given.quick else 60.0), given.quick, given.policy)
+    found = measure(
+        loads, given.seconds or (4.0 if given.quick else 60.0), given.quick, given.policy, given.over
+    )
     if given.plot is not None:
         draw(found, given.plot)
     if given.publish:
-        published.save("fidelity", shown(found), SEED, draw)
+        published.save("fidelity" if given.over == "client" else "fidelity-http", shown(found), SEED, draw)
     if given.json:
         print(json.dumps(report.conditions(SEED) | found, indent=2))
         return
     facts = {
         "policy": found["policy"],
+        "over": found["over"],
         "one request, ms": {name: round(ms, 2) for name, ms in found["models_ms"].items()},
         "to the worker, back, and jitter, ms": [
             round(found[name], 3) for name in ("there_ms", "back_ms", "jitter_ms")

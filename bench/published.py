@@ -165,6 +165,7 @@ COMMANDS = {
     "peers": "python -m bench.peers --publish",
     "overload": "python -m bench.overload --policies edf,adaptive --publish",
     "fidelity": "python -m bench.fidelity --publish --seconds 20",
+    "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
     **dict.fromkeys(figures.TABLES, f"python -m bench.paper {' '.join(figures.TABLES)} --no-live --publish"),
 }
@@ -177,6 +178,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "peers-details": ("peers", lambda found: show.details(found["rows"])),
     "overload": ("overload", _overload),
     "fidelity": ("fidelity", _fidelity),
+    "fidelity-http": ("fidelity-http", _fidelity),
     "disturbance": ("disturbance", _disturbance),
     **{name: (name, render) for name, render in figures.TABLES.items()},
 }

@@ -118,9 +118,10 @@ def test_what_a_request_costs_the_controller() -> None:
 
 
 @pytest.mark.slow
-def test_a_live_run_stands_beside_its_simulation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", ["client", "http"])
+def test_a_live_run_stands_beside_its_simulation(tmp_path: Path, over: str) -> None:
     """How near they are depends on what else the machine does; here, that both are of the same requests."""
-    found = fidelity.measure((0.3,), 1.0, quick=True)
+    found = fidelity.measure((0.3,), 1.0, quick=True, over=over)
     lines = fidelity.table(found)
     assert [line["simulated with"] for line in lines] == list(fidelity.HOWS)
     for line in lines:

@@ -1,0 +1,147 @@
+"""Who sends arrivals to a live cluster: the Python client, or an HTTP client through a gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bench import gateway
+from bench.peers import client as http_client
+from bench.peers.roads import HEADER_LENGTH, Http, Verdict, floats
+from clockwork import load
+from clockwork.client import Client
+from clockwork.clock import SECOND, now_ns
+from clockwork.gateway.tensors import name_of_dtype
+from clockwork.sim.workloads import Arrivals
+from clockwork.tensors import Array
+
+PATIENCE_S = 10.0
+"""How long a request may take that has the cluster to itself."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sent:
+    """What became of arrivals; the arrays line up with them. Latencies count from when each was due."""
+
+    arrivals: Arrivals
+    good: npt.NDArray[np.bool_]  # answered within the SLO
+    answered: npt.NDArray[np.bool_]
+    latency_ns: npt.NDArray[np.int64]
+    lag_ns: npt.NDArray[np.int64]  # by which it was sent later than due
+
+
+class Sender(Protocol):
+    def alone(self, model: int, times: int) -> list[int]:
+        """Latencies, ns, of requests for one model, one after another."""
+        ...
+
+    def send(self, arrivals: Arrivals, slo_ns: int, seed: int) -> Sent: ...
+
+
+class ByClient:
+    """By clockwork.Client."""
+
+    def __init__(self, client: Client, models: Sequence[str]) -> None:
+        self._client = client
+        self._models = models
+
+    def alone(self, model: int, times: int) -> list[int]:
+        inputs = load.make_inputs(self._client.model(self._models[model]), 1, model)[0]
+        found = []
+        for _ in range(times):
+            begin_ns = now_ns()
+            self._client.infer(self._models[model], inputs, slo=PATIENCE_S)
+            found.append(now_ns() - begin_ns)
+        return found
+
+    def send(self, arrivals: Arrivals, slo_ns: int, seed: int) -> Sent:
+        run = load.run_live(self._client, arrivals, self._models, seed=seed)
+        good = run.outcome == load.Outcome.GOOD
+        return Sent(run.arrivals, good, good | (run.outcome == load.Outcome.LATE), run.latency_ns, run.lag_ns)
+
+
+class ByHttp:
+    """Over HTTP/1.1 with binary tensors, a connection for each request that is under way."""
+
+    def __init__(self, client: Client, models: Sequence[str], port: int) -> None:
+        infos = [client.model(name) for name in models]
+        self._inputs = [load.make_inputs(info, 1, index)[0] for index, info in enumerate(infos)]
+        self._models = models
+        self._port = port
+
+    def _requests(self, slo_ns: int) -> Http:
+        bodies, headers = zip(*(http_request(one, slo_ns // 1000) for one in self._inputs))
+        return Http(
+            [f"/v2/models/{name}/infer" for name in self._models], headers, bodies,
+            lambda reply: floats(reply.body[reply.header_bytes :]),
+        )  # fmt: skip
+
+    def alone(self, model: int, times: int) -> list[int]:
+        requests = self._requests(round(PATIENCE_S * SECOND))
+
+        async def one_by_one() -> list[int]:
+            road = requests.open(self._port)
+            found = []
+            for _ in range(times):
+                begin_ns = now_ns()
+                reply = await http_client.ask(road, model, PATIENCE_S)
+                if reply.verdict is not Verdict.ANSWERED:
+                    raise RuntimeError(f"{self._models[model]} was not answered: {reply.said}")
+                found.append(now_ns() - begin_ns)
+            await road.close()
+            return found
+
+        return http_client.run(one_by_one())
+
+    def send(self, arrivals: Arrivals, slo_ns: int, seed: int) -> Sent:
+        requests = self._requests(slo_ns)
+        found = http_client.run(
+            http_client.offer(
+                lambda: requests.open(self._port), arrivals.t_ns.tolist(), arrivals.model.tolist(),
+                slo_ns, PATIENCE_S,
+            )
+        )  # fmt: skip
+        answered = found.verdicts == Verdict.ANSWERED
+        return Sent(
+            arrivals, answered & (found.elapsed_ns <= slo_ns), answered, found.elapsed_ns, found.lag_ns
+        )
+
+
+def http_request(inputs: dict[str, Array], timeout_us: int) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of one request with binary tensors; every output binary, too."""
+    header = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": name,
+                    "datatype": name_of_dtype(array.dtype.name),
+                    "shape": list(array.shape),
+                    "parameters": {"binary_data_size": array.nbytes},
+                }
+                for name, array in inputs.items()
+            ],
+            "parameters": {"timeout": timeout_us, "binary_data_output": True},
+        }
+    ).encode()
+    body = header + b"".join(array.tobytes() for array in inputs.values())
+    return body, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
+
+
+@contextlib.contextmanager
+def sender(over: str, client: Client, endpoint: str, models: Sequence[str]) -> Iterator[Sender]:
+    """over: "client" or "http"; with "http" a gateway runs meanwhile."""
+    if over == "client":
+        yield ByClient(client, models)
+        return
+    process, port, _ = gateway.started(endpoint)
+    try:
+        yield ByHttp(client, models, port)
+    finally:
+        process.terminate()
+        process.wait()

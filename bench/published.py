@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
+from bench.grid.markdown import table as policies_table
 from bench.paper import tables as figures
 from bench.peers import show
 
@@ -149,6 +150,19 @@ def _fidelity(found: dict[str, Any]) -> Lines:
     return lines
 
 
+def _roundtrip(found: dict[str, Any]) -> Lines:
+    return [
+        "| path | calls | p50 | p99 |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['path']} | {row['calls']:,} | {row['p50_us']:.0f} us | {row['p99_us']:.0f} us |"
+            for row in found["rows"]
+        ),
+        "",
+        f"Ratio of the medians, block by block: {found['p50 ratio, median of blocks']:.2f}.",
+    ]
+
+
 def _disturbance(found: dict[str, Any]) -> Lines:
     return [
         "| meanwhile | requests | p50 | p99 | times the undisturbed |",
@@ -161,13 +175,20 @@ def _disturbance(found: dict[str, Any]) -> Lines:
     ]
 
 
+SIMULATED = [name for name in figures.TABLES if name != "fig2"]
+"""Figures of the paper whose live form is not published."""
+
 COMMANDS = {
     "peers": "python -m bench.peers --publish",
     "overload": "python -m bench.overload --policies edf,adaptive --publish",
     "fidelity": "python -m bench.fidelity --publish --seconds 20",
     "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
-    **dict.fromkeys(figures.TABLES, f"python -m bench.paper {' '.join(figures.TABLES)} --no-live --publish"),
+    "roundtrip": "python -m bench.roundtrip --publish",
+    "grid": "python -m bench.grid run --seed 1001 --publish",
+    **dict.fromkeys(SIMULATED, f"python -m bench.paper {' '.join(SIMULATED)} --no-live --publish"),
+    "fig2": "python -m bench.paper fig2 --publish",
+    "fig9-full": "python -m bench.paper fig9 --full --mapping shuffled --devices 56 --policies adaptive --publish",
 }
 """By file, what makes it."""
 
@@ -180,7 +201,11 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "fidelity": ("fidelity", _fidelity),
     "fidelity-http": ("fidelity-http", _fidelity),
     "disturbance": ("disturbance", _disturbance),
+    "roundtrip": ("roundtrip", _roundtrip),
+    "grid-resident": ("grid", lambda found: policies_table(found["rows"], resident=True)),
+    "grid-pressed": ("grid", lambda found: policies_table(found["rows"], resident=False)),
     **{name: (name, render) for name, render in figures.TABLES.items()},
+    "fig9-full": ("fig9-full", figures.TABLES["fig9"]),
 }
 """By the name in the marks: the file, and what makes lines of it."""
 

@@ -1,6 +1,6 @@
 """How long is a request under way beyond its inference? A null model against a bare relay.
 
-    python -m bench.roundtrip [--quick] [--json]
+    python -m bench.roundtrip [--quick] [--json] [--publish]
 
 Blocks of calls alternate between Client.infer and a relay of three processes that carries the same
 header and tensor, in one run, so that noise meets both.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench import report
+from bench import published, report
 from bench.cluster import Cluster
 from bench.relay import Relay
 from clockwork.client import Client, encode_request
@@ -73,6 +73,7 @@ def compare(ours: list[int], bare: list[int]) -> dict[str, float]:
 
 def main() -> None:
     parser = report.command_line(__doc__)
+    report.publishing(parser)
     arguments = parser.parse_args()
     with Cluster() as cluster, cluster.client() as client, Relay() as relay:
         client.register("null", zoo.build("null", seed=SEED))
@@ -82,7 +83,10 @@ def main() -> None:
         {"path": "clockwork", "calls": len(ours), **report.percentiles(ours, marks)},
         {"path": "bare relay", "calls": len(bare), **report.percentiles(bare, marks)},
     ]
-    report.show("round trip of a null model", SEED, rows, compare(ours, bare), arguments.json)
+    ratios = compare(ours, bare)
+    if arguments.publish:
+        published.save("roundtrip", {"rows": rows, **ratios}, SEED)
+    report.show("round trip of a null model", SEED, rows, ratios, arguments.json)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench import report
-from bench.grid import bounds, cells, extras, policies, run, tables
+from bench import published, report
+from bench.grid import bounds, cells, extras, markdown, policies, run, tables
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -69,6 +69,7 @@ def main() -> None:
     "--forget", multiple=True, type=click.Choice(policies.POLICIES), help="Measure this policy anew."
 )
 @click.option("--no-bounds", is_flag=True, help="Leave out the upper bounds.")
+@click.option("--publish", is_flag=True, help="Write docs/results/ and the tables of the documents.")
 def run_command(
     names: tuple[str, ...],
     chosen: tuple[str, ...],
@@ -81,6 +82,7 @@ def run_command(
     any_commit: bool,
     forget: tuple[str, ...],
     no_bounds: bool,
+    publish: bool,
 ) -> None:
     """Measure, save after each result, print the table; go on where an interrupted run was."""
     path = out or RESULTS / f"grid-{'quick' if quick else 'full'}-{seed}.json"
@@ -101,6 +103,10 @@ def run_command(
         raise click.ClickException(str(error)) from None
     tables.show(book, Console(width=None if os.isatty(1) else 220))
     click.echo(f"saved as {path}")
+    if publish:
+        published.save(
+            "grid", markdown.kept(book), plan.first_seed, lambda _, place: tables.plot(book, place)
+        )
 
 
 @main.command("table")

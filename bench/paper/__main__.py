@@ -63,7 +63,11 @@ def experiment(
     if publish:
         written.append(
             published.save(
-                name, result.to_json(), setting.seed, lambda _, path: figure.savefig(path, dpi=DOTS), begun_s
+                name if setting.form != "full" else f"{name}-full",
+                result.to_json(),
+                setting.seed,
+                lambda _, path: figure.savefig(path, dpi=DOTS),
+                begun_s,
             )
         )
     progress.console.print(table(result.title, result.rows, module.SHOWN))

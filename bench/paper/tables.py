@@ -102,11 +102,53 @@ def fig8(found: Found) -> list[str]:
     )
 
 
-TABLES: dict[str, Callable[[Found], list[str]]] = {"fig5": fig5, "fig6": fig6, "fig7": fig7, "fig8": fig8}
+def fig2(found: Found) -> list[str]:
+    """Percentiles above the median."""
+    return _columns(found["rows"], {
+        "executions": "where", "count": "count", "p50, ms": "p50_ms", "p99 above it, %": "p99_above_%",
+        "p99.9, %": "p99.9_above_%", "p99.99, %": "p99.99_above_%",
+    })  # fmt: skip
+
+
+def fig9(found: Found) -> list[str]:
+    """Requests in time, and latencies; of the fewest devices that were found, and of 12."""
+    return _columns(found["rows"], {
+        "mapping": "mapping", "policy": "policy", "V100s": "devices", "within the SLO, %": "goodput_%",
+        "bound, %": "bound_%", "late": "late", "p50, ms": "p50_ms", "p99": "p99_ms", "p99.9999": "p99.9999_ms",
+        "cold, %": "cold_%", "executing, %": "device_busy_%",
+    })  # fmt: skip
+
+
+def fig11(found: Found) -> list[str]:
+    """Emulated workers, and what the scheduler takes for them."""
+    return _columns(found["rows"], {
+        "policy": "policy", "workers": "devices", "offered/s": "rate", "bad, %": "bad_%",
+        "most with 90 % in time, /s": "peak/s", "scheduler, us a request": "scheduler_us",
+    })  # fmt: skip
+
+
+TABLES: dict[str, Callable[[Found], list[str]]] = {
+    "fig2": fig2, "fig5": fig5, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig9": fig9, "fig11": fig11,
+}  # fmt: skip
 
 
 def _policies(found: Found) -> list[str]:
     return [one for one in dict.fromkeys(row["policy"] for row in found["rows"]) if one != BOUND]
+
+
+def _columns(rows: Sequence[Found], names: dict[str, str]) -> list[str]:
+    """names: what a row has, by the column's title."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:,.7g}"
+        return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+    return [
+        f"| {' | '.join(names)} |",
+        "|---" * len(names) + "|",
+        *(f"| {' | '.join(cell(row.get(name)) for name in names.values())} |" for row in rows),
+    ]
 
 
 def _ms(value: float | None) -> str:

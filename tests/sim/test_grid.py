@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.grid import bounds, cells, extras, measure, policies, run, tables
+from bench.grid import bounds, cells, extras, markdown, measure, policies, run, tables
 
 TINY = dataclasses.replace(run.QUICK, requests=2000, screen_requests=1000, tolerance=1.05)
 TWO = [
@@ -133,7 +133,8 @@ def test_the_table_tells_lost_from_won() -> None:
             },
         }
 
-    lost, won = tables.rows({"cells": {"won": cell(110.0), "lost": cell(95.0)}})
+    book = {"plan": {}, "cells": {"won": cell(110.0), "lost": cell(95.0)}}
+    lost, won = tables.rows(book)
     assert (won.best_other, won.lost, lost.lost) == ("fifo", False, True)
     assert won.ratio["fifo"] == pytest.approx((1.1, 1.1, 1.1))
     assert won.ratio["edf"][0] == pytest.approx(110 / 80)
@@ -142,6 +143,11 @@ def test_the_table_tells_lost_from_won() -> None:
     assert won.refusal_ms["adaptive"]["1.2"] == pytest.approx(13.2), "the mean of 12.1, 13.2 and 14.3"
     assert math.isnan(won.refusal_ms["adaptive"]["1.5"]), "a book from before refusals were timed"
     assert tables.gap_closed([won]) == pytest.approx(math.log(1.1) / math.log(200 / 120))
+    kept = json.loads(json.dumps(markdown.kept(book), allow_nan=False))
+    lines = markdown.table(kept["rows"], resident=True)
+    assert lines[3] == "| won | 200 | 132 | 0.66 | fifo | 1.100 [1.100, 1.100] | - | 1.38 | 1.10 | 1.10 |"
+    assert lines[-1] == "Geometric means: 1.02 of the best other, 1.28 of `edf`. Lost: lost."
+    assert len(markdown.table(kept["rows"], resident=False)) == 2, "all models are resident in both"
 
 
 def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_have_them() -> None:

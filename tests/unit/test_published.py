@@ -68,7 +68,7 @@ def test_what_is_measured_anew_runs_each_command_once(capsys: pytest.CaptureFixt
     assert len(ran) == len(set(published.COMMANDS.values()))
     assert all(line[1] == "-m" for line in ran)
     said = capsys.readouterr().out
-    assert "fig5, fig6, fig7, fig8: python -m bench.paper fig5" in said
+    assert "fig5, fig6, fig7, fig8, fig9, fig11: python -m bench.paper fig5" in said
     assert re.search(r"took \d+ s the last time", said)
     ran.clear()
     with pytest.raises(SystemExit, match="there is no nonsense"):

@@ -1,0 +1,85 @@
+"""The grid's table as the documents show it, and what a results file keeps of a book."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bench.grid import tables
+from bench.grid.policies import OURS
+from bench.grid.statistics import geometric_mean
+
+Kept = dict[str, Any]
+
+
+def kept(book: dict[str, Any]) -> Kept:
+    """The plan, and of every cell and memory manager goodputs, ratios and overload; not every point."""
+    return {
+        "plan": book["plan"],
+        "rows": [
+            _finite(dataclasses.asdict(row))
+            | {
+                "best_other": row.best_other,
+                "lost": row.lost,
+                "spec": book["cells"][row.cell].get("spec", ""),
+            }
+            for row in tables.rows(book)
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """With null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(rows: Sequence[Kept], resident: bool) -> list[str]:
+    """Of the cells where every device holds every model, or of the others."""
+    shown = [row for row in rows if (row["memory"] == "") == resident and row["best_other"] in row["ratio"]]
+    titles = [
+        "cell", *([] if resident else ["memory"]), "bound", f"`{OURS}`", "of bound", "best other", "ratio",
+        "to `paper`", "to `edf`", "at 1.2x", "at 1.5x",
+    ]  # fmt: skip
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in shown:
+        other, bound, ours = row["best_other"], row["bound"], row["goodput"][OURS]
+        mean, low, high = row["ratio"][other]
+        cells = [
+            row["cell"],
+            *([] if resident else [row["memory"]]),
+            f"{bound:,.0f}",
+            f"{ours:,.0f}",
+            f"{ours / bound:.2f}" if bound else "-",
+            other,
+            f"{mean:.3f}" if high is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]",
+            *(f"{row['ratio'][name][0]:.3g}" if name in row["ratio"] else "-" for name in tables.REFERENCES),
+            *(_beyond(row, times) for times in ("1.2", "1.5")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lost = [row["cell"] for row in shown if row["lost"]]
+    if not shown:
+        return lines
+    means = ", ".join(
+        f"{geometric_mean(ratios):.2f} of {title}"
+        for title, ratios in (
+            ("the best other", [row["ratio"][row["best_other"]][0] for row in shown]),
+            ("`edf`", [row["ratio"]["edf"][0] for row in shown if "edf" in row["ratio"]]),
+        )
+        if ratios
+    )
+    return [*lines, "", f"Geometric means: {means}. Lost: {', '.join(lost) or 'none'}."]
+
+
+def _beyond(row: Kept, times: str) -> str:
+    """Good answers a second when each is offered so many times its own goodput: ours to the best other's."""
+    ours, other = (
+        row["overload"].get(one, {}).get(times, 0.0) * row["goodput"][one]
+        for one in (OURS, row["best_other"])
+    )
+    return f"{ours / other:.2f}" if other else "-"

@@ -5,7 +5,7 @@
 Per model and holding, every round interleaved so that noise meets all: LOAD with the file in the OS's
 cache beside a memcpy of the same bytes, LOAD without it beside a sequential read from the disk,
 ONNX Runtime's own load (from the original file, and from an optimised one with mapped weights), then
-executions beside plain ONNX Runtime, and the first inferences after a LOAD.
+executions beside plain ONNX Runtime, and the first inferences after a LOAD; and which one registration chooses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from clockwork.tensors import decode_tensor, encode_array
 SEED = 1
 MODELS = ("resnet50", "transformer", "wide_mlp")
 HOLDINGS = ("bound", "packed")
-BATCHES = (1, 8)
+BATCHES = (1, 4, 8)
 ACTION_S = 120.0
 READ_BYTES = 8 << 20
 TOLERANCE = 1e-3
@@ -65,6 +65,7 @@ class Site:
                 package, place, fingerprint(1), PAGE_BYTES, {"holding": holding, "batch_max": max(BATCHES)}
             )
             self.directory[holding] = next((place / "prepared").iterdir())
+        self.chosen = prepare(package, store / "auto", fingerprint(1), PAGE_BYTES, {}).holding
         options = _options()
         options.optimized_model_filepath = str(self.optimised)
         options.add_session_config_entry(
@@ -220,6 +221,7 @@ def _row(
     return {
         "model": site.name,
         "holding": prepared.holding,
+        "chosen": prepared.holding == site.chosen,
         "MB": prepared.weights_bytes / 1e6,
         "resident_MB": prepared.resident_bytes / 1e6,
         "load_ms": load / 1e6,

@@ -40,9 +40,13 @@ POINT_SECONDS = 0.25
 PROFILE_SECONDS = 2.0
 """No further batch size is begun after this."""
 
-COMPARE_NS = 400_000_000
-"""The most that one execution may take when two holdings are compared."""
+COMPARE_SECONDS = 2.0
+"""No further batch size is begun after this when two holdings are compared."""
 
+COMPARE_NS = 400_000_000
+"""No batch is compared of which one execution is expected to take longer."""
+
+PAIRS_MIN = 5
 RUNS_MIN = 3
 RUNS_MAX = 50
 THREADS_MAX = 256
@@ -56,21 +60,22 @@ LOADS_MAX = 10
 
 
 class Bench:
-    """Prepared models on a device of their own; one is loaded at a time. A CPU device measures CPU time if it can."""
+    """Prepared models on a device of their own, with pages for all. A CPU device measures CPU time if it can."""
 
     def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
         """directories: of one prepared model each, which must lie where prepared models lie."""
         self._prepared = [PreparedModel.read(directory) for directory in directories]
-        pages = max(sum(one.runs) for one in self._prepared)
+        pages = sum(sum(one.runs) for one in self._prepared)
         self._device = _open_device(fingerprint, max(1, pages) * page_bytes, page_bytes)
         self._ids = itertools.count(1)
         self.workspace_bytes = 1
         """The most that an execution has taken of a CPU device's workspace: at least 1, for 0 is not measured."""
         self._starts: list[list[int]] = []
         try:
+            page = 0
             for index, (directory, prepared) in enumerate(zip(directories, self._prepared)):
-                # All begin at page 0: one model is loaded at a time.
-                self._starts.append([0, *itertools.accumulate(prepared.runs)][: len(prepared.runs)])
+                self._starts.append(list(itertools.accumulate(prepared.runs, initial=page))[:-1])
+                page += sum(prepared.runs)
                 self._device.prepare(index, str(directory))
         except BaseException:
             self.close()
@@ -152,29 +157,53 @@ def execution_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
     return round(statistics.median(times))
 
 
-class Timing(NamedTuple):
-    """Execution times of one holding, in ns: of one row, and of a batch."""
+class Compared(NamedTuple):
+    """Two holdings of one model at one batch size."""
 
-    alone_ns: int
     batch: int
-    joined_ns: int
-
-    def over(self, other: Timing) -> float:
-        """How much longer this one takes: the geometric mean of one row and a batch."""
-        ratio = self.alone_ns / other.alone_ns
-        return math.sqrt(ratio * self.joined_ns / other.joined_ns) if self.batch == other.batch else ratio
+    ratio: float  # how many times as long the first one's execution takes: the median over executions in turn
 
 
-def time_holding(bench: Bench, index: int, inputs: Sequence[Array], batch: int) -> Timing:
-    """Load the model, time it, unload it. A batch that would take too long is made smaller."""
-    bench.load(index)
-    alone_ns = joined_ns = execution_time(bench, index, inputs)
-    while batch > 2 and batch * alone_ns > COMPARE_NS:
-        batch //= 2
-    if batch > 1:
-        joined_ns = execution_time(bench, index, tile(inputs, batch))
-    bench.unload(index)
-    return Timing(alone_ns, batch, joined_ns)
+def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list[Compared]:
+    """The bench's first two models at rising batch sizes, as long as a larger batch helps either of them.
+
+    Both are loaded meanwhile and execute in turn, so that whatever else the machine does meets both. inputs: one row
+    where the model batches. Raises RunError.
+    """
+    found: list[Compared] = []
+    best = [0.0, 0.0]
+    bench.load(0)
+    bench.load(1)
+    give_up = time.monotonic() + COMPARE_SECONDS
+    for size in sizes:
+        pairs = _in_turn(bench, tile(inputs, size))
+        medians = [statistics.median(times) for times in zip(*pairs)]
+        gains = [size / taken_ns / BATCH_GAIN >= before for taken_ns, before in zip(medians, best)]
+        if found and not any(gains):
+            break
+        found.append(Compared(size, statistics.median(first / second for first, second in pairs)))
+        best = [max(before, size / taken_ns) for taken_ns, before in zip(medians, best)]
+        if time.monotonic() > give_up or 2 * max(medians) > COMPARE_NS:
+            break
+    bench.unload(0)
+    bench.unload(1)
+    return found
+
+
+def _in_turn(bench: Bench, inputs: Sequence[Array]) -> list[tuple[int, int]]:
+    """Times of executions of the bench's first two models in ns, pair by pair, after a warm-up of each."""
+    pairs: list[tuple[int, int]] = []
+    bench.run(0, inputs)
+    bench.run(1, inputs)
+    give_up = time.monotonic() + POINT_SECONDS
+    while len(pairs) < PAIRS_MIN or (len(pairs) < RUNS_MAX and time.monotonic() < give_up):
+        pairs.append((max(1, bench.run(0, inputs)[1]), max(1, bench.run(1, inputs)[1])))
+    return pairs
+
+
+def overall(compared: Sequence[Compared]) -> float:
+    """How many times as long the first holding takes: the geometric mean over all batch sizes alike."""
+    return math.exp(statistics.fmean(math.log(one.ratio) for one in compared))
 
 
 def batch_sizes(batch_max: int) -> list[int]:

@@ -66,11 +66,8 @@ from clockwork.tensors import Array
 
 Progress = Callable[[str, int, int], None]
 
-COMPARED_BATCH = 8
-"""Holdings of models that batch are compared with one row and with so many."""
-
 TIE = 1.10
-"""Execution times of the two holdings within this factor are a tie, which goes to bound."""
+"""Execution times of the two holdings within this factor are a tie, which goes to bound: it is loaded faster."""
 
 KEPT_SHARE_MAX = 0.1
 KEPT_BYTES_MIN = 64 << 10
@@ -332,9 +329,8 @@ class _Preparation:
         try:
             chosen = 0
             if len(names) == 2:
-                batch = min(batch_max, COMPARED_BATCH) if proof.batches else 1
-                bound, packed = (measure.time_holding(bench, index, rows[0], batch) for index in (0, 1))
-                chosen = 1 if bound.over(packed) > TIE else 0
+                sizes = measure.batch_sizes(batch_max) if proof.batches else [1]
+                chosen = int(measure.overall(measure.compare(bench, rows[0], sizes)) > TIE)
             load_ns = measure.load_time(bench, chosen)
             points, batch_max = measure.profile(bench, chosen, rows[0], proof.batches, batch_max)
             for row in rows[1:]:

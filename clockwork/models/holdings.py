@@ -28,7 +28,7 @@ from clockwork.models.prepared import (
     program_damage,
 )
 from clockwork.models.runtime import RunError, Session
-from clockwork.models.split import Program, Splitter, operator
+from clockwork.models.split import Program, Splitter
 from clockwork.tensors import Array
 
 
@@ -83,7 +83,6 @@ class Bound:
     program: Program
     layout: Layout
     weights: list[WeightSpec]
-    weights_bytes: int
     error: str  # why it does not work, or nothing
 
 
@@ -99,7 +98,7 @@ def build_bound(program: Program, directory: Path, page_bytes: int, reference: R
     path.unlink(missing_ok=True)
     if weights:
         write_weights(path, layout, [constant.data() for constant in program.weights], page_bytes)
-    return Bound(program, layout, weights, sum(sizes), _verify(program.model, path, layout, weights, page_bytes, reference))  # fmt: skip
+    return Bound(program, layout, weights, _verify(program.model, path, layout, weights, page_bytes, reference))  # fmt: skip
 
 
 def _verify(
@@ -122,37 +121,33 @@ def _verify(
 
 
 def choose_program(
-    splitter: Splitter, build: Callable[[Program], Bound], known: Sequence[str] | None
+    splitter: Splitter, whole: Program, build: Callable[[Program], Bound], known: Sequence[str]
 ) -> tuple[Bound, list[str], str]:
     """The program with the fewest weights inside that works, operators whose weights stay, and why.
 
-    known: operators found to need their weights in an earlier model of this architecture.
+    whole: the program with none inside. known: operators found to need their weights in an earlier model of this
+    architecture.
     """
-
-    def keeping(operators: Sequence[str]) -> Program:
-        wanted = set(operators)
-        return splitter.program(lambda constant: any(operator(node) in wanted for node, _ in constant.uses))
-
     if known:
-        bound = build(keeping(known))
+        bound = build(splitter.keeping(known))
         if not bound.error:
             return bound, list(known), _kept_note(bound.program, known, "")
-    bound = build(splitter.program())
+    bound = build(whole)
     if not bound.error:
         return bound, [], ""
     reason = bound.error
     users = splitter.weight_users()
-    bound = build(keeping(users))
+    bound = build(splitter.keeping(users))
     if bound.error:
         bound = build(splitter.program(lambda constant: True))
         return bound, users, _kept_note(bound.program, users, reason)
     # All but the culprits may leave again, one operator type after another.
     kept = users
     for name in users:
-        trial = build(keeping([one for one in kept if one != name]))
+        trial = build(splitter.keeping([one for one in kept if one != name]))
         if not trial.error:
             kept = [one for one in kept if one != name]
-    bound = build(keeping(kept))
+    bound = build(splitter.keeping(kept))
     return bound, kept, _kept_note(bound.program, kept, reason)
 
 

@@ -85,12 +85,13 @@ def resized(specs: Sequence[TensorSpec], inputs: Sequence[Array]) -> list[Array]
 
 
 def seen_outputs(
-    specs: Sequence[TensorSpec], answers: Sequence[Sequence[Array]], rows: bool
+    specs: Sequence[TensorSpec], answers: Sequence[Sequence[Sequence[int]]], rows: bool
 ) -> list[TensorSpec]:
-    """Outputs as declared, but fixed only in what all these answers have. rows: the first dimension counts rows."""
+    """Outputs as declared, but fixed only in what all these answers have. answers: the shapes of each one's outputs.
+    rows: the first dimension counts rows."""
     seen = []
     for index, spec in enumerate(specs):
-        shapes = [np.asarray(answer[index]).shape for answer in answers]
+        shapes = [answer[index] for answer in answers]
         if any(len(shape) != len(spec.shape) for shape in shapes):
             seen.append(TensorSpec(spec.name, spec.dtype, UNKNOWN_RANK))
             continue

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import onnx
 from clockwork.errors import InvalidModel
 from clockwork.models import batching, measure, prepare_program
 from clockwork.models import inputs as trial
-from clockwork.models.checksums import find_damage, read_plain, seal, unseal
+from clockwork.models.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.models.holdings import (
     Bound,
     Packed,
@@ -60,7 +60,7 @@ from clockwork.models.prepared import (
 )
 from clockwork.models.program import stored_damage
 from clockwork.models.runtime import RunError, Session, optimise
-from clockwork.models.split import Splitter
+from clockwork.models.split import Program, Splitter
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.tensors import Array
 
@@ -99,7 +99,8 @@ class Finding:
     batch_max: int
     load_ns: int
     profile: list[ProfilePoint]
-    workspace_bytes: int = 0  # 0: noted before this was measured
+    seen: list[list[list[int]]]  # the shapes of the outputs, for each of the inputs that were tried
+    workspace_bytes: int
 
 
 def prepare(
@@ -199,30 +200,38 @@ class _Preparation:
         splitter = Splitter(self._optimised)
         self._reference = self._refer(session, splitter)
         self._step(2)
-        bound_dir = self._directory()
-        bound, note = self._split(splitter, bound_dir)
-        total = bound.weights_bytes + bound.program.kept_bytes
-        has_weights = total > 0
+        program = whole = splitter.program()
+        kept = self._recall_kept(whole)
+        if kept:
+            program = splitter.keeping(kept)
+        finding = self._find(program)
+        bound: Bound | None = None
+        packed: Packed | None = None
+        bound_dir, packed_dir = self._directory(), self._directory()
+        if finding is not None and finding.holding == "packed":  # then bound would be made for nothing
+            packed = build_packed(self._optimised, packed_dir, self._reference)
+        if packed is None or packed.error:
+            bound, note = self._split(splitter, whole, kept, bound_dir)
+            program = bound.program
+            finding = self._find(program)
         del splitter
-        self._program = program_name(bound.program.model, self._fingerprint)
-        write_program(self._store, self._program, bound.program.model, self._fingerprint)
+        write_program(self._store, self._program, program.model, self._fingerprint)
 
         self._step(3)
-        finding = self._recall()
-        packed_dir = self._directory()
-        packed: Packed | None = None
-        if has_weights and self._forced != "bound" and (finding is None or finding.holding == "packed"):
+        total = program.weights_bytes + program.kept_bytes
+        wants_packed = self._forced != "bound" and (finding is None or finding.holding == "packed")
+        if packed is None and total > 0 and wants_packed:
             packed = build_packed(self._optimised, packed_dir, self._reference)
             if packed.error and self._forced == "packed":
                 raise InvalidModel(f"the packed holding does not work: {packed.error}")
-        if bound.error and (packed is None or packed.error):
+        if bound is not None and bound.error and (packed is None or packed.error):
             raise InvalidModel(f"the optimised model answers differently from the original: {bound.error}")
         choices: dict[str, tuple[PreparedModel, Path]] = {}
-        if not bound.error:
+        if bound is not None and not bound.error:
             prepared = self._prepared("bound" if bound.weights else "none", note)
             prepared.runs = bound.layout.runs
             prepared.weights = bound.weights
-            prepared.weights_bytes = prepared.resident_bytes = bound.weights_bytes
+            prepared.weights_bytes = prepared.resident_bytes = program.weights_bytes
             choices[prepared.holding] = (prepared, bound_dir)
         if packed is not None and not packed.error:
             prepared = self._prepared("packed", "")
@@ -230,8 +239,7 @@ class _Preparation:
             prepared.weights_bytes = total
             prepared.resident_bytes = packed.resident_bytes
             choices["packed"] = (prepared, packed_dir)
-        kept_bytes = bound.program.kept_bytes
-        if "packed" in choices and kept_bytes > max(KEPT_BYTES_MIN, KEPT_SHARE_MAX * total):
+        if "packed" in choices and program.kept_bytes > max(KEPT_BYTES_MIN, KEPT_SHARE_MAX * total):
             choices = {"packed": choices["packed"]}
         if self._forced == "packed" and "packed" in choices:
             choices = {"packed": choices["packed"]}
@@ -246,7 +254,8 @@ class _Preparation:
         prepared.load_ns = finding.load_ns
         prepared.profile = finding.profile
         prepared.workspace_bytes = finding.workspace_bytes
-        prepared.outputs = trial.seen_outputs(self._outputs, self._answers(session), finding.batches)
+        seen = [*finding.seen, *map(_shapes, self._reference.outputs)]
+        prepared.outputs = trial.seen_outputs(self._outputs, seen, finding.batches)
         prepared.outputs_verified = True
         if finding.batches:
             prepared.example = [[1, *shape[1:]] for shape in prepared.example]
@@ -304,17 +313,17 @@ class _Preparation:
             reference.check_deterministic()
         return reference
 
-    def _split(self, splitter: Splitter, directory: Path) -> tuple[Bound, str]:
+    def _split(
+        self, splitter: Splitter, whole: Program, kept: Sequence[str], directory: Path
+    ) -> tuple[Bound, str]:
         build = functools.partial(
             build_bound, directory=directory, page_bytes=self._page_bytes, reference=self._reference
         )
-        first = splitter.program().model if splitter.weights else b""
-        memo = self._store / "kept" / f"{hashlib.sha256(first + self._fingerprint.encode()).hexdigest()}.json"
-        known = _read_names(memo)
-        bound, kept, note = choose_program(splitter, build, known)
-        if kept and kept != known and not bound.error:
+        bound, names, note = choose_program(splitter, whole, build, kept)
+        if names and names != kept and not bound.error:
+            memo = self._kept_path(whole)
             memo.parent.mkdir(parents=True, exist_ok=True)
-            _replace(memo, seal({"kept": kept}))
+            _replace(memo, seal({"kept": names}))
         return bound, note
 
     def _measure(self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]) -> Finding:
@@ -339,8 +348,9 @@ class _Preparation:
             raise InvalidModel(f"the model fails on the device: {error}") from None
         finally:
             bench.close()
+        seen = [_shapes(answer) for answer in self._answers(session)]
         return Finding(
-            names[chosen], proof.batches, proof.note, batch_max, load_ns, points, bench.workspace_bytes
+            names[chosen], proof.batches, proof.note, batch_max, load_ns, points, seen, bench.workspace_bytes
         )
 
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
@@ -372,6 +382,24 @@ class _Preparation:
 
     # ----- what is known of a program --------------------------------------------------------
 
+    def _kept_path(self, whole: Program) -> Path:
+        key = hashlib.sha256(whole.model + self._fingerprint.encode()).hexdigest()
+        return self._store / "kept" / f"{key}.json"
+
+    def _recall_kept(self, whole: Program) -> list[str]:
+        """Operators that were found to need their weights inside, in an earlier model of this architecture."""
+        try:
+            body, is_sealed = unseal(read_plain(self._kept_path(whole)))
+            names = body["kept"]
+        except (OSError, ValueError, KeyError):
+            return []
+        return [str(name) for name in names] if is_sealed and type(names) is list else []
+
+    def _find(self, program: Program) -> Finding | None:
+        """Take this for the model's program; what is known of it."""
+        self._program = program_name(program.model, self._fingerprint)
+        return self._recall()
+
     def _finding_path(self) -> Path:
         about = [FORMAT_VERSION, self._batching, self._batch_max, bool(self._examples),
                  [[list(array.shape) for array in one] for one in self._reference.inputs]]  # fmt: skip
@@ -390,7 +418,7 @@ class _Preparation:
             return None
 
     def _remember(self, finding: Finding) -> None:
-        _replace(self._finding_path(), seal(dataclasses.asdict(finding)))
+        _replace(self._finding_path(), seal(fields_of(finding)))
 
     # ----- small things ----------------------------------------------------------------------
 
@@ -412,6 +440,10 @@ class _Preparation:
     def _step(self, index: int) -> None:
         if self._progress is not None:
             self._progress(_STEPS[index], index, len(_STEPS))
+
+
+def _shapes(answer: Sequence[Array]) -> list[list[int]]:
+    return [list(array.shape) for array in answer]
 
 
 def _dims(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
@@ -456,16 +488,6 @@ def _replace(path: Path, data: bytes) -> None:
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".incoming-", delete=False) as file:
         file.write(data)
     os.replace(file.name, path)
-
-
-def _read_names(path: Path) -> list[str] | None:
-    """Operators of a memo; None if there is none, or it cannot be relied upon."""
-    try:
-        body, is_sealed = unseal(read_plain(path))
-        names = body["kept"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return [str(name) for name in names] if is_sealed and type(names) is list else None
 
 
 def _install(directory: Path, target: Path, page_bytes: int) -> None:

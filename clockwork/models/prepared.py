@@ -25,7 +25,7 @@ from typing import Any
 
 from clockwork.config import RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidModel
-from clockwork.models.checksums import checksums_of, read_plain, seal, unseal
+from clockwork.models.checksums import checksums_of, fields_of, read_plain, seal, unseal
 from clockwork.scheduler.types import ProfilePoint
 from clockwork.tensors import DTYPES, STRING, dtype_name
 
@@ -124,7 +124,7 @@ class PreparedModel:
     def write(self, directory: Path) -> None:
         """Describe a directory whose other files are there, and will not change any more."""
         self.checksums = checksums_of(directory, but=[PREPARED_FILE])
-        (directory / PREPARED_FILE).write_bytes(seal(dataclasses.asdict(self)))
+        (directory / PREPARED_FILE).write_bytes(seal(fields_of(self)))
 
     @staticmethod
     def read(directory: Path | str) -> PreparedModel:

@@ -9,8 +9,9 @@ names, documentation or metadata of the exporter. Two models of one architecture
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ class Constant:
         kind = tensor.data_type
         if self.is_sparse or kind in (TensorProto.STRING, TensorProto.UNDEFINED) or not tensor.dims:
             return False
-        count = int(np.prod(tensor.dims, dtype=object))
+        count = math.prod(tensor.dims)
         if count == 0 or any(at in _CONSTANT_INPUTS.get(node.op_type, ()) for node, at in self.uses):
             return False
         if kind in _FLOATS or kind in _NARROW or count > SMALL_INTEGERS:
@@ -114,6 +115,10 @@ class Program:
     model: bytes  # canonical ONNX file
     weights: list[Constant]  # in the order of the inputs that follow the model's own
     kept: list[Constant]  # weights that had to stay inside
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(constant.size for constant in self.weights)
 
     @property
     def kept_bytes(self) -> int:
@@ -174,6 +179,11 @@ class Splitter:
             if opset.domain in used:
                 model.opset_import.append(helper.make_opsetid(opset.domain, opset.version))
         return Program(model.SerializeToString(deterministic=True), list(leaving.values()), kept)
+
+    def keeping(self, operators: Sequence[str]) -> Program:
+        """The program in which the weights of these operators stay inside."""
+        wanted = set(operators)
+        return self.program(lambda constant: any(operator(node) in wanted for node, _ in constant.uses))
 
     # ----- taking apart ----------------------------------------------------------------------
 

@@ -211,6 +211,7 @@ def test_a_damaged_package_is_not_prepared(workshop: Workshop, what: str, tmp_pa
 def test_a_fine_tune_costs_no_measurement(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     first = workshop.prepare(small_net(1))
     monkeypatch.setattr(preparation.measure, "Bench", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(preparation._Preparation, "_answers", lambda *_: pytest.fail("asked again"))
     second = workshop.prepare(small_net(2, prefix="other/"))
     monkeypatch.undo()
     assert second.program == first.program
@@ -220,11 +221,23 @@ def test_a_fine_tune_costs_no_measurement(workshop: Workshop, monkeypatch: pytes
         first.batch_max,
     )
     assert (second.batches, second.batching_note) == (first.batches, first.batching_note)
+    assert [one.shape for one in second.outputs] == [one.shape for one in first.outputs]
     assert len(os.listdir(workshop.store / "programs")) == 1
     x = normal(2, 8)
     for seed, prepared in ((1, first), (2, second)):
         expected = Session(small_net(seed).SerializeToString(), optimise=True).run([x])
         assert difference(workshop.serve(prepared, x), expected) == ""
+
+
+def test_of_a_packed_fine_tune_nothing_else_is_made(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation.measure, "overall", lambda _: 2.0)
+    first = workshop.prepare(small_net(1))
+    assert first.holding == "packed"
+    monkeypatch.setattr(preparation, "build_bound", lambda *_, **__: pytest.fail("made for nothing"))
+    second = workshop.check(small_net(2), normal(2, 8))
+    assert (second.holding, second.program) == ("packed", first.program)
 
 
 def test_registering_fine_tunes_is_fast(workshop: Workshop) -> None:

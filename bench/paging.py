@@ -18,7 +18,7 @@ import random
 import subprocess
 import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ ZIPF = 0.9
 LOAD = 0.6
 ARCHITECTURES = 20
 UPLOADS_AT_ONCE = 8
+MADE_AHEAD = 128
+"""Small models that the benchmark makes, and holds in memory, before the clock runs that registers them."""
 
 
 # ----- models of 100 MB ----------------------------------------------------------------------
@@ -195,7 +197,7 @@ def thousands(
             "arena, MiB": round(arena_bytes / 2**20, 1),
             "first of each architecture registered, s": round(first_s, 2),
             "registration of the others, models/s": round(rate, 1),
-            "of which the benchmark made the models, s": round(making_s, 2),
+            "the benchmark made them, s": round(making_s, 2),
             "controller memory of one model, KB": round(each / 1e3, 1),
             "restart until all are ready, s": round(restart_s, 2),
             "answers checked": checked,
@@ -218,21 +220,21 @@ SMALL_PAGE_BYTES = 64 << 10
 def _register(
     client: Client, bases: list[onnx.ModelProto], names: list[str], families: int, seed: int
 ) -> tuple[float, float]:
-    """(models per second, seconds spent on making them here). Several registrations are under way at once."""
-    making_ns = 0
-    waiting: list[Future[Any]] = []
-    begin_ns = now_ns()
+    """(models per second, seconds spent on making them here, which do not count). Several are under way at once."""
+    making_ns = taken_ns = 0
     with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
-        for index in range(families, len(names)):
+        for first in range(families, len(names), MADE_AHEAD):
+            begin_ns = now_ns()
+            bodies = {
+                names[index]: zoo.fine_tune(bases[index % families], seed=seed + index).SerializeToString()
+                for index in range(first, min(first + MADE_AHEAD, len(names)))
+            }
             made_ns = now_ns()
-            body = zoo.fine_tune(bases[index % families], seed=seed + index).SerializeToString()
-            making_ns += now_ns() - made_ns
-            waiting.append(pool.submit(client.register, names[index], body))
-            if len(waiting) >= 4 * UPLOADS_AT_ONCE:
-                waiting.pop(0).result()
-        for future in waiting:
-            future.result()
-    return max(1, len(names) - families) / ((now_ns() - begin_ns) / 1e9), making_ns / 1e9
+            for _ in pool.map(client.register, bodies, bodies.values()):
+                pass
+            making_ns += made_ns - begin_ns
+            taken_ns += now_ns() - made_ns
+    return max(1, len(names) - families) / (taken_ns / 1e9), making_ns / 1e9
 
 
 def _check(

@@ -6,7 +6,6 @@ import concurrent.futures
 import hashlib
 import math
 import os
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from clockwork.messages import (
     UploadChunk,
     UploadNeed,
 )
-from clockwork.models.package import PROFILE_FILE, hash_file
+from clockwork.models.package import MODEL_FILE, PROFILE_FILE, hash_file
 from clockwork.profiles import ModelProfile
 from clockwork.telling import tell as tell_value
 from clockwork.tensors import Array, as_array, decode_tensor, encode_array
@@ -522,31 +521,30 @@ def register(
     """Client.register(); blocks its thread. ``opened`` is called with the exchange once there is one."""
     checked_model(name)
     tell = progress if progress is not None else lambda stage, done, total: None
-    with tempfile.TemporaryDirectory(prefix="clockwork-register-") as scratch:
-        files = _package(model, examples, Path(scratch))
-        rows = []
-        for index, (path, source) in enumerate(files):
-            tell("hash", index, len(files))
-            rows.append([path, *_size_and_sha256(source)])
-        request_id = connection.next_id()
-        try:
-            header = wire.check(Register(request_id, name, rows, options))
-        except wire.WireError as error:
-            raise InvalidModel(f"a package of {len(files)} files: {error}") from None
-        stall_ns = config.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
-        exchange = connection.exchange(request_id, header, stall_ns, renewed=timeout_ns is None)
-        if opened is not None:
-            opened(exchange)
-        try:
-            return made(
-                ModelInfo.from_wire,
-                _upload(exchange, request_id, [source for _, source in files], rows, tell),
-            )
-        finally:
-            exchange.close()
+    files = _package(model, examples)
+    rows = []
+    for index, (path, source) in enumerate(files):
+        tell("hash", index, len(files))
+        rows.append([path, *_size_and_sha256(source)])
+    request_id = connection.next_id()
+    try:
+        header = wire.check(Register(request_id, name, rows, options))
+    except wire.WireError as error:
+        raise InvalidModel(f"a package of {len(files)} files: {error}") from None
+    stall_ns = config.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
+    exchange = connection.exchange(request_id, header, stall_ns, renewed=timeout_ns is None)
+    if opened is not None:
+        opened(exchange)
+    try:
+        return made(
+            ModelInfo.from_wire,
+            _upload(exchange, request_id, [source for _, source in files], rows, tell),
+        )
+    finally:
+        exchange.close()
 
 
-def _package(model: Any, examples: Any, scratch: Path) -> list[tuple[str, Path | bytes]]:
+def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
     if isinstance(model, ModelProfile):
         if examples is not None:
             raise InvalidModel("a profile has been measured already: it takes no examples")
@@ -561,22 +559,23 @@ def _package(model: Any, examples: Any, scratch: Path) -> list[tuple[str, Path |
         return program.package_files(Path(model))
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
+    data: bytes | None = None
     if isinstance(model, (str, os.PathLike)):
         path = Path(model)
     else:
         data = model if isinstance(model, bytes) else getattr(model, "SerializeToString", lambda: None)()
         if not isinstance(data, bytes):
             raise InvalidModel(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")
-        path = scratch / "model.onnx"
-        path.write_bytes(data)
+        path = Path(MODEL_FILE)  # by which name it is spoken of
     if examples is not None and not isinstance(examples, Mapping):
         rows = examples if isinstance(examples, Sequence) else [examples]
         if not all(isinstance(row, Mapping) for row in rows):
-            names = [value.name for value in onnx_import.real_inputs(onnx_import.read_model(path))]
+            proto = onnx_import.check_model(path, data)
+            names = [value.name for value in onnx_import.real_inputs(proto)]
             if len(names) != 1:
                 raise InvalidModel(f"examples of a model with the inputs {names} are dicts by input name")
             examples = {names[0]: as_array(examples)}
-    return onnx_import.package_files(path, examples)
+    return onnx_import.package_files(path, examples, data)
 
 
 def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:
@@ -597,7 +596,7 @@ def _upload(
 ) -> Any:
     """Answer what the controller asks for, until it replies; the reply's body."""
     total = sum(row[1] for row in rows)
-    chunks: Iterator[tuple[int, int, bytes]] = iter(())
+    chunks: Iterator[tuple[int, int, bytes | memoryview]] = iter(())
     sent_bytes = window = unacknowledged = 0
     while True:
         message, frames = exchange.receive()
@@ -623,13 +622,13 @@ def _upload(
 
 def _chunks(
     sources: Sequence[Path | bytes], rows: Sequence[Sequence[Any]], chunk_bytes: int
-) -> Iterator[tuple[int, int, bytes]]:
+) -> Iterator[tuple[int, int, bytes | memoryview]]:
     """(file, offset, bytes) of every chunk; an empty file has none. Raises InvalidModel if a file shrank."""
     for index, (source, row) in enumerate(zip(sources, rows)):
         size = row[1]
         if isinstance(source, bytes):
             for offset in range(0, size, chunk_bytes):
-                yield index, offset, source[offset : offset + chunk_bytes]
+                yield index, offset, memoryview(source)[offset : offset + chunk_bytes]
             continue
         with open(source, "rb") as file:
             for offset in range(0, size, chunk_bytes):

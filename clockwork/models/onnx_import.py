@@ -48,6 +48,11 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise InvalidModel(f"{path} does not exist") from None
     except OSError as error:
         raise InvalidModel(f"{path} cannot be read: {error.strerror}") from None
+    return parse_model(data, path.name)
+
+
+def parse_model(data: bytes, name: str) -> onnx.ModelProto:
+    """The protobuf of an ONNX file of this name, in memory. Raises InvalidModel."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -55,21 +60,24 @@ def read_model(path: Path) -> onnx.ModelProto:
         # An ONNX file begins with field 1, ir_version, a small varint.
         begun = len(data) > 2 and data[0] == 0x08 and 1 <= data[1] < 0x40
         what = "is truncated or damaged" if begun else "is not an ONNX model"
-        raise InvalidModel(f"{path.name} {what} ({len(data)} bytes)") from None
+        raise InvalidModel(f"{name} {what} ({len(data)} bytes)") from None
     if not model.ir_version or not model.HasField("graph"):
-        raise InvalidModel(f"{path.name} is not an ONNX model ({len(data)} bytes hold no graph)")
+        raise InvalidModel(f"{name} is not an ONNX model ({len(data)} bytes hold no graph)")
     return model
 
 
-def check_model(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file and check all that can be checked without running it. Raises InvalidModel."""
+def check_model(path: Path, data: bytes | None = None) -> onnx.ModelProto:
+    """Read an ONNX file and check all that can be checked without running it. Raises InvalidModel.
+
+    data: what the file would hold, where that is in memory and nothing lies beside it.
+    """
     path = Path(path)
-    model = read_model(path)
+    model = read_model(path) if data is None else parse_model(data, path.name)
     _check_versions(model, path.name)
     _check_graph(model, path.name)
     for location in external_files(model):
         file = external_path(path.parent, location)
-        if not file.is_file():
+        if data is not None or not file.is_file():
             raise InvalidModel(f"{path.name} refers to external data {location!r}, which is not beside it")
     for tensor in tensors_of(model):
         _check_tensor(tensor, path)
@@ -223,14 +231,16 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
 # ----- what a client uploads -----------------------------------------------------------------
 
 
-def package_files(model_path: Path, examples: Examples = None) -> list[tuple[str, Path | bytes]]:
+def package_files(
+    model_path: Path, examples: Examples = None, data: bytes | None = None
+) -> list[tuple[str, Path | bytes]]:
     """What a client uploads, model first: (path in the package, source file or bytes). Raises InvalidModel.
 
-    The model is checked first. examples: see Examples; keys must be names of the model's inputs.
+    The model is checked first. examples: see Examples; keys must be names of the model's inputs. data: see check_model().
     """
     model_path = Path(model_path)
-    model = check_model(model_path)
-    files: list[tuple[str, Path | bytes]] = [(MODEL_FILE, model_path)]
+    model = check_model(model_path, data)
+    files: list[tuple[str, Path | bytes]] = [(MODEL_FILE, model_path if data is None else data)]
     for location in external_files(model):
         if str(PurePosixPath(location)) in (MODEL_FILE, EXAMPLES_FILE, LIST_FILE):
             raise InvalidModel(f"external data may not be called {location!r}")

@@ -92,6 +92,13 @@ def test_external_data_travel_with_the_model(tmp_path: Path) -> None:
     assert [name for name, _ in package_files(path)] == ["model.onnx", "net.data"]
 
 
+def test_a_model_in_memory_has_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = external(tmp_path).read_bytes()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidModel, match=r"'net\.data', which is not beside it"):
+        package_files(Path("model.onnx"), None, data)
+
+
 def test_external_data_that_are_missing_or_short(tmp_path: Path) -> None:
     path = external(tmp_path)
     data = (tmp_path / "net.data").read_bytes()

@@ -182,8 +182,9 @@ static inline int cw_lane_push(cw_lane *lane, cw_action *action, int32_t most)
         lane->head = action;
     lane->tail = action;
     lane->length++;
-    pthread_cond_signal(&lane->wake);
     pthread_mutex_unlock(&lane->hub->lock);
+    /* Not before: a lane that runs at once, in the caller's place, would wait for the lock, and so for the caller. */
+    pthread_cond_signal(&lane->wake);
     return 0;
 }
 
@@ -252,9 +253,9 @@ static inline void cw_lane_pass(cw_lane *lane, cw_lane *next, cw_action *action)
         next->head = action;
     next->tail = action;
     next->length++;
-    pthread_cond_signal(&next->wake);
     pthread_cond_broadcast(&lane->hub->idle);
     pthread_mutex_unlock(&lane->hub->lock);
+    pthread_cond_signal(&next->wake);
 }
 
 /* End a queued action with this status, and return it; NULL if it is not (or no longer) queued. */

@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from clockwork.config import VERSION_MAX
-from clockwork.controller.interfaces import Interface
 from clockwork.controller.options import check_options
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
 from clockwork.models.checksums import mend, read_plain, seal, set_aside, unseal
 from clockwork.models.durable import Journal, write_durably
+from clockwork.models.interface import Interface, read_interface
 from clockwork.models.package import (
     DamagedPackage,
     PackageFile,
@@ -62,7 +62,8 @@ class ModelRecord:
     options: dict[str, Any]  # of its Register message
     offered: bool = True  # whether it serves; see messages.Offer
     aside: str = ""  # why it was set aside, and so is not offered; "": it was not
-    interface: Interface | None = None  # as the first worker said; see controller.interfaces
+    is_read: bool = False  # its package has been read for ``interface``; earlier versions did not
+    interface: Interface | None = None  # what its package declares; None: nothing that can be read
 
     def to_json(self) -> bytes:
         body: dict[str, Any] = {
@@ -74,8 +75,8 @@ class ModelRecord:
             "offered": self.offered,
             "aside": self.aside,
         }
-        if self.interface is not None:
-            body["interface"] = self.interface.to_dict()
+        if self.is_read:
+            body["declares"] = None if self.interface is None else self.interface.to_dict()
         return seal(body)
 
     @staticmethod
@@ -92,7 +93,7 @@ class ModelRecord:
         files = parse_files(body["files"])
         if body["digest"] != digest_of(files):
             raise ValueError(f"its files are those of package {digest_of(files)}")
-        interface = body.get("interface")
+        declares = body.get("declares")
         return ModelRecord(
             name,
             version,
@@ -101,7 +102,8 @@ class ModelRecord:
             check_options(body["options"]),
             offered,
             aside,
-            Interface.from_dict(interface) if interface is not None else None,
+            "declares" in body,
+            None if declares is None else Interface.from_dict(declares),
         )
 
     @property
@@ -268,6 +270,16 @@ class Catalog:
         except DamagedPackage:
             set_aside(directory)
             raise
+
+    def declared(
+        self, digest: str, files: Sequence[PackageFile], options: dict[str, Any]
+    ) -> Interface | None:
+        """What a package that is whole declares of its model; None: nothing that can be read, and then no worker
+        prepares it. Raises OSError. options: of its registration."""
+        try:
+            return read_interface(self.store.directory(digest), files, options)
+        except InvalidModel:
+            return None
 
     def read_chunk(self, digest: str, file: PackageFile, offset: int, length: int) -> bytes:
         """Bytes of a stored file. Raises OSError."""

@@ -121,10 +121,9 @@ def check_result(
                 raise InvalidInput(f"an output in frame {frame} of a message with {len(frames)}")
     if model is None or model.prepared is None:
         return
-    verified = model.record.interface is not None and model.record.interface.verified
     for part, rows in zip(message.parts, part_rows):
         for spec, (dtype, shape, frame) in zip(model.prepared.outputs, part):
-            why = contradiction(spec, verified, rows if model.batches else 0, dtype, shape)
+            why = contradiction(spec, model.verified, rows if model.batches else 0, dtype, shape)
             if why:
                 raise InvalidInput(f"output {tell(spec.name)} {why}")
             check_bytes(spec, shape, frames[frame])

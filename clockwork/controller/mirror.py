@@ -22,12 +22,10 @@ class ExchangeMirror:
     def serve(self, model: ServedModel) -> None:
         prepared = model.prepared
         assert prepared is not None
-        held = model.record.interface
-        verified = held is not None and held.verified
-        key = (tuple(prepared.inputs), tuple(prepared.outputs), prepared.batches, verified)
+        key = (tuple(prepared.inputs), tuple(prepared.outputs), prepared.batches, model.verified)
         interface = self._interfaces.get(key)
         if interface is None:
-            interface = Interface(prepared.inputs, prepared.outputs, prepared.batches, verified)
+            interface = Interface(prepared.inputs, prepared.outputs, prepared.batches, model.verified)
             self._interfaces[key] = interface
         self._interface_of[model.model_id] = interface
         record = model.record

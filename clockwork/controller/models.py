@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
 from clockwork.controller.catalog import ModelRecord
-from clockwork.controller.interfaces import Interface, as_counted
+from clockwork.controller.interfaces import as_counted
 from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
+from clockwork.models.interface import loosened
 from clockwork.models.package import PackageFile
-from clockwork.models.prepared import PreparedModel
+from clockwork.models.prepared import PreparedModel, TensorSpec
 from clockwork.scheduler.types import ModelSpec
 from clockwork.telling import tell
 from clockwork.tensors import dtype_name
@@ -77,6 +78,7 @@ class ServedModel:
         "slo_ns",
         "state",
         "text",
+        "verified",
         "waiters",
         "was_ready",
         "workers",
@@ -90,7 +92,12 @@ class ServedModel:
         self.text = ""  # why it failed
         self.leaving = ""  # what a version that is draining will be: UNLOADED or REMOVED
         self.was_ready = False  # in this life of the controller or an earlier one
-        self.prepared: PreparedModel | None = None  # by one worker; inputs, outputs, metadata: the record's
+        self.prepared: PreparedModel | None = (
+            None  # by one worker; what it takes and gives: as the package declares it
+        )
+        self.verified = (
+            True  # whether every worker has held what is fixed of its outputs against what it returned
+        )
         self.batches = False  # whether its requests count rows, as the first worker found since the start
         self.measured: dict[int, PreparedModel] = {}  # by worker id: of those that differ from ``prepared``
         self.input_index: dict[str, int] = {}
@@ -193,23 +200,12 @@ def _measured(prepared: PreparedModel) -> tuple[Any, ...]:
     return prepared.holding, prepared.batches, prepared.batch_max, prepared.runs
 
 
-def _hold(record: ModelRecord, said: Interface) -> bool:
-    """Keep the first word of a model's interface, and of its outputs the first that was verified. True if it is new."""
-    held = record.interface
-    if held is None or held == said:
-        record.interface = said  # the same, but shared
-    elif said.verified and not held.verified:
-        record.interface = dataclasses.replace(held, outputs=said.outputs, verified=True)
-    else:
-        return False
-    return held != record.interface
-
-
-def _declared(model: ServedModel, prepared: PreparedModel) -> PreparedModel:
-    """What a worker measured, with the interface that is held."""
-    held = model.record.interface
-    assert held is not None
-    shown = dataclasses.replace(prepared, inputs=held.inputs, outputs=held.outputs, metadata=held.metadata)
+def _declared(model: ServedModel, prepared: PreparedModel, outputs: list[TensorSpec]) -> PreparedModel:
+    """What a worker measured, with these outputs, and all else that the model takes and gives as the package says."""
+    shown = dataclasses.replace(prepared, outputs=outputs)
+    declared = model.record.interface
+    if declared is not None:
+        shown.inputs, shown.metadata = declared.inputs, declared.metadata
     if shown.batches != model.batches:
         shown.profile = as_counted(shown.profile, model.batches)
         shown.batches, shown.batch_max = model.batches, 1
@@ -505,10 +501,26 @@ class ModelTable:
         seen = [version for split in splits for version in split.versions()]
         self._last_version[route.name] = max([*seen, self._last_version.get(route.name, 0)])
 
-    def learn(self, model: ServedModel, worker: int, prepared: PreparedModel) -> bool:
-        """Keep what a worker found out, which contradicts nothing that is held. True if the record's interface is new."""
+    def learn(self, model: ServedModel, worker: int, prepared: PreparedModel) -> None:
+        """Keep what a worker found out, which does not contradict the package.
+
+        Answers are held against what the package and all workers since the start fix alike, so that no worker's word
+        makes another's answers look wrong.
+        """
         self._share(prepared)
-        is_new = _hold(model.record, Interface.of(prepared))
+        declared, before = model.record.interface, model.prepared
+        held = prepared.outputs if before is None else before.outputs
+        if declared is not None:
+            shared = {
+                field: getattr(prepared, field)
+                for field in ("inputs", "outputs", "metadata")
+                if getattr(prepared, field) == getattr(declared, field)
+            }
+            model.record.interface = declared = dataclasses.replace(declared, **shared)
+            held = declared.outputs if before is None else held
+        outputs = loosened(held, prepared.outputs)
+        is_new = outputs is not held or (model.verified and not prepared.outputs_verified)
+        model.verified &= prepared.outputs_verified
         if model.prepared is None:
             model.batches = prepared.batches
         others = (state for other, state in model.workers.items() if other != worker)
@@ -517,7 +529,7 @@ class ModelTable:
             model.measured.clear()
         if is_first or is_new:
             model.prepared = shown = _declared(
-                model, prepared if model.prepared is None or is_first else model.prepared
+                model, prepared if model.prepared is None or is_first else model.prepared, outputs
             )
             key = (shown.program, tuple(spec.name for spec in shown.inputs))
             model.input_index = self._indexes.setdefault(
@@ -527,7 +539,6 @@ class ModelTable:
         assert model.prepared is not None
         if _measured(prepared) != _measured(model.prepared):
             model.measured[worker] = prepared
-        return is_new
 
     def _share(self, prepared: PreparedModel) -> None:
         """Have models of one program share what they have in common.

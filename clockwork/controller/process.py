@@ -657,17 +657,21 @@ class Controller:
             check_result(message, frames[1:], part_rows, tensor_count, self._table.by_id.get(model_id))
         except InvalidInput as error:
             why = str(error)
-        self._fault(worker, message.action_id, why)
+        if self._fault(worker, why):
+            # What it was for is planned anew.
+            self._exchange.fail_action(worker.slot, message.action_id, "a worker's answer was none")
 
-    def _fault(self, worker: WorkerLink, action_id: int, why: str) -> None:
-        """A worker said of an action what cannot be: what it was for is planned anew, and the worker does not have
-        many more tries."""
+    def blame(self, worker: int, why: str) -> None:
+        """A worker said of a model what cannot be."""
+        self._fault(self._worker_by_id[worker], why)
+
+    def _fault(self, worker: WorkerLink, why: str) -> bool:
+        """A worker said what cannot be, and does not have many more tries; False if that was its last."""
         worker.faults += 1
         text = f"worker {worker.name} answered what cannot be: {why}"
         self._complain("worker fault", text)
         if worker.faults < WORKER_FAULTS_MAX:
-            self._exchange.fail_action(worker.slot, action_id, "a worker's answer was none")
-            return
+            return True
         self.note_trouble(
             TroubleKind.WORKER_LET_GO, worker.name, f"{worker.faults} of its answers were none: {why}"
         )
@@ -679,6 +683,7 @@ class Controller:
         self._exchange.fail_actions(worker.slot, "the worker that had it was let go")
         self._tell_worker(worker.identity, worker.fd, Mismatch(PROTOCOL_VERSION, _let_go_text(why)))
         self._worker_gone(worker, "was let go")
+        return False
 
     def _heartbeat(self, worker: WorkerLink, message: Heartbeat, frames: list[Any]) -> None:
         worker.jitter_ns = message.jitter_ns

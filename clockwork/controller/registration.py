@@ -25,7 +25,7 @@ from clockwork.config import (
     VERSIONS_MAX,
 )
 from clockwork.controller.catalog import Catalog, Change, Complaint, ModelRecord
-from clockwork.controller.interfaces import Interface, difference, read_summary
+from clockwork.controller.interfaces import read_summary
 from clockwork.controller.models import (
     REMOVED,
     UNLOADED,
@@ -59,6 +59,7 @@ from clockwork.messages import (
     UploadChunk,
     UploadNeed,
 )
+from clockwork.models.interface import Interface, difference
 from clockwork.models.package import PackageFile, PackageWriter, check_name, digest_of, parse_files, rows_of
 from clockwork.models.prepared import PreparedModel
 from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
@@ -81,6 +82,8 @@ class Outside(Protocol):
     def now(self) -> int: ...
 
     def worker_ids(self) -> list[int]: ...
+
+    def blame(self, worker: int, why: str) -> None: ...
 
     def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None: ...
 
@@ -593,26 +596,65 @@ class Registrar:
             self._not_prepared(model, worker, message.text or "could not be prepared", may_help)
         else:
             prepared = read_summary(message.summary)
-            why = self._unsuitable(model, prepared)
-            if why:
-                self._outside.to_worker(worker, Forget(model.model_id))
-                self._not_prepared(model, worker, why, may_help=False)
-            else:
-                self.preparations.note(model, worker, READY)
-                self._repairs.worker_ready(worker, model.record.digest)
-                if self._table.learn(model, worker, prepared):
-                    self._turns.take(model.record.name, functools.partial(self._keep_interface, model))
-                self._outside.schedule(ModelReady(self._outside.now(), worker, model.spec(prepared)))
+            if not model.record.is_read:
+                job = functools.partial(self._read_again, model.record, prepared)
+                self._storage.submit(job, functools.partial(self._was_read, model, worker, prepared))
+                return
+            self._learn(model, worker, prepared)
         self._settle(model)
 
-    def _unsuitable(self, model: ServedModel, prepared: PreparedModel) -> str:
-        """Why a worker that prepared it so may not serve a model; "" if it may. What it measured is its own."""
-        if prepared.digest != model.record.digest:
-            return f"it prepared another package: {tell(prepared.digest)}"
-        held = model.record.interface
-        why = difference(held, Interface.of(prepared)) if held is not None else ""
+    def _read_again(self, record: ModelRecord, prepared: PreparedModel) -> Interface | None:
+        """What the package of a record of an earlier version declares. Raises DamagedPackage, OSError."""
+        interface = self._catalog.declared(record.digest, record.files, record.options)
+        if interface is not None and difference(interface, prepared):
+            self._catalog.inspect(
+                record.digest
+            )  # every byte, which would hold up a start with thousands of them
+        return interface
+
+    def _was_read(
+        self,
+        model: ServedModel,
+        worker: int,
+        prepared: PreparedModel,
+        interface: Interface | None,
+        error: BaseException | None,
+    ) -> None:
+        record = model.record
+        if error is not None:  # until it has been replaced, its workers' word is all there is
+            self._repairs.inspect(record.digest)
+        elif not record.is_read:
+            record.is_read, record.interface = True, interface
+            self._turns.take(record.name, functools.partial(self._keep_interface, model))
+        if self._table.by_id.get(model.model_id) is model and model.workers.get(worker) == PREPARING:
+            self._learn(model, worker, prepared)
+            self._settle(model)
+
+    def _learn(self, model: ServedModel, worker: int, prepared: PreparedModel) -> None:
+        """A worker has prepared a model, it says."""
+        lie = self._contradiction(model, prepared)
+        why = lie or self._unsuitable(model, prepared)
         if why:
-            return f"it says of {model.label} what contradicts the worker that prepared it first: {why}"
+            self._outside.to_worker(worker, Forget(model.model_id))
+            self._not_prepared(model, worker, why, may_help=False)
+        else:
+            self.preparations.note(model, worker, READY)
+            self._repairs.worker_ready(worker, model.record.digest)
+            self._table.learn(model, worker, prepared)
+            self._outside.schedule(ModelReady(self._outside.now(), worker, model.spec(prepared)))
+        if lie:
+            self._outside.blame(worker, f"of {model.label}, {lie}")
+
+    def _contradiction(self, model: ServedModel, prepared: PreparedModel) -> str:
+        """In what a worker's word cannot be of a model's package; "" if in nothing. What it measured is its own."""
+        record = model.record
+        if prepared.digest != record.digest:
+            return f"it prepared another package: {tell(prepared.digest)}"
+        why = difference(record.interface, prepared) if record.interface is not None else ""
+        return f"it contradicts the package: {why}" if why else ""
+
+    def _unsuitable(self, model: ServedModel, prepared: PreparedModel) -> str:
+        """Why a worker that prepared it so may not serve a model; "" if it may."""
         fastest = min((point.exec_ns for point in prepared.profile), default=0)
         if 0 < model.slo_ns < fastest and not model.was_ready:
             return (
@@ -621,7 +663,7 @@ class Registrar:
         return ""
 
     def _keep_interface(self, model: ServedModel) -> None:
-        """So that it is the same after a restart, whoever is the first to prepare the model then."""
+        """So that its package need not be read again."""
         if self._table.by_id.get(model.model_id) is model and model.state is not ModelState.DRAINING:
             change = Change(save=[dataclasses.replace(model.record)])
             self._turns.write(model.record.name, change, lambda _: None)
@@ -793,12 +835,21 @@ class Registrar:
             self._arrived(upload, digest)
 
     def _arrived(self, upload: Upload, digest: str) -> None:
-        """The package is in the store: make it a version."""
+        """The package is in the store: read what it declares."""
         upload.has_all = True
         self._repairs.arrived(digest)
-        self._turns.take(upload.name, functools.partial(self._become, upload, digest))
+        job = functools.partial(self._catalog.declared, digest, upload.files, upload.options)
+        self._storage.submit(job, functools.partial(self._declared, upload, digest))
 
-    def _become(self, upload: Upload, digest: str) -> None:
+    def _declared(
+        self, upload: Upload, digest: str, interface: Interface | None, error: BaseException | None
+    ) -> None:
+        if error is not None:
+            self._abandon_arrived(upload, digest, _storage_error(error))
+        else:
+            self._turns.take(upload.name, functools.partial(self._become, upload, digest, interface))
+
+    def _become(self, upload: Upload, digest: str, interface: Interface | None) -> None:
         """A version, unless a twin was faster. Until then nobody removes the package, for its upload is listed."""
         key = (upload.client, upload.request_id)
         try:
@@ -809,7 +860,10 @@ class Registrar:
             self._abandon_arrived(upload, digest, error)
             return
         version = self._table.free_version(upload.name, upload.options["version"])
-        record = ModelRecord(upload.name, version, digest, upload.files, upload.options | {"version": 0})
+        options = upload.options | {"version": 0}
+        record = ModelRecord(
+            upload.name, version, digest, upload.files, options, is_read=True, interface=interface
+        )
 
         def saved(error: ClockworkError | None) -> None:
             if error is not None:

@@ -6,7 +6,6 @@ leaves open are guessed until it runs.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -14,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
+from clockwork.models.interface import is_named
 from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.models.runtime import RunError
 from clockwork.tensors import DTYPES, Array, numpy_dtype
@@ -32,14 +32,6 @@ _SIZES = (
 
 _ID_BOUNDS = (16, 2, 1)
 """Integers are drawn below these: token ids and class numbers, flags, nothing but zeros."""
-
-_NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
-"""How tf2onnx, paddle2onnx and torch call a dimension for which they were given no name."""
-
-
-def is_named(dim: int | str) -> bool:
-    """Whether a symbolic dimension was named by somebody; converters number those that were not."""
-    return isinstance(dim, str) and not _NUMBERED.fullmatch(dim)
 
 
 def guesses(specs: Sequence[TensorSpec]) -> Iterator[list[Array]]:

@@ -38,6 +38,8 @@ from clockwork.models.holdings import (
     is_random,
     write_program,
 )
+from clockwork.models.interface import difference as interface_difference
+from clockwork.models.interface import is_named, read_interface
 from clockwork.models.onnx_import import check_model, external_files, metadata_of, read_examples, real_inputs
 from clockwork.models.package import (
     LIST_FILE,
@@ -125,8 +127,9 @@ def prepare(
     found = _read(target, page_bytes)
     if found is not None:
         return found
+    declared = None  # of a plain folder: its own
     if (package_dir / LIST_FILE).is_file():
-        check_package(package_dir)
+        declared = read_interface(package_dir, check_package(package_dir), options)
     (store / "prepared").mkdir(parents=True, exist_ok=True)
     _remove_leftovers(store)
     work = Path(tempfile.mkdtemp(prefix=".preparing-", dir=store / "prepared"))
@@ -142,6 +145,9 @@ def prepare(
                 package_dir, store, digest, fingerprint, page_bytes, options, work, made, progress
             )
             prepared, directory = job.run()
+        why = interface_difference(declared, prepared) if declared is not None else ""
+        if why:
+            raise InvalidModel(f"the model is not what its package declares: {why}")
         prepared.write(directory)
         _install(directory, target, page_bytes)
         return prepared
@@ -448,7 +454,7 @@ def _shapes(answer: Sequence[Array]) -> list[list[int]]:
 
 def _dims(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Dimensions as declared; names that a converter made up for want of one are no names."""
-    return tuple(dim if isinstance(dim, int) or trial.is_named(dim) else "" for dim in shape)
+    return tuple(dim if isinstance(dim, int) or is_named(dim) else "" for dim in shape)
 
 
 def _digest(package_dir: Path) -> str:

@@ -59,6 +59,32 @@ def decode_profile(data: bytes) -> ModelProfile:
     return profile
 
 
+def read_profile(package: Path) -> ModelProfile:
+    """The profile of a package. Raises InvalidModel, OSError."""
+    with open(package / PROFILE_FILE, "rb") as file:
+        data = file.read(FILE_BYTES_MAX + 1)
+    if len(data) > FILE_BYTES_MAX:
+        raise InvalidModel(f"a {PROFILE_FILE} of more than {FILE_BYTES_MAX} bytes is no profile")
+    return decode_profile(data)
+
+
+def tensors_of(
+    profile: ModelProfile, options: Mapping[str, Any]
+) -> tuple[int, list[TensorSpec], list[TensorSpec]]:
+    """The largest batch, the inputs and the outputs of a model with this profile. options: as in messages.Prepare."""
+    batch_max = profile.largest_batch()
+    if options.get("batch_max", 0):
+        batch_max = min(batch_max, options["batch_max"])
+    if options.get("batching", "auto") == "off":
+        batch_max = 1
+    rows: int | str = "n" if batch_max > 1 else 1
+    return (
+        batch_max,
+        [TensorSpec("input", UINT8, (rows, profile.input_bytes))],
+        [TensorSpec("output", UINT8, (rows, profile.output_bytes))],
+    )
+
+
 def prepared_profile(
     profile: ModelProfile, digest: str, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
 ) -> PreparedModel:
@@ -66,13 +92,8 @@ def prepared_profile(
 
     Its input and its output are bytes: one row of each for a request, or as many as the request has.
     """
-    batch_max = profile.largest_batch()
-    if options.get("batch_max", 0):
-        batch_max = min(batch_max, options["batch_max"])
-    if options.get("batching", "auto") == "off":
-        batch_max = 1
+    batch_max, inputs, outputs = tensors_of(profile, options)
     batches = batch_max > 1
-    rows: int | str = "n" if batches else 1
     shape = (profile.input_bytes,) if batches else (1, profile.input_bytes)
     sizes = {size for size in profile.exec_ns if size <= batch_max} | {batch_max}
     pages = profile.pages(page_bytes)
@@ -82,8 +103,8 @@ def prepared_profile(
         fingerprint=fingerprint,
         program=profile.program or profile.name,
         holding=HOLDING,
-        inputs=[TensorSpec("input", UINT8, (rows, profile.input_bytes))],
-        outputs=[TensorSpec("output", UINT8, (rows, profile.output_bytes))],
+        inputs=inputs,
+        outputs=outputs,
         batches=batches,
         batching_note="as its profile says",
         batch_max=batch_max,
@@ -108,10 +129,9 @@ def prepare_profile(
 
     It is not synced: what a crash leaves damaged is prepared again.
     """
-    if check_package(package)[0].bytes > FILE_BYTES_MAX:
-        raise InvalidModel(f"a {PROFILE_FILE} of more than {FILE_BYTES_MAX} bytes is no profile")
-    data = (package / PROFILE_FILE).read_bytes()
-    prepared = prepared_profile(decode_profile(data), digest, fingerprint, page_bytes, options)
+    if check_package(package)[0].path != PROFILE_FILE:
+        raise InvalidModel(f"the package of a profile begins with {PROFILE_FILE}")
+    prepared = prepared_profile(read_profile(package), digest, fingerprint, page_bytes, options)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target.parent) as temporary:
         prepared.write(Path(temporary))

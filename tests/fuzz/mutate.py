@@ -15,6 +15,7 @@ from clockwork import profiles, wire
 from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.routes import NameRoute, Shadow, Split
 from clockwork.models.checksums import seal, unseal
+from clockwork.models.interface import Interface
 from clockwork.models.package import PackageFile, digest_of
 from clockwork.models.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.models.program import write_program
@@ -22,6 +23,7 @@ from clockwork.scheduler import recording
 from clockwork.scheduler.types import ProfilePoint, Tick
 from clockwork.tensors import FLOAT, STRING
 from tests.edges import plain
+from tests.process.peers import echo_model
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 1 << 31, 1 << 32, (1 << 62) - 1, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
@@ -171,7 +173,10 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
         return seal(value) if type(value) is dict and value else as_json(value)
 
     files = [PackageFile("model.onnx", 10, "1" * 64)]
-    record = ModelRecord("m", 1, digest_of(files), files, {"slo_ns": 100_000_000})
+    record = ModelRecord(
+        "m", 1, digest_of(files), files, {"slo_ns": 100_000_000}, is_read=True,
+        interface=Interface(prepared().inputs, prepared().outputs, {"labels": "[]"}),
+    )  # fmt: skip
     split = Split(((1, 7000), (2, 3000)), Shadow(3, 500, 1e-6))
     model = dataclasses.asdict(prepared())
     return {
@@ -183,6 +188,7 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
             [_plain(model)],
         ),
         "program": (as_json, [_program(directory)]),
+        "head": (as_json, [_program(directory)]),
         "profiles": (as_json, [json.loads(profiles.dump_profiles(profiles.paper_models()[:2]))]),
         "catalog": (sealed, [unseal(record.to_json())[0]]),
         "route": (sealed, [unseal(NameRoute("m", split, [split]).to_json())[0]]),
@@ -208,6 +214,7 @@ RAW: dict[str, list[bytes]] = {
         bytes([22, 1]) + (3).to_bytes(8, "big") + bytes(2),
     ],
     "triton": [TRITON.encode()],
+    "onnx": [echo_model(note="n").SerializeToString()],
 }
 """Good bytes of readers whose input has no values in it."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 from clockwork import messages, tensors, wire
 from clockwork.controller import routes
@@ -18,9 +18,10 @@ from clockwork.controller.registration import read_summary
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, InvalidModel
 from clockwork.gateway import http, triton_config
 from clockwork.gateway.errors import tell
+from clockwork.models import interface
 from clockwork.models.checksums import unseal
 from clockwork.models.package import digest_of, parse_files, rows_of
-from clockwork.models.prepared import FORMAT_VERSION, PreparedModel
+from clockwork.models.prepared import PreparedModel
 from clockwork.models.program import parse_program
 from clockwork.profiles import dump_profiles, parse_profiles
 from clockwork.scheduler import recording
@@ -99,15 +100,32 @@ def tensors_count(shape: list[int]) -> int:
 
 def summaries(data: bytes) -> bool:
     """What a worker says that it has prepared."""
-    body = _unpacked(data)
-    if type(body) is dict:
-        body.setdefault("format_version", FORMAT_VERSION)
-        try:
-            read_summary(body)
-            return True
-        except ClockworkError:
-            pass
-    return False
+    head = messages.Prepared(1, messages.Status.OK, "", {})
+    try:
+        message = wire.decode(wire.encode(head)[:-1] + data, messages.FROM_WORKER)
+        read_summary(message.summary)
+    except ClockworkError:
+        return False
+    return True
+
+
+def onnx(data: bytes) -> bool:
+    """What an ONNX file declares."""
+    return _declares(interface.read_onnx, data)
+
+
+def head(data: bytes) -> bool:
+    """What a program.json declares, of which the beginning is read."""
+    return _declares(interface.read_program, data)
+
+
+def _declares(read: Callable[[BinaryIO], interface.Interface], data: bytes) -> bool:
+    try:
+        found = read(io.BytesIO(data))
+    except InvalidModel:
+        return False
+    assert interface.Interface.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    return True
 
 
 def prepared(data: bytes) -> bool:
@@ -200,6 +218,6 @@ def recordings(data: bytes) -> bool:
 TARGETS: dict[str, Callable[[bytes], bool]] = {
     one.__name__: one
     for one in (
-        headers, packages, tensor, summaries, prepared, program, profiles, catalog, route, triton, bodies, recordings,
+        headers, packages, tensor, summaries, prepared, program, onnx, head, profiles, catalog, route, triton, bodies, recordings,
     )
 }  # fmt: skip

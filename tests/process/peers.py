@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
+from onnx import helper
+
 from clockwork import messages, wire
 from clockwork.clock import SECOND, now_ns
 from clockwork.controller.process import Controller
@@ -142,6 +145,16 @@ class RawClient(Peer):
     def infer(self, model: str, request_id: int, shape: list[int], data: bytes, slo_ns: int = 0) -> None:
         ref = ["x", 1, shape, 0]
         self.send(messages.InferRequest(request_id, model, slo_ns, 0, [ref]), data)
+
+
+def echo_model(columns: int | str = 2, note: str = "") -> onnx.ModelProto:
+    """A model with one input x [N, columns] and one output y, which is the same: what prepared_model() is of."""
+    shape = ["N", columns]
+    tensors = [helper.make_tensor_value_info(name, 1, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "echo", tensors[:1], tensors[1:])
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, doc_string=note
+    )
 
 
 def prepared_model(**changes: Any) -> PreparedModel:

@@ -13,9 +13,8 @@ from clockwork import Client
 from clockwork.config import WORKER_FAULTS_MAX
 from clockwork.errors import Refused, Unavailable
 from clockwork.messages import Result
-from clockwork.models import zoo
 from tests.process.cluster import eventually
-from tests.process.peers import running_controller
+from tests.process.peers import echo_model, running_controller
 from tests.process.threaded_worker import threaded_worker
 
 X = np.arange(2, dtype=np.float32).reshape(1, 2)
@@ -100,7 +99,7 @@ def test_whatever_a_worker_says_an_honest_client_is_answered_right(tmp_path: Pat
         threaded_worker(controller, 1, VERIFIED) as liar,
         Client(controller.client_endpoint, timeout=30) as client,
     ):
-        client.register("m", zoo.build("mlp"))
+        client.register("m", echo_model())
         ask(client, 1)  # it has the model loaded, and will be asked first
         with threaded_worker(controller, 2, VERIFIED) as honest:
             eventually(
@@ -142,7 +141,7 @@ def test_a_worker_that_was_let_go_is_not_taken_in_again_until_it_is_started_anew
         Client(controller.client_endpoint, timeout=30) as client,
     ):
         with threaded_worker(controller, 1, VERIFIED, LIES["no frame"]) as liar:
-            client.register("m", zoo.build("mlp"))
+            client.register("m", echo_model())
             with pytest.raises((Refused, Unavailable)):
                 client.infer("m", X, slo=20)
             eventually(lambda: liar.is_let_go, "it is let go")
@@ -170,7 +169,7 @@ def test_one_odd_answer_is_forgiven_and_asked_for_again(tmp_path: Path) -> None:
         threaded_worker(controller, 1, VERIFIED, once) as worker,
         Client(controller.client_endpoint, timeout=30) as client,
     ):
-        client.register("m", zoo.build("mlp"))
+        client.register("m", echo_model())
         assert np.array_equal(client.infer("m", X, slo=20), X)
         assert len(told) == 2
         assert not worker.is_let_go

@@ -116,7 +116,7 @@ HOSTILE = {
     "an option that is not known": ("m@1.json", body_with(options={"colour": 1})),
     "a huge SLO": ("m@1.json", body_with(options={"slo_ns": 10**30})),
     "offered perhaps": ("m@1.json", body_with(offered="perhaps")),
-    "an interface that is none": ("m@1.json", body_with(interface=7)),
+    "an interface that is none": ("m@1.json", body_with(declares=7)),
     "nothing": ("m@1.json", b""),
     "no object": ("m@1.json", b"[1, 2]"),
     "a deep object": ("m@1.json", b'{"a":' * 100_000),

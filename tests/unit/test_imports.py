@@ -48,6 +48,7 @@ ROOMS = {
         "models.checksums",
         "models.durable",
         "models.fetching",
+        "models.interface",
         "models.package",
         "models.prepared",
         "models.profiled",

@@ -32,7 +32,7 @@ from clockwork.models.compile.freeze import Bucket, buckets, freeze
 from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
 from clockwork.models.compile.variant import MODULE_FILE, Built, Spec, Statistic
 from clockwork.models.holdings import is_quantised
-from clockwork.models.inputs import is_named
+from clockwork.models.interface import is_named
 from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.models.program import (

@@ -31,7 +31,7 @@ from clockwork.models.compile.sizes import (
     segments,
     size_of,
 )
-from clockwork.models.inputs import is_named
+from clockwork.models.interface import is_named
 from clockwork.models.prepared import TensorSpec
 from clockwork.tensors import Array
 

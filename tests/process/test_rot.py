@@ -20,6 +20,8 @@ from clockwork import Client
 from clockwork.errors import ClockworkError
 from clockwork.models.checksums import seal, unseal
 from clockwork.models.package import DamagedPackage, check_package
+from tests.device.cuda_rig import CudaRig
+from tests.device.rig import affine, expected_affine
 
 OLD = ROOT / "tests" / "data" / "stores" / "0.1.0"
 ABOUT = json.loads((OLD / "expected.json").read_text())
@@ -145,6 +147,59 @@ def test_a_prepared_model_that_is_damaged_is_prepared_again(data: Path, pattern:
             assert "damaged" in stats["damage"] or "cannot" in stats["damage"]
     if "prepared/" in pattern:
         assert list((data / "worker" / "prepared").glob(".damaged-*"))
+
+
+@pytest.mark.parametrize("pattern", [
+    pytest.param("prepared/*/weights.bin", marks=pytest.mark.slow),
+    pytest.param("programs/*/modules/*", marks=pytest.mark.slow),
+    *(pytest.param(one, marks=pytest.mark.long) for one in
+      ("prepared/*/prepared.json", "programs/*/program.json", "packages/*/weights.bin")),
+])  # fmt: skip
+def test_what_a_gpu_would_be_given_is_held_against_its_checksums(tmp_path: Path, pattern: str) -> None:
+    """On the fake driver. Models of one program share its modules, and each has weights of its own."""
+    rig = CudaRig(tmp_path / "packages")
+    models = [affine(seed, width=100) for seed in range(3)]
+    x = np.random.default_rng(0).standard_normal((2, 100)).astype(np.float32)
+
+    def served(client: Client) -> bool:
+        """Each answer is right, or none."""
+        count = 0
+        for index, one in enumerate(models):
+            try:
+                answer = client.infer(f"m{index}", x)
+            except ClockworkError as error:
+                print(error)
+                continue
+            assert same(answer, expected_affine(one, x))
+            count += 1
+        return count == len(models)
+
+    def start_gpu(cluster: Cluster) -> None:
+        environment = {"CLOCKWORK_CUDA_DRIVER": "fake"}
+        cluster.start_worker(
+            "--device", "cuda", arena="1MiB", environment=environment, store="worker", name="worker"
+        )
+
+    data = tmp_path / "data"
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start_gpu(cluster)
+        for index, one in enumerate(models):
+            client.register(f"m{index}", rig.package(one, [([x[:1]], [expected_affine(one, x[:1])])]))
+        assert served(client)
+    shutil.rmtree(data / "tmp")
+    where = [
+        flip(path, 113) for path in stored(data, f"worker/{pattern}")
+    ]  # a weight's exponent, where it is a weight
+    print(where)
+    if "packages" in pattern:  # of which nothing is read unless what was made of it is gone
+        shutil.rmtree(data / "worker" / "prepared")
+    with running_cluster(data, workers=0) as cluster, cluster.client() as client:
+        start_gpu(cluster)
+        served(client)
+        eventually(lambda: served(client), "all answers are right")
+        assert stats_of(client)["damaged"] or "packages" in pattern
+    place = pattern.split("/")[0]
+    assert list((data / "worker" / place).glob(".damaged-*"))
 
 
 def test_a_model_is_checked_in_idle_time_and_then_not_again(data: Path) -> None:

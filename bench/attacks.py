@@ -262,8 +262,8 @@ ATTACKS = {
     "unread packages": Attack("controller", unread_packages),
     "endless message": Attack("controller", endless_message),
     "HTTP bodies": Attack("gateway", http_bodies),
-    "gRPC, no token": Attack("gateway", lambda site, size: grpc_messages(site, size, False)),
-    "gRPC, a token": Attack("gateway", lambda site, size: grpc_messages(site, size, True)),
+    "gRPC without token": Attack("gateway", lambda site, size: grpc_messages(site, size, False)),
+    "gRPC with token": Attack("gateway", lambda site, size: grpc_messages(site, size, True)),
 }
 
 

@@ -13,7 +13,7 @@ import logging
 import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
@@ -26,6 +26,7 @@ from clockwork.config import SECONDS_MAX
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import Unsupported, tell
+from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.security import Tokens, bearer
 from clockwork.gateway.settings import (
@@ -45,6 +46,8 @@ log = logging.getLogger("clockwork.gateway")
 SERVICE = "inference.GRPCInferenceService"
 
 PROTOCOL = "grpc"
+
+NO_MESSAGE = "the message is not what the method takes"
 
 DETAILS_MAX = 2_000
 """Characters of an error's sentence: it travels in a header."""
@@ -79,6 +82,7 @@ class GrpcServer:
         self._cluster = cluster
         self._settings = settings
         self._tokens = tokens
+        self._inflater = Inflater()
         self._counted_as: dict[str, str] = {}  # methods, as metrics name them
         self._server: Any = None
 
@@ -87,6 +91,7 @@ class GrpcServer:
         settings = self._settings
         self._server = grpc.aio.server(interceptors=[_TokenGate(self)], options=[
             ("grpc.max_receive_message_length", settings.request_bytes_max),
+            ("grpc.per_message_decompression", 0),  # else nothing bounds what all messages at once become
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", GRPC_METADATA_BYTES_MAX),
             ("grpc.max_concurrent_streams", STREAMS_MAX),
@@ -117,6 +122,7 @@ class GrpcServer:
         """Accept nothing more, and let what is under way end, for a bounded time."""
         if self._server is not None:
             await self._server.stop(self._settings.drain_s)
+        self._inflater.close()
 
     # ----- the service -------------------------------------------------------------------------
 
@@ -174,10 +180,11 @@ class GrpcServer:
             try:
                 with self._counted(name, size) if counted else contextlib.nullcontext():
                     try:
-                        if message is None:
-                            raise InvalidInput("the message is not what the method takes")
-                        with cluster.admitted(size) if counted else contextlib.nullcontext():
+                        if not counted:
                             return await method(message, context)
+                        with cluster.admitted(size):
+                            async with self._read(message) as read:
+                                return await method(read, context)
                     except (ClockworkError, grpc.aio.BaseError):
                         raise
                     except Exception as error:  # a mistake of ours: the log has it, and the client a status
@@ -208,6 +215,27 @@ class GrpcServer:
             else:
                 counters.abandon(PROTOCOL)
 
+    @contextlib.asynccontextmanager
+    async def _read(self, message: Any) -> AsyncIterator[Any]:
+        """A message as _sized() gives it; one that came compressed is inflated, and its bytes held meanwhile.
+
+        Raises InvalidInput, TooLarge, Refused."""
+        if type(message) is not _Compressed:
+            if message is None:
+                raise InvalidInput(NO_MESSAGE)
+            yield message
+            return
+        limit, hold = self._settings.request_bytes_max, self._cluster.hold
+        data = await self._inflater.inflate(message.data, message.encoding, limit, hold)
+        try:
+            try:
+                read = message.kind.FromString(data)
+            except DecodeError:
+                raise InvalidInput(NO_MESSAGE) from None
+            yield read
+        finally:
+            hold(-len(data))
+
     async def _infer(self, request: Any, context: Context) -> Any:
         inference = _read(request, context.time_remaining())
         answer, frames = await self._cluster.infer(inference, PROTOCOL, context.invocation_metadata() or ())
@@ -230,12 +258,12 @@ class GrpcServer:
             await window.put(None)
 
     async def _streamed(self, sized: tuple[Any, int], context: Context) -> Any:
-        request, size = sized
+        message, size = sized
+        request: Any = None
         try:
             with self._counted("stream_infer", size), self._cluster.admitted(size):
-                if request is None:
-                    raise InvalidInput("the message is no ModelInferRequest")
-                return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
+                async with self._read(message) as request:
+                    return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
         except ClockworkError as error:
             return pb.ModelStreamInferResponse(
                 error_message=tell(error).body["error"],
@@ -295,10 +323,14 @@ class GrpcServer:
 def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
     """What reads a message, and says how many bytes it came in: to ask it afterwards would write it anew.
 
-    None where the bytes are no such message: grpcio would tell the log of what it raises, at length, every time.
+    None where the bytes are no such message: grpcio would tell the log of what it raises, at length, every time. A
+    _Compressed is to be inflated first.
     """
 
     def read(data: bytes) -> tuple[Any, int]:
+        encoding = _encoding_of(data)
+        if encoding:
+            return _Compressed(kind, data, encoding), len(data)
         try:
             return kind.FromString(data), len(data)
         except DecodeError:
@@ -307,8 +339,22 @@ def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
     return read
 
 
+class _Compressed(NamedTuple):
+    kind: Any
+    data: bytes
+    encoding: str
+
+
+def _encoding_of(data: bytes) -> str:
+    """gRPC's name of what a message is compressed with, which its bytes tell: no message of the service begins with wire
+    type 7, which protobuf has not, or with a field 15."""
+    if data[:2] == b"\x1f\x8b":
+        return "gzip"
+    return "deflate" if data[:1] == b"\x78" and int.from_bytes(data[:2]) % 31 == 0 else ""
+
+
 class _TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls by their metadata, before gRPC takes in, inflates and parses their messages."""
+    """Refuses calls by their metadata, before gRPC takes in and parses their messages."""
 
     def __init__(self, server: GrpcServer) -> None:
         self._server = server

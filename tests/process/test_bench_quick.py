@@ -260,7 +260,7 @@ def test_what_hostile_peers_take() -> None:
     for name in ("unread answers", "endless message"):
         assert became[name].startswith("disconnected"), became
     assert became["HTTP bodies"] == f"answered 413 x {attacks.QUICK.bodies}"
-    assert became["gRPC, no token"] == f"answered 16 x {attacks.QUICK.calls}", "UNAUTHENTICATED"
+    assert became["gRPC without token"] == f"answered 16 x {attacks.QUICK.calls}", "UNAUTHENTICATED"
     # What all of it would be, unbounded, is 1.6 GB of answers and 600 MiB of one message.
     grown = {row["attack"]: row["grew_MiB"] for row in rows}
     assert 50 < grown["unread answers"] < 600, "nothing was thrown, or nothing bounds it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -61,6 +62,14 @@ def inference(raw: list[bytes] | None = None, parameters: dict[str, Any] | None 
     for key, (choice, value) in (parameters or {}).items():
         setattr(request.parameters[key], choice, value)
     return request
+
+
+def streamed(channel: grpc.Channel) -> Any:
+    return channel.stream_stream(
+        SERVICE + "ModelStreamInfer",
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=pb.ModelStreamInferResponse.FromString,
+    )
 
 
 def last_request(controller: FakeController) -> InferRequest:
@@ -261,6 +270,46 @@ def test_a_request_that_is_too_large_is_refused(call: Call) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_messages_are_inflated(call: Call, channel: grpc.Channel, compression: Any) -> None:
+    for elements in (2, 100_000):
+        raw = bytes(4 * elements)
+        request = inference([raw])
+        request.inputs[0].shape[:] = [elements]
+        answer = call("ModelInfer", request, compression=compression)
+        assert list(answer.raw_output_contents) == [raw]
+        answers = streamed(channel)(iter([request] * 2), compression=compression)
+        assert [list(one.infer_response.raw_output_contents) for one in answers] == [[raw]] * 2
+    with pytest.raises(grpc.RpcError) as caught:
+        call("ModelInfer", inference([bytes(2 << 20)]), compression=compression)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "are inflated" in caught.value.details()
+
+
+def test_what_seems_compressed_and_is_not_is_refused(channel: grpc.Channel) -> None:
+    for data in (
+        b"\x1f\x8b",
+        b"\x1f\x8bx" * 50,
+        gzip.compress(b"x" * 99)[:-9],
+        gzip.compress(b"\xff" * 99),
+        b"\x78\x9c",
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(SERVICE + "ModelInfer")(data)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_message_does_not_become_a_thousand_times_as_large(controller: FakeController) -> None:
+    """Else many at once, of 60 KB each, take gigabytes before their bytes are counted."""
+    with (
+        running_gateway(controller.endpoint, http_port=-1) as gateway,
+        grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        method_of(channel, "ModelInfer")(inference([bytes(60 << 20)]), compression=grpc.Compression.Gzip)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 def test_the_number_of_calls_is_bounded(controller: FakeController) -> None:
     controller.handle = silent
     with (
@@ -319,11 +368,7 @@ def test_a_stream_answers_in_order_and_goes_on_after_an_error(
             release.set()
 
     controller.handle = reversing
-    stream = channel.stream_stream(
-        SERVICE + "ModelStreamInfer",
-        request_serializer=lambda message: message.SerializeToString(),
-        response_deserializer=pb.ModelStreamInferResponse.FromString,
-    )
+    stream = streamed(channel)
     requests = [inference(id="a"), inference(id="b"), inference([RAW[:4]], id="wrong"), inference(id="c")]
     answers = list(stream(iter(requests), timeout=PATIENCE_S))
     assert release.wait(PATIENCE_S)

@@ -366,7 +366,7 @@ def test_a_gateway_ends_in_order_on_a_signal(controller: FakeController) -> None
 def test_without_the_token_no_message_is_read(
     controller: FakeController, token_file: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    """gRPC inflates and parses a message before its method is called: 60 KB become 60 MB."""
+    """gRPC parses a message before its method is called, and it may be 64 MB."""
     from clockwork.gateway import grpc as server
 
     read: list[int] = []

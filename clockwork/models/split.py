@@ -347,6 +347,8 @@ def _constant_of(node: NodeProto) -> TensorProto | None:
 
 def _captured_by(attribute: AttributeProto) -> Iterable[str]:
     """Names of enclosing graphs that the bodies of an attribute read, in order of first use."""
+    if not attribute.HasField("g") and not attribute.graphs:
+        return ()
     found: dict[str, None] = {}
 
     def walk(graph: GraphProto, inner: frozenset[str]) -> None:

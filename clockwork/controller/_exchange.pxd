@@ -55,7 +55,7 @@ cdef extern from "controller/clock.h" namespace "clockwork" nogil:
     cdef cppclass CClockBounds "clockwork::ClockBounds":
         void set(int64_t upper, int64_t upper_at, int64_t lower, int64_t lower_at)
         int64_t to_worker_latest(int64_t at)
-        int64_t to_worker_earliest(int64_t at)
+        int64_t to_worker_earliest(int64_t at, int64_t now)
         int64_t to_controller(int64_t worker_ns, int64_t now)
 
 cdef extern from "controller/messages.h" namespace "clockwork" nogil:

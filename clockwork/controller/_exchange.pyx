@@ -814,8 +814,8 @@ cdef class ClockBounds:
     def to_worker_latest(self, int64_t at_ns):
         return self._bounds.to_worker_latest(at_ns)
 
-    def to_worker_earliest(self, int64_t at_ns):
-        return self._bounds.to_worker_earliest(at_ns)
+    def to_worker_earliest(self, int64_t at_ns, int64_t now_ns):
+        return self._bounds.to_worker_earliest(at_ns, now_ns)
 
     def to_controller(self, int64_t worker_ns, int64_t now_ns):
         return self._bounds.to_controller(worker_ns, now_ns)

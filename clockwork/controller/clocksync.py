@@ -128,8 +128,13 @@ class ClockSync:
         """A controller time as worker time, not earlier than it truly is: for the end of a window."""
         return at_ns if at_ns >= NEVER_NS else at_ns + self.upper_ns(at_ns)
 
-    def to_worker_earliest(self, at_ns: int) -> int:
-        """A controller time as worker time, not later than it truly is: for the beginning of a window."""
+    def to_worker_earliest(self, at_ns: int, now_ns: int) -> int:
+        """A controller time as worker time, not later than it truly is: for the beginning of a window.
+
+        A window that is open has none: a clock that was set back would have the worker wait for it.
+        """
+        if at_ns <= now_ns:
+            return -NEVER_NS
         return at_ns if at_ns >= NEVER_NS else at_ns + self.lower_ns(at_ns)
 
     def to_controller(self, worker_ns: int, now_ns: int) -> int:

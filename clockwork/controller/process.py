@@ -781,7 +781,7 @@ class Controller:
         shapes = [[command.rows, *shape] if batches else list(shape) for shape in command.shape]
         message = Profile(
             command.action_id, command.device, command.model_id, command.load_id,
-            worker.clock.to_worker_earliest(command.earliest_ns),
+            worker.clock.to_worker_earliest(command.earliest_ns, self._now),
             worker.clock.to_worker_latest(command.latest_ns), command.expected_ns, shapes,
         )  # fmt: skip
         self._exchange.sent(worker.slot, command.action_id, command.device)

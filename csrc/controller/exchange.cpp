@@ -673,7 +673,7 @@ bool Exchange::to_worker(WorkerLink& worker, bool more) {
 }
 
 void Exchange::window(const Command& command, const WorkerLink& worker) {
-    writer_.integer(worker.clock.to_worker_earliest(command.earliest_ns));
+    writer_.integer(worker.clock.to_worker_earliest(command.earliest_ns, now_));
     writer_.integer(worker.clock.to_worker_latest(command.latest_ns));
     writer_.integer(command.expected_ns);
 }

@@ -206,7 +206,9 @@ void World::set_window(Action& action, const Command& command) {
     const auto widened = [&](Ns at) {
         return static_cast<Ns>(static_cast<double>(std::max<Ns>(at - worker.synced_ns, 0)) * DRIFT_ALLOWED) + 1;
     };
-    if (action.earliest_ns < NEVER_NS) {
+    if (action.earliest_ns <= now_) {
+        action.earliest_ns = -NEVER_NS;
+    } else if (action.earliest_ns < NEVER_NS) {
         const Ns at = action.earliest_ns;
         action.earliest_ns = to_true(worker, at + worker.lower_ns - widened(at));
     }

@@ -33,7 +33,7 @@ def ping(sync: ClockSync, clock: Clock, at: int, there: int, back: int, held: in
 def test_nothing_is_known_before_the_first_round_trip() -> None:
     sync = ClockSync()
     assert not sync.known
-    assert sync.to_worker_latest(5) == sync.to_worker_earliest(5) == 5
+    assert sync.to_worker_latest(5) == sync.to_worker_earliest(5, 4) == 5
     assert sync.uncertainty_ns(5) == NEVER_NS
     assert sync.is_uncertain(5)
     sync.returned(10, 5)
@@ -131,7 +131,7 @@ def test_no_window_is_spuriously_too_late(seed: int) -> None:
         for ahead in (0, 5 * MS, 100 * MS, SECOND):
             at = now + ahead
             assert sync.to_worker_latest(at) >= clock(at), "an action on time would be too late"
-            assert sync.to_worker_earliest(at) <= clock(at)
+            assert sync.to_worker_earliest(at, now) <= clock(at)
         # What a worker stamps is never later than the moment its message comes in.
         stamp = clock(now - back)
         assert sync.to_controller(stamp, now) <= now
@@ -152,3 +152,12 @@ def test_intervals_of_the_worker_stay_intervals(seed: int) -> None:
         begin, end = now - 30 * MS, now - 25 * MS
         took = sync.to_controller(clock(end), now) - sync.to_controller(clock(begin), now)
         assert took == pytest.approx(5 * MS, abs=2 * US)
+
+
+def test_a_window_that_is_open_has_no_beginning() -> None:
+    """A clock that was set back by ten seconds would have the worker wait for so long."""
+    sync = ClockSync()
+    clock = Clock(HOUR, 0)
+    now = ping(sync, clock, SECOND, MS, MS)
+    assert sync.to_worker_earliest(now, now) == sync.to_worker_earliest(now - 1, now) == -NEVER_NS
+    assert now < sync.to_worker_earliest(now + 1, now) - HOUR + 2 * MS

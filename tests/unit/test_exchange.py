@@ -362,7 +362,7 @@ def test_both_ways_of_converting_a_clock_are_one() -> None:
             assert bounds.to_worker_latest(NEVER_NS) == NEVER_NS == clock.to_worker_latest(NEVER_NS)
             for at in (now - rng.randrange(10**9), now + rng.randrange(10**10)):
                 assert bounds.to_worker_latest(at) == clock.to_worker_latest(at)
-                assert bounds.to_worker_earliest(at) == clock.to_worker_earliest(at)
+                assert bounds.to_worker_earliest(at, now) == clock.to_worker_earliest(at, now)
                 assert bounds.to_controller(at + offset, now) == clock.to_controller(at + offset, now)
             sent = now
             there, back = rng.randrange(1, 10**6), rng.randrange(1, 10**6)

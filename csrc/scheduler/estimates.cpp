@@ -176,33 +176,41 @@ bool Curve::is_confirmed(std::uint32_t batch, Ns now) const {
     return place != windows_.end() && place->first == batch && !place->second.is_stale(now);
 }
 
+double Curve::drift(std::uint32_t batch, const Window& window) const {
+    return static_cast<double>(value_of(window)) / static_cast<double>(told_ns(batch, window));
+}
+
 // Of what was measured against what was told, the least.
 double Curve::least_drift() const {
     double least = STALE_RATIO;
     for (const auto& [batch, window] : windows_) {
-        least = std::min(least, static_cast<double>(value_of(window)) / static_cast<double>(told_ns(batch, window)));
+        least = std::min(least, drift(batch, window));
     }
     return least;
 }
 
-bool Curve::is_raised(std::uint32_t batch, const Window& window, double least_drift) const {
-    double told = static_cast<double>(told_ns(batch, window)), limit = std::min(STALE_RATIO, STALE_BESIDE * least_drift);
-    return static_cast<double>(value_of(window)) > limit * told;
-}
-
 bool Curve::is_raised() const {
-    double least = least_drift();
+    double limit = std::min(STALE_RATIO, STALE_BESIDE * least_drift());
     return rule_ == EstimateRule::ROBUST && std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
-        return is_raised(entry.first, entry.second, least);
+        return drift(entry.first, entry.second) > limit;
     });
 }
 
 bool Curve::forget_stale(Ns now) {
-    double least = least_drift();
+    // What is fresh says how far from the profile all is; where nothing is, the profile is believed, or what was better.
+    double fresh = INFINITY, least = least_drift();
+    for (const auto& [batch, window] : windows_) {
+        if (!window.is_stale(now)) {
+            fresh = std::min(fresh, drift(batch, window));
+        }
+    }
+    bool is_fresh = fresh < INFINITY;
+    double usual = is_fresh ? fresh : std::min(least, 1.0);
+    double limit = is_fresh ? STALE_BESIDE * fresh : std::min(STALE_RATIO, STALE_BESIDE * least);
     bool changed = false;
     for (auto& [batch, window] : windows_) {
-        if (window.is_stale(now) && is_raised(batch, window, least)) {
-            window.reset(std::max<Ns>(static_cast<Ns>(static_cast<double>(told_ns(batch, window)) * std::min(least, 1.0)), 1));
+        if (window.is_stale(now) && drift(batch, window) > limit) {
+            window.reset(std::max<Ns>(static_cast<Ns>(static_cast<double>(told_ns(batch, window)) * usual), 1));
             changed = true;
         }
     }

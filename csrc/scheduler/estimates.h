@@ -137,7 +137,7 @@ private:
     Ns seed_of(std::uint32_t batch) const;  // 0: none
     Ns told_ns(std::uint32_t batch, const Window& window) const;
     double least_drift() const;
-    bool is_raised(std::uint32_t batch, const Window& window, double least_drift) const;
+    double drift(std::uint32_t batch, const Window& window) const;
     Ns scaled(Ns ns) const { return scale_ == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * scale_); }
     Ns value_of(const Window& window) const {
         return rule_ == EstimateRule::ROBUST ? window.robust() : window.percentile();

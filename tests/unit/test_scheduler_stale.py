@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.scheduler.types import LinkMeasured, SendInfer, SendLoad, SendProfile
-from tests.unit.stories import LINK, MS, Story, spec, told
+from clockwork.scheduler.types import Arrived, LinkMeasured, Request, SendInfer, SendLoad, SendProfile
+from tests.unit.stories import LINK, MS, SHAPE, Story, spec, told
 
 POLICIES = ("edf", "adaptive")
 pytestmark = pytest.mark.parametrize("policy", POLICIES)
@@ -64,6 +64,26 @@ def test_executions_that_take_a_little_longer_than_the_profile_says_stay_known(p
     for place in range(10):
         is_served(story, place * 100, took_ms=8)
     assert not is_served(story, 60_000, slo_ms=7)
+
+
+def test_a_batch_size_that_is_seldom_run_is_known_by_others_that_are(policy: str) -> None:
+    """Everything takes ten times what the profile says; batches of two are all that comes, for three seconds."""
+    story = Story(policy, spec(1, batch_max=2))
+    for place in range(3):
+        assert is_served(story, place * 100, slo_ms=200, took_ms=50)
+    for place in range(30):
+        story.at(300 + place * 100)
+        requests = [
+            Request(1000 + 2 * place + one, 1, 1, SHAPE, 10, story.now, story.now + 200 * MS, 4)
+            for one in (0, 1)
+        ]
+        [send] = [
+            one for one in story.scheduler.step_many([Arrived(story.now, one) for one in requests])
+            if isinstance(one, SendInfer)
+        ]  # fmt: skip
+        assert len(send.requests) == 2
+        story.at(362 + place * 100).done(send, 60)
+    assert not is_served(story, 3400, slo_ms=30)
 
 
 def test_three_short_executions_end_what_long_ones_have_taught(policy: str) -> None:

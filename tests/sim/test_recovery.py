@@ -28,6 +28,24 @@ def test_a_world_in_which_little_was_served_any_more_recovers(policy: str, seed:
     assert outcome.has_recovered, str(outcome)
 
 
+# A clock that was set back made orders wait for ten seconds; profiles ten times too short were believed again of every
+# batch size that was not run for a second; and a plan of small batches stayed one.
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [258, 384, 53, 359, 108, 158])
+def test_a_world_that_served_a_part_of_what_it_had_recovers(seed: int) -> None:
+    [outcome] = outcomes(["edf"], [seed])
+    assert outcome.has_recovered, str(outcome)
+
+
+def test_a_world_that_comes_to_less_by_itself_is_held_against_that() -> None:
+    """Four clients come to ask in step, and are answered in one batch."""
+    [outcome] = outcomes(["adaptive"], [490])
+    one = scenario(490)
+    assert one.is_closed
+    assert outcome.usual < 0.9 * one.good("adaptive", disturbed=False)
+    assert outcome.has_recovered, str(outcome)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_default_recovers_from_every_kind_of_disturbance(kind: str) -> None:
     [outcome] = outcomes(["edf"], [KINDS.index(kind) + 9 * 2])

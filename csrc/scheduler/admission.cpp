@@ -149,12 +149,11 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
         Ns last = std::max(plan.finish_ns(free, plan.size()), residency.ready_ns) + duration;
         index = last <= limit ? plan.size() : index;
     }
-    Ns growth = index == plan.size() ? growth_ns(residency, pending, deadline - now_) : 0;
     // Among what models beyond their shares were promised, one within its share goes as early as that allows.
     for (std::size_t tries = is_divided(device, now_) && !is_beyond ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns), finish = begin + duration;
         Ns latest = finish + (is_beyond ? passing_ns(residency, begin, index) : 0);
-        if (latest + growth > limit) {
+        if (latest > limit) {
             return false;
         }
         std::size_t late = plan.first_late(latest, index);
@@ -169,24 +168,6 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
         return true;
     }
     return false;
-}
-
-// What a batch at the end of a plan that begins with this request has to be able to grow by.
-Ns Admission::growth_ns(const Residency& residency, const Pending& pending, Ns left) const {
-    Curve* curve = residency.spec->program->curve(pending.request.shape);
-    if (curve == nullptr || pending.alone || now_ >= residency.device->shares.contested_until_ns) {
-        return 0;
-    }
-    auto each = [&](std::uint32_t rows) { return static_cast<double>(curve->planned_ns(rows)) / rows; };
-    std::uint32_t size = pending.size, most = residency.spec->batch_max, rows = size;
-    double least = each(size);
-    for (std::uint32_t more = 2 * size; more <= most && curve->planned_ns(more) <= left / GROWN_PART; more *= 2) {
-        least = std::min(least, each(more));
-    }
-    while (each(rows) > GROWN_WORTH * least) {
-        rows *= 2;
-    }
-    return curve->planned_ns(rows) - curve->planned_ns(size);
 }
 
 // How much later than `begin` a batch at this place of the plan may begin because models within their shares go before it;
@@ -338,7 +319,6 @@ void Admission::refuse_in_detail(Pending& pending) {
         }
         alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
         Ns at_ns = least_finish_ns(residency, duration);
-        at_ns += growth_ns(residency, pending, 2 * (at_ns - now_));
         if (residency.doomed) {
             at_ns += residency.spec->load_planned_ns();
         }

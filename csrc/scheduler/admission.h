@@ -51,13 +51,6 @@ inline constexpr Ns LOAD_ALIKE_NS = 1'000'000;
 inline constexpr Ns RESERVE_SHARE = 50;
 inline constexpr Ns RESERVE_NS = 2'000'000;
 
-// While requests are turned away, a batch is begun at the end of a plan only where it can grow to the smallest that costs
-// no more than GROWN_WORTH of the cheapest by row, of those that take no more than this part of the time left. One that
-// ends just at its deadline leaves room for no more than itself when it is done, so small batches would follow small ones
-// for ever.
-inline constexpr Ns GROWN_PART = 2;
-inline constexpr double GROWN_WORTH = 1.1;
-
 // What may enter a plan, and what leaves it unsent.
 class Admission : public Idle {
 public:
@@ -106,7 +99,6 @@ private:
     void for_some_residencies(const Model& model, Function&& function) const;
     bool find_slot(Residency& residency, const Pending& pending, Slot& slot);
     Ns passing_ns(const Residency& residency, Ns begin, std::size_t index) const;
-    Ns growth_ns(const Residency& residency, const Pending& pending, Ns left) const;
     std::size_t place_of(const Residency& residency, Ns key_ns) const;
     bool keeps_loads(Device& device, Ns free, std::size_t index, Ns added);
     void commit(Pending& pending, Residency& residency, const Slot& slot);

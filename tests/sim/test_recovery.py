@@ -29,9 +29,9 @@ def test_a_world_in_which_little_was_served_any_more_recovers(policy: str, seed:
 
 
 # A clock that was set back made orders wait for ten seconds; profiles ten times too short were believed again of every
-# batch size that was not run for a second; and a plan of small batches stayed one.
+# batch size that was not run for a second.
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [258, 384, 53, 359, 108, 158])
+@pytest.mark.parametrize("seed", [258, 384, 53, 359])
 def test_a_world_that_served_a_part_of_what_it_had_recovers(seed: int) -> None:
     [outcome] = outcomes(["edf"], [seed])
     assert outcome.has_recovered, str(outcome)

@@ -20,7 +20,7 @@ from typing import IO, Any
 from clockwork.client import Client
 from clockwork.clock import SECOND, now_ns
 from clockwork.cluster import free_ports
-from clockwork.errors import ClockworkError
+from clockwork.errors import ClockworkError, ConnectionLost
 
 READY_NS = 60 * SECOND
 STOP_S = 3.0
@@ -83,11 +83,13 @@ class Cluster:
             while True:
                 try:
                     status = client.status(timeout=30.0)
+                    if len(status["workers"]) >= self._worker_count and not status["models"].get("preparing"):
+                        return now_ns() - started_ns
+                except ConnectionLost:
+                    pass  # it still reads what it knows: thousands of records from a cold disk
                 except ClockworkError as error:
                     self.stop()
                     raise RuntimeError(f"the cluster does not start: {error}\n{self.log()}") from error
-                if len(status["workers"]) >= self._worker_count and not status["models"].get("preparing"):
-                    return now_ns() - started_ns
                 self._check()
                 if now_ns() - started_ns > READY_NS:
                     raise TimeoutError(f"the cluster was not ready in time:\n{self.log()}")

@@ -4,11 +4,15 @@ A data directory with many models that were prepared before (fine-tunes of one n
 started with checksums and, in turn, with records that hold none, which is as if nothing were checked. Beside that, the
 rate of the hashes that could have been chosen, by processor time.
 
-    python -m bench.rot [--quick] [--json] [--models N] [--directory DIR]
+    python -m bench.rot [--quick] [--json] [--models N] [--directory DIR] [--cold]
+
+--cold: before each start every file is written back and evicted from the page cache (POSIX_FADV_DONTNEED), so that it
+comes from the disk, as after a boot of the machine; under a virtual machine the host may hold it still.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -77,7 +81,7 @@ def fill(data: Path, count: int, width: int) -> int:
         twin = place.with_name(place.name.replace(first.digest, digest))
         shutil.copytree(place, twin)
         (twin / PREPARED_FILE).write_bytes(seal(body | {"digest": digest}))
-        record = ModelRecord(f"m{number}", 1, digest, files, first.options)
+        record = dataclasses.replace(first, name=f"m{number}", digest=digest, files=files)
         (data / "models" / record.file_name).write_bytes(record.to_json())
     return info.weights_bytes
 
@@ -98,6 +102,22 @@ def take_checksums(data: Path, kept: bool) -> None:
         elif not kept and body["checksums"]:
             hidden.write_bytes(path.read_bytes())
             path.write_bytes(seal(body | {"checksums": {}}))
+
+
+def evict(data: Path) -> float:
+    """Have the OS let go of what it holds of these files; the MB/s at which one of them is then read."""
+    os.sync()
+    largest = max((path for path in data.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    for path in data.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    begun = time.monotonic()
+    with open(largest, "rb", buffering=0) as file:
+        size = len(file.read())
+        took = time.monotonic() - begun
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return size / took / 1e6
 
 
 def start(data: Path, count: int, arena: str) -> dict[str, float]:
@@ -132,8 +152,12 @@ def main(arguments: list[str]) -> int:
     parser = command_line(__doc__)
     parser.add_argument("--models", type=int, default=MODELS)
     parser.add_argument("--directory", type=Path, help="where to put the data directory")
+    parser.add_argument(
+        "--cold", action="store_true", help="start once from the disk, not thrice from memory"
+    )
     options = parser.parse_args(arguments)
-    count, width, runs = (3, 64, 1) if options.quick else (options.models, WIDTH, 3)
+    count, width, runs = (3, 64, 1) if options.quick else (options.models, WIDTH, 1 if options.cold else 3)
+    rates = []
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=options.directory) as place:
         data = Path(place)
@@ -141,6 +165,8 @@ def main(arguments: list[str]) -> int:
         for _ in range(runs):
             for kept in (True, False):
                 take_checksums(data, kept)
+                if options.cold:
+                    rates.append(evict(data))
                 rows.append({"checks": "yes" if kept else "no", **start(data, count, "256M")})
     medians = []
     for checks in ("yes", "no"):
@@ -151,6 +177,8 @@ def main(arguments: list[str]) -> int:
         )
     facts: dict[str, Any] = {"models": count, "weights_bytes": weights_bytes, "runs": runs}
     facts |= {f"{name} GB/s": round(rate, 2) for name, rate in hash_rates(HASHED_BYTES).items()}
+    if rates:
+        facts["cold disk MB/s"] = round(statistics.median(rates))
     idle = medians[0]
     if idle["checking_s"]:
         facts["idle checks MB/s"] = round(

@@ -173,7 +173,8 @@ $(INSTALLED): $(ENVIRONMENT) requirements.lock
 
 $(BUILT): $(INSTALLED) $(SOURCES)
 	@echo "Building the extensions ..."
-	@$(PIP) --no-build-isolation --no-deps --editable .
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+	@CLOCKWORK_BUILD=none $(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
 $(TESTABLE): $(BUILT) requirements-test.lock

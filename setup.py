@@ -12,10 +12,13 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 BUILDS = {
-    "": [],
+    # Without the debugger's symbols, which Python's own flags ask for: half of the time, and a tenth of the size.
+    "": ["-g0"],
     # See tools/debug.py. An overflow, a load past an end or an index out of range ends the process, with its stack.
     "debug": ["-O1", "-g", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-fsanitize=address,undefined",
               "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"],
+    # What lies there is taken as it is: `make build` compiles first, where it can be watched, and then installs.
+    "none": [],
 }  # fmt: skip
 BUILD = os.environ.get("CLOCKWORK_BUILD", "")
 if BUILD not in BUILDS:
@@ -23,6 +26,7 @@ if BUILD not in BUILDS:
 CHECKS = BUILDS[BUILD]
 """Behind all other options, which they override."""
 
+HOT = ["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS]
 CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS]
 """Of what decides and simulates: the same sums on every processor, so no fused multiply-add."""
 
@@ -33,30 +37,31 @@ ACTIONS = ["csrc/worker/actions.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
 ALLOCATION = ["csrc/device/allocation.cpp"]
-HEADERS = glob("csrc/**/*.h", recursive=True)
 
-
-SHARED = {
+LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
     "clockwork.controller._exchange": EXCHANGE,
     "clockwork.worker._actions": ACTIONS,
     "clockwork.sim._world": WORLD,
-    "clockwork.sim._bounds": [],
+    "clockwork.device._ort": ALLOCATION,
 }
-"""Extensions around the C++ of csrc/; each of those files is compiled once for all of them."""
+"""Of each extension, the C++ of csrc/ that is linked to it; each of those files is compiled once for all of them."""
 
-OBJECTS = {**SHARED, "clockwork.device._ort": ALLOCATION}
-"""Of each extension, the C++ that is linked to it."""
+PROCESSORS = len(os.sched_getaffinity(0))
 
 
 class BuildExtensions(build_ext):
-    """Compiles what extensions share beforehand, as many files at a time as there are processors."""
+    """Compiles what is older than anything that was read to make it, as many files at a time as there are processors;
+    then links the extensions whose objects are new."""
 
     def build_extensions(self) -> None:
         root = Path(self.build_temp)
 
+        def made_of(source: str) -> Path:
+            return (root / source).with_suffix(".o")
+
         def is_stale(source: str) -> bool:
-            made = (root / source).with_suffix(".o")
+            made = made_of(source)
             noted = made.with_suffix(".d")  # by the compiler: what was read to make it
             if not made.exists() or not noted.exists():
                 return True
@@ -64,82 +69,71 @@ class BuildExtensions(build_ext):
             age = made.stat().st_mtime
             return any(not os.path.exists(one) or os.path.getmtime(one) > age for one in needed)
 
+        arguments = {source: CORE for shared in LINKED.values() for source in shared}
+        for one in self.extensions:
+            arguments |= dict.fromkeys(one.sources, one.extra_compile_args)
+
         def compile_one(source: str) -> None:
+            print(f"compiling {source}", flush=True)
             self.compiler.compile(
-                [source], output_dir=self.build_temp, include_dirs=["csrc"], extra_postargs=[*CORE, "-MMD"]
+                [source],
+                output_dir=self.build_temp,
+                include_dirs=["csrc", *self.include_dirs],
+                extra_postargs=[*arguments[source], "-MMD"],
             )
 
-        stale = sorted(source for source in {*WORLD, *SCHEDULER, *EXCHANGE, *ALLOCATION} if is_stale(source))
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        # The longest first, so that none of them is left over at the end.
+        stale = sorted(filter(is_stale, arguments), key=os.path.getsize, reverse=True)
+        with ThreadPoolExecutor(PROCESSORS) as pool:
             list(pool.map(compile_one, stale))
         for one in self.extensions:
             one.extra_link_args += [flag for flag in CHECKS if flag.startswith("-fsanitize=")]
-            shared = OBJECTS.get(one.name, [])
-            one.extra_objects += [str((root / source).with_suffix(".o")) for source in shared]
-        self.parallel = len(os.sched_getaffinity(0))
+            one.extra_objects += [
+                str(made_of(source)) for source in [*one.sources, *LINKED.get(one.name, [])]
+            ]
+            one.sources, one.depends = [], one.extra_objects
+        self.parallel = PROCESSORS
         super().build_extensions()
 
 
-extensions: list[Extension] = [
-    Extension("clockwork._wait", ["clockwork/_wait.pyx"], extra_compile_args=["-O2", *CHECKS]),
-    Extension(
-        "clockwork._zmq",
-        ["clockwork/_zmq.pyx"],
-        include_dirs=["csrc"],
-        extra_compile_args=["-O2", *CHECKS],
-        libraries=["dl"],
-        depends=["csrc/zmq_api.h"],
-    ),
-    Extension(
-        "clockwork._wire",
-        ["clockwork/_wire.pyx"],
-        include_dirs=["csrc"],
-        language="c++",
-        extra_compile_args=CORE,
-        depends=["csrc/msgpack.h"],
+def extension(name: str, arguments: list[str], libraries: tuple[str, ...] = ()) -> Extension:
+    language = "c++" if arguments is CORE else "c"
+    source = f"{name.replace('.', '/')}.pyx"
+    return Extension(name, [source], extra_compile_args=arguments, language=language, libraries=[*libraries])
+
+
+extensions = [
+    extension("clockwork._wait", HOT),
+    extension("clockwork._zmq", HOT, ("dl",)),
+    extension("clockwork._wire", CORE),
+    *(
+        extension(f"clockwork.device.{name}", HOT, ("dl", "pthread", *(["stdc++"] if name == "_ort" else [])))
+        for name in (
+            "_parts", "_orders", "_crash", "_ort", "_pages", "_cpu", "_cudriver", "_cuda_host", "_cuda_model",
+            "_cuda_lanes", "_cuda",
+        )
     ),
     *(
-        Extension(
-            f"clockwork.device.{name}",
-            [f"clockwork/device/{name}.pyx"],
-            include_dirs=["csrc"],
-            extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden", *CHECKS],
-            libraries=["dl", "pthread", *(["stdc++"] if name == "_ort" else [])],
-            depends=["csrc/claims.h", "csrc/lane.h", *headers],
+        extension(name, CORE)
+        for name in (
+            "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.worker._actions",
+            "clockwork.sim._world", "clockwork.sim._bounds",
         )
-        for names, headers in (
-            (("_parts", "_orders", "_crash"), ("csrc/crash.h",)),
-            (("_ort", "_pages", "_cpu"), ("csrc/ort_api.h", "csrc/workspace.h", *ALLOCATION)),
-            (
-                ("_cudriver", "_cuda_host", "_cuda_model", "_cuda_lanes", "_cuda"),
-                ("csrc/cuda_api.h", "csrc/host_pages.h", "csrc/link.h"),
-            ),
-        )
-        for name in names
     ),
     Extension(  # no module of Python's, but a library that stands in for libcuda.so.1
         "clockwork.device._fake_driver",
         ["csrc/cuda/fake_driver.cpp", "csrc/cuda/fake_machine.cpp"],
-        include_dirs=["csrc"],
         language="c++",
         extra_compile_args=CORE,
         libraries=["dl", "pthread"],
-        depends=["csrc/cuda_api.h", "csrc/cuda/fake_driver.h", "csrc/cuda/fake_machine.h"],
     ),
-    *(
-        Extension(
-            name,
-            [f"{name.replace('.', '/')}.pyx"],
-            include_dirs=["csrc"],
-            language="c++",
-            extra_compile_args=CORE,
-            depends=[*HEADERS, *shared],
-        )
-        for name, shared in SHARED.items()
-    ),
-]
+]  # fmt: skip
 
 setup(
-    ext_modules=cythonize(extensions, compiler_directives={"language_level": "3"}),
+    ext_modules=[]
+    if BUILD == "none"
+    else cythonize(
+        extensions, include_path=["csrc"], compiler_directives={"language_level": "3"}, nthreads=PROCESSORS
+    ),
     cmdclass={"build_ext": BuildExtensions},
 )

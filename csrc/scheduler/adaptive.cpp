@@ -52,7 +52,7 @@ Adaptive::Adaptive(const SchedulerOptions& options)
       hold_share_(option(options, "hold_share", HOLD_SHARE)),
       hold_crowd_(option(options, "hold_crowd", HOLD_CROWD)),
       refuse_need_(option(options, "refuse_need", REFUSE_NEED)),
-      refuse_wait_(option(options, "refuse_wait", REFUSE_WAIT)),
+      refuse_wait_(option(options, "refuse_wait", 0)),
       refuses_(option(options, "off_refuse", 0) == 0),
       believes_surges_(option(options, "off_surge", 0) == 0),
       sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {
@@ -110,7 +110,7 @@ double Adaptive::need() const {
         double surely = recent_sum_ - RECENT_SIGMAS * std::sqrt(recent_square_sum_ * recent_weights_.weight());
         arrives = std::max(arrives, surely / recent_weights_.span_ns());
     }
-    return arrives / static_cast<double>(devices_.size());
+    return arrives * pace_ / static_cast<double>(devices_.size());
 }
 
 // The kind of device that a model is counted with: one that has it, else one that could.
@@ -191,6 +191,8 @@ void Adaptive::executed(const Flight& flight, Ns took_ns) {
     double over = static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns);
     double step = over > margins_[kind] ? MARGIN_STEP * MARGIN_KEPT : -MARGIN_STEP * (1 - MARGIN_KEPT);
     margins_[kind] = std::clamp(margins_[kind] + step, 0.0, MARGIN_SHARE_MAX);
+    double pace = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
+    pace_ = std::clamp(pace_ + PACE_PART * (pace - pace_), PACE_MIN, 1.0);
 }
 
 std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns,
@@ -198,13 +200,15 @@ std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, N
     return most_rows([&](std::uint32_t rows) { return takes_ns(spec, shape, rows); }, time_ns, rows_max);
 }
 
-double Adaptive::find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns) const {
-    std::uint32_t most = std::max(rows_within(spec, shape, static_cast<Ns>(slack_ns), spec.batch_max), 1u);
-    double least = static_cast<double>(takes_ns(spec, shape, most)) / most;
+// The ideal cost of a model's requests, by their SLO.
+void Adaptive::look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const {
+    std::uint32_t most = std::max(rows_within(spec, shape, static_cast<Ns>(known.slack_ns), spec.batch_max), 1u);
+    known.ideal_ns = static_cast<double>(takes_ns(spec, shape, most)) / most;
     for (std::uint32_t rows = 1; rows < most; rows *= 2) {
-        least = std::min(least, static_cast<double>(takes_ns(spec, shape, rows)) / rows);
+        known.ideal_ns = std::min(known.ideal_ns, static_cast<double>(takes_ns(spec, shape, rows)) / rows);
     }
-    return least;
+    const Curve* curve = spec.program->curve(shape);
+    known.saves = curve != nullptr && curve->saving(most) > SAVING_MIN;
 }
 
 bool Adaptive::admit(Pending& pending) {
@@ -216,7 +220,7 @@ bool Adaptive::admit(Pending& pending) {
     double slack = static_cast<double>(pending.deadline_ns - now_);
     there.slack_ns += (slack - there.slack_ns) / (there.arrivals < IDEAL_EVERY ? there.arrivals + 1 : IDEAL_EVERY);
     if (there.arrivals++ % IDEAL_EVERY == 0) {
-        there.ideal_ns = find_ideal_ns(spec, request.shape, there.slack_ns);
+        look_up(there, spec, request.shape);
     }
     Ns slo = pending.deadline_ns - request.arrived_ns;
     Ns soonest = soonest_ns(model, request.shape, pending.size);
@@ -234,8 +238,8 @@ bool Adaptive::admit(Pending& pending) {
             share_at_ns_ = now_ + SHARE_EVERY_NS;
             share_out();
         }
-        if (turn_away(pending, spec, there)) {
-            contest_devices(model, now_);
+        bool may_be_late = refuse_wait_ > 0 || !there.saves;
+        if (may_be_late ? is_too_late(pending) : is_beyond_share(pending, spec, there)) {
             return false;
         }
     }
@@ -271,7 +275,14 @@ void Adaptive::share_out() {
     share_ = level_of(wanted_, static_cast<double>(devices_.size()), refuse_need_);
 }
 
-bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& known) {
+void Adaptive::turn_away(Pending& pending, Ns after_ns) {
+    Ns slo = pending.deadline_ns - pending.request.arrived_ns, after = std::max<Ns>(after_ns, 1);
+    refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + after, slo), slo + after, after);
+    contest_devices(*pending.model, now_);
+}
+
+// Refuses who would wait too long behind its own model's requests, within the model's share.
+bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known) {
     bool is_crowded = share_ > 0;
     if (is_crowded && rate(known.rows) * known.ideal_ns <= share_) {
         return false;
@@ -287,14 +298,65 @@ bool Adaptive::turn_away(Pending& pending, const KindSpec& spec, const Traffic& 
     }
     double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(devices_.size(), 1));
     double wait = waiting * known.ideal_ns / level;
-    double room = (is_crowded ? refuse_wait_ : 1) * static_cast<double>(slack - takes_ns(spec, shape, 1));
+    double room = (is_crowded ? SHARE_WAIT : 1) * static_cast<double>(slack - takes_ns(spec, shape, 1));
     if (wait <= std::max(room, static_cast<double>(takes_ns(spec, shape, pending.size)))) {
         return false;
     }
-    Ns slo = pending.deadline_ns - pending.request.arrived_ns;
-    Ns after = static_cast<Ns>(wait - room);
-    refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + after, slo), slo + after,
-           std::max<Ns>(after, 1));
+    turn_away(pending, static_cast<Ns>(wait - room));
+    return true;
+}
+
+// How long what goes before a request would keep a device, beyond what it was sent; above enough_ns it may be more.
+Ns Adaptive::before_ns(Device& device, const Pending& pending, Ns enough_ns) {
+    double sum = 0, enough = static_cast<double>(enough_ns);
+    auto is_wanted = [&](const Model& model, std::uint64_t) {
+        // Who saves by batches may give requests up.
+        return sum <= enough && (refuse_wait_ > 0 || !traffic_.of(model).saves);
+    };
+    for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
+        if (queue.level > pending.request.priority || queue.front().deadline_ns > pending.deadline_ns) {
+            return;
+        }
+        const KindSpec& spec = *residency.spec;
+        std::uint32_t rows = queue.rows(), most = std::min(rows, spec.batch_max);
+        double takes = static_cast<double>(takes_ns(spec, queue.shape, most)) / most * rows;
+        sum += takes / static_cast<double>(queue.model->residencies.size());
+    });
+    return static_cast<Ns>(sum * pace_);
+}
+
+// Refuses who would be too late behind what waits already, whatever its model.
+bool Adaptive::is_too_late(Pending& pending) {
+    const Model& model = *pending.model;
+    if (model.residencies.empty() || has_other_device(model)) {
+        return false;
+    }
+    Residency* soonest = nullptr;
+    Ns begins = NEVER_NS;
+    for (std::size_t place = 0; place < std::min(model.residencies.size(), OUTLOOK_MAX); ++place) {
+        Residency& one = *model.residencies[(model.asked_cursor + place) % model.residencies.size()];
+        if (Ns free = one.device->free_ns(now_); free < begins) {
+            begins = free;
+            soonest = &one;
+        }
+    }
+    if (model.residencies.size() > OUTLOOK_MAX) {
+        begins = now_ + soonest->device->worker->there_ns;  // of many, another may be free
+    }
+    bool is_contested = now_ < soonest->device->shares.contested_until_ns;
+    double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? REFUSE_WAIT : 1;
+    Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
+    Ns rest = pending.deadline_ns - begins - takes - soonest->device->worker->back_ns;
+    Ns room = std::max({static_cast<Ns>(part * static_cast<double>(rest)), takes, std::min(rest, PROMPT_NS)});
+    Ns wait = before_ns(*soonest->device, pending, room);
+    if (wait <= room) {
+        return false;
+    }
+    contest_devices(*pending.model, now_);
+    if (is_divided(*soonest->device, now_) && soonest->share.is_modest) {
+        return false;
+    }
+    turn_away(pending, wait - room);
     return true;
 }
 
@@ -392,8 +454,10 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
         return std::max(most_rows(takes, std::min(queue[place].deadline_ns - until, longest), most), 1u);
     };
     std::uint32_t rows = rows_from(first), given_up = 0;
-    if (sacrifices_ && !is_modest && queue.is_plain() && rows < std::min(size - first, spec.batch_max)) {
-        double limit = traffic_.of(*queue.model).ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
+    const Traffic& known = traffic_.of(*queue.model);
+    bool may_sacrifice = sacrifices_ && known.saves && !is_modest && queue.is_plain();
+    if (may_sacrifice && rows < std::min(size - first, spec.batch_max)) {
+        double limit = known.ideal_ns / std::max(sacrifice_need_ * need(), 1e-9);
         double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
         if (cost > limit && !has_other_device(*queue.model)) {
             std::uint32_t last = std::min(size - first, SACRIFICE_MAX);

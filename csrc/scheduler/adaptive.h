@@ -10,8 +10,9 @@
 // *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
 // arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a
 // need of 0.8 a batch may cost 1/0.8 of its ideal, and no more, if the others do as well. When little arrives the
-// need is near 0 and any batch is good enough. A surge is believed as far as it is surely one: the mean of seconds would
-// follow it when the queues have decayed already.
+// need is near 0 and any batch is good enough. Executions are planned with margins; the need counts what they take in the
+// mean (the pace). A surge is believed as far as it is surely one: the mean of seconds would follow it when the queues have
+// decayed already.
 //
 // *Hold.* A queue whose batch would be dearer than the need allows waits to grow, for at most HOLD_SHARE of the time
 // its first request can wait (and HOLD_MAX_NS), and never beyond the last start that still lets it take one more.
@@ -23,15 +24,21 @@
 // *Sacrifice.* Where the tightest deadline allows only a batch dearer than the need, its first requests are
 // given up if that makes the batch cheap enough: three requests that would hold a device for as long as thirty cost
 // the thirty. Without it, queues near saturation decay into ever smaller batches (Symphony drops for the same
-// reason, arXiv 2308.07470, but whatever the load).
+// reason, arXiv 2308.07470, but whatever the load). Not where batches save little.
 //
-// *Turning away.* Where what was let in needs more than the devices could do even at their ideal, each model is
-// entitled to a fair share: those that ask for less get all, the others the same. A model above its share has a
-// request refused at arrival if what already waits for it would take, within that share and at its ideal cost, longer
-// than the request can wait, and is more than a batch (of lower levels nothing counts: it goes behind). So a hot model
-// does not crowd out the others; on a device that turns requests away those within their shares of it go first, too
-// (shares.h). At any time a request is refused that could not be reached if all devices did nothing
-// but its model's queue.
+// *Turning away.* Where batches save time, a model is entitled to a fair share if what was let in needs more than the
+// devices could do even at their ideal: models that ask for less get all, the others the same. A model above its share
+// has a request refused at arrival if what already waits for it would take, within that share and at its ideal cost, longer
+// than the request can wait, and is more than a batch (of lower levels nothing counts: it goes behind). All else waits:
+// the longer a queue, the cheaper its batches, and who is in front may be given up for those behind.
+//
+// Where batches save little (models on CPUs), a request is refused at arrival if what waits of such models, of any of
+// them, and is due before would make it late; and on a device that turned a request away of late half of the time that it
+// could wait has to be left. So refusals come at once, and next to none when the time is over. The option refuse_wait has
+// all models refused like this, with this part instead of a half: with 0.7 nearly all refusals are prompt, and
+// bench/grid/README.md has what it costs. On a device that turns requests away those within their shares of it go first,
+// too, and are not refused (shares.h). At any time a request is refused that could not be reached if all devices did
+// nothing but its model's queue.
 //
 // Beside them: how long before a device is planned to be free its next batch is sent is learnt, too, from how wrong plans
 // were (lead.h). The way of inputs to a worker is learnt, by byte (inputs.h), and is a stage before the device. A device
@@ -88,18 +95,34 @@ inline constexpr double HOLD_GAIN_MIN = 1.0;
 // A batch is too dear if it costs more than 1 / (SACRIFICE_NEED * need) of its ideal.
 inline constexpr double SACRIFICE_NEED = 1.0;
 
-// Requests are turned away while what arrives needs more than this share of all device time.
+// Models are held to their shares while what arrives needs more than this share of all device time.
 inline constexpr double REFUSE_NEED = 1.05;
 
-// And if the wait before them is longer than this part of what their SLO has room for: those that are let in are then
-// nearly sure to be served, and sooner; it costs up to 2 % of goodput at twice the load that can be served.
-inline constexpr double REFUSE_WAIT = 0.6;
+// And a request beyond the share is refused if the wait before it is longer than this part of what its SLO has room for:
+// those that are let in are then nearly sure to be served, and sooner; it costs up to 2 % of goodput at twice the load
+// that can be served.
+inline constexpr double SHARE_WAIT = 0.6;
+
+// The fair share of a model is computed anew after this.
+inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
+
+// Where batches save little, on a device that turned a request away of late (CONTEST_NS), a request is refused if the wait
+// before it is longer than this part of what it has room for: who is let in is then nearly sure to be served, whatever
+// executions take. It costs at most 1 % of goodput in overload, where executions are noisy.
+inline constexpr double REFUSE_WAIT = 0.5;
+
+// Who waits no longer than this is told soon enough.
+inline constexpr Ns PROMPT_NS = 10 * MS;
+
+// Batches save little where a row alone costs no more than this many times what it costs in the best that its SLO allows.
+inline constexpr double SAVING_MIN = 1.15;
 
 // Where rows alone cost no more than this much of what they cost in a batch, they run alone: it is answered sooner.
 inline constexpr double BATCH_WORTH = 1.05;
 
-// The fair share of a model is computed anew after this.
-inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
+// Each execution counts for so much of the pace, which is thought to be no less than PACE_MIN.
+inline constexpr double PACE_PART = 0.01;
+inline constexpr double PACE_MIN = 0.5;
 
 // A single device begins with what has to start first, the largest batches, from this need on; below, with what is due
 // first: it has time for all of them, and the small ones must not wait for the large.
@@ -162,6 +185,7 @@ private:
         double rows = 0;
         double ideal_ns = 0;  // of one row
         double slack_ns = 0;  // that its requests come with
+        bool saves = false;   // its batches save more than little
         std::uint32_t arrivals = 0;
     };
 
@@ -183,11 +207,14 @@ private:
     // What a batch is counted with; the bound for a shape never measured, 0 if there is none.
     Ns takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const;
     std::uint32_t rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns, std::uint32_t rows_max) const;
-    double find_ideal_ns(const KindSpec& spec, std::uint32_t shape, double slack_ns) const;
+    void look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape) const;
     // Models that matter, for each device.
     double crowd() const;
     void share_out();
-    bool turn_away(Pending& pending, const KindSpec& spec, const Traffic& known);
+    void turn_away(Pending& pending, Ns after_ns);
+    bool is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
+    Ns before_ns(Device& device, const Pending& pending, Ns enough_ns);
+    bool is_too_late(Pending& pending);
     void keep_time();
     // Of a sum of weighted things: how much of it there was per nanosecond.
     double rate(double sum) const { return sum / weights_.span_ns(); }
@@ -223,6 +250,7 @@ private:
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;            // when to compute it anew
     std::vector<double> wanted_;    // for that: what each model asks for, in devices
+    double pace_ = 1;               // what executions take of what they are counted with
     std::vector<Candidate> candidates_;
     std::vector<Waiting> victims_;
 };

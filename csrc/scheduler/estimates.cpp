@@ -109,6 +109,16 @@ Ns Curve::seed_of(std::uint32_t batch) const {
     return place != seeds_.end() && place->first == batch ? place->second : 0;
 }
 
+double Curve::saving(std::uint32_t rows_max) const {
+    double alone = static_cast<double>(seed_of(1)), most = 1;
+    for (const auto& [batch, ns] : seeds_) {
+        if (batch <= rows_max) {
+            most = std::max(most, alone * batch / static_cast<double>(ns));
+        }
+    }
+    return most;
+}
+
 Ns Curve::beyond(std::uint32_t batch) {
     if (batch > BATCH_TABLE_MAX) {
         __int128 ns = static_cast<__int128>(exec_ns(BATCH_TABLE_MAX)) * batch / BATCH_TABLE_MAX;

@@ -128,6 +128,10 @@ public:
     // What is expected from now on is this many times what the samples and the profile say.
     void set_scale(double scale);
 
+    // By the profile: what a row costs alone, as a multiple of what it costs in the cheapest batch of at most so many rows.
+    // 1 where that is not known. Measured times are too noisy for this: a size that seems dear is not tried again.
+    double saving(std::uint32_t rows_max) const;
+
     bool is_measured() const { return !windows_.empty(); }
     bool is_profiled() const { return profiled_; }
 

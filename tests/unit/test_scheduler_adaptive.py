@@ -214,6 +214,34 @@ def test_who_asks_for_more_than_a_fair_share_is_turned_away_and_nobody_else() ->
     assert not [one for one in commands if isinstance(one, AnswerFailed)]
 
 
+def test_where_batches_save_nothing_whoever_would_wait_for_half_of_the_time_is_refused_at_once() -> None:
+    one, other = spec(1, exec_ms=5), spec(2, exec_ms=5)
+    played = Played(adaptive(one, other), one, other)
+    for ms in range(2, 600, 2):
+        played.ask(ms, model=1 + ms // 2 % 2)
+    played.until(800)
+    refused = [one for one in played.answers if isinstance(one, AnswerFailed)]
+    assert len(refused) > 150
+    assert len(refused) - len(played.turned_away) <= 2, "who came before anybody was refused"
+    assert all(one.feasible_slo_ns > 100 * MS for one in refused)
+    # What is let in is what the device can do, and what waits at the end: half of what its SLO has room for.
+    assert len(played.answers) - len(refused) == pytest.approx((600 + 45) / 5, abs=6)
+
+
+def test_how_long_a_request_may_wait_is_the_users_to_choose() -> None:
+    """By itself a model whose batches save much has a batch wait; told to leave time, it refuses before."""
+
+    def let_in(options: dict[str, float]) -> int:
+        story = adaptive(BATCHING, options=options)
+        story.request(1)
+        count = 0
+        while not any(isinstance(one, AnswerFailed) for one in story.request(1)[1]):
+            count += 1
+        return count
+
+    assert let_in({"refuse_wait": 0.3}) < BATCHING.batch_max <= let_in({})
+
+
 def test_turning_away_can_be_switched_off() -> None:
     played = Played(adaptive(BATCHING, options={"off_refuse": 1}), BATCHING)
     played.stream(0, 400, per_ms=3)

@@ -1,0 +1,65 @@
+"""How soon `adaptive` refuses what it will not serve: models whose batches save little, executions that come slower in spells."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+from clockwork.clock import MS, SECOND
+from clockwork.profiles import ModelProfile
+from clockwork.sim import Cluster, Open, Report, simulate
+from clockwork.sim.workloads import poisson
+
+SECONDS = 30
+SLO_MS = 100
+EXEC_MS = 4.0
+SPELL_MS = 50
+PROMPT_MS = 10
+
+
+def slowness(seed: int) -> list[tuple[int, float]]:
+    """By the spell: how many times as long executions take. About a tenth more, and now and then twice as long."""
+    random = np.random.default_rng(seed)
+    factors = np.exp(0.1 * np.abs(random.standard_normal(SECONDS * 1000 // SPELL_MS)))
+    factors[random.random(len(factors)) < 0.03] *= 1.8
+    return [(place * SPELL_MS * MS, float(factor)) for place, factor in enumerate(factors)]
+
+
+@functools.cache
+def served(load: float, models: int) -> tuple[Report, float]:
+    """One device at a load, and how many requests a second it could do."""
+    spells = slowness(1)
+    rate = 1000 / EXEC_MS / float(np.mean([factor for _, factor in spells]))
+    row_ms = 0.95 * EXEC_MS
+    profile = {batch: round((EXEC_MS + (batch - 1) * row_ms) * MS) for batch in (1, 2, 4, 8, 16)}
+    kinds = [
+        ModelProfile(
+            f"cnn{index}",
+            profile,
+            weights_bytes=10 << 20,
+            load_ns=5 * MS,
+            slo_ns=SLO_MS * MS,
+            program="cnn",
+        )
+        for index in range(models)
+    ]
+    arrivals = poisson([load * rate / models] * models, SECONDS * SECOND, seed=2, slo_ns=SLO_MS * MS)
+    cluster = Cluster(exec_noise=0.03, outlier=0.01, spells=spells, link_jitter_ns=280_000)
+    return simulate(kinds, cluster, [Open(arrivals)], policy="adaptive", seed=1, resident=True), rate
+
+
+@pytest.mark.parametrize("models", [1, 4])
+@pytest.mark.parametrize("load", [1.2, 1.5])
+def test_in_overload_nearly_all_refusals_are_prompt_and_the_device_is_busy(load: float, models: int) -> None:
+    report, rate = served(load, models)
+    assert report.refused.sum() > 0.1 * report.offered.sum()
+    assert report.refusal.fraction_within(PROMPT_MS * MS) >= 0.98
+    assert report.goodput_rate >= 0.98 * rate
+
+
+@pytest.mark.parametrize("models", [1, 4])
+def test_next_to_nothing_is_refused_while_there_is_time_for_all(models: int) -> None:
+    assert served(0.6, models)[0].bad_fraction == 0
+    assert served(0.75, models)[0].bad_fraction <= 0.005

@@ -56,6 +56,7 @@ class ModelProfile:
     slo_ns: int = 0  # 0: none
     page_bytes: int = 0  # size of the pages that page_count counts; 0: not known
     page_count: int = 0  # pages that the weights take, where that was measured; 0: as many as they fill
+    runs: Sequence[int] = ()  # how many of these pages lie together, run by run; (): each page lies anywhere
 
     def check(self) -> None:
         """Raises ConfigError, naming the value and its bound."""
@@ -82,6 +83,12 @@ class ModelProfile:
         bounded("batch_max", self.batch_max, 0, BATCH_SIZE_MAX)
         for what in ("weights_bytes", "input_bytes", "output_bytes", "page_bytes", "page_count"):
             bounded(what, getattr(self, what), 0, SIZE_MAX)
+        for pages in self.runs:
+            bounded("a run's pages", pages, 1, SIZE_MAX)
+        if self.runs and sum(self.runs) != self.page_count:
+            raise ConfigError(
+                f"profile {self.name!r}: its runs have {sum(self.runs)} pages, page_count is {self.page_count}"
+            )
 
     def largest_batch(self) -> int:
         """The largest batch that it runs."""
@@ -111,6 +118,12 @@ class ModelProfile:
         if self.page_count and self.page_bytes == page_bytes:
             return self.page_count
         return max(1, -(-self.weights_bytes // page_bytes))
+
+    def layout(self, page_bytes: int) -> list[int]:
+        """Page counts of its runs with pages of this size: measured, or as if each page could lie anywhere."""
+        if self.runs and self.page_bytes == page_bytes:
+            return list(self.runs)
+        return [1] * self.pages(page_bytes)
 
 
 # ----- files ---------------------------------------------------------------------------------
@@ -186,7 +199,11 @@ def _parse_one(body: Any, index: int) -> ModelProfile:
         raise ConfigError(f"profile {name!r}: exec_ns is not an object from batch size to time")
     if wrong := [key for key in points if not (key.isascii() and key.isdigit())]:
         raise ConfigError(f"profile {name!r}: batch {wrong[0]!r} in exec_ns is not a whole number")
-    profile = ModelProfile(**{**body, "exec_ns": {int(key): value for key, value in points.items()}})
+    runs = body.get("runs", [])
+    if not isinstance(runs, list):
+        raise ConfigError(f"profile {name!r}: runs is not a list of page counts")
+    read = {"exec_ns": {int(key): value for key, value in points.items()}, "runs": tuple(runs)}
+    profile = ModelProfile(**{**body, **read})
     profile.check()
     return profile
 
@@ -330,6 +347,7 @@ def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
         slo_ns=int(info.raw.get("slo_ns") or 0),
         page_bytes=int(info.raw.get("page_bytes") or 0),
         page_count=int(info.raw.get("pages") or 0),
+        runs=tuple(info.raw.get("runs") or ()),
     )
     profile.check()
     return profile

@@ -96,7 +96,7 @@ def prepared_profile(
     batches = batch_max > 1
     shape = (profile.input_bytes,) if batches else (1, profile.input_bytes)
     sizes = {size for size in profile.exec_ns if size <= batch_max} | {batch_max}
-    pages = profile.pages(page_bytes)
+    runs = profile.layout(page_bytes)
     return PreparedModel(
         format_version=FORMAT_VERSION,
         digest=digest,
@@ -109,10 +109,10 @@ def prepared_profile(
         batching_note="as its profile says",
         batch_max=batch_max,
         page_bytes=page_bytes,
-        runs=[1] * pages,
+        runs=runs,
         weights=[],
         weights_bytes=profile.weights_bytes,
-        resident_bytes=pages * page_bytes,
+        resident_bytes=sum(runs) * page_bytes,
         load_ns=profile.load_ns,
         profile=[ProfilePoint((shape,), size, profile.execution_ns(size)) for size in sorted(sizes)],
         constants_note="",

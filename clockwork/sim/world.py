@@ -409,7 +409,7 @@ def _model_infos(models: Sequence[ModelProfile], cluster: Cluster) -> list[dict[
             {
                 "exec_ns": [(batch, ns) for batch, ns in points if batch <= largest],
                 "table": table,
-                "runs": [1] * model.pages(cluster.page_bytes),
+                "runs": model.layout(cluster.page_bytes),
                 "load_ns": model.load_ns,
                 "input_bytes": model.input_bytes,
                 "program": programs.setdefault(model.program or model.name, len(programs)),

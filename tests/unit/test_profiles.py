@@ -37,7 +37,9 @@ def test_a_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     models = [
         *paper_models(),
         linear("l", 1_000, 500, 12, slo_ns=7, weights_bytes=9, load_ns=3, input_bytes=1, output_bytes=2),
-        ModelProfile("m", {1: 10}, 100, 5, program="p", batch_max=4, page_bytes=16, page_count=9),
+        ModelProfile(
+            "m", {1: 10}, 100, 5, program="p", batch_max=4, page_bytes=16, page_count=9, runs=(4, 5)
+        ),
     ]
     save_profiles(tmp_path / "models.json", models)
     assert load_profiles(tmp_path / "models.json") == models
@@ -58,6 +60,9 @@ def test_a_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ({"name": ""}, "name ''"),
         ({"name": 3}, "name 3"),
         ({"program": 3}, "program 3"),
+        ({"runs": 3}, "runs is not a list"),
+        ({"runs": [0], "page_count": 0}, "a run's pages 0"),
+        ({"runs": [1, 2], "page_count": 4}, "its runs have 3 pages, page_count is 4"),
         ({"weight": 3}, "'weight' is not a field"),
     ],
 )
@@ -148,6 +153,8 @@ def test_pages_are_those_measured_or_as_many_as_the_weights_fill() -> None:
     assert linear("l", 1, 1, 1).pages(16) == 1
     model = ModelProfile("m", {1: 1}, 100, 1, page_bytes=16, page_count=9)
     assert (model.pages(16), model.pages(32)) == (9, 4)
+    assert dataclasses.replace(model, runs=(4, 5)).layout(16) == [4, 5]
+    assert dataclasses.replace(model, runs=(4, 5)).layout(32) == [1] * 4, "measured with other pages"
     with pytest.raises(ConfigError, match="page_bytes 0"):
         model.pages(0)
 
@@ -155,7 +162,7 @@ def test_pages_are_those_measured_or_as_many_as_the_weights_fill() -> None:
 def test_a_registered_model_becomes_a_profile_of_its_examples_shape() -> None:
     body: dict[str, Any] = {
         "name": "bert", "state": "ready", "batches": True, "batch_max": 4, "weights_bytes": 300, "load_ns": 50,
-        "program": "abc", "slo_ns": 9, "page_bytes": 128, "pages": 4,
+        "program": "abc", "slo_ns": 9, "page_bytes": 128, "pages": 4, "runs": [3, 1],
         "inputs": [{"name": "ids", "dtype": "int64", "shape": ["n", "length"]},
                    {"name": "flag", "dtype": "bool", "shape": ["n"]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": ["n", "length", 10]},
@@ -166,7 +173,7 @@ def test_a_registered_model_becomes_a_profile_of_its_examples_shape() -> None:
     profile = from_info(ModelInfo.from_wire(body))
     assert profile == ModelProfile(
         "bert", {1: 100, 4: 200}, 300, 50, input_bytes=7 * 8 + 1, output_bytes=7 * 10 * 4 + 4, program="abc",
-        batch_max=4, slo_ns=9, page_bytes=128, page_count=4,
+        batch_max=4, slo_ns=9, page_bytes=128, page_count=4, runs=(3, 1),
     )  # fmt: skip
     assert profile.pages(128) == 4
     alone = ModelInfo.from_wire({
@@ -174,7 +181,7 @@ def test_a_registered_model_becomes_a_profile_of_its_examples_shape() -> None:
     })  # fmt: skip
     assert dataclasses.replace(from_info(alone), name="x") == ModelProfile(
         "x", {1: 100}, 300, 50, input_bytes=2 * 7 * 8 + 2, output_bytes=2 * 7 * 10 * 4 + 2 * 4, program="abc",
-        batch_max=1, slo_ns=9, page_bytes=128, page_count=4,
+        batch_max=1, slo_ns=9, page_bytes=128, page_count=4, runs=(3, 1),
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"'bert' is preparing .*no profile"):
         from_info(ModelInfo.from_wire({**body, "state": "preparing", "profile": []}))

@@ -229,17 +229,22 @@ bool Loads::fits_somewhere(Model& model) {
 
 // ----- acting -------------------------------------------------------------------------------------
 
-void Loads::start_loads(Device& device) {
+bool Loads::takes_load(Device& device, std::uint32_t under_way) const {
     const Worker& worker = *device.worker;
+    Ns due = worker.link_free_ns - worker.there_ns - worker.back_ns - FEED_NS;
+    if (under_way < device.run_ahead || (under_way < OUTSTANDING_MAX && due <= now_)) {
+        return true;
+    }
+    if (under_way < OUTSTANDING_MAX) {
+        device.wake_at(due);
+    }
+    return false;
+}
+
+void Loads::start_loads(Device& device) {
     while (!device.pending.empty()) {
-        if (device.loading >= device.run_ahead) {
-            Ns due = worker.link_free_ns - worker.there_ns - worker.back_ns - FEED_NS;
-            if (device.loading >= OUTSTANDING_MAX || due > now_) {
-                if (device.loading < OUTSTANDING_MAX) {
-                    device.wake_at(due);
-                }
-                return;
-            }
+        if (!takes_load(device, device.loading)) {
+            return;
         }
         Residency& residency = *device.pending.front();
         if (!is_load_wanted(residency)) {

@@ -164,6 +164,9 @@ protected:
     // ----- acting ------------------------------------------------------------------------------
 
     void start_loads(Device& device);
+    // Whether one more LOAD may be sent now, if so many are under way: the link is kept filled for one round trip. If it
+    // is filled, the device wakes when it is no more.
+    bool takes_load(Device& device, std::uint32_t under_way) const;
     // Load into free pages, or those of models that have idled long. False if there are none.
     bool load_idly(Device& device, Model& model, KindSpec& spec) {
         return load_now(device, model, spec, now_ - WARM_IDLE_NS);

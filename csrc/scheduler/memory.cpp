@@ -54,6 +54,8 @@ std::uint32_t Memory::loading(const Device& device) {
     return count;
 }
 
+bool Memory::takes_load(Device& device) const { return queued_.takes_load(device, loading(device)); }
+
 Ns Memory::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const {
     double sum = 0, enough = static_cast<double>(enough_ns);
     if (shares_.size() < queued_.states_.size()) {

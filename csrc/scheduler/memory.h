@@ -102,6 +102,8 @@ protected:
     bool is_loadable_somewhere(const Model& model) const;
     // LOADs under way or decided on the link that the device shares with its worker's others.
     static std::uint32_t loading(const Device& device);
+    // See Loads::takes_load().
+    bool takes_load(Device& device) const;
     // What waits, but for one model, and is due by then: how long would it keep devices? To be asked of several, as
     // long as nothing changes.
     struct Ahead {

@@ -341,7 +341,7 @@ Score AdaptiveMemory::score(const Memory& memory, const Device& device, const Ki
                             const Score& least) {
     const auto& self = static_cast<const AdaptiveMemory&>(memory);
     const Queue* first = self.first_queue(model);
-    if (first == nullptr || loading(device) >= device.run_ahead) {
+    if (first == nullptr || loading(device) >= OUTSTANDING_MAX) {
         return {-1};
     }
     Ns room = device.has_room(spec) ? 0 : spec.load_planned_ns();
@@ -493,8 +493,7 @@ void AdaptiveMemory::look(Device& device) {
     aside_.clear();
     int scanned = 0, passed = 0;
     bool is_denied = false;
-    while (!asking_.empty() && loading(device) < device.run_ahead && scanned < CANDIDATE_SCAN_MAX &&
-           passed < PASSED_OVER_MAX) {
+    while (!asking_.empty() && scanned < CANDIDATE_SCAN_MAX && passed < PASSED_OVER_MAX && takes_load(device)) {
         std::uint32_t slot = asking_.top();
         Model& model = model_at(slot);
         bool cold = is_cold(model);

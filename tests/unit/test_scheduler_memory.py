@@ -12,6 +12,7 @@ from clockwork.scheduler.types import (
     SendInfer,
     SendLoad,
     SendUnload,
+    Tick,
     WorkerJoined,
 )
 from tests.unit.stories import LINK, MS, Story, spec, told
@@ -189,6 +190,18 @@ def test_the_link_of_a_worker_has_run_ahead_loads_at_once() -> None:
     story = story_of("adaptive", *(spec(model) for model in range(1, 5)), devices=2, pages=8, resident=False)
     sent = [told(story.request(model)[1]) for model in range(1, 5)]
     assert sent == [[("load", 1)], [("load", 2)], [], []]
+
+
+def test_adaptive_keeps_a_far_link_filled_for_a_round_trip() -> None:
+    story = story_of("adaptive", *(spec(model, load_ms=2) for model in range(1, 5)), pages=8, resident=False)
+    story(LinkMeasured(story.now, 1, 3 * MS, 3 * MS))
+    sent = [told(story.request(model, 500)[1]) for model in range(1, 5)]
+    assert sent == [[("load", 1)], [("load", 2)], [], []]
+    story.at(
+        1
+    )  # the second ends at 7.2 ms: an order that leaves now is there in time, the first result is not back
+    assert told(story(Tick(story.now))) == [("load", 3)]
+    assert story.wake == story.now + 2.1 * MS
 
 
 def test_paper_loads_where_the_link_is_free_within_schedule_ahead() -> None:

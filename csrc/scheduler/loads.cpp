@@ -61,7 +61,7 @@ bool Loads::try_idle(Device& device, const std::vector<std::uint32_t>& runs, std
     }
     evictable_.clear();
     for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
-        if (!one->doomed && one->is_idle() && may_evict(*one)) {
+        if (!one->doomed && one->is_idle() && may_evict(*one) && !contains(victims, one)) {
             evictable_.push_back(one);
         }
     }
@@ -100,7 +100,8 @@ bool Loads::find_victims(Residency& residency, bool doom) {
         residency.clear_ns = std::max(residency.clear_ns, other->clear_ns);
     }
     for (const Residency* other : device.pending) {
-        if (!trial_.allocate(other->spec->runs, trial_starts_)) {
+        // Loads sent since it was tried out may have left its victims' pages in pieces: it will take more.
+        if (!try_idle(device, other->spec->runs, residency.victims)) {
             return false;
         }
     }

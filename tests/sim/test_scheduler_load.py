@@ -8,7 +8,12 @@ import itertools
 import pytest
 
 from clockwork.messages import Status
+from clockwork.profiles import ModelProfile
+from clockwork.sim import Cluster, Open, simulate
+from clockwork.sim.workloads import poisson, zipf
 from tests.sim.harness import MS, SECOND, World, spec
+
+PAGE = 64 << 10
 
 
 def overload(
@@ -43,6 +48,26 @@ def test_below_capacity_next_to_nothing_is_refused(load: float) -> None:
     tally = world.tally()
     assert tally.get("refused", 0) <= 0.001 * len(world.requests), tally
     assert tally["ok"] >= 0.995 * len(world.requests), tally
+
+
+def test_pieces_of_an_arena_turn_nobody_away() -> None:
+    """Layouts of single pages beside layouts of long runs: what a load counted on has often gone in pieces."""
+    single = [(1,) * (24 + 3 * kind) for kind in range(8)]
+    long = [(9 + kind % 7, 7 + kind % 5, 6, 3, 2, 1) for kind in range(8, 20)]
+    models = [
+        ModelProfile(
+            f"m{index}", {1: 1_200_000}, 0, 1_500_000, program="p", page_bytes=PAGE, page_count=sum(runs), runs=runs
+        )
+        for index, runs in enumerate((single + long) * 50)
+    ]  # fmt: skip
+    rates = [700 * share for share in zipf(len(models), 0.9)]
+    arrivals = poisson(rates, 5 * SECOND, seed=3, slo_ns=100 * MS)
+    cluster = Cluster(
+        page_bytes=PAGE, page_count=2200, exec_noise=0.02, load_noise=0.1, link_jitter_ns=100_000
+    )
+    report = simulate(models, cluster, [Open(arrivals)], "edf", seed=3)
+    assert report.loads > 2000
+    assert report.bad_fraction < 0.005
 
 
 def test_fifty_milliseconds_after_the_clients_left_the_device_is_idle() -> None:

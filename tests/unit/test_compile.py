@@ -33,6 +33,7 @@ from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.host import Executor
 from clockwork.models.compile.onnx_package import compile_package
 from clockwork.models.compile.variant import Statistic
+from clockwork.models.compile.widths import widths_of
 from clockwork.models.inputs import difference
 from clockwork.models.program import (
     Launch,
@@ -556,9 +557,7 @@ def test_kernels_still_read_vectors_where_they_may(tmp_path: Path) -> None:
     ],
 )
 def test_the_widest_access_is_read_off_a_kernels_source(source: str, widths: tuple[int, ...]) -> None:
-    from clockwork.models.compile.lower import _widths
-
-    assert _widths(source) == widths
+    assert widths_of(source) == widths
 
 
 # ----- the command line ------------------------------------------------------------------------

@@ -324,8 +324,8 @@ def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tm
     many = [np.repeat(inputs[0], 5, axis=0)]  # on the variant for 8 rows
     assert np.allclose(executor.run(many)[0], np.repeat(outputs[0], 5, axis=0), atol=1e-6)
 
-    files = [PackageFile(path, *hash_file(source)) for path, source in _package(directory, None, tmp_path)]
+    files = [PackageFile(path, *hash_file(source)) for path, source in _package(directory, None)]
     assert parse_files([[one.path, one.bytes, one.sha256] for one in files]) == files
     assert files[0].path == "program.json"
     with pytest.raises(InvalidModel, match="takes no examples"):
-        _package(directory, {"x": inputs[0]}, tmp_path)
+        _package(directory, {"x": inputs[0]})

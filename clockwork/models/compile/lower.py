@@ -59,6 +59,7 @@ from clockwork.models.compile.variant import (
     Statistic,
     StoredWeight,
 )
+from clockwork.models.compile.widths import widths_of
 from clockwork.models.onnx_import import read_model
 from clockwork.models.program import HOST, Argument, Launch
 from clockwork.tensors import Array
@@ -493,38 +494,7 @@ def _kernel(program: UOp, number: int) -> Kernel:
         return x, y, z
 
     sizes = three(info.global_size), three(info.local_size)
-    return Kernel(name, source, *sizes, len(info.globals), len(info.vars), _widths(source))
-
-
-_ELEMENT_BYTES = {
-    "bool": 1, "char": 1, "signed char": 1, "unsigned char": 1, "short": 2, "unsigned short": 2, "int": 4,
-    "unsigned int": 4, "long": 8, "unsigned long": 8, "long long": 8, "unsigned long long": 8, "float": 4, "double": 8,
-    "half": 2, "_Float16": 2, "__fp16": 2, "nv_bfloat16": 2, "__bf16": 2,
-}  # fmt: skip
-"""Of the types that kernels are given pointers to, by their names in C."""
-
-_PARAMETER = re.compile(
-    r"(?:const )?([A-Za-z_][\w ]*?)\s*\* ?(?:restrict |__restrict__ )?(data\d+(?:_\d+)?)\b"
-)
-_CAST = re.compile(r"\*\(\((\w+)\*\)\(")
-_VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?(data\d+(?:_\d+)?)\b")
-
-
-def _widths(source: str) -> tuple[int, ...]:
-    """Bytes of the widest access through each pointer of a kernel: it accesses elements, or vectors of its type."""
-    head = re.search(r"\w\(([^()]*\bdata\d[^()]*)\) ?\{", source)
-    assert head is not None, source
-    parameters = _PARAMETER.findall(head[1])
-    base = {name: kind.strip() for kind, name in parameters}
-    widths = {name: _ELEMENT_BYTES[kind] for name, kind in base.items()}
-    vectors = _VECTOR.findall(source)
-    assert len(vectors) == len(_CAST.findall(source)), f"a vector access that is not understood:\n{source}"
-    for vector, name in vectors:
-        element = base[name].replace(" ", "_")
-        count = vector.removeprefix(element)
-        assert count.isdigit(), f"{vector} through a pointer to {base[name]}"
-        widths[name] = max(widths[name], int(count) * _ELEMENT_BYTES[base[name]])
-    return tuple(widths.values())
+    return Kernel(name, source, *sizes, len(info.globals), len(info.vars), widths_of(source))
 
 
 def _number(variable: UOp) -> int:

@@ -49,9 +49,6 @@ Adaptive::Adaptive(const SchedulerOptions& options)
       sacrifices_(option(options, "off_sacrifice", 0) == 0),
       saves_devices_(option(options, "save_devices", 0) != 0),
       hold_need_(option(options, "hold_need", HOLD_NEED)),
-      hold_share_(option(options, "hold_share", HOLD_SHARE)),
-      hold_crowd_(option(options, "hold_crowd", HOLD_CROWD)),
-      refuse_need_(option(options, "refuse_need", REFUSE_NEED)),
       refuse_wait_(option(options, "refuse_wait", 0)),
       refuses_(option(options, "off_refuse", 0) == 0),
       believes_surges_(option(options, "off_surge", 0) == 0),
@@ -272,7 +269,7 @@ void Adaptive::share_out() {
             wanted_.push_back(devices);
         }
     });
-    share_ = level_of(wanted_, static_cast<double>(devices_.size()), refuse_need_);
+    share_ = level_of(wanted_, static_cast<double>(devices_.size()), REFUSE_NEED);
 }
 
 void Adaptive::turn_away(Pending& pending, Ns after_ns) {
@@ -368,7 +365,7 @@ double Adaptive::hold_share(const Model& model) const {
         return 0;
     }
     double there = static_cast<double>(model.residencies.size()) / static_cast<double>(devices_.size());
-    return hold_share_ * std::max(0.0, 1 - hold_crowd_ * crowd()) * there;
+    return HOLD_SHARE * std::max(0.0, 1 - HOLD_CROWD * crowd()) * there;
 }
 
 // ----- when a queue wants a device ----------------------------------------------------------------
@@ -545,9 +542,8 @@ bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
     std::uint32_t lowest = lowest_level();
     bool is_level = is_one_level();
     std::uint64_t bound = UINT64_MAX;  // of packed ranks: those at or above it are not better than the best
-    bool is_by_start = devices_.size() > 1 || need() > LAST_START_NEED;
-    auto is_everywhere = [this, is_by_start](const Model& model) {
-        return is_by_start && model.residencies.size() >= devices_.size();
+    auto is_everywhere = [this](const Model& model) {
+        return devices_.size() > 1 && model.residencies.size() >= devices_.size();
     };
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
     for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {

@@ -2,7 +2,7 @@
 //
 // Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
 // queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
-// device has its model, else that of the earliest deadline (so on a single device, too, while it has time to spare); but
+// device has its model and there are several, else that of the earliest deadline; but
 // one of a higher level that could not wait for the end of it goes before. Four rules make that hold up near saturation, where it matters; each was measured against the
 // others' best and against the clairvoyant bound (bench/grid); the last three, and belief in surges, can be switched off
 // (off_*) to see what they earn.
@@ -124,10 +124,6 @@ inline constexpr double BATCH_WORTH = 1.05;
 inline constexpr double PACE_PART = 0.01;
 inline constexpr double PACE_MIN = 0.5;
 
-// A single device begins with what has to start first, the largest batches, from this need on; below, with what is due
-// first: it has time for all of them, and the small ones must not wait for the large.
-inline constexpr double LAST_START_NEED = 0.8;
-
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
 
@@ -154,9 +150,8 @@ private:
 
 class Adaptive final : public Queued {
 public:
-    static constexpr const char* OPTIONS[] = {"hold_need",   "hold_share",   "hold_crowd", "sacrifice_need",
-                                              "schedule_ahead_ms", "save_devices", "off_hold",   "off_sacrifice",
-                                              "refuse_need", "refuse_wait",  "off_refuse",   "off_surge"};
+    static constexpr const char* OPTIONS[] = {"schedule_ahead_ms", "save_devices", "hold_need",  "sacrifice_need", "refuse_wait",
+                                              "off_hold",          "off_refuse",   "off_surge", "off_sacrifice"};
 
     explicit Adaptive(const SchedulerOptions& options);
 
@@ -230,9 +225,6 @@ private:
     bool sacrifices_;
     bool saves_devices_;
     double hold_need_;
-    double hold_share_;
-    double hold_crowd_;
-    double refuse_need_;
     double refuse_wait_;
     bool refuses_;
     bool believes_surges_;

@@ -499,12 +499,13 @@ void World::finish() {
     end_slice();
 }
 
-// Nothing is left to happen: both sides must agree.
+// Nothing is left to happen: both sides must agree. But for workers that crashed so shortly before the end that the
+// controller has not noticed.
 void World::at_rest() {
     demand(outstanding_ == 0, "a request was never answered");
     std::vector<ModelId> hosted;
     for (const WorkerState& worker : workers_) {
-        if (worker.host.empty() || !scheduler_->host_picture(worker.id, hosted)) continue;
+        if (!worker.alive || worker.host.empty() || !scheduler_->host_picture(worker.id, hosted)) continue;
         std::size_t there = 0;
         for (Hosting one : worker.host) there += one == Hosting::HELD;
         demand(there == hosted.size(), "the scheduler's picture of a host store has another number of models");
@@ -519,7 +520,7 @@ void World::at_rest() {
         const WorkerState& worker = workers_[device.worker];
         demand(device.queue.queued_count() + device.queue.started_count() == 0, "an action is left at a worker");
         held.clear();
-        if (!scheduler_->picture(worker.id, static_cast<std::int32_t>(device.index), held)) continue;
+        if (!worker.alive || !scheduler_->picture(worker.id, static_cast<std::int32_t>(device.index), held)) continue;
         std::size_t resident = 0;
         for (std::uint32_t one : device.held) resident += one != NONE;
         demand(resident == held.size(), "the scheduler's picture of a device has another number of models");

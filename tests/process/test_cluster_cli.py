@@ -157,7 +157,7 @@ def test_models_come_are_shown_and_go(cluster: Cluster, tmp_path: Path) -> None:
     assert profile == ModelProfile(
         "net", {point["batch"]: point["exec_ns"] for point in raw["profile"]}, raw["weights_bytes"],
         raw["load_ns"], input_bytes=64 * 4, output_bytes=10 * 4, program=raw["program"], batch_max=4,
-        page_bytes=raw["page_bytes"], page_count=raw["pages"],
+        page_bytes=raw["page_bytes"], page_count=raw["pages"], runs=tuple(raw["runs"]),
     )  # fmt: skip
     assert min(profile.weights_bytes, profile.load_ns, profile.page_count) > 0
     status, text = cluster.run("models", "show", "net", "--profile", "-")

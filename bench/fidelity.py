@@ -270,7 +270,7 @@ def measure(
                 for part in loads:
                     rates = [part * SECOND / cost_ns * share for share in SHARES.values()]
                     arrivals = poisson(rates, until_ns, seed=SEED, slo_ns=SLO_NS).collect()
-                    runs.append(clients.send(arrivals, SLO_NS, SEED))
+                    runs.append(clients.send(arrivals, SLO_NS))
             after: dict[str, Any] = dict(client.status())
         actions, arrived_ns = actions_of(recording)
     return compare(exported, alone, status, runs, actions, arrived_ns, loads, until_ns) | {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -13,13 +12,14 @@ import numpy.typing as npt
 
 from bench import gateway
 from bench.peers import client as http_client
-from bench.peers.roads import HEADER_LENGTH, Http, Verdict, floats
+from bench.peers.roads import Http, Verdict, floats, oip_http_request
 from clockwork import load
 from clockwork.client import Client
 from clockwork.clock import SECOND, now_ns
-from clockwork.gateway.tensors import name_of_dtype
 from clockwork.sim.workloads import Arrivals
-from clockwork.tensors import Array
+
+SEED = 7
+"""Of the inputs."""
 
 PATIENCE_S = 10.0
 """How long a request may take that has the cluster to itself."""
@@ -41,7 +41,7 @@ class Sender(Protocol):
         """Latencies, ns, of requests for one model, one after another."""
         ...
 
-    def send(self, arrivals: Arrivals, slo_ns: int, seed: int) -> Sent: ...
+    def send(self, arrivals: Arrivals, slo_ns: int) -> Sent: ...
 
 
 class ByClient:
@@ -60,8 +60,8 @@ class ByClient:
             found.append(now_ns() - begin_ns)
         return found
 
-    def send(self, arrivals: Arrivals, slo_ns: int, seed: int) -> Sent:
-        run = load.run_live(self._client, arrivals, self._models, seed=seed)
+    def send(self, arrivals: Arrivals, slo_ns: int) -> Sent:
+        run = load.run_live(self._client, arrivals, self._models, seed=SEED)
         good = run.outcome == load.Outcome.GOOD
         return Sent(run.arrivals, good, good | (run.outcome == load.Outcome.LATE), run.latency_ns, run.lag_ns)
 
@@ -71,12 +71,15 @@ class ByHttp:
 
     def __init__(self, client: Client, models: Sequence[str], port: int) -> None:
         infos = [client.model(name) for name in models]
-        self._inputs = [load.make_inputs(info, 1, index)[0] for index, info in enumerate(infos)]
+        self._asked = [
+            (load.make_inputs(info, 1, index)[0], [spec.name for spec in info.outputs])
+            for index, info in enumerate(infos)
+        ]
         self._models = models
         self._port = port
 
     def _requests(self, slo_ns: int) -> Http:
-        bodies, headers = zip(*(http_request(one, slo_ns // 1000) for one in self._inputs))
+        bodies, headers = zip(*(oip_http_request(*one, slo_ns // 1000) for one in self._asked))
         return Http(
             [f"/v2/models/{name}/infer" for name in self._models], headers, bodies,
             lambda reply: floats(reply.body[reply.header_bytes :]),
@@ -99,7 +102,7 @@ class ByHttp:
 
         return http_client.run(one_by_one())
 
-    def send(self, arrivals: Arrivals, slo_ns: int, seed: int) -> Sent:
+    def send(self, arrivals: Arrivals, slo_ns: int) -> Sent:
         requests = self._requests(slo_ns)
         found = http_client.run(
             http_client.offer(
@@ -111,26 +114,6 @@ class ByHttp:
         return Sent(
             arrivals, answered & (found.elapsed_ns <= slo_ns), answered, found.elapsed_ns, found.lag_ns
         )
-
-
-def http_request(inputs: dict[str, Array], timeout_us: int) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of one request with binary tensors; every output binary, too."""
-    header = json.dumps(
-        {
-            "inputs": [
-                {
-                    "name": name,
-                    "datatype": name_of_dtype(array.dtype.name),
-                    "shape": list(array.shape),
-                    "parameters": {"binary_data_size": array.nbytes},
-                }
-                for name, array in inputs.items()
-            ],
-            "parameters": {"timeout": timeout_us, "binary_data_output": True},
-        }
-    ).encode()
-    body = header + b"".join(array.tobytes() for array in inputs.values())
-    return body, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import enum
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import aiohttp
@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 
 from clockwork.gateway.protocol import inference_pb2 as pb
+from clockwork.gateway.tensors import name_of_dtype
 
 INPUT, OUTPUT = "image", "scores"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -145,26 +146,34 @@ class _GrpcRoad:
 
 
 def oip_http(names: Sequence[str], image: np.ndarray, slo_us: int) -> Http:
-    """Binary tensors, as `tritonclient` sends them. The timeout is a parameter that a server may heed."""
-    body = {
-        "inputs": [
-            {
-                "name": INPUT,
-                "datatype": "FP32",
-                "shape": list(image.shape),
-                "parameters": {"binary_data_size": image.nbytes},
-            }
-        ],
-        "outputs": [{"name": OUTPUT, "parameters": {"binary_data": True}}],
-        "parameters": {"timeout": slo_us},
-    }
-    header = json.dumps(body).encode()
-    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
-    data = header + image.tobytes()
+    """As `tritonclient` sends it. The timeout is a parameter that a server may heed."""
+    body, headers = oip_http_request({INPUT: image}, [OUTPUT], slo_us)
     return Http(
-        [f"/v2/models/{name}/infer" for name in names], [headers] * len(names), [data] * len(names),
+        [f"/v2/models/{name}/infer" for name in names], [headers] * len(names), [body] * len(names),
         lambda reply: floats(reply.body[reply.header_bytes :]),
     )  # fmt: skip
+
+
+def oip_http_request(
+    inputs: Mapping[str, np.ndarray], outputs: Sequence[str], timeout_us: int
+) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of one request; its tensors are binary, and those of the answer."""
+    described = {
+        "inputs": [
+            {
+                "name": name,
+                "datatype": name_of_dtype(array.dtype.name),
+                "shape": list(array.shape),
+                "parameters": {"binary_data_size": array.nbytes},
+            }
+            for name, array in inputs.items()
+        ],
+        "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in outputs],
+        "parameters": {"timeout": timeout_us},
+    }
+    header = json.dumps(described).encode()
+    body = header + b"".join(array.tobytes() for array in inputs.values())
+    return body, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(header))}
 
 
 def oip_grpc(names: Sequence[str], image: np.ndarray, slo_us: int) -> Grpc:

@@ -92,12 +92,10 @@ class ServedModel:
         self.text = ""  # why it failed
         self.leaving = ""  # what a version that is draining will be: UNLOADED or REMOVED
         self.was_ready = False  # in this life of the controller or an earlier one
-        self.prepared: PreparedModel | None = (
-            None  # by one worker; what it takes and gives: as the package declares it
-        )
-        self.verified = (
-            True  # whether every worker has held what is fixed of its outputs against what it returned
-        )
+        # By one worker; what it takes and gives: as the package declares it.
+        self.prepared: PreparedModel | None = None
+        # Whether every worker has held what is fixed of its outputs against what it returned.
+        self.verified = True
         self.batches = False  # whether its requests count rows, as the first worker found since the start
         self.measured: dict[int, PreparedModel] = {}  # by worker id: of those that differ from ``prepared``
         self.input_index: dict[str, int] = {}

@@ -2,10 +2,10 @@
 //
 // Requests wait in their model's queue and are bound to a device when it becomes free. Of the candidates (for each
 // queue the largest batch that its tightest deadline allows), the one that has to start first goes first, if every
-// device has its model and there are several, else that of the earliest deadline; but
-// one of a higher level that could not wait for the end of it goes before. Four rules make that hold up near saturation, where it matters; each was measured against the
-// others' best and against the clairvoyant bound (bench/grid); the last three, and belief in surges, can be switched off
-// (off_*) to see what they earn.
+// device has its model and there are several, else that of the earliest deadline; but one of a higher level that could
+// not wait for the end of it goes before. Four rules make that hold up near saturation, where it matters; each was
+// measured against the others' best and against the clairvoyant bound (bench/grid); the last three, and belief in
+// surges, can be switched off (off_*) to see what they earn.
 //
 // *Need.* Every request has an ideal cost, its share of a batch as large as its SLO allows. The ideal cost of what
 // arrives per second, over the devices there are, is the share of its ideal at which the cluster has to run: at a

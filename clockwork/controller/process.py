@@ -1065,6 +1065,7 @@ class Controller:
             "predictions": self._scheduler.predictions(),
             "noise": self._scheduler.noise(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
+            "learnt": self._scheduler.policy_status(self._exchange.now_ns),
             "workers": workers,
             "troubles": self.troubles.describe(self._exchange.now_ns),
             "complaints": self._complaints.counts(),

@@ -143,6 +143,19 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t queued_bytes_max
         vector[pair[string, double]] values
 
+    cdef cppclass CShareStatus "clockwork::ShareStatus":
+        int64_t model_id
+        double asked
+        double had
+        cbool is_modest
+        cbool is_beyond
+
+    cdef cppclass CPolicyStatus "clockwork::PolicyStatus":
+        cbool is_learning
+        double pace
+        double need
+        double share
+
     cdef cppclass CDeviceStatus "clockwork::DeviceStatus":
         int32_t worker
         uint32_t device
@@ -173,6 +186,11 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         int64_t back_ns
         uint64_t inputs_bytes
         int64_t inputs_mb_ns
+        double margin
+        int64_t contested_ns
+        double level
+        vector[CShareStatus] shares
+        uint64_t beyond
 
     cdef cppclass CWhereabouts "clockwork::Whereabouts":
         int64_t model_id
@@ -244,6 +262,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         vector[CWhereabouts] whereabouts(int64_t model_id) except +
         vector[int32_t] hosts(int64_t model_id) except +
         CSnapshot snapshot() except +
+        CPolicyStatus policy_status(int64_t now) except +
         double devices_wanted(int64_t now) except +
         vector[int64_t] expected_ns(int64_t model_id, const vector[CProfilePoint] &points) except +
         const CPredictions *predictions()

@@ -47,6 +47,9 @@ class Core:
 
     def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]: ...
     def noise(self) -> dict[str, float]: ...
+    def policy_status(self, now_ns: int) -> dict[str, float]:
+        """See types.Scheduler."""
+
     def devices_wanted(self, now_ns: int) -> float:
         """How many devices today's load needs; see csrc/scheduler/demand.h. It looks at every model."""
 

@@ -576,7 +576,22 @@ cdef class Core:
             "back_ns": row.back_ns,
             "inputs_bytes": row.inputs_bytes,
             "inputs_mb_ns": row.inputs_mb_ns,
+            "margin": row.margin,
+            "contested_ns": row.contested_ns,
+            "level": row.level,
+            "shares": [self._share(row.shares[place]) for place in range(row.shares.size())],
+            "beyond": row.beyond,
         }
+
+    cdef dict _share(self, const CShareStatus &one):
+        standing = "beyond" if one.is_beyond else "within" if one.is_modest else "near"
+        return {"model": one.model_id, "asked": one.asked, "had": one.had, "standing": standing}
+
+    def policy_status(self, int64_t now_ns):
+        cdef CPolicyStatus found = self._core.policy_status(now_ns)
+        if not found.is_learning:
+            return {}
+        return {"pace": found.pace, "need": found.need, "share": found.share}
 
     def whereabouts(self, model_id):
         cdef CWhereabouts one

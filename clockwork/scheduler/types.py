@@ -335,6 +335,11 @@ class Scheduler(Protocol):
         """(worker, device, state) of each device that holds a model, or is about to."""
         ...
 
+    def policy_status(self, now_ns: int) -> dict[str, float]:
+        """What the policy has learnt of executions and arrivals as a whole: pace, need, share (csrc/scheduler/adaptive.h).
+        Empty for a policy that learns nothing of the kind."""
+        ...
+
     def devices_wanted(self, now_ns: int) -> float:
         """How many devices today's load needs; see csrc/scheduler/demand.h."""
         ...

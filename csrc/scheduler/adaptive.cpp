@@ -107,7 +107,14 @@ double Adaptive::need() const {
         double surely = recent_sum_ - RECENT_SIGMAS * std::sqrt(recent_square_sum_ * recent_weights_.weight());
         arrives = std::max(arrives, surely / recent_weights_.span_ns());
     }
-    return arrives * pace_ / static_cast<double>(devices_.size());
+    return arrives * pace_.at(now_) / static_cast<double>(devices_.size());
+}
+
+PolicyStatus Adaptive::policy_status(Ns now) const {
+    Weights weights = weights_;  // to look changes nothing
+    double cost = std::ldexp(cost_sum_, -weights.advance(now));
+    double need = cost / weights.span_ns() * pace_.at(now) / static_cast<double>(std::max<std::size_t>(devices_.size(), 1));
+    return {true, pace_.at(now), need, share_};
 }
 
 // The kind of device that a model is counted with: one that has it, else one that could.
@@ -153,9 +160,8 @@ Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
     if (curve == nullptr) {
         return spec.alone_ns(shape, rows);
     }
-    double margin = spec.kind < margins_.size() ? margins_[spec.kind] : MARGIN_FIRST;
     Ns expected = curve->exec_ns(rows);
-    return expected + static_cast<Ns>(static_cast<double>(expected) * margin) + MARGIN_FIXED_NS;
+    return expected + static_cast<Ns>(static_cast<double>(expected) * margin(spec.kind)) + MARGIN_FIXED_NS;
 }
 
 Ns Adaptive::inputs_ns(const Device& device) const { return device.worker->inputs.batch_ns(now_); }
@@ -183,13 +189,11 @@ void Adaptive::executed(const Flight& flight, Ns took_ns) {
         return;
     }
     if (kind >= margins_.size()) {
-        margins_.resize(kind + 1, MARGIN_FIRST);
+        margins_.resize(kind + 1);
     }
-    double over = static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns);
-    double step = over > margins_[kind] ? MARGIN_STEP * MARGIN_KEPT : -MARGIN_STEP * (1 - MARGIN_KEPT);
-    margins_[kind] = std::clamp(margins_[kind] + step, 0.0, MARGIN_SHARE_MAX);
-    double pace = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
-    pace_ = std::clamp(pace_ + PACE_PART * (pace - pace_), PACE_MIN, 1.0);
+    margins_[kind].took(now_, static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns));
+    double pace = pace_.at(now_), took = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
+    pace_.set(now_, std::clamp(pace + PACE_PART * (took - pace), PACE_MIN, 1.0));
 }
 
 std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns,
@@ -319,7 +323,7 @@ Ns Adaptive::before_ns(Device& device, const Pending& pending, Ns enough_ns) {
         double takes = static_cast<double>(takes_ns(spec, queue.shape, most)) / most * rows;
         sum += takes / static_cast<double>(queue.model->residencies.size());
     });
-    return static_cast<Ns>(sum * pace_);
+    return static_cast<Ns>(sum * pace_.at(now_));
 }
 
 // Refuses who would be too late behind what waits already, whatever its model.

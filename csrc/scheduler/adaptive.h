@@ -52,6 +52,7 @@
 #include <string>
 #include <vector>
 
+#include "scheduler/margin.h"
 #include "scheduler/queued.h"
 
 namespace clockwork {
@@ -68,12 +69,7 @@ inline constexpr double RECENT_SIGMAS = 2;
 inline constexpr Ns MEMORY_MIN_NS = 70 * MS;
 inline constexpr Ns RECENT_MEMORY_MIN_NS = 20 * MS;
 
-// An execution is planned with the share on top of its estimate that MARGIN_KEPT of the executions on such a device
-// do not need (it is learnt, from MARGIN_FIRST on, by steps of MARGIN_STEP), and with a fixed time.
-inline constexpr double MARGIN_KEPT = 0.99;
-inline constexpr double MARGIN_FIRST = 0.01;
-inline constexpr double MARGIN_STEP = 0.002;
-inline constexpr double MARGIN_SHARE_MAX = 0.25;
+// An execution is planned with a share on top of its estimate (see margin.h), and with a fixed time.
 inline constexpr Ns MARGIN_FIXED_NS = 20'000;
 
 // A queue is held while its batch costs more than 1 / (HOLD_NEED * need) of its ideal.
@@ -155,6 +151,8 @@ public:
 
     explicit Adaptive(const SchedulerOptions& options);
 
+    PolicyStatus policy_status(Ns now) const override;
+
 protected:
     Choice choose(Device& device, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
@@ -172,6 +170,9 @@ protected:
     void delivered(const Flight& flight, Ns ready_ns) override;
     void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;
+    double margin(std::uint32_t kind) const override {
+        return kind < margins_.size() ? margins_[kind].share(now_) : MARGIN_FIRST;
+    }
 
 private:
     // What came for a model, each thing by the weight of its time: the past fades without being touched.
@@ -237,12 +238,12 @@ private:
     double recent_sum_ = 0;         // cost, of all models
     double recent_square_sum_ = 0;  // each request's cost squared
     Weights recent_weights_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};
-    std::vector<double> margins_;   // by the device's kind
+    std::vector<Margin> margins_;   // by the device's kind
     std::uint64_t batch_bytes_max_ = 0;  // that any batch could have
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
     Ns share_at_ns_ = 0;            // when to compute it anew
     std::vector<double> wanted_;    // for that: what each model asks for, in devices
-    double pace_ = 1;               // what executions take of what they are counted with
+    Fading pace_{1};                // what executions take of what they are counted with
     std::vector<Candidate> candidates_;
     std::vector<Waiting> victims_;
 };

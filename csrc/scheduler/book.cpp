@@ -15,6 +15,25 @@ Whereabouts whereabouts_of(const Residency& one) {
             one.starts};
 }
 
+void show_shares(const Device& device, Ns now, DeviceStatus& row) {
+    row.contested_ns = std::max<Ns>(device.shares.contested_until_ns - now, 0);
+    if (row.contested_ns == 0 || !device.shares.is_divided) {
+        return;
+    }
+    row.level = device.shares.level;
+    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        ModelShare share = one->share;  // to look changes nothing
+        if (double asked = share.asked.rate(now); asked > 0) {
+            row.shares.push_back({one->model->model_id, asked, share.had.rate(now), share.is_modest, share.is_beyond});
+            row.beyond += share.is_beyond;
+        }
+    }
+    std::size_t shown = std::min(row.shares.size(), SHARES_SHOWN_MAX);
+    std::partial_sort(row.shares.begin(), row.shares.begin() + static_cast<std::ptrdiff_t>(shown), row.shares.end(),
+                      [](const ShareStatus& one, const ShareStatus& other) { return one.asked > other.asked; });
+    row.shares.resize(shown);
+}
+
 DeviceStatus status_of(const Device& device, Ns now) {
     DeviceStatus row;
     row.worker = device.worker->worker_id;
@@ -51,6 +70,7 @@ DeviceStatus status_of(const Device& device, Ns now) {
     row.back_ns = device.worker->back_ns;
     row.inputs_bytes = device.worker->inputs.bytes_under_way();
     row.inputs_mb_ns = device.worker->inputs.takes_ns(now, 1'000'000);
+    show_shares(device, now, row);
     return row;
 }
 
@@ -314,6 +334,7 @@ std::vector<DeviceStatus> Book::devices() const {
     rows.reserve(devices_.size());
     for (const Device* device : devices_) {
         rows.push_back(status_of(*device, now_));
+        rows.back().margin = margin(device->kind);
     }
     return rows;
 }

@@ -67,6 +67,11 @@ protected:
 
     // A request reached the time at which something must be done about it (see set_timer()).
     virtual void expire(Pending& pending) = 0;
+    // What executions on a kind of device are planned with beyond what is expected of them, as a part of it.
+    virtual double margin(std::uint32_t kind) const {
+        (void)kind;
+        return 0;
+    }
     // Something happened to a device (see touch()): send it what it should have now. Called by settle() alone.
     virtual void dispatch(Device& device) = 0;
     // Take a request that was not sent out of wherever it waits; it will be answered, or planned anew.

@@ -29,6 +29,24 @@ struct Held {
     std::vector<std::uint32_t> starts;
 };
 
+// What a model asked of a device that is divided, and had, as parts of its time; see shares.h.
+struct ShareStatus {
+    ModelId model_id = 0;
+    double asked = 0, had = 0;
+    bool is_modest = false, is_beyond = false;
+};
+
+// Models of a device whose shares status shows: those that ask for the most.
+inline constexpr std::size_t SHARES_SHOWN_MAX = 8;
+
+// What a policy has learnt of executions and arrivals as a whole; see adaptive.h.
+struct PolicyStatus {
+    bool is_learning = false;  // else the rest says nothing
+    double pace = 1;           // what executions take of what they are counted with
+    double need = 0;           // the share of their ideal at which the devices have to run
+    double share = 0;          // devices that a model may have, when the last request came; 0: no limit
+};
+
 // What status shows of a device.
 struct DeviceStatus {
     WorkerId worker = 0;
@@ -59,6 +77,11 @@ struct DeviceStatus {
     Ns there_ns = 0, back_ns = 0;    // the delays that its worker's link is counted with
     std::uint64_t inputs_bytes = 0;  // on their way to its worker
     Ns inputs_mb_ns = 0;             // what a million bytes of them are thought to take; 0: not known
+    double margin = 0;               // what executions are planned with beyond what is expected; see margin.h
+    Ns contested_ns = 0;             // for how long decisions heed shares, from now on
+    double level = 0;                // see shares.h; 0: its time is not divided
+    std::vector<ShareStatus> shares;
+    std::uint64_t beyond = 0;        // models beyond their shares
 };
 
 // A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.
@@ -179,6 +202,10 @@ public:
         return {};
     }
     virtual Snapshot snapshot() const { return {}; }
+    virtual PolicyStatus policy_status(Ns now) const {
+        (void)now;
+        return {};
+    }
 
     // How many devices today's load needs; see demand.h. Looks at every model.
     virtual double devices_wanted(Ns now) const {

@@ -35,6 +35,7 @@ void divide(Device& device, Ns now) {
         }
     }
     double level = level_of(wanted, 1, SHARE_ASKED), had_sum = 0;
+    shares.level = level;
     if (level == 0) {
         return;
     }

@@ -130,6 +130,7 @@ struct DeviceShares {
     Ns alone_max_ns = 0;         // the longest execution of one of their requests
     Ns slack_min_ns = NEVER_NS;  // the least SLO that their requests come with
     Ns batch_max_ns = NEVER_NS;  // how long a batch of models beyond their shares may run, unless it is a single request
+    double level = 0;            // 0: all that is asked for fits
 };
 
 // What each may have at most so that all together have what is there (max-min fair): those that want less have that, the

@@ -1,0 +1,58 @@
+// How much longer than expected executions are planned to take, as learnt from how long they took.
+//
+// An execution is planned with the share on top of its estimate that MARGIN_KEPT of the executions on such a device do
+// not need. What was learnt fades while nothing is executed.
+#pragma once
+
+#include <algorithm>
+
+#include "scheduler/decay.h"
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// It is learnt from the first on, by steps, within [0, MARGIN_MAX].
+inline constexpr double MARGIN_KEPT = 0.99;
+inline constexpr double MARGIN_FIRST = 0.01;
+inline constexpr double MARGIN_STEP = 0.002;
+inline constexpr double MARGIN_MAX = 0.25;
+
+// A number that is learnt by samples. Without one it is what it was at first again: the difference halves with every
+// FADE_NS that has passed since the last.
+inline constexpr Ns FADE_NS = 2 * SECOND;
+
+class Fading {
+public:
+    explicit Fading(double first) : first_(first), value_(first) {}
+
+    double at(Ns now) const {
+        Ns halves = (now - seen_ns_) / FADE_NS;
+        return halves <= 0 ? value_ : first_ + (value_ - first_) * power_of_two(-static_cast<int>(std::min<Ns>(halves, 60)));
+    }
+    void set(Ns now, double value) {
+        value_ = value;
+        seen_ns_ = now;
+    }
+
+private:
+    double first_;
+    double value_;
+    Ns seen_ns_ = 0;
+};
+
+class Margin {
+public:
+    double share(Ns now) const { return kept_.at(now); }
+
+    // An execution took so much longer than expected, as a share of that.
+    void took(Ns now, double over) {
+        double kept = share(now);
+        kept += over > kept ? MARGIN_STEP * MARGIN_KEPT : -MARGIN_STEP * (1 - MARGIN_KEPT);
+        kept_.set(now, std::clamp(kept, 0.0, MARGIN_MAX));
+    }
+
+private:
+    Fading kept_{MARGIN_FIRST};
+};
+
+}  // namespace clockwork

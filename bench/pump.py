@@ -79,7 +79,7 @@ def library() -> Any:
         compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
         partial = found.with_suffix(f".{os.getpid()}")
         flags = ["-O3", "-std=c++20", "-shared", "-fPIC", f"-I{root}", "-o", str(partial)]
-        subprocess.run([*compiler[:1], *flags, *map(str, paths)], check=True)
+        subprocess.run([*compiler, *flags, *map(str, paths)], check=True)
         partial.rename(found)
     one = ctypes.CDLL(str(found))
     one.pump_functions(ctypes.c_void_p(socket_functions()))

@@ -99,22 +99,22 @@ void Adaptive::keep_time() {
 }
 
 double Adaptive::need() const {
-    if (devices_.empty()) {
-        return 0;
-    }
     double arrives = rate(cost_sum_);
     if (believes_surges_) {
         double surely = recent_sum_ - RECENT_SIGMAS * std::sqrt(recent_square_sum_ * recent_weights_.weight());
         arrives = std::max(arrives, surely / recent_weights_.span_ns());
     }
-    return arrives * pace_.at(now_) / static_cast<double>(devices_.size());
+    return need_of(arrives, now_);
+}
+
+double Adaptive::need_of(double arrives, Ns now) const {
+    return devices_.empty() ? 0 : arrives * pace_.at(now) / static_cast<double>(devices_.size());
 }
 
 PolicyStatus Adaptive::policy_status(Ns now) const {
     Weights weights = weights_;  // to look changes nothing
     double cost = std::ldexp(cost_sum_, -weights.advance(now));
-    double need = cost / weights.span_ns() * pace_.at(now) / static_cast<double>(std::max<std::size_t>(devices_.size(), 1));
-    return {true, pace_.at(now), need, share_};
+    return {true, pace_.at(now), need_of(cost / weights.span_ns(), now), share_};
 }
 
 // The kind of device that a model is counted with: one that has it, else one that could.

@@ -216,6 +216,7 @@ private:
     double rate(double sum) const { return sum / weights_.span_ns(); }
     // The share of their ideal at which the devices have to run; above 1 they cannot.
     double need() const;
+    double need_of(double arrives, Ns now) const;  // where so much ideal device time arrives per nanosecond
     double hold_share(const Model& model) const;
     bool has_other_device(const Model& model);
     bool pick(Device& device, Ns free_ns, Candidate& chosen);

@@ -67,7 +67,7 @@ protected:
 
     // A request reached the time at which something must be done about it (see set_timer()).
     virtual void expire(Pending& pending) = 0;
-    // What executions on a kind of device are planned with beyond what is expected of them, as a part of it.
+    // The part of its estimate by which an execution on a kind of device is planned longer.
     virtual double margin(std::uint32_t kind) const {
         (void)kind;
         return 0;

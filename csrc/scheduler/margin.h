@@ -17,17 +17,18 @@ inline constexpr double MARGIN_FIRST = 0.01;
 inline constexpr double MARGIN_STEP = 0.002;
 inline constexpr double MARGIN_MAX = 0.25;
 
-// A number that is learnt by samples. Without one it is what it was at first again: the difference halves with every
-// FADE_NS that has passed since the last.
+// Of a number learnt by samples, half of the difference from its first value is forgotten in each of these without one.
 inline constexpr Ns FADE_NS = 2 * SECOND;
 
+// A number that is learnt by samples, and goes back to its first value without them. It goes by whole half-lives, so that
+// it stays put between executions.
 class Fading {
 public:
     explicit Fading(double first) : first_(first), value_(first) {}
 
     double at(Ns now) const {
-        Ns halves = (now - seen_ns_) / FADE_NS;
-        return halves <= 0 ? value_ : first_ + (value_ - first_) * power_of_two(-static_cast<int>(std::min<Ns>(halves, 60)));
+        Ns past = now - seen_ns_;
+        return past < FADE_NS ? value_ : first_ + (value_ - first_) * decay(past - past % FADE_NS, FADE_NS);
     }
     void set(Ns now, double value) {
         value_ = value;

@@ -77,7 +77,7 @@ struct DeviceStatus {
     Ns there_ns = 0, back_ns = 0;    // the delays that its worker's link is counted with
     std::uint64_t inputs_bytes = 0;  // on their way to its worker
     Ns inputs_mb_ns = 0;             // what a million bytes of them are thought to take; 0: not known
-    double margin = 0;               // what executions are planned with beyond what is expected; see margin.h
+    double margin = 0;               // part of its estimate by which an execution is planned longer; see margin.h
     Ns contested_ns = 0;             // for how long decisions heed shares, from now on
     double level = 0;                // see shares.h; 0: its time is not divided
     std::vector<ShareStatus> shares;

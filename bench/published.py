@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.grid.markdown import table as policies_table
+from bench.grid import markdown as policies
 from bench.paper import tables as figures
 from bench.peers import show
 
@@ -163,6 +163,14 @@ def _roundtrip(found: dict[str, Any]) -> Lines:
     ]
 
 
+def _grid(resident: bool) -> Callable[[dict[str, Any]], Lines]:
+    return lambda found: [
+        *policies.table(found["rows"], resident),
+        "",
+        policies.extent(found["plan"]),
+    ]
+
+
 def _disturbance(found: dict[str, Any]) -> Lines:
     return [
         "| meanwhile | requests | p50 | p99 | times the undisturbed |",
@@ -185,7 +193,7 @@ COMMANDS = {
     "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
     "roundtrip": "python -m bench.roundtrip --publish",
-    "grid": "python -m bench.grid run --seed 1001 --publish",
+    "grid": "python -m bench.grid run --seed 1001 --seeds 3 --requests 20000 --processes 1 --publish",
     **dict.fromkeys(SIMULATED, f"python -m bench.paper {' '.join(SIMULATED)} --no-live --publish"),
     "fig2": "python -m bench.paper fig2 --publish",
     "fig9-full": "python -m bench.paper fig9 --full --mapping shuffled --devices 56 --policies adaptive --publish",
@@ -202,8 +210,8 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "fidelity-http": ("fidelity-http", _fidelity),
     "disturbance": ("disturbance", _disturbance),
     "roundtrip": ("roundtrip", _roundtrip),
-    "grid-resident": ("grid", lambda found: policies_table(found["rows"], resident=True)),
-    "grid-pressed": ("grid", lambda found: policies_table(found["rows"], resident=False)),
+    "grid-resident": ("grid", _grid(resident=True)),
+    "grid-pressed": ("grid", _grid(resident=False)),
     **{name: (name, render) for name, render in figures.TABLES.items()},
     "fig9-full": ("fig9-full", figures.TABLES["fig9"]),
 }

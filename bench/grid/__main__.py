@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,11 @@ def run_command(
     click.echo(f"saved as {path}")
     if publish:
         published.save(
-            "grid", markdown.kept(book), plan.first_seed, lambda _, place: tables.plot(book, place)
+            "grid",
+            markdown.kept(book),
+            plan.first_seed,
+            lambda _, place: tables.plot(book, place),
+            begun_s=time.monotonic() - book["took_s"],  # an interrupted run counts as well
         )
 
 

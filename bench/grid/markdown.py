@@ -76,6 +76,14 @@ def table(rows: Sequence[Kept], resident: bool) -> list[str]:
     return [*lines, "", f"Geometric means: {means}. Lost: {', '.join(lost) or 'none'}."]
 
 
+def extent(plan: Kept) -> str:
+    """How much was measured, in a line."""
+    return (
+        f"{plan['seeds']} seeds from {plan['first_seed']}, at least {plan['requests']:,} requests in every window;"
+        f" settings chosen with {plan['screen_requests']:,}."
+    )
+
+
 def _beyond(row: Kept, times: str) -> str:
     """Good answers a second when each is offered so many times its own goodput: ours to the best other's."""
     ours, other = (

@@ -1,8 +1,8 @@
 """Runs the grid: what has to be measured next, over processes, saved after every result.
 
-A results file is a *book*: cells, and in each the warm-up, the bounds by seed, and by setting what was screened
-and measured. What to do next follows from what is in it alone, so an interrupted run goes on where it was, and
-two runs with the same seed write the same numbers however their processes raced.
+A results file is a *book*: how long was spent on it, and cells; in each the warm-up, the bounds by seed, and by
+setting what was screened and measured. What to do next follows from what is in it alone, so an interrupted run goes
+on where it was, and two runs with the same seed write the same numbers however their processes raced.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -174,7 +175,12 @@ def arrivals_for(cell: Cell, requests: int, warmup_s: float, rate: float) -> int
 
 
 def empty(plan: Plan) -> dict[str, Any]:
-    return {"plan": dataclasses.asdict(plan), "conditions": conditions(plan.first_seed), "cells": {}}
+    return {
+        "plan": dataclasses.asdict(plan),
+        "conditions": conditions(plan.first_seed),
+        "took_s": 0.0,
+        "cells": {},
+    }
 
 
 def load(path: Path, plan: Plan, any_commit: bool = False) -> dict[str, Any]:
@@ -300,6 +306,12 @@ def run(
     """
     book = load(path, plan, any_commit)
     forget(book, forgotten)
+    before_s, begun_s = book.setdefault("took_s", 0.0), time.monotonic()
+
+    def keep() -> None:
+        book["took_s"] = round(before_s + time.monotonic() - begun_s, 1)
+        save(path, book)
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -312,7 +324,7 @@ def run(
             while task := next(ready(book, plan, cells, chosen, with_bounds), None):
                 progress.update(bar, description=" ".join(str(one) for one in task.key))
                 enter(book, task, perform(task))
-                save(path, book)
+                keep()
                 progress.advance(bar)
             return book
         context = multiprocessing.get_context("spawn")
@@ -332,7 +344,7 @@ def run(
                 for future in done:
                     enter(book, flying.pop(future), future.result())
                     progress.advance(bar)
-                save(path, book)
+                keep()
 
 
 def best_setting(found: dict[str, Any], policy: str, memory: str) -> Setting | None:

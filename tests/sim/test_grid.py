@@ -24,7 +24,11 @@ EDF = policies.Setting("edf")
 def without_times(value: Any) -> Any:
     """A book without what differs from run to run."""
     if isinstance(value, dict):
-        return {key: without_times(one) for key, one in value.items() if key not in ("cpu_s", "conditions")}
+        return {
+            key: without_times(one)
+            for key, one in value.items()
+            if key not in ("cpu_s", "took_s", "conditions")
+        }
     if isinstance(value, list):
         return [without_times(one) for one in value]
     return value
@@ -50,9 +54,12 @@ def test_two_cells_quickly_and_again_after_an_interruption(
     monkeypatch.setattr(run, "perform", perform)
     parts = json.loads((tmp_path / "parts.json").read_text())
     assert len(parts["cells"]) < len(TWO) or without_times(parts) != without_times(whole)
-    assert without_times(run.run(TINY, TWO, ("edf",), tmp_path / "parts.json", processes=1)) == without_times(
-        whole
-    )
+    assert parts["took_s"] > 0
+    parts["took_s"] += 1000.0
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    continued = run.run(TINY, TWO, ("edf",), tmp_path / "parts.json", processes=1)
+    assert without_times(continued) == without_times(whole)
+    assert continued["took_s"] > parts["took_s"], "what was spent before the interruption counts"
     for name, found in whole["cells"].items():
         for seed, entry in found["settings"][EDF.key]["seeds"].items():
             assert 0 < entry["goodput"] <= found["bounds"][seed]["clairvoyant"], name
@@ -148,6 +155,9 @@ def test_the_table_tells_lost_from_won() -> None:
     assert lines[3] == "| won | 200 | 132 | 0.66 | fifo | 1.100 [1.100, 1.100] | - | 1.38 | 1.10 | 1.10 |"
     assert lines[-1] == "Geometric means: 1.02 of the best other, 1.28 of `edf`. Lost: lost."
     assert len(markdown.table(kept["rows"], resident=False)) == 2, "all models are resident in both"
+    assert markdown.extent(dataclasses.asdict(TINY)).startswith(
+        f"{TINY.seeds} seeds from {TINY.first_seed}, at least {TINY.requests:,} requests"
+    )
 
 
 def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_have_them() -> None:

@@ -179,6 +179,9 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
     there = sum(len(one.get("devices") or ()) for one in body.get("workers") or ())
     click.echo(f"devices    {there}; the load needs {body.get('devices_wanted', 0):.2g}")
+    if learnt := body.get("learnt"):
+        share = f", a model may have {learnt['share']:.2g} devices" if learnt["share"] else ""
+        click.echo(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{share}")
     rows = []
     for one in body.get("workers") or ():
         stats = one.get("stats") or {}
@@ -204,6 +207,7 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
         ["worker", "device", "arena", "free", "loaded", "executing", "idle with work",
          "queued", "round trip", "jitter", "inputs", "memory"], rows,
     )  # fmt: skip
+    _print_learnt(body)
     rows = []
     for one in body.get("workers") or ():
         plan = ((one.get("devices") or [{}])[0]).get("plan") or {}
@@ -238,6 +242,31 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     ]
     if rows:
         print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
+
+
+def _print_learnt(body: dict[str, Any]) -> None:
+    """What the scheduler has learnt of each device: the margin on executions, and the models that ask for it while it is
+    contested."""
+    rows = []
+    for one in body.get("workers") or ():
+        for device in one.get("devices") or ():
+            plan = device.get("plan") or {}
+            if not plan.get("margin") and not plan.get("contested_ns"):
+                continue
+            rows.append([
+                str(one.get("name")),
+                f"{device.get('kind')}: {device.get('name')}",
+                f"{100 * plan['margin']:.1f} %" if plan["margin"] else "-",
+                f"{plan['contested_ns'] / 1e9:.1f} s" if plan["contested_ns"] else "-",
+                f"{100 * plan['level']:.0f} %" if plan["level"] else "-",
+                str(plan["beyond"]) if plan["level"] else "-",
+                ", ".join(
+                    f"{share['name']} {100 * share['had']:.0f} of {100 * share['asked']:.0f} % ({share['standing']})"
+                    for share in plan["shares"]
+                ),
+            ])  # fmt: skip
+    if rows:
+        print_table(["worker", "device", "margin", "contested", "level", "beyond", "had of asked"], rows)
 
 
 def _share(plan: dict[str, Any], what: str) -> str:

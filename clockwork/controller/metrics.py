@@ -27,6 +27,9 @@ from clockwork.telling import tell
 PAGE_MARK = "#"
 """Begins an argument that asks for a further page, as "next" of the one before it names it."""
 
+_LEARNT = ("margin", "contested_ns", "level", "beyond")
+"""What the scheduler has learnt of a device, as csrc/scheduler/scheduler.h describes it in DeviceStatus."""
+
 _NOTHING: dict[str, Any] = {"count": 0, "sum_ns": 0, "buckets": [0] * (len(METRIC_BOUNDS_NS) + 1)}
 
 _UNASKED: dict[str, Any] = {
@@ -111,6 +114,7 @@ class MetricsQuery:
             "lag": self._exchange.lag(),
             "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
             "devices": sum(not one["draining"] for one in devices),
+            "learnt": self._scheduler.policy_status(self._exchange.now_ns),
             "requests_open": self._exchange.held_count - self._exchange.copy_count,
             "clients": clients,
             "unserved": dict(self.unserved),
@@ -161,7 +165,7 @@ class MetricsQuery:
             fetches, drops = self._exchange.host_counts(worker.slot)
             first = next(iter(of_worker.values()), {})
             lost = ("pages", "pages_free", "resident", "evicted_early", "clock_mhz", "idle_with_work_ns")
-            nothing = dict.fromkeys(lost, 0)
+            nothing = dict.fromkeys((*lost, *_LEARNT), 0)
             rows.append(
                 {
                     "name": names[worker.worker_id],
@@ -179,6 +183,7 @@ class MetricsQuery:
                             "evicted_early": plan["evicted_early"],
                             "idle_with_work_ns": plan["idle_with_work_ns"],
                             "clock_mhz": plan["clock_mhz"],
+                            **{name: plan[name] for name in _LEARNT},
                             **counts,
                         }
                         for index, (info, counts) in enumerate(

@@ -1016,7 +1016,11 @@ class Controller:
 
     def status(self) -> dict[str, Any]:
         """What ``clockwork status`` shows."""
-        plans = {(plan["worker"], plan["device"]): plan for plan in self._scheduler.devices()}
+        plans = {
+            (plan["worker"], plan["device"]): plan
+            | {"shares": [share | {"name": self._label(share["model"])} for share in plan["shares"]]}
+            for plan in self._scheduler.devices()
+        }
         workers = []
         for worker in self._workers.values():
             clock = worker.clock
@@ -1070,6 +1074,11 @@ class Controller:
             "troubles": self.troubles.describe(self._exchange.now_ns),
             "complaints": self._complaints.counts(),
         }
+
+    def _label(self, model_id: int) -> str:
+        """name@version, or the id of a model that was removed while a device still held it."""
+        model = self._table.by_id.get(model_id)
+        return model.label if model else str(model_id)
 
     def _count_all(self) -> dict[str, Any]:
         answered, refused, missed, cancelled, failed = self._exchange.outcomes()

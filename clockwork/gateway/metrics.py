@@ -135,6 +135,14 @@ _DECLARED = (
     Metric("clockwork_device_arena_free_pages", "gauge", _DEVICE, "pages", "Those of them that no model takes."),
     Metric("clockwork_device_arena_bytes", "gauge", _DEVICE, "bytes", "Size of the device's arena."),
     Metric("clockwork_device_resident_models", "gauge", _DEVICE, "models", "Models on the device."),
+    Metric("clockwork_device_margin_ratio", "gauge", _DEVICE, "ratio",
+           "How much longer than expected executions are planned to take, as policy adaptive has learnt; 0 under others."),
+    Metric("clockwork_device_contested_seconds", "gauge", _DEVICE, "seconds",
+           "For how much longer models are held to their shares, because the device turned a request away."),
+    Metric("clockwork_device_share_level", "gauge", _DEVICE, "ratio",
+           "The part of the device's time that a model may ask for and have it all; 0 while its time is not divided."),
+    Metric("clockwork_device_models_beyond_share", "gauge", _DEVICE, "models",
+           "Models that ask for more than that, and have at least as much as others that do."),
     Metric("clockwork_devices", "gauge", (), "devices", "Devices of workers that are not leaving."),
     Metric("clockwork_devices_wanted", "gauge", (), "devices",
            "Devices that today's load needs, by the scheduler's own estimates: what to scale to."),
@@ -165,6 +173,13 @@ _DECLARED = (
     Metric("clockwork_controller_start_time_seconds", "gauge", (), "seconds",
            "When the controller started, since the epoch."),
     Metric("clockwork_scheduler_info", "gauge", ("policy",), "", "1; the label says by which policy is scheduled."),
+    Metric("clockwork_scheduler_pace_ratio", "gauge", (), "ratio",
+           "What executions take of what they are counted with, as policy adaptive has learnt; absent under others."),
+    Metric("clockwork_scheduler_need_ratio", "gauge", (), "ratio",
+           "The part of its time that each device would need for what arrives, in batches as large as SLOs allow: more"
+           " than 1 in overload. Policy adaptive's."),
+    Metric("clockwork_scheduler_share_devices", "gauge", (), "devices",
+           "Devices that policy adaptive lets a model have, as of the last request; 0: no limit."),
     Metric("clockwork_up", "gauge", (), "", "1 if the controller answered, else 0: then there is nothing of it here."),
     Metric("clockwork_models_without_histograms", "gauge", (), "models",
            "Models (versions) of which only counters are here, because there are too many."),
@@ -453,6 +468,10 @@ def _add_worker(text: _Text, worker: Mapping[str, Any]) -> None:
         add("clockwork_device_arena_free_pages", labels, device["free_pages"])
         add("clockwork_device_arena_bytes", labels, device["pages"] * device.get("page_bytes", 0))
         add("clockwork_device_resident_models", labels, device.get("resident", 0))
+        add("clockwork_device_margin_ratio", labels, round(device.get("margin", 0), 6))
+        add("clockwork_device_contested_seconds", labels, device.get("contested_ns", 0) / SECOND)
+        add("clockwork_device_share_level", labels, round(device.get("level", 0), 6))
+        add("clockwork_device_models_beyond_share", labels, device.get("beyond", 0))
 
 
 def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
@@ -464,6 +483,10 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     text.add("clockwork_requests_open", (), body["requests_open"])
     text.add("clockwork_clients", (), body["clients"])
     text.add("clockwork_scheduler_info", (body["policy"],), 1)
+    if learnt := body.get("learnt"):
+        text.add("clockwork_scheduler_pace_ratio", (), round(learnt["pace"], 6))
+        text.add("clockwork_scheduler_need_ratio", (), round(learnt["need"], 6))
+        text.add("clockwork_scheduler_share_devices", (), round(learnt["share"], 6))
     started_s = time.time() - (body["now_ns"] - body["started_ns"]) / SECOND
     text.add("clockwork_controller_start_time_seconds", (), round(started_s, 1))
     for reason, count in body.get("unserved", {}).items():

@@ -227,22 +227,27 @@ class FakeWorker(Peer):
         self.send(messages.Pong(message.sent_ns, now_ns(), now_ns()))
 
     def answer(
-        self, action: Any, frames: list[bytes], status: messages.Status = messages.Status.OK, text: str = ""
+        self,
+        action: Any,
+        frames: list[bytes],
+        status: messages.Status = messages.Status.OK,
+        text: str = "",
+        took_ns: int = 50_000,
     ) -> None:
-        """Answer an action as if it had been done at once; INFER echoes its inputs."""
+        """Answer an action as if it had been done at once, and taken that long; INFER echoes its inputs."""
         now = now_ns()
         parts = action.parts if type(action) is messages.Infer and status == messages.Status.OK else []
         nothing = [0, 0, 0]
         result = messages.Result(
-            action.action_id, status, text, now, nothing, [now - 50_000, now, 50_000], nothing, parts
+            action.action_id, status, text, now, nothing, [now - took_ns, now, took_ns], nothing, parts
         )
         self.send(result, *(frames if parts else ()))
 
-    def serve_one(self) -> Any:
+    def serve_one(self, took_ns: int = 50_000) -> Any:
         """Load whatever must be loaded, until one INFER has been answered; returns it."""
         while True:
             action, frames = self.next_action()
-            self.answer(action, frames)
+            self.answer(action, frames, took_ns=took_ns)
             if type(action) is messages.Infer:
                 return action
 

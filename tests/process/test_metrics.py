@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from pathlib import Path
@@ -18,6 +19,7 @@ from clockwork.controller import process
 from clockwork.controller.metrics import PAGE_MARK, unique_names
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.messages import Status
+from clockwork.scheduler.types import ProfilePoint
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 
@@ -195,6 +197,48 @@ def test_the_command_prints_text_that_prometheus_reads(served: Any) -> None:
     assert re.search(r"^devices    1; the load needs 0\.0", shown, re.MULTILINE), shown
     as_json = CliRunner().invoke(cli, ["metrics", "m", "--json", "--endpoint", controller.client_endpoint])
     assert '"success": 1' in as_json.output
+
+
+def test_what_is_learnt_of_a_device_is_in_status_by_name_and_in_metrics_by_device(tmp_path: Path) -> None:
+    profile = [ProfilePoint(((2,),), 1, 100 * MS)]
+    with (
+        running_controller(tmp_path, policy="adaptive") as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        for place, name in enumerate(("quiet", "flood")):
+            with worker.preparing(profile=profile, batches=False, batch_max=1):
+                assert type(client.register(name, name.encode(), request_id=1 + place)) is messages.Reply
+            client.infer(name, 10 + place, [1, 2], ROW, slo_ns=10 * SECOND)
+            worker.serve_one(took_ns=100 * MS)
+            client.infer(name, 15 + place, [1, 2], ROW, slo_ns=10 * SECOND)
+            worker.serve_one(took_ns=100 * MS)
+        for request in itertools.count(20):  # each asks for 100 ms of the device
+            client.infer("flood", request, [1, 2], ROW, slo_ns=SECOND // 2)
+            client.send(messages.Query(request, "status", ""))
+            body = client.receive(messages.Reply)[0].body
+            if body["workers"][0]["devices"][0]["plan"]["beyond"]:
+                break
+        (device,) = body["workers"][0]["devices"]
+        standings = {share["name"]: share["standing"] for share in device["plan"]["shares"]}
+        assert standings == {"flood@1": "beyond", "quiet@1": "within"}
+        assert body["learnt"]["need"] > 1
+
+        found = metrics_of(client)
+        (device,) = found["workers"][0]["devices"]
+        assert device["beyond"] == 1
+        assert 0 < device["level"] < 1
+        assert 0 < device["contested_ns"] <= 2 * SECOND
+        assert 0 < device["margin"] < 0.25
+        assert found["learnt"].keys() == {"pace", "need", "share"}
+
+        shown = CliRunner().invoke(cli, ["status", "--endpoint", controller.client_endpoint]).output
+        assert re.search(r"^learnt     pace [\d.]+, need [1-9][\d.]*", shown, re.MULTILINE), shown
+        assert re.search(
+            r"^ *fake1 .* % +\d\.\d s +\d+ % +1 +flood@1 \d+ of \d+ % \(beyond\), quiet@1 ",
+            shown,
+            re.MULTILINE,
+        ), shown
 
 
 def test_what_is_wrong_is_in_status_and_metrics_until_it_is_mended(served: Any) -> None:

@@ -82,6 +82,7 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
                         "index": 0, "kind": "cuda", "name": "H100", "pages": 100, "free_pages": 40, "page_bytes": 16 << 20,
                         "busy_ns": 30 * SECOND, "load_busy_ns": SECOND, "loads": 9, "unloads": 4, "evicted_early": 2,
                         "executions": 50, "resident": 5, "clock_mhz": 1980, "lost": "",
+                        "margin": 0.0125, "contested_ns": 1_500_000_000, "level": 0.9, "beyond": 2,
                     }
                 ],
                 "host_bytes": 1 << 30, "host_used": 1 << 29, "fetches": 3, "drops": 1, "jitter_ns": 60_000,
@@ -93,6 +94,7 @@ def body(*models: dict[str, Any]) -> dict[str, Any]:
         "lag": histogram([100_000]),
         "devices_wanted": 1.23456,
         "devices": 1,
+        "learnt": {"pace": 0.98, "need": 1.25, "share": 0.5},
         "requests_open": 3,
         "clients": 2,
         "unserved": {"model_not_found": 1, "unavailable": 0},
@@ -223,6 +225,13 @@ def test_devices_workers_and_the_cluster() -> None:
     assert found[f"clockwork_device_arena_bytes{{{device}}}"] == 100 * (16 << 20)
     assert found['clockwork_worker_host_store_used_bytes{worker="w"}'] == 1 << 29
     assert found["clockwork_devices_wanted"] == pytest.approx(1.2346)
+    assert found[f"clockwork_device_margin_ratio{{{device}}}"] == 0.0125
+    assert found[f"clockwork_device_contested_seconds{{{device}}}"] == 1.5
+    assert found[f"clockwork_device_share_level{{{device}}}"] == 0.9
+    assert found[f"clockwork_device_models_beyond_share{{{device}}}"] == 2
+    assert found["clockwork_scheduler_pace_ratio"] == 0.98
+    assert found["clockwork_scheduler_need_ratio"] == 1.25
+    assert found["clockwork_scheduler_share_devices"] == 0.5
     assert found['clockwork_models{state="ready"}'] == 1
     assert (
         found[
@@ -234,6 +243,11 @@ def test_devices_workers_and_the_cluster() -> None:
     assert found['clockwork_gateway_requests_in_flight{protocol="grpc"}'] == 1
     assert found['clockwork_gateway_abandoned_total{protocol="grpc"}'] == 1
     assert found['clockwork_gateway_received_bytes_total{protocol="http"}'] == 96_000
+
+
+def test_a_policy_that_learns_nothing_has_no_metrics_of_it() -> None:
+    found = samples_of(render({**body(), "learnt": {}}))
+    assert not any(name.startswith("clockwork_scheduler_") for name in found if "info" not in name)
 
 
 def test_a_name_may_hold_whatever_labels_must_not() -> None:

@@ -104,7 +104,7 @@ class Size:
 MINUTE = 60 * SECOND
 SIZES = {
     "tiny": Size(SECOND, 600, SECOND, SECOND, 400, 400.0, 200),
-    "quick": Size(2 * MINUTE, 600, 20 * SECOND, 10 * SECOND, FUNCTIONS, RATE, 4026),
+    "quick": Size(MINUTE, 600, 10 * SECOND, 5 * SECOND, FUNCTIONS, RATE, 4026),
     "full": Size(360 * MINUTE, 600, 5 * MINUTE, 2 * MINUTE, FUNCTIONS, RATE, 4026),
 }
 

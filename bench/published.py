@@ -172,13 +172,22 @@ def _grid(resident: bool) -> Callable[[dict[str, Any]], Lines]:
 
 
 def _disturbance(found: dict[str, Any]) -> Lines:
+    facts = found["facts"]
+    loads = {row["meanwhile"]: row["LOADs"] for row in found["rows"]}
     return [
-        "| meanwhile | requests | p50 | p99 | times the undisturbed |",
-        "|---|---|---|---|---|",
+        "| meanwhile | requests | p50 | p99 | times the undisturbed | median of rounds | goal |",
+        "|---|---|---|---|---|---|---|",
         *(
             f"| {row['meanwhile']} | {row['requests']:,} | {row['p50_ms']:.1f} ms | {row['p99_ms']:.1f} ms |"
-            f" {row['p99_ratio']:.2f} |"
+            f" {row['p99_ratio']:.2f} | {row['median of rounds']:.2f} |"
+            f" {'-' if row['goal'] is None else format(row['goal'], 'g')} |"
             for row in found["rows"]
+        ),
+        "",
+        (
+            f"{facts['rate, a second']:.0f} requests/s, rounds: {facts['rounds of seconds']} s. Loaded:"
+            f" {loads['loading']:,}; registered: {facts['registered']:,}; copied to the shadow, and compared:"
+            f" {facts['copied to the shadow, and compared']}."
         ),
     ]
 

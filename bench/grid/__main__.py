@@ -20,11 +20,12 @@ from bench.grid import bounds, cells, extras, markdown, policies, run, tables
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
-def chosen_cells(names: tuple[str, ...]) -> list[cells.Cell]:
+def chosen_cells(names: tuple[str, ...], without: tuple[str, ...] = ()) -> list[cells.Cell]:
     try:
-        return [cells.parse(name) for name in names] or list(cells.CELLS.values())
+        found = [cells.parse(name) for name in names] or list(cells.CELLS.values())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--cell") from None
+    return [one for one in found if one.name not in without]
 
 
 def common(command: Callable[..., None]) -> Callable[..., None]:
@@ -60,6 +61,7 @@ def main() -> None:
 
 @main.command("run")
 @common
+@click.option("--without", multiple=True, type=click.Choice(list(cells.CELLS)), help="Leave out this cell.")
 @click.option("--seeds", type=click.IntRange(1), help="How many seeds are reported.")
 @click.option("--processes", type=click.IntRange(1), default=os.cpu_count(), show_default=True)
 @click.option(
@@ -77,6 +79,7 @@ def run_command(
     seed: int,
     quick: bool,
     requests: int | None,
+    without: tuple[str, ...],
     seeds: int | None,
     processes: int,
     out: Path | None,
@@ -91,7 +94,7 @@ def run_command(
     try:
         book = run.run(
             plan,
-            chosen_cells(names),
+            chosen_cells(names, without),
             chosen or policies.POLICIES,
             path,
             processes=processes,

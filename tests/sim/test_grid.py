@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.grid import __main__ as program
 from bench.grid import bounds, cells, extras, markdown, measure, policies, run, tables
 
 TINY = dataclasses.replace(run.QUICK, requests=2000, screen_requests=1000, tolerance=1.05)
@@ -122,7 +123,7 @@ def test_the_table_tells_lost_from_won() -> None:
     def entry(goodput: float) -> dict[str, Any]:
         point = {"rate": goodput, "drift": 0.0, "good_rate": 0.9 * goodput}
         overload = {"1.2": point | {"refusal_p99_ms": goodput / 10}, "1.5": point}
-        return {"goodput": goodput, "points": [point], "overload": overload}
+        return {"goodput": goodput, "points": [point], "overload": overload, "commit": "abc1234"}
 
     def setting(goodput: float) -> dict[str, Any]:
         return {"seeds": {str(seed): entry(goodput * (1 + 0.1 * seed)) for seed in (1, 2, 3)}}
@@ -151,6 +152,7 @@ def test_the_table_tells_lost_from_won() -> None:
     assert math.isnan(won.refusal_ms["adaptive"]["1.5"]), "a book from before refusals were timed"
     assert tables.gap_closed([won]) == pytest.approx(math.log(1.1) / math.log(200 / 120))
     kept = json.loads(json.dumps(markdown.kept(book), allow_nan=False))
+    assert kept["commit"] == "abc1234"
     lines = markdown.table(kept["rows"], resident=True)
     assert lines[3] == "| won | 200 | 132 | 0.66 | fifo | 1.100 [1.100, 1.100] | - | 1.38 | 1.10 | 1.10 |"
     assert lines[-1] == "Geometric means: 1.02 of the best other, 1.28 of `edf`. Lost: lost."
@@ -175,6 +177,13 @@ def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_hav
     beside_ours, beside_the_papers = tables.rows({"cells": {"pressed": found}})
     assert (beside_ours.memory, beside_ours.best_other) == ("adaptive", "edf")
     assert (beside_the_papers.memory, beside_the_papers.best_other) == ("paper", "fifo")
+
+
+def test_cells_are_left_out() -> None:
+    every = list(cells.CELLS)
+    assert [one.name for one in program.chosen_cells((), ())] == every
+    assert [one.name for one in program.chosen_cells((), tuple(every[3:]))] == every[:3]
+    assert [one.name for one in program.chosen_cells(tuple(every[:2]), (every[0],))] == every[1:2]
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:

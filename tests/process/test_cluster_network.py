@@ -94,7 +94,7 @@ def test_a_clock_an_hour_off_that_drifts_behind_an_asymmetric_delay(
         )
         print(f"clock known to {seen['clock_uncertainty_ns'] / 1e6:.1f} ms, results {seen['results']}")
         assert set(seen["results"]) == {"ok"}  # nothing came too late
-        assert seen["rtt_ns"] > 4e6  # the delay was there
+        assert seen["rtt_ns"] > (there_ms[0] + back_ms[0]) * 1e6  # the delay was there
         assert status["counts"]["answered"] == count > 20
         assert worker.stop() == 0
 

@@ -49,6 +49,9 @@ REQUESTS_RATE_MAX = (
 KINDS = ("execution", "load", "inputs", "link", "stop", "controller", "clock", "burst", "estimates")
 """Of disturbances: those of Cluster.disturbances, more requests than can be served, profiles that are wrong."""
 
+DRIFT = "drift"
+"""A kind that has no turn: executions slower by 1.15 to 2, which no rule for what is far off would notice."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
@@ -155,8 +158,10 @@ def scenario(seed: int, kind: str = "") -> Scenario:
     else:
         if kind == "clock":
             factor = rng.choice([1, 100, 10_000]) * MS
+        elif kind == DRIFT:
+            factor = rng.uniform(1.15, 2)
         worker = rng.choice([-1, -1, 0])
-        what = Disturbance(kind, begin_ns, end_ns, factor, worker)
+        what = Disturbance("execution" if kind == DRIFT else kind, begin_ns, end_ns, factor, worker)
         disturbed = dataclasses.replace(cluster, disturbances=[what])
     sentence = (
         f"{kind} by {factor:.3g} for {length_ns / SECOND:.2f} s; {len(models)} models, {devices} devices, "
@@ -218,10 +223,10 @@ def _poisson(rng: random.Random, models: int, rate: float, from_ns: int, until_n
     return Arrivals.of(times, draws.integers(0, models, count), np.zeros(count), np.zeros(count))
 
 
-def outcomes(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[Outcome]:
-    """What becomes of each policy with each seed."""
+def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> Iterator[Outcome]:
+    """What becomes of each policy with each seed, of a kind or of whichever it is the seed's turn."""
     for seed in seeds:
-        one = scenario(seed)
+        one = scenario(seed, kind)
         for policy in policies:
             good, usual = one.good(policy, disturbed=True), one.good(policy, disturbed=False)
             outcome = Outcome(seed, one.kind, policy, good, usual, one.sentence)
@@ -241,19 +246,22 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds (default 100)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
     parser.add_argument("--policy", choices=POLICIES, action="append", help="only these (default: all)")
-    parser.add_argument("--kind", choices=KINDS, help="only seeds whose turn is this disturbance")
+    parser.add_argument(
+        "--kind", choices=(*KINDS, DRIFT), help="only seeds whose turn is this disturbance; drift: every seed"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     policies = arguments.policy or list(POLICIES)
     seeds = range(arguments.first, arguments.first + arguments.seeds)
-    if arguments.kind:
+    kind = arguments.kind if arguments.kind == DRIFT else ""
+    if arguments.kind in KINDS:
         seeds = [one for one in seeds if KINDS[one % len(KINDS)] == arguments.kind]  # type: ignore[assignment]
     found: list[Outcome] = []
-    for outcome in outcomes(policies, seeds):
+    for outcome in outcomes(policies, seeds, kind):
         found.append(outcome)
         if not outcome.has_recovered and not arguments.json:
             print(outcome, flush=True)
-    rows = [_row(found, policy, kind) for policy in policies for kind in KINDS]
+    rows = [_row(found, policy, one) for policy in policies for one in (*KINDS, DRIFT)]
     rows = [row for row in rows if row["seeds"]]
     if arguments.json:
         print(json.dumps({"rows": rows, "outcomes": [dataclasses.asdict(one) for one in found]}))

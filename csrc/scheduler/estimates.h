@@ -36,8 +36,10 @@ inline constexpr double LOWER_RATIO = 0.03;
 inline constexpr double STALE_RATIO = 2;
 inline constexpr Ns STALE_NS = SECOND;
 
-// So does the estimate of one batch size that is more than so many times what the best of the curve makes of the profile.
-inline constexpr double STALE_BESIDE = 1.5;
+// So does the estimate of one batch size that is more than so many times what the best of the curve makes of the profile:
+// by about as much as noise of a tenth makes of ten samples. Where executions have been slower by half for a second, sizes
+// that are believed to be too long for an SLO would stay unused for ever.
+inline constexpr double STALE_BESIDE = 1.15;
 
 // So many samples in a row of less than one part in FALL_RATIO of an estimate say that it was of another time: the ones
 // before count no longer. (A smaller fall is followed when they have left the window.)

@@ -37,6 +37,13 @@ def test_a_world_that_served_a_part_of_what_it_had_recovers(seed: int) -> None:
     assert outcome.has_recovered, str(outcome)
 
 
+# Executions slower by a fourth or a half for a second: batches of the sizes that seemed too long were not tried again.
+@pytest.mark.parametrize(("policy", "seed"), [("edf", 63), ("edf", 10), ("adaptive", 140)])
+def test_what_was_learnt_of_a_small_disturbance_is_forgotten_too(policy: str, seed: int) -> None:
+    [outcome] = outcomes([policy], [seed], "drift")
+    assert outcome.has_recovered, str(outcome)
+
+
 def test_a_world_that_comes_to_less_by_itself_is_held_against_that() -> None:
     """Four clients come to ask in step, and are answered in one batch."""
     [outcome] = outcomes(["adaptive"], [490])

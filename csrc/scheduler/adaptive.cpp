@@ -174,6 +174,29 @@ void Adaptive::depart(Flight& flight) {
     }
     flight.inputs = worker.inputs.depart(now_, bytes);
     flight.there_ns = worker.inputs.free_ns() + worker.there_ns;
+    if (waiting(*flight.residency->model) == 0) {
+        see_who_came(*flight.batch);
+    }
+}
+
+// Of a batch that left nobody behind: how many were to come while it waited, and how many did, by how many there were.
+void Adaptive::see_who_came(const Batch& batch) {
+    Traffic& known = traffic_.of(*batch.residency->model);
+    double per_ns = rate(known.rows);
+    std::uint32_t rows = 0;
+    double expected = 0, came = 0;
+    for (std::size_t place = 0; place < batch.pendings.size(); ++place) {
+        const Pending& one = *batch.pendings[place];
+        bool is_last = place + 1 == batch.pendings.size();
+        Ns until = is_last ? now_ : batch.pendings[place + 1]->request.arrived_ns;
+        rows += one.size;
+        expected += per_ns * static_cast<double>(std::max<Ns>(until - one.request.arrived_ns, 0));
+        came += is_last ? 0 : batch.pendings[place + 1]->size;
+        if (is_last || company(rows + batch.pendings[place + 1]->size) != company(rows)) {
+            known.company[company(rows)].add(now_, expected, came);
+            expected = came = 0;
+        }
+    }
 }
 
 void Adaptive::delivered(const Flight& flight, Ns ready_ns) {
@@ -406,7 +429,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
     if (!saves_devices_) {
         hold = std::min(hold, HOLD_MAX_NS);
     }
-    double expected = rate(known.rows) * static_cast<double>(hold);
+    double expected = rate(known.rows) * static_cast<double>(hold) * known.company[company(rows)].part(now_);
     if (expected < HOLD_GAIN_MIN) {
         return 0;
     }

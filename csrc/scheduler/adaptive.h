@@ -19,7 +19,8 @@
 // Waiting is only safe where a device will be free when it ends, so the share falls to nothing as the number of
 // models that matter (the participation number of their loads) nears the number of devices, and for a model that is on
 // a part of the devices it is that part of it: on one device, with more busy models than devices, or with a model on
-// one of many, next to nothing is ever held. An idle cluster answers at once.
+// one of many, next to nothing is ever held. An idle cluster answers at once. How many of those that are expected come is
+// learnt by how many wait already: a few clients that wait for their answers send nothing meanwhile.
 //
 // *Sacrifice.* Where the tightest deadline allows only a batch dearer than the need, its first requests are
 // given up if that makes the batch cheap enough: three requests that would hold a device for as long as thirty cost
@@ -49,9 +50,13 @@
 // already from the many that would share its device more cheaply.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <bit>
 #include <string>
 #include <vector>
 
+#include "scheduler/decay.h"
 #include "scheduler/margin.h"
 #include "scheduler/queued.h"
 
@@ -88,6 +93,11 @@ inline constexpr Ns HOLD_MAX_NS = NEED_HALF_LIFE_NS;
 // Requests that a hold must be expected to bring, to be worth it.
 inline constexpr double HOLD_GAIN_MIN = 1.0;
 
+// Whether they come is learnt: clients that wait for their answers send nothing meanwhile. Half is forgotten in this, and
+// as many rows as COME_PRIOR are thought to have come as expected.
+inline constexpr Ns COME_HALF_LIFE_NS = 2 * SECOND;
+inline constexpr double COME_PRIOR = 2.0;
+
 // A batch is too dear if it costs more than 1 / (SACRIFICE_NEED * need) of its ideal.
 inline constexpr double SACRIFICE_NEED = 1.0;
 
@@ -122,6 +132,30 @@ inline constexpr double PACE_MIN = 0.5;
 
 // Requests of one queue that may be given up for one batch.
 inline constexpr std::uint32_t SACRIFICE_MAX = 128;
+
+// Rows that were to come while others waited, and those that did.
+class Company {
+public:
+    void add(Ns now, double expected, double came) {
+        expected_.add(now, expected, COME_HALF_LIFE_NS);
+        came_.add(now, came, COME_HALF_LIFE_NS);
+    }
+    // Of those that are expected, the part that will come.
+    double part(Ns now) const {
+        double came = came_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR, expected = expected_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR;
+        return std::min(came / expected, 1.0);
+    }
+
+private:
+    DecayedCount expected_;
+    DecayedCount came_;
+};
+
+// It is learnt for 1, 2 to 3, 4 to 7 ... rows that wait.
+inline constexpr std::size_t COMPANIES = 7;
+inline std::size_t company(std::uint32_t rows) {
+    return std::min<std::size_t>(std::bit_width(rows) - 1, COMPANIES - 1);
+}
 
 // Weights of what happened, by its time: they double with every half-life, so the past fades without being touched.
 class Weights {
@@ -182,6 +216,7 @@ private:
         double ideal_ns = 0;  // of one row
         double slack_ns = 0;  // that its requests come with
         bool saves = false;   // its batches save more than little
+        std::array<Company, COMPANIES> company;  // by how many wait: see company()
         std::uint32_t arrivals = 0;
     };
 
@@ -207,6 +242,7 @@ private:
     // Models that matter, for each device.
     double crowd() const;
     void share_out();
+    void see_who_came(const Batch& batch);
     void turn_away(Pending& pending, Ns after_ns);
     bool is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
     Ns before_ns(Device& device, const Pending& pending, Ns enough_ns);

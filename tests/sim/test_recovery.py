@@ -44,6 +44,13 @@ def test_what_was_learnt_of_a_small_disturbance_is_forgotten_too(policy: str, se
     assert outcome.has_recovered, str(outcome)
 
 
+# Few clients that wait for their answers: after a burst, requests were held for others that none of them could send.
+@pytest.mark.parametrize("seed", [34, 98, 205, 403])
+def test_nobody_is_waited_for_who_does_not_come(seed: int) -> None:
+    [outcome] = outcomes(["adaptive"], [seed])
+    assert outcome.has_recovered, str(outcome)
+
+
 def test_a_world_that_comes_to_less_by_itself_is_held_against_that() -> None:
     """Four clients come to ask in step, and are answered in one batch."""
     [outcome] = outcomes(["adaptive"], [490])

@@ -232,7 +232,10 @@ void Adaptive::look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape
         known.ideal_ns = std::min(known.ideal_ns, static_cast<double>(takes_ns(spec, shape, rows)) / rows);
     }
     const Curve* curve = spec.program->curve(shape);
-    known.saves = curve != nullptr && curve->saving(most) > SAVING_MIN;
+    double saving = curve != nullptr ? curve->saving(most) : 1;
+    known.saves = saving > SAVING_MIN;
+    bool is_prompt = known.slack_ns <= static_cast<double>(PROMPT_NS);  // whatever its rule
+    known.is_told = !known.saves || (saving <= TOLD_SAVING_MAX && !is_prompt);
 }
 
 bool Adaptive::admit(Pending& pending) {
@@ -262,8 +265,8 @@ bool Adaptive::admit(Pending& pending) {
             share_at_ns_ = now_ + SHARE_EVERY_NS;
             share_out();
         }
-        bool may_be_late = refuse_wait_ > 0 || !there.saves;
-        if (may_be_late ? is_too_late(pending) : is_beyond_share(pending, spec, there)) {
+        bool is_told = refuse_wait_ > 0 || there.is_told;
+        if (is_told ? is_too_late(pending) : is_beyond_share(pending, spec, there)) {
             return false;
         }
     }
@@ -334,8 +337,8 @@ bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Tra
 Ns Adaptive::before_ns(Device& device, const Pending& pending, Ns enough_ns) {
     double sum = 0, enough = static_cast<double>(enough_ns);
     auto is_wanted = [&](const Model& model, std::uint64_t) {
-        // Who saves by batches may give requests up.
-        return sum <= enough && (refuse_wait_ > 0 || !traffic_.of(model).saves);
+        // Who saves much by batches may give requests up.
+        return sum <= enough && (refuse_wait_ > 0 || traffic_.of(model).is_told);
     };
     for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
         if (queue.level > pending.request.priority || queue.front().deadline_ns > pending.deadline_ns) {
@@ -368,7 +371,7 @@ bool Adaptive::is_too_late(Pending& pending) {
         begins = now_ + soonest->device->worker->there_ns;  // of many, another may be free
     }
     bool is_contested = now_ < soonest->device->shares.contested_until_ns;
-    double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? REFUSE_WAIT : 1;
+    double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? wait_part(soonest->spec->kind) : 1;
     Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
     Ns rest = pending.deadline_ns - begins - takes - soonest->device->worker->back_ns;
     Ns room = std::max({static_cast<Ns>(part * static_cast<double>(rest)), takes, std::min(rest, PROMPT_NS)});

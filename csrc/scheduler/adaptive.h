@@ -33,10 +33,10 @@
 // than the request can wait, and is more than a batch (of lower levels nothing counts: it goes behind). All else waits:
 // the longer a queue, the cheaper its batches, and who is in front may be given up for those behind.
 //
-// Where batches save little (models on CPUs), a request is refused at arrival if what waits of such models, of any of
-// them, and is due before would make it late; and on a device that turned a request away of late half of the time that it
-// could wait has to be left. So refusals come at once, and next to none when the time is over. The option refuse_wait has
-// all models refused like this, with this part instead of a half: with 0.7 nearly all refusals are prompt, and
+// Where batches do not save much (models on CPUs), a request is refused at arrival if what waits of such models, of any of
+// them, and is due before would make it late; and on a device that turned a request away of late three tenths of the time
+// that it could wait have to be left, or half of it where executions are noisy. So refusals come at once, and few when the
+// time is over. The option refuse_wait has all models refused like this, with this part: with 0.7 nearly all are prompt, and
 // bench/grid/README.md has what it costs. On a device that turns requests away those within their shares of it go first,
 // too, and are not refused (shares.h). At any time a request is refused that could not be reached if all devices did
 // nothing but its model's queue.
@@ -112,16 +112,22 @@ inline constexpr double SHARE_WAIT = 0.6;
 // The fair share of a model is computed anew after this.
 inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
 
-// Where batches save little, on a device that turned a request away of late (CONTEST_NS), a request is refused if the wait
-// before it is longer than this part of what it has room for: who is let in is then nearly sure to be served, whatever
-// executions take. It costs at most 1 % of goodput in overload, where executions are noisy.
-inline constexpr double REFUSE_WAIT = 0.5;
+// Where batches do not save much, on a device that turned a request away of late (CONTEST_NS), a request is refused if the
+// wait before it is longer than this part of what it has room for, less so many times the margin of executions: who is let
+// in is then nearly sure to be served, whatever they take.
+inline constexpr double WAIT_PART = 0.7;
+inline constexpr double WAIT_PART_NOISE = 2;
+inline constexpr double WAIT_PART_MIN = 0.5;
 
 // Who waits no longer than this is told soon enough.
 inline constexpr Ns PROMPT_NS = 10 * MS;
 
 // Batches save little where a row alone costs no more than this many times what it costs in the best that its SLO allows.
 inline constexpr double SAVING_MIN = 1.15;
+
+// And much where it costs more than this many times as much: how many go into a batch, and so when it begins, is then not
+// known when a request arrives.
+inline constexpr double TOLD_SAVING_MAX = 1.5;
 
 // Where rows alone cost no more than this much of what they cost in a batch, they run alone: it is answered sooner.
 inline constexpr double BATCH_WORTH = 1.05;
@@ -216,6 +222,7 @@ private:
         double ideal_ns = 0;  // of one row
         double slack_ns = 0;  // that its requests come with
         bool saves = false;   // its batches save more than little
+        bool is_told = true;  // its requests are refused at arrival, by what waits before them
         std::array<Company, COMPANIES> company;  // by how many wait: see company()
         std::uint32_t arrivals = 0;
     };
@@ -247,6 +254,10 @@ private:
     bool is_beyond_share(Pending& pending, const KindSpec& spec, const Traffic& known);
     Ns before_ns(Device& device, const Pending& pending, Ns enough_ns);
     bool is_too_late(Pending& pending);
+    // Of the time that a request has, the part that may be before it on such a device.
+    double wait_part(std::uint32_t kind) const {
+        return std::max(WAIT_PART - WAIT_PART_NOISE * margin(kind), WAIT_PART_MIN);
+    }
     void keep_time();
     // Of a sum of weighted things: how much of it there was per nanosecond.
     double rate(double sum) const { return sum / weights_.span_ns(); }

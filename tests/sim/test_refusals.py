@@ -1,4 +1,5 @@
-"""How soon `adaptive` refuses what it will not serve: models whose batches save little, executions that come slower in spells."""
+"""How soon `adaptive` refuses what it will not serve: models whose batches do not save much, executions that come slower in
+spells."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from clockwork.sim.workloads import poisson
 SECONDS = 30
 SLO_MS = 100
 EXEC_MS = 4.0
+ROW_MS = 0.95 * EXEC_MS
+"""Of each row after the first of a batch."""
 SPELL_MS = 50
 PROMPT_MS = 10
 
@@ -28,11 +31,10 @@ def slowness(seed: int) -> list[tuple[int, float]]:
 
 
 @functools.cache
-def served(load: float, models: int) -> tuple[Report, float]:
-    """One device at a load, and how many requests a second it could do."""
+def served(load: float, models: int, row_ms: float = ROW_MS) -> tuple[Report, float]:
+    """One device at a load, and how many requests a second it could do one by one."""
     spells = slowness(1)
     rate = 1000 / EXEC_MS / float(np.mean([factor for _, factor in spells]))
-    row_ms = 0.95 * EXEC_MS
     profile = {batch: round((EXEC_MS + (batch - 1) * row_ms) * MS) for batch in (1, 2, 4, 8, 16)}
     kinds = [
         ModelProfile(
@@ -57,6 +59,16 @@ def test_in_overload_nearly_all_refusals_are_prompt_and_the_device_is_busy(load:
     assert report.refused.sum() > 0.1 * report.offered.sum()
     assert report.refusal.fraction_within(PROMPT_MS * MS) >= 0.98
     assert report.goodput_rate >= 0.98 * rate
+
+
+@pytest.mark.parametrize("models", [1, 4])
+@pytest.mark.parametrize("load", [1.2, 1.5])
+def test_where_batches_save_a_fifth_most_refusals_are_prompt_too(load: float, models: int) -> None:
+    """Of one model a half was refused late, of four nearly all."""
+    report, rate = served(load, models, 0.8 * EXEC_MS)
+    assert report.refused.sum() > 0.03 * report.offered.sum()
+    assert report.refusal.fraction_within(PROMPT_MS * MS) >= 0.9
+    assert report.goodput_rate >= 1.08 * rate
 
 
 @pytest.mark.parametrize("models", [1, 4])

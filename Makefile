@@ -47,7 +47,7 @@ help: ## list the targets
 	@echo "Variables: PYTHON=$(PYTHON); of run-cluster: WORKERS=$(WORKERS) ARENA=512M PORT=5555 DATA=directory ARGS='...',"
 	@echo "DEVICE=cpu|cuda|emulated (a GPU where one is usable) DEVICES=12 PROFILES=file"
 	@echo "HTTP_PORT=8000 GRPC_PORT=8001 METRICS_PORT=8002 (off: none);"
-	@echo "of test, test-all and test-long: TESTS='tests/unit -k name' JOBS=2 (processes of tests that only compute);"
+	@echo "of test, test-all and test-long: TESTS='tests/unit -k name' JOBS=2 (processes that run tests);"
 	@echo "of sim: SEEDS=1000"
 
 check: ## name what is missing on this machine, with the package that brings it
@@ -62,14 +62,14 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
 	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
-# Tests that only compute share the processors; clusters of processes, and whatever measures time, have them to themselves.
+# Tests that only compute come first: what they find is quickly found. Clusters of processes wait more than they compute.
 # $(1): marks. pytest says 5 where a chosen file has no test of that mark.
 COMPUTING := tests/unit tests/sim tests/fuzz
-TIMED := $(filter-out $(COMPUTING) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
+CLUSTERS := $(filter-out $(COMPUTING) tests/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)))
 define run_tests
 	$(if $(TESTS),$(BIN)/python -m pytest -m "$(1)" $(TESTS), \
 	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist worksteal -m "$(1)" $(COMPUTING) && \
-	    $(BIN)/python -m pytest -m "$(1)" $(TIMED))
+	    $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile -m "$(1)" $(CLUSTERS))
 endef
 
 test: $(TESTABLE) $(MODELS) $(CLIENTS) lint typecheck ## lint, check types, run the quick tests (TESTS=... chooses)

@@ -38,8 +38,9 @@ def test_round_trip_beside_a_relay() -> None:
         client.register("null", zoo.build("null"))
         ours, bare = roundtrip.measure(client, relay, 2)
     assert len(ours) == len(bare) == 2 * roundtrip.BLOCK
-    # A request takes the relay's road and does more on it.
-    assert roundtrip.compare(ours, bare)["p50 ratio"] > 1.0
+    assert roundtrip.compare(ours, bare)["p50 ratio"] > 0
+    # A request takes the relay's road and does more on it. (Who else ran meanwhile is in the medians.)
+    assert min(ours) > min(bare)
 
 
 def test_what_a_request_costs_a_gateway() -> None:

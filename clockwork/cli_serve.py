@@ -73,7 +73,7 @@ def worker_options(command: F) -> F:
                      show_default=True, help="How many of them each worker has."),
         click.option("--emulate", multiple=True, metavar="NAME=VALUE",
                      help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
-                          "failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
+                          "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
         click.option("--arena", callback=_size, metavar="SIZE",
                      help="Memory for weights, of each device.  [default: 1GiB; cuda: most of what is free; emulated: "
                           "21.5GiB]"),

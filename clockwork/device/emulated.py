@@ -620,6 +620,8 @@ class EmulatedDevice:
         exec_ns = self._vary(model.duration_ns(max(1, batch)), settings.exec_noise)
         if settings.outlier and self._random.random() < settings.outlier:
             exec_ns = round(exec_ns * settings.outlier_factor)
+        if settings.slow_ns and now % settings.slow_every_ns < settings.slow_ns:
+            exec_ns = round(exec_ns * settings.slow_factor)
         self._judge(action, Status.EXECUTION_FAILED)
         copied_since_ns = max(lane.free_ns, order.earliest_ns, action.ready_ns - action.copy_ns)
         action.copy_ns = max(0, now - copied_since_ns) if action.ready_ns == now else 0

@@ -21,6 +21,9 @@ class EmulatedSettings:
     load_noise: float = 0.0  # of load times, likewise
     outlier: float = 0.0  # probability that an execution takes outlier_factor times as long
     outlier_factor: float = 2.0
+    slow_factor: float = 1.0  # executions that begin in a slow spell take so many times as long
+    slow_ns: int = 0  # how long a spell is; they begin at multiples of slow_every_ns of the monotonic clock
+    slow_every_ns: int = 0
     failures: float = 0.0  # probability that an execution or a load takes its time and fails
     copy_bandwidth: int = (
         0  # bytes a second at which inputs reach a device, from when it is handed them on, one
@@ -44,6 +47,8 @@ class EmulatedSettings:
         for name in ("exec_noise", "load_noise"):
             if not 0 <= getattr(self, name) <= NOISE_SIGMA_MAX:
                 raise ConfigError(f"{name} is between 0 and {NOISE_SIGMA_MAX}, not {getattr(self, name)}")
+        if not 0 < self.slow_factor < math.inf or not 0 <= self.slow_ns <= self.slow_every_ns:
+            raise ConfigError("slow_factor is positive; slow_ns is between 0 and slow_every_ns")
         if not 0 < self.outlier_factor < math.inf or min(self.copy_bandwidth, self.disk_bandwidth) < 0:
             raise ConfigError(
                 "outlier_factor is positive; copy_bandwidth and disk_bandwidth are not negative"

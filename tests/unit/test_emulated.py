@@ -347,6 +347,20 @@ def test_the_descriptor_wakes_whoever_waits_at_the_end(tmp_path: Path, make: Any
         assert stats["late_p50_ns"] < 50 * MS
 
 
+def test_executions_that_begin_in_a_slow_spell_take_longer(make: Any) -> None:
+    assert START_NS % (10 * SECOND) == 0
+    bench = make(slow_factor=1.5, slow_ns=SECOND, slow_every_ns=10 * SECOND)
+    model = bench.prepare()
+    bench.resident(model)
+    usual_ns, took_ns = PROFILE.exec_ns[1], []
+    for begin_ns in (0, SECOND - 1, 5 * SECOND, 10 * SECOND - 1, 11 * SECOND - 1, 11 * SECOND + 2 * usual_ns):
+        bench.infer(model, earliest=START_NS + begin_ns)
+        (done,) = bench.at(begin_ns + 2 * usual_ns)
+        took_ns.append(done.execute[2])
+    slow_ns = usual_ns * 3 // 2
+    assert took_ns == [slow_ns, slow_ns, usual_ns, usual_ns, slow_ns, usual_ns]
+
+
 # ----- settings and profiles --------------------------------------------------------------------
 
 
@@ -357,7 +371,7 @@ def test_settings_from_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     "pair", ["speed=2", "exec_noise=lots", "failures=1.5", "failures=nan", "outlier_factor=0", "spin=maybe",
-             "copy_bandwidth=-1", "disk_bandwidth=-1", "seed=1e999", "exec_noise=3"],
+             "copy_bandwidth=-1", "disk_bandwidth=-1", "seed=1e999", "exec_noise=3", "slow_factor=0", "slow_ns=1e9"],
 )  # fmt: skip
 def test_settings_that_make_no_sense(pair: str) -> None:
     with pytest.raises(ConfigError, match=pair.partition("=")[0]):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -35,6 +35,7 @@ class Cluster:
     worker_arguments: further flags of every worker, such as ("--arena", "512M"); controller_arguments likewise.
     controller: what the interpreter runs as the controller, up to its flags.
     directory: the checkout whose controller it is; None for this one.
+    through: makes of the controller's endpoint the one that workers dial, for a link between them; None for the same.
     data: where models are kept; without it, a temporary directory that is removed at the end.
     """
 
@@ -46,6 +47,7 @@ class Cluster:
         controller_arguments: Sequence[str] = (),
         controller: Sequence[str] = ("-m", "clockwork", "controller"),
         directory: str | None = None,
+        through: Callable[[str], str] | None = None,
     ) -> None:
         self._kept = data is not None
         self.data = data if data is not None else Path(tempfile.mkdtemp(prefix="clockwork-bench-"))
@@ -53,6 +55,7 @@ class Cluster:
         self._controller_arguments = list(controller_arguments)
         self._controller_command = list(controller)
         self._directory = directory
+        self._through = through
         self.controller: subprocess.Popen[bytes]
         self.workers: list[subprocess.Popen[bytes]] = []
         self._logs: list[IO[bytes]] = []
@@ -65,6 +68,7 @@ class Cluster:
         clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
         self.endpoint, self.worker_endpoint = clients, dialled
         arguments = ["--listen", clients, "--worker-listen", dialled, "--events", events]
+        dialled = self._through(dialled) if self._through else dialled
         self.controller = self._spawn(
             "controller", [*arguments, "--data", str(self.data), *self._controller_arguments]
         )

@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.links import Link
 from clockwork import Client
 from clockwork.clock import SECOND, now_ns
 from clockwork.errors import ClockworkError
 from tests.chaos.template import WORKERS, Template
 from tests.process.cluster import PATIENCE_S, Program, eventually, session_members
-from tests.process.links import Link
 
 ARENA = "14MiB"
 """Of each worker: two of the large models or four of the small ones, so that models are loaded and evicted."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.links import link
 from clockwork import Client
 from clockwork.clock import now_ns
 from clockwork.errors import ClockworkError, ConnectionLost
@@ -24,7 +25,6 @@ from tests.process.cluster import (
     running_cluster,
     same,
 )
-from tests.process.links import link
 
 SHIFTED_WORKER = """
 import sys

@@ -1,4 +1,4 @@
-"""A TCP link that a test can delay, hold and cut: it stands before a port and forwards what comes."""
+"""A TCP link that can be delayed, held and cut: it stands before a port and forwards what comes."""
 
 from __future__ import annotations
 

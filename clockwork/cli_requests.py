@@ -180,8 +180,9 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     there = sum(len(one.get("devices") or ()) for one in body.get("workers") or ())
     click.echo(f"devices    {there}; the load needs {body.get('devices_wanted', 0):.2g}")
     if learnt := body.get("learnt"):
+        hold = f", holds as for {learnt['hold']:.3f}" if "hold" in learnt else ""
         share = f", a model may have {learnt['share']:.2g} devices" if learnt["share"] else ""
-        click.echo(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{share}")
+        click.echo(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{hold}{share}")
     rows = []
     for one in body.get("workers") or ():
         stats = one.get("stats") or {}

@@ -154,6 +154,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         cbool is_learning
         double pace
         double need
+        double hold
         double share
 
     cdef cppclass CDeviceStatus "clockwork::DeviceStatus":

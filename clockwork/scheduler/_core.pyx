@@ -591,7 +591,7 @@ cdef class Core:
         cdef CPolicyStatus found = self._core.policy_status(now_ns)
         if not found.is_learning:
             return {}
-        return {"pace": found.pace, "need": found.need, "share": found.share}
+        return {"pace": found.pace, "need": found.need, "hold": found.hold, "share": found.share}
 
     def whereabouts(self, model_id):
         cdef CWhereabouts one

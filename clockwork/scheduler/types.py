@@ -336,7 +336,7 @@ class Scheduler(Protocol):
         ...
 
     def policy_status(self, now_ns: int) -> dict[str, float]:
-        """What the policy has learnt of executions and arrivals as a whole: pace, need, share (csrc/scheduler/adaptive.h).
+        """What the policy has learnt of executions and arrivals as a whole: pace, need, hold, share (csrc/scheduler/adaptive.h).
         Empty for a policy that learns nothing of the kind."""
         ...
 

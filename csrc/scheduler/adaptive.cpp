@@ -92,20 +92,19 @@ void Adaptive::keep_time() {
         shrink(cost_sum_, doublings);
         shrink(square_sum_, 2 * doublings);
     }
-    if (int doublings = recent_weights_.advance(now_); doublings > 0) {
-        shrink(recent_sum_, doublings);
-        shrink(recent_square_sum_, doublings);
-    }
+    surge_.advance(now_);
+    lull_.advance(now_);
 }
 
 double Adaptive::need() const {
     double arrives = rate(cost_sum_);
     if (believes_surges_) {
-        double surely = recent_sum_ - RECENT_SIGMAS * std::sqrt(recent_square_sum_ * recent_weights_.weight());
-        arrives = std::max(arrives, surely / recent_weights_.span_ns());
+        arrives = std::max(arrives, surge_.rate(-RECENT_SIGMAS));
     }
     return need_of(arrives, now_);
 }
+
+double Adaptive::need_at_most() const { return std::min(need(), need_of(lull_.rate(LULL_SIGMAS), now_)); }
 
 double Adaptive::need_of(double arrives, Ns now) const {
     return devices_.empty() ? 0 : arrives * pace_.at(now) / static_cast<double>(devices_.size());
@@ -114,7 +113,10 @@ double Adaptive::need_of(double arrives, Ns now) const {
 PolicyStatus Adaptive::policy_status(Ns now) const {
     Weights weights = weights_;  // to look changes nothing
     double cost = std::ldexp(cost_sum_, -weights.advance(now));
-    return {true, pace_.at(now), need_of(cost / weights.span_ns(), now), share_};
+    Inflow lull = lull_;
+    lull.advance(now);
+    double need = need_of(cost / weights.span_ns(), now);
+    return {true, pace_.at(now), need, std::min(need, need_of(lull.rate(LULL_SIGMAS), now)), share_};
 }
 
 // The kind of device that a model is counted with: one that has it, else one that could.
@@ -275,8 +277,8 @@ bool Adaptive::admit(Pending& pending) {
     }
     // Only what is let in counts: a client that tries again at once must not look like a flood.
     double recent = there.ideal_ns * pending.size;
-    recent_sum_ += recent * recent_weights_.weight();
-    recent_square_sum_ += recent * recent * recent_weights_.weight();
+    surge_.add(recent);
+    lull_.add(recent);
     double cost = recent * weights_.weight();
     cost_sum_ += cost;
     square_sum_ += (2 * there.cost + cost) * cost;
@@ -422,7 +424,7 @@ Ns Adaptive::ready_ns(Queue& queue) {
     const Traffic& known = traffic_.of(model);
     double cost = static_cast<double>(takes_ns(spec, queue.shape, rows)) / rows;
     double share = hold_share(model);
-    if (share <= 0 || (!saves_devices_ && cost * hold_need_ * need() <= known.ideal_ns)) {
+    if (share <= 0 || (!saves_devices_ && cost * hold_need_ * need_at_most() <= known.ideal_ns)) {
         return 0;
     }
     Ns link = link_ns(model);

@@ -20,7 +20,8 @@
 // models that matter (the participation number of their loads) nears the number of devices, and for a model that is on
 // a part of the devices it is that part of it: on one device, with more busy models than devices, or with a model on
 // one of many, next to nothing is ever held. An idle cluster answers at once. How many of those that are expected come is
-// learnt by how many wait already: a few clients that wait for their answers send nothing meanwhile.
+// learnt by how many wait already: a few clients that wait for their answers send nothing meanwhile. No request is held
+// for a flood that has left: what arrives is believed to have fallen as far as it surely has.
 //
 // *Sacrifice.* Where the tightest deadline allows only a batch dearer than the need, its first requests are
 // given up if that makes the batch cheap enough: three requests that would hold a device for as long as thirty cost
@@ -53,6 +54,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -66,9 +68,14 @@ namespace clockwork {
 inline constexpr Ns NEED_HALF_LIFE_NS = 1'400 * MS;
 
 // What arrives may have grown since: what surely arrives now, by its mean over this half-life less so many standard
-// deviations of it (counted generously: as if all of it were new), is needed at least.
+// deviations of it, is needed at least.
 inline constexpr Ns RECENT_HALF_LIFE_NS = 20 * MS;
 inline constexpr double RECENT_SIGMAS = 2;
+
+// And it may have ended: queues are held for no more than surely arrives at most, by the mean over this half-life and so
+// many standard deviations. A client in a closed loop would wait for a flood that has left, and send nothing else meanwhile.
+inline constexpr Ns LULL_HALF_LIFE_NS = 200 * MS;
+inline constexpr double LULL_SIGMAS = 3;
 
 // A past shorter than this is taken for this long: the first requests are no flood.
 inline constexpr Ns MEMORY_MIN_NS = 70 * MS;
@@ -184,6 +191,32 @@ private:
     double before_ = 0;     // what they would hold from before the beginning, of a steady stream
 };
 
+// What arrived of late, by its mean over a half-life, and how sure that is.
+class Inflow {
+public:
+    Inflow(Ns half_life_ns, Ns memory_min_ns) : weights_(half_life_ns, memory_min_ns) {}
+
+    void advance(Ns now) {
+        if (int doublings = weights_.advance(now); doublings > 0) {
+            sum_ = std::ldexp(sum_, -doublings);
+            square_sum_ = std::ldexp(square_sum_, -doublings);
+        }
+    }
+    void add(double cost) {
+        sum_ += cost * weights_.weight();
+        square_sum_ += cost * cost * weights_.weight();
+    }
+    // Cost per nanosecond, and so many standard deviations of it, counted generously: as if all of it were new.
+    double rate(double sigmas) const {
+        return (sum_ + sigmas * std::sqrt(square_sum_ * weights_.weight())) / weights_.span_ns();
+    }
+
+private:
+    double sum_ = 0;
+    double square_sum_ = 0;  // each request's cost squared
+    Weights weights_;
+};
+
 class Adaptive final : public Queued {
 public:
     static constexpr const char* OPTIONS[] = {"schedule_ahead_ms", "save_devices", "hold_need",  "sacrifice_need", "refuse_wait",
@@ -263,6 +296,7 @@ private:
     double rate(double sum) const { return sum / weights_.span_ns(); }
     // The share of their ideal at which the devices have to run; above 1 they cannot.
     double need() const;
+    double need_at_most() const;
     double need_of(double arrives, Ns now) const;  // where so much ideal device time arrives per nanosecond
     double hold_share(const Model& model) const;
     bool has_other_device(const Model& model);
@@ -283,9 +317,8 @@ private:
     double cost_sum_ = 0;           // of all models
     double square_sum_ = 0;         // of each model's, squared
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
-    double recent_sum_ = 0;         // cost, of all models
-    double recent_square_sum_ = 0;  // each request's cost squared
-    Weights recent_weights_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};
+    Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // of all models
+    Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
     std::vector<Margin> margins_;   // by the device's kind
     std::uint64_t batch_bytes_max_ = 0;  // that any batch could have
     double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit

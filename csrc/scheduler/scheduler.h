@@ -44,6 +44,7 @@ struct PolicyStatus {
     bool is_learning = false;  // else the rest says nothing
     double pace = 1;           // what executions take of what they are counted with
     double need = 0;           // the share of their ideal at which the devices have to run
+    double hold = 0;           // the need that queues are held for: what arrived of late, at most
     double share = 0;          // devices that a model may have, when the last request came; 0: no limit
 };
 

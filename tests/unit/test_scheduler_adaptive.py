@@ -120,6 +120,15 @@ def test_on_one_device_nothing_is_held() -> None:
     assert told(commands) == [("infer", 1, (request,))]
 
 
+def test_after_a_flood_a_client_in_a_closed_loop_does_not_wait_for_it_to_come_back() -> None:
+    played = Played(adaptive(BATCHING, devices=4), BATCHING)
+    played.stream(0, 1000, per_ms=3)
+    for ms in range(3000, 4000, 50):
+        played.until(ms)
+        request, commands = played.ask(ms, slo_ms=2000)
+        assert told(commands) == [("infer", 1, (request,))]
+
+
 def test_a_hold_ends_though_nobody_comes() -> None:
     """With an SLO of a minute, the last request of a stream does not wait for a good part of it."""
     played = Played(adaptive(BATCHING, devices=4, options={"hold_need": 100}), BATCHING)

@@ -70,9 +70,13 @@ def table(rows: Sequence[Kept], resident: bool) -> list[str]:
             *(_beyond(row, times) for times in ("1.2", "1.5")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lost = [row["cell"] for row in shown if row["lost"]]
-    if not shown:
-        return lines
+    for memory in dict.fromkeys(row["memory"] for row in shown):
+        lines += ["", _means([row for row in shown if row["memory"] == memory], memory)]
+    return lines
+
+
+def _means(shown: Sequence[Kept], memory: str) -> str:
+    """Geometric means over cells, and which of them are lost; all with one memory manager."""
     means = ", ".join(
         f"{geometric_mean(ratios):.2f} of {title}"
         for title, ratios in (
@@ -81,7 +85,9 @@ def table(rows: Sequence[Kept], resident: bool) -> list[str]:
         )
         if ratios
     )
-    return [*lines, "", f"Geometric means: {means}. Lost: {', '.join(lost) or 'none'}."]
+    lost = ", ".join(row["cell"] for row in shown if row["lost"])
+    whose = f"With the memory rules of `{memory}`: geometric means" if memory else "Geometric means"
+    return f"{whose}: {means}. Lost: {lost or 'none'}."
 
 
 def extent(plan: Kept) -> str:

@@ -166,7 +166,7 @@ def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_hav
     """edf keeps its own rules: the best of all beside adaptive's, and no rival beside the paper's."""
 
     def setting(goodput: float) -> dict[str, Any]:
-        return {"seeds": {"1": {"goodput": goodput, "points": [], "overload": {}}}}
+        return {"seeds": {"1": {"goodput": goodput, "points": [], "overload": {}, "commit": "abc1234"}}}
 
     settings = {"edf||": setting(90.0)} | {
         f"{policy}|{memory}|": setting(goodput)
@@ -174,9 +174,17 @@ def test_dispatch_under_the_papers_memory_rules_is_compared_among_those_that_hav
         for policy, goodput in (("adaptive", 100.0), ("fifo", 80.0))
     }
     found = {"rough_bound": 200.0, "bounds": {}, "settings": settings}
-    beside_ours, beside_the_papers = tables.rows({"cells": {"pressed": found}})
+    book = {"cells": {"pressed": found}}
+    beside_ours, beside_the_papers = tables.rows(book)
     assert (beside_ours.memory, beside_ours.best_other) == ("adaptive", "edf")
     assert (beside_the_papers.memory, beside_the_papers.best_other) == ("paper", "fifo")
+    rows = markdown.kept(book | {"plan": {}})["rows"]  # one seed: an interval without an end
+    assert [
+        line for line in markdown.table(rows, resident=False) if "Geometric" in line or "geometric" in line
+    ] == [
+        "With the memory rules of `adaptive`: geometric means: 1.11 of the best other, 1.11 of `edf`. Lost: pressed.",
+        "With the memory rules of `paper`: geometric means: 1.25 of the best other, 1.11 of `edf`. Lost: pressed.",
+    ]
 
 
 def test_cells_are_left_out() -> None:

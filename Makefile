@@ -62,6 +62,8 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
 	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
+native_files = find csrc tests examples \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
+
 # Tests that only compute come first: what they find is quickly found. Clusters of processes wait more than they compute.
 # $(1): marks. pytest says 5 where a chosen file has no test of that mark.
 COMPUTING := tests/unit tests/sim tests/fuzz
@@ -121,13 +123,15 @@ paper: $(TESTABLE) ## draw the paper's figures again: JSON and PNG in bench/resu
 results: $(TESTABLE) ## measure anew what documents show, on a quiet machine (RESULTS='peers overload'; says how long)
 	$(BIN)/python -m bench.published --measure $(RESULTS)
 
-lint: $(TESTABLE) ## ruff: rules and format
+lint: $(TESTABLE) ## ruff and clang-format: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(native_files) | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
-format: $(TESTABLE) ## let ruff put right what it can
+format: $(TESTABLE) ## let ruff and clang-format put right what they can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	@$(native_files) | xargs -0 $(BIN)/clang-format -i
 
 typecheck: $(TESTABLE) ## mypy, strict
 	$(BIN)/mypy

@@ -8,13 +8,12 @@
 /* What a model takes of an arena: runs of contiguous pages, that may lie anywhere. */
 typedef struct cw_claim {
     int run_count;
-    int64_t *run_pages;
-    int64_t *run_starts; /* each run's first page; -1: none */
+    int64_t* run_pages;
+    int64_t* run_starts; /* each run's first page; -1: none */
 } cw_claim;
 
 /* Nobody's again are the pages of a claim. */
-static inline void cw_claim_free(cw_claim **owners, cw_claim *claim)
-{
+static inline void cw_claim_free(cw_claim** owners, cw_claim* claim) {
     for (int run = 0; run < claim->run_count; run++) {
         for (int64_t page = 0; claim->run_starts[run] >= 0 && page < claim->run_pages[run]; page++)
             owners[claim->run_starts[run] + page] = NULL;
@@ -23,9 +22,8 @@ static inline void cw_claim_free(cw_claim **owners, cw_claim *claim)
 }
 
 /* Make pages the claim's, each run from its start on. 0; or -1 and a sentence, and it has none. */
-static inline int cw_claim_pages(cw_claim **owners, int64_t page_count, cw_claim *claim, const int64_t *run_starts,
-                                 char *text, size_t text_bytes)
-{
+static inline int cw_claim_pages(cw_claim** owners, int64_t page_count, cw_claim* claim, const int64_t* run_starts,
+                                 char* text, size_t text_bytes) {
     for (int run = 0; run < claim->run_count; run++)
         claim->run_starts[run] = -1;
     for (int run = 0; run < claim->run_count; run++) {

@@ -24,10 +24,9 @@ static struct {
 } cw_crash;
 
 static _Thread_local int64_t cw_crash_action;
-static _Thread_local void *cw_crash_stack;
+static _Thread_local void* cw_crash_stack;
 
-static inline void cw_crash_handle(int number, siginfo_t *info, void *context)
-{
+static inline void cw_crash_handle(int number, siginfo_t* info, void* context) {
     (void)context;
     int none = 0;
     if (cw_crash_action) {
@@ -49,8 +48,7 @@ static inline void cw_crash_handle(int number, siginfo_t *info, void *context)
 }
 
 /* wake_fd: of a pipe that the loop waits on, not blocking. 0, or -1 with errno. */
-static inline int cw_crash_install(int wake_fd)
-{
+static inline int cw_crash_install(int wake_fd) {
     static const int numbers[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -65,8 +63,7 @@ static inline int cw_crash_install(int wake_fd)
 }
 
 /* Called by a lane's thread when it begins, and when it ends: a stack for the handler where its own has run out. */
-static inline void cw_crash_enter(void)
-{
+static inline void cw_crash_enter(void) {
     stack_t stack;
     memset(&stack, 0, sizeof stack);
     cw_crash_stack = stack.ss_sp = malloc(CRASH_STACK_BYTES);
@@ -75,8 +72,7 @@ static inline void cw_crash_enter(void)
         sigaltstack(&stack, NULL);
 }
 
-static inline void cw_crash_leave(void)
-{
+static inline void cw_crash_leave(void) {
     stack_t stack;
     memset(&stack, 0, sizeof stack);
     stack.ss_flags = SS_DISABLE;

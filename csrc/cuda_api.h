@@ -24,11 +24,11 @@ extern "C" {
 typedef int CUresult;
 typedef int CUdevice;
 typedef uint64_t CUdeviceptr;
-typedef struct CUctx_st *CUcontext;
-typedef struct CUmod_st *CUmodule;
-typedef struct CUfunc_st *CUfunction;
-typedef struct CUstream_st *CUstream;
-typedef struct CUevent_st *CUevent;
+typedef struct CUctx_st* CUcontext;
+typedef struct CUmod_st* CUmodule;
+typedef struct CUfunc_st* CUfunction;
+typedef struct CUstream_st* CUstream;
+typedef struct CUevent_st* CUevent;
 typedef struct CUuuid_st {
     unsigned char bytes[16];
 } CUuuid;
@@ -61,46 +61,45 @@ enum {
 };
 
 /* X(name in the table, the driver's symbol, parameters): each gives back a CUresult. */
-#define CW_CUDA_FUNCTIONS(X)                                                                                 \
-    X(init, cuInit, (unsigned flags))                                                                        \
-    X(driver_version, cuDriverGetVersion, (int *version))                                                    \
-    X(error_name, cuGetErrorName, (CUresult error, const char **name))                                       \
-    X(device_count, cuDeviceGetCount, (int *count))                                                          \
-    X(device, cuDeviceGet, (CUdevice * device, int ordinal))                                                 \
-    X(device_name, cuDeviceGetName, (char *name, int length, CUdevice device))                               \
-    X(device_uuid, cuDeviceGetUuid_v2, (CUuuid * uuid, CUdevice device))                                     \
-    X(device_attribute, cuDeviceGetAttribute, (int *value, int attribute, CUdevice device))                  \
-    X(device_memory, cuDeviceTotalMem_v2, (size_t *bytes, CUdevice device))                                  \
-    X(retain_context, cuDevicePrimaryCtxRetain, (CUcontext * context, CUdevice device))                      \
-    X(release_context, cuDevicePrimaryCtxRelease_v2, (CUdevice device))                                      \
-    X(set_context, cuCtxSetCurrent, (CUcontext context))                                                     \
-    X(memory_info, cuMemGetInfo_v2, (size_t *free, size_t *total))                                           \
-    X(allocate, cuMemAlloc_v2, (CUdeviceptr * pointer, size_t bytes))                                        \
-    X(release, cuMemFree_v2, (CUdeviceptr pointer))                                                          \
-    X(allocate_host, cuMemHostAlloc, (void **pointer, size_t bytes, unsigned flags))                         \
-    X(release_host, cuMemFreeHost, (void *pointer))                                                          \
-    X(copy_in, cuMemcpyHtoDAsync_v2, (CUdeviceptr target, const void *source, size_t bytes, CUstream stream)) \
-    X(copy_out, cuMemcpyDtoHAsync_v2, (void *target, CUdeviceptr source, size_t bytes, CUstream stream))     \
-    X(load_module, cuModuleLoadData, (CUmodule * module, const void *image))                                 \
-    X(unload_module, cuModuleUnload, (CUmodule module))                                                      \
-    X(function, cuModuleGetFunction, (CUfunction * function, CUmodule module, const char *name))             \
-    X(set_function, cuFuncSetAttribute, (CUfunction function, int attribute, int value))                     \
-    X(launch, cuLaunchKernel,                                                                                \
-      (CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,             \
-       unsigned block_y, unsigned block_z, unsigned shared_bytes, CUstream stream, void **arguments,         \
-       void **extra))                                                                                        \
-    X(make_stream, cuStreamCreate, (CUstream * stream, unsigned flags))                                      \
-    X(free_stream, cuStreamDestroy_v2, (CUstream stream))                                                    \
-    X(wait_event, cuStreamWaitEvent, (CUstream stream, CUevent event, unsigned flags))                       \
-    X(finish_stream, cuStreamSynchronize, (CUstream stream))                                                 \
-    X(make_event, cuEventCreate, (CUevent * event, unsigned flags))                                          \
-    X(free_event, cuEventDestroy_v2, (CUevent event))                                                        \
-    X(record_event, cuEventRecord, (CUevent event, CUstream stream))                                         \
-    X(query_event, cuEventQuery, (CUevent event))                                                            \
-    X(elapsed, cuEventElapsedTime, (float *milliseconds, CUevent begin, CUevent end))
+#define CW_CUDA_FUNCTIONS(X)                                                                                       \
+    X(init, cuInit, (unsigned flags))                                                                              \
+    X(driver_version, cuDriverGetVersion, (int* version))                                                          \
+    X(error_name, cuGetErrorName, (CUresult error, const char** name))                                             \
+    X(device_count, cuDeviceGetCount, (int* count))                                                                \
+    X(device, cuDeviceGet, (CUdevice * device, int ordinal))                                                       \
+    X(device_name, cuDeviceGetName, (char* name, int length, CUdevice device))                                     \
+    X(device_uuid, cuDeviceGetUuid_v2, (CUuuid * uuid, CUdevice device))                                           \
+    X(device_attribute, cuDeviceGetAttribute, (int* value, int attribute, CUdevice device))                        \
+    X(device_memory, cuDeviceTotalMem_v2, (size_t* bytes, CUdevice device))                                        \
+    X(retain_context, cuDevicePrimaryCtxRetain, (CUcontext * context, CUdevice device))                            \
+    X(release_context, cuDevicePrimaryCtxRelease_v2, (CUdevice device))                                            \
+    X(set_context, cuCtxSetCurrent, (CUcontext context))                                                           \
+    X(memory_info, cuMemGetInfo_v2, (size_t* free, size_t* total))                                                 \
+    X(allocate, cuMemAlloc_v2, (CUdeviceptr * pointer, size_t bytes))                                              \
+    X(release, cuMemFree_v2, (CUdeviceptr pointer))                                                                \
+    X(allocate_host, cuMemHostAlloc, (void** pointer, size_t bytes, unsigned flags))                               \
+    X(release_host, cuMemFreeHost, (void* pointer))                                                                \
+    X(copy_in, cuMemcpyHtoDAsync_v2, (CUdeviceptr target, const void* source, size_t bytes, CUstream stream))      \
+    X(copy_out, cuMemcpyDtoHAsync_v2, (void* target, CUdeviceptr source, size_t bytes, CUstream stream))           \
+    X(load_module, cuModuleLoadData, (CUmodule * module, const void* image))                                       \
+    X(unload_module, cuModuleUnload, (CUmodule module))                                                            \
+    X(function, cuModuleGetFunction, (CUfunction * function, CUmodule module, const char* name))                   \
+    X(set_function, cuFuncSetAttribute, (CUfunction function, int attribute, int value))                           \
+    X(launch, cuLaunchKernel,                                                                                      \
+      (CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y, \
+       unsigned block_z, unsigned shared_bytes, CUstream stream, void** arguments, void** extra))                  \
+    X(make_stream, cuStreamCreate, (CUstream * stream, unsigned flags))                                            \
+    X(free_stream, cuStreamDestroy_v2, (CUstream stream))                                                          \
+    X(wait_event, cuStreamWaitEvent, (CUstream stream, CUevent event, unsigned flags))                             \
+    X(finish_stream, cuStreamSynchronize, (CUstream stream))                                                       \
+    X(make_event, cuEventCreate, (CUevent * event, unsigned flags))                                                \
+    X(free_event, cuEventDestroy_v2, (CUevent event))                                                              \
+    X(record_event, cuEventRecord, (CUevent event, CUstream stream))                                               \
+    X(query_event, cuEventQuery, (CUevent event))                                                                  \
+    X(elapsed, cuEventElapsedTime, (float* milliseconds, CUevent begin, CUevent end))
 
 typedef struct cw_cuda {
-    void *library;
+    void* library;
 #define CW_CUDA_MEMBER(member, symbol, parameters) CUresult(*member) parameters;
     CW_CUDA_FUNCTIONS(CW_CUDA_MEMBER)
 #undef CW_CUDA_MEMBER
@@ -108,19 +107,18 @@ typedef struct cw_cuda {
 
 /* Fill the table from the library of this name or path. 0; or -1 and a sentence, naming what was not found.
  * The library stays open for good: a driver cannot be unloaded. */
-static inline int cw_cuda_open(cw_cuda *table, const char *path, char *text, size_t text_bytes)
-{
+static inline int cw_cuda_open(cw_cuda* table, const char* path, char* text, size_t text_bytes) {
     memset(table, 0, sizeof *table);
     table->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!table->library) {
         snprintf(text, text_bytes, "no CUDA driver: %s", dlerror());
         return -1;
     }
-#define CW_CUDA_FIND(member, symbol, parameters)                                                      \
-    *(void **)&table->member = dlsym(table->library, #symbol);                                        \
-    if (!table->member) {                                                                             \
-        snprintf(text, text_bytes, "the CUDA driver %s is too old: it has no %s", path, #symbol);     \
-        return -1;                                                                                    \
+#define CW_CUDA_FIND(member, symbol, parameters)                                                  \
+    *(void**)&table->member = dlsym(table->library, #symbol);                                     \
+    if (!table->member) {                                                                         \
+        snprintf(text, text_bytes, "the CUDA driver %s is too old: it has no %s", path, #symbol); \
+        return -1;                                                                                \
     }
     CW_CUDA_FUNCTIONS(CW_CUDA_FIND)
 #undef CW_CUDA_FIND
@@ -128,10 +126,9 @@ static inline int cw_cuda_open(cw_cuda *table, const char *path, char *text, siz
 }
 
 /* Whether a call failed; then a sentence with the call and the driver's own name for the error. */
-static inline int cw_cuda_failed(const cw_cuda *table, CUresult result, const char *call, char *text,
-                                 size_t text_bytes)
-{
-    const char *name = NULL;
+static inline int cw_cuda_failed(const cw_cuda* table, CUresult result, const char* call, char* text,
+                                 size_t text_bytes) {
+    const char* name = NULL;
     if (result == CUDA_SUCCESS)
         return 0;
     if (table->error_name(result, &name) != CUDA_SUCCESS || !name)

@@ -20,30 +20,36 @@ public:
 
     static std::size_t bucket(Ns value) {
         const std::uint64_t v = value < 0 ? 0 : static_cast<std::uint64_t>(value);
-        if (v < (1u << BITS)) return static_cast<std::size_t>(v);
+        if (v < (1u << BITS))
+            return static_cast<std::size_t>(v);
         const int exponent = 63 - std::countl_zero(v);
-        if (exponent >= EXPONENT_MAX) return BUCKETS - 1;
+        if (exponent >= EXPONENT_MAX)
+            return BUCKETS - 1;
         const std::uint64_t mantissa = (v >> (exponent - BITS)) & ((1u << BITS) - 1);
         return (static_cast<std::size_t>(exponent - BITS + 1) << BITS) + static_cast<std::size_t>(mantissa);
     }
 
     static Ns upper(std::size_t bucket) {  // the largest value in it
-        if (bucket < (1u << BITS)) return static_cast<Ns>(bucket);
+        if (bucket < (1u << BITS))
+            return static_cast<Ns>(bucket);
         const int exponent = static_cast<int>(bucket >> BITS) + BITS - 1;
         const auto mantissa = static_cast<Ns>(bucket & ((1u << BITS) - 1));
         return (((Ns{1} << BITS) + mantissa + 1) << (exponent - BITS)) - 1;
     }
 
     void add(Ns value) {
-        if (counts_.empty()) counts_.resize(BUCKETS);
+        if (counts_.empty())
+            counts_.resize(BUCKETS);
         ++counts_[bucket(value)];
         ++total_;
         sum_ += value;
-        if (value > largest_) largest_ = value;
+        if (value > largest_)
+            largest_ = value;
     }
 
     void clear() {
-        if (total_) std::fill(counts_.begin(), counts_.end(), 0);
+        if (total_)
+            std::fill(counts_.begin(), counts_.end(), 0);
         total_ = 0;
         sum_ = 0;
         largest_ = 0;
@@ -52,7 +58,8 @@ public:
     // Forget half of what was counted.
     void halve() {
         total_ = 0;
-        for (std::uint64_t& count : counts_) total_ += count /= 2;
+        for (std::uint64_t& count : counts_)
+            total_ += count /= 2;
         sum_ /= 2;
     }
 
@@ -61,7 +68,8 @@ public:
         std::uint64_t seen = 0;
         for (std::size_t index = 0; index < counts_.size(); ++index) {
             seen += counts_[index];
-            if (seen > wanted || (seen == total_ && seen)) return std::min(upper(index), largest_);
+            if (seen > wanted || (seen == total_ && seen))
+                return std::min(upper(index), largest_);
         }
         return 0;
     }

@@ -28,30 +28,29 @@ enum { CW_HOST_SECTOR = 4096 };
 
 typedef struct cw_host {
     pthread_mutex_t lock;
-    char *base;
+    char* base;
     int64_t page_bytes; /* a multiple of CW_HOST_SECTOR */
     int64_t page_count;
     int64_t free_count;
-    int64_t *free_pages; /* the first free_count of them are nobody's */
+    int64_t* free_pages; /* the first free_count of them are nobody's */
 } cw_host;
 
 /* A model's weights: page by page as in its file, each with the bytes that are of use. */
 typedef struct cw_host_copy {
     enum cw_host_state state;
     int loads; /* that are queued or under way: it must stay */
-    const char *path;
+    const char* path;
     int64_t page_count;
-    char **pages; /* their addresses; of what is not absent */
-    int64_t *page_bytes;
+    char** pages; /* their addresses; of what is not absent */
+    int64_t* page_bytes;
 } cw_host_copy;
 
 /* 0, or -1 if there is no memory for it. */
-static inline int cw_host_init(cw_host *host, char *base, int64_t page_bytes, int64_t page_count)
-{
+static inline int cw_host_init(cw_host* host, char* base, int64_t page_bytes, int64_t page_count) {
     host->base = base;
     host->page_bytes = page_bytes;
     host->page_count = host->free_count = page_count;
-    host->free_pages = (int64_t *)calloc((size_t)page_count + 1, sizeof(int64_t));
+    host->free_pages = (int64_t*)calloc((size_t)page_count + 1, sizeof(int64_t));
     if (!host->free_pages)
         return -1;
     for (int64_t page = 0; page < page_count; page++)
@@ -60,33 +59,24 @@ static inline int cw_host_init(cw_host *host, char *base, int64_t page_bytes, in
     return 0;
 }
 
-static inline void cw_host_free(cw_host *host)
-{
+static inline void cw_host_free(cw_host* host) {
     pthread_mutex_destroy(&host->lock);
     free(host->free_pages);
 }
 
-static inline void cw_host_lock(cw_host *host)
-{
-    pthread_mutex_lock(&host->lock);
-}
+static inline void cw_host_lock(cw_host* host) { pthread_mutex_lock(&host->lock); }
 
-static inline void cw_host_unlock(cw_host *host)
-{
-    pthread_mutex_unlock(&host->lock);
-}
+static inline void cw_host_unlock(cw_host* host) { pthread_mutex_unlock(&host->lock); }
 
 /* Give the pages of a copy back, which is absent then. The lock must be held. */
-static inline void cw_host_give_back(cw_host *host, cw_host_copy *copy)
-{
+static inline void cw_host_give_back(cw_host* host, cw_host_copy* copy) {
     for (int64_t page = copy->page_count - 1; copy->state != CW_HOST_ABSENT && page >= 0; page--)
         host->free_pages[host->free_count++] = (copy->pages[page] - host->base) / host->page_bytes;
     copy->state = CW_HOST_ABSENT;
 }
 
 /* Forget a copy, whoever waits for it. The lock must be held. */
-static inline void cw_host_abandon(cw_host *host, cw_host_copy *copy)
-{
+static inline void cw_host_abandon(cw_host* host, cw_host_copy* copy) {
     if (copy->state == CW_HOST_HELD)
         cw_host_give_back(host, copy);
     else if (copy->state == CW_HOST_FETCHING)
@@ -94,8 +84,7 @@ static inline void cw_host_abandon(cw_host *host, cw_host_copy *copy)
 }
 
 /* Take pages for a copy that is absent. 0 (it is FETCHING then), or -1 if there are too few. The lock must be held. */
-static inline int cw_host_take(cw_host *host, cw_host_copy *copy)
-{
+static inline int cw_host_take(cw_host* host, cw_host_copy* copy) {
     if (copy->page_count > host->free_count)
         return -1;
     for (int64_t page = 0; page < copy->page_count; page++)
@@ -108,8 +97,7 @@ static inline int cw_host_take(cw_host *host, cw_host_copy *copy)
  *
  * The page cache is passed by, where the file system can: a fetch takes as long the second time, and nothing is in
  * memory twice. Where it cannot, what it read is not kept in the cache either. */
-static inline int cw_host_read(const cw_host *host, const cw_host_copy *copy, char *text, size_t text_bytes)
-{
+static inline int cw_host_read(const cw_host* host, const cw_host_copy* copy, char* text, size_t text_bytes) {
     if (!copy->page_count)
         return 0;
     int file = open(copy->path, O_RDONLY | O_CLOEXEC | O_DIRECT);
@@ -144,8 +132,7 @@ static inline int cw_host_read(const cw_host *host, const cw_host_copy *copy, ch
 }
 
 /* Bring a copy from disk; what did not go well leaves it as it was, and a sentence. */
-static inline enum cw_host_result cw_host_fetch(cw_host *host, cw_host_copy *copy, char *text, size_t text_bytes)
-{
+static inline enum cw_host_result cw_host_fetch(cw_host* host, cw_host_copy* copy, char* text, size_t text_bytes) {
     enum cw_host_result result = CW_HOST_OK;
     cw_host_lock(host);
     if (copy->state != CW_HOST_ABSENT) {
@@ -174,8 +161,7 @@ static inline enum cw_host_result cw_host_fetch(cw_host *host, cw_host_copy *cop
     return result;
 }
 
-static inline enum cw_host_result cw_host_drop(cw_host *host, cw_host_copy *copy)
-{
+static inline enum cw_host_result cw_host_drop(cw_host* host, cw_host_copy* copy) {
     enum cw_host_result result = CW_HOST_OK;
     cw_host_lock(host);
     if (copy->state != CW_HOST_HELD)
@@ -189,15 +175,13 @@ static inline enum cw_host_result cw_host_drop(cw_host *host, cw_host_copy *copy
 }
 
 /* A LOAD of it is queued (1), or has ended (-1). */
-static inline void cw_host_pin(cw_host *host, cw_host_copy *copy, int loads)
-{
+static inline void cw_host_pin(cw_host* host, cw_host_copy* copy, int loads) {
     cw_host_lock(host);
     copy->loads += loads;
     cw_host_unlock(host);
 }
 
-static inline enum cw_host_state cw_host_look(cw_host *host, const cw_host_copy *copy)
-{
+static inline enum cw_host_state cw_host_look(cw_host* host, const cw_host_copy* copy) {
     cw_host_lock(host);
     enum cw_host_state state = copy->state;
     cw_host_unlock(host);

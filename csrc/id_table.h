@@ -16,29 +16,36 @@ public:
 
     // NONE if the id is not there.
     std::uint32_t find(std::uint64_t id) const {
-        if (count_ == 0) return NONE;
+        if (count_ == 0)
+            return NONE;
         for (std::size_t place = home(id);; place = (place + 1) & mask_) {
             const Cell& cell = cells_[place];
-            if (cell.value == NONE) return NONE;
-            if (cell.id == id) return cell.value;
+            if (cell.value == NONE)
+                return NONE;
+            if (cell.id == id)
+                return cell.value;
         }
     }
 
     // The id must not be there, and value must not be NONE.
     void insert(std::uint64_t id, std::uint32_t value) {
-        if (cells_.empty() || count_ * 2 >= cells_.size()) grow();
+        if (cells_.empty() || count_ * 2 >= cells_.size())
+            grow();
         std::size_t place = home(id);
-        while (cells_[place].value != NONE) place = (place + 1) & mask_;
+        while (cells_[place].value != NONE)
+            place = (place + 1) & mask_;
         cells_[place] = {id, value};
         ++count_;
     }
 
     // Returns whether it was there. Those behind it move up, so that no search meets a gap.
     bool erase(std::uint64_t id) {
-        if (count_ == 0) return false;
+        if (count_ == 0)
+            return false;
         std::size_t place = home(id);
         while (cells_[place].id != id || cells_[place].value == NONE) {
-            if (cells_[place].value == NONE) return false;
+            if (cells_[place].value == NONE)
+                return false;
             place = (place + 1) & mask_;
         }
         std::size_t hole = place;
@@ -55,7 +62,8 @@ public:
     }
 
     void clear() {
-        for (Cell& cell : cells_) cell.value = NONE;
+        for (Cell& cell : cells_)
+            cell.value = NONE;
         count_ = 0;
     }
 
@@ -76,7 +84,8 @@ private:
         mask_ = cells_.size() - 1;
         count_ = 0;
         for (const Cell& cell : old) {
-            if (cell.value != NONE) insert(cell.id, cell.value);
+            if (cell.value != NONE)
+                insert(cell.id, cell.value);
         }
     }
 

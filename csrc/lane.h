@@ -20,7 +20,7 @@
 enum { CW_PENDING = -1 };
 
 typedef struct cw_action {
-    struct cw_action *next;
+    struct cw_action* next;
     int64_t action_id;
     int64_t earliest_ns; /* bounds on the start, CLOCK_MONOTONIC */
     int64_t latest_ns;
@@ -30,42 +30,34 @@ typedef struct cw_action {
 typedef struct cw_hub {
     pthread_mutex_t lock;
     pthread_cond_t idle; /* a lane has ended an action */
-    cw_action *done_head;
-    cw_action *done_tail;
+    cw_action* done_head;
+    cw_action* done_tail;
     int event_fd; /* readable while the list of ended actions is not empty */
 } cw_hub;
 
 typedef struct cw_lane {
-    cw_hub *hub;
+    cw_hub* hub;
     pthread_cond_t wake;
-    cw_action *head;
-    cw_action *tail;
-    cw_action *running;
+    cw_action* head;
+    cw_action* tail;
+    cw_action* running;
     int32_t length; /* queued and running */
     int32_t stop;
 } cw_lane;
 
-static inline int64_t cw_clock(clockid_t clock)
-{
+static inline int64_t cw_clock(clockid_t clock) {
     struct timespec now;
     clock_gettime(clock, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static inline int64_t cw_now(void)
-{
-    return cw_clock(CLOCK_MONOTONIC);
-}
+static inline int64_t cw_now(void) { return cw_clock(CLOCK_MONOTONIC); }
 
 /* CPU time of the calling thread. */
-static inline int64_t cw_thread_time(void)
-{
-    return cw_clock(CLOCK_THREAD_CPUTIME_ID);
-}
+static inline int64_t cw_thread_time(void) { return cw_clock(CLOCK_THREAD_CPUTIME_ID); }
 
 /* 0, or -1 with errno set. */
-static inline int cw_hub_init(cw_hub *hub)
-{
+static inline int cw_hub_init(cw_hub* hub) {
     hub->done_head = hub->done_tail = NULL;
     hub->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (hub->event_fd < 0)
@@ -75,26 +67,18 @@ static inline int cw_hub_init(cw_hub *hub)
     return 0;
 }
 
-static inline void cw_hub_free(cw_hub *hub)
-{
+static inline void cw_hub_free(cw_hub* hub) {
     close(hub->event_fd);
     pthread_cond_destroy(&hub->idle);
     pthread_mutex_destroy(&hub->lock);
 }
 
-static inline void cw_hub_lock(cw_hub *hub)
-{
-    pthread_mutex_lock(&hub->lock);
-}
+static inline void cw_hub_lock(cw_hub* hub) { pthread_mutex_lock(&hub->lock); }
 
-static inline void cw_hub_unlock(cw_hub *hub)
-{
-    pthread_mutex_unlock(&hub->lock);
-}
+static inline void cw_hub_unlock(cw_hub* hub) { pthread_mutex_unlock(&hub->lock); }
 
 /* Wait for a lane to end or pass on an action, for a tenth of a second at most. The lock must be held. */
-static inline void cw_hub_wait(cw_hub *hub)
-{
+static inline void cw_hub_wait(cw_hub* hub) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_nsec += 100000000;
@@ -106,15 +90,13 @@ static inline void cw_hub_wait(cw_hub *hub)
 }
 
 /* Sleep for so long, which a signal may cut short. */
-static inline void cw_nap(int64_t ns)
-{
+static inline void cw_nap(int64_t ns) {
     struct timespec time = {ns / 1000000000, ns % 1000000000};
     nanosleep(&time, NULL);
 }
 
 /* Append to the list of ended actions. The lock must be held. */
-static inline void cw_hub_end(cw_hub *hub, cw_action *action)
-{
+static inline void cw_hub_end(cw_hub* hub, cw_action* action) {
     action->next = NULL;
     if (hub->done_tail) {
         hub->done_tail->next = action;
@@ -129,10 +111,9 @@ static inline void cw_hub_end(cw_hub *hub, cw_action *action)
 }
 
 /* The whole list of ended actions, oldest first, now the caller's. */
-static inline cw_action *cw_hub_take(cw_hub *hub)
-{
+static inline cw_action* cw_hub_take(cw_hub* hub) {
     pthread_mutex_lock(&hub->lock);
-    cw_action *list = hub->done_head;
+    cw_action* list = hub->done_head;
     if (list) {
         uint64_t count;
         hub->done_head = hub->done_tail = NULL;
@@ -143,8 +124,7 @@ static inline cw_action *cw_hub_take(cw_hub *hub)
     return list;
 }
 
-static inline void cw_lane_init(cw_lane *lane, cw_hub *hub)
-{
+static inline void cw_lane_init(cw_lane* lane, cw_hub* hub) {
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
@@ -155,21 +135,16 @@ static inline void cw_lane_init(cw_lane *lane, cw_hub *hub)
     pthread_condattr_destroy(&monotonic);
 }
 
-static inline void cw_lane_free(cw_lane *lane)
-{
-    pthread_cond_destroy(&lane->wake);
-}
+static inline void cw_lane_free(cw_lane* lane) { pthread_cond_destroy(&lane->wake); }
 
 /* Called once by the thread that runs the lane: timers as exact as the kernel has them. */
-static inline void cw_lane_enter(const char *name)
-{
+static inline void cw_lane_enter(const char* name) {
     prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
     prctl(PR_SET_NAME, name, 0, 0, 0);
 }
 
 /* 0, or -1 if the lane holds ``most`` actions already. */
-static inline int cw_lane_push(cw_lane *lane, cw_action *action, int32_t most)
-{
+static inline int cw_lane_push(cw_lane* lane, cw_action* action, int32_t most) {
     pthread_mutex_lock(&lane->hub->lock);
     if (lane->length >= most) {
         pthread_mutex_unlock(&lane->hub->lock);
@@ -190,8 +165,7 @@ static inline int cw_lane_push(cw_lane *lane, cw_action *action, int32_t most)
 
 /* Whether the lane holds as many actions as it may. For the one thread that pushes, "no" stays true: others
  * only take actions off. */
-static inline int cw_lane_full(cw_lane *lane, int32_t most)
-{
+static inline int cw_lane_full(cw_lane* lane, int32_t most) {
     pthread_mutex_lock(&lane->hub->lock);
     int full = lane->length >= most;
     pthread_mutex_unlock(&lane->hub->lock);
@@ -200,9 +174,8 @@ static inline int cw_lane_full(cw_lane *lane, int32_t most)
 
 /* Wait for the next action and for its window to open: asleep until spin_ns before, then spinning.
  * NULL once the lane has been stopped. The action counts as running until cw_lane_end. */
-static inline cw_action *cw_lane_take(cw_lane *lane, int64_t spin_ns)
-{
-    cw_action *action;
+static inline cw_action* cw_lane_take(cw_lane* lane, int64_t spin_ns) {
+    cw_action* action;
     pthread_mutex_lock(&lane->hub->lock);
     while (!lane->stop) {
         action = lane->head;
@@ -230,8 +203,7 @@ static inline cw_action *cw_lane_take(cw_lane *lane, int64_t spin_ns)
 }
 
 /* The running action has ended. */
-static inline void cw_lane_end(cw_lane *lane, cw_action *action)
-{
+static inline void cw_lane_end(cw_lane* lane, cw_action* action) {
     pthread_mutex_lock(&lane->hub->lock);
     lane->running = NULL;
     lane->length--;
@@ -241,8 +213,7 @@ static inline void cw_lane_end(cw_lane *lane, cw_action *action)
 }
 
 /* The running action goes on in another lane of the same hub, whatever that holds already. */
-static inline void cw_lane_pass(cw_lane *lane, cw_lane *next, cw_action *action)
-{
+static inline void cw_lane_pass(cw_lane* lane, cw_lane* next, cw_action* action) {
     pthread_mutex_lock(&lane->hub->lock);
     lane->running = NULL;
     lane->length--;
@@ -259,8 +230,7 @@ static inline void cw_lane_pass(cw_lane *lane, cw_lane *next, cw_action *action)
 }
 
 /* End a queued action with this status, and return it; NULL if it is not (or no longer) queued. */
-static inline cw_action *cw_lane_revoke(cw_lane *lane, int64_t action_id, int32_t status)
-{
+static inline cw_action* cw_lane_revoke(cw_lane* lane, int64_t action_id, int32_t status) {
     pthread_mutex_lock(&lane->hub->lock);
     cw_action *before = NULL, *action = lane->head;
     while (action && action->action_id != action_id) {
@@ -284,10 +254,9 @@ static inline cw_action *cw_lane_revoke(cw_lane *lane, int64_t action_id, int32_
 }
 
 /* Take away everything queued, and wait until nothing runs. Returns the queue, oldest first. */
-static inline cw_action *cw_lane_clear(cw_lane *lane)
-{
+static inline cw_action* cw_lane_clear(cw_lane* lane) {
     pthread_mutex_lock(&lane->hub->lock);
-    cw_action *list = lane->head;
+    cw_action* list = lane->head;
     lane->head = lane->tail = NULL;
     lane->length = lane->running ? 1 : 0;
     pthread_cond_signal(&lane->wake);
@@ -297,8 +266,7 @@ static inline cw_action *cw_lane_clear(cw_lane *lane)
     return list;
 }
 
-static inline void cw_lane_stop(cw_lane *lane)
-{
+static inline void cw_lane_stop(cw_lane* lane) {
     pthread_mutex_lock(&lane->hub->lock);
     lane->stop = 1;
     pthread_cond_signal(&lane->wake);

@@ -16,23 +16,20 @@ typedef struct cw_link {
     uint64_t left;
 } cw_link;
 
-static inline void cw_link_init(cw_link *link)
-{
+static inline void cw_link_init(cw_link* link) {
     pthread_mutex_init(&link->lock, NULL);
     pthread_cond_init(&link->turn, NULL);
     link->asked = link->left = 0;
 }
 
 /* Nobody uses it, nor waits for it. */
-static inline void cw_link_free(cw_link *link)
-{
+static inline void cw_link_free(cw_link* link) {
     pthread_cond_destroy(&link->turn);
     pthread_mutex_destroy(&link->lock);
 }
 
 /* Wait until it is the caller's. */
-static inline void cw_link_take(cw_link *link)
-{
+static inline void cw_link_take(cw_link* link) {
     pthread_mutex_lock(&link->lock);
     uint64_t place = link->asked++;
     while (link->left != place)
@@ -40,8 +37,7 @@ static inline void cw_link_take(cw_link *link)
     pthread_mutex_unlock(&link->lock);
 }
 
-static inline void cw_link_leave(cw_link *link)
-{
+static inline void cw_link_leave(cw_link* link) {
     pthread_mutex_lock(&link->lock);
     link->left++;
     pthread_cond_broadcast(&link->turn);

@@ -27,20 +27,22 @@ struct Head {
 
 class Reader {
 public:
-    Reader(const void* data, std::size_t size)
-        : at_(static_cast<const std::uint8_t*>(data)), end_(at_ + size) {}
+    Reader(const void* data, std::size_t size) : at_(static_cast<const std::uint8_t*>(data)), end_(at_ + size) {}
 
     // Each returns false where what comes next is something else; what was read is then of no use.
 
     bool array(std::uint32_t& count) {
-        if (at_ == end_) return false;
+        if (at_ == end_)
+            return false;
         std::uint8_t kind = *at_++;
         if ((kind & 0xf0) == 0x90) {
             count = kind & 0x0f;
         } else if (kind == 0xdc) {
-            if (!big<std::uint16_t>(count)) return false;
+            if (!big<std::uint16_t>(count))
+                return false;
         } else if (kind == 0xdd) {
-            if (!big<std::uint32_t>(count)) return false;
+            if (!big<std::uint32_t>(count))
+                return false;
         } else {
             return false;
         }
@@ -49,7 +51,8 @@ public:
 
     // Only numbers that int64 holds: no field of ours needs more.
     bool integer(std::int64_t& value) {
-        if (at_ == end_) return false;
+        if (at_ == end_)
+            return false;
         std::uint8_t kind = *at_++;
         if (kind < 0x80) {
             value = kind;
@@ -74,21 +77,26 @@ public:
 
     // The bytes lie in what is being read, and are not known to be UTF-8.
     bool text(std::string_view& value) {
-        if (at_ == end_) return false;
+        if (at_ == end_)
+            return false;
         std::uint8_t kind = *at_++;
         std::uint32_t size = 0;
         if ((kind & 0xe0) == 0xa0) {
             size = kind & 0x1f;
         } else if (kind == 0xd9) {
-            if (!big<std::uint8_t>(size)) return false;
+            if (!big<std::uint8_t>(size))
+                return false;
         } else if (kind == 0xda) {
-            if (!big<std::uint16_t>(size)) return false;
+            if (!big<std::uint16_t>(size))
+                return false;
         } else if (kind == 0xdb) {
-            if (!big<std::uint32_t>(size)) return false;
+            if (!big<std::uint32_t>(size))
+                return false;
         } else {
             return false;
         }
-        if (size > static_cast<std::size_t>(end_ - at_)) return false;
+        if (size > static_cast<std::size_t>(end_ - at_))
+            return false;
         value = {reinterpret_cast<const char*>(at_), size};
         at_ += size;
         return true;
@@ -96,11 +104,13 @@ public:
 
     // Extensions, and the byte that means nothing, are odd.
     bool head(Head& head) {
-        if (at_ == end_) return false;
+        if (at_ == end_)
+            return false;
         std::uint8_t kind = *at_;
         if (kind == 0xcf) {
             ++at_;
-            if (!big<std::uint64_t>(head.natural)) return false;
+            if (!big<std::uint64_t>(head.natural))
+                return false;
             head.integer = static_cast<std::int64_t>(head.natural);
             head.kind = head.integer >= 0 ? Head::INTEGER : Head::NATURAL;
             return true;
@@ -114,8 +124,10 @@ public:
             return array(head.size);
         }
         ++at_;
-        if ((kind & 0xe0) == 0xa0) return sized(head, Head::TEXT, kind & 0x1f, 1);
-        if ((kind & 0xf0) == 0x80) return sized(head, Head::MAP, kind & 0x0f, 2);
+        if ((kind & 0xe0) == 0xa0)
+            return sized(head, Head::TEXT, kind & 0x1f, 1);
+        if ((kind & 0xf0) == 0x80)
+            return sized(head, Head::MAP, kind & 0x0f, 2);
         std::uint32_t size = 0;
         switch (kind) {
             case 0xc0: head.kind = Head::NIL; return true;
@@ -127,14 +139,16 @@ public:
             case 0xca: {
                 std::uint32_t bits = 0;
                 float value = 0;
-                if (!big<std::uint32_t>(bits)) return false;
+                if (!big<std::uint32_t>(bits))
+                    return false;
                 std::memcpy(&value, &bits, sizeof(value));
                 head.kind = Head::REAL, head.real = value;
                 return true;
             }
             case 0xcb: {
                 std::uint64_t bits = 0;
-                if (!big<std::uint64_t>(bits)) return false;
+                if (!big<std::uint64_t>(bits))
+                    return false;
                 head.kind = Head::REAL;
                 std::memcpy(&head.real, &bits, sizeof(head.real));
                 return true;
@@ -167,9 +181,11 @@ private:
 
     template <typename Stored, typename Value>
     bool big(Value& value) {
-        if (static_cast<std::size_t>(end_ - at_) < sizeof(Stored)) return false;
+        if (static_cast<std::size_t>(end_ - at_) < sizeof(Stored))
+            return false;
         std::uint64_t bits = 0;
-        for (std::size_t place = 0; place < sizeof(Stored); ++place) bits = bits << 8 | *at_++;
+        for (std::size_t place = 0; place < sizeof(Stored); ++place)
+            bits = bits << 8 | *at_++;
         value = static_cast<Value>(static_cast<Stored>(bits));
         return true;
     }
@@ -263,16 +279,22 @@ inline bool is_utf8(std::string_view text) {
     const auto* end = at + text.size();
     while (at != end) {
         std::uint8_t first = *at++;
-        if (first < 0x80) continue;
-        int more = first >= 0xc2 && first < 0xe0 ? 1 : (first & 0xf0) == 0xe0 ? 2 : first >= 0xf0 && first < 0xf5 ? 3 : 0;
-        if (more == 0 || end - at < more) return false;
+        if (first < 0x80)
+            continue;
+        int more = first >= 0xc2 && first < 0xe0   ? 1
+                   : (first & 0xf0) == 0xe0        ? 2
+                   : first >= 0xf0 && first < 0xf5 ? 3
+                                                   : 0;
+        if (more == 0 || end - at < more)
+            return false;
         std::uint8_t second = *at;
         if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second > 0x9f) || (first == 0xf0 && second < 0x90) ||
             (first == 0xf4 && second > 0x8f)) {
             return false;
         }
         for (; more > 0; --more) {
-            if ((*at++ & 0xc0) != 0x80) return false;
+            if ((*at++ & 0xc0) != 0x80)
+                return false;
         }
     }
     return true;

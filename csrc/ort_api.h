@@ -31,39 +31,36 @@ typedef struct OrtTensorInfo OrtTensorInfo; /* OrtTensorTypeAndShapeInfo */
 typedef struct OrtMemoryInfo OrtMemoryInfo;
 
 typedef struct OrtApi {
-    void *entry[ORT_ENTRY_COUNT];
+    void* entry[ORT_ENTRY_COUNT];
 } OrtApi;
 
 typedef struct OrtApiBase {
-    const OrtApi *(*GetApi)(uint32_t version); /* NULL if the library has no such version */
-    const char *(*GetVersionString)(void);
+    const OrtApi* (*GetApi)(uint32_t version); /* NULL if the library has no such version */
+    const char* (*GetVersionString)(void);
 } OrtApiBase;
 
 /* An allocator as the runtime sees it. Later members are read only if version says they are there. */
 typedef struct OrtAllocator {
     uint32_t version;
-    void *(*Alloc)(struct OrtAllocator *self, size_t bytes);
-    void (*Free)(struct OrtAllocator *self, void *pointer);
-    const OrtMemoryInfo *(*Info)(const struct OrtAllocator *self);
+    void* (*Alloc)(struct OrtAllocator* self, size_t bytes);
+    void (*Free)(struct OrtAllocator* self, void* pointer);
+    const OrtMemoryInfo* (*Info)(const struct OrtAllocator* self);
 } OrtAllocator;
 
 /* The runtime numbers element types as ONNX does, but for three that it took up in another order. */
-static inline int ort_dtype_of_onnx(int dtype)
-{
+static inline int ort_dtype_of_onnx(int dtype) {
     return dtype == 24 ? 26 : dtype == 25 || dtype == 26 ? dtype - 1 : dtype;
 }
 
-static inline int onnx_dtype_of_ort(int dtype)
-{
+static inline int onnx_dtype_of_ort(int dtype) {
     return dtype == 26 ? 24 : dtype == 24 || dtype == 25 ? dtype + 1 : dtype;
 }
 
 #define ORT_CALL(api, place, ...) ((OrtStatus * (*)(__VA_ARGS__))(api)->entry[place])
-#define ORT_RELEASE(name, place, type)                                  \
-    static inline void name(const OrtApi *api, type *object)            \
-    {                                                                   \
-        if (object)                                                     \
-            ((void (*)(type *))(api)->entry[place])(object);            \
+#define ORT_RELEASE(name, place, type)                         \
+    static inline void name(const OrtApi* api, type* object) { \
+        if (object)                                            \
+            ((void (*)(type*))(api)->entry[place])(object);    \
     }
 
 ORT_RELEASE(ort_release_env, 92, OrtEnv)
@@ -77,232 +74,185 @@ ORT_RELEASE(ort_release_tensor_info, 99, OrtTensorInfo)
 ORT_RELEASE(ort_release_session_options, 100, OrtSessionOptions)
 
 /* 1 and the message in text (cut to bytes) if the call failed, else 0. Releases the status. */
-static inline int ort_failed(const OrtApi *api, OrtStatus *status, char *text, size_t bytes)
-{
+static inline int ort_failed(const OrtApi* api, OrtStatus* status, char* text, size_t bytes) {
     if (!status)
         return 0;
-    snprintf(text, bytes, "%s", ((const char *(*)(const OrtStatus *))api->entry[2])(status));
+    snprintf(text, bytes, "%s", ((const char* (*)(const OrtStatus*))api->entry[2])(status));
     ort_release_status(api, status);
     return 1;
 }
 
-static inline OrtStatus *ort_create_env(const OrtApi *api, int log_level, const char *name, OrtEnv **out)
-{
-    return ORT_CALL(api, 3, int, const char *, OrtEnv **)(log_level, name, out);
+static inline OrtStatus* ort_create_env(const OrtApi* api, int log_level, const char* name, OrtEnv** out) {
+    return ORT_CALL(api, 3, int, const char*, OrtEnv**)(log_level, name, out);
 }
 
-static inline OrtStatus *ort_create_session(const OrtApi *api, const OrtEnv *env, const char *path,
-                                            const OrtSessionOptions *options, OrtSession **out)
-{
-    return ORT_CALL(api, 7, const OrtEnv *, const char *, const OrtSessionOptions *, OrtSession **)(env, path,
-                                                                                                 options, out);
+static inline OrtStatus* ort_create_session(const OrtApi* api, const OrtEnv* env, const char* path,
+                                            const OrtSessionOptions* options, OrtSession** out) {
+    return ORT_CALL(api, 7, const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**)(env, path, options,
+                                                                                                out);
 }
 
 /* The bytes are copied: they may go when this returns. */
-static inline OrtStatus *ort_create_session_from_array(const OrtApi *api, const OrtEnv *env, const void *model,
-                                                       size_t bytes, const OrtSessionOptions *options,
-                                                       OrtSession **out)
-{
-    return ORT_CALL(api, 8, const OrtEnv *, const void *, size_t, const OrtSessionOptions *, OrtSession **)(
+static inline OrtStatus* ort_create_session_from_array(const OrtApi* api, const OrtEnv* env, const void* model,
+                                                       size_t bytes, const OrtSessionOptions* options,
+                                                       OrtSession** out) {
+    return ORT_CALL(api, 8, const OrtEnv*, const void*, size_t, const OrtSessionOptions*, OrtSession**)(
         env, model, bytes, options, out);
 }
 
 /* An output that is NULL is allocated by the runtime, and then the caller's to release. */
-static inline OrtStatus *ort_run(const OrtApi *api, OrtSession *session, const OrtRunOptions *options,
-                                 const char *const *input_names, const OrtValue *const *inputs,
-                                 size_t input_count, const char *const *output_names, size_t output_count,
-                                 OrtValue **outputs)
-{
-    return ORT_CALL(api, 9, OrtSession *, const OrtRunOptions *, const char *const *, const OrtValue *const *,
-                    size_t, const char *const *, size_t, OrtValue **)(
-        session, options, input_names, inputs, input_count, output_names, output_count, outputs);
+static inline OrtStatus* ort_run(const OrtApi* api, OrtSession* session, const OrtRunOptions* options,
+                                 const char* const* input_names, const OrtValue* const* inputs, size_t input_count,
+                                 const char* const* output_names, size_t output_count, OrtValue** outputs) {
+    return ORT_CALL(api, 9, OrtSession*, const OrtRunOptions*, const char* const*, const OrtValue* const*, size_t,
+                    const char* const*, size_t, OrtValue**)(session, options, input_names, inputs, input_count,
+                                                            output_names, output_count, outputs);
 }
 
-static inline OrtStatus *ort_create_session_options(const OrtApi *api, OrtSessionOptions **out)
-{
-    return ORT_CALL(api, 10, OrtSessionOptions **)(out);
+static inline OrtStatus* ort_create_session_options(const OrtApi* api, OrtSessionOptions** out) {
+    return ORT_CALL(api, 10, OrtSessionOptions**)(out);
 }
 
-static inline OrtStatus *ort_disable_memory_pattern(const OrtApi *api, OrtSessionOptions *options)
-{
-    return ORT_CALL(api, 17, OrtSessionOptions *)(options);
+static inline OrtStatus* ort_disable_memory_pattern(const OrtApi* api, OrtSessionOptions* options) {
+    return ORT_CALL(api, 17, OrtSessionOptions*)(options);
 }
 
-static inline OrtStatus *ort_set_optimization(const OrtApi *api, OrtSessionOptions *options, int level)
-{
-    return ORT_CALL(api, 23, OrtSessionOptions *, int)(options, level);
+static inline OrtStatus* ort_set_optimization(const OrtApi* api, OrtSessionOptions* options, int level) {
+    return ORT_CALL(api, 23, OrtSessionOptions*, int)(options, level);
 }
 
-static inline OrtStatus *ort_set_intra_threads(const OrtApi *api, OrtSessionOptions *options, int count)
-{
-    return ORT_CALL(api, 24, OrtSessionOptions *, int)(options, count);
+static inline OrtStatus* ort_set_intra_threads(const OrtApi* api, OrtSessionOptions* options, int count) {
+    return ORT_CALL(api, 24, OrtSessionOptions*, int)(options, count);
 }
 
-static inline OrtStatus *ort_set_inter_threads(const OrtApi *api, OrtSessionOptions *options, int count)
-{
-    return ORT_CALL(api, 25, OrtSessionOptions *, int)(options, count);
+static inline OrtStatus* ort_set_inter_threads(const OrtApi* api, OrtSessionOptions* options, int count) {
+    return ORT_CALL(api, 25, OrtSessionOptions*, int)(options, count);
 }
 
-static inline OrtStatus *ort_input_count(const OrtApi *api, const OrtSession *session, size_t *out)
-{
-    return ORT_CALL(api, 30, const OrtSession *, size_t *)(session, out);
+static inline OrtStatus* ort_input_count(const OrtApi* api, const OrtSession* session, size_t* out) {
+    return ORT_CALL(api, 30, const OrtSession*, size_t*)(session, out);
 }
 
-static inline OrtStatus *ort_output_count(const OrtApi *api, const OrtSession *session, size_t *out)
-{
-    return ORT_CALL(api, 31, const OrtSession *, size_t *)(session, out);
+static inline OrtStatus* ort_output_count(const OrtApi* api, const OrtSession* session, size_t* out) {
+    return ORT_CALL(api, 31, const OrtSession*, size_t*)(session, out);
 }
 
-static inline OrtStatus *ort_input_type(const OrtApi *api, const OrtSession *session, size_t index,
-                                        OrtTypeInfo **out)
-{
-    return ORT_CALL(api, 33, const OrtSession *, size_t, OrtTypeInfo **)(session, index, out);
+static inline OrtStatus* ort_input_type(const OrtApi* api, const OrtSession* session, size_t index, OrtTypeInfo** out) {
+    return ORT_CALL(api, 33, const OrtSession*, size_t, OrtTypeInfo**)(session, index, out);
 }
 
-static inline OrtStatus *ort_output_type(const OrtApi *api, const OrtSession *session, size_t index,
-                                         OrtTypeInfo **out)
-{
-    return ORT_CALL(api, 34, const OrtSession *, size_t, OrtTypeInfo **)(session, index, out);
+static inline OrtStatus* ort_output_type(const OrtApi* api, const OrtSession* session, size_t index,
+                                         OrtTypeInfo** out) {
+    return ORT_CALL(api, 34, const OrtSession*, size_t, OrtTypeInfo**)(session, index, out);
 }
 
 /* The name is the caller's, to be given back with ort_allocator_free. */
-static inline OrtStatus *ort_input_name(const OrtApi *api, const OrtSession *session, size_t index,
-                                        OrtAllocator *allocator, char **out)
-{
-    return ORT_CALL(api, 36, const OrtSession *, size_t, OrtAllocator *, char **)(session, index, allocator,
-                                                                                   out);
+static inline OrtStatus* ort_input_name(const OrtApi* api, const OrtSession* session, size_t index,
+                                        OrtAllocator* allocator, char** out) {
+    return ORT_CALL(api, 36, const OrtSession*, size_t, OrtAllocator*, char**)(session, index, allocator, out);
 }
 
-static inline OrtStatus *ort_output_name(const OrtApi *api, const OrtSession *session, size_t index,
-                                         OrtAllocator *allocator, char **out)
-{
-    return ORT_CALL(api, 37, const OrtSession *, size_t, OrtAllocator *, char **)(session, index, allocator,
-                                                                                   out);
+static inline OrtStatus* ort_output_name(const OrtApi* api, const OrtSession* session, size_t index,
+                                         OrtAllocator* allocator, char** out) {
+    return ORT_CALL(api, 37, const OrtSession*, size_t, OrtAllocator*, char**)(session, index, allocator, out);
 }
 
-static inline OrtStatus *ort_create_run_options(const OrtApi *api, OrtRunOptions **out)
-{
-    return ORT_CALL(api, 39, OrtRunOptions **)(out);
+static inline OrtStatus* ort_create_run_options(const OrtApi* api, OrtRunOptions** out) {
+    return ORT_CALL(api, 39, OrtRunOptions**)(out);
 }
 
 /* Every run under these options ends as soon as it can, with an error. */
-static inline OrtStatus *ort_terminate(const OrtApi *api, OrtRunOptions *options)
-{
-    return ORT_CALL(api, 46, OrtRunOptions *)(options);
+static inline OrtStatus* ort_terminate(const OrtApi* api, OrtRunOptions* options) {
+    return ORT_CALL(api, 46, OrtRunOptions*)(options);
 }
 
 /* Takes ort_terminate() back: runs that begin from then on go on. */
-static inline OrtStatus *ort_unterminate(const OrtApi *api, OrtRunOptions *options)
-{
-    return ORT_CALL(api, 47, OrtRunOptions *)(options);
+static inline OrtStatus* ort_unterminate(const OrtApi* api, OrtRunOptions* options) {
+    return ORT_CALL(api, 47, OrtRunOptions*)(options);
 }
 
-static inline OrtStatus *ort_create_tensor(const OrtApi *api, OrtAllocator *allocator, const int64_t *dims,
-                                           size_t rank, int dtype, OrtValue **out)
-{
-    return ORT_CALL(api, 48, OrtAllocator *, const int64_t *, size_t, int, OrtValue **)(allocator, dims, rank,
-                                                                                        dtype, out);
+static inline OrtStatus* ort_create_tensor(const OrtApi* api, OrtAllocator* allocator, const int64_t* dims, size_t rank,
+                                           int dtype, OrtValue** out) {
+    return ORT_CALL(api, 48, OrtAllocator*, const int64_t*, size_t, int, OrtValue**)(allocator, dims, rank, dtype, out);
 }
 
 /* A tensor over the caller's memory, which must outlive it. */
-static inline OrtStatus *ort_wrap_tensor(const OrtApi *api, const OrtMemoryInfo *memory, void *data,
-                                         size_t bytes, const int64_t *dims, size_t rank, int dtype,
-                                         OrtValue **out)
-{
-    return ORT_CALL(api, 49, const OrtMemoryInfo *, void *, size_t, const int64_t *, size_t, int, OrtValue **)(
+static inline OrtStatus* ort_wrap_tensor(const OrtApi* api, const OrtMemoryInfo* memory, void* data, size_t bytes,
+                                         const int64_t* dims, size_t rank, int dtype, OrtValue** out) {
+    return ORT_CALL(api, 49, const OrtMemoryInfo*, void*, size_t, const int64_t*, size_t, int, OrtValue**)(
         memory, data, bytes, dims, rank, dtype, out);
 }
 
-static inline OrtStatus *ort_is_tensor(const OrtApi *api, const OrtValue *value, int *out)
-{
-    return ORT_CALL(api, 50, const OrtValue *, int *)(value, out);
+static inline OrtStatus* ort_is_tensor(const OrtApi* api, const OrtValue* value, int* out) {
+    return ORT_CALL(api, 50, const OrtValue*, int*)(value, out);
 }
 
-static inline OrtStatus *ort_tensor_data(const OrtApi *api, OrtValue *value, void **out)
-{
-    return ORT_CALL(api, 51, OrtValue *, void **)(value, out);
+static inline OrtStatus* ort_tensor_data(const OrtApi* api, OrtValue* value, void** out) {
+    return ORT_CALL(api, 51, OrtValue*, void**)(value, out);
 }
 
 /* Bytes of all strings of a tensor together, without terminators. */
-static inline OrtStatus *ort_strings_bytes(const OrtApi *api, const OrtValue *value, size_t *out)
-{
-    return ORT_CALL(api, 53, const OrtValue *, size_t *)(value, out);
+static inline OrtStatus* ort_strings_bytes(const OrtApi* api, const OrtValue* value, size_t* out) {
+    return ORT_CALL(api, 53, const OrtValue*, size_t*)(value, out);
 }
 
 /* All strings of a tensor, one after the other; offsets: where each begins. */
-static inline OrtStatus *ort_strings(const OrtApi *api, const OrtValue *value, void *data, size_t bytes,
-                                     size_t *offsets, size_t count)
-{
-    return ORT_CALL(api, 54, const OrtValue *, void *, size_t, size_t *, size_t)(value, data, bytes, offsets,
-                                                                                 count);
+static inline OrtStatus* ort_strings(const OrtApi* api, const OrtValue* value, void* data, size_t bytes,
+                                     size_t* offsets, size_t count) {
+    return ORT_CALL(api, 54, const OrtValue*, void*, size_t, size_t*, size_t)(value, data, bytes, offsets, count);
 }
 
 /* The tensor part of a type belongs to the type; *out is NULL if it is no tensor. */
-static inline OrtStatus *ort_type_tensor(const OrtApi *api, const OrtTypeInfo *type, const OrtTensorInfo **out)
-{
-    return ORT_CALL(api, 55, const OrtTypeInfo *, const OrtTensorInfo **)(type, out);
+static inline OrtStatus* ort_type_tensor(const OrtApi* api, const OrtTypeInfo* type, const OrtTensorInfo** out) {
+    return ORT_CALL(api, 55, const OrtTypeInfo*, const OrtTensorInfo**)(type, out);
 }
 
-static inline OrtStatus *ort_type_kind(const OrtApi *api, const OrtTypeInfo *type, int *out)
-{
-    return ORT_CALL(api, 56, const OrtTypeInfo *, int *)(type, out);
+static inline OrtStatus* ort_type_kind(const OrtApi* api, const OrtTypeInfo* type, int* out) {
+    return ORT_CALL(api, 56, const OrtTypeInfo*, int*)(type, out);
 }
 
-static inline OrtStatus *ort_tensor_dtype(const OrtApi *api, const OrtTensorInfo *info, int *out)
-{
-    return ORT_CALL(api, 60, const OrtTensorInfo *, int *)(info, out);
+static inline OrtStatus* ort_tensor_dtype(const OrtApi* api, const OrtTensorInfo* info, int* out) {
+    return ORT_CALL(api, 60, const OrtTensorInfo*, int*)(info, out);
 }
 
-static inline OrtStatus *ort_tensor_rank(const OrtApi *api, const OrtTensorInfo *info, size_t *out)
-{
-    return ORT_CALL(api, 61, const OrtTensorInfo *, size_t *)(info, out);
+static inline OrtStatus* ort_tensor_rank(const OrtApi* api, const OrtTensorInfo* info, size_t* out) {
+    return ORT_CALL(api, 61, const OrtTensorInfo*, size_t*)(info, out);
 }
 
-static inline OrtStatus *ort_tensor_dims(const OrtApi *api, const OrtTensorInfo *info, int64_t *dims,
-                                         size_t rank)
-{
-    return ORT_CALL(api, 62, const OrtTensorInfo *, int64_t *, size_t)(info, dims, rank);
+static inline OrtStatus* ort_tensor_dims(const OrtApi* api, const OrtTensorInfo* info, int64_t* dims, size_t rank) {
+    return ORT_CALL(api, 62, const OrtTensorInfo*, int64_t*, size_t)(info, dims, rank);
 }
 
-static inline OrtStatus *ort_tensor_info(const OrtApi *api, const OrtValue *value, OrtTensorInfo **out)
-{
-    return ORT_CALL(api, 65, const OrtValue *, OrtTensorInfo **)(value, out);
+static inline OrtStatus* ort_tensor_info(const OrtApi* api, const OrtValue* value, OrtTensorInfo** out) {
+    return ORT_CALL(api, 65, const OrtValue*, OrtTensorInfo**)(value, out);
 }
 
-static inline OrtStatus *ort_create_cpu_memory_info(const OrtApi *api, int allocator, int memory,
-                                                    OrtMemoryInfo **out)
-{
-    return ORT_CALL(api, 69, int, int, OrtMemoryInfo **)(allocator, memory, out);
+static inline OrtStatus* ort_create_cpu_memory_info(const OrtApi* api, int allocator, int memory, OrtMemoryInfo** out) {
+    return ORT_CALL(api, 69, int, int, OrtMemoryInfo**)(allocator, memory, out);
 }
 
-static inline OrtStatus *ort_allocator_free(const OrtApi *api, OrtAllocator *allocator, void *pointer)
-{
-    return ORT_CALL(api, 76, OrtAllocator *, void *)(allocator, pointer);
+static inline OrtStatus* ort_allocator_free(const OrtApi* api, OrtAllocator* allocator, void* pointer) {
+    return ORT_CALL(api, 76, OrtAllocator*, void*)(allocator, pointer);
 }
 
 /* The allocator is the runtime's own: it is never released. */
-static inline OrtStatus *ort_default_allocator(const OrtApi *api, OrtAllocator **out)
-{
-    return ORT_CALL(api, 78, OrtAllocator **)(out);
+static inline OrtStatus* ort_default_allocator(const OrtApi* api, OrtAllocator** out) {
+    return ORT_CALL(api, 78, OrtAllocator**)(out);
 }
 
-static inline OrtStatus *ort_add_config(const OrtApi *api, OrtSessionOptions *options, const char *key,
-                                        const char *value)
-{
-    return ORT_CALL(api, 130, OrtSessionOptions *, const char *, const char *)(options, key, value);
+static inline OrtStatus* ort_add_config(const OrtApi* api, OrtSessionOptions* options, const char* key,
+                                        const char* value) {
+    return ORT_CALL(api, 130, OrtSessionOptions*, const char*, const char*)(options, key, value);
 }
 
 /* Sessions with session.use_env_allocators share this allocator; it must outlive the environment. */
-static inline OrtStatus *ort_register_allocator(const OrtApi *api, OrtEnv *env, OrtAllocator *allocator)
-{
-    return ORT_CALL(api, 176, OrtEnv *, OrtAllocator *)(env, allocator);
+static inline OrtStatus* ort_register_allocator(const OrtApi* api, OrtEnv* env, OrtAllocator* allocator) {
+    return ORT_CALL(api, 176, OrtEnv*, OrtAllocator*)(env, allocator);
 }
 
 /* Set the length of one string of a tensor and get its bytes to write. */
-static inline OrtStatus *ort_string_buffer(const OrtApi *api, OrtValue *value, size_t index, size_t bytes,
-                                           char **out)
-{
-    return ORT_CALL(api, 252, OrtValue *, size_t, size_t, char **)(value, index, bytes, out);
+static inline OrtStatus* ort_string_buffer(const OrtApi* api, OrtValue* value, size_t index, size_t bytes, char** out) {
+    return ORT_CALL(api, 252, OrtValue*, size_t, size_t, char**)(value, index, bytes, out);
 }
 
 #endif

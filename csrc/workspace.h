@@ -34,22 +34,20 @@ enum { CW_PAGE = 4096 };
 #define CW_HUGE ((size_t)2 << 20)
 
 /* Touch pages, so that nothing faults later. 0, or -1 with errno if there is no memory. */
-static inline int cw_populate(char *base, size_t bytes)
-{
+static inline int cw_populate(char* base, size_t bytes) {
     if (!madvise(base, bytes, MADV_POPULATE_WRITE))
         return 0;
     if (errno != EINVAL) /* EINVAL: a kernel before 5.14 */
         return -1;
     for (size_t at = 0; at < bytes; at += CW_PAGE)
-        ((volatile char *)base)[at] = 0;
+        ((volatile char*)base)[at] = 0;
     return 0;
 }
 
 /* Touched zeroed memory, aligned to huge pages; bytes must be a multiple of CW_HUGE. NULL if none is left. */
-static inline void *cw_map(size_t bytes)
-{
-    char *base = (char *)mmap(NULL, bytes + CW_HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == (char *)MAP_FAILED)
+static inline void* cw_map(size_t bytes) {
+    char* base = (char*)mmap(NULL, bytes + CW_HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == (char*)MAP_FAILED)
         return NULL;
     size_t skip = (CW_HUGE - (uintptr_t)base % CW_HUGE) % CW_HUGE;
     if (skip)
@@ -64,10 +62,7 @@ static inline void *cw_map(size_t bytes)
     return base;
 }
 
-static inline size_t cw_round_up(size_t bytes, size_t unit)
-{
-    return (bytes + unit - 1) / unit * unit;
-}
+static inline size_t cw_round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 enum { WS_UNIT = 64, WS_LEVELS = 48, WS_STEPS = 8 };
 #define WS_REGION ((size_t)4 << 20) /* the least that is taken from the kernel at a time */
@@ -81,50 +76,45 @@ typedef struct ws_account {
 } ws_account;
 
 typedef struct ws_block {
-    struct ws_block *before; /* the neighbour at the lower address; NULL for a region's first */
+    struct ws_block* before; /* the neighbour at the lower address; NULL for a region's first */
     size_t bytes;            /* of the payload, which follows; 0 marks a region's end */
     size_t is_free;
-    struct ws_block *next; /* of its free list */
-    struct ws_block *previous;
-    ws_account *account; /* that it is charged to, or NULL */
-    char padding[WS_UNIT - 6 * sizeof(void *)];
+    struct ws_block* next; /* of its free list */
+    struct ws_block* previous;
+    ws_account* account; /* that it is charged to, or NULL */
+    char padding[WS_UNIT - 6 * sizeof(void*)];
 } ws_block;
 
 typedef struct ws_region { /* followed by its first block */
-    struct ws_region *next;
+    struct ws_region* next;
     size_t bytes;
-    char padding[WS_UNIT - 2 * sizeof(void *)];
+    char padding[WS_UNIT - 2 * sizeof(void*)];
 } ws_region;
 
 typedef struct workspace {
     OrtAllocator allocator; /* first, so that the runtime's pointer to it is one to this */
-    const OrtMemoryInfo *info;
+    const OrtMemoryInfo* info;
     pthread_mutex_t lock;
     uint64_t levels; /* which levels have a free block, and then which of their steps */
     uint8_t steps[WS_LEVELS];
-    ws_block *bins[WS_LEVELS][WS_STEPS];
-    ws_region *regions;
+    ws_block* bins[WS_LEVELS][WS_STEPS];
+    ws_region* regions;
     size_t reserved_bytes; /* taken from the kernel */
     size_t used_bytes;     /* given out */
     size_t limit_bytes;    /* of what is given out */
 } workspace;
 
-static inline ws_block *ws_after(ws_block *block)
-{
-    return (ws_block *)((char *)(block + 1) + block->bytes);
-}
+static inline ws_block* ws_after(ws_block* block) { return (ws_block*)((char*)(block + 1) + block->bytes); }
 
-static inline void ws_bin(size_t bytes, int *level, int *step)
-{
+static inline void ws_bin(size_t bytes, int* level, int* step) {
     *level = 63 - __builtin_clzll((unsigned long long)bytes);
     *step = (int)((bytes >> (*level - 3)) & (WS_STEPS - 1));
 }
 
-static inline void ws_insert(workspace *ws, ws_block *block)
-{
+static inline void ws_insert(workspace* ws, ws_block* block) {
     int level, step;
     ws_bin(block->bytes, &level, &step);
-    ws_block *first = ws->bins[level][step];
+    ws_block* first = ws->bins[level][step];
     block->is_free = 1;
     block->previous = NULL;
     block->next = first;
@@ -135,8 +125,7 @@ static inline void ws_insert(workspace *ws, ws_block *block)
     ws->levels |= (uint64_t)1 << level;
 }
 
-static inline void ws_remove(workspace *ws, ws_block *block)
-{
+static inline void ws_remove(workspace* ws, ws_block* block) {
     int level, step;
     ws_bin(block->bytes, &level, &step);
     block->is_free = 0;
@@ -148,15 +137,14 @@ static inline void ws_remove(workspace *ws, ws_block *block)
     }
     ws->bins[level][step] = block->next;
     if (!block->next) {
-        ws->steps[level] &= (uint8_t) ~(1 << step);
+        ws->steps[level] &= (uint8_t)~(1 << step);
         if (!ws->steps[level])
             ws->levels &= ~((uint64_t)1 << level);
     }
 }
 
 /* A free block of at least this size, or NULL. */
-static inline ws_block *ws_find(workspace *ws, size_t bytes)
-{
+static inline ws_block* ws_find(workspace* ws, size_t bytes) {
     int level, step;
     /* Round up to the next step, so that any block of the bin is large enough. */
     ws_bin(bytes, &level, &step);
@@ -172,23 +160,22 @@ static inline ws_block *ws_find(workspace *ws, size_t bytes)
     return ws->bins[level][__builtin_ctz(steps)];
 }
 
-static inline ws_block *ws_grow(workspace *ws, size_t bytes)
-{
+static inline ws_block* ws_grow(workspace* ws, size_t bytes) {
     /* An eighth more, for the rounding of ws_find. */
     size_t total = cw_round_up(bytes + bytes / 8 + sizeof(ws_region) + 2 * sizeof(ws_block), CW_HUGE);
     if (total < WS_REGION)
         total = WS_REGION;
-    ws_region *region = (ws_region *)cw_map(total);
+    ws_region* region = (ws_region*)cw_map(total);
     if (!region)
         return NULL;
     region->next = ws->regions;
     region->bytes = total;
     ws->regions = region;
     ws->reserved_bytes += total;
-    ws_block *block = (ws_block *)(region + 1);
+    ws_block* block = (ws_block*)(region + 1);
     block->before = NULL;
     block->bytes = total - sizeof(ws_region) - 2 * sizeof(ws_block);
-    ws_block *end = ws_after(block);
+    ws_block* end = ws_after(block);
     end->before = block;
     end->bytes = 0;
     end->is_free = 0;
@@ -197,10 +184,9 @@ static inline ws_block *ws_grow(workspace *ws, size_t bytes)
 }
 
 /* Memory charged to an account (NULL: to none), or NULL: there is none, or a limit is reached. */
-static inline void *ws_alloc(workspace *ws, ws_account *account, size_t bytes)
-{
+static inline void* ws_alloc(workspace* ws, ws_account* account, size_t bytes) {
     size_t asked = bytes;
-    ws_block *block = NULL;
+    ws_block* block = NULL;
     if (bytes > (size_t)1 << 46) /* as much as there are addresses: rounding must not overflow */
         bytes = (size_t)1 << 46;
     bytes = cw_round_up(bytes, WS_UNIT);
@@ -214,7 +200,7 @@ static inline void *ws_alloc(workspace *ws, ws_account *account, size_t bytes)
     if (block) {
         ws_remove(ws, block);
         if (block->bytes >= bytes + sizeof(ws_block) + WS_UNIT) {
-            ws_block *rest = (ws_block *)((char *)(block + 1) + bytes);
+            ws_block* rest = (ws_block*)((char*)(block + 1) + bytes);
             rest->before = block;
             rest->bytes = block->bytes - bytes - sizeof(ws_block);
             block->bytes = bytes;
@@ -235,12 +221,11 @@ static inline void *ws_alloc(workspace *ws, ws_account *account, size_t bytes)
     return block ? block + 1 : NULL;
 }
 
-static inline void ws_free(OrtAllocator *self, void *pointer)
-{
-    workspace *ws = (workspace *)self;
+static inline void ws_free(OrtAllocator* self, void* pointer) {
+    workspace* ws = (workspace*)self;
     if (!pointer)
         return;
-    ws_block *block = (ws_block *)pointer - 1;
+    ws_block* block = (ws_block*)pointer - 1;
     pthread_mutex_lock(&ws->lock);
     ws->used_bytes -= block->bytes;
     if (block->account)
@@ -260,18 +245,14 @@ static inline void ws_free(OrtAllocator *self, void *pointer)
     pthread_mutex_unlock(&ws->lock);
 }
 
-static inline const OrtMemoryInfo *ws_info(const OrtAllocator *self)
-{
-    return ((const workspace *)self)->info;
-}
+static inline const OrtMemoryInfo* ws_info(const OrtAllocator* self) { return ((const workspace*)self)->info; }
 
 /* Give back to the kernel every region in which nothing is given out. */
-static inline void ws_trim(workspace *ws)
-{
+static inline void ws_trim(workspace* ws) {
     pthread_mutex_lock(&ws->lock);
-    for (ws_region **link = &ws->regions; *link;) {
-        ws_region *region = *link;
-        ws_block *first = (ws_block *)(region + 1);
+    for (ws_region** link = &ws->regions; *link;) {
+        ws_region* region = *link;
+        ws_block* first = (ws_block*)(region + 1);
         if (!first->is_free || ws_after(first)->bytes) {
             link = &region->next;
             continue;
@@ -287,14 +268,13 @@ static inline void ws_trim(workspace *ws)
 /* What the runtime calls: ws_alloc() for the account that ws_charge() named. The runtime's own allocators throw
  * std::bad_alloc where there is no memory, and its kernels write to whatever they get: NULL would be a crash, and an
  * exception becomes the status of the run (csrc/device/allocation.cpp). NULL for 0 bytes, which is as it expects. */
-void *ws_alloc_for_run(OrtAllocator *self, size_t bytes);
+void* ws_alloc_for_run(OrtAllocator* self, size_t bytes);
 
 /* What this thread allocates from now on is charged to the account; NULL: to none. */
-void ws_charge(ws_account *account);
+void ws_charge(ws_account* account);
 
 /* info describes CPU memory to the runtime and must outlive the workspace. limit_bytes: of all that is given out. */
-static inline void ws_init(workspace *ws, const OrtMemoryInfo *info, size_t limit_bytes)
-{
+static inline void ws_init(workspace* ws, const OrtMemoryInfo* info, size_t limit_bytes) {
     memset(ws, 0, sizeof *ws);
     /* Version 15 of the structure: it ends with Info. */
     ws->allocator.version = ORT_API_VERSION;

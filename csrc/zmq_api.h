@@ -9,7 +9,7 @@
 
 typedef union clockwork_zmq_message {
     unsigned char bytes[64];
-    void *alignment;
+    void* alignment;
 } clockwork_zmq_message;
 
 enum {
@@ -25,22 +25,22 @@ enum {
 
 /* Each as the function zmq_<name> of libzmq says. */
 typedef struct clockwork_zmq_api {
-    int (*msg_init)(clockwork_zmq_message *message);
-    int (*msg_init_size)(clockwork_zmq_message *message, size_t size);
-    int (*msg_init_data)(clockwork_zmq_message *message, void *data, size_t size, void (*let_go)(void *data, void *hint),
-                         void *hint);
-    int (*msg_recv)(clockwork_zmq_message *message, void *socket, int flags);
-    int (*msg_send)(clockwork_zmq_message *message, void *socket, int flags);
-    int (*msg_copy)(clockwork_zmq_message *target, clockwork_zmq_message *source);
-    int (*msg_move)(clockwork_zmq_message *target, clockwork_zmq_message *source);
-    int (*msg_close)(clockwork_zmq_message *message);
-    void *(*msg_data)(clockwork_zmq_message *message);
-    size_t (*msg_size)(const clockwork_zmq_message *message);
-    int (*msg_more)(const clockwork_zmq_message *message);
-    int (*msg_get)(const clockwork_zmq_message *message, int property);
-    const char *(*msg_gets)(const clockwork_zmq_message *message, const char *property);
-    int (*send)(void *socket, const void *data, size_t size, int flags);
-    int (*getsockopt)(void *socket, int option, void *value, size_t *size);
+    int (*msg_init)(clockwork_zmq_message* message);
+    int (*msg_init_size)(clockwork_zmq_message* message, size_t size);
+    int (*msg_init_data)(clockwork_zmq_message* message, void* data, size_t size,
+                         void (*let_go)(void* data, void* hint), void* hint);
+    int (*msg_recv)(clockwork_zmq_message* message, void* socket, int flags);
+    int (*msg_send)(clockwork_zmq_message* message, void* socket, int flags);
+    int (*msg_copy)(clockwork_zmq_message* target, clockwork_zmq_message* source);
+    int (*msg_move)(clockwork_zmq_message* target, clockwork_zmq_message* source);
+    int (*msg_close)(clockwork_zmq_message* message);
+    void* (*msg_data)(clockwork_zmq_message* message);
+    size_t (*msg_size)(const clockwork_zmq_message* message);
+    int (*msg_more)(const clockwork_zmq_message* message);
+    int (*msg_get)(const clockwork_zmq_message* message, int property);
+    const char* (*msg_gets)(const clockwork_zmq_message* message, const char* property);
+    int (*send)(void* socket, const void* data, size_t size, int flags);
+    int (*getsockopt)(void* socket, int option, void* value, size_t* size);
     int (*last_error)(void);
 } clockwork_zmq_api;
 

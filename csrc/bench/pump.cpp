@@ -38,8 +38,10 @@ public:
     bool receive(std::vector<Frame>& frames, std::size_t& count) {
         count = 0;
         for (bool more = true; more; ++count) {
-            if (count == frames.size()) frames.emplace_back();
-            if (zmq->msg_recv(frames[count].message(), socket_, CLOCKWORK_ZMQ_DONTWAIT) < 0) return false;
+            if (count == frames.size())
+                frames.emplace_back();
+            if (zmq->msg_recv(frames[count].message(), socket_, CLOCKWORK_ZMQ_DONTWAIT) < 0)
+                return false;
             more = frames[count].more();
         }
         return true;
@@ -54,7 +56,8 @@ public:
         int events = 0;
         std::size_t size = sizeof(events);
         zmq->getsockopt(socket_, CLOCKWORK_ZMQ_EVENTS, &events, &size);
-        if ((events & CLOCKWORK_ZMQ_POLLIN) != 0 || timeout_ns <= 0) return;
+        if ((events & CLOCKWORK_ZMQ_POLLIN) != 0 || timeout_ns <= 0)
+            return;
         pollfd one{fd_, POLLIN, 0};
         timespec timeout{static_cast<time_t>(timeout_ns / SECOND), static_cast<long>(timeout_ns % SECOND)};
         ppoll(&one, 1, &timeout, nullptr);
@@ -89,7 +92,8 @@ struct Lane {
 void write_result(Writer& writer, const Lane::Order& order, std::size_t output_bytes) {
     writer.clear();
     writer.array(9);
-    for (std::int64_t field : {std::int64_t{TAG_RESULT}, order.action_id, std::int64_t{0}}) writer.integer(field);
+    for (std::int64_t field : {std::int64_t{TAG_RESULT}, order.action_id, std::int64_t{0}})
+        writer.integer(field);
     writer.text("");
     writer.integer(order.received_ns);
     for (int phase = 0; phase < 3; ++phase) {
@@ -151,7 +155,8 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
             writer.integer(1);
             writer.natural(input_bytes);
             writer.integer(0);
-            if (!dealer.send(writer.view(), true)) break;
+            if (!dealer.send(writer.view(), true))
+                break;
             shared.share(input);
             dealer.send(shared, false);
             ++counts->sent;
@@ -163,7 +168,8 @@ void pump_client(void* socket, const char* const* names, int name_count, std::si
             counts->answered += tag == TAG_ANSWER;
             counts->failed += tag == TAG_FAILURE;
         }
-        if (!found) dealer.wait(std::min<Ns>(until_ns - now_ns(), 10 * MS));
+        if (!found)
+            dealer.wait(std::min<Ns>(until_ns - now_ns(), 10 * MS));
     }
 }
 
@@ -182,7 +188,8 @@ std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::in
     std::size_t count = 0;
     for (;;) {
         Ns now = now_ns();
-        if (now >= until_ns) return 0;
+        if (now >= until_ns)
+            return 0;
         Ns next = std::min(until_ns, now + 10 * MS);
         for (Lane& lane : lanes) {
             while (!lane.orders.empty() && lane.orders.front().end_ns <= now) {
@@ -195,7 +202,8 @@ std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::in
                 }
                 lane.orders.pop_front();
             }
-            if (!lane.orders.empty()) next = std::min(next, lane.orders.front().end_ns);
+            if (!lane.orders.empty())
+                next = std::min(next, lane.orders.front().end_ns);
         }
         bool found = false;
         while (dealer.receive(frames, count)) {
@@ -203,7 +211,8 @@ std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::in
             std::string_view text = frames[0].view();
             std::int64_t tag = tag_of(text);
             if (tag != TAG_INFER && tag != TAG_LOAD && tag != TAG_UNLOAD) {
-                if (tag == TAG_REVOKE) continue;
+                if (tag == TAG_REVOKE)
+                    continue;
                 std::size_t size = std::min(text.size(), header_max);
                 std::copy_n(text.data(), size, header);
                 return size;
@@ -228,8 +237,8 @@ std::size_t pump_worker(void* socket, int devices, std::int64_t base_ns, std::in
                 dealer.send(writer.view(), false);
             }
         }
-        if (!found) dealer.wait(next - now_ns());
+        if (!found)
+            dealer.wait(next - now_ns());
     }
 }
-
 }

@@ -22,7 +22,9 @@ public:
 
     Ns to_worker_latest(Ns at) const { return at >= NEVER_NS ? at : at + upper_ns(at); }
     // What may begin now has no beginning to the worker, whose clock may have been set back.
-    Ns to_worker_earliest(Ns at, Ns now) const { return at <= now ? -NEVER_NS : at >= NEVER_NS ? at : at + lower_ns(at); }
+    Ns to_worker_earliest(Ns at, Ns now) const {
+        return at <= now ? -NEVER_NS : at >= NEVER_NS ? at : at + lower_ns(at);
+    }
     Ns to_controller(Ns worker_ns, Ns now) const {
         Ns sum = upper_ns(now) + lower_ns(now);
         Ns middle = sum >= 0 ? sum / 2 : -((1 - sum) / 2);  // rounded down

@@ -24,21 +24,25 @@ ino_t inode_of(int fd) {
 std::uint64_t received_bytes(int fd) {
     tcp_info info{};
     socklen_t size = sizeof(info);
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return 0;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
+        return 0;
     return info.tcpi_bytes_received;
 }
 
 // Of this process. 0 where it cannot be told.
 std::uint64_t resident_bytes() {
     int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return 0;
+    if (fd < 0)
+        return 0;
     char text[128];
     ssize_t size = read(fd, text, sizeof(text) - 1);
     close(fd);
-    if (size <= 0) return 0;
+    if (size <= 0)
+        return 0;
     text[size] = 0;
     unsigned long long total = 0, resident = 0;
-    if (std::sscanf(text, "%llu %llu", &total, &resident) != 2) return 0;
+    if (std::sscanf(text, "%llu %llu", &total, &resident) != 2)
+        return 0;
     return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
@@ -55,7 +59,8 @@ Connections::Connections(ConnectionBounds bounds)
     nothing_fd_ = open("/dev/null", O_RDONLY | O_CLOEXEC);
     held_fd_ = nothing_fd_ < 0 ? -1 : fcntl(nothing_fd_, F_DUPFD_CLOEXEC, 0);
     if (held_fd_ < 0) {
-        if (nothing_fd_ >= 0) close(nothing_fd_);
+        if (nothing_fd_ >= 0)
+            close(nothing_fd_);
         throw std::runtime_error("cannot open /dev/null");
     }
 }
@@ -90,7 +95,8 @@ void Connections::keep_ungreeted(const ConnectionPtr& connection) {
 
 ConnectionPtr Connections::ended(int fd) {
     auto found = by_fd_.find(fd);
-    if (found == by_fd_.end()) return nullptr;
+    if (found == by_fd_.end())
+        return nullptr;
     ConnectionPtr one = std::move(found->second);
     by_fd_.erase(found);
     ungreeted_.erase(one->number);
@@ -111,13 +117,15 @@ void Connections::greet(Connection& connection) {
 }
 
 void Connections::forget(Connection& connection) {
-    if (!connection.has_ended && !connection.is_cut) keep_ungreeted(by_fd_.at(connection.fd));
+    if (!connection.has_ended && !connection.is_cut)
+        keep_ungreeted(by_fd_.at(connection.fd));
 }
 
 // ----- bounds -------------------------------------------------------------------------------------
 
 bool Connections::may_send(Connection& connection, Ns now) {
-    if (connection.is_cut || connection.has_ended) return false;
+    if (connection.is_cut || connection.has_ended)
+        return false;
     if (connection.unread() > bounds_.unread_bytes) {
         cut(connection, CutReason::UNREAD);
         return false;
@@ -133,37 +141,46 @@ bool Connections::may_send(Connection& connection, Ns now) {
 }
 
 Ns Connections::look(Ns now) {
-    if (by_fd_.empty()) return look_ns_ = NEVER_NS;
-    if (now < look_ns_) return look_ns_;
+    if (by_fd_.empty())
+        return look_ns_ = NEVER_NS;
+    if (now < look_ns_)
+        return look_ns_;
     std::vector<ConnectionPtr> now_due;
-    for (const auto& [number, one] : ungreeted_) now_due.push_back(one);
+    for (const auto& [number, one] : ungreeted_)
+        now_due.push_back(one);
     auto place = by_fd_.lower_bound(cursor_);
     for (std::size_t count = std::min(LOOK_COUNT, by_fd_.size()); count > 0; --count) {
-        if (place == by_fd_.end()) place = by_fd_.begin();
+        if (place == by_fd_.end())
+            place = by_fd_.begin();
         now_due.push_back(place->second);
         ++place;
     }
     cursor_ = place == by_fd_.end() ? 0 : place->first;
-    for (const ConnectionPtr& one : now_due) look_at(*one, now);
+    for (const ConnectionPtr& one : now_due)
+        look_at(*one, now);
     std::uint64_t ungreeted_bytes = 0;
-    for (const auto& [number, one] : ungreeted_) ungreeted_bytes += one->behind;
+    for (const auto& [number, one] : ungreeted_)
+        ungreeted_bytes += one->behind;
     if (ungreeted_bytes > bounds_.hello_bytes_all) {
         cut_largest(ungreeted_behind_of, bounds_.hello_bytes_all, CutReason::RECEIVED_ALL);
     }
     if (behind_ > bounds_.received_bytes_all) {
         cut_largest(behind_of, bounds_.received_bytes_all, CutReason::RECEIVED_ALL);
     }
-    if (behind_ > 0 && resident_bytes() > bounds_.memory_bytes) relieve_memory();
+    if (behind_ > 0 && resident_bytes() > bounds_.memory_bytes)
+        relieve_memory();
     Ns rounds = static_cast<Ns>((by_fd_.size() + LOOK_COUNT - 1) / LOOK_COUNT);
     look_ns_ = now + (ungreeted_.empty() ? std::max(LOOK_GREETED_NS / rounds, LOOK_NS) : LOOK_NS);
     return look_ns_;
 }
 
 void Connections::look_at(Connection& connection, Ns now) {
-    if (connection.is_cut || connection.has_ended) return;
+    if (connection.is_cut || connection.has_ended)
+        return;
     std::uint64_t waited_ns = static_cast<std::uint64_t>(std::max<Ns>(now - connection.looked_ns, 0));
     connection.taken += waited_ns * HEARTBEAT_BYTES_PER_S / static_cast<std::uint64_t>(SECOND);
-    if (waited_ns * HEARTBEAT_BYTES_PER_S >= static_cast<std::uint64_t>(SECOND)) connection.looked_ns = now;
+    if (waited_ns * HEARTBEAT_BYTES_PER_S >= static_cast<std::uint64_t>(SECOND))
+        connection.looked_ns = now;
     std::uint64_t received = received_bytes(connection.fd);
     // Frames count for more than they take on the wire: nobody saves up what that is too much.
     connection.taken = std::min(connection.taken, received);
@@ -171,11 +188,13 @@ void Connections::look_at(Connection& connection, Ns now) {
     connection.behind = received - connection.taken;
     behind_ += connection.behind;
     std::uint64_t bound = connection.is_greeted ? bounds_.received_bytes : bounds_.hello_bytes;
-    if (connection.behind <= bound) return;
+    if (connection.behind <= bound)
+        return;
     // The number may mean another connection by now, whose bytes these are; the copy of the descriptor cannot.
     bool is_over = hold(connection) && received_bytes(held_fd_) - connection.taken > bound;
     let_go();
-    if (is_over) cut(connection, CutReason::RECEIVED);
+    if (is_over)
+        cut(connection, CutReason::RECEIVED);
 }
 
 // Those that have been cut count no more: what they hold goes with them.
@@ -183,14 +202,16 @@ void Connections::cut_largest(SizeOf size_of, std::uint64_t bound, CutReason rea
     std::vector<Connection*> open;
     std::uint64_t sum = 0;
     for (const auto& [fd, one] : by_fd_) {
-        if (one->is_cut) continue;
+        if (one->is_cut)
+            continue;
         open.push_back(one.get());
         sum += size_of(*one);
     }
     std::stable_sort(open.begin(), open.end(),
                      [&](Connection* one, Connection* other) { return size_of(*one) > size_of(*other); });
     for (Connection* one : open) {
-        if (sum <= bound) return;
+        if (sum <= bound)
+            return;
         sum -= std::min(sum, size_of(*one));
         cut(*one, reason);
     }
@@ -200,7 +221,8 @@ void Connections::cut_largest(SizeOf size_of, std::uint64_t bound, CutReason rea
 void Connections::relieve_memory() { cut_largest(behind_of, behind_ / 2, CutReason::MEMORY); }
 
 bool Connections::cut(Connection& connection, CutReason reason) {
-    if (connection.is_cut || connection.has_ended) return false;
+    if (connection.is_cut || connection.has_ended)
+        return false;
     connection.is_cut = true;
     ++cut_counts_[static_cast<std::size_t>(reason)];
     behind_ -= connection.behind;
@@ -221,7 +243,8 @@ bool Connections::cut(Connection& connection, CutReason reason) {
 // Makes held_fd_ a copy of the connection's descriptor. libzmq may close that on its thread at any time, and the number
 // may then be somebody else's; the copy is looked at and stays what it is. False if it is not this connection any more.
 bool Connections::hold(const Connection& connection) {
-    if (connection.inode == 0 || dup3(connection.fd, held_fd_, O_CLOEXEC) < 0) return false;
+    if (connection.inode == 0 || dup3(connection.fd, held_fd_, O_CLOEXEC) < 0)
+        return false;
     return inode_of(held_fd_) == connection.inode;
 }
 

@@ -46,14 +46,14 @@ inline constexpr Ns LOOK_GREETED_NS = 250 * MS;
 inline constexpr std::size_t LOOK_COUNT = 1'024;
 
 struct ConnectionBounds {
-    std::size_t ungreeted = 4'096;                      // config.UNGREETED_MAX
-    std::uint64_t hello_bytes = 1 << 20;                // config.HELLO_BYTES_MAX
-    std::uint64_t hello_bytes_all = 64 << 20;           // config.HELLO_BYTES_ALL_MAX
-    std::uint64_t received_bytes = 1'280ull << 20;      // config.RECEIVED_BYTES_MAX, of a peer that has said hello
-    std::uint64_t received_bytes_all = 4ull << 30;      // config.RECEIVED_BYTES_ALL_MAX
-    std::uint64_t unread_bytes = 256ull << 20;          // config.UNREAD_BYTES_MAX
-    std::uint64_t unread_bytes_all = 2ull << 30;        // config.UNREAD_BYTES_ALL_MAX
-    std::uint64_t memory_bytes = ~std::uint64_t{0};     // limits.memory_bytes(): of this process, in all
+    std::size_t ungreeted = 4'096;                   // config.UNGREETED_MAX
+    std::uint64_t hello_bytes = 1 << 20;             // config.HELLO_BYTES_MAX
+    std::uint64_t hello_bytes_all = 64 << 20;        // config.HELLO_BYTES_ALL_MAX
+    std::uint64_t received_bytes = 1'280ull << 20;   // config.RECEIVED_BYTES_MAX, of a peer that has said hello
+    std::uint64_t received_bytes_all = 4ull << 30;   // config.RECEIVED_BYTES_ALL_MAX
+    std::uint64_t unread_bytes = 256ull << 20;       // config.UNREAD_BYTES_MAX
+    std::uint64_t unread_bytes_all = 2ull << 30;     // config.UNREAD_BYTES_ALL_MAX
+    std::uint64_t memory_bytes = ~std::uint64_t{0};  // limits.memory_bytes(): of this process, in all
 };
 
 // Why a connection was shut down.
@@ -73,8 +73,8 @@ struct Connection {
     std::uint64_t behind = 0;  // bytes received and not taken, when it was last looked at
     Ns looked_ns = 0;
 
-    std::uint64_t unmarked = 0;  // bytes queued since the last mark
-    std::atomic<std::uint64_t> marked{0};  // bytes queued up to the last mark, that libzmq still holds
+    std::uint64_t unmarked = 0;                       // bytes queued since the last mark
+    std::atomic<std::uint64_t> marked{0};             // bytes queued up to the last mark, that libzmq still holds
     std::shared_ptr<std::atomic<std::uint64_t>> all;  // the sum of `marked` over this socket's connections
 
     std::uint64_t unread() const { return marked.load(std::memory_order_relaxed) + unmarked; }

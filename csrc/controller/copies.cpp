@@ -44,7 +44,8 @@ void Exchange::feed_shadows() {
         WaitingCopy next = copies_waiting_.front();
         copies_waiting_.pop_front();
         std::uint32_t slot = held_.find(next.id);
-        if (slot == IdTable::NONE) continue;  // it was given up
+        if (slot == IdTable::NONE)
+            continue;  // it was given up
         HeldRequest& copy = *held_pool_.at(slot);
         copy.has_arrived = true;
         ++copies_sent_;
@@ -58,7 +59,8 @@ void Exchange::give_up(HeldRequest& copy) {
         cancel(copy);
         return;
     }
-    if (copy.pair != nullptr) unpair(copy);
+    if (copy.pair != nullptr)
+        unpair(copy);
     release(copy);
 }
 
@@ -92,7 +94,8 @@ void Exchange::keep_answer(HeldRequest& one, Outputs& result, std::size_t part) 
     std::size_t bytes = answer.bytes();
     if (shadow_bytes_ + bytes > SHADOW_BYTES_MAX) {
         pair->tally->change([](ShadowResults& all) { ++all.dropped; });
-        if (pair->copy != nullptr) shadows_moot_.push_back(pair->copy->id);
+        if (pair->copy != nullptr)
+            shadows_moot_.push_back(pair->copy->id);
         give_back(pair);
         return;
     }
@@ -106,13 +109,16 @@ void Exchange::unpair(HeldRequest& one) {
     ShadowPair* pair = one.pair;
     bool is_first = one.client != nullptr;
     pair->tally->change([is_first](ShadowResults& all) { ++(is_first ? all.moot : all.unanswered); });
-    if (is_first && pair->copy != nullptr) shadows_moot_.push_back(pair->copy->id);
+    if (is_first && pair->copy != nullptr)
+        shadows_moot_.push_back(pair->copy->id);
     give_back(pair);
 }
 
 void Exchange::give_back(ShadowPair* pair) {
-    if (pair->first != nullptr) pair->first->pair = nullptr;
-    if (pair->copy != nullptr) pair->copy->pair = nullptr;
+    if (pair->first != nullptr)
+        pair->first->pair = nullptr;
+    if (pair->copy != nullptr)
+        pair->copy->pair = nullptr;
     shadow_bytes_ -= pair->bytes;
     pairs_.give_back(pair);
 }
@@ -133,7 +139,8 @@ void Exchange::cancel_shadows() {
         shadows_due_.pop_back();
     }
     for (RequestId id : shadows_moot_) {
-        if (std::uint32_t slot = held_.find(id); slot != IdTable::NONE) give_up(*held_pool_.at(slot));
+        if (std::uint32_t slot = held_.find(id); slot != IdTable::NONE)
+            give_up(*held_pool_.at(slot));
     }
     shadows_moot_.clear();
     feed_shadows();

@@ -15,9 +15,9 @@ namespace clockwork {
 
 // Upper bounds of the buckets of Durations; clockwork.config.METRIC_BOUNDS_NS.
 inline constexpr std::array<Ns, 17> METRIC_BOUNDS_NS = {
-    50'000,      100'000,     250'000,     500'000,       1'000'000,     2'500'000,     5'000'000,    10'000'000,
-    25'000'000,  50'000'000,  100'000'000, 250'000'000,   500'000'000,   1'000'000'000, 2'500'000'000, 5'000'000'000,
-    10'000'000'000,
+    50'000,      100'000,       250'000,       500'000,       1'000'000,      2'500'000,
+    5'000'000,   10'000'000,    25'000'000,    50'000'000,    100'000'000,    250'000'000,
+    500'000'000, 1'000'000'000, 2'500'000'000, 5'000'000'000, 10'000'000'000,
 };
 
 // A histogram of few buckets, which can be added up over controllers and time.
@@ -44,14 +44,16 @@ struct BatchCounts {
         BATCHES_EXACT + std::countr_zero(ROWS_COUNTED_MAX) - std::countr_zero(BATCHES_EXACT) + 1;
 
     static std::size_t place(std::uint32_t rows) {
-        if (rows <= BATCHES_EXACT) return rows;
+        if (rows <= BATCHES_EXACT)
+            return rows;
         std::uint32_t counted = std::min(rows, ROWS_COUNTED_MAX);
         return BATCHES_EXACT + static_cast<std::size_t>(std::bit_width(counted - 1)) -
                static_cast<std::size_t>(std::countr_zero(BATCHES_EXACT));
     }
     // The most rows of what is counted there.
     static std::uint32_t size(std::size_t place) {
-        if (place <= BATCHES_EXACT) return static_cast<std::uint32_t>(place);
+        if (place <= BATCHES_EXACT)
+            return static_cast<std::uint32_t>(place);
         return BATCHES_EXACT << (place - BATCHES_EXACT);
     }
 
@@ -80,16 +82,17 @@ struct ModelCounts {
     std::array<Durations, TIMES> times;  // of requests that succeeded; LOAD: of those that waited for one
     BatchCounts batches;                 // that ended well
     std::array<std::uint64_t, REASONS> refused{};
-    std::uint64_t rows = 0;       // of requests that succeeded
+    std::uint64_t rows = 0;  // of requests that succeeded
     std::uint64_t executions = 0;
-    std::uint64_t invalid = 0;    // requests that were wrong, found at arrival or by the device
-    std::uint64_t failed = 0;     // in any other way
-    Ns last_ns = 0;               // of the last answer
+    std::uint64_t invalid = 0;  // requests that were wrong, found at arrival or by the device
+    std::uint64_t failed = 0;   // in any other way
+    Ns last_ns = 0;             // of the last answer
 
     void succeeded(Ns now, std::uint32_t of_rows, const Spent& spent) {
         times[TOTAL].add(spent.total_ns);
         times[QUEUE].add(spent.queue_ns);
-        if (spent.load_ns > 0) times[LOAD].add(spent.load_ns);
+        if (spent.load_ns > 0)
+            times[LOAD].add(spent.load_ns);
         times[EXECUTE].add(spent.execute_ns);
         times[COPY_IN].add(spent.copy_in_ns);
         times[COPY_OUT].add(spent.copy_out_ns);

@@ -25,7 +25,8 @@ Ns clock_ns() {
 
 void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank) {
     writer.array(rank);
-    for (std::uint32_t place = 0; place < rank; ++place) writer.integer(dims[place]);
+    for (std::uint32_t place = 0; place < rank; ++place)
+        writer.integer(dims[place]);
 }
 
 }  // namespace
@@ -42,13 +43,16 @@ Exchange::Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clie
 
 void Exchange::wait_on(const std::vector<int>& descriptors, const std::vector<int>& others) {
     descriptors_.clear();
-    for (int one : descriptors) descriptors_.push_back({one, POLLIN, 0});
+    for (int one : descriptors)
+        descriptors_.push_back({one, POLLIN, 0});
     own_count_ = descriptors_.size();
-    for (int one : others) descriptors_.push_back({one, POLLIN, 0});
+    for (int one : others)
+        descriptors_.push_back({one, POLLIN, 0});
 }
 
 Exchange::Need Exchange::run(Ns until) {
-    if (is_timed) lap(STAGES);
+    if (is_timed)
+        lap(STAGES);
     if (python_since_ns_ != 0) {
         python_ns_ += clock_ns() - python_since_ns_;
         python_since_ns_ = 0;
@@ -56,9 +60,12 @@ Exchange::Need Exchange::run(Ns until) {
     for (;;) {
         Stage stage = stage_;
         Need need = step(until);
-        if (is_timed) lap(stage);
-        if (need == WORKER_MESSAGE || need == CLIENT_MESSAGE) python_since_ns_ = clock_ns();
-        if (need != NOTHING) return need;
+        if (is_timed)
+            lap(stage);
+        if (need == WORKER_MESSAGE || need == CLIENT_MESSAGE)
+            python_since_ns_ = clock_ns();
+        if (need != NOTHING)
+            return need;
     }
 }
 
@@ -74,7 +81,8 @@ Exchange::Need Exchange::step(Ns until) {
     switch (stage_) {
         case WAIT:
             due_ns_ = now_;  // what is there already has come since the turn before took what there was
-            if (wait(until)) due_ns_ = NEVER_NS;
+            if (wait(until))
+                due_ns_ = NEVER_NS;
             now_ = clock_ns();
             due_ns_ = std::min({due_ns_, wake_ns_, now_});
             is_idle_ = true;
@@ -96,8 +104,10 @@ Exchange::Need Exchange::step(Ns until) {
             break;
         case HANDLE:
             cancel_departed();
-            if (handle()) return side_ == WORKERS ? WORKER_MESSAGE : CLIENT_MESSAGE;
-            if (Reading& reading = readings_[side_]; reading.pass == KNOWN && reading.cursor == batches_[side_].size()) {
+            if (handle())
+                return side_ == WORKERS ? WORKER_MESSAGE : CLIENT_MESSAGE;
+            if (Reading& reading = readings_[side_];
+                reading.pass == KNOWN && reading.cursor == batches_[side_].size()) {
                 reading.pass = REST;
                 reading.cursor = 0;
                 return side_ == WORKERS ? WORKERS_LEFT : CLIENTS_LEFT;
@@ -107,7 +117,8 @@ Exchange::Need Exchange::step(Ns until) {
             break;
         case LOOK:
             stage_ = SETTLE;
-            if (others_ready_ || now_ >= until) return OTHER;
+            if (others_ready_ || now_ >= until)
+                return OTHER;
             break;
         case SETTLE:
             cancel_departed();
@@ -116,7 +127,8 @@ Exchange::Need Exchange::step(Ns until) {
                 break;
             }
             dirty_ = is_idle_ = false;
-            if (now_ >= wake_ns_) wake_ns_ = NEVER_NS;
+            if (now_ >= wake_ns_)
+                wake_ns_ = NEVER_NS;
             order_ = 0;
             scheduler_.settle(now_);
             stage_ = EXECUTE;
@@ -141,7 +153,8 @@ Exchange::Need Exchange::step(Ns until) {
         case END:
             end_turn();
             look_ns_ = std::min(connections_[WORKERS].look(now_), connections_[CLIENTS].look(now_));
-            if (!is_idle_) lag_.add(clock_ns() - due_ns_);
+            if (!is_idle_)
+                lag_.add(clock_ns() - due_ns_);
             stage_ = WAIT;
             break;
     }
@@ -191,9 +204,11 @@ void Exchange::read_news(Side side) {
 
 // Of a message of somebody who is not known.
 void Exchange::count_taken(Side side, const Arrival& arrival) {
-    if (arrival.count < 2) return;
+    if (arrival.count < 2)
+        return;
     ConnectionPtr one = connections_[side].find(batches_[side].header(arrival).descriptor());
-    if (one != nullptr) one->taken += arrival.bytes;
+    if (one != nullptr)
+        one->taken += arrival.bytes;
 }
 
 bool Exchange::disconnect(Side side, int fd) {
@@ -217,14 +232,16 @@ bool Exchange::handle() {
             reading.strangers.push_back(reading.current);
             continue;
         }
-        if (!(side_ == CLIENTS ? from_client(arrival) : from_worker(arrival))) return true;
+        if (!(side_ == CLIENTS ? from_client(arrival) : from_worker(arrival)))
+            return true;
     }
     return false;
 }
 
 bool Exchange::has_rest(Side side) const {
     const Reading& reading = readings_[side];
-    if (reading.pass == REST) return reading.cursor < reading.strangers.size();
+    if (reading.pass == REST)
+        return reading.cursor < reading.strangers.size();
     return reading.pass == KNOWN || reading.cursor < batches_[side].size();
 }
 
@@ -280,20 +297,26 @@ bool Exchange::from_client(const Arrival& arrival) {
     }
     ClientLink& client = *clients_.at(found->second);
     client.connection->taken += arrival.bytes;
-    if (arrival.count < 2 || !is_short) return false;
+    if (arrival.count < 2 || !is_short)
+        return false;
     std::string_view header = batch.header(arrival).view();
     std::int64_t tag = tag_of(header);
-    if (tag == TAG_INFER_REQUEST) return infer(client, arrival);
-    if (tag == TAG_CANCEL && cancel_.read(header)) return cancel(client.slot, cancel_.request_id);
+    if (tag == TAG_INFER_REQUEST)
+        return infer(client, arrival);
+    if (tag == TAG_CANCEL && cancel_.read(header))
+        return cancel(client.slot, cancel_.request_id);
     return false;
 }
 
 bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
     Haul& batch = batches_[CLIENTS];
-    if (!request_.read(batch.header(arrival).view())) return false;
-    if (!find_chosen(request_.model) || chosen_.model->interface == nullptr) return false;
+    if (!request_.read(batch.header(arrival).view()))
+        return false;
+    if (!find_chosen(request_.model) || chosen_.model->interface == nullptr)
+        return false;
     ServedModel* model = chosen_.model;
-    if (client.requests.find(static_cast<std::uint64_t>(request_.request_id)) != IdTable::NONE) return false;
+    if (client.requests.find(static_cast<std::uint64_t>(request_.request_id)) != IdTable::NONE)
+        return false;
     frame_bytes_.clear();
     std::size_t first = arrival.first + 2;
     for (std::size_t place = first; place < arrival.first + arrival.count; ++place) {
@@ -307,7 +330,8 @@ bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
     std::uint32_t copy_shape = 0;
     bool can_copy = copier != nullptr && has_room(accepted_.bytes) &&
                     accept(*copier->shadow->interface, request_, frame_bytes_, copy_accepted_);
-    if (can_copy && !shape_number(copy_accepted_.shape, copy_shape)) return false;
+    if (can_copy && !shape_number(copy_accepted_.shape, copy_shape))
+        return false;
     HeldRequest& held = hold(&client, request_.request_id, *model);
     for (const TensorRef* ref : accepted_.tensors) {
         auto start = request_.dims.begin() + ref->first;
@@ -374,7 +398,8 @@ HeldRequest& Exchange::hold(ClientLink* client, std::int64_t request_id, ServedM
     held.request_id = request_id;
     held.client = client;
     held.model = &model;
-    if (model.counts == nullptr) model.counts = std::make_unique<ModelCounts>();
+    if (model.counts == nullptr)
+        model.counts = std::make_unique<ModelCounts>();
     ++model.held;
     if (client != nullptr) {
         held.before = client->last;
@@ -431,7 +456,8 @@ void Exchange::release(HeldRequest& held) {
         client.requests.erase(static_cast<std::uint64_t>(held.request_id));
         (held.before != nullptr ? held.before->after : client.first) = held.after;
         (held.after != nullptr ? held.after->before : client.last) = held.before;
-        if (client.has_departed && client.first == nullptr) clients_.give_back(&client);
+        if (client.has_departed && client.first == nullptr)
+            clients_.give_back(&client);
     } else {
         --shadow_count_;
         --model.copies;
@@ -446,13 +472,15 @@ void Exchange::release(HeldRequest& held) {
 
 HeldRequest& Exchange::held(RequestId request_id) {
     std::uint32_t slot = held_.find(request_id);
-    if (slot == IdTable::NONE) throw std::logic_error("an order for request " + std::to_string(request_id));
+    if (slot == IdTable::NONE)
+        throw std::logic_error("an order for request " + std::to_string(request_id));
     return *held_pool_.at(slot);
 }
 
 std::uint32_t Exchange::client_joined(std::string_view identity, int fd) {
     ConnectionPtr connection = connections_[CLIENTS].find(fd);
-    if (connection == nullptr || connection->is_cut) return NO_SLOT;
+    if (connection == nullptr || connection->is_cut)
+        return NO_SLOT;
     connections_[CLIENTS].greet(*connection);
     ClientLink* client = clients_.make();
     client->identity = identity;
@@ -474,8 +502,10 @@ void Exchange::cancel_departed() {
     for (std::uint32_t slot : departed_) {
         ClientLink& client = *clients_.at(slot);
         client.has_departed = true;
-        for (HeldRequest* held = client.first; held != nullptr; held = held->after) cancel(*held);
-        if (client.first == nullptr) clients_.give_back(&client);
+        for (HeldRequest* held = client.first; held != nullptr; held = held->after)
+            cancel(*held);
+        if (client.first == nullptr)
+            clients_.give_back(&client);
     }
     departed_.clear();
     cancel_shadows();
@@ -487,7 +517,8 @@ bool Exchange::has_request(std::uint32_t client, std::int64_t request_id) {
 
 bool Exchange::cancel(std::uint32_t client, std::int64_t request_id) {
     std::uint32_t slot = clients_.at(client)->requests.find(static_cast<std::uint64_t>(request_id));
-    if (request_id < 0 || slot == IdTable::NONE) return false;
+    if (request_id < 0 || slot == IdTable::NONE)
+        return false;
     cancel(*held_pool_.at(slot));
     return true;
 }
@@ -503,21 +534,26 @@ bool Exchange::from_worker(const Arrival& arrival) {
     }
     WorkerLink& worker = *workers_.at(found->second);
     worker.connection->taken += arrival.bytes;
-    if (arrival.count < 2) return false;
+    if (arrival.count < 2)
+        return false;
     worker.heard_ns = now_;
     return tag_of(batch.header(arrival).view()) == TAG_RESULT && result(worker, arrival);
 }
 
 bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
     Haul& batch = batches_[WORKERS];
-    if (results_.size() == result_count_) results_.emplace_back();
+    if (results_.size() == result_count_)
+        results_.emplace_back();
     Outputs& outputs = results_[result_count_];
     ResultHeader& result = outputs.header;
-    if (!result.read(batch.header(arrival).view())) return false;
+    if (!result.read(batch.header(arrival).view()))
+        return false;
     ActionId action_id = static_cast<ActionId>(result.action_id);
     const Expected* expected = worker.actions.find(action_id);
-    if (expected == nullptr) return true;  // of an action that was given up
-    if (!is_expected(*expected, result, batch, arrival)) return false;
+    if (expected == nullptr)
+        return true;  // of an action that was given up
+    if (!is_expected(*expected, result, batch, arrival))
+        return false;
     if (result.status == Status::OK && expected->interface != nullptr) {
         std::int64_t last = -1;
         outputs.is_distinct = true;
@@ -529,7 +565,8 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
         result_of_.insert(action_id, static_cast<std::uint32_t>(result_count_));
         ++result_count_;
     }
-    if (result.status == Status::OK) count_done(worker, *expected, result);
+    if (result.status == Status::OK)
+        count_done(worker, *expected, result);
     ActionResult done;
     done.action_id = action_id;
     done.status = result.status;
@@ -544,17 +581,23 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
 // Whether a result is what was asked for: parts, tensors, frames, and each output what its model gives.
 bool Exchange::is_expected(const Expected& expected, const ResultHeader& result, Haul& batch, const Arrival& arrival) {
     std::size_t frames = arrival.count - 2;
-    if (frames > result.tensors.size()) return false;
-    if (result.status != Status::OK) return true;
-    if (result.parts.size() != expected.part_rows.size()) return false;
+    if (frames > result.tensors.size())
+        return false;
+    if (result.status != Status::OK)
+        return true;
+    if (result.parts.size() != expected.part_rows.size())
+        return false;
     std::size_t tensors = expected.tensors(), next = 0;
     for (std::size_t part = 0; part < result.parts.size(); ++part) {
-        if (result.parts[part] != tensors) return false;
+        if (result.parts[part] != tensors)
+            return false;
         for (std::size_t output = 0; output < tensors; ++output) {
             const TensorRef& ref = result.tensors[next++];
-            if (static_cast<std::size_t>(ref.frame) >= frames) return false;
+            if (static_cast<std::size_t>(ref.frame) >= frames)
+                return false;
             std::string_view data = batch.frame(arrival.first + 2 + static_cast<std::size_t>(ref.frame)).view();
-            if (!gives(*expected.interface, output, expected.part_rows[part], ref, result.dims.data() + ref.first, data)) {
+            if (!gives(*expected.interface, output, expected.part_rows[part], ref, result.dims.data() + ref.first,
+                       data)) {
                 return false;
             }
         }
@@ -571,13 +614,15 @@ void Exchange::end_action(WorkerLink& worker, const ActionResult& ended, std::st
     worker.actions.erase(done.action_id);
     ++worker.results[static_cast<std::size_t>(done.status)];
     dirty_ = true;
-    if (is_recording) told.push_back({ToldEvent::ACTION_DONE, now_, {}, done, said});
+    if (is_recording)
+        told.push_back({ToldEvent::ACTION_DONE, now_, {}, done, said});
     scheduler_.action_done(now_, done);
 }
 
 bool Exchange::fail_action(std::uint32_t slot, ActionId action_id, std::string_view text) {
     WorkerLink& worker = *workers_.at(slot);
-    if (worker.actions.find(action_id) == nullptr) return false;
+    if (worker.actions.find(action_id) == nullptr)
+        return false;
     ActionResult done;
     done.action_id = action_id;
     done.status = Status::DEVICE_ERROR;
@@ -587,7 +632,8 @@ bool Exchange::fail_action(std::uint32_t slot, ActionId action_id, std::string_v
 }
 
 void Exchange::fail_actions(std::uint32_t slot, std::string_view text) {
-    for (ActionId action_id : workers_.at(slot)->actions.ids()) fail_action(slot, action_id, text);
+    for (ActionId action_id : workers_.at(slot)->actions.ids())
+        fail_action(slot, action_id, text);
 }
 
 void Exchange::count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result) {
@@ -595,7 +641,8 @@ void Exchange::count_done(WorkerLink& worker, const Expected& sent, const Result
         ++(sent.kind == ActionKind::FETCH ? worker.fetches : worker.drops);
         return;
     }
-    if (static_cast<std::size_t>(sent.device) >= worker.devices.size()) return;
+    if (static_cast<std::size_t>(sent.device) >= worker.devices.size())
+        return;
     DeviceCounts& device = worker.devices[static_cast<std::size_t>(sent.device)];
     switch (sent.kind) {
         case ActionKind::LOAD:
@@ -610,16 +657,14 @@ void Exchange::count_done(WorkerLink& worker, const Expected& sent, const Result
                 counts.batches.add(sent.rows, result.execute_ns);
             }
             [[fallthrough]];
-        default:
-            ++device.executions;
-            device.busy_ns += result.execute_ns;
+        default: ++device.executions; device.busy_ns += result.execute_ns;
     }
 }
 
-std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, WorkerId worker_id,
-                                      std::size_t device_count) {
+std::uint32_t Exchange::worker_joined(std::string_view identity, int fd, WorkerId worker_id, std::size_t device_count) {
     ConnectionPtr connection = connections_[WORKERS].find(fd);
-    if (connection == nullptr || connection->is_cut) return NO_SLOT;
+    if (connection == nullptr || connection->is_cut)
+        return NO_SLOT;
     connections_[WORKERS].greet(*connection);
     WorkerLink* worker = workers_.make();
     worker->identity = identity;
@@ -690,7 +735,8 @@ void Exchange::head(const Command& command, std::int64_t tag, std::size_t fields
 
 void Exchange::send_infer(const Command& command) {
     WorkerLink* worker = worker_of(command.worker);
-    if (worker == nullptr) return;  // it left in this very turn, as the scheduler will have heard
+    if (worker == nullptr)
+        return;  // it left in this very turn, as the scheduler will have heard
     const RequestId* ids = scheduler_.out.ids.data() + command.first;
     head(command, TAG_INFER, 8);
     window(command, *worker);
@@ -713,8 +759,10 @@ void Exchange::send_infer(const Command& command) {
     Expected& expected = note_sent(*worker, command.action_id, ActionKind::INFER, command.device, command.model_id);
     expected.rows = rows;
     expected.interface = sending_.front()->model->interface;
-    for (const HeldRequest* one : sending_) expected.part_rows.push_back(one->rows);
-    if (!to_worker(*worker, frames > 0)) return;
+    for (const HeldRequest* one : sending_)
+        expected.part_rows.push_back(one->rows);
+    if (!to_worker(*worker, frames > 0))
+        return;
     for (HeldRequest* one : sending_) {
         for (Frame& frame : one->frames) {
             spare_.share(frame);  // kept, for the action may come to nothing
@@ -725,12 +773,14 @@ void Exchange::send_infer(const Command& command) {
 
 void Exchange::send_order(const Command& command, std::int64_t tag, ActionKind kind) {
     WorkerLink* worker = worker_of(command.worker);
-    if (worker == nullptr) return;
+    if (worker == nullptr)
+        return;
     head(command, tag, kind == ActionKind::LOAD ? 8 : 7);
     if (kind == ActionKind::LOAD) {
         const std::uint32_t* runs = scheduler_.out.runs.data() + command.first;
         writer_.array(command.count);
-        for (std::uint32_t place = 0; place < command.count; ++place) writer_.natural(runs[place]);
+        for (std::uint32_t place = 0; place < command.count; ++place)
+            writer_.natural(runs[place]);
     }
     window(command, *worker);
     note_sent(*worker, command.action_id, kind, command.device, command.model_id);
@@ -739,7 +789,8 @@ void Exchange::send_order(const Command& command, std::int64_t tag, ActionKind k
 
 void Exchange::send_revoke(const Command& command) {
     WorkerLink* worker = worker_of(command.worker);
-    if (worker == nullptr) return;
+    if (worker == nullptr)
+        return;
     writer_.clear();
     writer_.array(2);
     writer_.integer(TAG_REVOKE);
@@ -751,7 +802,8 @@ void Exchange::send_revoke(const Command& command) {
 
 // Sends the header that was written. False if the client is gone: then there is nobody to tell.
 bool Exchange::to_client(ClientLink& client, bool more) {
-    if (client.gone) return false;
+    if (client.gone)
+        return false;
     if (!connections_[CLIENTS].may_send(*client.connection, now_) ||
         !sockets_[CLIENTS].address(client.identity, client.connection)) {
         lost_clients.push_back(client.slot);
@@ -764,9 +816,11 @@ bool Exchange::to_client(ClientLink& client, bool more) {
 void Exchange::answer_ok(const Command& command) {
     HeldRequest& one = held(command.request_id);
     std::uint32_t place = result_of_.find(command.action_id);
-    if (place == IdTable::NONE) throw std::logic_error("an answer without its result");
+    if (place == IdTable::NONE)
+        throw std::logic_error("an answer without its result");
     Outputs& result = results_[place];
-    if (one.pair != nullptr) keep_answer(one, result, command.part);
+    if (one.pair != nullptr)
+        keep_answer(one, result, command.part);
     if (one.client == nullptr) {
         release(one);
         return;
@@ -811,14 +865,15 @@ void Exchange::answer_ok(const Command& command) {
     outcomes_.count(Status::OK);
     one.model->outcomes.count(Status::OK);
     const ResultHeader& done = result.header;
-    one.model->counts->succeeded(now_, one.rows, {total_ns, command.a, command.b, done.execute_ns, done.copy_in_ns,
-                                                  done.copy_out_ns});
+    one.model->counts->succeeded(now_, one.rows,
+                                 {total_ns, command.a, command.b, done.execute_ns, done.copy_in_ns, done.copy_out_ns});
     release(one);
 }
 
 void Exchange::answer_failed(const Command& command) {
     HeldRequest& one = held(command.request_id);
-    if (one.pair != nullptr) unpair(one);
+    if (one.pair != nullptr)
+        unpair(one);
     if (one.client == nullptr) {
         release(one);
         return;
@@ -826,7 +881,8 @@ void Exchange::answer_failed(const Command& command) {
     const std::string* said =
         command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
     fail(one, command.status, sentences_.text(command, one.model->label, said), &command);
-    if (command.status == Status::REFUSED) ++refusals_[static_cast<std::size_t>(command.reason)];
+    if (command.status == Status::REFUSED)
+        ++refusals_[static_cast<std::size_t>(command.reason)];
     one.model->counts->did_not(now_, command.status, command.reason);
     outcomes_.count(command.status);
     one.model->outcomes.count(command.status);
@@ -857,8 +913,10 @@ void Exchange::fail(HeldRequest& one, Status status, std::string_view text, cons
 void Exchange::fail_all(Status status, std::string_view text) {
     for (std::uint32_t slot = 0; slot < held_pool_.slot_count(); ++slot) {
         HeldRequest& one = *held_pool_.at(slot);
-        if (one.id == 0) continue;
-        if (one.client != nullptr) fail(one, status, text, nullptr);
+        if (one.id == 0)
+            continue;
+        if (one.client != nullptr)
+            fail(one, status, text, nullptr);
         release(one);
     }
 }

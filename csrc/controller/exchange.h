@@ -50,13 +50,13 @@ struct HeldTensor {
 
 // A request between its arrival and its answer: who asked, and the tensors on their way.
 struct HeldRequest {
-    RequestId id = 0;             // 0: this one is free
-    std::int64_t request_id = 0;  // the client's
+    RequestId id = 0;              // 0: this one is free
+    std::int64_t request_id = 0;   // the client's
     ClientLink* client = nullptr;  // null: it is a shadow's, and nobody is sent its answer
     ServedModel* model = nullptr;
     std::uint32_t rows = 1;
     Ns arrived_ns = 0;
-    ShadowPair* pair = nullptr;    // if its answer is to be compared
+    ShadowPair* pair = nullptr;      // if its answer is to be compared
     std::uint64_t copied_bytes = 0;  // of a copy: what it counts for
     bool has_arrived = false;        // of a copy: the scheduler knows it
     std::vector<HeldTensor> tensors;
@@ -160,7 +160,8 @@ public:
 
     bool erase(ActionId action_id) {
         std::uint32_t place = by_id_.find(action_id);
-        if (place == IdTable::NONE) return false;
+        if (place == IdTable::NONE)
+            return false;
         by_id_.erase(action_id);
         Expected& one = all_[place];
         one.action_id = 0;
@@ -176,7 +177,8 @@ public:
     std::vector<ActionId> ids() const {
         std::vector<ActionId> found;
         for (const Expected& one : all_) {
-            if (one.action_id != 0) found.push_back(one.action_id);
+            if (one.action_id != 0)
+                found.push_back(one.action_id);
         }
         std::sort(found.begin(), found.end());
         return found;
@@ -236,13 +238,13 @@ struct CheckedTensor {
 };
 
 struct ExchangeBounds {
-    std::size_t drain_messages = 256;       // config.DRAIN_BATCH_EVENTS
-    std::size_t message_frames = 65'536;    // config.FRAMES_MAX
-    std::size_t turn_bytes = 256 << 10;     // config.TURN_HEADER_BYTES
-    Ns turn_python_ns = SECOND / 200;       // config.TURN_PYTHON_NS
-    std::int64_t priority_default = 4;      // config.PRIORITY_DEFAULT
-    std::size_t queued_requests = 65'536;   // config.QUEUED_REQUESTS_MAX
-    ConnectionBounds connections[2];        // of the workers' socket, and of the clients'
+    std::size_t drain_messages = 256;      // config.DRAIN_BATCH_EVENTS
+    std::size_t message_frames = 65'536;   // config.FRAMES_MAX
+    std::size_t turn_bytes = 256 << 10;    // config.TURN_HEADER_BYTES
+    Ns turn_python_ns = SECOND / 200;      // config.TURN_PYTHON_NS
+    std::int64_t priority_default = 4;     // config.PRIORITY_DEFAULT
+    std::size_t queued_requests = 65'536;  // config.QUEUED_REQUESTS_MAX
+    ConnectionBounds connections[2];       // of the workers' socket, and of the clients'
 };
 
 // What there is no slot for.
@@ -285,7 +287,8 @@ public:
     // Python noted something with the scheduler.
     void note() {
         dirty_ = true;
-        if (is_recording) told.push_back({});
+        if (is_recording)
+            told.push_back({});
     }
     // Peers that could not be reached while sending: slots of clients, ids of workers. Cleared by the caller.
     std::vector<std::uint32_t> lost_clients;
@@ -394,7 +397,8 @@ private:
     struct HashShape {
         std::size_t operator()(const std::vector<std::int64_t>& shape) const {
             std::uint64_t hash = 0x9E3779B97F4A7C15ull;
-            for (std::int64_t one : shape) hash = (hash ^ static_cast<std::uint64_t>(one)) * 0xBF58476D1CE4E5B9ull;
+            for (std::int64_t one : shape)
+                hash = (hash ^ static_cast<std::uint64_t>(one)) * 0xBF58476D1CE4E5B9ull;
             return static_cast<std::size_t>(hash ^ hash >> 31);
         }
     };
@@ -475,13 +479,13 @@ private:
     Ns now_ = 0;
     Ns wake_ns_ = NEVER_NS;
     bool dirty_ = false;
-    Ns due_ns_ = 0;         // when the oldest of what this turn handles was due, or can have come
-    bool is_idle_ = true;   // nothing has happened in this turn
+    Ns due_ns_ = 0;        // when the oldest of what this turn handles was due, or can have come
+    bool is_idle_ = true;  // nothing has happened in this turn
     Durations lag_;
 
     Stage stage_ = WAIT;
     std::vector<pollfd> descriptors_;
-    std::size_t own_count_ = 0;   // of them, that are the sockets'
+    std::size_t own_count_ = 0;  // of them, that are the sockets'
     bool others_ready_ = false;
     bool stopped_at_order_ = false;
     Ns lap_ns_ = 0;
@@ -494,14 +498,14 @@ private:
     // turn, before anything else is taken from that side, its news included: order is kept.
     struct Reading {
         Pass pass = ALL;
-        std::size_t cursor = 0;   // behind the message that is being handled; in REST, in strangers
-        std::size_t current = 0;  // that message
+        std::size_t cursor = 0;              // behind the message that is being handled; in REST, in strangers
+        std::size_t current = 0;             // that message
         std::vector<std::size_t> strangers;  // left over by KNOWN
     };
     Reading readings_[2];
-    Ns python_ns_ = 0;        // what Python has taken of this side's budget
-    Ns python_since_ns_ = 0;  // when it was given the current message; 0: it was not
-    std::size_t order_ = 0;   // behind the order that is being carried out
+    Ns python_ns_ = 0;              // what Python has taken of this side's budget
+    Ns python_since_ns_ = 0;        // when it was given the current message; 0: it was not
+    std::size_t order_ = 0;         // behind the order that is being carried out
     std::vector<Outputs> results_;  // the first result_count_ of them are this turn's
     std::size_t result_count_ = 0;
     IdTable result_of_;  // action id: place in results_
@@ -541,9 +545,9 @@ private:
         std::int64_t priority;
     };
     std::deque<WaitingCopy> copies_waiting_;  // in the order of arrival; some have been given up
-    std::size_t copies_sent_ = 0;         // that the scheduler has
-    std::vector<Due> shadows_due_;        // a heap: when the copies have waited long enough
-    std::vector<RequestId> shadows_moot_;  // whose request was not answered
+    std::size_t copies_sent_ = 0;             // that the scheduler has
+    std::vector<Due> shadows_due_;            // a heap: when the copies have waited long enough
+    std::vector<RequestId> shadows_moot_;     // whose request was not answered
     Accepted copy_accepted_;
     Comparer comparer_;
 

@@ -19,7 +19,8 @@ bool read_ref(Reader& reader, TensorRef& ref, std::vector<std::int64_t>& dims) {
     ref.first = static_cast<std::uint32_t>(dims.size());
     for (std::uint32_t place = 0; place < ref.rank; ++place) {
         std::int64_t dimension = 0;
-        if (!reader.integer(dimension)) return false;
+        if (!reader.integer(dimension))
+            return false;
         dims.push_back(dimension);
     }
     return reader.integer(ref.frame) && 0 <= ref.frame && ref.frame <= FRAME_MAX;
@@ -32,7 +33,8 @@ bool is_natural(std::int64_t value) { return 0 <= value && value < NEVER_NS; }
 
 bool has_sizes(const TensorRef& ref, const std::vector<std::int64_t>& dims) {
     for (std::uint32_t place = 0; place < ref.rank; ++place) {
-        if (!is_natural(dims[ref.first + place])) return false;
+        if (!is_natural(dims[ref.first + place]))
+            return false;
     }
     return true;
 }
@@ -59,8 +61,8 @@ bool InferRequestHeader::read(std::string_view header) {
     Reader reader(header.data(), header.size());
     if (header.size() > REQUEST_HEADER_BYTES_MAX || !begins(reader, 5, TAG_INFER_REQUEST) ||
         !reader.integer(request_id) || request_id < 0 || !reader.text(model) || model.size() > REFERENCE_BYTES_MAX ||
-        !is_utf8(model) || !reader.integer(slo_ns) || !is_natural(slo_ns) || !reader.integer(priority) || priority < 0 ||
-        priority > PRIORITY_MAX || !reader.array(count) || count > TENSORS_MAX) {
+        !is_utf8(model) || !reader.integer(slo_ns) || !is_natural(slo_ns) || !reader.integer(priority) ||
+        priority < 0 || priority > PRIORITY_MAX || !reader.array(count) || count > TENSORS_MAX) {
         return false;
     }
     for (std::uint32_t place = 0; place < count; ++place) {
@@ -97,24 +99,30 @@ bool ResultHeader::read(std::string_view header) {
     for (Ns* phase_ns : {&copy_in_ns, &execute_ns, &copy_out_ns}) {
         std::uint32_t count = 0;
         std::int64_t stamps[3];
-        if (!reader.array(count) || count != 3) return false;
+        if (!reader.array(count) || count != 3)
+            return false;
         for (std::int64_t& stamp : stamps) {
-            if (!reader.integer(stamp) || !is_time(stamp)) return false;
+            if (!reader.integer(stamp) || !is_time(stamp))
+                return false;
         }
-        if (!is_natural(stamps[2])) return false;
+        if (!is_natural(stamps[2]))
+            return false;
         if (stamps[1] != 0) {
             begin_ns = begin_ns != 0 ? begin_ns : stamps[0];
             end_ns = stamps[1];
             *phase_ns = stamps[2];
             duration_ns += stamps[2];
-            if (!is_natural(duration_ns)) return false;
+            if (!is_natural(duration_ns))
+                return false;
         }
     }
     std::uint32_t count = 0;
-    if (!reader.array(count) || count > PARTS_MAX) return false;
+    if (!reader.array(count) || count > PARTS_MAX)
+        return false;
     for (std::uint32_t place = 0; place < count; ++place) {
         std::uint32_t size = 0;
-        if (!reader.array(size) || size > TENSORS_MAX) return false;
+        if (!reader.array(size) || size > TENSORS_MAX)
+            return false;
         for (std::uint32_t one = 0; one < size; ++one) {
             TensorRef ref;
             std::uint32_t fields = 0;

@@ -73,8 +73,8 @@ struct ResultHeader {
     Status status = Status::OK;
     std::string_view text;
     Ns received_ns = 0;  // worker time, as those below
-    Ns begin_ns = 0;  // of the first phase that happened
-    Ns end_ns = 0;    // of the last
+    Ns begin_ns = 0;     // of the first phase that happened
+    Ns end_ns = 0;       // of the last
     Ns duration_ns = 0;
     Ns copy_in_ns = 0;  // parts of that
     Ns execute_ns = 0;

@@ -13,8 +13,8 @@
 
 namespace clockwork {
 
-inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;      // clockwork.config.MESSAGE_BYTES_MAX
-inline constexpr std::int64_t STRINGS_MAX = 1 << 16;             // clockwork.config.STRINGS_MAX
+inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;             // clockwork.config.MESSAGE_BYTES_MAX
+inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockwork.config.STRINGS_MAX
 inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.tensors._DIMENSIONS_MAX
 
 // Of a model with more inputs, every request is left to Python.
@@ -30,14 +30,15 @@ struct InputSpec {
     std::int64_t dtype = 0;
     std::int64_t bits = 0;  // of one element; 0: not for this road (strings, types that are not ONNX's)
     bool any_rank = false;
-    std::vector<std::int64_t> dims;      // or DIMENSION_ANY
-    std::vector<std::int32_t> symbols;  // beside them: dimensions of one symbol (a small number) have one size; -1: none
+    std::vector<std::int64_t> dims;  // or DIMENSION_ANY
+    std::vector<std::int32_t>
+        symbols;  // beside them: dimensions of one symbol (a small number) have one size; -1: none
 };
 
 // What every answer is held against: dtype, and rank and dimensions as far as registration has seen that they are fixed.
 struct OutputSpec {
     std::int64_t dtype = 0;
-    std::int64_t bits = 0;         // of one element; 0: strings; -1: a type that is not ONNX's, of whatever size
+    std::int64_t bits = 0;  // of one element; 0: strings; -1: a type that is not ONNX's, of whatever size
     bool any_rank = false;
     std::vector<std::int64_t> dims;  // or DIMENSION_ANY
 };
@@ -94,8 +95,8 @@ struct ServedModel {
     std::string label;
     std::shared_ptr<const ModelInterface> interface;
     Outcomes outcomes;
-    std::uint64_t held = 0;  // requests that are held
-    std::uint64_t copies = 0;  // of these, that are a shadow's
+    std::uint64_t held = 0;               // requests that are held
+    std::uint64_t copies = 0;             // of these, that are a shadow's
     std::unique_ptr<ModelCounts> counts;  // null: nothing was asked of it yet
 };
 

@@ -24,7 +24,8 @@ public:
         std::size_t best = 0;
         for (std::size_t place = 0; place < entries_.size(); ++place) {
             entries_[place].earned += entries_[place].parts;
-            if (entries_[place].earned > entries_[best].earned) best = place;
+            if (entries_[place].earned > entries_[best].earned)
+                best = place;
         }
         entries_[best].earned -= SHARE_WHOLE;
         return best;

@@ -26,12 +26,14 @@ public:
     // Of an ANSWER_FAILED; said: what a worker said, or null. Valid until the next call.
     std::string_view text(const Command& command, std::string_view name, const std::string* said) {
         const std::string& pattern = templates_.at(static_cast<std::size_t>(command.text));
-        if (pattern.find('{') == std::string::npos) return pattern;
+        if (pattern.find('{') == std::string::npos)
+            return pattern;
         text_.clear();
         for (std::size_t place = 0; place < pattern.size();) {
             std::size_t open = pattern.find('{', place);
             text_.append(pattern, place, open - place);
-            if (open == std::string::npos) break;
+            if (open == std::string::npos)
+                break;
             std::size_t close = pattern.find('}', open);
             fill(std::string_view(pattern).substr(open + 1, close - open - 1), command, name, said);
             place = close + 1;

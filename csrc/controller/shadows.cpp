@@ -23,12 +23,28 @@ namespace {
 
 // ONNX's TensorProto.DataType.
 enum Dtype : std::int64_t {
-    FLOAT = 1, UINT8 = 2, INT8 = 3, UINT16 = 4, INT16 = 5, INT32 = 6, INT64 = 7, STRING = 8, BOOL = 9, FLOAT16 = 10, DOUBLE = 11,
-    UINT32 = 12, UINT64 = 13, COMPLEX64 = 14, COMPLEX128 = 15, BFLOAT16 = 16,
+    FLOAT = 1,
+    UINT8 = 2,
+    INT8 = 3,
+    UINT16 = 4,
+    INT16 = 5,
+    INT32 = 6,
+    INT64 = 7,
+    STRING = 8,
+    BOOL = 9,
+    FLOAT16 = 10,
+    DOUBLE = 11,
+    UINT32 = 12,
+    UINT64 = 13,
+    COMPLEX64 = 14,
+    COMPLEX128 = 15,
+    BFLOAT16 = 16,
 };
 
 template <typename Number>
-double to_double(Number one) { return static_cast<double>(one); }
+double to_double(Number one) {
+    return static_cast<double>(one);
+}
 
 struct Half {
     std::uint16_t bits;
@@ -59,8 +75,10 @@ struct Spread {
 
     void see(double first, double other) {
         double size = std::abs(first);
-        if (std::isfinite(size) && size > scale) scale = size;
-        if (first == other || (std::isnan(first) && std::isnan(other))) return;
+        if (std::isfinite(size) && size > scale)
+            scale = size;
+        if (first == other || (std::isnan(first) && std::isnan(other)))
+            return;
         double apart = std::abs(first - other);
         absolute = std::isnan(apart) ? std::numeric_limits<double>::infinity() : std::max(absolute, apart);
     }
@@ -103,9 +121,12 @@ Spread spread(std::int64_t dtype, std::string_view first, std::string_view other
 }  // namespace
 
 Difference compare(std::int64_t dtype, std::string_view first, std::string_view other) {
-    if (first == other) return {};
-    if (dtype > BFLOAT16 || dtype == STRING) return {false, 1, 1};
-    if (first.size() != other.size()) return {true, 0, 0};
+    if (first == other)
+        return {};
+    if (dtype > BFLOAT16 || dtype == STRING)
+        return {false, 1, 1};
+    if (first.size() != other.size())
+        return {true, 0, 0};
     Spread apart = spread(dtype, first, other);
     // From a tensor of zeros, any difference is whole.
     double relative = apart.absolute == 0 ? 0 : apart.scale > 0 ? apart.absolute / apart.scale : 1;
@@ -114,20 +135,25 @@ Difference compare(std::int64_t dtype, std::string_view first, std::string_view 
 
 Difference compare(AnswerKept& first, AnswerKept& other) {
     Difference found;
-    if (first.tensors.size() != other.tensors.size()) return {true, 0, 0};
+    if (first.tensors.size() != other.tensors.size())
+        return {true, 0, 0};
     const std::vector<std::string>& names = first.interface->outputs;
     const std::vector<std::string>& others = other.interface->outputs;
     for (std::size_t place = 0; place < first.tensors.size(); ++place) {
         std::size_t same = place;  // the same name, wherever it is
         if (place >= others.size() || others[place] != names[place]) {
-            for (same = 0; same < others.size() && others[same] != names[place];) ++same;
+            for (same = 0; same < others.size() && others[same] != names[place];)
+                ++same;
         }
-        if (same >= other.tensors.size()) return {true, 0, 0};
+        if (same >= other.tensors.size())
+            return {true, 0, 0};
         OutputKept& one = first.tensors[place];
         OutputKept& two = other.tensors[same];
-        if (one.dtype != two.dtype || one.dims != two.dims) return {true, 0, 0};
+        if (one.dtype != two.dtype || one.dims != two.dims)
+            return {true, 0, 0};
         Difference apart = compare(one.dtype, one.frame.view(), two.frame.view());
-        if (apart.differs) return apart;
+        if (apart.differs)
+            return apart;
         found.absolute = std::max(found.absolute, apart.absolute);
         found.relative = std::max(found.relative, apart.relative);
     }
@@ -135,7 +161,8 @@ Difference compare(AnswerKept& first, AnswerKept& other) {
 }
 
 Comparer::~Comparer() {
-    if (!thread_.joinable()) return;
+    if (!thread_.joinable())
+        return;
     {
         std::lock_guard lock(mutex_);
         ends_ = true;
@@ -155,7 +182,8 @@ void Comparer::add(std::shared_ptr<ShadowTally> tally, AnswerKept first, AnswerK
         bytes_ += bytes;
         jobs_.push_back({std::move(tally), std::move(first), std::move(other), bytes});
     }
-    if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
+    if (!thread_.joinable())
+        thread_ = std::thread([this] { work(); });
     changed_.notify_one();
 }
 
@@ -168,7 +196,8 @@ void Comparer::work() {
     std::unique_lock lock(mutex_);
     for (;;) {
         changed_.wait(lock, [this] { return ends_ || !jobs_.empty(); });
-        if (ends_) return;
+        if (ends_)
+            return;
         {
             Job job = std::move(jobs_.front());
             jobs_.pop_front();

@@ -41,13 +41,15 @@ public:
     }
     void copy_of(std::string_view bytes) {
         zmq->msg_close(&message_);
-        if (zmq->msg_init_size(&message_, bytes.size()) != 0) out_of_memory();
+        if (zmq->msg_init_size(&message_, bytes.size()) != 0)
+            out_of_memory();
         std::memcpy(data(), bytes.data(), bytes.size());
     }
     // Bytes of somebody else, who hears on any thread when they are not needed any more.
     void lend(void* bytes, std::size_t size, void (*let_go)(void*, void*), void* hint) {
         zmq->msg_close(&message_);
-        if (zmq->msg_init_data(&message_, bytes, size, let_go, hint) != 0) out_of_memory();
+        if (zmq->msg_init_data(&message_, bytes, size, let_go, hint) != 0)
+            out_of_memory();
     }
     void* data() { return zmq->msg_data(&message_); }
     std::size_t size() const { return zmq->msg_size(&message_); }
@@ -93,8 +95,10 @@ public:
     bool receive(Frame& frame) {
         while (zmq->msg_recv(frame.message(), socket_, CLOCKWORK_ZMQ_DONTWAIT) < 0) {
             int error = zmq->last_error();
-            if (error == EAGAIN) return false;
-            if (error != EINTR) fail("receive", error);
+            if (error == EAGAIN)
+                return false;
+            if (error != EINTR)
+                fail("receive", error);
         }
         return true;
     }
@@ -109,17 +113,21 @@ public:
         Frame frame;
         while (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0) {
             int error = zmq->last_error();
-            if (error == EAGAIN) return false;
-            if (error != EINTR) fail("receive from the monitor of", error);
+            if (error == EAGAIN)
+                return false;
+            if (error != EINTR)
+                fail("receive from the monitor of", error);
         }
         const char* body = static_cast<const char*>(frame.data());  // an event's number and value, unaligned
         std::uint32_t value = 0;
-        if (frame.size() < sizeof(news.event) + sizeof(value)) fail("read the monitor of", EPROTO);
+        if (frame.size() < sizeof(news.event) + sizeof(value))
+            fail("read the monitor of", EPROTO);
         std::memcpy(&news.event, body, sizeof(news.event));
         std::memcpy(&value, body + sizeof(news.event), sizeof(value));
         news.fd = static_cast<int>(value);
         while (frame.more()) {  // the endpoint
-            if (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0) break;
+            if (zmq->msg_recv(frame.message(), monitor_, CLOCKWORK_ZMQ_DONTWAIT) < 0)
+                break;
         }
         return true;
     }
@@ -127,11 +135,13 @@ public:
     // Begins a message. False if the peer is gone, or takes nothing any more; else the rest must follow. Its bytes
     // count as unread by `to`.
     bool address(std::string_view identity, const ConnectionPtr& to) {
-        while (zmq->send(socket_, identity.data(), identity.size(),
-                         CLOCKWORK_ZMQ_DONTWAIT | CLOCKWORK_ZMQ_SNDMORE) < 0) {
+        while (zmq->send(socket_, identity.data(), identity.size(), CLOCKWORK_ZMQ_DONTWAIT | CLOCKWORK_ZMQ_SNDMORE) <
+               0) {
             int error = zmq->last_error();
-            if (error == EAGAIN || error == EHOSTUNREACH) return false;
-            if (error != EINTR) fail("send on", error);
+            if (error == EAGAIN || error == EHOSTUNREACH)
+                return false;
+            if (error != EINTR)
+                fail("send on", error);
         }
         to_ = to;
         to_->unmarked += FRAME_EXTRA_BYTES;
@@ -146,7 +156,8 @@ public:
             send_marked(frame);
             return;
         }
-        while (zmq->send(socket_, header.data(), header.size(), flags(more)) < 0) retry();
+        while (zmq->send(socket_, header.data(), header.size(), flags(more)) < 0)
+            retry();
     }
 
     // Takes what the frame holds.
@@ -156,7 +167,8 @@ public:
             send_marked(frame);
             return;
         }
-        while (zmq->msg_send(frame.message(), socket_, flags(more)) < 0) retry();
+        while (zmq->msg_send(frame.message(), socket_, flags(more)) < 0)
+            retry();
     }
 
 private:
@@ -181,7 +193,8 @@ private:
         to_->all->fetch_add(mark->bytes, std::memory_order_relaxed);
         to_->unmarked = 0;
         mark.release();  // let_go() has it, whatever becomes of the frame
-        while (zmq->msg_send(marked.message(), socket_, flags(false)) < 0) retry();
+        while (zmq->msg_send(marked.message(), socket_, flags(false)) < 0)
+            retry();
     }
 
     static bool is_readable(void* socket) {
@@ -189,7 +202,8 @@ private:
         std::size_t size = sizeof(events);
         while (zmq->getsockopt(socket, CLOCKWORK_ZMQ_EVENTS, &events, &size) != 0) {
             int error = zmq->last_error();
-            if (error != EINTR) fail("look at", error);
+            if (error != EINTR)
+                fail("look at", error);
         }
         return (events & CLOCKWORK_ZMQ_POLLIN) != 0;
     }
@@ -198,7 +212,8 @@ private:
 
     static void retry() {
         int error = zmq->last_error();
-        if (error != EINTR) fail("send on", error);
+        if (error != EINTR)
+            fail("send on", error);
     }
 
     [[noreturn]] static void fail(const char* what, int error) {
@@ -217,19 +232,21 @@ public:
     // `cost_max` together. Of a message of more than message_frames_max frames, and of one without a header, only the
     // identity (and header) is kept: count says 1.
     template <typename Cost>
-    void receive(RouterSocket& socket, std::size_t messages_max, std::size_t frames_max,
-                 std::size_t message_frames_max, std::size_t cost_max, const Cost& cost) {
+    void receive(RouterSocket& socket, std::size_t messages_max, std::size_t frames_max, std::size_t message_frames_max,
+                 std::size_t cost_max, const Cost& cost) {
         std::size_t spent = 0;
         while (messages_.size() < messages_max && used_ < frames_max && spent < cost_max) {
             std::size_t first = used_;
-            if (!socket.receive(next())) return;
+            if (!socket.receive(next()))
+                return;
             ++used_;
             std::uint64_t bytes = FRAME_EXTRA_BYTES;
             bool more = frames_[first].more();
             bool too_many = false;
             while (more) {
                 Frame& frame = next();
-                if (!socket.receive(frame)) break;  // never: a message arrives whole
+                if (!socket.receive(frame))
+                    break;  // never: a message arrives whole
                 more = frame.more();
                 bytes += frame.size() + FRAME_EXTRA_BYTES;
                 if (used_ - first < message_frames_max + 1) {
@@ -241,7 +258,8 @@ public:
             }
             std::size_t count = used_ - first;
             if (too_many) {
-                while (used_ > first + 2) frames_[--used_].clear();
+                while (used_ > first + 2)
+                    frames_[--used_].clear();
                 count = 1;
             }
             messages_.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count), bytes});
@@ -261,7 +279,8 @@ public:
             frames_.clear();
             frames_.shrink_to_fit();
         } else {
-            for (std::size_t place = 0; place < used_; ++place) frames_[place].clear();
+            for (std::size_t place = 0; place < used_; ++place)
+                frames_[place].clear();
         }
         used_ = 0;
     }
@@ -270,7 +289,8 @@ private:
     static constexpr std::size_t KEPT_FRAMES = 16'384;
 
     Frame& next() {
-        if (used_ == frames_.size()) frames_.emplace_back();
+        if (used_ == frames_.size())
+            frames_.emplace_back();
         return frames_[used_];
     }
 

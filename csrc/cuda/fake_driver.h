@@ -18,7 +18,8 @@ typedef struct cw_fake_counts {
     int64_t host_allocations; /* of pinned memory */
     int64_t host_bytes;
     int64_t modules;
-    int64_t unpinned_copies; /* asynchronous copies, so far, to or from memory that is not pinned: on a card they wait */
+    int64_t
+        unpinned_copies; /* asynchronous copies, so far, to or from memory that is not pinned: on a card they wait */
     int64_t copied_in_bytes; /* so far, to all devices */
 } cw_fake_counts;
 
@@ -32,19 +33,19 @@ void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int6
 /* Have the nth call from now (1: the next) of a driver function fail with this error, once. "copy" and "kernel"
  * are what streams do: these fail when they are done, as a card's do. Where ``sticky`` is not 0, the context
  * stays broken. 0, or -1 if there is no such function. */
-int cw_fake_fail(const char *function, int64_t nth, int error, int sticky);
+int cw_fake_fail(const char* function, int64_t nth, int error, int sticky);
 
 /* Likewise of the calls that are about this device alone, whose context then stays broken. */
-int cw_fake_fail_device(const char *function, int device, int64_t nth, int error);
+int cw_fake_fail_device(const char* function, int device, int64_t nth, int error);
 
 /* Forget every failure that was asked for, and mend every context. */
 void cw_fake_mend(void);
 
 /* How often a function was called so far; -1 if there is no such function. */
-int64_t cw_fake_calls(const char *function);
+int64_t cw_fake_calls(const char* function);
 
 /* What exists now. */
-void cw_fake_live(cw_fake_counts *counts);
+void cw_fake_live(cw_fake_counts* counts);
 
 #ifdef __cplusplus
 }

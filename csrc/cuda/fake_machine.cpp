@@ -13,21 +13,19 @@ namespace fake {
 
 namespace {
 
-int64_t now_ns()
-{
+int64_t now_ns() {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
 }
 
-void sleep_until(int64_t at_ns)
-{
+void sleep_until(int64_t at_ns) {
     timespec at = {at_ns / 1000000000, at_ns % 1000000000};
     while (at_ns > now_ns())
         clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, nullptr);
 }
 
-const char *const NAMES[] = {
+const char* const NAMES[] = {
 #define MEMBER(member, symbol, parameters) #symbol,
     CW_CUDA_FUNCTIONS(MEMBER)
 #undef MEMBER
@@ -35,10 +33,9 @@ const char *const NAMES[] = {
     "kernel",
 };
 
-} // namespace
+}  // namespace
 
-Function function_named(const char *name)
-{
+Function function_named(const char* name) {
     for (int index = 0; index < FUNCTIONS; index++) {
         if (!strcmp(NAMES[index], name))
             return Function(index);
@@ -49,18 +46,17 @@ Function function_named(const char *name)
 /* What a test can tell the driver of another process: CLOCKWORK_FAKE_DEVICES, and CLOCKWORK_FAKE_FAIL as
  * function:nth:error, which breaks the context, or function:nth:error:device, which counts that one's calls; and
  * CLOCKWORK_FAKE_SPEED as cw_fake_speed() takes it: copies:link:kernel:latency. */
-Driver::Driver()
-{
-    if (const char *count = getenv("CLOCKWORK_FAKE_DEVICES"))
+Driver::Driver() {
+    if (const char* count = getenv("CLOCKWORK_FAKE_DEVICES"))
         device_count = std::clamp(atoi(count), 1, DEVICES_MAX);
-    if (const char *failure = getenv("CLOCKWORK_FAKE_FAIL")) {
+    if (const char* failure = getenv("CLOCKWORK_FAKE_FAIL")) {
         char name[64];
         long nth;
         int error, device = -1;
         if (sscanf(failure, "%63[^:]:%ld:%d:%d", name, &nth, &error, &device) >= 3 && function_named(name) != FUNCTIONS)
             failures.push_back({function_named(name), device, nth, error, true});
     }
-    if (const char *speed = getenv("CLOCKWORK_FAKE_SPEED")) {
+    if (const char* speed = getenv("CLOCKWORK_FAKE_SPEED")) {
         long rates[4] = {};
         sscanf(speed, "%ld:%ld:%ld:%ld", &rates[0], &rates[1], &rates[2], &rates[3]);
         copy_rate = rates[0], link_rate = rates[1], kernel_ns = rates[2], latency_ns = rates[3];
@@ -70,22 +66,20 @@ Driver::Driver()
 }
 
 /* Never freed: a stream that nobody destroyed outlives main(). */
-Driver &driver()
-{
-    static Driver *one = new Driver;
+Driver& driver() {
+    static Driver* one = new Driver;
     return *one;
 }
 
-thread_local Device *current = nullptr;
+thread_local Device* current = nullptr;
 
 /* Count a call; the error that was asked for, if it is its turn. The lock is held. */
-int counted(Function function, Device *device)
-{
-    Driver &all = driver();
+int counted(Function function, Device* device) {
+    Driver& all = driver();
     int64_t count = ++all.calls[function], own_count = device ? ++device->calls[function] : 0;
     for (auto one = all.failures.begin(); one != all.failures.end(); ++one) {
-        bool is_its_turn = one->device < 0 ? one->at == count
-                                           : device && device->ordinal == one->device && one->at == own_count;
+        bool is_its_turn =
+            one->device < 0 ? one->at == count : device && device->ordinal == one->device && one->at == own_count;
         if (one->function != function || !is_its_turn)
             continue;
         int error = one->error;
@@ -97,8 +91,7 @@ int counted(Function function, Device *device)
     return CUDA_SUCCESS;
 }
 
-bool lies_in(const std::map<uintptr_t, size_t> &ranges, uintptr_t begin, size_t bytes)
-{
+bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t bytes) {
     auto after = ranges.upper_bound(begin);
     if (after == ranges.begin())
         return false;
@@ -106,9 +99,8 @@ bool lies_in(const std::map<uintptr_t, size_t> &ranges, uintptr_t begin, size_t 
     return begin - range->first <= range->second && bytes <= range->second - (begin - range->first);
 }
 
-bool is_pinned(const void *begin, size_t bytes)
-{
-    for (const Device &device : driver().devices) {
+bool is_pinned(const void* begin, size_t bytes) {
+    for (const Device& device : driver().devices) {
         if (lies_in(device.pinned, reinterpret_cast<uintptr_t>(begin), bytes))
             return true;
     }
@@ -118,11 +110,10 @@ bool is_pinned(const void *begin, size_t bytes)
 namespace {
 
 /* When a copy that begins now may end: its engine and the link are used by one after another. */
-int64_t reserve_copy(Device *device, bool out, size_t bytes)
-{
-    Driver &all = driver();
+int64_t reserve_copy(Device* device, bool out, size_t bytes) {
+    Driver& all = driver();
     int64_t end = 0;
-    auto take = [&](int64_t &free_ns, int64_t rate) {
+    auto take = [&](int64_t& free_ns, int64_t rate) {
         if (rate > 0) {
             free_ns = std::max(free_ns, now_ns()) + int64_t(double(bytes) * 1e9 / double(rate));
             end = std::max(end, free_ns);
@@ -134,10 +125,9 @@ int64_t reserve_copy(Device *device, bool out, size_t bytes)
 }
 
 /* Do one item of a stream. The lock is held, and let go of for the work itself. */
-void perform(Stream *stream, Item &item, std::unique_lock<std::mutex> &guard)
-{
-    Driver &all = driver();
-    Device *device = stream->device;
+void perform(Stream* stream, Item& item, std::unique_lock<std::mutex>& guard) {
+    Driver& all = driver();
+    Device* device = stream->device;
     int64_t latency_ns = all.latency_ns, kernel_ns = all.kernel_ns;
     if (latency_ns) {
         guard.unlock();
@@ -145,47 +135,46 @@ void perform(Stream *stream, Item &item, std::unique_lock<std::mutex> &guard)
         guard.lock();
     }
     switch (item.kind) {
-    case Item::COPY_IN:
-    case Item::COPY_OUT: {
-        int64_t end_ns = reserve_copy(device, item.kind == Item::COPY_OUT, item.bytes);
-        if (counted(F_copy, device) || device->broken)
-            break;
-        guard.unlock();
-        memcpy(item.target, item.source, item.bytes);
-        sleep_until(end_ns);
-        guard.lock();
-        break;
-    }
-    case Item::KERNEL: {
-        if (counted(F_kernel, device) || device->broken)
-            break;
-        guard.unlock();
-        int64_t end_ns = now_ns() + kernel_ns;
-        void *arguments[ARGUMENTS_MAX + 1];
-        for (size_t index = 0; index < item.values.size(); index++)
-            arguments[index] = &item.values[index];
-        arguments[item.values.size()] = nullptr;
-        item.kernel(arguments, item.grid, item.block);
-        if (kernel_ns)
+        case Item::COPY_IN:
+        case Item::COPY_OUT: {
+            int64_t end_ns = reserve_copy(device, item.kind == Item::COPY_OUT, item.bytes);
+            if (counted(F_copy, device) || device->broken)
+                break;
+            guard.unlock();
+            memcpy(item.target, item.source, item.bytes);
             sleep_until(end_ns);
-        guard.lock();
-        break;
-    }
-    case Item::RECORD:
-        item.event->done = item.generation;
-        item.event->time_ns = now_ns();
-        break;
-    case Item::WAIT:
-        all.progress.wait(guard, [&] { return item.event->done >= item.generation || stream->stopped; });
-        break;
+            guard.lock();
+            break;
+        }
+        case Item::KERNEL: {
+            if (counted(F_kernel, device) || device->broken)
+                break;
+            guard.unlock();
+            int64_t end_ns = now_ns() + kernel_ns;
+            void* arguments[ARGUMENTS_MAX + 1];
+            for (size_t index = 0; index < item.values.size(); index++)
+                arguments[index] = &item.values[index];
+            arguments[item.values.size()] = nullptr;
+            item.kernel(arguments, item.grid, item.block);
+            if (kernel_ns)
+                sleep_until(end_ns);
+            guard.lock();
+            break;
+        }
+        case Item::RECORD:
+            item.event->done = item.generation;
+            item.event->time_ns = now_ns();
+            break;
+        case Item::WAIT:
+            all.progress.wait(guard, [&] { return item.event->done >= item.generation || stream->stopped; });
+            break;
     }
 }
 
-} // namespace
+}  // namespace
 
-void run_stream(Stream *stream)
-{
-    Driver &all = driver();
+void run_stream(Stream* stream) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     for (;;) {
         stream->wake.wait(guard, [&] { return !stream->items.empty() || stream->stopped; });
@@ -201,10 +190,9 @@ void run_stream(Stream *stream)
     }
 }
 
-int queue(CUstream handle, Item item)
-{
-    Driver &all = driver();
-    Stream *stream = reinterpret_cast<Stream *>(handle);
+int queue(CUstream handle, Item item) {
+    Driver& all = driver();
+    Stream* stream = reinterpret_cast<Stream*>(handle);
     if (!all.streams.count(stream))
         return CUDA_ERROR_INVALID_HANDLE;
     if (stream->device != current)
@@ -214,24 +202,22 @@ int queue(CUstream handle, Item item)
     return CUDA_SUCCESS;
 }
 
-} // namespace fake
+}  // namespace fake
 
 using namespace fake;
 
 /* ----- what tests tell and ask it ----------------------------------------------------------------- */
 
-EXPORTED void cw_fake_setup(int device_count, size_t device_bytes, int driver_version)
-{
-    Driver &all = driver();
+EXPORTED void cw_fake_setup(int device_count, size_t device_bytes, int driver_version) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     all.device_count = std::clamp(device_count, 1, DEVICES_MAX);
     all.device_bytes = device_bytes;
     all.version = driver_version;
 }
 
-EXPORTED void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int64_t latency_ns)
-{
-    Driver &all = driver();
+EXPORTED void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel_ns, int64_t latency_ns) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     all.copy_rate = copy_rate;
     all.link_rate = link_rate;
@@ -239,9 +225,8 @@ EXPORTED void cw_fake_speed(int64_t copy_rate, int64_t link_rate, int64_t kernel
     all.latency_ns = latency_ns;
 }
 
-EXPORTED int cw_fake_fail(const char *name, int64_t nth, int error, int sticky)
-{
-    Driver &all = driver();
+EXPORTED int cw_fake_fail(const char* name, int64_t nth, int error, int sticky) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     Function function = function_named(name);
     if (function == FUNCTIONS)
@@ -252,9 +237,8 @@ EXPORTED int cw_fake_fail(const char *name, int64_t nth, int error, int sticky)
     return 0;
 }
 
-EXPORTED int cw_fake_fail_device(const char *name, int device, int64_t nth, int error)
-{
-    Driver &all = driver();
+EXPORTED int cw_fake_fail_device(const char* name, int device, int64_t nth, int error) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     Function function = function_named(name);
     if (function == FUNCTIONS || device < 0 || device >= DEVICES_MAX)
@@ -263,34 +247,31 @@ EXPORTED int cw_fake_fail_device(const char *name, int device, int64_t nth, int 
     return 0;
 }
 
-EXPORTED void cw_fake_mend(void)
-{
-    Driver &all = driver();
+EXPORTED void cw_fake_mend(void) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     all.failures.clear();
-    for (Device &device : all.devices)
+    for (Device& device : all.devices)
         device.broken = CUDA_SUCCESS;
 }
 
-EXPORTED int64_t cw_fake_calls(const char *name)
-{
-    Driver &all = driver();
+EXPORTED int64_t cw_fake_calls(const char* name) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     Function function = function_named(name);
     return function == FUNCTIONS ? -1 : all.calls[function];
 }
 
-EXPORTED void cw_fake_live(cw_fake_counts *counts)
-{
-    Driver &all = driver();
+EXPORTED void cw_fake_live(cw_fake_counts* counts) {
+    Driver& all = driver();
     std::unique_lock<std::mutex> guard(all.lock);
     *counts = {};
-    for (const Device &device : all.devices) {
+    for (const Device& device : all.devices) {
         counts->contexts += device.retained;
         counts->allocations += int64_t(device.allocations.size());
         counts->device_bytes += int64_t(device.used);
         counts->host_allocations += int64_t(device.pinned.size());
-        for (const auto &[begin, bytes] : device.pinned)
+        for (const auto& [begin, bytes] : device.pinned)
             counts->host_bytes += int64_t(bytes);
     }
     counts->streams = int64_t(all.streams.size());

@@ -27,7 +27,7 @@ constexpr size_t POISONED_MAX = 64 << 20; /* of fresh memory: reading what nobod
 constexpr size_t ALIGNMENT = 512;         /* of an allocation, as a card's are */
 constexpr size_t HOST_ALIGNMENT = 4096;   /* of pinned memory */
 
-using Kernel = void (*)(void **arguments, const unsigned *grid, const unsigned *block);
+using Kernel = void (*)(void** arguments, const unsigned* grid, const unsigned* block);
 
 enum Function {
 #define MEMBER(member, symbol, parameters) F_##symbol,
@@ -50,7 +50,7 @@ struct Device {
 };
 
 struct Event {
-    Device *device;
+    Device* device;
     uint64_t issued = 0; /* times that it was recorded, as the caller sees it, and as it has happened */
     uint64_t done = 0;
     int64_t time_ns = 0;
@@ -60,8 +60,8 @@ using EventRef = std::shared_ptr<Event>;
 
 struct Item {
     enum Kind { COPY_IN, COPY_OUT, KERNEL, RECORD, WAIT } kind;
-    void *target = nullptr;
-    const void *source = nullptr;
+    void* target = nullptr;
+    const void* source = nullptr;
     size_t bytes = 0;
     Kernel kernel = nullptr;
     unsigned grid[3] = {}, block[3] = {};
@@ -71,7 +71,7 @@ struct Item {
 };
 
 struct Stream {
-    Device *device;
+    Device* device;
     std::condition_variable wake; /* an item was queued */
     std::deque<Item> items;
     bool busy = false;
@@ -80,8 +80,8 @@ struct Stream {
 };
 
 struct Module {
-    Device *device;
-    void *library;
+    Device* device;
+    void* library;
     int file; /* open for as long as it is: the loader knows a library by its path, which holds this number */
 };
 
@@ -106,51 +106,51 @@ struct Driver {
     int64_t unpinned_copies = 0, copied_in_bytes = 0;
     Device devices[DEVICES_MAX];
     std::vector<Failure> failures;
-    std::set<Stream *> streams;
-    std::map<Event *, EventRef> events;
-    std::set<Module *> modules;
+    std::set<Stream*> streams;
+    std::map<Event*, EventRef> events;
+    std::set<Module*> modules;
 
     Driver();
 };
 
 /* Never freed: a stream that nobody destroyed outlives main(). */
-Driver &driver();
+Driver& driver();
 
-extern thread_local Device *current;
+extern thread_local Device* current;
 
 /* FUNCTIONS if there is none of that name. */
-Function function_named(const char *name);
+Function function_named(const char* name);
 
 /* Count a call; the error that was asked for, if it is its turn. The lock is held. */
-int counted(Function function, Device *device);
+int counted(Function function, Device* device);
 
 /* Whether a range lies in one of these. */
-bool lies_in(const std::map<uintptr_t, size_t> &ranges, uintptr_t begin, size_t bytes);
+bool lies_in(const std::map<uintptr_t, size_t>& ranges, uintptr_t begin, size_t bytes);
 
-bool is_pinned(const void *begin, size_t bytes);
+bool is_pinned(const void* begin, size_t bytes);
 
 /* What a stream's thread does until the stream is stopped. */
-void run_stream(Stream *stream);
+void run_stream(Stream* stream);
 
 /* Have a stream do something after what it has to do. The lock is held. */
 int queue(CUstream handle, Item item);
 
 /* What begins a function that needs no context, and one that needs it. */
-#define BEGIN(symbol)                                          \
-    Driver &all = driver();                                    \
-    std::unique_lock<std::mutex> guard(all.lock);              \
-    if (int error = counted(F_##symbol, current))              \
-        return error;                                          \
-    if (!all.initialised && F_##symbol != F_cuInit)            \
+#define BEGIN(symbol)                               \
+    Driver& all = driver();                         \
+    std::unique_lock<std::mutex> guard(all.lock);   \
+    if (int error = counted(F_##symbol, current))   \
+        return error;                               \
+    if (!all.initialised && F_##symbol != F_cuInit) \
     return CUDA_ERROR_NOT_INITIALIZED
 
-#define BEGIN_CONTEXT(symbol)                 \
-    BEGIN(symbol);                            \
-    if (!current || !current->retained)       \
-        return CUDA_ERROR_INVALID_CONTEXT;    \
-    if (current->broken)                      \
+#define BEGIN_CONTEXT(symbol)              \
+    BEGIN(symbol);                         \
+    if (!current || !current->retained)    \
+        return CUDA_ERROR_INVALID_CONTEXT; \
+    if (current->broken)                   \
     return current->broken
 
-} // namespace fake
+}  // namespace fake
 
 #endif

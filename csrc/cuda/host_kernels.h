@@ -35,17 +35,16 @@ struct cw_dim3 {
 static thread_local cw_dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 template <typename... Parameters, size_t... Index>
-static void cw_run_threads(void (*kernel)(Parameters...), void **arguments, std::index_sequence<Index...>)
-{
+static void cw_run_threads(void (*kernel)(Parameters...), void** arguments, std::index_sequence<Index...>) {
     for (threadIdx.z = 0; threadIdx.z < blockDim.z; threadIdx.z++)
         for (threadIdx.y = 0; threadIdx.y < blockDim.y; threadIdx.y++)
             for (threadIdx.x = 0; threadIdx.x < blockDim.x; threadIdx.x++)
-                kernel(*static_cast<Parameters *>(arguments[Index])...);
+                kernel(*static_cast<Parameters*>(arguments[Index])...);
 }
 
 template <typename... Parameters>
-static void cw_run_blocks(void (*kernel)(Parameters...), void **arguments, const unsigned *grid, const unsigned *block)
-{
+static void cw_run_blocks(void (*kernel)(Parameters...), void** arguments, const unsigned* grid,
+                          const unsigned* block) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
     for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
@@ -55,11 +54,10 @@ static void cw_run_blocks(void (*kernel)(Parameters...), void **arguments, const
 }
 
 /* The entry that the fake driver looks for: arguments[i] points at the i-th argument's value. */
-#define CW_HOST_KERNEL(name)                                                                                \
-    extern "C" __attribute__((visibility("default"))) void cw_host_##name(                                  \
-        void **arguments, const unsigned grid[3], const unsigned block[3])                                  \
-    {                                                                                                       \
-        cw_run_blocks(name, arguments, grid, block);                                                        \
+#define CW_HOST_KERNEL(name)                                                                                        \
+    extern "C" __attribute__((visibility("default"))) void cw_host_##name(void** arguments, const unsigned grid[3], \
+                                                                          const unsigned block[3]) {                \
+        cw_run_blocks(name, arguments, grid, block);                                                                \
     }
 
 #endif

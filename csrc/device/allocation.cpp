@@ -10,17 +10,16 @@
 
 namespace {
 
-thread_local ws_account *charged = nullptr;
+thread_local ws_account* charged = nullptr;
 
 // std::bad_alloc with a sentence, made without memory.
 class OutOfBudget : public std::bad_alloc {
 public:
-    OutOfBudget(std::size_t asked, std::size_t used, std::size_t limit)
-    {
-        std::snprintf(text_, sizeof text_, "%zu bytes are asked for, %zu are taken, and at most %zu may be", asked, used,
-                      limit);
+    OutOfBudget(std::size_t asked, std::size_t used, std::size_t limit) {
+        std::snprintf(text_, sizeof text_, "%zu bytes are asked for, %zu are taken, and at most %zu may be", asked,
+                      used, limit);
     }
-    const char *what() const noexcept override { return text_; }
+    const char* what() const noexcept override { return text_; }
 
 private:
     char text_[160];
@@ -28,14 +27,13 @@ private:
 
 }  // namespace
 
-extern "C" void ws_charge(ws_account *account) { charged = account; }
+extern "C" void ws_charge(ws_account* account) { charged = account; }
 
-extern "C" void *ws_alloc_for_run(OrtAllocator *self, std::size_t bytes)
-{
-    workspace *ws = reinterpret_cast<workspace *>(self);
+extern "C" void* ws_alloc_for_run(OrtAllocator* self, std::size_t bytes) {
+    workspace* ws = reinterpret_cast<workspace*>(self);
     if (bytes == 0)
         return nullptr;
-    void *found = ws_alloc(ws, charged, bytes);
+    void* found = ws_alloc(ws, charged, bytes);
     if (found == nullptr) {
         if (charged != nullptr)
             throw OutOfBudget(bytes, charged->used_bytes, charged->limit_bytes);

@@ -216,7 +216,8 @@ void Adaptive::executed(const Flight& flight, Ns took_ns) {
     if (kind >= margins_.size()) {
         margins_.resize(kind + 1);
     }
-    margins_[kind].took(now_, static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns));
+    margins_[kind].took(now_,
+                        static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns));
     double pace = pace_.at(now_), took = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
     pace_.set(now_, std::clamp(pace + PACE_PART * (took - pace), PACE_MIN, 1.0));
 }
@@ -429,8 +430,8 @@ Ns Adaptive::ready_ns(Queue& queue) {
     }
     Ns link = link_ns(model);
     Ns arrived = front.pending->request.arrived_ns;
-    Ns hold = static_cast<Ns>(share * static_cast<double>(front.deadline_ns - arrived - link -
-                                                          takes_ns(spec, queue.shape, front.size)));
+    Ns hold = static_cast<Ns>(
+        share * static_cast<double>(front.deadline_ns - arrived - link - takes_ns(spec, queue.shape, front.size)));
     if (!saves_devices_) {
         hold = std::min(hold, HOLD_MAX_NS);
     }
@@ -460,7 +461,8 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     const Worker& worker = *residency.device->worker;
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
-    double row_ns = worker.inputs.byte_ns(now_) * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
+    double row_ns =
+        worker.inputs.byte_ns(now_) * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
     Ns covered = free_ns - std::max(now_, worker.inputs.free_ns()) - worker.there_ns;
     auto takes = [&](std::uint32_t rows) {
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
@@ -614,8 +616,7 @@ bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
         Ns rest = one.duration_ns / one.count * (one.queue->size() - one.count);
         bool may_pass = !is_behind(*one.residency) || is_behind(*best.residency);
         bool cannot_wait = may_pass && one.queue->level < best.queue->level &&
-                           one.start_ns - rest < free_ns + best.duration_ns &&
-                           !has_other_device(*one.queue->model);
+                           one.start_ns - rest < free_ns + best.duration_ns && !has_other_device(*one.queue->model);
         if (cannot_wait && (urgent.queue == nullptr || one.queue->level < urgent.queue->level ||
                             (one.queue->level == urgent.queue->level && one.start_ns < urgent.start_ns))) {
             urgent = one;

@@ -155,7 +155,8 @@ public:
     }
     // Of those that are expected, the part that will come.
     double part(Ns now) const {
-        double came = came_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR, expected = expected_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR;
+        double came = came_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR,
+               expected = expected_.at(now, COME_HALF_LIFE_NS) + COME_PRIOR;
         return std::min(came / expected, 1.0);
     }
 
@@ -219,8 +220,9 @@ private:
 
 class Adaptive final : public Queued {
 public:
-    static constexpr const char* OPTIONS[] = {"schedule_ahead_ms", "save_devices", "hold_need",  "sacrifice_need", "refuse_wait",
-                                              "off_hold",          "off_refuse",   "off_surge", "off_sacrifice"};
+    static constexpr const char* OPTIONS[] = {"schedule_ahead_ms", "save_devices", "hold_need",
+                                              "sacrifice_need",    "refuse_wait",  "off_hold",
+                                              "off_refuse",        "off_surge",    "off_sacrifice"};
 
     explicit Adaptive(const SchedulerOptions& options);
 
@@ -250,12 +252,12 @@ protected:
 private:
     // What came for a model, each thing by the weight of its time: the past fades without being touched.
     struct Traffic {
-        double cost = 0;      // ideal device time, ns
+        double cost = 0;  // ideal device time, ns
         double rows = 0;
-        double ideal_ns = 0;  // of one row
-        double slack_ns = 0;  // that its requests come with
-        bool saves = false;   // its batches save more than little
-        bool is_told = true;  // its requests are refused at arrival, by what waits before them
+        double ideal_ns = 0;                     // of one row
+        double slack_ns = 0;                     // that its requests come with
+        bool saves = false;                      // its batches save more than little
+        bool is_told = true;                     // its requests are refused at arrival, by what waits before them
         std::array<Company, COMPANIES> company;  // by how many wait: see company()
         std::uint32_t arrivals = 0;
     };
@@ -268,7 +270,7 @@ private:
         std::uint32_t count;     // behind them
         Ns start_ns;             // the last at which it is in time
         Ns duration_ns;
-        Ns rank_ns;              // the lowest goes first
+        Ns rank_ns;  // the lowest goes first
     };
 
     static KindSpec* spec_of(const Model& model);
@@ -313,18 +315,18 @@ private:
     bool believes_surges_;
     double sacrifice_need_;
 
-    Beside<Traffic> traffic_;       // of models
-    double cost_sum_ = 0;           // of all models
-    double square_sum_ = 0;         // of each model's, squared
+    Beside<Traffic> traffic_;  // of models
+    double cost_sum_ = 0;      // of all models
+    double square_sum_ = 0;    // of each model's, squared
     Weights weights_{NEED_HALF_LIFE_NS, MEMORY_MIN_NS};
     Inflow surge_{RECENT_HALF_LIFE_NS, RECENT_MEMORY_MIN_NS};  // of all models
     Inflow lull_{LULL_HALF_LIFE_NS, MEMORY_MIN_NS};
-    std::vector<Margin> margins_;   // by the device's kind
+    std::vector<Margin> margins_;        // by the device's kind
     std::uint64_t batch_bytes_max_ = 0;  // that any batch could have
-    double share_ = 0;              // devices that a model may have while too much arrives; 0: no limit
-    Ns share_at_ns_ = 0;            // when to compute it anew
-    std::vector<double> wanted_;    // for that: what each model asks for, in devices
-    Fading pace_{1};                // what executions take of what they are counted with
+    double share_ = 0;                   // devices that a model may have while too much arrives; 0: no limit
+    Ns share_at_ns_ = 0;                 // when to compute it anew
+    std::vector<double> wanted_;         // for that: what each model asks for, in devices
+    Fading pace_{1};                     // what executions take of what they are counted with
     std::vector<Candidate> candidates_;
     std::vector<Waiting> victims_;
 };

@@ -358,8 +358,7 @@ void Admission::refuse_in_detail(Pending& pending) {
         refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
     } else if (alone_least > slo) {
         doubt(pending);
-        refuse(pending, Reason::INFEASIBLE, {Text::SLO_BELOW_IDLE, alone_least, slo},
-               std::max(alone_least, slo + 1));
+        refuse(pending, Reason::INFEASIBLE, {Text::SLO_BELOW_IDLE, alone_least, slo}, std::max(alone_least, slo + 1));
     } else {
         refuse(pending, Reason::DEADLINE, {Text::COULD_BE_ANSWERED, feasible, slo}, feasible,
                std::max<Ns>(least - deadline, 1));
@@ -457,8 +456,7 @@ void Admission::answer_displaced(const std::vector<Pending*>& victims) {
 }
 
 // The requests whose displacement makes room for this one; none if none do.
-void Admission::find_displaced(Residency& residency, const Pending& pending,
-                               std::vector<Pending*>& gone) const {
+void Admission::find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const {
     gone.clear();
     const Device& device = *residency.device;
     const Plan& plan = device.plan;

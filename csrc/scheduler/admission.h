@@ -59,10 +59,10 @@ public:
 protected:
     // Where a request could go.
     struct Slot {
-        Ns finish_ns;        // predicted
-        std::size_t index;   // in the plan
-        Batch* batch;        // to join; null: a new one
-        Ns key_ns;           // of a new one
+        Ns finish_ns;       // predicted
+        std::size_t index;  // in the plan
+        Batch* batch;       // to join; null: a new one
+        Ns key_ns;          // of a new one
     };
 
     Ns ahead_ns(const Device& device) const { return std::max(SCHEDULE_AHEAD_NS, device.lead.ns(now_)); }

@@ -9,10 +9,8 @@ namespace clockwork {
 namespace {
 
 Whereabouts whereabouts_of(const Residency& one) {
-    return {one.model->model_id,  one.device->worker->worker_id,
-            one.device->index,    static_cast<int>(one.state),
-            one.load_id,          one.spec->page_count,
-            one.starts};
+    return {one.model->model_id, one.device->worker->worker_id, one.device->index, static_cast<int>(one.state),
+            one.load_id,         one.spec->page_count,          one.starts};
 }
 
 void show_shares(const Device& device, Ns now, DeviceStatus& row) {
@@ -269,7 +267,7 @@ void Book::refuse(Pending& pending, Reason reason, Said said, Ns feasible_slo_ns
 
 void Book::fail(Pending& pending, Status status, Said said, Reason reason, Ns feasible_slo_ns, Ns retry_after_ns) {
     ++(status == Status::DEADLINE_MISSED ? counts_.missed
-       : reason == Reason::DISPLACED      ? counts_.displaced
+       : reason == Reason::DISPLACED     ? counts_.displaced
        : status == Status::REFUSED       ? counts_.refused
                                          : counts_.failed);
     Command& command = order(CommandKind::ANSWER_FAILED);
@@ -433,8 +431,12 @@ Snapshot Book::snapshot() const {
         last = device->worker;
         for (const Flight* one = last->flights.front(); one != nullptr; one = last->flights.next(one)) {
             FlightStatus& row = all.flights.emplace_back();
-            row = {one->action_id, last->worker_id, one->device->index, static_cast<int>(one->kind),
-                   one->residency->model->model_id, {}};
+            row = {one->action_id,
+                   last->worker_id,
+                   one->device->index,
+                   static_cast<int>(one->kind),
+                   one->residency->model->model_id,
+                   {}};
             for (const Pending* pending : one->batch != nullptr ? one->batch->pendings : std::vector<Pending*>{}) {
                 row.requests.push_back(pending->request.id);
             }

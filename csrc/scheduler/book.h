@@ -197,8 +197,8 @@ private:
     ActionId action_id_ = 0;
     Ns wake_ns_ = NEVER_NS;
     std::vector<Device*> dirty_;
-    std::vector<Device*> looking_;  // the devices that settle() is at
-    std::array<std::uint64_t, 256> levels_{};  // unanswered requests by priority
+    std::vector<Device*> looking_;                // the devices that settle() is at
+    std::array<std::uint64_t, 256> levels_{};     // unanswered requests by priority
     std::array<std::uint64_t, 4> levels_used_{};  // which of them are not zero
 
     std::vector<Pending*> gone_pendings_;

@@ -113,8 +113,8 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
     // The target may be of a worker that runs larger batches.
     std::uint32_t most = std::min(target(queue, spec, there_ns, back_ns), spec.batch_max);
     std::uint32_t suffix = 0;
-    while (suffix < there && queue[suffix].deadline_ns - back_ns <
-                                 start_ns + curve->planned_ns(std::min(most, there - suffix))) {
+    while (suffix < there &&
+           queue[suffix].deadline_ns - back_ns < start_ns + curve->planned_ns(std::min(most, there - suffix))) {
         ++suffix;
     }
     std::uint32_t size = std::min(most, there - suffix);

@@ -65,10 +65,10 @@ inline constexpr double DEMAND_FORGOTTEN = 0.05;
 struct ModelDemand {
     double rows = 0, requests = 0;  // that came, forgotten by half in each half-life
     Ns counted_ns = 0;              // as of then
-    double row_ns = 0;    // device time of one
-    double run_ns = 0;    // how long the batch executes that it is a part of
-    double alone = 0;     // the part of them that run alone
-    double slack_ns = 0;  // that its requests come with
+    double row_ns = 0;              // device time of one
+    double run_ns = 0;              // how long the batch executes that it is a part of
+    double alone = 0;               // the part of them that run alone
+    double slack_ns = 0;            // that its requests come with
     std::uint32_t arrivals = 0;
 };
 

@@ -202,7 +202,7 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
         if (other != &batch) {
             // What it leaves is shorter without it: else no full plan of small batches would ever become one of large.
             bool leaves = other == pending.batch;
-            Ns takes = !leaves                    ? other->duration_ns
+            Ns takes = !leaves                      ? other->duration_ns
                        : other->size > pending.size ? batch.curve->planned_ns(other->size - pending.size)
                                                     : 0;
             if (takes == 0) {

@@ -202,8 +202,8 @@ double Curve::least_drift() const {
 bool Curve::is_raised() const {
     double limit = std::min(STALE_RATIO, STALE_BESIDE * least_drift());
     return rule_ == EstimateRule::ROBUST && std::any_of(windows_.begin(), windows_.end(), [&](const auto& entry) {
-        return drift(entry.first, entry.second) > limit;
-    });
+               return drift(entry.first, entry.second) > limit;
+           });
 }
 
 bool Curve::forget_stale(Ns now) {
@@ -358,7 +358,8 @@ Ns ProgramEstimates::bound_ns(const Shapes& shapes, std::uint32_t shape, std::ui
     std::uint64_t wanted = shapes.elements(shape);
     for (const auto& [known, curve] : curves_) {
         std::uint64_t count = shapes.elements(known);
-        bool is_better = reference_count < wanted ? count > reference_count : wanted <= count && count < reference_count;
+        bool is_better =
+            reference_count < wanted ? count > reference_count : wanted <= count && count < reference_count;
         if (is_better) {
             reference = curve.get();
             reference_count = count;
@@ -453,7 +454,8 @@ bool LoadEstimates::forget_stale(ModelId model_id, Ns seed_ns, std::uint32_t pag
 Ns LoadEstimates::measure(ModelId model_id, Ns seed_ns, std::uint32_t page_count, Ns ns, Ns now) {
     ns = std::max<Ns>(ns, 1);
     auto& layouts = windows_[model_id];
-    auto layout = std::find_if(layouts.begin(), layouts.end(), [=](const auto& one) { return one.first == page_count; });
+    auto layout =
+        std::find_if(layouts.begin(), layouts.end(), [=](const auto& one) { return one.first == page_count; });
     if (layout == layouts.end()) {
         Ns seed = first_ns(seed_ns, page_count);
         if (layouts.size() >= LAYOUTS_MAX) {

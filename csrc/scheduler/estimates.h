@@ -228,7 +228,7 @@ private:
 
     double scale_ = 1;
     std::vector<std::pair<std::uint32_t, std::unique_ptr<Curve>>> curves_;  // in the order in which they came
-    std::unordered_map<std::uint32_t, Curve*> index_;                      // once there are many
+    std::unordered_map<std::uint32_t, Curve*> index_;                       // once there are many
 };
 
 // Load times of one device kind: each model's own window once it was loaded, its profile before.

@@ -41,7 +41,8 @@ Queued::Choice Fifo::choose(Device& device, Ns free_ns) {
         }
         std::uint32_t count = curve != nullptr ? count_up_to(*queue, 0, cap(spec)) : 1;
         Ns slack = queue->front().deadline_ns - end;
-        if (drops_ && curve != nullptr && count > 1 && curve->planned_ns(queue->is_plain() ? count : cap(spec)) > slack) {
+        if (drops_ && curve != nullptr && count > 1 &&
+            curve->planned_ns(queue->is_plain() ? count : cap(spec)) > slack) {
             std::uint32_t rows = queue->front().size;
             std::uint32_t most = 1;
             while (most < count && curve->planned_ns(rows + (*queue)[most].size) <= slack) {

@@ -213,8 +213,8 @@ void Loads::send_drop(Worker& worker, Model& model, std::uint8_t attempts) {
     Residency& residency = stand_in(worker, model);
     residency.attempts = static_cast<std::uint8_t>(attempts + 1);
     ++model.drops;
-    Flight* flight = make_flight(*residency.device, FlightKind::DROP, residency, nullptr, UNLOAD_EXPECTED_NS,
-                                 UNLOAD_EXPECTED_NS);
+    Flight* flight =
+        make_flight(*residency.device, FlightKind::DROP, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
     Command& command = order_action(CommandKind::SEND_DROP, *flight);
     command.earliest_ns = now_;
     command.latest_ns = NEVER_NS;
@@ -274,8 +274,7 @@ void Loads::drop_answered(Flight& flight, const ActionResult& result) {
                    result.status == Status::ACTION_CANCELLED || result.status == Status::TOO_LATE;
     std::uint8_t attempts = flight.residency->attempts;
     end_host_action(flight);
-    if (refused && attempts < UNLOAD_ATTEMPTS_MAX && !worker.draining &&
-        worker.host_state(model) == HostState::NONE) {
+    if (refused && attempts < UNLOAD_ATTEMPTS_MAX && !worker.draining && worker.host_state(model) == HostState::NONE) {
         send_drop(worker, model, attempts);
     } else if (model.draining) {
         check_removed(model);

@@ -19,8 +19,7 @@ void Idle::load_background(Device& device, Model& model) {
         return;
     }
     KindSpec* spec = model.spec(device);
-    if (spec == nullptr || spec->page_count > device.pages.page_count() ||
-        !device.worker->could_host(*spec)) {
+    if (spec == nullptr || spec->page_count > device.pages.page_count() || !device.worker->could_host(*spec)) {
         return;
     }
     if (std::any_of(model.residencies.begin(), model.residencies.end(),
@@ -124,8 +123,8 @@ void Idle::measure(Device& device) {
         Curve* known = spec != nullptr ? spec->program->curve(one.shape) : nullptr;
         bool is_over = spec == nullptr || model->draining || (known != nullptr) != one.is_doubted;
         if (!is_over) {
-            bound = known != nullptr ? known->planned_ns(one.rows)
-                                     : spec->program->bound_ns(shapes_, one.shape, one.rows);
+            bound =
+                known != nullptr ? known->planned_ns(one.rows) : spec->program->bound_ns(shapes_, one.shape, one.rows);
             is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
         }
         if (is_over) {

@@ -72,7 +72,7 @@ private:
     std::array<Sample, INPUTS_SAMPLES> samples_{};
     std::uint64_t sample_count_ = 0;
     double byte_ns_ = 0;
-    double batch_bytes_ = 0;          // of most of the last ones, or less
+    double batch_bytes_ = 0;  // of most of the last ones, or less
     Ns learnt_ns_ = 0;
     Ns free_ns_ = 0;
 };

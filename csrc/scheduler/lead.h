@@ -35,7 +35,8 @@ public:
     void needed(Ns now, Ns early_ns) {
         double kept = static_cast<double>(ns(now));
         double step = early_ns > static_cast<Ns>(kept) ? LEAD_STEP * LEAD_KEPT : -LEAD_STEP * (1 - LEAD_KEPT);
-        more_ns_ = std::clamp(kept * (1 + step), static_cast<double>(LEAD_MIN_NS), static_cast<double>(LEAD_MAX_NS)) - LEAD_MIN_NS;
+        more_ns_ = std::clamp(kept * (1 + step), static_cast<double>(LEAD_MIN_NS), static_cast<double>(LEAD_MAX_NS)) -
+                   LEAD_MIN_NS;
         seen_ns_ = now;
     }
 

@@ -43,7 +43,8 @@ private:
             }
             std::array<Ns, WINDOW> sorted = last;
             auto place = static_cast<std::ptrdiff_t>(PERCENTILE * static_cast<double>(there - 1) + 0.5);
-            std::nth_element(sorted.begin(), sorted.begin() + place, sorted.begin() + static_cast<std::ptrdiff_t>(there));
+            std::nth_element(sorted.begin(), sorted.begin() + place,
+                             sorted.begin() + static_cast<std::ptrdiff_t>(there));
             return std::min(recent, sorted[static_cast<std::size_t>(place)]);
         }
     };

@@ -30,19 +30,18 @@ KindSpec* Memory::loadable(const Device& device, const Model& model) const {
     if (spec == nullptr || spec->page_count > device.pages.page_count() || !device.worker->could_host(*spec)) {
         return nullptr;
     }
-    bool is_there = !model.residencies.empty() &&
-                    (device.find(&model) != nullptr ||
-                     std::any_of(device.pending.begin(), device.pending.end(),
-                                 [&](const Residency* one) { return one->model == &model; }));
+    bool is_there =
+        !model.residencies.empty() &&
+        (device.find(&model) != nullptr || std::any_of(device.pending.begin(), device.pending.end(),
+                                                       [&](const Residency* one) { return one->model == &model; }));
     return is_there ? nullptr : spec;
 }
 
 bool Memory::is_loadable_somewhere(const Model& model) const {
     return std::any_of(model.workers.begin(), model.workers.end(), [&](WorkerId worker_id) {
         const Worker* worker = queued_.find_worker(worker_id);  // null: it is just leaving
-        return worker != nullptr && std::any_of(worker->devices.begin(), worker->devices.end(), [&](const Device* one) {
-                   return loadable(*one, model) != nullptr;
-               });
+        return worker != nullptr && std::any_of(worker->devices.begin(), worker->devices.end(),
+                                                [&](const Device* one) { return loadable(*one, model) != nullptr; });
     });
 }
 

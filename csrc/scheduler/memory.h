@@ -21,7 +21,7 @@ inline constexpr std::size_t TARGET_SCAN_MAX = 16;
 
 // How well a device would do for a load: the lower, the better.
 struct Score {
-    Ns time_ns;  // below zero: not at all
+    Ns time_ns;                // below zero: not at all
     std::uint32_t models = 0;  // among those of the same time
 
     bool operator<(const Score& other) const {

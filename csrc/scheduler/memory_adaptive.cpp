@@ -274,8 +274,7 @@ void AdaptiveMemory::press(Queue& queue) {
 
 // Offers it to an idle device, which takes it when it looks, in this step.
 void AdaptiveMemory::found_all_busy(Model& model) {
-    if (!asking_.empty() || model.draining || model.residencies.empty() ||
-        is_coming(model)) {
+    if (!asking_.empty() || model.draining || model.residencies.empty() || is_coming(model)) {
         return;
     }
     if (Device* device = find_spare(model); device != nullptr) {

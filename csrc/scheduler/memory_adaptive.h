@@ -138,9 +138,9 @@ public:
 private:
     struct Demand {  // of a model
         DecayedCount count;
-        Ns slo_ns = NEVER_NS;      // of its last request
-        Ns pressed_ns = -NEVER_NS;  // last
-        Ns denied_ns = 0;          // since when it found no room; 0: it did
+        Ns slo_ns = NEVER_NS;        // of its last request
+        Ns pressed_ns = -NEVER_NS;   // last
+        Ns denied_ns = 0;            // since when it found no room; 0: it did
         bool is_everywhere = false;  // no device was left that could load it, and it has gone from none since
     };
 
@@ -198,11 +198,11 @@ private:
         std::uint32_t slot;
     };
 
-    SlotHeap asking_;              // models; what it says may have shrunk since
-    std::vector<Demand> demands_;  // by the model's slot
-    std::vector<Ns> again_ns_;     // by the device's: no look before
+    SlotHeap asking_;                     // models; what it says may have shrunk since
+    std::vector<Demand> demands_;         // by the model's slot
+    std::vector<Ns> again_ns_;            // by the device's: no look before
     std::vector<std::uint32_t> offered_;  // by the device's: a model that it may copy for nothing, in this step
-    Ns ordered_ns_ = 0;            // when put_in_order() did it last
+    Ns ordered_ns_ = 0;                   // when put_in_order() did it last
     std::vector<Wish> wishes_;
     std::vector<std::pair<double, std::uint32_t>> planned_;  // the least dense first: its density, negative; the place
     std::vector<std::uint32_t> silent_;                      // that no longer ask

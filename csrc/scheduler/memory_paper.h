@@ -64,7 +64,7 @@ public:
     void check_invariants() const override;
 
 private:
-    struct Demand {  // of a model
+    struct Demand {         // of a model
         Ns exec_ns = 0;     // E_m
         Ns weights_ns = 0;  // L_m
         double need = 0;    // p_m, as it stands in needs_
@@ -99,13 +99,13 @@ private:
     }
 
     Ns ahead_ns_;
-    std::vector<Demand> demands_;       // by the model's slot
-    std::vector<Share> shares_;         // by the request's
-    std::vector<Ns> batches_;           // by the batch's: e of its requests
-    std::vector<Ns> allocated_;         // by the residency's: a_mg
-    std::vector<Ns> loads_;             // by the device's: O_g
-    std::vector<double> weights_;       // w_g of one model's devices
-    std::vector<std::uint32_t> dirty_;  // models
+    std::vector<Demand> demands_;                       // by the model's slot
+    std::vector<Share> shares_;                         // by the request's
+    std::vector<Ns> batches_;                           // by the batch's: e of its requests
+    std::vector<Ns> allocated_;                         // by the residency's: a_mg
+    std::vector<Ns> loads_;                             // by the device's: O_g
+    std::vector<double> weights_;                       // w_g of one model's devices
+    std::vector<std::uint32_t> dirty_;                  // models
     std::set<std::pair<double, std::uint32_t>> needs_;  // (-p_m, slot) of models with a need
     std::priority_queue<Expiry, std::vector<Expiry>, std::greater<>> expiries_;
     std::uint64_t number_ = 0;

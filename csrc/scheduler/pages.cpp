@@ -20,8 +20,8 @@ std::string range(std::int64_t start, std::int64_t size) {
 
 void same_length(const PageAllocator::Pages& starts, const PageAllocator::Pages& runs) {
     if (starts.size() != runs.size()) {
-        throw std::invalid_argument(std::to_string(starts.size()) + " first pages of " +
-                                    std::to_string(runs.size()) + " runs");
+        throw std::invalid_argument(std::to_string(starts.size()) + " first pages of " + std::to_string(runs.size()) +
+                                    " runs");
     }
 }
 
@@ -42,8 +42,7 @@ bool PageAllocator::allocate(const Pages& runs, Pages& starts) {
     }
     order_.resize(runs.size());
     std::iota(order_.begin(), order_.end(), 0u);
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](std::uint32_t a, std::uint32_t b) { return runs[a] > runs[b]; });
+    std::stable_sort(order_.begin(), order_.end(), [&](std::uint32_t a, std::uint32_t b) { return runs[a] > runs[b]; });
     trial_ = free_;
     starts.assign(runs.size(), 0);
     std::size_t place = 0;
@@ -117,8 +116,7 @@ void PageAllocator::free_run(std::int64_t start, std::int64_t size) {
     auto last_end = [&] { return std::int64_t{(next - 1)->start} + (next - 1)->size; };
     if (start < 0 || size <= 0 || start + size > page_count_ || (next != free_.end() && start + size > next->start) ||
         (next != free_.begin() && last_end() > start)) {
-        throw std::invalid_argument(range(start, size) + " of " + std::to_string(page_count_) +
-                                    " are not all in use");
+        throw std::invalid_argument(range(start, size) + " of " + std::to_string(page_count_) + " are not all in use");
     }
     auto count = static_cast<std::uint32_t>(size);
     bool joins_next = next != free_.end() && start + size == next->start;

@@ -41,7 +41,7 @@
 namespace clockwork {
 
 inline constexpr std::uint32_t PAPER_BATCH_CAP = 16;
-inline constexpr Ns PAPER_FUTURE_NS = MS;  // an action begins no sooner than this from now
+inline constexpr Ns PAPER_FUTURE_NS = MS;         // an action begins no sooner than this from now
 inline constexpr std::uint8_t WIDENINGS_MAX = 8;  // of a request's windows; the last is 128 schedule_aheads wide
 
 class Paper final : public Queued {

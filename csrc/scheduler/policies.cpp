@@ -27,9 +27,10 @@ std::unique_ptr<Scheduler> make(const SchedulerOptions& options) {
 
 std::unique_ptr<Scheduler> make_edf(const SchedulerOptions& options) {
     if (!options.memory.empty()) {
-        throw std::invalid_argument("policy edf brings its own memory rules, not '" + options.memory +
-                                    "': it promises times on loads that it has timed at arrival (--memory goes with --policy adaptive, "
-                                    "deferred, fifo or paper)");
+        throw std::invalid_argument(
+            "policy edf brings its own memory rules, not '" + options.memory +
+            "': it promises times on loads that it has timed at arrival (--memory goes with --policy adaptive, "
+            "deferred, fifo or paper)");
     }
     return std::make_unique<Edf>(options);
 }

@@ -28,10 +28,10 @@ struct Predictions {
     // How executions differ from what was expected of them, as a simulation puts it (clockwork/sim/world.py: Cluster).
     struct Noise {
         std::uint64_t executions = 0;  // of which this is said; the rest is 0 if there were none
-        double pace = 0;            // the median of the time taken, as a multiple of what was expected
-        double sigma = 0;           // of a lognormal factor
-        double outliers = 0;        // the part that took more than NOISE_OUTLIER times the median,
-        double outlier_factor = 0;  // and the median of those, as a multiple of it
+        double pace = 0;               // the median of the time taken, as a multiple of what was expected
+        double sigma = 0;              // of a lognormal factor
+        double outliers = 0;           // the part that took more than NOISE_OUTLIER times the median,
+        double outlier_factor = 0;     // and the median of those, as a multiple of it
     };
     Noise noise() const;
 
@@ -64,7 +64,8 @@ inline Predictions::Noise Predictions::noise() const {
     auto high = std::max(static_cast<double>(infer_ratio.percentile(0.8413)), median);
     bool is_plain = found.outliers < 0.1;
     found.sigma = is_plain ? std::log(high / low) / 2 : std::log(median / low);
-    found.outlier_factor = found.outliers > 0 ? static_cast<double>(infer_ratio.percentile(1 - found.outliers / 2)) / median : 0;
+    found.outlier_factor =
+        found.outliers > 0 ? static_cast<double>(infer_ratio.percentile(1 - found.outliers / 2)) / median : 0;
     return found;
 }
 

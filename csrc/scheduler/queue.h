@@ -44,7 +44,8 @@ public:
         for (std::size_t place = 0; place < count; ++place) {
             std::uint64_t word = one.words_[place] & other.words_[place];
             while (word != 0) {
-                auto index = static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));
+                auto index =
+                    static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));
                 word &= word - 1;
                 if (!function(index)) {
                     return;
@@ -109,8 +110,8 @@ public:
 
     // False if it is not here.
     bool erase(const Pending& pending) {
-        auto place = std::lower_bound(begin(), items_.end(),
-                                      Waiting{pending.deadline_ns, pending.key_ns, nullptr, 0, false});
+        auto place =
+            std::lower_bound(begin(), items_.end(), Waiting{pending.deadline_ns, pending.key_ns, nullptr, 0, false});
         if (place == items_.end() || place->pending != &pending) {
             return false;
         }

@@ -275,9 +275,9 @@ void Queued::publish(ModelState& state, const Model& model) {
         if (queue->ready) {
             first_due = std::min(first_due, queue->front().deadline_ns);
         }
-        bool is_better = queue->ready && (state.best == nullptr || queue->rank < state.best->rank ||
-                                          (queue->rank == state.best->rank &&
-                                           queue->front().order < state.best->front().order));
+        bool is_better =
+            queue->ready && (state.best == nullptr || queue->rank < state.best->rank ||
+                             (queue->rank == state.best->rank && queue->front().order < state.best->front().order));
         if (is_better) {
             state.best = queue.get();
         }

@@ -63,7 +63,7 @@ protected:
         std::uint32_t generation = 0;  // of the model
         Queue* best = nullptr;         // of its ready queues, the first by (level, rank, order)
         std::vector<std::unique_ptr<Queue>> queues;
-        Bits homes;                    // slots of the devices on which it is resident
+        Bits homes;  // slots of the devices on which it is resident
     };
 
     // ----- what a policy brings ----------------------------------------------------------------
@@ -193,12 +193,12 @@ protected:
     std::uint32_t waiting(const Model& model) const { return waiting_[model.slot]; }
 
     Ns schedule_ahead_ns_;
-    bool reviews_growth_ = false;  // review() a ready queue at every arrival, too
-    bool presses_late_ = true;     // a request sent after a part of its time calls for another device; not if that
-                                   // is the policy's own doing
+    bool reviews_growth_ = false;    // review() a ready queue at every arrival, too
+    bool presses_late_ = true;       // a request sent after a part of its time calls for another device; not if that
+                                     // is the policy's own doing
     bool promises_nothing_ = false;  // who waits was not admitted: it is refused, not missed, before its deadline
-    bool spreads_ = true;          // a model may go to idle devices although those that have it are in time
-    bool counts_lane_ = true;      // a device is given no more than run_ahead actions (and a round trip's worth)
+    bool spreads_ = true;            // a model may go to idle devices although those that have it are in time
+    bool counts_lane_ = true;        // a device is given no more than run_ahead actions (and a round trip's worth)
     std::unique_ptr<Memory> memory_;
 
     // ----- of the classes below ----------------------------------------------------------------
@@ -251,12 +251,12 @@ private:
     std::vector<ModelState> states_;          // by the model's slot; grows with model_prepared() alone
     std::vector<std::uint32_t> waiting_;      // likewise, close together: it is asked of every model on a device
     std::vector<DeviceState> devices_state_;  // by the device's
-    std::vector<std::uint64_t> ranks_;       // by the model's slot: of the best ready queue
-    std::vector<Ns> first_due_ns_;           // likewise: the earliest deadline of those in front of its ready queues
-    Bits work_;                              // models with a ready queue
-    Bits asked_;                             // models for which a request waits, whether a queue is ready or not
-    Bits hungry_;                            // devices that could take work
-    std::int64_t order_ = 0;                 // of the last arrival
+    std::vector<std::uint64_t> ranks_;        // by the model's slot: of the best ready queue
+    std::vector<Ns> first_due_ns_;            // likewise: the earliest deadline of those in front of its ready queues
+    Bits work_;                               // models with a ready queue
+    Bits asked_;                              // models for which a request waits, whether a queue is ready or not
+    Bits hungry_;                             // devices that could take work
+    std::int64_t order_ = 0;                  // of the last arrival
     bool reviewing_ = false;
 };
 

@@ -12,8 +12,8 @@ namespace clockwork {
 
 // Bounds and constants that the caller may set; what each means is said where it is used.
 struct SchedulerOptions {
-    std::string policy = "adaptive";  // paper, fifo, edf, deferred, adaptive
-    std::string memory;               // "": the policy's own; "paper" or "adaptive": whose loads and evictions
+    std::string policy = "adaptive";        // paper, fifo, edf, deferred, adaptive
+    std::string memory;                     // "": the policy's own; "paper" or "adaptive": whose loads and evictions
     std::uint64_t queued_requests_max = 0;  // 0: the default of config.QUEUED_REQUESTS_MAX
     std::uint64_t queued_bytes_max = 0;
     // Named numbers for one policy ("schedule_ahead_ms", "batch_cap", "queue_delay_ms", ...). An unknown name is
@@ -72,9 +72,9 @@ struct DeviceStatus {
     bool draining = false;
     std::uint64_t host_bytes = 0;  // of the host store that it shares with its worker's others; 0: there is none
     std::uint64_t host_used = 0;
-    std::uint64_t hosted = 0;    // models in it
-    std::uint64_t fetching = 0;  // models on their way into it
-    std::uint32_t clock_mhz = 0;  // 0: it did not say
+    std::uint64_t hosted = 0;        // models in it
+    std::uint64_t fetching = 0;      // models on their way into it
+    std::uint32_t clock_mhz = 0;     // 0: it did not say
     Ns there_ns = 0, back_ns = 0;    // the delays that its worker's link is counted with
     std::uint64_t inputs_bytes = 0;  // on their way to its worker
     Ns inputs_mb_ns = 0;             // what a million bytes of them are thought to take; 0: not known
@@ -82,7 +82,7 @@ struct DeviceStatus {
     Ns contested_ns = 0;             // for how long decisions heed shares, from now on
     double level = 0;                // see shares.h; 0: its time is not divided
     std::vector<ShareStatus> shares;
-    std::uint64_t beyond = 0;        // models beyond their shares
+    std::uint64_t beyond = 0;  // models beyond their shares
 };
 
 // A model on a device, or on its way there. state: 0 is decided, 1 is being loaded, 2 is resident.

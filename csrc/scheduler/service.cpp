@@ -638,8 +638,8 @@ void Service::action_done(Ns now, const ActionResult& result) {
     if (flight == nullptr || flight->device->worker->worker_id != result.worker) {
         return;  // an answer to an action that was given up
     }
-    bool is_stuck = result.status == Status::OVERRUN &&
-                    (flight->kind == FlightKind::LOAD || flight->kind == FlightKind::FETCH);
+    bool is_stuck =
+        result.status == Status::OVERRUN && (flight->kind == FlightKind::LOAD || flight->kind == FlightKind::FETCH);
     if (result.status == Status::CRASHED || is_stuck) {
         worker_draining(now, result.worker);  // it is about to end: nothing more goes there
     }
@@ -700,7 +700,8 @@ void Service::action_done(Ns now, const ActionResult& result) {
         executed(*flight, took);
         ProgramEstimates& program = *residency.spec->program;
         std::uint32_t forgotten = UINT32_MAX;
-        bool changed = program.measure(batch.shape, batch.size, at_first_clock(*flight->device, took), &forgotten, now_);
+        bool changed =
+            program.measure(batch.shape, batch.size, at_first_clock(*flight->device, took), &forgotten, now_);
         if (forgotten != UINT32_MAX) {
             estimates_forgotten(program, forgotten);
         }

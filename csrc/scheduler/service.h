@@ -30,8 +30,7 @@ public:
     void arrived(Ns now, const Request& request) final;
     void cancelled(Ns now, RequestId request_id) final;
     void action_done(Ns now, const ActionResult& result) final;
-    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices,
-                       std::uint64_t host_bytes) final;
+    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices, std::uint64_t host_bytes) final;
     void worker_left(Ns now, WorkerId worker) final;
     void worker_draining(Ns now, WorkerId worker) final;
     void device_lost(Ns now, WorkerId worker, std::int32_t device) final;
@@ -142,7 +141,7 @@ private:
     Ns at_first_clock(const Device& device, Ns took_ns) const;
     std::uint32_t kind_of(const DeviceSpec& spec);
 
-    Ns lost_ns_ = -1;  // when the last worker was lost
+    Ns lost_ns_ = -1;            // when the last worker was lost
     Ns stale_at_ns_ = NEVER_NS;  // when to look for stale estimates
     std::vector<Pending*> waiting_;
     std::vector<Pending*> planned_;

@@ -106,15 +106,15 @@ private:
 
 // What a model asked of a device, and had.
 struct ModelShare {
-    Windowed asked;         // ns of device time, in batches
-    Windowed had;           // ns of device time, as its batches were sent
+    Windowed asked;  // ns of device time, in batches
+    Windowed had;    // ns of device time, as its batches were sent
     Windowed requests;
     Ns asked_ns = 0;        // when it last asked
     Ns alone_ns = 0;        // what one of its requests takes by itself
     Ns slack_ns = 0;        // the SLO that its requests come with
     double batched_ns = 0;  // what one takes in a batch
     std::uint32_t arrivals = 0;
-    double sigmas = 0;      // of what others may ask for, that it leaves room for
+    double sigmas = 0;       // of what others may ask for, that it leaves room for
     bool is_modest = false;  // asks for at most SHARE_MODEST of the level
     bool is_greedy = false;  // asks for more than the level
     bool is_beyond = false;  // and had at least as much as those that do have on average
@@ -129,8 +129,9 @@ struct DeviceShares {
     double spread_ns = 0;        // the variance of what they take in a time, by that time
     Ns alone_max_ns = 0;         // the longest execution of one of their requests
     Ns slack_min_ns = NEVER_NS;  // the least SLO that their requests come with
-    Ns batch_max_ns = NEVER_NS;  // how long a batch of models beyond their shares may run, unless it is a single request
-    double level = 0;            // 0: all that is asked for fits
+    Ns batch_max_ns =
+        NEVER_NS;      // how long a batch of models beyond their shares may run, unless it is a single request
+    double level = 0;  // 0: all that is asked for fits
 };
 
 // What each may have at most so that all together have what is there (max-min fair): those that want less have that, the

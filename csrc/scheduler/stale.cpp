@@ -16,7 +16,8 @@ void Service::forget_stale() {
     for (const Model* model : models_) {
         for (KindSpec* spec : model->specs) {
             changed_shapes_.clear();
-            is_raised |= spec->program->forget_stale(now_, [&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
+            is_raised |=
+                spec->program->forget_stale(now_, [&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
             for (std::uint32_t shape : changed_shapes_) {
                 estimates_changed(*spec->program, shape);
             }

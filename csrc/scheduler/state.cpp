@@ -58,16 +58,15 @@ void Plan::remove(Batch* batch, std::size_t index) {
 
 void Plan::resize(Batch* batch, std::uint32_t size) {
     batch->size = size;
-    Ns duration = batch->curve == nullptr ? batch->residency->spec->alone_ns(batch->shape, size)
-                                          : batch->curve->planned_ns(size);
+    Ns duration =
+        batch->curve == nullptr ? batch->residency->spec->alone_ns(batch->shape, size) : batch->curve->planned_ns(size);
     planned_ns += duration - batch->duration_ns;
     batch->duration_ns = duration;
 }
 
 bool Model::leave_spec(KindSpec& spec) {
-    bool has_others = std::any_of(specs.begin(), specs.end(), [&](const KindSpec* one) {
-        return one->kind == spec.kind && one->worker_count > 0;
-    });
+    bool has_others = std::any_of(specs.begin(), specs.end(),
+                                  [&](const KindSpec* one) { return one->kind == spec.kind && one->worker_count > 0; });
     if (spec.worker_count > 0 || !has_others) {
         return false;
     }

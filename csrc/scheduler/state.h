@@ -13,11 +13,11 @@
 #include "scheduler/demand.h"
 #include "scheduler/estimates.h"
 #include "scheduler/inputs.h"
-#include "scheduler/link.h"
 #include "scheduler/lead.h"
+#include "scheduler/link.h"
 #include "scheduler/pages.h"
-#include "scheduler/predictions.h"
 #include "scheduler/pool.h"
+#include "scheduler/predictions.h"
 #include "scheduler/shares.h"
 #include "scheduler/types.h"
 
@@ -55,7 +55,7 @@ struct Residency;
 struct Worker;
 
 // A doubly linked list through the objects themselves: entering and leaving cost nothing, whatever the length.
-template <typename T, T* T::*Before, T* T::*After>
+template <typename T, T* T::* Before, T* T::* After>
 class Chain {
 public:
     T* front() const { return first_; }
@@ -145,8 +145,8 @@ struct Pending {
     Ns load_ns = 0;  // the load that it waited for
     Ns key_ns = 0;   // for the policy
     std::uint8_t attempts = 0;
-    std::uint8_t evidence = 0;   // that it ends workers; from the first on it runs by itself: see Service::blame()
-    std::uint8_t widenings = 0;  // actions of it that came too late for a window narrower than its deadline
+    std::uint8_t evidence = 0;    // that it ends workers; from the first on it runs by itself: see Service::blame()
+    std::uint8_t widenings = 0;   // actions of it that came too late for a window narrower than its deadline
     std::uint64_t failed_on = 0;  // the number, plus 1, of the device whose own fault failed it last; 0: none
     bool answered = false;
     bool alone = false;  // a batch that it was in failed: it shares no other
@@ -195,11 +195,11 @@ struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
 struct Batch {
     Residency* residency = nullptr;
     std::uint32_t shape = 0;
-    std::uint32_t size = 0;      // rows
-    Curve* curve = nullptr;      // null: the shape was never measured, duration_ns is a bound
-    Ns key_ns = 0;               // its place in the plan
-    Ns limit_ns = NEVER_NS;      // by when it must have finished on the device
-    Ns duration_ns = 0;          // with margin
+    std::uint32_t size = 0;  // rows
+    Curve* curve = nullptr;  // null: the shape was never measured, duration_ns is a bound
+    Ns key_ns = 0;           // its place in the plan
+    Ns limit_ns = NEVER_NS;  // by when it must have finished on the device
+    Ns duration_ns = 0;      // with margin
     std::vector<Pending*> pendings;
     Batch* before = nullptr;  // among the planned batches of its program
     Batch* after = nullptr;
@@ -234,11 +234,11 @@ struct alignas(CACHE_LINE) KindSpec {
     std::uint32_t variant = 0;  // see Worker::variant_of()
     std::uint32_t page_count = 0;
     LoadEstimates* loads = nullptr;
-    Ns load_ns = 0;                  // measured at preparation
-    Ns load_own_ns = 0;              // by its loads; 0: there were none
+    Ns load_ns = 0;      // measured at preparation
+    Ns load_own_ns = 0;  // by its loads; 0: there were none
     LoadEstimates* fetches = nullptr;
-    Ns fetch_own_ns = 0;             // likewise, from disk into a host store
-    std::uint64_t host_bytes = 0;    // what it takes there
+    Ns fetch_own_ns = 0;           // likewise, from disk into a host store
+    std::uint64_t host_bytes = 0;  // what it takes there
     ProgramEstimates* program = nullptr;
     const Shapes* shapes = nullptr;
     std::uint32_t batch_max = 1;
@@ -277,19 +277,19 @@ struct alignas(CACHE_LINE) Residency {
     KindSpec* spec = nullptr;
     Device* device = nullptr;
     ResidencyState state = ResidencyState::PENDING;
-    bool doomed = false;         // a pending load waits for its pages: nothing new is planned on it
-    bool on_device = false;      // in device->resident
-    bool is_stuck = false;       // its LOAD is under way, and so late that it may never end
+    bool doomed = false;     // a pending load waits for its pages: nothing new is planned on it
+    bool on_device = false;  // in device->resident
+    bool is_stuck = false;   // its LOAD is under way, and so late that it may never end
     std::uint8_t attempts = 0;
-    std::uint32_t flying = 0;    // actions of the execute lane that use it
+    std::uint32_t flying = 0;     // actions of the execute lane that use it
     std::vector<Batch*> batches;  // planned here, in the order of planning
-    Ns key_ns = 0;               // pending loads start in this order
-    Ns ready_ns = 0;             // predicted: an INFER may start from then on; 0 once it is resident
-    Ns clear_ns = 0;             // predicted: the victims are idle from then on
-    Ns used_ns = 0;              // when it was last sent work, or became resident
-    Ns loaded_ns = 0;            // when it became resident
+    Ns key_ns = 0;                // pending loads start in this order
+    Ns ready_ns = 0;              // predicted: an INFER may start from then on; 0 once it is resident
+    Ns clear_ns = 0;              // predicted: the victims are idle from then on
+    Ns used_ns = 0;               // when it was last sent work, or became resident
+    Ns loaded_ns = 0;             // when it became resident
     LoadId load_id = 0;
-    ActionId action_id = 0;      // of the LOAD under way
+    ActionId action_id = 0;  // of the LOAD under way
     std::vector<std::uint32_t> starts;
     std::vector<Residency*> victims;  // doomed for this one
     Residency* before = nullptr;
@@ -334,7 +334,7 @@ struct DeviceTime {
     Ns executed_until_ns = 0;  // the end of the last execution
     Ns counted_until_ns = 0;   // idle time before is counted already
 
-    Mark last, before_last;    // RECENT_NS or more apart
+    Mark last, before_last;  // RECENT_NS or more apart
 
     // What happened since a moment that is at least RECENT_NS ago, and not much more if the device executes.
     Mark recent(Ns now) const {
@@ -365,21 +365,21 @@ enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP
 struct Flight {
     ActionId action_id = 0;
     FlightKind kind = FlightKind::INFER;
-    bool revoked = false;  // or it has ended
-    bool is_apart = false;   // nothing else is sent to its device while it is under way
+    bool revoked = false;        // or it has ended
+    bool is_apart = false;       // nothing else is sent to its device while it is under way
     bool was_executing = false;  // when its worker was lost
-    bool is_narrow = false;  // its window ends before its requests' deadlines demand it
+    bool is_narrow = false;      // its window ends before its requests' deadlines demand it
     Device* device = nullptr;
     Residency* residency = nullptr;
     Batch* batch = nullptr;
     Ns expected_ns = 0;
     Ns duration_ns = 0;  // with margin
     Ns sent_ns = 0;
-    Ns there_ns = 0;     // when it is thought to have arrived, its inputs too
-    Ns predicted_end_ns = 0;  // without margins; see predictions.h
-    Ns waits_since_ns = 0;    // a request of it could have been sent there since then
+    Ns there_ns = 0;           // when it is thought to have arrived, its inputs too
+    Ns predicted_end_ns = 0;   // without margins; see predictions.h
+    Ns waits_since_ns = 0;     // a request of it could have been sent there since then
     bool leaves_work = false;  // when it was sent, others still waited that its device could serve
-    std::uint64_t inputs = 0;       // the number of its inputs on the way to the worker; see inputs.h
+    std::uint64_t inputs = 0;  // the number of its inputs on the way to the worker; see inputs.h
     Flight* before = nullptr;  // in the worker's list
     Flight* after = nullptr;
     Flight* lane_before = nullptr;
@@ -401,16 +401,16 @@ struct alignas(CACHE_LINE) Model {
     bool batches = false;
     bool draining = false;
     bool gone = false;
-    bool is_varied = false;  // workers of one kind have prepared it differently
-    bool aside = false;      // draining, because of what its executions did
+    bool is_varied = false;          // workers of one kind have prepared it differently
+    bool aside = false;              // draining, because of what its executions did
     std::uint8_t load_evidence = 0;  // that loading it ends workers, since one was loaded last
     std::vector<Residency*> residencies;
-    std::vector<KindSpec*> specs;    // one for each kind of device and each way in which workers prepared it there
-    std::vector<WorkerId> workers;   // that have prepared it, in the order of their saying so
-    PendingList background;          // requests without a deadline, not planned yet
-    Model* before = nullptr;         // among the models with such requests
+    std::vector<KindSpec*> specs;   // one for each kind of device and each way in which workers prepared it there
+    std::vector<WorkerId> workers;  // that have prepared it, in the order of their saying so
+    PendingList background;         // requests without a deadline, not planned yet
+    Model* before = nullptr;        // among the models with such requests
     Model* after = nullptr;
-    std::uint64_t live = 0;          // requests not answered
+    std::uint64_t live = 0;  // requests not answered
     std::uint64_t served = 0;
     std::uint32_t unloads = 0;       // UNLOADs under way
     std::uint32_t fetches = 0;       // FETCHes under way
@@ -426,9 +426,7 @@ struct alignas(CACHE_LINE) Model {
     Ns overrun_ns = 0;  // when the last of them ended
 
     // The residency that the next request counts as asking where none can be named: each in its turn. Null: there is none.
-    Residency* next_asked() {
-        return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()];
-    }
+    Residency* next_asked() { return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()]; }
 
     // Whether a device has it, or will, whose worker does not leave.
     bool is_somewhere() const;
@@ -491,8 +489,8 @@ struct alignas(CACHE_LINE) Model {
 // The batches promised on a device, by key. Only policies that plan ahead use it.
 struct Plan {
     std::vector<Batch*> batches;
-    std::vector<Ns> keys;  // of the batches, ascending
-    Ns planned_ns = 0;     // durations of all
+    std::vector<Ns> keys;     // of the batches, ascending
+    Ns planned_ns = 0;        // durations of all
     std::size_t unready = 0;  // batches whose model is not resident yet
 
     bool empty() const { return batches.empty(); }
@@ -532,8 +530,8 @@ struct Device {
     std::uint32_t slot = 0;
     std::uint32_t generation = 0;
     std::uint32_t index = 0;
-    std::uint64_t number = 0;  // order of joining, breaks ties
-    std::uint32_t kind = 0;    // layouts, and so loads, differ with the page: kind and page size together
+    std::uint64_t number = 0;     // order of joining, breaks ties
+    std::uint32_t kind = 0;       // layouts, and so loads, differ with the page: kind and page size together
     std::uint32_t kind_said = 0;  // the caller's number for the kind
     std::uint64_t page_bytes = 0;
     PageAllocator pages;
@@ -544,23 +542,23 @@ struct Device {
     std::vector<Residency*> pending;                                   // loads not sent, by key
     std::uint32_t loading = 0;                                         // LOADs under way
     Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;     // the execute lane, oldest first
-    Ns lane_end_ns = 0;        // when the last of it is thought to end
-    Ns head_end_ns = 0;        // when the oldest is
-    PredictedLane predicted;   // the same lane without margins
+    Ns lane_end_ns = 0;                                                // when the last of it is thought to end
+    Ns head_end_ns = 0;                                                // when the oldest is
+    PredictedLane predicted;                                           // the same lane without margins
     Plan plan;
     DeviceShares shares;
-    Ns wake_ns = NEVER_NS;     // when it wants to be looked at again
-    Ns timer_ns = NEVER_NS;    // the timer that is set for that
-    Ns aged_ns = 0;            // a waiting background batch is not promoted before this
+    Ns wake_ns = NEVER_NS;   // when it wants to be looked at again
+    Ns timer_ns = NEVER_NS;  // the timer that is set for that
+    Ns aged_ns = 0;          // a waiting background batch is not promoted before this
     Ns idle_since_ns = 0;
     std::uint64_t served = 0;
     std::uint32_t clock_mhz = 0;  // 0: it did not say
-    double pace = 1;           // what it takes against what is expected of its kind: less where others are slower
+    double pace = 1;              // what it takes against what is expected of its kind: less where others are slower
     std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
     DeviceTime time;
     Lead lead;
-    std::uint32_t mark = 0;    // of the search that has seen it
-    bool dirty = false;        // something happened to it since it was last looked at
+    std::uint32_t mark = 0;  // of the search that has seen it
+    bool dirty = false;      // something happened to it since it was last looked at
 
     void reset() {
         std::uint32_t place = slot, age = generation;
@@ -572,9 +570,7 @@ struct Device {
     bool usable() const;
     Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
     void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
-    Residency* find(const Model* model) const {
-        return by_model.find(static_cast<std::uint64_t>(model->model_id));
-    }
+    Residency* find(const Model* model) const { return by_model.find(static_cast<std::uint64_t>(model->model_id)); }
 
     // Whether its free pages, less what waits to be loaded, are as many as the model takes.
     bool has_room(const KindSpec& spec) const;
@@ -606,19 +602,19 @@ struct Worker {
     LinkDelays link;
     Ns there_ns = LINK_DEFAULT_NS;  // what is made of them
     Ns back_ns = LINK_DEFAULT_NS;
-    Ns link_free_ns = 0;  // when the loads that were sent are thought to be done; devices share the link
-    Ns loads_ns = 0;      // planned durations of the LOADs under way
-    Ns loads_from_ns = 0;  // since when the oldest of them has the link, as is thought
+    Ns link_free_ns = 0;            // when the loads that were sent are thought to be done; devices share the link
+    Ns loads_ns = 0;                // planned durations of the LOADs under way
+    Ns loads_from_ns = 0;           // since when the oldest of them has the link, as is thought
     PredictedLane predicted_loads;  // the same without margins
     InputsWay inputs;
     Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
     std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
     std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded
     std::uint64_t host_used = 0;
-    std::vector<HostCopy> host;    // by the model's slot
-    std::uint32_t fetching = 0;    // FETCHes under way
-    Ns disk_free_ns = 0;           // when they are thought to be done
-    Ns fetches_ns = 0;             // their planned durations
+    std::vector<HostCopy> host;  // by the model's slot
+    std::uint32_t fetching = 0;  // FETCHes under way
+    Ns disk_free_ns = 0;         // when they are thought to be done
+    Ns fetches_ns = 0;           // their planned durations
     PredictedLane predicted_fetches;
     bool draining = false;
 

@@ -83,20 +83,20 @@ enum class Text : std::uint8_t {
     WORKER_LEAVES,
     DEVICE_LOST,
     NO_WORKER_LEFT,
-    BATCH_FAILED,       // the batch that it was in failed
-    FAILED_ON_INPUT,    // the model failed on this input
-    SET_ASIDE,          // the model is set aside
-    ENDED_WORKERS,      // workers ended while they executed it
-    LOAD_FAILED,        // the model could not be loaded: text, or the name of status a
-    VERBATIM,           // text, as the worker said it, or the name of status a
+    BATCH_FAILED,     // the batch that it was in failed
+    FAILED_ON_INPUT,  // the model failed on this input
+    SET_ASIDE,        // the model is set aside
+    ENDED_WORKERS,    // workers ended while they executed it
+    LOAD_FAILED,      // the model could not be loaded: text, or the name of status a
+    VERBATIM,         // text, as the worker said it, or the name of status a
 };
 
 struct Request {
     RequestId id = 0;
     ModelId model_id = 0;
     std::uint32_t rows = 1;
-    std::uint32_t shape = 0;   // a number for the shapes of its inputs (see Scheduler::shape_known); 0: it has none
-    std::uint64_t bytes = 0;   // of all its inputs, for the bound on what is queued
+    std::uint32_t shape = 0;  // a number for the shapes of its inputs (see Scheduler::shape_known); 0: it has none
+    std::uint64_t bytes = 0;  // of all its inputs, for the bound on what is queued
     Ns arrived_ns = 0;
     Ns deadline_ns = NEVER_NS;
     std::uint8_t priority = 1;  // 1 is the highest
@@ -131,7 +131,7 @@ struct ActionResult {
     WorkerId worker = 0;
     ActionId action_id = 0;
     Status status = Status::OK;
-    Ns begin_ns = 0;     // controller time
+    Ns begin_ns = 0;  // controller time
     Ns end_ns = 0;
     Ns duration_ns = 0;  // measured on the device
     // When the order and its inputs had reached the worker, by controller time; 0: unknown. Live, their copy to the
@@ -166,28 +166,28 @@ enum class Fault : std::uint8_t {
 // One order. Which fields count depends on kind; see the records of the same names in scheduler/types.py.
 struct Command {
     CommandKind kind = CommandKind::WAKE;
-    Status status = Status::OK;   // ANSWER_FAILED
+    Status status = Status::OK;  // ANSWER_FAILED
     Reason reason = Reason::NONE;
     Text text = Text::NONE;
     WorkerId worker = 0;
-    std::int32_t device = 0;      // index within the worker
-    std::uint32_t first = 0;      // into Commands::ids (INFER: requests) or Commands::runs (LOAD: first pages)
+    std::int32_t device = 0;  // index within the worker
+    std::uint32_t first = 0;  // into Commands::ids (INFER: requests) or Commands::runs (LOAD: first pages)
     std::uint32_t count = 0;
-    std::uint32_t part = 0;       // ANSWER_OK
-    std::uint32_t shape = 0;      // SEND_PROFILE
+    std::uint32_t part = 0;   // ANSWER_OK
+    std::uint32_t shape = 0;  // SEND_PROFILE
     std::uint32_t rows = 0;
-    std::int32_t said = -1;       // ANSWER_FAILED: index into Commands::texts, or -1
+    std::int32_t said = -1;  // ANSWER_FAILED: index into Commands::texts, or -1
     ActionId action_id = 0;
     ModelId model_id = 0;
     LoadId load_id = 0;
     RequestId request_id = 0;
-    Ns earliest_ns = 0;           // WAKE: at_ns
+    Ns earliest_ns = 0;  // WAKE: at_ns
     Ns latest_ns = 0;
     Ns expected_ns = 0;
-    Ns a = 0;                     // ANSWER_OK: queue_ns; ANSWER_FAILED: the text's first number; MODEL_FAULT: Fault
-    Ns b = 0;                     // ANSWER_OK: load_ns; ANSWER_FAILED: the second; MODEL_FAULT: 1 if it is set aside
-    Ns c = 0;                     // ANSWER_OK: exec_ns
-    Ns feasible_slo_ns = 0;       // ANSWER_FAILED, REFUSED: 0 if unknown
+    Ns a = 0;                // ANSWER_OK: queue_ns; ANSWER_FAILED: the text's first number; MODEL_FAULT: Fault
+    Ns b = 0;                // ANSWER_OK: load_ns; ANSWER_FAILED: the second; MODEL_FAULT: 1 if it is set aside
+    Ns c = 0;                // ANSWER_OK: exec_ns
+    Ns feasible_slo_ns = 0;  // ANSWER_FAILED, REFUSED: 0 if unknown
     Ns retry_after_ns = 0;
 };
 

@@ -34,13 +34,14 @@ inline constexpr std::size_t SLICES_MAX = 100'000;
 struct Accounts {
     std::vector<Counts> models;
     std::vector<Counts> classes;
-    Histogram latency;       // of good and late answers
+    Histogram latency;                                   // of good and late answers
     std::vector<HistogramOf<7>> class_latency{CLASSES};  // the same by class; they take no memory until they are used
-    Histogram refusal;       // from arrival to the refusal
-    std::vector<std::int64_t> batches;   // executions by size
-    std::vector<Ns> busy_ns;             // by device: executing
-    std::vector<Ns> link_busy_ns;        // by worker: loading
-    std::uint64_t loads = 0, unloads = 0, fetches = 0, drops = 0, infers = 0, revokes = 0, too_late = 0, failed_actions = 0;
+    Histogram refusal;                                   // from arrival to the refusal
+    std::vector<std::int64_t> batches;                   // executions by size
+    std::vector<Ns> busy_ns;                             // by device: executing
+    std::vector<Ns> link_busy_ns;                        // by worker: loading
+    std::uint64_t loads = 0, unloads = 0, fetches = 0, drops = 0, infers = 0, revokes = 0, too_late = 0,
+                  failed_actions = 0;
     std::uint64_t crashes = 0;
     std::vector<Slice> slices;
     HistogramOf<4> slice_latency;  // of the newest slice

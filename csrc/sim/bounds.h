@@ -29,7 +29,8 @@ public:
             const std::int64_t most = batch_max < k + 1 ? batch_max : k + 1;
             for (std::int64_t b = 1; b <= most; ++b) {
                 const std::int64_t first = k + 1 - b;
-                if (arrived_ns[k] - arrived_ns[first] > span_ns[b]) break;  // so for every larger b
+                if (arrived_ns[k] - arrived_ns[first] > span_ns[b])
+                    break;  // so for every larger b
                 sum += worth[first];
                 const double value = value_[first] + sum - price * exec_ns[b];
                 if (value > best) {
@@ -47,7 +48,8 @@ public:
                 continue;
             }
             *exec_total_ns += exec_ns[b];
-            for (std::int32_t taken = 0; taken < b; ++taken) served[k--] = 1;
+            for (std::int32_t taken = 0; taken < b; ++taken)
+                served[k--] = 1;
         }
         return value_[count];
     }

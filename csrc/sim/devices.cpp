@@ -9,9 +9,9 @@ namespace clockwork::sim {
 namespace {
 
 constexpr Ns UNLOAD_NS = 20'000;
-constexpr Ns RECONNECT_NS = 100 * MS;  // from a broken connection to the next hello
-constexpr Ns SYNC_NS = 250 * MS;       // clockwork.config.HEARTBEAT_NS: the controller pings as often
-constexpr Ns SYNC_WINDOW = 64;         // clockwork.config.CLOCK_WINDOW
+constexpr Ns RECONNECT_NS = 100 * MS;     // from a broken connection to the next hello
+constexpr Ns SYNC_NS = 250 * MS;          // clockwork.config.HEARTBEAT_NS: the controller pings as often
+constexpr Ns SYNC_WINDOW = 64;            // clockwork.config.CLOCK_WINDOW
 constexpr double DRIFT_ALLOWED = 200e-6;  // clockwork.controller.clocksync.DRIFT_PPM
 
 }  // namespace
@@ -33,8 +33,8 @@ void World::join(std::uint32_t index) {
     worker.pongs.clear();
     worker.synced_ns = NEVER_NS;
     sync_clock(worker);
-    specs_.assign(worker.device_count, DeviceSpec{worker.kind, cluster_.page_bytes, cluster_.page_count,
-                                                  cluster_.run_ahead});
+    specs_.assign(worker.device_count,
+                  DeviceSpec{worker.kind, cluster_.page_bytes, cluster_.page_count, cluster_.run_ahead});
     note(0, worker.id, index);
     scheduler_->worker_joined(now_, worker.id, specs_, cluster_.host_bytes);
     // What the controller measures: a high percentile, and the error of the middle of its bounds with it.
@@ -55,7 +55,8 @@ void World::join(std::uint32_t index) {
         spec.load_ns = static_cast<Ns>(static_cast<double>(model.load_ns) * cluster_.load_profiled);
         spec.profile.clear();
         for (const auto& [batch, ns] : model.exec_ns) {
-            if (batch > spec.batch_max) continue;
+            if (batch > spec.batch_max)
+                continue;
             const double slower = cluster_.profiled / worker.speed;
             const Ns scaled = slower == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * slower);
             spec.profile.push_back({0, batch, std::max<Ns>(scaled, 1)});
@@ -68,34 +69,39 @@ void World::join(std::uint32_t index) {
 // The worker is gone, and all that it held. hangs: the controller finds out only by its silence.
 void World::crash(std::uint32_t index, bool hangs) {
     WorkerState& worker = workers_[index];
-    if (!worker.alive) return;
+    if (!worker.alive)
+        return;
     worker.alive = false;
     ++accounts_.crashes;
     note(200, index, hangs);
     for (std::uint32_t number = 0; number < worker.device_count; ++number) {
         Device& device = devices_[worker.first_device + number];
         device.queue.reset();
-        for (LaneState& lane : device.lanes) lane = LaneState{};
+        for (LaneState& lane : device.lanes)
+            lane = LaneState{};
         device.queue_due_ns = NEVER_NS;
         device.copied_ns = 0;
         std::fill(device.owner.begin(), device.owner.end(), NONE);
         for (std::uint32_t& held : device.held) {
-            if (held == NONE) continue;
+            if (held == NONE)
+                continue;
             free_residents_.push_back(held);
             held = NONE;
         }
     }
     for (std::uint32_t slot = 0; slot < actions_.size(); ++slot) {
         const Action& action = actions_[slot];
-        if (action.id == 0 || devices_[action.device].worker != index) continue;
-        if (action.at_worker) drop_action(slot);
+        if (action.id == 0 || devices_[action.device].worker != index)
+            continue;
+        if (action.at_worker)
+            drop_action(slot);
     }
     worker.link_user = NONE;
     worker.link_queue.clear();
     std::fill(worker.host.begin(), worker.host.end(), Hosting::NO);
     worker.host_used = 0;
-    heap_.push(now_ + (hangs ? cluster_.timeout_ns : cluster_.link_back_ns), EventKind::NOTICED, index,
-               worker.epoch, 0);
+    heap_.push(now_ + (hangs ? cluster_.timeout_ns : cluster_.link_back_ns), EventKind::NOTICED, index, worker.epoch,
+               0);
     ++worker.epoch;
 }
 
@@ -105,7 +111,8 @@ void World::noticed(std::uint32_t index) {
     note(1, worker.id);
     if (run_.check) {
         for (Request& request : requests_) {
-            if (request.flying && request.flying_worker == index) request.flying = 0;
+            if (request.flying && request.flying_worker == index)
+                request.flying = 0;
         }
     }
     scheduler_->worker_left(now_, worker.id);
@@ -120,8 +127,10 @@ void World::noticed(std::uint32_t index) {
 // Whether this message breaks its connection: a stream loses nothing but all that follows.
 bool World::lost(std::uint32_t index) {
     WorkerState& worker = workers_[index];
-    if (!worker.alive) return true;
-    if (!begun_ || !worker.random.chance(cluster_.link_loss)) return false;
+    if (!worker.alive)
+        return true;
+    if (!begun_ || !worker.random.chance(cluster_.link_loss))
+        return false;
     worker.broken = true;
     crash(index, false);
     return true;
@@ -136,7 +145,8 @@ void World::send(std::uint32_t slot, std::uint64_t bytes) {
     WorkerState& worker = workers_[index];
     Ns leaves = now_;
     const auto pass = [&](std::uint64_t bandwidth, Ns& free_ns) {
-        if (!bandwidth || !bytes) return;
+        if (!bandwidth || !bytes)
+            return;
         const auto takes = static_cast<Ns>(static_cast<unsigned __int128>(bytes) * SECOND / bandwidth);
         leaves = std::max(leaves, free_ns);
         leaves += slowed_ns(DisturbanceInfo::Kind::INPUTS, index, leaves, takes);
@@ -180,7 +190,8 @@ Ns World::to_true(const WorkerState& worker, Ns worker_ns) const {
 // The controller bounds the offset by its pings, as clockwork.controller.clocksync does: from above by the
 // quickest way there in its window, from below by the quickest way back. Between pings the bounds part.
 void World::sync_clock(WorkerState& worker) {
-    if (worker.synced_ns != NEVER_NS && now_ - worker.synced_ns < SYNC_NS) return;
+    if (worker.synced_ns != NEVER_NS && now_ - worker.synced_ns < SYNC_NS)
+        return;
     Ns there = cluster_.link_jitter_ns, back = cluster_.link_jitter_ns;
     if (cluster_.link_jitter_ns) {
         for (Ns ping = 0; ping < SYNC_WINDOW; ++ping) {
@@ -200,7 +211,8 @@ void World::sync_clock(WorkerState& worker) {
 void World::set_window(Action& action, const Command& command) {
     action.earliest_ns = command.earliest_ns;
     action.latest_ns = command.latest_ns;
-    if (cluster_.clock_offset_ns == 0 && cluster_.clock_drift_ppm == 0) return;
+    if (cluster_.clock_offset_ns == 0 && cluster_.clock_drift_ppm == 0)
+        return;
     WorkerState& worker = workers_[devices_[action.device].worker];
     sync_clock(worker);
     const auto widened = [&](Ns at) {
@@ -219,7 +231,8 @@ void World::set_window(Action& action, const Command& command) {
 }
 
 Ns World::to_controller(WorkerState& worker, Ns true_ns) {
-    if (true_ns == 0 || (cluster_.clock_offset_ns == 0 && cluster_.clock_drift_ppm == 0)) return true_ns;
+    if (true_ns == 0 || (cluster_.clock_offset_ns == 0 && cluster_.clock_drift_ppm == 0))
+        return true_ns;
     sync_clock(worker);
     const Ns middle = (worker.upper_ns + worker.lower_ns) / 2;
     return std::min(true_ns + true_offset(worker, true_ns) - middle, now_);
@@ -228,8 +241,10 @@ Ns World::to_controller(WorkerState& worker, Ns true_ns) {
 // A ping takes the way of every message, and so does its answer.
 void World::ping(std::uint32_t index) {
     WorkerState& worker = workers_[index];
-    if (now_ < count_until_) heap_.push(now_ + cluster_.ping_ns, EventKind::PING, index, 0, 0);
-    if (worker.id == 0 || !worker.alive) return;
+    if (now_ < count_until_)
+        heap_.push(now_ + cluster_.ping_ns, EventKind::PING, index, 0, 0);
+    if (worker.id == 0 || !worker.alive)
+        return;
     const Ns delay = slowed_ns(DisturbanceInfo::Kind::LINK, index, now_, cluster_.link_there_ns);
     worker.there_free_ns = std::max({worker.there_free_ns, now_ + delay, worker.input_free_ns + delay});
     heap_.push(worker.there_free_ns, EventKind::PINGED, index, worker.epoch, static_cast<std::uint64_t>(now_));
@@ -255,7 +270,8 @@ void World::ponged(std::uint32_t index) {
 // ----- queues -----------------------------------------------------------------------------------
 
 std::vector<QueueCommand> World::buffer() {
-    if (buffers_.empty()) return {};
+    if (buffers_.empty())
+        return {};
     std::vector<QueueCommand> result = std::move(buffers_.back());
     buffers_.pop_back();
     return result;
@@ -291,16 +307,19 @@ void World::revoke(std::uint32_t index, ActionId action_id) {
         devices_[worker.first_device + number].queue.revoked(now_, action_id, commands);
         obey_queue(worker.first_device + number, commands);
         give_back(std::move(commands));
-        if (!worker.alive) return;
+        if (!worker.alive)
+            return;
     }
 }
 
 void World::queue_due(std::uint32_t number) {
     Device& device = devices_[number];
-    if (device.queue_due_ns > now_) return;  // asked for again since
+    if (device.queue_due_ns > now_)
+        return;  // asked for again since
     device.queue_due_ns = NEVER_NS;
     auto commands = buffer();
-    if (device.queue.next_wake_ns() <= now_) device.queue.due(now_, commands);
+    if (device.queue.next_wake_ns() <= now_)
+        device.queue.due(now_, commands);
     obey_queue(number, commands);
     give_back(std::move(commands));
 }
@@ -328,7 +347,8 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
             case QueueOrder::REVOKE_STARTED:
                 for (LaneState& lane : device.lanes) {
                     const auto place = std::find(lane.waiting.begin(), lane.waiting.end(), command.token);
-                    if (place == lane.waiting.end()) continue;
+                    if (place == lane.waiting.end())
+                        continue;
                     lane.waiting.erase(place);
                     conclude(number, command.token, Status::ACTION_CANCELLED);
                     break;
@@ -342,16 +362,17 @@ void World::obey_queue(std::uint32_t number, std::vector<QueueCommand>& commands
                 action.status = Status::ACTION_CANCELLED;
                 send_back(command.token);
                 break;
-            case QueueOrder::REJECT_TWICE:
-                fail("an action was sent twice");
+            case QueueOrder::REJECT_TWICE: fail("an action was sent twice");
             case QueueOrder::REJECT_FULL:
                 action.status = Status::DEVICE_ERROR;
                 send_back(command.token);
                 break;
         }
-        if (worker.epoch != epoch) return;  // the connection broke, and with it all of this
+        if (worker.epoch != epoch)
+            return;  // the connection broke, and with it all of this
     }
-    if (run_.check) device.queue.check_invariants();
+    if (run_.check)
+        device.queue.check_invariants();
     const Ns wake = device.queue.next_wake_ns();
     if (wake < device.queue_due_ns) {
         device.queue_due_ns = wake;
@@ -384,8 +405,10 @@ void World::advance(std::uint32_t number, std::uint32_t which) {
             return;
         }
         lane.waiting.erase(lane.waiting.begin());
-        if (begin(number, which, slot)) return;
-        if (worker.epoch != epoch) return;
+        if (begin(number, which, slot))
+            return;
+        if (worker.epoch != epoch)
+            return;
     }
 }
 
@@ -408,9 +431,11 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
         } else if (action.kind == ActionKind::UNLOAD) {
             const LaneState& lane = device.lanes[1];
             bool used = lane.running != NONE && actions_[lane.running].model == action.model;
-            for (std::uint32_t other : lane.waiting) used |= actions_[other].model == action.model;
+            for (std::uint32_t other : lane.waiting)
+                used |= actions_[other].model == action.model;
             demand(!run_.check || !used, "an UNLOAD of a model in use");
-            if (used) status = Status::IN_USE;
+            if (used)
+                status = Status::IN_USE;
         }
     }
     if (status != Status::OK) {
@@ -419,7 +444,8 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
     }
     action.begin_ns = now_;
     device.lanes[which].running = slot;
-    if (action.kind == ActionKind::LOAD) workers_[device.worker].link_user = number;
+    if (action.kind == ActionKind::LOAD)
+        workers_[device.worker].link_user = number;
     note(201, static_cast<std::int64_t>(action.id), number);
     Ns took_ns = duration_ns(device, action);
     action.overran = false;
@@ -427,7 +453,8 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
         const std::vector<Ns>& table = models_[action.model].table;
         const Ns limit_ns = EXECUTION_LIMIT_FACTOR * table[std::min<std::size_t>(action.rows, table.size() - 1)];
         action.overran = took_ns > std::max(EXECUTION_LIMIT_NS, limit_ns);
-        if (action.overran) took_ns = std::max(EXECUTION_LIMIT_NS, limit_ns);
+        if (action.overran)
+            took_ns = std::max(EXECUTION_LIMIT_NS, limit_ns);
     } else if (action.kind == ActionKind::LOAD) {
         const Ns limit_ns = std::max(LOAD_LIMIT_NS, LOAD_LIMIT_FACTOR * models_[action.model].load_ns);
         action.overran = took_ns > limit_ns;
@@ -438,14 +465,16 @@ bool World::begin(std::uint32_t number, std::uint32_t which, std::uint32_t slot)
 }
 
 std::size_t World::lane_of(ActionKind kind) {
-    if (kind == ActionKind::LOAD || kind == ActionKind::UNLOAD) return static_cast<std::size_t>(Lane::LOAD);
+    if (kind == ActionKind::LOAD || kind == ActionKind::UNLOAD)
+        return static_cast<std::size_t>(Lane::LOAD);
     const bool is_host = kind == ActionKind::FETCH || kind == ActionKind::DROP;
     return static_cast<std::size_t>(is_host ? Lane::FETCH : Lane::EXECUTE);
 }
 
 // A model's layout on a worker; valid until this is asked again.
 const std::vector<std::uint32_t>& World::runs_of(const WorkerState& worker, std::uint32_t model) {
-    if (worker.extra_pages == 0) return models_[model].runs;
+    if (worker.extra_pages == 0)
+        return models_[model].runs;
     runs_ = models_[model].runs;
     runs_.push_back(worker.extra_pages);
     return runs_;
@@ -458,7 +487,8 @@ std::uint32_t World::batch_max_of(const WorkerState& worker, std::uint32_t model
 
 std::uint64_t World::host_bytes(const WorkerState& worker, std::uint32_t model) {
     std::uint64_t pages = 0;
-    for (std::uint32_t run : runs_of(worker, model)) pages += run;
+    for (std::uint32_t run : runs_of(worker, model))
+        pages += run;
     return pages * cluster_.page_bytes;
 }
 
@@ -469,8 +499,10 @@ Status World::begin_host(Device& device, const Action& action) {
     Hosting& here = worker.host[action.model];
     if (action.kind == ActionKind::FETCH) {
         demand(here == Hosting::NO, "a FETCH of a model that is in the host store");
-        demand(worker.host_used + host_bytes(worker, action.model) <= cluster_.host_bytes, "a host store is over-committed");
-        if (device.random.chance(cluster_.load_failures)) return Status::DEVICE_ERROR;
+        demand(worker.host_used + host_bytes(worker, action.model) <= cluster_.host_bytes,
+               "a host store is over-committed");
+        if (device.random.chance(cluster_.load_failures))
+            return Status::DEVICE_ERROR;
         here = Hosting::FETCHING;
         worker.host_used += host_bytes(worker, action.model);
         return Status::OK;
@@ -482,7 +514,8 @@ Status World::begin_host(Device& device, const Action& action) {
             return actions_[slot].kind == ActionKind::LOAD && actions_[slot].model == action.model;
         };
         bool used = lane.running != NONE && loads(lane.running);
-        for (std::uint32_t other : lane.waiting) used |= loads(other);
+        for (std::uint32_t other : lane.waiting)
+            used |= loads(other);
         demand(!used, "a DROP of a model that is being loaded");
     }
     here = Hosting::NO;
@@ -531,7 +564,8 @@ void World::release(Device& device, std::uint32_t model) {
     const std::vector<std::uint32_t>& runs = runs_of(workers_[device.worker], model);
     for (std::size_t run = 0; run < runs.size(); ++run) {
         const std::uint32_t first = residents_[held].starts[run];
-        for (std::uint32_t page = first; page < first + runs[run]; ++page) device.owner[page] = NONE;
+        for (std::uint32_t page = first; page < first + runs[run]; ++page)
+            device.owner[page] = NONE;
     }
     device.held[model] = NONE;
     free_residents_.push_back(held);
@@ -551,14 +585,16 @@ void World::lane_end(std::uint32_t number, std::uint32_t which) {
         action.status = Status::OVERRUN;
         const std::uint32_t index = device.worker, epoch = workers_[index].epoch;
         send_back(slot);
-        if (workers_[index].epoch != epoch) return;  // the connection broke
+        if (workers_[index].epoch != epoch)
+            return;  // the connection broke
         heap_.push(workers_[index].back_free_ns + 1, EventKind::GIVE_UP, index, epoch, 0);
         return;
     }
     if (action.kind == ActionKind::LOAD) {
         residents_[device.held[action.model]].loading = false;
         accounts_.link_busy_ns[device.worker] += overlap(action.begin_ns, now_);
-        if (counting()) ++accounts_.loads;
+        if (counting())
+            ++accounts_.loads;
         if (slice) {
             ++slice->loads;
             slice->link_busy_ns += now_ - action.begin_ns;
@@ -566,17 +602,21 @@ void World::lane_end(std::uint32_t number, std::uint32_t which) {
         workers_[device.worker].link_user = NONE;
     } else if (action.kind == ActionKind::FETCH) {
         workers_[device.worker].host[action.model] = Hosting::HELD;
-        if (counting()) ++accounts_.fetches;
+        if (counting())
+            ++accounts_.fetches;
     } else if (action.kind == ActionKind::DROP) {
-        if (counting()) ++accounts_.drops;
+        if (counting())
+            ++accounts_.drops;
     } else if (action.kind == ActionKind::UNLOAD) {
         release(device, action.model);
-        if (counting()) ++accounts_.unloads;
+        if (counting())
+            ++accounts_.unloads;
     } else {
         accounts_.busy_ns[number] += overlap(action.begin_ns, now_);
         if (counting()) {
             ++accounts_.infers;
-            if (action.rows >= accounts_.batches.size()) accounts_.batches.resize(action.rows + 1);
+            if (action.rows >= accounts_.batches.size())
+                accounts_.batches.resize(action.rows + 1);
             ++accounts_.batches[action.rows];
         }
         if (slice) {
@@ -584,15 +624,19 @@ void World::lane_end(std::uint32_t number, std::uint32_t which) {
             slice->batched += action.rows;
             slice->busy_ns += now_ - action.begin_ns;
         }
-        if (device.random.chance(cluster_.infer_failures)) status = Status::DEVICE_ERROR;
-        if (action.overran) status = Status::OVERRUN;
+        if (device.random.chance(cluster_.infer_failures))
+            status = Status::DEVICE_ERROR;
+        if (action.overran)
+            status = Status::OVERRUN;
     }
     const std::uint32_t worker = device.worker, epoch = workers_[worker].epoch;
     const bool loaded = action.kind == ActionKind::LOAD;
     conclude(number, slot, status);
-    if (workers_[worker].epoch != epoch) return;
+    if (workers_[worker].epoch != epoch)
+        return;
     advance(number, which);
-    if (loaded) grant_link(worker);
+    if (loaded)
+        grant_link(worker);
 }
 
 // The device is done with an action, or will not do it.
@@ -603,7 +647,8 @@ void World::conclude(std::uint32_t number, std::uint32_t slot, Status status) {
     actions_[slot].status = status;
     note(202, static_cast<std::int64_t>(id), static_cast<std::int64_t>(status));
     send_back(slot);
-    if (workers_[worker].epoch != epoch) return;
+    if (workers_[worker].epoch != epoch)
+        return;
     auto commands = buffer();
     device.queue.ended(now_, id, commands);
     obey_queue(number, commands);
@@ -618,43 +663,52 @@ void World::grant_link(std::uint32_t index) {
         worker.link_queue.erase(worker.link_queue.begin());
         devices_[number].lanes[0].wants_link = false;
         advance(number, 0);
-        if (worker.epoch != epoch) return;
+        if (worker.epoch != epoch)
+            return;
     }
 }
 
 // How long the inputs of an action take to the device.
 Ns World::copy_ns(const Action& action) const {
-    if (cluster_.copy_bandwidth == 0 || action.kind != ActionKind::INFER) return 0;
+    if (cluster_.copy_bandwidth == 0 || action.kind != ActionKind::INFER)
+        return 0;
     const auto bytes = static_cast<unsigned __int128>(models_[action.model].input_bytes) * action.rows;
     return static_cast<Ns>(bytes * SECOND / cluster_.copy_bandwidth);
 }
 
 // How many times as long an execution takes that begins now.
 double World::spell() const {
-    if (!begun_) return 1;
+    if (!begun_)
+        return 1;
     auto after = std::upper_bound(cluster_.spells.begin(), cluster_.spells.end(), now_ - base_ns_,
                                   [](Ns at_ns, const auto& one) { return at_ns < one.first; });
     return after == cluster_.spells.begin() ? 1 : std::prev(after)->second;
 }
 
 Ns World::duration_ns(Device& device, const Action& action) {
-    if (action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP) return UNLOAD_NS;
+    if (action.kind == ActionKind::UNLOAD || action.kind == ActionKind::DROP)
+        return UNLOAD_NS;
     double exact, factor = 1;
     if (action.kind == ActionKind::FETCH) {
-        if (cluster_.disk_bandwidth == 0) return 1;
+        if (cluster_.disk_bandwidth == 0)
+            return 1;
         const std::uint64_t bytes = host_bytes(workers_[device.worker], action.model);
         exact = static_cast<double>(bytes) * SECOND / static_cast<double>(cluster_.disk_bandwidth);
-        if (cluster_.load_noise > 0) factor = device.random.lognormal(cluster_.load_noise);
+        if (cluster_.load_noise > 0)
+            factor = device.random.lognormal(cluster_.load_noise);
     } else if (action.kind == ActionKind::LOAD) {
         exact = static_cast<double>(models_[action.model].load_ns);
-        if (cluster_.load_noise > 0) factor = device.random.lognormal(cluster_.load_noise);
+        if (cluster_.load_noise > 0)
+            factor = device.random.lognormal(cluster_.load_noise);
     } else {
         const std::vector<Ns>& table = models_[action.model].table;
         exact = static_cast<double>(table[std::min<std::size_t>(action.rows, table.size() - 1)]);
         exact = exact / workers_[device.worker].speed * spell();
-        if (cluster_.exec_noise > 0) factor = device.random.lognormal(cluster_.exec_noise);
+        if (cluster_.exec_noise > 0)
+            factor = device.random.lognormal(cluster_.exec_noise);
     }
-    if (device.random.chance(cluster_.outlier)) factor *= cluster_.outlier_factor;
+    if (device.random.chance(cluster_.outlier))
+        factor *= cluster_.outlier_factor;
     const bool executes = action.kind == ActionKind::INFER || action.kind == ActionKind::PROFILE;
     const auto kind = executes ? DisturbanceInfo::Kind::EXECUTION : DisturbanceInfo::Kind::LOAD;
     return std::max<Ns>(slowed_ns(kind, device.worker, now_, static_cast<Ns>(exact * factor)), 1);

@@ -36,9 +36,7 @@ struct Event {
     std::uint64_t value;
 
     EventKind kind() const { return static_cast<EventKind>(order & 0xFF); }
-    bool before(const Event& other) const {
-        return at_ns != other.at_ns ? at_ns < other.at_ns : order < other.order;
-    }
+    bool before(const Event& other) const { return at_ns != other.at_ns ? at_ns < other.at_ns : order < other.order; }
 };
 
 // A heap of four children a node: half as deep as one of two, and siblings share cache lines.
@@ -54,7 +52,8 @@ public:
         events_.push_back(event);
         while (place > 0) {
             const std::size_t parent = (place - 1) / 4;
-            if (!event.before(events_[parent])) break;
+            if (!event.before(events_[parent]))
+                break;
             events_[place] = events_[parent];
             place = parent;
         }
@@ -65,17 +64,21 @@ public:
         const Event result = events_.front(), last = events_.back();
         events_.pop_back();
         const std::size_t count = events_.size();
-        if (count == 0) return result;
+        if (count == 0)
+            return result;
         std::size_t place = 0;
         for (;;) {
             const std::size_t first = 4 * place + 1;
-            if (first >= count) break;
+            if (first >= count)
+                break;
             std::size_t least = first;
             const std::size_t end = first + 4 < count ? first + 4 : count;
             for (std::size_t child = first + 1; child < end; ++child) {
-                if (events_[child].before(events_[least])) least = child;
+                if (events_[child].before(events_[least]))
+                    least = child;
             }
-            if (!events_[least].before(last)) break;
+            if (!events_[least].before(last))
+                break;
             events_[place] = events_[least];
             place = least;
         }

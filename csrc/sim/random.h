@@ -20,18 +20,22 @@ inline double log_of(double x) {  // of a normal number above 0
     }
     const double s = (mantissa - 1) / (mantissa + 1), square = s * s;
     double sum = 0;
-    for (int power = 21; power >= 1; power -= 2) sum = sum * square + 1.0 / power;
+    for (int power = 21; power >= 1; power -= 2)
+        sum = sum * square + 1.0 / power;
     return 2 * s * sum + exponent * 0.6931471805599453;
 }
 
 inline double exp_of(double x) {  // between e^-700 and e^700
-    if (x > 700) x = 700;
-    if (x < -700) x = -700;
+    if (x > 700)
+        x = 700;
+    if (x < -700)
+        x = -700;
     const double scaled = x * 1.4426950408889634;
     const int power = static_cast<int>(scaled < 0 ? scaled - 0.5 : scaled + 0.5);
     const double rest = x - power * 0.6931471805599453;
     double sum = 1;
-    for (int term = 16; term >= 1; --term) sum = 1 + sum * rest / term;
+    for (int term = 16; term >= 1; --term)
+        sum = 1 + sum * rest / term;
     return sum * std::bit_cast<double>(static_cast<std::uint64_t>(power + 1023) << 52);
 }
 

@@ -11,7 +11,7 @@ namespace clockwork::sim {
 namespace {
 
 constexpr std::uint32_t PRELOADS_AT_ONCE = 16;  // of one worker: their windows are a second long
-constexpr std::size_t PRELOAD_WAITS_MAX = 4;   // rounds in which nothing could be loaded, for want of a fetch
+constexpr std::size_t PRELOAD_WAITS_MAX = 4;    // rounds in which nothing could be loaded, for want of a fetch
 constexpr Ns SET_UP_LIMIT_NS = 3600 * SECOND;
 
 }  // namespace
@@ -25,7 +25,8 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
       run_(run),
       opens_(opens),
       random_(run.seed, 1) {
-    if (models_.empty()) throw std::invalid_argument("a world without models");
+    if (models_.empty())
+        throw std::invalid_argument("a world without models");
     if (cluster_.devices < 1 || cluster_.devices_per_worker < 1) {
         throw std::invalid_argument("a world without devices");
     }
@@ -35,7 +36,8 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
         }
     }
     for (const ClosedInfo& group : closed_) {
-        if (group.model >= models_.size()) throw std::invalid_argument("a client of a model that is none");
+        if (group.model >= models_.size())
+            throw std::invalid_argument("a client of a model that is none");
         if (run_.until_ns == NEVER_NS && group.until_ns == NEVER_NS) {
             throw std::invalid_argument("closed-loop clients that never stop: until_ns is missing");
         }
@@ -59,11 +61,13 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
         if (!cluster_.speeds.empty()) {
             worker.kind = index % static_cast<std::uint32_t>(cluster_.speeds.size());
             worker.speed = cluster_.speeds[worker.kind];
-            if (!(worker.speed > 0)) throw std::invalid_argument("a speed must be above 0");
+            if (!(worker.speed > 0))
+                throw std::invalid_argument("a speed must be above 0");
         }
-        worker.offset_ns = static_cast<Ns>((2 * worker.random.uniform() - 1) *
-                                           static_cast<double>(cluster_.clock_offset_ns));
-        if (cluster_.host_bytes > 0) worker.host.assign(models_.size(), Hosting::NO);
+        worker.offset_ns =
+            static_cast<Ns>((2 * worker.random.uniform() - 1) * static_cast<double>(cluster_.clock_offset_ns));
+        if (cluster_.host_bytes > 0)
+            worker.host.assign(models_.size(), Hosting::NO);
         worker.drift = (2 * worker.random.uniform() - 1) * cluster_.clock_drift_ppm * 1e-6;
         for (std::uint32_t number = 0; number < worker.device_count; ++number) {
             Device& device = devices_.emplace_back(cluster_.run_ahead, cluster_.actions_queued_max);
@@ -84,10 +88,12 @@ World::World(std::unique_ptr<Scheduler> scheduler, std::vector<ModelInfo> models
 
 void World::set_up() {
     now_ = SECOND;  // zero means "never" here and there
-    for (std::uint32_t index = 0; index < workers_.size(); ++index) join(index);
+    for (std::uint32_t index = 0; index < workers_.size(); ++index)
+        join(index);
     settle();
     drain_set_up();
-    if (run_.resident) preload();
+    if (run_.resident)
+        preload();
     base_ns_ = (now_ / MS + 1) * MS;
     count_from_ = base_ns_ + run_.warmup_ns;
     count_until_ = run_.until_ns == NEVER_NS ? NEVER_NS : base_ns_ + run_.until_ns;
@@ -105,7 +111,8 @@ void World::set_up() {
         }
     }
     if (cluster_.crashes_per_hour > 0) {
-        for (std::uint32_t index = 0; index < workers_.size(); ++index) next_crash(index);
+        for (std::uint32_t index = 0; index < workers_.size(); ++index)
+            next_crash(index);
     }
     scheduler_ns_ = 0;
 }
@@ -114,7 +121,8 @@ void World::next_crash(std::uint32_t index) {
     const double mean = 3600.0 * SECOND / cluster_.crashes_per_hour;
     const double wait = std::min(workers_[index].random.exponential(mean), 1e17);
     const Ns at = now_ + static_cast<Ns>(wait);
-    if (at < count_until_) heap_.push(at, EventKind::CRASH, index, 0, 0);
+    if (at < count_until_)
+        heap_.push(at, EventKind::CRASH, index, 0, 0);
 }
 
 // Let what was begun come to its end.
@@ -123,12 +131,14 @@ void World::drain_set_up() {
     while (!heap_.empty()) {
         now_ = heap_.top().at_ns;
         demand(now_ < limit, "setting up does not come to an end");
-        while (!heap_.empty() && heap_.top().at_ns == now_) handle(heap_.pop());
+        while (!heap_.empty() && heap_.top().at_ns == now_)
+            handle(heap_.pop());
         if (wake_ns_ <= now_) {
             wake_ns_ = NEVER_NS;
             touched_ = true;
         }
-        if (touched_) settle();
+        if (touched_)
+            settle();
     }
 }
 
@@ -145,14 +155,18 @@ void World::preload() {
         placed = false;
         for (std::uint32_t model = 0; model < models_.size(); ++model) {
             std::uint64_t pages = 0;
-            for (std::uint32_t run : models_[model].runs) pages += run;
+            for (std::uint32_t run : models_[model].runs)
+                pages += run;
             pages += most_extra;
             std::size_t best = rooms.size();
             for (std::size_t number = 0; number < rooms.size(); ++number) {
-                if (rooms[number].has[model] || rooms[number].free < pages) continue;
-                if (best == rooms.size() || rooms[number].free > rooms[best].free) best = number;
+                if (rooms[number].has[model] || rooms[number].free < pages)
+                    continue;
+                if (best == rooms.size() || rooms[number].free > rooms[best].free)
+                    best = number;
             }
-            if (best == rooms.size()) continue;
+            if (best == rooms.size())
+                continue;
             rooms[best].has[model] = true;
             rooms[best].free -= pages;
             wanted.emplace_back(static_cast<std::uint32_t>(best), model);
@@ -173,16 +187,19 @@ void World::preload() {
                 continue;
             }
             ++under_way[device.worker];
-            const bool is_accepted = scheduler_->preload(now_, workers_[device.worker].id,
-                                                         static_cast<std::int32_t>(device.index), model);
+            const bool is_accepted =
+                scheduler_->preload(now_, workers_[device.worker].id, static_cast<std::int32_t>(device.index), model);
             accepted += is_accepted;
-            if (!is_accepted && cluster_.host_bytes > 0) later.emplace_back(number, model);  // it is fetched first
+            if (!is_accepted && cluster_.host_bytes > 0)
+                later.emplace_back(number, model);  // it is fetched first
         }
         waited = accepted > before ? 0 : waited + 1;
-        if (accepted == 0 && (cluster_.host_bytes == 0 || waited > PRELOAD_WAITS_MAX)) throw std::invalid_argument("this policy does not preload models");
+        if (accepted == 0 && (cluster_.host_bytes == 0 || waited > PRELOAD_WAITS_MAX))
+            throw std::invalid_argument("this policy does not preload models");
         settle();
         drain_set_up();
-        if (waited > PRELOAD_WAITS_MAX) break;  // the host stores have no room for the rest
+        if (waited > PRELOAD_WAITS_MAX)
+            break;  // the host stores have no room for the rest
         wanted.swap(later);
     }
 }

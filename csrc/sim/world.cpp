@@ -35,7 +35,8 @@ void World::feed(std::size_t open, const Chunk& chunk) {
             throw std::invalid_argument("an arrival for model " + std::to_string(model) + " of " +
                                         std::to_string(models_.size()));
         }
-        if (chunk.slo_ns[place] < 0) throw std::invalid_argument("an SLO below 0");
+        if (chunk.slo_ns[place] < 0)
+            throw std::invalid_argument("an SLO below 0");
     }
     state.last_ns = last;
     state.chunk = chunk;
@@ -49,7 +50,8 @@ Ns World::next_arrival() {
     wanting_ = opens_.size();
     for (std::size_t number = 0; number < opens_.size(); ++number) {
         OpenState& state = opens_[number];
-        if (state.over) continue;
+        if (state.over)
+            continue;
         if (!state.fed) {
             wanting_ = number;
             return NEVER_NS;
@@ -66,31 +68,40 @@ Ns World::next_arrival() {
 }
 
 Stop World::run(std::uint64_t events_max) {
-    if (over_) return Stop::DONE;
+    if (over_)
+        return Stop::DONE;
     const std::uint64_t stop_at = events_ + events_max;
     for (;;) {
         Ns arrival = next_arrival();
-        if (wanting_ < opens_.size()) return Stop::WANTS_CHUNK;
-        if (events_ >= stop_at) return Stop::PAUSED;
+        if (wanting_ < opens_.size())
+            return Stop::WANTS_CHUNK;
+        if (events_ >= stop_at)
+            return Stop::PAUSED;
         const Ns wake = turn_ns(wake_ns_);
         Ns next = std::min(arrival, wake);
-        if (!heap_.empty()) next = std::min(next, heap_.top().at_ns);
-        if (arrival == NEVER_NS && clients_left_ == 0 && outstanding_ == 0 && (!run_.check || heap_.empty())) break;
+        if (!heap_.empty())
+            next = std::min(next, heap_.top().at_ns);
+        if (arrival == NEVER_NS && clients_left_ == 0 && outstanding_ == 0 && (!run_.check || heap_.empty()))
+            break;
         const Ns ended = run_.until_ns == NEVER_NS ? base_ns_ + last_arrival_ns_ : base_ns_ + run_.until_ns;
-        if (next == NEVER_NS || (arrival == NEVER_NS && next > ended + run_.drain_ns)) break;
+        if (next == NEVER_NS || (arrival == NEVER_NS && next > ended + run_.drain_ns))
+            break;
         demand(next >= now_, "time went back");
         now_ = next;
         while (arrival == now_) {
             arrive_open(nearest_);
             arrival = next_arrival();
-            if (wanting_ < opens_.size()) break;  // the next turn of the loop asks for it
+            if (wanting_ < opens_.size())
+                break;  // the next turn of the loop asks for it
         }
-        while (!heap_.empty() && heap_.top().at_ns == now_) handle(heap_.pop());
+        while (!heap_.empty() && heap_.top().at_ns == now_)
+            handle(heap_.pop());
         if (turn_ns(wake_ns_) <= now_) {
             wake_ns_ = NEVER_NS;
             touched_ = true;
         }
-        if (touched_) settle();
+        if (touched_)
+            settle();
     }
     finish();
     return Stop::DONE;
@@ -102,21 +113,17 @@ Ns World::noticed_ns(const Event& event) const {
         case EventKind::DELIVER:
         case EventKind::REVOKE:
         case EventKind::PINGED:
-        case EventKind::REJOIN:
-            return stopped_until_ns(event.subject);
+        case EventKind::REJOIN: return stopped_until_ns(event.subject);
         case EventKind::QUEUE_DUE:
         case EventKind::LANE_OPEN:
-        case EventKind::LANE_END:
-            return stopped_until_ns(devices_[event.subject].worker);
+        case EventKind::LANE_END: return stopped_until_ns(devices_[event.subject].worker);
         case EventKind::RESULT:
         case EventKind::CLIENT:
         case EventKind::CANCEL:
         case EventKind::NOTICED:
         case EventKind::PING:
-        case EventKind::PONG:
-            return turn_ns(now_);
-        default:
-            return now_;
+        case EventKind::PONG: return turn_ns(now_);
+        default: return now_;
     }
 }
 
@@ -138,10 +145,12 @@ void World::handle(const Event& event) {
             }
             break;
         case EventKind::REVOKE:
-            if (workers_[subject].epoch == event.epoch) revoke(subject, event.value);
+            if (workers_[subject].epoch == event.epoch)
+                revoke(subject, event.value);
             break;
         case EventKind::QUEUE_DUE:
-            if (workers_[devices_[subject].worker].epoch == event.epoch) queue_due(subject);
+            if (workers_[devices_[subject].worker].epoch == event.epoch)
+                queue_due(subject);
             break;
         case EventKind::LANE_OPEN:
             if (workers_[devices_[subject].worker].epoch == event.epoch) {
@@ -161,9 +170,7 @@ void World::handle(const Event& event) {
                 reported(static_cast<std::uint32_t>(event.value), subject);
             }
             break;
-        case EventKind::CLIENT:
-            client_sends(subject);
-            break;
+        case EventKind::CLIENT: client_sends(subject); break;
         case EventKind::CANCEL: {
             Request* request = find(event.value);
             if (request) {
@@ -179,26 +186,21 @@ void World::handle(const Event& event) {
             next_crash(subject);
             break;
         case EventKind::GIVE_UP:
-            if (workers_[subject].epoch == event.epoch) crash(subject, false);
+            if (workers_[subject].epoch == event.epoch)
+                crash(subject, false);
             break;
-        case EventKind::NOTICED:
-            noticed(subject);
-            break;
-        case EventKind::REJOIN:
-            join(subject);
-            break;
-        case EventKind::PING:
-            ping(subject);
-            break;
+        case EventKind::NOTICED: noticed(subject); break;
+        case EventKind::REJOIN: join(subject); break;
+        case EventKind::PING: ping(subject); break;
         case EventKind::PINGED:
-            if (workers_[subject].epoch == event.epoch) pinged(subject, static_cast<Ns>(event.value));
+            if (workers_[subject].epoch == event.epoch)
+                pinged(subject, static_cast<Ns>(event.value));
             break;
         case EventKind::PONG:
-            if (workers_[subject].epoch == event.epoch) ponged(subject);
+            if (workers_[subject].epoch == event.epoch)
+                ponged(subject);
             break;
-        case EventKind::DISTURB:
-            disturb(subject, event.value != 0);
-            break;
+        case EventKind::DISTURB: disturb(subject, event.value != 0); break;
     }
 }
 
@@ -208,7 +210,8 @@ void World::arrive_open(std::size_t number) {
     OpenState& state = opens_[number];
     const Chunk& chunk = state.chunk;
     const std::size_t place = state.next++;
-    if (state.next == chunk.count) state.fed = false;
+    if (state.next == chunk.count)
+        state.fed = false;
     arrive(static_cast<std::uint32_t>(chunk.model[place]), chunk.slo_ns[place], chunk.priority[place],
            chunk.class_index[place], NONE);
 }
@@ -226,8 +229,10 @@ void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::
                    std::uint32_t group) {
     ++events_;
     const ModelInfo& model = models_[number];
-    if (slo_ns == 0) slo_ns = model.slo_ns;
-    if (priority == 0) priority = run_.priority_default;
+    if (slo_ns == 0)
+        slo_ns = model.slo_ns;
+    if (priority == 0)
+        priority = run_.priority_default;
     std::uint32_t slot;
     if (free_requests_.empty()) {
         slot = static_cast<std::uint32_t>(requests_.size());
@@ -254,7 +259,8 @@ void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::
         ++accounts_.models[number].offered;
         ++accounts_.classes[request.class_index].offered;
     }
-    if (Slice* one = slice()) ++one->offered;
+    if (Slice* one = slice())
+        ++one->offered;
     highest_arrived_ = std::min(highest_arrived_, priority);
     const RequestId id = request.sequence << SEQUENCE_SHIFT | slot;
     note(3, static_cast<std::int64_t>(id), number, slo_ns, priority);
@@ -269,14 +275,15 @@ void World::arrive(std::uint32_t number, Ns slo_ns, std::uint8_t priority, std::
     touched_ = true;
     if (random_.chance(cluster_.cancels)) {
         const Ns patience = slo_ns ? slo_ns : 100 * MS;
-        heap_.push(now_ + static_cast<Ns>(random_.below(static_cast<std::uint64_t>(patience))), EventKind::CANCEL, 0,
-                   0, id);
+        heap_.push(now_ + static_cast<Ns>(random_.below(static_cast<std::uint64_t>(patience))), EventKind::CANCEL, 0, 0,
+                   id);
     }
 }
 
 World::Request* World::find(RequestId id) {
     const std::uint64_t slot = id & SLOT_MASK;
-    if (slot >= requests_.size() || requests_[slot].sequence != id >> SEQUENCE_SHIFT) return nullptr;
+    if (slot >= requests_.size() || requests_[slot].sequence != id >> SEQUENCE_SHIFT)
+        return nullptr;
     return &requests_[slot];
 }
 
@@ -290,7 +297,8 @@ void World::close(RequestId id, Request& request, Outcome outcome) {
             accounts_.latency.add(latency);
             accounts_.class_latency[request.class_index].add(latency);
         }
-        if (outcome == Outcome::REFUSED) accounts_.refusal.add(latency);
+        if (outcome == Outcome::REFUSED)
+            accounts_.refusal.add(latency);
     }
     if (Slice* one = slice()) {
         if (outcome == Outcome::GOOD) {
@@ -298,7 +306,8 @@ void World::close(RequestId id, Request& request, Outcome outcome) {
         } else if (outcome != Outcome::CANCELLED) {
             ++one->bad;
         }
-        if (outcome == Outcome::GOOD || outcome == Outcome::LATE) accounts_.slice_latency.add(latency);
+        if (outcome == Outcome::GOOD || outcome == Outcome::LATE)
+            accounts_.slice_latency.add(latency);
     }
     if (request.group != NONE) {
         const ClosedInfo& group = closed_[request.group];
@@ -315,9 +324,11 @@ void World::settle() {
     touched_ = false;
     timed([&] { scheduler_->settle(now_); });
     obey();
-    if (run_.check) scheduler_->check_invariants();
+    if (run_.check)
+        scheduler_->check_invariants();
     highest_arrived_ = 255;
-    if (run_.check) done_.clear();
+    if (run_.check)
+        done_.clear();
 }
 
 void World::obey() {
@@ -330,18 +341,12 @@ void World::obey() {
              static_cast<std::int64_t>(command.status) << 8 | static_cast<std::int64_t>(command.reason));
         digest_.add_all(command.earliest_ns, command.latest_ns, command.expected_ns, command.load_id, command.count);
         switch (command.kind) {
-            case CommandKind::WAKE:
-                wake_ns_ = command.earliest_ns;
-                break;
+            case CommandKind::WAKE: wake_ns_ = command.earliest_ns; break;
             case CommandKind::ANSWER_OK:
-            case CommandKind::ANSWER_FAILED:
-                answer(command);
-                break;
+            case CommandKind::ANSWER_FAILED: answer(command); break;
             case CommandKind::MODEL_FAULT:
-            case CommandKind::MODEL_GONE:
-                break;
-            default:
-                order(command);
+            case CommandKind::MODEL_GONE: break;
+            default: order(command);
         }
     }
     out.clear();
@@ -389,7 +394,8 @@ void World::order(const Command& command) {
     demand(worker.id == command.worker, "an order to a worker that has left");
     if (command.kind == CommandKind::SEND_REVOKE) {
         ++accounts_.revokes;
-        if (lost(index)) return;
+        if (lost(index))
+            return;
         worker.there_free_ns = std::max(worker.there_free_ns, now_ + cluster_.link_there_ns);
         heap_.push(worker.there_free_ns, EventKind::REVOKE, index, worker.epoch, command.action_id);
         return;
@@ -413,15 +419,9 @@ void World::order(const Command& command) {
             action.kind = ActionKind::LOAD;
             action.starts.assign(out.runs.begin() + command.first, out.runs.begin() + command.first + command.count);
             break;
-        case CommandKind::SEND_UNLOAD:
-            action.kind = ActionKind::UNLOAD;
-            break;
-        case CommandKind::SEND_FETCH:
-            action.kind = ActionKind::FETCH;
-            break;
-        case CommandKind::SEND_DROP:
-            action.kind = ActionKind::DROP;
-            break;
+        case CommandKind::SEND_UNLOAD: action.kind = ActionKind::UNLOAD; break;
+        case CommandKind::SEND_FETCH: action.kind = ActionKind::FETCH; break;
+        case CommandKind::SEND_DROP: action.kind = ActionKind::DROP; break;
         case CommandKind::SEND_INFER: {
             action.kind = ActionKind::INFER;
             action.requests.assign(out.ids.begin() + command.first, out.ids.begin() + command.first + command.count);
@@ -429,7 +429,8 @@ void World::order(const Command& command) {
             bytes = models_[action.model].input_bytes * command.count;
             demand(command.count > 0, "an INFER of nothing");
             if (run_.check) {
-                demand(command.count <= batch_max_of(workers_[index], action.model), "a batch larger than the model's largest");
+                demand(command.count <= batch_max_of(workers_[index], action.model),
+                       "a batch larger than the model's largest");
                 for (RequestId id : action.requests) {
                     Request* request = find(id);
                     demand(request != nullptr, "an answered request is sent");
@@ -441,9 +442,7 @@ void World::order(const Command& command) {
             }
             break;
         }
-        default:
-            action.kind = ActionKind::PROFILE;
-            action.rows = std::max<std::uint32_t>(command.rows, 1);
+        default: action.kind = ActionKind::PROFILE; action.rows = std::max<std::uint32_t>(command.rows, 1);
     }
     set_window(action, command);
     send(slot, bytes);
@@ -474,9 +473,11 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
     if (run_.check) {
         for (RequestId id : action.requests) {
             Request* request = find(id);
-            if (request && request->flying == action.id) request->flying = 0;
+            if (request && request->flying == action.id)
+                request->flying = 0;
         }
-        if (action.status == Status::OK) done_[action.id] = action.requests;
+        if (action.status == Status::OK)
+            done_[action.id] = action.requests;
     }
     drop_action(slot);
     timed([&] { scheduler_->action_done(now_, result); });
@@ -487,10 +488,12 @@ void World::reported(std::uint32_t slot, std::uint32_t index) {
 
 void World::finish() {
     over_ = true;
-    if (run_.check) at_rest();
+    if (run_.check)
+        at_rest();
     for (std::size_t slot = 0; slot < requests_.size(); ++slot) {
         Request& request = requests_[slot];
-        if (request.sequence == 0) continue;
+        if (request.sequence == 0)
+            continue;
         if (request.counted) {
             ++accounts_.models[request.model].outcome[static_cast<std::size_t>(Outcome::UNANSWERED)];
             ++accounts_.classes[request.class_index].outcome[static_cast<std::size_t>(Outcome::UNANSWERED)];
@@ -505,9 +508,11 @@ void World::at_rest() {
     demand(outstanding_ == 0, "a request was never answered");
     std::vector<ModelId> hosted;
     for (const WorkerState& worker : workers_) {
-        if (!worker.alive || worker.host.empty() || !scheduler_->host_picture(worker.id, hosted)) continue;
+        if (!worker.alive || worker.host.empty() || !scheduler_->host_picture(worker.id, hosted))
+            continue;
         std::size_t there = 0;
-        for (Hosting one : worker.host) there += one == Hosting::HELD;
+        for (Hosting one : worker.host)
+            there += one == Hosting::HELD;
         demand(there == hosted.size(), "the scheduler's picture of a host store has another number of models");
         for (ModelId one : hosted) {
             demand(worker.host[static_cast<std::size_t>(one)] == Hosting::HELD,
@@ -520,14 +525,16 @@ void World::at_rest() {
         const WorkerState& worker = workers_[device.worker];
         demand(device.queue.queued_count() + device.queue.started_count() == 0, "an action is left at a worker");
         held.clear();
-        if (!worker.alive || !scheduler_->picture(worker.id, static_cast<std::int32_t>(device.index), held)) continue;
+        if (!worker.alive || !scheduler_->picture(worker.id, static_cast<std::int32_t>(device.index), held))
+            continue;
         std::size_t resident = 0;
-        for (std::uint32_t one : device.held) resident += one != NONE;
+        for (std::uint32_t one : device.held)
+            resident += one != NONE;
         demand(resident == held.size(), "the scheduler's picture of a device has another number of models");
         for (const Held& one : held) {
             const std::uint32_t there = device.held[static_cast<std::size_t>(one.model_id)];
-            demand(there != NONE && residents_[there].load_id == one.load_id && residents_[there].starts == one.starts &&
-                       !one.loading,
+            demand(there != NONE && residents_[there].load_id == one.load_id &&
+                       residents_[there].starts == one.starts && !one.loading,
                    "the scheduler's picture of a device is wrong");
         }
     }
@@ -562,9 +569,11 @@ Ns World::overlap(Ns begin_ns, Ns end_ns) const {
 
 // The slice of time that now is in; null if there is no series.
 Slice* World::slice() {
-    if (run_.slice_ns == 0 || !begun_) return nullptr;
+    if (run_.slice_ns == 0 || !begun_)
+        return nullptr;
     const auto number = static_cast<std::size_t>((now_ - base_ns_) / run_.slice_ns);
-    if (number >= SLICES_MAX) return nullptr;
+    if (number >= SLICES_MAX)
+        return nullptr;
     if (number >= accounts_.slices.size()) {
         end_slice();
         accounts_.slices.resize(number + 1);
@@ -573,7 +582,8 @@ Slice* World::slice() {
 }
 
 void World::end_slice() {
-    if (accounts_.slices.empty()) return;
+    if (accounts_.slices.empty())
+        return;
     Slice& last = accounts_.slices.back();
     const auto& latency = accounts_.slice_latency;
     last.p50_ns = latency.percentile(0.5);

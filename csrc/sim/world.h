@@ -60,24 +60,25 @@ struct ClusterInfo {
     std::vector<std::uint32_t> batch_maxes, extra_pages;
     // By time, from when arrivals begin: how many times as long executions take that begin from then on. Empty: 1.
     std::vector<std::pair<Ns, double>> spells;
-    double exec_noise = 0;       // sigma of a lognormal factor
+    double exec_noise = 0;  // sigma of a lognormal factor
     double load_noise = 0;
     double outlier = 0, outlier_factor = 2;  // probability that an action takes so many times as long
     Ns link_there_ns = 50'000, link_back_ns = 50'000;
-    Ns link_jitter_ns = 0;    // uniform, on top, each way
-    double link_loss = 0;     // probability that a message breaks the connection
-    Ns clock_offset_ns = 0;   // each worker's clock is off by up to this
+    Ns link_jitter_ns = 0;   // uniform, on top, each way
+    double link_loss = 0;    // probability that a message breaks the connection
+    Ns clock_offset_ns = 0;  // each worker's clock is off by up to this
     double clock_drift_ppm = 0;
-    double crashes_per_hour = 0;  // of each worker
-    Ns down_ns = 1'000'000'000;   // how long a crashed worker stays away
+    double crashes_per_hour = 0;    // of each worker
+    Ns down_ns = 1'000'000'000;     // how long a crashed worker stays away
     Ns timeout_ns = 2'000'000'000;  // how long the controller waits for one that hangs (half of the crashes)
-    std::uint64_t io_bandwidth = 0;     // bytes/s of the controller's one I/O thread, for the inputs of all workers; 0: unlimited
+    std::uint64_t io_bandwidth =
+        0;  // bytes/s of the controller's one I/O thread, for the inputs of all workers; 0: unlimited
     std::uint64_t input_bandwidth = 0;  // bytes/s of a worker's link; 0: unlimited
-    Ns ping_ns = 0;           // how often the controller measures each link; 0: once, when a worker joins
-    double profiled = 1;      // workers say that an execution takes so many times as long as it does
-    double load_profiled = 1; // and a load
+    Ns ping_ns = 0;                     // how often the controller measures each link; 0: once, when a worker joins
+    double profiled = 1;                // workers say that an execution takes so many times as long as it does
+    double load_profiled = 1;           // and a load
     std::vector<DisturbanceInfo> disturbances;
-    std::uint64_t copy_bandwidth = 0;   // bytes/s of a device's input copies; 0: they take no time
+    std::uint64_t copy_bandwidth = 0;  // bytes/s of a device's input copies; 0: they take no time
     std::uint64_t host_bytes = 0;      // of each worker's host store; 0: none, and whatever there is can be loaded
     std::uint64_t disk_bandwidth = 0;  // bytes/s at which a worker fetches into it; 0: a FETCH takes no time
     double load_failures = 0, infer_failures = 0;  // probability that an action fails
@@ -95,14 +96,14 @@ struct ClosedInfo {
 
 struct RunInfo {
     std::uint64_t seed = 0;
-    Ns warmup_ns = 0;            // what arrives before is not counted
-    Ns until_ns = NEVER_NS;      // nothing arrives from then on; NEVER_NS: when the arrivals end
-    Ns drain_ns = 10 * SECOND;   // how long answers are waited for after that
-    Ns slice_ns = 0;             // 0: no series
+    Ns warmup_ns = 0;           // what arrives before is not counted
+    Ns until_ns = NEVER_NS;     // nothing arrives from then on; NEVER_NS: when the arrivals end
+    Ns drain_ns = 10 * SECOND;  // how long answers are waited for after that
+    Ns slice_ns = 0;            // 0: no series
     bool resident = false;
     bool check = false;
-    bool timed = false;          // measure the time spent in the scheduler
-    std::size_t trace_max = 0;   // rows of the trace that are kept
+    bool timed = false;         // measure the time spent in the scheduler
+    std::size_t trace_max = 0;  // rows of the trace that are kept
     std::uint8_t priority_default = 4;
 };
 
@@ -151,7 +152,7 @@ public:
 
     std::size_t wanting() const { return wanting_; }  // which open workload, after WANTS_CHUNK
     Ns now_ns() const { return now_ - base_ns_; }
-    Ns end_ns() const { return last_arrival_ns_; }     // when the counted time ended
+    Ns end_ns() const { return last_arrival_ns_; }  // when the counted time ended
     std::uint64_t requests() const { return next_request_; }
     std::uint64_t events() const { return events_; }
     Ns scheduler_ns() const { return scheduler_ns_; }  // if timed: real time inside the scheduler, set_up() excepted
@@ -160,10 +161,13 @@ public:
     // By device, in the order of joining: how long each was idle with work waiting, of the time that is counted.
     std::vector<Ns> idle_with_work_ns() const {
         std::vector<Ns> found;
-        for (const DeviceStatus& one : scheduler_->devices()) found.push_back(one.idle_with_work_ns);
+        for (const DeviceStatus& one : scheduler_->devices())
+            found.push_back(one.idle_with_work_ns);
         return found;
     }
-    double devices_wanted() const { return scheduler_->devices_wanted(base_ns_ + last_arrival_ns_); }  // at the end of that
+    double devices_wanted() const {
+        return scheduler_->devices_wanted(base_ns_ + last_arrival_ns_);
+    }  // at the end of that
     const Digest& digest() const { return digest_; }
     const std::vector<TraceRow>& trace() const { return trace_; }
 
@@ -177,8 +181,8 @@ private:
         ActionId id = 0;
         ActionKind kind = ActionKind::INFER;
         Status status = Status::OK;
-        bool at_worker = false;    // else on its way
-        bool overran = false;      // it takes longer than it may: an execution is ended then, a load's worker begins anew
+        bool at_worker = false;  // else on its way
+        bool overran = false;    // it takes longer than it may: an execution is ended then, a load's worker begins anew
         std::uint32_t device = 0;  // of all
         std::uint32_t model = 0;
         std::uint32_t rows = 0;
@@ -222,10 +226,10 @@ private:
         std::uint32_t worker = 0, index = 0;
         ActionQueue queue;
         LaneState lanes[LANES];
-        Ns queue_due_ns = NEVER_NS;  // when a QUEUE_DUE is due
-        Ns copied_ns = 0;            // inputs are copied until then
-        std::vector<std::uint32_t> owner;       // by page: model, or NONE
-        std::vector<std::uint32_t> held;        // by model: index into residents, or NONE
+        Ns queue_due_ns = NEVER_NS;        // when a QUEUE_DUE is due
+        Ns copied_ns = 0;                  // inputs are copied until then
+        std::vector<std::uint32_t> owner;  // by page: model, or NONE
+        std::vector<std::uint32_t> held;   // by model: index into residents, or NONE
         Random random;
 
         Device(std::uint32_t run_ahead, std::size_t queued_max) : queue(run_ahead, queued_max) {}
@@ -246,12 +250,12 @@ private:
         Ns there_seen_ns = 0, back_seen_ns = 0;  // what the controller has measured
         std::deque<std::pair<Ns, Ns>> pongs;     // on their way back: when the ping was sent and received
         Ns offset_ns = 0;
-        double drift = 0;                        // per nanosecond
-        Ns synced_ns = NEVER_NS;                 // true time of the newest estimate of the clock
-        Ns upper_ns = 0, lower_ns = 0;           // bounds of the offset at that time
-        std::uint32_t link_user = NONE;          // device whose LOAD has the link
-        std::vector<std::uint32_t> link_queue;   // devices, in order
-        std::vector<Hosting> host;               // by model; empty: it has no host store
+        double drift = 0;                       // per nanosecond
+        Ns synced_ns = NEVER_NS;                // true time of the newest estimate of the clock
+        Ns upper_ns = 0, lower_ns = 0;          // bounds of the offset at that time
+        std::uint32_t link_user = NONE;         // device whose LOAD has the link
+        std::vector<std::uint32_t> link_queue;  // devices, in order
+        std::vector<Hosting> host;              // by model; empty: it has no host store
         std::uint64_t host_used = 0;
         Random random;
     };
@@ -337,7 +341,8 @@ private:
     Request* find(RequestId id);
     template <class Call>
     void timed(Call call) {
-        if (!run_.timed) [[likely]] return call();
+        if (!run_.timed) [[likely]]
+            return call();
         const auto begin = std::chrono::steady_clock::now();
         call();
         scheduler_ns_ += (std::chrono::steady_clock::now() - begin) / std::chrono::nanoseconds(1);
@@ -362,7 +367,7 @@ private:
     Ns count_from_ = NEVER_NS, count_until_ = NEVER_NS;
     Ns last_arrival_ns_ = 0;
     Ns wake_ns_ = NEVER_NS;
-    Ns io_free_ns_ = 0;     // the controller's I/O thread sends inputs until then
+    Ns io_free_ns_ = 0;  // the controller's I/O thread sends inputs until then
     Ns scheduler_ns_ = 0;
     bool touched_ = false;  // the scheduler was told something since it settled
     bool begun_ = false, over_ = false;
@@ -384,9 +389,9 @@ private:
     std::vector<Resident> residents_;
     std::vector<std::uint32_t> free_residents_;
     std::vector<std::vector<QueueCommand>> buffers_;
-    std::uint8_t highest_arrived_ = 255;                          // priority, of this step
-    std::unordered_map<ActionId, std::vector<RequestId>> done_;   // check: reported OK in this step
-    std::uint64_t clients_left_ = 0;  // of closed loops
+    std::uint8_t highest_arrived_ = 255;                         // priority, of this step
+    std::unordered_map<ActionId, std::vector<RequestId>> done_;  // check: reported OK in this step
+    std::uint64_t clients_left_ = 0;                             // of closed loops
     Random random_;
     Accounts accounts_;
     Digest digest_;

@@ -8,7 +8,8 @@ namespace clockwork {
 
 ActionQueue::ActionQueue(std::uint32_t run_ahead, std::size_t queued_max)
     : run_ahead_(run_ahead), queued_max_(queued_max) {
-    if (run_ahead < 1) throw std::invalid_argument("run_ahead of " + std::to_string(run_ahead));
+    if (run_ahead < 1)
+        throw std::invalid_argument("run_ahead of " + std::to_string(run_ahead));
 }
 
 void ActionQueue::received(Ns now, const QueuedAction& action, std::vector<QueueCommand>& out) {
@@ -27,8 +28,8 @@ void ActionQueue::received(Ns now, const QueuedAction& action, std::vector<Queue
         }
         const auto which = static_cast<std::uint8_t>(action.lane);
         LaneState& lane = lanes_[which];
-        records_[slot] = {action.action_id, ++sequence_, place(lane, action), action.latest_ns,
-                          action.token,     which,       false,               {}};
+        records_[slot] = {
+            action.action_id, ++sequence_, place(lane, action), action.latest_ns, action.token, which, false, {}};
         slots_.insert(action.action_id, slot);
         push(ORDER, lane, slot);
         push(LATEST, lane, slot);
@@ -66,9 +67,9 @@ std::vector<ActionId> ActionQueue::reset() {
     std::vector<ActionId> queued;
     for (LaneState& lane : lanes_) {
         std::vector<std::uint32_t> slots = lane.order;
-        std::sort(slots.begin(), slots.end(),
-                  [this](std::uint32_t a, std::uint32_t b) { return before(ORDER, a, b); });
-        for (std::uint32_t slot : slots) queued.push_back(records_[slot].action_id);
+        std::sort(slots.begin(), slots.end(), [this](std::uint32_t a, std::uint32_t b) { return before(ORDER, a, b); });
+        for (std::uint32_t slot : slots)
+            queued.push_back(records_[slot].action_id);
         lane = LaneState{};
     }
     records_.clear();
@@ -82,7 +83,8 @@ std::vector<ActionId> ActionQueue::reset() {
 Ns ActionQueue::place(LaneState& lane, const QueuedAction& action) {
     Ns earliest = std::max(action.earliest_ns, lane.floor_ns);
     if (action.is_unload) {
-        if (!lane.order.empty()) earliest = std::max(earliest, lane.newest_ns);
+        if (!lane.order.empty())
+            earliest = std::max(earliest, lane.newest_ns);
         lane.floor_ns = earliest;
     }
     lane.newest_ns = lane.order.empty() ? earliest : std::max(lane.newest_ns, earliest);
@@ -95,7 +97,8 @@ void ActionQueue::advance(Ns now, std::vector<QueueCommand>& out) {
         while (!lane.latest.empty()) {
             const std::uint32_t slot = lane.latest.front();
             const Record& record = records_[slot];
-            if (record.latest_ns >= now) break;
+            if (record.latest_ns >= now)
+                break;
             out.push_back({QueueOrder::REJECT_LATE, record.token, record.action_id, now - record.latest_ns});
             unqueue(slot);
             forget(slot);
@@ -114,7 +117,8 @@ void ActionQueue::advance(Ns now, std::vector<QueueCommand>& out) {
         }
         if (!lane.latest.empty()) {
             const Ns latest = records_[lane.latest.front()].latest_ns;
-            if (latest < NEVER_NS) next_wake_ns_ = std::min(next_wake_ns_, latest + 1);
+            if (latest < NEVER_NS)
+                next_wake_ns_ = std::min(next_wake_ns_, latest + 1);
         }
     }
 }
@@ -139,7 +143,8 @@ void ActionQueue::remove(Heap which, LaneState& lane, std::uint32_t slot) {
     const std::size_t at = records_[slot].at[which];
     const std::uint32_t last = entries.back();
     entries.pop_back();
-    if (last == slot) return;
+    if (last == slot)
+        return;
     entries[at] = last;
     records_[last].at[which] = static_cast<std::uint32_t>(at);
     rise(which, entries, at);
@@ -161,9 +166,12 @@ void ActionQueue::sink(Heap which, std::vector<std::uint32_t>& entries, std::siz
     const std::uint32_t slot = entries[at];
     for (;;) {
         std::size_t child = 2 * at + 1;
-        if (child >= entries.size()) break;
-        if (child + 1 < entries.size() && before(which, entries[child + 1], entries[child])) ++child;
-        if (!before(which, entries[child], slot)) break;
+        if (child >= entries.size())
+            break;
+        if (child + 1 < entries.size() && before(which, entries[child + 1], entries[child]))
+            ++child;
+        if (!before(which, entries[child], slot))
+            break;
         entries[at] = entries[child];
         records_[entries[at]].at[which] = static_cast<std::uint32_t>(at);
         at = child;
@@ -185,13 +193,15 @@ void ActionQueue::forget(std::uint32_t slot) {
 
 void ActionQueue::check_invariants() const {
     const auto demand = [](bool holds, const char* what) {
-        if (!holds) throw std::logic_error(what);
+        if (!holds)
+            throw std::logic_error(what);
     };
     std::size_t held = 0;
     std::array<std::uint32_t, LANES> started{};
     for (std::uint32_t slot = 0; slot < records_.size(); ++slot) {
         const Record& record = records_[slot];
-        if (slots_.find(record.action_id) != slot) continue;  // free
+        if (slots_.find(record.action_id) != slot)
+            continue;  // free
         ++held;
         if (record.started) {
             ++started[record.lane];

@@ -28,7 +28,7 @@ struct QueuedAction {
     Ns earliest_ns = 0;
     Ns latest_ns = NEVER_NS;
     Lane lane = Lane::EXECUTE;
-    bool is_unload = false;  // or DROP: it passes nothing before it, and nothing passes it
+    bool is_unload = false;   // or DROP: it passes nothing before it, and nothing passes it
     std::uint32_t token = 0;  // the caller's; handed back in QueueCommand
 };
 
@@ -101,9 +101,7 @@ private:
     void advance(Ns now, std::vector<QueueCommand>& out);
     static Ns place(LaneState& lane, const QueuedAction& action);
     bool before(Heap which, std::uint32_t a, std::uint32_t b) const;
-    std::vector<std::uint32_t>& heap(Heap which, LaneState& lane) {
-        return which == ORDER ? lane.order : lane.latest;
-    }
+    std::vector<std::uint32_t>& heap(Heap which, LaneState& lane) { return which == ORDER ? lane.order : lane.latest; }
     void push(Heap which, LaneState& lane, std::uint32_t slot);
     void remove(Heap which, LaneState& lane, std::uint32_t slot);
     void rise(Heap which, std::vector<std::uint32_t>& heap, std::size_t at);

@@ -2,9 +2,7 @@
 //
 // x: (rows, inputs), W: (inputs, outputs), b: (outputs). make.py makes a package of them.
 
-extern "C" __global__ void product(float *to, const float *x, const float *weight, int rows, int inputs,
-                                   int outputs)
-{
+extern "C" __global__ void product(float* to, const float* x, const float* weight, int rows, int inputs, int outputs) {
     int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
     if (row >= rows || column >= outputs)
         return;
@@ -14,9 +12,8 @@ extern "C" __global__ void product(float *to, const float *x, const float *weigh
     to[row * outputs + column] = sum;
 }
 
-extern "C" __global__ void add_and_clip(float *y, const float *from, const float *bias, int rows, int outputs,
-                                        float least)
-{
+extern "C" __global__ void add_and_clip(float* y, const float* from, const float* bias, int rows, int outputs,
+                                        float least) {
     int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
     if (row >= rows || column >= outputs)
         return;

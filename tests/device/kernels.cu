@@ -1,7 +1,6 @@
 /* The kernels of the conformance suite's models: CUDA C, which a host's compiler takes too (host_kernels.h). */
 
-extern "C" __global__ void matmul(const float *x, const float *w, float *y, int rows, int inner, int columns)
-{
+extern "C" __global__ void matmul(const float* x, const float* w, float* y, int rows, int inner, int columns) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= rows * columns)
         return;
@@ -12,30 +11,26 @@ extern "C" __global__ void matmul(const float *x, const float *w, float *y, int 
 }
 
 /* b is repeated as often as it takes. */
-extern "C" __global__ void add(const float *a, const float *b, float *y, int count, int width)
-{
+extern "C" __global__ void add(const float* a, const float* b, float* y, int count, int width) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count)
         y[at] = a[at] + b[at % width];
 }
 
-extern "C" __global__ void copy(const char *from, char *to, long long bytes)
-{
+extern "C" __global__ void copy(const char* from, char* to, long long bytes) {
     long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (at < bytes)
         to[at] = from[at];
 }
 
-extern "C" __global__ void to_double(const long long *from, double *to, int count)
-{
+extern "C" __global__ void to_double(const long long* from, double* to, int count) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count)
         to[at] = (double)from[at];
 }
 
 /* One thread: y = w times itself, n times. */
-extern "C" __global__ void power(const long long *n, const float *w, float *y, float *scratch, int width)
-{
+extern "C" __global__ void power(const long long* n, const float* w, float* y, float* scratch, int width) {
     for (int at = 0; at < width * width; at++)
         y[at] = w[at];
     for (long long round = 0; round < *n; round++) {
@@ -52,8 +47,7 @@ extern "C" __global__ void power(const long long *n, const float *w, float *y, f
 }
 
 /* A block for each row of x (2, length, 2): the first ``size`` of its length doubled, and the sum of those. */
-extern "C" __global__ void within(const float *x, float *twice, float *sum, int length, int size)
-{
+extern "C" __global__ void within(const float* x, float* twice, float* sum, int length, int size) {
     int row = blockIdx.x;
     sum[row] = 0;
     for (int outer = 0; outer < 2; outer++)

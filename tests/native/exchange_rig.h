@@ -48,7 +48,8 @@ public:
     }
     std::uint64_t number() {
         std::uint64_t value = 0;
-        for (std::uint32_t count = 1 + below(8); count > 0; --count) value = value << 8 | byte();
+        for (std::uint32_t count = 1 + below(8); count > 0; --count)
+            value = value << 8 | byte();
         return value;
     }
 
@@ -68,7 +69,8 @@ public:
     int fd() const { return ends_[0]; }
 
     void open(Socket& monitor) {
-        if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends_) != 0) broken("no descriptors are left");
+        if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends_) != 0)
+            broken("no descriptors are left");
         say(monitor, CLOCKWORK_ZMQ_EVENT_ACCEPTED);
     }
     void close(Socket& monitor) {
@@ -86,7 +88,8 @@ private:
     }
     void close_both() {
         for (int& end : ends_) {
-            if (end >= 0) ::close(end);
+            if (end >= 0)
+                ::close(end);
             end = -1;
         }
     }
@@ -103,32 +106,38 @@ public:
         scheduler_ = make_scheduler(options);
         std::vector<std::string> texts(TEXTS, "{name}: {a}, {b}, {a_ms:.1f} ms");
         texts[static_cast<std::size_t>(Text::LOAD_FAILED)] = texts[static_cast<std::size_t>(Text::VERBATIM)] = "{said}";
-        Sentences sentences(std::move(texts),
-                            std::vector<std::string>(STATUS_COUNT, "STATUS_NAME"),
+        Sentences sentences(std::move(texts), std::vector<std::string>(STATUS_COUNT, "STATUS_NAME"),
                             std::vector<std::string>(REASONS, "reason"));
-        exchange_ = std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
-                                               RouterSocket(&from_clients_, &clients_news_), sentences,
-                                               ExchangeBounds());
+        exchange_ =
+            std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
+                                       RouterSocket(&from_clients_, &clients_news_), sentences, ExchangeBounds());
         add_models();
-        for (std::uint32_t number = 0; number < WORKERS; ++number) worker_joins(number);
-        for (std::uint32_t number = 0; number < CLIENTS; ++number) client_joins(number);
+        for (std::uint32_t number = 0; number < WORKERS; ++number)
+            worker_joins(number);
+        for (std::uint32_t number = 0; number < CLIENTS; ++number)
+            client_joins(number);
     }
 
     // The first byte says how calm it is: how many of 256 things are good requests, good results and turns.
     void play(Script script) {
         calm_ = script.byte();
-        while (!script.is_over() && steps_++ < STEPS_MAX) act(script);
-        for (auto& [identity, is_full] : from_clients_.peers) is_full = false;
+        while (!script.is_over() && steps_++ < STEPS_MAX)
+            act(script);
+        for (auto& [identity, is_full] : from_clients_.peers)
+            is_full = false;
         pump();
         for (std::uint32_t number = 0; number < CLIENTS; ++number) {
-            if (!clients_[number].is_there) client_joins(number);
+            if (!clients_[number].is_there)
+                client_joins(number);
         }
         exchange_->fail_all(Status::UNAVAILABLE, "the end");
         read_answers();
         for (const Client& client : clients_) {
-            if (!client.waiting.empty()) broken("a good request was never answered");
+            if (!client.waiting.empty())
+                broken("a good request was never answered");
         }
-        if (exchange_->held_count() != 0) broken("requests are held at the end");
+        if (exchange_->held_count() != 0)
+            broken("requests are held at the end");
     }
 
     // How much of it was of use: a script whose messages are all dropped proves nothing.
@@ -197,7 +206,8 @@ private:
         fixed->inputs = {input("x", UINT8, 8, {4}, {-1})};
         fixed->outputs = {"y"};
         interfaces_ = {nullptr, image, pair, fixed, image};
-        for (ModelId model = 1; model < static_cast<ModelId>(interfaces_.size()); ++model) serve(model);
+        for (ModelId model = 1; model < static_cast<ModelId>(interfaces_.size()); ++model)
+            serve(model);
     }
 
     bool stays(ModelId model) { return exchange_->find_model(model) != nullptr && removed_.count(model) == 0; }
@@ -217,7 +227,8 @@ private:
 
     std::uint32_t shape_number(const std::vector<std::int64_t>& shape) {
         auto found = shapes_.find(shape);
-        if (found != shapes_.end()) return found->second;
+        if (found != shapes_.end())
+            return found->second;
         std::uint32_t number = static_cast<std::uint32_t>(shapes_.size()) + 1;
         shapes_.emplace(shape, number);
         scheduler_->shape_known(number, 4);
@@ -232,8 +243,8 @@ private:
         spec.batch_max = spec.batches ? 8 : 1;
         spec.runs = {2, 1};
         spec.load_ns = 100'000;
-        std::uint32_t shape = shape_number(model == 2 ? std::vector<std::int64_t>{1, 2, 1, 2}
-                                                      : std::vector<std::int64_t>{1, 4});
+        std::uint32_t shape =
+            shape_number(model == 2 ? std::vector<std::int64_t>{1, 2, 1, 2} : std::vector<std::int64_t>{1, 4});
         for (std::uint32_t batch = 1; batch <= spec.batch_max; batch *= 2) {
             spec.profile.push_back({shape, batch, 20'000 + 2'000 * batch});
         }
@@ -278,7 +289,8 @@ private:
         client.is_there = true;
         from_clients_.peers[client.identity] = false;
         client.slot = exchange_->client_joined(client.identity, client.line.fd());
-        if (client.slot == NO_SLOT) broken("a client is not let in");
+        if (client.slot == NO_SLOT)
+            broken("a client is not let in");
     }
 
     void client_leaves(Client& client) {
@@ -298,9 +310,14 @@ private:
         Worker& worker = workers_[script.below(WORKERS)];
         std::uint32_t what = script.byte();
         switch (what < calm_ ? what % 8 : what % 18) {
-            case 0: case 1: case 2: good_request(client, script); break;
-            case 3: case 4: case 5: good_result(worker, script); break;
-            case 6: case 7: pump(); break;
+            case 0:
+            case 1:
+            case 2: good_request(client, script); break;
+            case 3:
+            case 4:
+            case 5: good_result(worker, script); break;
+            case 6:
+            case 7: pump(); break;
             case 8: wild_request(client, changed(request_header(1 + script.below(200), script), script), script); break;
             case 9: wild_request(client, script.bytes(script.byte()), script); break;
             case 10: cancel(client, script); break;
@@ -309,16 +326,24 @@ private:
             case 13:
                 pump();
                 if (script.below(2) == 0) {
-                    if (client.is_there) client_leaves(client); else client_joins(index_of(client));
+                    if (client.is_there)
+                        client_leaves(client);
+                    else
+                        client_joins(index_of(client));
                 } else {
-                    if (worker.is_there) worker_leaves(worker); else worker_joins(index_of(worker));
+                    if (worker.is_there)
+                        worker_leaves(worker);
+                    else
+                        worker_joins(index_of(worker));
                 }
                 break;
             case 14:  // reads nothing for a while
                 if (script.below(2) == 0) {
-                    if (client.is_there) from_clients_.peers[client.identity] = script.below(2) == 0;
+                    if (client.is_there)
+                        from_clients_.peers[client.identity] = script.below(2) == 0;
                 } else {
-                    if (worker.is_there) from_workers_.peers[worker.identity] = script.below(2) == 0;
+                    if (worker.is_there)
+                        from_workers_.peers[worker.identity] = script.below(2) == 0;
                 }
                 break;
             case 15: odd_message(script); break;
@@ -339,8 +364,10 @@ private:
     // [id, model, slo, priority, tensors] and its frames; their bytes are like no other request's.
     Asked request(std::int64_t request_id, Script& script) {
         ModelId model = 1 + script.below(4);
-        std::string name = script.below(4) == 0 && exchange_->shadow_tally("mixed") != nullptr ? "mixed" : name_of(model);
-        if (name == "mixed") model = 1;
+        std::string name =
+            script.below(4) == 0 && exchange_->shadow_tally("mixed") != nullptr ? "mixed" : name_of(model);
+        if (name == "mixed")
+            model = 1;
         std::int64_t rows = 1 + script.below(3);
         static constexpr Ns slos[] = {0, 1, MS, SECOND, 3600 * SECOND};
         Asked asked;
@@ -357,15 +384,17 @@ private:
             writer_.array(4);
             writer_.text(inputs[place].name);
             writer_.integer(inputs[place].dtype);
-            std::vector<std::int64_t> dims = model == 3 ? std::vector<std::int64_t>{4}
-                                                        : std::vector<std::int64_t>{rows, model == 2 ? 2 : 4};
+            std::vector<std::int64_t> dims =
+                model == 3 ? std::vector<std::int64_t>{4} : std::vector<std::int64_t>{rows, model == 2 ? 2 : 4};
             writer_.array(dims.size());
             std::int64_t bits = inputs[place].bits;
-            for (std::int64_t one : dims) writer_.integer(one), bits *= one;
+            for (std::int64_t one : dims)
+                writer_.integer(one), bits *= one;
             writer_.integer(static_cast<std::int64_t>(place));
             std::string frame(static_cast<std::size_t>(bits / 8), static_cast<char>(place));
             std::uint64_t mark = ++mark_;
-            for (std::size_t at = 0; at < frame.size() && mark != 0; ++at, mark >>= 8) frame[at] = static_cast<char>(mark);
+            for (std::size_t at = 0; at < frame.size() && mark != 0; ++at, mark >>= 8)
+                frame[at] = static_cast<char>(mark);
             asked.inputs.push_back(std::move(frame));
         }
         asked.outputs = interfaces_[static_cast<std::size_t>(model)]->outputs.size();
@@ -380,15 +409,18 @@ private:
 
     static std::string output_of(std::size_t place, const std::vector<std::string>& inputs) {
         std::string output(1, static_cast<char>(place));
-        for (const std::string& one : inputs) output += one;
+        for (const std::string& one : inputs)
+            output += one;
         return output;
     }
 
     void good_request(Client& client, Script& script) {
         Asked asked = request(last_good_ + 1, script);
-        if (!client.is_there) return;
+        if (!client.is_there)
+            return;
         pump();  // so that nobody's request of that number is still on its way
-        if (!client.is_there || exchange_->has_request(client.slot, last_good_ + 1)) return;
+        if (!client.is_there || exchange_->has_request(client.slot, last_good_ + 1))
+            return;
         std::int64_t request_id = ++last_good_;
         asked.message[0] = client.identity;
         std::string header = asked.message[1];
@@ -408,8 +440,10 @@ private:
             message.emplace_back(sizes[script.below(5)], 'w');
         }
         InferRequestHeader read;
-        if (read.read(message[1])) client.wild.insert(read.request_id);
-        if (client.is_there) from_clients_.arrive(std::move(message), client.line.fd());
+        if (read.read(message[1]))
+            client.wild.insert(read.request_id);
+        if (client.is_there)
+            from_clients_.arrive(std::move(message), client.line.fd());
     }
 
     static std::string changed(std::string header, Script& script) {
@@ -419,19 +453,22 @@ private:
                 case 0: header[place] = static_cast<char>(script.byte()); break;
                 case 1: header.insert(place, script.bytes(1 + script.below(8))); break;
                 case 2: header.erase(place, 1 + script.below(4)); break;
-                case 3: header[place] = static_cast<char>("\x00\x7f\x80\x90\xc0\xcb\xcf\xd3\xdb\xdd\xff"[script.below(11)]);
+                case 3:
+                    header[place] = static_cast<char>("\x00\x7f\x80\x90\xc0\xcb\xcf\xd3\xdb\xdd\xff"[script.below(11)]);
             }
         }
         return header;
     }
 
     void cancel(Client& client, Script& script) {
-        std::int64_t request_id = script.below(2) == 0 ? last_good_ - script.below(4) : static_cast<std::int64_t>(script.number());
+        std::int64_t request_id =
+            script.below(2) == 0 ? last_good_ - script.below(4) : static_cast<std::int64_t>(script.number());
         writer_.clear();
         writer_.array(2);
         writer_.integer(TAG_CANCEL);
         writer_.integer(request_id);
-        if (client.is_there) from_clients_.arrive({client.identity, std::string(writer_.view())}, client.line.fd());
+        if (client.is_there)
+            from_clients_.arrive({client.identity, std::string(writer_.view())}, client.line.fd());
     }
 
     // [action, status, text, received, three phases, parts] and its frames.
@@ -471,7 +508,8 @@ private:
         static constexpr std::int64_t statuses[] = {0, 0, 0, 0, 0, 0, 6, 20, 21, 25, 26};
         std::int64_t status = statuses[script.below(11)];
         bool is_stamped = script.below(2) == 0;
-        if (!worker.is_there || worker.actions.empty()) return;
+        if (!worker.is_there || worker.actions.empty())
+            return;
         Action action = std::move(worker.actions.front());
         worker.actions.pop_front();
         Message message = result_of(action, status, is_stamped ? 1'000'000 : 0);
@@ -480,22 +518,28 @@ private:
     }
 
     void changed_result(Worker& worker, Script& script) {
-        if (!worker.is_there || worker.actions.empty()) return;
+        if (!worker.is_there || worker.actions.empty())
+            return;
         Message message = result_of(worker.actions.front(), 0, script.below(2));
         taint(worker);
-        if (script.below(2) == 0) worker.actions.pop_front();
+        if (script.below(2) == 0)
+            worker.actions.pop_front();
         message[0] = worker.identity;
         message[1] = changed(message[1], script);
-        if (message.size() > 2 && script.below(3) == 0) message.pop_back();
-        if (script.below(3) == 0) message.emplace_back("more");
+        if (message.size() > 2 && script.below(3) == 0)
+            message.pop_back();
+        if (script.below(3) == 0)
+            message.emplace_back("more");
         from_workers_.arrive(std::move(message), worker.line.fd());
     }
 
     void wild_result(Worker& worker, const std::string& header, Script& script) {
         taint(worker);
         Message message{worker.identity, header};
-        for (std::uint32_t count = script.below(3); count > 0; --count) message.emplace_back(script.byte(), 'w');
-        if (worker.is_there) from_workers_.arrive(std::move(message), worker.line.fd());
+        for (std::uint32_t count = script.below(3); count > 0; --count)
+            message.emplace_back(script.byte(), 'w');
+        if (worker.is_there)
+            from_workers_.arrive(std::move(message), worker.line.fd());
     }
 
     // Whatever this worker has in hand may come to anything now.
@@ -503,7 +547,8 @@ private:
         for (const Action& action : worker.actions) {
             for (const auto& inputs : action.parts) {
                 auto holder = holder_of_.find(inputs.front());
-                if (holder == holder_of_.end()) continue;
+                if (holder == holder_of_.end())
+                    continue;
                 auto& waiting = clients_[holder->second.first].waiting;
                 if (auto found = waiting.find(holder->second.second); found != waiting.end()) {
                     found->second.is_tainted = true;
@@ -515,10 +560,11 @@ private:
     void odd_message(Script& script) {
         bool is_client = script.below(2) == 0;
         Socket& socket = is_client ? from_clients_ : from_workers_;
-        std::string identity = is_client ? clients_[script.below(CLIENTS)].identity : workers_[script.below(WORKERS)].identity;
+        std::string identity =
+            is_client ? clients_[script.below(CLIENTS)].identity : workers_[script.below(WORKERS)].identity;
         switch (script.below(4)) {
             case 0: socket.arrive({script.bytes(script.byte()), script.bytes(script.byte())}); break;  // a stranger
-            case 1: socket.arrive({identity}); break;                                                 // nothing
+            case 1: socket.arrive({identity}); break;                                                  // nothing
             case 2: socket.arrive({identity, "", ""}, -1); break;  // from a peer that is gone
             case 3: {
                 Message many(3 + 256 * (script.below(3)), "x");
@@ -533,7 +579,8 @@ private:
         if (exchange_->find_model(model) == nullptr) {
             serve(model);
             for (const Worker& worker : workers_) {
-                if (worker.is_there) scheduler_->model_ready(exchange_->now(), worker.id, spec_of(model));
+                if (worker.is_there)
+                    scheduler_->model_ready(exchange_->now(), worker.id, spec_of(model));
             }
         } else if (removed_.count(model) == 0) {
             leave(model);
@@ -544,7 +591,8 @@ private:
 
     void leave(ModelId model) {
         removed_.insert(model);
-        if (model == 1 || model == 4) exchange_->unroute("mixed");
+        if (model == 1 || model == 4)
+            exchange_->unroute("mixed");
         exchange_->unroute(name_of(model));
     }
 
@@ -553,7 +601,8 @@ private:
         constexpr std::uint64_t CLOCK_MAX = std::uint64_t{1} << 60;
         Ns sign = script.below(2) == 0 ? 1 : -1;
         Ns offset = sign * static_cast<Ns>(script.number() % CLOCK_MAX);
-        if (!worker.is_there) return;
+        if (!worker.is_there)
+            return;
         exchange_->worker(worker.slot).clock.set(offset + 1000, exchange_->now(), offset - 1000, exchange_->now());
     }
 
@@ -580,14 +629,18 @@ private:
     // A request of a shape that is new here, or of a model that is asked for by another name.
     void admit() {
         const Arrival& arrival = exchange_->current();
-        if (arrival.count < 2) return;
+        if (arrival.count < 2)
+            return;
         Haul& batch = exchange_->batch();
         std::string identity(batch.identity(arrival).view());
         Client* client = nullptr;
-        for (Client& one : clients_) client = one.is_there && one.identity == identity ? &one : client;
+        for (Client& one : clients_)
+            client = one.is_there && one.identity == identity ? &one : client;
         InferRequestHeader read;
-        if (client == nullptr || !read.read(batch.header(arrival).view()) || read.request_id < 0) return;
-        if (exchange_->has_request(client->slot, read.request_id)) return;
+        if (client == nullptr || !read.read(batch.header(arrival).view()) || read.request_id < 0)
+            return;
+        if (exchange_->has_request(client->slot, read.request_id))
+            return;
         std::vector<std::size_t> sizes;
         for (std::uint32_t place = arrival.first + 2; place < arrival.first + arrival.count; ++place) {
             sizes.push_back(batch.frame(place).size());
@@ -618,16 +671,19 @@ private:
     void order() {
         const Command& command = scheduler_->out.list[exchange_->order_place()];
         if (command.kind == CommandKind::MODEL_FAULT) {
-            if (command.b != 0) leave(command.model_id);  // set aside: the scheduler removes it by itself
+            if (command.b != 0)
+                leave(command.model_id);  // set aside: the scheduler removes it by itself
             return;
         }
         if (command.kind == CommandKind::MODEL_GONE) {
-            if (removed_.erase(command.model_id) == 0) broken("a model went that nobody removed");
+            if (removed_.erase(command.model_id) == 0)
+                broken("a model went that nobody removed");
             exchange_->forget(command.model_id);
             return;
         }
         for (Worker& worker : workers_) {
-            if (!worker.is_there || worker.id != command.worker) continue;
+            if (!worker.is_there || worker.id != command.worker)
+                continue;
             exchange_->sent(worker.slot, command.action_id, ActionKind::PROFILE, command.device);
             worker.actions.push_back({command.action_id, {}, 0});
         }
@@ -640,11 +696,13 @@ private:
         std::vector<WorkerId> workers = std::exchange(exchange_->lost_workers, {});
         for (Client& client : clients_) {
             bool is_lost = std::find(clients.begin(), clients.end(), client.slot) != clients.end();
-            if (client.is_there && is_lost) client_leaves(client);
+            if (client.is_there && is_lost)
+                client_leaves(client);
         }
         for (Worker& worker : workers_) {
             bool is_lost = std::find(workers.begin(), workers.end(), worker.id) != workers.end();
-            if (worker.is_there && is_lost) worker_leaves(worker);
+            if (worker.is_there && is_lost)
+                worker_leaves(worker);
         }
     }
 
@@ -654,12 +712,16 @@ private:
             Reader reader(message[1].data(), message[1].size());
             std::uint32_t count = 0;
             std::int64_t tag = 0, action_id = 0;
-            if (!reader.array(count) || !reader.integer(tag) || !reader.integer(action_id)) broken("an order is no order");
+            if (!reader.array(count) || !reader.integer(tag) || !reader.integer(action_id))
+                broken("an order is no order");
             for (Worker& worker : workers_) {
-                if (worker.identity != message[0] || !worker.is_there) continue;
-                if (tag == TAG_REVOKE) continue;
+                if (worker.identity != message[0] || !worker.is_there)
+                    continue;
+                if (tag == TAG_REVOKE)
+                    continue;
                 worker.actions.push_back({static_cast<ActionId>(action_id), {}, 0});
-                if (tag == TAG_INFER) read_parts(reader, message, worker.actions.back());
+                if (tag == TAG_INFER)
+                    read_parts(reader, message, worker.actions.back());
             }
         }
         from_workers_.sent.clear();
@@ -669,7 +731,8 @@ private:
         std::int64_t device = 0, model = 0, skipped = 0;
         std::uint32_t parts = 0, tensors = 0, fields = 0, rank = 0;
         bool is_good = reader.integer(device) && reader.integer(model);
-        for (int place = 0; place < 4; ++place) is_good = is_good && reader.integer(skipped);  // the load, the window
+        for (int place = 0; place < 4; ++place)
+            is_good = is_good && reader.integer(skipped);  // the load, the window
         is_good = is_good && reader.array(parts);
         for (std::uint32_t part = 0; is_good && part < parts; ++part) {
             is_good = reader.array(tensors);
@@ -677,9 +740,11 @@ private:
             for (std::uint32_t place = 0; is_good && place < tensors; ++place) {
                 std::int64_t frame = 0;
                 is_good = reader.array(fields) && fields == 3 && reader.integer(skipped) && reader.array(rank);
-                for (std::uint32_t one = 0; is_good && one < rank; ++one) is_good = reader.integer(skipped);
+                for (std::uint32_t one = 0; is_good && one < rank; ++one)
+                    is_good = reader.integer(skipped);
                 is_good = is_good && reader.integer(frame) && static_cast<std::size_t>(frame) + 2 < message.size();
-                if (is_good) inputs.push_back(message[static_cast<std::size_t>(frame) + 2]);
+                if (is_good)
+                    inputs.push_back(message[static_cast<std::size_t>(frame) + 2]);
             }
         }
         if (!is_good || !reader.done() || model <= 0 || static_cast<std::size_t>(model) >= interfaces_.size()) {
@@ -693,10 +758,13 @@ private:
             Reader reader(message[1].data(), message[1].size());
             std::uint32_t count = 0;
             std::int64_t tag = 0, request_id = 0;
-            if (!reader.array(count) || !reader.integer(tag) || !reader.integer(request_id)) broken("an answer is none");
-            if (tag != TAG_ANSWER && tag != TAG_FAILURE) broken("an answer of another kind");
+            if (!reader.array(count) || !reader.integer(tag) || !reader.integer(request_id))
+                broken("an answer is none");
+            if (tag != TAG_ANSWER && tag != TAG_FAILURE)
+                broken("an answer of another kind");
             for (Client& client : clients_) {
-                if (client.identity == message[0]) answered(client, request_id, tag == TAG_ANSWER, message);
+                if (client.identity == message[0])
+                    answered(client, request_id, tag == TAG_ANSWER, message);
             }
         }
         from_clients_.sent.clear();
@@ -705,14 +773,17 @@ private:
     void answered(Client& client, std::int64_t request_id, bool is_good, const Message& message) {
         auto found = client.waiting.find(request_id);
         if (found == client.waiting.end()) {
-            if (client.wild.count(request_id) == 0) broken("an answer that nobody waits for");
+            if (client.wild.count(request_id) == 0)
+                broken("an answer that nobody waits for");
             return;
         }
         const Waiting& waiting = found->second;
         if (is_good && !waiting.is_tainted) {
-            if (message.size() - 2 != waiting.outputs.size()) broken("an answer with other outputs");
+            if (message.size() - 2 != waiting.outputs.size())
+                broken("an answer with other outputs");
             for (std::size_t place = 0; place < waiting.outputs.size(); ++place) {
-                if (message[place + 2] != waiting.outputs[place]) broken("an answer with another's bytes");
+                if (message[place + 2] != waiting.outputs[place])
+                    broken("an answer with another's bytes");
             }
             ++good_answers_;
         }

@@ -31,7 +31,8 @@ struct Body {
     void* hint = nullptr;
 
     ~Body() {
-        if (let_go != nullptr) let_go(data, hint);
+        if (let_go != nullptr)
+            let_go(data, hint);
     }
 };
 
@@ -54,7 +55,8 @@ private:
 inline Body*& body_of(clockwork_zmq_message* message) { return *reinterpret_cast<Body**>(message->bytes); }
 
 inline void release(Body*& body) {
-    if (body != nullptr && body->references.fetch_sub(1) == 1) delete body;
+    if (body != nullptr && body->references.fetch_sub(1) == 1)
+        delete body;
     body = nullptr;
 }
 
@@ -64,7 +66,8 @@ inline int failed(int error) {
 }
 
 inline int Socket::receive(clockwork_zmq_message* target) {
-    if (incoming.empty()) return failed(EAGAIN);
+    if (incoming.empty())
+        return failed(EAGAIN);
     auto& [message, descriptor] = incoming.front();
     Body* body = new Body();
     body->bytes = std::move(message[taken]);
@@ -83,8 +86,10 @@ inline int Socket::receive(clockwork_zmq_message* target) {
 inline int Socket::send(Body* body, int flags) {
     if (!is_open_) {
         auto peer = peers.find(body->bytes);
-        if (peer == peers.end()) return failed(EHOSTUNREACH);
-        if (peer->second) return failed(EAGAIN);
+        if (peer == peers.end())
+            return failed(EHOSTUNREACH);
+        if (peer->second)
+            return failed(EAGAIN);
         sent.emplace_back();
     }
     sent.back().push_back(body->bytes);
@@ -121,20 +126,24 @@ inline const clockwork_zmq_api& api() {
         };
         made.msg_send = [](clockwork_zmq_message* message, void* socket, int flags) {
             Body*& body = body_of(message);
-            if (body == nullptr) body = new Body();
-            if (static_cast<Socket*>(socket)->send(body, flags) < 0) return -1;
+            if (body == nullptr)
+                body = new Body();
+            if (static_cast<Socket*>(socket)->send(body, flags) < 0)
+                return -1;
             body = nullptr;
             return 0;
         };
         made.msg_copy = [](clockwork_zmq_message* target, clockwork_zmq_message* source) {
             Body* body = body_of(source);
-            if (body != nullptr) body->references.fetch_add(1);
+            if (body != nullptr)
+                body->references.fetch_add(1);
             release(body_of(target));
             body_of(target) = body;
             return 0;
         };
         made.msg_move = [](clockwork_zmq_message* target, clockwork_zmq_message* source) {
-            if (target == source) return 0;
+            if (target == source)
+                return 0;
             release(body_of(target));
             body_of(target) = std::exchange(body_of(source), nullptr);
             return 0;
@@ -164,7 +173,8 @@ inline const clockwork_zmq_api& api() {
             Body* body = new Body();
             body->bytes.assign(static_cast<const char*>(data), size);
             int status = static_cast<Socket*>(socket)->send(body, flags);
-            if (status < 0) release(body);
+            if (status < 0)
+                release(body);
             return status;
         };
         made.getsockopt = [](void* socket, int, void* value, std::size_t*) {

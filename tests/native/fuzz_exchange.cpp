@@ -10,7 +10,8 @@ struct Total {
     std::uint64_t answers = 0;
 
     ~Total() {
-        if (std::getenv("COUNT") != nullptr) std::printf("%llu good answers\n", static_cast<unsigned long long>(answers));
+        if (std::getenv("COUNT") != nullptr)
+            std::printf("%llu good answers\n", static_cast<unsigned long long>(answers));
     }
 } total;
 

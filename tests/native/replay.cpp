@@ -24,7 +24,8 @@ const std::string* running = nullptr;
 void keep_input(int) {
     const char* path = std::getenv("BROKEN");
     int file = path != nullptr && running != nullptr ? open(path, O_CREAT | O_WRONLY | O_TRUNC, 0644) : -1;
-    if (file >= 0 && write(file, running->data(), running->size()) >= 0) close(file);
+    if (file >= 0 && write(file, running->data(), running->size()) >= 0)
+        close(file);
     std::_Exit(1);
 }
 
@@ -36,7 +37,8 @@ int main(int count, char** arguments) {
     for (int place = 1; place < count; ++place) {
         std::vector<fs::path> paths;
         if (fs::is_directory(arguments[place])) {
-            for (const auto& entry : fs::directory_iterator(arguments[place])) paths.push_back(entry.path());
+            for (const auto& entry : fs::directory_iterator(arguments[place]))
+                paths.push_back(entry.path());
         } else {
             paths.emplace_back(arguments[place]);
         }
@@ -50,7 +52,8 @@ int main(int count, char** arguments) {
         running = &input;
         LLVMFuzzerTestOneInput(reinterpret_cast<const std::uint8_t*>(input.data()), input.size());
     };
-    for (const std::string& input : inputs) run(input);
+    for (const std::string& input : inputs)
+        run(input);
     const char* wanted = std::getenv("SEEDS");
     long seeds = wanted != nullptr ? std::atol(wanted) : 0;
     for (long seed = 0; seed < seeds; ++seed) {
@@ -63,7 +66,8 @@ int main(int count, char** arguments) {
             }
         } else {
             input.resize(200 + random() % 2000);
-            for (char& one : input) one = static_cast<char>(random());
+            for (char& one : input)
+                one = static_cast<char>(random());
         }
         run(input);
     }

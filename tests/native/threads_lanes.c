@@ -26,42 +26,36 @@ typedef struct machine {
     cw_hub hub;
     cw_lane first, second;
     cw_link link;
-    cw_claim *owners[PAGES];
+    cw_claim* owners[PAGES];
     work works[ACTIONS];
-    int pushed; /* by the pusher alone, until it is joined */
+    int pushed;   /* by the pusher alone, until it is joined */
     int stop_all; /* under the hub's lock */
-    int inside; /* the link's holder alone writes it */
+    int inside;   /* the link's holder alone writes it */
     uint64_t seed;
 } machine;
 
-static void demand(int holds, const char *what)
-{
+static void demand(int holds, const char* what) {
     if (holds)
         return;
     fprintf(stderr, "broken: %s\n", what);
     abort();
 }
 
-static uint64_t draw(uint64_t *state)
-{
+static uint64_t draw(uint64_t* state) {
     *state = *state * 6364136223846793005u + 1442695040888963407u;
     return *state >> 33;
 }
 
-static work *work_of(cw_action *action)
-{
-    return (work *)((char *)action - offsetof(work, action));
-}
+static work* work_of(cw_action* action) { return (work*)((char*)action - offsetof(work, action)); }
 
 /* Loads: claim pages, hold the link for a moment, and pass the action on; or end it where there is no room. */
-static void *run_first(void *given)
-{
-    machine *m = given;
+static void* run_first(void* given) {
+    machine* m = given;
     char text[100];
     cw_lane_enter("first");
-    cw_action *action;
+    cw_action* action;
     while ((action = cw_lane_take(&m->first, 1000))) {
-        work *one = work_of(action);
+        work* one = work_of(action);
         cw_link_take(&m->link);
         demand(m->inside == 0, "two are in the link");
         m->inside = 1;
@@ -81,13 +75,12 @@ static void *run_first(void *given)
     return NULL;
 }
 
-static void *run_second(void *given)
-{
-    machine *m = given;
+static void* run_second(void* given) {
+    machine* m = given;
     cw_lane_enter("second");
-    cw_action *action;
+    cw_action* action;
     while ((action = cw_lane_take(&m->second, 0))) {
-        work *one = work_of(action);
+        work* one = work_of(action);
         cw_hub_lock(&m->hub);
         for (int run = 0; run < one->claim.run_count; run++)
             demand(m->owners[one->claim.run_starts[run]] == &one->claim, "a page is another's");
@@ -100,9 +93,8 @@ static void *run_second(void *given)
 }
 
 /* Another user of the link: another device of this machine. */
-static void *use_link(void *given)
-{
-    machine *m = given;
+static void* use_link(void* given) {
+    machine* m = given;
     for (int turn = 0; turn < ACTIONS / 4; turn++) {
         cw_link_take(&m->link);
         demand(m->inside == 0, "two are in the link");
@@ -113,17 +105,15 @@ static void *use_link(void *given)
     return NULL;
 }
 
-static int is_over(machine *m)
-{
+static int is_over(machine* m) {
     cw_hub_lock(&m->hub);
     int over = m->stop_all;
     cw_hub_unlock(&m->hub);
     return over;
 }
 
-static void *revoke_some(void *given)
-{
-    machine *m = given;
+static void* revoke_some(void* given) {
+    machine* m = given;
     uint64_t state = m->seed ^ 0x9e3779b97f4a7c15u;
     while (!is_over(m)) {
         int64_t action_id = (int64_t)(draw(&state) % ACTIONS);
@@ -132,11 +122,10 @@ static void *revoke_some(void *given)
     return NULL;
 }
 
-static int take_ended(machine *m)
-{
+static int take_ended(machine* m) {
     int count = 0;
-    for (cw_action *action = cw_hub_take(&m->hub); action; count++) {
-        cw_action *next = action->next; /* before anybody else may have it */
+    for (cw_action* action = cw_hub_take(&m->hub); action; count++) {
+        cw_action* next = action->next; /* before anybody else may have it */
         demand(action->status != CW_PENDING, "an action ended without a status");
         demand(work_of(action)->ended++ == 0, "an action ended twice");
         action = next;
@@ -144,21 +133,19 @@ static int take_ended(machine *m)
     return count;
 }
 
-static void *take(void *given)
-{
-    machine *m = given;
+static void* take(void* given) {
+    machine* m = given;
     intptr_t count = 0;
     while (!is_over(m))
         count += take_ended(m);
-    return (void *)count;
+    return (void*)count;
 }
 
-static void *push(void *given)
-{
-    machine *m = given;
+static void* push(void* given) {
+    machine* m = given;
     uint64_t state = m->seed;
     for (int place = 0; place < ACTIONS; place++) {
-        cw_action *action = &m->works[place].action;
+        cw_action* action = &m->works[place].action;
         action->earliest_ns = cw_now() + (int64_t)(draw(&state) % 20) * 1000;
         while (cw_lane_full(&m->first, QUEUED_MAX))
             cw_nap(1000);
@@ -168,8 +155,7 @@ static void *push(void *given)
     return NULL;
 }
 
-static void run_round(uint64_t seed)
-{
+static void run_round(uint64_t seed) {
     static machine m;
     memset(&m, 0, sizeof m);
     m.seed = seed;
@@ -178,7 +164,7 @@ static void run_round(uint64_t seed)
     cw_lane_init(&m.second, &m.hub);
     cw_link_init(&m.link);
     for (int place = 0; place < ACTIONS; place++) {
-        work *one = &m.works[place];
+        work* one = &m.works[place];
         one->action.action_id = place;
         one->action.status = CW_PENDING;
         one->run_pages[0] = one->run_pages[1] = 1;
@@ -186,16 +172,16 @@ static void run_round(uint64_t seed)
         one->claim = (cw_claim){place % 2 + 1, one->run_pages, one->run_starts};
     }
     pthread_t threads[6];
-    void *(*const roles[6])(void *) = {run_first, run_second, use_link, revoke_some, take, push};
+    void* (*const roles[6])(void*) = {run_first, run_second, use_link, revoke_some, take, push};
     for (int place = 0; place < 6; place++)
         demand(pthread_create(&threads[place], NULL, roles[place], &m) == 0, "no thread");
     pthread_join(threads[5], NULL);
     pthread_join(threads[2], NULL);
     /* Half of the rounds are cleared while something runs; the others run empty. */
     int cleared = 0;
-    for (cw_lane *lane = &m.first;; lane = &m.second) {
+    for (cw_lane* lane = &m.first;; lane = &m.second) {
         if (seed % 2) {
-            for (cw_action *action = cw_lane_clear(lane); action; action = action->next)
+            for (cw_action* action = cw_lane_clear(lane); action; action = action->next)
                 cleared++;
         }
         cw_hub_lock(&m.hub);
@@ -212,7 +198,7 @@ static void run_round(uint64_t seed)
     cw_hub_lock(&m.hub);
     m.stop_all = 1;
     cw_hub_unlock(&m.hub);
-    void *taken = NULL;
+    void* taken = NULL;
     pthread_join(threads[3], NULL);
     pthread_join(threads[4], &taken);
     int ended = (int)(intptr_t)taken + take_ended(&m);
@@ -224,8 +210,7 @@ static void run_round(uint64_t seed)
     cw_hub_free(&m.hub);
 }
 
-int main(int count, char **arguments)
-{
+int main(int count, char** arguments) {
     uint64_t seed = count > 1 ? strtoull(arguments[1], NULL, 10) : 0;
     long rounds = count > 2 ? atol(arguments[2]) : 10;
     for (long round = 0; round < rounds; round++)

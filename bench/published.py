@@ -192,6 +192,18 @@ def _disturbance(found: dict[str, Any]) -> Lines:
     ]
 
 
+def _recovery(found: dict[str, Any]) -> Lines:
+    return [
+        "| disturbance | policy | steady | kept in the first 2 s | in the 2 s after | worst of those | quiet |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| `{row['kind']}` | `{row['policy']}` | {row['steady/s']:,.0f}/s | {row['kept in 2 s']:.2f} |"
+            f" {row['in the 2 s after']:.2f} | {row['worst']:.2f} | {row['quiet']:.2f} |"
+            for row in found["rows"]
+        ),
+    ]
+
+
 SIMULATED = [name for name in figures.TABLES if name != "fig2"]
 """Figures of the paper whose live form is not published."""
 
@@ -201,6 +213,7 @@ COMMANDS = {
     "fidelity": "python -m bench.fidelity --publish --seconds 20",
     "fidelity-http": "python -m bench.fidelity --over http --publish --seconds 20",
     "disturbance": "python -m bench.disturbance --publish --rounds 6 --seconds 5",
+    "recovery": "python -m bench.recovery --publish",
     "roundtrip": "python -m bench.roundtrip --publish",
     "grid": "python -m bench.grid run --seed 1001 --seeds 3 --requests 20000 --processes 1 --publish",
     **dict.fromkeys(SIMULATED, f"python -m bench.paper {' '.join(SIMULATED)} --no-live --publish"),
@@ -218,6 +231,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "fidelity": ("fidelity", _fidelity),
     "fidelity-http": ("fidelity-http", _fidelity),
     "disturbance": ("disturbance", _disturbance),
+    "recovery": ("recovery", _recovery),
     "roundtrip": ("roundtrip", _roundtrip),
     "grid-resident": ("grid", _grid(resident=True)),
     "grid-pressed": ("grid", _grid(resident=False)),

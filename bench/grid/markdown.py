@@ -17,15 +17,9 @@ Kept = dict[str, Any]
 def kept(book: dict[str, Any]) -> Kept:
     """The plan, the commits that measured (not the one that publishes), and of every cell and memory manager goodputs,
     ratios and overload; not every point."""
-    commits = {
-        seed["commit"]
-        for cell in book["cells"].values()
-        for setting in cell["settings"].values()
-        for seed in setting["seeds"].values()
-    }
     return {
         "plan": book["plan"],
-        "commit": ", ".join(sorted(commits)),
+        "commit": tables.commits(book),
         "rows": [
             _finite(dataclasses.asdict(row))
             | {

@@ -71,6 +71,20 @@ def rows(book: dict[str, Any]) -> Iterator[Row]:
                 yield row
 
 
+def commits(book: dict[str, Any]) -> str:
+    """Those that measured what is in a book, whichever goes on with it."""
+    return ", ".join(
+        sorted(
+            {
+                seed["commit"]
+                for cell in book["cells"].values()
+                for setting in cell["settings"].values()
+                for seed in setting["seeds"].values()
+            }
+        )
+    )
+
+
 def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
     limits = [min(one["fluid"], one["clairvoyant"]) for one in found["bounds"].values()]
     bound = sum(limits) / len(limits) if limits else 0.0
@@ -274,9 +288,7 @@ def plot(book: dict[str, Any], path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlim(0, 1.05)
     axes.set_xlabel("goodput as a part of the upper bound")
-    axes.set_title(
-        f"commit {book['conditions']['commit']}, seeds from {book['plan']['first_seed']}", fontsize=8
-    )
+    axes.set_title(f"commit {commits(book)}, seeds from {book['plan']['first_seed']}", fontsize=8)
     axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -35,8 +35,8 @@
 // the longer a queue, the cheaper its batches, and who is in front may be given up for those behind.
 //
 // Where batches do not save much (models on CPUs), a request is refused at arrival if what waits of such models, of any of
-// them, and is due before would make it late; and on a device that turned a request away of late three tenths of the time
-// that it could wait have to be left, or half of it where executions are noisy. So refusals come at once, and few when the
+// them, and is due before would make it late; and on a device that turned a request away of late a fifth of the time
+// that it could wait has to be left, or half of it where executions are noisy. So refusals come at once, and few when the
 // time is over. The option refuse_wait has all models refused like this, with this part: with 0.7 nearly all are prompt, and
 // bench/grid/README.md has what it costs. On a device that turns requests away those within their shares of it go first,
 // too, and are not refused (shares.h). At any time a request is refused that could not be reached if all devices did
@@ -122,8 +122,8 @@ inline constexpr Ns SHARE_EVERY_NS = 50 * MS;
 // Where batches do not save much, on a device that turned a request away of late (CONTEST_NS), a request is refused if the
 // wait before it is longer than this part of what it has room for, less so many times the margin of executions: who is let
 // in is then nearly sure to be served, whatever they take.
-inline constexpr double WAIT_PART = 0.7;
-inline constexpr double WAIT_PART_NOISE = 2;
+inline constexpr double WAIT_PART = 0.8;
+inline constexpr double WAIT_PART_NOISE = 4;
 inline constexpr double WAIT_PART_MIN = 0.5;
 
 // Who waits no longer than this is told soon enough.

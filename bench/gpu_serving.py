@@ -115,9 +115,8 @@ def measure(
         "--device", "cuda", "--arena", str(room * pages * page_bytes), "--page-size", str(page_bytes),
         *(("--host-bytes", host_bytes) if host_bytes else ()),
     ]  # fmt: skip
-    policy = ("--policy", "adaptive") if host_bytes else ()  # edf, the default, cannot plan for such a budget
     with (
-        Cluster(worker_arguments=worker, controller_arguments=policy) as cluster,
+        Cluster(worker_arguments=worker) as cluster,
         cluster.client(timeout=600) as client,
     ):
         with tempfile.TemporaryDirectory() as scratch:

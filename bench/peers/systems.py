@@ -332,7 +332,7 @@ SYSTEMS: dict[str, System] = {
     one.name: one
     for one in (
         Clockwork("clockwork", "Clockwork"),
-        Clockwork("clockwork-adaptive", "Clockwork, `adaptive`", policy="adaptive"),
+        Clockwork("clockwork-edf", "Clockwork, `edf`", policy="edf"),
         Triton("triton", "Triton", queue_policy=False),
         Triton("triton-policy", "Triton, queue policy", queue_policy=True),
         MlServer(),

@@ -173,9 +173,9 @@ def test_one_output_to_npy(run: Any, tmp_path: Path) -> None:
         (("status", "--endpoint", "nonsense"), "nonsense"),
         (("status", "--key", "absent.key"), "absent.key"),
         (("controller", "--policy", "clairvoyant"), "no scheduling policy 'clairvoyant' (there is edf, "),
-        (("controller", "--save-devices"), "--save-devices needs --policy adaptive"),
+        (("controller", "--save-devices", "--policy", "edf"), "--save-devices needs --policy adaptive"),
         (("up", "--save-devices", "--policy", "fifo"), "--save-devices needs --policy adaptive"),
-        (("up", "--host-bytes", "1GiB"), "--host-bytes needs --policy adaptive"),
+        (("up", "--host-bytes", "1GiB", "--policy", "edf"), "--host-bytes needs --policy adaptive"),
     ],
 )
 def test_mistakes_are_one_line_on_stderr(run: Any, arguments: tuple[str, ...], said: str) -> None:

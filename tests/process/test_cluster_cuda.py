@@ -20,9 +20,6 @@ from tests.process.cluster import Reference, eventually, running_cluster, same, 
 
 FAKE = {"CLOCKWORK_CUDA_DRIVER": "fake", "CLOCKWORK_FAKE_DEVICES": "2"}
 
-HOST_STORE = ("--policy", "adaptive")
-"""Of a controller whose workers have host stores with budgets; edf, the default, cannot plan for them."""
-
 
 def test_two_gpus_serve_more_models_than_they_have_pages(tmp_path: Path) -> None:
     rig = CudaRig(tmp_path / "packages")
@@ -51,7 +48,7 @@ def test_two_gpus_serve_more_models_than_their_machine_has_memory(tmp_path: Path
     cases = [affine(seed, width=100) for seed in range(8)]
     x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
     with (
-        running_cluster(tmp_path / "cluster", workers=0, controller_options=HOST_STORE) as cluster,
+        running_cluster(tmp_path / "cluster", workers=0) as cluster,
         cluster.client() as client,
     ):
         options = ("--device", "cuda:0,cuda:1", "--host-bytes", "768KiB")
@@ -125,7 +122,7 @@ def test_when_the_gpu_that_fetches_for_all_breaks_another_one_does(tmp_path: Pat
     x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
     options = ("--device", "cuda:0,cuda:1", "--host-bytes", "512KiB")
     with (
-        running_cluster(tmp_path / "cluster", workers=0, controller_options=HOST_STORE) as cluster,
+        running_cluster(tmp_path / "cluster", workers=0) as cluster,
         cluster.client() as client,
     ):
         first = cluster.start_worker(*options, environment=FAKE, arena="256KiB")
@@ -156,10 +153,8 @@ def test_a_gpu_that_breaks_goes_alone_and_the_other_one_answers_what_it_had(tmp_
     rig = CudaRig(tmp_path / "packages")
     cases = [affine(seed, width=100) for seed in range(4)]
     x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
-    # Not edf, which promises one load ahead for each page: four models wait for two then.
-    adaptive = ("--policy", "adaptive")
     with (
-        running_cluster(tmp_path / "cluster", workers=0, controller_options=adaptive) as cluster,
+        running_cluster(tmp_path / "cluster", workers=0) as cluster,
         cluster.client() as client,
     ):
         first = cluster.start_worker("--device", "cuda:0,cuda:1", environment=FAKE, arena="512KiB")
@@ -309,11 +304,8 @@ def test_loads_onto_two_gpus_end_when_they_were_predicted_to(tmp_path: Path) -> 
     cases = [affine(seed, width=100) for seed in range(6)]
     x = np.ones((1, 100), np.float32)
     slow = {**FAKE, "CLOCKWORK_FAKE_SPEED": "0:1000000:0:0"}
-    # edf refuses here: it promises nothing on a load whose page another load will have only given back.
     with (
-        running_cluster(
-            tmp_path / "cluster", workers=0, controller_options=("--policy", "adaptive")
-        ) as cluster,
+        running_cluster(tmp_path / "cluster", workers=0) as cluster,
         cluster.client() as client,
     ):
         cluster.start_worker("--device", "cuda:0,cuda:1", arena="256KiB", environment=slow)

@@ -19,9 +19,6 @@ from tests.process.cluster import Cluster, eventually, running_cluster, total_re
 EMULATED = ("--device", "emulated", "--page-size", "16MiB")
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 1 << 20, MS, input_bytes=100, output_bytes=7)
 
-HOST_STORE = ("--policy", "adaptive")
-"""Of a controller whose workers have host stores with budgets; edf, the default, cannot plan for them."""
-
 
 def start(cluster: Cluster, devices: int = 1, *settings: str, name: str = "emulated") -> Any:
     more = [word for setting in settings for word in ("--emulate", setting)]
@@ -168,7 +165,7 @@ def test_up_with_profiles(tmp_path: Path) -> None:
 
 def test_models_on_disk_are_fetched_through_a_small_host_store(tmp_path: Path) -> None:
     with (
-        running_cluster(tmp_path / "cluster", workers=0, controller_options=HOST_STORE) as cluster,
+        running_cluster(tmp_path / "cluster", workers=0) as cluster,
         cluster.client() as client,
     ):
         more = ("--host-bytes", "64MiB", "--emulate", "disk_bandwidth=4e9")

@@ -417,7 +417,7 @@ def test_every_process_has_the_key_of_its_role_and_no_other() -> None:
 
 def test_pods_run_with_as_little_as_they_need() -> None:
     found = list(containers())
-    assert len(found) == 5
+    assert len(found) == 4
     for pod, container in found:
         assert pod["automountServiceAccountToken"] is False
         assert pod["enableServiceLinks"] is False, "CLOCKWORK_... would be set by Kubernetes, too"

@@ -116,7 +116,7 @@ extensions = [
     *(
         extension(name, CORE)
         for name in (
-            "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.worker._actions",
+            "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.worker._actions",
             "clockwork.sim._world", "clockwork.sim._bounds",
         )
     ),

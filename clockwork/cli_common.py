@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from clockwork import config
-from clockwork.errors import ClockworkError, InvalidInput, Refused
+from clockwork.errors import ClockworkError, ConfigError, InvalidInput, Refused
 
 if TYPE_CHECKING:
     from clockwork.client import Client
@@ -64,6 +64,20 @@ def new_client(endpoint: str | None, key: Path | None, timeout: float | None) ->
     from clockwork.client import Client
 
     return Client(endpoint, keys=key, timeout=30.0 if timeout is None else timeout, name="cli")
+
+
+def policy_numbers(settings: Sequence[str]) -> dict[str, float]:
+    """A policy's options, NAME=NUMBER, parsed. Raises ConfigError."""
+    found = {}
+    for setting in settings:
+        name, equals, number = setting.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}") from None
+        if not equals or not name:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}")
+    return found
 
 
 def print_json(body: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli_common import PATH, Commands, client_options, new_client, print_json
+from clockwork.cli_common import PATH, Commands, client_options, new_client, policy_numbers, print_json
 from clockwork.clock import SECOND, to_ns
 from clockwork.errors import ConfigError
 
@@ -79,7 +79,10 @@ def _options(command: F) -> F:
         click.option("--bad-group", type=click.FloatRange(0, 100, min_open=True), metavar="FLOAT",
                      help="Percent of each group's that may: a tenth of the models by popularity (each model, if"
                      " they are ten or fewer), those of one SLO.  [default: twice --bad; 100: any]"),
-        click.option("--policy", default=config.POLICY, show_default=True, help="How the controller schedules."),
+        click.option("--policy", default=config.POLICY, show_default=True,
+                     help="How the controller schedules; MODULE:CLASS is a class in Python, which is slower"
+                     " (docs/policies.md)."),
+        click.option("--option", "options", metavar="NAME=NUMBER", multiple=True, help="A constant of the policy."),
         click.option("--page-size", default="16MiB", show_default=True, help="Pages of a device's memory."),
         click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights, of each device."),
         click.option("--devices-per-worker", type=click.IntRange(1), default=1, show_default=True,
@@ -218,6 +221,7 @@ def _scenario(
         bad_max=given["bad"] / 100,
         group_bad_max=(given["bad_group"] or 0.0) / 100,
         policy=given["policy"],
+        options=policy_numbers(given["options"]),
         seeds=seeds,
         requests=given["requests"],
         duration_ns=to_ns(duration_s),

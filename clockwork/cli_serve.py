@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from clockwork import config
-from clockwork.cli_common import PATH
+from clockwork.cli_common import PATH, policy_numbers
 from clockwork.cli_gateway import repository_arguments, repository_options
 from clockwork.clock import SECOND
 from clockwork.errors import ConfigError
@@ -90,20 +90,6 @@ def worker_options(command: F) -> F:
     return command
 
 
-def _numbers(settings: Sequence[str]) -> dict[str, float]:
-    """NAME=NUMBER, parsed. Raises ConfigError."""
-    found = {}
-    for setting in settings:
-        name, equals, number = setting.partition("=")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}") from None
-        if not equals or not name:
-            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}")
-    return found
-
-
 def policy_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say how a controller schedules."""
     for option in (
@@ -129,7 +115,8 @@ def policy_options(command: Callable[..., None]) -> Callable[..., None]:
             "--policy",
             default=config.POLICY,
             show_default=True,
-            help="How the controller schedules: adaptive, edf, deferred, fifo or paper.",
+            help="How the controller schedules: adaptive, edf, deferred, fifo or paper; or MODULE:CLASS, a class in "
+            "Python, which is slower (docs/policies.md).",
         ),
     ):
         command = option(command)
@@ -276,7 +263,7 @@ def controller(
         data=data or config.data_directory(),
         policy=policy,
         memory=memory or "",
-        options=_numbers(options) | ({"save_devices": 1.0} if save_devices else {}),
+        options=policy_numbers(options) | ({"save_devices": 1.0} if save_devices else {}),
         key=key or config.key_file(),
         allowed=allowed or config.allowed_file(),
         insecure=insecure,

@@ -83,3 +83,7 @@ class ProtocolMismatch(ClockworkError):
 
 class ConfigError(ClockworkError, ValueError):
     """A flag, an environment variable or a file of settings is wrong; names it and its bound."""
+
+
+class PolicyFailed(RuntimeError):
+    """A hook of a scheduling policy in Python failed, as its cause says; the scheduler cannot go on after that."""

@@ -83,6 +83,7 @@ from clockwork.errors import (
     InvalidInput,
     InvalidModel,
     ModelNotFound,
+    PolicyFailed,
     Unavailable,
 )
 from clockwork.limits import raise_descriptor_limit
@@ -341,6 +342,8 @@ class Controller:
             if type(message) is InferRequest:
                 self._metrics.count_unserved(error)
             self.fail(identity, getattr(message, "request_id", 0), error)
+        except PolicyFailed:
+            raise  # the scheduler is in the middle of something
         except Exception as error:  # a defect of ours; the next message is another client's
             request_id, kind = getattr(message, "request_id", 0), type(message).__name__
             self._complain("client failed", f"failed at a {kind} of {_named(client)}", error)
@@ -533,6 +536,8 @@ class Controller:
         except (wire.WireError, InvalidInput) as error:
             self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
             self._turn_away(identity, fd, worker, str(error))
+        except PolicyFailed:
+            raise  # the scheduler is in the middle of something
         except Exception as error:  # a defect of ours; the next message is another worker's
             self._complain("worker failed", f"failed at a {kind} of {_named(worker)}", error)
             self._turn_away(identity, fd, worker, f"the controller failed at this worker's {kind}")

@@ -16,7 +16,7 @@ from clockwork.config import CHANGES_WAITING_MAX
 from clockwork.controller.catalog import Catalog, Change
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
-from clockwork.errors import ClockworkError, Unavailable
+from clockwork.errors import ClockworkError, PolicyFailed, Unavailable
 from clockwork.models.durable import NotUndone
 
 log = logging.getLogger("clockwork.controller")
@@ -124,6 +124,8 @@ class Turns:
                 turn.begin()
             except ClockworkError as refusal:
                 self._refuse(name, turn, refusal)
+            except PolicyFailed:
+                raise  # the scheduler is in the middle of something
             except Exception as defect:  # a defect of ours: it costs this order, and the next is another's
                 log.error("an order about %s failed", name, exc_info=defect)
                 self._refuse(

@@ -6,6 +6,8 @@ from libcpp.pair cimport pair
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from clockwork.scheduler._policy cimport CHooks
+
 
 cdef extern from "scheduler/types.h" namespace "clockwork" nogil:
     cdef enum class CStatus "clockwork::Status"(uint8_t):
@@ -142,6 +144,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         uint64_t queued_requests_max
         uint64_t queued_bytes_max
         vector[pair[string, double]] values
+        const CHooks *hooks
 
     cdef cppclass CShareStatus "clockwork::ShareStatus":
         int64_t model_id

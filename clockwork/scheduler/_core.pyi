@@ -1,6 +1,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clockwork.scheduler._policy import Script
 from clockwork.scheduler.types import Command, Event, ProfilePoint, ShapeKey
 
 ATTEMPTS_MAX: int
@@ -30,8 +31,12 @@ class Core:
         values: Mapping[str, float],
         queued_requests_max: int,
         queued_bytes_max: int,
+        script: Script | None = None,
     ) -> None:
-        """Raise ValueError, naming what there is, for a policy or an option that does not exist."""
+        """script: of a policy in Python, which ``policy`` is then the name of.
+
+        Raise ValueError, naming what there is, for a policy or an option that does not exist.
+        """
 
     def step(self, event: Event) -> list[Command]: ...
     def step_many(self, events: Iterable[Event]) -> list[Command]: ...

@@ -12,6 +12,7 @@ from cython.operator cimport dereference as at
 from libc.stdint cimport UINT32_MAX, uintptr_t
 
 from clockwork.messages import Reason, Status
+from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelFault, ModelGone, ModelReady,
     ModelRemoved, RequestCancelled,
@@ -256,8 +257,9 @@ cdef class Core:
     cdef dict _program_users  # number -> models that name it
     cdef dict _model_programs  # model -> the programs that it has on one kind of device or another
     cdef dict _names  # model -> what people call it
+    cdef Script _script  # of a policy in Python
 
-    def __init__(self, policy, memory, values, queued_requests_max, queued_bytes_max):
+    def __init__(self, policy, memory, values, queued_requests_max, queued_bytes_max, Script script=None):
         cdef COptions options
         options.policy = policy.encode()
         options.memory = memory.encode()
@@ -265,6 +267,9 @@ cdef class Core:
         options.queued_bytes_max = queued_bytes_max
         for name, value in values.items():
             options.values.push_back(pair[string, double](<string>name.encode(), <double>value))
+        if script is not None:
+            options.hooks = &script.hooks
+        self._script = script
         self._owner = make_scheduler(options)
         self._core = self._owner.get()
         self._shapes, self._kinds, self._programs = ShapeNumbers(), Numbers(), Numbers()

@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clockwork.scheduler._policy import Script
+
 OUTCOME_NAMES: tuple[str, ...]
 SLICE_NAMES: tuple[str, ...]
 
@@ -20,6 +22,7 @@ class World:
         opens: int,
         closed: Sequence[Mapping[str, Any]],
         run: Mapping[str, Any],
+        script: Script | None = None,
     ) -> None: ...
     def set_up(self) -> None: ...
     def feed(self, number: int, arrivals: tuple[npt.NDArray[Any], ...] | None) -> None: ...

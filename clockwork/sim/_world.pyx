@@ -10,12 +10,17 @@ from libcpp.vector cimport vector
 
 import numpy as np
 
+from clockwork.scheduler._policy cimport CHooks, Script
+
 cdef extern from *:
     """
     #include <new>
     #include <stdexcept>
 
     static void raise_as_python() {  // the world's complaints are AssertionErrors, the caller's mistakes ValueErrors
+        if (PyErr_Occurred()) {
+            return;  // a hook of a policy in Python has said what it is
+        }
         try {
             throw;
         } catch (const std::invalid_argument& error) {
@@ -39,6 +44,7 @@ cdef extern from "scheduler/scheduler.h" namespace "clockwork" nogil:
         string policy
         string memory
         vector[pair[string, double]] values
+        const CHooks *hooks
 
     unique_ptr[Scheduler] make_scheduler(const SchedulerOptions &options) except +raise_as_python
 
@@ -225,8 +231,9 @@ cdef class World:
 
     cdef unique_ptr[CWorld] _world
     cdef list _chunks  # by open workload: what the world still reads
+    cdef Script _script  # of a policy in Python
 
-    def __init__(self, policy, memory, options, models, cluster, opens, closed, run):
+    def __init__(self, policy, memory, options, models, cluster, opens, closed, run, Script script=None):
         cdef SchedulerOptions scheduler_options
         cdef vector[ModelInfo] model_infos
         cdef vector[ClosedInfo] closed_infos
@@ -240,6 +247,9 @@ cdef class World:
         scheduler_options.memory = memory.encode()
         for name, value in options.items():
             scheduler_options.values.push_back(pair[string, double](name.encode(), value))
+        if script is not None:
+            scheduler_options.hooks = &script.hooks
+        self._script = script
         for one in models:
             info.exec_ns = one["exec_ns"]
             info.table = one["table"]

@@ -14,7 +14,8 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from clockwork.scheduler import POLICIES
+from clockwork.errors import ConfigError
+from clockwork.scheduler import POLICIES, known_options
 from clockwork.sim.random_world import RandomWorld, random_world, varied
 from clockwork.sim.shrink import IMPORTS, as_test, failure_of, shrink
 
@@ -38,12 +39,23 @@ def failures(policies: Sequence[str], seeds: Sequence[int]) -> list[str]:
     return [sentence for _, _, sentence in failing(policies, seeds)]
 
 
+def policy_name(text: str) -> str:
+    """A policy's name, for argparse."""
+    try:
+        known_options(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def main() -> int:
     """The command; 1 if any seed failed."""
     parser = argparse.ArgumentParser(prog="python -m clockwork.sim.check", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds (default 1000)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
-    parser.add_argument("--policy", choices=POLICIES, help="only this policy (default: all)")
+    parser.add_argument(
+        "--policy", type=policy_name, help="only this, perhaps MODULE:CLASS (default: all native ones)"
+    )
     arguments = parser.parse_args()
     policies = [arguments.policy] if arguments.policy else list(POLICIES)
     found = 0

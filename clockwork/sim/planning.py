@@ -22,7 +22,7 @@ import numpy.typing as npt
 from clockwork.config import POLICY
 from clockwork.errors import ConfigError
 from clockwork.profiles import ModelProfile
-from clockwork.scheduler import POLICIES
+from clockwork.scheduler import make_scheduler
 from clockwork.sim import fluid
 from clockwork.sim.workloads import Workload, rehearsed
 from clockwork.sim.world import Cluster, Histogram, Open, Report, simulate
@@ -97,8 +97,7 @@ class Scenario:
         """Raises ConfigError, naming the value and its bound."""
         if not self.models:
             raise ConfigError("a plan needs at least one model")
-        if self.policy not in POLICIES:
-            raise ConfigError(f"no scheduling policy {self.policy!r} (there is {', '.join(POLICIES)})")
+        make_scheduler(self.policy, self.memory, self.options)
         if not 0 < self.bad_max < 1:
             raise ConfigError(f"the part that may be bad, {self.bad_max:g}, is not between 0 and 1")
         if self.group_bad_max and not self.bad_max <= self.group_bad_max <= 1:

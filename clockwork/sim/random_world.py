@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from clockwork.profiles import ModelProfile
@@ -29,7 +29,13 @@ class RandomWorld:
 
     DRAIN_NS: ClassVar[int] = 600 * SECOND  # how long answers are waited for
 
-    def run(self, policy: str, memory: str = "", trace_max: int = 0) -> Report:
+    def run(
+        self,
+        policy: str,
+        memory: str = "",
+        trace_max: int = 0,
+        options: Mapping[str, float] | None = None,
+    ) -> Report:
         """Raises AssertionError, naming the seed and the moment, where something is wrong."""
         return simulate(
             self.models,
@@ -37,6 +43,7 @@ class RandomWorld:
             [Open([self.arrivals]), *self.closed],
             policy=policy,
             memory=memory,
+            options=options,
             seed=self.seed,
             until_ns=self.until_ns,
             drain_ns=self.DRAIN_NS,

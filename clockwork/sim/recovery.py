@@ -23,6 +23,7 @@ import numpy as np
 
 from clockwork.profiles import ModelProfile, linear
 from clockwork.scheduler import POLICIES
+from clockwork.sim.check import policy_name
 from clockwork.sim.workloads import Arrivals
 from clockwork.sim.world import Closed, Cluster, Disturbance, Open, Workload, simulate
 
@@ -245,7 +246,9 @@ def main() -> int:
     )
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds (default 100)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
-    parser.add_argument("--policy", choices=POLICIES, action="append", help="only these (default: all)")
+    parser.add_argument(
+        "--policy", type=policy_name, action="append", help="only these (default: all native ones)"
+    )
     parser.add_argument(
         "--kind", choices=(*KINDS, DRIFT), help="only seeds whose turn is this disturbance; drift: every seed"
     )

@@ -207,8 +207,9 @@ def as_test(shrunk: Shrunk) -> str:
     world = shrunk.world
     kind = "calm" if world.calm else "disturbed"
     name = re.sub(r"\W+", "_", rule_of(shrunk.sentence).lower())[:60].strip("_")
+    policy = re.sub(r"\W", "_", shrunk.policy)
     lines = [
-        f"def test_{shrunk.policy}_seed_{world.seed}_{kind}_{name}() -> None:",
+        f"def test_{policy}_seed_{world.seed}_{kind}_{name}() -> None:",
         f'    """{_sentence(shrunk.sentence)}',
         "",
         f"    Shrunk from the {kind} world of seed {world.seed} under {shrunk.policy}:",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from clockwork.config import ACTIONS_QUEUED_MAX, POLICY, PRIORITY_DEFAULT
 from clockwork.messages import NEVER_NS
 from clockwork.profiles import ModelProfile
+from clockwork.scheduler.policy import make_script
 from clockwork.sim._world import OUTCOME_NAMES, SLICE_NAMES, World, bucket_bounds
 from clockwork.sim.workloads import Arrivals
 
@@ -326,7 +327,7 @@ def simulate(
 ) -> Report:
     """Run the workloads against the cluster.
 
-    policy, memory, options: of the scheduler. warmup_ns: what arrives before is not counted. until_ns: nothing
+    policy, memory, options: of the scheduler; a policy in Python is ``module:Class``. warmup_ns: what arrives before is not counted. until_ns: nothing
     arrives from then on; 0: when the open workloads end (closed ones then need an until_ns of their own).
     drain_ns: how long answers are waited for after that. resident: begin with as many models on the devices as
     fit, in as many copies. check: look for anything wrong after every step, and raise AssertionError.
@@ -362,6 +363,7 @@ def simulate(
         len(opens),
         [_closed_info(one) for one in closed],
         run,
+        make_script(policy, options or {}),
     )
     begun = time.process_time()
     world.set_up()

@@ -9,6 +9,7 @@
 #include "scheduler/fifo.h"
 #include "scheduler/paper.h"
 #include "scheduler/scheduler.h"
+#include "scheduler/scripted.h"
 
 namespace clockwork {
 
@@ -79,10 +80,10 @@ std::vector<std::string> known_options(const std::string& policy) {
 }
 
 std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options) {
-    const Policy& policy = find_policy(options.policy);
+    const std::vector<std::string> known =
+        options.hooks != nullptr ? options.hooks->options : known_options(options.policy);
     for (const auto& [name, value] : options.values) {
-        if (std::find(policy.options.begin(), policy.options.end(), name) == policy.options.end()) {
-            std::vector<std::string> known = known_options(options.policy);
+        if (std::find(known.begin(), known.end(), name) == known.end()) {
             throw std::invalid_argument("policy " + options.policy + " has no option '" + name + "' (" +
                                         (known.empty() ? "it has none" : "it has " + joined(known)) + ")");
         }
@@ -90,7 +91,7 @@ std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options) {
             throw std::invalid_argument("option " + name + " is not between 0 and a million");
         }
     }
-    return policy.make(options);
+    return options.hooks != nullptr ? make<Scripted>(options) : find_policy(options.policy).make(options);
 }
 
 }  // namespace clockwork

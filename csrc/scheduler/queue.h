@@ -108,6 +108,12 @@ public:
         }
     }
 
+    // The one that a copy is of; null if it is not here any more.
+    const Waiting* find(const Waiting& one) {
+        auto place = std::lower_bound(begin(), items_.end(), one);
+        return place == items_.end() || place->pending != one.pending ? nullptr : &*place;
+    }
+
     // False if it is not here.
     bool erase(const Pending& pending) {
         auto place =

@@ -184,6 +184,7 @@ protected:
     static std::uint64_t packed_rank(std::uint8_t level, Ns rank_ns);
 
     ModelState& at(const Model& model) { return states_[model.slot]; }
+    Queue& queue_of(ModelState& state, const Pending& pending);
     static bool is_usable(const Residency* residency) {
         return residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed;
     }
@@ -236,7 +237,6 @@ private:
 
     DeviceState& at(const Device& device) { return devices_state_[device.slot]; }
     bool is_near(Pending& pending);
-    Queue& queue_of(ModelState& state, const Pending& pending);
     void enqueue(Pending& pending, Queue& queue);
     void set_waiting(const Model& model, std::uint32_t count);
     void publish(ModelState& state, const Model& model);

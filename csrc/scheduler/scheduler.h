@@ -10,6 +10,8 @@
 
 namespace clockwork {
 
+struct Hooks;
+
 // Bounds and constants that the caller may set; what each means is said where it is used.
 struct SchedulerOptions {
     std::string policy = "adaptive";        // paper, fifo, edf, deferred, adaptive
@@ -19,6 +21,7 @@ struct SchedulerOptions {
     // Named numbers for one policy ("schedule_ahead_ms", "batch_cap", "queue_delay_ms", ...). An unknown name is
     // an error of make_scheduler(), with the names that there are.
     std::vector<std::pair<std::string, double>> values;
+    const Hooks* hooks = nullptr;  // of a policy in another language (hooks.h), which `policy` is then the name of
 };
 
 // A model on a device: what was loaded under which id, and the first page of each run.

@@ -1,0 +1,131 @@
+#include "scheduler/scripted.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+namespace {
+
+void succeed(int returned) {
+    if (returned == 0) {
+        throw HookFailed();
+    }
+}
+
+}  // namespace
+
+Scripted::Scripted(const SchedulerOptions& options)
+    : Queued(options, options.hooks->memory, options.hooks->ahead_ns), hooks_(*options.hooks) {
+    presses_late_ = hooks_.presses_late;
+}
+
+// ----- hooks --------------------------------------------------------------------------------------
+
+Queued::Choice Scripted::choose(Device& device, Ns free_ns) {
+    (void)free_ns;  // the hook asks the device
+    HookChoice found;
+    succeed(hooks_.choose(hooks_.policy, this, &device, &found));
+    if (found.queue == nullptr) {
+        return {};
+    }
+    return {found.queue, device.find(found.queue->model), found.first, found.count};
+}
+
+Ns Scripted::rank_ns(const Queue& queue) {
+    Ns rank = 0;
+    succeed(hooks_.rank_ns(hooks_.policy, this, const_cast<Queue*>(&queue), &rank));
+    return rank;
+}
+
+Ns Scripted::ready_ns(Queue& queue) {
+    if (hooks_.ready_ns == nullptr) {
+        return Queued::ready_ns(queue);
+    }
+    Ns ready = 0;
+    succeed(hooks_.ready_ns(hooks_.policy, this, &queue, &ready));
+    return ready;
+}
+
+Ns Scripted::hopeless_ns(const Queue& queue, const Waiting& one) {
+    if (hooks_.hopeless_ns == nullptr) {
+        return Queued::hopeless_ns(queue, one);
+    }
+    Ns hopeless = 0;
+    succeed(hooks_.hopeless_ns(hooks_.policy, this, const_cast<Queue*>(&queue), &one, &hopeless));
+    return std::min(hopeless, one.deadline_ns);
+}
+
+bool Scripted::admit(Pending& pending) {
+    if (hooks_.admit == nullptr) {
+        return Queued::admit(pending);
+    }
+    HookRefusal refusal;
+    Waiting one{pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone};
+    succeed(hooks_.admit(hooks_.policy, this, &queue_of(at(*pending.model), pending), &one, &refusal));
+    if (!refusal.is_refused) {
+        return true;
+    }
+    Ns slo = pending.deadline_ns - pending.request.arrived_ns;
+    if (refusal.feasible_slo_ns <= slo) {
+        refuse(pending, Reason::DEADLINE, Text::CANNOT_BE_IN_TIME);
+    } else {
+        Ns feasible = refusal.feasible_slo_ns;
+        refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, feasible, slo), feasible);
+    }
+    return false;
+}
+
+// ----- what they see ------------------------------------------------------------------------------
+
+Queue* Scripted::first_ready(Device& device) {
+    Residency* residency = nullptr;
+    return Queued::first_ready(device, residency);
+}
+
+void Scripted::ready(Device& device, std::vector<Queue*>& found) {
+    for_each_ready(
+        device, [](const Model&, std::uint64_t) { return true; },
+        [&found](Queue& queue, const Residency&) { found.push_back(&queue); });
+}
+
+void Scripted::devices(const Queue& queue, std::vector<Device*>& found) const {
+    for (const Residency* one : queue.model->residencies) {
+        if (is_usable(one) && one->device->usable()) {
+            found.push_back(one->device);
+        }
+    }
+}
+
+const KindSpec* Scripted::spec(const Device& device, const Queue& queue) const {
+    const Residency* residency = device.find(queue.model);
+    return is_usable(residency) ? residency->spec : nullptr;
+}
+
+std::uint32_t Scripted::batch_max(const KindSpec& spec, const Queue& queue) const {
+    return spec.program->curve(queue.shape) != nullptr ? spec.batch_max : 1;
+}
+
+Ns Scripted::planned_ns(const KindSpec& spec, const Queue& queue, std::uint32_t rows) const {
+    return spec.alone_ns(queue.shape, rows);
+}
+
+Ns Scripted::least_ns(const Queue& queue, std::uint32_t rows) const {
+    return queue.model->least_alone_ns(queue.shape, rows);
+}
+
+Ns Scripted::last_start_ns(const Queue& queue, const Waiting& one) const { return Queued::last_start_ns(queue, one); }
+
+std::uint32_t Scripted::count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const {
+    return Queued::count_up_to(queue, first, rows_max);
+}
+
+bool Scripted::drop(Queue& queue, const Waiting& one) {
+    const Waiting* found = queue.find(one);
+    if (found == nullptr) {
+        return false;
+    }
+    Queued::drop(queue, *found);
+    return true;
+}
+
+}  // namespace clockwork

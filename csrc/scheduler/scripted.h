@@ -1,0 +1,48 @@
+// A policy whose hooks are written in another language: clockwork/scheduler/policy.py says what they are.
+//
+// Everything else is as for every policy with queues. A hook that fails ends the call of the scheduler with HookFailed,
+// in the middle of whatever it was doing: it may then only be destroyed.
+#pragma once
+
+#include <stdexcept>
+#include <vector>
+
+#include "scheduler/hooks.h"
+#include "scheduler/queued.h"
+
+namespace clockwork {
+
+struct HookFailed : std::runtime_error {
+    HookFailed() : std::runtime_error("a hook of the policy failed") {}
+};
+
+class Scripted final : public Queued, private HookView {
+public:
+    // The options' hooks outlive it.
+    explicit Scripted(const SchedulerOptions& options);
+
+protected:
+    Choice choose(Device& device, Ns free_ns) override;
+    Ns rank_ns(const Queue& queue) override;
+    Ns ready_ns(Queue& queue) override;
+    Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
+    bool admit(Pending& pending) override;
+
+private:
+    Ns now() const override { return now_; }
+    Queue* first_ready(Device& device) override;
+    void ready(Device& device, std::vector<Queue*>& found) override;
+    void devices(const Queue& queue, std::vector<Device*>& found) const override;
+    const KindSpec* spec(const Device& device, const Queue& queue) const override;
+    Ns free_ns(const Device& device) const override { return device.free_ns(now_); }
+    std::uint32_t batch_max(const KindSpec& spec, const Queue& queue) const override;
+    Ns planned_ns(const KindSpec& spec, const Queue& queue, std::uint32_t rows) const override;
+    Ns least_ns(const Queue& queue, std::uint32_t rows) const override;
+    Ns last_start_ns(const Queue& queue, const Waiting& one) const override;
+    std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const override;
+    bool drop(Queue& queue, const Waiting& one) override;
+
+    const Hooks& hooks_;
+};
+
+}  // namespace clockwork

@@ -16,6 +16,8 @@ from rich.table import Table
 
 from bench import published, report
 from bench.grid import bounds, cells, extras, markdown, policies, run, tables
+from clockwork.errors import ConfigError
+from clockwork.scheduler import known_options
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -28,13 +30,29 @@ def chosen_cells(names: tuple[str, ...], without: tuple[str, ...] = ()) -> list[
     return [one for one in found if one.name not in without]
 
 
+def policy_names(_: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Policies that there are."""
+    for name in names:
+        try:
+            known_options(name)
+        except ConfigError as error:
+            raise click.BadParameter(str(error), param=option) from None
+    return names
+
+
 def common(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every command that runs something."""
     for option in (
         click.option(
             "--cell", "names", multiple=True, help="A cell's name or key=value,...; all if not given."
         ),
-        click.option("--policy", "chosen", multiple=True, type=click.Choice(policies.POLICIES)),
+        click.option(
+            "--policy",
+            "chosen",
+            multiple=True,
+            callback=policy_names,
+            help="A native policy, or MODULE:CLASS, a class in Python, which is slower (docs/policies.md).",
+        ),
         click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed."),
         click.option("--quick", is_flag=True, help="Few requests and seeds: to see that it works."),
         click.option("--requests", type=click.IntRange(100), help="Requests of a measured point, at least."),
@@ -68,9 +86,7 @@ def main() -> None:
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="The book to begin or go on with."
 )
 @click.option("--any-commit", is_flag=True, help="Go on with a book that another commit began.")
-@click.option(
-    "--forget", multiple=True, type=click.Choice(policies.POLICIES), help="Measure this policy anew."
-)
+@click.option("--forget", multiple=True, callback=policy_names, help="Measure this policy anew.")
 @click.option("--no-bounds", is_flag=True, help="Leave out the upper bounds.")
 @click.option("--publish", is_flag=True, help="Write docs/results/ and the tables of the documents.")
 def run_command(

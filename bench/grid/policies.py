@@ -12,6 +12,7 @@ from bench.grid.bounds import batch_limit, curve
 from bench.grid.cells import Cell, profiles
 
 POLICIES = ("paper", "fifo", "edf", "deferred", "adaptive")
+"""The native ones. A policy in Python, MODULE:CLASS, is measured with its options as they are."""
 OURS = "adaptive"
 OTHERS = tuple(one for one in POLICIES if one != OURS)
 

@@ -91,7 +91,7 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
     floor = NOTHING * found["rough_bound"]
     seeds: dict[str, dict[str, Any]] = {}
     chosen: dict[str, str] = {}
-    for policy in policies.POLICIES:
+    for policy in (*policies.POLICIES, *_in_python(found)):
         best = run.best_setting(found, policy, memory)
         if best is not None:
             seeds[policy] = found["settings"][best.key]["seeds"]
@@ -123,6 +123,19 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
         },
         {policy: _mean(_drift(one) for one in entry.values()) for policy, entry in seeds.items()},
     )
+
+
+def _in_python(found: dict[str, Any]) -> list[str]:
+    """The policies of a cell that are classes in Python: they stand in the table, and in no comparison."""
+    return sorted({run.Setting.of_key(key).policy for key in found["settings"]} - set(policies.POLICIES))
+
+
+def _shown(found: Sequence[Row]) -> list[str]:
+    """Whom a table has columns for."""
+    return [
+        *policies.POLICIES,
+        *sorted({one for row in found for one in row.goodput} - set(policies.POLICIES)),
+    ]
 
 
 def _drift(measured: dict[str, Any]) -> float:
@@ -176,7 +189,7 @@ def show(book: dict[str, Any], console: Console) -> None:
         "cell",
         "memory",
         "bound",
-        *policies.POLICIES,
+        *_shown(found),
         "ours / best other",
         *REFERENCES,
         "1.2x",
@@ -187,7 +200,7 @@ def show(book: dict[str, Any], console: Console) -> None:
     ):
         table.add_column(title, justify="left" if title in ("cell", "memory") else "right", no_wrap=True)
     for row in found:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, _shown(found)))
     console.print(table)
     for title, part in _groups(found):
         for other in ("best other", *REFERENCES):
@@ -226,7 +239,7 @@ def _groups(found: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
             yield f"memory {memory}", part
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, shown: Sequence[str]) -> list[str]:
     def goodput(policy: str) -> str:
         if policy not in row.goodput:
             return ""
@@ -247,7 +260,7 @@ def _cells(row: Row) -> list[str]:
         row.cell,
         row.memory,
         f"{row.bound:.4g}" if row.bound else "",
-        *(goodput(policy) for policy in policies.POLICIES),
+        *(goodput(policy) for policy in shown),
         f"{ratio(row.best_other)} {row.best_other}",
         *(ratio(one).partition(" ")[0] for one in REFERENCES),
         *(overload(row.overload, times, ".2f") for times in ("1.2", "1.5")),
@@ -268,7 +281,7 @@ def plot(book: dict[str, Any], path: Path) -> None:
     found = list(rows(book))
     figure, axes = pyplot.subplots(figsize=(11, 0.32 * len(found) + 1.6), layout="constrained")
     marks = dict(zip(policies.POLICIES, "svxD*"))
-    for policy in policies.POLICIES:
+    for policy in _shown(found):
         points = [
             (row.goodput[policy] / (row.bound or max(row.goodput.values()) or 1.0), index)
             for index, row in enumerate(found)
@@ -278,7 +291,7 @@ def plot(book: dict[str, Any], path: Path) -> None:
             [x for x, _ in points],
             [y for _, y in points],
             s=60 if policy == OURS else 26,
-            marker=marks[policy],
+            marker=marks.get(policy, "P"),
             label=policy,
             zorder=3 if policy == OURS else 2,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -206,3 +207,22 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
     )
     tables.plot(book, tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_policy_in_python_is_measured_beside_the_others(tmp_path: Path) -> None:
+    """In processes of its own, and at the rates that the native one with the same options has."""
+    name = "examples.fifo_policy:Fifo"
+    plan = dataclasses.replace(run.QUICK, requests=1000, screen_requests=500, seeds=1, tolerance=1.1)
+    cell = cells.specified("one", "devices=1,models=2,slo=4x,gain=5,zipf=0.9")
+    book = run.run(plan, [cell], (name,), tmp_path / "book.json", processes=2, with_bounds=False)
+    [row] = tables.rows(book)
+    assert row.goodput[name] > 0
+    native = dataclasses.replace(
+        run.Task("measure", cell, plan, policies.Setting("fifo"), seed=1),
+        warmup_s=book["cells"]["one"]["warmup_s"],
+        bound=book["cells"]["one"]["rough_bound"],
+    )
+    assert row.goodput[name] == run.perform(native)["goodput"]
+    shown = io.StringIO()
+    tables.show(book, Console(file=shown, width=300))
+    assert name in shown.getvalue()

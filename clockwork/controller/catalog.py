@@ -65,6 +65,11 @@ class ModelRecord:
     is_read: bool = False  # its package has been read for ``interface``; earlier versions did not
     interface: Interface | None = None  # what its package declares; None: nothing that can be read
 
+    @property
+    def label(self) -> str:
+        """What people are told it is called, and may call it."""
+        return f"{self.name}@{self.version}"
+
     def to_json(self) -> bytes:
         body: dict[str, Any] = {
             "name": self.name,
@@ -108,7 +113,7 @@ class ModelRecord:
 
     @property
     def file_name(self) -> str:
-        return f"{self.name}@{self.version}.json"
+        return f"{self.label}.json"
 
 
 class Complaint(NamedTuple):

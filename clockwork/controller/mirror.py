@@ -28,9 +28,7 @@ class ExchangeMirror:
             interface = Interface(prepared.inputs, prepared.outputs, prepared.batches, model.verified)
             self._interfaces[key] = interface
         self._interface_of[model.model_id] = interface
-        record = model.record
-        label = record.name if record.version <= 1 else f"{record.name}@{record.version}"
-        self._exchange.serve(model.model_id, record.version, label, model.slo_ns, interface)
+        self._exchange.serve(model.model_id, model.record.version, model.label, model.slo_ns, interface)
 
     def route(
         self, name: str, shares: Sequence[tuple[ServedModel, int]], shadow: tuple[ServedModel, Shadow] | None

@@ -66,7 +66,6 @@ class ServedModel:
 
     __slots__ = (
         "batches",
-        "counts",
         "faults",
         "input_index",
         "leaving",
@@ -101,12 +100,11 @@ class ServedModel:
         self.input_index: dict[str, int] = {}
         self.workers: dict[int, str] = {}  # worker id: preparing, ready, or what went wrong
         self.waiters: list[Waiter] = []
-        self.counts = Counts()
         self.faults: dict[str, int] = {}  # what its executions did to workers, by what it was
 
     @property
     def label(self) -> str:
-        return f"{self.record.name}@{self.record.version}"
+        return self.record.label
 
     def settled(self) -> bool:
         """Whether every worker that was asked to prepare it has answered, at least one with success."""
@@ -161,7 +159,6 @@ class ServedModel:
             "digest": self.record.digest,
             "slo_ns": self.slo_ns,
             "options": self.record.options,
-            "counts": dataclasses.asdict(self.counts),
             "faults": self.faults,
             "workers": {
                 worker_names.get(worker, str(worker)): state for worker, state in self.workers.items()
@@ -227,8 +224,9 @@ def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
 
 def set_aside_text(record: ModelRecord) -> str:
     """Why requests for a version are turned away, and what to do."""
-    label = f"{record.name}@{record.version}"
-    return f"{label} is set aside: {record.aside}; have it serve again with `clockwork models load {label}`"
+    return (
+        f"{record.label} is set aside: {record.aside}; have it serve again with `clockwork models load {record.label}`"
+    )
 
 
 def _describe_tensor(spec: Any) -> dict[str, Any]:

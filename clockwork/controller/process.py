@@ -9,6 +9,7 @@ the storage thread, preparation on the workers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -969,11 +970,11 @@ class Controller:
     def describe(self, model: ServedModel) -> dict[str, Any]:
         names = self._worker_names()
         resident = self._whereabouts(model, names)
-        model.counts = Counts(*self._exchange.outcomes(model.model_id))
         versions = self._table.versions.get(model.record.name, {})
         state, text = self._registrar.state_of(model)
         return {
             **model.describe(names, resident),
+            "counts": dataclasses.asdict(Counts(*self._exchange.outcomes(model.model_id))),
             **self._expected(model),
             "state": state,
             "text": text,

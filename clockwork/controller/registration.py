@@ -161,8 +161,7 @@ class Registrar:
             else:
                 self._table.put_away(record)
             if record.aside:
-                label = f"{record.name}@{record.version}"
-                self._outside.note_trouble(TroubleKind.MODEL_SET_ASIDE, label, record.aside)
+                self._outside.note_trouble(TroubleKind.MODEL_SET_ASIDE, record.label, record.aside)
         routes, complaints = self._catalog.routes()
         for complaint in complaints:
             self._complain(complaint)
@@ -436,7 +435,7 @@ class Registrar:
     def _not_aside(self, record: ModelRecord) -> None:
         """Somebody has said that it serves again, or it is gone."""
         record.aside = ""
-        self._outside.clear_trouble(TroubleKind.MODEL_SET_ASIDE, f"{record.name}@{record.version}")
+        self._outside.clear_trouble(TroubleKind.MODEL_SET_ASIDE, record.label)
 
     def set_aside(self, model: ServedModel, why: str) -> None:
         """The scheduler takes no more requests for a version and lets go of it: it is unloaded, and says why. So it is

@@ -411,7 +411,7 @@ cdef class Core:
     cdef void _model_ready(self, int64_t now, int32_t worker, object spec) except *:
         cdef CModelSpec one
         if spec.model_id not in self._names:
-            self._names[spec.model_id] = spec.name if spec.version <= 1 else f"{spec.name}@{spec.version}"
+            self._names[spec.model_id] = f"{spec.name}@{spec.version}"
         one.model_id = spec.model_id
         one.program = self._programs.number(spec.program)
         mine = self._model_programs.setdefault(spec.model_id, {})

@@ -105,7 +105,7 @@ def test_a_failed_load_says_what_the_worker_said(said: str, shown: str) -> None:
     while not isinstance(commands[0], AnswerFailed):
         action: Any = commands[0]
         commands = scheduler.step(ActionDone(0, 1, action.action_id, Status.DEVICE_ERROR, said, 0, 0, 0))
-    assert commands[0].text == f"m1 could not be loaded: {shown}"
+    assert commands[0].text == f"m1@1 could not be loaded: {shown}"
 
 
 def test_names_programs_and_shapes_that_nothing_uses_are_forgotten() -> None:

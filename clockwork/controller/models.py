@@ -224,9 +224,7 @@ def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
 
 def set_aside_text(record: ModelRecord) -> str:
     """Why requests for a version are turned away, and what to do."""
-    return (
-        f"{record.label} is set aside: {record.aside}; have it serve again with `clockwork models load {record.label}`"
-    )
+    return f"{record.label} is set aside: {record.aside}; have it serve again with `clockwork models load {record.label}`"
 
 
 def _describe_tensor(spec: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from clockwork.clock import MS, SECOND, now_ns
 from clockwork.device.base import TensorView
 from clockwork.errors import InvalidModel
 from clockwork.messages import NEVER_NS, Infer, Status
-from tests.device.cuda_rig import why_no_card
+from tests.device.conftest import RIGS
+from tests.device.cuda_rig import CardRig, why_no_card
 from tests.device.rig import PAGE_BYTES, Driver, affine, array_of, case, expected_affine, repeated, view
 
 X = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -32,6 +33,7 @@ def readable(driver: Driver) -> bool:
 def test_the_suite_runs_on_a_gpu_where_there_is_one() -> None:
     if reason := why_no_card():
         pytest.skip(reason)
+    assert CardRig in RIGS
 
 
 # ----- loading ------------------------------------------------------------------------------

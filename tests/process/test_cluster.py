@@ -65,7 +65,8 @@ class Up:
                     found.append(int(entry.name))
         return found
 
-    def wait_for_no_children(self, limit_s: float) -> None:
+    def expect_no_children(self, limit_s: float) -> None:
+        """Fails unless the last of them ends within limit_s."""
         deadline = time.monotonic() + limit_s
         pause = threading.Event()
         while self.children() and time.monotonic() < deadline:
@@ -143,8 +144,10 @@ def test_children_that_hang_are_ended_in_time(tmp_path: Path) -> None:
 def test_children_end_when_up_is_killed_outright(tmp_path: Path) -> None:
     with running(tmp_path, "--no-demo") as up:
         up.wait_for("Ctrl-C ends it")
-        up.end(signal.SIGKILL)
-        up.wait_for_no_children(5)
+        assert up.children()
+        status, _ = up.end(signal.SIGKILL)
+        assert status == -signal.SIGKILL
+        up.expect_no_children(5)
 
 
 def test_a_data_directory_that_is_in_use_is_said(tmp_path: Path) -> None:

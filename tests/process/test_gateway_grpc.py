@@ -258,10 +258,11 @@ def test_a_connection_on_which_nothing_is_said_is_closed(controller: FakeControl
         socket.create_connection(("127.0.0.1", gateway.ports["grpc"]), timeout=PATIENCE_S) as sock,
         grpc.insecure_channel(f"127.0.0.1:{gateway.ports['grpc']}") as channel,
     ):
-        method_of(channel, "ModelInfer")(inference(), timeout=PATIENCE_S)
-        while sock.recv(1000):  # the server's own settings come first
-            pass
-        method_of(channel, "ModelInfer")(inference(), timeout=PATIENCE_S)
+        infer = method_of(channel, "ModelInfer")
+        assert infer(inference(id="before"), timeout=PATIENCE_S).id == "before"
+        received = b"".join(iter(lambda: sock.recv(1000), b""))
+        assert received, "the server's own settings come first"
+        assert infer(inference(id="after"), timeout=PATIENCE_S).id == "after"
 
 
 def test_a_request_that_is_too_large_is_refused(call: Call) -> None:
@@ -405,9 +406,10 @@ def test_a_stream_that_its_client_gives_up_cancels_its_requests(
         SERVICE + "ModelStreamInfer", request_serializer=lambda message: message.SerializeToString()
     )
     answers = stream(iter([inference(), inference()]))
-    controller.wait_for(InferRequest, before + 2)
+    requests = controller.wait_for(InferRequest, before + 2)[before:]
     answers.cancel()
-    controller.wait_for(Cancel, cancelled + 2)
+    cancels = controller.wait_for(Cancel, cancelled + 2)[cancelled:]
+    assert {one.request_id for one in cancels} == {one.request_id for one in requests}
     controller.handle = echo
 
 

@@ -118,7 +118,7 @@ def test_a_subscriber_that_breaks_off_ends_no_controller(publisher: Publisher) -
     reset(greedy)
     pause(2 * HEARTBEAT_MS / 1_000)
     with subscriber(publisher) as honest:
-        hears(publisher, honest)
+        check_hears(publisher, honest)
 
 
 def pause(seconds: float) -> None:
@@ -180,7 +180,7 @@ def subscriber(publisher: Publisher, topic: bytes = b"") -> socket.socket:
     return one
 
 
-def hears(publisher: Publisher, one: socket.socket) -> None:
+def check_hears(publisher: Publisher, one: socket.socket) -> None:
     """It is sent what is published from now on; a subscription is in force a moment after it was sent."""
     one.settimeout(0.05)
     begun = time.monotonic()
@@ -206,7 +206,7 @@ def has_ended(one: socket.socket) -> bool:
 
 def test_a_subscriber_that_says_too_much_is_ended_and_others_are_not(publisher: Publisher) -> None:
     with subscriber(publisher) as honest, subscriber(publisher) as greedy:
-        hears(publisher, honest)
+        check_hears(publisher, honest)
         assert publisher.look() == 0
         with contextlib.suppress(OSError):
             for number in range(1_000):
@@ -215,7 +215,7 @@ def test_a_subscriber_that_says_too_much_is_ended_and_others_are_not(publisher: 
         while publisher.look() == 0:
             assert time.monotonic() - begun < PATIENCE_S
         assert has_ended(greedy)
-        hears(publisher, honest)
+        check_hears(publisher, honest)
 
 
 def test_a_topic_has_a_size(publisher: Publisher) -> None:
@@ -225,7 +225,7 @@ def test_a_topic_has_a_size(publisher: Publisher) -> None:
         begun = time.monotonic()
         while not has_ended(greedy):
             assert time.monotonic() - begun < PATIENCE_S
-        hears(publisher, honest)
+        check_hears(publisher, honest)
 
 
 def test_subscribers_have_a_number(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,15 +238,15 @@ def test_subscribers_have_a_number(publisher: Publisher, monkeypatch: pytest.Mon
             publisher.look()
             assert time.monotonic() - begun < PATIENCE_S
         third.close()
-        hears(publisher, first)
-        hears(publisher, second)
+        check_hears(publisher, first)
+        check_hears(publisher, second)
 
 
 def test_a_subscriber_that_does_not_read_holds_a_few_events(publisher: Publisher) -> None:
     with subscriber(publisher) as lazy:
-        hears(publisher, lazy)
+        check_hears(publisher, lazy)
         before = resident_bytes()
         for _ in range(20_000):
             publisher.send(b"topic", bytes(8 << 10))
         assert resident_bytes() - before < 64 << 20, "160 MB were published"
-        hears(publisher, lazy)
+        check_hears(publisher, lazy)

@@ -64,7 +64,7 @@ def states(client: Client, name: str = "m") -> dict[str, str]:
     return {one["worker"]: one["state"] for one in client.model(name).raw["preparations"]}
 
 
-def ask(client: Client, x: np.ndarray = X, count: int = 40) -> None:
+def check_answers(client: Client, x: np.ndarray = X, count: int = 40) -> None:
     """So many requests at once, each answered with what it asked for."""
     futures = [client.submit("m", x + index, slo=10) for index in range(count)]
     for index, future in enumerate(futures):
@@ -86,13 +86,13 @@ def test_workers_that_measured_differently_both_serve_and_one_is_enough(
         for name, measured in zip(("fake1", "fake2"), order):
             assert shown[name]["batch_max"] == measured["batch_max"]
             assert shown[name]["holding"] == measured.get("holding", "bound")
-        ask(client)
+        check_answers(client)
         first.drain()
         eventually(
             lambda: "draining" in [one["state"] for one in client.status()["workers"]], "it is known to leave"
         )
         worked = len(second.batches)
-        ask(client)
+        check_answers(client)
         assert len(second.batches) > worked
         for worker, measured in zip((first, second), order):
             assert max(worker.batches, default=0) <= measured["batch_max"]
@@ -100,7 +100,7 @@ def test_workers_that_measured_differently_both_serve_and_one_is_enough(
         for _ in range(20):  # requests that come no faster than they are answered form no batch
             if max(second.batches) > 1:
                 break
-            ask(client)
+            check_answers(client)
         assert 1 < max(second.batches) <= order[1]["batch_max"]
         assert client.model("m").state == "ready"
         assert not client.status()["why_not_ready"]
@@ -129,12 +129,12 @@ def test_a_batching_model_is_served_request_by_request_where_rows_do_not_batch(
         register(client)
         with threaded_worker(controller, 2, alone) as second:
             eventually(lambda: states(client).get("fake2") == "ready", "it is prepared there, too")
-            ask(client, np.tile(X, (3, 1)))
+            check_answers(client, np.tile(X, (3, 1)))
             first.drain()
             eventually(
                 lambda: "draining" in [one["state"] for one in client.status()["workers"]], "it leaves"
             )
-            ask(client, np.tile(X, (3, 1)))
+            check_answers(client, np.tile(X, (3, 1)))
             assert set(second.batches) == {1}
 
 
@@ -185,7 +185,7 @@ def test_a_record_of_an_earlier_version_is_held_against_its_package(tmp_path: Pa
         eventually(lambda: client.model("m").state == "failed", "the liar does not serve it")
         with threaded_worker(controller, 3):
             eventually(lambda: client.model("m").state == "ready", "an honest one does")
-            ask(client)
+            check_answers(client)
         eventually(lambda: unseal(path.read_bytes())[0].get("declares") == declares, "it is kept")
 
 
@@ -199,7 +199,7 @@ def test_a_worker_that_contradicts_two_packages_is_let_go(controller: Controller
         register(client, "other")
         eventually(lambda: liar.is_let_go, "it is let go")
         assert [one["name"] for one in client.status()["workers"]] == ["fake1"]
-        ask(client)
+        check_answers(client)
 
 
 def test_what_a_package_leaves_open_is_no_workers_to_fix(controller: Controller) -> None:
@@ -214,7 +214,7 @@ def test_what_a_package_leaves_open_is_no_workers_to_fix(controller: Controller)
             eventually(
                 lambda: "draining" in [one["state"] for one in client.status()["workers"]], "it leaves"
             )
-            ask(client)
+            check_answers(client)
             assert second.batches
             assert client.status()["complaints"]["worker fault"] == 0
 
@@ -238,7 +238,7 @@ def test_a_worker_that_contradicts_the_package_does_not_serve_and_changes_nothin
             assert why["fake2"] == ("it contradicts the package: input 'x' is ['N', 3], not ['N', 2]")
             assert why["fake1"] == "ready"
             assert described(client) == honest
-            ask(client)
+            check_answers(client)
             assert not liar.batches
             eventually(lambda: liar.forgotten, "it need not keep it")
             assert client.status()["complaints"]["worker fault"] == 1
@@ -254,7 +254,7 @@ def test_a_worker_that_contradicts_the_package_does_not_serve_and_changes_nothin
         with threaded_worker(controller, 4, NARROW):
             eventually(lambda: client.model("m").state == "ready", "an honest one does")
             assert described(client) == honest
-            ask(client)
+            check_answers(client)
 
 
 def test_a_worker_that_prepared_another_package_does_not_serve(controller: Controller) -> None:
@@ -280,7 +280,7 @@ def test_a_failed_preparation_is_tried_again_by_itself_and_when_asked(
             assert row["models"] == {
                 "ready": 0, "preparing": 0, "failed": 1, "failures": [["m@1", "no space is left on the device"]],
             }  # fmt: skip
-            ask(client)
+            check_answers(client)
             assert client.model("m").state == "ready"
             second.prepares = NARROW
             client.load("m")  # it is: those that failed are asked once more

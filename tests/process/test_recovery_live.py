@@ -13,7 +13,7 @@ TRIES = 3
 SHORT = [("stop", "edf"), ("stop", "adaptive")]
 
 
-def recovers(kind: str, policy: str, times: recovery.Times) -> None:
+def check_recovers(kind: str, policy: str, times: recovery.Times) -> None:
     found = []
     for _ in range(TRIES):
         found += recovery.measure(kind, policy, 1, times)
@@ -25,11 +25,11 @@ def recovers(kind: str, policy: str, times: recovery.Times) -> None:
 
 @pytest.mark.parametrize(("kind", "policy"), [SHORT[0], pytest.param(*SHORT[1], marks=pytest.mark.slow)])
 def test_a_worker_that_stood_still_is_used_again_as_before(kind: str, policy: str) -> None:
-    recovers(kind, policy, recovery.QUICK)
+    check_recovers(kind, policy, recovery.QUICK)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("policy", recovery.POLICIES)
 @pytest.mark.parametrize("kind", recovery.KINDS)
 def test_goodput_is_back_two_seconds_after_a_disturbance(kind: str, policy: str) -> None:
-    recovers(kind, policy, recovery.Times())
+    check_recovers(kind, policy, recovery.Times())

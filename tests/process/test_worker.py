@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -320,7 +321,7 @@ def test_a_worker_may_start_before_the_controller(shared_store: Path) -> None:
     with SchedulerSide() as side:
         endpoint = side.endpoint
     with running_worker(endpoint, shared_store), SchedulerSide(endpoint) as side:
-        side.welcome()
+        assert side.welcome().name == "w"
 
 
 def test_another_protocol_ends_the_worker_with_a_sentence(worker: WorkerProcess, side: SchedulerSide) -> None:
@@ -437,9 +438,11 @@ def test_a_damaged_cache_is_prepared_again(tmp_path: Path, side: SchedulerSide, 
         side.send(Forget(1))
         (weights,) = (store / "prepared").glob("*/prepared.json")
         weights.write_bytes(b"{")
-        for program in (store / "programs").glob("*/program.onnx"):
-            program.write_bytes(b"")
+        (program,) = (store / "programs").glob("*/program.onnx")
+        program.write_bytes(b"")
         side.prepare(2, model)
+        assert json.loads(weights.read_bytes())
+        assert program.stat().st_size > 0
 
 
 def test_the_worker_itself_imports_neither_onnx_nor_onnxruntime(

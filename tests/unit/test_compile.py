@@ -72,7 +72,7 @@ class Case:
         self.program = read_program(self.directory)
         check_files(self.program, self.directory)
 
-    def compare(self, inputs: list[Array], relative: float = 1e-4) -> None:
+    def check_answers(self, inputs: list[Array], relative: float = 1e-4) -> None:
         """The launches answer as ONNX Runtime does."""
         expected = Session(self.path, optimise=False).run(inputs)
         actual = Executor(self.program, self.directory).run(inputs)
@@ -102,7 +102,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.mark.parametrize("rows", [1, 3, 4])
 def test_digits_answer_as_onnx_runtime_does(digits: Case, rows: int) -> None:
     assert [variant.batch for variant in digits.program.variants] == [1, 4]
-    digits.compare([normal(rows, 1, 8, 8, seed=rows)])
+    digits.check_answers([normal(rows, 1, 8, 8, seed=rows)])
 
 
 @needs_compiler
@@ -111,7 +111,7 @@ def test_a_network_of_residual_blocks_answers_as_onnx_runtime_does(tmp_path: Pat
     case = Case(model, tmp_path, batches=(1, 4))
     check_launches(case.program)
     for rows in (1, 3):
-        case.compare([normal(rows, 3, 16, 16, seed=rows)])
+        case.check_answers([normal(rows, 3, 16, 16, seed=rows)])
 
 
 @needs_compiler
@@ -126,7 +126,7 @@ def test_an_encoder_is_compiled_for_each_length_that_is_named(tmp_path: Path) ->
     assert case.summary.verified.startswith("2 compared")  # an example, and a shorter one
     for rows, length in ((1, 4), (2, 8), (1, 1), (2, 3), (1, 6)):
         ids = rng.integers(0, 50, (rows, length))
-        case.compare([ids, rng.integers(0, 2, ids.shape)])
+        case.check_answers([ids, rng.integers(0, 2, ids.shape)])
     executor = Executor(case.program, case.directory)
     for shapes in ([(1, 9), (1, 9)], [(1, 3), (1, 4)]):
         with pytest.raises(InvalidModel, match="no variant for inputs of"):
@@ -151,7 +151,7 @@ def test_what_cannot_be_padded_runs_in_its_own_shapes_alone_and_it_is_said_why(t
     assert case.summary.padding_note == (
         "exact shapes only in 'S': operator Gather picks positions of an open axis"
     )
-    case.compare([normal(1, 6, 4)])
+    case.check_answers([normal(1, 6, 4)])
     with pytest.raises(InvalidModel, match=r"no variant for inputs of \[\[1, 5, 4\]\]"):
         Executor(case.program, case.directory).run([normal(1, 5, 4)])
     model = zoo.build("transformer", layers=1, width=4, heads=2, sequence=None, embedded=True)
@@ -168,7 +168,7 @@ def test_dimensions_that_a_converter_left_without_a_name_need_not_be_equal(tmp_p
     case = Case(model, tmp_path, batches=(2,), shapes={"x": [[1, 3, 5], [1, 4, 4]]})
     assert case.summary.padding_note == "exact shapes only: dimension 1 of input 'x' has no name"
     for shape in ((1, 3, 5), (2, 4, 4)):
-        case.compare([normal(*shape)])
+        case.check_answers([normal(*shape)])
 
 
 @needs_compiler
@@ -181,7 +181,7 @@ def test_a_proof_that_trying_refutes_is_none(tmp_path: Path, monkeypatch: pytest
     case = Case(model, tmp_path, batches=(1,), shapes={"embeddings": [[1, 6, 4]]})
     assert case.program.padded == ()
     assert "'S': the padded model answers differently: output 0 is apart" in case.summary.padding_note
-    case.compare([normal(1, 6, 4)])
+    case.check_answers([normal(1, 6, 4)])
 
 
 @needs_compiler
@@ -194,7 +194,7 @@ def test_half_precision_halves_the_weights_and_says_what_it_cost(tmp_path: Path)
     halved = sum(weight.bytes for weight in case.program.weights if weight.dtype == TensorProto.FLOAT16)
     assert halved > 0.9 * case.program.weights_bytes  # the rest are biases
     assert case.program.weights_bytes < 0.6 * full.program.weights_bytes
-    case.compare([normal(1, 64)], relative=1e-2)
+    case.check_answers([normal(1, 64)], relative=1e-2)
     assert re.fullmatch(
         r"1 compared, apart by \d\.\de-0[345] of the largest value at most", case.summary.verified
     )
@@ -210,14 +210,14 @@ def test_what_a_model_gives_back_untouched_or_twice_is_copied(tmp_path: Path) ->
     ]
     outputs = [value(name, ["N", 5]) for name in ("same", "first", "second")]
     model = model_of(nodes, [value("x", ["N", 5])], [*outputs, value("best", ["N", 1], INT64)])
-    Case(model, tmp_path / "whole", batches=(3,)).compare([normal(2, 5)])
+    Case(model, tmp_path / "whole", batches=(3,)).check_answers([normal(2, 5)])
     parts = model_of(
         [helper.make_node("Split", ["x"], ["a", "b"], num_outputs=2, axis=0)],
         [value("x", [6])],
         [value("a", [3]), value("b", [3])],
         opset=18,
     )
-    Case(parts, tmp_path / "parts").compare([normal(6)])
+    Case(parts, tmp_path / "parts").check_answers([normal(6)])
 
 
 @needs_compiler
@@ -228,7 +228,7 @@ def test_shapes_that_onnx_runtime_leaves_to_be_computed_are_computed_when_compil
     model = model_of(
         [node], [value("x", ["N", 4, 3, 3])], [value("y", ["N", 4, 3, 3])], weights, opset=21, ir_version=10
     )
-    Case(model, tmp_path, batches=(2,)).compare([normal(1, 4, 3, 3)])
+    Case(model, tmp_path, batches=(2,)).check_answers([normal(1, 4, 3, 3)])
 
 
 @needs_compiler
@@ -242,7 +242,7 @@ def test_a_model_that_does_not_batch_is_compiled_as_it_is(tmp_path: Path) -> Non
     case = Case(model, tmp_path, batches=(1, 8))
     assert not case.program.batches
     assert [variant.batch for variant in case.program.variants] == [1]
-    case.compare([normal(2, 3)])
+    case.check_answers([normal(2, 3)])
 
 
 # ----- the package -----------------------------------------------------------------------------
@@ -528,7 +528,7 @@ def test_no_kernel_reads_a_vector_where_a_slice_begins_that_it_does_not_divide(
         .integers(-50, 50, (1, sum(cuts), 13))
         .astype(helper.tensor_dtype_to_np_dtype(kind))
     )
-    case.compare([x])
+    case.check_answers([x])
 
 
 @needs_nvrtc

@@ -34,7 +34,7 @@ def test_networks_answer_as_onnx_runtime_does(
     case = Case(zoo.build(name, **options), tmp_path, batches=(1, 8), dtype=dtype)
     check_launches(case.program)
     for rows in (1, 3, 8):
-        case.compare([normal(rows, *shape, seed=rows)], relative=1e-4 if dtype == "fp32" else 2e-2)
+        case.check_answers([normal(rows, *shape, seed=rows)], relative=1e-4 if dtype == "fp32" else 2e-2)
 
 
 @needs_compiler
@@ -48,7 +48,7 @@ def test_an_encoder_answers_as_onnx_runtime_does(dtype: str, tmp_path: Path) -> 
     for rows, length in ((1, 16), (3, 16), (8, 16), (1, 1), (3, 11)):
         ids, mask = rng.integers(0, 100, (rows, length)), np.ones((rows, length), np.int64)
         mask[0, 9:] = 0
-        case.compare([ids, mask], relative=1e-4 if dtype == "fp32" else 2e-2)
+        case.check_answers([ids, mask], relative=1e-4 if dtype == "fp32" else 2e-2)
 
 
 @needs_compiler

@@ -148,4 +148,7 @@ def test_it_ends_while_some_are_being_registered_and_others_wait_for_that(root: 
 
 
 def test_one_that_never_started_is_closed(root: Path) -> None:
-    keeper_of(root, FakeClient()).close()
+    client = FakeClient()
+    keeper_of(root, client).close()
+    assert client.closed.is_set()
+    assert client.asked == 0

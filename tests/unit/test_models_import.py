@@ -21,7 +21,7 @@ def save(model: onnx.ModelProto, path: Path, **options: Any) -> Path:
     return path
 
 
-def refused(path: Path, *words: str) -> None:
+def check_refused(path: Path, *words: str) -> None:
     with pytest.raises(InvalidModel) as caught:
         check_model(path)
     for word in words:
@@ -33,11 +33,11 @@ def test_a_good_model_passes(tmp_path: Path) -> None:
 
 
 def test_what_is_no_onnx_file(tmp_path: Path) -> None:
-    refused(tmp_path / "none.onnx", "does not exist")
+    check_refused(tmp_path / "none.onnx", "does not exist")
     for content in (b"", b"\x89PNG\r\n\x1a\n and so on", b"hello world, this is text", b"\x00" * 100):
         (tmp_path / "bad.onnx").write_bytes(content)
-        refused(tmp_path / "bad.onnx", "is not an ONNX model")
-    refused(tmp_path, "cannot be read")
+        check_refused(tmp_path / "bad.onnx", "is not an ONNX model")
+    check_refused(tmp_path, "cannot be read")
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
@@ -45,18 +45,18 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     for size in range(2, len(data), 7):
         (tmp_path / "cut.onnx").write_bytes(data[:size])
         # Some cuts fall on the end of a field: then something is missing, and is named.
-        refused(tmp_path / "cut.onnx", "cut.onnx")
+        check_refused(tmp_path / "cut.onnx", "cut.onnx")
 
 
 def test_opset_of_the_future(tmp_path: Path) -> None:
     model = small_net(1)
     model.opset_import[0].version = 999
-    refused(save(model, tmp_path / "new.onnx"), "opset 999", "are supported")
+    check_refused(save(model, tmp_path / "new.onnx"), "opset 999", "are supported")
 
 
 def test_a_value_that_nothing_defines(tmp_path: Path) -> None:
     node = helper.make_node("Add", ["x", "ghost"], ["y"], name="adder")
-    refused(
+    check_refused(
         save(model_of([node], [value("x", [1])], [value("y", [1])]), tmp_path / "m.onnx"),
         "Add (adder)",
         "ghost",
@@ -67,18 +67,18 @@ def test_sequences_and_optionals_are_named(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None)
     node = helper.make_node("SequenceAt", ["s", "i"], ["y"])
     model = model_of([node], [sequence, value("i", [], INT64)], [value("y", None)])
-    refused(save(model, tmp_path / "m.onnx"), "input 's' is a sequence", "only tensors")
+    check_refused(save(model, tmp_path / "m.onnx"), "input 's' is a sequence", "only tensors")
 
 
 def test_a_constant_of_the_wrong_size(tmp_path: Path) -> None:
     model = small_net(1)
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
-    refused(save(model, tmp_path / "m.onnx"), "'w1'", "its shape says")
+    check_refused(save(model, tmp_path / "m.onnx"), "'w1'", "its shape says")
     model = small_net(1)
     model.graph.initializer[0].dims[0] = -8
-    refused(save(model, tmp_path / "m.onnx"), "'w1'", "negative")
+    check_refused(save(model, tmp_path / "m.onnx"), "'w1'", "negative")
     model.graph.initializer[0].dims[0] = 2**40
-    refused(save(model, tmp_path / "m.onnx"), "'w1'", "its shape says")
+    check_refused(save(model, tmp_path / "m.onnx"), "'w1'", "its shape says")
 
 
 def external(tmp_path: Path, location: str = "net.data") -> Path:
@@ -103,9 +103,9 @@ def test_external_data_that_are_missing_or_short(tmp_path: Path) -> None:
     path = external(tmp_path)
     data = (tmp_path / "net.data").read_bytes()
     (tmp_path / "net.data").write_bytes(data[:-8])
-    refused(path, "net.data", "which has")
+    check_refused(path, "net.data", "which has")
     (tmp_path / "net.data").unlink()
-    refused(path, "'net.data', which is not beside it")
+    check_refused(path, "'net.data', which is not beside it")
 
 
 @pytest.mark.parametrize("location", ["/etc/passwd", "../net.data", "a/../../net.data", "", "..\\net.data"])
@@ -116,7 +116,7 @@ def test_external_data_stay_in_the_folder(tmp_path: Path, location: str) -> None
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = location
-    refused(save(model, path), "outside the model's folder")
+    check_refused(save(model, path), "outside the model's folder")
 
 
 def test_external_data_behind_a_link_that_leaves(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_external_data_behind_a_link_that_leaves(tmp_path: Path) -> None:
     path = external(tmp_path / "inside")
     (tmp_path / "inside" / "net.data").rename(tmp_path / "net.data")
     (tmp_path / "inside" / "net.data").symlink_to(tmp_path / "net.data")
-    refused(path, "link that leaves")
+    check_refused(path, "link that leaves")
 
 
 def test_examples_come_back_as_they_were(tmp_path: Path) -> None:

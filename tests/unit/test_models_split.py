@@ -37,7 +37,7 @@ def run(program: Program, *inputs: Array) -> list[Array]:
     return Session(program.model, optimise=False).run(inputs, weights)
 
 
-def answers_equal(model: onnx.ModelProto, splitter: Splitter, *inputs: Array) -> Program:
+def check_answers(model: onnx.ModelProto, splitter: Splitter, *inputs: Array) -> Program:
     program = splitter.program()
     expected = Session(model.SerializeToString(), optimise=True).run(inputs)
     assert difference(run(program, *inputs), expected) == ""
@@ -50,7 +50,7 @@ def shapes(program: Program) -> list[tuple[int, ...]]:
 
 def test_weights_leave_down_to_the_bias_of_one_element_and_shapes_stay(tmp_path: Path) -> None:
     model = small_net(3)
-    program = answers_equal(model, split(model, tmp_path), normal(5, 8))
+    program = check_answers(model, split(model, tmp_path), normal(5, 8))
     assert shapes(program) == [(1,), (8,), (8, 4), (8, 8)]
     inside = onnx.ModelProto.FromString(program.model).graph.initializer
     assert [list(one.dims) for one in inside] == [[3]]
@@ -91,8 +91,8 @@ def test_the_order_of_independent_nodes_in_the_file_does_not_matter(tmp_path: Pa
         weights = [initializer("a", normal(4, 4)), initializer("b", normal(4, 4, seed=1))]
         return model_of(nodes, [value("x", ["N", 4])], [value("y", ["N", 4])], weights)
 
-    first = answers_equal(model(False), split_as_it_is(model(False), tmp_path), normal(2, 4))
-    second = answers_equal(model(True), split_as_it_is(model(True), tmp_path), normal(2, 4))
+    first = check_answers(model(False), split_as_it_is(model(False), tmp_path), normal(2, 4))
+    second = check_answers(model(True), split_as_it_is(model(True), tmp_path), normal(2, 4))
     assert first.model == second.model
     assert [bytes(w.data()) for w in first.weights] == [bytes(w.data()) for w in second.weights]
 
@@ -109,7 +109,7 @@ def test_constant_nodes_are_weights_too(tmp_path: Path) -> None:
         helper.make_node("Reshape", ["c", "shape"], ["y"]),
     ]
     model = model_of(nodes, [value("x", [2, 4])], [value("y", [8])])
-    program = answers_equal(model, split_as_it_is(model, tmp_path), normal(2, 4))
+    program = check_answers(model, split_as_it_is(model, tmp_path), normal(2, 4))
     assert shapes(program) == [(4,), (4, 4)]
 
 
@@ -121,7 +121,7 @@ def test_initializers_declared_as_inputs_and_given_as_outputs(tmp_path: Path) ->
         [initializer("w", [1.0, 2.0, 3.0])],
         ir_version=3,
     )
-    program = answers_equal(model, split_as_it_is(model, tmp_path), normal(3))
+    program = check_answers(model, split_as_it_is(model, tmp_path), normal(3))
     assert shapes(program) == [(3,)]
     assert len(onnx.ModelProto.FromString(program.model).graph.input) == 2
 
@@ -156,7 +156,7 @@ def test_branches_have_weights_of_their_own_and_read_outer_ones(tmp_path: Path) 
     )
     for condition in (True, False):
         for splitter in (split_as_it_is(model, tmp_path), split(model, tmp_path)):
-            program = answers_equal(model, splitter, normal(2, 4), np.array(condition))
+            program = check_answers(model, splitter, normal(2, 4), np.array(condition))
             assert not onnx.ModelProto.FromString(program.model).graph.initializer
     assert (4, 4) in shapes(program)
 
@@ -167,7 +167,7 @@ def test_a_branch_whose_answer_is_a_constant(tmp_path: Path) -> None:
     node = helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=otherwise)
     model = model_of([node], [value("c", [], TensorProto.BOOL), value("x", [3])], [value("y", None)])
     for condition in (True, False):
-        program = answers_equal(model, split_as_it_is(model, tmp_path), np.array(condition), normal(3))
+        program = check_answers(model, split_as_it_is(model, tmp_path), np.array(condition), normal(3))
         assert shapes(program) == [(3,)]
 
 
@@ -204,7 +204,7 @@ def test_a_loop_and_a_scan_read_weights(tmp_path: Path) -> None:
         ],
     )
     for splitter in (split_as_it_is(model, tmp_path), split(model, tmp_path)):
-        program = answers_equal(model, splitter, normal(2, 4))
+        program = check_answers(model, splitter, normal(2, 4))
         assert shapes(program) == [(4,), (4,), (4, 4)]
 
 
@@ -221,7 +221,7 @@ def test_quantised_weights_and_their_small_biases_leave(tmp_path: Path) -> None:
     model = model_of(nodes, [value("x", ["N", 3, 8, 8], TensorProto.UINT8)],
                      [value("y", None, TensorProto.UINT8)], weights)  # fmt: skip
     x = np.random.default_rng(1).integers(0, 255, (2, 3, 8, 8)).astype(np.uint8)
-    program = answers_equal(model, split_as_it_is(model, tmp_path), x)
+    program = check_answers(model, split_as_it_is(model, tmp_path), x)
     assert shapes(program) == [(4,), (4, 3, 3, 3)]
 
 
@@ -232,7 +232,7 @@ def test_large_integer_tables_leave_and_small_integers_stay(tmp_path: Path) -> N
     ]
     weights = [initializer("table", np.arange(1000), np.int64), initializer("small", [1, 2], np.int64)]
     model = model_of(nodes, [value("x", [2], INT64)], [value("y", [2], INT64)], weights)
-    program = answers_equal(model, split_as_it_is(model, tmp_path), np.array([7, 900]))
+    program = check_answers(model, split_as_it_is(model, tmp_path), np.array([7, 900]))
     assert shapes(program) == [(1000,)]
 
 
@@ -240,7 +240,7 @@ def test_float_tensors_that_an_operator_needs_constant_stay(tmp_path: Path) -> N
     nodes = [helper.make_node("Resize", ["x", "", "scales"], ["y"], mode="nearest")]
     weights = [initializer("scales", [1, 1, 2, 2])]
     model = model_of(nodes, [value("x", [1, 1, 2, 2])], [value("y", None)], weights)
-    assert answers_equal(model, split(model, tmp_path), normal(1, 1, 2, 2)).weights == []
+    assert check_answers(model, split(model, tmp_path), normal(1, 1, 2, 2)).weights == []
 
 
 def test_external_weights_and_half_precision(tmp_path: Path) -> None:
@@ -253,13 +253,13 @@ def test_external_weights_and_half_precision(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     optimise(tmp_path / "m.onnx", tmp_path / "optimised.onnx", "optimised.data")
     assert (tmp_path / "optimised.data").stat().st_size >= 1200
-    answers_equal(model, Splitter(tmp_path / "optimised.onnx"), normal(2, 600).astype(np.float16))
+    check_answers(model, Splitter(tmp_path / "optimised.onnx"), normal(2, 600).astype(np.float16))
 
 
 def test_deep_graphs_do_not_exhaust_the_stack(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", [f"v{i}", "w"], [f"v{i + 1}"]) for i in range(5000)]
     model = model_of(nodes, [value("v0", [2])], [value("v5000", [2])], [initializer("w", [1.0, -1.0])])
-    answers_equal(model, split_as_it_is(model, tmp_path), normal(2))
+    check_answers(model, split_as_it_is(model, tmp_path), normal(2))
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -1,0 +1,64 @@
+"""Every test says what it holds: read from the sources of the tests with ast."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+
+ASSERTS = re.compile(r"raises|warns|fail|(check|assert|expect)(_\w+)?")
+"""Names of what a test calls to assert: pytest's, and helpers that say so (check_answers, assert_allclose)."""
+
+
+def called_name(call: ast.Call) -> str:
+    match call.func:
+        case ast.Name(name) | ast.Attribute(_, name):
+            return name
+    return ""
+
+
+def asserts(node: ast.AST) -> bool:
+    return isinstance(node, ast.Assert) or (
+        isinstance(node, ast.Call) and ASSERTS.fullmatch(called_name(node)) is not None
+    )
+
+
+def find_tests(source: str) -> Iterator[tuple[str, bool]]:
+    """(name, whether it asserts in sight of its reader) of each test function."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test"):
+            yield node.name, any(asserts(one) for one in ast.walk(node))
+
+
+def test_every_test_asserts_in_sight_of_its_reader() -> None:
+    found = {
+        f"{path.relative_to(TESTS)}::{name}": visible
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for name, visible in find_tests(path.read_text(encoding="utf-8"))
+    }
+    assert f"unit/{Path(__file__).name}::test_every_test_asserts_in_sight_of_its_reader" in found
+    assert [name for name, visible in found.items() if not visible] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "visible"),
+    [
+        ("assert answer()", True),
+        ("with pytest.raises(ValueError): answer()", True),
+        ("for one in (1, 2): check_answer(one)", True),
+        ("side.expect(Prepared)", True),
+        ("await case.check_answers(1)", True),
+        ("answer()", False),
+        ("checked(answer())", False),
+        ("subprocess.run(['true'], check=True)", False),
+        ("raise AssertionError", False),
+        ("check_answer", False),
+    ],
+)
+def test_what_counts_as_an_assertion(body: str, visible: bool) -> None:
+    assert list(find_tests(f"async def test_it():\n    {body}\n")) == [("test_it", visible)]

@@ -6,6 +6,10 @@
 // and order that is rare, and every message that is odd or not plainly right. Called again, it goes on from there.
 // Whatever Python decides about a request, it is held here: admit() puts it on the same road. Not thread safe; needs
 // no GIL.
+//
+// Its parts: the loop (exchange.cpp), requests (requests.cpp), their copies for shadows (copies.cpp), what models and
+// routes they are for (routes.cpp), orders (orders.cpp), results (results.cpp), answers (answers.cpp) and counts
+// (counting.cpp).
 #pragma once
 
 #include <poll.h>
@@ -21,10 +25,11 @@
 #include <utility>
 #include <vector>
 
-#include "controller/clock.h"
 #include "controller/connections.h"
 #include "controller/messages.h"
 #include "controller/models.h"
+#include "controller/orders.h"
+#include "controller/requests.h"
 #include "controller/routes.h"
 #include "controller/sentences.h"
 #include "controller/shadows.h"
@@ -35,189 +40,8 @@
 
 namespace clockwork {
 
-struct ClientLink;
-struct ShadowPair;
-
 // Of texts that refer() remembers.
 inline constexpr std::size_t REFERENCES_MAX = 65'536;
-
-// An input as it is repeated to the worker; its dimensions are in HeldRequest::dims, its bytes in the frame beside it.
-struct HeldTensor {
-    std::int64_t dtype = 0;
-    std::uint32_t first = 0;
-    std::uint32_t rank = 0;
-};
-
-// A request between its arrival and its answer: who asked, and the tensors on their way.
-struct HeldRequest {
-    RequestId id = 0;              // 0: this one is free
-    std::int64_t request_id = 0;   // the client's
-    ClientLink* client = nullptr;  // null: it is a shadow's, and nobody is sent its answer
-    ServedModel* model = nullptr;
-    std::uint32_t rows = 1;
-    Ns arrived_ns = 0;
-    ShadowPair* pair = nullptr;      // if its answer is to be compared
-    std::uint64_t copied_bytes = 0;  // of a copy: what it counts for
-    bool has_arrived = false;        // of a copy: the scheduler knows it
-    std::vector<HeldTensor> tensors;
-    std::vector<std::int64_t> dims;
-    std::vector<Frame> frames;
-    HeldRequest* before = nullptr;  // of this client, in the order of arrival
-    HeldRequest* after = nullptr;
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        id = 0;
-        client = nullptr;
-        pair = nullptr;
-        copied_bytes = 0;
-        has_arrived = false;
-        tensors.clear();
-        dims.clear();
-        frames.clear();
-        before = after = nullptr;
-    }
-};
-
-// A request and its copy, until both have ended.
-struct ShadowPair {
-    HeldRequest* first = nullptr;  // null: it has ended
-    HeldRequest* copy = nullptr;
-    std::shared_ptr<ShadowTally> tally;
-    AnswerKept answer;      // whichever came first
-    std::size_t bytes = 0;  // of it
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        first = copy = nullptr;
-        tally.reset();
-        answer = AnswerKept();
-        bytes = 0;
-    }
-};
-
-struct ClientLink {
-    std::string identity;
-    ConnectionPtr connection;
-    bool gone = false;          // nothing is sent to it any more
-    bool has_departed = false;  // and what it waits for has been cancelled
-    IdTable requests;           // the client's request id: slot of the request
-    HeldRequest* first = nullptr;
-    HeldRequest* last = nullptr;
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        connection.reset();
-        gone = has_departed = false;
-        requests = IdTable();
-        first = last = nullptr;
-    }
-};
-
-enum class ActionKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
-inline constexpr int ACTION_KINDS = 6;
-inline constexpr int STATUS_COUNT = 32;  // above every number of Status
-
-// What was sent, and what a result of it that is OK consists of.
-struct Expected {
-    ActionId action_id = 0;  // 0: this one is free
-    ActionKind kind = ActionKind::PROFILE;
-    std::int32_t device = 0;
-    std::uint32_t rows = 0;  // of a batch
-    ModelId model_id = 0;
-    std::shared_ptr<const ModelInterface> interface;  // of an INFER
-    std::vector<std::uint32_t> part_rows;             // of each part of the batch
-
-    std::size_t tensors() const { return interface != nullptr ? interface->outputs.size() : 0; }
-};
-
-// Actions that were sent and not answered.
-class SentActions {
-public:
-    // One that is empty but for its id; valid until the next is added.
-    Expected& add(ActionId action_id) {
-        if (free_.empty()) {
-            free_.push_back(static_cast<std::uint32_t>(all_.size()));
-            all_.emplace_back();
-        }
-        std::uint32_t place = free_.back();
-        free_.pop_back();
-        by_id_.insert(action_id, place);
-        all_[place].action_id = action_id;
-        return all_[place];
-    }
-
-    const Expected* find(ActionId action_id) const {
-        std::uint32_t place = by_id_.find(action_id);
-        return place == IdTable::NONE ? nullptr : &all_[place];
-    }
-
-    bool erase(ActionId action_id) {
-        std::uint32_t place = by_id_.find(action_id);
-        if (place == IdTable::NONE)
-            return false;
-        by_id_.erase(action_id);
-        Expected& one = all_[place];
-        one.action_id = 0;
-        one.rows = 0;
-        one.model_id = 0;
-        one.interface.reset();
-        one.part_rows.clear();
-        free_.push_back(place);
-        return true;
-    }
-
-    // Ascending.
-    std::vector<ActionId> ids() const {
-        std::vector<ActionId> found;
-        for (const Expected& one : all_) {
-            if (one.action_id != 0)
-                found.push_back(one.action_id);
-        }
-        std::sort(found.begin(), found.end());
-        return found;
-    }
-
-    std::size_t size() const { return by_id_.size(); }
-
-private:
-    IdTable by_id_;
-    std::vector<Expected> all_;
-    std::vector<std::uint32_t> free_;
-};
-
-struct WorkerLink {
-    std::string identity;
-    ConnectionPtr connection;
-    WorkerId worker_id = 0;
-    ClockBounds clock;
-    SentActions actions;
-    Ns heard_ns = 0;
-    std::array<std::uint64_t, ACTION_KINDS> sent{};
-    std::array<std::uint64_t, STATUS_COUNT> results{};
-    std::vector<DeviceCounts> devices;
-    std::uint64_t fetches = 0, drops = 0;  // of its host store, that ended well
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        connection.reset();
-        clock = ClockBounds();
-        actions = SentActions();
-        heard_ns = 0;
-        sent = {};
-        results = {};
-        devices.clear();
-        fetches = drops = 0;
-    }
-};
 
 // What the scheduler was told, for a recording. Which fields count depends on kind.
 struct ToldEvent {
@@ -466,8 +290,11 @@ private:
     Expected& note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, std::int32_t device, ModelId model_id);
     static bool is_expected(const Expected& expected, const ResultHeader& result, Haul& batch, const Arrival& arrival);
     void end_action(WorkerLink& worker, const ActionResult& done, std::string_view text);
-    void count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
     bool to_client(ClientLink& client, bool more);
+
+    void count_answered(const HeldRequest& one, const Command& command, const ResultHeader& done);
+    void count_failed(const HeldRequest& one, const Command& command);
+    void count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
 
     Scheduler& scheduler_;
     RouterSocket sockets_[2];

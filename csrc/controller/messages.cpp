@@ -48,6 +48,12 @@ std::int64_t tag_of(std::string_view header) {
     return reader.array(count) && reader.integer(tag) ? tag : -1;
 }
 
+void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank) {
+    writer.array(rank);
+    for (std::uint32_t place = 0; place < rank; ++place)
+        writer.integer(dims[place]);
+}
+
 bool is_status(std::int64_t number) {
     return (0 <= number && number <= static_cast<std::int64_t>(Status::FORBIDDEN)) ||
            (static_cast<std::int64_t>(Status::TOO_LATE) <= number &&

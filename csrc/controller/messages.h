@@ -90,6 +90,9 @@ struct ResultHeader {
 // The tag of a header, or -1.
 std::int64_t tag_of(std::string_view header);
 
+// The dimensions of a tensor, as an array.
+void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank);
+
 // Whether a number is one of clockwork.messages.Status.
 bool is_status(std::int64_t number);
 

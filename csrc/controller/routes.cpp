@@ -49,14 +49,6 @@ void Exchange::forget(ModelId model_id) {
     models_.erase(found);
 }
 
-void Exchange::count_invalid(ModelId model_id) {
-    if (ServedModel* model = find_model(model_id); model != nullptr) {
-        if (model->counts == nullptr)
-            model->counts = std::make_unique<ModelCounts>();
-        ++model->counts->invalid;
-    }
-}
-
 ServedModel* Exchange::find_model(ModelId model_id) {
     auto found = models_.find(model_id);
     return found == models_.end() ? nullptr : found->second.get();

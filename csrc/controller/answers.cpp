@@ -1,0 +1,124 @@
+// The exchange's part in answers: outputs and failures, as messages to clients.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "controller/exchange.h"
+
+namespace clockwork {
+
+// Sends the header that was written. False if the client is gone: then there is nobody to tell.
+bool Exchange::to_client(ClientLink& client, bool more) {
+    if (client.gone)
+        return false;
+    if (!connections_[CLIENTS].may_send(*client.connection, now_) ||
+        !sockets_[CLIENTS].address(client.identity, client.connection)) {
+        lost_clients.push_back(client.slot);
+        return false;
+    }
+    sockets_[CLIENTS].send(writer_.view(), more);
+    return true;
+}
+
+void Exchange::answer_ok(const Command& command) {
+    HeldRequest& one = held(command.request_id);
+    std::uint32_t place = result_of_.find(command.action_id);
+    if (place == IdTable::NONE)
+        throw std::logic_error("an answer without its result");
+    Outputs& result = results_[place];
+    if (one.pair != nullptr)
+        keep_answer(one, result, command.part);
+    if (one.client == nullptr) {
+        release(one);
+        return;
+    }
+    const std::vector<std::string>& names = one.model->interface->outputs;
+    std::size_t tensors = result.header.parts.at(command.part);
+    std::size_t count = std::min(tensors, names.size());
+    const TensorRef* refs = result.header.tensors.data() + command.part * tensors;
+    writer_.clear();
+    writer_.array(5);
+    writer_.integer(TAG_ANSWER);
+    writer_.integer(one.request_id);
+    writer_.integer(one.model->version);
+    writer_.array(count);
+    for (std::size_t index = 0; index < count; ++index) {
+        writer_.array(4);
+        writer_.text(names[index]);
+        writer_.integer(refs[index].dtype);
+        write_dims(writer_, result.header.dims.data() + refs[index].first, refs[index].rank);
+        writer_.natural(index);
+    }
+    Ns total_ns = now_ - one.arrived_ns;
+    writer_.array(6);
+    writer_.integer(command.a);
+    writer_.integer(command.b);
+    writer_.integer(command.c);
+    writer_.integer(total_ns);
+    writer_.integer(result.header.copy_in_ns);
+    writer_.integer(result.header.copy_out_ns);
+    if (to_client(*one.client, count > 0)) {
+        for (std::size_t index = 0; index < count; ++index) {
+            Frame& frame = batches_[WORKERS].frame(result.first_frame + static_cast<std::size_t>(refs[index].frame));
+            bool more = index + 1 < count;
+            if (result.is_distinct) {
+                sockets_[CLIENTS].send(frame, more);
+            } else {
+                spare_.share(frame);
+                sockets_[CLIENTS].send(spare_, more);
+            }
+        }
+    }
+    count_answered(one, command, result.header);
+    release(one);
+}
+
+void Exchange::answer_failed(const Command& command) {
+    HeldRequest& one = held(command.request_id);
+    if (one.pair != nullptr)
+        unpair(one);
+    if (one.client == nullptr) {
+        release(one);
+        return;
+    }
+    const std::string* said =
+        command.said >= 0 ? &scheduler_.out.texts[static_cast<std::size_t>(command.said)] : nullptr;
+    fail(one, command.status, sentences_.text(command, one.model->label, said), &command);
+    count_failed(one, command);
+    release(one);
+}
+
+void Exchange::fail(HeldRequest& one, Status status, std::string_view text, const Command* refusal) {
+    writer_.clear();
+    writer_.array(5);
+    writer_.integer(TAG_FAILURE);
+    writer_.integer(one.request_id);
+    writer_.integer(static_cast<std::int64_t>(status));
+    writer_.text(text);
+    if (status == Status::REFUSED && refusal != nullptr) {
+        writer_.map(3);
+        writer_.text("reason");
+        writer_.text(sentences_.reason(refusal->reason));
+        writer_.text("feasible_slo_ns");
+        writer_.integer(refusal->feasible_slo_ns);
+        writer_.text("retry_after_ns");
+        writer_.integer(refusal->retry_after_ns);
+    } else {
+        writer_.map(0);
+    }
+    to_client(*one.client, false);
+}
+
+void Exchange::fail_all(Status status, std::string_view text) {
+    for (std::uint32_t slot = 0; slot < held_pool_.slot_count(); ++slot) {
+        HeldRequest& one = *held_pool_.at(slot);
+        if (one.id == 0)
+            continue;
+        if (one.client != nullptr)
+            fail(one, status, text, nullptr);
+        release(one);
+    }
+}
+
+}  // namespace clockwork

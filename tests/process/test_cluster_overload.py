@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,16 +52,23 @@ def client(cluster: Cluster) -> Iterator[Client]:
         yield client
 
 
-def execution_s(client: Client) -> float:
-    """What one request takes here and now."""
-    begin_ns = now_ns()
+def executions_s(client: Client) -> list[float]:
+    """What each of some requests takes here and now, with its round trip."""
+    found = []
     for _ in range(20):
+        begin_ns = now_ns()
         client.infer("net", IMAGE)
-    return (now_ns() - begin_ns) / 20e9
+        found.append((now_ns() - begin_ns) / 1e9)
+    return found
+
+
+def execution_s(client: Client) -> float:
+    """In the mean, as busy as the machine is."""
+    return statistics.mean(executions_s(client))
 
 
 def test_more_than_can_be_done(cluster: Cluster, client: Client) -> None:
-    rate = 2.5 / execution_s(client)  # which has the round trip in it, and a slower moment perhaps
+    rate = 2.5 / min(executions_s(client))  # the machine may be less busy in a moment
     before = client.status()["counts"]
     status, text = cluster.run(
         "load", "net", "--rate", f"{rate:.1f}", "--slo", "0.2", "--duration", "3", "--json"

@@ -306,21 +306,23 @@ cdef int enter_choice(CHookView *view, CDevice *device, object chosen, CHookChoi
 
 cdef int call_rank_ns(void *address, CHookView *view, CQueue *queue, int64_t *rank_ns) except 0 with gil:
     cdef Script script = <Script>address
-    cdef Outer outer = script.enter(view, False)
-    try:
-        rank_ns[0] = PyNumber_Index(script._rank_ns(view.now(), script.queue(queue)))
-    except Exception as error:
-        raise_failed(script.failed(outer, "rank_ns", error), error)
-    return script.leave(outer)
+    return enter_time(script, view, queue, "rank_ns", script._rank_ns, rank_ns)
 
 
 cdef int call_ready_ns(void *address, CHookView *view, CQueue *queue, int64_t *ready_ns) except 0 with gil:
     cdef Script script = <Script>address
+    return enter_time(script, view, queue, "ready_ns", script._ready_ns, ready_ns)
+
+
+cdef int enter_time(
+    Script script, CHookView *view, CQueue *queue, str name, object hook, int64_t *time_ns
+) except 0:
+    """Ask a hook that gives a time for a queue."""
     cdef Outer outer = script.enter(view, False)
     try:
-        ready_ns[0] = PyNumber_Index(script._ready_ns(view.now(), script.queue(queue)))
+        time_ns[0] = PyNumber_Index(hook(view.now(), script.queue(queue)))
     except Exception as error:
-        raise_failed(script.failed(outer, "ready_ns", error), error)
+        raise_failed(script.failed(outer, name, error), error)
     return script.leave(outer)
 
 

@@ -189,12 +189,12 @@ void Adaptive::see_who_came(const Batch& batch) {
     double expected = 0, came = 0;
     for (std::size_t place = 0; place < batch.pendings.size(); ++place) {
         const Pending& one = *batch.pendings[place];
-        bool is_last = place + 1 == batch.pendings.size();
-        Ns until = is_last ? now_ : batch.pendings[place + 1]->request.arrived_ns;
+        const Pending* next = place + 1 < batch.pendings.size() ? batch.pendings[place + 1] : nullptr;
+        Ns until = next != nullptr ? next->request.arrived_ns : now_;
         rows += one.size;
         expected += per_ns * static_cast<double>(std::max<Ns>(until - one.request.arrived_ns, 0));
-        came += is_last ? 0 : batch.pendings[place + 1]->size;
-        if (is_last || company(rows + batch.pendings[place + 1]->size) != company(rows)) {
+        came += next != nullptr ? next->size : 0;
+        if (next == nullptr || company(rows + next->size) != company(rows)) {
             known.company[company(rows)].add(now_, expected, came);
             expected = came = 0;
         }
@@ -238,7 +238,7 @@ void Adaptive::look_up(Traffic& known, const KindSpec& spec, std::uint32_t shape
     double saving = curve != nullptr ? curve->saving(most) : 1;
     known.saves = saving > SAVING_MIN;
     bool is_prompt = known.slack_ns <= static_cast<double>(PROMPT_NS);  // whatever its rule
-    known.is_told = !known.saves || (saving <= TOLD_SAVING_MAX && !is_prompt);
+    known.is_told = refuse_wait_ > 0 || !known.saves || (saving <= TOLD_SAVING_MAX && !is_prompt);
 }
 
 bool Adaptive::admit(Pending& pending) {
@@ -268,8 +268,7 @@ bool Adaptive::admit(Pending& pending) {
             share_at_ns_ = now_ + SHARE_EVERY_NS;
             share_out();
         }
-        bool is_told = refuse_wait_ > 0 || there.is_told;
-        if (is_told ? is_too_late(pending) : is_beyond_share(pending, spec, there)) {
+        if (there.is_told ? is_too_late(pending) : is_beyond_share(pending, spec, there)) {
             return false;
         }
     }
@@ -341,7 +340,7 @@ Ns Adaptive::before_ns(Device& device, const Pending& pending, Ns enough_ns) {
     double sum = 0, enough = static_cast<double>(enough_ns);
     auto is_wanted = [&](const Model& model, std::uint64_t) {
         // Who saves much by batches may give requests up.
-        return sum <= enough && (refuse_wait_ > 0 || traffic_.of(model).is_told);
+        return sum <= enough && traffic_.of(model).is_told;
     };
     for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
         if (queue.level > pending.request.priority || queue.front().deadline_ns > pending.deadline_ns) {

@@ -14,9 +14,9 @@ constexpr std::size_t PREFETCH = 4;
 Ns with_reserve(Ns ns) { return std::min(ns * RESERVE_SHARE / (RESERVE_SHARE - 1) + 1, ns + RESERVE_NS); }
 
 // Whether work behind this place is what a pending load waits for.
-bool delays_loads(const Device& device, std::size_t index) {
-    for (std::size_t place = index; place < device.plan.size(); ++place) {
-        if (device.plan[place]->residency->doomed) {
+bool delays_loads(const Plan& plan, std::size_t index) {
+    for (std::size_t place = index; place < plan.size(); ++place) {
+        if (plan[place]->residency->doomed) {
             return true;
         }
     }
@@ -73,7 +73,7 @@ bool Admission::place(Pending& pending) {
             best = slot;
             chosen = residency;
             model.place_cursor = static_cast<std::uint32_t>(at);
-            if (is_wide && device.lane.empty() && device.plan.empty() && residency->ready_ns == 0) {
+            if (is_wide && device.lane.empty() && plan_of(device).empty() && residency->ready_ns == 0) {
                 break;
             }
         }
@@ -98,7 +98,7 @@ void Admission::for_some_residencies(const Model& model, Function&& function) co
 // Where in the plan of this residency's device the request can go, every promise kept.
 bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& slot) {
     Device& device = *residency.device;
-    const Plan& plan = device.plan;
+    const Plan& plan = plan_of(device);
     const KindSpec& spec = *residency.spec;
     std::uint32_t shape = pending.request.shape, size = pending.size;
     Ns deadline = pending.deadline_ns;
@@ -179,7 +179,7 @@ Ns Admission::passing_ns(const Residency& residency, Ns begin, std::size_t index
 
 // The index in the plan for a new batch: by its key, but behind the work that its load waits for.
 std::size_t Admission::place_of(const Residency& residency, Ns key_ns) const {
-    const Plan& plan = residency.device->plan;
+    const Plan& plan = plan_of(*residency.device);
     std::size_t index = plan.place_of(key_ns);
     if (!residency.victims.empty()) {
         for (std::size_t place = plan.size(); place-- > index;) {
@@ -195,13 +195,14 @@ std::size_t Admission::place_of(const Residency& residency, Ns key_ns) const {
 // Whether loads that wait for victims still come in time if work is added before the plan's index.
 // Work before the last batch of a doomed model delays all that waits for its pages.
 bool Admission::keeps_loads(Device& device, Ns free, std::size_t index, Ns added) {
-    if (!delays_loads(device, index)) {
+    const Plan& plan = plan_of(device);
+    if (!delays_loads(plan, index)) {
         return true;
     }
     for (Residency* waiting : device.pending) {
         waiting->ready_ns += waiting->clear_ns != 0 ? added : 0;
     }
-    bool holds = device.plan.holds(free + added, 0);  // added in front of all: at least as hard as where it goes
+    bool holds = plan.holds(free + added, 0);  // added in front of all: at least as hard as where it goes
     for (Residency* waiting : device.pending) {
         waiting->ready_ns -= waiting->clear_ns != 0 ? added : 0;
     }
@@ -210,7 +211,7 @@ bool Admission::keeps_loads(Device& device, Ns free, std::size_t index, Ns added
 
 void Admission::commit(Pending& pending, Residency& residency, const Slot& slot) {
     Device& device = *residency.device;
-    Plan& plan = device.plan;
+    Plan& plan = plan_of(device);
     Batch* batch = slot.batch;
     Ns limit = pending.deadline_ns - device.worker->back_ns, planned = plan.planned_ns;
     if (batch == nullptr) {
@@ -227,7 +228,7 @@ void Admission::commit(Pending& pending, Residency& residency, const Slot& slot)
     }
     batch->pendings.push_back(&pending);
     pending.batch = batch;
-    if (!device.pending.empty() && delays_loads(device, slot.index + 1)) {
+    if (!device.pending.empty() && delays_loads(plan, slot.index + 1)) {
         for (Residency* waiting : device.pending) {
             waiting->clear_ns += waiting->clear_ns != 0 ? plan.planned_ns - planned : 0;
         }
@@ -257,7 +258,7 @@ bool Admission::place_cold(Pending& pending) {
         if (alone != 0 && start + load + alone + worker.back_ns <= deadline) {
             // What is evicted has to be loaded again one day: that counts as a load more.
             Ns once_more = device.has_room(*one.spec) ? 0 : load;
-            Ns time = start + loads_waiting_ns(device) + load + once_more + device.plan.planned_ns;
+            Ns time = start + loads_waiting_ns(device) + load + once_more + plan_of(device).planned_ns;
             cold_.push_back({time / LOAD_ALIKE_NS, device.pages.free_count(), one.device, one.spec});
         }
     }
@@ -275,7 +276,7 @@ bool Admission::place_cold(Pending& pending) {
         }
         Slot slot{};
         if (find_slot(*residency, pending, slot) &&
-            (device.pending.size() == 1 || device.plan.holds(device.free_ns(now_), 0))) {
+            (device.pending.size() == 1 || plan_of(device).holds(device.free_ns(now_), 0))) {
             accept_load(*residency);
             commit(pending, *residency, slot);
             return true;
@@ -335,7 +336,8 @@ void Admission::refuse_in_detail(Pending& pending) {
         alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
         Ns start = std::max(worker.link_free_ns, now_ + worker.there_ns) + loads_waiting_ns(device);
         Ns loaded = start + one.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
-        Ns tail = device.plan.finish_ns(device.free_ns(now_), device.plan.size());
+        const Plan& plan = plan_of(device);
+        Ns tail = plan.finish_ns(device.free_ns(now_), plan.size());
         least = std::min(least, std::max(loaded, tail) + duration + worker.back_ns);
     }
     bool unseen = is_unseen(model, shape);
@@ -371,7 +373,7 @@ void Admission::refuse_in_detail(Pending& pending) {
 // The earliest deadline that would be admitted on this residency's device now.
 Ns Admission::least_finish_ns(Residency& residency, Ns duration) const {
     const Device& device = *residency.device;
-    const Plan& plan = device.plan;
+    const Plan& plan = plan_of(device);
     Ns back = device.worker->back_ns, ready = residency.ready_ns;
     Ns finish = plan.finish_ns(device.free_ns(now_), plan.size());
     std::size_t index = plan.size();
@@ -459,7 +461,7 @@ void Admission::answer_displaced(const std::vector<Pending*>& victims) {
 void Admission::find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const {
     gone.clear();
     const Device& device = *residency.device;
-    const Plan& plan = device.plan;
+    const Plan& plan = plan_of(device);
     std::uint32_t level = pending.request.priority;
     Ns duration = residency.spec->alone_ns(pending.request.shape, pending.size);
     Ns limit = pending.deadline_ns - device.worker->back_ns, free = device.free_ns(now_);
@@ -544,13 +546,14 @@ void Admission::unplan(Pending& pending) {
     pending.batch = nullptr;
     batch->pendings.erase(std::find(batch->pendings.begin(), batch->pendings.end(), &pending));
     Device& device = *batch->residency->device;
+    Plan& plan = plan_of(device);
     touch(device);
     if (batch->pendings.empty()) {
-        device.plan.remove(batch);
+        plan.remove(batch);
         retire(batch);
         return;
     }
-    device.plan.resize(batch, batch->size - pending.size);
+    plan.resize(batch, batch->size - pending.size);
     Ns tightest = NEVER_NS;
     for (const Pending* one : batch->pendings) {
         tightest = std::min(tightest, one->deadline_ns);
@@ -584,7 +587,7 @@ void Admission::find_busy(Device& device, std::vector<Ending>& found) {
             found.push_back({time, one});
         }
     }
-    for (const Batch* batch : device.plan.batches) {
+    for (const Batch* batch : plan_of(device).batches) {
         time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
         for (Ending& ending : found) {
             if (ending.residency == batch->residency) {
@@ -600,7 +603,7 @@ void Admission::find_busy(Device& device, std::vector<Ending>& found) {
 }
 
 void Admission::load_done(Residency& residency, Ns took_ns) {
-    residency.device->plan.unready -= residency.batches.size();
+    plan_of(*residency.device).unready -= residency.batches.size();
     for (Batch* batch : residency.batches) {
         for (Pending* pending : batch->pendings) {
             pending->load_ns = took_ns;
@@ -621,7 +624,7 @@ void Admission::load_given_up(Residency& residency, const Said& said) {
 void Admission::evacuate(Residency& residency, std::vector<Pending*>& waiting) {
     while (!residency.batches.empty()) {
         Batch* batch = residency.batches.front();
-        residency.device->plan.remove(batch);
+        plan_of(*residency.device).remove(batch);
         for (Pending* pending : batch->pendings) {
             pending->batch = nullptr;
             waiting.push_back(pending);
@@ -631,14 +634,21 @@ void Admission::evacuate(Residency& residency, std::vector<Pending*>& waiting) {
 }
 
 void Admission::clear_plan(Device& device, std::vector<Pending*>& waiting) {
-    while (!device.plan.empty()) {
-        Batch* batch = device.plan[0];
-        device.plan.remove(batch, 0);
+    Plan& plan = plan_of(device);
+    while (!plan.empty()) {
+        Batch* batch = plan[0];
+        plan.remove(batch, 0);
         for (Pending* pending : batch->pendings) {
             pending->batch = nullptr;
             waiting.push_back(pending);
         }
         retire(batch);
+    }
+}
+
+void Admission::device_joined(Device& device) {
+    if (device.slot >= plans_.size()) {
+        plans_.resize(device_pool_.slot_count());
     }
 }
 
@@ -648,7 +658,7 @@ void Admission::estimates_changed(ProgramEstimates& program, std::uint32_t shape
     for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
         if (batch->shape == shape) {
             batch->curve = curve;
-            batch->residency->device->plan.resize(batch, batch->size);
+            plan_of(*batch->residency->device).resize(batch, batch->size);
         }
     }
 }
@@ -659,6 +669,21 @@ void Admission::estimates_forgotten(ProgramEstimates& program, std::uint32_t sha
             batch->curve = nullptr;  // its duration stays: the best that is known
         }
     }
+}
+
+void Admission::check_device(const Device& device) const {
+    Idle::check_device(device);
+    const Plan& plan = plan_of(device);
+    must(plan.keys.size() == plan.size() && std::is_sorted(plan.keys.begin(), plan.keys.end()),
+         "the plan is out of order");
+    Ns planned = 0;
+    std::size_t unready = 0;
+    for (std::size_t index = 0; index < plan.size(); ++index) {
+        must(plan.keys[index] == plan[index]->key_ns, "a batch with another key than its place");
+        planned += plan[index]->duration_ns;
+        unready += plan[index]->residency->state != ResidencyState::RESIDENT;
+    }
+    must(planned == plan.planned_ns && unready == plan.unready, "the plan's sums are wrong");
 }
 
 }  // namespace clockwork

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "scheduler/idle.h"
+#include "scheduler/plan.h"
 
 namespace clockwork {
 
@@ -65,6 +66,8 @@ protected:
         Ns key_ns;          // of a new one
     };
 
+    Plan& plan_of(const Device& device) { return plans_[device.slot]; }
+    const Plan& plan_of(const Device& device) const { return plans_[device.slot]; }
     Ns ahead_ns(const Device& device) const { return std::max(SCHEDULE_AHEAD_NS, device.lead.ns(now_)); }
     // Promise a request its deadline on the device that finishes it first. False if none can.
     bool place(Pending& pending);
@@ -76,7 +79,13 @@ protected:
     // Say why, which SLO would have been admitted, and when this one might be.
     void refuse_in_detail(Pending& pending);
 
-    bool has_work(const Device& device) const override { return device.plan.size() > device.plan.unready; }
+    bool has_work(const Device& device) const override {
+        const Plan& plan = plan_of(device);
+        return plan.size() > plan.unready;
+    }
+    const std::vector<Batch*>& planned(const Device& device) const override { return plan_of(device).batches; }
+    void device_joined(Device& device) override;
+    void check_device(const Device& device) const override;
     void expire(Pending& pending) override;
     void unplan(Pending& pending) override;
     void find_busy(Device& device, std::vector<Ending>& found) override;
@@ -108,6 +117,7 @@ private:
     void answer_displaced(const std::vector<Pending*>& victims);
     void find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const;
 
+    std::vector<Plan> plans_;  // by the device's slot
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;

@@ -32,16 +32,16 @@ void show_shares(const Device& device, Ns now, DeviceStatus& row) {
     row.shares.resize(shown);
 }
 
-DeviceStatus status_of(const Device& device, Ns now) {
+DeviceStatus status_of(const Device& device, const std::vector<Batch*>& planned, Ns now) {
     DeviceStatus row;
     row.worker = device.worker->worker_id;
     row.device = device.index;
     row.kind = device.kind_said;
-    for (const Batch* batch : device.plan.batches) {
+    for (const Batch* batch : planned) {
         row.planned_requests += batch->pendings.size();
+        row.planned_ns += batch->duration_ns;
     }
-    row.planned_batches = device.plan.size();
-    row.planned_ns = device.plan.planned_ns;
+    row.planned_batches = planned.size();
     row.in_flight = device.lane.size();
     row.loading = device.loading;
     row.loads_waiting = device.pending.size();
@@ -73,6 +73,11 @@ DeviceStatus status_of(const Device& device, Ns now) {
 }
 
 }  // namespace
+
+const std::vector<Batch*>& Book::planned(const Device&) const {
+    static const std::vector<Batch*> none;
+    return none;
+}
 
 Book::Book(const SchedulerOptions& options)
     : queued_requests_max_(options.queued_requests_max > 0 ? options.queued_requests_max : QUEUED_REQUESTS_MAX),
@@ -331,7 +336,7 @@ std::vector<DeviceStatus> Book::devices() const {
     std::vector<DeviceStatus> rows;
     rows.reserve(devices_.size());
     for (const Device* device : devices_) {
-        rows.push_back(status_of(*device, now_));
+        rows.push_back(status_of(*device, planned(*device), now_));
         rows.back().margin = margin(device->kind);
     }
     return rows;
@@ -418,7 +423,7 @@ Snapshot Book::snapshot() const {
             resident.push_back(whereabouts_of(*one));
         }
         std::vector<PlannedBatch>& plan = all.plans.emplace_back();
-        for (const Batch* batch : device->plan.batches) {
+        for (const Batch* batch : planned(*device)) {
             PlannedBatch& row = plan.emplace_back();
             row = {batch->residency->model->model_id, batch->shape, batch->size, batch->duration_ns, {}};
             for (const Pending* pending : batch->pendings) {
@@ -468,7 +473,7 @@ void Book::check_invariants() const {
     };
     for (const Device* device : devices_) {
         check_device(*device);
-        for (const Batch* batch : device->plan.batches) {
+        for (const Batch* batch : planned(*device)) {
             for (const Pending* pending : batch->pendings) {
                 must(pending->batch == batch, "a planned request that names another batch");
                 must(pending->flight == nullptr, "a planned request that is in flight");
@@ -539,16 +544,9 @@ void Book::check_device(const Device& device) const {
     }
     must(doomed == device.doomed, "a device's doomed models were miscounted");
     must(used.size() + device.pages.free_count() == device.pages.page_count(), "pages were lost");
-    const Plan& plan = device.plan;
-    must(plan.keys.size() == plan.size() && std::is_sorted(plan.keys.begin(), plan.keys.end()),
-         "the plan is out of order");
-    Ns planned = 0;
-    std::size_t unready = 0;
-    for (std::size_t index = 0; index < plan.size(); ++index) {
-        const Batch* batch = plan[index];
+    const std::vector<Batch*>& plan = planned(device);
+    for (const Batch* batch : plan) {
         const Residency* residency = batch->residency;
-        must(plan.keys[index] == batch->key_ns, "a batch with another key than its place");
-        planned += batch->duration_ns;
         std::uint32_t size = 0;
         for (const Pending* pending : batch->pendings) {
             size += pending->size;
@@ -560,14 +558,12 @@ void Book::check_device(const Device& device) const {
         must(std::find(all.begin(), all.end(), residency) != all.end(), "a batch without its model");
         must(std::find(residency->batches.begin(), residency->batches.end(), batch) != residency->batches.end(),
              "a batch that its residency does not know");
-        unready += residency->state != ResidencyState::RESIDENT;
     }
-    must(planned == plan.planned_ns && unready == plan.unready, "the plan's sums are wrong");
     auto check = [&](const Residency* residency) {
         const auto& all = residency->model->residencies;
         must(std::find(all.begin(), all.end(), residency) != all.end(), "a residency without its model");
-        auto planned_on = std::count_if(plan.batches.begin(), plan.batches.end(),
-                                        [&](const Batch* batch) { return batch->residency == residency; });
+        auto planned_on =
+            std::count_if(plan.begin(), plan.end(), [&](const Batch* batch) { return batch->residency == residency; });
         must(residency->batches.size() == static_cast<std::size_t>(planned_on), "a residency's batches are wrong");
         std::uint32_t flying = 0;
         for (const Flight* one = device.lane.front(); one != nullptr; one = device.lane.next(one)) {

@@ -78,6 +78,8 @@ protected:
     virtual void unplan(Pending& pending) = 0;
     // A request is answered, with a failure, that is not on a device. It waits where it was until unplan().
     virtual void left_unsent(const Pending& pending) = 0;
+    // The batches that wait for a device alone, in the order in which it will be sent them.
+    virtual const std::vector<Batch*>& planned(const Device& device) const;
     // Let go of a draining model once nothing of it is left.
     virtual void check_removed(Model& model) = 0;
     // Before the timers and devices, in every settle().

@@ -25,6 +25,7 @@ void Edf::arrive(Pending& pending) {
 // Send a device what it should do next, as far ahead as it needs.
 void Edf::dispatch(Device& device) {
     const Worker& worker = *device.worker;
+    Plan& plan = plan_of(device);
     device.wake_ns = NEVER_NS;
     watch_loads(device);
     if (worker.draining || is_closed(device)) {
@@ -33,7 +34,7 @@ void Edf::dispatch(Device& device) {
     if (!device.pending.empty()) {
         start_loads(device);
     }
-    if (!background_.empty() && !device.plan.empty()) {
+    if (!background_.empty() && !plan.empty()) {
         promote(device);
     }
     while (true) {
@@ -42,7 +43,7 @@ void Edf::dispatch(Device& device) {
         }
         std::uint32_t lane = device.lane.size();
         Ns free = device.free_ns(now_);
-        bool has_work = !device.plan.empty() || !background_.empty();
+        bool has_work = !plan.empty() || !background_.empty();
         if (lane >= device.run_ahead) {
             // One more must be under way before the results are back, or the device waits a round trip.
             Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
@@ -60,7 +61,7 @@ void Edf::dispatch(Device& device) {
             }
             return;
         }
-        Batch* batch = device.plan.empty() ? nullptr : pick(device, free);
+        Batch* batch = plan.empty() ? nullptr : pick(device, free);
         if (batch == nullptr) {
             batch = fill(device, free);
             if (batch == nullptr) {
@@ -72,7 +73,7 @@ void Edf::dispatch(Device& device) {
         }
         if (trim(device, *batch, free)) {
             top_up(device, *batch, free);
-            device.plan.remove(batch, device.plan[0] == batch ? 0 : device.plan.index(batch));
+            plan.remove(batch, plan[0] == batch ? 0 : plan.index(batch));
             send_batch(*batch);
         }
     }
@@ -80,7 +81,7 @@ void Edf::dispatch(Device& device) {
 
 // The batch to send: the first, unless its model is still on its way and another can go before it.
 Batch* Edf::pick(Device& device, Ns free) {
-    const Plan& plan = device.plan;
+    const Plan& plan = plan_of(device);
     auto is_ready = [](const Batch* batch) { return batch->residency->state == ResidencyState::RESIDENT; };
     if (plan.unready == 0 || is_ready(plan[0])) {
         return plan[0];
@@ -102,9 +103,10 @@ Batch* Edf::pick(Device& device, Ns free) {
 
 // Whether what lies before this batch still makes its limits if this one goes first.
 bool Edf::may_skip(const Device& device, Ns free, std::size_t place) const {
-    Ns time = free + device.plan[place]->duration_ns;
+    const Plan& plan = plan_of(device);
+    Ns time = free + plan[place]->duration_ns;
     for (std::size_t before = 0; before < place; ++before) {
-        const Batch* batch = device.plan[before];
+        const Batch* batch = plan[before];
         time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
         if (time > batch->limit_ns) {
             return false;
@@ -198,7 +200,7 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
     if (time > std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns)) {
         return false;
     }
-    for (const Batch* other : device.plan.batches) {
+    for (const Batch* other : plan_of(device).batches) {
         if (other != &batch) {
             // What it leaves is shorter without it: else no full plan of small batches would ever become one of large.
             bool leaves = other == pending.batch;
@@ -218,7 +220,7 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
 }
 
 void Edf::append(Device& device, Batch& batch, Pending& pending) {
-    device.plan.resize(&batch, batch.size + pending.size);
+    plan_of(device).resize(&batch, batch.size + pending.size);
     batch.limit_ns = std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns);
     batch.pendings.push_back(&pending);
     pending.batch = &batch;

@@ -30,7 +30,7 @@ void Idle::load_background(Device& device, Model& model) {
         find_loadable(model, elsewhere_);
         for (const Place& place : elsewhere_) {
             const Device& other = *place.device;
-            bool is_idle = other.lane.empty() && other.plan.empty() && other.pending.empty() && other.loading == 0;
+            bool is_idle = other.lane.empty() && planned(other).empty() && other.pending.empty() && other.loading == 0;
             if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
                                std::make_pair(device.has_room(*spec), device.pages.free_count())) {
                 return;  // which will look at it, too

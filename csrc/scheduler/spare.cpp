@@ -26,7 +26,7 @@ Batch* Spare::fill(Device& device, Ns free) {
             device.wake_at(now_ + BACKGROUND_RETRY_NS);
         }
     }
-    if (!unmeasured_.empty() && device.lane.empty() && device.plan.empty()) {
+    if (!unmeasured_.empty() && device.lane.empty() && plan_of(device).empty()) {
         measure(device);
     }
     return nullptr;
@@ -38,15 +38,16 @@ Batch* Spare::steal(Device& device, Ns free) {
     ++round_;
     for (std::size_t offset = 0; offset < std::min(count, STEAL_SCAN_MAX); ++offset) {
         Device& other = *devices_[(round_ + offset) % count];
-        if (&other == &device || other.plan.empty()) {
+        if (&other == &device || plan_of(other).empty()) {
             continue;
         }
-        bool is_ready = other.plan[0]->residency->state == ResidencyState::RESIDENT;
-        if (other.lane.empty() && is_ready && other.plan.size() == 1) {
+        Plan& plan = plan_of(other);
+        bool is_ready = plan[0]->residency->state == ResidencyState::RESIDENT;
+        if (other.lane.empty() && is_ready && plan.size() == 1) {
             continue;  // it is about to be sent
         }
-        for (std::size_t place = 0; place < std::min(other.plan.size(), STEAL_SCAN_MAX); ++place) {
-            Batch* batch = other.plan[place];
+        for (std::size_t place = 0; place < std::min(plan.size(), STEAL_SCAN_MAX); ++place) {
+            Batch* batch = plan[place];
             Residency* here = device.find(batch->residency->model);
             if (here == nullptr || here->state != ResidencyState::RESIDENT || here->doomed) {
                 continue;
@@ -66,10 +67,10 @@ Batch* Spare::steal(Device& device, Ns free) {
             }
             Ns duration = curve->planned_ns(batch->size);
             Ns limit = deadline < NEVER_NS ? deadline - device.worker->back_ns : NEVER_NS;
-            if (free + duration > limit || !device.plan.holds(free + duration, 0)) {
+            if (free + duration > limit || !plan_of(device).holds(free + duration, 0)) {
                 continue;
             }
-            other.plan.remove(batch, place);
+            plan.remove(batch, place);
             touch(other);
             Batch* taken = make_batch(*here, batch->shape, curve, 0);
             taken->pendings.swap(batch->pendings);
@@ -84,8 +85,9 @@ Batch* Spare::steal(Device& device, Ns free) {
 
 // Enters a batch in a device's plan, and fills in what follows from its requests and its place.
 Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
-    index = std::min(index, device.plan.size());
-    batch->key_ns = index > 0 ? device.plan.keys[index - 1] : 0;
+    Plan& plan = plan_of(device);
+    index = std::min(index, plan.size());
+    batch->key_ns = index > 0 ? plan.keys[index - 1] : 0;
     Ns deadline = NEVER_NS;
     for (Pending* pending : batch->pendings) {
         pending->batch = batch;
@@ -95,7 +97,7 @@ Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
     if (batch->limit_ns < NEVER_NS) {
         batch->key_ns = std::max(batch->key_ns, deadline);
     }
-    device.plan.insert(index, batch);
+    plan.insert(index, batch);
     return batch;
 }
 
@@ -146,11 +148,12 @@ Batch* Spare::background_batch(Device& device, Residency& residency, Ns free, st
     if (duration == 0) {
         duration = PROFILE_NS_MAX;
     }
+    const Plan& plan = plan_of(device);
     if (index != AT_THE_END) {
-        if (!device.plan.holds(device.plan.finish_ns(free, index) + duration, index)) {
+        if (!plan.holds(plan.finish_ns(free, index) + duration, index)) {
             index = AT_THE_END;
         }
-    } else if (!device.plan.empty() && !device.plan.holds(free + duration, 0)) {
+    } else if (!plan.empty() && !plan.holds(free + duration, 0)) {
         return nullptr;
     }
     Batch* batch = make_batch(residency, shape, curve, 0);
@@ -185,7 +188,7 @@ void Spare::promote(Device& device) {
         if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
             continue;
         }
-        std::size_t place = device.plan.place_of(now_ + BACKGROUND_AGE_NS);
+        std::size_t place = plan_of(device).place_of(now_ + BACKGROUND_AGE_NS);
         Batch* batch = background_batch(device, *residency, device.free_ns(now_), place);
         device.aged_ns = std::max(device.aged_ns, now_) + batch->duration_ns * BACKGROUND_SHARE;
         return;

@@ -1,6 +1,7 @@
 // The records that a scheduler keeps: requests on their way, batches, residencies, devices, models.
 //
-// They hold state and the arithmetic of a device's timeline; what to do with it is the policy's. All live in pools;
+// They hold state and the arithmetic of a device's timeline; what to do with it is the policy's, and what only one policy
+// keeps of a record it keeps beside it, by the record's slot. All live in pools;
 // what is let go of is given back when the step is over, so that no pointer dangles within a step.
 #pragma once
 
@@ -486,45 +487,7 @@ struct alignas(CACHE_LINE) Model {
     void note_variants();
 };
 
-// The batches promised on a device, by key. Only policies that plan ahead use it.
-struct Plan {
-    std::vector<Batch*> batches;
-    std::vector<Ns> keys;     // of the batches, ascending
-    Ns planned_ns = 0;        // durations of all
-    std::size_t unready = 0;  // batches whose model is not resident yet
-
-    bool empty() const { return batches.empty(); }
-    std::size_t size() const { return batches.size(); }
-    Batch* operator[](std::size_t place) const { return batches[place]; }
-
-    // Behind all that have the same key.
-    std::size_t place_of(Ns key_ns) const {
-        return static_cast<std::size_t>(std::upper_bound(keys.begin(), keys.end(), key_ns) - keys.begin());
-    }
-
-    std::size_t index(const Batch* batch) const {
-        auto place = std::lower_bound(keys.begin(), keys.end(), batch->key_ns) - keys.begin();
-        while (batches[static_cast<std::size_t>(place)] != batch) {
-            ++place;
-        }
-        return static_cast<std::size_t>(place);
-    }
-
-    // When the first `count` batches are done, if the device is free from `free` on.
-    Ns finish_ns(Ns free, std::size_t count) const;
-    // The first batch from `start` on that misses its limit if the first of them may start at `time`; size() if all
-    // keep theirs.
-    std::size_t first_late(Ns time, std::size_t start) const;
-    bool holds(Ns time, std::size_t start) const { return first_late(time, start) == size(); }
-
-    void insert(std::size_t index, Batch* batch);
-    void remove(Batch* batch) { remove(batch, index(batch)); }
-    void remove(Batch* batch, std::size_t index);
-    // Sets a planned batch's size, and its duration with it.
-    void resize(Batch* batch, std::uint32_t size);
-};
-
-// One device: what is on it, what was sent to it, what is planned on it.
+// One device: what is on it, and what was sent to it.
 struct Device {
     Worker* worker = nullptr;
     std::uint32_t slot = 0;
@@ -545,7 +508,6 @@ struct Device {
     Ns lane_end_ns = 0;                                                // when the last of it is thought to end
     Ns head_end_ns = 0;                                                // when the oldest is
     PredictedLane predicted;                                           // the same lane without margins
-    Plan plan;
     DeviceShares shares;
     Ns wake_ns = NEVER_NS;   // when it wants to be looked at again
     Ns timer_ns = NEVER_NS;  // the timer that is set for that

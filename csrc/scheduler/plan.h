@@ -1,0 +1,50 @@
+// What `edf` has promised on a device, in the order in which it will be sent.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include "scheduler/state.h"
+
+namespace clockwork {
+
+// The batches promised on a device, by key.
+struct Plan {
+    std::vector<Batch*> batches;
+    std::vector<Ns> keys;     // of the batches, ascending
+    Ns planned_ns = 0;        // durations of all
+    std::size_t unready = 0;  // batches whose model is not resident yet
+
+    bool empty() const { return batches.empty(); }
+    std::size_t size() const { return batches.size(); }
+    Batch* operator[](std::size_t place) const { return batches[place]; }
+
+    // Behind all that have the same key.
+    std::size_t place_of(Ns key_ns) const {
+        return static_cast<std::size_t>(std::upper_bound(keys.begin(), keys.end(), key_ns) - keys.begin());
+    }
+
+    std::size_t index(const Batch* batch) const {
+        auto place = std::lower_bound(keys.begin(), keys.end(), batch->key_ns) - keys.begin();
+        while (batches[static_cast<std::size_t>(place)] != batch) {
+            ++place;
+        }
+        return static_cast<std::size_t>(place);
+    }
+
+    // When the first `count` batches are done, if the device is free from `free` on.
+    Ns finish_ns(Ns free, std::size_t count) const;
+    // The first batch from `start` on that misses its limit if the first of them may start at `time`; size() if all
+    // keep theirs.
+    std::size_t first_late(Ns time, std::size_t start) const;
+    bool holds(Ns time, std::size_t start) const { return first_late(time, start) == size(); }
+
+    void insert(std::size_t index, Batch* batch);
+    void remove(Batch* batch) { remove(batch, index(batch)); }
+    void remove(Batch* batch, std::size_t index);
+    // Sets a planned batch's size, and its duration with it.
+    void resize(Batch* batch, std::uint32_t size);
+};
+
+}  // namespace clockwork

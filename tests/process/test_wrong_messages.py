@@ -1,0 +1,231 @@
+"""What is said of a wrong request, and of a wrong result, to the byte.
+
+Users and their programs read these sentences, so they change on purpose or not at all. What is said is in
+tests/data/answers.json; ``python -m tests.process.test_wrong_messages`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clockwork import messages, wire
+from clockwork.clock import SECOND, now_ns
+from clockwork.messages import Infer, Result, Status
+from clockwork.tensors import FLOAT
+from tests.process.peers import (
+    PATIENCE_NS,
+    FakeWorker,
+    RawClient,
+    on_loop,
+    prepared_model,
+    running_controller,
+)
+from tests.process.wrong_messages import MODELS, PLAIN, RESULT_MODELS, RESULTS, RIGHT, ROW, Change, requests
+
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "answers.json"
+
+
+class Stage:
+    """A controller, its worker and its client, all on this thread but the controller."""
+
+    def __init__(self, stack: contextlib.ExitStack, models: dict[str, dict[str, Any]]) -> None:
+        data = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self.models = models
+        self.controller = stack.enter_context(running_controller(data))
+        self.worker = stack.enter_context(FakeWorker(self.controller, pages=16))
+        self.client = stack.enter_context(RawClient(self.controller))
+        self.epoch = 1
+        for number, (name, changes) in enumerate(models.items()):
+            content = b"one" if name == "m" else name.encode()
+            with self.worker.preparing(**({"program": f"program {number}"} | changes)):
+                reply = self.client.register(name, content)
+                assert type(reply) is messages.Reply, reply
+
+    def ask(self, header: bytes, frames: list[bytes]) -> dict[str, Any]:
+        """What a client is told, without what is measured and differs from run to run."""
+        assert self.client.dealer.send(header, frames)
+        deadline = now_ns() + PATIENCE_NS
+        while (answer := self.client.dealer.receive()) is None:
+            assert now_ns() < deadline, "no answer came"
+            self.serve()
+            self.client.wait(SECOND // 1000)
+        message = wire.decode(answer[0], messages.TO_CLIENT)
+        assert answer[0] == wire.encode(message), "a header in its one canonical form"
+        if type(message) is messages.Failure:
+            found = {"id": message.request_id, "status": Status(message.status).name, "text": message.text}
+            if message.status == Status.REFUSED:
+                found["text"] = re.sub(r"[0-9.]+ ms", "t ms", message.text)
+                message.details.update(feasible_slo_ns=0, retry_after_ns=0)
+            return found | {"details": message.details}
+        assert type(message) is messages.Answer, message
+        assert all(time >= 0 for time in message.times)
+        sizes = [len(bytes(frame)) for frame in answer[1:]]
+        return {
+            "id": message.request_id,
+            "version": message.model_version,
+            "tensors": message.tensors,
+            "bytes": sizes,
+        }
+
+    def serve(self) -> None:
+        """Do what the controller has ordered so far."""
+        while (frames := self.worker.dealer.receive()) is not None:
+            message = wire.decode(frames[0], messages.TO_WORKER)
+            if type(message) is messages.Ping:
+                self.worker.pong(message)
+            elif isinstance(message, messages.Load | messages.Unload | messages.Profile):
+                self.worker.answer(message, [])
+            elif type(message) is Infer:
+                self.infer(message)
+
+    def infer(self, order: Infer) -> None:
+        """Do it right, whatever the model gives: as many tensors as it has outputs, of which the first is y [N, 2]."""
+        rows = order.parts[0][0][1][0] if order.parts[0][0][1] else 1
+        parts = [[[FLOAT, [rows, 2], place]] for place in range(len(order.parts))]
+        self.answer(order, parts, [bytes(8 * rows)] * len(parts))
+
+    def answer(self, order: Infer, parts: list[Any], frames: list[bytes]) -> None:
+        now, nothing = now_ns(), [0, 0, 0]
+        result = Result(order.action_id, Status.OK, "", now, nothing, [now - 1000, now, 1000], nothing, parts)
+        self.worker.send(result, *frames)
+
+    # ----- results -----------------------------------------------------------------------------
+
+    def replace_worker(self) -> None:
+        """Have another life of the worker serve: what one has said wrong is not held against the next."""
+        self.worker.send(messages.Goodbye())
+        self.worker.close()
+        self.epoch += 1
+        self.worker = FakeWorker(self.controller, epoch=self.epoch, pages=16)
+        by_id = {model.model_id: model.record.name for model in list(self.controller._table.by_id.values())}
+        for number in range(len(self.models)):
+            prepare, _ = self.worker.receive(messages.Prepare)
+            changes = {"program": f"program {number}"} | self.models[by_id[prepare.model_id]]
+            summary = prepared_model(digest=prepare.digest, **changes).summary()
+            self.worker.send(messages.Prepared(prepare.model_id, Status.OK, "", summary))
+        deadline = now_ns() + PATIENCE_NS
+        while not on_loop(self.controller, self.is_ready):
+            assert now_ns() < deadline, "its models were not ready"
+
+    def is_ready(self) -> bool:
+        return all(
+            list(model.workers.values()) == ["ready"] for model in self.controller._table.by_id.values()
+        )
+
+    def lie(self, name: str, change: Change, number: int) -> str:
+        """What an operator is told of a result that is changed so; "" if nothing is."""
+        self.client.infer(name, number, [1, 2], ROW)
+        while type(order := self.worker.next_action()[0]) is not Infer:
+            self.worker.answer(order, [])
+        part, frames = json.loads(json.dumps(RIGHT[name][0])), list(RIGHT[name][1])
+        now, nothing = now_ns(), [0, 0, 0]
+        fields: list[Any] = [order.action_id, 0, "", now, nothing, [now - 1000, now, 1000], nothing, [part]]
+        change(fields, part, frames)
+        before = self.complaints()[0]
+        assert self.worker.dealer.send(wire._pack([67, *fields]), frames)
+        deadline = now_ns() + PATIENCE_NS
+        while (found := self.complaints())[0] == before:
+            assert now_ns() < deadline, "it came to nothing"
+            if (answer := self.client.dealer.receive()) is not None:
+                message = wire.decode(answer[0], messages.TO_CLIENT)
+                if message.request_id == number:
+                    assert type(message) is messages.Answer, message
+                    return ""
+            self.client.wait(SECOND // 1000)
+        return re.sub(r"fake\d+", "fake", found[1])
+
+    def complaints(self) -> tuple[int, str]:
+        """How often a worker was complained of, and the last complaint."""
+
+        def look() -> tuple[int, str]:
+            counts = self.controller._complaints.counts()
+            troubles = self.controller.troubles.describe(self.controller.now())["open"]
+            told = [one for one in troubles if one["subject"] in ("worker fault", "worker malformed")]
+            last = min(told, key=lambda one: one["last_ns"])["text"] if told else ""
+            return counts["worker fault"] + counts["worker malformed"], last
+
+        found: tuple[int, str] = on_loop(self.controller, look)
+        return found
+
+
+def golden(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(GOLDEN.read_text())[kind] if GOLDEN.exists() else {}
+    return found
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with contextlib.ExitStack() as stack:
+        yield Stage(stack, MODELS)
+
+
+def test_each_request_gets_the_answer_that_it_always_got(stage: Stage) -> None:
+    expected = golden("requests")
+    cases = requests()
+    assert list(cases) == list(expected)
+    for name, (header, frames) in cases.items():
+        assert stage.ask(header, frames) == expected[name], name
+
+
+def test_a_request_in_use_is_named_and_its_twin_is_served(stage: Stage) -> None:
+    header = wire._pack([2, 500, "m", 0, 0, [PLAIN]])
+    stage.client.dealer.send(header, [ROW])
+    found = stage.ask(header, [ROW])
+    assert found["text"] == "request 500 is in use"
+    assert found["details"] == {"tensor": "", "expected": "", "got": ""}
+    assert stage.ask(wire._pack([3, 501]), [])["id"] == 500, "the twin's answer; a Cancel of nothing has none"
+
+
+def test_a_cancelled_request_is_answered_once(stage: Stage) -> None:
+    stage.client.dealer.send(wire._pack([2, 600, "m", 0, 0, [PLAIN]]), [ROW])
+    found = stage.ask(wire._pack([3, 600]), [])
+    assert (found["id"], found["status"]) == (600, "CANCELLED")
+
+
+def test_each_result_is_found_wrong_for_the_reason_that_it_always_was() -> None:
+    expected = golden("results")
+    assert list(expected) == list(RESULTS)
+    with contextlib.ExitStack() as stack:
+        stage = Stage(stack, RESULT_MODELS)
+        for number, (name, (model, change)) in enumerate(RESULTS.items(), 1000):
+            assert stage.lie(model, change, number) == expected[name], name
+            stage.replace_worker()
+        stage.worker.close()
+
+
+def main() -> int:
+    """Write the golden answers anew."""
+    with contextlib.ExitStack() as stack:
+        stage = Stage(stack, MODELS)
+        said = {name: stage.ask(header, frames) for name, (header, frames) in requests().items()}
+    with contextlib.ExitStack() as stack:
+        stage = Stage(stack, RESULT_MODELS)
+        told = {}
+        for number, (name, (model, change)) in enumerate(RESULTS.items(), 1000):
+            told[name] = stage.lie(model, change, number)
+            stage.replace_worker()
+        stage.worker.close()
+    lines = [
+        f'{{"{kind}": {{\n' if place == 0 else f'}},\n"{kind}": {{\n'
+        for place, kind in enumerate(("requests", "results"))
+    ]
+    text = ""
+    for line, found in zip(lines, (said, told)):
+        text += (
+            line + ",\n".join(f"{json.dumps(name)}: {json.dumps(one)}" for name, one in found.items()) + "\n"
+        )
+    GOLDEN.write_text(text + "}}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

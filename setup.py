@@ -122,7 +122,7 @@ extensions = [
     ),
     Extension(  # no module of Python's, but a library that stands in for libcuda.so.1
         "clockwork.device._fake_driver",
-        ["csrc/cuda/fake_driver.cpp", "csrc/cuda/fake_machine.cpp"],
+        ["csrc/device/fake_driver.cpp", "csrc/device/fake_machine.cpp"],
         language="c++",
         extra_compile_args=CORE,
         libraries=["dl", "pthread"],

@@ -4,7 +4,7 @@ and says what it promises; what the actions use, and models, are in _pages.pyx.
 
 Two threads run here, one for each lane; they enter without the GIL and never take it. What a lane
 needs of Python (pinned buffers, the model kept alive) is gathered before an action is queued and
-given back when it is polled. One lock, the hub's, guards lanes and residency; see csrc/lane.h.
+given back when it is polled. One lock, the hub's, guards lanes and residency; see csrc/device/lane.h.
 """
 
 cimport cython
@@ -57,7 +57,7 @@ cdef class Core(Arena):
         self.spin_ns = spin_ns
         self.cpu_time = cpu_time
         self.output_bytes_most = output_bytes_most
-        self.account = <ws_account*>calloc(1, sizeof(ws_account))  # never freed: see csrc/workspace.h
+        self.account = <ws_account*>calloc(1, sizeof(ws_account))  # never freed: see csrc/device/workspace.h
         if self.account == NULL:
             raise MemoryError
         self.runtime.check(ort_create_run_options(self.api, &self.run_options))

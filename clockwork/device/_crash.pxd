@@ -1,4 +1,4 @@
-"""What a lane's thread is at, for the last words of a process that crashes; see csrc/crash.h."""
+"""What a lane's thread is at, for the last words of a process that crashes; see csrc/device/crash.h."""
 
 from libc.stdint cimport int64_t
 

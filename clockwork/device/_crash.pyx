@@ -1,9 +1,9 @@
 # cython: language_level=3
-"""The last words of a worker that crashes in a lane; see csrc/crash.h. One module, so that there is one state."""
+"""The last words of a worker that crashes in a lane; see csrc/device/crash.h. One module, so that there is one state."""
 
 from libc.stdint cimport int64_t
 
-cdef extern from "crash.h" nogil:
+cdef extern from "device/crash.h" nogil:
     ctypedef struct cw_crash_state "__typeof__(cw_crash)":
         int signal
         int64_t action_id

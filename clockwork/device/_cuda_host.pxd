@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t
 
-cdef extern from "host_pages.h" nogil:
+cdef extern from "device/host_pages.h" nogil:
     enum cw_host_state:
         CW_HOST_ABSENT
         CW_HOST_FETCHING
@@ -34,7 +34,7 @@ cdef extern from "host_pages.h" nogil:
     void cw_host_pin(cw_host*, cw_host_copy*, int loads)
     cw_host_state cw_host_look(cw_host*, const cw_host_copy*)
 
-cdef extern from "link.h" nogil:
+cdef extern from "device/link.h" nogil:
     ctypedef struct cw_link:
         pass
     void cw_link_init(cw_link*)

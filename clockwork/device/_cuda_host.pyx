@@ -1,11 +1,11 @@
 # cython: language_level=3, cdivision=True
-"""Where a CUDA device copies weights from: pinned memory, for good or by FETCH and DROP, and over which link. See csrc/host_pages.h."""
+"""Where a CUDA device copies weights from: pinned memory, for good or by FETCH and DROP, and over which link. See csrc/device/host_pages.h."""
 
 from libc.stdlib cimport calloc, free
 
 
 cdef class Link:
-    """What the devices of one process share to be loaded over; see csrc/link.h."""
+    """What the devices of one process share to be loaded over; see csrc/device/link.h."""
 
     def __cinit__(self):
         cw_link_init(&self.link)

@@ -6,7 +6,7 @@ fifth, fetch, which reads files and has nothing to do with the card. They enter 
 An INFER passes through three of them: its inputs are copied while the one before it still executes, and its outputs
 while the next one does. What the lanes need of Python (pinned buffers, the model kept alive, memory for the outputs)
 is gathered before an action is queued and given back when it is polled. One lock, the hub's, guards lanes and
-residency; see csrc/lane.h. The lanes allocate nothing, of the driver or of the process.
+residency; see csrc/device/lane.h. The lanes allocate nothing, of the driver or of the process.
 
 A lane that waits for the device asks the driver whether an event has happened, at first without a pause and then at
 intervals of a 64th of the time waited (50 us at most). cuEventSynchronize would either spin all the time, which

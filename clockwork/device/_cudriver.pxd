@@ -1,8 +1,8 @@
-"""CUDA's driver as a table of functions; see csrc/cuda_api.h."""
+"""CUDA's driver as a table of functions; see csrc/device/cuda_api.h."""
 
 from libc.stdint cimport int64_t, uint64_t
 
-cdef extern from "cuda_api.h" nogil:
+cdef extern from "device/cuda_api.h" nogil:
     ctypedef int CUresult
     ctypedef int CUdevice
     ctypedef uint64_t CUdeviceptr

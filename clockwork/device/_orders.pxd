@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from clockwork.device._parts cimport Parts
 
-cdef extern from "lane.h" nogil:
+cdef extern from "device/lane.h" nogil:
     enum:
         CW_PENDING
     ctypedef struct cw_action:
@@ -42,7 +42,7 @@ cdef extern from "lane.h" nogil:
     void cw_lane_stop(cw_lane*)
     void cw_nap(int64_t ns)
 
-cdef extern from "claims.h" nogil:
+cdef extern from "device/claims.h" nogil:
     ctypedef struct cw_claim:
         int run_count
         int64_t* run_pages

@@ -3,7 +3,7 @@
 
 The loop's thread makes an action of an order, with what it needs of Python (pinned buffers, the model kept alive),
 and queues it; a lane's thread runs it without the GIL; and the loop's thread makes a Completion of it. One lock, the
-hub's, guards lanes, who owns which page, residency, and which slots are taken; see csrc/lane.h. The lanes themselves,
+hub's, guards lanes, who owns which page, residency, and which slots are taken; see csrc/device/lane.h. The lanes themselves,
 and what they run, are the device's own.
 """
 

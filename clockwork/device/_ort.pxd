@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uintptr_t
 
-cdef extern from "ort_api.h" nogil:
+cdef extern from "device/ort_api.h" nogil:
     enum:
         ORT_API_VERSION
         ORT_LOG_FATAL
@@ -79,7 +79,7 @@ cdef extern from "ort_api.h" nogil:
     OrtStatus* ort_register_allocator(const OrtApi*, OrtEnv*, OrtAllocator*)
     OrtStatus* ort_string_buffer(const OrtApi*, OrtValue*, size_t, size_t, char**)
 
-cdef extern from "workspace.h" nogil:
+cdef extern from "device/workspace.h" nogil:
     enum:
         CW_HUGE
         MADV_POPULATE_READ

@@ -102,7 +102,7 @@ cdef class Runtime:
         return options
 
     def _verify(self):
-        """Run the known model: raises ConfigError if the table is not laid out as csrc/ort_api.h says."""
+        """Run the known model: raises ConfigError if the table is not laid out as csrc/device/ort_api.h says."""
         cdef char text[TEXT_BYTES]
         cdef Session session
         cdef float x[4]

@@ -1,7 +1,7 @@
 # cython: language_level=3, cdivision=True
 """The CPU device's memory: a page arena, input slots, and the models whose weights come from mapped files.
 
-Guarded by the lock of the arena's hub: who owns which page, residency, and which slots are taken; see csrc/lane.h.
+Guarded by the lock of the arena's hub: who owns which page, residency, and which slots are taken; see csrc/device/lane.h.
 """
 
 import mmap

@@ -114,7 +114,7 @@ END_PAUSE_S = 0.001
 
 FAREWELL_LIMIT_NS = SECOND // 2
 """How long a worker that leaves because of what it executes waits for the controller to have heard why. Half of what a
-lane that has crashed waits (csrc/crash.h)."""
+lane that has crashed waits (csrc/device/crash.h)."""
 
 CANCELLED = Status.ACTION_CANCELLED, "the worker ends because of another action"
 

@@ -3,7 +3,7 @@
 // IAllocator of the runtime has no error but std::bad_alloc: what wraps a C allocator hands its NULL on, and tensors are
 // made of it unseen. The exception passes through frames of the runtime alone, which are C++; it catches it around every
 // kernel and at its C API, and makes a status of it.
-#include "workspace.h"
+#include "device/workspace.h"
 
 #include <cstdio>
 #include <new>

@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "claims.h"
-#include "lane.h"
-#include "link.h"
+#include "device/claims.h"
+#include "device/lane.h"
+#include "device/link.h"
 
 enum { ACTIONS = 400, QUEUED_MAX = 32, PAGES = 16, REVOKED = 1, DONE = 0 };
 

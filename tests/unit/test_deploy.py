@@ -155,7 +155,11 @@ def test_what_the_image_copies_exists_and_is_sent_to_the_build() -> None:
         *PROJECT["project"]["license-files"],
     ]
     assert set(needed) <= set(copied), "the wheel cannot be built without these"
-    for source in ("clockwork/scheduler/_core.pyx", "clockwork/models/data/digits.onnx", "csrc/lane.h"):
+    for source in (
+        "clockwork/scheduler/_core.pyx",
+        "clockwork/models/data/digits.onnx",
+        "csrc/device/lane.h",
+    ):
         assert in_context(source), source
     for source in (
         ".git",

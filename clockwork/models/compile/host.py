@@ -2,7 +2,7 @@
 
 Each kernel is exported as ``void NAME(void **args, const unsigned grid[3], const unsigned block[3])`` where
 args[i] points at the value of argument i, as cuLaunchKernel takes them. It runs all blocks of the launch.
-Of kernels in CUDA C, csrc/cuda/host_kernels.h makes such functions under the name cw_host_NAME.
+Of kernels in CUDA C, csrc/device/host_kernels.h makes such functions under the name cw_host_NAME.
 """
 
 from __future__ import annotations

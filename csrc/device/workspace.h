@@ -11,7 +11,7 @@
 #ifndef CLOCKWORK_WORKSPACE_H
 #define CLOCKWORK_WORKSPACE_H
 
-#include "ort_api.h"
+#include "device/ort_api.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -1,7 +1,7 @@
 /* The fake driver at work; see fake_machine.h. */
-#include "fake_machine.h"
+#include "device/fake_machine.h"
 
-#include "fake_driver.h"
+#include "device/fake_driver.h"
 
 #include <time.h>
 

@@ -6,7 +6,7 @@
  * integer, every handle an opaque pointer. Names with _v2 are what the vendor's header maps the plain
  * ones to.
  *
- * The fake driver (csrc/cuda/fake_driver.cpp) exports the same names.
+ * The fake driver (csrc/device/fake_driver.cpp) exports the same names.
  */
 #ifndef CLOCKWORK_CUDA_API_H
 #define CLOCKWORK_CUDA_API_H

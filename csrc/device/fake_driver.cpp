@@ -1,11 +1,11 @@
-/* A CUDA driver without a GPU: the functions of csrc/cuda_api.h by the same names, over host memory.
+/* A CUDA driver without a GPU: the functions of csrc/device/cuda_api.h by the same names, over host memory.
  *
  * A stream is a thread with a queue, an event a timestamp, a module a shared object for this machine
- * (csrc/cuda/host_kernels.h makes one of a CUDA C file). Copies are asynchronous, checked against what
+ * (csrc/device/host_kernels.h makes one of a CUDA C file). Copies are asynchronous, checked against what
  * has been allocated, and as slow as asked; functions fail when told to. A kernel's arguments are an array
  * of pointers to 8-byte values that ends with NULL, which a card's driver does not look at.
  */
-#include "fake_machine.h"
+#include "device/fake_machine.h"
 
 #include <elf.h>
 #include <sys/mman.h>

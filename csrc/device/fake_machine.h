@@ -3,7 +3,7 @@
 #ifndef CLOCKWORK_FAKE_MACHINE_H
 #define CLOCKWORK_FAKE_MACHINE_H
 
-#include "../cuda_api.h"
+#include "device/cuda_api.h"
 
 #include <algorithm>
 #include <condition_variable>

@@ -33,7 +33,7 @@ CORE = ["-O3", "-std=c++20", "-ffp-contract=off", "-Wall", "-Wextra", "-fvisibil
 SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 """Every policy; each extension that schedules holds them all."""
 
-ACTIONS = ["csrc/worker/actions.cpp"]
+ACTIONS = ["csrc/actions/queue.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
 ALLOCATION = ["csrc/device/allocation.cpp"]
@@ -41,7 +41,7 @@ ALLOCATION = ["csrc/device/allocation.cpp"]
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
     "clockwork.controller._exchange": EXCHANGE,
-    "clockwork.worker._actions": ACTIONS,
+    "clockwork.actions._queue": ACTIONS,
     "clockwork.sim._world": WORLD,
     "clockwork.device._ort": ALLOCATION,
 }
@@ -103,9 +103,9 @@ def extension(name: str, arguments: list[str], libraries: tuple[str, ...] = ()) 
 
 
 extensions = [
-    extension("clockwork._wait", HOT),
-    extension("clockwork._zmq", HOT, ("dl",)),
-    extension("clockwork._wire", CORE),
+    extension("clockwork.system._wait", HOT),
+    extension("clockwork.wire._zmq", HOT, ("dl",)),
+    extension("clockwork.wire._codec", CORE),
     *(
         extension(f"clockwork.device.{name}", HOT, ("dl", "pthread", *(["stdc++"] if name == "_ort" else [])))
         for name in (
@@ -116,7 +116,7 @@ extensions = [
     *(
         extension(name, CORE)
         for name in (
-            "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.worker._actions",
+            "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.actions._queue",
             "clockwork.sim._world", "clockwork.sim._bounds",
         )
     ),

@@ -30,10 +30,10 @@ from bench import gateway, report, zmtp
 from bench.cluster import Cluster
 from bench.honest import Honest, over_http
 from bench.reference import Plain, relative_error
-from clockwork import messages, wire
-from clockwork.clock import SECOND, now_ns
 from clockwork.config import CHUNK_BYTES
 from clockwork.models import zoo
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec, messages
 
 SEED = 7
 MIB = 1 << 20
@@ -123,7 +123,7 @@ def unread_answers(site: Site, size: Size) -> str:
     with zmtp.deaf(site.cluster.endpoint) as one:
         one.sendall(zmtp.client_hello())
         pieces = (
-            zmtp.message([wire.encode(request._replace(request_id=number)), body])
+            zmtp.message([codec.encode(request._replace(request_id=number)), body])
             for number in range(1, size.requests + 1)
         )
         return _thrown(one, pieces)
@@ -134,7 +134,7 @@ def unread_packages(site: Site, size: Size) -> str:
     fetch = messages.Fetch(site.packages["bulky"], 0, 0, CHUNK_BYTES)
     with zmtp.deaf(site.cluster.worker_endpoint) as one:
         one.sendall(zmtp.worker_hello(9))
-        return _thrown(one, (zmtp.message([wire.encode(fetch)]) for _ in range(size.fetches)))
+        return _thrown(one, (zmtp.message([codec.encode(fetch)]) for _ in range(size.fetches)))
 
 
 def endless_message(site: Site, size: Size) -> str:

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from clockwork.client import Client
-from clockwork.clock import SECOND, now_ns
-from clockwork.cluster import free_ports
+from clockwork.client.blocking import Client
 from clockwork.errors import ClockworkError, ConnectionLost
+from clockwork.launch.local import free_ports
+from clockwork.system.clock import SECOND, now_ns
 
 READY_NS = 60 * SECOND
 STOP_S = 3.0

@@ -32,11 +32,11 @@ from onnx import TensorProto, helper, numpy_helper
 from bench import published, report
 from bench.cluster import Cluster
 from bench.reference import Plain
-from clockwork import load
-from clockwork.client import Client
-from clockwork.clock import SECOND
+from clockwork.cli import load_generator
+from clockwork.client.blocking import Client
 from clockwork.models import zoo
-from clockwork.sim.workloads import poisson
+from clockwork.system.clock import SECOND
+from clockwork.workloads import poisson
 
 SEED = 17
 MODEL = "residual_cnn"
@@ -205,10 +205,10 @@ def measure(
                     )
                     before = loads_of(client)
                     disturber.begin(mode)
-                    found = load.run_live(client, workload, [MODEL], seed=SEED)
+                    found = load_generator.run_live(client, workload, [MODEL], seed=SEED)
                     disturber.end(mode)
                     counted = found.arrivals.t_ns >= WARM_UP_S * SECOND
-                    good = counted & (found.outcome == load.Outcome.GOOD)
+                    good = counted & (found.outcome == load_generator.Outcome.GOOD)
                     latencies[mode].append(found.latency_ns[good])
                     unanswered[mode] += int(counted.sum() - good.sum())
                     loaded[mode] += loads_of(client) - before

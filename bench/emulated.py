@@ -28,15 +28,18 @@ from typing import Any
 from bench.cluster import Cluster, thread_cpu_s
 from bench.relay import Relay
 from bench.report import command_line, percentiles, show
-from clockwork import __version__, wire
-from clockwork.cli_profiles import register_profiles
-from clockwork.clock import MS, SECOND, now_ns
-from clockwork.cluster import die_with
+from clockwork import __version__
 from clockwork.device.base import TensorView
 from clockwork.device.emulated import EmulatedGroup, fingerprint
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import Unavailable
-from clockwork.messages import (
+from clockwork.formats.profiled import prepared_profile
+from clockwork.formats.profiles import ModelProfile, linear
+from clockwork.launch.local import die_with
+from clockwork.launch.profiles import register_profiles
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire import codec
+from clockwork.wire.messages import (
     NEVER_NS,
     PROTOCOL_VERSION,
     TO_CLIENT,
@@ -57,9 +60,7 @@ from clockwork.messages import (
     Unload,
     WorkerHello,
 )
-from clockwork.models.profiled import prepared_profile
-from clockwork.profiles import ModelProfile, linear
-from clockwork.transport import Connection, Frame, Transport, Waiter
+from clockwork.wire.transport import Connection, Frame, Transport, Waiter
 
 UINT8 = 2
 SIZES = (0, 48_000, 602_112)
@@ -122,13 +123,13 @@ class Pipe:
 
     def greet(self) -> None:
         """Say hello to a controller."""
-        self.send(wire.encode(ClientHello(PROTOCOL_VERSION, __version__, "bench")))
+        self.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, "bench")))
         limit_ns = now_ns() + 10 * SECOND
         while (frames := self.receive()) is None:
             if now_ns() > limit_ns:
                 raise Unavailable("the controller does not greet back")
             self._waiter.wait(SECOND // 10)
-        if type(wire.decode(frames[0], TO_CLIENT)) is not ClientWelcome:
+        if type(codec.decode(frames[0], TO_CLIENT)) is not ClientWelcome:
             raise Unavailable("the controller refused the connection")
 
     def wait(self, timeout_ns: int) -> None:
@@ -185,7 +186,7 @@ class Requests:
         self._sent += 1
         name = self._names[self._sent % len(self._names)]
         request = InferRequest(self._sent, name, 2 * SECOND, 0, [["input", UINT8, [1, self._size], 0]])
-        if not self._pipe.send(wire.encode(request), [self._input]):
+        if not self._pipe.send(codec.encode(request), [self._input]):
             raise Unavailable("the controller does not take what is sent")
 
     def _take(self) -> bool:
@@ -193,7 +194,7 @@ class Requests:
         while (frames := self._pipe.receive()) is not None:
             found = True
             self._ended += 1
-            message = wire.decode(frames[0], TO_CLIENT)
+            message = codec.decode(frames[0], TO_CLIENT)
             if type(message) is Answer:
                 self.outcomes["ok"] += 1
             elif type(message) is Failure:
@@ -372,7 +373,7 @@ def stamping_worker(endpoint: str) -> None:
     connection = Pipe(endpoint)
     devices = [{"kind": "emulated", "name": "stamp", "fingerprint": fingerprint(page_bytes), "page_bytes": page_bytes,
                 "page_count": 1, "run_ahead": 64}]  # fmt: skip
-    connection.send(wire.encode(WorkerHello(PROTOCOL_VERSION, __version__, "stamp", os.getpid(), devices)))
+    connection.send(codec.encode(WorkerHello(PROTOCOL_VERSION, __version__, "stamp", os.getpid(), devices)))
     profile = stamped_profile()
     while True:
         frames = connection.receive()
@@ -380,17 +381,17 @@ def stamping_worker(endpoint: str) -> None:
             connection.wait(SECOND)
             continue
         now = now_ns()
-        message = wire.decode(frames[0], TO_WORKER)
+        message = codec.decode(frames[0], TO_WORKER)
         if type(message) is Infer:
             _answer_stamped(connection, message, frames, now)
         elif type(message) is Ping:
-            connection.send(wire.encode(Pong(message.sent_ns, now, now_ns())))
+            connection.send(codec.encode(Pong(message.sent_ns, now, now_ns())))
         elif type(message) is Prepare:
             prepared = prepared_profile(profile, message.digest, fingerprint(page_bytes), page_bytes, {})
-            connection.send(wire.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
+            connection.send(codec.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
         elif isinstance(message, Load | Unload):
             done = Result(message.action_id, Status.OK, "", now, [0] * 3, [now, now, 0], [0] * 3, [])
-            connection.send(wire.encode(done))
+            connection.send(codec.encode(done))
 
 
 def _answer_stamped(connection: Pipe, message: Infer, frames: Sequence[Frame], now: int) -> None:
@@ -401,7 +402,7 @@ def _answer_stamped(connection: Pipe, message: Infer, frames: Sequence[Frame], n
     parts = [[[UINT8, [1, 8], index]] for index in range(len(outputs))]
     end = now_ns()
     phases = ([now, now, 0], [now, end, end - now], [end, end, 0])
-    connection.send(wire.encode(Result(message.action_id, Status.OK, "", now, *phases, parts)), outputs)
+    connection.send(codec.encode(Result(message.action_id, Status.OK, "", now, *phases, parts)), outputs)
 
 
 def one_way(
@@ -445,7 +446,7 @@ def delay(settings: Settings) -> dict[str, Any]:
 
     def request(number: int, stamp: bytes) -> tuple[bytes, list[bytes]]:
         tensors = [["input", UINT8, [1, 8], 0]]
-        return wire.encode(InferRequest(number, "stamp", SECOND, 0, tensors)), [stamp]
+        return codec.encode(InferRequest(number, "stamp", SECOND, 0, tensors)), [stamp]
 
     more = ("--policy", settings.policy) if settings.policy else ()
     with Cluster(0, controller_arguments=more) as cluster:

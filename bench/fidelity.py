@@ -40,16 +40,16 @@ import onnx
 from bench import published, report
 from bench.cluster import Cluster as Processes
 from bench.senders import Sent, sender
-from clockwork import profiles
-from clockwork.clock import MS, SECOND
 from clockwork.config import POLICY
+from clockwork.formats import profiles
+from clockwork.formats.profiles import ModelProfile
 from clockwork.models import zoo
-from clockwork.profiles import ModelProfile
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.recording import decode
 from clockwork.scheduler.types import ActionDone, Arrived, ModelReady, SendInfer
 from clockwork.sim import Cluster, Histogram, Open, Report, simulate
-from clockwork.sim.workloads import Arrivals, poisson
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads import Arrivals, poisson
 
 SEED = 7
 LOADS = (0.5, 0.9, 1.2, 1.5)

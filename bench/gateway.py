@@ -25,12 +25,19 @@ import numpy as np
 
 from bench.cluster import thread_cpu_s
 from bench.report import command_line, show
-from clockwork import wire
-from clockwork.clock import SECOND, now_ns
-from clockwork.cluster import die_with
-from clockwork.messages import FROM_CLIENT, PROTOCOL_VERSION, Answer, ClientHello, ClientWelcome, InferRequest
-from clockwork.tensors import FLOAT
-from clockwork.transport import Transport, Waiter
+from clockwork.launch.local import die_with
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec
+from clockwork.wire.messages import (
+    FROM_CLIENT,
+    PROTOCOL_VERSION,
+    Answer,
+    ClientHello,
+    ClientWelcome,
+    InferRequest,
+)
+from clockwork.wire.tensors import FLOAT
+from clockwork.wire.transport import Transport, Waiter
 
 ROOT = Path(__file__).parent.parent
 SEED = 1
@@ -51,12 +58,12 @@ def controller(parent: int, answer_bytes: int) -> None:
         waiter.wait(-1)
         while (got := router.receive()) is not None:
             identity, _, frames = got
-            message = wire.decode(frames[0], FROM_CLIENT)
+            message = codec.decode(frames[0], FROM_CLIENT)
             if type(message) is ClientHello:
-                router.send(identity, wire.encode(ClientWelcome(PROTOCOL_VERSION, "bench", 1)))
+                router.send(identity, codec.encode(ClientWelcome(PROTOCOL_VERSION, "bench", 1)))
             elif type(message) is InferRequest:
                 reply = Answer(message.request_id, 1, [tensor], [0, 0, 0, 0])
-                router.send(identity, wire.encode(reply), [answer])
+                router.send(identity, codec.encode(reply), [answer])
 
 
 class HttpCaller:

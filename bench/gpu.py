@@ -24,12 +24,9 @@ from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, open_memory, target_of
-from clockwork.messages import NEVER_NS, Infer, Load, Status, Unload
-from clockwork.models.layout import lay_out
-from clockwork.models.package import hash_file
-from clockwork.models.prepare_program import install
-from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
-from clockwork.models.program import (
+from clockwork.formats.package import hash_file
+from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
+from clockwork.formats.program import (
     HOST,
     Argument,
     Launch,
@@ -39,6 +36,9 @@ from clockwork.models.program import (
     Variant,
     program_hash,
 )
+from clockwork.models.layout import lay_out
+from clockwork.models.prepare_program import install
+from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
 
 KERNEL = """
 extern "C" __global__ void accumulate(const float *x, const float *w, float *y, int count)

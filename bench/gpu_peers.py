@@ -32,12 +32,12 @@ import onnxruntime
 from bench import report
 from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.cuda_memory import cards, fingerprint_of, open_driver, target_of
+from clockwork.formats.package import MODEL_FILE
+from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel
+from clockwork.formats.program import Program, Variant, program_hash, read_program
 from clockwork.models.measure import Bench
-from clockwork.models.package import MODEL_FILE
 from clockwork.models.prepare import prepare
 from clockwork.models.prepare_program import install
-from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel
-from clockwork.models.program import Program, Variant, program_hash, read_program
 
 SEED = 3
 REPEATED = 20
@@ -80,7 +80,7 @@ class Site:
 
     def inputs(self, batch: int) -> list[np.ndarray]:
         """Seeded: normal floats, and integers of 0 and 1, which any table has."""
-        from clockwork.tensors import numpy_dtype
+        from clockwork.wire.tensors import numpy_dtype
 
         rng = np.random.default_rng(SEED)
         found = []

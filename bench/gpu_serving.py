@@ -23,13 +23,13 @@ import numpy as np
 from bench import report
 from bench.cluster import Cluster
 from bench.gpu import FLOAT, MODULE, WIDTH, compile_kernel
-from clockwork import Client, load
-from clockwork.clock import SECOND
+from clockwork import Client
+from clockwork.cli import load_generator
 from clockwork.config import CUDA_PAGE_BYTES
 from clockwork.device.cuda_memory import cards, open_driver, target_of
-from clockwork.models.package import hash_file
-from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
-from clockwork.models.program import (
+from clockwork.formats.package import hash_file
+from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
+from clockwork.formats.program import (
     Argument,
     Launch,
     Program,
@@ -38,6 +38,7 @@ from clockwork.models.program import (
     Variant,
     write_program,
 )
+from clockwork.system.clock import SECOND
 
 SEED = 5
 LAUNCHES = 54
@@ -129,7 +130,7 @@ def measure(
         for index in range(0, models, max(models // ANSWERS_CHECKED, 1)):
             check(client, index)
         before = client.status()["counts"]
-        settings = load.LoadSettings(
+        settings = load_generator.LoadSettings(
             models=tuple(f"model-{index}" for index in range(models)),
             rate=rate,
             concurrency=0,
@@ -139,8 +140,8 @@ def measure(
             seed=SEED,
         )
         settings.check()
-        with load.watching() as watch:
-            found = load.run(client, settings, watch).to_json()
+        with load_generator.watching() as watch:
+            found = load_generator.run(client, settings, watch).to_json()
         status = client.status()
         for index in range(0, models, max(models // ANSWERS_CHECKED, 1)):
             check(client, index)

@@ -26,16 +26,16 @@ import onnxruntime
 
 from bench import report
 from bench.reference import Plain, relative_error
-from clockwork.clock import now_ns
 from clockwork.config import PAGE_BYTES
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice, fingerprint
-from clockwork.messages import NEVER_NS, Infer, Load, Status, Unload
+from clockwork.formats.prepared import PACKED_DATA_FILE, WEIGHTS_FILE, PreparedModel
 from clockwork.models import zoo
 from clockwork.models.inputs import seeded
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import PACKED_DATA_FILE, WEIGHTS_FILE, PreparedModel
-from clockwork.tensors import decode_tensor, encode_array
+from clockwork.system.clock import now_ns
+from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
+from clockwork.wire.tensors import decode_tensor, encode_array
 
 SEED = 1
 MODELS = ("resnet50", "transformer", "wide_mlp")

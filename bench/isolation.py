@@ -19,12 +19,12 @@ from typing import Any
 
 from bench import report
 from bench.cluster import Cluster
-from clockwork.cli_profiles import register_profiles
-from clockwork.clock import MS, SECOND
-from clockwork.profiles import ModelProfile, linear
-from clockwork.sim.workloads.generators import poisson
+from clockwork.formats.profiles import ModelProfile, linear
+from clockwork.launch.profiles import register_profiles
 from clockwork.sim.world import Cluster as SimulatedCluster
 from clockwork.sim.world import Open, Report, simulate
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads.generators import poisson
 
 SEED = 11
 EXEC_MS = 20

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Iterator
 
-from clockwork.clock import now_ns
+from clockwork.system.clock import now_ns
 
 TIMEOUT_S = 10.0
 RETRY_S = 0.02

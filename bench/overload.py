@@ -22,10 +22,10 @@ import numpy as np
 from bench import published, report
 from bench.cluster import Cluster, cpu_s
 from bench.reference import Plain, relative_error
-from clockwork.client import Client
-from clockwork.clock import SECOND, now_ns
+from clockwork.client.blocking import Client
 from clockwork.config import POLICY
 from clockwork.models import zoo
+from clockwork.system.clock import SECOND, now_ns
 
 SEED = 5
 SLO_S = 0.1

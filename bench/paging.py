@@ -27,9 +27,9 @@ import onnx
 from bench import report
 from bench.cluster import Cluster, rss_bytes
 from bench.reference import Plain, relative_error
-from clockwork.client import Client
-from clockwork.clock import now_ns
+from clockwork.client.blocking import Client
 from clockwork.models import zoo
+from clockwork.system.clock import now_ns
 
 SEED = 6
 PAGE_BYTES = 1 << 20

@@ -18,12 +18,13 @@ from typing import Any
 
 from bench import report
 from bench.cluster import Cluster as Processes
-from clockwork import load, profiles
-from clockwork.clock import MS, SECOND
+from clockwork.cli import load_generator
 from clockwork.config import POLICY
+from clockwork.formats import profiles
 from clockwork.models import zoo
 from clockwork.sim import Cluster, Open, simulate
-from clockwork.sim.workloads import poisson, zipf
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads import poisson, zipf
 
 SEED = 11
 MIB = 1 << 20
@@ -62,7 +63,7 @@ def live(part: float, seconds: float, policy: str, quick: bool) -> Found:
         mean_ns = sum(one.execution_ns(1) + one.load_ns / 2 for one in known) / len(known)
         rates = [part * SECOND / mean_ns / len(known)] * len(known)
         workload = poisson(rates, round(seconds * SECOND), seed=SEED, slo_ns=SLO_NS)
-        load.run_live(client, workload, list(models), seed=SEED)
+        load_generator.run_live(client, workload, list(models), seed=SEED)
         status: dict[str, Any] = dict(client.status())
         found: Found = status["predictions"]
     return found

@@ -31,12 +31,15 @@ import zmq
 
 from bench.cluster import Cluster, thread_cpu_s
 from bench.report import command_line, show
-from clockwork import __version__, wire
-from clockwork.cli_profiles import register_profiles
-from clockwork.clock import MS, SECOND, now_ns
+from clockwork import __version__
 from clockwork.config import POLICY
 from clockwork.device.emulated import fingerprint
-from clockwork.messages import (
+from clockwork.formats.profiled import prepared_profile
+from clockwork.formats.profiles import ModelProfile, linear
+from clockwork.launch.profiles import register_profiles
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire import codec
+from clockwork.wire.messages import (
     PROTOCOL_VERSION,
     TO_CLIENT,
     TO_WORKER,
@@ -49,9 +52,7 @@ from clockwork.messages import (
     Status,
     WorkerHello,
 )
-from clockwork.models.profiled import prepared_profile
-from clockwork.profiles import ModelProfile, linear
-from clockwork.transport import socket_functions
+from clockwork.wire.transport import socket_functions
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("bench/pump.cpp", "controller/messages.cpp")
@@ -109,8 +110,8 @@ class PumpClient(End):
 
     def __init__(self, endpoint: str, names: Sequence[str], input_bytes: int, in_flight: int) -> None:
         super().__init__(endpoint)
-        self.socket.send(wire.encode(ClientHello(PROTOCOL_VERSION, __version__, "pump")))
-        if type(wire.decode(self.socket.recv(), TO_CLIENT)) is not ClientWelcome:
+        self.socket.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, "pump")))
+        if type(codec.decode(self.socket.recv(), TO_CLIENT)) is not ClientWelcome:
             raise ConnectionError(f"{endpoint} does not greet back")
         self._names = (ctypes.c_char_p * len(names))(*(name.encode() for name in names))
         self._input_bytes = input_bytes
@@ -140,7 +141,7 @@ class PumpWorker(End):
         device = {"kind": "emulated", "name": "pump", "fingerprint": fingerprint(self._page_bytes),
                   "page_bytes": self._page_bytes, "page_count": 1024, "run_ahead": 2}  # fmt: skip
         hello = WorkerHello(PROTOCOL_VERSION, __version__, "pump", os.getpid(), [device] * devices)
-        self.socket.send(wire.encode(hello))
+        self.socket.send(codec.encode(hello))
         self._header = ctypes.create_string_buffer(HEADER_BYTES_MAX)
 
     def run(self, stop: threading.Event) -> None:
@@ -152,17 +153,17 @@ class PumpWorker(End):
                 ctypes.c_size_t(4), ctypes.c_int64(until_ns), self._header, ctypes.c_size_t(HEADER_BYTES_MAX),
             )  # fmt: skip
             if size:
-                self._take(wire.decode(self._header.raw[:size], TO_WORKER))
+                self._take(codec.decode(self._header.raw[:size], TO_WORKER))
 
     def _take(self, message: Any) -> None:
         if type(message) is Ping:
             now = now_ns()
-            self.socket.send(wire.encode(Pong(message.sent_ns, now, now)))
+            self.socket.send(codec.encode(Pong(message.sent_ns, now, now)))
         elif type(message) is Prepare:
             profile = self._profiles[message.name]
             print_ = fingerprint(self._page_bytes)
             prepared = prepared_profile(profile, message.digest, print_, self._page_bytes, {})
-            self.socket.send(wire.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
+            self.socket.send(codec.encode(Prepared(message.model_id, Status.OK, "", prepared.summary())))
 
 
 @dataclasses.dataclass(slots=True)

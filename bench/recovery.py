@@ -43,13 +43,13 @@ import numpy.typing as npt
 from bench import published, pump, report
 from bench.cluster import Cluster
 from bench.links import Link
-from clockwork import load
-from clockwork.cli_profiles import register_profiles
-from clockwork.client import Client
-from clockwork.clock import MS, SECOND, now_ns
-from clockwork.profiles import ModelProfile, linear
+from clockwork.cli import load_generator
+from clockwork.client.blocking import Client
+from clockwork.formats.profiles import ModelProfile, linear
+from clockwork.launch.profiles import register_profiles
 from clockwork.sim.recovery import GOODPUT_KEPT
-from clockwork.sim.workloads import Arrivals
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.workloads import Arrivals
 
 SEED = 11
 POLICIES = ("edf", "adaptive")
@@ -159,8 +159,8 @@ def offer(endpoint: str, begin_ns: int, workload: Arrivals) -> npt.NDArray[np.in
     with Client(endpoint, timeout=30.0, name="recovery") as client:
         wait_until(begin_ns)
         begun_ns = now_ns()
-        found = load.run_live(client, workload, [one.name for one in profiles()], seed=SEED)
-    good: npt.NDArray[np.int64] = begun_ns + found.arrivals.t_ns[found.outcome == load.Outcome.GOOD]
+        found = load_generator.run_live(client, workload, [one.name for one in profiles()], seed=SEED)
+    good: npt.NDArray[np.int64] = begun_ns + found.arrivals.t_ns[found.outcome == load_generator.Outcome.GOOD]
     return good
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from clockwork.clock import now_ns
+from clockwork.system.clock import now_ns
 
 
 class Plain:

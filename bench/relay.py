@@ -16,8 +16,8 @@ from types import TracebackType
 
 import zmq
 
-from clockwork.clock import now_ns
-from clockwork.cluster import die_with, free_ports
+from clockwork.launch.local import die_with, free_ports
+from clockwork.system.clock import now_ns
 
 
 class Relay:

@@ -31,10 +31,10 @@ import numpy as np
 from bench.cluster import Cluster
 from bench.report import command_line, show
 from clockwork.controller.catalog import ModelRecord
+from clockwork.formats.checksums import seal, unseal
+from clockwork.formats.package import LIST_FILE, PackageFile, digest_of, rows_of
+from clockwork.formats.prepared import PREPARED_FILE
 from clockwork.models import zoo
-from clockwork.models.checksums import seal, unseal
-from clockwork.models.package import LIST_FILE, PackageFile, digest_of, rows_of
-from clockwork.models.prepared import PREPARED_FILE
 
 MODELS = 200
 WIDTH = 1100  # 15 MB of weights

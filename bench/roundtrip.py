@@ -13,9 +13,9 @@ import numpy as np
 from bench import published, report
 from bench.cluster import Cluster
 from bench.relay import Relay
-from clockwork.client import Client, encode_request
-from clockwork.clock import now_ns
+from clockwork.client.blocking import Client, encode_request
 from clockwork.models import zoo
+from clockwork.system.clock import now_ns
 
 SEED = 1
 BLOCK = 200

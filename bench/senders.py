@@ -13,10 +13,10 @@ import numpy.typing as npt
 from bench import gateway
 from bench.peers import client as http_client
 from bench.peers.roads import Http, Verdict, floats, oip_http_request
-from clockwork import load
-from clockwork.client import Client
-from clockwork.clock import SECOND, now_ns
-from clockwork.sim.workloads import Arrivals
+from clockwork.cli import load_generator
+from clockwork.client.blocking import Client
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.workloads import Arrivals
 
 SEED = 7
 """Of the inputs."""
@@ -52,7 +52,7 @@ class ByClient:
         self._models = models
 
     def alone(self, model: int, times: int) -> list[int]:
-        inputs = load.make_inputs(self._client.model(self._models[model]), 1, model)[0]
+        inputs = load_generator.make_inputs(self._client.model(self._models[model]), 1, model)[0]
         found = []
         for _ in range(times):
             begin_ns = now_ns()
@@ -61,9 +61,15 @@ class ByClient:
         return found
 
     def send(self, arrivals: Arrivals, slo_ns: int) -> Sent:
-        run = load.run_live(self._client, arrivals, self._models, seed=SEED)
-        good = run.outcome == load.Outcome.GOOD
-        return Sent(run.arrivals, good, good | (run.outcome == load.Outcome.LATE), run.latency_ns, run.lag_ns)
+        run = load_generator.run_live(self._client, arrivals, self._models, seed=SEED)
+        good = run.outcome == load_generator.Outcome.GOOD
+        return Sent(
+            run.arrivals,
+            good,
+            good | (run.outcome == load_generator.Outcome.LATE),
+            run.latency_ns,
+            run.lag_ns,
+        )
 
 
 class ByHttp:
@@ -72,7 +78,7 @@ class ByHttp:
     def __init__(self, client: Client, models: Sequence[str], port: int) -> None:
         infos = [client.model(name) for name in models]
         self._asked = [
-            (load.make_inputs(info, 1, index)[0], [spec.name for spec in info.outputs])
+            (load_generator.make_inputs(info, 1, index)[0], [spec.name for spec in info.outputs])
             for index, info in enumerate(infos)
         ]
         self._models = models

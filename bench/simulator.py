@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.report import command_line, show
-from clockwork.clock import MS, SECOND
 from clockwork.config import POLICY
-from clockwork.profiles import ModelProfile, linear, paper_instances
+from clockwork.formats.profiles import ModelProfile, linear, paper_instances
 from clockwork.sim import Cluster, Open, simulate
-from clockwork.sim.workloads import poisson, zipf
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads import poisson, zipf
 
 SEED = 1
 REQUESTS = 1_000_000

@@ -12,9 +12,9 @@ from bench import report, roundtrip
 from bench.cluster import Cluster
 from bench.reference import Plain, relative_error
 from bench.relay import Relay
-from clockwork.client import Client, encode_request
-from clockwork.clock import now_ns
+from clockwork.client.blocking import Client, encode_request
 from clockwork.models import zoo
+from clockwork.system.clock import now_ns
 
 SEED = roundtrip.SEED
 BLOCKS = 20

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from clockwork.messages import NEVER_NS, Status
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import (
     ActionDone,
@@ -33,6 +32,7 @@ from clockwork.scheduler.types import (
     Wake,
     WorkerJoined,
 )
+from clockwork.wire.messages import NEVER_NS, Status
 
 MS, SECOND = 1_000_000, 1_000_000_000
 SHAPE = ((3, 224, 224),)

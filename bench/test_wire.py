@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from clockwork import wire
-from clockwork.messages import (
+from clockwork.wire import codec
+from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
     TO_CLIENT,
@@ -39,14 +39,14 @@ MESSAGES = {
 @pytest.mark.parametrize("name", MESSAGES)
 def test_encode(benchmark: Any, name: str) -> None:
     message, table = MESSAGES[name]
-    header = benchmark(wire.encode, message)
+    header = benchmark(codec.encode, message)
     benchmark.extra_info["bytes"] = len(header)
-    assert wire.encode(wire.decode(header, table)) == header
+    assert codec.encode(codec.decode(header, table)) == header
 
 
 @pytest.mark.benchmark(group="wire: decode", warmup=True)
 @pytest.mark.parametrize("name", MESSAGES)
 def test_decode(benchmark: Any, name: str) -> None:
     message, table = MESSAGES[name]
-    header = wire.encode(message)
-    assert type(benchmark(wire.decode, header, table)) is type(message)
+    header = codec.encode(message)
+    assert type(benchmark(codec.decode, header, table)) is type(message)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from bench import report
-from clockwork.clock import MS, SECOND
-from clockwork.sim.workloads import Class as RequestClass
-from clockwork.sim.workloads import Workload, gamma, mixed, on_off, poisson, replay, synthetic_trace
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads import Class as RequestClass
+from clockwork.workloads import Workload, gamma, mixed, on_off, poisson, replay, synthetic_trace
 
 SEED = 1
 ROUNDS = 3

@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Sequence
 
-from clockwork import messages, wire
+from clockwork.wire import codec, messages
 
 MORE, LONG, COMMAND = 1, 2, 4
 
@@ -36,14 +36,14 @@ def message(frames: Sequence[bytes]) -> bytes:
 
 
 def client_hello() -> bytes:
-    return message([wire.encode(messages.ClientHello(messages.PROTOCOL_VERSION, "test", "raw"))])
+    return message([codec.encode(messages.ClientHello(messages.PROTOCOL_VERSION, "test", "raw"))])
 
 
 def worker_hello_header(epoch: int) -> bytes:
     device = {
         "kind": "cpu", "name": "fake", "fingerprint": "test", "page_bytes": 4096, "page_count": 4, "run_ahead": 2,
     }  # fmt: skip
-    return wire.encode(
+    return codec.encode(
         messages.WorkerHello(messages.PROTOCOL_VERSION, "test", f"raw{epoch}", epoch, [device])
     )
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "AsyncClient": "clockwork.aio",
-    "Client": "clockwork.client",
-    "ModelInfo": "clockwork.description",
-    "RouteInfo": "clockwork.description",
+    "AsyncClient": "clockwork.client.aio",
+    "Client": "clockwork.client.blocking",
+    "ModelInfo": "clockwork.wire.description",
+    "RouteInfo": "clockwork.wire.description",
     "Cancelled": "clockwork.errors",
     "ClockworkError": "clockwork.errors",
     "ConfigError": "clockwork.errors",
@@ -36,9 +36,8 @@ _HOME = {
 """Imported on first use, so that a process pays only for what it needs."""
 
 if TYPE_CHECKING:
-    from clockwork.aio import AsyncClient
-    from clockwork.client import Client
-    from clockwork.description import ModelInfo, RouteInfo
+    from clockwork.client.aio import AsyncClient
+    from clockwork.client.blocking import Client
     from clockwork.errors import (
         Cancelled,
         ClockworkError,
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
         RequestTimeout,
         Unavailable,
     )
+    from clockwork.wire.description import ModelInfo, RouteInfo
 
 __all__ = [
     "AsyncClient",

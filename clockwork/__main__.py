@@ -1,5 +1,5 @@
 """``python -m clockwork``."""
 
-from clockwork.cli import main
+from clockwork.cli.root import main
 
 main()

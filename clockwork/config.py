@@ -65,7 +65,7 @@ ERROR_CHARS_MAX = 1_000
 metadata."""
 
 TOLD_CHARS = 80
-"""Of a stranger's value, how much a sentence about it repeats (clockwork.telling)."""
+"""Of a stranger's value, how much a sentence about it repeats (clockwork.wire.telling)."""
 
 COMPLAINT_LINES = 5
 COMPLAINT_INTERVAL_NS = 1_000_000_000

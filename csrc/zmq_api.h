@@ -1,6 +1,6 @@
 /* The functions of libzmq that are called without Python in between, and what they take.
  *
- * pyzmq brings the library and no header; the functions are looked up in it (clockwork/_zmq.pyx), and declared here
+ * pyzmq brings the library and no header; the functions are looked up in it (clockwork/wire/_zmq.pyx), and declared here
  * as zmq.h of libzmq 4 has them. A message is opaque: 64 bytes, aligned as a pointer. */
 #ifndef CLOCKWORK_ZMQ_API_H
 #define CLOCKWORK_ZMQ_API_H

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from clockwork.forms import (
+from clockwork.wire.codec import bytes_max_of, forms_of
+from clockwork.wire.forms import (
     INT64_MIN,
     Anything,
     Either,
@@ -26,8 +27,7 @@ from clockwork.forms import (
     Row,
     Text,
 )
-from clockwork.messages import TAG_OF
-from clockwork.wire import bytes_max_of, forms_of
+from clockwork.wire.messages import TAG_OF
 
 COUNT_SPELLED_MAX = 300_000
 """Lists that may be longer are not filled to the brim: their header's size ends before."""

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.sim.workloads import Class, Recorded, Workload, chosen, gamma, mixed, poisson
-from clockwork.sim.workloads.arrivals import Arrivals as Timed
+from clockwork.workloads import Class, Recorded, Workload, chosen, gamma, mixed, poisson
+from clockwork.workloads.arrivals import Arrivals as Timed
 
 UNIT_RATE = 1000.0
 """Requests a second at which they are drawn."""

@@ -72,7 +72,7 @@ from bench.grid.cells import (
     Cell,
     profiles,
 )
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.sim import fluid
 from clockwork.sim._bounds import best_batches
 

@@ -36,9 +36,9 @@ from bench.grid.arrivals import (
     gamma_arrivals,
     poisson_arrivals,
 )
-from clockwork.profiles import PAPER_PAGE_BYTES, ModelProfile, paper_varieties
-from clockwork.sim.workloads import zipf
-from clockwork.sim.workloads.arrivals import Arrivals as Timed
+from clockwork.formats.profiles import PAPER_PAGE_BYTES, ModelProfile, paper_varieties
+from clockwork.workloads import zipf
+from clockwork.workloads.arrivals import Arrivals as Timed
 
 PAGE_BYTES = PAPER_PAGE_BYTES
 V100_PAGES = 1376

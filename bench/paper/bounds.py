@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from bench.paper.common import EXEC_NOISE, LINK_NS, MS, input_ns
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.sim._bounds import best_batches
-from clockwork.sim.workloads import Arrivals
+from clockwork.workloads import Arrivals
 
 NOISE_SIGMAS = 4
 """A device may be faster than its profile by this much noise."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bench import report
 from clockwork.errors import ConfigError
-from clockwork.profiles import PAPER_PAGE_BYTES, ModelProfile, copies, paper_model
+from clockwork.formats.profiles import PAPER_PAGE_BYTES, ModelProfile, copies, paper_model
 from clockwork.scheduler import POLICIES
 from clockwork.sim import Cluster, Report, Tally
 

@@ -33,11 +33,11 @@ from bench.paper.common import (
     v100s,
 )
 from bench.pump import PumpClient, library
-from clockwork.cli_profiles import register_profiles
-from clockwork.clock import now_ns
-from clockwork.profiles import paper_instances
+from clockwork.formats.profiles import paper_instances
+from clockwork.launch.profiles import register_profiles
 from clockwork.sim import Open, Report, simulate
-from clockwork.sim.workloads import Trace, replay, synthetic_trace
+from clockwork.system.clock import now_ns
+from clockwork.workloads import Trace, replay, synthetic_trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -35,10 +35,10 @@ from bench.paper.common import (
     summary,
     v100s,
 )
-from clockwork.profiles import PAPER_PAGE_BYTES
+from clockwork.formats.profiles import PAPER_PAGE_BYTES
 from clockwork.sim import Open, simulate
-from clockwork.sim.workloads import Arrivals, Workload, merge, poisson
-from clockwork.sim.workloads.arrivals import uniform
+from clockwork.workloads import Arrivals, Workload, merge, poisson
+from clockwork.workloads.arrivals import uniform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,7 +32,7 @@ from bench.paper.common import (
     v100s,
 )
 from clockwork.sim import Open, simulate
-from clockwork.sim.workloads import poisson, slo_steps, window
+from clockwork.workloads import poisson, slo_steps, window
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -36,7 +36,7 @@ from bench.paper.common import (
 )
 from bench.paper.fig7 import DEVICES, FIRST_NS, LADDER, floors
 from clockwork.sim import Closed, Open, simulate
-from clockwork.sim.workloads import poisson, slo_steps, window
+from clockwork.workloads import poisson, slo_steps, window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

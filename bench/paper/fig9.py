@@ -36,10 +36,10 @@ from bench.paper.common import (
     tail,
     v100s,
 )
-from clockwork.profiles import ModelProfile, paper_instances
+from clockwork.formats.profiles import ModelProfile, paper_instances
 from clockwork.sim import Open, Report, fluid, simulate
 from clockwork.sim.planning import Planner, Scenario
-from clockwork.sim.workloads import Trace, load_trace, rehearsed, replay, synthetic_trace
+from clockwork.workloads import Trace, load_trace, rehearsed, replay, synthetic_trace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,14 +18,14 @@ import numpy as np
 
 from bench.cluster import Cluster
 from bench.paper.common import Form, Setting, Tick
-from clockwork.client import Client, encode_request
-from clockwork.clock import SECOND, now_ns
+from clockwork.cli.load_generator import Outcome, outcome_of, run_live
+from clockwork.client.blocking import Client, encode_request
 from clockwork.errors import ClockworkError
-from clockwork.load import Outcome, outcome_of, run_live
-from clockwork.messages import Answer
 from clockwork.models import zoo
 from clockwork.scheduler import POLICIES
-from clockwork.sim.workloads import poisson
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.messages import Answer
+from clockwork.workloads import poisson
 
 WIDTH = 1536
 INPUTS = 64

@@ -34,7 +34,7 @@ from bench.peers import measure, show
 from bench.peers.environments import CACHE, Environment
 from bench.peers.measure import Cell, Plan
 from bench.peers.systems import SYSTEMS, System, Transport
-from clockwork.clock import SECOND
+from clockwork.system.clock import SECOND
 
 LOADS = (0.6, 0.75, 1.2, 1.5)
 FEWER_LOADS = (0.6, 1.2)

@@ -14,7 +14,7 @@ import numpy as np
 import uvloop
 
 from bench.peers.roads import Reply, Road, Verdict
-from clockwork.clock import SECOND, now_ns
+from clockwork.system.clock import SECOND, now_ns
 
 T = TypeVar("T")
 SAMPLES = 5

@@ -24,10 +24,10 @@ from bench.peers.processes import Kept
 from bench.peers.roads import Grpc, Http, Verdict
 from bench.peers.systems import Site, System, Transport
 from bench.reference import Plain, relative_error
-from clockwork.clock import SECOND, now_ns
-from clockwork.cluster import free_ports
+from clockwork.launch.local import free_ports
 from clockwork.models import zoo
-from clockwork.sim.workloads import poisson, zipf
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.workloads import poisson, zipf
 
 SEED = 8
 MODEL = "residual_cnn"

@@ -18,8 +18,8 @@ import numpy as np
 
 from bench.peers.environments import Environment
 from bench.peers.roads import INPUT, OUTPUT, Grpc, Http, base64_json, floats, oip_grpc, oip_http
-from clockwork.cluster import free_ports
 from clockwork.config import PAGE_BYTES
+from clockwork.launch.local import free_ports
 
 Transport = Literal["http", "grpc"]
 SERVERS = Path(__file__).parent / "servers"

@@ -3,7 +3,7 @@ from typing import Any
 
 from clockwork.config import ConnectionBounds
 from clockwork.controller.intake import Checked
-from clockwork.models.prepared import TensorSpec
+from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler._core import Core
 from clockwork.scheduler.types import Command, Event, ShapeKey
 

@@ -12,10 +12,10 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_
 from libcpp.memory cimport make_shared, shared_ptr, unique_ptr
 from libcpp.utility cimport pair
 
-from clockwork.limits import memory_bytes
-from clockwork.messages import Reason, Status
+from clockwork.system.limits import memory_bytes
+from clockwork.wire.messages import Reason, Status
 from clockwork.scheduler.types import ActionDone, Arrived, Request, RequestCancelled
-from clockwork.tensors import DTYPES, STRING
+from clockwork.wire.tensors import DTYPES, STRING
 
 FLOAT_MAX = sys.float_info.max
 

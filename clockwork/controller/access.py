@@ -1,4 +1,4 @@
-"""Whom the controller lets in, and what each may ask: the table of clockwork.roles, applied to keys.
+"""Whom the controller lets in, and what each may ask: the table of clockwork.wire.roles, applied to keys.
 
 The list of keys is read again while the controller runs. Everything here is the controller's thread's but admits(),
 which the thread that authenticates calls.
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.errors import ConfigError, Forbidden
-from clockwork.keys import (
+from clockwork.wire.keys import (
     ALLOWED_FILE,
     AllowedKey,
     ControllerKeys,
     read_allowed_keys,
     read_controller_keys,
 )
-from clockwork.messages import Query
-from clockwork.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
+from clockwork.wire.messages import Query
+from clockwork.wire.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
 
 log = logging.getLogger("clockwork.controller")
 

@@ -26,10 +26,10 @@ from clockwork.config import VERSION_MAX
 from clockwork.controller.options import check_options
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
-from clockwork.models.checksums import mend, read_plain, seal, set_aside, unseal
-from clockwork.models.durable import Journal, write_durably
-from clockwork.models.interface import Interface, read_interface
-from clockwork.models.package import (
+from clockwork.formats.checksums import mend, read_plain, seal, set_aside, unseal
+from clockwork.formats.durable import Journal, write_durably
+from clockwork.formats.interface import Interface, read_interface
+from clockwork.formats.package import (
     DamagedPackage,
     PackageFile,
     PackageStore,
@@ -39,7 +39,7 @@ from clockwork.models.package import (
     parse_files,
     rows_of,
 )
-from clockwork.telling import printable, tell
+from clockwork.wire.telling import printable, tell
 
 FORMAT = "1"
 FORMAT_BYTES_MAX = 20

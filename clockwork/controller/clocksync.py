@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 
 from clockwork.config import CLOCK_LIMIT_NS, CLOCK_WINDOW
-from clockwork.messages import NEVER_NS
+from clockwork.wire.messages import NEVER_NS
 
 DRIFT_PPM = 200
 """Two clocks drift against each other by less than this: twice what the worst crystals do."""

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from clockwork.config import FAILURE_CHARS_MAX
 from clockwork.controller.models import ServedModel
 from clockwork.errors import InvalidInput
-from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
+from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
 from clockwork.scheduler.types import ShapeKey
-from clockwork.telling import tell
-from clockwork.tensors import STRING, check_strings, check_tensor, dtype_name
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import STRING, check_strings, check_tensor, dtype_name
 
 
 class Checked(NamedTuple):

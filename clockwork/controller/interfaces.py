@@ -11,9 +11,9 @@ from typing import Any
 
 from clockwork.config import BATCH_SIZE_MAX, RUN_PAGES_MAX
 from clockwork.errors import InvalidInput
-from clockwork.models.prepared import PreparedModel
+from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.telling import tell
+from clockwork.wire.telling import tell
 
 
 def read_summary(summary: dict[str, Any]) -> PreparedModel:

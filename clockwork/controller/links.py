@@ -9,12 +9,11 @@ from typing import Any
 
 from clockwork.controller.clocksync import ClockSync
 from clockwork.controller.models import ServedModel
-from clockwork.device.base import DeviceInfo
 from clockwork.errors import InvalidInput
-from clockwork.messages import NEVER_NS, Result, Status
-from clockwork.models.prepared import TensorSpec, contradiction
-from clockwork.telling import tell
-from clockwork.tensors import DTYPES, STRING, check_strings, check_tensor
+from clockwork.formats.prepared import TensorSpec, contradiction
+from clockwork.wire.messages import NEVER_NS, DeviceInfo, Result, Status
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import DTYPES, STRING, check_strings, check_tensor
 
 _STATUSES = frozenset(int(status) for status in Status)
 

@@ -12,8 +12,6 @@ import collections
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from clockwork.clock import now_ns
-from clockwork.complaints import Complaints
 from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_BOUNDS_NS
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
@@ -22,7 +20,9 @@ from clockwork.controller.registration import Registrar
 from clockwork.controller.troubles import Troubles
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
-from clockwork.telling import tell
+from clockwork.system.clock import now_ns
+from clockwork.wire.complaints import Complaints
+from clockwork.wire.telling import tell
 
 PAGE_MARK = "#"
 """Begins an argument that asks for a further page, as "next" of the one before it names it."""

@@ -15,12 +15,12 @@ from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
 from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.interfaces import as_counted
 from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
-from clockwork.models.interface import loosened
-from clockwork.models.package import PackageFile
-from clockwork.models.prepared import PreparedModel, TensorSpec
+from clockwork.formats.interface import loosened
+from clockwork.formats.package import PackageFile
+from clockwork.formats.prepared import PreparedModel, TensorSpec
 from clockwork.scheduler.types import ModelSpec
-from clockwork.telling import tell
-from clockwork.tensors import dtype_name
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import dtype_name
 
 
 class ModelState(enum.StrEnum):

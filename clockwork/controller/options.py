@@ -6,7 +6,7 @@ from typing import Any
 
 from clockwork.config import VERSION_MAX
 from clockwork.errors import InvalidInput
-from clockwork.telling import tell
+from clockwork.wire.telling import tell
 
 _OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
 ORIGIN_MAX = 4096  # characters

@@ -19,9 +19,7 @@ from typing import Any, ClassVar
 
 import msgpack
 
-from clockwork import __version__, wire
-from clockwork.clock import now_ns
-from clockwork.complaints import Complaints
+from clockwork import __version__
 from clockwork.config import (
     CLIENTS_MAX,
     DRAIN_BATCH_EVENTS,
@@ -87,8 +85,27 @@ from clockwork.errors import (
     PolicyFailed,
     Unavailable,
 )
-from clockwork.limits import raise_descriptor_limit
-from clockwork.messages import (
+from clockwork.scheduler import make_scheduler
+from clockwork.scheduler._core import TEXTS
+from clockwork.scheduler.recording import Header
+from clockwork.scheduler.types import (
+    DeviceClock,
+    DeviceLost,
+    Event,
+    LinkMeasured,
+    ModelFault,
+    ModelGone,
+    SendProfile,
+    Tick,
+    WorkerDraining,
+    WorkerJoined,
+    WorkerLeft,
+)
+from clockwork.system.clock import now_ns
+from clockwork.system.limits import raise_descriptor_limit
+from clockwork.wire import codec
+from clockwork.wire.complaints import Complaints
+from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
     PROTOCOL_VERSION,
@@ -125,25 +142,9 @@ from clockwork.messages import (
     WorkerHello,
     WorkerWelcome,
 )
-from clockwork.roles import Port
-from clockwork.scheduler import make_scheduler
-from clockwork.scheduler._core import TEXTS
-from clockwork.scheduler.recording import Header
-from clockwork.scheduler.types import (
-    DeviceClock,
-    DeviceLost,
-    Event,
-    LinkMeasured,
-    ModelFault,
-    ModelGone,
-    SendProfile,
-    Tick,
-    WorkerDraining,
-    WorkerJoined,
-    WorkerLeft,
-)
-from clockwork.telling import printable, tell
-from clockwork.transport import Transport, require_keys_beyond_loopback, socket_functions
+from clockwork.wire.roles import Port
+from clockwork.wire.telling import printable, tell
+from clockwork.wire.transport import Transport, require_keys_beyond_loopback, socket_functions
 
 log = logging.getLogger("clockwork.controller")
 
@@ -327,15 +328,15 @@ class Controller:
         message: Any = None
         try:
             if not frames:
-                raise wire.WireError("a message is a header and at most a bounded number of frames")
-            message = wire.decode(frames[0], FROM_CLIENT)
+                raise codec.WireError("a message is a header and at most a bounded number of frames")
+            message = codec.decode(frames[0], FROM_CLIENT)
             if client is None or type(message) is ClientHello:
                 self._greet_client(identity, fd, message, key)
             else:
                 self._access.check(key, message)
                 self._client_handlers[type(message)](self, client, message, frames)
-        except wire.WireError as error:
-            _, request_id = wire.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
+        except codec.WireError as error:
+            _, request_id = codec.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
             failure = Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
             self._tell_client(identity, fd, failure)
             self._complain("client malformed", f"malformed message from {_named(client)}: {error}")
@@ -524,8 +525,8 @@ class Controller:
         kind = "message"
         try:
             if not frames:
-                raise wire.WireError("a message is a header and at most a bounded number of frames")
-            message = wire.decode(frames[0], FROM_WORKER)
+                raise codec.WireError("a message is a header and at most a bounded number of frames")
+            message = codec.decode(frames[0], FROM_WORKER)
             kind = type(message).__name__
             self._access.check(key, message)
             if worker is None or type(message) is WorkerHello:
@@ -534,7 +535,7 @@ class Controller:
                 self._worker_handlers[type(message)](self, worker, message, frames)
         except Forbidden as error:
             self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, str(error)))
-        except (wire.WireError, InvalidInput) as error:
+        except (codec.WireError, InvalidInput) as error:
             self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
             self._turn_away(identity, fd, worker, str(error))
         except PolicyFailed:
@@ -1100,11 +1101,11 @@ class Controller:
 
     def _tell_client(self, identity: bytes, fd: int, message: tuple[Any, ...], frames: Any = ()) -> bool:
         """Queue a message for the client at a descriptor. False if it is gone or has left too much unread."""
-        return self._exchange.send(CLIENTS, identity, fd, wire.encode(message), frames)
+        return self._exchange.send(CLIENTS, identity, fd, codec.encode(message), frames)
 
     def _tell_worker(self, identity: bytes, fd: int, message: tuple[Any, ...], frames: Any = ()) -> bool:
         """The same of a worker."""
-        return self._exchange.send(WORKERS, identity, fd, wire.encode(message), frames)
+        return self._exchange.send(WORKERS, identity, fd, codec.encode(message), frames)
 
     def _send_client(
         self, client: ClientLink, message: tuple[Any, ...], frames: list[Any] | None = None

@@ -44,7 +44,11 @@ from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
 from clockwork.controller.turns import Turns
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, ModelNotFound, Unavailable
-from clockwork.messages import (
+from clockwork.formats.interface import Interface, difference
+from clockwork.formats.package import PackageFile, PackageWriter, check_name, digest_of, parse_files, rows_of
+from clockwork.formats.prepared import PreparedModel
+from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
+from clockwork.wire.messages import (
     Forget,
     Prepare,
     Prepared,
@@ -59,11 +63,7 @@ from clockwork.messages import (
     UploadChunk,
     UploadNeed,
 )
-from clockwork.models.interface import Interface, difference
-from clockwork.models.package import PackageFile, PackageWriter, check_name, digest_of, parse_files, rows_of
-from clockwork.models.prepared import PreparedModel
-from clockwork.scheduler.types import Event, ModelReady, ModelRemoved
-from clockwork.telling import printable, tell
+from clockwork.wire.telling import printable, tell
 
 log = logging.getLogger("clockwork.controller")
 

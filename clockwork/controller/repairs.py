@@ -19,11 +19,11 @@ from clockwork.controller.catalog import Catalog
 from clockwork.controller.models import ModelTable
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
-from clockwork.messages import Chunk, Fetch, Status
-from clockwork.models.checksums import Stopped
-from clockwork.models.fetching import Fetched, PackageFetcher
-from clockwork.models.package import DamagedPackage, PackageFile
-from clockwork.telling import printable
+from clockwork.formats.checksums import Stopped
+from clockwork.formats.fetching import Fetched, PackageFetcher
+from clockwork.formats.package import DamagedPackage, PackageFile
+from clockwork.wire.messages import Chunk, Fetch, Status
+from clockwork.wire.telling import printable
 
 log = logging.getLogger("clockwork.controller")
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from clockwork.config import ROUTES_KEPT, SHARE_WHOLE, VERSION_MAX, VERSIONS_MAX
 from clockwork.errors import InvalidInput
-from clockwork.models.checksums import seal
-from clockwork.models.package import check_name
-from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
-from clockwork.telling import tell
-from clockwork.tensors import dtype_name
+from clockwork.formats.checksums import seal
+from clockwork.formats.package import check_name
+from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import dtype_name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

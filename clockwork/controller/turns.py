@@ -17,7 +17,7 @@ from clockwork.controller.catalog import Catalog, Change
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError, PolicyFailed, Unavailable
-from clockwork.models.durable import NotUndone
+from clockwork.formats.durable import NotUndone
 
 log = logging.getLogger("clockwork.controller")
 

@@ -26,7 +26,7 @@ from clockwork.device._ort cimport (
 from clockwork.device._parts cimport ALIGNMENT, RANK_MOST, Input, Output, dtype_bits, fill_seeded, pin_parts
 
 from clockwork.device._pages import model_dtypes
-from clockwork.messages import Status
+from clockwork.wire.messages import Status
 
 cdef enum:
     IN_PLACE_ALIGNMENT = 16  # of a caller's buffer that a kernel reads directly

@@ -3,7 +3,7 @@
 from clockwork.device._cuda_host import Link
 from clockwork.device._cudriver import Table
 from clockwork.device._orders import Orders
-from clockwork.messages import HostDrop, HostFetch
+from clockwork.wire.messages import HostDrop, HostFetch
 
 class Core(Orders):
     fault_text: str

@@ -16,7 +16,7 @@ from clockwork.device._orders cimport (
     cw_claim_free, cw_hub_lock, cw_hub_take, cw_hub_unlock, cw_lane, cw_lane_clear, cw_lane_revoke)
 from clockwork.device._parts cimport Output, Parts, make_block, pin_parts
 
-from clockwork.messages import NEVER_NS, Status
+from clockwork.wire.messages import NEVER_NS, Status
 
 cdef int INVALID_INPUT = Status.INVALID_INPUT
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED

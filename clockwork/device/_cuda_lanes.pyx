@@ -34,7 +34,7 @@ from clockwork.device._orders cimport (
     span_begin, span_end)
 from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, dtype_bits, fill_seeded
 
-from clockwork.messages import Status
+from clockwork.wire.messages import Status
 
 cdef enum:
     POLL_SPIN_NS = 20_000  # a wait this young is not worth a sleep

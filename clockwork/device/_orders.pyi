@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clockwork.device.base import Completion, TensorView
-from clockwork.messages import Infer, Load, Profile, Unload
+from clockwork.wire.messages import Infer, Load, Profile, Unload
 
 class Known:
     model_id: int

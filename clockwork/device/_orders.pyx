@@ -15,7 +15,7 @@ from libc.string cimport memcpy
 from clockwork.device._parts cimport free_parts, list_parts
 
 from clockwork.device.base import Completion
-from clockwork.messages import Status
+from clockwork.wire.messages import Status
 
 cdef int OK = Status.OK
 cdef int NOT_RESIDENT = Status.NOT_RESIDENT

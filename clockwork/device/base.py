@@ -12,24 +12,20 @@ which are called from the worker's preparation thread. The lanes themselves run 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from clockwork.messages import HostDrop, HostFetch, Infer, Load, Phase, Profile, Status, Unload
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class DeviceInfo:
-    """What the controller needs to know of a device to plan for it."""
-
-    kind: str  # "cpu", "cuda" or "emulated"
-    name: str  # for people: the processor or card
-    fingerprint: str  # programs prepared under another fingerprint must be prepared again
-    page_bytes: int
-    page_count: int
-    run_ahead: int  # actions that a lane accepts before the first of them has completed
-    host_bytes: int = 0  # budget of the host store that it shares with the worker's others; 0: no host tier
+from clockwork.wire.messages import (
+    DeviceInfo,
+    HostDrop,
+    HostFetch,
+    Infer,
+    Load,
+    Phase,
+    Profile,
+    Status,
+    Unload,
+)
 
 
 class TensorView(NamedTuple):

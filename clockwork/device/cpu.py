@@ -24,10 +24,9 @@ from clockwork import config
 from clockwork.device._cpu import Core
 from clockwork.device._ort import runtime
 from clockwork.device._pages import Model, Program
-from clockwork.device.base import DeviceInfo
 from clockwork.device.native import NativeDevice
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.models.prepared import (
+from clockwork.formats.prepared import (
     PACKED_DATA_FILE,
     PACKED_FILE,
     PROGRAM_FILE,
@@ -36,7 +35,8 @@ from clockwork.models.prepared import (
     check_layout,
     program_damage,
 )
-from clockwork.tensors import DTYPES
+from clockwork.wire.messages import DeviceInfo
+from clockwork.wire.tensors import DTYPES
 
 _ALIGNMENT = 64
 """Of each input's place in a slot, in bytes."""

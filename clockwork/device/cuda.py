@@ -27,7 +27,7 @@ from clockwork.device._cuda import Core
 from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
 from clockwork.device._cudriver import CudaError, Table
-from clockwork.device.base import DeviceBroken, DeviceInfo
+from clockwork.device.base import DeviceBroken
 from clockwork.device.cuda_host import HostStore, PinnedFiles
 from clockwork.device.cuda_memory import (
     DeviceMemory,
@@ -41,10 +41,10 @@ from clockwork.device.cuda_memory import (
 )
 from clockwork.device.native import NativeDevice
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import HostDrop, HostFetch
-from clockwork.models.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
-from clockwork.models.program import Argument, Variant, read_program, stored_damage
-from clockwork.models.program import Program as LaunchLists
+from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
+from clockwork.formats.program import Argument, Variant, read_program, stored_damage
+from clockwork.formats.program import Program as LaunchLists
+from clockwork.wire.messages import DeviceInfo, HostDrop, HostFetch
 
 HOLDING = "program"
 

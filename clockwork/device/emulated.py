@@ -20,14 +20,25 @@ from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
 from clockwork import config
-from clockwork._wait import Timer
-from clockwork.clock import SECOND, Clock, now_ns
-from clockwork.device.base import Completion, DeviceInfo, TensorView
+from clockwork.device.base import Completion, TensorView
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Phase, Profile, Status, Unload
-from clockwork.models.prepared import PreparedModel
-from clockwork.tensors import DTYPES, STRING
+from clockwork.formats.prepared import PreparedModel
+from clockwork.system._wait import Timer
+from clockwork.system.clock import SECOND, Clock, now_ns
+from clockwork.wire.messages import (
+    NEVER_NS,
+    DeviceInfo,
+    HostDrop,
+    HostFetch,
+    Infer,
+    Load,
+    Phase,
+    Profile,
+    Status,
+    Unload,
+)
+from clockwork.wire.tensors import DTYPES, STRING
 
 KIND = "emulated"
 

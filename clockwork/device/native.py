@@ -6,10 +6,10 @@ import select
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
-from clockwork.clock import now_ns
 from clockwork.device._orders import Orders
 from clockwork.device.base import Completion, TensorView
-from clockwork.messages import HostDrop, HostFetch, Infer, Load, Profile, Unload
+from clockwork.system.clock import now_ns
+from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Unload
 
 CoreT = TypeVar("CoreT", bound=Orders)
 

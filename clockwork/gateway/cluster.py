@@ -14,19 +14,20 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from clockwork import __version__, tensors
-from clockwork._calls import Received
-from clockwork._loop import LoopClient
+from clockwork import __version__
+from clockwork.client.calls import Received
+from clockwork.client.loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX
-from clockwork.description import ModelInfo
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
 from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.gateway.tensors import check_size, name_of_dtype
 from clockwork.gateway.tracing import Carrier, Tracing
-from clockwork.messages import Answer, NamedTensorRef, Reason
-from clockwork.transport import Frame
+from clockwork.wire import tensors
+from clockwork.wire.description import ModelInfo
+from clockwork.wire.messages import Answer, NamedTensorRef, Reason
+from clockwork.wire.transport import Frame
 
 SERVER_NAME = "clockwork"
 

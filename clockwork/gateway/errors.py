@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from clockwork.clock import to_ns
 from clockwork.config import ERROR_CHARS_MAX
 from clockwork.errors import (
     Cancelled,
@@ -22,6 +21,7 @@ from clockwork.errors import (
     RequestTimeout,
     Unavailable,
 )
+from clockwork.system.clock import to_ns
 
 RETRY_AFTER_S = 1
 """What Retry-After says where nobody knows better; the header has whole seconds and none means never."""

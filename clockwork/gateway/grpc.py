@@ -20,8 +20,6 @@ import grpc.aio
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from clockwork import tensors
-from clockwork.clock import to_ns
 from clockwork.config import SECONDS_MAX
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
@@ -37,9 +35,11 @@ from clockwork.gateway.settings import (
     GatewaySettings,
 )
 from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
-from clockwork.messages import NamedTensorRef
-from clockwork.roles import GRPC
-from clockwork.transport import Frame
+from clockwork.system.clock import to_ns
+from clockwork.wire import tensors
+from clockwork.wire.messages import NamedTensorRef
+from clockwork.wire.roles import GRPC
+from clockwork.wire.transport import Frame
 
 log = logging.getLogger("clockwork.gateway")
 

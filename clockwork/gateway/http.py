@@ -17,7 +17,6 @@ from typing import Any, cast
 
 from aiohttp import web
 
-from clockwork import telling
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
@@ -33,9 +32,10 @@ from clockwork.gateway.tensors import (
     frame_of_json,
     json_of_frame,
 )
-from clockwork.messages import Answer, NamedTensorRef
-from clockwork.roles import HTTP
-from clockwork.transport import Frame
+from clockwork.wire import telling
+from clockwork.wire.messages import Answer, NamedTensorRef
+from clockwork.wire.roles import HTTP
+from clockwork.wire.transport import Frame
 
 log = logging.getLogger("clockwork.gateway")
 
@@ -74,7 +74,7 @@ class Path:
     __slots__ = ("handler", "methods", "name", "right", "words")
 
     def __init__(self, template: str, handler: Handler, methods: tuple[str, ...]) -> None:
-        """template: as clockwork.roles.HTTP has it, which says the right; {word}: any segment."""
+        """template: as clockwork.wire.roles.HTTP has it, which says the right; {word}: any segment."""
         self.handler = handler
         self.methods = methods
         self.name = handler.__name__[1:]  # what its requests are counted as

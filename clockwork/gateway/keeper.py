@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clockwork.client import Client
+from clockwork.client.blocking import Client
 from clockwork.errors import (
     ClockworkError,
     ConfigError,

@@ -16,9 +16,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from clockwork.clock import now_ns
 from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
 from clockwork.errors import ClockworkError
+from clockwork.system.clock import now_ns
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

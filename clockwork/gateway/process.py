@@ -15,9 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from clockwork import __version__
-from clockwork._loop import LoopClient
-from clockwork.client import Client
-from clockwork.clock import to_seconds
+from clockwork.client.blocking import Client
+from clockwork.client.loop import LoopClient
 from clockwork.config import CLIENT_TIMEOUT_NS
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
@@ -26,7 +25,8 @@ from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import METRICS_TIMEOUT_S, MetricsSource
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
-from clockwork.limits import raise_descriptor_limit
+from clockwork.system.clock import to_seconds
+from clockwork.system.limits import raise_descriptor_limit
 
 log = logging.getLogger("clockwork.gateway")
 

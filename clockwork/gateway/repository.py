@@ -19,8 +19,8 @@ from typing import TypeAlias
 
 from clockwork.config import VERSION_MAX, VERSIONS_MAX
 from clockwork.errors import ConfigError, InvalidModel
+from clockwork.formats.package import PROGRAM_JSON, check_name
 from clockwork.gateway.triton_config import CONFIG_BYTES_MAX, FolderConfig, read_config
-from clockwork.models.package import PROGRAM_JSON, check_name
 
 CONFIG = "config.pbtxt"
 FOLDERS_MAX = 100_000

@@ -11,8 +11,8 @@ from pathlib import Path
 from clockwork.errors import ConfigError, Forbidden
 from clockwork.gateway.errors import Unauthorized
 from clockwork.gateway.settings import TOKEN_BYTES_MAX, GatewaySettings
-from clockwork.keys import read_peer_keys
-from clockwork.roles import Right, Role
+from clockwork.wire.keys import read_peer_keys
+from clockwork.wire.roles import Right, Role
 
 log = logging.getLogger("clockwork.gateway")
 

@@ -15,11 +15,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from clockwork import tensors
 from clockwork.config import RANK_MAX
 from clockwork.errors import InvalidInput
-from clockwork.telling import tell
-from clockwork.tensors import DTYPES
+from clockwork.wire import tensors
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import DTYPES
 
 STANDARD = {
     "BOOL": tensors.BOOL, "UINT8": tensors.UINT8, "UINT16": tensors.UINT16, "UINT32": tensors.UINT32,

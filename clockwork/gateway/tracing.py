@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clockwork import __version__, config
-from clockwork._calls import Received
+from clockwork.client.calls import Received
 from clockwork.errors import Cancelled, ClockworkError, ConfigError
 from clockwork.gateway.errors import tell
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from google.protobuf import text_format
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.package import MODEL_FILE
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.models.package import MODEL_FILE
 
 CONFIG_BYTES_MAX = 1 << 20
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.interface import is_named
+from clockwork.formats.prepared import TensorSpec
 from clockwork.models.inputs import Run, any_finite, difference, different_rows
-from clockwork.models.interface import is_named
-from clockwork.models.prepared import TensorSpec
 from clockwork.models.runtime import RunError
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 PROOF_ROWS = 3
 

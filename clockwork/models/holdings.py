@@ -13,13 +13,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clockwork.models.checksums import set_aside
-from clockwork.models.durable import write_durably
-from clockwork.models.inputs import difference
-from clockwork.models.layout import Layout, lay_out, write_weights
-from clockwork.models.measure import weight_addresses
-from clockwork.models.package import put_in_place
-from clockwork.models.prepared import (
+from clockwork.formats.checksums import set_aside
+from clockwork.formats.durable import write_durably
+from clockwork.formats.package import put_in_place
+from clockwork.formats.prepared import (
     PACKED_DATA_FILE,
     PACKED_FILE,
     PROGRAM_FILE,
@@ -27,9 +24,12 @@ from clockwork.models.prepared import (
     WeightSpec,
     program_damage,
 )
+from clockwork.models.inputs import difference
+from clockwork.models.layout import Layout, lay_out, write_weights
+from clockwork.models.measure import weight_addresses
 from clockwork.models.runtime import RunError, Session
 from clockwork.models.split import Program, Splitter
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 
 @dataclasses.dataclass(slots=True)

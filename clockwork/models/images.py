@@ -22,7 +22,7 @@ from onnx import helper
 from PIL import Image, UnidentifiedImageError
 
 from clockwork.errors import InvalidInput, InvalidModel
-from clockwork.models.prepared import TensorSpec
+from clockwork.formats.prepared import TensorSpec
 
 INPUT_KEY = "clockwork.input"
 LABELS_KEY = "clockwork.labels"

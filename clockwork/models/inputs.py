@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
-from clockwork.models.interface import is_named
-from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
+from clockwork.formats.interface import is_named
+from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.models.runtime import RunError
-from clockwork.tensors import DTYPES, Array, numpy_dtype
+from clockwork.wire.tensors import DTYPES, Array, numpy_dtype
 
 Run: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 

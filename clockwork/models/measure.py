@@ -21,12 +21,12 @@ from clockwork.device.cpu import fingerprint as device_fingerprint
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_memory import which_card
 from clockwork.errors import ConfigError
-from clockwork.messages import NEVER_NS, Infer, Load, Status, Unload
+from clockwork.formats.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
 from clockwork.models.inputs import tile
-from clockwork.models.prepared import PROGRAM_FILE, PreparedModel, WeightSpec
 from clockwork.models.runtime import Limit, RunError
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.tensors import Array, decode_tensor, encode_array
+from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
+from clockwork.wire.tensors import Array, decode_tensor, encode_array
 
 BATCH_MAX = 16
 """The largest batch that is tried, unless the user asks for another bound."""

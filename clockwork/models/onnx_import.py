@@ -18,9 +18,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, defs, helper
 
 from clockwork.errors import InvalidModel
-from clockwork.models.archive import open_arrays
-from clockwork.models.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
-from clockwork.tensors import DTYPES, Array
+from clockwork.formats.archive import open_arrays
+from clockwork.formats.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
+from clockwork.wire.tensors import DTYPES, Array
 
 Examples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 """Real inputs: one dict of arrays by input name, or several of them."""

@@ -24,9 +24,31 @@ from typing import Any
 import onnx
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
+from clockwork.formats.interface import difference as interface_difference
+from clockwork.formats.interface import is_named, read_interface
+from clockwork.formats.package import (
+    LIST_FILE,
+    MODEL_FILE,
+    PROGRAM_JSON,
+    PackageFile,
+    check_package,
+    digest_of,
+    hash_file,
+)
+from clockwork.formats.prepared import (
+    FORMAT_VERSION,
+    UNKNOWN_RANK,
+    WEIGHTS_FILE,
+    PreparedModel,
+    TensorSpec,
+    prepared_directory,
+    program_damage,
+    program_name,
+)
+from clockwork.formats.program import stored_damage
 from clockwork.models import batching, measure, prepare_program
 from clockwork.models import inputs as trial
-from clockwork.models.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.models.holdings import (
     Bound,
     Packed,
@@ -38,33 +60,11 @@ from clockwork.models.holdings import (
     is_random,
     write_program,
 )
-from clockwork.models.interface import difference as interface_difference
-from clockwork.models.interface import is_named, read_interface
 from clockwork.models.onnx_import import check_model, external_files, metadata_of, read_examples, real_inputs
-from clockwork.models.package import (
-    LIST_FILE,
-    MODEL_FILE,
-    PROGRAM_JSON,
-    PackageFile,
-    check_package,
-    digest_of,
-    hash_file,
-)
-from clockwork.models.prepared import (
-    FORMAT_VERSION,
-    UNKNOWN_RANK,
-    WEIGHTS_FILE,
-    PreparedModel,
-    TensorSpec,
-    prepared_directory,
-    program_damage,
-    program_name,
-)
-from clockwork.models.program import stored_damage
 from clockwork.models.runtime import RunError, Session, optimise
 from clockwork.models.split import Program, Splitter
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 Progress = Callable[[str, int, int], None]
 

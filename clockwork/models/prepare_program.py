@@ -21,14 +21,11 @@ import numpy as np
 from onnx import TensorProto
 
 from clockwork.errors import InvalidModel
-from clockwork.models import inputs as trial
-from clockwork.models import measure, onnx_import
-from clockwork.models.checksums import read_plain, seal, set_aside, unseal
-from clockwork.models.durable import write_durably
-from clockwork.models.layout import Layout, lay_out, write_weights
-from clockwork.models.package import MODEL_FILE, PROGRAM_JSON, put_in_place
-from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
-from clockwork.models.program import (
+from clockwork.formats.checksums import read_plain, seal, set_aside, unseal
+from clockwork.formats.durable import write_durably
+from clockwork.formats.package import MODEL_FILE, PROGRAM_JSON, put_in_place
+from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, WeightSpec
+from clockwork.formats.program import (
     Check,
     Program,
     Variant,
@@ -38,9 +35,12 @@ from clockwork.models.program import (
     read_program,
     stored_damage,
 )
+from clockwork.models import inputs as trial
+from clockwork.models import measure, onnx_import
+from clockwork.models.layout import Layout, lay_out, write_weights
 from clockwork.models.runtime import RunError
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 HOLDING = "program"
 

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
 from clockwork.errors import InvalidModel
-from clockwork.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
+from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
 SILENT = 4  # ONNX Runtime's severity "fatal": its errors reach us as exceptions, not as lines on stderr
 

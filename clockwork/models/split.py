@@ -19,7 +19,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from clockwork.models.onnx_import import external_entry, external_path, is_external, read_model, tensor_bytes
-from clockwork.tensors import DTYPES
+from clockwork.wire.tensors import DTYPES
 
 SMALL_INTEGERS = 64
 """Integer and boolean tensors of up to so many elements are taken for shapes, axes and the like, and stay."""

@@ -11,7 +11,7 @@ from cpython.tuple cimport PyTuple_SET_ITEM
 from cython.operator cimport dereference as at
 from libc.stdint cimport UINT32_MAX, uintptr_t
 
-from clockwork.messages import Reason, Status
+from clockwork.wire.messages import Reason, Status
 from clockwork.scheduler._policy cimport Script
 from clockwork.scheduler.types import (
     ActionDone, AnswerFailed, AnswerOk, Arrived, DeviceClock, DeviceLost, Fault, LinkMeasured, ModelFault, ModelGone, ModelReady,

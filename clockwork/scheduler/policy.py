@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from clockwork.errors import ConfigError
-from clockwork.messages import NEVER_NS
 from clockwork.scheduler._policy import Batch, Device, Queue, Refusal, Request, Script
+from clockwork.wire.messages import NEVER_NS
 
 __all__ = ["NEVER_NS", "Batch", "Device", "Policy", "Queue", "Refusal", "Request", "is_scripted"]
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 import msgpack
 
 from clockwork.errors import ConfigError
-from clockwork.messages import Status
 from clockwork.scheduler.types import (
     ActionDone,
     AnswerFailed,
@@ -47,6 +46,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from clockwork.wire.messages import Status
 
 FORMAT = 1
 """Of a recording; a change of the events' fields is a new one."""

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from clockwork.messages import NEVER_NS, Reason, Status
+from clockwork.wire.messages import NEVER_NS, Reason, Status
 
 __all__ = ["NEVER_NS", "Reason", "Status"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 
 Floats = npt.NDArray[np.float64]
 

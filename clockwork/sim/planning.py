@@ -21,11 +21,11 @@ import numpy.typing as npt
 
 from clockwork.config import POLICY
 from clockwork.errors import ConfigError
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler import make_scheduler
 from clockwork.sim import fluid
-from clockwork.sim.workloads import Workload, rehearsed
 from clockwork.sim.world import Cluster, Histogram, Open, Report, simulate
+from clockwork.workloads import Workload, rehearsed
 
 SECOND = 1_000_000_000
 

@@ -7,9 +7,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from clockwork.profiles import ModelProfile
-from clockwork.sim.workloads import Arrivals
+from clockwork.formats.profiles import ModelProfile
 from clockwork.sim.world import Closed, Cluster, Open, Report, simulate
+from clockwork.workloads import Arrivals
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 PAGE_BYTES = 1 << 20

@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from clockwork.profiles import ModelProfile, linear
+from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.scheduler import POLICIES
 from clockwork.sim.check import policy_name
-from clockwork.sim.workloads import Arrivals
 from clockwork.sim.world import Closed, Cluster, Disturbance, Open, Workload, simulate
+from clockwork.workloads import Arrivals
 
 MS, SECOND = 1_000_000, 1_000_000_000
 

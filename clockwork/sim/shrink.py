@@ -14,8 +14,8 @@ from typing import Any
 
 from clockwork.config import SHRINK_RUNS_MAX
 from clockwork.sim.random_world import RandomWorld
-from clockwork.sim.workloads import Arrivals
 from clockwork.sim.world import Cluster
+from clockwork.workloads import Arrivals
 
 Row = tuple[int, int, int, int]
 """One request: when (ns), the model's index, its SLO (ns; 0: the model's), its priority (0: the default)."""
@@ -241,8 +241,8 @@ def as_test(shrunk: Shrunk) -> str:
 
 
 IMPORTS = """\
-from clockwork.profiles import ModelProfile
-from clockwork.sim.workloads import Arrivals
+from clockwork.formats.profiles import ModelProfile
+from clockwork.workloads import Arrivals
 from clockwork.sim.world import Closed, Cluster, Open, simulate
 """
 """What the test needs."""

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork.config import ACTIONS_QUEUED_MAX, POLICY, PRIORITY_DEFAULT
-from clockwork.messages import NEVER_NS
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler.policy import make_script
 from clockwork.sim._world import OUTCOME_NAMES, SLICE_NAMES, World, bucket_bounds
-from clockwork.sim.workloads import Arrivals
+from clockwork.wire.messages import NEVER_NS
+from clockwork.workloads import Arrivals
 
 SECOND = 1_000_000_000
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from clockwork.models.checksums import find_damage
+from clockwork.formats.checksums import find_damage
 
 Checksums = Mapping[str, int]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clockwork.clock import now_ns
-from clockwork.messages import NEVER_NS, Phase
-from clockwork.worker.actions import Action
+from clockwork.actions import Action
+from clockwork.system.clock import now_ns
+from clockwork.wire.messages import NEVER_NS, Phase
 
 _BILLION = 1_000_000_000
 

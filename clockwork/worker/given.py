@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from clockwork.config import MESSAGE_BYTES_MAX
 from clockwork.device.base import TensorView
-from clockwork.models.prepared import TensorSpec, contradiction
+from clockwork.formats.prepared import TensorSpec, contradiction
 
 
 class Given(NamedTuple):

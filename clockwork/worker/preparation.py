@@ -31,7 +31,6 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from clockwork.clock import SECOND, now_ns
 from clockwork.config import (
     CHECK_BUSY_SHARE,
     PREPARATION_IDLE_NS,
@@ -42,9 +41,10 @@ from clockwork.config import (
     preparation_run_ns,
 )
 from clockwork.errors import InvalidModel
-from clockwork.messages import Status
-from clockwork.models.checksums import find_damage, set_aside
-from clockwork.models.package import DamagedPackage
+from clockwork.formats.checksums import find_damage, set_aside
+from clockwork.formats.package import DamagedPackage
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.messages import Status
 
 MESSAGE_BYTES_MAX = 1 << 20
 """Of what the two sides say to each other."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from clockwork.clock import now_ns
 from clockwork.config import PREPARATION_SLOW_NS, PREPARATIONS_MAX
+from clockwork.system.clock import now_ns
 from clockwork.worker.preparation import Job, JobDone, PreparationProcess
 
 

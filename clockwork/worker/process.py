@@ -23,9 +23,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from clockwork import __version__, config, wire
-from clockwork.clock import MS, SECOND, now_ns
-from clockwork.complaints import Complaints
+from clockwork import __version__, config
+from clockwork.actions import (
+    Action,
+    ActionQueue,
+    Due,
+    Ended,
+    QueueCommand,
+    Received,
+    Reject,
+    Revoked,
+    RevokeStarted,
+    Start,
+)
 from clockwork.config import (
     ARENA_BYTES,
     CHECK_LIMIT_NS,
@@ -51,9 +61,13 @@ from clockwork.device import _crash
 from clockwork.device.base import Completion, Device, DeviceGroup, TensorView
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput
-from clockwork.keys import read_peer_keys
-from clockwork.limits import go_first, raise_descriptor_limit
-from clockwork.messages import (
+from clockwork.formats.package import PackageStore
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.system.limits import go_first, raise_descriptor_limit
+from clockwork.wire import codec
+from clockwork.wire.complaints import Complaints
+from clockwork.wire.keys import read_peer_keys
+from clockwork.wire.messages import (
     NEVER_NS,
     PROTOCOL_VERSION,
     TO_WORKER,
@@ -84,21 +98,8 @@ from clockwork.messages import (
     WorkerHello,
     WorkerWelcome,
 )
-from clockwork.models.package import PackageStore
-from clockwork.roles import Role
-from clockwork.transport import Connection, Frame, Transport, Waiter
-from clockwork.worker.actions import (
-    Action,
-    ActionQueue,
-    Due,
-    Ended,
-    QueueCommand,
-    Received,
-    Reject,
-    Revoked,
-    RevokeStarted,
-    Start,
-)
+from clockwork.wire.roles import Role
+from clockwork.wire.transport import Connection, Frame, Transport, Waiter
 from clockwork.worker.clock import Jitter, WorkerClock
 from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
 from clockwork.worker.registration import Registrar
@@ -425,7 +426,7 @@ class Worker:
             self._hello()
         if self._welcomed:
             stamp_ns = self._clock.to_worker(now)
-            self._send(wire.encode(Heartbeat(stamp_ns, self._jitter.p99_ns(), self._stats())))
+            self._send(codec.encode(Heartbeat(stamp_ns, self._jitter.p99_ns(), self._stats())))
         if now >= self._next_collect_ns:
             self._next_collect_ns = now + COLLECT_INTERVAL_NS
             gc.collect()
@@ -466,7 +467,7 @@ class Worker:
                 self._lose(line, states[line.card].lost)
             elif self._welcomed and clocks[line.card] != line.clock_mhz:
                 line.clock_mhz = clocks[line.card]
-                self._send(wire.encode(ClockChanged(line.index, line.clock_mhz)))
+                self._send(codec.encode(ClockChanged(line.index, line.clock_mhz)))
 
     # ----- the session -------------------------------------------------------------------------
 
@@ -489,7 +490,7 @@ class Worker:
             for info in (line.device.info for line in self._lines)
         ]
         hello = WorkerHello(PROTOCOL_VERSION, __version__, self._settings.name, self._epoch, devices)
-        sent = self._dealer.send(wire.encode(hello))
+        sent = self._dealer.send(codec.encode(hello))
         self._hello_due_ns = 0 if sent else now_ns()
 
     def _abandon(self) -> None:
@@ -521,7 +522,7 @@ class Worker:
         self._heartbeat()
         self._look_at_clocks()
         if self._goodbye_ns:
-            self._send(wire.encode(Goodbye()))
+            self._send(codec.encode(Goodbye()))
 
     def _on_hello_needed(self, message: HelloNeeded, frames: list[Frame], now: int) -> None:
         if not self._welcomed:
@@ -552,7 +553,7 @@ class Worker:
 
     def _on_ping(self, message: Ping, frames: list[Frame], now: int) -> None:
         to_worker = self._clock.to_worker
-        self._send(wire.encode(Pong(message.sent_ns, to_worker(now), to_worker(now_ns()))))
+        self._send(codec.encode(Pong(message.sent_ns, to_worker(now), to_worker(now_ns()))))
 
     # ----- leaving -----------------------------------------------------------------------------
 
@@ -562,7 +563,7 @@ class Worker:
             self._goodbye_ns = now
             log.info("stopping: %d actions to finish", len(self._actions))
             if self._welcomed:
-                self._send(wire.encode(Goodbye()))
+                self._send(codec.encode(Goodbye()))
         if self._stop_signals > 1 or not self._welcomed or now >= self._drain_due_ns():
             if self._actions:
                 log.warning("leaves with %d actions unfinished", len(self._actions))
@@ -578,12 +579,12 @@ class Worker:
 
     def _on_message(self, frames: list[Frame], now: int) -> None:
         try:
-            message = wire.decode(frames[0], TO_WORKER)
-        except wire.WireError as error:
+            message = codec.decode(frames[0], TO_WORKER)
+        except codec.WireError as error:
             self._complaints.note("malformed", now, f"malformed message from the controller: {error}")
             if self._welcomed:
                 self._answer_failed(
-                    *wire.addressee(frames[0], TO_WORKER), Status.INVALID_INPUT, str(error), now
+                    *codec.addressee(frames[0], TO_WORKER), Status.INVALID_INPUT, str(error), now
                 )
             return
         kind = type(message)
@@ -600,7 +601,7 @@ class Worker:
     def _answer_failed(self, kind: type | None, number: int, status: Status, text: str, now: int) -> None:
         """Have the controller hear that nothing comes of a message. number: of its action or model."""
         if kind is Prepare:
-            self._send(wire.encode(Prepared(number, Status.INTERNAL, text, {})))
+            self._send(codec.encode(Prepared(number, Status.INTERNAL, text, {})))
         elif kind in ACTIONS and number not in self._actions:
             # Of one that is known, its window or the device is the end.
             self._answer(number, status, text, self._clock.to_worker(now))
@@ -757,7 +758,7 @@ class Worker:
             phase(completion.copy_out),
             parts,
         )
-        self._send(wire.encode(result), frames)
+        self._send(codec.encode(result), frames)
         self._obey(line, line.queue.step(Ended(now, completion.action_id)))
 
     # ----- what runs too long, or crashes --------------------------------------------------------
@@ -812,11 +813,11 @@ class Worker:
         self._leave_ns = now_ns() + FAREWELL_LIMIT_NS
         if not self._welcomed:
             return
-        self._send(wire.encode(Goodbye()))
+        self._send(codec.encode(Goodbye()))
         for action_id, held in self._actions.items():
             self._answer(action_id, *outcomes.get(action_id, CANCELLED), held.received_ns)
         self._actions.clear()
-        self._send(wire.encode(Goodbye()))
+        self._send(codec.encode(Goodbye()))
 
     def _say_last_words(self, number: int, action_id: int) -> None:
         """A lane has crashed, and its thread waits for this before the process ends by its signal."""
@@ -851,7 +852,7 @@ class Worker:
         self._lost.append(f"{line.device.info.name}: {text}")
         log.critical("device %d (%s) is offline: %s", line.index, line.device.info.name, text)
         if self._welcomed:
-            self._send(wire.encode(DeviceFault(line.index, text)))
+            self._send(codec.encode(DeviceFault(line.index, text)))
         self._registrar.lose(line.device)
         if all(one.offline for one in self._lines):
             log.critical("no device is left: the worker ends")
@@ -860,7 +861,7 @@ class Worker:
     def _answer(self, action_id: int, status: Status, text: str, received_ns: int) -> None:
         """The result of an action that did not reach the device."""
         result = Result(action_id, status, text, received_ns, NO_PHASE, NO_PHASE, NO_PHASE, [])
-        self._send(wire.encode(result))
+        self._send(codec.encode(result))
 
 
 def _views(parts: list[list[TensorRef]], frames: list[Frame]) -> Parts:

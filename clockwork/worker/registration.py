@@ -24,14 +24,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clockwork import wire
 from clockwork.config import CHECK_JOB_MODELS, REFETCHES_MAX
 from clockwork.device.base import DeviceBroken, ModelHolder
 from clockwork.errors import InvalidModel
-from clockwork.messages import Chunk, Fetch, Prepare, Prepared, Status
-from clockwork.models.checksums import read_plain, set_aside, unseal
-from clockwork.models.fetching import PackageFetcher
-from clockwork.models.package import (
+from clockwork.formats.checksums import read_plain, set_aside, unseal
+from clockwork.formats.fetching import PackageFetcher
+from clockwork.formats.package import (
     PROFILE_FILE,
     DamagedPackage,
     PackageFile,
@@ -39,8 +37,10 @@ from clockwork.models.package import (
     digest_of,
     parse_files,
 )
-from clockwork.models.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
-from clockwork.models.profiled import prepare_profile
+from clockwork.formats.prepared import FORMAT_VERSION, OF_THE_DEVICE, PREPARED_FILE, prepared_directory
+from clockwork.formats.profiled import prepare_profile
+from clockwork.wire import codec
+from clockwork.wire.messages import Chunk, Fetch, Prepare, Prepared, Status
 from clockwork.worker.checks import Checked, Checks
 from clockwork.worker.given import Given
 from clockwork.worker.preparation import JobDone, PreparationProcess, set_package_aside
@@ -128,7 +128,7 @@ class Registrar:
         model_id = message.model_id
         if model_id in self.ready or model_id in self._coming:
             text = f"model id {model_id} was announced twice"
-            self._send(wire.encode(Prepared(model_id, Status.INTERNAL, text, {})))
+            self._send(codec.encode(Prepared(model_id, Status.INTERNAL, text, {})))
             return
         model = self._coming[model_id] = _Model(message)
         self._opener.put(model)
@@ -208,7 +208,7 @@ class Registrar:
         for fetch, data in self._opener.poll_read():
             status = Status.INTERNAL if data is None else Status.OK
             chunk = Chunk(fetch.digest, fetch.file, fetch.offset, status)
-            self._send(wire.encode(chunk), [data or b""])
+            self._send(codec.encode(chunk), [data or b""])
         for fetched in self._fetcher.poll():
             self._fetched(fetched.digest, fetched.status, fetched.text)
         for checked in self._checks.poll():
@@ -274,7 +274,7 @@ class Registrar:
         self._checks.close()
 
     def _send_fetch(self, fetch: Fetch) -> None:
-        self._send(wire.encode(fetch))
+        self._send(codec.encode(fetch))
 
     def _opened(self, opened: _Opened) -> None:
         model = opened.model
@@ -412,7 +412,7 @@ class Registrar:
         del self._coming[model_id]
         if model_id in self._repairing:
             self._begin_anew(model_id, text)
-        self._send(wire.encode(Prepared(model_id, status, text, {})))
+        self._send(codec.encode(Prepared(model_id, status, text, {})))
 
 
 class _Read(NamedTuple):
@@ -533,7 +533,7 @@ class _OpeningThread:
         layout = tuple(summary.get(key) for key in LAYOUT)
         if model.layout not in ((), layout):
             reply = Prepared(message.model_id, Status.INTERNAL, "it was prepared differently before", {})
-            return _Opened(model, False, True, wire.encode(reply), damage)
+            return _Opened(model, False, True, codec.encode(reply), damage)
         model.layout = layout
         for device in devices:
             try:
@@ -596,13 +596,13 @@ def _check_kind(model: _Model, devices: Sequence[ModelHolder]) -> None:
 def _told(prepared: Prepared) -> bytes:
     """The header of a Prepared, whose names and notes are the model's. Raises InvalidModel where it is no message."""
     try:
-        return wire.check(prepared)
-    except wire.WireError as error:
+        return codec.check(prepared)
+    except codec.WireError as error:
         raise InvalidModel(f"the model is beyond what a controller can be told of one: {error}") from None
 
 
 def _hopeless(model: _Model, reply: Prepared) -> _Opened:
-    return _Opened(model, False, True, wire.encode(reply))
+    return _Opened(model, False, True, codec.encode(reply))
 
 
 class DamagedRecord(ValueError):

@@ -16,7 +16,7 @@ constexpr std::size_t BATCH_FRAMES_MAX = 65'536;
 // What a message costs that takes the long road, in bytes of headers: at most 64 such messages are taken at once.
 constexpr std::size_t LONG_ROAD_BYTES = 4 << 10;
 
-// The clock of clockwork.clock.now_ns().
+// The clock of clockwork.system.clock.now_ns().
 Ns clock_ns() {
     timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);

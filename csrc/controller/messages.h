@@ -1,4 +1,4 @@
-// The headers that a controller reads and writes most, as clockwork/messages.py declares them.
+// The headers that a controller reads and writes most, as clockwork/wire/messages.py declares them.
 //
 // Reading decides nothing: a header is one of these, well formed in every field, or it is odd, and then Python looks
 // at it and says what is wrong. What was read points into the header's bytes.
@@ -27,7 +27,7 @@ enum Tag : std::int64_t {
     TAG_HOST_DROP = 107,
 };
 
-// As clockwork/messages.py declares them; a test compares.
+// As clockwork/wire/messages.py declares them; a test compares.
 inline constexpr std::size_t REQUEST_HEADER_BYTES_MAX = 128 << 10;
 inline constexpr std::size_t RESULT_HEADER_BYTES_MAX = 2 << 20;
 inline constexpr std::size_t REFERENCE_BYTES_MAX = 1'024;
@@ -93,7 +93,7 @@ std::int64_t tag_of(std::string_view header);
 // The dimensions of a tensor, as an array.
 void write_dims(Writer& writer, const std::int64_t* dims, std::uint32_t rank);
 
-// Whether a number is one of clockwork.messages.Status.
+// Whether a number is one of clockwork.wire.messages.Status.
 bool is_status(std::int64_t number);
 
 }  // namespace clockwork

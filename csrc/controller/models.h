@@ -15,7 +15,7 @@ namespace clockwork {
 
 inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;             // clockwork.config.MESSAGE_BYTES_MAX
 inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockwork.config.STRINGS_MAX
-inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.tensors._DIMENSIONS_MAX
+inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
 
 // Of a model with more inputs, every request is left to Python.
 inline constexpr std::size_t INPUTS_MAX = 16;

@@ -18,11 +18,11 @@ using LoadId = std::uint64_t;
 using ModelId = std::int64_t;
 using WorkerId = std::int32_t;
 
-inline constexpr Ns NEVER_NS = Ns{1} << 62;  // clockwork.messages.NEVER_NS
+inline constexpr Ns NEVER_NS = Ns{1} << 62;  // clockwork.wire.messages.NEVER_NS
 inline constexpr Ns MS = 1'000'000;
 inline constexpr Ns SECOND = 1'000'000'000;
 
-// The numbers of clockwork.messages.Status; a test holds them together.
+// The numbers of clockwork.wire.messages.Status; a test holds them together.
 enum class Status : std::uint8_t {
     OK = 0,
     REFUSED = 1,
@@ -48,7 +48,7 @@ enum class Status : std::uint8_t {
     CRASHED = 29,
 };
 
-// In the order of clockwork.messages.Reason; NONE for an answer that is no refusal.
+// In the order of clockwork.wire.messages.Reason; NONE for an answer that is no refusal.
 enum class Reason : std::uint8_t {
     NONE,
     DEADLINE,

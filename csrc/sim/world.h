@@ -11,12 +11,12 @@
 #include <utility>
 #include <vector>
 
+#include "actions/queue.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/types.h"
 #include "sim/accounts.h"
 #include "sim/events.h"
 #include "sim/random.h"
-#include "worker/actions.h"
 
 namespace clockwork::sim {
 

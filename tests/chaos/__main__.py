@@ -22,7 +22,7 @@ import rich.console
 import rich.progress
 import rich.table
 
-from clockwork.cluster import die_with
+from clockwork.launch.local import die_with
 from tests.chaos import seed as seeds
 from tests.chaos import template as templates
 from tests.chaos.oracle import Rule

@@ -7,10 +7,11 @@ import random
 import threading
 from typing import Any
 
-from clockwork import __version__, messages, wire
-from clockwork.clock import MS, SECOND, now_ns
-from clockwork.models.prepared import PreparedModel
-from clockwork.transport import Connection, Transport, Waiter
+from clockwork import __version__
+from clockwork.formats.prepared import PreparedModel
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire import codec, messages
+from clockwork.wire.transport import Connection, Transport, Waiter
 from tests.chaos.processes import World
 
 LIES = (
@@ -46,7 +47,7 @@ class Liar:
         self._transport.close()
 
     def _send(self, message: Any, *frames: bytes) -> None:
-        self._dealer.send(wire.encode(message), frames)
+        self._dealer.send(codec.encode(message), frames)
 
     def _run(self) -> None:
         waiter = Waiter([self._dealer])
@@ -57,7 +58,7 @@ class Liar:
                 if change is Connection.UP:
                     self._hello()
             while (frames := self._dealer.receive()) is not None:
-                message = wire.decode(frames[0], messages.TO_WORKER)
+                message = codec.decode(frames[0], messages.TO_WORKER)
                 welcome = welcome or type(message) is messages.WorkerWelcome
                 self._answer(message, [bytes(frame) for frame in frames[1:]])
             if welcome and now_ns() > heartbeat_ns:

@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from clockwork import AsyncClient, Client, messages, wire
-from clockwork.clock import SECOND, now_ns
+from clockwork import AsyncClient, Client
 from clockwork.errors import (
     ClockworkError,
     ConnectionLost,
@@ -33,9 +32,11 @@ from clockwork.errors import (
     RequestTimeout,
     Unavailable,
 )
-from clockwork.messages import Status
-from clockwork.tensors import decode_tensor, encode_array
-from clockwork.transport import Connection, Transport, Waiter
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec, messages
+from clockwork.wire.messages import Status
+from clockwork.wire.tensors import decode_tensor, encode_array
+from clockwork.wire.transport import Connection, Transport, Waiter
 from tests.chaos.records import NO_SUCH_MODEL, ROOMY_SLO_NS, TIGHT_SLO_NS, Change, Outcome, Request, to_line
 from tests.process.cluster import same
 
@@ -331,7 +332,9 @@ class RawClient:
             return
         model, number, slo_ns = order
         dtype, shape, frame = encode_array(self._load.answers.input(model, number))
-        header = wire.encode(messages.InferRequest(self._next_id, model, slo_ns, 0, [["x", dtype, shape, 0]]))
+        header = codec.encode(
+            messages.InferRequest(self._next_id, model, slo_ns, 0, [["x", dtype, shape, 0]])
+        )
         if self._dealer.send(header, [frame]):
             self._open[self._next_id] = (now_ns(), order)
             self._next_id += 1
@@ -353,14 +356,14 @@ class RawClient:
             self._welcome = False
             if change is Connection.UP:
                 self._dealer.send(
-                    wire.encode(messages.ClientHello(messages.PROTOCOL_VERSION, "chaos", "raw"))
+                    codec.encode(messages.ClientHello(messages.PROTOCOL_VERSION, "chaos", "raw"))
                 )
             else:
                 self._given_up.update(self._open)
                 for request_id in list(self._open):
                     self._end(request_id, Outcome.LOST)
         while (frames := self._dealer.receive()) is not None:
-            message = wire.decode(frames[0], messages.TO_CLIENT)
+            message = codec.decode(frames[0], messages.TO_CLIENT)
             if type(message) is messages.ClientWelcome:
                 self._welcome = True
             elif type(message) is messages.Failure and message.request_id:

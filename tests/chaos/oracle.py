@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Callable, Iterable, Sequence
 
-from clockwork.clock import MS, SECOND
+from clockwork.system.clock import MS, SECOND
 from tests.chaos.faults import NOTICED_WITHIN_NS, Effect
 from tests.chaos.records import NO_SUCH_MODEL, Change, Outcome, Request
 from tests.chaos.scenario import Kind

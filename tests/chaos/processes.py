@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bench.links import Link
 from clockwork import Client
-from clockwork.clock import SECOND, now_ns
 from clockwork.errors import ClockworkError
+from clockwork.system.clock import SECOND, now_ns
 from tests.chaos.template import WORKERS, Template
 from tests.process.cluster import PATIENCE_S, Program, eventually, session_members
 

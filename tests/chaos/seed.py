@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from clockwork.clock import MS, SECOND, now_ns
 from clockwork.controller.catalog import Catalog
 from clockwork.errors import ClockworkError, Refused, Unavailable
+from clockwork.system.clock import MS, SECOND, now_ns
 from tests.chaos import faults, oracle
 from tests.chaos.load import Answers, LoadSettings
 from tests.chaos.oracle import Breach, Rule, State

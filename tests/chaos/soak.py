@@ -28,7 +28,7 @@ from typing import Any
 
 import rich.progress
 
-from clockwork.clock import SECOND, now_ns
+from clockwork.system.clock import SECOND, now_ns
 from tests.chaos import template as templates
 from tests.chaos.load import LoadSettings
 from tests.chaos.processes import World, isolate, shared_memory, usage

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork.clock import MS, SECOND
+from clockwork.system.clock import MS, SECOND
 from tests.chaos.faults import NOTICED_WITHIN_NS, Effect
 from tests.chaos.oracle import (
     Rule,

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from clockwork.clock import SECOND, now_ns
+from clockwork.system.clock import SECOND, now_ns
 from tests.chaos.processes import World
 from tests.chaos.scenario import Kind
 from tests.chaos.template import WORKERS

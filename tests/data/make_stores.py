@@ -24,11 +24,11 @@ from cluster import Cluster, Reference, running_cluster  # noqa: E402
 from models_onnx import normal, small_net  # noqa: E402
 
 from clockwork import __version__  # noqa: E402
-from clockwork.clock import MS  # noqa: E402
 from clockwork.device.cpu import fingerprint  # noqa: E402
+from clockwork.formats.prepared import prepared_directory  # noqa: E402
+from clockwork.formats.profiles import linear  # noqa: E402
 from clockwork.models.prepare import prepare  # noqa: E402
-from clockwork.models.prepared import prepared_directory  # noqa: E402
-from clockwork.profiles import linear  # noqa: E402
+from clockwork.system.clock import MS  # noqa: E402
 
 STORES = Path(__file__).resolve().parent / "stores"
 PAGE_BYTES = 4096

@@ -23,11 +23,9 @@ from clockwork import config
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_host import BudgetedHost
 from clockwork.device.cuda_memory import FAKE, find_card, open_driver, open_memory, target_of, why_unusable
-from clockwork.models.compile import nvrtc
-from clockwork.models.layout import lay_out, write_weights
-from clockwork.models.package import hash_file
-from clockwork.models.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
-from clockwork.models.program import (
+from clockwork.formats.package import hash_file
+from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
+from clockwork.formats.program import (
     CHECKS_FILE,
     HOST,
     PROGRAM_JSON,
@@ -43,7 +41,9 @@ from clockwork.models.program import (
     write_checks,
     write_program,
 )
-from clockwork.tensors import tensor_bytes
+from clockwork.models.compile import nvrtc
+from clockwork.models.layout import lay_out, write_weights
+from clockwork.wire.tensors import tensor_bytes
 from tests.device.fake import FakeDriver, environment
 
 PAGE_BYTES = 65_536

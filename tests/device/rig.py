@@ -17,13 +17,10 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from clockwork.clock import SECOND, now_ns
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice
 from clockwork.device.emulated import EmulatedDevice, EmulatedGroup
-from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Unload
-from clockwork.models.layout import lay_out, write_weights
-from clockwork.models.prepared import (
+from clockwork.formats.prepared import (
     FORMAT_VERSION,
     PACKED_DATA_FILE,
     PACKED_FILE,
@@ -34,8 +31,11 @@ from clockwork.models.prepared import (
     WeightSpec,
     program_name,
 )
+from clockwork.models.layout import lay_out, write_weights
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.tensors import DTYPES
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Unload
+from clockwork.wire.tensors import DTYPES
 
 PAGE_BYTES = 65_536
 STEP_NS = 20_000

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from clockwork.clock import MS, SECOND, now_ns
 from clockwork.device.base import TensorView
 from clockwork.errors import InvalidModel
-from clockwork.messages import NEVER_NS, Infer, Status
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire.messages import NEVER_NS, Infer, Status
 from tests.device.conftest import RIGS
 from tests.device.cuda_rig import CardRig, why_no_card
 from tests.device.rig import PAGE_BYTES, Driver, affine, array_of, case, expected_affine, repeated, view

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from clockwork.clock import MS, SECOND, now_ns
 from clockwork.device import _ort
 from clockwork.device.cpu import CpuDevice, fingerprint, slot_bytes
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import Status
-from clockwork.models.checksums import seal, unseal
-from clockwork.models.prepared import PACKED_FILE, PREPARED_FILE, WEIGHTS_FILE, PreparedModel
+from clockwork.formats.checksums import seal, unseal
+from clockwork.formats.prepared import PACKED_FILE, PREPARED_FILE, WEIGHTS_FILE, PreparedModel
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire.messages import Status
 from tests.device.rig import (
     PAGE_BYTES,
     Case,
@@ -324,7 +324,7 @@ def test_an_interpreter_ends_although_a_device_was_not_closed(tmp_path: Path) ->
     device.close()
     code = f"""
 from clockwork.device.cpu import CpuDevice
-from clockwork.messages import NEVER_NS, Load
+from clockwork.wire.messages import NEVER_NS, Load
 device = CpuDevice({32 * PAGE_BYTES}, {PAGE_BYTES})
 device.prepare(1, {directory!r})
 device.start_load(Load(1, 0, 1, 1, [0], 2**61, NEVER_NS, 0))

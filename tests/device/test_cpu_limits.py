@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from clockwork import config
-from clockwork.clock import SECOND, now_ns
-from clockwork.messages import Status
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.messages import Status
 from tests.device import wild
 from tests.device.rig import CpuRig, Driver, affine, array_of, expected_affine
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from clockwork.clock import MS, SECOND, now_ns
 from clockwork.device.base import DeviceBroken
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_host import PinnedFiles
 from clockwork.device.cuda_memory import cards, find_card, open_driver, open_memory
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import Status
-from clockwork.models.prepared import PreparedModel
+from clockwork.formats.prepared import PreparedModel
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire.messages import Status
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
 from tests.device.fake import ALLOCATING, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine

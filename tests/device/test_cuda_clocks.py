@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from clockwork.clock import SECOND
 from clockwork.device.cuda_clocks import ClockWatch, GpuState, NoClocks, Nvml, open_source
+from clockwork.system.clock import SECOND
 
 CARD, PART = "0a-card", "0b-part"
 IDLE = 0x1

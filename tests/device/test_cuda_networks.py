@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 import pytest
 
-from clockwork.messages import Status
+from clockwork.formats.prepared import prepared_directory
 from clockwork.models import zoo
 from clockwork.models.compile import compiler
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.inputs import difference
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import prepared_directory
 from clockwork.models.runtime import Session
-from clockwork.tensors import Array
+from clockwork.wire.messages import Status
+from clockwork.wire.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
 from tests.device.fake import environment
 from tests.device.rig import Driver, array_of

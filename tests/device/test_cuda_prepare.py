@@ -10,14 +10,14 @@ import onnx
 import pytest
 
 from clockwork.errors import InvalidModel
-from clockwork.messages import Status
+from clockwork.formats.prepared import PreparedModel, TensorSpec, prepared_directory
+from clockwork.formats.program import Argument, Launch, Program, Target, Variant, write_checks, write_program
 from clockwork.models import zoo
 from clockwork.models.compile.compiler import Options, compile_model
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import PreparedModel, TensorSpec, prepared_directory
-from clockwork.models.program import Argument, Launch, Program, Target, Variant, write_checks, write_program
 from clockwork.models.runtime import Session
-from clockwork.tensors import Array
+from clockwork.wire.messages import Status
+from clockwork.wire.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
 from tests.device.fake import environment
 from tests.device.rig import Case, Driver, affine, array_of, expected_affine

@@ -22,7 +22,7 @@ from clockwork.device import cuda
 from clockwork.device._cudriver import CudaError, Table
 from clockwork.device.cuda_memory import CardInfo, CupyMemory, _Translated, open_driver
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import Status
+from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CudaRig
 from tests.device.fake import OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Driver, affine, array_of, expected_affine

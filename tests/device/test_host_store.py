@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork.clock import MS, now_ns
 from clockwork.device.cuda_host import BudgetedHost
 from clockwork.device.cuda_memory import find_card, open_driver, open_memory
 from clockwork.errors import ConfigError
-from clockwork.messages import Status
-from clockwork.models.prepared import WEIGHTS_FILE
+from clockwork.formats.prepared import WEIGHTS_FILE
+from clockwork.system.clock import MS, now_ns
+from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CardRig, CudaRig, why_no_card
 from tests.device.fake import OUT_OF_MEMORY, environment
 from tests.device.rig import PAGE_BYTES, Driver, EmulatedRig, affine, array_of, expected_affine

@@ -25,12 +25,12 @@ from onnx.backend.test.loader import load_model_tests
 
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
+from clockwork.formats.prepared import PreparedModel, prepared_directory
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import check_interface, package_files
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import PreparedModel, prepared_directory
 from clockwork.models.runtime import RunError, Session
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 PAGE_BYTES = 64 << 10
 SAMPLE = 120

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from clockwork.device.cpu import fingerprint
+from clockwork.formats.prepared import prepared_directory
 from clockwork.models.inputs import difference
 from clockwork.models.measure import Bench
 from clockwork.models.onnx_import import package_files
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import prepared_directory
 from clockwork.models.runtime import Session
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 PAGE_BYTES = 1 << 20
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from clockwork.clock import SECOND, now_ns
+from clockwork.system.clock import SECOND, now_ns
 from tests.fuzz import mutate
 from tests.fuzz.targets import TARGETS
 from tests.native.building import FUZZER, ROOT, CannotBuild, build

@@ -11,17 +11,18 @@ from typing import Any
 
 import msgpack
 
-from clockwork import profiles, wire
 from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.routes import NameRoute, Shadow, Split
-from clockwork.models.checksums import seal, unseal
-from clockwork.models.interface import Interface
-from clockwork.models.package import PackageFile, digest_of
-from clockwork.models.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
-from clockwork.models.program import write_program
+from clockwork.formats import profiles
+from clockwork.formats.checksums import seal, unseal
+from clockwork.formats.interface import Interface
+from clockwork.formats.package import PackageFile, digest_of
+from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
+from clockwork.formats.program import write_program
 from clockwork.scheduler import recording
 from clockwork.scheduler.types import ProfilePoint, Tick
-from clockwork.tensors import FLOAT, STRING
+from clockwork.wire import codec
+from clockwork.wire.tensors import FLOAT, STRING
 from tests.edges import plain
 from tests.process.peers import echo_model
 
@@ -108,8 +109,8 @@ def packed(value: Any) -> bytes:
 def every_message() -> list[Any]:
     """One of each kind, as the forms of its fields would have it."""
     return [
-        typing.cast(Any, kind)._make(plain(form) for form in wire.forms_of(kind).values())
-        for kind in wire.TAG_OF
+        typing.cast(Any, kind)._make(plain(form) for form in codec.forms_of(kind).values())
+        for kind in codec.TAG_OF
     ]
 
 
@@ -180,7 +181,7 @@ def values(directory: Any) -> dict[str, tuple[Callable[[Any], bytes], list[Any]]
     split = Split(((1, 7000), (2, 3000)), Shadow(3, 500, 1e-6))
     model = dataclasses.asdict(prepared())
     return {
-        "headers": (packed, [[wire.TAG_OF[type(one)], *one] for one in every_message()]),
+        "headers": (packed, [[codec.TAG_OF[type(one)], *one] for one in every_message()]),
         "packages": (packed, [[["model.onnx", 10, "1" * 64], ["weights/a", 1 << 30, "2" * 64]]]),
         "summaries": (packed, [_plain(prepared().summary())]),
         "prepared": (

@@ -11,20 +11,20 @@ import json
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from clockwork import messages, tensors, wire
 from clockwork.controller import routes
 from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.registration import read_summary
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, InvalidModel
+from clockwork.formats import interface
+from clockwork.formats.checksums import unseal
+from clockwork.formats.package import digest_of, parse_files, rows_of
+from clockwork.formats.prepared import PreparedModel
+from clockwork.formats.profiles import dump_profiles, parse_profiles
+from clockwork.formats.program import parse_program
 from clockwork.gateway import http, triton_config
 from clockwork.gateway.errors import tell
-from clockwork.models import interface
-from clockwork.models.checksums import unseal
-from clockwork.models.package import digest_of, parse_files, rows_of
-from clockwork.models.prepared import PreparedModel
-from clockwork.models.program import parse_program
-from clockwork.profiles import dump_profiles, parse_profiles
 from clockwork.scheduler import recording
+from clockwork.wire import codec, messages, tensors
 
 TABLES = (messages.FROM_CLIENT, messages.TO_CLIENT, messages.FROM_WORKER, messages.TO_WORKER)
 
@@ -37,16 +37,16 @@ def demand(holds: bool, what: str) -> None:
 
 
 def headers(data: bytes) -> bool:
-    """wire.decode() in all directions; what it takes, encodes to something that it takes again."""
+    """codec.decode() in all directions; what it takes, encodes to something that it takes again."""
     taken = False
     for table in TABLES:
-        wire.addressee(data, table)
+        codec.addressee(data, table)
         try:
-            message = wire.decode(data, table)
-        except wire.WireError as error:
+            message = codec.decode(data, table)
+        except codec.WireError as error:
             demand(len(str(error)) < 1000, "a sentence about a stranger's value has a bound")
             continue
-        assert repr(wire.decode(wire.encode(message), table)) == repr(message)  # a NaN is not itself
+        assert repr(codec.decode(codec.encode(message), table)) == repr(message)  # a NaN is not itself
         taken = True
     return taken
 
@@ -102,7 +102,7 @@ def summaries(data: bytes) -> bool:
     """What a worker says that it has prepared."""
     head = messages.Prepared(1, messages.Status.OK, "", {})
     try:
-        message = wire.decode(wire.encode(head)[:-1] + data, messages.FROM_WORKER)
+        message = codec.decode(codec.encode(head)[:-1] + data, messages.FROM_WORKER)
         read_summary(message.summary)
     except ClockworkError:
         return False

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from clockwork import messages, wire
-from clockwork.messages import PROTOCOL_VERSION
-from clockwork.transport import Connection, Transport, Waiter
+from clockwork.wire import codec, messages
+from clockwork.wire.messages import PROTOCOL_VERSION
+from clockwork.wire.transport import Connection, Transport, Waiter
 from tests.fuzz import mutate
 
 SOON_NS = 20_000_000
@@ -73,7 +73,7 @@ def _dialled(
                     return
                 for change in dealer.changes():
                     if change is Connection.UP and hello is not None:
-                        dealer.send(wire.encode(hello))
+                        dealer.send(codec.encode(hello))
                 header, *frames = make()
                 stop.thrown += dealer.send(header, frames)
                 waiter.wait(SOON_NS)
@@ -87,11 +87,11 @@ def _odd_message(rng: random.Random, good: list[Any]) -> list[Any]:
     """A message that is almost one of ours, with a few frames behind it."""
     while True:
         message = rng.choice(good)
-        header = wire.encode(message)
+        header = codec.encode(message)
         if rng.random() < 0.4:
             header = mutate.odd_bytes(header, rng)
         else:
-            value: Any = [wire.TAG_OF[type(message)], *message]
+            value: Any = [codec.TAG_OF[type(message)], *message]
             for _ in range(rng.randint(1, 3)):
                 value = mutate.odd_within(value, rng)
             try:
@@ -134,13 +134,13 @@ def wild_workers(doors: Doors, rng: random.Random, stop: Stop) -> None:
 
 def hellos(doors: Doors, rng: random.Random, stop: Stop) -> None:
     """A flood of them, from one connection after the other."""
-    hello = wire.encode(messages.ClientHello(PROTOCOL_VERSION, "0", "again"))
+    hello = codec.encode(messages.ClientHello(PROTOCOL_VERSION, "0", "again"))
     _dialled(doors.clients, None, rng, stop, lambda: [hello])
 
 
 def ghosts(doors: Doors, rng: random.Random, stop: Stop) -> None:
     """A hello and an end, as fast as it goes."""
-    hello = wire.encode(messages.ClientHello(PROTOCOL_VERSION, "0", "ghost"))
+    hello = codec.encode(messages.ClientHello(PROTOCOL_VERSION, "0", "ghost"))
     context = zmq.Context()
     try:
         while not stop.is_set():
@@ -169,9 +169,9 @@ def silent_readers(doors: Doors, rng: random.Random, stop: Stop) -> None:
                     return
                 for change in dealer.changes():
                     if change is Connection.UP:
-                        dealer.send(wire.encode(hello))
+                        dealer.send(codec.encode(hello))
                 number += 1
-                header = wire.encode(
+                header = codec.encode(
                     messages.InferRequest(number, "digits", 0, 9, [["", 1, [1, 1, 8, 8], 0]])
                 )
                 stop.thrown += dealer.send(header, [bytes(256)])

@@ -22,8 +22,8 @@ import onnx
 import onnxruntime
 
 from clockwork import Client
-from clockwork.clock import SECOND, now_ns
-from clockwork.description import Status
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.description import Status
 
 PATIENCE_S = 60.0
 """How long a test waits for what must come, on a machine that does other things as well."""

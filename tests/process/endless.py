@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 
 from bench import zmtp
-from clockwork import wire
-from clockwork.messages import PROTOCOL_VERSION, ClientWelcome
+from clockwork.wire import codec
+from clockwork.wire.messages import PROTOCOL_VERSION, ClientWelcome
 
 PATIENCE_S = 20.0
 FRAME = zmtp.frame_head(1 << 20, zmtp.MORE) + bytes(1 << 20)
@@ -63,7 +63,7 @@ class Endless:
 
 def welcome(one: socket.socket) -> None:
     zmtp.read_message(one)
-    one.sendall(zmtp.message([wire.encode(ClientWelcome(PROTOCOL_VERSION, "endless", 1))]))
+    one.sendall(zmtp.message([codec.encode(ClientWelcome(PROTOCOL_VERSION, "endless", 1))]))
 
 
 def after_a_request(one: socket.socket) -> None:

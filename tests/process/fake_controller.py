@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from clockwork import wire
-from clockwork.keys import ControllerKeys
-from clockwork.messages import (
+from clockwork.wire import codec
+from clockwork.wire.keys import ControllerKeys
+from clockwork.wire.messages import (
     FROM_CLIENT,
     PROTOCOL_VERSION,
     Answer,
@@ -22,7 +22,7 @@ from clockwork.messages import (
     InferRequest,
     Status,
 )
-from clockwork.transport import Router, Transport, Waiter
+from clockwork.wire.transport import Router, Transport, Waiter
 
 
 class FakeController:
@@ -57,7 +57,7 @@ class FakeController:
 
     def send(self, identity: bytes, message: Any, frames: Any = ()) -> None:
         """On the controller's thread only."""
-        self.router.send(identity, wire.encode(message), frames)
+        self.router.send(identity, codec.encode(message), frames)
 
     def do(self, work: Callable[[], None]) -> None:
         with self._changed:
@@ -112,7 +112,7 @@ class FakeController:
             self._transport.close()
 
     def _take(self, identity: bytes, _: int, frames: list[Any]) -> None:
-        message = wire.decode(frames[0], FROM_CLIENT)
+        message = codec.decode(frames[0], FROM_CLIENT)
         handle = self.handle  # now: a test may replace it as soon as it sees that this message came
         if type(message) is ClientHello and identity not in self.peers:
             self.peers.append(identity)

@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clockwork import __version__, wire
-from clockwork.clock import SECOND, now_ns
-from clockwork.messages import (
+from clockwork import __version__
+from clockwork.formats.package import PackageFile, digest_of, rows_of
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec
+from clockwork.wire.messages import (
     FROM_WORKER,
     NEVER_NS,
     PROTOCOL_VERSION,
@@ -34,8 +36,7 @@ from clockwork.messages import (
     WorkerHello,
     WorkerWelcome,
 )
-from clockwork.models.package import PackageFile, digest_of, rows_of
-from clockwork.transport import Transport, Waiter
+from clockwork.wire.transport import Transport, Waiter
 
 TIMEOUT_S = 60
 
@@ -103,7 +104,7 @@ class SchedulerSide:
                 self._waiter.wait(left_ns)
                 continue
             identity, _, frames = received
-            message = wire.decode(frames[0], FROM_WORKER)
+            message = codec.decode(frames[0], FROM_WORKER)
             if isinstance(message, WorkerHello):
                 self.identity = identity
             if isinstance(message, Fetch) and message.digest in self.packages:
@@ -132,7 +133,7 @@ class SchedulerSide:
             assert isinstance(message, Heartbeat), message
 
     def send(self, message: Any, frames: Sequence[Any] = ()) -> None:
-        assert self.router.send(self.identity, wire.encode(message), frames)
+        assert self.router.send(self.identity, codec.encode(message), frames)
 
     def send_raw(self, header: bytes, frames: Sequence[Any] = ()) -> None:
         assert self.router.send(self.identity, header, frames)

@@ -14,14 +14,14 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from clockwork import messages, wire
-from clockwork.clock import SECOND, now_ns
 from clockwork.controller.process import Controller
 from clockwork.controller.settings import ControllerSettings
-from clockwork.keys import PeerKeys
-from clockwork.models.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
+from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
 from clockwork.scheduler.types import ProfilePoint
-from clockwork.transport import Connection, Dealer, Transport, Waiter
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec, messages
+from clockwork.wire.keys import PeerKeys
+from clockwork.wire.transport import Connection, Dealer, Transport, Waiter
 
 PATIENCE_NS = 20 * SECOND
 """How long a test waits for what must come, on a busy machine."""
@@ -93,7 +93,7 @@ class Peer:
             self._waiter.wait(SECOND)
 
     def send(self, message: Any, *frames: Any) -> None:
-        assert self.dealer.send(wire.encode(message), frames)
+        assert self.dealer.send(codec.encode(message), frames)
 
     def receive(self, kind: type | None = None, within_ns: int = PATIENCE_NS) -> tuple[Any, list[bytes]]:
         """The next message (of that kind: others are passed over) and its frames."""
@@ -105,7 +105,7 @@ class Peer:
                 assert left > 0, f"no {kind.__name__ if kind else 'message'} came"
                 self._waiter.wait(left)
                 continue
-            message = wire.decode(frames[0], self._answers)
+            message = codec.decode(frames[0], self._answers)
             if kind is None or type(message) is kind:
                 return message, [bytes(frame) for frame in frames[1:]]
 

@@ -17,13 +17,14 @@ from click.testing import CliRunner, Result
 from fake_controller import FakeController
 from PIL import Image
 
-from clockwork import cli, transport
+from clockwork.cli import root as cli
 from clockwork.errors import ConfigError
-from clockwork.keys import read_allowed_keys, read_controller_keys, read_peer_keys
-from clockwork.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister
-from clockwork.profiles import parse_profiles
-from clockwork.roles import Role
-from clockwork.tensors import encode_array
+from clockwork.formats.profiles import parse_profiles
+from clockwork.wire import transport
+from clockwork.wire.keys import read_allowed_keys, read_controller_keys, read_peer_keys
+from clockwork.wire.messages import Answer, Failure, InferRequest, Query, Reply, Status, Unregister
+from clockwork.wire.roles import Role
+from clockwork.wire.tensors import encode_array
 
 LABELS = [str(digit) for digit in range(10)]
 

@@ -29,11 +29,18 @@ from clockwork import (
     Refused,
     RequestTimeout,
     config,
-    transport,
 )
-from clockwork._connection import Connection, Owner
-from clockwork.keys import ControllerKeys, PeerKeys, Role, read_controller_keys, read_peer_keys, write_keys
-from clockwork.messages import (
+from clockwork.client.connection import Connection, Owner
+from clockwork.wire import transport
+from clockwork.wire.keys import (
+    ControllerKeys,
+    PeerKeys,
+    Role,
+    read_controller_keys,
+    read_peer_keys,
+    write_keys,
+)
+from clockwork.wire.messages import (
     PROTOCOL_VERSION,
     Answer,
     Bye,

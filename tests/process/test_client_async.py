@@ -12,7 +12,7 @@ import pytest
 from fake_controller import FakeController, failing, silent
 
 from clockwork import AsyncClient, ConnectionLost, InvalidInput, Refused, RequestTimeout
-from clockwork.messages import Bye, Cancel, InferRequest, Query, Register, Reply, Status, Unregister
+from clockwork.wire.messages import Bye, Cancel, InferRequest, Query, Register, Reply, Status, Unregister
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -19,9 +19,11 @@ from endless import Endless, after_a_request
 from fake_controller import FakeController, echo
 
 from bench import zmtp
-from clockwork import AsyncClient, Client, ClockworkError, ProtocolMismatch, RequestTimeout, config, wire
-from clockwork._loop import LoopClient
-from clockwork.messages import (
+from clockwork import AsyncClient, Client, ClockworkError, ProtocolMismatch, RequestTimeout, config
+from clockwork.client.loop import LoopClient
+from clockwork.models import zoo
+from clockwork.wire import codec
+from clockwork.wire.messages import (
     TO_CLIENT,
     InferRequest,
     Progress,
@@ -32,7 +34,6 @@ from clockwork.messages import (
     UploadChunk,
     UploadNeed,
 )
-from clockwork.models import zoo
 from tests.edges import Edge, edges
 from tests.fuzz import mutate
 
@@ -240,7 +241,7 @@ def test_signs_of_progress_that_nobody_reads_have_a_bound(monkeypatch: pytest.Mo
             client.register("m", zoo.digits(), progress=slow)
 
 
-FOREIGN = zmtp.message([wire.encode(Progress(10**9, "x", 1, 1))]) * 20_000
+FOREIGN = zmtp.message([codec.encode(Progress(10**9, "x", 1, 1))]) * 20_000
 
 
 def test_a_flood_of_messages_holds_no_call_beyond_its_time() -> None:

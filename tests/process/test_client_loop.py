@@ -13,10 +13,10 @@ import pytest
 from fake_controller import FakeController, failing, silent
 
 from clockwork import ClockworkError, ConnectionLost, Refused, RequestTimeout, config
-from clockwork._loop import LoopClient
-from clockwork.clock import MS, SECOND
-from clockwork.messages import Bye, Cancel, InferRequest, Offer, Query, Register, Reply, Status
-from clockwork.tensors import FLOAT
+from clockwork.client.loop import LoopClient
+from clockwork.system.clock import MS, SECOND
+from clockwork.wire.messages import Bye, Cancel, InferRequest, Offer, Query, Register, Reply, Status
+from clockwork.wire.tensors import FLOAT
 
 RAW = bytes(range(8))
 REFERENCE = ["x", FLOAT, [1, 2], 0]

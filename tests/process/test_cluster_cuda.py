@@ -12,8 +12,8 @@ import onnx
 import pytest
 
 from clockwork.errors import ClockworkError, InvalidModel, Refused
+from clockwork.formats.program import read_checks, read_program
 from clockwork.models import zoo
-from clockwork.models.program import read_checks, read_program
 from tests.device.cuda_rig import CudaRig
 from tests.device.rig import affine, expected_affine
 from tests.process.cluster import Reference, eventually, running_cluster, same, total_sent

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork import Client, load
-from clockwork.clock import MS
+from clockwork import Client
+from clockwork.cli import load_generator
 from clockwork.errors import ClockworkError, ConnectionLost, InvalidModel, Refused, Unavailable
+from clockwork.formats.profiles import ModelProfile, copies, paper_varieties, save_profiles
 from clockwork.models import zoo
-from clockwork.profiles import ModelProfile, copies, paper_varieties, save_profiles
+from clockwork.system.clock import MS
 from tests.process.cluster import Cluster, eventually, running_cluster, total_results, total_sent
 
 EMULATED = ("--device", "emulated", "--page-size", "16MiB")
@@ -42,10 +43,10 @@ def test_twenty_devices_serve_fifty_models_and_come_back_after_a_kill(tmp_path: 
         outputs = client.infer(model.name, np.ones((2, model.input_bytes), np.uint8))
         assert (outputs.dtype, outputs.shape, outputs.any()) == (np.uint8, (2, model.output_bytes), False)
 
-        settings = load.LoadSettings(
+        settings = load_generator.LoadSettings(
             models=tuple(one.name for one in models), rate=80.0, duration_s=2.0, slo_s=1.0, seed=3
         )
-        report = load.run(client, settings)
+        report = load_generator.run(client, settings)
         assert report.errors == {}
         assert report.offered == report.answered + report.refused + report.missed + report.timeouts > 100
         assert report.answered > 0.9 * report.offered

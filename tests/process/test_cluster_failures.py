@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.clock import MS, now_ns
 from clockwork.errors import ClockworkError, ConnectionLost, Refused, Unavailable
+from clockwork.formats.profiles import ModelProfile
 from clockwork.models import zoo
-from clockwork.profiles import ModelProfile
+from clockwork.system.clock import MS, now_ns
 from tests.process.cluster import Program, Reference, eventually, running_cluster, same
 
 X = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)

@@ -14,9 +14,9 @@ import pytest
 
 from bench.links import link
 from clockwork import Client
-from clockwork.clock import now_ns
 from clockwork.errors import ClockworkError, ConnectionLost
 from clockwork.models import zoo
+from clockwork.system.clock import now_ns
 from tests.process.cluster import (
     ANYWHERE,
     Program,

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.clock import MS, now_ns
 from clockwork.errors import Refused
 from clockwork.models import zoo
+from clockwork.system.clock import MS, now_ns
 from tests.process.cluster import Cluster, eventually, running_cluster
 
 IMAGE = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)

@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork import Client, config
-from clockwork.clock import SECOND, now_ns
 from clockwork.errors import ClockworkError, ExecutionFailed, Unavailable
+from clockwork.formats.profiles import ModelProfile
 from clockwork.models import zoo
-from clockwork.profiles import ModelProfile
+from clockwork.system.clock import SECOND, now_ns
 from tests.device import wild
 from tests.device.rig import case
 from tests.process.cluster import Cluster, Program, Reference, eventually, running_cluster, same

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from peers import FakeWorker, RawClient, controller_settings, prepared_model, running_controller
 
-from clockwork import messages, wire
-from clockwork.clock import MS, SECOND, now_ns
 from clockwork.config import CLOCK_LIMIT_NS
 from clockwork.controller.process import Controller
 from clockwork.errors import ConfigError
-from clockwork.messages import Status
-from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
+from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire import codec, messages
+from clockwork.wire.messages import Status
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
@@ -108,12 +108,12 @@ def test_bad_tensors_are_named_and_harm_nobody(served: Any, refs: Any, frames: A
         b"",
         b"\x93\x02",
         b"no msgpack at all",
-        wire._pack([2, 1]),
-        wire._pack([200]),
-        wire._pack([67]),
-        wire._pack({"a": 1}),
-        wire._pack([2, "1", "m", 0, 0, []]),
-        wire._pack([2, 1 << 63, "m", 0, 0, [[["x"] * 100] * 100]]),
+        codec._pack([2, 1]),
+        codec._pack([200]),
+        codec._pack([67]),
+        codec._pack({"a": 1}),
+        codec._pack([2, "1", "m", 0, 0, []]),
+        codec._pack([2, 1 << 63, "m", 0, 0, [[["x"] * 100] * 100]]),
         b"\x91" * 2000,
         b"\xdd\xff\xff\xff\xff",
     ],
@@ -396,7 +396,7 @@ def test_symbols_that_disagree_between_inputs(tmp_path: Path) -> None:
 def test_a_prepared_model_survives_its_summary() -> None:
 
     model = prepared_model()
-    again = PreparedModel.from_dict(wire.msgpack.unpackb(wire.msgpack.packb(model.summary())))
+    again = PreparedModel.from_dict(codec.msgpack.unpackb(codec.msgpack.packb(model.summary())))
     assert again == model
 
 

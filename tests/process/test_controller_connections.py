@@ -17,14 +17,15 @@ import zmq
 from peers import PATIENCE_NS, FakeWorker, RawClient, on_loop, running_controller
 
 from bench import zmtp
-from clockwork import config, keys, messages, transport, wire
-from clockwork.clock import SECOND, now_ns
+from clockwork import config
 from clockwork.config import ConnectionBounds
 from clockwork.controller._exchange import CLIENTS, WORKERS
 from clockwork.controller.process import Controller
-from clockwork.limits import raise_descriptor_limit
-from clockwork.models.prepared import TensorSpec
+from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.system.limits import raise_descriptor_limit
+from clockwork.wire import codec, keys, messages, transport
 from tests.process.cluster import eventually
 
 MIB = 1 << 20
@@ -111,7 +112,7 @@ def hello_and_close(place: Place, side: int, count: int) -> None:
                 )
                 one.curve_serverkey = theirs.controller.encode()
                 one.connect(endpoint)
-                one.send(wire.encode(hello) if side == CLIENTS else zmtp.worker_hello_header(1))
+                one.send(codec.encode(hello) if side == CLIENTS else zmtp.worker_hello_header(1))
             for one in sockets:
                 one.poll(1000)  # the welcome: by then the controller has noted it, or is about to
                 one.close(0)
@@ -147,7 +148,7 @@ def test_a_peer_that_names_itself_is_refused(tmp_path: Path) -> None:
         ):
             with zmtp.open_connection(endpoint, b"me") as one:
                 one.sendall(hello)
-                refusal = wire.decode(zmtp.read_message(one)[0], answers)
+                refusal = codec.decode(zmtp.read_message(one)[0], answers)
             assert type(refusal) is messages.Mismatch
             assert "must not name itself" in refusal.text
         assert place.noted() == (0, 0)
@@ -158,7 +159,7 @@ def test_a_client_that_says_goodbye_and_stays_counts_as_one_without_a_hello(tmp_
         running(tmp_path, client_bounds=ConnectionBounds(ungreeted=8)) as place,
         contextlib.ExitStack() as stack,
     ):
-        goodbye = zmtp.message([wire.encode(messages.Bye())])
+        goodbye = zmtp.message([codec.encode(messages.Bye())])
         for _ in range(40):
             one = stack.enter_context(zmtp.open_connection(place.controller.client_endpoint))
             one.sendall(zmtp.client_hello() + goodbye)
@@ -289,7 +290,7 @@ def working(worker: FakeWorker) -> Iterator[None]:
             if frames is None:
                 worker.wait(SECOND // 100)
                 continue
-            order = wire.decode(frames[0], messages.TO_WORKER)
+            order = codec.decode(frames[0], messages.TO_WORKER)
             if type(order) is messages.Ping:
                 worker.pong(order)
             elif type(order) in (messages.Load, messages.Unload, messages.Infer):
@@ -323,7 +324,7 @@ def test_a_client_that_reads_no_answers_is_ended_and_the_others_get_theirs(tmp_p
                 assert number < 100, "40 MB lie unread"
                 with contextlib.suppress(ConnectionError):
                     one.sendall(
-                        zmtp.message([wire.encode(request._replace(request_id=number)), bytes(4 * width)])
+                        zmtp.message([codec.encode(request._replace(request_id=number)), bytes(4 * width)])
                     )
                 client.infer("m", number, [1, width], bytes(4 * width))
                 assert client.receive(messages.Answer)[0].request_id == number
@@ -342,7 +343,7 @@ def test_a_client_that_reads_no_errors_is_ended(tmp_path: Path, greeted: bool) -
     with running(tmp_path, client_bounds=bounds) as place, zmtp.deaf(place.controller.client_endpoint) as one:
         if greeted:
             one.sendall(zmtp.client_hello())
-        query = zmtp.message([wire.encode(messages.Query(1, "nothing", ""))]) * 1_000
+        query = zmtp.message([codec.encode(messages.Query(1, "nothing", ""))]) * 1_000
         with pytest.raises(ConnectionError):
             send_again(one, query, 1_000)
         assert place.connections(CLIENTS)["cut"] == {"unread": 1}
@@ -366,7 +367,7 @@ def test_a_worker_that_reads_no_chunks_is_ended(tmp_path: Path) -> None:
             place.controller, lambda: next(iter(place.controller._table.by_id.values())).record.digest
         )
         one.sendall(zmtp.worker_hello(9))
-        fetch = zmtp.message([wire.encode(messages.Fetch(digest, 0, 0, config.CHUNK_BYTES))])
+        fetch = zmtp.message([codec.encode(messages.Fetch(digest, 0, 0, config.CHUNK_BYTES))])
         for _ in range(200):
             with contextlib.suppress(ConnectionError):
                 one.sendall(fetch)
@@ -413,7 +414,7 @@ def test_of_many_that_read_nothing_the_largest_goes(tmp_path: Path) -> None:
     bounds = ConnectionBounds(unread_bytes_all=MIB)
     with running(tmp_path, client_bounds=bounds) as place, contextlib.ExitStack() as stack:
         raw = [stack.enter_context(zmtp.deaf(place.controller.client_endpoint)) for _ in range(8)]
-        query = zmtp.message([wire.encode(messages.Query(1, "status", ""))]) * 100
+        query = zmtp.message([codec.encode(messages.Query(1, "status", ""))]) * 100
         for one in raw:
             one.sendall(zmtp.client_hello())
         deadline = now_ns() + PATIENCE_NS
@@ -441,7 +442,7 @@ def test_a_reader_as_slow_as_it_likes_gets_everything(tmp_path: Path) -> None:
 
 def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Path) -> None:
     """libzmq stops to read a connection at RCVHWM; with heartbeats of its own it did not survive that one's end."""
-    flood = zmtp.message([wire.encode(messages.Query(1, "nothing", ""))]) * 1_000
+    flood = zmtp.message([codec.encode(messages.Query(1, "nothing", ""))]) * 1_000
     with running(tmp_path) as place, RawClient(place.controller) as client:
         one = zmtp.open_connection(place.controller.client_endpoint)
         one.sendall(zmtp.client_hello())

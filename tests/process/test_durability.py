@@ -24,14 +24,15 @@ import pytest
 from faulty_disk import Disk, Synced
 from peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
 
-from clockwork import config, messages, wire
-from clockwork.clock import MS, SECOND, now_ns
+from clockwork import config
 from clockwork.config import SHARE_WHOLE
 from clockwork.controller import registration
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.process import Controller
 from clockwork.controller.troubles import TroubleKind
-from clockwork.messages import Status
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire import codec, messages
+from clockwork.wire.messages import Status
 
 ERRORS = ((errno.ENOSPC, False), (errno.EIO, False), (errno.EROFS, False), (errno.EROFS, True))
 """What a call fails with, and whether all that follow do."""
@@ -72,7 +73,7 @@ class Stage:
                 assert now_ns() < deadline, "no answer came"
                 self.client.wait(MS)
                 continue
-            answer = wire.decode(frames[0], messages.TO_CLIENT)
+            answer = codec.decode(frames[0], messages.TO_CLIENT)
             if type(answer) is messages.UploadNeed:
                 self.client.send(messages.UploadChunk(number, 0, 0), content)
             elif type(answer) in (messages.Reply, messages.Failure) and answer.request_id == number:
@@ -80,7 +81,7 @@ class Stage:
 
     def serve(self) -> None:
         while (frames := self.worker.dealer.receive()) is not None:
-            message = wire.decode(frames[0], messages.TO_WORKER)
+            message = codec.decode(frames[0], messages.TO_WORKER)
             if type(message) is messages.Ping:
                 self.worker.pong(message)
             elif type(message) is messages.Prepare:
@@ -367,7 +368,7 @@ def test_orders_of_one_name_wait_for_each_other_and_those_of_a_client_that_left_
         stage.serve()
         frames = stage.client.dealer.receive()
         if frames is not None:
-            answer = wire.decode(frames[0], messages.TO_CLIENT)
+            answer = codec.decode(frames[0], messages.TO_CLIENT)
             if type(answer) in (messages.Reply, messages.Failure):
                 answers[answer.request_id] = answer
     assert type(answers[100]) is messages.Reply

@@ -14,9 +14,10 @@ import pytest
 from fake_scheduler_side import SchedulerSide, package, running_worker
 from peers import ROW, FakeWorker, RawClient, Served, serving
 
-from clockwork import __version__, messages
-from clockwork.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, TO_WORKER, Status
+from clockwork import __version__
 from clockwork.models import zoo
+from clockwork.wire import messages
+from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, TO_WORKER, Status
 from tests.edges import Edge, edges
 
 

@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from clockwork.gateway.http import TIMEOUT
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.messages import Failure, InferRequest, Query, Reply, Status
-from clockwork.roles import GRPC, HTTP
+from clockwork.wire.messages import Failure, InferRequest, Query, Reply, Status
+from clockwork.wire.roles import GRPC, HTTP
 from tests.fuzz import mutate
 
 FEW = 100

@@ -15,10 +15,10 @@ import pytest
 from fake_controller import FakeController, echo, failing, silent
 from gateways import PATIENCE_S, SERVICE, method_of, running_gateway
 
-from clockwork.clock import MS, SECOND
 from clockwork.gateway.process import Gateway
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.messages import Cancel, InferRequest, Query, Status
+from clockwork.system.clock import MS, SECOND
+from clockwork.wire.messages import Cancel, InferRequest, Query, Status
 
 RAW = np.array([[1.5, -2.0]], np.float32).tobytes()
 

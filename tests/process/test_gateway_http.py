@@ -17,11 +17,11 @@ from fake_controller import FakeController, echo, failing, silent
 from gateways import HEADER_LENGTH, Http, Reply, running_gateway, tensor
 
 from clockwork import config
-from clockwork.clock import SECOND, now_ns
 from clockwork.gateway.process import Gateway
-from clockwork.messages import Answer, Cancel, InferRequest, Query, Status
-from clockwork.messages import Reply as Answered
-from clockwork.tensors import DTYPES
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.messages import Answer, Cancel, InferRequest, Query, Status
+from clockwork.wire.messages import Reply as Answered
+from clockwork.wire.tensors import DTYPES
 
 X = np.array([[1.5, -2.0]], np.float32)
 RAW = X.tobytes()

@@ -26,10 +26,10 @@ from clockwork.gateway.errors import Unauthorized
 from clockwork.gateway.http import PATHS
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.settings import GatewaySettings
-from clockwork.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
-from clockwork.messages import Failure, Status
-from clockwork.roles import GRPC, HTTP, Right, Role
-from clockwork.transport import new_key_pair
+from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, write_keys
+from clockwork.wire.messages import Failure, Status
+from clockwork.wire.roles import GRPC, HTTP, Right, Role
+from clockwork.wire.transport import new_key_pair
 from tests.process.cluster import Program
 
 BODY = {"inputs": [tensor(data=[1.0, 2.0])]}
@@ -341,7 +341,7 @@ def test_without_its_libraries_the_command_says_what_to_install() -> None:
 import importlib.util, sys
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name in ("aiohttp", "uvloop") else real(name, *rest)
-from clockwork.cli import main
+from clockwork.cli.root import main
 sys.argv = ["clockwork", "gateway"]
 main()
 """

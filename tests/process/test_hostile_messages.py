@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from peers import ROW, FakeWorker, RawClient, Served, serving
 
-from clockwork import messages, wire
 from clockwork.controller.process import Controller
-from clockwork.messages import Status
+from clockwork.wire import codec, messages
+from clockwork.wire.messages import Status
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def nest(levels: int) -> Any:
 
 def spell(tag: int, *fields: Any) -> bytes:
     """A header of these fields, whether any reader would take it or not."""
-    return b"".join((bytes([0x90 | (1 + len(fields))]), wire._pack(tag), *map(_spell, fields)))
+    return b"".join((bytes([0x90 | (1 + len(fields))]), codec._pack(tag), *map(_spell, fields)))
 
 
 def _spell(value: Any) -> bytes:
     if isinstance(value, bytes):  # it is spelled already
         return value
-    return wire._pack(value)
+    return codec._pack(value)
 
 
 DEEP = b"\x91" * 1000 + b"\x00"

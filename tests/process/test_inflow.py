@@ -21,11 +21,12 @@ from fake_controller import FakeController
 from fake_scheduler_side import running_worker
 
 from bench import zmtp
-from clockwork import Client, ConnectionLost, config, wire
-from clockwork.clock import SECOND
-from clockwork.limits import resident_bytes
-from clockwork.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
-from clockwork.transport import HEARTBEAT_MS, Connection, Publisher, Transport
+from clockwork import Client, ConnectionLost, config
+from clockwork.system.clock import SECOND
+from clockwork.system.limits import resident_bytes
+from clockwork.wire import codec
+from clockwork.wire.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
+from clockwork.wire.transport import HEARTBEAT_MS, Connection, Publisher, Transport
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 20.0
@@ -34,7 +35,7 @@ PATIENCE_S = 20.0
 @pytest.fixture
 def bound(monkeypatch: pytest.MonkeyPatch) -> int:
     bytes_max = 32 << 20
-    monkeypatch.setattr("clockwork.transport.RECEIVED_BYTES_MAX", bytes_max)
+    monkeypatch.setattr("clockwork.wire.transport.RECEIVED_BYTES_MAX", bytes_max)
     return bytes_max
 
 
@@ -148,7 +149,7 @@ def test_a_worker_ends_a_connection_that_brings_more_than_it_takes(tmp_path: Pat
         zmtp.read_message(one)
         hellos += 1
         assert hellos == 1
-        one.sendall(zmtp.message([wire.encode(WorkerWelcome(PROTOCOL_VERSION, "endless", 1, 7))]))
+        one.sendall(zmtp.message([codec.encode(WorkerWelcome(PROTOCOL_VERSION, "endless", 1, 7))]))
         one.settimeout(None)
 
     with (
@@ -229,7 +230,7 @@ def test_a_topic_has_a_size(publisher: Publisher) -> None:
 
 
 def test_subscribers_have_a_number(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clockwork.transport.SUBSCRIBERS_MAX", 2)
+    monkeypatch.setattr("clockwork.wire.transport.SUBSCRIBERS_MAX", 2)
     with subscriber(publisher) as first, subscriber(publisher) as second:
         publisher.look()
         third = zmtp.dial(publisher.endpoint)

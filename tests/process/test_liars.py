@@ -12,7 +12,7 @@ import pytest
 from clockwork import Client
 from clockwork.config import WORKER_FAULTS_MAX
 from clockwork.errors import Refused, Unavailable
-from clockwork.messages import Result
+from clockwork.wire.messages import Result
 from tests.process.cluster import eventually
 from tests.process.peers import echo_model, running_controller
 from tests.process.threaded_worker import threaded_worker

@@ -12,14 +12,15 @@ import pytest
 from click.testing import CliRunner
 from peers import FakeWorker, RawClient, running_controller
 
-from clockwork import Client, config, messages
-from clockwork.cli import cli
-from clockwork.clock import MS, SECOND
+from clockwork import Client, config
+from clockwork.cli.root import cli
 from clockwork.controller import process
 from clockwork.controller.metrics import PAGE_MARK, unique_names
 from clockwork.errors import InvalidInput, ModelNotFound
-from clockwork.messages import Status
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.system.clock import MS, SECOND
+from clockwork.wire import messages
+from clockwork.wire.messages import Status
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 

@@ -20,8 +20,8 @@ from clockwork.controller.catalog import Catalog
 from clockwork.controller.routes import Split
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import ModelNotFound
-from clockwork.models.package import LIST_FILE, PackageStore, digest_of, hash_file, parse_files
-from clockwork.models.prepared import PREPARED_FILE, prepared_directory
+from clockwork.formats.package import LIST_FILE, PackageStore, digest_of, hash_file, parse_files
+from clockwork.formats.prepared import PREPARED_FILE, prepared_directory
 
 STORES = sorted((ROOT / "tests" / "data" / "stores").iterdir())
 REBUILT: Sequence[str] = ("0.1.0",)

@@ -25,8 +25,8 @@ from bench.peers.measure import Plan
 from bench.peers.processes import Kept
 from bench.peers.roads import Grpc, Http, Reply, Verdict, oip_http
 from bench.peers.systems import Launch, Site, Transport
-from clockwork.clock import SECOND, now_ns
 from clockwork.models import zoo
+from clockwork.system.clock import SECOND, now_ns
 
 ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).with_name("stub_peer.py")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork import load
-from clockwork.clock import MS
-from clockwork.profiles import ModelProfile
+from clockwork.cli import load_generator
+from clockwork.formats.profiles import ModelProfile
+from clockwork.system.clock import MS
 from tests.process.cluster import Cluster, running_cluster
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
@@ -24,8 +24,10 @@ def test_it_serves_and_its_decisions_are_had_again(tmp_path: Path) -> None:
         cluster.start_worker(*EMULATED, arena="128MiB")
         with cluster.client() as client:
             client.register("small", SMALL)
-            settings = load.LoadSettings(models=("small",), rate=200.0, duration_s=1.0, slo_s=0.1, seed=3)
-            report = load.run(client, settings)
+            settings = load_generator.LoadSettings(
+                models=("small",), rate=200.0, duration_s=1.0, slo_s=0.1, seed=3
+            )
+            report = load_generator.run(client, settings)
             assert client.status()["policy"] == FIFO
         assert report.answered > 0.9 * report.offered > 100
         assert cluster.controller.stop() == 0

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork import Client, messages
-from clockwork.clock import MS
+from clockwork import Client
 from clockwork.controller.process import Controller
 from clockwork.errors import InvalidModel, Refused, Unavailable
-from clockwork.messages import Status
-from clockwork.models.checksums import seal, unseal
-from clockwork.models.prepared import TensorSpec
+from clockwork.formats.checksums import seal, unseal
+from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.system.clock import MS
+from clockwork.wire import messages
+from clockwork.wire.messages import Status
 from tests.process.cluster import eventually
 from tests.process.peers import FakeWorker, echo_model, prepared_model, running_controller
 from tests.process.threaded_worker import threaded_worker

@@ -40,7 +40,7 @@ cluster.shutdown()
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
-from clockwork.cli import main
+from clockwork.cli.root import main
 main()
 """
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from clockwork import load
-from clockwork.clock import MS
-from clockwork.profiles import ModelProfile, copies
+from clockwork.cli import load_generator
+from clockwork.formats.profiles import ModelProfile, copies
+from clockwork.system.clock import MS
 from tests.process.cluster import eventually, running_cluster
 
 SMALL = ModelProfile("small", {1: 2 * MS, 4: 4 * MS}, 40 << 20, 3 * MS, input_bytes=100, output_bytes=7)
@@ -27,12 +27,17 @@ def test_a_live_controllers_decisions_are_had_again(tmp_path: Path, policy: str)
             names = [one.name for one in copies([SMALL], 6)]
             for name in names:
                 client.register(name, SMALL)
-            settings = load.LoadSettings(models=tuple(names), rate=300.0, duration_s=1.5, slo_s=0.05, seed=3)
-            report = load.run(client, settings)
+            settings = load_generator.LoadSettings(
+                models=tuple(names), rate=300.0, duration_s=1.5, slo_s=0.05, seed=3
+            )
+            report = load_generator.run(client, settings)
             assert report.answered > 100
             cluster.kill(worker)
             eventually(lambda: not client.status()["workers"], "the worker is missed")
-            load.run(client, load.LoadSettings(models=tuple(names), rate=50.0, duration_s=0.2, slo_s=0.05))
+            load_generator.run(
+                client,
+                load_generator.LoadSettings(models=tuple(names), rate=50.0, duration_s=0.2, slo_s=0.05),
+            )
         assert cluster.controller.stop() == 0
         again = cluster.program(["replay", str(recording)])
         assert again.wait() == 0, again.text

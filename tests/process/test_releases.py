@@ -25,14 +25,16 @@ from click.testing import CliRunner
 from cluster import ROOT, Cluster, Reference, eventually, running_cluster, same
 from peers import PATIENCE_NS, FakeWorker, RawClient, prepared_model, running_controller
 
-from clockwork import AsyncClient, cli, messages, wire
-from clockwork.clock import SECOND, now_ns
+from clockwork import AsyncClient
+from clockwork.cli import root as cli
 from clockwork.config import SHARE_WHOLE
 from clockwork.controller.process import Controller
 from clockwork.errors import ClockworkError, InvalidInput
-from clockwork.messages import Status
+from clockwork.formats.prepared import TensorSpec
 from clockwork.models import zoo
-from clockwork.models.prepared import TensorSpec
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec, messages
+from clockwork.wire.messages import Status
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 ALL = SHARE_WHOLE
@@ -72,7 +74,7 @@ class Stage:
     def serve(self) -> None:
         """Do what the controller has ordered so far."""
         while (frames := self.worker.dealer.receive()) is not None:
-            message = wire.decode(frames[0], messages.TO_WORKER)
+            message = codec.decode(frames[0], messages.TO_WORKER)
             if type(message) is messages.Ping:
                 self.worker.pong(message)
             elif isinstance(message, messages.Load | messages.Unload | messages.Infer | messages.Profile):
@@ -93,7 +95,7 @@ class Stage:
             self.serve()
             frames = self.client.dealer.receive()
             if frames is not None:
-                message = wire.decode(frames[0], messages.TO_CLIENT)
+                message = codec.decode(frames[0], messages.TO_CLIENT)
                 if getattr(message, "request_id", None) == request_id:
                     return message, [bytes(frame) for frame in frames[1:]]
                 continue

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from peers import PATIENCE_NS, FakeWorker, RawClient, running_controller
 
-from clockwork import messages, wire
-from clockwork.clock import SECOND, now_ns
-from clockwork.models.prepared import TensorSpec
+from clockwork.formats.prepared import TensorSpec
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec, messages
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 WORD = (2).to_bytes(4, "little") + b"ab"
@@ -93,7 +93,7 @@ class Side:
     def serve(self) -> None:
         """Do what the controller has ordered so far."""
         while (frames := self.worker.dealer.receive()) is not None:
-            message = wire.decode(frames[0], messages.TO_WORKER)
+            message = codec.decode(frames[0], messages.TO_WORKER)
             if type(message) is messages.Ping:
                 self.worker.pong(message)
             elif isinstance(message, messages.Load | messages.Unload | messages.Infer | messages.Profile):
@@ -107,8 +107,8 @@ class Side:
             if serves:
                 self.serve()
             self.client.wait(SECOND // 1000)
-        message = wire.decode(frames[0], messages.TO_CLIENT)
-        assert frames[0] == wire.encode(message), "a header in its one canonical form"
+        message = codec.decode(frames[0], messages.TO_CLIENT)
+        assert frames[0] == codec.encode(message), "a header in its one canonical form"
         if type(message) is messages.Answer:
             assert all(time >= 0 for time in message.times)
             message = message._replace(times=[])
@@ -116,7 +116,7 @@ class Side:
             # What is predicted was measured, and differs between two workers.
             message = message._replace(text=re.sub(r"[0-9.]+ ms", "t ms", message.text))
             message.details.update(feasible_slo_ns=0, retry_after_ns=0)
-        return wire.encode(message), [bytes(frame) for frame in frames[1:]]
+        return codec.encode(message), [bytes(frame) for frame in frames[1:]]
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +131,12 @@ def roads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Side, Side
 @pytest.mark.parametrize(("fields", "frames"), [case[1:] for case in TABLE], ids=[case[0] for case in TABLE])
 def test_both_roads_answer_alike(roads: tuple[Side, Side], fields: Any, frames: list[bytes]) -> None:
     short, long = roads
-    header = wire._pack([2, *fields])
+    header = codec._pack([2, *fields])
     assert short.ask(header, frames) == long.ask(header, frames)
 
 
 def test_a_request_in_use_is_named_and_its_twin_is_served(roads: tuple[Side, Side]) -> None:
-    header = wire._pack([2, 50, "m", 0, 0, [PLAIN]])
+    header = codec._pack([2, 50, "m", 0, 0, [PLAIN]])
     found = []
     for side in roads:
         for _ in range(2):
@@ -149,8 +149,8 @@ def test_a_request_in_use_is_named_and_its_twin_is_served(roads: tuple[Side, Sid
 def test_a_cancelled_request_is_answered_once(roads: tuple[Side, Side]) -> None:
     found = []
     for side in roads:
-        side.client.dealer.send(wire._pack([2, 60, "m", 0, 0, [PLAIN]]), [ROW])
-        side.client.dealer.send(wire._pack([3, 60]))
+        side.client.dealer.send(codec._pack([2, 60, "m", 0, 0, [PLAIN]]), [ROW])
+        side.client.dealer.send(codec._pack([3, 60]))
         found.append(side.answer(serves=False))
     assert found[0] == found[1]
     assert b"cancelled" in found[0][0]
@@ -161,7 +161,7 @@ def test_mutated_requests_are_answered_alike(roads: tuple[Side, Side]) -> None:
     rng = random.Random(SEED)
     for _ in range(MUTATIONS):
         fields = rng.choice(TABLE)[1]
-        header = bytearray(wire._pack([2, 70, *fields[1:]]))
+        header = bytearray(codec._pack([2, 70, *fields[1:]]))
         header[rng.randrange(3, len(header))] = rng.randrange(256)
         answers = [side.ask(bytes(header), [ROW]) for side in roads]
         assert answers[0] == answers[1], (SEED, bytes(header))

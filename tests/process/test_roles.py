@@ -1,4 +1,4 @@
-"""The table of clockwork.roles, asked live: every message with every role, every call of a gateway with every token.
+"""The table of clockwork.wire.roles, asked live: every message with every role, every call of a gateway with every token.
 
 And keys that are revoked, added, broken, or from before there were roles.
 """
@@ -22,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peers import PATIENCE_NS, FakeWorker, Peer, RawClient, running_controller
 
-from clockwork import Client, messages, roles
-from clockwork.clock import SECOND
+from clockwork import Client
 from clockwork.controller.access import Access
 from clockwork.controller.process import Controller
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, Forbidden, ModelNotFound
-from clockwork.inflow import Inflow
-from clockwork.keys import (
+from clockwork.system.clock import SECOND
+from clockwork.wire import messages, roles
+from clockwork.wire.inflow import Inflow
+from clockwork.wire.keys import (
     ALLOWED_FILE,
     CONTROLLER_KEY_FILE,
     KEY_FILES,
@@ -41,9 +42,9 @@ from clockwork.keys import (
     revoke_key,
     write_keys,
 )
-from clockwork.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, TO_CLIENT, TO_WORKER, Status
-from clockwork.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
-from clockwork.transport import Transport, Waiter, new_key_pair
+from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, TO_CLIENT, TO_WORKER, Status
+from clockwork.wire.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
+from clockwork.wire.transport import Transport, Waiter, new_key_pair
 from tests.process.cluster import eventually
 
 LEGACY = "legacy"

@@ -18,8 +18,8 @@ from cluster import ROOT, Cluster, eventually, running_cluster, same
 
 from clockwork import Client
 from clockwork.errors import ClockworkError
-from clockwork.models.checksums import seal, unseal
-from clockwork.models.package import DamagedPackage, check_package
+from clockwork.formats.checksums import seal, unseal
+from clockwork.formats.package import DamagedPackage, check_package
 from tests.device.cuda_rig import CudaRig
 from tests.device.rig import affine, expected_affine
 

@@ -9,10 +9,11 @@ from typing import Any
 from click.testing import CliRunner
 from peers import FakeWorker, RawClient, running_controller
 
-from clockwork import config, messages
-from clockwork.cli import cli
-from clockwork.clock import SECOND
-from clockwork.messages import Status
+from clockwork import config
+from clockwork.cli.root import cli
+from clockwork.system.clock import SECOND
+from clockwork.wire import messages
+from clockwork.wire.messages import Status
 
 ROW = struct.pack("<2f", 1.5, -2.5)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from cluster import Reference, eventually, running_cluster, same
 
-from clockwork.clock import SECOND, now_ns
 from clockwork.errors import ClockworkError
+from clockwork.formats.checksums import seal, unseal
 from clockwork.models import zoo
-from clockwork.models.checksums import seal, unseal
+from clockwork.system.clock import SECOND, now_ns
 
 X = np.zeros((1, 64), np.float32)
 LIMIT_S = 1.0

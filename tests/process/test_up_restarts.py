@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from clockwork import Client
-from clockwork.clock import now_ns
 from clockwork.errors import ClockworkError, ConnectionLost, Forbidden
-from clockwork.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
-from clockwork.roles import Role
-from clockwork.transport import new_key_pair
+from clockwork.system.clock import now_ns
+from clockwork.wire.keys import CONTROLLER_KEY_FILE, KEY_FILES, LEGACY_KEY_FILE, revoke_key, write_keys
+from clockwork.wire.roles import Role
+from clockwork.wire.transport import new_key_pair
 from tests.process.cluster import Program, eventually, session_members
 
 pytestmark = pytest.mark.timeout(300)
@@ -28,11 +28,11 @@ pytestmark = pytest.mark.timeout(300)
 IMAGE = np.zeros((1, 1, 8, 8), np.float32)
 
 HURRIED = """
-from clockwork import restarts
+from clockwork.launch import restarts
 restarts.RESTARTS_MAX = {most}
 restarts.RESTART_PAUSE_NS = {pause_ns}
 restarts.RESTART_PAUSE_MAX_NS = {pause_ns}
-from clockwork.cli import main
+from clockwork.cli.root import main
 main()
 """
 """`clockwork` with other bounds of restarts."""

@@ -14,11 +14,13 @@ import msgpack
 import numpy as np
 import pytest
 
-from clockwork import wire
-from clockwork.clock import MS, SECOND, now_ns
 from clockwork.config import HELLO_PAUSE_NS
-from clockwork.keys import ControllerKeys, write_keys
-from clockwork.messages import (
+from clockwork.formats.package import rows_of
+from clockwork.models import zoo
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire import codec
+from clockwork.wire.keys import ControllerKeys, write_keys
+from clockwork.wire.messages import (
     NEVER_NS,
     PROTOCOL_VERSION,
     Forget,
@@ -38,10 +40,8 @@ from clockwork.messages import (
     Status,
     Unload,
 )
-from clockwork.models import zoo
-from clockwork.models.package import rows_of
-from clockwork.roles import Role
-from clockwork.transport import new_key_pair
+from clockwork.wire.roles import Role
+from clockwork.wire.transport import new_key_pair
 from tests.process.fake_scheduler_side import (
     ALWAYS,
     Package,
@@ -588,6 +588,6 @@ def test_the_preparation_process_dies_with_a_worker_that_is_killed(
 
 
 def test_a_malformed_header_alone_is_no_result(worker: WorkerProcess, side: SchedulerSide) -> None:
-    side.send_raw(wire.encode(Result(1, 0, "", 0, [], [], [], [])))
+    side.send_raw(codec.encode(Result(1, 0, "", 0, [], [], [], [])))
     side.send(Ping(1))
     assert side.expect(Pong).sent_ns == 1

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from clockwork import messages, wire
-from clockwork.clock import SECOND, now_ns
-from clockwork.messages import Infer, Result, Status
-from clockwork.tensors import FLOAT
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire import codec as wire
+from clockwork.wire import messages
+from clockwork.wire.messages import Infer, Result, Status
+from clockwork.wire.tensors import FLOAT
 from tests.process.peers import (
     PATIENCE_NS,
     FakeWorker,

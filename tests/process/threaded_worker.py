@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from clockwork import messages, wire
-from clockwork.clock import MS, now_ns
 from clockwork.controller.process import Controller
+from clockwork.system.clock import MS, now_ns
+from clockwork.wire import codec, messages
 from tests.process.peers import FakeWorker, prepared_model
 
 Lie = Callable[[messages.Result, list[bytes]], tuple[Any, list[Any]]]
@@ -61,7 +61,7 @@ class ThreadedWorker(FakeWorker):
             if frames is None:
                 self.wait(5 * MS)
                 continue
-            message = wire.decode(frames[0], messages.TO_WORKER)
+            message = codec.decode(frames[0], messages.TO_WORKER)
             self._obey(message, [bytes(frame) for frame in frames[1:]])
 
     def _obey(self, message: Any, frames: list[bytes]) -> None:

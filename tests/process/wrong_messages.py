@@ -7,10 +7,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from clockwork import wire
-from clockwork.messages import NEVER_NS
-from clockwork.models.prepared import UNKNOWN_RANK, TensorSpec
-from clockwork.tensors import BOOL, FLOAT, INT4, INT64, STRING, UINT8
+from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
+from clockwork.wire import codec as wire
+from clockwork.wire.messages import NEVER_NS
+from clockwork.wire.tensors import BOOL, FLOAT, INT4, INT64, STRING, UINT8
 
 SEED = 31
 MUTATIONS = 300

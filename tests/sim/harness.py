@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from clockwork.messages import NEVER_NS, Infer, Load, Profile, Status, Unload
+from clockwork.actions import ActionQueue, Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import (
     ActionDone,
@@ -39,7 +39,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
-from clockwork.worker.actions import ActionQueue, Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
+from clockwork.wire.messages import NEVER_NS, Infer, Load, Profile, Status, Unload
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 PAGE_BYTES = 1 << 20

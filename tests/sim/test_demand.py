@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from clockwork.profiles import ModelProfile, linear
+from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.sim import Cluster, Open, Report, simulate
 from clockwork.sim.planning import Planner, Scenario
-from clockwork.sim.workloads import Workload, poisson, zipf
+from clockwork.workloads import Workload, poisson, zipf
 
 MS = 1_000_000
 SECOND = 1000 * MS

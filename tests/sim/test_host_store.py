@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.sim import Cluster, Open, Report, simulate
-from clockwork.sim.workloads import Arrivals
+from clockwork.workloads import Arrivals
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 PAGE_BYTES = 16 << 20

@@ -7,9 +7,9 @@ import functools
 import pytest
 
 from bench.isolation import EXEC_MS, FLOOD, FLOODS, QUIET, Flood, profiles, simulated
-from clockwork.clock import MS, SECOND
-from clockwork.sim.workloads.generators import poisson
 from clockwork.sim.world import Cluster, Open, Report, simulate
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads.generators import poisson
 
 SECONDS = 120
 POLICIES = ("edf", "adaptive")

@@ -14,7 +14,7 @@ import pytest
 from bench.paper import __main__ as program
 from bench.paper import bounds, common, fig6, fig7, fig8, fig9, fig11, live
 from bench.paper.common import MS, SECOND, Setting
-from clockwork.sim.workloads import Arrivals, poisson
+from clockwork.workloads import Arrivals, poisson
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from clockwork.cli import cli
+from clockwork.cli.root import cli
 from clockwork.controller.settings import ControllerSettings
 from clockwork.errors import ConfigError
-from clockwork.profiles import ModelProfile, linear, save_profiles
+from clockwork.formats.profiles import ModelProfile, linear, save_profiles
 from clockwork.sim import Cluster, Report, planning, simulate
 from clockwork.sim.planning import Planner, Scenario
-from clockwork.sim.workloads import Workload, poisson, zipf
+from clockwork.workloads import Workload, poisson, zipf
 
 MS = 1_000_000
 SECOND = 1000 * MS

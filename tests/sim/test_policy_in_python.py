@@ -10,15 +10,15 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 from click.testing import CliRunner
 
-from clockwork.cli import cli
-from clockwork.clock import MS
+from clockwork.cli.root import cli
 from clockwork.errors import ConfigError, PolicyFailed
-from clockwork.profiles import linear
+from clockwork.formats.profiles import linear
 from clockwork.sim import Cluster
 from clockwork.sim.check import failures, policy_name
 from clockwork.sim.planning import Scenario
 from clockwork.sim.random_world import random_world, varied
 from clockwork.sim.shrink import Shrunk, as_test
+from clockwork.system.clock import MS
 
 SEEDS = 200
 SEEDS_EACH = 50  # with every memory manager and option

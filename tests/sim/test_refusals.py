@@ -8,10 +8,10 @@ import functools
 import numpy as np
 import pytest
 
-from clockwork.clock import MS, SECOND
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.sim import Cluster, Open, Report, simulate
-from clockwork.sim.workloads import poisson
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads import poisson
 
 SECONDS = 30
 SLO_MS = 100

@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 
-from clockwork.messages import Status
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.sim import Cluster, Open, simulate
-from clockwork.sim.workloads import poisson, zipf
+from clockwork.wire.messages import Status
+from clockwork.workloads import poisson, zipf
 from tests.sim.harness import MS, SECOND, World, spec
 
 PAGE = 64 << 10

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from clockwork.messages import Status
 from clockwork.scheduler._core import POLICIES
 from clockwork.scheduler.types import DeviceClock
+from clockwork.wire.messages import Status
 from tests.sim.harness import MS, SECOND, SHAPE, US, World, spec
 
 BIG = ((3, 16, 16),)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from clockwork import config
-from clockwork.messages import Infer, Status
-from clockwork.profiles import ModelProfile
+from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler.types import AnswerOk, Fault
-from clockwork.sim.workloads import Arrivals
 from clockwork.sim.world import Cluster, Open, simulate
+from clockwork.wire.messages import Infer, Status
+from clockwork.workloads import Arrivals
 from tests.sim.harness import MS, PAGE_BYTES, SECOND, FakeDevice, World, spec
 
 POLICIES = ("edf", "fifo", "paper", "adaptive")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from bench import simulator
-from clockwork.profiles import ModelProfile, linear
+from clockwork.formats.profiles import ModelProfile, linear
 from clockwork.sim import Closed, Cluster, Open, Report, simulate
-from clockwork.sim.workloads import Arrivals
+from clockwork.workloads import Arrivals
 
 US, MS, SECOND = 1_000, 1_000_000, 1_000_000_000
 PAGE_BYTES = 16 << 20

@@ -20,7 +20,7 @@ from tinygrad.uop.ops import Ops, UOp
 
 from clockwork.models.compile import interpret, lower
 from clockwork.models.compile.variant import Spec
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 
 def main(model: str, source: str, target: str) -> None:

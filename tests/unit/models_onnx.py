@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from clockwork.models.onnx_import import Examples, package_files
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 

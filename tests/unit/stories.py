@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from clockwork.config import QUEUED_REQUESTS_MAX
-from clockwork.messages import NEVER_NS, Status
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import (
     ActionDone,
@@ -25,6 +24,7 @@ from clockwork.scheduler.types import (
     Wake,
     WorkerJoined,
 )
+from clockwork.wire.messages import NEVER_NS, Status
 
 MS = 1_000_000
 SHAPE = ((3, 8, 8),)

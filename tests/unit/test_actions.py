@@ -6,9 +6,7 @@ import random
 
 import pytest
 
-from clockwork.config import ACTIONS_QUEUED_MAX
-from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
-from clockwork.worker.actions import (
+from clockwork.actions import (
     START_LEAD_NS,
     ActionQueue,
     Due,
@@ -19,6 +17,8 @@ from clockwork.worker.actions import (
     RevokeStarted,
     Start,
 )
+from clockwork.config import ACTIONS_QUEUED_MAX
+from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
 
 MS = 1_000_000
 

@@ -16,8 +16,8 @@ from clockwork.controller.catalog import Catalog, Change, ModelRecord
 from clockwork.controller.options import check_options
 from clockwork.controller.routes import NameRoute, whole
 from clockwork.errors import ConfigError
-from clockwork.models.checksums import ASIDE, seal, unseal
-from clockwork.models.package import PackageFile, digest_of, rows_of
+from clockwork.formats.checksums import ASIDE, seal, unseal
+from clockwork.formats.package import PackageFile, digest_of, rows_of
 
 FILES = [PackageFile("model.onnx", 4, hashlib.sha256(b"data").hexdigest())]
 RECORD = ModelRecord(

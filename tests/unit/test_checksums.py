@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clockwork.config import DAMAGED_KEPT_MAX, MENDED_BYTES_MAX
-from clockwork.models.checksums import (
+from clockwork.formats.checksums import (
     ASIDE,
     checksums_of,
     find_damage,

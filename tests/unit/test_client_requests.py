@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 import clockwork
-from clockwork import errors, tensors, wire
-from clockwork._calls import error_of
-from clockwork.client import decode_answer, encode_request, registration_options
-from clockwork.description import ModelInfo
+from clockwork import errors
+from clockwork.client.blocking import decode_answer, encode_request, registration_options
+from clockwork.client.calls import error_of
 from clockwork.errors import ClockworkError, InvalidInput
-from clockwork.messages import FROM_CLIENT, Answer, Failure, InferRequest, Reply, Status
+from clockwork.wire import codec, tensors
+from clockwork.wire.description import ModelInfo
+from clockwork.wire.messages import FROM_CLIENT, Answer, Failure, InferRequest, Reply, Status
 
 
 def request(**changes: object) -> InferRequest:
     arguments = {"model": "m", "inputs": np.zeros((1, 2), np.float32), "slo": None, "priority": 0} | changes
     header, _, _ = encode_request(7, **arguments)  # type: ignore[arg-type]
-    message = wire.decode(header, FROM_CLIENT)
+    message = codec.decode(header, FROM_CLIENT)
     assert type(message) is InferRequest
     return message
 
@@ -184,5 +185,5 @@ def test_importing_the_package_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     imported, used = (set(line.split()) for line in done.stdout.splitlines())
     assert not {"numpy", "zmq", "onnx", "onnxruntime"} & imported
-    assert "clockwork.client" in used - imported
+    assert "clockwork.client.blocking" in used - imported
     assert not {"onnx", "onnxruntime", "PIL", "rich", "click"} & used

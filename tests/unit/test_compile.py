@@ -24,18 +24,9 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from clockwork.cli import cli
+from clockwork.cli.root import cli
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.models import zoo
-from clockwork.models.compile import compiler, nvrtc, report
-from clockwork.models.compile.compiler import Options, compile_model
-from clockwork.models.compile.freeze import freeze
-from clockwork.models.compile.host import Executor
-from clockwork.models.compile.onnx_package import compile_package
-from clockwork.models.compile.variant import Statistic
-from clockwork.models.compile.widths import widths_of
-from clockwork.models.inputs import difference
-from clockwork.models.program import (
+from clockwork.formats.program import (
     Launch,
     Program,
     Variant,
@@ -45,8 +36,17 @@ from clockwork.models.program import (
     read_checks,
     read_program,
 )
+from clockwork.models import zoo
+from clockwork.models.compile import compiler, nvrtc, report
+from clockwork.models.compile.compiler import Options, compile_model
+from clockwork.models.compile.freeze import freeze
+from clockwork.models.compile.host import Executor
+from clockwork.models.compile.onnx_package import compile_package
+from clockwork.models.compile.variant import Statistic
+from clockwork.models.compile.widths import widths_of
+from clockwork.models.inputs import difference
 from clockwork.models.runtime import Session
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, save_package, value
 
 needs_compiler = pytest.mark.skipif(
@@ -593,7 +593,7 @@ def test_the_command_makes_a_package_and_reports_its_kernels(dtype: str, says: s
 
 @pytest.mark.parametrize("text", ["ids", "ids:", ":1,2", "ids:1,x", "ids:0,4"])
 def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
-    from clockwork.cli_compile import parse_shapes
+    from clockwork.cli.compile import parse_shapes
 
     with pytest.raises(ConfigError, match=re.escape(repr(text))):
         parse_shapes((text,))
@@ -601,7 +601,7 @@ def test_a_shape_that_cannot_be_read_is_refused(text: str) -> None:
 
 @needs_compiler
 def test_a_terminal_shows_a_bar_for_each_variant_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clockwork.cli_compile import _progress
+    from clockwork.cli.compile import _progress
 
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes any output for a terminal
     written = io.StringIO()
@@ -640,7 +640,7 @@ def test_without_a_gpu_the_command_says_what_it_needs_one_for(
 
 
 def test_shapes_are_read_in_the_order_given() -> None:
-    from clockwork.cli_compile import parse_shapes
+    from clockwork.cli.compile import parse_shapes
 
     assert parse_shapes(("ids:1,128", "m:0:1,3", "ids:1,512")) == {
         "ids": [[1, 128], [1, 512]],

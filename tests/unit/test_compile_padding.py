@@ -19,7 +19,7 @@ from clockwork.models.compile.freeze import freeze
 from clockwork.models.compile.padding import NotProven, Padding, padded_inputs
 from clockwork.models.inputs import difference
 from clockwork.models.runtime import RunError, Session
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, value
 
 MOST = 7

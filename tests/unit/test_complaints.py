@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from clockwork.complaints import Complaints
 from clockwork.config import COMPLAINT_CHARS_MAX, COMPLAINT_INTERVAL_NS, COMPLAINT_LINES
+from clockwork.wire.complaints import Complaints
 
 LOG = logging.getLogger("clockwork.test")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from clockwork.clock import SECOND
 from clockwork.config import ConnectionBounds
 from clockwork.controller._exchange import Connections
+from clockwork.system.clock import SECOND
 
 KIB = 1 << 10
 

@@ -21,9 +21,9 @@ from typing import Any
 import click
 import pytest
 
-from clockwork.cli import cli
-from clockwork.keys import ALLOWED_FILE, CONTROLLER_KEY_FILE, KEY_FILES
-from clockwork.roles import Role
+from clockwork.cli.root import cli
+from clockwork.wire.keys import ALLOWED_FILE, CONTROLLER_KEY_FILE, KEY_FILES
+from clockwork.wire.roles import Role
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed (extra [test])")
 

@@ -14,7 +14,7 @@ import yaml
 from clockwork.config import METRICS_MODELS_PAGE
 from clockwork.controller.troubles import PASSING, TroubleKind
 from clockwork.gateway.metrics import METRICS, METRICS_MODELS_MAX, OUTCOMES, PARTS, Metric, reference
-from clockwork.messages import Reason
+from clockwork.wire.messages import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = ROOT / "deploy" / "grafana" / "clockwork.json"

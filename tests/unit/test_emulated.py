@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from clockwork.clock import MS, SECOND, now_ns
 from clockwork.config import IO_SLOT_BYTES_MAX
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.emulated import STALE_EVENTS_MAX, EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings, parse_settings
 from clockwork.errors import ConfigError, InvalidModel
-from clockwork.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
-from clockwork.models.package import LIST_FILE, PROFILE_FILE, PackageFile, digest_of, rows_of
-from clockwork.models.profiled import decode_profile, encode_profile, prepare_profile, prepared_profile
-from clockwork.profiles import ModelProfile
+from clockwork.formats.package import LIST_FILE, PROFILE_FILE, PackageFile, digest_of, rows_of
+from clockwork.formats.profiled import decode_profile, encode_profile, prepare_profile, prepared_profile
+from clockwork.formats.profiles import ModelProfile
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire.messages import NEVER_NS, HostDrop, HostFetch, Infer, Load, Profile, Status, Unload
 
 START_NS = 1_000 * SECOND
 PAGE_BYTES = 1 << 20

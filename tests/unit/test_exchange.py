@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from clockwork import wire
 from clockwork.config import STRINGS_MAX
 from clockwork.controller._exchange import (
     ClockBounds,
@@ -29,10 +28,11 @@ from clockwork.controller.intake import check_request
 from clockwork.controller.links import check_bytes, check_result
 from clockwork.controller.models import ServedModel
 from clockwork.errors import InvalidInput
-from clockwork.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest, Result, Status
-from clockwork.models.prepared import FORMAT_VERSION, UNKNOWN_RANK, PreparedModel, TensorSpec, contradiction
+from clockwork.formats.prepared import FORMAT_VERSION, UNKNOWN_RANK, PreparedModel, TensorSpec, contradiction
 from clockwork.scheduler._core import TEXTS
-from clockwork.tensors import BOOL, FLOAT, INT4, INT64, STRING, UINT8
+from clockwork.wire import codec
+from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, NEVER_NS, InferRequest, Result, Status
+from clockwork.wire.tensors import BOOL, FLOAT, INT4, INT64, STRING, UINT8
 from tests.fuzz import mutate
 
 SEED = 20201104
@@ -80,7 +80,7 @@ def by_python(model: ServedModel, refs: Any, frames: list[bytes]) -> Any:
 
 
 def by_exchange(model: ServedModel, refs: Any, frames: list[bytes]) -> Any:
-    header = wire.encode(InferRequest(1, "m", 0, 0, refs))
+    header = codec.encode(InferRequest(1, "m", 0, 0, refs))
     return accepts(interface_of(model), header, [len(frame) for frame in frames])
 
 
@@ -159,7 +159,7 @@ def requests(rng: random.Random) -> Iterator[tuple[ServedModel, bytes, list[byte
     """Good ones, and what becomes of them on a bad day."""
     for _ in range(MUTATIONS):
         model, refs, frames = rng.choice(GOOD)
-        header = wire.encode(
+        header = codec.encode(
             InferRequest(rng.choice([1, 200, 1 << 40]), "m", rng.choice([0, 10**9]), 0, refs)
         )
         yield model, mutate.odd_bytes(header, rng), frames
@@ -173,7 +173,7 @@ def test_mutated_requests_are_read_as_python_reads_them_or_left_to_it() -> None:
         if found is None:
             continue
         taken += 1
-        message = wire.decode(header, FROM_CLIENT)
+        message = codec.decode(header, FROM_CLIENT)
         assert found == by_python(model, message.tensors, frames), (SEED, header)
         fields = read_request(header)
         assert fields is not None
@@ -198,13 +198,13 @@ RESULTS = [
 def result_by_python(header: bytes) -> Any:
     """What check_result() makes of a batch of two parts: the message, or None."""
     try:
-        message = wire.decode(header, FROM_WORKER)
+        message = codec.decode(header, FROM_WORKER)
         if type(message) is not Result:
             return None
         tensors = len(message.parts[0]) if message.parts and type(message.parts[0]) is list else 1
         count = sum(len(part) for part in message.parts if type(part) is list)
         check_result(message, [b""] * min(2, count), [1] * len(message.parts), tensors, None)
-    except (wire.WireError, InvalidInput):
+    except (codec.WireError, InvalidInput):
         return None
     return message
 
@@ -217,7 +217,7 @@ def times(message: Result) -> tuple[int, int, int, int]:
 
 @pytest.mark.parametrize("result", RESULTS)
 def test_results_are_read_as_python_reads_them(result: Result) -> None:
-    header = wire.encode(result)
+    header = codec.encode(result)
     assert result_by_python(header) == result
     assert read_result(header) == (
         result.action_id,
@@ -232,7 +232,7 @@ def test_mutated_results_are_odd_exactly_where_python_finds_them_malformed() -> 
     rng = random.Random(SEED)
     taken = 0
     for _ in range(MUTATIONS):
-        header = mutate.odd_bytes(wire.encode(rng.choice(RESULTS)), rng)
+        header = mutate.odd_bytes(codec.encode(rng.choice(RESULTS)), rng)
         found = read_result(header)
         message = result_by_python(header)
         if message is not None and message.action_id < 1 << 63:  # no action has such a number
@@ -312,7 +312,7 @@ def test_an_answer_has_no_more_strings_than_anybody_reads(more: int, is_taken: b
 
 def test_every_status_and_no_other_number_is_one() -> None:
     def header(status: int) -> bytes:
-        return wire.encode(Result(1, status, "", 0, [0] * 3, [0] * 3, [0] * 3, []))
+        return codec.encode(Result(1, status, "", 0, [0] * 3, [0] * 3, [0] * 3, []))
 
     read = {status for status in range(-1, 300) if read_result(header(status)) is not None}
     assert read == {int(status) for status in Status}
@@ -334,7 +334,7 @@ def test_every_status_and_no_other_number_is_one() -> None:
 def test_a_workers_clock_may_read_less_than_zero_but_nothing_takes_less(
     received_ns: int, phase: list[int], is_read: bool
 ) -> None:
-    header = wire.encode(Result(1, Status.OK, "", received_ns, [0] * 3, phase, [0] * 3, [[]]))
+    header = codec.encode(Result(1, Status.OK, "", received_ns, [0] * 3, phase, [0] * 3, [[]]))
     assert (read_result(header) is not None, result_by_python(header) is not None) == (is_read, is_read)
 
 

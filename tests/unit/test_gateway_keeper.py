@@ -14,7 +14,7 @@ pytest.importorskip(
     "google.protobuf", reason="the gateway's packages are not installed (clockwork-serving[gateway])"
 )
 
-from clockwork.client import Client
+from clockwork.client.blocking import Client
 from clockwork.errors import ConnectionLost, InvalidInput, Unavailable
 from clockwork.gateway.keeper import REGISTERING_MAX, Keeper
 

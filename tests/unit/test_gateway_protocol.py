@@ -15,7 +15,7 @@ from clockwork import errors
 from clockwork.gateway import openapi
 from clockwork.gateway.errors import WrongMethod, tell
 from clockwork.gateway.protocol import inference_pb2 as pb
-from clockwork.messages import Reason
+from clockwork.wire.messages import Reason
 from tools.proto import PROTOCOL, header
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clockwork import tensors
 from clockwork.errors import InvalidInput
 from clockwork.gateway.tensors import (
     DATATYPES,
@@ -22,6 +21,7 @@ from clockwork.gateway.tensors import (
     frame_of_json,
     json_of_frame,
 )
+from clockwork.wire import tensors
 
 IN_JSON: list[tuple[str, list[Any], bytes]] = [
     ("BOOL", [True, False], b"\1\0"),

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from clockwork import config
 from clockwork.errors import Refused
 from clockwork.gateway.tracing import SERVICE, Tracing, start_tracing
-from clockwork.messages import Reason
+from clockwork.wire.messages import Reason
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"

@@ -13,9 +13,9 @@ from onnx import TensorProto
 from PIL import Image
 
 from clockwork.errors import InvalidInput, InvalidModel
+from clockwork.formats.prepared import TensorSpec
 from clockwork.models import zoo
 from clockwork.models.images import image_to_input, labelled
-from clockwork.models.prepared import TensorSpec
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "digits"
 DIGITS = TensorSpec("image", TensorProto.FLOAT, ("N", 1, 8, 8))

@@ -15,19 +15,20 @@ import pytest
 from google.protobuf.message import DecodeError
 from onnx import helper
 
-from clockwork import wire
 from clockwork.config import BATCH_SIZE_MAX, HOST_BYTES_MAX, PAGES_MAX, RANK_MAX, TENSORS_MAX
 from clockwork.controller.interfaces import as_counted, read_summary
 from clockwork.errors import InvalidInput, InvalidModel
-from clockwork.messages import FROM_WORKER, NEVER_NS, Prepared, Status
-from clockwork.models import interface, zoo
-from clockwork.models.interface import Interface, difference, loosened, read_interface, read_onnx
+from clockwork.formats import interface
+from clockwork.formats.interface import Interface, difference, loosened, read_interface, read_onnx
+from clockwork.formats.package import PROFILE_FILE, PROGRAM_JSON, PackageFile
+from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
+from clockwork.formats.profiled import encode_profile
+from clockwork.formats.profiles import ModelProfile
+from clockwork.models import zoo
 from clockwork.models.onnx_import import metadata_of, real_inputs
-from clockwork.models.package import PROFILE_FILE, PROGRAM_JSON, PackageFile
-from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
-from clockwork.models.profiled import encode_profile
-from clockwork.profiles import ModelProfile
 from clockwork.scheduler.types import ProfilePoint
+from clockwork.wire import codec
+from clockwork.wire.messages import FROM_WORKER, NEVER_NS, Prepared, Status
 from tests.process.peers import echo_model, prepared_model
 
 HELD = Interface(
@@ -129,7 +130,7 @@ POINT = {"shape": [[2]], "batch": 1, "exec_ns": 1}
 
 def told(summary: dict[str, Any]) -> PreparedModel:
     """As a controller hears it."""
-    return read_summary(wire.decode(wire.encode(Prepared(1, Status.OK, "", summary)), FROM_WORKER).summary)
+    return read_summary(codec.decode(codec.encode(Prepared(1, Status.OK, "", summary)), FROM_WORKER).summary)
 
 
 def test_an_honest_summary_is_read() -> None:
@@ -156,7 +157,7 @@ def test_an_honest_summary_is_read() -> None:
     ],
 )  # fmt: skip
 def test_a_summary_out_of_bounds_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises((InvalidInput, wire.WireError)):
+    with pytest.raises((InvalidInput, codec.WireError)):
         told(SUMMARY | change)
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from clockwork import limits
+from clockwork.system import limits
 
 PROGRAM = """
 import os
 import resource
-from clockwork.limits import raise_descriptor_limit
+from clockwork.system.limits import raise_descriptor_limit
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 print(raise_descriptor_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE), raise_descriptor_limit())

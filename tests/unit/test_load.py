@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork.clock import SECOND
-from clockwork.description import ModelInfo
-from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, Refused, RequestTimeout
-from clockwork.load import (
+from clockwork.cli.load_generator import (
     LoadSettings,
     Outcome,
     Tally,
@@ -24,7 +21,10 @@ from clockwork.load import (
     run_live,
     workload_of,
 )
-from clockwork.sim.workloads import Arrivals
+from clockwork.errors import ConfigError, ConnectionLost, DeadlineMissed, Refused, RequestTimeout
+from clockwork.system.clock import SECOND
+from clockwork.wire.description import ModelInfo
+from clockwork.workloads import Arrivals
 
 
 def load_of(models: int = 1, **more: Any) -> Arrivals:

@@ -13,7 +13,6 @@ pytest.importorskip("prometheus_client", reason="the extra [gateway] is not inst
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from clockwork.clock import SECOND
 from clockwork.config import METRIC_BOUNDS_NS, PREDICTION_BOUNDS_NS
 from clockwork.errors import ConnectionLost
 from clockwork.gateway import metrics
@@ -24,6 +23,7 @@ from clockwork.gateway.metrics import (
     render,
     render_gateway,
 )
+from clockwork.system.clock import SECOND
 
 MS = 1_000_000
 

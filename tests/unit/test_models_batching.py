@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.prepared import TensorSpec
 from clockwork.models import inputs as trial
 from clockwork.models.batching import Proof, declared_reason, prove_by_rows
-from clockwork.models.prepared import TensorSpec
 from clockwork.models.runtime import RunError, Session
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import FLOAT, INT64, initializer, model_of, normal, small_net, value
 
 

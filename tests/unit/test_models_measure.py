@@ -9,7 +9,7 @@ import pytest
 
 from clockwork.models import measure
 from clockwork.models.measure import Compared, batch_sizes, compare, overall
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 ROW = [np.zeros((1, 2), np.float32)]
 

@@ -16,19 +16,19 @@ from onnx import TensorProto, helper
 
 from clockwork.device.cpu import fingerprint
 from clockwork.errors import InvalidModel
+from clockwork.formats.checksums import seal, unseal
+from clockwork.formats.package import DamagedPackage, PackageFile, PackageStore
+from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, prepared_directory
 from clockwork.models import prepare as preparation
 from clockwork.models import zoo
-from clockwork.models.checksums import seal, unseal
 from clockwork.models.holdings import Bound, build_bound
 from clockwork.models.inputs import difference
 from clockwork.models.measure import Bench, batch_sizes, threads_of
 from clockwork.models.onnx_import import Examples
-from clockwork.models.package import DamagedPackage, PackageFile, PackageStore
 from clockwork.models.prepare import prepare
-from clockwork.models.prepared import UNKNOWN_RANK, PreparedModel, prepared_directory
 from clockwork.models.runtime import Session
 from clockwork.models.split import Program
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import (
     INT64,
     initializer,

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from clockwork.errors import InvalidModel
-from clockwork.models.prepared import TensorSpec
-from clockwork.models.program import (
+from clockwork.formats.prepared import TensorSpec
+from clockwork.formats.program import (
     Argument,
     Launch,
     Program,
@@ -307,9 +307,9 @@ def test_weights_that_end_before_their_file_does_are_read_and_others_are_not(dir
 
 
 def test_a_package_written_by_hand_is_checked_uploaded_and_run_like_any_other(tmp_path: Path) -> None:
-    from clockwork.client import _package
+    from clockwork.client.blocking import _package
+    from clockwork.formats.package import PackageFile, hash_file, parse_files
     from clockwork.models.compile.host import Executor
-    from clockwork.models.package import PackageFile, hash_file, parse_files
 
     root = Path(__file__).resolve().parents[2]
     directory = tmp_path / "relu"

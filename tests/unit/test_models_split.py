@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from clockwork.models.inputs import difference
 from clockwork.models.runtime import Session, optimise
 from clockwork.models.split import Program, Splitter
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 from tests.unit.models_onnx import INT64, initializer, model_of, normal, small_net, value
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from clockwork.description import ModelInfo
 from clockwork.errors import ConfigError
-from clockwork.profiles import (
+from clockwork.formats.profiles import (
     PAPER_PAGE_BYTES,
     ModelProfile,
     copies,
@@ -24,6 +23,7 @@ from clockwork.profiles import (
     paper_varieties,
     save_profiles,
 )
+from clockwork.wire.description import ModelInfo
 
 GOOD: dict[str, Any] = {"name": "m", "exec_ns": {"1": 10, "4": 25}, "weights_bytes": 100, "load_ns": 5}
 

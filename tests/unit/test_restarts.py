@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clockwork.clock import MS, SECOND
 from clockwork.config import RESTART_PAUSE_MAX_NS, RESTART_PAUSE_NS, RESTART_SETTLED_NS, RESTARTS_MAX
-from clockwork.restarts import AGAIN_STATUS, Restarts
+from clockwork.launch.restarts import AGAIN_STATUS, Restarts
+from clockwork.system.clock import MS, SECOND
 from clockwork.worker.process import EXIT_STUCK
 
 

@@ -25,9 +25,9 @@ from clockwork.controller.routes import (
     whole,
 )
 from clockwork.errors import InvalidInput, InvalidModel
-from clockwork.models.checksums import unseal
-from clockwork.models.prepared import TensorSpec
-from clockwork.tensors import encode_array
+from clockwork.formats.checksums import unseal
+from clockwork.formats.prepared import TensorSpec
+from clockwork.wire.tensors import encode_array
 
 ALL = SHARE_WHOLE
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from clockwork.messages import Reason, Status
 from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
@@ -20,6 +19,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from clockwork.wire.messages import Reason, Status
 from tests.unit.stories import LINK, MS, Story, spec, told
 
 BATCHING = spec(1, exec_ms=5, batch_max=32, row_ms=1)

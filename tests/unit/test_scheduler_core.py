@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork import config, messages
-from clockwork.messages import NEVER_NS, Reason, Status
+from clockwork import config
 from clockwork.scheduler import _core, make_scheduler
 from clockwork.scheduler.types import (
     ActionDone,
@@ -31,6 +30,8 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from clockwork.wire import messages
+from clockwork.wire.messages import NEVER_NS, Reason, Status
 from tests.unit import stories
 
 MS = 1_000_000

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from clockwork.messages import Status
 from clockwork.scheduler._core import POLICIES
 from clockwork.scheduler.types import (
     AnswerFailed,
@@ -22,6 +21,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from clockwork.wire.messages import Status
 from tests.unit.stories import MS, Story, spec
 
 FULL_MHZ = 1980

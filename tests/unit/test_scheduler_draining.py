@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.messages import Reason
 from clockwork.scheduler.types import SendLoad, WorkerDraining
+from clockwork.wire.messages import Reason
 from tests.unit.stories import Story, spec, told
 
 pytestmark = [

@@ -8,7 +8,6 @@ import pytest
 
 from clockwork import config
 from clockwork.errors import ConfigError
-from clockwork.messages import NEVER_NS, Reason, Status
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler._core import ATTEMPTS_MAX, PROFILE_ATTEMPTS_MAX, PROFILE_IDLE_NS, SCHEDULE_AHEAD_NS
 from clockwork.scheduler.types import (
@@ -33,6 +32,7 @@ from clockwork.scheduler.types import (
     WorkerJoined,
     WorkerLeft,
 )
+from clockwork.wire.messages import NEVER_NS, Reason, Status
 from tests.unit import stories
 from tests.unit.stories import LINK, MS, SHAPE, spec
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from clockwork.errors import ConfigError
-from clockwork.messages import Reason, Status
 from clockwork.scheduler import known_options, make_scheduler
 from clockwork.scheduler.types import (
     ModelGone,
@@ -19,6 +18,7 @@ from clockwork.scheduler.types import (
     SendRevoke,
     WorkerLeft,
 )
+from clockwork.wire.messages import Reason, Status
 from tests.unit.stories import LINK, MS, Story, spec, told
 
 

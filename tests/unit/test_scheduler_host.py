@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from clockwork.clock import MS
-from clockwork.messages import NEVER_NS, Reason, Status
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import (
     ActionDone,
@@ -27,6 +25,8 @@ from clockwork.scheduler.types import (
     Wake,
     WorkerJoined,
 )
+from clockwork.system.clock import MS
+from clockwork.wire.messages import NEVER_NS, Reason, Status
 
 PAGE = 1 << 20
 SHAPE = ((4,),)

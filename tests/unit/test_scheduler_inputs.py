@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from clockwork.messages import Status
 from clockwork.scheduler.types import SendInfer
+from clockwork.wire.messages import Status
 from tests.unit.stories import MS, Story, spec
 
 LARGE = 602_000  # bytes of a request's inputs

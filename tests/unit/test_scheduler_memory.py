@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.messages import Status
 from clockwork.scheduler.types import (
     LinkMeasured,
     ModelReady,
@@ -15,6 +14,7 @@ from clockwork.scheduler.types import (
     Tick,
     WorkerJoined,
 )
+from clockwork.wire.messages import Status
 from tests.unit.stories import LINK, MS, Story, spec, told
 
 BOTH = pytest.mark.parametrize("memory", ["adaptive", "paper"])

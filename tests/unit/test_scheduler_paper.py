@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clockwork.messages import Status
 from clockwork.scheduler._core import ATTEMPTS_MAX
 from clockwork.scheduler.types import ModelSpec, SendInfer
+from clockwork.wire.messages import Status
 from tests.unit.stories import LINK, MS, Story, spec, told
 
 

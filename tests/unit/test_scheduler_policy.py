@@ -9,9 +9,9 @@ import pytest
 
 from clockwork.controller.settings import check_policy
 from clockwork.errors import ConfigError, PolicyFailed
-from clockwork.messages import Reason, Status
 from clockwork.scheduler import known_options, make_scheduler
 from clockwork.scheduler.policy import Batch, Device, Policy, Queue
+from clockwork.wire.messages import Reason, Status
 from tests.unit import policies
 from tests.unit.stories import LINK, MS, Story, spec, told
 

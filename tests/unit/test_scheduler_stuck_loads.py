@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from clockwork import config
-from clockwork.messages import Status
 from clockwork.scheduler.types import AnswerFailed, AnswerOk, Fault, ModelFault, SendLoad, WorkerDraining
+from clockwork.wire.messages import Status
 from tests.unit.stories import Story, spec
 from tests.unit.test_scheduler_suspects import POLICIES, Play
 

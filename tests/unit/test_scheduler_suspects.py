@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from clockwork import config
-from clockwork.messages import Status
 from clockwork.scheduler.types import (
     AnswerFailed,
     AnswerOk,
@@ -22,6 +21,7 @@ from clockwork.scheduler.types import (
     SendUnload,
     WorkerLeft,
 )
+from clockwork.wire.messages import Status
 from tests.unit.stories import MS, Story, spec
 
 POLICIES = ("edf", "fifo", "paper", "deferred", "adaptive")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clockwork.telling import printable, tell
+from clockwork.wire.telling import printable, tell
 
 
 def nested(levels: int, kind: type) -> Any:

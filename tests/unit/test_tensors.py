@@ -6,10 +6,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from clockwork import tensors
 from clockwork.config import MESSAGE_BYTES_MAX, RANK_MAX, STRINGS_MAX
 from clockwork.errors import InvalidInput
-from clockwork.tensors import as_array, check_strings, check_tensor, decode_tensor, encode_array, tensor_bytes
+from clockwork.wire import tensors
+from clockwork.wire.tensors import (
+    as_array,
+    check_strings,
+    check_tensor,
+    decode_tensor,
+    encode_array,
+    tensor_bytes,
+)
 
 EVERY_DTYPE = [code for code in tensors.DTYPES if code != tensors.STRING]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork.clock import SECOND
 from clockwork.errors import ConfigError
-from clockwork.sim.workloads import MINUTE_NS, Trace, load_trace, replay, synthetic_trace
+from clockwork.system.clock import SECOND
+from clockwork.workloads import MINUTE_NS, Trace, load_trace, replay, synthetic_trace
 
 PUBLIC = "HashOwner,HashApp,HashFunction,Trigger,1,2,3"
 SAMPLE = "HashFunction,HashApp,HashOwner,minute_1,minute_2,minute_3"

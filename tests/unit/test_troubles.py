@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.clock import SECOND
 from clockwork.config import TROUBLE_CHARS_MAX, TROUBLE_KEPT_NS, TROUBLES_PER_KIND_MAX
 from clockwork.controller.troubles import PASSING, TroubleKind, Troubles
+from clockwork.system.clock import SECOND
 
 ASIDE, REPAIRED = TroubleKind.MODEL_SET_ASIDE, TroubleKind.FILE_REPAIRED
 

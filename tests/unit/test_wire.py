@@ -9,10 +9,10 @@ from typing import Any
 import msgpack
 import pytest
 
-from clockwork import messages, wire
 from clockwork.controller._exchange import BOUNDS, read_request, read_result
-from clockwork.forms import INT64_MAX, Either, Facts, Integer, ListOf, Record, Row, Text
-from clockwork.messages import (
+from clockwork.wire import codec, messages
+from clockwork.wire.forms import INT64_MAX, Either, Facts, Integer, ListOf, Record, Row, Text
+from clockwork.wire.messages import (
     FROM_CLIENT,
     FROM_WORKER,
     TAG_OF,
@@ -43,8 +43,8 @@ def table_of(kind: type) -> dict[int, type]:
 def read(header: bytes, table: dict[int, type]) -> tuple[Any, str]:
     """The message, or None and why."""
     try:
-        return wire.decode(header, table), ""
-    except wire.WireError as error:
+        return codec.decode(header, table), ""
+    except codec.WireError as error:
         return None, str(error)
 
 
@@ -67,24 +67,24 @@ def test_each_field_takes_what_is_declared_and_nothing_beside_it(table: dict[int
         assert type(message) is kind, f"{edge.label}: {refusal}"
         # As msgpack itself reads it, which knows nothing of forms.
         assert same([TAG_OF[kind], *message], msgpack.unpackb(edge.header, strict_map_key=False)), edge.label
-        assert same(wire.decode(wire.encode(message), table), message), edge.label
+        assert same(codec.decode(codec.encode(message), table), message), edge.label
     assert seen == {True, False}
 
 
 @pytest.mark.parametrize(("table", "kind"), KINDS)
 def test_a_refusal_names_the_field_and_what_it_may_be(table: dict[int, type], kind: type) -> None:
-    for name, form in wire.forms_of(kind).items():
-        forms = wire.forms_of(kind)
+    for name, form in codec.forms_of(kind).items():
+        forms = codec.forms_of(kind)
         fields = [plain(one) if other != name else DEEP for other, one in forms.items()]
-        with pytest.raises(wire.WireError, match=rf"^{kind.__name__}\.{name}\b") as caught:
-            wire.decode(header_of(kind, fields), table)
+        with pytest.raises(codec.WireError, match=rf"^{kind.__name__}\.{name}\b") as caught:
+            codec.decode(header_of(kind, fields), table)
         assert str(form).split()[0] in str(caught.value) or "list" in str(caught.value)
 
 
 def test_the_sentence_has_the_path_the_bound_and_the_value() -> None:
     def said(tensors: list[Any]) -> str:
-        with pytest.raises(wire.WireError) as caught:
-            wire.decode(header_of(InferRequest, [1, "m", 0, 0, tensors]), FROM_CLIENT)
+        with pytest.raises(codec.WireError) as caught:
+            codec.decode(header_of(InferRequest, [1, "m", 0, 0, tensors]), FROM_CLIENT)
         return str(caught.value)
 
     good = ["x", 1, [1, 2], 0]
@@ -123,7 +123,7 @@ def test_every_number_of_every_message_is_bounded_on_both_sides() -> None:
                 assert count_max < 1 << 32
 
     for kind in TAG_OF:
-        for form in wire.forms_of(kind).values():
+        for form in codec.forms_of(kind).values():
             check(form)
 
 
@@ -133,7 +133,7 @@ def test_the_shorter_reader_of_requests_and_results_agrees_at_every_edge() -> No
         for edge in edges(kind):
             taken = short(edge.header) is not None
             if kind is Result and edge.is_good and not taken:
-                message = wire.decode(edge.header, FROM_WORKER)
+                message = codec.decode(edge.header, FROM_WORKER)
                 phases = (message.copy_in, message.execute, message.copy_out)
                 is_odd = (
                     message.status not in set(Status) or sum(one[2] for one in phases) >= messages.NEVER_NS
@@ -144,7 +144,7 @@ def test_the_shorter_reader_of_requests_and_results_agrees_at_every_edge() -> No
 
 
 def test_both_readers_bounds_are_one_declaration() -> None:
-    request, result = wire.forms_of(InferRequest), wire.forms_of(Result)
+    request, result = codec.forms_of(InferRequest), codec.forms_of(Result)
     tensors: Any = request["tensors"]
     row, parts = tensors.element.fields, result["parts"]
     assert isinstance(parts, ListOf)
@@ -154,8 +154,8 @@ def test_both_readers_bounds_are_one_declaration() -> None:
     assert isinstance(priority, Integer)
     assert isinstance(text, Text)
     assert {
-        "request_header_bytes": wire.bytes_max_of(InferRequest),
-        "result_header_bytes": wire.bytes_max_of(Result),
+        "request_header_bytes": codec.bytes_max_of(InferRequest),
+        "result_header_bytes": codec.bytes_max_of(Result),
         "reference_bytes": model.bytes_max,
         "name_bytes": row["name"].bytes_max,
         "sentence_bytes": text.bytes_max,
@@ -174,8 +174,8 @@ def hostile_headers() -> dict[str, tuple[bytes, dict[int, type]]]:
     found: dict[str, tuple[bytes, dict[int, type]]] = {}
     small, ones = b"\x91\x90", b"\x91\x00"
     for kind in TAG_OF:
-        room = wire.bytes_max_of(kind)
-        forms = list(wire.forms_of(kind).values())
+        room = codec.bytes_max_of(kind)
+        forms = list(codec.forms_of(kind).values())
         for place, form in enumerate(forms):
             if not isinstance(form, (ListOf, Facts, Record)) and "Anything" not in type(form).__name__:
                 continue
@@ -241,28 +241,28 @@ def test_mutated_headers_are_read_or_refused_and_nothing_else() -> None:
 
 def test_a_failures_sentence_is_cut_where_it_is_sent() -> None:
     sent = Failure(1, Status.INTERNAL, "\N{SNOWMAN}" * 1_000_000, {})
-    got = wire.decode(wire.encode(sent), TO_CLIENT)
+    got = codec.decode(codec.encode(sent), TO_CLIENT)
     assert set(got.text) == {"\N{SNOWMAN}"}
     assert len(got.text) < 50_000
 
 
 def test_what_a_receiver_would_refuse_is_not_sent() -> None:
-    with pytest.raises(wire.TooLarge, match="Reply of"):
-        wire.encode(Reply(1, ["x" * 1_000] * 20_000))
-    with pytest.raises(wire.WireError, match="tensors"):
-        wire.check(InferRequest(1, "m", 0, 0, [["x", 1, [1] * 33, 0]]))
+    with pytest.raises(codec.TooLarge, match="Reply of"):
+        codec.encode(Reply(1, ["x" * 1_000] * 20_000))
+    with pytest.raises(codec.WireError, match="tensors"):
+        codec.check(InferRequest(1, "m", 0, 0, [["x", 1, [1] * 33, 0]]))
 
 
 @pytest.mark.parametrize("table", [FROM_CLIENT, TO_WORKER], ids=["from client", "to worker"])
 def test_whose_a_refused_message_is_can_be_read(table: dict[int, type]) -> None:
     for kind in table.values():
-        fields = list(wire.forms_of(kind))
+        fields = list(codec.forms_of(kind))
         is_named = fields[:1] in (["request_id"], ["action_id"], ["model_id"])
         for edge in edges(kind):
             if edge.label not in ("a field less", "cut off") and not edge.label.startswith(
                 f".{fields[0] if fields else ''} "
             ):
-                assert wire.addressee(edge.header, table) == ((kind, 1) if is_named else (None, 0)), (
+                assert codec.addressee(edge.header, table) == ((kind, 1) if is_named else (None, 0)), (
                     edge.label
                 )
     for header in (
@@ -275,4 +275,4 @@ def test_whose_a_refused_message_is_can_be_read(table: dict[int, type]) -> None:
         b"\x92\x02\xa1x",
         b"\x92\xc0\x01",
     ):
-        assert wire.addressee(header, table) == (None, 0)
+        assert codec.addressee(header, table) == (None, 0)

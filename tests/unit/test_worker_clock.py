@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.clock import SECOND, now_ns
-from clockwork.messages import NEVER_NS, Load
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.messages import NEVER_NS, Load
 from clockwork.worker.clock import Jitter, WorkerClock
 
 

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from clockwork.cli_serve import worker_options
+from clockwork.cli.serve import worker_options
 from clockwork.device.cuda_clocks import open_source
 from clockwork.errors import ConfigError
 from clockwork.worker.settings import device_names

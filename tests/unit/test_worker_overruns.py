@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork.clock import MS, SECOND
 from clockwork.config import (
     EXECUTION_GRACE_NS,
     EXECUTION_LIMIT_FACTOR,
@@ -12,6 +11,7 @@ from clockwork.config import (
     LOAD_LIMIT_FACTOR,
     WATCH_GAP_MAX_NS,
 )
+from clockwork.system.clock import MS, SECOND
 from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
 
 STEP_NS = 50 * MS

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, TRANSFERS_MAX
-from clockwork.messages import Chunk, Fetch, Status
-from clockwork.models.fetching import Fetched, PackageFetcher
-from clockwork.models.package import PackageFile, PackageStore, digest_of
+from clockwork.formats.fetching import Fetched, PackageFetcher
+from clockwork.formats.package import PackageFile, PackageStore, digest_of
+from clockwork.wire.messages import Chunk, Fetch, Status
 
 TIMEOUT_S = 30
 

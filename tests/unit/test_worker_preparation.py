@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from clockwork.messages import Status
+from clockwork.wire.messages import Status
 from clockwork.worker.preparation import JobDone, PreparationProcess
 
 TIMEOUT_S = 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clockwork.config import PREPARATION_SLOW_NS, PREPARATIONS_MAX
-from clockwork.messages import Status
+from clockwork.wire.messages import Status
 from clockwork.worker.preparation import JobDone
 from clockwork.worker.preparations import Preparations
 

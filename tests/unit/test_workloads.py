@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork.clock import MS, SECOND
 from clockwork.errors import ConfigError
-from clockwork.sim.workloads import (
+from clockwork.system.clock import MS, SECOND
+from clockwork.workloads import (
     CHUNK_ARRIVALS,
     Arrivals,
     Class,

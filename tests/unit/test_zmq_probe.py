@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import zmq
 
-from clockwork import _zmq
+from clockwork.wire import _zmq
 
 
 def test_probe_follows_a_message_part_by_part() -> None:

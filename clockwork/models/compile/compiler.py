@@ -25,17 +25,9 @@ import onnx
 
 from clockwork import config
 from clockwork.errors import InvalidModel
-from clockwork.models import batching
-from clockwork.models import inputs as trial
-from clockwork.models.compile import host, nvrtc
-from clockwork.models.compile.freeze import Bucket, buckets, freeze
-from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
-from clockwork.models.compile.variant import MODULE_FILE, Built, Spec, Statistic
-from clockwork.models.holdings import is_quantised
-from clockwork.models.interface import is_named
-from clockwork.models.onnx_import import check_model, real_inputs
-from clockwork.models.prepared import WEIGHTS_FILE, TensorSpec
-from clockwork.models.program import (
+from clockwork.formats.interface import is_named
+from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
+from clockwork.formats.program import (
     CHECKS_FILE,
     HOST,
     Check,
@@ -48,9 +40,17 @@ from clockwork.models.program import (
     write_checks,
     write_program,
 )
+from clockwork.models import batching
+from clockwork.models import inputs as trial
+from clockwork.models.compile import host, nvrtc
+from clockwork.models.compile.freeze import Bucket, buckets, freeze
+from clockwork.models.compile.padding import Dim, NotProven, open_symbols, padded_inputs
+from clockwork.models.compile.variant import MODULE_FILE, Built, Spec, Statistic
+from clockwork.models.holdings import is_quantised
+from clockwork.models.onnx_import import check_model, real_inputs
 from clockwork.models.runtime import RunError, Session, explain
 from clockwork.models.split import operator
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 BATCHES = (1, 2, 4, 8, 16)
 """Batch sizes that are compiled unless told otherwise."""

@@ -15,7 +15,7 @@ from clockwork.models.compile.sizes import Dim, NotProven, Size, Value, computed
 from clockwork.models.compile.variant import SIZE_PREFIX
 from clockwork.models.onnx_import import real_inputs
 from clockwork.models.split import operator
-from clockwork.tensors import numpy_dtype
+from clockwork.wire.tensors import numpy_dtype
 
 OPSET_LEAST = 11
 """Of the models that are followed: since then what an operator reshapes by is an input like any other."""

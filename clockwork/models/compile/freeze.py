@@ -9,11 +9,11 @@ from pathlib import Path
 import onnx
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.interface import is_named
+from clockwork.formats.prepared import TensorSpec
 from clockwork.models.compile.padding import Padding, make_padded
 from clockwork.models.compile.variant import SIZE_PREFIX
-from clockwork.models.interface import is_named
 from clockwork.models.onnx_import import external_files, real_inputs
-from clockwork.models.prepared import TensorSpec
 from clockwork.models.runtime import RunError, Session, explain
 
 EXTERNAL_BYTES = 1_500_000_000

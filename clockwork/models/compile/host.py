@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from clockwork.errors import InvalidModel
+from clockwork.formats.prepared import WEIGHTS_FILE
+from clockwork.formats.program import HOST, Launch, Program, Variant
 from clockwork.models.compile.variant import Kernel
-from clockwork.models.prepared import WEIGHTS_FILE
-from clockwork.models.program import HOST, Launch, Program, Variant
-from clockwork.tensors import Array, numpy_dtype
+from clockwork.wire.tensors import Array, numpy_dtype
 
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (

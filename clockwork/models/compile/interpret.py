@@ -30,7 +30,7 @@ from tinygrad.uop.ops import UOp
 
 from clockwork.errors import ClockworkError, InvalidModel
 from clockwork.models.split import operator
-from clockwork.tensors import DTYPES, Array
+from clockwork.wire.tensors import DTYPES, Array
 
 DEVICE = "NULL"
 """tinygrad's device without memory or execution."""

@@ -40,6 +40,7 @@ from tinygrad.schedule.memory import memory_plan_rewrite
 from tinygrad.uop.ops import AddrSpace, Ops, PatternMatcher, ProgramInfo, UOp, UPat
 
 from clockwork.errors import ClockworkError, InvalidModel
+from clockwork.formats.program import HOST, Argument, Launch
 from clockwork.models.compile import host, nvrtc
 from clockwork.models.compile.interpret import (
     CODES,
@@ -61,8 +62,7 @@ from clockwork.models.compile.variant import (
 )
 from clockwork.models.compile.widths import widths_of
 from clockwork.models.onnx_import import read_model
-from clockwork.models.program import HOST, Argument, Launch
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 SIZE_VARIABLE = "size"
 """What tinygrad calls the true size of an open dimension; the number of its symbol follows."""

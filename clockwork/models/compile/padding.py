@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from clockwork.formats.interface import is_named
+from clockwork.formats.prepared import TensorSpec
 from clockwork.models.compile.following import Following, Padding
 from clockwork.models.compile.sizes import (
     VALUE_MAX,
@@ -31,9 +33,7 @@ from clockwork.models.compile.sizes import (
     segments,
     size_of,
 )
-from clockwork.models.interface import is_named
-from clockwork.models.prepared import TensorSpec
-from clockwork.tensors import Array
+from clockwork.wire.tensors import Array
 
 END = 2**31 - 1
 """Where exporters end a slice that goes to the end, or beyond."""

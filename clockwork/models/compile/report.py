@@ -6,8 +6,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
+from clockwork.formats.program import Variant
 from clockwork.models.compile.variant import Statistic
-from clockwork.models.program import Variant
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clockwork.models.program import Argument, Launch
+from clockwork.formats.program import Argument, Launch
 
 SPEC_FILE = "spec.json"
 BUILT_FILE = "built.json"

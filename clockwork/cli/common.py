@@ -1,0 +1,110 @@
+"""What the commands have in common: how they fail, their options, what they print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from clockwork import config
+from clockwork.errors import ClockworkError, ConfigError, InvalidInput, Refused
+
+if TYPE_CHECKING:
+    from clockwork.client.blocking import Client
+
+F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+
+
+class _Failure(click.ClickException):
+    """An error that a person is told in one line."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"clockwork: {self.message}", err=True)
+
+
+class Commands(click.Group):
+    """A group in which what goes wrong is one line on stderr and exit status 1, never a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except Refused as error:
+            more = [f"reason: {error.reason}"] if error.reason else []
+            if error.feasible_slo is not None:
+                more.append(f"an SLO of {error.feasible_slo:g} s would have been enough")
+            if error.retry_after is not None:
+                more.append(f"retry after {error.retry_after:g} s")
+            raise _Failure(f"refused: {error}" + (f" ({'; '.join(more)})" if more else "")) from None
+        except ClockworkError as error:
+            raise _Failure(str(error) or type(error).__name__) from None
+
+
+def client_options(command: F) -> F:
+    command = click.option("--timeout", type=float, help="Seconds to wait for an answer.  [default: 30]")(
+        command
+    )
+    command = click.option(
+        "--key",
+        type=PATH,
+        help="This peer's key file (or CLOCKWORK_KEY): client.key to ask, operator.key to change what is served.",
+    )(command)
+    return click.option(
+        "--endpoint", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
+    )(command)
+
+
+def new_client(endpoint: str | None, key: Path | None, timeout: float | None) -> Client:
+    from clockwork.client.blocking import Client
+
+    return Client(endpoint, keys=key, timeout=30.0 if timeout is None else timeout, name="cli")
+
+
+def policy_numbers(settings: Sequence[str]) -> dict[str, float]:
+    """A policy's options, NAME=NUMBER, parsed. Raises ConfigError."""
+    found = {}
+    for setting in settings:
+        name, equals, number = setting.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}") from None
+        if not equals or not name:
+            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}")
+    return found
+
+
+def print_json(body: Any) -> None:
+    click.echo(json.dumps(body, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know of numpy and paths."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def print_table(titles: list[str], rows: list[list[str]]) -> None:
+    """A table that is as wide as it must be where nobody looks at a terminal."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*titles, box=SIMPLE, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror}") from None

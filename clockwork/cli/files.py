@@ -1,0 +1,188 @@
+"""Files to a model's inputs, and outputs to files and text, for the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clockwork.errors import ConfigError, InvalidInput
+from clockwork.wire.description import ModelInfo, TensorInfo
+from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+OUTPUTS = (".npy", ".npz", ".json")
+BEST = 5
+"""Labels that are shown of each row."""
+
+
+def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:
+    """The inputs of a model from ``file`` or ``name=file`` arguments. Raises InvalidInput."""
+    specs = {spec.name: spec for spec in info.inputs}
+    inputs: dict[str, Array] = {}
+    for argument in arguments:
+        name, equals, file = argument.partition("=")
+        if equals and name in specs:
+            inputs[name] = _read_one(Path(file), specs[name], info)
+            continue
+        path = Path(argument)
+        if equals and not path.exists():
+            raise InvalidInput(f"model {info.name!r} has no input {name!r}; it has {', '.join(specs)}", name)
+        if len(specs) == 1:
+            (only,) = specs.values()
+            content = _read_many(path) if _is_mapping(path) else None
+            if content is None or (only.name not in content and len(content) == 1):
+                inputs[only.name] = _read_one(path, only, info)
+                continue
+        elif not _is_mapping(path):
+            raise InvalidInput(
+                f"model {info.name!r} has the inputs {', '.join(specs)}: say {next(iter(specs))}={argument}"
+            )
+        for key, value in _read_many(path).items():
+            if key not in specs:
+                raise InvalidInput(
+                    f"model {info.name!r} has no input {key!r}; it has {', '.join(specs)}", key
+                )
+            inputs[key] = _typed(value, specs[key])
+    return inputs
+
+
+def read_examples(path: Path) -> Any:
+    """Example inputs for registration: a dict by input name (.npz, .json), or one array (.npy)."""
+    if path.suffix in (".npz", ".json"):
+        return _read_many(path)
+    return _load_numpy(path)
+
+
+def check_output_name(path: Path) -> None:
+    """Raises ConfigError unless outputs can be written to such a file."""
+    if path.suffix not in OUTPUTS:
+        raise ConfigError(f"output {path}: the name must end in {', '.join(OUTPUTS)}")
+
+
+def pack_outputs(path: Path, outputs: Mapping[str, Array]) -> bytes:
+    """The outputs as a file of that name holds them."""
+    if path.suffix == ".json":
+        return json.dumps({name: _listed(array) for name, array in outputs.items()}).encode()
+    plain = {
+        name: array.astype(np.str_) if array.dtype == object else array for name, array in outputs.items()
+    }
+    buffer = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(buffer, allow_pickle=False, **plain)
+    elif len(plain) != 1:
+        raise InvalidInput(
+            f"{path}: a .npy file holds one array, the model has the outputs {', '.join(outputs)}"
+        )
+    else:
+        np.save(buffer, next(iter(plain.values())), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def describe_outputs(outputs: Mapping[str, Array], info: ModelInfo) -> str:
+    """The answer for a person: labels with their scores where the model has labels, else the arrays."""
+    from clockwork.models import images
+
+    lines = []
+    if images.has_labels(info.metadata) and len(outputs) == 1:
+        (scores,) = outputs.values()
+        for row in scores.reshape(-1, scores.shape[-1]) if scores.ndim else ():
+            ranked = images.labelled(row, info.metadata)
+            top = ranked[0][1]
+            lines.append(f"{info.name}: {ranked[0][0]}")
+            lines += [
+                f"    {label:<16} {score:8.4f}  {'#' * round(30 * max(0.0, score) / top) if top > 0 else ''}"
+                for label, score in ranked[:BEST]
+            ]
+    else:
+        for name, array in outputs.items():
+            kind = "string" if array.dtype == object else str(array.dtype)
+            lines.append(f"{name}  {kind} {list(array.shape)}")
+            lines.append(np.array2string(array, threshold=200, edgeitems=4, max_line_width=100))
+    return "\n".join(lines)
+
+
+def _is_mapping(path: Path) -> bool:
+    return path.suffix == ".npz" or (path.suffix == ".json" and isinstance(_load_json(path), dict))
+
+
+def _read_many(path: Path) -> dict[str, Any]:
+    """By name, from .npz or .json."""
+    content = _load_numpy(path) if path.suffix == ".npz" else _load_json(path)
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{path} holds no values by input name")
+    return content
+
+
+def _read_one(path: Path, spec: TensorInfo, info: ModelInfo) -> Array:
+    suffix = path.suffix.lower()
+    if suffix in IMAGES:
+        from clockwork.formats.prepared import TensorSpec
+        from clockwork.models import images
+
+        if not path.is_file():
+            raise InvalidInput(f"{path} does not exist", spec.name)
+        return images.image_to_input(
+            path, info.metadata, TensorSpec(spec.name, code_of(spec.dtype), spec.shape)
+        )
+    if suffix in (".npy", ".npz"):
+        content = _load_numpy(path)
+    elif suffix == ".json":
+        content = _load_json(path)
+    else:
+        raise InvalidInput(f"{path}: an input is a .npy, .npz, .json or image file", spec.name)
+    if isinstance(content, dict):
+        if len(content) != 1:
+            raise InvalidInput(f"{path} holds {len(content)} arrays, input {spec.name!r} is one", spec.name)
+        (content,) = content.values()
+    return _typed(content, spec)
+
+
+def _typed(value: Any, spec: TensorInfo) -> Array:
+    """Arrays as they are; JSON's numbers in the type that the model takes."""
+    if isinstance(value, np.ndarray):
+        return value
+    code = code_of(spec.dtype)
+    try:
+        if code == STRING:
+            return np.array(value, dtype=object)
+        return np.array(value).astype(numpy_dtype(code))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidInput(f"input {spec.name!r}: not a {spec.dtype} array: {error}", spec.name) from None
+
+
+def _load_numpy(path: Path) -> Any:
+    """An array, or a dict of arrays. Raises InvalidInput."""
+    try:
+        with open(path, "rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InvalidInput(f"{path} is not a numpy file: {error}") from None
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InvalidInput(f"{path} is not JSON: {error}") from None
+
+
+def _listed(array: Array) -> Any:
+    """Nested lists of what JSON knows."""
+    if array.dtype.kind in "fiub":
+        return array.tolist()
+    if array.dtype == object:
+        return array.tolist()
+    if array.dtype.kind == "c":
+        return np.stack([array.real, array.imag], -1).tolist()
+    return array.astype(np.float64).tolist()

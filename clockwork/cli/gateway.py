@@ -1,0 +1,150 @@
+"""The command `gateway`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from clockwork import config
+from clockwork.cli.common import FILE, FOLDER, PATH
+from clockwork.errors import ConfigError
+from clockwork.gateway import settings as bounds
+
+
+def _port(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    """A port; 0 any that is free, OFF none."""
+    if value == "off":
+        return bounds.OFF
+    if not (value.isascii() and value.isdigit() and int(value) <= 65535):
+        raise click.BadParameter(f"{value!r} is no port: 0 (any that is free) to 65535, or off")
+    return int(value)
+
+
+def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    try:
+        found = config.parse_bytes(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    if found >= bounds.REQUESTS_BYTES_MAX:
+        raise click.BadParameter(
+            f"{value} is not below {bounds.REQUESTS_BYTES_MAX} bytes, which all requests share"
+        )
+    return found
+
+
+def repository_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags that say which model repositories are served, and how."""
+    for option in reversed([
+        click.option("--model-repository", type=FOLDER, multiple=True, metavar="DIRECTORY",
+                     help="A Triton model repository, whose models are registered (NAME/VERSION/model.onnx, "
+                          "NAME/config.pbtxt); may be given more than once."),
+        click.option("--model-control-mode", type=click.Choice(bounds.CONTROL_MODES), show_default=True,
+                     default=bounds.CONTROL_MODES[0],
+                     help="poll: follow what changes in it; explicit: load what the repository API or --load-model "
+                          "names; none: register what is there at start."),
+        click.option("--repository-poll-secs", type=click.FloatRange(0.1, 86_400), show_default=True,
+                     default=bounds.POLL_S, help="Between two looks at it."),
+        click.option("--load-model", multiple=True, metavar="NAME",
+                     help="In explicit mode, a model to load at start (*: all); may be given more than once."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def repository_arguments(
+    repositories: tuple[Path, ...], mode: str, poll_s: float, load_models: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The same flags, for a gateway that is started with them."""
+    if not repositories:
+        if load_models:
+            raise ConfigError("--load-model needs a --model-repository")
+        return ()
+    found = ["--model-control-mode", mode, "--repository-poll-secs", f"{poll_s:g}"]
+    for root in repositories:
+        found += ["--model-repository", str(root.absolute())]
+    for name in load_models:
+        found += ["--load-model", name]
+    return tuple(found)
+
+
+@click.command()
+@click.option(
+    "--connect", help=f"The controller (or CLOCKWORK_ENDPOINT).  [default: {config.CLIENT_ENDPOINT}]"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--http-port",
+    callback=_port,
+    default=str(bounds.HTTP_PORT),
+    show_default=True,
+    help="0: any that is free; off: none.",
+)
+@click.option("--grpc-port", callback=_port, default=str(bounds.GRPC_PORT), show_default=True)
+@click.option("--metrics-port", callback=_port, default=str(bounds.METRICS_PORT), show_default=True)
+@click.option("--tls-cert", type=FILE, help="The certificate chain, PEM.")
+@click.option("--tls-key", type=FILE, help="Its key, PEM.")
+@click.option("--token-file", type=FILE, help="A file that holds the bearer token that clients must send.")
+@click.option(
+    "--operator-token-file",
+    type=FILE,
+    help="The token of those who may load and unload models, too.  [default: that of --token-file]",
+)
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and token.")
+@click.option(
+    "--max-request-bytes",
+    callback=_bytes,
+    metavar="SIZE",
+    default="64MiB",
+    show_default=True,
+    help="The largest request that is taken.",
+)
+@click.option(
+    "--otlp-endpoint",
+    default="",
+    metavar="URL",
+    help="Where OpenTelemetry spans go, over HTTP (or OTEL_EXPORTER_OTLP_ENDPOINT).  [default: nowhere]",
+)
+@repository_options
+@click.option("--key", type=PATH, help="Its key file, gateway.key (or CLOCKWORK_KEY).")
+@click.option(
+    "--operator-key",
+    type=PATH,
+    help="An operator's key file: with it, it may load, unload and register models (or CLOCKWORK_OPERATOR_KEY).",
+)
+@click.option("--parent", type=int, hidden=True)
+def gateway(
+    connect: str | None, host: str, http_port: int, grpc_port: int, metrics_port: int, tls_cert: Path | None,
+    tls_key: Path | None, token_file: Path | None, insecure: bool, max_request_bytes: int, otlp_endpoint: str,
+    model_repository: tuple[Path, ...], model_control_mode: str, repository_poll_secs: float,
+    load_model: tuple[str, ...], operator_token_file: Path | None, key: Path | None, operator_key: Path | None,
+    parent: int | None,
+) -> None:  # fmt: skip
+    """Serve a cluster over HTTP and gRPC, as the Open Inference Protocol (KServe, Triton) has it.
+
+    Any number of gateways may stand before one cluster; none of them holds anything.
+
+    \b
+    Examples:
+      clockwork gateway
+      clockwork gateway --connect tcp://10.0.0.1:5555 --key gateway.key --host 0.0.0.0 \\
+          --tls-cert cert.pem --tls-key key.pem --token-file token
+      clockwork gateway --model-repository /srv/models
+      curl http://127.0.0.1:8000/v2/models/digits
+    """
+    if parent is not None:
+        from clockwork.launch.local import die_with
+
+        die_with(parent)
+    from clockwork.gateway import process
+
+    sys.exit(process.main(bounds.GatewaySettings(
+        endpoint=connect or config.client_endpoint(), key=key or config.key_file(), host=host, http_port=http_port,
+        grpc_port=grpc_port, metrics_port=metrics_port, tls_cert=tls_cert, tls_key=tls_key, token_file=token_file,
+        operator_token_file=operator_token_file, operator_key=operator_key or config.operator_key_file(),
+        insecure=insecure, request_bytes_max=max_request_bytes, otlp_endpoint=otlp_endpoint,
+        repositories=model_repository, control_mode=model_control_mode, poll_s=repository_poll_secs,
+        load_models=load_model,
+    )))  # fmt: skip

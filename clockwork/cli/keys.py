@@ -1,0 +1,110 @@
+"""The command `keys`: who may connect to a cluster that listens beyond one machine, and as what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from clockwork.cli.common import PATH, Commands, print_table
+from clockwork.errors import ConfigError
+from clockwork.wire.roles import Role
+
+
+@click.group(cls=Commands)
+def keys() -> None:
+    """Keys for clusters that listen beyond one machine.
+
+    Each key has a role: a client asks models, a worker executes, an operator changes what is served, a gateway asks
+    for others. docs/security.md has the table.
+    """
+
+
+@keys.command("new")
+@click.argument("directory", type=PATH)
+def new_keys(directory: Path) -> None:
+    """Write the keys of a new cluster into DIRECTORY: the controller's and one of each role.
+
+    \b
+    controller.key   for the controller (secret)
+    client.key       to infer, and to ask about models (secret)
+    worker.key       for workers (secret)
+    operator.key     to register, load, unload, route and remove models (secret)
+    gateway.key      for gateways: a client that gathers metrics, too (secret)
+    allowed.keys     whom the controller lets in; beside controller.key, or where --allowed says
+
+    \b
+    Example:
+      clockwork keys new keys/
+      clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key keys/controller.key
+    """
+    from clockwork.wire.keys import write_keys
+    from clockwork.wire.transport import new_key_pair
+
+    try:
+        written = write_keys(directory, new_key_pair(), {role: new_key_pair() for role in Role})
+    except OSError as error:
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}") from None
+    for path in written:
+        click.echo(f"wrote {path}")
+
+
+@keys.command("add")
+@click.argument("directory", type=PATH)
+@click.argument("name")
+@click.option(
+    "--role", type=click.Choice([role.value for role in Role]), required=True, help="What the key is for."
+)
+def add_key(directory: Path, name: str, role: str) -> None:
+    """Write one more key, NAME.key, and let it in: a running controller takes it within a second.
+
+    DIRECTORY has the cluster's controller.key. With a key of its own, each team, machine or program can be shut out
+    alone.
+
+    \b
+    Example:
+      clockwork keys add keys/ alice --role operator
+    """
+    from clockwork.wire import keys as files
+    from clockwork.wire.transport import new_key_pair
+
+    for path in files.add_key(directory, Role(role), name, new_key_pair()):
+        click.echo(f"wrote {path}")
+
+
+@keys.command("revoke")
+@click.argument("directory", type=PATH)
+@click.argument("which", metavar="NAME")
+def revoke_key(directory: Path, which: str) -> None:
+    """Shut a key out. A running controller ends its connections within a second.
+
+    NAME: as in `keys list`, or the key's file, or the public key itself. This is for the directory that the controller
+    reads; where its list is a copy, bring the new one there.
+
+    \b
+    Example:
+      clockwork keys revoke keys/ alice
+    """
+    from clockwork.wire import keys as files
+
+    for what in files.revoke_key(directory, which):
+        click.echo(f"revoked {what}")
+
+
+@keys.command("list")
+@click.argument("directory", type=PATH)
+def list_keys(directory: Path) -> None:
+    """Show whom the controller of DIRECTORY lets in.
+
+    \b
+    Example:
+      clockwork keys list keys/
+    """
+    from clockwork.wire import keys as files
+
+    listed = directory / files.ALLOWED_FILE
+    legacy = files.read_controller_keys(directory / files.CONTROLLER_KEY_FILE).allowed
+    rows = files.read_allowed_keys(listed) if listed.exists() or not legacy else {}
+    table = [[row.name, row.role.value, row.public] for row in rows.values()]
+    table += [["", "any", public] for public in legacy if public not in rows]
+    print_table(["name", "role", "public key"], table)

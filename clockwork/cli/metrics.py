@@ -1,0 +1,35 @@
+"""`clockwork metrics`: a cluster's numbers without a gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from clockwork.cli.common import client_options, new_client, print_json
+
+
+@click.command()
+@click.argument("model", default="")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as the controller says them.")
+@client_options
+def metrics(model: str, as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Print every number that the controller has, as Prometheus text; of MODEL alone with --json.
+
+    The same text as a gateway's /metrics, without the gateway's own. What each metric means: docs/metrics.md.
+
+    \b
+    Examples:
+      clockwork metrics | grep devices_wanted
+      clockwork metrics resnet50 --json
+    """
+    from clockwork.gateway.metrics import render
+
+    if model and not as_json:
+        raise click.UsageError("the numbers of one model are printed with --json")
+    with new_client(endpoint, key, timeout) as client:
+        body = client.metrics(model)
+    if as_json:
+        print_json(body)
+    else:
+        click.echo(render(body).decode(), nl=False)

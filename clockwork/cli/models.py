@@ -1,0 +1,346 @@
+"""`clockwork models`: adding, showing and removing them; how their traffic is split is in routes.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clockwork import config
+from clockwork.cli import routes
+from clockwork.cli.common import (
+    FILE,
+    PATH,
+    Commands,
+    client_options,
+    new_client,
+    print_json,
+    print_table,
+    write_file,
+)
+from clockwork.errors import InvalidInput
+
+
+@click.group(cls=Commands)
+def models() -> None:
+    """Add, list, show and remove models; split their traffic between versions."""
+
+
+for command in (routes.route, routes.promote, routes.rollback):
+    models.add_command(command)
+
+
+@models.command("add")
+@click.argument("name", required=False)
+@click.argument("file", type=click.Path(path_type=Path, exists=True), required=False)
+@click.option(
+    "--profiles", metavar="FILE", help="For emulated devices: every model of a profile file, or `paper`."
+)
+@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
+@click.option("--slo", type=float, help="The default SLO of its requests, in seconds.")
+@click.option(
+    "--examples", type=FILE, help="Real inputs for profiling and checks: .npz by input name, or .npy."
+)
+@click.option("--batching", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True)
+@click.option("--batch-max", type=click.IntRange(1), help="An upper bound of its batches.")
+@client_options
+def add(
+    name: str | None, file: Path | None, profiles: str | None, copies: int, slo: float | None,
+    examples: Path | None, batching: Any, batch_max: int | None, endpoint: str | None, key: Path | None,
+    timeout: float | None,
+) -> None:  # fmt: skip
+    """Register FILE as NAME: an ONNX file, or a directory that `clockwork compile` wrote.
+
+    Returns once it is ready to serve. Or, for emulated devices, models that are only profiles: of a file,
+    or of the paper's table.
+
+    External data beside the file is taken along. Other content under a known name becomes its next
+    version and takes over without a failed request.
+
+    \b
+    Examples:
+      clockwork models add resnet50 resnet50.onnx --slo 0.1
+      clockwork models add bert bert.onnx --examples inputs.npz --batching off
+      clockwork models add resnet50-gpu resnet50.program --slo 0.05
+      clockwork models add --profiles paper --copies 66 --slo 0.1
+    """
+    from clockwork.cli import files
+    from clockwork.launch.profiles import read_profiles, register_profiles
+
+    if profiles is None and (name is None or file is None):
+        raise InvalidInput("models add takes a NAME and an ONNX FILE, or --profiles")
+    if profiles is not None:
+        if file is not None:
+            raise InvalidInput("models add --profiles takes no ONNX FILE")
+        found = read_profiles(profiles, copies)
+        with new_client(endpoint, key, timeout) as client, _progress("Registering profiles") as tell:
+            register_profiles(client, found, slo, timeout, tell)
+        click.echo(f"{len(found)} models are ready")
+        return
+    assert name is not None, "only --profiles goes without"
+    given = files.read_examples(examples) if examples is not None else None
+    with new_client(endpoint, key, timeout) as client, _progress(f"Registering {name}") as tell:
+        info = client.register(
+            name, file, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
+            progress=tell,
+        )  # fmt: skip
+    click.echo(f"{info.name}@{info.version} is ready: {_summary(info)}")
+    if not info.share:
+        click.echo(
+            f"  {info.name} has a route, so that it gets no traffic until `clockwork models route` says so"
+        )
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on a terminal, a line for each stage elsewhere; on stderr either way."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] = set()
+
+        def say(stage: str, done: int, total: int) -> None:
+            if stage not in seen:
+                seen.add(stage)
+                click.echo(f"{title}: {stage} ...", err=True)
+
+        yield say
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+
+        def show(stage: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{title}: {stage}", completed=done, total=total or None)
+
+        yield show
+
+
+def _summary(info: Any) -> str:
+    shapes = ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in info.inputs)
+    batching = f"batches of up to {info.batch_max}" if info.batches else "one by one"
+    fastest = min((point.exec_ns for point in info.profile), default=0)
+    return f"{shapes}; {batching}; {fastest / 1e6:.2f} ms; {info.weights_bytes / 2**20:.1f} MiB of weights"
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@client_options
+def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """List the registered models.
+
+    \b
+    Example:
+      clockwork models list --json
+    """
+    with new_client(endpoint, key, timeout) as client:
+        infos = client.models()
+    if as_json:
+        print_json([info.raw for info in infos])
+        return
+    rows = [
+        [
+            f"{info.name}@{info.version}",
+            info.state,
+            _traffic(info),
+            _where(info),
+            f"{info.slo * 1e3:g} ms" if info.slo is not None else "-",
+            f"{info.raw.get('exec_ns', 0) / 1e6:.2f} ms",
+            f"{info.load_ns / 1e6:.2f} ms",
+            f"{info.weights_bytes / 2**20:.1f} MiB",
+            info.holding,
+            "yes" if info.batches else "no",
+            _remarks(info),
+        ]
+        for info in infos
+    ]
+    print_table(
+        [
+            "model",
+            "state",
+            "traffic",
+            "where",
+            "SLO",
+            "execution",
+            "load",
+            "weights",
+            "holding",
+            "batches",
+            "",
+        ],
+        rows,
+    )
+
+
+def _remarks(info: Any) -> str:
+    """Why it is not ready, or on which workers it could not be prepared."""
+    failed = [f"not on {worker}: {why}" for worker, why in (info.raw.get("not_prepared") or {}).items()]
+    return "; ".join(filter(None, [info.text, *failed]))
+
+
+def _traffic(info: Any) -> str:
+    """Its share of its name's requests, and of which it gets a copy."""
+    parts = [f"{info.share * 100:g} %"] if info.share or not info.raw.get("shadow") else []
+    if info.raw.get("shadow"):
+        parts.append(f"shadow {info.raw['shadow'] * 100 / config.SHARE_WHOLE:g} %")
+    return ", ".join(parts)
+
+
+def _where(info: Any) -> str:
+    """The devices that have it; else what it is on the way to, or how far it has come."""
+    resident = sum(one.get("state") == "resident" for one in info.devices)
+    if resident:
+        return f"on {resident} device{'s' if resident > 1 else ''}"
+    if info.devices:
+        return "loading"
+    if info.hosted:
+        return f"in {len(info.hosted)} host store{'s' if len(info.hosted) > 1 else ''}"
+    return "registered" if info.state == "ready" else ""
+
+
+@models.command()
+@click.argument("name")
+@click.option(
+    "--profile",
+    type=PATH,
+    metavar="FILE",
+    help="Write what it takes, as measured, for emulation and planning: JSON (- for stdout).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@client_options
+def show(
+    name: str,
+    profile: Path | None,
+    as_json: bool,
+    endpoint: str | None,
+    key: Path | None,
+    timeout: float | None,
+) -> None:
+    """Show one model: NAME, or NAME@VERSION.
+
+    \b
+    Examples:
+      clockwork models show resnet50
+      clockwork models show resnet50@1 --profile resnet50.json
+    """
+    from clockwork.formats import profiles
+    from clockwork.wire.description import RouteInfo
+
+    with new_client(endpoint, key, timeout) as client:
+        info = client.model(name)
+    if profile is not None:
+        text = profiles.dump_profiles([profiles.from_info(info)])
+        if str(profile) == "-":
+            click.echo(text, nl=False)
+        else:
+            write_file(profile, text.encode())
+            click.echo(f"wrote {profile}")
+        return
+    if as_json:
+        print_json(info.raw)
+        return
+    route = RouteInfo.from_wire(info.raw.get("route"))
+    click.echo(f"{info.name}@{info.version}: {info.state} {info.text}".rstrip())
+    facts = [
+        *(("input", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.inputs),
+        *(("output", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.outputs),
+        ("SLO", f"{info.slo:g} s" if info.slo is not None else "none"),
+        ("batching", f"up to {info.batch_max}" if info.batches else "no"),
+        ("", info.batching_note),
+        (
+            "weights",
+            f"{info.weights_bytes / 2**20:.2f} MiB, {info.raw.get('pages', 0)} pages, {info.holding}",
+        ),
+        ("", str(info.raw.get("constants_note", ""))),
+        ("load", f"{info.load_ns / 1e6:.3f} ms"),
+        ("program", str(info.raw.get("program", ""))),
+        ("package", info.digest),
+        *(
+            ("prepared" if index == 0 else "", _say_preparation(one))
+            for index, one in enumerate(info.raw.get("preparations") or ())
+        ),
+        *(
+            ("on", f"{one.get('worker')} device {one.get('device')}: {one.get('state')}")
+            for one in info.devices
+        ),
+        *(("in", f"the host store of {worker}") for worker in info.hosted),
+        ("traffic", f"{_traffic(info)}; {info.name}: {routes.say_route(route)}"),
+        *(("", line) for line in routes.say_shadow(route.shadow)),
+        *(("before", routes.say_shares(one)) for one in route.earlier[:1]),
+        ("requests", ", ".join(f"{count} {what}" for what, count in info.counts.items())),
+        ("faults", ", ".join(f"{count} {what}" for what, count in (info.raw.get("faults") or {}).items())),
+    ]
+    for title, text in facts:
+        if text:
+            click.echo(f"  {title:<10}{text}")
+    if info.profile:
+        rows = [[str([list(shape) for shape in point.shape]), str(point.batch), f"{point.exec_ns / 1e6:.3f} ms",
+                 f"{point.exec_ns / 1e6 / max(1, point.batch):.3f} ms"] for point in info.profile]  # fmt: skip
+        print_table(["shape", "batch", "execution", "a row"], rows)
+
+
+def _say_preparation(one: dict[str, Any]) -> str:
+    """What a worker said of a model: what it measured, or why it does not serve it."""
+    text = f"on {one.get('worker')}: {one.get('state')}"
+    if "exec_ns" in one:
+        text += (
+            f", {one['exec_ns'] / 1e6:.3f} ms, batches of up to {one['batch_max']}, {one['pages']} pages {one['holding']}, "
+            f"load {one['load_ns'] / 1e6:.3f} ms"
+        )
+    return text
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True)
+@client_options
+def unload(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Take models out of service: NAME, or NAME@VERSION. They stay registered, and take no memory.
+
+    What was admitted is still answered. That they are out of service outlasts a restart.
+
+    \b
+    Example:
+      clockwork models unload resnet50 bert@1
+      clockwork models load resnet50 bert@1
+    """
+    with new_client(endpoint, key, timeout) as client:
+        for name in names:
+            client.unload(name)
+            click.echo(f"unloaded {name}")
+
+
+@models.command("load")
+@click.argument("names", nargs=-1, required=True)
+@client_options
+def load_again(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Have models serve again that were unloaded or set aside: NAME, or NAME@VERSION.
+
+    \b
+    Example:
+      clockwork models load resnet50
+    """
+    with new_client(endpoint, key, timeout) as client:
+        for name in names:
+            client.load(name)
+            click.echo(f"{name} serves")
+
+
+@models.command()
+@click.argument("names", nargs=-1, required=True)
+@client_options
+def remove(names: tuple[str, ...], endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Remove models: NAME, or NAME@VERSION. What was admitted is still answered.
+
+    \b
+    Example:
+      clockwork models remove resnet50 bert@1
+    """
+    with new_client(endpoint, key, timeout) as client:
+        for name in names:
+            client.unregister(name)
+            click.echo(f"removed {name}")

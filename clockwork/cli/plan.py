@@ -1,0 +1,444 @@
+"""`clockwork plan`: how many devices, what rate, which SLO; by simulation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from clockwork import config
+from clockwork.cli.common import PATH, Commands, client_options, new_client, policy_numbers, print_json
+from clockwork.errors import ConfigError
+from clockwork.system.clock import SECOND, to_ns
+
+if TYPE_CHECKING:
+    from clockwork.formats.profiles import ModelProfile
+    from clockwork.sim import Cluster, planning
+    from clockwork.workloads import Workload
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TRACE_DURATION_S = 600.0
+"""What is counted of a trace, unless told otherwise."""
+
+NOISE = 0.0003
+"""Of execution times, where nobody measured it."""
+
+NOISE_EXECUTIONS_MIN = 500
+"""What fewer executions of a cluster say of its noise is not believed."""
+
+NOT_FOUND = {
+    "devices": "no number of devices holds this load",
+    "rate": "no rate holds",
+    "slo": "no SLO holds at this rate",
+}
+
+
+@click.group(cls=Commands)
+def plan() -> None:
+    """Find by simulation how many devices a load needs, or what devices hold.
+
+    The models are those of a profile file, of the paper's table, or of a live cluster.
+
+    A load holds if at most --bad percent of its requests fail, are refused or late, and at most --bad-group percent
+    in each tenth of the models by popularity (of up to ten models: of each), and of each SLO that models differ in.
+
+    \b
+    Examples:
+      clockwork plan devices --profiles paper --slo 0.1 --rate 5000
+      clockwork plan rate --profiles resnet50.json --devices 4 --slo 0.05
+      clockwork plan slo --endpoint tcp://10.0.0.1:5555 --rate 200
+    """
+
+
+def _options(command: F) -> F:
+    """What the three questions have in common."""
+    # fmt: off
+    for option in reversed([
+        click.option("--profiles", metavar="FILE", help="Models: a profile file, or `paper`.  "
+                     "[default: what the cluster at --endpoint has]"),
+        click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model."),
+        click.option("--model", "names", multiple=True, metavar="NAME", help="Only this one (may be repeated)."),
+        click.option("--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson",
+                     show_default=True),
+        click.option("--cv", type=float, default=4.0, show_default=True, help="Variation of gamma arrivals."),
+        click.option("--zipf", type=click.FloatRange(0, 10), default=0.0,
+                     help="Skew of popularity, first model first."),
+        click.option("--trace", default="", metavar="FILE",
+                     help="Requests come as in an Azure Functions trace, or `synthetic`."),
+        click.option("--mapping", type=click.Choice(["original", "shuffled"]), default="original",
+                     show_default=True, help="Hot functions on the first models, or anywhere."),
+        click.option("--busiest", is_flag=True,
+                     help="Count the busiest part of a trace, --duration long; rates are then those of all of it."),
+        click.option("--bad", type=float, default=1.0, show_default=True,
+                     help="Percent of the requests that may fail, be refused or late."),
+        click.option("--bad-group", type=click.FloatRange(0, 100, min_open=True), metavar="FLOAT",
+                     help="Percent of each group's that may: a tenth of the models by popularity (each model, if"
+                     " they are ten or fewer), those of one SLO.  [default: twice --bad; 100: any]"),
+        click.option("--policy", default=config.POLICY, show_default=True,
+                     help="How the controller schedules; MODULE:CLASS is a class in Python, which is slower"
+                     " (docs/policies.md)."),
+        click.option("--option", "options", metavar="NAME=NUMBER", multiple=True, help="A constant of the policy."),
+        click.option("--page-size", default="16MiB", show_default=True, help="Pages of a device's memory."),
+        click.option("--arena", default="21.5GiB", show_default=True, help="Memory for weights, of each device."),
+        click.option("--devices-per-worker", type=click.IntRange(1), default=1, show_default=True,
+                     help="They load one after the other, over one link."),
+        click.option("--load-bandwidth", default="", metavar="SIZE",
+                     help="Bytes a second from host to device, for weights.  [default: as profiled]"),
+        click.option("--input-bandwidth", default="", metavar="SIZE",
+                     help="Bytes a second of a worker's network.  [default: no limit]"),
+        click.option("--network-ms", type=click.FloatRange(0, 1000), default=0.05, show_default=True,
+                     help="Delay between controller and worker, each way."),
+        click.option("--noise", type=click.FloatRange(0, 1),
+                     help="Relative sigma of execution times.  [default: with outliers, as the cluster at --endpoint had"
+                     f" it; of profiles {NOISE}, a GPU's: a CPU has 0.01 and more]"),
+        click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True,
+                     help="Simulations of each setting."),
+        click.option("--requests", type=click.IntRange(0), default=0,
+                     help="Requests that each setting counts.  [default: 20,000 or more, by --bad]"),
+        click.option("--duration", type=click.FloatRange(0), default=0.0,
+                     help=f"Seconds that are counted.  [default: by --requests; of a trace: {TRACE_DURATION_S:g}]"),
+        click.option("--plot", type=PATH, metavar="FILE", help="Draw what was simulated (PNG)."),
+        click.option("--json", "as_json", is_flag=True, help="Print everything as JSON."),
+    ]):
+        command = option(command)
+    # fmt: on
+    return client_options(command)
+
+
+_rate = click.option("--rate", type=float, required=True, help="Requests per second, of all models together.")
+_slo = click.option("--slo", type=float, help="Of every request, in seconds.  [default: each model's own]")
+_devices = click.option("--devices", type=click.IntRange(1), default=1, show_default=True)
+
+
+@plan.command("devices")
+@_rate
+@_slo
+@_options
+def plan_devices(rate: float, slo: float | None, **given: Any) -> None:
+    """How many devices hold a load, and what they are limited by.
+
+    \b
+    Examples:
+      clockwork plan devices --profiles paper --slo 0.1 --rate 5000
+      clockwork plan devices --profiles paper --copies 66 --slo 0.1 --rate 9638 --trace synthetic --busiest --bad 0.01
+    """
+    _answer("devices", given, rate, slo, 1)
+
+
+@plan.command("rate")
+@_devices
+@_slo
+@_options
+def plan_rate(devices: int, slo: float | None, **given: Any) -> None:
+    """What rate some devices hold.
+
+    \b
+    Examples:
+      clockwork plan rate --profiles paper --devices 12 --slo 0.1 --zipf 0.9
+      clockwork plan rate --endpoint tcp://10.0.0.1:5555 --slo 0.05
+    """
+    _answer("rate", given, 1.0, slo, devices)
+
+
+@plan.command("slo")
+@_rate
+@_devices
+@_options
+def plan_slo(rate: float, devices: int, **given: Any) -> None:
+    """Which is the tightest SLO, of all models alike, that some devices hold.
+
+    \b
+    Example:
+      clockwork plan slo --profiles paper --model resnet50_v2 --devices 2 --rate 1000
+    """
+    _answer("slo", given, rate, 1.0, devices)
+
+
+def _answer(sought: str, given: dict[str, Any], rate: float, slo: float | None, devices: int) -> None:
+    from clockwork.sim import planning
+
+    scenario = _scenario(sought, given, rate, slo, devices)
+    with _telling(sought) as tell:
+        planner = planning.Planner(scenario, tell)
+        found = {"devices": planner.devices, "rate": planner.rate, "slo": planner.slo}[sought]()
+    if given["plot"] is not None:
+        draw(found, scenario.bad_max, given["plot"])
+    if given["as_json"]:
+        print_json(found.to_json())
+    else:
+        click.echo(describe(found, scenario))
+
+
+def _scenario(
+    sought: str, given: dict[str, Any], rate: float, slo: float | None, devices: int
+) -> planning.Scenario:
+    from clockwork.cli import load_generator
+    from clockwork.sim import planning
+
+    models, cluster = _models_and_cluster(given, devices)
+    if bandwidth := _bytes(given["load_bandwidth"]):
+        models = [
+            dataclasses.replace(one, load_ns=round(one.weights_bytes / bandwidth * SECOND)) for one in models
+        ]
+    duration_s = given["duration"] or (TRACE_DURATION_S if given["trace"] else 0.0)
+    if given["busiest"] and not given["trace"]:
+        raise ConfigError("--busiest is of a trace: give --trace")
+    settings = load_generator.LoadSettings(
+        models=tuple(one.name for one in models),
+        rate=rate,
+        arrivals=given["arrivals"],
+        cv=given["cv"],
+        trace=given["trace"],
+        mapping=given["mapping"],
+        zipf=given["zipf"],
+        busiest_s=duration_s if given["busiest"] else 0.0,
+    )
+    settings.check()
+
+    def make_workload(rate: float, duration_ns: int, seed: int) -> Workload:
+        return load_generator.workload_of(
+            dataclasses.replace(settings, rate=rate, duration_s=duration_ns / SECOND, seed=seed)
+        )
+
+    if sought == "rate":
+        rate = _first_guess(models, devices)
+    seeds = range(1, given["seeds"] + 1)
+    counted = dataclasses.replace(settings, duration_s=duration_s)
+    traces = (
+        seeds if settings.trace == load_generator.SYNTHETIC else seeds[:1]
+    )  # each seed makes another one up
+    crowding = [load_generator.crowding_of(dataclasses.replace(counted, seed=seed)) for seed in traces]
+    return planning.Scenario(
+        models=models,
+        make_workload=make_workload,
+        cluster=cluster,
+        rate=rate,
+        crowding=sum(crowding) / len(crowding),
+        slo_ns=to_ns(slo) if slo is not None else 0,
+        bad_max=given["bad"] / 100,
+        group_bad_max=(given["bad_group"] or 0.0) / 100,
+        policy=given["policy"],
+        options=policy_numbers(given["options"]),
+        seeds=seeds,
+        requests=given["requests"],
+        duration_ns=to_ns(duration_s),
+        rehearsed=given["busiest"],
+    )
+
+
+def _first_guess(models: list[ModelProfile], devices: int) -> float:
+    """A rate of the right magnitude, to learn from which model is asked how often."""
+    return devices * SECOND * len(models) / sum(one.execution_ns(1) for one in models)
+
+
+def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[ModelProfile], Cluster]:
+    from clockwork.formats import profiles
+    from clockwork.launch.profiles import read_profiles
+    from clockwork.sim import Cluster
+
+    noise, outlier, outlier_factor = NOISE if given["noise"] is None else given["noise"], 0.0, 1.0
+    page_bytes, arena = _bytes(given["page_size"]), _bytes(given["arena"])
+    delay_ns = jitter_ns = round(given["network_ms"] * 1e6)
+    if given["profiles"] is not None:
+        models = read_profiles(given["profiles"], given["copies"])
+        jitter_ns //= 5
+        pages = arena // page_bytes
+    else:
+        with new_client(given["endpoint"], given["key"], given["timeout"]) as client:
+            status = client.status()
+            ready = [one for one in client.models() if one.state == "ready" and one.raw.get("current", True)]
+            # The list has no profiles.
+            models = [profiles.from_info(client.model(one.name), serving=True) for one in ready]
+        if not models:
+            raise ConfigError("the cluster has no model that is ready: add some, or give --profiles")
+        workers = status["workers"]
+        found = [device for worker in workers for device in worker["devices"]]
+        if not found:
+            raise ConfigError("the cluster has no device: start a worker, or give --profiles")
+        page_bytes, pages = int(found[0]["page_bytes"]), int(found[0]["page_count"])
+        delay_ns = int(workers[0]["rtt_ns"]) // 2
+        jitter_ns = int(workers[0]["jitter_ns"])
+        measured = status.get("noise") or {}
+        if given["noise"] is None and measured.get("executions", 0) >= NOISE_EXECUTIONS_MIN:
+            noise, outlier = measured["sigma"], measured["outliers"]
+            outlier_factor = max(measured["outlier_factor"], 1.0)
+            pace = measured["pace"]  # expected times are a little above the median
+            models = [
+                dataclasses.replace(
+                    one, exec_ns={batch: round(ns * pace) for batch, ns in one.exec_ns.items()}
+                )
+                for one in models
+            ]
+    if given["names"]:
+        known = {one.name: one for one in models}
+        if missing := [name for name in given["names"] if name not in known]:
+            raise ConfigError(f"no model {missing[0]!r} (there is {', '.join(list(known)[:20])})")
+        models = [known[name] for name in given["names"]]
+    cluster = Cluster(
+        devices=devices,
+        devices_per_worker=given["devices_per_worker"],
+        page_bytes=page_bytes,
+        page_count=pages,
+        exec_noise=noise,
+        outlier=outlier,
+        outlier_factor=outlier_factor,
+        load_noise=0.01,
+        link_there_ns=delay_ns,
+        link_back_ns=delay_ns,
+        link_jitter_ns=jitter_ns,
+        input_bandwidth=_bytes(given["input_bandwidth"]),
+    )
+    return models, cluster
+
+
+def _bytes(text: str) -> int:
+    return config.parse_bytes(text) if text else 0
+
+
+@contextlib.contextmanager
+def _telling(sought: str) -> Iterator[Callable[[str], None]]:
+    """The newest trial beside a spinner on a terminal, a line for each elsewhere; on stderr either way."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda line: click.echo(line, err=True)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"looking for the {sought} ...", total=None)
+
+        def tell(line: str) -> None:
+            progress.console.print(line, highlight=False)
+            progress.update(task, description="next ...")
+
+        yield tell
+
+
+def written(sought: str, value: float | None) -> str:
+    """A number of what was sought, for people."""
+    if value is None:
+        return "-"
+    if sought == "devices":
+        return f"{value:.0f} devices"
+    return f"{value:.5g} requests/s" if sought == "rate" else f"{value / 1e6:.4g} ms"
+
+
+def worst(trial: planning.Trial) -> str:
+    """A clause on the group with the largest part of bad requests, if any has one."""
+    bad = trial.groups_bad.get(trial.worst_group, 0.0)
+    return f", {100 * bad:.4g} % of {trial.worst_group}" if bad else ""
+
+
+def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
+    """The plan for people."""
+    sought, at = found.sought, found.at
+    if found.answer is None:
+        lines = [f"  {NOT_FOUND[sought]} with {100 * scenario.bad_max:g} % bad"]
+    else:
+        lines = [f"  {sought:<14}{written(sought, found.answer)}"]
+    lines.append(f"  {'fluid bound':<14}{written(sought, found.fluid)}")
+    cluster = scenario.cluster
+    outliers = ""
+    if cluster.outlier > 0:
+        outliers = f", {100 * cluster.outlier:.3g} % of them {cluster.outlier_factor:.3g} times as long"
+    lines += [
+        f"  {'executions':<14}sigma {100 * cluster.exec_noise:.3g} %{outliers}",
+        f"  {'left out':<14}clients' and gateways' own time, other work on the machines",
+    ]
+    if scenario.rehearsed:
+        lines.append(
+            f"  {'counted':<14}the busiest part, at {scenario.crowding:.4g} times the whole trace's rate"
+        )
+    if at is not None:
+        p50, p99, p999 = (at.latency_ns[name] / 1e6 for name in ("50", "99", "99.9"))
+        lines += [
+            f"  {'bad':<14}{100 * at.bad_fraction:.4g} % of {at.offered} requests{worst(at)}",
+            f"  {'goodput':<14}{at.goodput:.5g}/s",
+            f"  {'latency':<14}p50 {p50:.2f}  p99 {p99:.2f}  p99.9 {p999:.2f} ms",
+            (
+                f"  {'busy':<14}execution {100 * at.execution:.0f} %, loading {100 * at.loading:.0f} %,"
+                f" network {100 * at.link:.0f} %"
+            ),
+            (
+                f"  {'memory':<14}{100 * at.memory:.0f} % full; {at.loads_rate:.3g} loads/s,"
+                f" {100 * at.cold:.3g} % of the answers waited for one"
+            ),
+        ]
+    if found.relief:
+        doubled = ", ".join(
+            f"{name} {100 * value:.3g} %" for name, value in found.relief.items() if name != "none"
+        )
+        assert found.beyond is not None
+        weighed = ""
+        if found.beyond.badness > found.beyond.bad_fraction:
+            weighed = f" (by its limit as much as {100 * found.beyond.badness:.3g} % of all)"
+        lines += [
+            f"  {'limited by':<14}{found.limited_by or 'none of what could be doubled'}",
+            (
+                f"  {'':<14}just beyond ({found.beyond.devices} devices, {found.beyond.rate:.5g}/s),"
+                f" {100 * found.beyond.bad_fraction:.3g} % are bad{worst(found.beyond)}{weighed};"
+                f" with twice as much {doubled}"
+            ),
+        ]
+    elif found.answer is None:
+        lines.append(f"  {'limited by':<14}{found.limited_by}: a model takes longer than its SLO")
+    return "\n".join(lines)
+
+
+def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
+    """What was simulated, as a PNG: bad fraction and goodput above, utilisations below."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib: pip install 'clockwork-serving[plots]'") from None
+    sought = found.sought
+    trials = list(found.trials)
+    if sought != "rate" and trials:  # the overloaded ones beside an answer that cannot be smaller
+        usual = trials[0].rate if found.at is None else found.at.rate
+        trials = [one for one in trials if one.rate == usual]
+    place: Callable[[planning.Trial], float] = {
+        "devices": lambda one: float(one.devices),
+        "rate": lambda one: one.rate,
+        "slo": lambda one: one.slo_ns / 1e6,
+    }[sought]
+    at = [place(one) for one in trials]
+    figure = Figure(figsize=(7, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    floor = bad_max / 100
+    top.semilogy(at, [max(one.bad_fraction, floor) for one in trials], "o-", color="tab:red")
+    if any(one.groups_bad for one in trials):
+        groups = [one.groups_bad.get(one.worst_group, 0.0) for one in trials]
+        top.semilogy(
+            at, [max(bad, floor) for bad in groups], "x--", color="tab:red", label="of the worst group"
+        )
+        top.legend(loc="upper left")
+    top.axhline(bad_max, color="tab:red", linestyle=":")
+    top.set_ylabel("bad fraction", color="tab:red")
+    goodput = top.twinx()
+    goodput.plot(at, [one.goodput for one in trials], "s-", color="tab:blue")
+    goodput.set_ylabel("goodput (requests/s)", color="tab:blue")
+    goodput.set_ylim(bottom=0)
+    for name in ("execution", "loading", "link", "memory"):
+        bottom.plot(at, [100 * getattr(one, name) for one in trials], "o-", label=name)
+    bottom.set_ylim(0, 105)
+    bottom.set_ylabel("busy or full (%)")
+    bottom.set_xlabel({"devices": "devices", "rate": "requests/s", "slo": "SLO (ms)"}[sought])
+    bottom.legend()
+    if found.answer is not None:
+        answer = found.answer / 1e6 if sought == "slo" else found.answer
+        for axes in (top, bottom):
+            axes.axvline(answer, color="grey", linestyle="--")
+    top.set_title(f"{written(sought, found.answer)}, limited by {found.limited_by or 'nothing'}")
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None

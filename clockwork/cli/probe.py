@@ -1,0 +1,83 @@
+"""`clockwork probe`: whether a cluster is well, for probes and health checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clockwork.cli.common import client_options, new_client
+from clockwork.errors import Unavailable
+
+if TYPE_CHECKING:
+    from clockwork.wire.description import ModelInfo
+
+
+@click.command()
+@click.option("--worker", metavar="NAME", help="Ask about that worker instead.")
+@click.option("--model", metavar="NAME", help="Ask about that model instead: NAME, or NAME@VERSION.")
+@click.option("--ready", is_flag=True, help="Ask whether the cluster is ready instead.")
+@client_options
+def probe(
+    worker: str | None,
+    model: str | None,
+    ready: bool,
+    endpoint: str | None,
+    key: Path | None,
+    timeout: float | None,
+) -> None:
+    """Say whether the controller answers, or a worker, a model or the cluster is ready: for probes and health checks.
+
+    Exit status 0 if so, else 1. A worker is ready when the controller has it, it does not leave, and every model that it
+    was told to prepare is prepared or has failed for a reason, not all of them. A model is ready when a worker that does
+    not leave serves it. The cluster is ready, as /v2/health/ready says, when it has a worker and every model that it
+    began with is served by somebody or has failed for a reason.
+
+    \b
+    Examples:
+      clockwork probe --timeout 2
+      clockwork probe --ready
+      clockwork probe --worker worker-0
+      clockwork probe --model resnet50
+    """
+    if (worker is not None) + (model is not None) + ready > 1:
+        raise click.UsageError("--worker, --model and --ready are three questions: ask one")
+    with new_client(endpoint, key, timeout) as client:
+        if model is not None:
+            _probe_model(client.model(model))
+            return
+        body: Mapping[str, Any] = client.status()
+    if worker is not None:
+        _probe_worker(body, worker)
+        return
+    why = body.get("why_not_ready", "")
+    if ready and why:
+        raise Unavailable(f"the cluster is not ready: {why}")
+    state = f"not ready: {why}" if why else "ready"
+    click.echo(f"controller {body['version']} answers; {len(body['workers'])} workers; {state}")
+
+
+def _probe_model(info: ModelInfo) -> None:
+    label = f"{info.name}@{info.version}"
+    if info.state != "ready":
+        raise Unavailable(f"{label} is {info.state}" + (f": {info.text}" if info.text else ""))
+    served = sum(one.get("state") == "ready" for one in info.raw.get("preparations", ()))
+    click.echo(f"{label} is ready; {served} workers serve it")
+
+
+def _probe_worker(body: Mapping[str, Any], name: str) -> None:
+    found = next((one for one in body["workers"] if one["name"] == name), None)
+    if found is None:
+        raise Unavailable(f"no worker {name!r} is connected")
+    if found["state"] == "draining":
+        raise Unavailable(f"{name} is leaving")
+    models = found["models"]
+    if models["preparing"]:
+        raise Unavailable(f"{name} prepares {models['preparing']} models")
+    failed = "".join(f"\n{label} failed there: {why}" for label, why in models["failures"])
+    if models["failed"] and not models["ready"]:
+        raise Unavailable(f"{name} has prepared none of {models['failed']} models" + failed)
+    text = f"{name} is ready; it has prepared {models['ready']} models"
+    click.echo(text + (f", and failed to prepare {models['failed']}" + failed if failed else ""))

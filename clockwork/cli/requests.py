@@ -1,0 +1,329 @@
+"""`clockwork infer`, `load` and `status`: what is asked of a running cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clockwork import config
+from clockwork.cli.common import (
+    PATH,
+    client_options,
+    new_client,
+    print_json,
+    print_table,
+    write_file,
+)
+from clockwork.errors import Unavailable
+
+
+@click.command()
+@click.argument("model")
+@click.argument("inputs", nargs=-1, required=True)
+@click.option("--output", "-o", type=PATH, help="Write the outputs: .npy, .npz or .json.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
+@click.option("--slo", type=float, help="Seconds in which the answer is due.")
+@click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
+@client_options
+def infer(
+    model: str, inputs: tuple[str, ...], output: Path | None, as_json: bool, slo: float | None, priority: int,
+    endpoint: str | None, key: Path | None, timeout: float | None,
+) -> None:  # fmt: skip
+    """Send MODEL a request and print its answer.
+
+    INPUTS are files: .npy, .npz (by input name), .json (nested lists, or an object by input name), or an
+    image, which is fitted to the model's input as its metadata says. Of a model with several inputs,
+    name each: ids=ids.npy mask=mask.npy.
+
+    \b
+    Examples:
+      clockwork infer digits examples/digits/7.png
+      clockwork infer bert ids=ids.npy mask=mask.npy --slo 0.1 --output answer.npz
+    """
+    from clockwork.cli import files
+
+    if output is not None:
+        files.check_output_name(output)
+    with new_client(endpoint, key, timeout) as client:
+        info = client.model(model)
+        if not info.inputs and not info.outputs:  # it has not been prepared, or serves nobody
+            raise Unavailable(f"model {model!r} is {info.state} {info.text}".rstrip())
+        outputs = client.infer(model, files.read_inputs(inputs, info), slo=slo, priority=priority)
+    assert isinstance(outputs, dict)
+    if output is not None:
+        write_file(output, files.pack_outputs(output, outputs))
+        click.echo(f"wrote {output}")
+    elif as_json:
+        print_json(outputs)
+    else:
+        click.echo(files.describe_outputs(outputs, info))
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True)
+@click.option(
+    "--rate", type=float, default=0.0, help="Open loop: requests per second, of all models together."
+)
+@click.option("--concurrency", type=int, default=0, help="Closed loop: requests under way at once.")
+@click.option("--duration", type=float, default=10.0, show_default=True, help="Seconds.")
+@click.option("--slo", type=float, help="Of every request, in seconds.  [default: each model's own]")
+@click.option(
+    "--arrivals", type=click.Choice(["poisson", "constant", "gamma"]), default="poisson", show_default=True
+)
+@click.option("--cv", type=float, default=4.0, show_default=True, help="Variation of gamma arrivals.")
+@click.option(
+    "--bursts",
+    type=float,
+    nargs=2,
+    metavar="ON OFF",
+    help="Mean seconds on and off of each model's requests.",
+)
+@click.option(
+    "--ramp", type=float, nargs=2, metavar="FACTOR SECONDS", help="Multiply the rate every so often."
+)
+@click.option("--trace", default="", metavar="FILE", help="Replay an Azure Functions trace, or `synthetic`.")
+@click.option(
+    "--mapping",
+    type=click.Choice(["original", "shuffled"]),
+    default="original",
+    show_default=True,
+    help="Hot functions on the first models, or anywhere.",
+)
+@click.option("--priority", type=click.IntRange(0, config.PRIORITY_MAX), default=0, help="1 is the highest.")
+@click.option("--rows", type=click.IntRange(1), default=1, show_default=True, help="Rows of each request.")
+@click.option(
+    "--zipf", type=click.FloatRange(0, 10), default=0.0, help="Skew of popularity, first model first."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@client_options
+def load(
+    models: tuple[str, ...], rate: float, concurrency: int, duration: float, slo: float | None, arrivals: Any,
+    cv: float, bursts: tuple[float, float] | None, ramp: tuple[float, float] | None, trace: str, mapping: Any,
+    priority: int, rows: int, zipf: float, seed: int, as_json: bool, endpoint: str | None, key: Path | None,
+    timeout: float | None,
+) -> None:  # fmt: skip
+    """Generate load on MODELS and report what became of it.
+
+    Open loop (--rate): requests come when they are due, whatever the cluster does, and latency counts
+    from then. Closed loop (--concurrency, 1 if neither is given): the next is sent when one is answered.
+
+    \b
+    Examples:
+      clockwork load digits
+      clockwork load resnet50 --rate 200 --slo 0.1 --duration 30
+      clockwork load a b c --concurrency 16 --json
+      clockwork load a b c --rate 100 --arrivals gamma --cv 4 --zipf 0.9
+      clockwork load a b c --rate 50 --duration 600 --trace invocations_per_function_md.anon.d01.csv
+    """
+    from clockwork.cli import load_generator
+
+    settings = load_generator.LoadSettings(
+        models=models,
+        rate=rate,
+        concurrency=concurrency or (0 if rate else 1),
+        duration_s=duration,
+        arrivals=arrivals,
+        cv=cv,
+        bursts_s=bursts,
+        ramp=ramp,
+        trace=trace,
+        mapping=mapping,
+        slo_s=slo,
+        priority=priority,
+        rows=rows,
+        zipf=zipf,
+        seed=seed,
+        timeout_s=30.0 if timeout is None else timeout,
+    )
+    settings.check()
+    with new_client(endpoint, key, timeout) as client, load_generator.watching() as watch:
+        report = load_generator.run(client, settings, watch)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(load_generator.describe(report))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@client_options
+def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float | None) -> None:
+    """Show the cluster: its workers, their devices and what became of the requests.
+
+    \b
+    Example:
+      clockwork status --json
+    """
+    with new_client(endpoint, key, timeout) as client:
+        body: dict[str, Any] = dict(client.status())
+    if as_json:
+        print_json(body)
+        return
+    states = body.get("models")
+    by_state = (
+        ", ".join(f"{count} {state}" for state, count in states.items())
+        if isinstance(states, dict)
+        else states
+    )
+    click.echo(f"controller {body.get('version')}, policy {body.get('policy')}, "
+               f"up {body.get('uptime_ns', 0) / 1e9:.0f} s, {body.get('clients', 0)} clients")  # fmt: skip
+    click.echo(f"models     {by_state or 'none'}, {body.get('programs', 0)} programs")
+    if body.get("why_not_ready"):
+        click.echo(f"not ready  {body['why_not_ready']}")
+    counts = body.get("counts") or {}
+    plain = ", ".join(f"{count} {what}" for what, count in counts.items() if not isinstance(count, dict))
+    reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
+    click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
+    there = sum(len(one.get("devices") or ()) for one in body.get("workers") or ())
+    click.echo(f"devices    {there}; the load needs {body.get('devices_wanted', 0):.2g}")
+    if learnt := body.get("learnt"):
+        hold = f", holds as for {learnt['hold']:.3f}" if "hold" in learnt else ""
+        share = f", a model may have {learnt['share']:.2g} devices" if learnt["share"] else ""
+        click.echo(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{hold}{share}")
+    rows = []
+    for one in body.get("workers") or ():
+        stats = one.get("stats") or {}
+        for index, device in enumerate(one.get("devices") or ()):
+            plan = device.get("plan") or {}
+            memory = (stats.get("devices") or [{}] * (index + 1))[index]
+            pages, free = device.get("page_count", 0), plan.get("pages_free")
+            rows.append([
+                str(one.get("name")) + (" (leaving)" if one.get("state") == "draining" else ""),
+                f"{device.get('kind')}: {device.get('name')}",
+                f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
+                "-" if free is None else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
+                str(plan.get("resident", "-")),
+                _share(plan, "recent_executing_ns"),
+                _share(plan, "recent_idle_with_work_ns"),
+                "offline" if device.get("offline") else str(memory.get("actions_queued", "-")),
+                f"{one.get('rtt_ns', 0) / 1e6:.2f} ms",
+                f"{one.get('jitter_ns', 0) / 1e6:.2f} ms",
+                f"{plan['inputs_mb_ns'] / 1e6:.2f} ms/MB" if plan.get("inputs_mb_ns") else "-",
+                f"{stats.get('rss_bytes', 0) / 2**20:.0f} MiB",
+            ])  # fmt: skip
+    print_table(
+        ["worker", "device", "arena", "free", "loaded", "executing", "idle with work",
+         "queued", "round trip", "jitter", "inputs", "memory"], rows,
+    )  # fmt: skip
+    _print_learnt(body)
+    rows = []
+    for one in body.get("workers") or ():
+        plan = ((one.get("devices") or [{}])[0]).get("plan") or {}
+        if plan.get("host_bytes"):
+            rows.append([
+                str(one.get("name")),
+                f"{plan['host_bytes'] / 2**20:.0f} MiB",
+                f"{(plan['host_bytes'] - plan['host_used']) / 2**20:.0f} MiB",
+                str(plan["hosted"]),
+                str(plan["fetching"]),
+            ])  # fmt: skip
+    if rows:
+        print_table(["worker", "host store", "free", "models", "fetching"], rows)
+    _print_preparations(body)
+    gpus, offline = _describe_gpus(body)
+    if gpus:
+        print_table(["GPU", "clock", "of memory", "temperature", "power", ""], gpus)
+    for line in offline:
+        click.echo(line)
+    _print_troubles(body.get("troubles") or {})
+    rows = [
+        [
+            kind.replace("_", " "),
+            way,
+            str(errors["total"]),
+            *(f"{ns / 1e6:.3f} ms" for ns in errors["percentiles_ns"].values()),
+            f"{errors['max_ns'] / 1e6:.3f} ms",
+        ]
+        for kind, both in (body.get("predictions") or {}).items()
+        for way, errors in both.items()
+        if errors["total"]
+    ]
+    if rows:
+        print_table(["predicted", "by", "actions", "p50", "p90", "p99", "p99.9", "p99.99", "most"], rows)
+
+
+def _print_learnt(body: dict[str, Any]) -> None:
+    """What the scheduler has learnt of each device: the margin on executions, and the models that ask for it while it is
+    contested."""
+    rows = []
+    for one in body.get("workers") or ():
+        for device in one.get("devices") or ():
+            plan = device.get("plan") or {}
+            if not plan.get("margin") and not plan.get("contested_ns"):
+                continue
+            rows.append([
+                str(one.get("name")),
+                f"{device.get('kind')}: {device.get('name')}",
+                f"{100 * plan['margin']:.1f} %" if plan["margin"] else "-",
+                f"{plan['contested_ns'] / 1e9:.1f} s" if plan["contested_ns"] else "-",
+                f"{100 * plan['level']:.0f} %" if plan["level"] else "-",
+                str(plan["beyond"]) if plan["level"] else "-",
+                ", ".join(
+                    f"{share['name']} {100 * share['had']:.0f} of {100 * share['asked']:.0f} % ({share['standing']})"
+                    for share in plan["shares"]
+                ),
+            ])  # fmt: skip
+    if rows:
+        print_table(["worker", "device", "margin", "contested", "level", "beyond", "had of asked"], rows)
+
+
+def _share(plan: dict[str, Any], what: str) -> str:
+    """Of a device's last ten seconds or so."""
+    return f"{100 * plan[what] / plan['recent_ns']:.1f} %" if plan.get("recent_ns") else "-"
+
+
+def _print_preparations(body: dict[str, Any]) -> None:
+    """Workers that have not prepared every model, and why."""
+    for one in body.get("workers") or ():
+        models = one.get("models") or {}
+        if models.get("preparing"):
+            click.echo(f"{one.get('name')} prepares {models['preparing']} models")
+        failures = models.get("failures") or ()
+        for label, why in failures:
+            click.echo(f"{one.get('name')} does not serve {label}: {why}")
+        if models.get("failed", 0) > len(failures):
+            click.echo(f"{one.get('name')} does not serve {models['failed'] - len(failures)} more")
+
+
+def _print_troubles(body: dict[str, Any]) -> None:
+    """What is wrong, since when, how often, and how much more there is than the controller keeps."""
+    rows = [
+        [
+            str(one.get("kind")).replace("_", " "),
+            str(one.get("subject")),
+            f"{one.get('since_ns', 0) / 1e9:.0f} s",
+            f"{one.get('last_ns', 0) / 1e9:.0f} s",
+            str(one.get("count")),
+            str(one.get("text")),
+        ]
+        for one in body.get("open") or ()
+    ]
+    if rows:
+        print_table(["wrong", "what", "since", "last", "times", ""], rows)
+    for kind, count in (body.get("left_out") or {}).items():
+        click.echo(
+            f"and {count} more notes of the kind {kind.replace('_', ' ')}, of things that are not listed"
+        )
+
+
+def _describe_gpus(body: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """Of a status: a row for each GPU whose clocks are observed, and a sentence for each device that is lost."""
+    rows, offline = [], []
+    for worker in body.get("workers") or ():
+        stats, name = worker.get("stats") or {}, worker.get("name")
+        offline += [f"offline    {name}, {text}" for text in stats.get("devices_lost") or ()]
+        for device, here in zip(worker.get("devices") or (), stats.get("devices") or ()):
+            gpu = here.get("gpu")
+            if not gpu or device.get("offline"):
+                continue
+            throttled = ", ".join(gpu.get("throttled") or ())
+            rows.append([
+                f"{name}, {device.get('name')}",
+                *(f"{gpu[what]} {unit}" if gpu.get(what) else "-" for what, unit in (
+                    ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_c", "C"), ("power_w", "W"))),
+                f"throttled: {throttled}" if throttled else "idle" if gpu.get("idle") else "",
+            ])  # fmt: skip
+    return rows, offline

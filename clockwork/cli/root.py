@@ -1,0 +1,60 @@
+"""The command line. A file of commands is imported when one of them is asked for, and what is heavy by the command
+itself."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from clockwork import __version__
+from clockwork.cli.common import Commands
+
+COMMANDS = {
+    "compile": "compile",
+    "controller": "serve",
+    "gateway": "gateway",
+    "infer": "requests",
+    "keys": "keys",
+    "load": "requests",
+    "metrics": "metrics",
+    "models": "models",
+    "plan": "plan",
+    "probe": "probe",
+    "replay": "serve",
+    "status": "requests",
+    "up": "serve",
+    "worker": "serve",
+}
+"""Command: the file that has a click command of its name."""
+
+
+class _Root(Commands):
+    """All commands."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        found: click.Command = getattr(importlib.import_module(f"clockwork.cli.{COMMANDS[name]}"), name)
+        return found
+
+
+def main() -> None:
+    """The program."""
+    cli(prog_name="clockwork")
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="clockwork")
+def cli() -> None:
+    """Serve deep-learning models, each request by its deadline.
+
+    \b
+    Start here:
+      clockwork up                                      a cluster on this machine
+      clockwork infer digits examples/digits/7.png      ask it something
+      clockwork models add resnet50 resnet50.onnx       serve a model of your own
+    """

@@ -1,0 +1,353 @@
+"""`clockwork up`, `controller`, `worker` and `replay`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from clockwork import config
+from clockwork.cli.common import PATH, policy_numbers
+from clockwork.cli.gateway import repository_arguments, repository_options
+from clockwork.errors import ConfigError
+from clockwork.system.clock import SECOND
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """A count of bytes; 0 where none was given."""
+    try:
+        return 0 if value is None else config.parse_bytes(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Which devices; of ``auto``, what that came to, which is said."""
+    from clockwork.worker.settings import device_names, first_gpu, why_no_gpu
+
+    if value == "auto":
+        reason = why_no_gpu()
+        value = "cpu" if reason else "cuda"
+        click.echo(f"Serving from the CPU: {reason}" if reason else f"Serving from {first_gpu()}.", err=True)
+    try:
+        device_names(value)
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
+
+
+def _serves_demo(device: str) -> bool:
+    """Whether the demo model, which is ONNX, can run there: a GPU needs the compiler for it."""
+    return device == "cpu" or (device.startswith("cuda") and find_spec("tinygrad") is not None)
+
+
+def _starts_gateway(asked: bool | None) -> bool:
+    """Whether `up` has a gateway. Raises ConfigError where one was asked for and cannot be."""
+    if asked is False:
+        return False
+    from clockwork.gateway.process import require_packages
+
+    try:
+        require_packages()
+    except ConfigError as error:
+        if asked:
+            raise
+        click.echo(f"No gateway: {error}", err=True)
+        return False
+    return True
+
+
+def worker_options(command: F) -> F:
+    """What `worker` and `up` have in common."""
+    for option in reversed([
+        click.option("--device", callback=_device, default="cpu", show_default=True, metavar="NAMES",
+                     help="What it serves from: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
+                          "GPU where one is usable; emulated, which takes profiled times and computes nothing."),
+        click.option("--devices", type=click.IntRange(1, config.EMULATED_DEVICES_MAX), default=1,
+                     show_default=True, help="How many of them each worker has."),
+        click.option("--emulate", multiple=True, metavar="NAME=VALUE",
+                     help="A setting of emulated devices: seed, exec_noise, load_noise, outlier, outlier_factor, "
+                          "slow_factor, slow_ns, slow_every_ns, failures, unending, copy_bandwidth, disk_bandwidth, shared_link, spin."),
+        click.option("--arena", callback=_size, metavar="SIZE",
+                     help="Memory for weights, of each device.  [default: 1GiB; cuda: most of what is free; emulated: "
+                          "21.5GiB]"),
+        click.option("--page-size", callback=_size, metavar="SIZE",
+                     help="Pages that the arena is divided into.  [default: 1MiB; cuda and emulated: 16MiB]"),
+        click.option("--host-bytes", callback=_size, metavar="SIZE",
+                     help="Budget of the host store, which models are fetched into from disk before they can be "
+                          "loaded; not under policy edf.  [default: none, every model can be loaded]"),
+        click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True,
+                     help="Threads of one execution on a CPU."),
+        click.option("--lock-store", is_flag=True, help="Keep every model's weights in RAM."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def policy_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how a controller schedules."""
+    for option in (
+        click.option(
+            "--save-devices",
+            is_flag=True,
+            help="At low load, keep as few devices busy as SLOs allow (with --policy adaptive).",
+        ),
+        click.option(
+            "--option",
+            "options",
+            metavar="NAME=NUMBER",
+            multiple=True,
+            help="A constant of the policy; a wrong name is answered with those that there are.",
+        ),
+        click.option(
+            "--memory",
+            type=click.Choice(["paper", "adaptive"]),
+            default=None,
+            help="Whose rules load and evict models, except under policy edf, which has its own.  [default: the policy's own]",
+        ),
+        click.option(
+            "--policy",
+            default=config.POLICY,
+            show_default=True,
+            help="How the controller schedules: adaptive, edf, deferred, fifo or paper; or MODULE:CLASS, a class in "
+            "Python, which is slower (docs/policies.md).",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(0, config.WORKERS_MAX), default=1, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65533), default=5555, show_default=True,
+              help="For clients; the next two are for workers and events. 0: any that are free.")  # fmt: skip
+@click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
+@policy_options
+@click.option("--keys", type=PATH, help="A directory made by `clockwork keys new`.")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
+@click.option("--no-demo", is_flag=True, help="Do not register the demo model.")
+@click.option("--profiles", metavar="FILE",
+              help="Register the models of a profile file, or `paper`, on emulated devices.")  # fmt: skip
+@click.option("--copies", type=click.IntRange(1), default=1, show_default=True, help="Of each such model.")
+@click.option("--gateway/--no-gateway", default=None,
+              help="Serve it over HTTP and gRPC, too.  [default: yes, where their libraries are installed]")  # fmt: skip
+@click.option("--http-port", help="Of the gateway, like the next two; off: none.  [default: 8000]")
+@click.option("--grpc-port", help="[default: 8001]")
+@click.option("--metrics-port", help="[default: 8002]")
+@repository_options
+@click.option("--verbose", "-v", is_flag=True, help="Show the log of every process.")
+@click.option("--ray", "on_ray", is_flag=True, help="Place controller and workers on a Ray cluster.")
+@click.option("--ray-address", default="", metavar="HOST:PORT",
+              help="Of its head.  [default: RAY_ADDRESS, one that runs here, or else a new one]")  # fmt: skip
+@worker_options
+def up(
+    workers: int, host: str, port: int, data: Path | None, policy: str, memory: str | None,
+    options: tuple[str, ...], save_devices: bool, keys: Path | None, insecure: bool,
+    no_demo: bool, profiles: str | None, copies: int, gateway: bool | None, http_port: str | None,
+    grpc_port: str | None, metrics_port: str | None, model_repository: tuple[Path, ...],
+    model_control_mode: str, repository_poll_secs: float, load_model: tuple[str, ...],
+    verbose: bool, on_ray: bool, ray_address: str, device: str, devices: int,
+    emulate: tuple[str, ...], arena: int, page_size: int, host_bytes: int, threads: int, lock_store: bool,
+) -> None:  # fmt: skip
+    """Run a whole cluster on this machine, in the foreground: a controller, workers and a gateway.
+
+    Ctrl-C ends all of it. Models that were registered are there again at the next start. A process that dies is started
+    again, and the others go on; one that fails at its very start ends all, with its message.
+
+    \b
+    Examples:
+      clockwork up
+      clockwork up --workers 2 --arena 4GiB
+      clockwork up --port 6000 --data /var/lib/clockwork --no-demo
+      clockwork up --host 0.0.0.0 --keys keys/
+      clockwork up --model-repository /srv/models
+      clockwork up --device emulated --devices 12 --profiles paper --copies 66
+      clockwork up --ray --workers 8 --device cuda
+    """
+    from clockwork.controller.settings import check_policy
+    from clockwork.launch import local
+    from clockwork.worker.settings import device_names
+
+    device_names(device, devices)
+    check_policy(policy, save_devices, host_bytes)
+    if model_repository and not _starts_gateway(gateway):
+        raise ConfigError("--model-repository needs a gateway, which registers its models")
+    if profiles and not workers:
+        raise ConfigError("--profiles needs a worker that takes them")
+    arguments = ["--device", device, "--devices", str(devices), "--threads", str(threads)]
+    for name, size in (("--arena", arena), ("--page-size", page_size), ("--host-bytes", host_bytes)):
+        arguments += [name, str(size)] if size else []
+    for setting in emulate:
+        arguments += ["--emulate", setting]
+    if lock_store:
+        arguments += ["--lock-store"]
+    ports = [http_port or "8000", grpc_port or "8001", metrics_port or "8002"]
+    if port == 0:  # any that are free, of the gateway too
+        ports = [given or "0" for given in (http_port, grpc_port, metrics_port)]
+    settings = local.UpSettings(
+        workers=workers, host=host, port=port, data=(data or config.data_directory()).absolute(), policy=policy,
+        memory=memory or "", options=(*options, *(["save_devices=1"] if save_devices else [])),
+        keys=keys, insecure=insecure, demo=not no_demo and workers > 0 and _serves_demo(device),
+        profiles=profiles or "", copies=copies,
+        verbose=verbose, worker_arguments=tuple(arguments), gateway=_starts_gateway(gateway),
+        gateway_ports=tuple(ports),
+        gateway_arguments=repository_arguments(
+            model_repository, model_control_mode, repository_poll_secs, load_model
+        ),
+    )  # fmt: skip
+    if not on_ray and not ray_address:
+        sys.exit(local.up(settings, lambda line: click.echo(line)))
+    from clockwork.launch import ray
+
+    names = device_names(device, devices)
+    wanted = ray.RaySettings(
+        address=ray_address,
+        cpus=threads * len(names) if device == "cpu" else 1,
+        gpus=len(names) if device.startswith("cuda") else 0,
+    )
+    sys.exit(ray.up(settings, wanted, lambda line: click.echo(line)))
+
+
+@click.command()
+@click.option("--listen", help=f"For clients.  [default: {config.CLIENT_ENDPOINT}]")
+@click.option("--worker-listen", help=f"For workers.  [default: {config.WORKER_ENDPOINT}]")
+@click.option("--events", help=f"For those who watch.  [default: {config.EVENTS_ENDPOINT}]")
+@click.option("--data", type=PATH, help="Where models are kept (or CLOCKWORK_DATA).")
+@policy_options
+@click.option("--key", type=PATH, help="Its key file, controller.key (or CLOCKWORK_KEY).")
+@click.option("--allowed", type=PATH, metavar="FILE",
+              help="The list of keys that are let in, read again when it changes (or CLOCKWORK_ALLOWED).  [default: "
+                   "allowed.keys beside the key file]")  # fmt: skip
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without keys.")
+@click.option("--record", type=PATH, help="Write down what the scheduler is told, for `clockwork replay`.")
+@click.option(
+    "--record-max",
+    callback=_size,
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="Where a recording ends.",
+)
+@click.option("--parent", type=int, hidden=True)
+def controller(
+    listen: str | None, worker_listen: str | None, events: str | None, data: Path | None, policy: str,
+    memory: str | None, options: tuple[str, ...], save_devices: bool, key: Path | None,
+    allowed: Path | None, insecure: bool, record: Path | None, record_max: int, parent: int | None,
+) -> None:  # fmt: skip
+    """Run a controller: it holds the models and decides what every worker does when.
+
+    \b
+    Examples:
+      clockwork controller
+      clockwork controller --listen tcp://0.0.0.0:5555 --worker-listen tcp://0.0.0.0:5556 --key controller.key
+    """
+    if parent is not None:
+        from clockwork.launch.local import die_with
+
+        die_with(parent)
+    from clockwork.controller import process
+    from clockwork.controller.settings import ControllerSettings, check_policy
+
+    check_policy(policy, save_devices)
+    settings = ControllerSettings(
+        client_endpoint=listen or config.client_endpoint(),
+        worker_endpoint=worker_listen or config.worker_endpoint(),
+        events_endpoint=events or config.events_endpoint(),
+        data=data or config.data_directory(),
+        policy=policy,
+        memory=memory or "",
+        options=policy_numbers(options) | ({"save_devices": 1.0} if save_devices else {}),
+        key=key or config.key_file(),
+        allowed=allowed or config.allowed_file(),
+        insecure=insecure,
+        record=record,
+        record_bytes_max=record_max,
+    )
+    sys.exit(process.main(settings))
+
+
+@click.command()
+@click.argument("recording", type=PATH)
+@click.option("--policy", default="", help="Another than the recorded one, to see where they part.")
+def replay(recording: Path, policy: str) -> None:
+    """Have a recorded controller's decisions again, and say whether they are the same.
+
+    \b
+    Example:
+      clockwork controller --record monday.rec
+      clockwork replay monday.rec
+    """
+    from clockwork.sim.replay import replay as replay_file
+
+    found = replay_file(recording, policy)
+    click.echo(
+        f"{found.steps} steps, {found.events} events, {found.orders} orders of policy {found.header.policy}, "
+        f"recorded by version {found.header.version}"
+    )
+    if found.identical:
+        click.echo("The decisions are identical.")
+        return
+    click.echo(f"They part at step {found.parted_at}. It was told:")
+    for event in found.parted_events:
+        click.echo(f"  {event}")
+    click.echo("and now orders:")
+    for order in found.parted_orders:
+        click.echo(f"  {order}")
+    sys.exit(1)
+
+
+@click.command()
+@click.option("--connect", help=f"The controller's workers' endpoint.  [default: {config.WORKER_ENDPOINT}]")
+@click.option("--name", help="How it is called in `status`.  [default: host-pid]")
+@worker_options
+@click.option("--store", type=PATH, help="Where prepared models are kept (or CLOCKWORK_DATA).")
+@click.option("--drain", type=click.FloatRange(0, config.SECONDS_MAX), default=config.DRAIN_LIMIT_NS / SECOND,
+              show_default=True, metavar="SECONDS",
+              help="How long it finishes what it has after SIGTERM or SIGINT; a second signal ends it at once.")  # fmt: skip
+@click.option("--key", type=PATH, help="Its key file, worker.key (or CLOCKWORK_KEY).")
+@click.option("--parent", type=int, hidden=True)
+def worker(
+    connect: str | None, name: str | None, device: str, devices: int, emulate: tuple[str, ...], arena: int,
+    page_size: int, host_bytes: int, threads: int, lock_store: bool, store: Path | None, drain: float,
+    key: Path | None, parent: int | None,
+) -> None:  # fmt: skip
+    """Run a worker: it does what the controller orders, on the devices of this machine.
+
+    Told to end by a signal, it drains: it tells the controller, finishes what it has been sent, and leaves.
+
+    \b
+    Examples:
+      clockwork worker --arena 8GiB --threads 4
+      clockwork worker --connect tcp://10.0.0.1:5556 --key worker.key
+      clockwork worker --device emulated --devices 100 --emulate exec_noise=0.01
+    """
+    if parent is not None:
+        from clockwork.launch.local import die_with
+
+        die_with(parent)
+    from clockwork.worker import process
+    from clockwork.worker.settings import WorkerSettings, device_names
+
+    settings = WorkerSettings(
+        endpoint=connect or config.worker_endpoint(),
+        devices=device_names(device, devices),
+        emulate=emulate,
+        arena_bytes=arena,
+        page_bytes=page_size,
+        host_bytes=host_bytes,
+        threads=threads,
+        store=store or config.data_directory(),
+        lock_store=lock_store,
+        drain_ns=round(drain * SECOND),
+        key=key or config.key_file(),
+    )
+    if name:
+        settings.name = name
+    sys.exit(process.main(settings))

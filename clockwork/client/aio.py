@@ -1,0 +1,210 @@
+"""The client for asyncio: the same calls as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, ClassVar
+
+from clockwork import config
+from clockwork.client.blocking import (
+    Batching,
+    Client,
+    Inputs,
+    Keys,
+    MetricsPages,
+    Outputs,
+    ProgressCallback,
+    checked_model,
+    checked_version,
+    encode_route,
+    made,
+    models_of,
+    register,
+    registration_options,
+    reply_body,
+    status_of,
+)
+from clockwork.client.connection import Exchange
+from clockwork.wire import codec
+from clockwork.wire.description import ModelInfo, RouteInfo, Status
+from clockwork.wire.messages import Offer, Promote, Query, Rollback, Unregister
+
+
+class AsyncClient:
+    """Like Client, for asyncio: every method of it that talks to the cluster is a coroutine here.
+
+        async with AsyncClient() as client:
+            y = await client.infer("digits", x)
+
+    A task that is cancelled cancels its request. May be shared by tasks, and by event loops.
+    """
+
+    client_type: ClassVar[type[Client]] = Client
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = config.CLIENT_TIMEOUT_NS / 1e9,
+        keys: Keys = None,
+        name: str = "",
+    ) -> None:
+        self._client = self.client_type(endpoint, timeout=timeout, keys=keys, name=name)
+        self._connection = self._client._connection
+
+    @property
+    def endpoint(self) -> str:
+        """Where the controller is expected."""
+        return self._client.endpoint
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Outputs:
+        """See Client.infer(). The arrays passed in must not be changed before it returns."""
+        future = self._client.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
+        return await asyncio.wrap_future(future)
+
+    def submit(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        slo: float | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> asyncio.Future[Outputs]:
+        """Like infer(), sent at once; the future's cancel() cancels the request. Needs a running loop."""
+        future = self._client.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
+        return asyncio.wrap_future(future, loop=asyncio.get_running_loop())
+
+    async def register(
+        self,
+        name: str,
+        model: str | os.PathLike[str] | bytes | Any,
+        *,
+        slo: float | None = None,
+        examples: Any = None,
+        batching: Batching = "auto",
+        batch_max: int | None = None,
+        version: int | None = None,
+        origin: str = "",
+        timeout: float | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> ModelInfo:
+        """See Client.register(). Files are read on a thread; ``progress`` is called on the loop."""
+        loop = asyncio.get_running_loop()
+        options = registration_options(slo, batching, batch_max, version, origin)
+        limit_ns = None if timeout is None else self._client._limit_ns(timeout)
+        exchanges: list[Exchange] = []
+        cancelled = False
+
+        def opened(exchange: Exchange) -> None:
+            exchanges.append(exchange)
+            if cancelled:
+                exchange.close()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if progress is not None:
+                loop.call_soon_threadsafe(progress, stage, done, total)
+
+        try:
+            return await asyncio.to_thread(
+                register, self._connection, name, model, options, examples, limit_ns, tell, opened
+            )
+        except asyncio.CancelledError:
+            cancelled = True
+            for exchange in exchanges:
+                exchange.close()
+            raise
+
+    async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
+        """See Client.models()."""
+        return made(models_of, await self._query("models", "", timeout))
+
+    async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
+        """See Client.model()."""
+        return made(ModelInfo.from_wire, await self._query("model", checked_model(name), timeout))
+
+    async def unregister(self, name: str, *, timeout: float | None = None) -> None:
+        """See Client.unregister()."""
+        request_id = self._connection.next_id()
+        await self._ask(request_id, codec.encode(Unregister(request_id, checked_model(name))), timeout)
+
+    async def load(self, name: str, *, timeout: float | None = None) -> None:
+        """See Client.load()."""
+        await self._offer(name, True, timeout)
+
+    async def unload(self, name: str, *, timeout: float | None = None) -> None:
+        """See Client.unload()."""
+        await self._offer(name, False, timeout)
+
+    async def route(
+        self,
+        name: str,
+        shares: Mapping[int, float] | None = None,
+        *,
+        shadow: Mapping[int, float] | None = None,
+        tolerance: float = config.SHADOW_TOLERANCE,
+        timeout: float | None = None,
+    ) -> RouteInfo:
+        """See Client.route()."""
+        request_id = self._connection.next_id()
+        header = encode_route(request_id, name, shares, shadow, tolerance)
+        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
+
+    async def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
+        """See Client.promote()."""
+        request_id = self._connection.next_id()
+        header = codec.encode(Promote(request_id, checked_model(name), checked_version(version)))
+        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
+
+    async def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
+        """See Client.rollback()."""
+        request_id = self._connection.next_id()
+        header = codec.encode(Rollback(request_id, checked_model(name)))
+        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
+
+    async def status(self, *, timeout: float | None = None) -> Status:
+        """See Client.status()."""
+        return status_of(await self._query("status", "", timeout))
+
+    async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
+        """See Client.metrics()."""
+        pages = MetricsPages(self._client._limit_ns(timeout))
+        while pages.add(await self._query("metrics", pages.following or model, pages.left_s())):
+            pass
+        return pages.body
+
+    async def close(self) -> None:
+        """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
+        await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _offer(self, name: str, offered: bool, timeout: float | None) -> None:
+        request_id = self._connection.next_id()
+        await self._ask(request_id, codec.encode(Offer(request_id, checked_model(name), offered)), timeout)
+
+    async def _query(self, what: str, argument: str, timeout: float | None) -> Any:
+        request_id = self._connection.next_id()
+        return await self._ask(request_id, codec.encode(Query(request_id, what, argument)), timeout)
+
+    async def _ask(self, request_id: int, header: bytes, timeout: float | None) -> Any:
+        limit_ns = self._client._limit_ns(timeout)
+        future = self._connection.submit(request_id, header, (), limit_ns, reply_body)
+        return await asyncio.wrap_future(future)

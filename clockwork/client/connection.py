@@ -1,0 +1,651 @@
+"""One client's connection to a controller, shared by any number of threads.
+
+Whoever *owns* the socket does its I/O. In the common case of one thread that calls and waits, that
+thread owns it for as long as its call lasts: nothing is handed to another thread and back, which
+would cost more than all the rest (130 us of a round trip of 240 us, when it was measured). As soon as a second
+call comes in meanwhile, or one that nobody waits for, an I/O thread takes the socket over, including
+the call under way; when it has had nothing to do for CLIENT_THREAD_IDLE_NS it ends.
+
+A call is in exactly one of these places: in ``_queue`` (for the owner to take), in ``_calls`` and
+``_waiting`` (no connection yet), in ``_calls`` alone (sent), or done.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import enum
+import heapq
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from clockwork import __version__, config
+from clockwork.client import idle
+from clockwork.client.calls import Call, CallFuture, Received, error_of
+from clockwork.errors import (
+    Cancelled,
+    ClockworkError,
+    ConnectionLost,
+    ProtocolMismatch,
+    Refused,
+    RequestTimeout,
+    Unavailable,
+)
+from clockwork.system.clock import now_ns, to_seconds
+from clockwork.wire import codec
+from clockwork.wire.keys import PeerKeys
+from clockwork.wire.messages import (
+    NEVER_NS,
+    PROTOCOL_VERSION,
+    TO_CLIENT,
+    Answer,
+    Bye,
+    Cancel,
+    ClientHello,
+    ClientWelcome,
+    Failure,
+    Goodbye,
+    HelloNeeded,
+    Mismatch,
+    Progress,
+    Reason,
+    Reply,
+    UploadAck,
+    UploadNeed,
+)
+from clockwork.wire.roles import Role
+from clockwork.wire.telling import tell
+from clockwork.wire.transport import Connection as Change
+from clockwork.wire.transport import Dealer, Frame, Transport, Waiter
+
+CLOSE_S = 5.0
+"""How long close() waits for the thread that owns the socket; only a callback that hangs takes so long."""
+
+_forks = itertools.count()
+_generation = next(_forks)
+
+
+def _after_fork() -> None:
+    global _generation
+    _generation = next(_forks)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Exchange:
+    """A call of several messages each way (an upload). Used by one thread."""
+
+    def __init__(self, connection: Connection, call: Call) -> None:
+        self._connection = connection
+        self._call = call
+
+    def send(self, message: tuple[Any, ...], frames: Sequence[Frame]) -> None:
+        """Send a further message. If the connection is lost, receive() says so."""
+        self._connection.post(self._call, codec.encode(message), frames)
+
+    def receive(self) -> Received:
+        """The next message of the controller. Raises what ends the call."""
+        assert self._call.inbox is not None
+        received = self._call.inbox.get()
+        if isinstance(received, ClockworkError):
+            raise received
+        return received
+
+    def close(self) -> None:
+        """Tell the controller to forget it, unless it has ended."""
+        self._connection.abandon(self._call)
+
+
+class Owner(enum.Enum):
+    NOBODY = "nobody"
+    CALLER = "caller"
+    THREAD = "thread"
+    LOOP = "loop"  # an event loop: see _loop
+
+
+class _State(enum.Enum):
+    DOWN = "down"
+    GREETING = "greeting"  # connected; the hello is under way
+    READY = "ready"
+
+
+class Connection:
+    """See the module. Every method may be called from any thread.
+
+    endpoint: where the controller listens. name: how this client appears in its logs. Connects in
+    the background and again after every loss. Raises ConfigError if endpoint is none.
+    """
+
+    def __init__(self, endpoint: str, keys: PeerKeys | None, name: str) -> None:
+        self.endpoint = endpoint
+        self._keys = keys
+        self._name = name
+        self._generation = _generation
+        self._ids = itertools.count(1)
+        # Guarded by _lock:
+        self._lock = threading.Lock()
+        self._owner = Owner.NOBODY
+        self._queue: collections.deque[Callable[[], None]] = collections.deque()
+        self._closing = False
+        self._closed = threading.Event()
+        # The owner's:
+        self._thread: threading.Thread | None = None
+        self._calls: dict[int, Call] = {}
+        self._waiting: collections.deque[Call] = collections.deque()
+        self._deadlines: list[tuple[int, int, Call]] = []
+        self._state = _State.DOWN
+        self._unapplied: list[Change] = []  # of the connection, behind messages that have not been taken in
+        self._broken = 0  # handshakes that broke off in a row
+        self._sleeping = False
+        self._woken = False
+        self._lone = 0  # blocking calls in a row that had the connection to themselves
+        self._wake_lock = threading.Lock()  # held to write to the descriptor, and to close it
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # -1 once it is closed
+        self._transport: Transport | None = None
+        self._dealer: Dealer | None = None
+        self._waiter = Waiter([], [self._wake_fd])
+        try:
+            self._dial()
+        except BaseException:
+            self._release()
+            raise
+        idle.attend(self)
+
+    # ----- for callers -----------------------------------------------------------------------
+
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    def call(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> Received:
+        """Send a request and wait for what ends it. Raises what it failed with."""
+        call = Call(request_id, header, frames, timeout_ns)
+        direct = False
+        # Ctrl-C may strike anywhere: what was begun is then cancelled, and the socket let go of.
+        try:
+            with self._lock:
+                self._check_usable()
+                if self._owner is Owner.NOBODY:
+                    self._owner = Owner.CALLER
+                    direct = True
+                else:
+                    if threading.current_thread() is self._thread:
+                        raise ClockworkError("a blocking call inside a callback of a future would never end")
+                    self._check_room()
+                    call.lock = _held_lock()
+                    self._queue.append(lambda: self._begin(call, True))
+            if direct:
+                self._drive(call)
+            else:
+                self._wake()
+                call.lock.acquire()  # type: ignore[union-attr]
+        except ClockworkError:
+            raise
+        except BaseException:
+            if direct:
+                self._abandon(call)
+            else:
+                self.abandon(call)
+            raise
+        finally:
+            if direct:
+                self._let_go(call)
+        if direct and call.lock is not None:
+            try:
+                call.lock.acquire()
+            except BaseException:
+                self.abandon(call)
+                raise
+        return call.result()
+
+    def submit(
+        self,
+        request_id: int,
+        header: bytes,
+        frames: Sequence[Frame],
+        timeout_ns: int,
+        convert: Callable[[Any, list[Frame]], Any],
+    ) -> CallFuture:
+        """Send a request; the future's result is what ``convert`` makes of the answer."""
+        call = Call(request_id, header, frames, timeout_ns)
+        call.future = CallFuture(call, convert, self.abandon)
+        self._hand_in(lambda: self._begin(call, True), True)
+        return call.future
+
+    def exchange(self, request_id: int, header: bytes, timeout_ns: int, renewed: bool) -> Exchange:
+        """Open a call of several messages. renewed: the timeout counts anew from each sign of progress."""
+        call = Call(request_id, header, (), timeout_ns)
+        call.renewed = renewed
+        call.inbox = queue.SimpleQueue()
+        self._hand_in(lambda: self._begin(call, True), True)
+        return Exchange(self, call)
+
+    def post(self, call: Call, header: bytes, frames: Sequence[Frame]) -> None:
+        """Send a further message of an exchange, unless it has ended."""
+        self._hand_in(lambda: self._post(call, header, frames), False)
+
+    def abandon(self, call: Call) -> None:
+        """Forget a call whose caller has gone, and tell the controller. No error if it has ended."""
+        with contextlib.suppress(ClockworkError):
+            self._hand_in(lambda: self._abandon(call), False)
+
+    def close(self) -> None:
+        """End every call with ConnectionLost and disconnect. Idempotent."""
+        if self._generation != _generation:
+            return  # the parent's socket: a child must not touch it
+        with self._lock:
+            first = not self._closing
+            self._closing = True
+            mine = first and self._owner is Owner.NOBODY
+            if mine:
+                self._owner = Owner.CALLER
+        if mine:
+            self._finish()
+            return
+        if not self._closed.is_set():
+            self._wake(force=True)
+            if threading.current_thread() is not self._thread:
+                self._closed.wait(CLOSE_S)
+
+    def turn_if_idle(self) -> None:
+        """Take in what has come while nobody uses the connection. On the thread of _idle."""
+        with self._lock:
+            if self._closing or self._owner is not Owner.NOBODY or self._generation != _generation:
+                return
+            self._owner = Owner.CALLER
+        try:
+            self._pump()
+        finally:
+            self._give_back()
+
+    # ----- ownership -------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if self._generation != _generation:
+            raise ClockworkError("this client was made before a fork; make a new one in the child process")
+        if self._closing:
+            raise ConnectionLost("the client is closed")
+
+    def _check_room(self) -> None:
+        if len(self._calls) + len(self._queue) >= config.CLIENT_CALLS_MAX:
+            raise Refused(
+                f"this client waits for {config.CLIENT_CALLS_MAX} answers already", Reason.OVERLOADED.value
+            )
+
+    def _hand_in(self, work: Callable[[], None], bounded: bool) -> None:
+        """Have the owner do something; make an I/O thread the owner if there is none."""
+        with self._lock:
+            self._check_usable()
+            if bounded:
+                self._check_room()
+            self._queue.append(work)
+            if self._owner is Owner.NOBODY:
+                try:
+                    self._start_thread()
+                except RuntimeError as error:  # the system has no thread to give, or Python is ending
+                    self._queue.pop()
+                    raise Unavailable(f"the client needs a thread for this: {error}") from None
+                return
+        self._wake()
+
+    def _wake(self, force: bool = False) -> None:
+        """Make the owner look at the queue, unless it is certain to do so."""
+        if self._sleeping or force:
+            with self._wake_lock:  # its number may mean somebody else's descriptor once it is closed
+                if self._wake_fd < 0:
+                    return
+                os.eventfd_write(self._wake_fd, 1)
+            # After the write: cleared before it is drained, so a wake-up is never left unread for good.
+            self._woken = True
+
+    def _start_thread(self) -> None:
+        """Make an I/O thread the owner. With _lock held, by the owner or where there is none."""
+        before = self._owner
+        self._lone = 0
+        # Set first: the thread may be at work, and in a callback, before start() returns here.
+        self._owner = Owner.THREAD
+        self._thread = threading.Thread(target=self._run_thread, name="clockwork-client", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._owner, self._thread = before, None
+            raise
+
+    def _drive(self, call: Call) -> None:
+        """As the calling thread that owns the socket: see one call through, or until others need it too."""
+        self._begin(call, False)
+        while not call.done:
+            self._sleeping = True
+            if self._queue or self._closing:
+                return
+            self._sleep(min(call.deadline_ns, call.connect_ns if not call.sent else NEVER_NS))
+            # Most likely this is the answer: then nothing else need be asked of the socket.
+            if self._dealer is not None and (frames := self._dealer.receive()) is not None:
+                self._take(frames)
+                if call.done:
+                    return
+            self._pump()
+            if not call.done:
+                self._expire_call(call, now_ns())
+
+    def _let_go(self, call: Call) -> None:
+        """Give the socket back, or to an I/O thread if there is more to do: then call.lock is what to wait for."""
+        self._sleeping = False
+        self._give_back(call)
+
+    def _give_back(self, call: Call | None = None) -> None:
+        """As the thread that has taken the socket: let others have it, an I/O thread where something is left to do."""
+        with self._lock:
+            closing = self._closing
+            if not closing:
+                is_done = call is None or call.done
+                if is_done and not self._queue:
+                    self._owner = Owner.NOBODY
+                    return
+                if call is not None and not is_done:
+                    call.lock = _held_lock()
+                    self._push_deadline(call)
+                self._start_thread()
+        if closing:
+            self._finish()
+
+    def _run_thread(self) -> None:
+        """Own the socket until there has been nothing to do for a while."""
+        error = ClockworkError("the client's I/O thread failed")
+        try:
+            idle_since = now_ns()
+            while not self._closing:
+                while self._queue:
+                    self._queue.popleft()()
+                self._pump()
+                now = now_ns()
+                self._expire(now)
+                if self._calls or self._queue:
+                    idle_since = now
+                elif (
+                    now - idle_since >= config.CLIENT_THREAD_IDLE_NS or self._lone >= config.CLIENT_LONE_CALLS
+                ):
+                    with self._lock:
+                        if not self._queue and not self._closing:
+                            self._owner = Owner.NOBODY
+                            self._thread = None
+                            return
+                self._sleeping = True
+                if not self._queue and not self._closing:
+                    self._sleep(min(self._next_deadline_ns(), idle_since + config.CLIENT_THREAD_IDLE_NS))
+                self._sleeping = False
+            error = ConnectionLost("the client was closed")
+        finally:
+            self._sleeping = False
+            with self._lock:
+                leaving = self._owner is Owner.THREAD and self._thread is threading.current_thread()
+                self._closing = self._closing or leaving
+            if leaving:
+                self._finish(error)
+
+    def _finish(self, error: ClockworkError | None = None) -> None:
+        """As the last owner: answer everybody, say goodbye and let go of everything."""
+        try:
+            while self._queue:
+                self._queue.popleft()()
+            kind, text = (type(error), str(error)) if error else (ConnectionLost, "the client was closed")
+            for call in list(self._calls.values()):
+                self._end(call, None, kind(text))
+            self._waiting.clear()
+            if self._dealer is not None and self._state is _State.READY:
+                self._dealer.send(codec.encode(Bye()))
+        finally:
+            self._release()
+            self._closed.set()
+
+    def _release(self) -> None:
+        idle.dismiss(self)
+        if self._transport is not None:
+            self._transport.close()
+        self._transport = self._dealer = None
+        with self._wake_lock:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+    # ----- the owner's work ------------------------------------------------------------------
+
+    def _dial(self) -> None:
+        self._transport = Transport()
+        self._dealer = self._transport.dealer(self.endpoint, self._keys)
+        self._waiter = Waiter([self._dealer], [self._wake_fd])
+        self._state = _State.DOWN
+        self._unapplied = []
+        self._broken = 0
+
+    def _hang_up(self) -> None:
+        """Stop trying to connect: the next call dials again."""
+        assert self._transport is not None
+        self._state = _State.DOWN
+        self._waiter = Waiter([], [self._wake_fd])
+        self._transport.close()
+        self._transport = self._dealer = None
+
+    def _sleep(self, until_ns: int) -> None:
+        self._waiter.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
+        if self._woken:
+            self._woken = False
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+
+    def _begin(self, call: Call, timed: bool) -> None:
+        """Take a call in: send it if there is a connection, else let it wait for one."""
+        if call.future is not None and call.future.cancelled():
+            call.finish(None, None)
+            return
+        if self._dealer is None:
+            self._dial()
+        self._lone = self._lone + 1 if call.lock is not None and not self._calls else 0
+        self._calls[call.request_id] = call
+        if timed:
+            self._push_deadline(call)
+        # A connection that was lost and came back must be greeted before it is used.
+        assert self._dealer is not None
+        changes = self._dealer.changes()
+        if changes or self._unapplied or self._state is not _State.READY:
+            self._pump(changes)
+            if self._state is _State.DOWN and self._dealer is not None and self._dealer.is_up:
+                self._greet()  # it said goodbye, and is still there
+            if call.done:
+                return
+        if self._state is _State.READY and not self._waiting:
+            self._send(call)
+        if not call.sent:
+            self._waiting.append(call)
+
+    def _send(self, call: Call) -> None:
+        assert self._dealer is not None
+        call.sent = True  # first, so that Ctrl-C at any point finds a request to cancel
+        call.sent = self._dealer.send(call.header, call.frames)
+
+    def _post(self, call: Call, header: bytes, frames: Sequence[Frame]) -> None:
+        if call.done or self._dealer is None:
+            return
+        if not self._dealer.send(header, frames):
+            self._end(call, None, ConnectionLost(f"the connection to {self.endpoint} was lost"))
+
+    def _abandon(self, call: Call) -> None:
+        if call.request_id in self._calls:
+            self._end(call, None, Cancelled("the request was cancelled"))
+            self._send_cancel(call)
+        else:
+            call.finish(None, Cancelled("the request was cancelled"))
+
+    def _send_cancel(self, call: Call) -> None:
+        if call.sent and self._dealer is not None and self._state is _State.READY:
+            self._dealer.send(codec.encode(Cancel(call.request_id)))
+
+    def _end(self, call: Call, received: Received | None, error: ClockworkError | None) -> None:
+        self._calls.pop(call.request_id, None)
+        call.finish(received, error)
+
+    def _pump(self, changes: list[Change] | None = None) -> None:
+        """Take in what has arrived. changes: of the connection, if the dealer was asked already.
+
+        Of a flood, so many messages as leave the caller to look at the time; the rest keeps the dealer readable.
+        """
+        left = config.CLIENT_MESSAGES_PER_TURN
+        if self._dealer is not None:
+            self._dealer.look()
+        while (dealer := self._dealer) is not None:
+            # Asked for first, applied last: what arrived before a loss still counts.
+            changes = self._unapplied + (dealer.changes() if changes is None else changes)
+            self._unapplied = []
+            while self._dealer is dealer and left > 0 and (frames := dealer.receive()) is not None:
+                left -= 1
+                self._take(frames)
+            if left <= 0 and self._dealer is dealer and dealer.readable():
+                self._unapplied = changes
+                break
+            for change in changes:
+                if self._dealer is dealer:
+                    self._apply(change)
+            if not changes:
+                break
+            changes = None
+        if self._waiting and self._state is _State.READY:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting:
+            call = self._waiting[0]
+            if not call.done:
+                self._send(call)
+                if not call.sent:
+                    return
+            self._waiting.popleft()
+
+    def _apply(self, change: Change) -> None:
+        if change is Change.UP:
+            self._broken = 0
+            self._greet()
+        elif change is Change.FAILED and self._broken + 1 < config.HANDSHAKES_BROKEN_MAX:
+            self._broken += 1  # the controller went away in the middle of it, or has another key: tried again
+        elif change is Change.DOWN:
+            self._state = _State.DOWN
+            self._lose_sent(f"the connection to {self.endpoint} was lost")
+        else:
+            text = f"the controller at {self.endpoint} does not accept this client's keys"
+            if self._keys is None:
+                text += " (it was given none; see --key and CLOCKWORK_KEY)"
+            elif self._keys.role is Role.WORKER:
+                text += " (they are a worker's; see docs/security.md)"
+            self._lose_all(ConnectionLost, text)
+            self._hang_up()
+
+    def _greet(self) -> None:
+        assert self._dealer is not None
+        self._state = _State.GREETING
+        self._dealer.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, self._name)))
+
+    def _lose_sent(self, text: str) -> None:
+        for call in [call for call in self._calls.values() if call.sent]:
+            self._end(call, None, ConnectionLost(text))
+
+    def _lose_all(self, kind: type[ClockworkError], text: str) -> None:
+        self._waiting.clear()
+        for call in list(self._calls.values()):
+            self._end(call, None, kind(text))
+
+    def _take(self, frames: list[Frame]) -> None:
+        """Whatever comes, the owner goes on: with an error for every call, where what came is no message."""
+        try:
+            message = codec.decode(frames[0], TO_CLIENT)
+            self._obey(message, frames)
+        except codec.WireError as error:
+            self._lose_all(ProtocolMismatch, f"{self.endpoint} does not speak Clockwork's protocol: {error}")
+            self._hang_up()
+        except Exception as error:  # a defect of ours: every caller hears of it, and the owner goes on
+            text = f"this client failed at a message of {self.endpoint}: {type(error).__name__}: {tell(str(error))}"
+            self._lose_all(ClockworkError, text)
+            self._hang_up()
+
+    def _obey(self, message: Any, frames: list[Frame]) -> None:
+        kind = type(message)
+        if kind is Answer or kind is Reply:
+            call = self._calls.get(message.request_id)
+            if call is not None:
+                self._end(call, (message, frames[1:]), None)
+        elif kind is Failure:
+            call = self._calls.get(message.request_id)
+            if call is not None:
+                self._end(call, None, error_of(message))
+        elif kind is UploadNeed or kind is UploadAck or kind is Progress:
+            call = self._calls.get(message.request_id)
+            if call is not None and call.inbox is not None:
+                if call.inbox.qsize() >= config.CLIENT_INBOX_MAX:
+                    text = f"{config.CLIENT_INBOX_MAX} messages of {self.endpoint} wait for this call to read them"
+                    self._end(call, None, ClockworkError(text))
+                    return
+                if call.renewed:
+                    call.deadline_ns = now_ns() + call.timeout_ns
+                call.inbox.put((message, []))  # it has no frames, and what came as such is not kept
+        elif kind is ClientWelcome:
+            if message.protocol == PROTOCOL_VERSION:
+                self._state = _State.READY
+            else:
+                self._mismatch(f"the controller speaks protocol {message.protocol}")
+        elif kind is Mismatch:
+            self._mismatch(message.text)
+        elif kind is HelloNeeded and self._state is _State.READY:
+            # Not while a hello is on its way: something sent before the last connection ended came first.
+            self._lose_sent(f"the controller at {self.endpoint} was restarted")
+            self._greet()
+        elif kind is Goodbye:
+            self._state = _State.DOWN
+            self._lose_sent(f"the controller at {self.endpoint} shut down")
+
+    def _mismatch(self, text: str) -> None:
+        self._lose_all(
+            ProtocolMismatch,
+            f"{text} (this client: {__version__}, protocol {PROTOCOL_VERSION}; {self.endpoint})",
+        )
+        self._hang_up()
+
+    # ----- time ------------------------------------------------------------------------------
+
+    def _push_deadline(self, call: Call) -> None:
+        due_ns = call.deadline_ns if call.sent else min(call.deadline_ns, call.connect_ns)
+        heapq.heappush(self._deadlines, (due_ns, call.request_id, call))
+        if len(self._deadlines) > 64 + 2 * len(self._calls):
+            # Most calls end long before their deadline: drop theirs before they pile up.
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].done]
+            heapq.heapify(self._deadlines)
+
+    def _next_deadline_ns(self) -> int:
+        return self._deadlines[0][0] if self._deadlines else NEVER_NS
+
+    def _expire(self, now: int) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            call = heapq.heappop(self._deadlines)[2]
+            if not call.done:
+                self._expire_call(call, now)
+                if not call.done:
+                    self._push_deadline(call)
+
+    def _expire_call(self, call: Call, now: int) -> None:
+        if not call.sent and now >= min(call.connect_ns, call.deadline_ns):
+            self._end(
+                call,
+                None,
+                ConnectionLost(f"no controller answers at {self.endpoint} (is a cluster running there?)"),
+            )
+            while self._waiting and self._waiting[0].done:
+                self._waiting.popleft()
+        elif now >= call.deadline_ns:
+            self._end(call, None, RequestTimeout(f"no answer within {to_seconds(call.timeout_ns):g} s"))
+            self._send_cancel(call)
+
+
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock

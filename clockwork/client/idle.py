@@ -1,0 +1,76 @@
+"""The thread that takes in what comes for clients that nobody uses at the moment.
+
+libzmq receives for them all the same, without a bound in bytes. One thread does so for all connections of a process, for
+as long as there are any.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from typing import Protocol
+
+from clockwork.config import INFLOW_LOOK_NS
+from clockwork.system.clock import SECOND
+
+log = logging.getLogger("clockwork.client")
+
+
+class Idle(Protocol):
+    """A connection that may be idle."""
+
+    def turn_if_idle(self) -> None: ...
+
+
+_lock = threading.Lock()
+_idle: weakref.WeakSet[Idle] = weakref.WeakSet()
+_thread: threading.Thread | None = None
+
+
+def attend(connection: Idle) -> None:
+    """Have a connection turned now and then while it is idle, until it is dismissed or nobody has it any more.
+
+    Where the system has no thread to give, that is left out: an idle client is then without a bound.
+    """
+    global _thread
+    with _lock:
+        _idle.add(connection)
+        if _thread is None:
+            _thread = threading.Thread(target=_attend, name="clockwork-idle", daemon=True)
+            try:
+                _thread.start()
+            except RuntimeError as error:
+                _thread = None
+                log.warning("what comes for idle clients is not looked at: %s", error)
+
+
+def dismiss(connection: Idle) -> None:
+    with _lock:
+        _idle.discard(connection)
+
+
+def _attend() -> None:
+    global _thread
+    while True:
+        time.sleep(INFLOW_LOOK_NS / SECOND)
+        with _lock:
+            found = list(_idle)
+            if not found:
+                _thread = None
+                return
+        for one in found:
+            one.turn_if_idle()
+        del found[:]  # or nobody's client would live on
+        one = None  # type: ignore[assignment]
+
+
+def _after_fork() -> None:
+    """The child has neither the thread nor the parent's connections."""
+    global _lock, _idle, _thread
+    _lock, _idle, _thread = threading.Lock(), weakref.WeakSet(), None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,212 @@
+"""A client whose I/O is done by an asyncio event loop itself, without a thread of its own.
+
+AsyncClient hands every call to an I/O thread and its answer back, so that any loop and any thread may share it;
+that costs two changes of thread a call, which is most of what a gateway would spend. Here the loop owns the
+socket, in the sense of ``_connection``: a third kind of owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from clockwork.client.aio import AsyncClient
+from clockwork.client.blocking import Client, checked_model, request_header
+from clockwork.client.calls import Call, Received, present
+from clockwork.client.connection import Connection, Owner
+from clockwork.config import INFLOW_LOOK_NS
+from clockwork.errors import ClockworkError
+from clockwork.system.clock import SECOND, now_ns
+from clockwork.wire.keys import PeerKeys
+from clockwork.wire.messages import NEVER_NS, InferRequest, NamedTensorRef
+from clockwork.wire.transport import Dealer, Frame
+
+
+class _Answer(asyncio.Future[Received]):
+    """What a call of the loop's own ends with. cancel() tells the controller, too."""
+
+    def __init__(self, call: Call, abandon: Callable[[Call], None], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._call = call
+        self._abandon = abandon
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._abandon(self._call)
+        return cancelled
+
+    def finish(self, received: Received | None, error: ClockworkError | None) -> None:
+        if self.done():
+            return
+        if error is None:
+            self.set_result(present(received))
+        else:
+            self.set_exception(error)
+
+
+class LoopConnection(Connection):
+    """A connection that the running loop owns from start() on. Other threads may use it all the same."""
+
+    def __init__(self, endpoint: str, keys: PeerKeys | None, name: str) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watched: Dealer | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = NEVER_NS
+        self._busy = False  # within a turn
+        self._again: asyncio.Handle | None = None  # the next turn, where there is more to do than one should
+        super().__init__(endpoint, keys, name)
+
+    def start(self) -> None:
+        """Have the running loop own the socket until close(). Before the first call."""
+        self._loop = asyncio.get_running_loop()
+        with self._lock:
+            assert self._owner is Owner.NOBODY
+            self._owner = Owner.LOOP
+            self._thread = threading.current_thread()
+        self._sleeping = (
+            True  # as far as other threads know: they write to the descriptor that the loop watches
+        )
+        self._loop.add_reader(self._wake_fd, self._woken_up)
+        self._turn()
+
+    def request(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> _Answer:
+        """Send a request, on the loop's thread; what the future ends with. Raises Refused past the bound."""
+        assert self._loop is not None
+        call = Call(request_id, header, frames, timeout_ns)
+        future = _Answer(call, self.abandon, self._loop)
+        call.future = future  # type: ignore[assignment]  # it has finish(), which is all that a call uses
+        self._check_usable()
+        self._check_room()
+        self._now_or_later(lambda: self._begin(call, True))
+        return future
+
+    # ----- the loop's work ---------------------------------------------------------------------
+
+    def _hand_in(self, work: Callable[[], None], bounded: bool) -> None:
+        if self._loop is None or threading.current_thread() is not self._thread:
+            super()._hand_in(work, bounded)
+            return
+        self._check_usable()
+        if bounded:
+            self._check_room()
+        self._now_or_later(work)
+
+    def _now_or_later(self, work: Callable[[], None]) -> None:
+        if self._busy:  # it came from within a turn, which looks at the queue before it ends
+            self._queue.append(work)
+            return
+        work()
+        # Sending may take in what the socket's descriptor would have told of.
+        if self._dealer is not self._watched or (self._dealer is not None and self._dealer.readable()):
+            self._turn()
+        else:
+            self._arm()
+
+    def _woken_up(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Do what there is to do, and see to it that the loop comes back: in time, and at once to what is left of a flood,
+        once others have had their turn."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        self._busy = True
+        try:
+            while True:
+                while self._queue:
+                    self._queue.popleft()()
+                if self._closing:
+                    self._finish()
+                    return
+                self._pump()
+                self._expire(now_ns())
+                if self._queue:
+                    continue
+                if self._dealer is not None and self._dealer.readable() and self._loop is not None:
+                    self._again = self._loop.call_soon(self._turn)
+                break
+            self._watch()
+        finally:
+            self._busy = False
+        self._arm()
+
+    def _watch(self) -> None:
+        if self._dealer is not self._watched and self._loop is not None:
+            self._unwatch()
+            if self._dealer is not None:
+                for fd in self._dealer.filenos:
+                    self._loop.add_reader(fd, self._turn)
+            self._watched = self._dealer
+
+    def _unwatch(self) -> None:
+        if self._watched is not None and self._loop is not None and not self._loop.is_closed():
+            for fd in self._watched.filenos:
+                self._loop.remove_reader(fd)
+        self._watched = None
+
+    def _arm(self) -> None:
+        due_ns = min(self._next_deadline_ns(), now_ns() + INFLOW_LOOK_NS)
+        if due_ns < self._timer_ns and self._loop is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_ns = due_ns
+            self._timer = self._loop.call_later(max(0, due_ns - now_ns()) / SECOND, self._timed)
+
+    def _timed(self) -> None:
+        self._timer, self._timer_ns = None, NEVER_NS
+        self._turn()
+
+    def _hang_up(self) -> None:
+        self._unwatch()
+        super()._hang_up()
+
+    def _release(self) -> None:
+        self._unwatch()
+        for handle in (self._timer, self._again):
+            if handle is not None:
+                handle.cancel()
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._wake_fd)
+        super()._release()
+
+
+class _LoopedClient(Client):
+    connection_type = LoopConnection
+
+
+class LoopClient(AsyncClient):
+    """AsyncClient for one event loop, whose thread does the I/O: made, used and closed while it runs."""
+
+    client_type = _LoopedClient
+    _connection: LoopConnection
+
+    def start(self) -> None:
+        """Have the running loop take it over; before the first call."""
+        self._connection.start()
+
+    def infer_frames(
+        self,
+        model: str,
+        references: list[NamedTensorRef],
+        frames: Sequence[Frame],
+        slo_ns: int,
+        priority: int,
+        timeout_ns: int,
+    ) -> asyncio.Future[Received]:
+        """Like infer(), with tensors as they travel: a future of the Answer and its frames.
+
+        Nothing is looked at here: the controller checks the references against the model. The frames must not
+        change before the future is done. Raises InvalidInput of what is too large for a message, which the controller
+        would drop.
+        """
+        request_id = self._connection.next_id()
+        header = request_header(InferRequest(request_id, checked_model(model), slo_ns, priority, references))
+        return self._connection.request(request_id, header, frames, timeout_ns)

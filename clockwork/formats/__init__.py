@@ -1,0 +1,1 @@
+"""What lies on disk and travels between rooms: packages, prepared models, profiles, programs."""

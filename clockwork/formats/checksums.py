@@ -1,0 +1,158 @@
+"""Bytes that come back from a disk are those that were written: seals of small JSON files, checksums of large ones.
+
+A sealed file is a JSON object whose last member is the CRC-32 of the text before it, so that whoever knows nothing
+of seals reads it as well. CRC-32, for it is against rot and not against people, and zlib's is the fastest that the
+library has (python -m bench.rot measures it beside the others).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clockwork.config import CHECK_PIECE_BYTES, DAMAGED_KEPT_MAX, MENDED_BYTES_MAX, SEALED_BYTES_MAX
+from clockwork.formats.durable import fsync_directory, remove_tree
+
+_SEAL = re.compile(rb', "seal": "([0-9a-f]{8})"\}\Z')
+ASIDE = ".damaged-"
+"""How the name of a file or directory begins that was found to be damaged and is kept to be looked at."""
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """A dataclass's fields, as they are: dataclasses.asdict() copies the elements of lists one by one."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """A JSON object, not empty, as sealed text; a dataclass in it becomes an object of its fields."""
+    text = json.dumps(body, default=fields_of).encode()[:-1]
+    return text + b', "seal": "%08x"}' % zlib.crc32(text)
+
+
+def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
+    """The object, without its seal, and whether it had one: files of earlier versions have none.
+
+    Raises ValueError where the seal does not fit, or it is no JSON object.
+    """
+    found = _SEAL.search(data)
+    if found is not None and zlib.crc32(data[: found.start()]) != int(found[1], 16):
+        raise ValueError(f"its checksum is {zlib.crc32(data[: found.start()]):08x}, not {found[1].decode()}")
+    try:
+        body = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if type(body) is not dict:
+        raise ValueError(f"it is a JSON {type(body).__name__}, not an object")
+    body.pop("seal", None)
+    return body, found is not None
+
+
+def mend(data: bytes) -> bytes | None:
+    """A sealed text of which one bit has flipped, as it was; None if that is not what happened to it.
+
+    The CRC-32 tells texts of up to 11 kB apart that differ in as few as three bits, so there is one such text at most.
+    """
+    if len(data) > MENDED_BYTES_MAX:
+        return None
+    tried = bytearray(data)
+    for place in range(len(tried)):
+        for bit in range(8):
+            tried[place] ^= 1 << bit
+            found = _SEAL.search(tried) if place >= len(tried) - 24 or tried[-1] == ord("}") else None
+            if found is not None and zlib.crc32(memoryview(tried)[: found.start()]) == int(found[1], 16):
+                return bytes(tried)
+            tried[place] ^= 1 << bit
+    return None
+
+
+def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
+    """A whole file. Raises OSError, also where it is a link, and ValueError where it is no file or too large."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        data = file.read(bytes_max + 1)
+    if len(data) > bytes_max:
+        raise ValueError(f"it has more than {bytes_max} bytes")
+    return data
+
+
+class Stopped(Exception):
+    """Whoever had files checked does not want to know any more."""
+
+
+def pieces_of(
+    path: Path, busy_share: float = 1.0, stop: threading.Event | None = None
+) -> Iterator[memoryview]:
+    """The bytes of a file, piece by piece; each is good until the next is asked for. Raises OSError.
+
+    busy_share: of the time to spend on reading and on whatever is done with them; the rest is slept. stop: has it
+    raise Stopped.
+    """
+    buffer = memoryview(bytearray(CHECK_PIECE_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while True:
+            started = time.monotonic()
+            size = file.readinto(buffer)
+            if not size:
+                return
+            yield buffer[:size]
+            pause_s = (time.monotonic() - started) * (1 / busy_share - 1)
+            if stop is not None:
+                if stop.wait(pause_s):
+                    raise Stopped
+            elif pause_s > 0:
+                time.sleep(pause_s)
+
+
+def checksum_of(path: Path, busy_share: float = 1.0) -> int:
+    """The CRC-32 of a file. Raises OSError."""
+    value = 0
+    for piece in pieces_of(path, busy_share):
+        value = zlib.crc32(piece, value)
+    return value
+
+
+def checksums_of(directory: Path, but: Iterable[str] = ()) -> dict[str, int]:
+    """Of all files in a directory, by name."""
+    left_out = set(but)
+    names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name not in left_out)
+    return {name: checksum_of(directory / name) for name in names}
+
+
+def find_damage(directory: Path, checksums: Mapping[str, int], busy_share: float = 1.0) -> str:
+    """Which file is not as it was, as a sentence; "" if all are."""
+    for name, expected in checksums.items():
+        try:
+            found = checksum_of(directory / name, busy_share)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if found != expected:
+            return f"{name} is damaged: its checksum is {found:08x}, not {expected:08x}"
+    return ""
+
+
+def set_aside(path: Path) -> Path | None:
+    """Keep a damaged file or directory beside its place under a dotted name, and of all such the newest few only.
+
+    Where it is now, or None if it was not there. Raises OSError.
+    """
+    aside = path.with_name(f"{ASIDE}{time.time_ns():020d}-{path.name[:100]}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return None
+    kept = sorted(one for one in path.parent.iterdir() if one.name.startswith(ASIDE))
+    for old in kept[:-DAMAGED_KEPT_MAX]:
+        if old.is_dir() and not old.is_symlink():
+            remove_tree(old)
+        else:
+            os.unlink(old)
+    fsync_directory(path.parent)
+    return aside

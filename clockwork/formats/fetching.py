@@ -1,0 +1,233 @@
+"""Packages from the controller into the local store, chunk by chunk.
+
+The loop asks for chunks and takes them in; a thread of its own writes, hashes and fsyncs. A chunk
+counts as under way until it has been written, so that neither the socket nor memory ever holds more
+than CHUNK_WINDOW of one package.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, TRANSFERS_MAX
+from clockwork.errors import InvalidModel
+from clockwork.formats.package import PackageFile, PackageStore, PackageWriter
+from clockwork.wire.messages import Chunk, Fetch, Status
+
+
+class Fetched(NamedTuple):
+    """A package has arrived (OK), or will not."""
+
+    digest: str
+    status: Status
+    text: str
+
+
+class _Transfer:
+    """What the loop knows of one package under way."""
+
+    __slots__ = ("asked", "digest", "file", "files", "offset", "under_way")
+
+    def __init__(self, digest: str, files: list[PackageFile]) -> None:
+        self.digest = digest
+        self.files = files
+        self.asked: dict[tuple[int, int], int] = {}  # (file, offset) -> length of chunks that have not come
+        self.under_way = 0  # chunks asked for and not written yet
+        self.file, self.offset = 0, 0  # what to ask for next
+
+    def next_chunk(self) -> tuple[int, int, int] | None:
+        """(file, offset, length) of the next chunk to ask for, or None when all have been."""
+        while self.file < len(self.files):
+            size = self.files[self.file].bytes
+            if self.offset < size:
+                length = min(CHUNK_BYTES, size - self.offset)
+                chunk = (self.file, self.offset, length)
+                self.offset += length
+                return chunk
+            self.file, self.offset = self.file + 1, 0
+        return None
+
+
+class PackageFetcher:
+    """Fetches packages, TRANSFERS_MAX at a time. Every method belongs to the loop's thread.
+
+    send: hands a Fetch to the controller. wake: has the loop call poll() soon; any thread may call it.
+    """
+
+    def __init__(
+        self, store: PackageStore, send: Callable[[Fetch], object], wake: Callable[[], None]
+    ) -> None:
+        self._send = send
+        self._transfers: dict[str, _Transfer] = {}
+        self._waiting: dict[str, list[PackageFile]] = {}
+        self._writer = _WriterThread(store, wake)
+
+    def start(self, digest: str, files: list[PackageFile]) -> None:
+        """Bring this package into the store; poll() will tell. Does nothing if it is on its way."""
+        if digest in self._transfers or digest in self._waiting:
+            return
+        self._waiting[digest] = files
+        self._start_waiting()
+
+    def cancel(self, digest: str) -> None:
+        """Stop fetching a package; nothing more is heard of it."""
+        self._waiting.pop(digest, None)
+        transfer = self._transfers.pop(digest, None)
+        if transfer is not None:
+            self._writer.abort(transfer)
+            self._start_waiting()
+
+    def reset(self) -> None:
+        """Stop everything: there is another controller now."""
+        self._waiting.clear()
+        for digest in list(self._transfers):
+            self.cancel(digest)
+
+    def on_chunk(self, chunk: Chunk, frame: Any) -> Fetched | None:
+        """Take in a chunk (frame: bytes-like, None if the message had none).
+
+        Returns the end of the transfer if this chunk ended it badly. A chunk that nobody waits for is
+        dropped: it belongs to a transfer that was given up.
+        """
+        transfer = self._transfers.get(chunk.digest)
+        length = transfer.asked.pop((chunk.file, chunk.offset), None) if transfer is not None else None
+        if transfer is None or length is None:
+            return None
+        name = transfer.files[chunk.file].path
+        if chunk.status != Status.OK:
+            return self._fail(transfer, f"the controller could not read {name!r} of package {chunk.digest}")
+        size = memoryview(frame).nbytes if frame is not None else 0
+        if size != length:
+            return self._fail(transfer, f"a chunk of {name!r} has {size} bytes, {length} were asked for")
+        self._writer.write(transfer, chunk.file, chunk.offset, frame)
+        return None
+
+    def poll(self) -> list[Fetched]:
+        """Packages that arrived or failed since the last call; asks for further chunks."""
+        ended = []
+        for outcome in self._writer.poll():
+            transfer = outcome.transfer
+            if self._transfers.get(transfer.digest) is not transfer:
+                continue
+            if outcome.failure:
+                ended.append(self._fail(transfer, outcome.failure))
+            elif outcome.committed:
+                del self._transfers[transfer.digest]
+                ended.append(Fetched(transfer.digest, Status.OK, ""))
+            else:
+                transfer.under_way -= 1
+                self._ask(transfer)
+        self._start_waiting()
+        return ended
+
+    @property
+    def count(self) -> int:
+        """Packages under way or waiting."""
+        return len(self._transfers) + len(self._waiting)
+
+    def close(self) -> None:
+        """Abort what is under way and stop the thread."""
+        self.reset()
+        self._writer.close()
+
+    def _start_waiting(self) -> None:
+        while self._waiting and len(self._transfers) < TRANSFERS_MAX:
+            digest = next(iter(self._waiting))
+            transfer = _Transfer(digest, self._waiting.pop(digest))
+            self._transfers[digest] = transfer
+            self._ask(transfer)
+
+    def _ask(self, transfer: _Transfer) -> None:
+        while transfer.under_way < CHUNK_WINDOW:
+            chunk = transfer.next_chunk()
+            if chunk is None:
+                break
+            file, offset, length = chunk
+            transfer.asked[file, offset] = length
+            transfer.under_way += 1
+            self._send(Fetch(transfer.digest, file, offset, length))
+        if transfer.under_way == 0:
+            self._writer.commit(transfer)
+
+    def _fail(self, transfer: _Transfer, text: str) -> Fetched:
+        del self._transfers[transfer.digest]
+        self._writer.abort(transfer)
+        return Fetched(transfer.digest, Status.INTERNAL, text)
+
+
+class _Outcome(NamedTuple):
+    """One chunk written, or the whole package committed, or a failure."""
+
+    transfer: _Transfer
+    committed: bool
+    failure: str
+
+
+class _WriterThread:
+    """Writes, checks and commits; the only one that touches files."""
+
+    def __init__(self, store: PackageStore, wake: Callable[[], None]) -> None:
+        self._store = store
+        self._wake = wake
+        self._orders: queue.SimpleQueue[Callable[[], _Outcome | None] | None] = queue.SimpleQueue()
+        self._outcomes: deque[_Outcome] = deque()
+        self._writers: dict[_Transfer, PackageWriter] = {}  # touched by the thread alone
+        self._thread = threading.Thread(target=self._run, name="packages", daemon=True)
+        self._thread.start()
+
+    def write(self, transfer: _Transfer, file: int, offset: int, frame: Any) -> None:
+        self._orders.put(lambda: self._write(transfer, file, offset, frame))
+
+    def commit(self, transfer: _Transfer) -> None:
+        self._orders.put(lambda: self._commit(transfer))
+
+    def abort(self, transfer: _Transfer) -> None:
+        self._orders.put(lambda: self._abort(transfer))
+
+    def poll(self) -> list[_Outcome]:
+        outcomes = self._outcomes
+        return [outcomes.popleft() for _ in range(len(outcomes))]
+
+    def close(self) -> None:
+        self._orders.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (order := self._orders.get()) is not None:
+            outcome = order()
+            if outcome is not None:
+                self._outcomes.append(outcome)
+                self._wake()
+        for writer in self._writers.values():
+            writer.abort()
+
+    def _writer_of(self, transfer: _Transfer) -> PackageWriter:
+        writer = self._writers.get(transfer)
+        if writer is None:
+            writer = self._writers[transfer] = self._store.writer(transfer.files)
+        return writer
+
+    def _write(self, transfer: _Transfer, file: int, offset: int, frame: Any) -> _Outcome:
+        try:
+            self._writer_of(transfer).write(file, offset, frame)
+        except (OSError, InvalidModel) as error:
+            return _Outcome(transfer, False, f"package {transfer.digest} cannot be stored: {error}")
+        return _Outcome(transfer, False, "")
+
+    def _commit(self, transfer: _Transfer) -> _Outcome:
+        try:
+            writer = self._writer_of(transfer)
+            del self._writers[transfer]
+            writer.commit()
+        except (OSError, InvalidModel) as error:
+            return _Outcome(transfer, False, f"package {transfer.digest} cannot be stored: {error}")
+        return _Outcome(transfer, True, "")
+
+    def _abort(self, transfer: _Transfer) -> None:
+        writer = self._writers.pop(transfer, None)
+        if writer is not None:
+            writer.abort()

@@ -1,0 +1,337 @@
+"""What a model takes and gives, as its package declares it: the same for everybody, whoever prepares it.
+
+The controller reads it when a package has arrived, and keeps it in the model's record. A worker reads it by the same
+function, and does not prepare a model in which it finds something else. So a worker that tells the controller what the
+package does not declare is at fault, whichever worker came first.
+
+A package is a stranger's: of an ONNX file only the inputs, outputs and metadata are read, of a program the head, each
+within bounds of time and memory. What is written in a way that no serializer has (a field twice that is there once,
+another wire type) is refused, so that nobody reads another interface out of the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from clockwork.config import NAME_BYTES_MAX, SUMMARY_BYTES_MAX
+from clockwork.errors import InvalidModel
+from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON, PackageFile
+from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
+from clockwork.formats.profiled import read_profile, tensors_of
+from clockwork.wire import codec
+from clockwork.wire.messages import Prepared, Status
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import dtype_name
+
+FIELDS_MAX = 1 << 17
+"""Fields of an ONNX file that are looked at or skipped: nodes, weights, strings of a weight. They take half a second at most."""
+
+PROGRAM_HEAD_BYTES = 1 << 20
+"""Of a program.json, where its inputs and outputs are; the weights and launches behind them may be 64 times as much."""
+
+_NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
+"""How tf2onnx, paddle2onnx and torch call a dimension for which they were given no name."""
+
+
+def is_named(dim: int | str) -> bool:
+    """Whether a symbolic dimension was named by somebody; converters number those that were not."""
+    return isinstance(dim, str) and not _NUMBERED.fullmatch(dim)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Interface:
+    """Of one package. Fields are shared between models of one program."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    metadata: dict[str, str]  # the ONNX file's own
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "inputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self.inputs],
+            "outputs": [[spec.name, spec.dtype, list(spec.shape)] for spec in self.outputs],
+            "metadata": dict(self.metadata),
+        }
+
+    @staticmethod
+    def from_dict(body: Mapping[str, Any]) -> Interface:
+        """Inverse of to_dict(). Raises ValueError, TypeError, KeyError or InvalidModel."""
+        inputs, outputs = (
+            [TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in body[side]]
+            for side in ("inputs", "outputs")
+        )
+        return _checked(inputs, outputs, dict(body["metadata"]))
+
+
+def _checked(inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: dict[str, str]) -> Interface:
+    """Raises InvalidModel where no worker could tell the same of a model."""
+    sides = {
+        side: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
+        for side, specs in (("inputs", inputs), ("outputs", outputs))
+    }
+    try:
+        codec.check(Prepared(0, Status.OK, "", sides | {"metadata": metadata}))
+    except (codec.WireError, ValueError, TypeError, OverflowError) as error:
+        raise InvalidModel(f"it declares what cannot be served: {tell(str(error), 300)}") from None
+    if any(type(text) is not str for pair in metadata.items() for text in pair):
+        raise InvalidModel("its metadata are texts by name")
+    return Interface(inputs, outputs, metadata)
+
+
+# ----- a worker's word against it ------------------------------------------------------------------
+
+
+def difference(declared: Interface, said: PreparedModel) -> str:
+    """In what a worker's word contradicts a package, as a sentence; "" if in nothing.
+
+    Inputs must be the same, but for what their open dimensions are called. Of an output's shape a worker may know
+    more (what the model returned) or less; what both fix must be equal.
+    """
+    for side, ours, theirs in (
+        ("input", declared.inputs, said.inputs),
+        ("output", declared.outputs, said.outputs),
+    ):
+        names, said_names = [one.name for one in ours], [one.name for one in theirs]
+        if names != said_names:
+            return f"it has the {side}s {tell(said_names, 200)}, not {tell(names, 200)}"
+        for spec, other in zip(ours, theirs):
+            if spec.dtype != other.dtype:
+                return f"{side} {tell(spec.name)} is {dtype_name(other.dtype)}, not {dtype_name(spec.dtype)}"
+            is_input = side == "input"
+            if (is_input or said.outputs_verified) and not _agree(spec, other, is_input):
+                return f"{side} {tell(spec.name)} is {tell(list(other.shape))}, not {tell(list(spec.shape))}"
+    return ""
+
+
+def _agree(ours: TensorSpec, theirs: TensorSpec, exactly: bool) -> bool:
+    if UNKNOWN_RANK in (ours.shape, theirs.shape):
+        return not exactly or ours.shape == theirs.shape
+    if len(ours.shape) != len(theirs.shape):
+        return False
+    for our, their in zip(ours.shape, theirs.shape):
+        both, neither = type(our) is type(their) is int, type(our) is type(their) is str
+        if (both and our != their) or (exactly and not both and not neither):
+            return False
+    return True
+
+
+def loosened(outputs: list[TensorSpec], said: Sequence[TensorSpec]) -> list[TensorSpec]:
+    """Outputs with fixed only what another worker's word, which contradicts nothing, fixes to the same; the list itself
+    if that is all."""
+    found = [dataclasses.replace(spec, shape=_common(spec, other)) for spec, other in zip(outputs, said)]
+    return outputs if found == outputs else found
+
+
+def _common(spec: TensorSpec, other: TensorSpec) -> tuple[int | str, ...]:
+    if UNKNOWN_RANK in (spec.shape, other.shape) or len(spec.shape) != len(other.shape):
+        return UNKNOWN_RANK
+    return tuple(
+        our if type(our) is str or our == their else "" for our, their in zip(spec.shape, other.shape)
+    )
+
+
+# ----- reading a package ---------------------------------------------------------------------------
+
+
+def read_interface(package: Path, files: Sequence[PackageFile], options: Mapping[str, Any]) -> Interface:
+    """What a package declares. Raises InvalidModel where it does not, and OSError.
+
+    files: of the package; the first says of what kind it is. options: as in messages.Prepare.
+    """
+    kind = files[0].path
+    if kind == PROFILE_FILE:
+        _, inputs, outputs = tensors_of(read_profile(package), options)
+        return _checked(inputs, outputs, {})
+    declared = Interface([], [], {})
+    if any(one.path == MODEL_FILE for one in files):  # also beside a program, which has no metadata
+        with open(package / MODEL_FILE, "rb") as file:
+            declared = read_onnx(file)
+    if kind == PROGRAM_JSON:
+        with open(package / PROGRAM_JSON, "rb") as file:
+            declared = dataclasses.replace(read_program(file), metadata=declared.metadata)
+    return declared
+
+
+def read_program(file: BinaryIO) -> Interface:
+    """What a program.json declares. Raises InvalidModel, OSError.
+
+    Reads key by key, until inputs and outputs have come: they are written before all that is large.
+    """
+    text = file.read(PROGRAM_HEAD_BYTES).decode(errors="replace")
+    decode = json.JSONDecoder().raw_decode
+    found: dict[str, Any] = {}
+    try:
+        at = _skip(text, 0, "{")
+        while not found.keys() >= {"inputs", "outputs"}:
+            key, at = decode(text, _skip(text, at, ""))
+            found[key], at = decode(text, _skip(text, _skip(text, at, ":"), ""))
+            at = _skip(text, at, ",")
+        inputs, outputs = (
+            [TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in found[side]]
+            for side in ("inputs", "outputs")
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        why = f"{type(error).__name__}: {tell(str(error))}"
+        raise InvalidModel(f"no inputs and outputs are at the beginning of {PROGRAM_JSON} ({why})") from None
+    return _checked(inputs, outputs, {})
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _skip(text: str, at: int, mark: str) -> int:
+    """Where the text goes on behind white space and a mark. Raises ValueError."""
+    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+    if not text.startswith(mark, at):
+        raise ValueError(f"no {mark!r} at {at}")
+    return at + len(mark)
+
+
+# ----- an ONNX file --------------------------------------------------------------------------------
+
+_DAMAGED = "an ONNX model that is truncated or damaged"
+
+Value: TypeAlias = int | range
+"""Of a field of protobuf: a varint's, or where the bytes are that a length is said of."""
+
+_GRAPH, _METADATA = 7, 14  # of ModelProto
+_INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 5, 11, 12, 15  # of GraphProto
+_VALUES = 1  # of SparseTensorProto
+_TENSOR_NAME = 8  # of TensorProto
+_NAME, _TYPE = 1, 2  # of ValueInfoProto
+_TENSOR_TYPE, _OTHER_TYPES = 1, (4, 5, 7, 8, 9)  # of TypeProto
+_ELEMENT, _SHAPE = 1, 2  # of TypeProto.Tensor
+_DIM = 1  # of TensorShapeProto
+_DIM_VALUE, _DIM_PARAM = 1, 2  # of TensorShapeProto.Dimension
+_KEY, _VALUE = 1, 2  # of StringStringEntryProto
+
+
+def read_onnx(file: BinaryIO) -> Interface:
+    """What an ONNX file declares. Raises InvalidModel, OSError."""
+    file.seek(0, 2)
+    reader = _Reader(file)
+    model = reader.read(range(file.tell()), {_GRAPH: range, _METADATA: range})
+    graph = reader.read(
+        _one(model[_GRAPH], "graph"),
+        {_INITIALIZER: range, _SPARSE: range, _INPUT: range, _OUTPUT: range},
+    )
+    weights = graph[_INITIALIZER]
+    for sparse in graph[_SPARSE]:
+        weights.append(_one(reader.read(sparse, {_VALUES: range})[_VALUES], "weight"))
+    names = [reader.read(weight, {_TENSOR_NAME: range})[_TENSOR_NAME] for weight in weights]
+    held = {reader.text(_one(name, "a weight's name")) for name in names if name}
+    inputs = [spec for spec in map(reader.spec, graph[_INPUT]) if spec.name not in held]
+    outputs = [reader.spec(one) for one in graph[_OUTPUT]]
+    metadata = {}
+    for entry in model[_METADATA]:
+        pair = reader.read(entry, {_KEY: range, _VALUE: range})
+        texts = [
+            reader.text(_one(one, "metadata"), SUMMARY_BYTES_MAX) if one else "" for one in pair.values()
+        ]
+        metadata[texts[0]] = texts[1]
+    return _checked(inputs, outputs, metadata)
+
+
+def _one(values: list[Any], what: str) -> Any:
+    if len(values) != 1:
+        raise InvalidModel(f"an ONNX model that declares {len(values)} times what is there once: {what}")
+    return values[0]
+
+
+class _Reader:
+    """Reads fields of protobuf messages in a file, and skips the others."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = FIELDS_MAX
+
+    def read(self, where: range, wanted: Mapping[int, type]) -> dict[int, list[Any]]:
+        """The values of the wanted fields (number: int or range) of the message there, in order. Raises InvalidModel."""
+        found: dict[int, list[Any]] = {number: [] for number in wanted}
+        for number, value in self._fields(where):
+            kind = wanted.get(number)
+            if kind is not None:
+                if type(value) is not kind:
+                    raise InvalidModel(f"an ONNX model with a field {number} of another type")
+                found[number].append(value)
+        return found
+
+    def _fields(self, where: range) -> Iterator[tuple[int, Value | None]]:
+        file, end = self._file, where.stop
+        file.seek(where.start)
+        while (at := file.tell()) < end:
+            self._left -= 1
+            if self._left < 0:
+                raise InvalidModel(f"an ONNX model of more than {FIELDS_MAX} nodes and weights")
+            key = self._varint()
+            if key & 7 == 2:
+                size = self._varint()
+                at = file.tell()
+                if size > end - at:
+                    raise InvalidModel(_DAMAGED)
+                yield key >> 3, range(at, at + size)
+                file.seek(at + size)
+            elif key & 7 == 0:
+                yield key >> 3, self._varint()
+            elif key & 7 in (1, 5):
+                yield key >> 3, None
+                file.seek(8 if key & 7 == 1 else 4, 1)
+            else:
+                raise InvalidModel(f"an ONNX model with a field of wire type {key & 7}")
+        if at != end:
+            raise InvalidModel(_DAMAGED)
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while byte := self._file.read(1):
+            value |= (byte[0] & 127) << shift
+            shift += 7
+            if value >> 64:
+                break
+            if byte[0] < 128:
+                return value
+        raise InvalidModel(_DAMAGED)
+
+    def text(self, where: range, bytes_max: int = NAME_BYTES_MAX) -> str:
+        if len(where) > bytes_max:
+            raise InvalidModel(
+                f"an ONNX model with a name of {len(where)} bytes, of which {bytes_max} are read"
+            )
+        self._file.seek(where.start)
+        try:
+            return self._file.read(len(where)).decode()
+        except UnicodeDecodeError:
+            raise InvalidModel("an ONNX model with a name that is not UTF-8") from None
+
+    def spec(self, where: range) -> TensorSpec:
+        """A ValueInfoProto. Its shape: UNKNOWN_RANK where none is declared."""
+        body = self.read(where, {_NAME: range, _TYPE: range})
+        name = self.text(_one(body[_NAME], "a tensor's name"))
+        kinds = self.read(
+            _one(body[_TYPE], f"type of {tell(name)}"), dict.fromkeys((_TENSOR_TYPE, *_OTHER_TYPES), range)
+        )
+        if any(kinds[number] for number in _OTHER_TYPES):
+            raise InvalidModel(f"{tell(name)} is no tensor")
+        kind = self.read(_one(kinds[_TENSOR_TYPE], f"type of {tell(name)}"), {_ELEMENT: int, _SHAPE: range})
+        shape: tuple[int | str, ...] = UNKNOWN_RANK
+        if kind[_SHAPE]:
+            dims = self.read(_one(kind[_SHAPE], f"shape of {tell(name)}"), {_DIM: range})[_DIM]
+            shape = tuple(map(self._dim, dims))
+        return TensorSpec(name, _one(kind[_ELEMENT], f"element type of {tell(name)}"), shape)
+
+    def _dim(self, where: range) -> int | str:
+        body = self.read(where, {_DIM_VALUE: int, _DIM_PARAM: range})
+        values, names = body[_DIM_VALUE], body[_DIM_PARAM]
+        if not values and not names:
+            return ""
+        if values:
+            value: int = _one(values + names, "a dimension")
+            return value if value < 1 << 63 else ""  # below zero, which ONNX Runtime takes as open
+        name = self.text(_one(names, "a dimension"))
+        return name if is_named(name) else ""

@@ -1,0 +1,285 @@
+"""A package: the files of one registered model, named by their content.
+
+    <store>/packages/<digest>/
+        package.json     the file list
+        model.onnx, ...  the files themselves; external data beside the model, examples.npz
+        profile.json     instead of all those: a model for emulated devices, see models.profiled
+        program.json     or: kernels and weights, compiled already, see models.program
+
+The digest is over the list of (path, bytes, sha256), so equal content is one package, whoever sent it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from clockwork.config import FILES_MAX, PACKAGE_BYTES_MAX
+from clockwork.errors import InvalidModel
+from clockwork.formats.checksums import pieces_of, read_plain
+from clockwork.formats.durable import fsync_directory, remove_tree, write_durably
+from clockwork.wire.telling import tell
+
+MODEL_FILE = "model.onnx"
+PROFILE_FILE = "profile.json"
+PROGRAM_JSON = "program.json"
+FIRST_FILES = (MODEL_FILE, PROFILE_FILE, PROGRAM_JSON)
+"""One of them is the first of a package, and says of what kind it is."""
+
+EXAMPLES_FILE = "examples.npz"
+LIST_FILE = "package.json"
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+"""A model's name: also a file name, hence no slash, and shorter than a file name may be."""
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidModel where a model cannot have this name."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidModel(
+            f"model name {tell(name)} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackageFile:
+    path: str  # relative, forward slashes
+    bytes: int
+    sha256: str
+
+
+def parse_files(rows: Any) -> list[PackageFile]:
+    """The file list of a Register or Prepare message, checked. Raises InvalidModel."""
+    if not isinstance(rows, list) or not 1 <= len(rows) <= FILES_MAX:
+        raise InvalidModel(f"a package lists between 1 and {FILES_MAX} files")
+    files = []
+    for row in rows:
+        match row:
+            case [str(path), int(size), str(sha256)] if size >= 0 and len(sha256) == 64:
+                pure = PurePosixPath(path)
+                if (
+                    pure.is_absolute()
+                    or ".." in pure.parts
+                    or not pure.parts
+                    or "\0" in path
+                    or path == LIST_FILE
+                ):
+                    raise InvalidModel(f"file path {tell(path)} leaves the package")
+                files.append(PackageFile(path, size, sha256.lower()))
+            case _:
+                raise InvalidModel("a package's file is [path, bytes, sha256]")
+    if len({file.path for file in files}) != len(files):
+        raise InvalidModel("a package names one file twice")
+    if files[0].path not in FIRST_FILES:
+        raise InvalidModel(
+            f"the first file of a package is {', '.join(FIRST_FILES[:-1])} or {FIRST_FILES[-1]}, "
+            f"not {tell(files[0].path)}"
+        )
+    total = sum(file.bytes for file in files)
+    if total > PACKAGE_BYTES_MAX:
+        raise InvalidModel(f"a package of {total} bytes is larger than {PACKAGE_BYTES_MAX}")
+    return files
+
+
+def rows_of(files: Sequence[PackageFile]) -> list[list[Any]]:
+    return [[file.path, file.bytes, file.sha256] for file in files]
+
+
+def digest_of(files: Sequence[PackageFile]) -> str:
+    """The package's name: sha256 over its sorted file list."""
+    text = "".join(f"{f.path}\0{f.bytes}\0{f.sha256}\n" for f in sorted(files, key=lambda f: f.path))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def hash_file(path: Path, busy_share: float = 1.0, stop: threading.Event | None = None) -> tuple[int, str]:
+    """Size in bytes and sha256 of a file. busy_share, stop: see pieces_of()."""
+    digest, size = hashlib.sha256(), 0
+    for piece in pieces_of(path, busy_share, stop):
+        digest.update(piece)
+        size += len(piece)
+    return size, digest.hexdigest()
+
+
+class PackageStore:
+    """The packages below one directory. Several processes may share it: arrival is one rename."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "packages").mkdir(parents=True, exist_ok=True)
+
+    def directory(self, digest: str) -> Path:
+        return self.root / "packages" / digest
+
+    def has(self, digest: str) -> bool:
+        return (self.directory(digest) / LIST_FILE).is_file()
+
+    def sweep(self) -> None:
+        """Remove what a process that died left half written. Only the directory's one owner may call this."""
+        for pattern in (".incoming-*", ".dropped-*"):
+            for entry in (self.root / "packages").glob(pattern):
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def writer(self, files: Sequence[PackageFile]) -> PackageWriter:
+        return PackageWriter(self, files)
+
+    def remove(self, digest: str) -> None:
+        """Raises OSError; the package is gone all the same once the next sweep() is through."""
+        remove_tree(self.directory(digest))
+
+    def settle(self, digest: str) -> bool:
+        """Whether the package is there, and would be after a crash, too: whoever put it there may have died since."""
+        if not self.has(digest):
+            return False
+        fsync_directory(self.root / "packages")
+        return True
+
+
+class PackageWriter:
+    """Writes one package chunk by chunk, checks it, and renames it into place.
+
+    It keeps only the file written last open: a package may have more files than a process descriptors.
+    Not thread-safe; all methods do file I/O and belong off the event loop.
+    """
+
+    def __init__(self, store: PackageStore, files: Sequence[PackageFile]) -> None:
+        self.files = list(files)
+        self.digest = digest_of(files)
+        self._store = store
+        self._temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=store.root / "packages"))
+        self._open: int | None = None  # the index of the file that _descriptor is of
+        self._descriptor = -1
+
+    def write(self, file: int, offset: int, data: Any) -> None:
+        """Write a chunk. Raises InvalidModel if it lies outside its file."""
+        if not 0 <= file < len(self.files):
+            raise InvalidModel(f"chunk of file {file} of a package of {len(self.files)} files")
+        size = memoryview(data).nbytes
+        if offset < 0 or offset + size > self.files[file].bytes:
+            raise InvalidModel(f"chunk [{offset}, {offset + size}) outside {self.files[file].path!r}")
+        descriptor = self._descriptor_of(file)
+        view = memoryview(data).cast("B")
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def commit(self) -> None:
+        """Verify every checksum, make it durable, and put it in place. Raises InvalidModel."""
+        try:
+            for index, file in enumerate(self.files):
+                os.fsync(self._descriptor_of(index))  # whichever descriptor wrote it
+                size, sha256 = hash_file(self._temporary / file.path)
+                if size != file.bytes or sha256 != file.sha256:
+                    raise InvalidModel(
+                        f"{file.path!r} arrived damaged: {size} bytes, sha256 {sha256[:12]}..., "
+                        f"expected {file.bytes} bytes, {file.sha256[:12]}..."
+                    )
+            self._close()
+            for folder in dict.fromkeys(PurePosixPath(file.path).parent for file in self.files):
+                for inner in (folder, *folder.parents)[
+                    :-1
+                ]:  # the last is the package itself, synced with its list
+                    fsync_directory(self._temporary / inner)
+            write_durably(self._temporary / LIST_FILE, json.dumps(rows_of(self.files)).encode())
+            target = self._store.directory(self.digest)
+            try:
+                os.rename(self._temporary, target)
+            except OSError:
+                if not self._store.has(self.digest):  # else another process was first with the same content
+                    raise
+                self.abort()
+            fsync_directory(target.parent)
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Remove what was written. Idempotent."""
+        self._close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _descriptor_of(self, file: int) -> int:
+        """The descriptor of a file, which is made if need be; the previous one's is closed."""
+        if self._open != file:
+            self._close()
+            path = self._temporary / self.files[file].path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            self._open = file
+        return self._descriptor
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open = None
+            os.close(self._descriptor)
+
+
+class DamagedPackage(InvalidModel):
+    """A stored package is not what its name says: it is its store's fault, and not the model's."""
+
+
+def check_package(
+    directory: Path, busy_share: float = 1.0, stop: threading.Event | None = None
+) -> list[PackageFile]:
+    """The files of a stored package, every byte of which has been compared. Raises DamagedPackage.
+
+    busy_share, stop: see pieces_of().
+    """
+    try:
+        if directory.is_symlink():
+            raise DamagedPackage(f"package {directory.name} is damaged: it is a link")
+        rows = json.loads(read_plain(directory / LIST_FILE))
+        files = parse_files(rows)
+        if digest_of(files) != directory.name:
+            raise DamagedPackage(
+                f"package {directory.name} is damaged: its list is that of {digest_of(files)}"
+            )
+        for file in files:
+            size, sha256 = hash_file(directory / file.path, busy_share, stop)
+            if (size, sha256) != (file.bytes, file.sha256):
+                raise DamagedPackage(
+                    f"package {directory.name} is damaged: {file.path!r} has {size} bytes with sha256 {sha256[:12]}..., "
+                    f"expected {file.bytes} with {file.sha256[:12]}..."
+                )
+    except OSError as error:
+        what = Path(error.filename).name if error.filename else "a file of it"
+        raise DamagedPackage(
+            f"package {directory.name} is damaged: {what} cannot be read: {error.strerror}"
+        ) from None
+    except DamagedPackage:
+        raise
+    except (ValueError, RecursionError, InvalidModel) as error:
+        raise DamagedPackage(
+            f"package {directory.name} is damaged: its list cannot be read: {error}"[:300]
+        ) from None
+    return files
+
+
+def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> None:
+    """Make a directory, whole or not at all, unless it is there. Several processes may do so at once.
+
+    fill writes its files into the directory given, ``marker`` last: where that is, all are.
+    """
+    if (target / marker).is_file():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".incoming-", dir=target.parent))
+    try:
+        fill(temporary)
+        os.chmod(temporary, 0o755)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not (target / marker).is_file():  # else another process was first
+                raise
+        fsync_directory(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,229 @@
+"""What preparing a model leaves on disk, and what of it the controller is told.
+
+    <store>/prepared/<digest>-<fingerprint>/    (see prepared_directory())
+        prepared.json    this module's PreparedModel, with the checksums of the other files; sealed, see models.checksums
+        weights.bin      bound: the laid-out weights, run after run, each run a whole number of pages
+        packed.onnx      packed: the optimised model ...
+        packed.data      ... and its prepacked weights, mapped when it is loaded
+    <store>/programs/<program>/   (its name says what it holds, see program_damage())
+        program.onnx     the computation without weights, shared by every model of equal architecture
+        program.json     on a CUDA device instead: the launch lists (models.program), and modules/ beside it
+
+A directory is written under a temporary name and renamed when complete, so that a half-made one is
+never seen, and several workers may share one store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clockwork.config import RANK_MAX, STRINGS_MAX
+from clockwork.errors import InvalidModel
+from clockwork.formats.checksums import checksums_of, fields_of, read_plain, seal, unseal
+from clockwork.scheduler.types import ProfilePoint
+from clockwork.wire.tensors import DTYPES, STRING, dtype_name
+
+FORMAT_VERSION = 1
+"""Raised when the layout of this directory changes; older ones are then prepared again."""
+
+UNKNOWN_RANK = ("...",)
+"""The shape of an input whose rank the model does not declare."""
+
+PREPARED_FILE = "prepared.json"
+WEIGHTS_FILE = "weights.bin"
+PACKED_FILE = "packed.onnx"
+PACKED_DATA_FILE = "packed.data"
+PROGRAM_FILE = "program.onnx"
+
+
+def prepared_directory(store: Path, digest: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
+    """Where a package prepared for devices of one fingerprint lies; options: as in messages.Prepare.
+
+    What options change is another preparation, and lies beside the default one.
+    """
+    name = f"{digest}-{fingerprint}"
+    for key in ("batching", "holding"):
+        if options.get(key, "auto") != "auto":
+            name += f"-{options[key]}"
+    if options.get("batch_max", 0):
+        name += f"-max{options['batch_max']}"
+    return store / "prepared" / name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output as the model declares it. A dimension is an int, or a symbol's name ("" unnamed)."""
+
+    name: str
+    dtype: int
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """Where one weight lies: ``offset`` bytes into run number ``run``. Ordered as the program's inputs."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    run: int
+    offset: int
+    bytes: int
+
+
+OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums")
+"""Fields of a PreparedModel that a worker keeps to itself."""
+
+
+@dataclasses.dataclass(slots=True)
+class PreparedModel:
+    """Everything known of a model on devices of one fingerprint."""
+
+    format_version: int
+    digest: str
+    fingerprint: str
+    program: str  # content hash of the program; models of equal architecture share it
+    holding: (
+        str  # "bound" or "packed" (see the CPU device), "none" without weights; "program" on a CUDA device
+    )
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    batches: bool
+    batching_note: str  # why it batches or does not, for people
+    batch_max: int  # the largest batch that was measured to help
+    page_bytes: int
+    runs: list[int]  # page counts; together what the model takes of the arena
+    weights: list[WeightSpec]  # bound: fed to the program after the model's own inputs; program: in its order
+    weights_bytes: int
+    resident_bytes: int  # what being loaded costs in memory; never more than the pages of its runs
+    load_ns: int
+    profile: list[ProfilePoint]
+    constants_note: str  # which weights stay inside the program and why ("" none)
+    metadata: dict[str, str]  # the ONNX file's own: image layout, labels, ...
+    example: list[list[int]]  # the shapes of the inputs that it was profiled with
+    outputs_verified: bool = (
+        False  # what the model returned has the shapes of ``outputs``, as far as they are fixed
+    )
+    workspace_bytes: int = (
+        0  # the most that an execution took of the workspace when profiled; 0: not measured
+    )
+    checksums: dict[str, int] = dataclasses.field(default_factory=dict)  # of the files beside it, by name
+
+    def summary(self) -> dict[str, Any]:
+        """What the controller is told: all but what only the device needs."""
+        body = dataclasses.asdict(self)
+        for name in OF_THE_DEVICE:
+            del body[name]
+        return body
+
+    def write(self, directory: Path) -> None:
+        """Describe a directory whose other files are there, and will not change any more."""
+        self.checksums = checksums_of(directory, but=[PREPARED_FILE])
+        (directory / PREPARED_FILE).write_bytes(seal(fields_of(self)))
+
+    @staticmethod
+    def read(directory: Path | str) -> PreparedModel:
+        """Raises OSError, or ValueError if it is damaged, of another format, or of a version that took no checksums."""
+        body, is_sealed = unseal(read_plain(os.path.join(directory, PREPARED_FILE)))
+        if not is_sealed:
+            raise ValueError("it was prepared by a version that took no checksums")
+        return PreparedModel.from_dict(body)
+
+    @staticmethod
+    def read_for(directory: Path | str, fingerprint: str, page_bytes: int) -> PreparedModel:
+        """As a device of this fingerprint and page size can take it. Raises InvalidModel."""
+        try:
+            prepared = PreparedModel.read(directory)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InvalidModel(f"{directory} holds no prepared model: {error}") from None
+        if prepared.fingerprint != fingerprint:
+            raise InvalidModel(
+                f"{directory} was prepared for {prepared.fingerprint}, this device is {fingerprint}"
+            )
+        if prepared.page_bytes != page_bytes:
+            raise InvalidModel(
+                f"{directory} has pages of {prepared.page_bytes} bytes, this device {page_bytes}"
+            )
+        return prepared
+
+    @staticmethod
+    def from_dict(body: dict[str, Any]) -> PreparedModel:
+        """Inverse of asdict() and of summary() (then ``weights`` is empty)."""
+        if body.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"prepared model of format {body.get('format_version')}, this is {FORMAT_VERSION}"
+            )
+        body = dict(body)
+        body["inputs"] = [_tensor_spec(one) for one in body["inputs"]]
+        body["outputs"] = [_tensor_spec(one) for one in body["outputs"]]
+        body["weights"] = [
+            WeightSpec(one["dtype"], tuple(one["shape"]), one["run"], one["offset"], one["bytes"])
+            for one in body.get("weights", ())
+        ]
+        body["profile"] = [
+            ProfilePoint(tuple(tuple(dims) for dims in one["shape"]), one["batch"], one["exec_ns"])
+            for one in body["profile"]
+        ]
+        return PreparedModel(**body)
+
+
+def program_damage(path: Path, fingerprint: str) -> str:
+    """What is wrong with a stored program.onnx, as a sentence; "" if it is what its directory is named after."""
+    try:
+        found = program_name(path.read_bytes(), fingerprint)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    return "" if found == path.parent.name else f"{path} is damaged: it is program {found[:12]}"
+
+
+def program_name(model: bytes, fingerprint: str) -> str:
+    """Under which name a program without weights is stored, and shared by models of equal architecture."""
+    return hashlib.sha256(model + fingerprint.encode()).hexdigest()
+
+
+def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape: Sequence[int]) -> str:
+    """In what an output is not what its model gives, as the end of a sentence about it; "" if in nothing.
+
+    verified: what of the spec's shape is fixed was seen at registration, else only its dtype holds. rows: that the
+    request has, 0 where the model does not batch.
+    """
+    if dtype != spec.dtype:
+        return f"is {dtype_name(dtype)}, not {dtype_name(spec.dtype)}"
+    if len(shape) > RANK_MAX:
+        return f"has rank {len(shape)}, at most {RANK_MAX} is served"
+    if dtype == STRING and (count := math.prod(shape)) > STRINGS_MAX:
+        return f"has {count} strings, at most {STRINGS_MAX} are served"
+    if rows and (not shape or shape[0] != rows):
+        return f"is {list(shape)} for {rows} rows"
+    if verified and spec.shape != UNKNOWN_RANK:
+        fits = len(shape) == len(spec.shape) and all(
+            type(declared) is str or dimension == declared for dimension, declared in zip(shape, spec.shape)
+        )
+        if not fits:
+            return f"is {list(shape)}, not {list(spec.shape)}"
+    return ""
+
+
+def check_layout(prepared: PreparedModel, place: Path) -> None:
+    """That every weight lies within its run. Raises InvalidModel."""
+    if any(pages < 1 for pages in prepared.runs):
+        raise InvalidModel(f"{place} has a run of no pages: {prepared.runs}")
+    for weight in prepared.weights:
+        kind = DTYPES.get(weight.dtype)
+        if kind is None or weight.dtype == STRING or any(extent < 0 for extent in weight.shape):
+            raise InvalidModel(f"{place} has a weight of type {weight.dtype} and shape {list(weight.shape)}")
+        size = (math.prod(weight.shape) * kind.bits + 7) // 8
+        room = prepared.runs[weight.run] * prepared.page_bytes if 0 <= weight.run < len(prepared.runs) else 0
+        if weight.bytes != size or not 0 <= weight.offset <= room - size:
+            raise InvalidModel(
+                f"{place} has a weight of {size} bytes, written as {weight.bytes} at {weight.offset}, in a run of {room}"
+            )
+
+
+def _tensor_spec(body: dict[str, Any]) -> TensorSpec:
+    return TensorSpec(body["name"], body["dtype"], tuple(body["shape"]))

@@ -1,0 +1,353 @@
+"""What a model costs on a device, as plain numbers: for emulated devices, the simulator and planning.
+
+A profile file is JSON: {"profiles": [{...}, ...]}, one object per model with the fields of ModelProfile; the
+keys of exec_ns are batch sizes in decimal.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from clockwork.config import BATCH_SIZE_MAX, MODEL_REFERENCE_MAX, MODELS_MAX, PROFILE_BYTES_MAX
+from clockwork.errors import ConfigError
+from clockwork.system.clock import MS
+from clockwork.wire.description import ModelInfo
+from clockwork.wire.tensors import code_of, tensor_bytes
+
+PAPER_PAGE_BYTES = 16 << 20
+"""Pages of the paper's workers, and of every GPU arena here."""
+
+PAPER_BATCHES = (1, 2, 4, 8, 16)
+"""Batch sizes of the paper's table."""
+
+PAPER_LEFT_OUT = ("winograd_resnet152_v2", "winograd_resnet50_v2", "xception")
+"""Rows of the 64 that the 61 varieties here lack; which three the paper's runs lacked is not known. The first
+lacks a point. The other two are last in the alphabet, where the trace's coldest functions fall (hot ones come
+first), so that this choice weighs as little as it can."""
+
+MISPRINTS = {("winograd_resnet152_v2", 16)}
+"""(model, batch) that are not used: 28.92 ms, when its 101-layer sibling takes 33.52 and batch 8 takes 24.42."""
+
+TIME_MAX_NS = 3_600_000_000_000
+"""The longest execution or load that a profile may hold: an hour."""
+
+SIZE_MAX = 1 << 50
+"""The most bytes of weights, inputs or outputs."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """One model on one kind of device, without network and queues."""
+
+    name: str
+    exec_ns: Mapping[int, int]  # batch size -> execution time of the whole batch; at least {1: ...}
+    weights_bytes: int
+    load_ns: int  # host memory to device
+    input_bytes: int = 0  # of one request
+    output_bytes: int = 0
+    program: str = ""  # models of one program share estimates; "": the name
+    batch_max: int = 0  # largest batch; 0: the largest of exec_ns
+    slo_ns: int = 0  # 0: none
+    page_bytes: int = 0  # size of the pages that page_count counts; 0: not known
+    page_count: int = 0  # pages that the weights take, where that was measured; 0: as many as they fill
+    runs: Sequence[int] = ()  # how many of these pages lie together, run by run; (): each page lies anywhere
+
+    def check(self) -> None:
+        """Raises ConfigError, naming the value and its bound."""
+
+        def bounded(what: str, value: Any, low: int, high: int) -> None:
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ConfigError(
+                    f"profile {self.name!r}: {what} {value!r} is not an integer from {low} to {high}"
+                )
+
+        if not isinstance(self.name, str) or not 1 <= len(self.name) <= MODEL_REFERENCE_MAX:
+            raise ConfigError(
+                f"profile name {self.name!r} is not a text of 1 to {MODEL_REFERENCE_MAX} characters"
+            )
+        if not isinstance(self.program, str):
+            raise ConfigError(f"profile {self.name!r}: program {self.program!r} is not a text")
+        if not isinstance(self.exec_ns, Mapping) or 1 not in self.exec_ns:
+            raise ConfigError(f"profile {self.name!r}: exec_ns holds no time for batch 1")
+        for batch, time_ns in self.exec_ns.items():
+            bounded("batch", batch, 1, BATCH_SIZE_MAX)
+            bounded(f"execution time of batch {batch}", time_ns, 1, TIME_MAX_NS)
+        bounded("load_ns", self.load_ns, 0, TIME_MAX_NS)
+        bounded("slo_ns", self.slo_ns, 0, 1 << 62)
+        bounded("batch_max", self.batch_max, 0, BATCH_SIZE_MAX)
+        for what in ("weights_bytes", "input_bytes", "output_bytes", "page_bytes", "page_count"):
+            bounded(what, getattr(self, what), 0, SIZE_MAX)
+        for pages in self.runs:
+            bounded("a run's pages", pages, 1, SIZE_MAX)
+        if self.runs and sum(self.runs) != self.page_count:
+            raise ConfigError(
+                f"profile {self.name!r}: its runs have {sum(self.runs)} pages, page_count is {self.page_count}"
+            )
+
+    def largest_batch(self) -> int:
+        """The largest batch that it runs."""
+        return self.batch_max or max(self.exec_ns)
+
+    def execution_ns(self, batch: int) -> int:
+        """The time of a batch of any size up to the largest: measured, or on the line between neighbours.
+
+        Beyond the largest point it goes on as the last two do; with one point, in proportion.
+        """
+        if not 1 <= batch <= self.largest_batch():
+            raise ConfigError(f"profile {self.name!r}: batch {batch} is not from 1 to {self.largest_batch()}")
+        if batch in self.exec_ns:
+            return self.exec_ns[batch]
+        points = sorted(self.exec_ns)
+        if len(points) == 1:
+            return self.exec_ns[1] * batch
+        high = next((index for index, size in enumerate(points) if size > batch), len(points) - 1)
+        left, right = points[high - 1], points[high]
+        rise = self.exec_ns[right] - self.exec_ns[left]
+        return max(1, self.exec_ns[left] + rise * (batch - left) // (right - left))
+
+    def pages(self, page_bytes: int) -> int:
+        """How many pages of this size its weights take, at least 1."""
+        if page_bytes <= 0:
+            raise ConfigError(f"page_bytes {page_bytes} is not above 0")
+        if self.page_count and self.page_bytes == page_bytes:
+            return self.page_count
+        return max(1, -(-self.weights_bytes // page_bytes))
+
+    def layout(self, page_bytes: int) -> list[int]:
+        """Page counts of its runs with pages of this size: measured, or as if each page could lie anywhere."""
+        if self.runs and self.page_bytes == page_bytes:
+            return list(self.runs)
+        return [1] * self.pages(page_bytes)
+
+
+# ----- files ---------------------------------------------------------------------------------
+
+
+def dump_profiles(profiles: Iterable[ModelProfile]) -> str:
+    """The text of a profile file."""
+    bodies = []
+    for one in profiles:
+        one.check()
+        body = dataclasses.asdict(dataclasses.replace(one, exec_ns={}))
+        defaults = {field.name: field.default for field in dataclasses.fields(one)}
+        body = {name: value for name, value in body.items() if value != defaults[name]}
+        body["exec_ns"] = {str(batch): one.exec_ns[batch] for batch in sorted(one.exec_ns)}
+        bodies.append(body)
+    return json.dumps({"profiles": bodies}, indent=2) + "\n"
+
+
+def save_profiles(path: Path, profiles: Iterable[ModelProfile]) -> None:
+    """Write a profile file. Raises ConfigError if a profile is wrong or the file cannot be written."""
+    text = dump_profiles(profiles)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def load_profiles(path: Path) -> list[ModelProfile]:
+    """The profiles of a file, in its order. Raises ConfigError, naming the file and what is wrong in it."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(PROFILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > PROFILE_BYTES_MAX:
+        raise ConfigError(f"{path} is larger than {PROFILE_BYTES_MAX} bytes")
+    try:
+        return parse_profiles(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_profiles(body: Any) -> list[ModelProfile]:
+    """Profiles from decoded JSON. Raises ConfigError."""
+    bodies = body.get("profiles") if isinstance(body, dict) else None
+    if not isinstance(bodies, list):
+        raise ConfigError('it is not {"profiles": [...]}')
+    if not 1 <= len(bodies) <= MODELS_MAX:
+        raise ConfigError(f"it holds {len(bodies)} profiles: there must be 1 to {MODELS_MAX}")
+    profiles = [_parse_one(one, index) for index, one in enumerate(bodies)]
+    seen: set[str] = set()
+    for one in profiles:
+        if one.name in seen:
+            raise ConfigError(f"profile {one.name!r} is there twice")
+        seen.add(one.name)
+    return profiles
+
+
+def _parse_one(body: Any, index: int) -> ModelProfile:
+    if not isinstance(body, dict):
+        raise ConfigError(f"profile {index} is not an object")
+    name = body.get("name", f"number {index}")
+    fields = {field.name: field for field in dataclasses.fields(ModelProfile)}
+    if unknown := sorted(set(body) - set(fields)):
+        raise ConfigError(f"profile {name!r}: {unknown[0]!r} is not a field of a profile")
+    needed = [key for key, field in fields.items() if field.default is dataclasses.MISSING]
+    if missing := [key for key in needed if key not in body]:
+        raise ConfigError(f"profile {name!r}: {missing[0]!r} is missing")
+    points = body["exec_ns"]
+    if not isinstance(points, dict):
+        raise ConfigError(f"profile {name!r}: exec_ns is not an object from batch size to time")
+    if wrong := [key for key in points if not (key.isascii() and key.isdigit())]:
+        raise ConfigError(f"profile {name!r}: batch {wrong[0]!r} in exec_ns is not a whole number")
+    runs = body.get("runs", [])
+    if not isinstance(runs, list):
+        raise ConfigError(f"profile {name!r}: runs is not a list of page counts")
+    read = {"exec_ns": {int(key): value for key, value in points.items()}, "runs": tuple(runs)}
+    profile = ModelProfile(**{**body, **read})
+    profile.check()
+    return profile
+
+
+# ----- the paper's models --------------------------------------------------------------------
+
+
+def paper_models() -> list[ModelProfile]:
+    """The 64 models of the paper's Table 1 on a V100, in alphabetical order."""
+    text = (resources.files("clockwork.formats") / "data" / "v100_models.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    profiles = []
+    for row in rows:
+        name = row["model"]
+        profiles.append(
+            ModelProfile(
+                name=name,
+                exec_ns={
+                    batch: round(float(row[f"exec_b{batch}_ms"]) * MS)
+                    for batch in PAPER_BATCHES
+                    if (name, batch) not in MISPRINTS
+                },
+                weights_bytes=round(float(row["weights_mb"]) * 1e6),
+                load_ns=round(float(row["transfer_ms"]) * MS),
+                input_bytes=round(float(row["input_kb"]) * 1e3),
+                output_bytes=round(float(row["output_kb"]) * 1e3),
+            )
+        )
+    return sorted(profiles, key=lambda one: one.name)
+
+
+def paper_model(name: str) -> ModelProfile:
+    """One row of the paper's table. Raises ConfigError."""
+    for one in paper_models():
+        if one.name == name:
+            return one
+    raise ConfigError(f"the paper's table has no model {name!r}")
+
+
+def paper_varieties(count: int = 61) -> list[ModelProfile]:
+    """``count`` models of the paper's table in alphabetical order: 61 as in its trace experiment.
+
+    From 62 on, those of PAPER_LEFT_OUT join; below 61, evenly spread ones are taken.
+    """
+    models = paper_models()
+    if not 1 <= count <= len(models):
+        raise ConfigError(f"{count} varieties: the paper's table has 1 to {len(models)}")
+    left_out = PAPER_LEFT_OUT[: len(models) - count]
+    varieties = [one for one in models if one.name not in left_out]
+    return [varieties[index * len(varieties) // count] for index in range(count)]
+
+
+def copies(models: Sequence[ModelProfile], count: int) -> list[ModelProfile]:
+    """``count`` instances of every model, which share its program; all of one model lie together.
+
+    Their names keep the alphabetical order: name-00, name-01, ...
+    """
+    if count < 1:
+        raise ConfigError(f"{count} copies: there must be at least 1")
+    digits = len(str(count - 1))
+    return [
+        dataclasses.replace(one, name=f"{one.name}-{index:0{digits}d}", program=one.program or one.name)
+        for one in models
+        for index in range(count)
+    ]
+
+
+def paper_instances() -> list[ModelProfile]:
+    """The 4,026 models of the paper's trace experiment: 61 varieties, 66 copies each."""
+    return copies(paper_varieties(61), 66)
+
+
+def linear(
+    name: str,
+    alpha_ns: int,
+    beta_ns: int,
+    batch_max: int,
+    *,
+    weights_bytes: int = 0,
+    load_ns: int = 0,
+    input_bytes: int = 0,
+    output_bytes: int = 0,
+    slo_ns: int = 0,
+    program: str = "",
+) -> ModelProfile:
+    """A made-up model: a batch of b takes alpha * b + beta, measured at 1, 2, 4, ... and batch_max."""
+    sizes = {1 << power for power in range(batch_max.bit_length())} | {batch_max}
+    profile = ModelProfile(
+        name=name,
+        exec_ns={batch: alpha_ns * batch + beta_ns for batch in sorted(sizes) if batch <= batch_max},
+        weights_bytes=weights_bytes,
+        load_ns=load_ns,
+        input_bytes=input_bytes,
+        output_bytes=output_bytes,
+        program=program,
+        batch_max=batch_max,
+        slo_ns=slo_ns,
+    )
+    profile.check()
+    return profile
+
+
+# ----- from a live cluster -------------------------------------------------------------------
+
+
+def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
+    """What a cluster measured of a registered model, as its registration example was shaped; serving: as it has been
+    executed of late, where it has been, and not as at its registration.
+
+    Raises ConfigError for a model that has not been profiled.
+    """
+    if not info.profile:
+        raise ConfigError(f"model {info.name!r} is {info.state} and has no profile {info.text}".rstrip())
+    shape = info.profile[0].shape
+    times = [point.exec_ns for point in info.profile]
+    expected = list(info.raw.get("expected_ns") or ())
+    if serving and len(expected) == len(times):
+        times = expected
+    rows = [(1, *one) for one in shape] if info.batches else list(shape)
+    symbols: dict[str, int] = {}
+    for spec, known in zip(info.inputs, rows):
+        symbols |= {size: value for size, value in zip(spec.shape, known) if isinstance(size, str) and size}
+    profile = ModelProfile(
+        name=info.name,
+        exec_ns={point.batch: ns for point, ns in zip(info.profile, times) if point.shape == shape},
+        weights_bytes=info.weights_bytes,
+        load_ns=info.load_ns,
+        input_bytes=sum(tensor_bytes(code_of(spec.dtype), known) for spec, known in zip(info.inputs, rows)),
+        output_bytes=sum(
+            tensor_bytes(
+                code_of(spec.dtype),
+                [
+                    size if isinstance(size, int) and size >= 0 else symbols.get(str(size), 1)
+                    for size in spec.shape
+                ],
+            )
+            for spec in info.outputs
+        ),
+        program=str(info.raw.get("program", "")),
+        batch_max=info.batch_max if info.batches else 1,
+        slo_ns=int(info.raw.get("slo_ns") or 0),
+        page_bytes=int(info.raw.get("page_bytes") or 0),
+        page_count=int(info.raw.get("pages") or 0),
+        runs=tuple(info.raw.get("runs") or ()),
+    )
+    profile.check()
+    return profile

@@ -1,0 +1,802 @@
+"""A program package: kernels, the order in which to launch them, and the weights they read.
+
+    program.json     this module's Program: docs/program-packages.md tells every field
+    modules/...      for each target one or more cubins, or one shared object for the host
+    weights.bin      all weights, each at a multiple of 64 bytes
+
+It is neutral: whatever compiler wrote it, or whoever by hand, it is served alike. Nothing in it is trusted
+before check() has seen it, and no checksum before check_files() has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from clockwork.config import BATCH_SIZE_MAX, FILES_MAX, IO_SLOT_BYTES_MAX, RANK_MAX
+from clockwork.errors import InvalidModel
+from clockwork.formats.archive import open_arrays
+from clockwork.formats.durable import write_durably
+from clockwork.formats.package import LIST_FILE, PROGRAM_JSON, hash_file
+from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
+from clockwork.wire.tensors import DTYPES, STRING, Array, numpy_dtype
+
+FORMAT = 2
+"""Of program.json. What cannot be read by older code raises it."""
+
+FORMAT_UNPADDED = 1
+"""Of a program that pads nothing: what was written before there was padding reads it, too."""
+
+CHECKS_FILE = "checks.npz"
+"""Optional: inputs and the right answers, by which a device can see whether it runs the program as it should."""
+
+CHECKS_MAX = 64
+CHECKS_BYTES_MAX = 1 << 30
+"""All arrays of the checks, unpacked."""
+
+WEIGHT_ALIGNMENT_BYTES = 64
+"""Of every weight in weights.bin, and the least that a kernel may count on."""
+
+HOST = "host"
+"""The target whose one module is a shared object for this machine's processor; the others are sm_NN."""
+
+JSON_BYTES_MAX = 64 << 20
+PADDED_MAX = 16
+"""Symbols that are padded."""
+TENSORS_MAX = 1024
+"""Inputs, and outputs, of a program."""
+WEIGHTS_MAX = 65_536
+WEIGHTS_BYTES_MAX = 1 << 40
+TARGETS_MAX = 64
+VARIANTS_MAX = 4096
+LAUNCHES_MAX = 65_536
+"""Of one variant."""
+ARGUMENTS_MAX = 512
+"""Of one launch: as many pointers as the 4 KiB of kernel parameters hold."""
+WORKSPACE_BYTES_MAX = 1 << 40
+GRID_MAX = (2**31 - 1, 65_535, 65_535)
+BLOCK_MAX = (1024, 1024, 64)
+BLOCK_THREADS_MAX = 1024
+SHARED_BYTES_MAX = 232_448
+"""Dynamic shared memory of a block: what the largest cards give one, 227 KiB."""
+
+POINTERS = ("weight", "input", "output")
+"""Kinds of argument that are [kind, index, byte offset]; "workspace" is [kind, byte offset], "size" [kind, index of
+the padded symbol]."""
+SCALARS: Mapping[str, tuple[float, float]] = {
+    "i32": (-(2**31), 2**31 - 1),
+    "i64": (-(2**63), 2**63 - 1),
+    "f32": (-3.4028234663852886e38, 3.4028234663852886e38),
+}
+"""Kinds of argument that are [kind, value], and the bounds of the value."""
+
+_TARGET = re.compile(r"host|sm_[1-9][0-9]{1,2}[af]?")
+_KERNEL = re.compile(r"[A-Za-z_$][A-Za-z0-9_$.]{0,4095}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProgramWeight:
+    """One weight, and where it lies in weights.bin."""
+
+    dtype: int  # ONNX's code
+    shape: tuple[int, ...]
+    offset: int  # bytes, a multiple of 64
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """What one architecture needs. Its name is its key: "sm_80", "sm_90" ..., or "host"."""
+
+    driver: int  # the oldest CUDA driver that will do, as cuDriverGetVersion gives it; 0 for host
+    modules: tuple[str, ...]  # paths in the package
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Argument:
+    """One kernel parameter. Of pointers ``value`` is the offset in bytes, of scalars the value, of a size which."""
+
+    kind: str  # one of POINTERS, "workspace", "size", or one of SCALARS
+    index: int  # of the weight, input or output; else 0
+    value: int | float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel launch. They run one after another, each after the one before it has ended."""
+
+    module: int  # index into the target's modules
+    kernel: str  # its name in the module
+    grid: tuple[int, int, int]  # blocks
+    block: tuple[int, int, int]  # threads of a block
+    shared: int  # bytes of dynamic shared memory
+    args: tuple[Argument, ...]
+    widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; none: not told
+
+    def pointers(self) -> list[Argument]:
+        """Those of the arguments that are addresses."""
+        return [one for one in self.args if one.kind in POINTERS or one.kind == "workspace"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variant:
+    """The launches for one target, batch size and set of input shapes."""
+
+    target: str
+    batch: int  # rows; 1 where the program does not batch
+    shapes: tuple[tuple[int, ...], ...]  # per input, with the batch
+    output_shapes: tuple[tuple[int, ...], ...]
+    workspace: int  # bytes; its content before and after means nothing
+    launches: tuple[Launch, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Program:
+    """The whole of a package but the bytes of its files."""
+
+    name: str  # for people
+    inputs: tuple[TensorSpec, ...]  # a dimension is an int or the name of a symbol
+    outputs: tuple[TensorSpec, ...]
+    batches: bool  # dimension 0 of every input and output is the batch
+    weights: tuple[ProgramWeight, ...]
+    targets: Mapping[str, Target]
+    variants: tuple[Variant, ...]
+    files: Mapping[str, str]  # sha256 of every file but program.json, by path
+    padded: tuple[str, ...] = ()  # symbols of dimensions in which inputs may end before the variant does
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all weights, the gaps between them not counted."""
+        return sum(weight.bytes for weight in self.weights)
+
+    def of_target(self, target: str) -> list[Variant]:
+        """Its variants for a target in the order in which a device tries them: those of less input in a row first,
+        smaller batches first among them."""
+
+        def row_elements(one: Variant) -> int:
+            return sum(math.prod(shape[1:] if self.batches else shape) for shape in one.shapes)
+
+        found = [one for one in self.variants if one.target == target]
+        return sorted(found, key=lambda one: (row_elements(one), one.batch))
+
+    def variant(self, target: str, shapes: Sequence[Sequence[int]]) -> Variant | None:
+        """The first variant of a target that runs inputs of these shapes, rows included; None if there is none.
+
+        Rows may be fewer than the variant's (where the program batches), padded dimensions smaller, at least 1 and
+        of one size; all others are equal.
+        """
+        if len(shapes) != len(self.inputs) or self.sizes(shapes) is None:
+            return None
+        for one in self.of_target(target):
+            fits = True
+            for spec, has, want in zip(self.inputs, one.shapes, shapes, strict=True):
+                fits = fits and len(has) == len(want)
+                for axis, (most, size) in enumerate(zip(has, want)):
+                    if self.batches and axis == 0:
+                        fits = fits and 1 <= size == shapes[0][0] and size <= most
+                    elif spec.shape[axis] in self.padded:
+                        fits = fits and 1 <= size <= most
+                    else:
+                        fits = fits and size == most
+            if fits:
+                return one
+        return None
+
+    def sizes(self, shapes: Sequence[Sequence[int]]) -> list[int] | None:
+        """What each padded symbol is in inputs of these shapes; None if it is two things at once."""
+        found: dict[str, int] = {}
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            for dim, size in zip(spec.shape, shape):
+                if dim in self.padded and found.setdefault(str(dim), size) != size:
+                    return None
+        return [found.get(symbol, 0) for symbol in self.padded]
+
+    def stripped(self) -> Program:
+        """What models of equal architecture share: no names, no weights' places, no weights' checksum."""
+        symbols: dict[str, str] = {}
+
+        def anonymous(role: str, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+            return tuple(
+                TensorSpec(
+                    f"{role}{index}",
+                    spec.dtype,
+                    tuple(
+                        dim if isinstance(dim, int) else symbols.setdefault(dim, f"d{len(symbols)}")
+                        for dim in spec.shape
+                    ),
+                )
+                for index, spec in enumerate(specs)
+            )
+
+        places = iter(offsets_of([weight.bytes for weight in self.weights]))
+        kept = {path for target in self.targets.values() for path in target.modules}
+        return dataclasses.replace(
+            self,
+            name="",
+            inputs=anonymous("input", self.inputs),
+            outputs=anonymous("output", self.outputs),
+            weights=tuple(dataclasses.replace(weight, offset=next(places)) for weight in self.weights),
+            files={path: self.files[path] for path in sorted(kept)},
+            padded=tuple(symbols[symbol] for symbol in self.padded),
+        )
+
+    def to_json(self) -> str:
+        """program.json: a line for each weight, variant and launch, so that two of them can be compared."""
+        body = {
+            "format": FORMAT if self.padded else FORMAT_UNPADDED,
+            "name": self.name,
+            "inputs": [_spec_body(spec) for spec in self.inputs],
+            "outputs": [_spec_body(spec) for spec in self.outputs],
+            "batches": self.batches,
+            **({"padded": list(self.padded)} if self.padded else {}),
+            "weights": [dataclasses.asdict(weight) for weight in self.weights],
+            "targets": {name: dataclasses.asdict(self.targets[name]) for name in sorted(self.targets)},
+            "variants": [_variant_body(variant) for variant in self.variants],
+            "files": {path: self.files[path] for path in sorted(self.files)},
+        }
+        return "".join(_lines(body, 0)) + "\n"
+
+
+def program_hash(program: Program) -> str:
+    """The name under which a program is stored and shared: sha256 of what stripped() leaves."""
+    return hashlib.sha256(program.stripped().to_json().encode()).hexdigest()
+
+
+def offsets_of(sizes: Sequence[int]) -> list[int]:
+    """Where weights of these sizes (bytes) lie in weights.bin if they follow each other, and no closer."""
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // WEIGHT_ALIGNMENT_BYTES) * WEIGHT_ALIGNMENT_BYTES
+    return offsets
+
+
+# ----- files -----------------------------------------------------------------------------------
+
+
+def read_program(directory: Path) -> Program:
+    """The program of a package, checked but for its files' checksums. Raises InvalidModel."""
+    path = Path(directory) / PROGRAM_JSON
+    try:
+        with open(path, "rb") as file:
+            data = file.read(JSON_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidModel(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > JSON_BYTES_MAX:
+        raise InvalidModel(f"{PROGRAM_JSON} has more than {JSON_BYTES_MAX} bytes")
+    return parse_program(data)
+
+
+def write_program(directory: Path, program: Program) -> Program:
+    """Write program.json beside its files, whose checksums are taken now; returns it with them.
+
+    Raises InvalidModel if a file is missing, or the program is not one that read_program() would take.
+    """
+    directory = Path(directory)
+    paths = dict.fromkeys(path for target in program.targets.values() for path in target.modules)
+    if program.weights:
+        paths[WEIGHTS_FILE] = None
+    paths.update(dict.fromkeys(program.files))
+    files = {}
+    for path in paths:
+        try:
+            files[path] = hash_file(directory / path)[1]
+        except OSError as error:
+            raise InvalidModel(f"file {path!r} of the program cannot be read: {error.strerror}") from None
+    program = dataclasses.replace(program, files=files)
+    check(program)
+    write_durably(directory / PROGRAM_JSON, program.to_json().encode())
+    return program
+
+
+def stored_damage(directory: Path) -> str:
+    """What is wrong with a stored program and its modules, as a sentence; "" if they are what its name says."""
+    path = Path(directory) / PROGRAM_JSON
+    try:
+        found = hash_file(path)[1]
+        if found != path.parent.name:
+            return f"{path} is damaged: it is program {found[:12]}"
+        check_files(read_program(directory), directory)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except InvalidModel as error:
+        return f"{path} is damaged: {error}"
+    return ""
+
+
+def check_files(program: Program, directory: Path) -> None:
+    """Every file is there with the checksum that the program names. Raises InvalidModel."""
+    for path, expected in program.files.items():
+        try:
+            size, sha256 = hash_file(Path(directory) / path)
+        except OSError as error:
+            raise InvalidModel(f"file {path!r} of the program cannot be read: {error.strerror}") from None
+        if sha256 != expected:
+            raise InvalidModel(
+                f"file {path!r} is damaged: sha256 {sha256[:12]}..., {PROGRAM_JSON} says {expected[:12]}..."
+            )
+        if path == WEIGHTS_FILE:
+            end = max((weight.offset + weight.bytes for weight in program.weights), default=0)
+            if size < end:
+                raise InvalidModel(f"{WEIGHTS_FILE} has {size} bytes, its weights end at {end}")
+
+
+def package_files(directory: Path) -> list[tuple[str, Path | bytes]]:
+    """What a client uploads, program.json first: (path in the package, source file). Raises InvalidModel.
+
+    Everything is checked first.
+    """
+    directory = Path(directory)
+    program = read_program(directory)
+    check_files(program, directory)
+    return [(path, directory / path) for path in (PROGRAM_JSON, *program.files)]
+
+
+Check: TypeAlias = tuple[list[Array], list[Array]]
+"""Inputs, and the outputs that they should give, each in the program's order."""
+
+
+def write_checks(directory: Path, program: Program, checks: Sequence[Check]) -> None:
+    """Write checks.npz; write_program() then lists it, if the program names it. Equal checks give equal bytes."""
+    arrays: dict[str, Any] = {}
+    for number, (inputs, outputs) in enumerate(checks[:CHECKS_MAX]):
+        for role, specs, values in (("in", program.inputs, inputs), ("out", program.outputs, outputs)):
+            for spec, value in zip(specs, values, strict=True):
+                arrays[f"{number}/{role}/{spec.name}"] = value
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_durably(directory / CHECKS_FILE, buffer.getvalue())
+
+
+def read_checks(directory: Path, program: Program) -> list[Check]:
+    """The checks of a package, none if it has none. Raises InvalidModel."""
+    path = Path(directory) / CHECKS_FILE
+    if not path.is_file():
+        return []
+    with open_arrays(path, CHECKS_BYTES_MAX) as arrays:
+        numbers = sorted({int(key.split("/", 1)[0]) for key in arrays.files})[:CHECKS_MAX]
+
+        def values(number: int, role: str, specs: Sequence[TensorSpec]) -> list[Array]:
+            found = []
+            for spec in specs:
+                array, kind = arrays[f"{number}/{role}/{spec.name}"], numpy_dtype(spec.dtype)
+                if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize:
+                    array = array.view(kind)  # np.load() forgets the name of bfloat16 and the like
+                if array.dtype != kind or array.ndim != len(spec.shape):
+                    raise ValueError(f"{role} {spec.name!r} is {array.dtype} {list(array.shape)}")
+                found.append(array)
+            return found
+
+        return [
+            (values(number, "in", program.inputs), values(number, "out", program.outputs))
+            for number in numbers
+        ]
+
+
+# ----- reading ---------------------------------------------------------------------------------
+
+
+def parse_program(data: bytes | str) -> Program:
+    """A program.json as a checked Program. Raises InvalidModel, naming the place and what is wrong there."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidModel(f"{PROGRAM_JSON} is not JSON: {error}"[:300]) from None
+    top = _Node(body, PROGRAM_JSON)
+    form = top.get("format").value
+    if form not in (FORMAT_UNPADDED, FORMAT) or isinstance(form, bool):
+        raise InvalidModel(
+            f"{PROGRAM_JSON} has format {form!r:.40}, this reads {FORMAT_UNPADDED} and {FORMAT}"
+        )
+    targets = {
+        name: Target(
+            one.get("driver").integer(0, 2**31 - 1),
+            tuple(path.text() for path in one.get("modules").items(FILES_MAX)),
+        )
+        for name, one in top.get("targets").entries(TARGETS_MAX)
+    }
+    program = Program(
+        name=top.get("name").text(),
+        inputs=tuple(_spec(one) for one in top.get("inputs").items(TENSORS_MAX)),
+        outputs=tuple(_spec(one) for one in top.get("outputs").items(TENSORS_MAX)),
+        batches=top.get("batches").boolean(),
+        weights=tuple(
+            ProgramWeight(
+                one.get("dtype").integer(0, max(DTYPES)),
+                one.get("shape").integers(RANK_MAX),
+                one.get("offset").integer(0, WEIGHTS_BYTES_MAX),
+                one.get("bytes").integer(0, WEIGHTS_BYTES_MAX),
+            )
+            for one in top.get("weights").items(WEIGHTS_MAX)
+        ),
+        targets=targets,
+        variants=tuple(_variant(one) for one in top.get("variants").items(VARIANTS_MAX)),
+        files={path: one.text() for path, one in top.get("files").entries(FILES_MAX)},
+        padded=tuple(one.text() for one in top.get("padded").items(PADDED_MAX)) if form == FORMAT else (),
+    )
+    check(program)
+    return program
+
+
+class _Node:
+    """A value of the JSON and the place it has there, for the errors."""
+
+    __slots__ = ("place", "value")
+
+    def __init__(self, value: Any, place: str) -> None:
+        self.value = value
+        self.place = place
+
+    def _want(self, right: bool, what: str) -> None:
+        if not right:
+            raise InvalidModel(f"{self.place} is {what}, not {json.dumps(self.value)[:60]}")
+
+    def get(self, key: str) -> _Node:
+        self._want(isinstance(self.value, dict), "an object")
+        if key not in self.value:
+            raise InvalidModel(f"{self.place} has no {key!r}")
+        return _Node(self.value[key], f"{self.place}: {key}")
+
+    def has(self, key: str) -> bool:
+        return isinstance(self.value, dict) and key in self.value
+
+    def entries(self, most: int) -> Iterator[tuple[str, _Node]]:
+        self._want(isinstance(self.value, dict), "an object")
+        self._bounded(most)
+        for key, value in self.value.items():
+            yield key, _Node(value, f"{self.place}[{key!r}]")
+
+    def items(self, most: int) -> Iterator[_Node]:
+        self._want(isinstance(self.value, list), "a list")
+        self._bounded(most)
+        for index, value in enumerate(self.value):
+            yield _Node(value, f"{self.place}[{index}]")
+
+    def _bounded(self, most: int) -> None:
+        if len(self.value) > most:
+            raise InvalidModel(f"{self.place} has {len(self.value)} entries; at most {most}")
+
+    def integer(self, least: int, most: int) -> int:
+        self._want(type(self.value) is int and least <= self.value <= most, f"an integer in {least}..{most}")
+        return int(self.value)
+
+    def integers(self, most: int) -> tuple[int, ...]:
+        return tuple(one.integer(0, 2**62) for one in self.items(most))
+
+    def triple(self, most: Sequence[int]) -> tuple[int, int, int]:
+        sides = list(self.items(3))
+        self._want(len(sides) == 3, "a list of three integers")
+        x, y, z = (one.integer(1, bound) for one, bound in zip(sides, most, strict=True))
+        return x, y, z
+
+    def text(self) -> str:
+        self._want(isinstance(self.value, str), "a string")
+        return str(self.value)
+
+    def boolean(self) -> bool:
+        self._want(isinstance(self.value, bool), "true or false")
+        return bool(self.value)
+
+
+def _spec(node: _Node) -> TensorSpec:
+    dims: list[int | str] = []
+    for one in node.get("shape").items(RANK_MAX):
+        dims.append(one.value if isinstance(one.value, str) else one.integer(0, 2**62))
+    return TensorSpec(node.get("name").text(), node.get("dtype").integer(1, max(DTYPES)), tuple(dims))
+
+
+def _variant(node: _Node) -> Variant:
+    return Variant(
+        target=node.get("target").text(),
+        batch=node.get("batch").integer(1, BATCH_SIZE_MAX),
+        shapes=tuple(one.integers(RANK_MAX) for one in node.get("shapes").items(TENSORS_MAX)),
+        output_shapes=tuple(one.integers(RANK_MAX) for one in node.get("output_shapes").items(TENSORS_MAX)),
+        workspace=node.get("workspace").integer(0, WORKSPACE_BYTES_MAX),
+        launches=tuple(_launch(one) for one in node.get("launches").items(LAUNCHES_MAX)),
+    )
+
+
+def _launch(node: _Node) -> Launch:
+    return Launch(
+        module=node.get("module").integer(0, FILES_MAX),
+        kernel=node.get("kernel").text(),
+        grid=node.get("grid").triple(GRID_MAX),
+        block=node.get("block").triple(BLOCK_MAX),
+        shared=node.get("shared").integer(0, SHARED_BYTES_MAX),
+        args=tuple(_argument(one) for one in node.get("args").items(ARGUMENTS_MAX)),
+        widths=node.get("widths").integers(ARGUMENTS_MAX) if node.has("widths") else (),
+    )
+
+
+def _argument(node: _Node) -> Argument:
+    match node.value:
+        case [str(kind), int(index), int(value)] if kind in POINTERS and not _booleans(index, value):
+            return Argument(kind, index, value)
+        case ["workspace", int(value)] if not _booleans(value):
+            return Argument("workspace", 0, value)
+        case ["size", int(value)] if not _booleans(value):
+            return Argument("size", 0, value)
+        case ["i32" | "i64" as kind, int(value)] if not _booleans(value):
+            return Argument(kind, 0, value)
+        case ["f32", int(value) | float(value)] if not _booleans(value):
+            return Argument("f32", 0, float(value))
+        case _:
+            raise InvalidModel(
+                f"{node.place} is [weight|input|output, index, offset], [workspace, offset], [size, index] or "
+                f"[i32|i64|f32, value], not {json.dumps(node.value)[:60]}"
+            )
+
+
+def _booleans(*values: Any) -> bool:
+    return any(isinstance(value, bool) for value in values)
+
+
+# ----- checking --------------------------------------------------------------------------------
+
+
+def check(program: Program) -> None:
+    """Everything that can be known without its files. Raises InvalidModel with the value and the bound."""
+    _check_interface(program)
+    _check_paths(program)
+    end = 0
+    for index, weight in sorted(enumerate(program.weights), key=lambda one: one[1].offset):
+        what = f"weight {index}"
+        size = _bytes_of(weight.dtype, weight.shape, what, WEIGHTS_BYTES_MAX)
+        if weight.bytes != size:
+            raise InvalidModel(f"{what} has {weight.bytes} bytes, its type and shape say {size}")
+        if weight.offset % WEIGHT_ALIGNMENT_BYTES:
+            raise InvalidModel(f"{what} is at {weight.offset}, no multiple of {WEIGHT_ALIGNMENT_BYTES}")
+        if weight.offset < end:
+            raise InvalidModel(f"{what} at {weight.offset} lies over another, which ends at {end}")
+        end = weight.offset + weight.bytes
+    seen: dict[Any, int] = {}
+    for index, variant in enumerate(program.variants):
+        place = f"variant {index}"
+        _check_variant(program, variant, place)
+        key = (variant.target, variant.batch, variant.shapes)
+        if key in seen:
+            raise InvalidModel(f"{place} is for the target, batch and shapes of variant {seen[key]}")
+        seen[key] = index
+    for name in program.targets:
+        if not any(variant.target == name for variant in program.variants):
+            raise InvalidModel(f"target {name!r} has no variant")
+
+
+def _check_interface(program: Program) -> None:
+    if not program.outputs:
+        raise InvalidModel("a program has at least one output")
+    for role, specs in (("input", program.inputs), ("output", program.outputs)):
+        names = [spec.name for spec in specs]
+        if "" in names or len(set(names)) != len(names):
+            raise InvalidModel(f"the names of the {role}s are {names}; each has one of its own")
+        for spec in specs:
+            if spec.dtype not in DTYPES or spec.dtype == STRING:
+                raise InvalidModel(f"{role} {spec.name!r} has type {spec.dtype}, which no kernel can take")
+            if program.batches and (not spec.shape or isinstance(spec.shape[0], int)):
+                raise InvalidModel(
+                    f"the program batches, but dimension 0 of {role} {spec.name!r} {list(spec.shape)} "
+                    "is not a symbol"
+                )
+    if program.batches and not program.inputs:
+        raise InvalidModel("a program without inputs does not batch")
+    _check_padded(program)
+
+
+def _check_padded(program: Program) -> None:
+    if len(set(program.padded)) != len(program.padded):
+        raise InvalidModel(f"the padded symbols {list(program.padded)} are not all different")
+    for symbol in program.padded:
+        if not symbol or not any(symbol in spec.shape for spec in program.inputs):
+            raise InvalidModel(f"padded symbol {symbol!r:.60} is of no input")
+        for spec in (*program.inputs, *program.outputs):
+            if symbol in spec.shape and DTYPES[spec.dtype].bits % 8:
+                raise InvalidModel(f"{spec.name!r} of type {spec.dtype} cannot be padded")
+            if program.batches and symbol in spec.shape[:1]:
+                raise InvalidModel(f"padded symbol {symbol!r} of {spec.name!r} is its batch")
+
+
+def _check_paths(program: Program) -> None:
+    if not program.targets:
+        raise InvalidModel("a program has at least one target")
+    for path, sha256 in program.files.items():
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\0" in path or str(pure) != path:
+            raise InvalidModel(f"file path {path!r} leaves the package")
+        if path in (PROGRAM_JSON, LIST_FILE):
+            raise InvalidModel(f"{path} is not listed among a program's files")
+        if not _SHA256.fullmatch(sha256):
+            raise InvalidModel(f"the checksum of {path!r} is no sha256: {sha256[:80]!r}")
+    for name, target in program.targets.items():
+        if not _TARGET.fullmatch(name):
+            raise InvalidModel(f"target {name!r:.60} is neither sm_NN nor {HOST}")
+        if not target.modules:
+            raise InvalidModel(f"target {name!r} has no module")
+        for path in target.modules:
+            if path not in program.files:
+                raise InvalidModel(f"module {path!r} of target {name!r} is not among the files")
+
+
+def _check_variant(program: Program, variant: Variant, place: str) -> None:
+    target = program.targets.get(variant.target)
+    if target is None:
+        raise InvalidModel(f"{place} is for target {variant.target!r:.60}, which the program does not have")
+    if not program.batches and variant.batch != 1:
+        raise InvalidModel(f"{place} has batch {variant.batch}; a program that does not batch has 1")
+    symbols: dict[str, int] = {}
+    inputs = _check_shapes(program, variant, place, "input", program.inputs, variant.shapes, symbols)
+    outputs = _check_shapes(
+        program, variant, place, "output", program.outputs, variant.output_shapes, symbols
+    )
+    sizes: dict[str, Sequence[int]] = {
+        "weight": [weight.bytes for weight in program.weights],
+        "input": inputs,
+        "output": outputs,
+    }
+    for number, launch in enumerate(variant.launches):
+        where = f"{place}: launch {number}"
+        if launch.module >= len(target.modules):
+            raise InvalidModel(f"{where} is of module {launch.module} of {len(target.modules)}")
+        if not _KERNEL.fullmatch(launch.kernel):
+            raise InvalidModel(f"{where}: {launch.kernel[:60]!r} is no kernel's name")
+        threads = math.prod(launch.block)
+        if threads > BLOCK_THREADS_MAX:
+            raise InvalidModel(f"{where}: a block of {threads} threads; at most {BLOCK_THREADS_MAX}")
+        for index, argument in enumerate(launch.args):
+            what = f"{where}: argument {index}"
+            if argument.kind == "size":
+                if not 0 <= argument.value < len(program.padded):
+                    raise InvalidModel(f"{what} is size {argument.value}; {len(program.padded)} are padded")
+            else:
+                _check_argument(argument, sizes, variant.workspace, what)
+        _check_widths(launch, where)
+
+
+def _check_shapes(
+    program: Program, variant: Variant, place: str, role: str, specs: Sequence[TensorSpec],
+    shapes: Sequence[Sequence[int]], symbols: dict[str, int],
+) -> list[int]:  # fmt: skip
+    """The bytes of each tensor, once the shapes are what the program declares. symbols: what they stand for."""
+    if len(shapes) != len(specs):
+        raise InvalidModel(f"{place} has shapes of {len(shapes)} {role}s; the program has {len(specs)}")
+    sizes = []
+    for spec, shape in zip(specs, shapes, strict=True):
+        what = f"{place}: {role} {spec.name!r} {list(shape)}"
+        right = len(shape) == len(spec.shape)
+        for declared, dim in zip(spec.shape, shape):
+            right = right and dim == (
+                declared
+                if isinstance(declared, int)
+                else symbols.setdefault(declared, dim)
+                if declared
+                else dim
+            )
+        if not right:
+            raise InvalidModel(f"{what} is not {list(spec.shape)} as declared")
+        if program.batches and shape[0] != variant.batch:
+            raise InvalidModel(f"{what} has {shape[0]} rows; the variant's batch is {variant.batch}")
+        sizes.append(_bytes_of(spec.dtype, shape, what, IO_SLOT_BYTES_MAX))
+    return sizes
+
+
+def _check_argument(
+    argument: Argument, sizes: Mapping[str, Sequence[int]], workspace: int, where: str
+) -> None:
+    kind, index, value = argument.kind, argument.index, argument.value
+    if kind in SCALARS:
+        least, most = SCALARS[kind]
+        if not least <= value <= most:
+            raise InvalidModel(f"{where}: {kind} {value} is outside {least}..{most}")
+        return
+    if kind == "workspace":
+        room = workspace
+    elif 0 <= index < len(sizes[kind]):
+        room = sizes[kind][index]
+    else:
+        raise InvalidModel(f"{where} is {kind} {index}; there are {len(sizes[kind])}")
+    if not 0 <= value < max(room, 1):
+        raise InvalidModel(f"{where}: offset {value} into {room} bytes of {kind}")
+
+
+def _check_widths(launch: Launch, where: str) -> None:
+    """A vector access at an address that its width does not divide is a fault on a GPU, and the context is lost."""
+    pointers = launch.pointers()
+    if launch.widths and len(launch.widths) != len(pointers):
+        raise InvalidModel(
+            f"{where} tells the widths of {len(launch.widths)} pointers and has {len(pointers)}"
+        )
+    for number, (width, pointer) in enumerate(zip(launch.widths, pointers)):
+        if not 1 <= width <= WEIGHT_ALIGNMENT_BYTES or width & (width - 1):
+            raise InvalidModel(
+                f"{where}: width {width} of pointer {number} is no power of two up to {WEIGHT_ALIGNMENT_BYTES}"
+            )
+        if int(pointer.value) % width:
+            raise InvalidModel(
+                f"{where}: pointer {number} is at {pointer.value} of {pointer.kind} {pointer.index}, which its "
+                f"kernel's widest access of {width} bytes does not divide"
+            )
+
+
+def _bytes_of(dtype: int, shape: Sequence[int], what: str, most: int) -> int:
+    """Bytes of such a tensor. Raises InvalidModel for one that no kernel can take, or of more than ``most``."""
+    if dtype not in DTYPES or dtype == STRING:
+        raise InvalidModel(f"{what} has type {dtype}, which no kernel can take")
+    size = (math.prod(shape) * DTYPES[dtype].bits + 7) // 8
+    if size > most:
+        raise InvalidModel(f"{what} takes {size} bytes; at most {most}")
+    return size
+
+
+# ----- writing ---------------------------------------------------------------------------------
+
+
+def _spec_body(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def _variant_body(variant: Variant) -> dict[str, Any]:
+    return {
+        "target": variant.target,
+        "batch": variant.batch,
+        "shapes": [list(shape) for shape in variant.shapes],
+        "output_shapes": [list(shape) for shape in variant.output_shapes],
+        "workspace": variant.workspace,
+        "launches": [
+            {
+                "module": launch.module,
+                "kernel": launch.kernel,
+                "grid": list(launch.grid),
+                "block": list(launch.block),
+                "shared": launch.shared,
+                "args": [
+                    [argument.kind, argument.index, argument.value]
+                    if argument.kind in POINTERS
+                    else [argument.kind, argument.value]
+                    for argument in launch.args
+                ],
+                **({"widths": list(launch.widths)} if launch.widths else {}),
+            }
+            for launch in variant.launches
+        ],
+    }
+
+
+_OPENED = ("inputs", "outputs", "weights", "targets", "variants", "launches", "files")
+"""Values that get a line for each of their entries."""
+
+
+def _lines(body: Mapping[str, Any], depth: int) -> Iterator[str]:
+    indent = " " * depth
+    yield "{\n"
+    for number, (key, value) in enumerate(body.items()):
+        yield f"{indent} {json.dumps(key)}: "
+        if key in _OPENED and value:
+            is_map = isinstance(value, dict)
+            yield "{\n" if is_map else "[\n"
+            entries = value.items() if is_map else ((None, one) for one in value)
+            for index, (name, one) in enumerate(entries):
+                yield f"{indent}  " + (f"{json.dumps(name)}: " if is_map else "")
+                yield "".join(_lines(one, depth + 2)) if key == "variants" else json.dumps(one)
+                yield "\n" if index == len(value) - 1 else ",\n"
+            yield f"{indent} " + ("}" if is_map else "]")
+        else:
+            yield json.dumps(value)
+        yield "\n" if number == len(body) - 1 else ",\n"
+    yield indent + "}"
+
+
+__all__ = [
+    "CHECKS_FILE", "HOST", "POINTERS", "PROGRAM_JSON", "SCALARS", "WEIGHTS_FILE", "WEIGHT_ALIGNMENT_BYTES",
+    "Argument", "Check", "Launch", "Program", "ProgramWeight", "Target", "Variant", "check", "check_files",
+    "offsets_of", "package_files", "parse_program", "program_hash", "read_checks", "read_program", "stored_damage",
+    "write_checks", "write_program",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Starting clusters: on this machine, and on Ray's."""

@@ -1,0 +1,592 @@
+"""``clockwork up``: a controller, workers and a gateway as child processes, from start to finish.
+
+A child that ends is started again (clockwork.launch.restarts says when), and the others go on. The children are sessions of their own, so that Ctrl-C reaches this process alone and the end is
+orderly; should this process be killed outright, the kernel tells them (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import os
+import re
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from clockwork import config
+from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
+from clockwork.launch.restarts import Restarts
+from clockwork.system.clock import SECOND, now_ns, to_seconds
+from clockwork.wire.keys import CONTROLLER_KEY_FILE, key_file_of
+from clockwork.wire.roles import Role
+
+DRAIN_NS = SECOND
+"""How long workers finish what they have."""
+
+STOP_WORKERS_NS = 1_150_000_000
+"""How long they may take to end; then the controller is told to end in any case."""
+
+STOP_NS = 1_500_000_000
+"""How long all may take to end in order; what is left then is killed. Everything is over in two seconds."""
+
+READY_NS = 120 * SECOND
+"""How long the cluster may take to become ready."""
+
+POLL_S = 0.05
+LAST_LINES = 20
+"""Lines of a child's output that are shown when it dies."""
+
+DEMO_MODEL = "digits"
+PR_SET_PDEATHSIG = 1
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask for the end."""
+
+ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
+"""A line of a child's log that only --verbose shows; anything else may be trouble."""
+
+SERVES = re.compile(r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:")
+"""What a controller, a worker and a gateway say when they have come as far as doing their work."""
+
+GATEWAY_PORTS = ("http", "grpc", "metrics")
+"""The gateway's servers, in the order of their flags."""
+
+
+@dataclasses.dataclass(slots=True)
+class UpSettings:
+    workers: int = 1
+    host: str = "127.0.0.1"
+    port: int = 5555  # of the clients; the next two are the workers' and the events'. 0: any that are free
+    data: Path = dataclasses.field(default_factory=config.data_directory)
+    policy: str = config.POLICY
+    memory: str = ""  # whose rules load and evict; "": the policy's own
+    options: tuple[str, ...] = ()  # of the policy, each NAME=NUMBER
+    keys: Path | None = None  # a directory made by `clockwork keys new`
+    insecure: bool = False
+    demo: bool = True
+    profiles: str = ""  # a file of profiles to register on emulated devices, or "paper"
+    copies: int = 1  # of each of them
+    verbose: bool = False
+    worker_arguments: tuple[str, ...] = ()
+    gateway: bool = True
+    gateway_ports: tuple[str, ...] = ("8000", "8001", "8002")  # HTTP, gRPC, metrics; "off": none
+    gateway_arguments: tuple[str, ...] = ()
+
+
+class Stop(BaseException):
+    """A signal asks for the end."""
+
+
+class ChildEnded(BaseException):
+    """A child ended that is to be started again, or given up."""
+
+
+class GivenUp(BaseException):
+    """A child ended that the cluster cannot do without, and it would be of no use to start it again. Says which, and
+    how it ended."""
+
+
+def how_it_ended(status: int) -> str:
+    """In words, of a process's exit status."""
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process (SIGTERM) when its parent ends; exit if that has happened already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+class AnyChild(Protocol):
+    """What a cluster asks of a child, wherever it runs."""
+
+    name: str
+    lines: collections.deque[str]
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def serves(self) -> bool: ...
+    @property
+    def lost(self) -> bool: ...
+    def ended(self) -> bool: ...
+    def signal(self, number: int) -> None: ...
+    def end(self) -> None: ...
+
+
+class Child:
+    """One process of the cluster and the end of its output."""
+
+    def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
+        self.name = name
+        self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self.serves = False  # it has said so
+        self.lost = False  # with a machine: not this one
+        self._say = say
+        self._verbose = verbose
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "clockwork", *arguments, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def ended(self) -> bool:
+        """Whether it has; it is not reaped, so that its process group still exists."""
+        if self.process.returncode is not None:
+            return True
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.process.pid, flags) is not None
+
+    @property
+    def status(self) -> int:
+        """Once it has ended and end() was called."""
+        return int(self.process.returncode)
+
+    def signal(self, number: int) -> None:
+        if not self.ended():
+            self.process.send_signal(number)
+
+    def end(self) -> None:
+        """Kill what is left of it, helpers included, and reap it."""
+        if self.process.returncode is not None:
+            return  # its number may be another's by now
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join(1.0)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for raw in stream:
+                line = raw.decode(errors="replace").rstrip()
+                self.lines.append(line)
+                self.serves = self.serves or SERVES.search(line) is not None
+                if self._verbose or not ROUTINE.match(line):
+                    self._say(f"{self.name} | {line}")
+
+
+@dataclasses.dataclass(slots=True)
+class Seat:
+    """A child's place in the cluster, whichever process is in it."""
+
+    name: str
+    arguments: list[str]
+    child: AnyChild
+    begun_ns: int
+    restarts: Restarts = dataclasses.field(default_factory=Restarts)
+    due_ns: int | None = None  # when the next process is started; none: one runs, or it was given up
+    is_given_up: bool = False
+
+
+def up(settings: UpSettings, say: Callable[[str], None], kind: type[Cluster] | None = None) -> int:
+    """Run a cluster in the foreground until a signal, or until a child that it needs is given up; the exit status."""
+    endpoints = _endpoints(settings)
+    cluster = (kind or Cluster)(settings, endpoints, say)
+    try:
+        with cluster.signals():
+            cluster.start()
+            cluster.get_ready()
+            _greet(settings, endpoints, cluster.gateway_urls(), say, cluster.started_ns)
+            while True:
+                cluster.wait_for_signal()
+                cluster.mend()
+    except Stop:
+        say("Stopping ...")
+        return 0
+    except GivenUp as end:
+        say(str(end))
+        return 1
+    finally:
+        cluster.stop()
+
+
+class Cluster:
+    """A cluster of child processes, from its start to its end."""
+
+    stop_workers_ns = STOP_WORKERS_NS
+    stop_ns = STOP_NS
+    drain_ns = DRAIN_NS
+    ready_ns = READY_NS
+
+    def __init__(
+        self, settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None]
+    ) -> None:
+        self.started_ns = now_ns()
+        self._settings = settings
+        self._endpoints = endpoints
+        self._say = say
+        self._seats: list[Seat] = []  # the controller's first
+        self._gateway: Seat | None = None
+        self._armed = False  # whether a signal may interrupt the main thread
+        self._awaits = False  # whether a child's end may, too
+        self._is_ready = False
+        self._stopping = False
+        self._wakeup = -1  # a pipe's reading end, where every signal leaves a byte
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """Turn signals into exceptions of the main thread while inside."""
+        self._wakeup, writing = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        numbers = (*ENDING, signal.SIGCHLD)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            self._armed = False
+            # A second Ctrl-C must not interrupt the clean-up.
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else handler)
+            signal.set_wakeup_fd(-1)
+            os.close(writing)
+            os.close(self._wakeup)
+
+    def wait_for_signal(self) -> None:
+        """Return after a signal, or when a child is to be started; a signal that came before the wait counts too.
+
+        ``signal.pause`` would sleep through a signal that arrives between the interpreter's last look
+        and the system call: its handler, in Python, runs only when the next one comes.
+        """
+        due = [seat.due_ns for seat in self._seats if seat.due_ns is not None]
+        timeout_s = max(0.0, to_seconds(min(due) - now_ns())) if due else None
+        if select.select([self._wakeup], [], [], timeout_s)[0]:
+            os.read(self._wakeup, 4096)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = self._stopping or number != signal.SIGCHLD
+        if self._armed:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Raise what a signal that came is to interrupt the main thread with, if anything."""
+        if self._stopping:
+            self._armed = False
+            raise Stop
+        if self._awaits and any(seat.due_ns is None and seat.child.ended() for seat in self._seats):
+            self._awaits = False
+            raise ChildEnded
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """No signal is an exception meanwhile, but afterwards: nothing is left half done."""
+        armed, self._armed = self._armed, False
+        try:
+            yield
+        finally:
+            self._armed = armed
+        if armed:
+            self._interrupt()
+
+    def get_ready(self) -> None:
+        """Return when all is there and every model is ready, whatever ends and is started again meanwhile."""
+        while not self._is_ready:
+            try:
+                self._awaits = True
+                self.mend()
+                self.wait_until_ready()
+                self._awaits = False
+                self._is_ready = True
+            except ChildEnded:
+                self.mend()
+            except ConnectionLost:
+                self._awaits = False
+                if not self._lost_controller():
+                    raise
+                self.mend()
+            while any(seat.due_ns is not None for seat in self._seats):  # nothing can be ready before that
+                self.wait_for_signal()
+                self.mend()
+        self._settle_ports()
+
+    def _lost_controller(self) -> bool:
+        """Whether the controller has ended, of which its connections may have told first."""
+        pause, limit_ns = threading.Event(), now_ns() + SECOND
+        controller = self._seats[0]
+        while now_ns() < limit_ns:
+            with self._undisturbed():
+                if controller.child.ended():
+                    return True
+            pause.wait(POLL_S)
+        return False
+
+    def mend(self) -> None:
+        """Start what ended and is due. Raises GivenUp."""
+        with self._undisturbed():
+            for seat in self._seats:
+                if seat.due_ns is None and not seat.is_given_up and seat.child.ended():
+                    self._decide(seat)
+                if seat.due_ns is not None and now_ns() >= seat.due_ns:
+                    seat.due_ns = None
+                    seat.begun_ns = now_ns()
+                    seat.child = self._place(seat.name, seat.arguments)
+
+    def _decide(self, seat: Seat) -> None:
+        """What becomes of a seat whose process has ended."""
+        child = seat.child
+        child.end()  # what it has left: helpers, and the end of its output
+        now = now_ns()
+        how = "was lost with its machine" if child.lost else how_it_ended(child.status)
+        due_ns = seat.restarts.next_ns(now, seat.begun_ns, child.serves or child.lost, child.status)
+        if due_ns is not None:
+            pause_s = to_seconds(due_ns - now)
+            after = f" in {pause_s:g} s" if pause_s > 0 else ""
+            self._say(f"The {seat.name} {how}; it is started again{after}.")
+            seat.due_ns = due_ns
+            return
+        seat.is_given_up = True
+        last = "".join(f"\n  {line}" for line in child.lines)
+        end = f"The {seat.name} {how}.{' Its last lines:' if last else ''}{last}"
+        workers = [one for one in self._seats if one.name.startswith("worker-") and not one.is_given_up]
+        if not self._is_ready or seat is self._seats[0] or seat is self._gateway or not workers:
+            raise GivenUp(end)
+        self._say(f"{end}\nIt is given up; {len(workers)} of {self._settings.workers} workers are left.")
+
+    def start(self) -> None:
+        settings = self._settings
+        clients, workers, events = self._endpoints
+        what = f"a controller and {settings.workers} worker{'s' if settings.workers != 1 else ''}"
+        self._say(f"Starting {what} (models are kept in {settings.data}) ...")
+        arguments = [
+            "controller", "--listen", clients, "--worker-listen", workers, "--events", events,
+            "--data", str(settings.data), "--policy", settings.policy,
+            *(["--memory", settings.memory] if settings.memory else []),
+            *(word for option in settings.options for word in ("--option", option)),
+        ]  # fmt: skip
+        if settings.keys is not None:
+            arguments += ["--key", str(settings.keys / CONTROLLER_KEY_FILE)]
+        if settings.insecure:
+            arguments += ["--insecure"]
+        self._spawn("controller", arguments)
+        for index in range(settings.workers):
+            name = f"worker-{index}"
+            arguments = [
+                "worker",
+                "--connect",
+                _dialled(workers),
+                "--name",
+                name,
+                "--store",
+                str(settings.data),
+                "--drain",
+                f"{to_seconds(self.drain_ns):g}",
+            ]
+            if settings.keys is not None:
+                arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
+            self._spawn(name, [*arguments, *settings.worker_arguments])
+        # With all of its ports off it would serve nobody; what it may still be there for are repositories.
+        if settings.gateway and (settings.gateway_arguments or set(settings.gateway_ports) != {"off"}):
+            self._start_gateway(clients)
+        # Only now may a signal interrupt: nothing is half started.
+        self._armed = True
+        self._interrupt()
+
+    def _start_gateway(self, clients: str) -> None:
+        settings = self._settings
+        arguments = ["gateway", "--connect", _dialled(clients), *settings.gateway_arguments]
+        # Where others can reach the cluster only with keys, they must not reach it without through this.
+        arguments += ["--host", settings.host, "--insecure"] if settings.insecure else []
+        for name, port in zip(GATEWAY_PORTS, settings.gateway_ports):
+            arguments += [f"--{name}-port", port]
+        if settings.keys is not None:
+            # It stays on loopback, where whoever can ask it has this machine.
+            arguments += ["--key", str(key_file_of(settings.keys, Role.GATEWAY))]
+            arguments += ["--operator-key", str(key_file_of(settings.keys, Role.OPERATOR))]
+        self._gateway = self._spawn("gateway", arguments)
+
+    def gateway_urls(self) -> list[tuple[str, str]]:
+        """(server, where it listens) of the gateway, as it said itself; none before that, or without one."""
+        lines = self._gateway.child.lines if self._gateway is not None else ()
+        found = next((line.partition(" listens: ")[2] for line in lines if " listens: " in line), "")
+        return [
+            (name, where) for name, _, where in (one.partition(" on ") for one in found.split(", ") if one)
+        ]
+
+    def _settle_ports(self) -> None:
+        """Where a port was any that is free, have a gateway that is started again take the same."""
+        urls = dict(self.gateway_urls())
+        if self._gateway is None:
+            return
+        for name in GATEWAY_PORTS:
+            if name in urls:
+                port = urls[name].removesuffix("/metrics").rpartition(":")[2]
+                place = self._gateway.arguments.index(f"--{name}-port") + 1
+                self._gateway.arguments[place] = port
+
+    def _spawn(self, name: str, arguments: list[str]) -> Seat:
+        seat = Seat(name, arguments, self._place(name, arguments), now_ns())
+        self._seats.append(seat)
+        return seat
+
+    def _place(self, name: str, arguments: list[str]) -> AnyChild:
+        return Child(name, arguments, self._say, self._settings.verbose)
+
+    def wait_until_ready(self) -> None:
+        """Until every worker is there and every model is ready on it, the demo model included."""
+        from clockwork.client.blocking import Client
+
+        settings = self._settings
+        keys = key_file_of(settings.keys, Role.OPERATOR) if settings.keys is not None else None
+        limit_ns = self.started_ns + self.ready_ns
+        with Client(
+            _dialled(self._endpoints[0]), keys=keys, name="up", timeout=to_seconds(self.ready_ns)
+        ) as client:
+            self._wait(lambda: len(client.status()["workers"]) >= settings.workers, limit_ns, "the workers")
+            if settings.demo:
+                self._register_demo(client)
+            if settings.profiles:
+                self._register_profiles(client)
+            self._wait(lambda: not client.status()["models"].get("preparing"), None, "the models")
+        if self._gateway is not None:
+            gateway = self._gateway
+            self._wait(lambda: gateway.child.serves, limit_ns, "the gateway")
+
+    def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
+        pause = threading.Event()
+        said_ns = now_ns()
+        while not ready():
+            now = now_ns()
+            if limit_ns is not None and now > limit_ns:
+                raise ClockworkError(f"{what} were not ready within {to_seconds(self.ready_ns):g} s")
+            if now - said_ns > 2 * SECOND:
+                self._say(f"Waiting for {what} ...")
+                said_ns = now
+            pause.wait(POLL_S)
+
+    def _register_demo(self, client: Any) -> None:
+        from clockwork.formats.package import MODEL_FILE, PackageFile, digest_of, hash_file
+
+        path = Path(__file__).parents[1] / "models" / "data" / f"{DEMO_MODEL}.onnx"
+        digest = digest_of([PackageFile(MODEL_FILE, *hash_file(path))])
+        with contextlib.suppress(ModelNotFound):
+            known = client.model(DEMO_MODEL)
+            # What is known need not be read again: that would cost a restart half a second.
+            if known.digest == digest and known.state in ("preparing", "ready", "unloaded", "set_aside"):
+                return
+        self._say(f"Registering the demo model {DEMO_MODEL} ...")
+        client.register(DEMO_MODEL, path)
+
+    def _register_profiles(self, client: Any) -> None:
+        from clockwork.launch.profiles import read_profiles, register_profiles
+
+        profiles = read_profiles(self._settings.profiles, self._settings.copies)
+        self._say(f"Registering {len(profiles)} profiles ...")
+        register_profiles(client, profiles)
+
+    def stop(self) -> None:
+        """End every child: in order, or else by force."""
+        begun_ns = now_ns()
+        pause = threading.Event()
+        # Workers first: a controller that went before them would look to them like a failure.
+        children = [seat.child for seat in self._seats]
+        for group, limit_ns in ((children[1:], self.stop_workers_ns), (children[:1], self.stop_ns)):
+            for child in group:
+                child.signal(signal.SIGTERM)
+            while not all(child.ended() for child in group) and now_ns() - begun_ns < limit_ns:
+                pause.wait(0.01)
+        for child in children:
+            child.end()
+
+
+def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
+    """Of the clients, the workers and the events."""
+    if settings.keys is not None:
+        for path in (
+            settings.keys / CONTROLLER_KEY_FILE,
+            *(key_file_of(settings.keys, role) for role in Role),
+        ):
+            if not path.is_file():
+                raise ConfigError(
+                    f"{settings.keys} holds no {path.name} (make all with: clockwork keys new DIR)"
+                )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    ports = free_ports(3) if settings.port == 0 else [settings.port + index for index in range(3)]
+    clients, workers, events = (f"tcp://{host}:{port}" for port in ports)
+    return clients, workers, events
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.1", 0))
+            ports.append(int(held.getsockname()[1]))
+        return ports
+
+
+def _dialled(endpoint: str) -> str:
+    """The endpoint as this machine reaches it: one that listens everywhere is dialled on loopback."""
+    for everywhere, here in (
+        ("//0.0.0.0:", "//127.0.0.1:"),
+        ("//*:", "//127.0.0.1:"),
+        ("//[::]:", "//[::1]:"),
+    ):
+        endpoint = endpoint.replace(everywhere, here)
+    return endpoint
+
+
+def _greet(
+    settings: UpSettings,
+    endpoints: tuple[str, str, str],
+    urls: list[tuple[str, str]],
+    say: Callable[[str], None],
+    since_ns: int,
+) -> None:
+    clients, workers, events = endpoints
+    options = [] if clients == config.CLIENT_ENDPOINT else ["--endpoint", _dialled(clients)]
+    if settings.keys is not None:
+        # Without a demo there is a model to register first, for which one needs an operator's key.
+        role = Role.CLIENT if settings.demo else Role.OPERATOR
+        options += ["--key", str(key_file_of(settings.keys, role))]
+    image = Path(__file__).parents[2] / "examples" / "digits" / "7.png"
+    if settings.demo and image.is_file():
+        what = ["infer", *options, DEMO_MODEL, _shown(image)]
+    elif settings.demo:
+        what = ["load", *options, DEMO_MODEL]
+    else:
+        what = ["status", *options]
+    say(
+        f"\nReady after {to_seconds(now_ns() - since_ns):.1f} s.\n\n"
+        f"  clients  {clients}\n  workers  {workers}\n  events   {events}\n"
+        + "".join(f"  {name:<8} {where}\n" for name, where in urls)
+        + "\n"
+        f"Try it in another terminal:\n\n  {shlex.join([*_command(), *what])}\n\nCtrl-C ends it."
+    )
+
+
+def _command() -> list[str]:
+    """How this program is called from a terminal in the same directory."""
+    script = Path(sys.executable).parent / "clockwork"
+    if not script.is_file():
+        return [_shown(Path(sys.executable)), "-m", "clockwork"]
+    found = shutil.which("clockwork")
+    return ["clockwork"] if found is not None and Path(found).samefile(script) else [_shown(script)]
+
+
+def _shown(path: Path) -> str:
+    """Relative to the current directory where that is below it."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)

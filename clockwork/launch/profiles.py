@@ -1,0 +1,67 @@
+"""Registering models that are only profiles, many at a time: for clusters of emulated devices."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clockwork.errors import ConfigError
+from clockwork.formats.profiles import ModelProfile, load_profiles, paper_varieties
+from clockwork.formats.profiles import copies as copies_of
+
+if TYPE_CHECKING:
+    from clockwork.client.blocking import Client
+
+PAPER = "paper"
+"""Instead of a file: the 61 varieties of the paper's table."""
+
+REGISTRATIONS_AT_ONCE = 16
+"""Registrations under way: enough that their disk writes overlap, far below what a controller takes."""
+
+COPIES_MAX = 100_000
+
+
+def read_profiles(source: str, copies: int = 1) -> list[ModelProfile]:
+    """The profiles of a file, or of the paper, each so many times. Raises ConfigError.
+
+    Several copies of a model are called NAME-00, NAME-01 ...; they share its program, as fine-tunes do, and
+    have weights of their own.
+    """
+    if not 1 <= copies <= COPIES_MAX:
+        raise ConfigError(f"copies of a model are 1 to {COPIES_MAX}, not {copies}")
+    found = paper_varieties() if source == PAPER else load_profiles(Path(source))
+    return list(found) if copies == 1 else copies_of(found, copies)
+
+
+def register_profiles(
+    client: Client,
+    profiles: Sequence[ModelProfile],
+    slo: float | None = None,
+    timeout: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Register them all; returns once every one is ready. Raises what the first failure raised.
+
+    Models of the same program and times are one package: what differs is its name, which is the registration's.
+    slo: seconds, of those whose profile has none.
+    """
+    tell = progress or (lambda stage, done, total: None)
+
+    def register(profile: ModelProfile) -> None:
+        default = profile.slo_ns / 1e9 if profile.slo_ns else slo
+        content = dataclasses.replace(profile, name=profile.program or profile.name)
+        client.register(profile.name, content, slo=default, timeout=timeout)
+
+    with concurrent.futures.ThreadPoolExecutor(REGISTRATIONS_AT_ONCE) as pool:
+        futures = [pool.submit(register, profile) for profile in profiles]
+        try:
+            for done, future in enumerate(concurrent.futures.as_completed(futures), 1):
+                future.result()
+                tell("register", done, len(profiles))
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise

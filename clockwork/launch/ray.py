@@ -1,0 +1,285 @@
+"""``clockwork up --ray``: a controller and workers as actors of a Ray cluster, from start to finish.
+
+Ray says where each runs and has its processors and GPUs set aside; what runs there is the program of any other
+cluster, as the actor's child process. Ray carries no request. The controller is placed on the machine where the
+command runs, since what it keeps lies there; what ends, or is lost with its machine, is started
+again (clockwork.launch.restarts says when).
+
+The actors belong to this process: should it be killed outright, Ray ends them, and they their children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import select
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from clockwork.errors import ConfigError
+from clockwork.launch import local
+from clockwork.launch.local import (
+    LAST_LINES,
+    ROUTINE,
+    SERVES,
+    AnyChild,
+    Child,
+    ChildEnded,
+    Cluster,
+    Stop,
+    UpSettings,
+)
+from clockwork.system.clock import SECOND, now_ns, to_seconds
+from clockwork.wire.keys import key_file_of, write_keys
+from clockwork.wire.roles import Role
+
+KEYS = "<keys>"
+"""Stands in a child's arguments for the directory of keys on the machine where it runs."""
+
+POLL_NS = 300_000_000
+"""How often each actor is asked how its child is."""
+
+END_S = 2.0
+"""How long an actor may take to clear up after its child has ended."""
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RaySettings:
+    """Where the Ray cluster is, and what one worker needs of it."""
+
+    address: str = (
+        ""  # host:port of its head; "": RAY_ADDRESS, one that runs on this machine, or else a new one
+    )
+    cpus: int = 1  # of each worker
+    gpus: int = 0
+
+
+class Host:
+    """The actor: one child process on a machine of the Ray cluster. Its methods are called from the driver."""
+
+    def __init__(self) -> None:
+        self._child: Child | None = None
+        self._lines: list[str] = []
+        self._directory = ""
+
+    def start(self, name: str, arguments: list[str], keys: dict[str, bytes]) -> None:
+        """keys: the key files that its arguments name, by file name."""
+        self._directory = tempfile.mkdtemp(prefix="clockwork-")
+        for file, body in keys.items():
+            descriptor = os.open(
+                os.path.join(self._directory, file), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600
+            )
+            with open(descriptor, "wb") as stream:
+                stream.write(body)
+        placed = [argument.replace(KEYS, self._directory) for argument in arguments]
+        self._child = Child(name, placed, lambda line: self._lines.append(line.partition(" | ")[2]), True)
+
+    def poll(self) -> tuple[int | None, list[str]]:
+        """Its exit status, None while it runs, and what it printed since the last call."""
+        status = None
+        assert self._child is not None, "nobody asks after the end"
+        if self._child.ended():
+            self._child.end()
+            status, self._child = self._child.status, None
+        lines, self._lines = self._lines, []
+        return status, lines
+
+    def signal(self, number: int) -> None:
+        if self._child is not None:
+            self._child.signal(number)
+
+    def end(self) -> None:
+        """Kill what is left of the child, and leave nothing."""
+        if self._child is not None:
+            self._child.end()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Placed:
+    """A child on some machine of the Ray cluster, as local.Child is one on this."""
+
+    def __init__(
+        self, ray: Any, actor: Any, name: str, arguments: list[str], keys: dict[str, bytes], say: Callable[[str], None],
+        verbose: bool,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.serves = False  # it has said so
+        self.lost = False  # with the machine that it was on
+        self.status = 0  # of the process, once it has ended
+        self._ray = ray
+        self._actor = actor
+        self._say = say
+        self._verbose = verbose
+        self._has_ended = False
+        self._asked = actor.start.remote(name, arguments, keys)
+        self._is_started = False
+        self._next_ns = 0
+
+    def look(self) -> None:
+        """Take in how it is, if its actor has said so, and ask again. Never waits."""
+        now = now_ns()
+        if self._has_ended or now < self._next_ns:
+            return
+        self._next_ns = now + POLL_NS
+        ready, _ = self._ray.wait([self._asked], timeout=0)
+        if not ready:
+            return
+        try:
+            answer = self._ray.get(self._asked)
+        except self._ray.exceptions.RayError as error:  # its actor is gone, or could not do what it was asked
+            self._has_ended, self.status = True, 1
+            self.lost = isinstance(error, self._ray.exceptions.RayActorError)
+            self.lines.append(str(error).strip().splitlines()[0])
+            return
+        if self._is_started:
+            status, lines = answer
+            for line in lines:
+                self.lines.append(line)
+                self.serves = self.serves or SERVES.search(line) is not None
+                if self._verbose or not ROUTINE.match(line):
+                    self._say(f"{self.name} | {line}")
+            if status is not None:
+                self._has_ended, self.status = True, status
+                return
+        self._is_started = True
+        self._asked = self._actor.poll.remote()
+
+    def ended(self) -> bool:
+        self.look()
+        return self._has_ended
+
+    def signal(self, number: int) -> None:
+        if not self._has_ended:
+            self._actor.signal.remote(number)
+
+    def end(self) -> None:
+        """Give back what it had of the Ray cluster."""
+        if not self.lost and self._is_started:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.get(self._actor.end.remote(), timeout=END_S)
+        self._ray.kill(self._actor)
+
+
+class RayCluster(Cluster):
+    """A controller and workers, each where Ray has room for it."""
+
+    stop_workers_ns = 4 * SECOND
+    stop_ns = 6 * SECOND
+    drain_ns = 2 * SECOND
+    ready_ns = 900 * SECOND  # a Ray cluster may have to start machines first
+
+    ray: Any
+    ray_settings: RaySettings
+
+    def __init__(
+        self, settings: UpSettings, endpoints: tuple[str, str, str], say: Callable[[str], None]
+    ) -> None:
+        super().__init__(settings, endpoints, say)
+        path = key_file_of(settings.keys, Role.WORKER) if settings.keys is not None else None
+        self._worker_key = {path.name: path.read_bytes()} if path is not None else {}
+
+    def _place(self, name: str, arguments: list[str]) -> AnyChild:
+        """The controller and workers where Ray has room; the gateway here."""
+        if name != "controller" and not name.startswith("worker-"):
+            return super()._place(name, arguments)
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ray, wanted = self.ray, self.ray_settings
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0, "max_restarts": 0}
+        if name == "controller":
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
+        else:
+            options |= {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "scheduling_strategy": "SPREAD"}
+        actor = ray.remote(Host).options(**options).remote()
+        keys = {}
+        # The controller runs here, and reads its files where they lie: its list of keys may change.
+        if self._settings.keys is not None and name != "controller":
+            directory = str(self._settings.keys)
+            arguments = [argument.replace(directory, KEYS) for argument in arguments]
+            keys = self._worker_key
+        return Placed(ray, actor, name, arguments, keys, self._say, self._settings.verbose)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = self._stopping or number in local.ENDING
+        if self._armed:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Only by an end that was asked for: whether a child has ended cannot be asked of Ray in the middle of anything."""
+        if self._stopping:
+            self._armed = False
+            raise Stop
+
+    def _check(self) -> None:
+        with self._undisturbed():
+            has_ended = any(seat.due_ns is None and seat.child.ended() for seat in self._seats)
+        if has_ended and self._awaits:
+            self._awaits = False
+            raise ChildEnded
+
+    def wait_for_signal(self) -> None:
+        """Until it is time to ask the actors again, too."""
+        readable, _, _ = select.select([self._wakeup], [], [], to_seconds(POLL_NS))
+        if readable:
+            os.read(self._wakeup, 4096)
+
+    def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
+        wanted = self.ray_settings
+        gpus = f" and {wanted.gpus} GPUs" if wanted.gpus else ""
+        if what == "the workers":
+            what = f"the workers, each of which needs {wanted.cpus} CPUs{gpus} of the Ray cluster"
+
+        def look() -> bool:
+            self._check()
+            return ready()
+
+        super()._wait(look, limit_ns, what)
+
+
+def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) -> int:
+    """Run a cluster on Ray in the foreground until a signal or the controller's end; the exit status."""
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("Ray is not installed: pip install 'clockwork-serving[ray]'") from None
+    if wanted.address.startswith("ray://"):
+        raise ConfigError(
+            "the command has to run on a machine of the Ray cluster; Ray's client, ray://, has none"
+        )
+    with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        try:
+            ray.init(address=wanted.address or None, namespace="clockwork", logging_level="warning")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = wanted.address or "this machine"
+            raise ConfigError(f"no Ray cluster at {where}: {str(error).splitlines()[0]}") from None
+        if settings.host == LOOPBACK:
+            settings = dataclasses.replace(settings, host=ray.util.get_node_ip_address())
+        if settings.keys is None and not settings.insecure:
+            settings = dataclasses.replace(settings, keys=_new_keys(stack))
+
+        class OnRay(RayCluster):
+            ray_settings = wanted
+
+        OnRay.ray = ray
+        return local.up(settings, say, OnRay)
+
+
+def _new_keys(stack: contextlib.ExitStack) -> Path:
+    """Keys for this cluster alone; its clients find theirs there while it lasts."""
+    from clockwork.wire.transport import new_key_pair
+
+    directory = Path(tempfile.mkdtemp(prefix="clockwork-keys-"))
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    write_keys(directory, new_key_pair(), {role: new_key_pair() for role in Role})
+    return directory

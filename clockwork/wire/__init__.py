@@ -1,0 +1,1 @@
+"""What processes say to each other: messages, their bytes, sockets, tensors, keys and roles."""

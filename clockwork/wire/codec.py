@@ -1,0 +1,125 @@
+"""Headers to bytes and back. The frames behind a header are never touched here.
+
+Decoding trusts nothing: the tag must belong to the direction, and every field must have the form that its message
+declares for it (clockwork.wire.forms), before anything is built of it.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgpack
+
+from clockwork.config import HEADER_BYTES_MAX
+from clockwork.errors import ClockworkError
+from clockwork.wire import _codec
+from clockwork.wire.forms import INT64_MAX, Form, Text
+from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, HEADER_BYTES, TAG_OF, TO_CLIENT, TO_WORKER
+
+
+class WireError(ClockworkError):
+    """A header that is not one of ours; the sentence says what is wrong with it."""
+
+
+class TooLarge(ClockworkError):
+    """A message that its receiver would not take; the sentence says how large it is, and may be."""
+
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+
+
+def encode(message: tuple[Any, ...]) -> bytes:
+    """The header frame of a message. Raises TooLarge. A sentence for people that is too long is cut."""
+    kind = type(message)
+    cut = _CUT.get(kind)
+    if cut is not None:
+        for place, bytes_max in cut:
+            if len(message[place]) > bytes_max // 4:
+                message = _with_cut(message, place, bytes_max)
+    header = typing.cast(bytes, _pack((TAG_OF[kind], *message)))
+    if len(header) > bytes_max_of(kind):
+        raise TooLarge(
+            f"a {kind.__name__} of {len(header)} bytes, of which at most {bytes_max_of(kind)} are sent"
+        )
+    return header
+
+
+def decode(header: Any, table: Mapping[int, type]) -> Any:
+    """The message in a header frame (bytes-like), of one of the kinds in ``table``, a direction's. Raises WireError."""
+    try:
+        return _codec.read(header, _LAYOUTS[id(table)])
+    except _codec.Odd as error:
+        raise WireError(str(error)) from None
+
+
+def check(message: tuple[Any, ...]) -> bytes:
+    """The header of a message, if its receiver takes it: for what is made of a stranger's data. Raises WireError."""
+    try:
+        header = encode(message)
+        _codec.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
+    except (_codec.Odd, TooLarge) as error:
+        raise WireError(str(error)) from None
+    return header
+
+
+def addressee(header: Any, table: Mapping[int, type]) -> tuple[type | None, int]:
+    """The kind of a message that decode() refuses, and the id that it begins with (of a request, action or model): so
+    that whoever waits for its answer hears of it. (None, 0) where these are not to be read."""
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(bytes(memoryview(header)[:_BEGINNING_BYTES]))
+    try:
+        unpacker.read_array_header()
+        kind, number = table.get(unpacker.unpack()), unpacker.unpack()
+    except (ValueError, TypeError, msgpack.UnpackException):
+        return None, 0
+    if kind is None or typing.cast(Any, kind)._fields[:1] not in (
+        ("request_id",),
+        ("action_id",),
+        ("model_id",),
+    ):
+        return None, 0
+    return (kind, number) if type(number) is int and 0 <= number <= INT64_MAX else (None, 0)
+
+
+_BEGINNING_BYTES = 32  # an array's head, a tag and a number take less
+
+
+def forms_of(kind: type) -> dict[str, Form]:
+    """The form of each field of a message, in order."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found: dict[str, Form] = {}
+    for name in typing.cast(Any, kind)._fields:
+        assert typing.get_origin(hints[name]) is Annotated, (
+            f"{kind.__name__}.{name} is declared without a form"
+        )
+        found[name] = hints[name].__metadata__[0]
+    return found
+
+
+def bytes_max_of(kind: type) -> int:
+    """The largest header of a kind of message."""
+    return HEADER_BYTES.get(kind, HEADER_BYTES_MAX)
+
+
+def _with_cut(message: tuple[Any, ...], place: int, bytes_max: int) -> tuple[Any, ...]:
+    text = message[place].encode(errors="replace")[:bytes_max].decode(errors="ignore")
+    return type(message)._make((*message[:place], text, *message[place + 1 :]))  # type: ignore[attr-defined,no-any-return]
+
+
+_FORMS = {kind: forms_of(kind) for kind in TAG_OF}
+_ALL = {kind: _codec.Layout(kind, forms, bytes_max_of(kind)) for kind, forms in _FORMS.items()}
+_LAYOUTS = {
+    id(table): {tag: _ALL[kind] for tag, kind in table.items()}
+    for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER)
+}
+_CUT = {
+    kind: places
+    for kind, forms in _FORMS.items()
+    if (
+        places := [
+            (at, one.bytes_max) for at, one in enumerate(forms.values()) if type(one) is Text and one.is_cut
+        ]
+    )
+}

@@ -1,0 +1,203 @@
+"""What a controller says of itself and of its models, as records that a caller can read.
+
+Fields that a newer controller adds are kept in ``raw``; what an older one leaves out has its default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from clockwork.config import SHARE_WHOLE
+from clockwork.system.clock import to_seconds
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One input or output. A dimension is an int, or a symbol's name ("" unnamed)."""
+
+    name: str
+    dtype: str  # numpy's name of it: "float32"; "string" for strings
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProfileInfo:
+    """One execution time measured at registration."""
+
+    shape: tuple[tuple[int, ...], ...]  # of each input; without axis 0 where the model batches
+    batch: int
+    exec_ns: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One version of a registered model. Those of Client.models() lack what takes long to list: see model()."""
+
+    name: str
+    version: int
+    state: str  # preparing, ready, unserved (ready, but no worker has it), draining, unloaded or failed
+    text: str  # why it failed
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    slo: float | None  # the default, in seconds
+    batches: bool
+    batch_max: int
+    batching_note: str  # why it batches or does not
+    holding: str  # how the device keeps its weights: bound, packed or none
+    weights_bytes: int
+    load_ns: int
+    profile: tuple[ProfileInfo, ...]
+    metadata: dict[str, str]  # the ONNX file's own
+    devices: tuple[dict[str, Any], ...]  # where it is: worker, device, state
+    counts: dict[str, int]
+    digest: str  # of the package: equal content, equal digest
+    share: float  # of its name's requests, from 0 to 1
+    hosted: tuple[str, ...]  # workers that have it in a host store with a budget
+    raw: dict[str, Any] = dataclasses.field(repr=False)
+
+    @staticmethod
+    def from_wire(body: Any) -> ModelInfo:
+        body = dict(body) if isinstance(body, Mapping) else {}
+        slo_ns = _int(body.get("slo_ns"))
+        return ModelInfo(
+            name=str(body.get("name", "")),
+            version=_int(body.get("version")),
+            state=str(body.get("state", "")),
+            text=str(body.get("text", "")),
+            inputs=_tensors(body.get("inputs")),
+            outputs=_tensors(body.get("outputs")),
+            slo=to_seconds(slo_ns) if slo_ns > 0 else None,
+            batches=bool(body.get("batches", False)),
+            batch_max=_int(body.get("batch_max")),
+            batching_note=str(body.get("batching_note", "")),
+            holding=str(body.get("holding", "")),
+            weights_bytes=_int(body.get("weights_bytes")),
+            load_ns=_int(body.get("load_ns")),
+            profile=tuple(
+                ProfileInfo(
+                    tuple(tuple(dimensions) for dimensions in point.get("shape", ())),
+                    _int(point.get("batch")),
+                    _int(point.get("exec_ns")),
+                )
+                for point in body.get("profile") or ()
+            ),
+            metadata=dict(body.get("metadata") or {}),
+            devices=tuple(body.get("devices") or ()),
+            counts=dict(body.get("counts") or {}),
+            digest=str(body.get("digest", "")),
+            share=_int(body.get("share")) / SHARE_WHOLE,
+            hosted=tuple(body.get("hosted") or ()),
+            raw=body,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShadowInfo:
+    """A version that is asked as well, and what became of that since it is, or since the controller started.
+
+    copied: requests; of these, unanswered: the version had no idle time for it before its SLO (at most 0.9 s),
+    or failed; moot: the request itself was not answered. dropped: not copied, or not compared, for too much
+    waited. compared: pairs of answers; of these, differing: in names, dtypes or shapes; beyond: that, or by
+    more than the tolerance. Differences are of two elements; the relative one as a part of the largest
+    magnitude in the tensor of the version that serves.
+    """
+
+    version: int
+    share: float  # of the requests that go to others, from 0 to 1
+    tolerance: float
+    copied: int
+    dropped: int
+    unanswered: int
+    moot: int
+    compared: int
+    differing: int
+    beyond: int
+    absolute_max: float
+    relative_max: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RouteInfo:
+    """How a name's traffic is split. Shares are by version, from 0 to 1."""
+
+    name: str
+    automatic: bool  # nobody has split it: the newest version that is ready has it all
+    shares: dict[int, float]
+    serving: dict[int, float]  # at this moment: among those of them that are ready
+    shadow: ShadowInfo | None
+    earlier: tuple[dict[int, float], ...]  # what one can go back to; the last comes first
+    raw: dict[str, Any] = dataclasses.field(repr=False)
+
+    @staticmethod
+    def from_wire(body: Any) -> RouteInfo:
+        body = dict(body) if isinstance(body, Mapping) else {}
+        shadow = body.get("shadow")
+        return RouteInfo(
+            name=str(body.get("name", "")),
+            automatic=bool(body.get("automatic", True)),
+            shares=_shares(body.get("shares")),
+            serving=_shares(body.get("serving")),
+            shadow=_shadow(shadow) if isinstance(shadow, Mapping) else None,
+            earlier=tuple(_shares(one.get("shares")) for one in reversed(body.get("earlier") or ())),
+            raw=body,
+        )
+
+
+class Status(TypedDict, total=False):
+    """What Client.status() returns: a plain dict with these keys, and perhaps more."""
+
+    version: str
+    epoch: int
+    uptime_ns: int
+    policy: str
+    models: Any
+    clients: Any
+    workers: list[dict[str, Any]]  # id, name, state, rtt_ns, jitter_ns, devices, memory, ...
+    counts: dict[str, int]
+    noise: dict[str, float]  # of executions: executions, pace, sigma, outliers, outlier_factor
+    complaints: dict[str, int]  # messages that were malformed, or met a defect (failed), by sender
+    troubles: dict[
+        str, Any
+    ]  # open: what is wrong (kind, subject, text, count, since_ns, last_ns); left_out, noted
+
+
+def _int(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _float(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _shares(body: Any) -> dict[int, float]:
+    return {_int(version): _int(parts) / SHARE_WHOLE for version, parts in body or ()}
+
+
+def _shadow(body: Mapping[str, Any]) -> ShadowInfo:
+    return ShadowInfo(
+        version=_int(body.get("version")),
+        share=_int(body.get("parts")) / SHARE_WHOLE,
+        tolerance=_float(body.get("tolerance")),
+        copied=_int(body.get("copied")),
+        dropped=_int(body.get("dropped")),
+        unanswered=_int(body.get("unanswered")),
+        moot=_int(body.get("moot")),
+        compared=_int(body.get("compared")),
+        differing=_int(body.get("differing")),
+        beyond=_int(body.get("beyond")),
+        absolute_max=_float(body.get("absolute_max")),
+        relative_max=_float(body.get("relative_max")),
+    )
+
+
+def _tensors(body: Any) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(
+            str(one.get("name", "")),
+            str(one.get("dtype", "")),
+            tuple(one.get("shape", ())),
+        )
+        for one in body or ()
+    )

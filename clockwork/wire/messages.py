@@ -1,0 +1,698 @@
+"""Every message of the protocol, typed, grouped by direction.
+
+A message on the wire is ``[header][frame]*``. The header is one msgpack array
+``[tag, field, field, ...]``; frames carry tensor bytes or file chunks and are never copied into
+msgpack. Each field is declared with a form (clockwork.wire.forms), which bounds whatever it may hold: codec.decode() takes
+nothing else. Times are integer nanoseconds. A message *to* a worker carries times of that worker's
+clock, a message *from* a worker likewise; the controller converts at its link to the worker, and
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+from clockwork.config import (
+    BATCH_SIZE_MAX,
+    CHUNK_BYTES,
+    CLOCK_MHZ_MAX,
+    FILES_MAX,
+    FRAMES_MAX,
+    HOST_BYTES_MAX,
+    MODEL_REFERENCE_MAX,
+    NAME_BYTES_MAX,
+    PACKAGE_BYTES_MAX,
+    PAGE_BYTES_MAX,
+    PAGES_MAX,
+    PRIORITY_MAX,
+    PROFILE_POINTS_MAX,
+    RANK_MAX,
+    REGISTER_BATCH_MAX,
+    REPLY_BYTES_MAX,
+    REPLY_VALUES_MAX,
+    REQUEST_HEADER_BYTES_MAX,
+    RUN_AHEAD_MAX,
+    SENTENCE_BYTES_MAX,
+    SHARE_WHOLE,
+    STATS_VALUES_MAX,
+    SUMMARY_BYTES_MAX,
+    SUMMARY_TEXT_CHARS_MAX,
+    TENSORS_MAX,
+    UPLOAD_AHEAD_BYTES_MAX,
+    VERSION_MAX,
+    WORKER_DEVICES_MAX,
+)
+from clockwork.wire.forms import (
+    INT64_MAX,
+    INT64_MIN,
+    Anything,
+    Either,
+    Facts,
+    Flag,
+    Form,
+    Integer,
+    ListOf,
+    Real,
+    Record,
+    Row,
+    Text,
+)
+
+PROTOCOL_VERSION = 1
+
+NEVER_NS = 2**62
+"""A time after every other: the deadline of a request that has none, an open end of a window."""
+
+
+class Status(enum.IntEnum):
+    """The one list of outcomes, on the wire and inside."""
+
+    OK = 0
+    # Answers to clients.
+    REFUSED = 1
+    DEADLINE_MISSED = 2
+    CANCELLED = 3
+    MODEL_NOT_FOUND = 4
+    INVALID_INPUT = 5
+    EXECUTION_FAILED = 6
+    UNAVAILABLE = 7
+    PROTOCOL_MISMATCH = 8
+    INVALID_MODEL = 9
+    INTERNAL = 10
+    FORBIDDEN = 11
+    # Results of actions that did not do what they were sent for.
+    TOO_LATE = 20
+    NOT_RESIDENT = 21
+    IN_USE = 22
+    BAD_PAGES = 23
+    UNKNOWN_MODEL = 24
+    DEVICE_ERROR = 25
+    ACTION_CANCELLED = 26
+    WORKER_LOST = 27
+    OVERRUN = 28  # it took longer than its bound, and was ended
+    CRASHED = 29  # executing it ends the worker, which says so just before
+
+
+class Reason(enum.StrEnum):
+    """Why a request was refused."""
+
+    DEADLINE = "deadline"  # It cannot be done in time given what was already promised.
+    INFEASIBLE = "infeasible"  # Its SLO is below what the model takes on an idle device.
+    OVERLOADED = "overloaded"  # A bound on queued requests or bytes was reached.
+    MEMORY = "memory"  # The model does not fit any device's arena.
+    DISPLACED = "displaced"  # A request of higher priority took its place.
+    UNPROFILED = "unprofiled"  # This input shape was never measured and the bound is too high.
+    NO_WORKER = "no_worker"  # No worker that can serve the model is connected.
+    DRAINING = "draining"  # The model is being unregistered, or the controller is shutting down.
+
+
+# ----- what fields hold ----------------------------------------------------------------------
+
+Id: TypeAlias = Annotated[int, Integer(0, INT64_MAX)]
+Count: TypeAlias = Annotated[int, Integer(0, INT64_MAX)]
+Stamp: TypeAlias = Annotated[int, Integer(0, NEVER_NS - 1)]
+"""A time that the controller's clock shows, or a duration."""
+
+_WORKER_TIME = Integer(1 - NEVER_NS, NEVER_NS - 1)
+WorkerTime: TypeAlias = Annotated[int, _WORKER_TIME]
+"""A time of a worker's clock, which counts from wherever it likes and may read less than zero."""
+
+Bound: TypeAlias = Annotated[int, Integer(-NEVER_NS, NEVER_NS)]
+"""Of a window, in the clock of a worker."""
+
+Protocol: TypeAlias = Annotated[int, Integer(0, (1 << 31) - 1)]
+StatusNumber: TypeAlias = Annotated[int, Integer(0, 31)]
+DeviceIndex: TypeAlias = Annotated[int, Integer(0, WORKER_DEVICES_MAX - 1)]
+WorkerId: TypeAlias = Annotated[int, Integer(0, (1 << 31) - 1)]
+VersionNumber: TypeAlias = Annotated[int, Integer(0, VERSION_MAX)]
+FileIndex: TypeAlias = Annotated[int, Integer(0, FILES_MAX - 1)]
+FileOffset: TypeAlias = Annotated[int, Integer(0, PACKAGE_BYTES_MAX)]
+Release: TypeAlias = Annotated[str, Text(64, is_cut=True)]
+"""The version of the program that a peer runs."""
+
+PeerName: TypeAlias = Annotated[str, Text(256, is_cut=True)]
+Sentence: TypeAlias = Annotated[str, Text(SENTENCE_BYTES_MAX, is_cut=True)]
+ModelReference: TypeAlias = Annotated[str, Text(4 * MODEL_REFERENCE_MAX)]
+"""``name`` or ``name@version``."""
+
+Digest: TypeAlias = Annotated[str, Text(128)]
+_FILES = ListOf(
+    Row({"path": Text(NAME_BYTES_MAX), "bytes": Integer(0, PACKAGE_BYTES_MAX), "sha256": Text(128)}),
+    FILES_MAX,
+)
+Files: TypeAlias = Annotated[list[list[Any]], _FILES]
+"""``[[relative path, bytes, sha256 hex], ...]``, the first is the model."""
+
+_DTYPE = Integer(0, (1 << 31) - 1)
+_FRAME = Integer(0, FRAMES_MAX - 1)
+_DIMENSIONS = ListOf(Integer(0, NEVER_NS - 1), RANK_MAX)
+_ANY_DIMENSIONS = ListOf(Integer(INT64_MIN, INT64_MAX), RANK_MAX)
+# Of a request whatever int64 holds is read: what its model takes is said with a better sentence.
+_INPUT = Row({"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _ANY_DIMENSIONS, "frame": _FRAME})
+_OUTPUT = Row({"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME})
+_TENSOR = Row({"dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME})
+
+TensorRef: TypeAlias = list[Any]
+"""``[dtype, shape, frame]``: ONNX's TensorProto.DataType code, list of dimensions, and the index of
+the frame of this message (0 is the first after the header) that holds the bytes."""
+
+NamedTensorRef: TypeAlias = list[Any]
+"""``[name, dtype, shape, frame]``."""
+
+Parts: TypeAlias = Annotated[list[list[TensorRef]], ListOf(ListOf(_TENSOR, TENSORS_MAX), FRAMES_MAX)]
+Phase: TypeAlias = Annotated[
+    list[int],
+    Row({"begin_ns": _WORKER_TIME, "end_ns": _WORKER_TIME, "duration_ns": Integer(0, NEVER_NS - 1)}),
+]
+"""``[begin_ns, end_ns, duration_ns]`` of one phase; zeros where the phase did not happen."""
+
+
+# ----- client -> controller ------------------------------------------------------------------
+
+
+class ClientHello(NamedTuple):
+    protocol: Protocol
+    version: Release
+    name: PeerName
+
+
+class InferRequest(NamedTuple):
+    """``slo_ns`` 0 means the model's default. ``priority``: 1 highest, 0 the default level.
+
+    ``model`` is ``name`` or ``name@version``.
+    """
+
+    request_id: Id
+    model: ModelReference
+    slo_ns: Stamp
+    priority: Annotated[int, Integer(0, PRIORITY_MAX)]
+    tensors: Annotated[list[NamedTensorRef], ListOf(_INPUT, TENSORS_MAX)]
+
+
+class Cancel(NamedTuple):
+    request_id: Id
+
+
+_REGISTER_OPTIONS = Record(
+    {
+        "slo_ns": Integer(0, (1 << 60) - 1),
+        "batching": Text(NAME_BYTES_MAX),
+        "batch_max": Integer(0, REGISTER_BATCH_MAX),
+        "version": Integer(0, VERSION_MAX),
+        "origin": Text(SENTENCE_BYTES_MAX),
+    },
+    optional=("slo_ns", "batching", "batch_max", "version", "origin"),
+)
+
+
+class Register(NamedTuple):
+    """Open an upload. ``files``: ``[[relative path, bytes, sha256 hex], ...]``, the first is the model.
+
+    ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on or off), ``batch_max``, ``version`` (its number, if that is
+    free; 0: the next), ``origin`` (whose it is).
+    """
+
+    request_id: Id
+    name: Annotated[str, Text(NAME_BYTES_MAX)]
+    files: Files
+    options: Annotated[dict[str, Any], _REGISTER_OPTIONS]
+
+
+class UploadChunk(NamedTuple):
+    """One frame: the bytes of file ``file`` from ``offset`` on. At most CHUNK_WINDOW unacknowledged."""
+
+    request_id: Id
+    file: FileIndex
+    offset: FileOffset
+
+
+class Unregister(NamedTuple):
+    request_id: Id
+    model: ModelReference
+
+
+class Offer(NamedTuple):
+    """Load (``offered``) or unload ``name``, or ``name@version``; answered by Reply when that is done.
+
+    What is unloaded takes no requests and no memory, until it is loaded again; that outlasts a restart.
+    """
+
+    request_id: Id
+    model: ModelReference
+    offered: Annotated[bool, Flag()]
+
+
+class Query(NamedTuple):
+    """``what``: models, model (argument: its name), status, metrics (see controller/metrics.py)."""
+
+    request_id: Id
+    what: Annotated[str, Text(NAME_BYTES_MAX)]
+    argument: ModelReference
+
+
+_SHARE = Row({"version": Integer(0, VERSION_MAX), "parts": Integer(0, SHARE_WHOLE)})
+
+
+class Route(NamedTuple):
+    """Split a name's traffic. Answered by Reply with the route as it is then; see controller.routes.
+
+    ``shares``: ``[[version, parts], ...]`` of SHARE_WHOLE; what is left goes to those that have the traffic
+    now; none: as they are. ``shadow``: ``[version, parts, tolerance]``: so many of the requests that go to
+    others are copied to it; ``[0, 0, 0.0]``: no longer; none: as it is.
+    """
+
+    request_id: Id
+    name: ModelReference
+    shares: Annotated[list[list[Any]], ListOf(_SHARE, TENSORS_MAX)]
+    shadow: Annotated[list[Any], ListOf(Real(0, VERSION_MAX), 3)]
+
+
+class Promote(NamedTuple):
+    """All of a name's traffic to one version, and no shadow. Answered like Route.
+
+    ``version`` 0: to the newest that is ready, and from now on to each newer one, as before there was a route.
+    """
+
+    request_id: Id
+    name: ModelReference
+    version: VersionNumber
+
+
+class Rollback(NamedTuple):
+    """Back to the route before the last change of it. Answered like Route."""
+
+    request_id: Id
+    name: ModelReference
+
+
+class Bye(NamedTuple):
+    """The client leaves: everything it still waits for is cancelled."""
+
+
+# ----- controller -> client ------------------------------------------------------------------
+
+
+class ClientWelcome(NamedTuple):
+    protocol: Protocol
+    version: Release
+    epoch: Id
+
+
+class Answer(NamedTuple):
+    """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a load, on the
+    device, in all; then, of that on the device, copying inputs in and outputs out."""
+
+    request_id: Id
+    model_version: VersionNumber
+    tensors: Annotated[list[NamedTensorRef], ListOf(_OUTPUT, TENSORS_MAX)]
+    times: Annotated[list[int], ListOf(Integer(INT64_MIN, INT64_MAX), 16)]
+
+
+_FAILURE_DETAILS = Record(
+    {
+        "reason": Text(NAME_BYTES_MAX),
+        "feasible_slo_ns": Integer(INT64_MIN, INT64_MAX),
+        "retry_after_ns": Integer(INT64_MIN, INT64_MAX),
+        "tensor": Text(4 * SENTENCE_BYTES_MAX),
+        "expected": Text(4 * SENTENCE_BYTES_MAX),
+        "got": Text(4 * SENTENCE_BYTES_MAX),
+    },
+    optional=("reason", "feasible_slo_ns", "retry_after_ns", "tensor", "expected", "got"),
+)
+
+
+class Failure(NamedTuple):
+    """Any request that did not succeed. ``details`` is keyed by status:
+
+    REFUSED: reason, feasible_slo_ns (0 unknown), retry_after_ns (0 unknown).
+    INVALID_INPUT: tensor, expected, got.
+    """
+
+    request_id: Id
+    status: StatusNumber
+    text: Annotated[str, Text(4 * SENTENCE_BYTES_MAX, is_cut=True)]
+    details: Annotated[dict[str, Any], _FAILURE_DETAILS]
+
+
+class UploadNeed(NamedTuple):
+    """The package is not known here: send its chunks. Answers Register."""
+
+    request_id: Id
+    window: Annotated[int, Integer(1, 1 << 16)]
+    chunk_bytes: Annotated[int, Integer(1, UPLOAD_AHEAD_BYTES_MAX)]
+
+
+class UploadAck(NamedTuple):
+    request_id: Id
+    chunks: Annotated[int, Integer(0, 1 << 16)]
+
+
+class Progress(NamedTuple):
+    """``done`` of ``total`` steps of ``stage`` (upload, store, prepare); total 0 is unknown."""
+
+    request_id: Id
+    stage: Annotated[str, Text(64)]
+    done: Count
+    total: Count
+
+
+class Reply(NamedTuple):
+    """The answer to Register (the model's description), Unregister, Offer and Query."""
+
+    request_id: Id
+    body: Annotated[Any, Anything(16, REPLY_VALUES_MAX)]
+
+
+class HelloNeeded(NamedTuple):
+    """Sent to a peer whose first message was no hello: it spoke to an earlier controller."""
+
+    epoch: Id
+
+
+class Mismatch(NamedTuple):
+    """The handshake failed; the sentence says what each side speaks."""
+
+    protocol: Protocol
+    text: Sentence
+
+
+# ----- worker -> controller ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What the controller needs to know of a device to plan for it."""
+
+    kind: str  # "cpu", "cuda" or "emulated"
+    name: str  # for people: the processor or card
+    fingerprint: str  # programs prepared under another fingerprint must be prepared again
+    page_bytes: int
+    page_count: int
+    run_ahead: int  # actions that a lane accepts before the first of them has completed
+    host_bytes: int = 0  # budget of the host store that it shares with the worker's others; 0: no host tier
+
+
+_DEVICE = Record(
+    {
+        "kind": Text(64),
+        "name": Text(256),
+        "fingerprint": Text(NAME_BYTES_MAX),
+        "page_bytes": Integer(1, PAGE_BYTES_MAX),
+        "page_count": Integer(1, PAGES_MAX),
+        "run_ahead": Integer(1, RUN_AHEAD_MAX),
+        "host_bytes": Integer(0, HOST_BYTES_MAX),
+    },
+    optional=("host_bytes",),
+)
+"""DeviceInfo."""
+
+
+class WorkerHello(NamedTuple):
+    """``devices``: one dict of DeviceInfo's fields each. ``worker_epoch``: random, new for each start."""
+
+    protocol: Protocol
+    version: Release
+    name: PeerName
+    worker_epoch: Id
+    devices: Annotated[list[dict[str, Any]], ListOf(_DEVICE, WORKER_DEVICES_MAX)]
+
+
+class Heartbeat(NamedTuple):
+    """``jitter_ns``: p99 of wake-up lateness. ``stats``: what ``clockwork status`` shows."""
+
+    now_ns: WorkerTime
+    jitter_ns: Stamp
+    stats: Annotated[dict[str, Any], Facts(6, STATS_VALUES_MAX)]
+
+
+class Pong(NamedTuple):
+    """Answers Ping: ``sent_ns`` as it came (controller clock), then two stamps of the worker's clock."""
+
+    sent_ns: Stamp
+    received_ns: WorkerTime
+    returned_ns: WorkerTime
+
+
+class Result(NamedTuple):
+    """The outcome of an action, whatever it was.
+
+    ``parts``: for INFER, one list of TensorRef for each part of the batch, in order.
+    """
+
+    action_id: Id
+    status: StatusNumber
+    text: Sentence
+    received_ns: WorkerTime
+    copy_in: Phase
+    execute: Phase
+    copy_out: Phase
+    parts: Parts
+
+
+class Fetch(NamedTuple):
+    """Ask for ``length`` bytes of file number ``file`` of a package. The controller asks as well, where its own copy of
+    a package is damaged and the worker has prepared a model of it."""
+
+    digest: Digest
+    file: FileIndex
+    offset: FileOffset
+    length: Annotated[int, Integer(0, CHUNK_BYTES)]
+
+
+_SPECS = ListOf(
+    Record(
+        {
+            "name": Text(NAME_BYTES_MAX),
+            "dtype": _DTYPE,
+            "shape": ListOf(Either(Integer(0, INT64_MAX), Text(NAME_BYTES_MAX)), RANK_MAX),
+        }
+    ),
+    TENSORS_MAX,
+)
+_POINT = Record(
+    {
+        "shape": ListOf(_DIMENSIONS, TENSORS_MAX),
+        "batch": Integer(1, BATCH_SIZE_MAX),
+        "exec_ns": Integer(0, NEVER_NS - 1),
+    }
+)
+_SUMMARY_FIELDS: dict[str, Form] = {
+    "format_version": Integer(0, 1 << 30),
+    "digest": Text(128),
+    "fingerprint": Text(NAME_BYTES_MAX),
+    "program": Text(128),
+    "holding": Text(64),
+    "inputs": _SPECS,
+    "outputs": _SPECS,
+    "outputs_verified": Flag(),
+    "batches": Flag(),
+    "batching_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
+    "batch_max": Integer(1, BATCH_SIZE_MAX),
+    "page_bytes": Integer(1, PAGE_BYTES_MAX),
+    "runs": ListOf(Integer(1, PAGES_MAX), PAGES_MAX),
+    "weights_bytes": Integer(0, HOST_BYTES_MAX),
+    "resident_bytes": Integer(0, HOST_BYTES_MAX),
+    "load_ns": Integer(0, NEVER_NS - 1),
+    "profile": ListOf(_POINT, PROFILE_POINTS_MAX),
+    "constants_note": Text(4 * SUMMARY_TEXT_CHARS_MAX),
+    "metadata": Facts(1, TENSORS_MAX),
+    "example": ListOf(_DIMENSIONS, TENSORS_MAX),
+}
+_SUMMARY = Record(_SUMMARY_FIELDS, optional=tuple(_SUMMARY_FIELDS))  # empty where preparing failed
+
+
+class Prepared(NamedTuple):
+    """Answers Prepare. ``summary`` is PreparedModel.summary() when status is OK."""
+
+    model_id: Id
+    status: StatusNumber
+    text: Sentence
+    summary: Annotated[dict[str, Any], _SUMMARY]
+
+
+class DeviceFault(NamedTuple):
+    """A device is broken for good, and all that it held and did is lost. Sent before anything else about that."""
+
+    device: DeviceIndex
+    text: Sentence
+
+
+class ClockChanged(NamedTuple):
+    """What a device executes at from now on."""
+
+    device: DeviceIndex
+    mhz: Annotated[int, Integer(1, CLOCK_MHZ_MAX)]
+
+
+# ----- controller -> worker ------------------------------------------------------------------
+
+
+class WorkerWelcome(NamedTuple):
+    """A new epoch: the worker forgets residency and model ids of any earlier one."""
+
+    protocol: Protocol
+    version: Release
+    epoch: Id
+    worker_id: WorkerId
+
+
+class Ping(NamedTuple):
+    sent_ns: Stamp
+
+
+class Prepare(NamedTuple):
+    """Make the model ready to be loaded: fetch, split, optimise, profile; or find all that in the cache.
+
+    ``files`` as in Register. Done away from the execution thread; answered by Prepared.
+    """
+
+    model_id: Id
+    name: Annotated[str, Text(NAME_BYTES_MAX)]
+    version: VersionNumber
+    digest: Digest
+    files: Files
+    options: Annotated[dict[str, Any], Facts(1, 16)]
+
+
+class Forget(NamedTuple):
+    """The model is gone. Ordered after its UNLOADs have been answered."""
+
+    model_id: Id
+
+
+class Chunk(NamedTuple):
+    """Answers Fetch; one frame. ``status`` is OK or INTERNAL (then the frame is empty)."""
+
+    digest: Digest
+    file: FileIndex
+    offset: FileOffset
+    status: StatusNumber
+
+
+class Load(NamedTuple):
+    """Copy a model's weights into pages. ``run_starts``: first page index of each run of its layout.
+
+    ``load_id`` names this residency; INFER and UNLOAD repeat it, so that one sent before a later
+    UNLOAD can never read the next model's weights.
+    """
+
+    action_id: Id
+    device: DeviceIndex
+    model_id: Id
+    load_id: Id
+    run_starts: Annotated[list[int], ListOf(Integer(0, PAGES_MAX - 1), PAGES_MAX)]
+    earliest_ns: Bound
+    latest_ns: Bound
+    expected_ns: Bound
+
+
+class Unload(NamedTuple):
+    action_id: Id
+    device: DeviceIndex
+    model_id: Id
+    load_id: Id
+    earliest_ns: Bound
+    latest_ns: Bound
+    expected_ns: Bound
+
+
+class Infer(NamedTuple):
+    """Run one batch. ``parts``: for each request its inputs, TensorRef in the model's input order.
+
+    More than one part only for models that batch: inputs are joined on axis 0, outputs split again.
+    """
+
+    action_id: Id
+    device: DeviceIndex
+    model_id: Id
+    load_id: Id
+    earliest_ns: Bound
+    latest_ns: Bound
+    expected_ns: Bound
+    parts: Parts
+
+
+class Profile(NamedTuple):
+    """Run the model once on seeded inputs of these shapes (model's input order); no output returns."""
+
+    action_id: Id
+    device: DeviceIndex
+    model_id: Id
+    load_id: Id
+    earliest_ns: Bound
+    latest_ns: Bound
+    expected_ns: Bound
+    shapes: Annotated[list[list[int]], ListOf(_DIMENSIONS, TENSORS_MAX)]
+
+
+class HostFetch(NamedTuple):
+    """FETCH: bring a prepared model's weights from disk into the worker's host store, which has a budget.
+
+    The store is the machine's: ``device`` is 0, whatever devices load from it. ``load_id`` names the order.
+    """
+
+    action_id: Id
+    device: DeviceIndex
+    model_id: Id
+    load_id: Id
+    earliest_ns: Bound
+    latest_ns: Bound
+    expected_ns: Bound
+
+
+class HostDrop(NamedTuple):
+    """DROP: give a model's bytes in the host store back. Never sent while a LOAD of it is under way."""
+
+    action_id: Id
+    device: DeviceIndex
+    model_id: Id
+    load_id: Id
+    earliest_ns: Bound
+    latest_ns: Bound
+    expected_ns: Bound
+
+
+class Revoke(NamedTuple):
+    """Drop an action that has not started; it is answered ACTION_CANCELLED. One that runs goes on."""
+
+    action_id: Id
+
+
+class Goodbye(NamedTuple):
+    """The sender leaves in order: the controller shuts down, or a worker has drained."""
+
+
+Message: TypeAlias = NamedTuple
+
+FROM_CLIENT = {1: ClientHello, 2: InferRequest, 3: Cancel, 4: Register, 5: UploadChunk, 6: Unregister,
+               7: Query, 8: Bye, 9: Route, 10: Promote, 11: Rollback, 12: Offer}  # fmt: skip
+TO_CLIENT = {32: ClientWelcome, 33: Answer, 34: Failure, 35: UploadNeed, 36: UploadAck, 37: Progress,
+             38: Reply, 39: HelloNeeded, 40: Mismatch, 41: Goodbye}  # fmt: skip
+FROM_WORKER = {64: WorkerHello, 65: Heartbeat, 66: Pong, 67: Result, 68: Fetch, 69: Prepared,
+               70: DeviceFault, 71: ClockChanged, 41: Goodbye, 100: Chunk}  # fmt: skip
+TO_WORKER = {96: WorkerWelcome, 97: Ping, 98: Prepare, 99: Forget, 100: Chunk, 101: Load, 102: Unload,
+             103: Infer, 104: Profile, 105: Revoke, 106: HostFetch, 107: HostDrop, 39: HelloNeeded,
+             40: Mismatch, 41: Goodbye, 68: Fetch}  # fmt: skip
+
+TAG_OF: dict[type, int] = {
+    kind: tag for table in (FROM_CLIENT, TO_CLIENT, FROM_WORKER, TO_WORKER) for tag, kind in table.items()
+}
+
+HEADER_BYTES: dict[type, int] = {
+    InferRequest: REQUEST_HEADER_BYTES_MAX,
+    Register: 1 << 20,
+    Answer: 2 << 20,
+    Failure: 512 << 10,
+    Reply: REPLY_BYTES_MAX,
+    WorkerHello: 1 << 20,
+    Heartbeat: 1 << 20,
+    Result: 2 << 20,
+    Prepared: SUMMARY_BYTES_MAX,
+    Prepare: 1 << 20,
+    Load: 8 << 20,
+    Infer: 32 << 20,
+    Profile: 512 << 10,
+}
+"""The largest header of a kind; of those that are not here HEADER_BYTES_MAX."""

@@ -1,0 +1,539 @@
+"""Sockets: the only module that knows ZeroMQ.
+
+Messages are a header frame and further frames. Frames of any size are forwarded as they arrived,
+without a copy in Python. Nothing here blocks: waiting is the business of Waiter, which watches
+sockets and other descriptors together, with nanosecond timeouts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import zmq
+import zmq.backend
+from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import parse_monitor_message
+
+from clockwork.config import (
+    EVENTS_QUEUE_MAX,
+    EVENTS_RECEIVED_BYTES_MAX,
+    EVENTS_TOPIC_BYTES_MAX,
+    FRAMES_MAX,
+    INFLOW_LOOK_NS,
+    MESSAGE_BYTES_MAX,
+    RECEIVED_BYTES_MAX,
+    SEND_QUEUE_MAX,
+    SUBSCRIBERS_MAX,
+)
+from clockwork.errors import ConfigError
+from clockwork.system import _wait
+from clockwork.system.clock import now_ns
+from clockwork.wire import _zmq
+from clockwork.wire.inflow import Inflow
+from clockwork.wire.keys import ControllerKeys, PeerKeys
+from clockwork.wire.roles import Port
+
+Frame: TypeAlias = Any
+"""zmq.Frame or bytes-like; memoryview(frame) is its content."""
+
+HEARTBEAT_MS = 500
+"""ZMTP heartbeats, answered by the peer's I/O thread: they notice a dead host, not a stuck process."""
+
+HEARTBEAT_TIMEOUT_MS = 3_000
+KEEPALIVE_S = 1
+KEEPALIVE_COUNT = 2
+"""A bound socket's probes, and how many may stay unanswered: a dead host is noticed after 3 s, too."""
+
+RECONNECT_MS = 50
+RECONNECT_MAX_MS = 500
+LINGER_MS = 250
+"""How long a closing socket may still try to hand over what was sent."""
+
+COPY_BYTES = 262_144
+"""Below this a copy is cheaper than the bookkeeping of a zero-copy send, because pyzmq hears of each buffer that
+is free again on a thread of its own, which wants the interpreter: sending and receiving 48 KB takes 42 us of processor
+time instead of 59, 200 KB 69 instead of 91; of 600 KB both take the same."""
+
+Gate: TypeAlias = Callable[[Port, str], bool]
+"""Whether a connection with this public key is let in at that port. Called on the thread that authenticates."""
+
+# Called with plain integers: pyzmq's own send_multipart takes 5 us for three small parts, most of it for
+# enums and checks, and this 0.6 us; receiving without a copy takes 0.5 us instead of 2.5.
+_send_part: Any = zmq.backend.Socket.send
+_receive_part: Any = zmq.backend.Socket.recv
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK) | int(zmq.SNDMORE)
+
+
+def new_key_pair() -> tuple[str, str]:
+    """A fresh CURVE pair (public, secret), Z85."""
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only this machine can reach the endpoint."""
+    if endpoint.startswith(("ipc://", "inproc://")):
+        return True
+    match = re.fullmatch(r"tcp://(\[[^\]]*\]|[^:]*):.*", endpoint)
+    if match is None:
+        return False
+    host = match[1].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_keys_beyond_loopback(
+    endpoints: Iterable[str], keys: ControllerKeys | None, insecure: bool
+) -> None:
+    """Raises ConfigError where something would listen to the network without keys and nobody insisted."""
+    for endpoint in endpoints:
+        if keys is None and not insecure and not is_local(endpoint):
+            raise ConfigError(
+                f"{endpoint} is reachable from other machines: give a key file "
+                "(clockwork keys new DIR, then --key DIR/controller.key) or say --insecure"
+            )
+
+
+class Connection(enum.Enum):
+    """What happened to a dialled connection."""
+
+    UP = "up"
+    DOWN = "down"
+    REFUSED = "refused"  # the keys were not accepted; this is final, it is not tried again
+    FAILED = "failed"  # it ended while the handshake went on, and is tried again: a controller that
+    # went away, or whose public key is not the one that we have
+
+
+_BEGUN = zmq.EVENT_CONNECTED  # its value is the descriptor
+_UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
+_DOWN = zmq.EVENT_DISCONNECTED
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+_CHANGES: dict[int, Connection] = {
+    _UP: Connection.UP,
+    _DOWN: Connection.DOWN,
+    _FAILED: Connection.FAILED,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Connection.REFUSED,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: Connection.REFUSED,
+}
+
+
+class Transport:
+    """A context and what was opened in it; close() leaves nothing behind."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 1023)
+        self._sockets: list[Dealer | Router | Publisher] = []
+        self._authenticator: ThreadAuthenticator | None = None
+
+    def dealer(self, endpoint: str, keys: PeerKeys | None = None) -> Dealer:
+        """Dial an endpoint. The connection comes (and comes back) by itself; see Dealer.changes()."""
+        dealer = Dealer(self._context, endpoint, keys)
+        self._sockets.append(dealer)
+        return dealer
+
+    def router(
+        self,
+        endpoint: str,
+        keys: ControllerKeys | None = None,
+        port: Port = Port.CLIENTS,
+        gate: Gate | None = None,
+        *,
+        monitored: bool = False,
+    ) -> Router:
+        """Bind an endpoint. With keys, `gate` says who is let in; without one, whom the keys themselves list.
+
+        monitored: whoever takes addresses() reads of each connection that comes or goes, without delay: libzmq's
+        I/O thread waits where some thousand events are unread.
+
+        Raises ConfigError if it is in use or cannot be bound.
+        """
+        self._guard(keys, port, gate)
+        router = Router(self._context, endpoint, keys, port, monitored)
+        self._sockets.append(router)
+        return router
+
+    def publisher(
+        self,
+        endpoint: str,
+        keys: ControllerKeys | None = None,
+        port: Port = Port.EVENTS,
+        gate: Gate | None = None,
+    ) -> Publisher:
+        """Bind a PUB socket for events. Like router()."""
+        self._guard(keys, port, gate)
+        publisher = Publisher(self._context, endpoint, keys, port)
+        self._sockets.append(publisher)
+        return publisher
+
+    def _guard(self, keys: ControllerKeys | None, port: Port, gate: Gate | None) -> None:
+        """Before anything listens: a connection that nobody authenticates is refused by libzmq for ever."""
+        if keys is None:
+            return
+        if self._authenticator is None:
+            self._authenticator = ThreadAuthenticator(self._context)
+            self._authenticator.start()
+        listed = frozenset(keys.allowed)
+        asked = _Asked(port, gate or (lambda _, public: public in listed))
+        self._authenticator.configure_curve_callback(port.value, credentials_provider=asked)
+
+    def close(self) -> None:
+        """Close every socket (what was sent still goes out for LINGER_MS) and the context."""
+        for socket in self._sockets:
+            socket.close()
+        self._sockets.clear()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None
+        self._context.term()
+
+
+class _Asked:
+    """ZAP's question about one port, put to its gate."""
+
+    def __init__(self, port: Port, gate: Gate) -> None:
+        self._port = port
+        self._gate = gate
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        return self._gate(self._port, key.decode())
+
+
+def _new_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = context.socket(kind)
+    socket.set(zmq.LINGER, LINGER_MS)
+    socket.set(zmq.SNDHWM, SEND_QUEUE_MAX)
+    socket.set(zmq.RCVHWM, SEND_QUEUE_MAX)
+    socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
+    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.copy_threshold = COPY_BYTES
+    return socket
+
+
+def _find_dead_hosts_by_tcp(socket: zmq.Socket[bytes]) -> None:
+    """Of a bound socket: TCP finds dead hosts, and the peers' heartbeats do.
+
+    libzmq 4.3.5 with heartbeats of its own aborts the process ("Assertion failed: !_io_error") when the timer comes due
+    for a connection that broke while more messages than RCVHWM waited: any peer could have that happen.
+    """
+    socket.set(zmq.HEARTBEAT_IVL, 0)
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+    socket.set(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+    socket.set(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
+    socket.set(zmq.TCP_MAXRT, KEEPALIVE_S * (KEEPALIVE_COUNT + 1) * 1000)
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str, keys: ControllerKeys | None, port: Port) -> str:
+    if keys is not None:
+        socket.set(zmq.CURVE_SERVER, 1)
+        socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
+        socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+        socket.set(zmq.ZAP_DOMAIN, port.value.encode())
+    socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        socket.close(0)
+        hint = " (is another cluster running?)" if error.errno == zmq.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {endpoint}: {error.strerror}{hint}") from None
+    return socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _read_monitor(monitor: zmq.Socket[bytes], probe: _zmq.Probe) -> Iterator[tuple[int, int]]:
+    """(event, value) of each monitor message that is waiting."""
+    while probe.readable():
+        body = parse_monitor_message(monitor.recv_multipart(zmq.NOBLOCK))
+        yield int(body["event"]), int(body["value"])
+
+
+def _send(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Frame]) -> None:
+    """Queue a header and its frames, large ones without a copy. Raises zmq.Again and the like, having sent nothing."""
+    last = len(frames)
+    _send_part(socket, header, _MORE if last else _NOBLOCK)
+    for frame in frames:
+        last -= 1
+        copied = type(frame) is not zmq.Frame and memoryview(frame).nbytes < COPY_BYTES
+        _send_part(socket, frame, _MORE if last else _NOBLOCK, copied)
+
+
+def _rest(socket: zmq.Socket[bytes], probe: _zmq.Probe, frames: list[Frame]) -> bool:
+    """Receive the remaining frames of a message. False if there were too many: they are dropped."""
+    while probe.more():
+        frame = _receive_part(socket, _NOBLOCK, False)
+        if len(frames) <= FRAMES_MAX:
+            frames.append(frame)
+    return len(frames) <= FRAMES_MAX
+
+
+class Dealer:
+    """One dialled connection. Not thread-safe: whoever shares it holds a lock."""
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, keys: PeerKeys | None) -> None:
+        self.endpoint = endpoint
+        self._socket = socket = _new_socket(context, zmq.DEALER)
+        # Not ZMQ_IMMEDIATE, which would keep messages from queueing for a controller that is not there: it
+        # drops the pipe at a loss even between two parts of a message that is being received, and libzmq
+        # then aborts the process ("Assertion failed: !_more"). send() asks _up instead.
+        self._up = False
+        # No bound in messages, at which libzmq stops to read: its heartbeats, which find a controller that stands still,
+        # do not survive the end of a connection that is not read (see _find_dead_hosts_by_tcp). look() bounds bytes.
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        socket.set(zmq.IPV6, 1 if "[" in endpoint else 0)
+        if keys is not None:
+            socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
+            socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
+            socket.set(zmq.CURVE_SERVERKEY, keys.controller.encode())
+        self._inflow: Inflow | None = None  # of the connection, from before its handshake on
+        self._look_ns = 0
+        self._monitor = socket.get_monitor_socket(_BEGUN | _UP | _DOWN | _REFUSED | _FAILED)
+        self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
+        self.filenos = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConfigError(f"{endpoint!r} is no endpoint: {error.strerror}") from None
+
+    def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
+        """Queue one message. False if there is no connection, or its queue is full.
+
+        What was queued before changes() tells of a loss may reach the next connection, ahead of any
+        hello there.
+        """
+        if not self._up:
+            return False
+        try:
+            _send(self._socket, header, frames)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> list[Frame] | None:
+        """The next message, header (bytes) first, or None. One with too many frames yields its header alone."""
+        socket = self._socket
+        if not self._probe.readable():
+            return None
+        try:
+            frames: list[Frame] = [_receive_part(socket, _NOBLOCK)]
+        except zmq.Again:
+            return None  # what was there when we asked has gone with its connection
+        if not _rest(socket, self._probe, frames):
+            del frames[1:]
+        if self._inflow is not None:
+            self._inflow.take(sum(map(len, frames)), len(frames))
+        return frames
+
+    def look(self) -> bool:
+        """End the connection if it has brought more than may wait here; whether that was done. To be called every
+        INFLOW_LOOK_NS or so, whether something can be received or not: a message that has no end cannot."""
+        now = now_ns()
+        if self._inflow is None or now < self._look_ns:
+            return False
+        self._look_ns = now + INFLOW_LOOK_NS // 2
+        return self._inflow.look(now, RECEIVED_BYTES_MAX)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection, by what changes() has told."""
+        return self._up
+
+    def changes(self) -> list[Connection]:
+        """What happened to the connection since the last call, in order."""
+        changes = []
+        for event, value in _read_monitor(self._monitor, self._monitor_probe):
+            if event == _BEGUN:
+                self._inflow = Inflow(value, now_ns())
+            else:
+                changes.append(_CHANGES[event])
+        if changes:
+            self._up = changes[-1] is Connection.UP
+        return changes
+
+    def readable(self) -> bool:
+        """Whether receive() or changes() has something. Call before waiting on filenos: they are edges."""
+        return self._probe.readable() or self._monitor_probe.readable()
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._probe.forget()
+            self._monitor_probe.forget()
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._socket.close()
+
+
+def socket_functions() -> int:
+    """The address of libzmq's functions (csrc/zmq_api.h), for code that calls them without Python in between.
+
+    Raises ConfigError where pyzmq was built with a libzmq that shows nobody its functions.
+    """
+    try:
+        return _zmq.functions()
+    except OSError as error:
+        raise ConfigError(f"{error}: install a wheel of pyzmq, or build it against a shared libzmq") from None
+
+
+class Router:
+    """A bound socket with many peers, each named by an identity that this side assigned."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        keys: ControllerKeys | None,
+        port: Port,
+        monitored: bool = False,
+    ) -> None:
+        self._socket = socket = _new_socket(context, zmq.ROUTER)
+        socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
+        _find_dead_hosts_by_tcp(socket)
+        # Before the first connection can come.
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
+        self._probe = _zmq.Probe(socket)
+        sockets = [socket] if self._monitor is None else [socket, self._monitor]
+        self.filenos = tuple(int(one.get(zmq.FD)) for one in sockets)
+        try:
+            self.endpoint = _bind(socket, endpoint, keys, port)
+        except ConfigError:
+            if self._monitor is not None:
+                self._monitor.close(0)
+            raise
+
+    def receive(self) -> tuple[bytes, int, list[Frame]] | None:
+        """The next message as (identity, descriptor of its connection, frames), or None.
+
+        Frames are header (bytes) first; one with too many frames yields none at all, so that it can be
+        answered as malformed. So does one of a peer that does not even speak today's ZMTP: libzmq takes
+        any bytes for the first version of it, and knows no descriptor of such a connection.
+        """
+        socket = self._socket
+        if not self._probe.readable():
+            return None
+        identity: bytes = _receive_part(socket, _NOBLOCK)
+        if not self._probe.more():
+            return identity, -1, []
+        first = _receive_part(socket, _NOBLOCK, False)
+        frames: list[Frame] = [first.bytes]
+        if not _rest(socket, self._probe, frames):
+            frames.clear()
+        try:
+            return identity, int(first.get(zmq.SRCFD)), frames
+        except zmq.ZMQError:
+            return identity, -1, []
+
+    def send(self, identity: bytes, header: bytes, frames: Sequence[Frame] = ()) -> bool:
+        """Queue one message. False if the peer is gone, or takes nothing any more."""
+        try:
+            _send_part(self._socket, identity, _MORE)
+            _send(self._socket, header, frames)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        return True
+
+    def addresses(self) -> tuple[int, int]:
+        """Of a monitored socket and its monitor, for libzmq's own functions: receiving and sending without this class.
+
+        They hold until close(); the thread is the same as for everything here.
+        """
+        assert self._monitor is not None, "the socket was opened without a monitor"
+        return int(self._socket.underlying), int(self._monitor.underlying)
+
+    def readable(self) -> bool:
+        """Whether receive() has something; see Dealer.readable()."""
+        return self._probe.readable()
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._probe.forget()
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(0)
+            self._socket.close()
+
+
+class Publisher:
+    """Events for whoever listens; who does not keep up loses some."""
+
+    def __init__(
+        self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
+    ) -> None:
+        self._socket = socket = _new_socket(context, zmq.PUB)
+        _find_dead_hosts_by_tcp(socket)
+        socket.set(zmq.SNDHWM, EVENTS_QUEUE_MAX)
+        socket.set(zmq.MAXMSGSIZE, EVENTS_TOPIC_BYTES_MAX)
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN)
+        self._probe = _zmq.Probe(self._monitor)
+        self._connected: dict[int, Inflow] = {}  # by descriptor
+        try:
+            self.endpoint = _bind(socket, endpoint, keys, port)
+        except ConfigError:
+            self._monitor.close(0)
+            raise
+
+    def send(self, topic: bytes, body: bytes) -> None:
+        self._follow()
+        with contextlib.suppress(zmq.Again):
+            self._socket.send_multipart([topic, body], zmq.NOBLOCK)
+
+    def disconnect_all(self) -> None:
+        """End every connection: libzmq does not say whose key each has. Whoever is still let in comes back by itself,
+        and has missed what was sent meanwhile."""
+        self._follow()
+        for one in self._connected.values():
+            one.end()
+
+    def look(self) -> int:
+        """End the connections on which a subscriber has said more than it may; how many."""
+        self._follow()
+        now = now_ns()
+        return sum(one.look(now, EVENTS_RECEIVED_BYTES_MAX) for one in self._connected.values())
+
+    def _follow(self) -> None:
+        for event, fd in _read_monitor(self._monitor, self._probe):
+            self._connected.pop(fd, None)
+            if event != _DOWN:
+                one = Inflow(fd, now_ns())
+                if len(self._connected) >= SUBSCRIBERS_MAX:
+                    one.end()
+                else:
+                    self._connected[fd] = one
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._probe.forget()
+            self._socket.disable_monitor()
+            self._monitor.close(0)
+            self._socket.close()
+
+
+class Waiter:
+    """Waits on sockets and plain descriptors at once."""
+
+    def __init__(self, sockets: Sequence[Dealer | Router], filenos: Sequence[int] = ()) -> None:
+        self._sockets = tuple(sockets)
+        self._wait = _wait.Waiter([fd for socket in sockets for fd in socket.filenos] + list(filenos)).wait
+
+    def wait(self, timeout_ns: int) -> None:
+        """Return when something may be readable, when the time is up (negative: never), or on a signal."""
+        for socket in self._sockets:
+            if socket.readable():
+                return
+        if timeout_ns != 0:
+            self._wait(timeout_ns)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clockwork.config import VERSION as __version__
 
 _HOME = {
     "AsyncClient": "clockwork.client.aio",

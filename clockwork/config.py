@@ -13,6 +13,9 @@ from pathlib import Path
 
 from clockwork.errors import ConfigError
 
+VERSION = "0.1.0"
+"""The package's, which packaging reads here."""
+
 # ----- endpoints -----------------------------------------------------------------------------
 
 CLIENT_ENDPOINT = "tcp://127.0.0.1:5555"

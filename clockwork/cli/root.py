@@ -7,8 +7,8 @@ import importlib
 
 import click
 
-from clockwork import __version__
 from clockwork.cli.common import Commands
+from clockwork.config import VERSION
 
 COMMANDS = {
     "compile": "compile",
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 @click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="clockwork")
+@click.version_option(VERSION, prog_name="clockwork")
 def cli() -> None:
     """Serve deep-learning models, each request by its deadline.
 

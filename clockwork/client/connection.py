@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clockwork import __version__, config
+from clockwork import config
 from clockwork.client import idle
 from clockwork.client.calls import Call, CallFuture, Received, error_of
 from clockwork.errors import (
@@ -544,7 +544,7 @@ class Connection:
     def _greet(self) -> None:
         assert self._dealer is not None
         self._state = _State.GREETING
-        self._dealer.send(codec.encode(ClientHello(PROTOCOL_VERSION, __version__, self._name)))
+        self._dealer.send(codec.encode(ClientHello(PROTOCOL_VERSION, config.VERSION, self._name)))
 
     def _lose_sent(self, text: str) -> None:
         for call in [call for call in self._calls.values() if call.sent]:
@@ -606,7 +606,7 @@ class Connection:
     def _mismatch(self, text: str) -> None:
         self._lose_all(
             ProtocolMismatch,
-            f"{text} (this client: {__version__}, protocol {PROTOCOL_VERSION}; {self.endpoint})",
+            f"{text} (this client: {config.VERSION}, protocol {PROTOCOL_VERSION}; {self.endpoint})",
         )
         self._hang_up()
 

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 import msgpack
 
-from clockwork import __version__
 from clockwork.config import (
     CLIENTS_MAX,
     DRAIN_BATCH_EVENTS,
@@ -32,6 +31,7 @@ from clockwork.config import (
     QUEUED_REQUESTS_MAX,
     TURN_HEADER_BYTES,
     TURN_PYTHON_NS,
+    VERSION,
     WORKER_FAULTS_MAX,
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
@@ -190,7 +190,7 @@ class Controller:
         self._scheduler = make_scheduler(settings.policy, settings.memory, settings.options)
         self._recorder: Recorder | None = None
         if settings.record is not None:
-            header = Header(settings.policy, settings.memory, settings.options, __version__)
+            header = Header(settings.policy, settings.memory, settings.options, VERSION)
             self._recorder = Recorder(settings.record, header, settings.record_bytes_max)
         functions = socket_functions()
         self._epoch = int.from_bytes(os.urandom(7), "big")
@@ -245,7 +245,7 @@ class Controller:
         self._repairs.start()
         log.info(
             "controller %s listens for clients on %s and for workers on %s; %d models in %s",
-            __version__, self.client_endpoint, self.worker_endpoint, restored, settings.data,
+            VERSION, self.client_endpoint, self.worker_endpoint, restored, settings.data,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -371,7 +371,7 @@ class Controller:
             text = f"{CLIENTS_MAX} clients are connected, which is the most"
             self._tell_client(identity, fd, Mismatch(PROTOCOL_VERSION, text))
         elif identity in self._clients or self._note_client(identity, fd, printable(message.name), key):
-            welcome = ClientWelcome(PROTOCOL_VERSION, __version__, self._epoch)
+            welcome = ClientWelcome(PROTOCOL_VERSION, VERSION, self._epoch)
             if not self._tell_client(identity, fd, welcome):
                 self._client_gone(self._clients[identity], "cannot be reached")
 
@@ -612,7 +612,7 @@ class Controller:
         )
         self._next_worker += 1
         self._workers[identity] = self._worker_of_fd[fd] = self._worker_by_id[worker.worker_id] = worker
-        welcome = WorkerWelcome(PROTOCOL_VERSION, __version__, self._epoch, worker.worker_id)
+        welcome = WorkerWelcome(PROTOCOL_VERSION, VERSION, self._epoch, worker.worker_id)
         if not self._tell_worker(identity, fd, welcome):
             self._worker_gone(worker, "cannot be reached")
             return
@@ -1058,7 +1058,7 @@ class Controller:
             states[state] = states.get(state, 0) + 1
         why = self._registrar.readiness()
         return {
-            "version": __version__,
+            "version": VERSION,
             "epoch": self._epoch,
             "policy": self._settings.policy,
             "uptime_ns": now_ns() - self._started_ns,
@@ -1151,7 +1151,7 @@ def _let_go_text(why: str) -> str:
 def _mismatch(protocol: int, version: str) -> Mismatch:
     return Mismatch(
         PROTOCOL_VERSION,
-        f"the controller ({__version__}) speaks protocol {PROTOCOL_VERSION}, "
+        f"the controller ({VERSION}) speaks protocol {PROTOCOL_VERSION}, "
         f"the peer ({printable(version, 40)}) speaks {protocol}",
     )
 

@@ -14,10 +14,9 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from clockwork import __version__
 from clockwork.client.calls import Received
 from clockwork.client.loop import LoopClient
-from clockwork.config import PRIORITY_MAX, SECONDS_MAX
+from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
@@ -187,7 +186,7 @@ class ClusterView:
     # ----- the server --------------------------------------------------------------------------
 
     def server(self) -> dict[str, Any]:
-        return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+        return {"name": SERVER_NAME, "version": VERSION, "extensions": list(EXTENSIONS)}
 
     async def why_not_ready(self) -> str:
         """Why the cluster is not ready, in a sentence; "" if it is. See Registrar.readiness() of the controller."""

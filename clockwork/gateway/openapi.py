@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clockwork import __version__
+from clockwork.config import VERSION
 from clockwork.gateway.cluster import TIMEOUT_US_MAX
 from clockwork.gateway.tensors import STANDARD
 
@@ -30,7 +30,7 @@ def document(*, with_token: bool) -> Json:
         "openapi": "3.0.3",
         "info": {
             "title": "Clockwork",
-            "version": __version__,
+            "version": VERSION,
             "description": "The Open Inference Protocol (KServe V2), with Triton's extensions for binary tensors, "
             "model configuration, statistics, repositories and scheduling.",
         },

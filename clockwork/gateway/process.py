@@ -14,10 +14,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from clockwork import __version__
 from clockwork.client.blocking import Client
 from clockwork.client.loop import LoopClient
-from clockwork.config import CLIENT_TIMEOUT_NS
+from clockwork.config import CLIENT_TIMEOUT_NS, VERSION
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.cluster import ClusterView
@@ -203,7 +202,7 @@ def main(settings: GatewaySettings) -> int:
         def started() -> None:
             gc.collect()
             gc.freeze()
-            log.info("gateway %s of %s listens: %s", __version__, settings.endpoint, gateway.greeting())
+            log.info("gateway %s of %s listens: %s", VERSION, settings.endpoint, gateway.greeting())
 
         await gateway.serve(stop, started)
 

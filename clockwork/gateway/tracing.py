@@ -21,7 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clockwork import __version__, config
+from clockwork import config
 from clockwork.client.calls import Received
 from clockwork.errors import Cancelled, ClockworkError, ConfigError
 from clockwork.gateway.errors import tell
@@ -90,7 +90,7 @@ class Tracing:
         from opentelemetry.propagate import get_global_textmap
 
         self._provider = provider
-        self._tracer = provider.get_tracer("clockwork.gateway", __version__)
+        self._tracer = provider.get_tracer("clockwork.gateway", config.VERSION)
         self._propagator = get_global_textmap()  # as OTEL_PROPAGATORS says; by default W3C's
 
     def begin(
@@ -199,7 +199,7 @@ def start_tracing(endpoint: str | None = None, exporter: SpanExporter | None = N
     except ImportError as error:
         raise ConfigError(f"traces need pip install 'clockwork-serving[otel]': {error}") from None
     resource = Resource.create(
-        {"service.version": __version__} | ({} if config.names_service() else {"service.name": SERVICE})
+        {"service.version": config.VERSION} | ({} if config.names_service() else {"service.name": SERVICE})
     )
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(processor)

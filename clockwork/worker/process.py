@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from clockwork import __version__, config
+from clockwork import config
 from clockwork.actions import (
     Action,
     ActionQueue,
@@ -489,7 +489,7 @@ class Worker:
             }
             for info in (line.device.info for line in self._lines)
         ]
-        hello = WorkerHello(PROTOCOL_VERSION, __version__, self._settings.name, self._epoch, devices)
+        hello = WorkerHello(PROTOCOL_VERSION, config.VERSION, self._settings.name, self._epoch, devices)
         sent = self._dealer.send(codec.encode(hello))
         self._hello_due_ns = 0 if sent else now_ns()
 

@@ -46,7 +46,6 @@ LOOSE = {
     "profiles": "face",
     "config": "base",
     "errors": "base",
-    "__version__": "base",
 }
 
 PURE = ["scheduler", "actions"]
@@ -110,8 +109,7 @@ def imports_of(path: Path) -> Iterator[Import]:
             target = ".".join([*base, *([node.module] if node.module else [])])
             for alias in node.names:  # "from clockwork import clock" imports clockwork.system.clock
                 deeper = f"{target}.{alias.name}"
-                known = is_module(deeper) or deeper == "clockwork.__version__"
-                yield Import(name, deeper if known else target, node.lineno)
+                yield Import(name, deeper if is_module(deeper) else target, node.lineno)
 
 
 def is_module(name: str) -> bool:

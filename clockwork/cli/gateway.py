@@ -10,6 +10,7 @@ import click
 
 from clockwork import config
 from clockwork.cli.common import FILE, FOLDER, PATH
+from clockwork.config.gateway import POLL_S, REQUESTS_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.gateway import settings as bounds
 
@@ -28,10 +29,8 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
         found = config.parse_bytes(value)
     except ConfigError as error:
         raise click.BadParameter(str(error)) from None
-    if found >= bounds.REQUESTS_BYTES_MAX:
-        raise click.BadParameter(
-            f"{value} is not below {bounds.REQUESTS_BYTES_MAX} bytes, which all requests share"
-        )
+    if found >= REQUESTS_BYTES_MAX:
+        raise click.BadParameter(f"{value} is not below {REQUESTS_BYTES_MAX} bytes, which all requests share")
     return found
 
 
@@ -46,7 +45,7 @@ def repository_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="poll: follow what changes in it; explicit: load what the repository API or --load-model "
                           "names; none: register what is there at start."),
         click.option("--repository-poll-secs", type=click.FloatRange(0.1, 86_400), show_default=True,
-                     default=bounds.POLL_S, help="Between two looks at it."),
+                     default=POLL_S, help="Between two looks at it."),
         click.option("--load-model", multiple=True, metavar="NAME",
                      help="In explicit mode, a model to load at start (*: all); may be given more than once."),
     ]):  # fmt: skip

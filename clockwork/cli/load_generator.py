@@ -29,6 +29,13 @@ import numpy.typing as npt
 from clockwork import workloads
 from clockwork.client.blocking import Client
 from clockwork.config import SECONDS_MAX
+from clockwork.config.workloads import (
+    CONCURRENCY_MAX,
+    DURATION_MAX_S,
+    LIVE_RATE_MAX,
+    REQUESTS_MAX,
+    SYNTHETIC_FUNCTIONS_MIN,
+)
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, Refused, RequestTimeout
 from clockwork.system.clock import SECOND, now_ns, to_ns
 from clockwork.wire.description import ModelInfo, TensorInfo
@@ -41,17 +48,8 @@ INPUTS_PER_MODEL = 4
 SWITCH_INTERVAL_S = 0.0002
 """How long the sending thread may keep the I/O thread from the interpreter (Python's own: 5 ms)."""
 
-RATE_MAX = 1_000_000
-CONCURRENCY_MAX = 16_000
-DURATION_MAX_S = 86_400
-REQUESTS_MAX = 50_000_000
-"""The most requests of a run whose every outcome is kept."""
-
 SYNTHETIC = "synthetic"
 """The name of a trace that is made up instead of read."""
-
-SYNTHETIC_FUNCTIONS_MIN = 1000
-"""Functions of a made-up trace; one for each model where that is more."""
 
 ArrivalKind = Literal["poisson", "constant", "gamma"]
 
@@ -85,7 +83,7 @@ class LoadSettings:
         if not self.models:
             raise ConfigError("load needs at least one model")
         for name, value, bound in (
-            ("rate", self.rate, RATE_MAX),
+            ("rate", self.rate, LIVE_RATE_MAX),
             ("concurrency", self.concurrency, CONCURRENCY_MAX),
             ("duration", self.duration_s, DURATION_MAX_S),
             ("busiest part", self.busiest_s, DURATION_MAX_S),

@@ -12,6 +12,7 @@ import click
 
 from clockwork import config
 from clockwork.cli.common import PATH, Commands, client_options, new_client, policy_numbers, print_json
+from clockwork.config.workloads import NOISE_EXECUTIONS_MIN
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND, to_ns
 
@@ -27,9 +28,6 @@ TRACE_DURATION_S = 600.0
 
 NOISE = 0.0003
 """Of execution times, where nobody measured it."""
-
-NOISE_EXECUTIONS_MIN = 500
-"""What fewer executions of a cluster say of its noise is not believed."""
 
 NOT_FOUND = {
     "devices": "no number of devices holds this load",

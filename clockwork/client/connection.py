@@ -26,6 +26,7 @@ from typing import Any
 from clockwork import config
 from clockwork.client import idle
 from clockwork.client.calls import Call, CallFuture, Received, error_of
+from clockwork.config.wire import CLOSE_S
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
@@ -61,9 +62,6 @@ from clockwork.wire.roles import Role
 from clockwork.wire.telling import tell
 from clockwork.wire.transport import Connection as Change
 from clockwork.wire.transport import Dealer, Frame, Transport, Waiter
-
-CLOSE_S = 5.0
-"""How long close() waits for the thread that owns the socket; only a callback that hangs takes so long."""
 
 _forks = itertools.count()
 _generation = next(_forks)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from clockwork.config import VERSION_MAX
+from clockwork.config.formats import FORMAT_BYTES_MAX
 from clockwork.controller.options import check_options
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
@@ -42,7 +43,6 @@ from clockwork.formats.package import (
 from clockwork.wire.telling import printable, tell
 
 FORMAT = "1"
-FORMAT_BYTES_MAX = 20
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidModel, InvalidInput)
 """What reading a file raises that is not what this version, or an earlier one, wrote."""

@@ -13,19 +13,8 @@ from __future__ import annotations
 from collections import deque
 
 from clockwork.config import CLOCK_LIMIT_NS, CLOCK_WINDOW
+from clockwork.config.wire import DRIFT_PPM, LOST_NS, RESET_TOLD_NS, UNCERTAIN_NS
 from clockwork.wire.messages import NEVER_NS
-
-DRIFT_PPM = 200
-"""Two clocks drift against each other by less than this: twice what the worst crystals do."""
-
-LOST_NS = 500_000_000
-"""With an offset known no better than this, windows mean nothing: the worker's clock counts as lost."""
-
-RESET_TOLD_NS = 10_000_000_000
-"""How long a jump of a clock is told."""
-
-UNCERTAIN_NS = 10_000_000
-"""An offset known no better than this is reported as uncertain."""
 
 
 def _drift_ns(age_ns: int) -> int:

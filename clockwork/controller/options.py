@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from clockwork.config import VERSION_MAX
+from clockwork.config.formats import ORIGIN_MAX
 from clockwork.errors import InvalidInput
 from clockwork.wire.telling import tell
 
 _OPTIONS = {"slo_ns": 0, "batching": "auto", "batch_max": 0, "version": 0, "origin": ""}
-ORIGIN_MAX = 4096  # characters
 
 
 def check_options(options: dict[str, Any]) -> dict[str, Any]:

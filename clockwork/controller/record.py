@@ -6,14 +6,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from clockwork.config.wire import BUFFER_BYTES
 from clockwork.errors import ConfigError
 from clockwork.scheduler.recording import Header, encode_header, encode_step
 from clockwork.scheduler.types import Command, Event
 
 log = logging.getLogger("clockwork.controller")
-
-BUFFER_BYTES = 1 << 20
-"""Written at once: a busy controller writes some times a second, to the page cache."""
 
 
 class Recorder:

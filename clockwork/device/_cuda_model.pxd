@@ -8,7 +8,7 @@ from clockwork.device._orders cimport Known, Residency
 from clockwork.device._parts cimport Parts
 
 cdef enum:
-    PADDED_MOST = 16  # models.program.PADDED_MAX
+    PADDED_MOST = 16  # clockwork.config.formats.PADDED_MAX
 
 cdef enum Source:
     # What a kernel's argument is made of.

@@ -20,6 +20,7 @@ from heapq import heapify, heappop, heappush
 from typing import TypeAlias
 
 from clockwork import config
+from clockwork.config import ELEMENTS_MAX, STALE_EVENTS_MAX
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.emulation import EmulatedSettings
 from clockwork.errors import ConfigError, InvalidModel
@@ -47,12 +48,6 @@ INPUT_ALIGNMENT = 64
 
 LATENESS_WINDOW = 1024
 """Completions over which stats() says how late the process noticed them."""
-
-STALE_EVENTS_MAX = 1024
-"""Entries of the heap that may be out of date beyond one for each lane, before it is built anew."""
-
-ELEMENTS_MAX = 1 << 40
-"""Of one input, as on other devices."""
 
 Order: TypeAlias = Load | Unload | Infer | Profile | HostFetch | HostDrop
 Parts: TypeAlias = Sequence[Sequence[TensorView]]

@@ -7,9 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from clockwork.config import NOISE_SIGMA_MAX
 from clockwork.errors import ConfigError
-
-NOISE_SIGMA_MAX = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from clockwork.config import NAME_BYTES_MAX, SUMMARY_BYTES_MAX
+from clockwork.config.formats import FIELDS_MAX, PROGRAM_HEAD_BYTES
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, PROGRAM_JSON, PackageFile
 from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
@@ -27,12 +28,6 @@ from clockwork.wire import codec
 from clockwork.wire.messages import Prepared, Status
 from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
-
-FIELDS_MAX = 1 << 17
-"""Fields of an ONNX file that are looked at or skipped: nodes, weights, strings of a weight. They take half a second at most."""
-
-PROGRAM_HEAD_BYTES = 1 << 20
-"""Of a program.json, where its inputs and outputs are; the weights and launches behind them may be 64 times as much."""
 
 _NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
 """How tf2onnx, paddle2onnx and torch call a dimension for which they were given no name."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.config import IO_SLOT_BYTES_MAX
+from clockwork.config.formats import PROFILED_FILE_BYTES_MAX, PROFILED_WEIGHTS_BYTES_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import PROFILE_FILE, check_package
 from clockwork.formats.prepared import FORMAT_VERSION, PREPARED_FILE, PreparedModel, TensorSpec
@@ -25,8 +26,6 @@ from clockwork.scheduler.types import ProfilePoint
 HOLDING = "emulated"
 """How such a model is held: only its pages are counted."""
 
-FILE_BYTES_MAX = 1 << 20
-WEIGHTS_BYTES_MAX = 1 << 44
 UINT8 = 2
 """The type of its one input and one output, in ONNX's numbers."""
 
@@ -49,11 +48,11 @@ def decode_profile(data: bytes) -> ModelProfile:
     except (ValueError, RecursionError, ConfigError) as error:
         raise InvalidModel(f"{PROFILE_FILE} is not one profile: {error}"[:300]) from None
     if (
-        profile.weights_bytes > WEIGHTS_BYTES_MAX
+        profile.weights_bytes > PROFILED_WEIGHTS_BYTES_MAX
         or max(profile.input_bytes, profile.output_bytes) > IO_SLOT_BYTES_MAX
     ):
         raise InvalidModel(
-            f"{profile.name}: at most {WEIGHTS_BYTES_MAX} bytes of weights and {IO_SLOT_BYTES_MAX} of inputs and "
+            f"{profile.name}: at most {PROFILED_WEIGHTS_BYTES_MAX} bytes of weights and {IO_SLOT_BYTES_MAX} of inputs and "
             "outputs are served"
         )
     return profile
@@ -62,9 +61,9 @@ def decode_profile(data: bytes) -> ModelProfile:
 def read_profile(package: Path) -> ModelProfile:
     """The profile of a package. Raises InvalidModel, OSError."""
     with open(package / PROFILE_FILE, "rb") as file:
-        data = file.read(FILE_BYTES_MAX + 1)
-    if len(data) > FILE_BYTES_MAX:
-        raise InvalidModel(f"a {PROFILE_FILE} of more than {FILE_BYTES_MAX} bytes is no profile")
+        data = file.read(PROFILED_FILE_BYTES_MAX + 1)
+    if len(data) > PROFILED_FILE_BYTES_MAX:
+        raise InvalidModel(f"a {PROFILE_FILE} of more than {PROFILED_FILE_BYTES_MAX} bytes is no profile")
     return decode_profile(data)
 
 

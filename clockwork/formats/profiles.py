@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.config import BATCH_SIZE_MAX, MODEL_REFERENCE_MAX, MODELS_MAX, PROFILE_BYTES_MAX
+from clockwork.config.formats import SIZE_MAX, TIME_MAX_NS
 from clockwork.errors import ConfigError
 from clockwork.system.clock import MS
 from clockwork.wire.description import ModelInfo
@@ -33,12 +34,6 @@ first), so that this choice weighs as little as it can."""
 
 MISPRINTS = {("winograd_resnet152_v2", 16)}
 """(model, batch) that are not used: 28.92 ms, when its 101-layer sibling takes 33.52 and batch 8 takes 24.42."""
-
-TIME_MAX_NS = 3_600_000_000_000
-"""The longest execution or load that a profile may hold: an hour."""
-
-SIZE_MAX = 1 << 50
-"""The most bytes of weights, inputs or outputs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,7 +22,24 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from clockwork.config import BATCH_SIZE_MAX, FILES_MAX, IO_SLOT_BYTES_MAX, RANK_MAX
+from clockwork.config import BATCH_SIZE_MAX, FILES_MAX, IO_SLOT_BYTES_MAX, RANK_MAX, TENSORS_MAX
+from clockwork.config.formats import (
+    ARGUMENTS_MAX,
+    BLOCK_MAX,
+    BLOCK_THREADS_MAX,
+    CHECKS_BYTES_MAX,
+    CHECKS_MAX,
+    GRID_MAX,
+    JSON_BYTES_MAX,
+    LAUNCHES_MAX,
+    PADDED_MAX,
+    SHARED_BYTES_MAX,
+    TARGETS_MAX,
+    VARIANTS_MAX,
+    WEIGHTS_BYTES_MAX,
+    WEIGHTS_MAX,
+    WORKSPACE_BYTES_MAX,
+)
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
 from clockwork.formats.durable import write_durably
@@ -39,9 +56,6 @@ FORMAT_UNPADDED = 1
 CHECKS_FILE = "checks.npz"
 """Optional: inputs and the right answers, by which a device can see whether it runs the program as it should."""
 
-CHECKS_MAX = 64
-CHECKS_BYTES_MAX = 1 << 30
-"""All arrays of the checks, unpacked."""
 
 WEIGHT_ALIGNMENT_BYTES = 64
 """Of every weight in weights.bin, and the least that a kernel may count on."""
@@ -49,25 +63,6 @@ WEIGHT_ALIGNMENT_BYTES = 64
 HOST = "host"
 """The target whose one module is a shared object for this machine's processor; the others are sm_NN."""
 
-JSON_BYTES_MAX = 64 << 20
-PADDED_MAX = 16
-"""Symbols that are padded."""
-TENSORS_MAX = 1024
-"""Inputs, and outputs, of a program."""
-WEIGHTS_MAX = 65_536
-WEIGHTS_BYTES_MAX = 1 << 40
-TARGETS_MAX = 64
-VARIANTS_MAX = 4096
-LAUNCHES_MAX = 65_536
-"""Of one variant."""
-ARGUMENTS_MAX = 512
-"""Of one launch: as many pointers as the 4 KiB of kernel parameters hold."""
-WORKSPACE_BYTES_MAX = 1 << 40
-GRID_MAX = (2**31 - 1, 65_535, 65_535)
-BLOCK_MAX = (1024, 1024, 64)
-BLOCK_THREADS_MAX = 1024
-SHARED_BYTES_MAX = 232_448
-"""Dynamic shared memory of a block: what the largest cards give one, 227 KiB."""
 
 POINTERS = ("weight", "input", "output")
 """Kinds of argument that are [kind, index, byte offset]; "workspace" is [kind, byte offset], "size" [kind, index of

@@ -17,10 +17,10 @@ from typing import Any
 from clockwork.client.calls import Received
 from clockwork.client.loop import LoopClient
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
+from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import GatewayCounters
-from clockwork.gateway.settings import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.gateway.tensors import check_size, name_of_dtype
 from clockwork.gateway.tracing import Carrier, Tracing
 from clockwork.wire import tensors

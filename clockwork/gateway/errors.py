@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 from clockwork.config import ERROR_CHARS_MAX
+from clockwork.config.gateway import RETRY_AFTER_S
 from clockwork.errors import (
     Cancelled,
     ClockworkError,
@@ -22,9 +23,6 @@ from clockwork.errors import (
     Unavailable,
 )
 from clockwork.system.clock import to_ns
-
-RETRY_AFTER_S = 1
-"""What Retry-After says where nobody knows better; the header has whole seconds and none means never."""
 
 
 class Unsupported(ClockworkError):

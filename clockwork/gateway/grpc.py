@@ -21,19 +21,21 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from clockwork.config import SECONDS_MAX
+from clockwork.config.gateway import (
+    DETAILS_MAX,
+    GRPC_IDLE_S,
+    GRPC_METADATA_BYTES_MAX,
+    KEEPALIVE_S,
+    STREAM_WINDOW,
+    STREAMS_MAX,
+)
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import Unsupported, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.security import Tokens, bearer
-from clockwork.gateway.settings import (
-    GRPC_IDLE_S,
-    GRPC_METADATA_BYTES_MAX,
-    STREAM_WINDOW,
-    STREAMS_MAX,
-    GatewaySettings,
-)
+from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
 from clockwork.system.clock import to_ns
 from clockwork.wire import tensors
@@ -49,11 +51,6 @@ PROTOCOL = "grpc"
 
 NO_MESSAGE = "the message is not what the method takes"
 
-DETAILS_MAX = 2_000
-"""Characters of an error's sentence: it travels in a header."""
-
-KEEPALIVE_S = 60
-"""A client that has been silent so long is asked whether it is there."""
 
 ROUNDED_UP = 0.99
 """What a call's deadline is multiplied with: gRPC rounds it up on the wire, to three digits, and an answer that comes

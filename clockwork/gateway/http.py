@@ -17,13 +17,22 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from clockwork.config.gateway import (
+    BACKLOG,
+    HANDSHAKE_S,
+    HEADER_BYTES_MAX,
+    JOINED_BYTES_MAX,
+    JSON_BYTES_MAX,
+    LINGER_S,
+    SWEEP_S,
+)
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.gateway import openapi
 from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.security import Tokens, bearer
-from clockwork.gateway.settings import HEADER_BYTES_MAX, JSON_BYTES_MAX, GatewaySettings
+from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import (
     NAME_OF,
     check_size,
@@ -42,14 +51,6 @@ log = logging.getLogger("clockwork.gateway")
 HEADER_LENGTH = "Inference-Header-Content-Length"
 TIMEOUT = "X-Clockwork-Timeout-Us"
 
-JOINED_BYTES_MAX = 256 << 10
-"""Answers up to this are joined to one piece, which costs less than several writes; larger ones are not copied."""
-
-SWEEP_S = 1.0
-"""How often connections are looked at that may have been idle or slow for too long."""
-
-LINGER_S = 1.0
-"""How long the rest of a request that was refused early is still read, so that its client sees the answer."""
 
 PROTOCOL = "http"
 OTHER = "other"
@@ -58,8 +59,6 @@ OTHER = "other"
 GONE = 0
 """In place of a status: the client went away."""
 
-HANDSHAKE_S = 10.0
-BACKLOG = 1_024
 
 Handler = Callable[[Any, web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
 """A method of a server, which is its first argument; then the request and the segments of its path."""

@@ -7,12 +7,9 @@ import concurrent.futures
 import zlib
 from collections.abc import Callable
 
+from clockwork.config.gateway import INFLATE_RATIO_MAX, INFLATED_BYTES_FREE, PIECE_BYTES
 from clockwork.errors import InvalidInput
 from clockwork.gateway.errors import TooLarge, Unsupported
-from clockwork.gateway.settings import INFLATE_RATIO_MAX, INFLATED_BYTES_FREE
-
-PIECE_BYTES = 1 << 20
-"""Inflated at once: some milliseconds of the helper thread, between which other requests have their turn."""
 
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's wbits
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clockwork.client.blocking import Client
+from clockwork.config.gateway import REGISTERING_MAX
 from clockwork.errors import (
     ClockworkError,
     ConfigError,
@@ -27,9 +28,6 @@ from clockwork.gateway.tensors import NAME_OF
 from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
 
 log = logging.getLogger("clockwork.gateway")
-
-REGISTERING_MAX = 4
-"""Versions that are registered at the same time: workers prepare them one by one in any case."""
 
 
 class Keeper:

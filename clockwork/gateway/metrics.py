@@ -17,21 +17,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from clockwork.config import METRIC_BOUNDS_NS, SHARE_WHOLE
+from clockwork.config.gateway import METRICS_CACHE_NS, METRICS_MODELS_MAX
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import now_ns
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-METRICS_MODELS_MAX = 1_000
-"""Models (versions) with histograms in one text, those registered first; of others there are only counters. So many are
-13 MB and a tenth of a second."""
-
-METRICS_CACHE_NS = 1_000_000_000
-"""A text is as good as new for this long: however many ask, the controller is asked once."""
-
-METRICS_TIMEOUT_S = 3.0
-"""How long a scrape waits for the controller, less than Prometheus waits for a scrape; then the text says that it does
-not answer."""
 
 SECOND = 1_000_000_000
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

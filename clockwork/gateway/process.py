@@ -17,11 +17,12 @@ from typing import Any
 from clockwork.client.blocking import Client
 from clockwork.client.loop import LoopClient
 from clockwork.config import CLIENT_TIMEOUT_NS, VERSION
+from clockwork.config.gateway import METRICS_TIMEOUT_S
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
 from clockwork.gateway.cluster import ClusterView
 from clockwork.gateway.keeper import Keeper
-from clockwork.gateway.metrics import METRICS_TIMEOUT_S, MetricsSource
+from clockwork.gateway.metrics import MetricsSource
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
 from clockwork.system.clock import to_seconds

@@ -18,15 +18,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from clockwork.config import VERSION_MAX, VERSIONS_MAX
+from clockwork.config.gateway import CONFIG_BYTES_MAX, FILES_MAX, FOLDERS_MAX
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import PROGRAM_JSON, check_name
-from clockwork.gateway.triton_config import CONFIG_BYTES_MAX, FolderConfig, read_config
+from clockwork.gateway.triton_config import FolderConfig, read_config
 
 CONFIG = "config.pbtxt"
-FOLDERS_MAX = 100_000
-"""Models of one repository."""
-FILES_MAX = 10_000
-"""Files of one version."""
 
 Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
 """(path, bytes, time of the last change in ns, inode) of every file of a version, and of its configuration."""

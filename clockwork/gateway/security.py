@@ -8,9 +8,10 @@ import logging
 import ssl
 from pathlib import Path
 
+from clockwork.config.gateway import TOKEN_BYTES_MAX
 from clockwork.errors import ConfigError, Forbidden
 from clockwork.gateway.errors import Unauthorized
-from clockwork.gateway.settings import TOKEN_BYTES_MAX, GatewaySettings
+from clockwork.gateway.settings import GatewaySettings
 from clockwork.wire.keys import read_peer_keys
 from clockwork.wire.roles import Right, Role
 

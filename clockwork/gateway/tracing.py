@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from clockwork import config
 from clockwork.client.calls import Received
+from clockwork.config.gateway import CLOSE_MS
 from clockwork.errors import Cancelled, ClockworkError, ConfigError
 from clockwork.gateway.errors import tell
 
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 SERVICE = "clockwork-gateway"
 """How the gateway is called unless OTEL_SERVICE_NAME says otherwise."""
-
-CLOSE_MS = 5_000
-"""How long close() may take to send what is left."""
 
 Carrier = Mapping[str, str] | Iterable[tuple[str, str | bytes]]
 """Headers of HTTP, or metadata of gRPC."""

@@ -11,14 +11,10 @@ from collections.abc import Sequence
 
 from google.protobuf import text_format
 
+from clockwork.config.gateway import CONFIG_BYTES_MAX, NESTING_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.package import MODEL_FILE
 from clockwork.gateway.protocol import inference_pb2 as pb
-
-CONFIG_BYTES_MAX = 1 << 20
-
-NESTING_MAX = 64
-"""Brackets within brackets: protobuf's reader takes the interpreter's stack for each."""
 
 BACKENDS = ("", "onnxruntime", "clockwork")
 """A model may ask for these; every one of them means: whatever the worker has."""

@@ -26,27 +26,14 @@ from types import FrameType
 from typing import Any, Protocol
 
 from clockwork import config
+from clockwork.config.launch import DRAIN_NS, LAST_LINES, READY_NS, STOP_NS, STOP_WORKERS_NS
 from clockwork.errors import ClockworkError, ConfigError, ConnectionLost, ModelNotFound
 from clockwork.launch.restarts import Restarts
 from clockwork.system.clock import SECOND, now_ns, to_seconds
 from clockwork.wire.keys import CONTROLLER_KEY_FILE, key_file_of
 from clockwork.wire.roles import Role
 
-DRAIN_NS = SECOND
-"""How long workers finish what they have."""
-
-STOP_WORKERS_NS = 1_150_000_000
-"""How long they may take to end; then the controller is told to end in any case."""
-
-STOP_NS = 1_500_000_000
-"""How long all may take to end in order; what is left then is killed. Everything is over in two seconds."""
-
-READY_NS = 120 * SECOND
-"""How long the cluster may take to become ready."""
-
 POLL_S = 0.05
-LAST_LINES = 20
-"""Lines of a child's output that are shown when it dies."""
 
 DEMO_MODEL = "digits"
 PR_SET_PDEATHSIG = 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clockwork.config.launch import COPIES_MAX, REGISTRATIONS_AT_ONCE
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile, load_profiles, paper_varieties
 from clockwork.formats.profiles import copies as copies_of
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 
 PAPER = "paper"
 """Instead of a file: the 61 varieties of the paper's table."""
-
-REGISTRATIONS_AT_ONCE = 16
-"""Registrations under way: enough that their disk writes overlap, far below what a controller takes."""
-
-COPIES_MAX = 100_000
 
 
 def read_profiles(source: str, copies: int = 1) -> list[ModelProfile]:

@@ -22,19 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from clockwork.config.launch import END_S, LAST_LINES, POLL_NS
 from clockwork.errors import ConfigError
 from clockwork.launch import local
-from clockwork.launch.local import (
-    LAST_LINES,
-    ROUTINE,
-    SERVES,
-    AnyChild,
-    Child,
-    ChildEnded,
-    Cluster,
-    Stop,
-    UpSettings,
-)
+from clockwork.launch.local import ROUTINE, SERVES, AnyChild, Child, ChildEnded, Cluster, Stop, UpSettings
 from clockwork.system.clock import SECOND, now_ns, to_seconds
 from clockwork.wire.keys import key_file_of, write_keys
 from clockwork.wire.roles import Role
@@ -42,11 +33,6 @@ from clockwork.wire.roles import Role
 KEYS = "<keys>"
 """Stands in a child's arguments for the directory of keys on the machine where it runs."""
 
-POLL_NS = 300_000_000
-"""How often each actor is asked how its child is."""
-
-END_S = 2.0
-"""How long an actor may take to clear up after its child has ended."""
 
 LOOPBACK = "127.0.0.1"
 

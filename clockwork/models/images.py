@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 from onnx import helper
 from PIL import Image, UnidentifiedImageError
 
+from clockwork.config.models import SIDE_MAX
 from clockwork.errors import InvalidInput, InvalidModel
 from clockwork.formats.prepared import TensorSpec
 
 INPUT_KEY = "clockwork.input"
 LABELS_KEY = "clockwork.labels"
-
-SIDE_MAX = 16_384
-"""The most pixels of one side of an image that metadata or an image file may ask for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
+from clockwork.config.models import GUESS_SECONDS
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
 from clockwork.models.runtime import RunError
@@ -21,8 +22,6 @@ from clockwork.wire.tensors import DTYPES, Array, numpy_dtype
 Run: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 
 SEED = 20_201_104  # the first day of OSDI '20
-GUESS_SECONDS = 20.0
-"""Guessing dimensions gives up after this; one try of a large model takes a second."""
 
 _SIZES = (
     (224, 128), (64, 64), (48, 48), (32, 32), (256, 256), (512, 512), (576, 576), (640, 384), (16, 16),

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clockwork.config.models import OPEN_RUNS_MAX
+
 ALIGNMENT_BYTES = 64
 """A cache line, and the widest vector: what ONNX Runtime's own allocator guarantees."""
-
-OPEN_RUNS_MAX = 512
-"""Runs that are looked at for a small tensor: first-fit must not be quadratic in a model's tensors."""
 
 
 class Layout(NamedTuple):

@@ -15,6 +15,20 @@ from typing import NamedTuple
 import numpy as np
 
 from clockwork.config import PREPARATION_LIMIT_NS
+from clockwork.config.models import (
+    BATCH_MAX,
+    COMPARE_NS,
+    COMPARE_SECONDS,
+    LOADS_MAX,
+    LOADS_MIN,
+    PAIRS_MIN,
+    POINT_SECONDS,
+    POOL_BYTES,
+    PROFILE_SECONDS,
+    RUNS_MAX,
+    RUNS_MIN,
+    THREADS_MAX,
+)
 from clockwork.device.base import Completion, TensorView
 from clockwork.device.cpu import CpuDevice
 from clockwork.device.cpu import fingerprint as device_fingerprint
@@ -28,35 +42,8 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
 from clockwork.wire.tensors import Array, decode_tensor, encode_array
 
-BATCH_MAX = 16
-"""The largest batch that is tried, unless the user asks for another bound."""
-
 BATCH_GAIN = 1.02
 """A larger batch is used only if throughput grows by this factor over the last size that helped."""
-
-POINT_SECONDS = 0.25
-"""Time for one point of a profile; a slow model gets RUNS_MIN runs whatever they take."""
-
-PROFILE_SECONDS = 2.0
-"""No further batch size is begun after this."""
-
-COMPARE_SECONDS = 2.0
-"""No further batch size is begun after this when two holdings are compared."""
-
-COMPARE_NS = 400_000_000
-"""No batch is compared of which one execution is expected to take longer."""
-
-PAIRS_MIN = 5
-RUNS_MIN = 3
-RUNS_MAX = 50
-THREADS_MAX = 256
-"""Threads of a device that are thought possible."""
-
-POOL_BYTES = 1 << 20
-"""Workspace and slots that a CUDA device begins with here; a model has them grow."""
-
-LOADS_MIN = 3
-LOADS_MAX = 10
 
 
 class Bench:

@@ -17,6 +17,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, defs, helper
 
+from clockwork.config.models import EXAMPLES_BYTES_MAX, EXAMPLES_MAX, GRAPH_DEPTH_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.archive import open_arrays
 from clockwork.formats.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
@@ -25,14 +26,6 @@ from clockwork.wire.tensors import DTYPES, Array
 Examples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 """Real inputs: one dict of arrays by input name, or several of them."""
 
-EXAMPLES_MAX = 64
-"""Example inputs beyond these are not looked at."""
-
-EXAMPLES_BYTES_MAX = 1 << 30
-"""All example inputs of a package, unpacked."""
-
-GRAPH_DEPTH_MAX = 64
-"""Nesting of If/Loop/Scan bodies; ONNX Runtime recurses over them."""
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 

@@ -23,6 +23,15 @@ from typing import Any
 
 import onnx
 
+from clockwork.config.models import (
+    BATCH_MAX,
+    EXTERNAL_BYTES,
+    KEPT_BYTES_MIN,
+    KEPT_SHARE_MAX,
+    LEFTOVER_SECONDS,
+    PROFILED_SHAPES,
+    REFERENCE_SETS,
+)
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import fields_of, find_damage, read_plain, seal, unseal
 from clockwork.formats.interface import difference as interface_difference
@@ -71,22 +80,6 @@ Progress = Callable[[str, int, int], None]
 TIE = 1.10
 """Execution times of the two holdings within this factor are a tie, which goes to bound: it is loaded faster."""
 
-KEPT_SHARE_MAX = 0.1
-KEPT_BYTES_MIN = 64 << 10
-"""A program that keeps more weights than both inside costs memory that no page counts: then packed is
-better, if it works."""
-
-EXTERNAL_BYTES = 1_500_000_000
-"""Models beyond this are optimised into a file with external data: protobuf ends at 2 GB."""
-
-REFERENCE_SETS = 4
-"""Examples of which the answers are compared."""
-
-PROFILED_SHAPES = 4
-"""Different input shapes among the examples that are profiled."""
-
-LEFTOVER_SECONDS = 86_400
-"""Temporary directories older than this belong to a process that died."""
 
 _STEPS = ("optimise", "split", "verify", "measure", "write")
 
@@ -340,7 +333,7 @@ class _Preparation:
             prepared.batches = proof.batches
             prepared.write(path)
         bench = measure.Bench(self._fingerprint, self._page_bytes, [path for _, path in choices.values()])
-        batch_max = self._batch_max or measure.BATCH_MAX
+        batch_max = self._batch_max or BATCH_MAX
         try:
             chosen = 0
             if len(names) == 2:

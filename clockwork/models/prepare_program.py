@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from clockwork.config.models import CHECKS_RUN_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import read_plain, seal, set_aside, unseal
 from clockwork.formats.durable import write_durably
@@ -50,8 +51,6 @@ FINGERPRINT_PREFIX = "cuda-"
 KERNELS_DIRECTORY = "kernels"
 """Of the store: kernels that were compiled, for the next model of equal architecture."""
 
-CHECKS_RUN_MAX = 4
-"""Checks of a package that are run on the device."""
 
 HALF_RELATIVE = 5e-2
 """How far apart the answers of a program with 16-bit weights may be from the right ones."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgpack
 
+from clockwork.config.formats import STEP_BYTES_MAX
 from clockwork.errors import ConfigError
 from clockwork.scheduler.types import (
     ActionDone,
@@ -53,8 +54,6 @@ FORMAT = 1
 
 DIGEST_BYTES = 8
 
-STEP_BYTES_MAX = 1 << 28
-"""The largest object of a recording that is read."""
 
 EVENTS: tuple[type[Any], ...] = (
     Arrived, RequestCancelled, ActionDone, WorkerJoined, WorkerLeft, WorkerDraining, LinkMeasured, ModelReady,

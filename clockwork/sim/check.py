@@ -14,13 +14,11 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+from clockwork.config.workloads import SHRUNK_MAX
 from clockwork.errors import ConfigError
 from clockwork.scheduler import POLICIES, known_options
 from clockwork.sim.random_world import RandomWorld, random_world, varied
 from clockwork.sim.shrink import IMPORTS, as_test, failure_of, shrink
-
-SHRUNK_MAX = 3
-"""Failures of one call that are shrunk: what else fails is most likely the same."""
 
 
 def failing(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, RandomWorld, str]]:

@@ -20,6 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork.config import POLICY
+from clockwork.config.workloads import (
+    BAD_MAX,
+    DEVICES_MAX,
+    OVERLOADS_MAX,
+    REQUESTS_MAX,
+    SLO_MAX_NS,
+    WARM_UP_MIN_NS,
+)
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import ModelProfile
 from clockwork.scheduler import make_scheduler
@@ -29,8 +37,6 @@ from clockwork.workloads import Workload, rehearsed
 
 SECOND = 1_000_000_000
 
-BAD_MAX = 0.01
-"""The part of the requests that may be refused, late, missed, failed or unanswered."""
 GROUP_BAD_FACTOR = 2.0
 """So many times as large a part may be bad of each group of requests, unless told otherwise."""
 GROUPS = 10
@@ -40,9 +46,7 @@ REQUESTS = 20_000
 """Counted requests of a trial, all seeds together, unless few bad ones are allowed."""
 BAD_SEEN = 3
 """As many requests as would have this many bad ones at the limit: none seen is then below it with 95 %."""
-REQUESTS_MAX = 50_000_000
 
-WARM_UP_MIN_NS = SECOND
 WARM_UP_SLOS = 5
 """The warm-up is at least this many times the longest SLO."""
 REFILLS = 2
@@ -50,16 +54,12 @@ REFILLS = 2
 WINDOW_SLOS = 20
 """What is counted is at least this many times as long as the longest SLO."""
 
-DEVICES_MAX = 4096
-SLO_MAX_NS = 60 * SECOND
 RATE_TOLERANCE = 1.02
 SLO_TOLERANCE = 1.03
 DEVICES_GROWTH = 1.25
 """While no number of devices suffices, it grows by this factor (and by one at least)."""
 BEYOND = 1.1
 """The failing trial beside an answer that has no smaller one (one device) has so much more load, or this again ..."""
-OVERLOADS_MAX = 100
-"""... up to so many times."""
 FLUID_ARRIVALS = 2_000_000
 """Arrivals that the fluid bound looks at to know each model's share."""
 

@@ -14,18 +14,9 @@ import struct
 from contextlib import suppress
 
 from clockwork.config import INFLOW_SMALL_BYTES
+from clockwork.config.wire import FRAME_EXTRA_BYTES, FRAME_MEMORY_RATIO, HEARTBEAT_BYTES_PER_S
 from clockwork.system.clock import SECOND
 from clockwork.system.limits import resident_bytes
-
-FRAME_EXTRA_BYTES = 64
-"""Added for each frame taken: more than framing and encryption add on the wire."""
-
-FRAME_MEMORY_RATIO = 64
-"""The most that a byte on the wire takes in memory: messages of one byte, whose three are libzmq's 64 and an allocator's
-rest."""
-
-HEARTBEAT_BYTES_PER_S = 1 << 10
-"""libzmq takes the other side's heartbeats itself."""
 
 _BYTES_RECEIVED = struct.Struct("=Q")
 _BYTES_RECEIVED_AT = 128  # in struct tcp_info of linux/tcp.h, since Linux 4.1

@@ -30,6 +30,16 @@ from clockwork.config import (
     SEND_QUEUE_MAX,
     SUBSCRIBERS_MAX,
 )
+from clockwork.config.wire import (
+    COPY_BYTES,
+    HEARTBEAT_MS,
+    HEARTBEAT_TIMEOUT_MS,
+    KEEPALIVE_COUNT,
+    KEEPALIVE_S,
+    LINGER_MS,
+    RECONNECT_MAX_MS,
+    RECONNECT_MS,
+)
 from clockwork.errors import ConfigError
 from clockwork.system import _wait
 from clockwork.system.clock import now_ns
@@ -41,23 +51,6 @@ from clockwork.wire.roles import Port
 Frame: TypeAlias = Any
 """zmq.Frame or bytes-like; memoryview(frame) is its content."""
 
-HEARTBEAT_MS = 500
-"""ZMTP heartbeats, answered by the peer's I/O thread: they notice a dead host, not a stuck process."""
-
-HEARTBEAT_TIMEOUT_MS = 3_000
-KEEPALIVE_S = 1
-KEEPALIVE_COUNT = 2
-"""A bound socket's probes, and how many may stay unanswered: a dead host is noticed after 3 s, too."""
-
-RECONNECT_MS = 50
-RECONNECT_MAX_MS = 500
-LINGER_MS = 250
-"""How long a closing socket may still try to hand over what was sent."""
-
-COPY_BYTES = 262_144
-"""Below this a copy is cheaper than the bookkeeping of a zero-copy send, because pyzmq hears of each buffer that
-is free again on a thread of its own, which wants the interpreter: sending and receiving 48 KB takes 42 us of processor
-time instead of 59, 200 KB 69 instead of 91; of 600 KB both take the same."""
 
 Gate: TypeAlias = Callable[[Port, str], bool]
 """Whether a connection with this public key is let in at that port. Called on the thread that authenticates."""

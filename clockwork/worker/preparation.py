@@ -40,23 +40,18 @@ from clockwork.config import (
     PREPARATIONS_MAX,
     preparation_run_ns,
 )
+from clockwork.config.worker import MESSAGE_BYTES_MAX, RECEIVE_BYTES, TURN_PAUSE_S
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import find_damage, set_aside
 from clockwork.formats.package import DamagedPackage
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.messages import Status
 
-MESSAGE_BYTES_MAX = 1 << 20
-"""Of what the two sides say to each other."""
-
 NICE = 10
 
 EXIT_ENDLESS = 76
 """The exit status of a preparation in which an execution does not end, not even when it is told to."""
 
-TURN_PAUSE_S = 0.05
-
-RECEIVE_BYTES = 65_536
 
 COMMAND = (sys.executable, "-m", "clockwork.worker.preparation")
 

@@ -57,6 +57,7 @@ from clockwork.config import (
     WORKER_MESSAGES_PER_TURN,
     silence_onnxruntime,
 )
+from clockwork.config.worker import DEVICES_ALONE_MAX, END_PAUSE_S, FAREWELL_LIMIT_NS, STALE_WAKES_MAX
 from clockwork.device import _crash
 from clockwork.device.base import Completion, Device, DeviceGroup, TensorView
 from clockwork.device.cuda_clocks import ClockSource, ClockWatch
@@ -111,18 +112,11 @@ EXIT_STUCK = 75
 """The exit status of a worker with an execution or load that does not come back, where its process does not begin anew by
 itself."""
 
-END_PAUSE_S = 0.001
-
-FAREWELL_LIMIT_NS = SECOND // 2
-"""How long a worker that leaves because of what it executes waits for the controller to have heard why. Half of what a
-lane that has crashed waits (csrc/device/crash.h)."""
 
 CANCELLED = Status.ACTION_CANCELLED, "the worker ends because of another action"
 
 NO_PHASE: Phase = [0, 0, 0]
 
-DEVICES_ALONE_MAX = 12
-"""Devices with a descriptor of their own that one loop waits on."""
 
 ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop)
 
@@ -130,10 +124,6 @@ Parts = list[list[TensorView]]
 
 IN_ORDER_OF_LOADS = (Load, Unload, HostFetch, HostDrop)
 """Actions of which one on a model has to wait for those before it, where they wait for a check."""
-
-
-STALE_WAKES_MAX = 1024
-"""Entries of the heap of wake-ups that may be out of date beyond one for each device, before it is built anew."""
 
 
 class _Line:

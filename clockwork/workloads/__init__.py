@@ -1,7 +1,7 @@
 """Workloads, for the simulator and for live load alike: who asks which model when."""
 
+from clockwork.config.workloads import CHUNK_ARRIVALS
 from clockwork.workloads.arrivals import (
-    CHUNK_ARRIVALS,
     Arrivals,
     Class,
     Recorded,

@@ -14,16 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork.config import PRIORITY_MAX
+from clockwork.config.workloads import CHUNK_ARRIVALS, CLASSES_MAX, COLLECT_MAX
 from clockwork.errors import ConfigError
-
-CHUNK_ARRIVALS = 1 << 18
-"""The most arrivals of one chunk: 22 bytes each, so 6 MB."""
-
-CLASSES_MAX = 256
-"""Classes of requests (SLO or priority groups) that are counted apart: what a byte can name."""
-
-COLLECT_MAX = 1 << 26
-"""The most arrivals that are put into one set of arrays, 1.5 GB; longer workloads stay streams."""
 
 Int64s = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

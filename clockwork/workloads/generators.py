@@ -17,22 +17,14 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from clockwork.config.workloads import DURATION_MAX_NS, RATE_MAX, SOURCES_MAX, WINDOW_ARRIVALS, WINDOW_CELLS
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
 from clockwork.workloads.arrivals import Arrivals, Floats, Int64s, Workload
 
-WINDOW_ARRIVALS = 1 << 20
-"""Arrivals that are made and sorted together: enough that what is done for each source weighs little."""
-
-WINDOW_CELLS = 1 << 22
-"""The most rates (sources times steps) of one window."""
-
 BLOCK_MIN, BLOCK_MAX = 16, 1 << 16
 """Gaps that one source draws at a time: about what it needs in four windows, within these bounds."""
 
-SOURCES_MAX = 1 << 20
-RATE_MAX = 1e9
-DURATION_MAX_NS = 1 << 60
 
 KEY_BITS = 62
 """Time within a window and number of the source are sorted as one integer of so many bits."""

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from clockwork.config.workloads import MINUTES_MAX, SOURCES_MAX
 from clockwork.errors import ConfigError
 from clockwork.workloads.arrivals import Floats, Int64s
-from clockwork.workloads.generators import SOURCES_MAX
-from clockwork.workloads.traces import DAY_MINUTES, MINUTES_MAX, Trace
+from clockwork.workloads.traces import DAY_MINUTES, Trace
 
 SAMPLE_FUNCTIONS = 1000
 

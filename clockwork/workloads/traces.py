@@ -18,20 +18,18 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from clockwork.config.workloads import COUNT_MAX, MINUTES_MAX, RATE_MAX, SOURCES_MAX
 from clockwork.errors import ConfigError
 from clockwork.system.clock import SECOND
 from clockwork.workloads.arrivals import Floats, Int64s
-from clockwork.workloads.generators import RATE_MAX, SOURCES_MAX, Clients, Exponential, Gaps, Segment
+from clockwork.workloads.generators import Clients, Exponential, Gaps, Segment
 
 MINUTE_NS = 60 * SECOND
 DAY_MINUTES = 1440
 
-COUNT_MAX = (1 << 31) - 1
 COUNT_DIGITS = len(str(COUNT_MAX))
 """The most calls of one function in one minute, and how long that number is."""
 
-MINUTES_MAX = 60 * DAY_MINUTES
-"""The longest trace."""
 
 IDS = ("hashowner", "hashapp", "hashfunction", "trigger")
 """Columns that name a row, in lower case; they may be in any order, and only the function must be there."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from clockwork.config import HEARTBEAT_NS, WORKER_TIMEOUT_NS
+from clockwork.config.wire import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
 from clockwork.system.clock import MS, SECOND, now_ns
-from clockwork.wire.transport import HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
 from tests.chaos.liar import Liar
 from tests.chaos.processes import Supervised, World
 from tests.chaos.scenario import Fault, Kind

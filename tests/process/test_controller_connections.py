@@ -19,6 +19,7 @@ from peers import PATIENCE_NS, FakeWorker, RawClient, on_loop, running_controlle
 from bench import zmtp
 from clockwork import config
 from clockwork.config import ConnectionBounds
+from clockwork.config.wire import HEARTBEAT_MS
 from clockwork.controller._exchange import CLIENTS, WORKERS
 from clockwork.controller.process import Controller
 from clockwork.formats.prepared import TensorSpec
@@ -455,7 +456,7 @@ def test_a_flood_that_breaks_off_while_it_is_not_read_ends_nothing(tmp_path: Pat
             send_again(one, flood, 1_000)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.close()  # at once, with a reset
-        done.wait(2 * transport.HEARTBEAT_MS / 1_000)
+        done.wait(2 * HEARTBEAT_MS / 1_000)
         done.set()
         client.send(messages.Query(1, "status", ""))
         client.receive(messages.Reply)

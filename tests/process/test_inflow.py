@@ -22,11 +22,12 @@ from fake_scheduler_side import running_worker
 
 from bench import zmtp
 from clockwork import Client, ConnectionLost, config
+from clockwork.config.wire import HEARTBEAT_MS
 from clockwork.system.clock import SECOND
 from clockwork.system.limits import resident_bytes
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
-from clockwork.wire.transport import HEARTBEAT_MS, Connection, Publisher, Transport
+from clockwork.wire.transport import Connection, Publisher, Transport
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 20.0

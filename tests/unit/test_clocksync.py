@@ -7,7 +7,8 @@ import random
 import pytest
 
 from clockwork.config import CLOCK_LIMIT_NS
-from clockwork.controller.clocksync import LOST_NS, RESET_TOLD_NS, UNCERTAIN_NS, ClockSync
+from clockwork.config.wire import LOST_NS, RESET_TOLD_NS, UNCERTAIN_NS
+from clockwork.controller.clocksync import ClockSync
 from clockwork.wire.messages import NEVER_NS
 
 US, MS, SECOND, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000

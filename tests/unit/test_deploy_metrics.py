@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from clockwork.config import METRICS_MODELS_PAGE
+from clockwork.config.gateway import METRICS_MODELS_MAX
 from clockwork.controller.troubles import PASSING, TroubleKind
-from clockwork.gateway.metrics import METRICS, METRICS_MODELS_MAX, OUTCOMES, PARTS, Metric, reference
+from clockwork.gateway.metrics import METRICS, OUTCOMES, PARTS, Metric, reference
 from clockwork.wire.messages import Reason
 
 ROOT = Path(__file__).resolve().parents[2]

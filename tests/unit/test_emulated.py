@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from clockwork.config import IO_SLOT_BYTES_MAX
+from clockwork.config import IO_SLOT_BYTES_MAX, STALE_EVENTS_MAX
 from clockwork.device.base import Completion, TensorView
-from clockwork.device.emulated import STALE_EVENTS_MAX, EmulatedGroup
+from clockwork.device.emulated import EmulatedGroup
 from clockwork.device.emulation import EmulatedSettings, parse_settings
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.package import LIST_FILE, PROFILE_FILE, PackageFile, digest_of, rows_of

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
+from clockwork.config.gateway import PIECE_BYTES
 from clockwork.errors import InvalidInput
 from clockwork.gateway.errors import TooLarge, Unsupported
-from clockwork.gateway.inflate import PIECE_BYTES, Inflater
+from clockwork.gateway.inflate import Inflater
 
 MIB = 1 << 20
 

@@ -15,8 +15,9 @@ pytest.importorskip(
 )
 
 from clockwork.client.blocking import Client
+from clockwork.config.gateway import REGISTERING_MAX
 from clockwork.errors import ConnectionLost, InvalidInput, Unavailable
-from clockwork.gateway.keeper import REGISTERING_MAX, Keeper
+from clockwork.gateway.keeper import Keeper
 
 PATIENCE_S = 20.0
 

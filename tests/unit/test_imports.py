@@ -44,7 +44,6 @@ LOOSE = {
     "": "face",
     "__main__": "face",
     "profiles": "face",
-    "config": "base",
     "errors": "base",
 }
 
@@ -127,6 +126,8 @@ def within(module: str, names: list[str]) -> bool:
 def room_of(module: str) -> str:
     """The room of a module below clockwork; "" if it has none."""
     folder = module.split(".")[0]
+    if folder == "config":
+        return "base"
     return LOOSE.get(module) or (folder if folder in MAY_IMPORT else "")
 
 
@@ -210,6 +211,35 @@ def test_only_config_reads_the_environment() -> None:
             if reads and id(node) not in handed_on:
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert wrong == []
+
+
+NO_BOUNDS = {
+    "wire.forms.INT64_MAX": "of the integers that msgpack has",
+    "wire.forms.INT64_MIN": "of the integers that msgpack has",
+    "wire.tensors._DIMENSIONS_MAX": "of the integers that a shape has",
+    "models.runtime.EXTERNAL_MIN_BYTES": "where ONNX's own writer draws the line",
+}
+"""Names like a bound's that bound nothing of ours, and what they are."""
+
+
+def test_bounds_are_in_config() -> None:
+    """A number that is called the most or the least of something, or a limit."""
+    wrong = []
+    for path in SOURCES:
+        name = module_name(path)
+        if path.suffix != ".py" or room_of(name) == "base" or name.startswith("sim.rec"):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+                continue
+            constant = node.targets[0].id
+            numbers = all(
+                isinstance(part, ast.Constant | ast.BinOp | ast.UnaryOp | ast.operator | ast.unaryop)
+                for part in ast.walk(node.value)
+            )
+            if numbers and re.search(r"_(MAX|MIN|LIMIT|AT_ONCE)(_|$)", constant) and constant.isupper():
+                wrong.append(f"{name}.{constant}")
+    assert sorted(set(wrong) - set(NO_BOUNDS)) == []
 
 
 def test_the_client_starts_without_onnx_and_onnxruntime() -> None:

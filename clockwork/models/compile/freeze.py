@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from clockwork.config.models import EXTERNAL_BYTES
 from clockwork.errors import InvalidModel
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
@@ -15,9 +16,6 @@ from clockwork.models.compile.padding import Padding, make_padded
 from clockwork.models.compile.variant import SIZE_PREFIX
 from clockwork.models.onnx_import import external_files, real_inputs
 from clockwork.models.runtime import RunError, Session, explain
-
-EXTERNAL_BYTES = 1_500_000_000
-"""Models beyond this are written with external data: protobuf ends at 2 GB."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from tinygrad.nn.onnx import (
 )
 from tinygrad.uop.ops import UOp
 
+from clockwork.config.models import CONSTANT_INDICES_MAX, KNOWN_MAX
 from clockwork.errors import ClockworkError, InvalidModel
 from clockwork.models.split import operator
 from clockwork.wire.tensors import DTYPES, Array
@@ -35,11 +36,6 @@ from clockwork.wire.tensors import DTYPES, Array
 DEVICE = "NULL"
 """tinygrad's device without memory or execution."""
 
-CONSTANT_INDICES_MAX = 8
-"""A Gather by so many constant indices becomes slices; by more, it reads them from memory."""
-
-KNOWN_MAX = 256
-"""Elements of a tensor that may say a shape."""
 
 DTYPES_BY_CODE: dict[int, DType] = {
     1: dtypes.float32, 2: dtypes.uint8, 3: dtypes.int8, 4: dtypes.uint16, 5: dtypes.int16, 6: dtypes.int32,

@@ -20,11 +20,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from clockwork.config.models import KNOWN_MAX
 from clockwork.formats.interface import is_named
 from clockwork.formats.prepared import TensorSpec
 from clockwork.models.compile.following import Following, Padding
 from clockwork.models.compile.sizes import (
-    VALUE_MAX,
     Dim,
     NotProven,
     Size,
@@ -81,7 +81,7 @@ class _Proof(Following):
         value = self.attribute("value")
         number = numpy_helper.to_array(value).reshape(()) if value is not None else np.zeros((), np.float32)
         known = None
-        if len(dims) == 1 and isinstance(dims[0], int) and dims[0] <= VALUE_MAX and number.dtype.kind in "iu":
+        if len(dims) == 1 and isinstance(dims[0], int) and dims[0] <= KNOWN_MAX and number.dtype.kind in "iu":
             known = (Size(int(number)),) * dims[0]
         return [Value(dims, known=known)]
 
@@ -225,7 +225,7 @@ class _Proof(Following):
         axis = self.axis(inputs[0], 0)
         if all(one.known is not None and len(one.dims) == 1 for one in inputs):
             known = tuple(size for one in inputs for size in one.known or ())
-            return [Value((len(known),), known=known if len(known) <= VALUE_MAX else None)]
+            return [Value((len(known),), known=known if len(known) <= KNOWN_MAX else None)]
         if any(one.tells_size for one in inputs):
             raise self._refuse("computes with the size of the inputs")
         total = 0

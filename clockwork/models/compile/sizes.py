@@ -10,10 +10,8 @@ from typing import TypeAlias
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from clockwork.config.models import KNOWN_MAX
 from clockwork.models.onnx_import import real_inputs
-
-VALUE_MAX = 256
-"""Elements of a tensor that may say a shape."""
 
 Dim: TypeAlias = "int | str"
 """A number, or the symbol of an open dimension."""
@@ -136,7 +134,7 @@ def segments(dims: Sequence[Dim]) -> list[Dim]:
 
 def constant_of(tensor: TensorProto) -> Value:
     dims = tuple(tensor.dims)
-    if len(dims) > 1 or math.prod(dims) > VALUE_MAX or tensor.data_location == TensorProto.EXTERNAL:
+    if len(dims) > 1 or math.prod(dims) > KNOWN_MAX or tensor.data_location == TensorProto.EXTERNAL:
         return Value(dims)
     array = numpy_helper.to_array(tensor)
     if array.dtype.kind not in "iu":
@@ -162,7 +160,7 @@ def inferred(
         code = value.type.tensor_type.elem_type
         copy.input.append(helper.make_tensor_value_info(value.name, code, given[value.name]))
     for one in graph.initializer:  # weights are not needed, and may be too many for one message
-        if math.prod(one.dims) <= VALUE_MAX and one.data_location != TensorProto.EXTERNAL:
+        if math.prod(one.dims) <= KNOWN_MAX and one.data_location != TensorProto.EXTERNAL:
             copy.initializer.append(one)
         else:
             copy.input.append(helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)))

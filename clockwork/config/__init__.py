@@ -1,5 +1,8 @@
 """Every bound, default and environment variable, in one place. Nothing else reads the environment.
 
+What belongs to one room is in the file of its name here; whatever more than one room uses, and all that is read of
+the environment, is in this one.
+
 Bounds are constants. What a user may choose is a field of a settings class; a flag overrides an
 environment variable, which overrides the default.
 """
@@ -548,6 +551,14 @@ EMULATED_DEVICES_MAX = WORKER_DEVICES_MAX
 
 EMULATED_SPIN_NS = 60_000
 """How long before an end the process wakes to wait for it exactly, where it may spin."""
+
+STALE_EVENTS_MAX = 1024
+"""Entries of the heap that may be out of date beyond one for each lane, before it is built anew."""
+
+ELEMENTS_MAX = 1 << 40
+"""Of one input, as on other devices."""
+
+NOISE_SIGMA_MAX = 2.0
 
 
 def environment(name: str, default: str) -> str:

@@ -14,31 +14,25 @@ called on the controller's storage thread.
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
 import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from clockwork.config import VERSION_MAX
 from clockwork.config.formats import FORMAT_BYTES_MAX
-from clockwork.controller.options import check_options
+from clockwork.controller.records import Change, Complaint, ModelRecord
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ConfigError, InvalidInput, InvalidModel
-from clockwork.formats.checksums import mend, read_plain, seal, set_aside, unseal
+from clockwork.formats.checksums import mend, read_plain, set_aside, unseal
 from clockwork.formats.durable import Journal, write_durably
 from clockwork.formats.interface import Interface, read_interface
 from clockwork.formats.package import (
     DamagedPackage,
     PackageFile,
     PackageStore,
-    check_name,
     check_package,
-    digest_of,
-    parse_files,
-    rows_of,
 )
 from clockwork.wire.telling import printable, tell
 
@@ -48,92 +42,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, InvalidM
 """What reading a file raises that is not what this version, or an earlier one, wrote."""
 
 
-T = TypeVar("T", "ModelRecord", NameRoute)
-
-
-@dataclasses.dataclass(slots=True)
-class ModelRecord:
-    """One version of one model, as it was registered."""
-
-    name: str
-    version: int
-    digest: str
-    files: list[PackageFile]
-    options: dict[str, Any]  # of its Register message
-    offered: bool = True  # whether it serves; see messages.Offer
-    aside: str = ""  # why it was set aside, and so is not offered; "": it was not
-    is_read: bool = False  # its package has been read for ``interface``; earlier versions did not
-    interface: Interface | None = None  # what its package declares; None: nothing that can be read
-
-    @property
-    def label(self) -> str:
-        """What people are told it is called, and may call it."""
-        return f"{self.name}@{self.version}"
-
-    def to_json(self) -> bytes:
-        body: dict[str, Any] = {
-            "name": self.name,
-            "version": self.version,
-            "digest": self.digest,
-            "files": rows_of(self.files),
-            "options": self.options,
-            "offered": self.offered,
-            "aside": self.aside,
-        }
-        if self.is_read:
-            body["declares"] = None if self.interface is None else self.interface.to_dict()
-        return seal(body)
-
-    @staticmethod
-    def from_body(body: dict[str, Any]) -> ModelRecord:
-        """Raises ValueError, KeyError, TypeError, InvalidModel or InvalidInput of what no version of this wrote."""
-        name, version, offered, aside = (
-            body["name"], body["version"], body.get("offered", True), body.get("aside", ""),
-        )  # fmt: skip
-        check_name(name)
-        if type(version) is not int or not 1 <= version <= VERSION_MAX:
-            raise ValueError(f"version {tell(version)} is not from 1 to {VERSION_MAX}")
-        if type(offered) is not bool or type(aside) is not str:
-            raise ValueError("offered is true or false, aside a text")
-        files = parse_files(body["files"])
-        if body["digest"] != digest_of(files):
-            raise ValueError(f"its files are those of package {digest_of(files)}")
-        declares = body.get("declares")
-        return ModelRecord(
-            name,
-            version,
-            body["digest"],
-            files,
-            check_options(body["options"]),
-            offered,
-            aside,
-            "declares" in body,
-            None if declares is None else Interface.from_dict(declares),
-        )
-
-    @property
-    def file_name(self) -> str:
-        return f"{self.label}.json"
-
-
-class Complaint(NamedTuple):
-    """A file of the catalog was not as it should be. It has been mended, or set aside."""
-
-    name: str  # of the model, as the file's name has it
-    version: int  # 0 of a route, or where the file's name has none
-    text: str
-    mended: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Change:
-    """What one order changes of what is registered: all of it, or nothing."""
-
-    save: Sequence[ModelRecord] = ()
-    remove: Sequence[ModelRecord] = ()
-    route: NameRoute | None = None  # as it is to be
-    unroute: str = ""  # the name whose route goes
-    packages: Sequence[str] = ()  # digests that nothing uses any more, afterwards
+T = TypeVar("T", ModelRecord, NameRoute)
 
 
 class Catalog:

@@ -16,6 +16,7 @@ from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_B
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.queries import state_of, traffic
 from clockwork.controller.registration import Registrar
 from clockwork.controller.troubles import Troubles
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
@@ -130,12 +131,12 @@ class MetricsQuery:
         for model in models:
             prepared = model.prepared
             counts = self._exchange.model_counts(model.model_id)
-            traffic = self._table.traffic(model)
+            has = traffic(self._table, model)
             rows.append(
                 {
                     "name": model.record.name,
                     "version": model.record.version,
-                    "state": self._registrar.state_of(model)[0],
+                    "state": state_of(model, self._registrar.preparations)[0],
                     **(counts or _UNASKED),
                     "resident": [
                         [names.get(worker, str(worker)), device]
@@ -147,8 +148,8 @@ class MetricsQuery:
                     ],
                     "pages": sum(prepared.runs) if prepared else 0,
                     "weights_bytes": prepared.weights_bytes if prepared else 0,
-                    "share": traffic["share"],
-                    "shadow": self._exchange.shadow_results(model.record.name) if traffic["shadow"] else None,
+                    "share": has["share"],
+                    "shadow": self._exchange.shadow_results(model.record.name) if has["shadow"] else None,
                 }
             )
         return rows

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
-from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.interfaces import as_counted
+from clockwork.controller.records import ModelRecord
 from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
 from clockwork.formats.interface import loosened
 from clockwork.formats.package import PackageFile
 from clockwork.formats.prepared import PreparedModel, TensorSpec
 from clockwork.scheduler.types import ModelSpec
 from clockwork.wire.telling import tell
-from clockwork.wire.tensors import dtype_name
 
 
 class ModelState(enum.StrEnum):
@@ -40,17 +39,6 @@ REMOVED = "removed"
 
 UNSERVED = "unserved"
 """In descriptions, the state of a version that is ready and that no worker serves: those that have it left, or leave."""
-
-
-@dataclasses.dataclass(slots=True)
-class Counts:
-    """Requests of one model by what became of them."""
-
-    answered: int = 0
-    refused: int = 0
-    missed: int = 0
-    cancelled: int = 0
-    failed: int = 0
 
 
 @dataclasses.dataclass(slots=True)
@@ -131,64 +119,6 @@ class ServedModel:
             profile=prepared.profile if is_alike else as_counted(prepared.profile, self.batches),
         )
 
-    def describe_preparations(self, worker_names: Mapping[int, str]) -> list[dict[str, Any]]:
-        """By worker: preparing, ready or why it could not be prepared, and what was measured there."""
-        rows = []
-        for worker, state in self.workers.items():
-            row: dict[str, Any] = {"worker": worker_names.get(worker, str(worker)), "state": state}
-            prepared = self.measured.get(worker, self.prepared) if state == "ready" else None
-            if prepared is not None:
-                spec = self.spec(prepared)
-                row |= {
-                    "holding": prepared.holding,
-                    "batch_max": spec.batch_max,
-                    "pages": sum(spec.runs),
-                    "load_ns": spec.load_ns,
-                    "exec_ns": min((point.exec_ns for point in spec.profile), default=0),
-                }
-            rows.append(row)
-        return rows
-
-    def describe(self, worker_names: dict[int, str], resident: list[dict[str, Any]]) -> dict[str, Any]:
-        """What ``models show`` shows."""
-        body: dict[str, Any] = {
-            "name": self.record.name,
-            "version": self.record.version,
-            "state": self.state.value,
-            "text": self.text,
-            "digest": self.record.digest,
-            "slo_ns": self.slo_ns,
-            "options": self.record.options,
-            "faults": self.faults,
-            "workers": {
-                worker_names.get(worker, str(worker)): state for worker, state in self.workers.items()
-            },
-            "preparations": self.describe_preparations(worker_names),
-            "devices": resident,
-        }
-        prepared = self.prepared
-        if prepared is not None:
-            body |= {
-                "inputs": [_describe_tensor(one) for one in prepared.inputs],
-                "outputs": [_describe_tensor(one) for one in prepared.outputs],
-                "batches": prepared.batches,
-                "batching_note": prepared.batching_note,
-                "batch_max": prepared.batch_max,
-                "holding": prepared.holding,
-                "program": prepared.program,
-                "weights_bytes": prepared.weights_bytes,
-                "resident_bytes": prepared.resident_bytes,
-                "page_bytes": prepared.page_bytes,
-                "pages": sum(prepared.runs),
-                "runs": list(prepared.runs),
-                "load_ns": prepared.load_ns,
-                "profile": [dataclasses.asdict(point) for point in prepared.profile],
-                "constants_note": prepared.constants_note,
-                "metadata": prepared.metadata,
-                "example": prepared.example,
-            }
-        return body
-
 
 def _measured(prepared: PreparedModel) -> tuple[Any, ...]:
     """What may differ between workers that serve one model, but for times."""
@@ -207,28 +137,9 @@ def _declared(model: ServedModel, prepared: PreparedModel, outputs: list[TensorS
     return shown
 
 
-def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
-    """The description of a version that was unloaded: what its registration said."""
-    return {
-        "name": record.name,
-        "version": record.version,
-        "state": SET_ASIDE if record.aside else UNLOADED,
-        "text": record.aside,
-        "current": False,
-        "digest": record.digest,
-        "slo_ns": int(record.options.get("slo_ns", 0)),
-        "origin": record.options.get("origin", ""),
-        "options": record.options,
-    }
-
-
 def set_aside_text(record: ModelRecord) -> str:
     """Why requests for a version are turned away, and what to do."""
     return f"{record.label} is set aside: {record.aside}; have it serve again with `clockwork models load {record.label}`"
-
-
-def _describe_tensor(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}
 
 
 class Mirror(Protocol):
@@ -407,33 +318,6 @@ class ModelTable:
         if split is None and name in self.routes:
             split = whole(self.routes[name].record.version)
         return split
-
-    def describe_route(self, name: str, results: dict[str, Any] | None) -> dict[str, Any]:
-        """How a name's traffic is split, where it goes at this moment, and (results) what became of the copies."""
-        route = self.named.get(name)
-        split = self.split_now(name)
-        body: dict[str, Any] = {
-            "name": name,
-            "automatic": route is None or route.split is None,
-            **(split.to_wire() if split is not None else {"shares": [], "shadow": None}),
-            "serving": [[model.record.version, parts] for model, parts in self.shares(name)],
-            "earlier": [one.to_wire() for one in route.earlier] if route is not None else [],
-        }
-        if body["shadow"] is not None:
-            body["shadow"] |= results or {}
-        return body
-
-    def traffic(self, model: ServedModel) -> dict[str, Any]:
-        """What a version has of its name's requests: parts that it serves, parts of which it gets a copy, and whether
-        it is the one that is meant where one is (``current``)."""
-        name = model.record.name
-        split = self.split_of(name)
-        shadow = split.shadow if split is not None else None
-        return {
-            "current": self.routes.get(name) is model,
-            "share": next((parts for one, parts in self.shares(name) if one is model), 0),
-            "shadow": shadow.parts if shadow is not None and shadow.version == model.record.version else 0,
-        }
 
     def find(self, text: str) -> ServedModel | None:
         """The model that ``name`` or ``name@version`` addresses, in whatever state."""

@@ -9,7 +9,6 @@ the storage thread, preparation on the workers.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import logging
 import os
@@ -61,14 +60,8 @@ from clockwork.controller.links import (
 )
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
-from clockwork.controller.models import (
-    Counts,
-    ModelState,
-    ModelTable,
-    ServedModel,
-    describe_unloaded,
-    set_aside_text,
-)
+from clockwork.controller.models import ModelState, ModelTable, ServedModel, set_aside_text
+from clockwork.controller.queries import Queries
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
 from clockwork.controller.repairs import Repairs
@@ -143,7 +136,7 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.roles import Port
-from clockwork.wire.telling import printable, tell
+from clockwork.wire.telling import printable
 from clockwork.wire.transport import Transport, require_keys_beyond_loopback, socket_functions
 
 log = logging.getLogger("clockwork.controller")
@@ -240,6 +233,10 @@ class Controller:
         self._metrics = MetricsQuery(
             self._exchange, self._scheduler, self._table, self._registrar, self.troubles, self._complaints,
             settings.policy, self._started_ns,
+        )  # fmt: skip
+        self.queries = Queries(
+            self._exchange, self._scheduler, self._table, self._registrar, self._repairs, self.troubles,
+            self._complaints, self._workers, self._clients, settings.policy, self._epoch, self._started_ns,
         )  # fmt: skip
         restored = self._registrar.restore()
         self._repairs.start()
@@ -470,34 +467,10 @@ class Controller:
         self._registrar.rollback(client.identity, message)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
-        body: Any
-        if message.what == "status":
-            body = self.status()
-        elif message.what == "models":
-            names = self._worker_names()
-            body = [
-                self._describe_briefly(model, names)
-                for versions in self._table.versions.values()
-                for model in versions.values()
-            ]
-            body += [
-                describe_unloaded(record)
-                for versions in self._table.unloaded.values()
-                for record in versions.values()
-            ]
-        elif message.what == "model":
-            found = self._table.find(message.argument)
-            away = self._table.find_unloaded(message.argument) if found is None else []
-            if found is not None:
-                body = self.describe(found)
-            elif away:
-                body = describe_unloaded(away[-1])
-            else:
-                raise ModelNotFound(self._table.absence(message.argument))
-        elif message.what == "metrics":
+        if message.what == "metrics":
             body = self._metrics.body(message.argument, self._workers.values(), len(self._clients))
         else:
-            raise InvalidInput(f"a query is for status, models, model or metrics, not {tell(message.what)}")
+            body = self.queries.answer(message)
         self._send_client(client, Reply(message.request_id, body))
 
     def _bye(self, client: ClientLink, message: Bye, frames: list[Any]) -> None:
@@ -870,7 +843,7 @@ class Controller:
                 "events cut",
                 f"{count} connections for events were ended: they say more than a subscriber has to",
             )
-        self.publish("counts", {"held": self._exchange.held_count, **self._count_all()})
+        self.publish("counts", {"held": self._exchange.held_count, **self.queries.count_all()})
 
     def _note_cuts(self) -> None:
         """Say in the log whose connections were ended since the last beat, by port and by bound."""
@@ -954,150 +927,13 @@ class Controller:
     def publish(self, topic: str, body: dict[str, Any]) -> None:
         self._publisher.send(topic.encode(), msgpack.packb(body))
 
-    def _worker_names(self) -> dict[int, str]:
-        return {worker.worker_id: worker.name for worker in self._workers.values()}
-
-    def _whereabouts(self, model: ServedModel, names: dict[int, str]) -> list[dict[str, Any]]:
-        """The devices that have a model, or are about to."""
-        return [
-            {"worker": names.get(worker, str(worker)), "device": device, "state": state}
-            for worker, device, state in self._scheduler.whereabouts(model.model_id)
-        ]
-
-    def _hosts(self, model: ServedModel, names: dict[int, str]) -> list[str]:
-        """The workers whose host stores have it."""
-        return [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)]
-
     def describe(self, model: ServedModel) -> dict[str, Any]:
-        names = self._worker_names()
-        resident = self._whereabouts(model, names)
-        versions = self._table.versions.get(model.record.name, {})
-        state, text = self._registrar.state_of(model)
-        return {
-            **model.describe(names, resident),
-            "counts": dataclasses.asdict(Counts(*self._exchange.outcomes(model.model_id))),
-            **self._expected(model),
-            "state": state,
-            "text": text,
-            **self._table.traffic(model),
-            "versions": [number for number, one in versions.items() if one.state is ModelState.READY],
-            "route": self.describe_route(model.record.name),
-            "hosted": self._hosts(model, names),
-        }
-
-    def _expected(self, model: ServedModel) -> dict[str, Any]:
-        """Its profile as of now, by what its executions took since it was made."""
-        profile = model.prepared.profile if model.prepared else ()
-        times = self._scheduler.expected_ns(model.model_id, profile)
-        return {"expected_ns": times} if times else {}
+        return self.queries.describe(model)
 
     def describe_route(self, name: str) -> dict[str, Any]:
-        return self._table.describe_route(name, self._exchange.shadow_results(name))
+        return self.queries.describe_route(name)
 
     # ----- inside --------------------------------------------------------------------------------
-
-    def _describe_briefly(self, model: ServedModel, names: dict[int, str]) -> dict[str, Any]:
-        prepared = model.prepared
-        state, text = self._registrar.state_of(model)
-        return {
-            "name": model.record.name,
-            "version": model.record.version,
-            "state": state,
-            "text": text,
-            "not_prepared": {
-                names.get(worker, str(worker)): model.workers[worker]
-                for worker in self._registrar.preparations.failed_on(model)
-            },
-            **self._table.traffic(model),
-            "devices": self._whereabouts(model, names),
-            "hosted": self._hosts(model, names),
-            "slo_ns": model.slo_ns,
-            "origin": model.record.options.get("origin", ""),
-            "holding": prepared.holding if prepared else "",
-            "batches": prepared.batches if prepared else False,
-            "weights_bytes": prepared.weights_bytes if prepared else 0,
-            "program": prepared.program if prepared else "",
-            "exec_ns": min((point.exec_ns for point in prepared.profile), default=0) if prepared else 0,
-            "load_ns": prepared.load_ns if prepared else 0,
-        }
-
-    def status(self) -> dict[str, Any]:
-        """What ``clockwork status`` shows."""
-        plans = {
-            (plan["worker"], plan["device"]): plan
-            | {"shares": [share | {"name": self._label(share["model"])} for share in plan["shares"]]}
-            for plan in self._scheduler.devices()
-        }
-        workers = []
-        for worker in self._workers.values():
-            clock = worker.clock
-            devices = [
-                info.describe()
-                | {"plan": plans.get((worker.worker_id, index), {}), "offline": worker.offline.get(index, "")}
-                for index, info in enumerate(worker.devices)
-            ]
-            workers.append(
-                {
-                    "id": worker.worker_id,
-                    "name": worker.name,
-                    "state": "draining" if worker.is_draining else "serving",
-                    "rtt_ns": clock.there_ns() + clock.back_ns(),
-                    "clock_uncertainty_ns": clock.uncertainty_ns(self._now) if clock.known else 0,
-                    "jitter_ns": worker.jitter_ns,
-                    "actions": self._exchange.action_count(worker.slot),
-                    "sent": self._exchange.actions_sent(worker.slot),
-                    "results": self._exchange.action_results(worker.slot),
-                    "devices": devices,
-                    "models": self._registrar.preparations.describe(worker.worker_id),
-                    "stats": worker.stats,
-                }
-            )
-        states: dict[str, int] = {}
-        for model in self._table.by_id.values():
-            state, _ = self._registrar.state_of(model)
-            states[state] = states.get(state, 0) + 1
-        why = self._registrar.readiness()
-        return {
-            "version": VERSION,
-            "epoch": self._epoch,
-            "policy": self._settings.policy,
-            "uptime_ns": now_ns() - self._started_ns,
-            "clients": len(self._clients),
-            "ready": not why,
-            "why_not_ready": why,
-            "models": states,
-            "packages_unchecked": self._repairs.left_count,
-            "programs": len(
-                {m.prepared.program for m in self._table.by_id.values() if m.prepared is not None}
-            ),
-            "requests_held": self._exchange.held_count,
-            "requests_held_max": QUEUED_REQUESTS_MAX,
-            "counts": self._count_all(),
-            "predictions": self._scheduler.predictions(),
-            "noise": self._scheduler.noise(),
-            "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
-            "learnt": self._scheduler.policy_status(self._exchange.now_ns),
-            "workers": workers,
-            "troubles": self.troubles.describe(self._exchange.now_ns),
-            "complaints": self._complaints.counts(),
-        }
-
-    def _label(self, model_id: int) -> str:
-        """name@version, or the id of a model that was removed while a device still held it."""
-        model = self._table.by_id.get(model_id)
-        return model.label if model else str(model_id)
-
-    def _count_all(self) -> dict[str, Any]:
-        answered, refused, missed, cancelled, failed = self._exchange.outcomes()
-        refusals = {str(reason): self._exchange.refusals(number) for number, reason in enumerate(Reason, 1)}
-        return {
-            "answered": answered,
-            "refused": refused,
-            "missed": missed,
-            "cancelled": cancelled,
-            "failed": failed,
-            "refusals": {reason: count for reason, count in refusals.items() if count},
-        }
 
     def _tell_client(self, identity: bytes, fd: int, message: tuple[Any, ...], frames: Any = ()) -> bool:
         """Queue a message for the client at a descriptor. False if it is gone or has left too much unread."""

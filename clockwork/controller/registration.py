@@ -24,12 +24,11 @@ from clockwork.config import (
     VERSION_MAX,
     VERSIONS_MAX,
 )
-from clockwork.controller.catalog import Catalog, Change, Complaint, ModelRecord
+from clockwork.controller.catalog import Catalog
 from clockwork.controller.interfaces import read_summary
 from clockwork.controller.models import (
     REMOVED,
     UNLOADED,
-    UNSERVED,
     ModelState,
     ModelTable,
     ServedModel,
@@ -38,6 +37,7 @@ from clockwork.controller.models import (
 )
 from clockwork.controller.options import check_options
 from clockwork.controller.preparations import PREPARING, READY, Preparations
+from clockwork.controller.records import Change, Complaint, ModelRecord
 from clockwork.controller.repairs import Repairs
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.controller.storage import StorageThread
@@ -189,30 +189,21 @@ class Registrar:
         """
         if not self.preparations.has_workers():
             return "no worker is connected"
-        if self._has_started:
-            return ""
-        for model in list(self._starting.values()):
-            is_there = self._table.by_id.get(model.model_id) is model
-            if (
-                is_there
-                and not self.is_served(model)
-                and model.state in (ModelState.PREPARING, ModelState.READY)
-            ):
-                return f"{len(self._starting)} models are not served yet, among them {model.label}"
-            del self._starting[model.model_id]
-        self._has_started = bool(self._table.by_id)
+        for model in self._starting.values():
+            return f"{len(self._starting)} models are not served yet, among them {model.label}"
         return ""
 
-    def is_served(self, model: ServedModel) -> bool:
-        """Whether somebody serves its requests."""
-        return self.preparations.is_served(model)
-
-    def state_of(self, model: ServedModel) -> tuple[str, str]:
-        """Its state as people are told it, and why."""
-        if model.state is ModelState.READY and not self.is_served(model):
-            failed = (model.workers[worker] for worker in self.preparations.failed_on(model))
-            return UNSERVED, next(failed, "no worker that is connected serves it")
-        return model.state.value, model.text
+    def _note_start(self, model: ServedModel) -> None:
+        """See whether the start still waits for a model that has changed."""
+        is_there = self._table.by_id.get(model.model_id) is model
+        is_open = is_there and model.state in (ModelState.PREPARING, ModelState.READY)
+        if is_open and not self.preparations.is_served(model):
+            return
+        self._starting.pop(model.model_id, None)
+        if not self._starting and not self._has_started:
+            self._has_started = any(
+                other.state in (ModelState.READY, ModelState.FAILED) for other in self._table.by_id.values()
+            )
 
     # ----- clients -----------------------------------------------------------------------------
 
@@ -972,6 +963,7 @@ class Registrar:
                 self._answer(model, lambda _: error)
             else:
                 self._turns.take(model.record.name, functools.partial(self._give_up, model))
+        self._note_start(model)
 
     def _give_up(self, model: ServedModel) -> None:
         """Erase a version that no worker could prepare, and refuse it to whoever registered it."""
@@ -1045,6 +1037,7 @@ class Registrar:
         model.leaving = leaving
         self._answer(model, lambda _: Unavailable(f"{model.label} was unregistered before it was ready"))
         self._table.unroute(model)
+        self._note_start(model)
         self._outside.publish("model", {"model": model.label, "state": "draining"})
 
     def drain(self, model: ServedModel, leaving: str) -> None:
@@ -1064,6 +1057,7 @@ class Registrar:
             self._forget_preparation(model, worker)
         self.preparations.forget_model(model)
         self._table.remove(model)
+        self._note_start(model)
 
 
 def _say_split(split: Split | None) -> str:

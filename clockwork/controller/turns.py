@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from clockwork.config import CHANGES_WAITING_MAX
-from clockwork.controller.catalog import Catalog, Change
+from clockwork.controller.catalog import Catalog
+from clockwork.controller.records import Change
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError, PolicyFailed, Unavailable

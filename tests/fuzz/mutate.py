@@ -11,7 +11,7 @@ from typing import Any
 
 import msgpack
 
-from clockwork.controller.catalog import ModelRecord
+from clockwork.controller.records import ModelRecord
 from clockwork.controller.routes import NameRoute, Shadow, Split
 from clockwork.formats import profiles
 from clockwork.formats.checksums import seal, unseal

@@ -135,7 +135,7 @@ def test_a_model_that_makes_room_soon_after_its_load_is_thrashing(tmp_path: Path
 def test_lag_is_what_a_turn_took_and_its_wait_before(served: Any) -> None:
     controller, _, client = served
     before = metrics_of(client)["lag"]
-    slow = controller.describe
+    slow = controller.queries.describe
 
     def busy(model: Any) -> Any:
         deadline = process.now_ns() + 30 * MS
@@ -143,7 +143,7 @@ def test_lag_is_what_a_turn_took_and_its_wait_before(served: Any) -> None:
             pass
         return slow(model)
 
-    controller.describe = busy
+    controller.queries.describe = busy
     client.send(messages.Query(7, "model", "m"))
     client.receive(messages.Reply)
     after = metrics_of(client)["lag"]

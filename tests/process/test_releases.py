@@ -356,7 +356,7 @@ def test_the_shadow_answers_beside_the_one_that_serves_and_is_compared(stage: St
         "answered": 10, "refused": 0, "missed": 0, "cancelled": 0, "failed": 0,
     }  # fmt: skip
     assert stage.model("m@1")["counts"]["answered"] == 15
-    assert stage.controller.status()["requests_held"] == 0
+    assert stage.controller.queries.status()["requests_held"] == 0
     rows = {
         row["version"]: row
         for row in stage.call(messages.Query(stage.number(), "metrics", "")).body["models"]
@@ -420,7 +420,7 @@ def test_a_shadow_that_does_not_answer_holds_up_nobody_and_is_given_up(
         for slo_ns in (60 * SECOND, 0):
             assert stage.infer(slo_ns=slo_ns) == 1
         stage.shadow(copied=2, unanswered=2, moot=0)
-        assert stage.controller.status()["requests_held"] == 0
+        assert stage.controller.queries.status()["requests_held"] == 0
 
 
 def test_copies_are_bounded_and_what_is_more_is_counted(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_copies_are_bounded_and_what_is_more_is_counted(tmp_path: Path) -> None:
         assert (found["copied"], found["dropped"]) == (256, 44)
         body = stage.call(messages.Query(stage.number(), "metrics", "")).body
         assert ([row["pending"] for row in body["models"]], body["requests_open"]) == ([0, 0], 0)  # no copies
-        assert stage.controller.status()["requests_held"] > 0
+        assert stage.controller.queries.status()["requests_held"] > 0
         # and the controller ends with them under way
 
 
@@ -451,7 +451,7 @@ def test_a_copy_of_a_request_that_is_not_answered_is_moot(stage: Stage) -> None:
         other.infer("m", 1, [1, 2], ROW)
         stage.shadow(copied=2)
     stage.shadow(copied=2, moot=2, unanswered=0)
-    assert stage.controller.status()["requests_held"] == 0
+    assert stage.controller.queries.status()["requests_held"] == 0
 
 
 def test_a_request_that_the_shadow_cannot_take_is_not_copied(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from clockwork.controller.catalog import Catalog, Change, ModelRecord
+from clockwork.controller.catalog import Catalog
 from clockwork.controller.options import check_options
+from clockwork.controller.records import Change, ModelRecord
 from clockwork.controller.routes import NameRoute, whole
 from clockwork.errors import ConfigError
 from clockwork.formats.checksums import ASIDE, seal, unseal

@@ -22,11 +22,11 @@ from clockwork.controller._exchange import (
     read_result,
     sentence,
 )
-from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.clocksync import ClockSync
 from clockwork.controller.intake import check_request
 from clockwork.controller.links import check_bytes, check_result
 from clockwork.controller.models import ServedModel
+from clockwork.controller.records import ModelRecord
 from clockwork.errors import InvalidInput
 from clockwork.formats.prepared import FORMAT_VERSION, UNKNOWN_RANK, PreparedModel, TensorSpec, contradiction
 from clockwork.scheduler._core import TEXTS

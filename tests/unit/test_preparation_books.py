@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from clockwork.config import PREPARE_AGAIN_NS
-from clockwork.controller.catalog import ModelRecord
 from clockwork.controller.models import ModelState, ServedModel
 from clockwork.controller.preparations import PREPARING, READY, Preparations
+from clockwork.controller.records import ModelRecord
 
 
 def model(model_id: int = 1) -> ServedModel:

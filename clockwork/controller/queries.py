@@ -1,0 +1,350 @@
+"""What clients ask of the controller: descriptions of models, routes and workers, and counts. Asking changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sized
+from typing import Any
+
+from clockwork.config import QUEUED_REQUESTS_MAX, VERSION
+from clockwork.controller._exchange import Exchange
+from clockwork.controller.links import WorkerLink
+from clockwork.controller.models import (
+    SET_ASIDE,
+    UNLOADED,
+    UNSERVED,
+    ModelState,
+    ModelTable,
+    ServedModel,
+)
+from clockwork.controller.preparations import Preparations
+from clockwork.controller.records import ModelRecord
+from clockwork.controller.registration import Registrar
+from clockwork.controller.repairs import Repairs
+from clockwork.controller.troubles import Troubles
+from clockwork.errors import InvalidInput, ModelNotFound
+from clockwork.formats.prepared import TensorSpec
+from clockwork.scheduler.types import Scheduler
+from clockwork.system.clock import now_ns
+from clockwork.wire.complaints import Complaints
+from clockwork.wire.messages import Query, Reason
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import dtype_name
+
+OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed")
+"""What can become of a request, in the order in which the exchange counts it."""
+
+
+class Queries:
+    """Answers from the parts of one controller. ``workers``, ``clients``: the controller's own, which it changes."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        scheduler: Scheduler,
+        table: ModelTable,
+        registrar: Registrar,
+        repairs: Repairs,
+        troubles: Troubles,
+        complaints: Complaints,
+        workers: Mapping[bytes, WorkerLink],
+        clients: Sized,
+        policy: str,
+        epoch: int,
+        started_ns: int,
+    ) -> None:
+        self._exchange = exchange
+        self._scheduler = scheduler
+        self._table = table
+        self._registrar = registrar
+        self._preparations = registrar.preparations
+        self._repairs = repairs
+        self._troubles = troubles
+        self._complaints = complaints
+        self._workers = workers
+        self._clients = clients
+        self._policy = policy
+        self._epoch = epoch
+        self._started_ns = started_ns
+
+    def answer(self, query: Query) -> Any:
+        """The body of the reply to a query for status, models or model. Raises ModelNotFound and InvalidInput."""
+        match query.what:
+            case "status":
+                return self.status()
+            case "models":
+                return self.list_models()
+            case "model":
+                return self.find_model(query.argument)
+        raise InvalidInput(f"a query is for status, models, model or metrics, not {tell(query.what)}")
+
+    def list_models(self) -> list[dict[str, Any]]:
+        """What ``clockwork models list`` shows: a short description of each version, unloaded ones last."""
+        names = self._worker_names()
+        return [
+            self._describe_briefly(model, names)
+            for versions in self._table.versions.values()
+            for model in versions.values()
+        ] + [
+            describe_unloaded(record)
+            for versions in self._table.unloaded.values()
+            for record in versions.values()
+        ]
+
+    def find_model(self, text: str) -> dict[str, Any]:
+        """The description of what ``name`` or ``name@version`` addresses. Raises ModelNotFound."""
+        found = self._table.find(text)
+        if found is not None:
+            return self.describe(found)
+        away = self._table.find_unloaded(text)
+        if not away:
+            raise ModelNotFound(self._table.absence(text))
+        return describe_unloaded(away[-1])
+
+    def describe(self, model: ServedModel) -> dict[str, Any]:
+        """What ``clockwork models show`` shows."""
+        names = self._worker_names()
+        versions = self._table.versions.get(model.record.name, {})
+        prepared = model.prepared
+        expected = self._scheduler.expected_ns(model.model_id, prepared.profile if prepared else ())
+        return {
+            **_describe(model, names),
+            "devices": self._whereabouts(model, names),
+            "counts": dict(zip(OUTCOMES, self._exchange.outcomes(model.model_id), strict=True)),
+            **({"expected_ns": expected} if expected else {}),
+            **self._state(model),
+            **traffic(self._table, model),
+            "versions": [number for number, one in versions.items() if one.state is ModelState.READY],
+            "route": self.describe_route(model.record.name),
+            "hosted": self._hosts(model, names),
+        }
+
+    def describe_route(self, name: str) -> dict[str, Any]:
+        """How a name's traffic is split, where it goes at this moment, and what became of the copies."""
+        route = self._table.named.get(name)
+        split = self._table.split_now(name)
+        body: dict[str, Any] = {
+            "name": name,
+            "automatic": route is None or route.split is None,
+            **(split.to_wire() if split is not None else {"shares": [], "shadow": None}),
+            "serving": [[model.record.version, parts] for model, parts in self._table.shares(name)],
+            "earlier": [one.to_wire() for one in route.earlier] if route is not None else [],
+        }
+        if body["shadow"] is not None:
+            body["shadow"] |= self._exchange.shadow_results(name) or {}
+        return body
+
+    def status(self) -> dict[str, Any]:
+        """What ``clockwork status`` shows."""
+        states: dict[str, int] = {}
+        programs = set()
+        for model in self._table.by_id.values():
+            state, _ = state_of(model, self._preparations)
+            states[state] = states.get(state, 0) + 1
+            if model.prepared is not None:
+                programs.add(model.prepared.program)
+        why = self._registrar.readiness()
+        return {
+            "version": VERSION,
+            "epoch": self._epoch,
+            "policy": self._policy,
+            "uptime_ns": now_ns() - self._started_ns,
+            "clients": len(self._clients),
+            "ready": not why,
+            "why_not_ready": why,
+            "models": states,
+            "packages_unchecked": self._repairs.left_count,
+            "programs": len(programs),
+            "requests_held": self._exchange.held_count,
+            "requests_held_max": QUEUED_REQUESTS_MAX,
+            "counts": self.count_all(),
+            "predictions": self._scheduler.predictions(),
+            "noise": self._scheduler.noise(),
+            "devices_wanted": self._scheduler.devices_wanted(self._exchange.now_ns),
+            "learnt": self._scheduler.policy_status(self._exchange.now_ns),
+            "workers": self._describe_workers(),
+            "troubles": self._troubles.describe(self._exchange.now_ns),
+            "complaints": self._complaints.counts(),
+        }
+
+    def count_all(self) -> dict[str, Any]:
+        """Requests by what became of them, and refusals by reason."""
+        refusals = {str(reason): self._exchange.refusals(number) for number, reason in enumerate(Reason, 1)}
+        return {
+            **dict(zip(OUTCOMES, self._exchange.outcomes(), strict=True)),
+            "refusals": {reason: count for reason, count in refusals.items() if count},
+        }
+
+    def _describe_workers(self) -> list[dict[str, Any]]:
+        plans = {
+            (plan["worker"], plan["device"]): plan
+            | {"shares": [share | {"name": self._label(share["model"])} for share in plan["shares"]]}
+            for plan in self._scheduler.devices()
+        }
+        return [
+            {
+                "id": worker.worker_id,
+                "name": worker.name,
+                "state": "draining" if worker.is_draining else "serving",
+                "rtt_ns": worker.clock.there_ns() + worker.clock.back_ns(),
+                "clock_uncertainty_ns": worker.clock.uncertainty_ns(self._exchange.now_ns)
+                if worker.clock.known
+                else 0,
+                "jitter_ns": worker.jitter_ns,
+                "actions": self._exchange.action_count(worker.slot),
+                "sent": self._exchange.actions_sent(worker.slot),
+                "results": self._exchange.action_results(worker.slot),
+                "devices": [
+                    info.describe()
+                    | {
+                        "plan": plans.get((worker.worker_id, index), {}),
+                        "offline": worker.offline.get(index, ""),
+                    }
+                    for index, info in enumerate(worker.devices)
+                ],
+                "models": self._preparations.describe(worker.worker_id),
+                "stats": worker.stats,
+            }
+            for worker in self._workers.values()
+        ]
+
+    def _describe_briefly(self, model: ServedModel, names: Mapping[int, str]) -> dict[str, Any]:
+        prepared = model.prepared
+        return {
+            "name": model.record.name,
+            "version": model.record.version,
+            **self._state(model),
+            "not_prepared": {
+                names.get(worker, str(worker)): model.workers[worker]
+                for worker in self._preparations.failed_on(model)
+            },
+            **traffic(self._table, model),
+            "devices": self._whereabouts(model, names),
+            "hosted": self._hosts(model, names),
+            "slo_ns": model.slo_ns,
+            "origin": model.record.options.get("origin", ""),
+            "holding": prepared.holding if prepared else "",
+            "batches": prepared.batches if prepared else False,
+            "weights_bytes": prepared.weights_bytes if prepared else 0,
+            "program": prepared.program if prepared else "",
+            "exec_ns": min((point.exec_ns for point in prepared.profile), default=0) if prepared else 0,
+            "load_ns": prepared.load_ns if prepared else 0,
+        }
+
+    def _state(self, model: ServedModel) -> dict[str, str]:
+        state, text = state_of(model, self._preparations)
+        return {"state": state, "text": text}
+
+    def _worker_names(self) -> dict[int, str]:
+        return {worker.worker_id: worker.name for worker in self._workers.values()}
+
+    def _whereabouts(self, model: ServedModel, names: Mapping[int, str]) -> list[dict[str, Any]]:
+        """The devices that have a model, or are about to."""
+        return [
+            {"worker": names.get(worker, str(worker)), "device": device, "state": state}
+            for worker, device, state in self._scheduler.whereabouts(model.model_id)
+        ]
+
+    def _hosts(self, model: ServedModel, names: Mapping[int, str]) -> list[str]:
+        """The workers whose host stores have a model."""
+        return [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)]
+
+    def _label(self, model_id: int) -> str:
+        """name@version, or the id of a model that was removed while a device still held it."""
+        model = self._table.by_id.get(model_id)
+        return model.label if model else str(model_id)
+
+
+def state_of(model: ServedModel, preparations: Preparations) -> tuple[str, str]:
+    """A version's state as people are told it, and why."""
+    if model.state is ModelState.READY and not preparations.is_served(model):
+        failed = (model.workers[worker] for worker in preparations.failed_on(model))
+        return UNSERVED, next(failed, "no worker that is connected serves it")
+    return model.state.value, model.text
+
+
+def traffic(table: ModelTable, model: ServedModel) -> dict[str, Any]:
+    """What a version has of its name's requests: parts that it serves, parts of which it gets a copy, and whether it is
+    the version that is meant where a single one is (``current``)."""
+    name = model.record.name
+    split = table.split_of(name)
+    shadow = split.shadow if split is not None else None
+    return {
+        "current": table.routes.get(name) is model,
+        "share": next((parts for other, parts in table.shares(name) if other is model), 0),
+        "shadow": shadow.parts if shadow is not None and shadow.version == model.record.version else 0,
+    }
+
+
+def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
+    """The description of a version that was unloaded: what its registration said."""
+    return {
+        "name": record.name,
+        "version": record.version,
+        "state": SET_ASIDE if record.aside else UNLOADED,
+        "text": record.aside,
+        "current": False,
+        "digest": record.digest,
+        "slo_ns": int(record.options.get("slo_ns", 0)),
+        "origin": record.options.get("origin", ""),
+        "options": record.options,
+    }
+
+
+def _describe(model: ServedModel, names: Mapping[int, str]) -> dict[str, Any]:
+    """What is known of a version by itself. names: of workers, by id."""
+    body: dict[str, Any] = {
+        "name": model.record.name,
+        "version": model.record.version,
+        "digest": model.record.digest,
+        "slo_ns": model.slo_ns,
+        "options": model.record.options,
+        "faults": model.faults,
+        "workers": {names.get(worker, str(worker)): state for worker, state in model.workers.items()},
+        "preparations": _describe_preparations(model, names),
+    }
+    prepared = model.prepared
+    if prepared is not None:
+        body |= {
+            "inputs": [_describe_tensor(spec) for spec in prepared.inputs],
+            "outputs": [_describe_tensor(spec) for spec in prepared.outputs],
+            "batches": prepared.batches,
+            "batching_note": prepared.batching_note,
+            "batch_max": prepared.batch_max,
+            "holding": prepared.holding,
+            "program": prepared.program,
+            "weights_bytes": prepared.weights_bytes,
+            "resident_bytes": prepared.resident_bytes,
+            "page_bytes": prepared.page_bytes,
+            "pages": sum(prepared.runs),
+            "runs": list(prepared.runs),
+            "load_ns": prepared.load_ns,
+            "profile": [dataclasses.asdict(point) for point in prepared.profile],
+            "constants_note": prepared.constants_note,
+            "metadata": prepared.metadata,
+            "example": prepared.example,
+        }
+    return body
+
+
+def _describe_preparations(model: ServedModel, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """By worker: preparing, ready or why it could not be prepared, and what was measured there."""
+    rows = []
+    for worker, state in model.workers.items():
+        row: dict[str, Any] = {"worker": names.get(worker, str(worker)), "state": state}
+        prepared = model.measured.get(worker, model.prepared) if state == "ready" else None
+        if prepared is not None:
+            spec = model.spec(prepared)
+            row |= {
+                "holding": prepared.holding,
+                "batch_max": spec.batch_max,
+                "pages": sum(spec.runs),
+                "load_ns": spec.load_ns,
+                "exec_ns": min((point.exec_ns for point in spec.profile), default=0),
+            }
+        rows.append(row)
+    return rows
+
+
+def _describe_tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": dtype_name(spec.dtype), "shape": list(spec.shape)}

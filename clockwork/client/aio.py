@@ -29,7 +29,7 @@ from clockwork.client.blocking import (
 )
 from clockwork.client.connection import Exchange
 from clockwork.wire import codec
-from clockwork.wire.description import ModelInfo, RouteInfo, Status
+from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.messages import Offer, Promote, Query, Rollback, Unregister
 
 
@@ -173,7 +173,7 @@ class AsyncClient:
         header = codec.encode(Rollback(request_id, checked_model(name)))
         return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
 
-    async def status(self, *, timeout: float | None = None) -> Status:
+    async def status(self, *, timeout: float | None = None) -> ClusterStatus:
         """See Client.status()."""
         return status_of(await self._query("status", "", timeout))
 

@@ -19,7 +19,7 @@ from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, hash_file
 from clockwork.formats.profiles import ModelProfile
 from clockwork.system.clock import now_ns, to_ns, to_seconds
 from clockwork.wire import codec
-from clockwork.wire.description import ModelInfo, RouteInfo, Status
+from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.keys import PeerKeys, read_peer_keys
 from clockwork.wire.messages import (
     Answer,
@@ -241,8 +241,8 @@ class Client:
         header = codec.encode(Rollback(request_id, checked_model(name)))
         return made(RouteInfo.from_wire, self._reply(request_id, header, timeout))
 
-    def status(self, *, timeout: float | None = None) -> Status:
-        """The cluster as its controller sees it; see clockwork.wire.description.Status."""
+    def status(self, *, timeout: float | None = None) -> ClusterStatus:
+        """The cluster as its controller sees it; see clockwork.wire.description.ClusterStatus."""
         return status_of(self._query("status", "", timeout))
 
     # ----- life ------------------------------------------------------------------------------
@@ -399,8 +399,8 @@ def models_of(body: Any) -> list[ModelInfo]:
     return [ModelInfo.from_wire(one) for one in body] if isinstance(body, list) else []
 
 
-def status_of(body: Any) -> Status:
-    return cast(Status, body if isinstance(body, dict) else {})
+def status_of(body: Any) -> ClusterStatus:
+    return cast(ClusterStatus, body if isinstance(body, dict) else {})
 
 
 def encode_route(

@@ -85,7 +85,7 @@ _STEPS = ("optimise", "split", "verify", "measure", "write")
 
 
 @dataclasses.dataclass(slots=True)
-class Finding:
+class OnnxMeasurement:
     """What is true of a program and therefore of every model that has it."""
 
     holding: str
@@ -325,7 +325,9 @@ class _Preparation:
             _replace(memo, seal({"kept": names}))
         return bound, note
 
-    def _measure(self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]) -> Finding:
+    def _measure(
+        self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]
+    ) -> OnnxMeasurement:
         """Prove batching, time each holding, choose, and profile the one chosen."""
         rows, proof = self._prove(session)
         names = list(choices)
@@ -348,7 +350,7 @@ class _Preparation:
         finally:
             bench.close()
         seen = [_shapes(answer) for answer in self._answers(session)]
-        return Finding(
+        return OnnxMeasurement(
             names[chosen], proof.batches, proof.note, batch_max, load_ns, points, seen, bench.workspace_bytes
         )
 
@@ -394,7 +396,7 @@ class _Preparation:
             return []
         return [str(name) for name in names] if is_sealed and type(names) is list else []
 
-    def _find(self, program: Program) -> Finding | None:
+    def _find(self, program: Program) -> OnnxMeasurement | None:
         """Take this for the model's program; what is known of it."""
         self._program = program_name(program.model, self._fingerprint)
         return self._recall()
@@ -405,18 +407,18 @@ class _Preparation:
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return self._store / "programs" / self._program / f"finding-{key}.json"
 
-    def _recall(self) -> Finding | None:
+    def _recall(self) -> OnnxMeasurement | None:
         if self._forced != "auto":
             return None
         try:
             body, _ = unseal(read_plain(self._finding_path()))
             points = [ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
                       for one in body.pop("profile")]  # fmt: skip
-            return Finding(profile=points, **body)
+            return OnnxMeasurement(profile=points, **body)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _remember(self, finding: Finding) -> None:
+    def _remember(self, finding: OnnxMeasurement) -> None:
         _replace(self._finding_path(), seal(fields_of(finding)))
 
     # ----- small things ----------------------------------------------------------------------

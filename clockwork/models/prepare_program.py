@@ -69,7 +69,7 @@ def target_of(fingerprint: str) -> str:
 
 
 @dataclasses.dataclass(slots=True)
-class Finding:
+class ProgramMeasurement:
     """What was measured of a program, and holds for every model of it."""
 
     batch_max: int
@@ -258,7 +258,7 @@ def _measure(
     variants: Sequence[Variant],
     checks: Sequence[Check],
     batch_max: int,
-) -> Finding:
+) -> ProgramMeasurement:
     """Execution times, for each set of shapes, of each compiled batch size while throughput grows."""
     by_shape: dict[tuple[tuple[int, ...], ...], list[Variant]] = {}
     for one in variants:
@@ -283,7 +283,7 @@ def _measure(
         helps_most = max(helps_most, before)
     if batch_max:
         helps_most = min(helps_most, batch_max)
-    return Finding(helps_most if batches else 1, 0, points)
+    return ProgramMeasurement(helps_most if batches else 1, 0, points)
 
 
 def _inputs(bench: measure.Bench, variant: Variant, checks: Sequence[Check]) -> list[Array]:
@@ -306,18 +306,22 @@ def _finding_path(store: Path, name: str, fingerprint: str, options: Mapping[str
     return store / "programs" / name / f"finding-{'-'.join(about)}-{FORMAT_VERSION}.json"
 
 
-def _recall(store: Path, name: str, fingerprint: str, options: Mapping[str, Any]) -> Finding | None:
+def _recall(
+    store: Path, name: str, fingerprint: str, options: Mapping[str, Any]
+) -> ProgramMeasurement | None:
     try:
         body, _ = unseal(read_plain(_finding_path(store, name, fingerprint, options)))
         points = [
             ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
             for one in body["profile"]
         ]
-        return Finding(body["batch_max"], body["load_ns"], points)
+        return ProgramMeasurement(body["batch_max"], body["load_ns"], points)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _remember(store: Path, name: str, fingerprint: str, options: Mapping[str, Any], finding: Finding) -> None:
+def _remember(
+    store: Path, name: str, fingerprint: str, options: Mapping[str, Any], finding: ProgramMeasurement
+) -> None:
     path = _finding_path(store, name, fingerprint, options)
     write_durably(path, seal(dataclasses.asdict(finding)))

@@ -145,7 +145,7 @@ class RouteInfo:
         )
 
 
-class Status(TypedDict, total=False):
+class ClusterStatus(TypedDict, total=False):
     """What Client.status() returns: a plain dict with these keys, and perhaps more."""
 
     version: str

@@ -102,8 +102,8 @@ from clockwork.wire.messages import (
 from clockwork.wire.roles import Role
 from clockwork.wire.transport import Connection, Frame, Transport, Waiter
 from clockwork.worker.clock import Jitter, WorkerClock
+from clockwork.worker.models import WorkerModels
 from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
-from clockwork.worker.registration import Registrar
 from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
 
 log = logging.getLogger("clockwork.worker")
@@ -205,7 +205,7 @@ class Worker:
         self._wake_asked = False
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         holders = list(dict.fromkeys(one.group or one for one in devices))
-        self._registrar = Registrar(holders, store, self._send, self.wake, start_over=self._start_over)
+        self._models = WorkerModels(holders, store, self._send, self.wake, start_over=self._start_over)
         # LOADs and FETCHes of models that are being checked: the lane counts them as started, the device has not seen them.
         self._unchecked: dict[int, tuple[_Line, Action]] = {}
         self._waiter = Waiter([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
@@ -289,7 +289,7 @@ class Worker:
         """Stop every thread and process, and let go of `clocks`. What was sent still goes out when the transport is closed."""
         if self._watch is not None:
             self._watch.close()
-        self._registrar.close()
+        self._models.close()
         self._dealer.close()
         for descriptor in (self._wake_read, self._wake_write, self._statm):
             os.close(descriptor)
@@ -341,7 +341,7 @@ class Worker:
             self._wake_asked = False  # before reading: what is asked for from here on turns the loop again
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
-            self._registrar.poll()
+            self._models.poll()
             self._start_checked()
             self._look_at_clocks()
         now = now_ns()
@@ -409,7 +409,7 @@ class Worker:
             if not line.offline and line.device.fault:
                 self._lose(line, line.device.fault)
         self._complaints.settle(now)
-        self._registrar.beat()
+        self._models.beat()
         if self._dealer.look():
             log.error("the connection was ended: the controller sent more than this worker could take in")
         if self._hello_due_ns and now >= self._hello_due_ns:
@@ -438,7 +438,7 @@ class Worker:
                 }
                 for line in self._lines
             ],
-            **self._registrar.stats(),
+            **self._models.stats(),
             **{name: value for group in self._groups for name, value in group.stats().items()},
         }
 
@@ -502,7 +502,7 @@ class Worker:
         for device in self._line_of:  # those that are lost, too: they let go of what they hold
             device.reset()
             device.poll()
-        self._registrar.reset()
+        self._models.reset()
         self._welcomed = True
         self._welcomed_ns = now
         self._released = False
@@ -597,16 +597,16 @@ class Worker:
             self._answer(number, status, text, self._clock.to_worker(now))
 
     def _on_prepare(self, message: Prepare, frames: list[Frame], now: int) -> None:
-        self._registrar.prepare(message)
+        self._models.prepare(message)
 
     def _on_chunk(self, message: Chunk, frames: list[Frame], now: int) -> None:
-        self._registrar.on_chunk(message, frames[1] if len(frames) > 1 else None)
+        self._models.on_chunk(message, frames[1] if len(frames) > 1 else None)
 
     def _on_fetch(self, message: Fetch, frames: list[Frame], now: int) -> None:
-        self._registrar.read(message)
+        self._models.read(message)
 
     def _on_forget(self, message: Forget, frames: list[Frame], now: int) -> None:
-        self._registrar.forget(message.model_id)
+        self._models.forget(message.model_id)
 
     def _on_infer(self, message: Infer, frames: list[Frame], now: int) -> None:
         try:
@@ -625,8 +625,8 @@ class Worker:
         if action.device >= len(self._lines):
             text = f"device {action.device} of {len(self._lines)}"
             self._answer(action_id, Status.DEVICE_ERROR, text, received_ns)
-        elif action.model_id not in self._registrar.ready:
-            text = self._registrar.absence(action.model_id)
+        elif action.model_id not in self._models.ready:
+            text = self._models.absence(action.model_id)
             self._answer(action_id, Status.UNKNOWN_MODEL, text, received_ns)
         elif self._giving_up:
             self._answer(action_id, *CANCELLED, received_ns)
@@ -673,16 +673,16 @@ class Worker:
         """Whether an action would read stored bytes that nobody has checked since the start, or comes behind one."""
         if any(one.model_id == action.model_id and at is line for at, one in self._unchecked.values()):
             return True
-        return type(action) in (Load, HostFetch) and not self._registrar.may_load(action.model_id)
+        return type(action) in (Load, HostFetch) and not self._models.may_load(action.model_id)
 
     def _start_checked(self) -> None:
         """Start what has waited for a check, or end it if the model turned out to be damaged."""
         for action_id, (line, action) in list(self._unchecked.items()):
-            if action.model_id not in self._registrar.ready:
+            if action.model_id not in self._models.ready:
                 del self._unchecked[action_id]
-                text = self._registrar.absence(action.model_id)
+                text = self._models.absence(action.model_id)
                 self._end(line, action_id, Status.DEVICE_ERROR, text)
-            elif self._registrar.may_load(action.model_id):
+            elif self._models.may_load(action.model_id):
                 del self._unchecked[action_id]
                 self._start_now(line, action)
 
@@ -723,7 +723,7 @@ class Worker:
             return  # of an earlier epoch
         frames: list[Frame] = []
         parts: list[list[TensorRef]] = []
-        given = self._registrar.ready.get(held.model_id)
+        given = self._models.ready.get(held.model_id)
         why = (
             given.contradicted_by(completion.parts, held.parts)
             if given is not None and completion.parts
@@ -843,7 +843,7 @@ class Worker:
         log.critical("device %d (%s) is offline: %s", line.index, line.device.info.name, text)
         if self._welcomed:
             self._send(codec.encode(DeviceFault(line.index, text)))
-        self._registrar.lose(line.device)
+        self._models.lose(line.device)
         if all(one.offline for one in self._lines):
             log.critical("no device is left: the worker ends")
             self._exit = 1

@@ -23,7 +23,7 @@ import onnxruntime
 
 from clockwork import Client
 from clockwork.system.clock import SECOND, now_ns
-from clockwork.wire.description import Status
+from clockwork.wire.description import ClusterStatus
 
 PATIENCE_S = 60.0
 """How long a test waits for what must come, on a machine that does other things as well."""
@@ -292,11 +292,11 @@ def same(answer: Any, expected: np.ndarray) -> bool:
     )
 
 
-def total_results(status: Status, outcome: str) -> int:
+def total_results(status: ClusterStatus, outcome: str) -> int:
     """Results of that status over all workers, as the controller counted them."""
     return sum(worker["results"].get(outcome, 0) for worker in status["workers"])
 
 
-def total_sent(status: Status, kind: str) -> int:
+def total_sent(status: ClusterStatus, kind: str) -> int:
     """Actions of that kind sent to the workers that are there."""
     return sum(worker["sent"].get(kind, 0) for worker in status["workers"])

@@ -86,7 +86,7 @@ class _Opened(NamedTuple):
     given: Given | None = None  # of a model that is ready
 
 
-class Registrar:
+class WorkerModels:
     """The models of one worker. Every method belongs to the loop's thread.
 
     devices: whom models are made known to, one for each group of devices. send: hands an encoded message

@@ -64,6 +64,7 @@ from clockwork.controller.models import ModelState, ModelTable, ServedModel, set
 from clockwork.controller.queries import Queries
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
+from clockwork.controller.releases import Release
 from clockwork.controller.repairs import Repairs
 from clockwork.controller.settings import ControllerSettings
 from clockwork.controller.storage import StorageThread
@@ -457,14 +458,8 @@ class Controller:
     def _offer(self, client: ClientLink, message: Offer, frames: list[Any]) -> None:
         self._registrar.offer(client.identity, message.request_id, message.model, message.offered)
 
-    def _route(self, client: ClientLink, message: Route, frames: list[Any]) -> None:
-        self._registrar.route(client.identity, message)
-
-    def _promote(self, client: ClientLink, message: Promote, frames: list[Any]) -> None:
-        self._registrar.promote(client.identity, message)
-
-    def _rollback(self, client: ClientLink, message: Rollback, frames: list[Any]) -> None:
-        self._registrar.rollback(client.identity, message)
+    def _release(self, client: ClientLink, message: Release, frames: list[Any]) -> None:
+        self._registrar.release(client.identity, message)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
         if message.what == "metrics":
@@ -483,9 +478,9 @@ class Controller:
         UploadChunk: _upload,
         Unregister: _unregister,
         Offer: _offer,
-        Route: _route,
-        Promote: _promote,
-        Rollback: _rollback,
+        Route: _release,
+        Promote: _release,
+        Rollback: _release,
         Query: _query,
         Bye: _bye,
     }

@@ -38,8 +38,9 @@ from clockwork.controller.models import (
 from clockwork.controller.options import check_options
 from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.records import Change, Complaint, ModelRecord
+from clockwork.controller.releases import Release, describe_split, next_route
 from clockwork.controller.repairs import Repairs
-from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
+from clockwork.controller.routes import NameRoute
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
 from clockwork.controller.turns import Turns
@@ -53,11 +54,8 @@ from clockwork.wire.messages import (
     Prepare,
     Prepared,
     Progress,
-    Promote,
     Register,
     Reply,
-    Rollback,
-    Route,
     Status,
     UploadAck,
     UploadChunk,
@@ -446,73 +444,14 @@ class Registrar:
 
     # ----- routes ------------------------------------------------------------------------------
 
-    def route(self, client: bytes, message: Route) -> None:
-        """Split a name's traffic anew. Raises ModelNotFound, InvalidInput or Unavailable."""
-        waiter, name = Waiter(client, message.request_id), message.name
+    def release(self, client: bytes, message: Release) -> None:
+        """Change where a name's traffic goes. Raises ModelNotFound, InvalidInput or Unavailable."""
+        waiter = Waiter(client, message.request_id)
 
         def begin() -> None:
-            now = self._split_now(name)
-            split = changed(now, message.shares, message.shadow)
-            self._check_split(name, split)
-            self._change(waiter, self._route_after(name, split, now))
+            self._change(waiter, next_route(self._table, message))
 
-        self._turns.take(name, begin, client, message.request_id)
-
-    def promote(self, client: bytes, message: Promote) -> None:
-        """All to one version, or 0: as if no route had been. Raises like route()."""
-        waiter, name = Waiter(client, message.request_id), message.name
-
-        def begin() -> None:
-            now = self._split_now(name)
-            split = whole(message.version) if message.version else None
-            if split is not None:
-                self._check_split(name, split)
-            self._change(waiter, self._route_after(name, split, now))
-
-        self._turns.take(name, begin, client, message.request_id)
-
-    def rollback(self, client: bytes, message: Rollback) -> None:
-        """Back to the split before the last change. Raises like route()."""
-        waiter, name = Waiter(client, message.request_id), message.name
-
-        def begin() -> None:
-            self._split_now(name)
-            route = self._table.named.get(name)
-            if route is None or not route.earlier:
-                raise InvalidInput(f"there is no earlier route of {name} to go back to")
-            self._check_split(name, route.earlier[-1])
-            self._change(waiter, NameRoute(name, route.earlier[-1], route.earlier[:-1]))
-
-        self._turns.take(name, begin, client, message.request_id)
-
-    def _split_now(self, name: str) -> Split:
-        if name not in self._table.versions:
-            raise ModelNotFound(self._table.absence(name))
-        now = self._table.split_now(name)
-        if now is None:
-            raise Unavailable(f"no version of {name} is ready")
-        return now
-
-    def _check_split(self, name: str, split: Split) -> None:
-        """Raises where a version that it names is not ready, or not the one's requests would do for the other."""
-        inputs = {}
-        for version in split.versions():
-            model = self._table.versions[name].get(version)
-            if model is None:
-                if self._table.find_unloaded(f"{name}@{version}"):
-                    raise Unavailable(f"{name}@{version} is unloaded")
-                there = ", ".join(str(one) for one in self._table.versions[name])
-                raise ModelNotFound(f"{name} has no version {version}; it has {there}")
-            if model.state is not ModelState.READY or model.prepared is None:
-                why = f": {model.text}" if model.text else ""
-                raise Unavailable(f"{model.label} is not ready but {model.state.value}{why}")
-            inputs[version] = model.prepared.inputs
-        check_inputs(inputs, name)
-
-    def _route_after(self, name: str, split: Split | None, now: Split) -> NameRoute:
-        route = dataclasses.replace(self._table.named.get(name) or NameRoute(name))
-        route.change(split, now)
-        return route
+        self._turns.take(message.name, begin, client, message.request_id)
 
     def _change(self, waiter: Waiter, route: NameRoute) -> None:
         def saved(error: ClockworkError | None) -> None:
@@ -523,7 +462,7 @@ class Registrar:
             self._table.apply(route.name)
             body = self._outside.describe_route(route.name)
             self._outside.to_client(waiter.client, Reply(waiter.request_id, body))
-            log.info("route of %s: %s", route.name, _say_split(route.split))
+            log.info("route of %s: %s", route.name, describe_split(route.split))
             self._outside.publish("route", {"model": route.name, **body})
 
         self._turns.write(route.name, Change(route=route), saved)
@@ -1058,14 +997,6 @@ class Registrar:
         self.preparations.forget_model(model)
         self._table.remove(model)
         self._note_start(model)
-
-
-def _say_split(split: Split | None) -> str:
-    if split is None:
-        return "all to the newest version"
-    text = ", ".join(f"{percent(parts)} to {version}" for version, parts in split.shares)
-    shadow = split.shadow
-    return text if shadow is None else f"{text}; {percent(shadow.parts)} copied to {shadow.version}"
 
 
 def _too_old(label: str, name: str) -> ClockworkError:

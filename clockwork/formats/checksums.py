@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from clockwork.config import CHECK_PIECE_BYTES, DAMAGED_KEPT_MAX, MENDED_BYTES_MAX, SEALED_BYTES_MAX
-from clockwork.formats.durable import fsync_directory, remove_tree
+from clockwork.formats.durable import remove_tree
+from clockwork.system.files import fsync_directory
 
 _SEAL = re.compile(rb', "seal": "([0-9a-f]{8})"\}\Z')
 ASIDE = ".damaged-"

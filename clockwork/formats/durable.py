@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from clockwork.system.files import fsync_directory
+
 TEMPORARY = ".tmp"
 KEPT = ".old"
 """Ends of the names of files written aside, and of what one changed file was before; both begin with a dot."""
@@ -33,14 +35,6 @@ def write_durably(path: Path, data: bytes) -> None:
         _remove(temporary)
         raise
     fsync_directory(path.parent)
-
-
-def fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Journal:

@@ -26,7 +26,8 @@ from typing import Any
 from clockwork.config import FILES_MAX, PACKAGE_BYTES_MAX
 from clockwork.errors import InvalidModel
 from clockwork.formats.checksums import pieces_of, read_plain
-from clockwork.formats.durable import fsync_directory, remove_tree, write_durably
+from clockwork.formats.durable import remove_tree, write_durably
+from clockwork.system.files import fsync_directory
 from clockwork.wire.telling import tell
 
 MODEL_FILE = "model.onnx"

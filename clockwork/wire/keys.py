@@ -19,6 +19,7 @@ from typing import Any
 
 from clockwork.config import ALLOWED_BYTES_MAX
 from clockwork.errors import ConfigError
+from clockwork.system.files import fsync_directory
 from clockwork.wire.roles import Role
 
 CONTROLLER_KEY_FILE = "controller.key"
@@ -226,20 +227,12 @@ def _replace(path: Path, text: str, mode: int) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(fresh, path)
-            _sync(path.parent)
+            fsync_directory(path.parent)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(path: Path, body: dict[str, object]) -> None:

@@ -60,7 +60,7 @@ from clockwork.wire.messages import (
     Unload,
     WorkerHello,
 )
-from clockwork.wire.transport import Connection, Frame, Transport, Waiter
+from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 
 UINT8 = 2
 SIZES = (0, 48_000, 602_112)
@@ -112,14 +112,14 @@ class Pipe:
     def __init__(self, endpoint: str) -> None:
         self._transport = Transport()
         self._dealer = self._transport.dealer(endpoint)
-        self._waiter = Waiter([self._dealer])
+        self._poller = Poller([self._dealer])
         self.send = self._dealer.send
         self.receive = self._dealer.receive
         limit_ns = now_ns() + 10 * SECOND
-        while Connection.UP not in self._dealer.changes():
+        while ConnectionEvent.UP not in self._dealer.changes():
             if now_ns() > limit_ns:
                 raise Unavailable(f"{endpoint} does not answer")
-            self._waiter.wait(SECOND // 10)
+            self._poller.wait(SECOND // 10)
 
     def greet(self) -> None:
         """Say hello to a controller."""
@@ -128,12 +128,12 @@ class Pipe:
         while (frames := self.receive()) is None:
             if now_ns() > limit_ns:
                 raise Unavailable("the controller does not greet back")
-            self._waiter.wait(SECOND // 10)
+            self._poller.wait(SECOND // 10)
         if type(codec.decode(frames[0], TO_CLIENT)) is not ClientWelcome:
             raise Unavailable("the controller refused the connection")
 
     def wait(self, timeout_ns: int) -> None:
-        self._waiter.wait(max(0, timeout_ns))
+        self._poller.wait(max(0, timeout_ns))
 
     def close(self) -> None:
         self._transport.close()
@@ -338,7 +338,7 @@ def lateness(settings: Settings, spin: bool) -> dict[str, float]:
     page_bytes = 1 << 20
     options = EmulatedSettings(seed=settings.seed, exec_noise=0.3, spin=spin)
     group = EmulatedGroup(settings.devices, page_bytes, page_bytes, settings=options)
-    waiter = Waiter([], [group.fileno()])
+    poller = Poller([], [group.fileno()])
     late: list[int] = []
     try:
         with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
@@ -350,7 +350,7 @@ def lateness(settings: Settings, spin: bool) -> dict[str, float]:
         end_ns = now_ns() + int(settings.seconds * SECOND)
         number = 0
         while (now := now_ns()) < end_ns:
-            waiter.wait(end_ns - now)
+            poller.wait(end_ns - now)
             for device in group.ended():
                 for done in device.poll():
                     if done.action_id:

@@ -37,7 +37,7 @@ from clockwork.wire.messages import (
     InferRequest,
 )
 from clockwork.wire.tensors import FLOAT
-from clockwork.wire.transport import Transport, Waiter
+from clockwork.wire.transport import Poller, Transport
 
 ROOT = Path(__file__).parent.parent
 SEED = 1
@@ -51,11 +51,11 @@ def controller(parent: int, answer_bytes: int) -> None:
     transport = Transport()
     router = transport.router("tcp://127.0.0.1:0")
     print(router.endpoint, flush=True)
-    waiter = Waiter([router])
+    poller = Poller([router])
     answer = bytes(answer_bytes)
     tensor = ["y", FLOAT, [1, answer_bytes // 4], 0]
     while True:
-        waiter.wait(-1)
+        poller.wait(-1)
         while (got := router.receive()) is not None:
             identity, _, frames = got
             message = codec.decode(frames[0], FROM_CLIENT)

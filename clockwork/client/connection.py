@@ -60,8 +60,7 @@ from clockwork.wire.messages import (
 )
 from clockwork.wire.roles import Role
 from clockwork.wire.telling import tell
-from clockwork.wire.transport import Connection as Change
-from clockwork.wire.transport import Dealer, Frame, Transport, Waiter
+from clockwork.wire.transport import ConnectionEvent, Dealer, Frame, Poller, Transport
 
 _forks = itertools.count()
 _generation = next(_forks)
@@ -137,7 +136,9 @@ class Connection:
         self._waiting: collections.deque[Call] = collections.deque()
         self._deadlines: list[tuple[int, int, Call]] = []
         self._state = _State.DOWN
-        self._unapplied: list[Change] = []  # of the connection, behind messages that have not been taken in
+        self._unapplied: list[
+            ConnectionEvent
+        ] = []  # of the connection, behind messages that have not been taken in
         self._broken = 0  # handshakes that broke off in a row
         self._sleeping = False
         self._woken = False
@@ -146,7 +147,7 @@ class Connection:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # -1 once it is closed
         self._transport: Transport | None = None
         self._dealer: Dealer | None = None
-        self._waiter = Waiter([], [self._wake_fd])
+        self._poller = Poller([], [self._wake_fd])
         try:
             self._dial()
         except BaseException:
@@ -414,7 +415,7 @@ class Connection:
     def _dial(self) -> None:
         self._transport = Transport()
         self._dealer = self._transport.dealer(self.endpoint, self._keys)
-        self._waiter = Waiter([self._dealer], [self._wake_fd])
+        self._poller = Poller([self._dealer], [self._wake_fd])
         self._state = _State.DOWN
         self._unapplied = []
         self._broken = 0
@@ -423,12 +424,12 @@ class Connection:
         """Stop trying to connect: the next call dials again."""
         assert self._transport is not None
         self._state = _State.DOWN
-        self._waiter = Waiter([], [self._wake_fd])
+        self._poller = Poller([], [self._wake_fd])
         self._transport.close()
         self._transport = self._dealer = None
 
     def _sleep(self, until_ns: int) -> None:
-        self._waiter.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
+        self._poller.wait(max(0, min(until_ns - now_ns(), config.INFLOW_LOOK_NS)))
         if self._woken:
             self._woken = False
             with contextlib.suppress(BlockingIOError):
@@ -485,7 +486,7 @@ class Connection:
         self._calls.pop(call.request_id, None)
         call.finish(received, error)
 
-    def _pump(self, changes: list[Change] | None = None) -> None:
+    def _pump(self, changes: list[ConnectionEvent] | None = None) -> None:
         """Take in what has arrived. changes: of the connection, if the dealer was asked already.
 
         Of a flood, so many messages as leave the caller to look at the time; the rest keeps the dealer readable.
@@ -521,13 +522,13 @@ class Connection:
                     return
             self._waiting.popleft()
 
-    def _apply(self, change: Change) -> None:
-        if change is Change.UP:
+    def _apply(self, change: ConnectionEvent) -> None:
+        if change is ConnectionEvent.UP:
             self._broken = 0
             self._greet()
-        elif change is Change.FAILED and self._broken + 1 < config.HANDSHAKES_BROKEN_MAX:
+        elif change is ConnectionEvent.FAILED and self._broken + 1 < config.HANDSHAKES_BROKEN_MAX:
             self._broken += 1  # the controller went away in the middle of it, or has another key: tried again
-        elif change is Change.DOWN:
+        elif change is ConnectionEvent.DOWN:
             self._state = _State.DOWN
             self._lose_sent(f"the connection to {self.endpoint} was lost")
         else:

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 WAIT_FDS_MAX: int
 
-class Waiter:
+class DescriptorPoller:
     def __init__(self, fds: Sequence[int]) -> None: ...
     def wait(self, timeout_ns: int) -> bool: ...
 

@@ -49,7 +49,7 @@ cdef enum:
 WAIT_FDS_MAX = MAX
 
 
-cdef class Waiter:
+cdef class DescriptorPoller:
     """A fixed, small set of descriptors to wait on. One thread may wait at a time."""
 
     cdef pollfd _fds[MAX]

@@ -1,8 +1,8 @@
 """Sockets: the only module that knows ZeroMQ.
 
 Messages are a header frame and further frames. Frames of any size are forwarded as they arrived,
-without a copy in Python. Nothing here blocks: waiting is the business of Waiter, which watches
-sockets and other descriptors together, with nanosecond timeouts.
+without a copy in Python. Only Poller blocks: it waits for sockets and other descriptors together, with
+nanosecond timeouts.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ def require_keys_beyond_loopback(
             )
 
 
-class Connection(enum.Enum):
-    """What happened to a dialled connection."""
+class ConnectionEvent(enum.Enum):
+    """A change of a dialled connection's state, as Dealer.changes() reports it."""
 
     UP = "up"
     DOWN = "down"
-    REFUSED = "refused"  # the keys were not accepted; this is final, it is not tried again
-    FAILED = "failed"  # it ended while the handshake went on, and is tried again: a controller that
-    # went away, or whose public key is not the one that we have
+    REFUSED = "refused"  # the keys were not accepted; final, libzmq does not try again
+    FAILED = "failed"  # it ended during the handshake, and libzmq tries again: the controller went away,
+    # or its public key is not the one in our key file
 
 
 _BEGUN = zmq.EVENT_CONNECTED  # its value is the descriptor
@@ -112,12 +112,12 @@ _UP = zmq.EVENT_HANDSHAKE_SUCCEEDED
 _DOWN = zmq.EVENT_DISCONNECTED
 _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-_CHANGES: dict[int, Connection] = {
-    _UP: Connection.UP,
-    _DOWN: Connection.DOWN,
-    _FAILED: Connection.FAILED,
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Connection.REFUSED,
-    zmq.EVENT_HANDSHAKE_FAILED_AUTH: Connection.REFUSED,
+_CHANGES: dict[int, ConnectionEvent] = {
+    _UP: ConnectionEvent.UP,
+    _DOWN: ConnectionEvent.DOWN,
+    _FAILED: ConnectionEvent.FAILED,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: ConnectionEvent.REFUSED,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: ConnectionEvent.REFUSED,
 }
 
 
@@ -345,7 +345,7 @@ class Dealer:
         """Whether there is a connection, by what changes() has told."""
         return self._up
 
-    def changes(self) -> list[Connection]:
+    def changes(self) -> list[ConnectionEvent]:
         """What happened to the connection since the last call, in order."""
         changes = []
         for event, value in _read_monitor(self._monitor, self._monitor_probe):
@@ -354,7 +354,7 @@ class Dealer:
             else:
                 changes.append(_CHANGES[event])
         if changes:
-            self._up = changes[-1] is Connection.UP
+            self._up = changes[-1] is ConnectionEvent.UP
         return changes
 
     def readable(self) -> bool:
@@ -516,12 +516,14 @@ class Publisher:
             self._socket.close()
 
 
-class Waiter:
+class Poller:
     """Waits on sockets and plain descriptors at once."""
 
     def __init__(self, sockets: Sequence[Dealer | Router], filenos: Sequence[int] = ()) -> None:
         self._sockets = tuple(sockets)
-        self._wait = _wait.Waiter([fd for socket in sockets for fd in socket.filenos] + list(filenos)).wait
+        self._wait = _wait.DescriptorPoller(
+            [fd for socket in sockets for fd in socket.filenos] + list(filenos)
+        ).wait
 
     def wait(self, timeout_ns: int) -> None:
         """Return when something may be readable, when the time is up (negative: never), or on a signal."""

@@ -100,7 +100,7 @@ from clockwork.wire.messages import (
     WorkerWelcome,
 )
 from clockwork.wire.roles import Role
-from clockwork.wire.transport import Connection, Frame, Transport, Waiter
+from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 from clockwork.worker.clock import Jitter, WorkerClock
 from clockwork.worker.models import WorkerModels
 from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
@@ -208,7 +208,7 @@ class Worker:
         self._models = WorkerModels(holders, store, self._send, self.wake, start_over=self._start_over)
         # LOADs and FETCHes of models that are being checked: the lane counts them as started, the device has not seen them.
         self._unchecked: dict[int, tuple[_Line, Action]] = {}
-        self._waiter = Waiter([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
+        self._poller = Poller([self._dealer], [self._wake_read, *(source.fileno() for source in sources)])
         self._watch = ClockWatch(clocks, len(devices), self.wake) if clocks is not None else None
         self._welcomed = False  # by the controller at the other end of this connection
         self._hello_due_ns = 0  # connected, and a hello is still to be sent, from then on; 0: it has been
@@ -305,7 +305,7 @@ class Worker:
             due_ns = min(due_ns, self._drain_due_ns())
         timeout_ns = due_ns - now_ns()
         if timeout_ns > 0:
-            self._waiter.wait(timeout_ns)
+            self._poller.wait(timeout_ns)
             late_ns = now_ns() - due_ns
             if late_ns >= 0:
                 self._jitter.add(late_ns)
@@ -370,17 +370,17 @@ class Worker:
 
     def _on_changes(self) -> None:
         for change in self._dealer.changes():
-            if change is Connection.UP:
+            if change is ConnectionEvent.UP:
                 log.info("connected to %s", self._settings.endpoint)
                 self._was_up, self._refusals = True, 0
                 self._hello()
-            elif change is Connection.DOWN:
+            elif change is ConnectionEvent.DOWN:
                 if self._was_up:
                     log.warning("connection to %s lost; trying again", self._settings.endpoint)
                 self._abandon()
             else:
                 self._refusals += 1
-                if change is Connection.REFUSED or (
+                if change is ConnectionEvent.REFUSED or (
                     self._refusals >= HANDSHAKES_BROKEN_MAX
                     and not self._was_up
                     and self._settings.key is not None

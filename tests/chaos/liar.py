@@ -11,7 +11,7 @@ from clockwork import __version__
 from clockwork.formats.prepared import PreparedModel
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire import codec, messages
-from clockwork.wire.transport import Connection, Transport, Waiter
+from clockwork.wire.transport import ConnectionEvent, Poller, Transport
 from tests.chaos.processes import World
 
 LIES = (
@@ -50,12 +50,12 @@ class Liar:
         self._dealer.send(codec.encode(message), frames)
 
     def _run(self) -> None:
-        waiter = Waiter([self._dealer])
+        poller = Poller([self._dealer])
         heartbeat_ns, welcome = 0, False
         while not self._over.is_set():
             for change in self._dealer.changes():
                 welcome = False
-                if change is Connection.UP:
+                if change is ConnectionEvent.UP:
                     self._hello()
             while (frames := self._dealer.receive()) is not None:
                 message = codec.decode(frames[0], messages.TO_WORKER)
@@ -66,7 +66,7 @@ class Liar:
                 jitter_ns = self._rng.choice([1 << 62, -1, 1 << 40]) if self._lies("jitter") else 0
                 self._send(messages.Heartbeat(now_ns(), jitter_ns, {}))
                 self._volunteer()
-            waiter.wait(SECOND // 50)
+            poller.wait(SECOND // 50)
 
     def _hello(self) -> None:
         device = {

@@ -36,7 +36,7 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Status
 from clockwork.wire.tensors import decode_tensor, encode_array
-from clockwork.wire.transport import Connection, Transport, Waiter
+from clockwork.wire.transport import ConnectionEvent, Poller, Transport
 from tests.chaos.records import NO_SUCH_MODEL, ROOMY_SLO_NS, TIGHT_SLO_NS, Change, Outcome, Request, to_line
 from tests.process.cluster import same
 
@@ -311,7 +311,7 @@ class RawClient:
         self._load = load
         self._transport = Transport()
         self._dealer = self._transport.dealer(endpoint)
-        self._waiter = Waiter([self._dealer])
+        self._poller = Poller([self._dealer])
         self._welcome = False
         self._next_id = 1
         self._open: dict[int, tuple[int, tuple[str, int, int]]] = {}
@@ -326,7 +326,7 @@ class RawClient:
         while (not self._welcome or len(self._open) >= RAW_UNDER_WAY) and now_ns() < limit_ns:
             if self._load.stopping.is_set() and not self._open:
                 return
-            self._waiter.wait(SECOND // 20)
+            self._poller.wait(SECOND // 20)
             self._receive()
         if not self._welcome:
             return
@@ -343,7 +343,7 @@ class RawClient:
         """Wait for what is under way."""
         limit_ns = now_ns() + TIMEOUT_NS
         while self._open and now_ns() < limit_ns:
-            self._waiter.wait(SECOND // 20)
+            self._poller.wait(SECOND // 20)
             self._receive()
         for request_id in list(self._open):
             self._end(request_id, Outcome.HUNG)
@@ -354,7 +354,7 @@ class RawClient:
     def _receive(self) -> None:
         for change in self._dealer.changes():
             self._welcome = False
-            if change is Connection.UP:
+            if change is ConnectionEvent.UP:
                 self._dealer.send(
                     codec.encode(messages.ClientHello(messages.PROTOCOL_VERSION, "chaos", "raw"))
                 )

@@ -21,7 +21,7 @@ import zmq
 
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import PROTOCOL_VERSION
-from clockwork.wire.transport import Connection, Transport, Waiter
+from clockwork.wire.transport import ConnectionEvent, Poller, Transport
 from tests.fuzz import mutate
 
 SOON_NS = 20_000_000
@@ -67,16 +67,16 @@ def _dialled(
         transport = Transport()
         try:
             dealer = transport.dealer(endpoint)
-            waiter = Waiter([dealer])
+            poller = Poller([dealer])
             for _ in range(TURNS):
                 if stop.is_set():
                     return
                 for change in dealer.changes():
-                    if change is Connection.UP and hello is not None:
+                    if change is ConnectionEvent.UP and hello is not None:
                         dealer.send(codec.encode(hello))
                 header, *frames = make()
                 stop.thrown += dealer.send(header, frames)
-                waiter.wait(SOON_NS)
+                poller.wait(SOON_NS)
                 for _ in range(rng.randrange(4)):
                     dealer.receive()
         finally:
@@ -163,12 +163,12 @@ def silent_readers(doors: Doors, rng: random.Random, stop: Stop) -> None:
         transport = Transport()
         try:
             dealer = transport.dealer(doors.clients)
-            waiter = Waiter([dealer])
+            poller = Poller([dealer])
             for _ in range(TURNS * 20):
                 if stop.is_set():
                     return
                 for change in dealer.changes():
-                    if change is Connection.UP:
+                    if change is ConnectionEvent.UP:
                         dealer.send(codec.encode(hello))
                 number += 1
                 header = codec.encode(
@@ -176,7 +176,7 @@ def silent_readers(doors: Doors, rng: random.Random, stop: Stop) -> None:
                 )
                 stop.thrown += dealer.send(header, [bytes(256)])
                 if number % 8 == 0:
-                    waiter.wait(SOON_NS // 4)
+                    poller.wait(SOON_NS // 4)
         finally:
             transport.close()
 

@@ -22,7 +22,7 @@ from clockwork.wire.messages import (
     InferRequest,
     Status,
 )
-from clockwork.wire.transport import Router, Transport, Waiter
+from clockwork.wire.transport import Poller, Router, Transport
 
 
 class FakeController:
@@ -92,9 +92,9 @@ class FakeController:
 
     def _run(self) -> None:
         try:
-            waiter = Waiter([self.router], [self._wake_fd])
+            poller = Poller([self.router], [self._wake_fd])
             while not self._stop:
-                waiter.wait(-1)
+                poller.wait(-1)
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake_fd)
                 with self._changed:

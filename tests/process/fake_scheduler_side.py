@@ -36,7 +36,7 @@ from clockwork.wire.messages import (
     WorkerHello,
     WorkerWelcome,
 )
-from clockwork.wire.transport import Transport, Waiter
+from clockwork.wire.transport import Poller, Transport
 
 TIMEOUT_S = 60
 
@@ -75,7 +75,7 @@ class SchedulerSide:
         self._transport = Transport()
         self.router = self._transport.router(endpoint, keys)
         self.endpoint = self.router.endpoint
-        self._waiter = Waiter([self.router])
+        self._poller = Poller([self.router])
         self.identity = b""
         self.packages: dict[str, Package] = {}
         self.fetched_bytes = 0
@@ -101,7 +101,7 @@ class SchedulerSide:
             if received is None:
                 left_ns = deadline_ns - now_ns()
                 assert left_ns > 0, "the worker says nothing"
-                self._waiter.wait(left_ns)
+                self._poller.wait(left_ns)
                 continue
             identity, _, frames = received
             message = codec.decode(frames[0], FROM_WORKER)

@@ -21,7 +21,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.keys import PeerKeys
-from clockwork.wire.transport import Connection, Dealer, Transport, Waiter
+from clockwork.wire.transport import ConnectionEvent, Dealer, Poller, Transport
 
 PATIENCE_NS = 20 * SECOND
 """How long a test waits for what must come, on a busy machine."""
@@ -70,27 +70,27 @@ class Peer:
     def __init__(self, endpoint: str, answers: dict[int, type], keys: PeerKeys | None = None) -> None:
         self._transport = Transport()
         self.dealer: Dealer = self._transport.dealer(endpoint, keys)
-        self._waiter = Waiter([self.dealer])
+        self._poller = Poller([self.dealer])
         self._answers = answers
         deadline = now_ns() + PATIENCE_NS
         self.changes = self.dealer.changes()  # what became of the connection at first
         while not self.changes:
             assert now_ns() < deadline, f"no connection to {endpoint}"
-            self._waiter.wait(SECOND)
+            self._poller.wait(SECOND)
             self.changes = self.dealer.changes()
 
     @property
     def is_refused(self) -> bool:
         """Whether its keys were not accepted."""
-        return Connection.REFUSED in self.changes
+        return ConnectionEvent.REFUSED in self.changes
 
     def wait_for_end(self) -> None:
         """Until the connection has ended."""
         deadline = now_ns() + PATIENCE_NS
-        while Connection.DOWN not in self.dealer.changes():
+        while ConnectionEvent.DOWN not in self.dealer.changes():
             assert now_ns() < deadline, "the connection did not end"
             self.dealer.receive()
-            self._waiter.wait(SECOND)
+            self._poller.wait(SECOND)
 
     def send(self, message: Any, *frames: Any) -> None:
         assert self.dealer.send(codec.encode(message), frames)
@@ -103,14 +103,14 @@ class Peer:
             if frames is None:
                 left = deadline - now_ns()
                 assert left > 0, f"no {kind.__name__ if kind else 'message'} came"
-                self._waiter.wait(left)
+                self._poller.wait(left)
                 continue
             message = codec.decode(frames[0], self._answers)
             if kind is None or type(message) is kind:
                 return message, [bytes(frame) for frame in frames[1:]]
 
     def wait(self, timeout_ns: int) -> None:
-        self._waiter.wait(timeout_ns)
+        self._poller.wait(timeout_ns)
 
     def close(self) -> None:
         self._transport.close()

@@ -190,7 +190,7 @@ def test_one_peer_is_disconnected_and_the_others_stay(place: Place) -> None:
         eventually(lambda: place.noted() == (1, 1), "both are noted no more")
         assert not on_loop(controller, lambda: exchange.disconnect(CLIENTS, 99_999))
         for gone in (first, worker):
-            eventually(lambda: transport.Connection.DOWN in gone.dealer.changes(), "it hears of it")  # noqa: B023
+            eventually(lambda: transport.ConnectionEvent.DOWN in gone.dealer.changes(), "it hears of it")  # noqa: B023
         serve(place, other, second)
         second.infer("m", 7, [1, 2], ROW)
         other.serve_one()

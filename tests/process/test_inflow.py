@@ -27,7 +27,7 @@ from clockwork.system.clock import SECOND
 from clockwork.system.limits import resident_bytes
 from clockwork.wire import codec
 from clockwork.wire.messages import PROTOCOL_VERSION, ClientHello, WorkerWelcome
-from clockwork.wire.transport import Connection, Publisher, Transport
+from clockwork.wire.transport import ConnectionEvent, Publisher, Transport
 
 X = np.array([[1.5, -2.0]], np.float32)
 PATIENCE_S = 20.0
@@ -109,7 +109,7 @@ def test_a_connection_that_breaks_off_while_it_is_not_read_ends_no_process() -> 
             again, _ = listener.accept()  # which the I/O thread does, if it lives
             again.close()
             pause(2 * HEARTBEAT_MS / 1_000)
-            assert Connection.DOWN in dealer.changes()
+            assert ConnectionEvent.DOWN in dealer.changes()
     finally:
         transport.close()
 

@@ -44,7 +44,7 @@ from clockwork.wire.keys import (
 )
 from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, PROTOCOL_VERSION, TO_CLIENT, TO_WORKER, Status
 from clockwork.wire.roles import ANY_ROLE, MESSAGES, PORTS, QUERIES, Port, Role
-from clockwork.wire.transport import Transport, Waiter, new_key_pair
+from clockwork.wire.transport import Poller, Transport, new_key_pair
 from tests.process.cluster import eventually
 
 LEGACY = "legacy"
@@ -505,20 +505,20 @@ def test_one_connection_of_a_router_can_be_ended(tmp_path: Path, kind: str, with
     transport = Transport()
     try:
         router = transport.router("tcp://127.0.0.1:0" if kind == "tcp" else f"ipc://{tmp_path}/s", ours)
-        waiter = Waiter([router])
+        poller = Poller([router])
         with Peer(router.endpoint, {}, theirs) as first, Peer(router.endpoint, {}, theirs) as other:
             descriptors = []
             for peer in (first, other):
                 assert peer.dealer.send(b"hello")
                 while (got := router.receive()) is None:
-                    waiter.wait(SECOND)
+                    poller.wait(SECOND)
                 descriptors.append(got[1])
             Inflow(descriptors[0], 0).end()
             first.wait_for_end()
             Inflow(1 << 20, 0).end()  # of nothing: it has ended by itself
             assert other.dealer.send(b"still here")
             while (got := router.receive()) is None or bytes(got[2][0]) != b"still here":
-                waiter.wait(SECOND)
+                poller.wait(SECOND)
             assert got[1] == descriptors[1]
     finally:
         transport.close()

@@ -107,10 +107,10 @@ def execution_times(setting: Setting, tick: Tick) -> dict[str, dict[str, Any]]:
 
 def timed_call(client: Client, name: str, x: Any) -> int:
     """How long the device took for one request, in ns: the answer says it, and Client.infer() does not tell."""
-    connection = client._connection
-    request_id = connection.next_id()
+    channel = client._channel
+    request_id = channel.next_id()
     header, frames, _ = encode_request(request_id, name, x, NO_SLO_S, 0)
-    answer, _ = connection.call(request_id, header, frames, int(TIMEOUT_S * SECOND))
+    answer, _ = channel.call(request_id, header, frames, int(TIMEOUT_S * SECOND))
     if not isinstance(answer, Answer):
         raise ClockworkError(f"{name} was not answered: {answer}")
     return int(answer.times[2])

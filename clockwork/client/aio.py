@@ -27,7 +27,7 @@ from clockwork.client.blocking import (
     reply_body,
     status_of,
 )
-from clockwork.client.connection import Exchange
+from clockwork.client.channel import CallStream
 from clockwork.wire import codec
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.messages import Offer, Promote, Query, Rollback, Unregister
@@ -53,7 +53,7 @@ class AsyncClient:
         name: str = "",
     ) -> None:
         self._client = self.client_type(endpoint, timeout=timeout, keys=keys, name=name)
-        self._connection = self._client._connection
+        self._channel = self._client._channel
 
     @property
     def endpoint(self) -> str:
@@ -104,13 +104,13 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         options = registration_options(slo, batching, batch_max, version, origin)
         limit_ns = None if timeout is None else self._client._limit_ns(timeout)
-        exchanges: list[Exchange] = []
+        streams: list[CallStream] = []
         cancelled = False
 
-        def opened(exchange: Exchange) -> None:
-            exchanges.append(exchange)
+        def opened(stream: CallStream) -> None:
+            streams.append(stream)
             if cancelled:
-                exchange.close()
+                stream.close()
 
         def tell(stage: str, done: int, total: int) -> None:
             if progress is not None:
@@ -118,12 +118,12 @@ class AsyncClient:
 
         try:
             return await asyncio.to_thread(
-                register, self._connection, name, model, options, examples, limit_ns, tell, opened
+                register, self._channel, name, model, options, examples, limit_ns, tell, opened
             )
         except asyncio.CancelledError:
             cancelled = True
-            for exchange in exchanges:
-                exchange.close()
+            for stream in streams:
+                stream.close()
             raise
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
@@ -136,7 +136,7 @@ class AsyncClient:
 
     async def unregister(self, name: str, *, timeout: float | None = None) -> None:
         """See Client.unregister()."""
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         await self._ask(request_id, codec.encode(Unregister(request_id, checked_model(name))), timeout)
 
     async def load(self, name: str, *, timeout: float | None = None) -> None:
@@ -157,19 +157,19 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> RouteInfo:
         """See Client.route()."""
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = encode_route(request_id, name, shares, shadow, tolerance)
         return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
 
     async def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
         """See Client.promote()."""
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = codec.encode(Promote(request_id, checked_model(name), checked_version(version)))
         return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
 
     async def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
         """See Client.rollback()."""
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = codec.encode(Rollback(request_id, checked_model(name)))
         return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
 
@@ -197,14 +197,14 @@ class AsyncClient:
         await self.close()
 
     async def _offer(self, name: str, offered: bool, timeout: float | None) -> None:
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         await self._ask(request_id, codec.encode(Offer(request_id, checked_model(name), offered)), timeout)
 
     async def _query(self, what: str, argument: str, timeout: float | None) -> Any:
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         return await self._ask(request_id, codec.encode(Query(request_id, what, argument)), timeout)
 
     async def _ask(self, request_id: int, header: bytes, timeout: float | None) -> Any:
         limit_ns = self._client._limit_ns(timeout)
-        future = self._connection.submit(request_id, header, (), limit_ns, reply_body)
+        future = self._channel.submit(request_id, header, (), limit_ns, reply_body)
         return await asyncio.wrap_future(future)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, cast
 
 from clockwork import config
-from clockwork.client.connection import Connection, Exchange
+from clockwork.client.channel import CallStream, Channel
 from clockwork.errors import ClockworkError, InvalidInput, InvalidModel, RequestTimeout
 from clockwork.formats.package import MODEL_FILE, PROFILE_FILE, hash_file
 from clockwork.formats.profiles import ModelProfile
@@ -73,7 +73,7 @@ class Client:
     RequestTimeout. Ctrl-C during a call cancels the request.
     """
 
-    connection_type: ClassVar[type[Connection]] = Connection
+    channel_type: ClassVar[type[Channel]] = Channel
 
     def __init__(
         self,
@@ -84,16 +84,16 @@ class Client:
         name: str = "",
     ) -> None:
         self._timeout_ns = _checked_ns(timeout, "timeout")
-        self._connection = self.connection_type(
+        self._channel = self.channel_type(
             endpoint if endpoint is not None else config.client_endpoint(), _read_keys(keys), name
         )
         # Not __del__: this also runs at exit, while sockets can still be closed in order.
-        self._finalizer = weakref.finalize(self, self._connection.close)
+        self._finalizer = weakref.finalize(self, self._channel.close)
 
     @property
     def endpoint(self) -> str:
         """Where the controller is expected."""
-        return self._connection.endpoint
+        return self._channel.endpoint
 
     # ----- inference -------------------------------------------------------------------------
 
@@ -120,9 +120,9 @@ class Client:
         ones. Arrays passed in must not be changed by other threads meanwhile.
         """
         limit_ns = self._limit_ns(timeout)
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header, frames, single = encode_request(request_id, model, inputs, slo, priority)
-        return decode_answer(*self._connection.call(request_id, header, frames, limit_ns), single)
+        return decode_answer(*self._channel.call(request_id, header, frames, limit_ns), single)
 
     def submit(
         self,
@@ -139,9 +139,9 @@ class Client:
         Callbacks of the future run on the client's I/O thread, and must not wait for another call.
         """
         limit_ns = self._limit_ns(timeout)
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header, frames, single = encode_request(request_id, model, inputs, slo, priority)
-        return self._connection.submit(
+        return self._channel.submit(
             request_id, header, frames, limit_ns, lambda message, rest: decode_answer(message, rest, single)
         )
 
@@ -174,7 +174,7 @@ class Client:
         timeout: for the whole; without one, only a registration that shows no progress is given up.
         """
         return register(
-            self._connection, name, model, registration_options(slo, batching, batch_max, version, origin), examples,
+            self._channel, name, model, registration_options(slo, batching, batch_max, version, origin), examples,
             None if timeout is None else _checked_ns(timeout, "timeout"), progress,
         )  # fmt: skip
 
@@ -188,9 +188,9 @@ class Client:
 
     def unregister(self, name: str, *, timeout: float | None = None) -> None:
         """Remove a model, or one version of it. What was admitted is still answered."""
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = codec.encode(Unregister(request_id, checked_model(name)))
-        self._connection.call(request_id, header, (), self._limit_ns(timeout))
+        self._channel.call(request_id, header, (), self._limit_ns(timeout))
 
     def load(self, name: str, *, timeout: float | None = None) -> None:
         """Have a model that was unloaded serve again; returns when it does. Nothing to do where it does already."""
@@ -221,7 +221,7 @@ class Client:
         ``{}``: no longer. tolerance: of the relative difference of such answers.
         Versions must be ready, and take the same inputs.
         """
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = encode_route(request_id, name, shares, shadow, tolerance)
         return made(RouteInfo.from_wire, self._reply(request_id, header, timeout))
 
@@ -231,13 +231,13 @@ class Client:
         version: 0 for the newest that is ready, and from then on for each newer one once it is ready, as before
         there was a route.
         """
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = codec.encode(Promote(request_id, checked_model(name), checked_version(version)))
         return made(RouteInfo.from_wire, self._reply(request_id, header, timeout))
 
     def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
         """Go back to the route before the last route() or promote(), at once; several times, one by one."""
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = codec.encode(Rollback(request_id, checked_model(name)))
         return made(RouteInfo.from_wire, self._reply(request_id, header, timeout))
 
@@ -257,7 +257,7 @@ class Client:
     def close(self) -> None:
         """Disconnect. What is still waited for ends with ConnectionLost. Idempotent."""
         self._finalizer.detach()
-        self._connection.close()
+        self._channel.close()
 
     def __enter__(self) -> Client:
         return self
@@ -271,16 +271,16 @@ class Client:
         return self._timeout_ns if timeout is None else _checked_ns(timeout, "timeout")
 
     def _offer(self, name: str, offered: bool, timeout: float | None) -> None:
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = codec.encode(Offer(request_id, checked_model(name), offered))
-        self._connection.call(request_id, header, (), self._limit_ns(timeout))
+        self._channel.call(request_id, header, (), self._limit_ns(timeout))
 
     def _query(self, what: str, argument: str, timeout: float | None) -> Any:
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         return self._reply(request_id, codec.encode(Query(request_id, what, argument)), timeout)
 
     def _reply(self, request_id: int, header: bytes, timeout: float | None) -> Any:
-        return reply_body(*self._connection.call(request_id, header, (), self._limit_ns(timeout)))
+        return reply_body(*self._channel.call(request_id, header, (), self._limit_ns(timeout)))
 
 
 # ----- requests and answers ------------------------------------------------------------------
@@ -510,16 +510,16 @@ def registration_options(
 
 
 def register(
-    connection: Connection,
+    channel: Channel,
     name: str,
     model: Any,
     options: dict[str, Any],
     examples: Any,
     timeout_ns: int | None,
     progress: ProgressCallback | None,
-    opened: Callable[[Exchange], None] | None = None,
+    opened: Callable[[CallStream], None] | None = None,
 ) -> ModelInfo:
-    """Client.register(); blocks its thread. ``opened`` is called with the exchange once there is one."""
+    """Client.register(); blocks its thread. ``opened`` is called with the stream once there is one."""
     checked_model(name)
     tell = progress if progress is not None else lambda stage, done, total: None
     files = _package(model, examples)
@@ -527,22 +527,22 @@ def register(
     for index, (path, source) in enumerate(files):
         tell("hash", index, len(files))
         rows.append([path, *_size_and_sha256(source)])
-    request_id = connection.next_id()
+    request_id = channel.next_id()
     try:
         header = codec.check(Register(request_id, name, rows, options))
     except codec.WireError as error:
         raise InvalidModel(f"a package of {len(files)} files: {error}") from None
     stall_ns = config.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
-    exchange = connection.exchange(request_id, header, stall_ns, renewed=timeout_ns is None)
+    stream = channel.open_stream(request_id, header, stall_ns, renewed=timeout_ns is None)
     if opened is not None:
-        opened(exchange)
+        opened(stream)
     try:
         return made(
             ModelInfo.from_wire,
-            _upload(exchange, request_id, [source for _, source in files], rows, tell),
+            _upload(stream, request_id, [source for _, source in files], rows, tell),
         )
     finally:
-        exchange.close()
+        stream.close()
 
 
 def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
@@ -589,7 +589,7 @@ def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:
 
 
 def _upload(
-    exchange: Exchange,
+    stream: CallStream,
     request_id: int,
     sources: Sequence[Path | bytes],
     rows: Sequence[Sequence[Any]],
@@ -600,7 +600,7 @@ def _upload(
     chunks: Iterator[tuple[int, int, bytes | memoryview]] = iter(())
     sent_bytes = window = unacknowledged = 0
     while True:
-        message, frames = exchange.receive()
+        message, frames = stream.receive()
         if type(message) is Progress:
             tell(message.stage, message.done, message.total)
         elif type(message) is UploadNeed:
@@ -615,7 +615,7 @@ def _upload(
             return reply_body(message, frames)
         while unacknowledged < window and (chunk := next(chunks, None)) is not None:
             file, offset, data = chunk
-            exchange.send(UploadChunk(request_id, file, offset), [data])
+            stream.send(UploadChunk(request_id, file, offset), [data])
             unacknowledged += 1
             sent_bytes += len(data)
             tell("upload", sent_bytes, total)

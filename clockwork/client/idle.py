@@ -1,6 +1,6 @@
 """The thread that takes in what comes for clients that nobody uses at the moment.
 
-libzmq receives for them all the same, without a bound in bytes. One thread does so for all connections of a process, for
+libzmq receives for them all the same, without a bound in bytes. One thread does so for all channels of a process, for
 as long as there are any.
 """
 
@@ -20,7 +20,7 @@ log = logging.getLogger("clockwork.client")
 
 
 class Idle(Protocol):
-    """A connection that may be idle."""
+    """A channel that may be idle."""
 
     def turn_if_idle(self) -> None: ...
 
@@ -30,14 +30,14 @@ _idle: weakref.WeakSet[Idle] = weakref.WeakSet()
 _thread: threading.Thread | None = None
 
 
-def attend(connection: Idle) -> None:
-    """Have a connection turned now and then while it is idle, until it is dismissed or nobody has it any more.
+def attend(channel: Idle) -> None:
+    """Have a channel turned now and then while it is idle, until it is dismissed or nobody has it any more.
 
     Where the system has no thread to give, that is left out: an idle client is then without a bound.
     """
     global _thread
     with _lock:
-        _idle.add(connection)
+        _idle.add(channel)
         if _thread is None:
             _thread = threading.Thread(target=_attend, name="clockwork-idle", daemon=True)
             try:
@@ -47,9 +47,9 @@ def attend(connection: Idle) -> None:
                 log.warning("what comes for idle clients is not looked at: %s", error)
 
 
-def dismiss(connection: Idle) -> None:
+def dismiss(channel: Idle) -> None:
     with _lock:
-        _idle.discard(connection)
+        _idle.discard(channel)
 
 
 def _attend() -> None:
@@ -68,7 +68,7 @@ def _attend() -> None:
 
 
 def _after_fork() -> None:
-    """The child has neither the thread nor the parent's connections."""
+    """The child has neither the thread nor the parent's channels."""
     global _lock, _idle, _thread
     _lock, _idle, _thread = threading.Lock(), weakref.WeakSet(), None
 

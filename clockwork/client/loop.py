@@ -2,7 +2,7 @@
 
 AsyncClient hands every call to an I/O thread and its answer back, so that any loop and any thread may share it;
 that costs two changes of thread a call, which is most of what a gateway would spend. Here the loop owns the
-socket, in the sense of ``_connection``: a third kind of owner.
+socket, in the sense of ``_channel``: a third kind of owner.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from clockwork.client.aio import AsyncClient
 from clockwork.client.blocking import Client, checked_model, request_header
-from clockwork.client.calls import Call, Received, present
-from clockwork.client.connection import Connection, Owner
+from clockwork.client.channel import Channel, Owner
+from clockwork.client.pending import PendingCall, Received, present
 from clockwork.config import INFLOW_LOOK_NS
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import SECOND, now_ns
@@ -29,7 +29,9 @@ from clockwork.wire.transport import Dealer, Frame
 class _Answer(asyncio.Future[Received]):
     """What a call of the loop's own ends with. cancel() tells the controller, too."""
 
-    def __init__(self, call: Call, abandon: Callable[[Call], None], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, call: PendingCall, abandon: Callable[[PendingCall], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
         super().__init__(loop=loop)
         self._call = call
         self._abandon = abandon
@@ -49,8 +51,8 @@ class _Answer(asyncio.Future[Received]):
             self.set_exception(error)
 
 
-class LoopConnection(Connection):
-    """A connection that the running loop owns from start() on. Other threads may use it all the same."""
+class LoopChannel(Channel):
+    """A channel whose socket the running loop owns from start() on. Other threads may call its methods, too."""
 
     def __init__(self, endpoint: str, keys: PeerKeys | None, name: str) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,7 +79,7 @@ class LoopConnection(Connection):
     def request(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> _Answer:
         """Send a request, on the loop's thread; what the future ends with. Raises Refused past the bound."""
         assert self._loop is not None
-        call = Call(request_id, header, frames, timeout_ns)
+        call = PendingCall(request_id, header, frames, timeout_ns)
         future = _Answer(call, self.abandon, self._loop)
         call.future = future  # type: ignore[assignment]  # it has finish(), which is all that a call uses
         self._check_usable()
@@ -179,18 +181,18 @@ class LoopConnection(Connection):
 
 
 class _LoopedClient(Client):
-    connection_type = LoopConnection
+    channel_type = LoopChannel
 
 
 class LoopClient(AsyncClient):
     """AsyncClient for one event loop, whose thread does the I/O: made, used and closed while it runs."""
 
     client_type = _LoopedClient
-    _connection: LoopConnection
+    _channel: LoopChannel
 
     def start(self) -> None:
         """Have the running loop take it over; before the first call."""
-        self._connection.start()
+        self._channel.start()
 
     def infer_frames(
         self,
@@ -207,6 +209,6 @@ class LoopClient(AsyncClient):
         change before the future is done. Raises InvalidInput of what is too large for a message, which the controller
         would drop.
         """
-        request_id = self._connection.next_id()
+        request_id = self._channel.next_id()
         header = request_header(InferRequest(request_id, checked_model(model), slo_ns, priority, references))
-        return self._connection.request(request_id, header, frames, timeout_ns)
+        return self._channel.request(request_id, header, frames, timeout_ns)

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from clockwork.client.calls import Received
 from clockwork.client.loop import LoopClient
+from clockwork.client.pending import Received
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
 from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clockwork import config
-from clockwork.client.calls import Received
+from clockwork.client.pending import Received
 from clockwork.config.gateway import CLOSE_MS
 from clockwork.errors import Cancelled, ClockworkError, ConfigError
 from clockwork.gateway.errors import tell

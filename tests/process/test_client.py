@@ -30,7 +30,7 @@ from clockwork import (
     RequestTimeout,
     config,
 )
-from clockwork.client.connection import Connection, Owner
+from clockwork.client.channel import Channel, Owner
 from clockwork.wire import transport
 from clockwork.wire.keys import (
     ControllerKeys,
@@ -78,7 +78,7 @@ def client(controller: FakeController) -> Iterator[Client]:
 
 
 def owner(client: Client) -> Owner:
-    return client._connection._owner
+    return client._channel._owner
 
 
 # ----- infer ---------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_the_thread_retires_and_callers_do_their_own_io_again(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.submit("m", X).result(10)
-    thread = client._connection._thread
+    thread = client._channel._thread
     assert thread is not None
     monkeypatch.setattr(config, "CLIENT_THREAD_IDLE_NS", 20_000_000)
     client.submit("m", X).result(10)
@@ -207,7 +207,7 @@ def test_the_thread_retires_and_callers_do_their_own_io_again(
 
 def test_the_thread_leaves_a_lone_caller_in_a_loop_to_itself(client: Client) -> None:
     client.submit("m", X).result(10)
-    thread = client._connection._thread
+    thread = client._channel._thread
     assert thread is not None
     for _ in range(config.CLIENT_LONE_CALLS - 1):
         client.infer("m", X)
@@ -346,8 +346,8 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
             client.infer("m", X)
         with pytest.raises(ConnectionLost, match=endpoint):
             client.submit("m", X).result(10)
-        assert not client._connection._waiting
-        assert not client._connection._calls
+        assert not client._channel._waiting
+        assert not client._channel._calls
 
 
 def test_a_call_waits_for_a_controller_that_comes_up() -> None:
@@ -754,15 +754,15 @@ def test_a_registration_when_the_connection_is_lost(model_file: Path) -> None:
 
 def test_a_wake_up_after_the_end_writes_into_nobodys_descriptor() -> None:
     """Another thread may be about to wake the owner when the client is closed and its descriptor's number given away."""
-    connection = Connection("tcp://127.0.0.1:9", None, "test")
-    number = connection._wake_fd
-    connection.close()
+    channel = Channel("tcp://127.0.0.1:9", None, "test")
+    number = channel._wake_fd
+    channel.close()
     taken = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)]
     try:
         while taken[-1] != number:
             assert taken[-1] < number, "the number was not given away"
             taken.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-        connection._wake(force=True)
+        channel._wake(force=True)
         with pytest.raises(BlockingIOError):
             os.eventfd_read(number)
     finally:

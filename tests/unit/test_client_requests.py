@@ -12,7 +12,7 @@ import pytest
 import clockwork
 from clockwork import errors
 from clockwork.client.blocking import decode_answer, encode_request, registration_options
-from clockwork.client.calls import error_of
+from clockwork.client.pending import error_of
 from clockwork.errors import ClockworkError, InvalidInput
 from clockwork.wire import codec, tensors
 from clockwork.wire.description import ModelInfo

@@ -62,7 +62,7 @@ def _seconds_or_none(ns: Any) -> float | None:
     return to_seconds(ns) if isinstance(ns, int) and ns > 0 else None
 
 
-class Call:
+class PendingCall:
     """One request and what becomes of it. Its fields belong to the owner until ``done``."""
 
     __slots__ = (
@@ -85,7 +85,7 @@ class Call:
         self.error: ClockworkError | None = None
         self.lock: threading.Lock | None = None  # held until done: what a waiting thread waits for
         self.future: CallFuture | None = None
-        self.inbox: queue.SimpleQueue[Received | ClockworkError] | None = None  # of an exchange
+        self.inbox: queue.SimpleQueue[Received | ClockworkError] | None = None  # of a stream
 
     def finish(self, received: Received | None, error: ClockworkError | None) -> None:
         if self.done:
@@ -112,13 +112,16 @@ def present(received: Received | None) -> Received:
 
 
 class CallFuture(concurrent.futures.Future[Any]):
-    """The future of a call. Its callbacks run on the connection's I/O thread and must not block.
+    """The future of a call. Its callbacks run on the channel's I/O thread and must not block.
 
     cancel() also tells the controller, which then drops the request if it can.
     """
 
     def __init__(
-        self, call: Call, convert: Callable[[Any, list[Frame]], Any], abandon: Callable[[Call], None]
+        self,
+        call: PendingCall,
+        convert: Callable[[Any, list[Frame]], Any],
+        abandon: Callable[[PendingCall], None],
     ) -> None:
         super().__init__()
         self._call = call

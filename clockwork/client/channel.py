@@ -1,12 +1,12 @@
-"""One client's connection to a controller, shared by any number of threads.
+"""A client's channel to a controller: one socket, which any number of threads share, connected again after every loss.
 
-Whoever *owns* the socket does its I/O. In the common case of one thread that calls and waits, that
-thread owns it for as long as its call lasts: nothing is handed to another thread and back, which
-would cost more than all the rest (130 us of a round trip of 240 us, when it was measured). As soon as a second
-call comes in meanwhile, or one that nobody waits for, an I/O thread takes the socket over, including
-the call under way; when it has had nothing to do for CLIENT_THREAD_IDLE_NS it ends.
+The socket's *owner* does its I/O. In the common case of one thread that calls and waits, this thread
+owns the socket for as long as its call lasts: nothing is handed to another thread and back, which
+would cost more than the rest of a round trip (130 of 240 us, when it was measured). When another thread
+calls meanwhile, or a call returns a future, an I/O thread takes over the socket and the call under
+way; it ends after CLIENT_THREAD_IDLE_NS without work.
 
-A call is in exactly one of these places: in ``_queue`` (for the owner to take), in ``_calls`` and
+A pending call is in exactly one of these places: in ``_queue`` (for the owner to take), in ``_calls`` and
 ``_waiting`` (no connection yet), in ``_calls`` alone (sent), or done.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 from clockwork import config
 from clockwork.client import idle
-from clockwork.client.calls import Call, CallFuture, Received, error_of
+from clockwork.client.pending import CallFuture, PendingCall, Received, error_of
 from clockwork.config.wire import CLOSE_S
 from clockwork.errors import (
     Cancelled,
@@ -74,16 +74,16 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class Exchange:
-    """A call of several messages each way (an upload). Used by one thread."""
+class CallStream:
+    """A call of several messages each way, such as an upload. For one thread at a time."""
 
-    def __init__(self, connection: Connection, call: Call) -> None:
-        self._connection = connection
+    def __init__(self, channel: Channel, call: PendingCall) -> None:
+        self._channel = channel
         self._call = call
 
     def send(self, message: tuple[Any, ...], frames: Sequence[Frame]) -> None:
         """Send a further message. If the connection is lost, receive() says so."""
-        self._connection.post(self._call, codec.encode(message), frames)
+        self._channel.post(self._call, codec.encode(message), frames)
 
     def receive(self) -> Received:
         """The next message of the controller. Raises what ends the call."""
@@ -94,15 +94,17 @@ class Exchange:
         return received
 
     def close(self) -> None:
-        """Tell the controller to forget it, unless it has ended."""
-        self._connection.abandon(self._call)
+        """Cancel the call, at the controller too, unless it has ended."""
+        self._channel.abandon(self._call)
 
 
 class Owner(enum.Enum):
+    """Which thread does the socket's I/O."""
+
     NOBODY = "nobody"
     CALLER = "caller"
     THREAD = "thread"
-    LOOP = "loop"  # an event loop: see _loop
+    LOOP = "loop"  # an event loop: see clockwork.client.loop
 
 
 class _State(enum.Enum):
@@ -111,11 +113,11 @@ class _State(enum.Enum):
     READY = "ready"
 
 
-class Connection:
+class Channel:
     """See the module. Every method may be called from any thread.
 
-    endpoint: where the controller listens. name: how this client appears in its logs. Connects in
-    the background and again after every loss. Raises ConfigError if endpoint is none.
+    endpoint: where the controller listens. name: how this client appears in the controller's logs.
+    Raises ConfigError for an endpoint that cannot be dialled.
     """
 
     def __init__(self, endpoint: str, keys: PeerKeys | None, name: str) -> None:
@@ -132,17 +134,16 @@ class Connection:
         self._closed = threading.Event()
         # The owner's:
         self._thread: threading.Thread | None = None
-        self._calls: dict[int, Call] = {}
-        self._waiting: collections.deque[Call] = collections.deque()
-        self._deadlines: list[tuple[int, int, Call]] = []
+        self._calls: dict[int, PendingCall] = {}
+        self._waiting: collections.deque[PendingCall] = collections.deque()
+        self._deadlines: list[tuple[int, int, PendingCall]] = []
         self._state = _State.DOWN
-        self._unapplied: list[
-            ConnectionEvent
-        ] = []  # of the connection, behind messages that have not been taken in
+        # Changes that came after messages which have not been taken in yet.
+        self._unapplied: list[ConnectionEvent] = []
         self._broken = 0  # handshakes that broke off in a row
         self._sleeping = False
         self._woken = False
-        self._lone = 0  # blocking calls in a row that had the connection to themselves
+        self._lone = 0  # blocking calls in a row without another pending call
         self._wake_lock = threading.Lock()  # held to write to the descriptor, and to close it
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # -1 once it is closed
         self._transport: Transport | None = None
@@ -162,7 +163,7 @@ class Connection:
 
     def call(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> Received:
         """Send a request and wait for what ends it. Raises what it failed with."""
-        call = Call(request_id, header, frames, timeout_ns)
+        call = PendingCall(request_id, header, frames, timeout_ns)
         direct = False
         # Ctrl-C may strike anywhere: what was begun is then cancelled, and the socket let go of.
         try:
@@ -210,24 +211,24 @@ class Connection:
         convert: Callable[[Any, list[Frame]], Any],
     ) -> CallFuture:
         """Send a request; the future's result is what ``convert`` makes of the answer."""
-        call = Call(request_id, header, frames, timeout_ns)
+        call = PendingCall(request_id, header, frames, timeout_ns)
         call.future = CallFuture(call, convert, self.abandon)
         self._hand_in(lambda: self._begin(call, True), True)
         return call.future
 
-    def exchange(self, request_id: int, header: bytes, timeout_ns: int, renewed: bool) -> Exchange:
+    def open_stream(self, request_id: int, header: bytes, timeout_ns: int, renewed: bool) -> CallStream:
         """Open a call of several messages. renewed: the timeout counts anew from each sign of progress."""
-        call = Call(request_id, header, (), timeout_ns)
+        call = PendingCall(request_id, header, (), timeout_ns)
         call.renewed = renewed
         call.inbox = queue.SimpleQueue()
         self._hand_in(lambda: self._begin(call, True), True)
-        return Exchange(self, call)
+        return CallStream(self, call)
 
-    def post(self, call: Call, header: bytes, frames: Sequence[Frame]) -> None:
-        """Send a further message of an exchange, unless it has ended."""
+    def post(self, call: PendingCall, header: bytes, frames: Sequence[Frame]) -> None:
+        """Send a further message of a stream, unless it has ended."""
         self._hand_in(lambda: self._post(call, header, frames), False)
 
-    def abandon(self, call: Call) -> None:
+    def abandon(self, call: PendingCall) -> None:
         """Forget a call whose caller has gone, and tell the controller. No error if it has ended."""
         with contextlib.suppress(ClockworkError):
             self._hand_in(lambda: self._abandon(call), False)
@@ -251,7 +252,7 @@ class Connection:
                 self._closed.wait(CLOSE_S)
 
     def turn_if_idle(self) -> None:
-        """Take in what has come while nobody uses the connection. On the thread of _idle."""
+        """Take in what has come while no thread owns the socket. Called on the thread of clockwork.client.idle."""
         with self._lock:
             if self._closing or self._owner is not Owner.NOBODY or self._generation != _generation:
                 return
@@ -314,7 +315,7 @@ class Connection:
             self._owner, self._thread = before, None
             raise
 
-    def _drive(self, call: Call) -> None:
+    def _drive(self, call: PendingCall) -> None:
         """As the calling thread that owns the socket: see one call through, or until others need it too."""
         self._begin(call, False)
         while not call.done:
@@ -331,13 +332,13 @@ class Connection:
             if not call.done:
                 self._expire_call(call, now_ns())
 
-    def _let_go(self, call: Call) -> None:
-        """Give the socket back, or to an I/O thread if there is more to do: then call.lock is what to wait for."""
+    def _let_go(self, call: PendingCall) -> None:
+        """Give the socket back, or to an I/O thread if there is more to do: then wait for call.lock."""
         self._sleeping = False
         self._give_back(call)
 
-    def _give_back(self, call: Call | None = None) -> None:
-        """As the thread that has taken the socket: let others have it, an I/O thread where something is left to do."""
+    def _give_back(self, call: PendingCall | None = None) -> None:
+        """As the owning thread: release the socket, to an I/O thread where work is left."""
         with self._lock:
             closing = self._closing
             if not closing:
@@ -387,7 +388,7 @@ class Connection:
                 self._finish(error)
 
     def _finish(self, error: ClockworkError | None = None) -> None:
-        """As the last owner: answer everybody, say goodbye and let go of everything."""
+        """As the last owner: end every call, say goodbye to the controller and release the socket."""
         try:
             while self._queue:
                 self._queue.popleft()()
@@ -421,7 +422,7 @@ class Connection:
         self._broken = 0
 
     def _hang_up(self) -> None:
-        """Stop trying to connect: the next call dials again."""
+        """Close the socket; the next call dials again."""
         assert self._transport is not None
         self._state = _State.DOWN
         self._poller = Poller([], [self._wake_fd])
@@ -435,8 +436,8 @@ class Connection:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
 
-    def _begin(self, call: Call, timed: bool) -> None:
-        """Take a call in: send it if there is a connection, else let it wait for one."""
+    def _begin(self, call: PendingCall, timed: bool) -> None:
+        """Send a call if there is a connection, else let it wait for one. timed: its deadline goes into the heap."""
         if call.future is not None and call.future.cancelled():
             call.finish(None, None)
             return
@@ -460,36 +461,37 @@ class Connection:
         if not call.sent:
             self._waiting.append(call)
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: PendingCall) -> None:
         assert self._dealer is not None
         call.sent = True  # first, so that Ctrl-C at any point finds a request to cancel
         call.sent = self._dealer.send(call.header, call.frames)
 
-    def _post(self, call: Call, header: bytes, frames: Sequence[Frame]) -> None:
+    def _post(self, call: PendingCall, header: bytes, frames: Sequence[Frame]) -> None:
         if call.done or self._dealer is None:
             return
         if not self._dealer.send(header, frames):
             self._end(call, None, ConnectionLost(f"the connection to {self.endpoint} was lost"))
 
-    def _abandon(self, call: Call) -> None:
+    def _abandon(self, call: PendingCall) -> None:
         if call.request_id in self._calls:
             self._end(call, None, Cancelled("the request was cancelled"))
             self._send_cancel(call)
         else:
             call.finish(None, Cancelled("the request was cancelled"))
 
-    def _send_cancel(self, call: Call) -> None:
+    def _send_cancel(self, call: PendingCall) -> None:
         if call.sent and self._dealer is not None and self._state is _State.READY:
             self._dealer.send(codec.encode(Cancel(call.request_id)))
 
-    def _end(self, call: Call, received: Received | None, error: ClockworkError | None) -> None:
+    def _end(self, call: PendingCall, received: Received | None, error: ClockworkError | None) -> None:
         self._calls.pop(call.request_id, None)
         call.finish(received, error)
 
     def _pump(self, changes: list[ConnectionEvent] | None = None) -> None:
-        """Take in what has arrived. changes: of the connection, if the dealer was asked already.
+        """Take in what has arrived. changes: what Dealer.changes() returned, if it was called already.
 
-        Of a flood, so many messages as leave the caller to look at the time; the rest keeps the dealer readable.
+        At most CLIENT_MESSAGES_PER_TURN messages, so that a flood leaves the caller time for its deadlines; the rest
+        keeps the dealer readable.
         """
         left = config.CLIENT_MESSAGES_PER_TURN
         if self._dealer is not None:
@@ -611,7 +613,7 @@ class Connection:
 
     # ----- time ------------------------------------------------------------------------------
 
-    def _push_deadline(self, call: Call) -> None:
+    def _push_deadline(self, call: PendingCall) -> None:
         due_ns = call.deadline_ns if call.sent else min(call.deadline_ns, call.connect_ns)
         heapq.heappush(self._deadlines, (due_ns, call.request_id, call))
         if len(self._deadlines) > 64 + 2 * len(self._calls):
@@ -630,7 +632,7 @@ class Connection:
                 if not call.done:
                     self._push_deadline(call)
 
-    def _expire_call(self, call: Call, now: int) -> None:
+    def _expire_call(self, call: PendingCall, now: int) -> None:
         if not call.sent and now >= min(call.connect_ns, call.deadline_ns):
             self._end(
                 call,

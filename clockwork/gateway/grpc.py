@@ -1,7 +1,7 @@
 """The Open Inference Protocol over gRPC, with Triton's extensions, on grpc.aio.
 
-What the cluster says is in cluster.py; here is only how it is asked and told. The service's methods are named in
-one table instead of generated code: it is what grpcio needs of them.
+InferenceService (service.py) answers; this module reads requests and writes answers. A table names the protocol's
+methods, in place of generated code: grpcio needs no more.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ from clockwork.config.gateway import (
     STREAMS_MAX,
 )
 from clockwork.errors import ClockworkError, ConfigError, DeadlineMissed, InvalidInput
-from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import Unsupported, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.protocol import inference_pb2 as pb
 from clockwork.gateway.security import Tokens, bearer
+from clockwork.gateway.service import (
+    Inference,
+    InferenceService,
+    least,
+    priority_of,
+    reference_of,
+    timeout_of,
+)
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_of
 from clockwork.system.clock import to_ns
@@ -75,8 +82,8 @@ _CONTENTS: dict[int, tuple[str, str]] = {
 class GrpcServer:
     """Serves until close(). tokens: what the metadata's authorization must bear."""
 
-    def __init__(self, cluster: ClusterView, settings: GatewaySettings, tokens: Tokens) -> None:
-        self._cluster = cluster
+    def __init__(self, service: InferenceService, settings: GatewaySettings, tokens: Tokens) -> None:
+        self._service = service
         self._settings = settings
         self._tokens = tokens
         self._inflater = Inflater()
@@ -169,7 +176,7 @@ class GrpcServer:
 
     def _guarded(self, method: Method, counted: bool = True) -> Method:
         """The method within the bound of requests, its errors told. Its token has been looked at: see _TokenGate."""
-        cluster = self._cluster
+        service = self._service
         name = method.__name__[1:]
 
         async def guarded(request: Any, context: Context) -> Any:
@@ -179,7 +186,7 @@ class GrpcServer:
                     try:
                         if not counted:
                             return await method(message, context)
-                        with cluster.admitted(size):
+                        with service.admitted(size):
                             async with self._read(message) as read:
                                 return await method(read, context)
                     except (ClockworkError, grpc.aio.BaseError):
@@ -198,7 +205,7 @@ class GrpcServer:
     @contextlib.contextmanager
     def _counted(self, method: str, size: int) -> Iterator[None]:
         """One request of ``size`` bytes, counted by what became of it."""
-        counters = self._cluster.counters
+        counters = self._service.counters
         begun_ns, code = counters.begin(PROTOCOL), ""
         try:
             yield
@@ -222,7 +229,7 @@ class GrpcServer:
                 raise InvalidInput(NO_MESSAGE)
             yield message
             return
-        limit, hold = self._settings.request_bytes_max, self._cluster.hold
+        limit, hold = self._settings.request_bytes_max, self._service.hold
         data = await self._inflater.inflate(message.data, message.encoding, limit, hold)
         try:
             try:
@@ -235,9 +242,9 @@ class GrpcServer:
 
     async def _infer(self, request: Any, context: Context) -> Any:
         inference = _read(request, context.time_remaining())
-        answer, frames = await self._cluster.infer(inference, PROTOCOL, context.invocation_metadata() or ())
-        response = _response(inference, self._cluster.chosen(inference, answer), answer.model_version, frames)
-        self._cluster.counters.sent(PROTOCOL, sum(memoryview(frame).nbytes for frame in frames))
+        answer, frames = await self._service.infer(inference, PROTOCOL, context.invocation_metadata() or ())
+        response = _response(inference, self._service.chosen(inference, answer), answer.model_version, frames)
+        self._service.counters.sent(PROTOCOL, sum(memoryview(frame).nbytes for frame in frames))
         return response
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context) -> None:
@@ -258,7 +265,7 @@ class GrpcServer:
         message, size = sized
         request: Any = None
         try:
-            with self._counted("stream_infer", size), self._cluster.admitted(size):
+            with self._counted("stream_infer", size), self._service.admitted(size):
                 async with self._read(message) as request:
                     return pb.ModelStreamInferResponse(infer_response=await self._infer(request, context))
         except ClockworkError as error:
@@ -274,19 +281,19 @@ class GrpcServer:
         return pb.ServerLiveResponse(live=True)
 
     async def _server_ready(self, request: Any, context: Context) -> Any:
-        return pb.ServerReadyResponse(ready=not await self._cluster.why_not_ready())
+        return pb.ServerReadyResponse(ready=not await self._service.why_not_ready())
 
     async def _model_ready(self, request: Any, context: Context) -> Any:
-        return pb.ModelReadyResponse(ready=await self._cluster.model_ready(request.name, request.version))
+        return pb.ModelReadyResponse(ready=await self._service.model_ready(request.name, request.version))
 
     async def _server_metadata(self, request: Any, context: Context) -> Any:
-        return pb.ServerMetadataResponse(**self._cluster.server())
+        return pb.ServerMetadataResponse(**self._service.server())
 
     async def _model_metadata(self, request: Any, context: Context) -> Any:
-        return pb.ModelMetadataResponse(**await self._cluster.metadata(request.name, request.version))
+        return pb.ModelMetadataResponse(**await self._service.metadata(request.name, request.version))
 
     async def _model_config(self, request: Any, context: Context) -> Any:
-        config = await self._cluster.config(request.name, request.version)
+        config = await self._service.config(request.name, request.version)
         known = set(pb.DataType.keys())
         for one in (*config["input"], *config["output"]):
             if one["data_type"] not in known:  # ONNX's own: the message has no word for it
@@ -294,7 +301,7 @@ class GrpcServer:
         return pb.ModelConfigResponse(config=json_format.ParseDict(config, pb.ModelConfig()))
 
     async def _model_statistics(self, request: Any, context: Context) -> Any:
-        found = await self._cluster.statistics(request.name, request.version)
+        found = await self._service.statistics(request.name, request.version)
         return json_format.ParseDict(
             {"model_stats": found}, pb.ModelStatisticsResponse(), ignore_unknown_fields=True
         )
@@ -303,17 +310,17 @@ class GrpcServer:
         return pb.RepositoryIndexResponse(
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(**one)
-                for one in await self._cluster.index(request.ready)
+                for one in await self._service.index(request.ready)
             ]
         )
 
     async def _load(self, request: Any, context: Context) -> Any:
         parameters = {key: _parameter(value) for key, value in request.parameters.items()}
-        await self._cluster.load(request.model_name, parameters)
+        await self._service.load(request.model_name, parameters)
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any, context: Context) -> Any:
-        await self._cluster.unload(request.model_name)
+        await self._service.unload(request.model_name)
         return pb.RepositoryModelUnloadResponse()
 
 

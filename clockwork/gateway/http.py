@@ -1,7 +1,7 @@
 """The Open Inference Protocol over HTTP, with Triton's extensions, on aiohttp.
 
-aiohttp's server without its application layer: there are a dozen paths, and a router and middlewares would cost
-more than what they do. What the cluster says is in cluster.py; here is only how it is asked and told.
+InferenceService (service.py) answers; this module reads requests and writes answers. It uses aiohttp's server without
+its application layer: for a dozen paths, a router and middlewares would cost more than they do.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ from clockwork.config.gateway import (
 )
 from clockwork.errors import ClockworkError, InvalidInput, Unavailable
 from clockwork.gateway import openapi
-from clockwork.gateway.cluster import ClusterView, Inference, least, priority_of, reference_of, timeout_of
 from clockwork.gateway.errors import NotFound, TooLarge, TooSlow, Unsupported, WrongMethod, tell
 from clockwork.gateway.inflate import Inflater
 from clockwork.gateway.security import Tokens, bearer
+from clockwork.gateway.service import (
+    Inference,
+    InferenceService,
+    least,
+    priority_of,
+    reference_of,
+    timeout_of,
+)
 from clockwork.gateway.settings import GatewaySettings
 from clockwork.gateway.tensors import (
     NAME_OF,
@@ -186,8 +193,8 @@ class _Connections(web.Server):
 class HttpServer:
     """Serves until close(). tokens: what Authorization must bear."""
 
-    def __init__(self, cluster: ClusterView, settings: GatewaySettings, tokens: Tokens) -> None:
-        self._cluster = cluster
+    def __init__(self, service: InferenceService, settings: GatewaySettings, tokens: Tokens) -> None:
+        self._service = service
         self._settings = settings
         self._tokens = tokens
         self._inflater = Inflater()
@@ -224,7 +231,7 @@ class HttpServer:
     # ----- from request to response ------------------------------------------------------------
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        counters = self._cluster.counters
+        counters = self._service.counters
         begun_ns, method = counters.begin(PROTOCOL), OTHER
         status, sent = GONE, 0
         try:
@@ -240,7 +247,7 @@ class HttpServer:
                     f"{request.method} is not for {request.raw_path[:200]}", ", ".join(found.methods)
                 )
             method = found.name
-            with self._cluster.admitted():
+            with self._service.admitted():
                 response = await found.handler(self, request, path)
             status, sent = response.status, response.content_length or 0
             return response
@@ -282,13 +289,13 @@ class HttpServer:
         try:
             if content.is_eof():
                 piece = content.read_nowait()
-                self._cluster.hold(len(piece))
+                self._service.hold(len(piece))
                 held = len(piece)
                 pieces.append(piece)
             else:
                 async with asyncio.timeout(self._settings.body_s):
                     while piece := await content.readany():
-                        self._cluster.hold(len(piece))
+                        self._service.hold(len(piece))
                         held += len(piece)
                         pieces.append(piece)
                         if held > limit:
@@ -296,7 +303,7 @@ class HttpServer:
             if held > limit:
                 raise TooLarge(f"the request has more than {limit} bytes")
         except BaseException as error:
-            self._cluster.hold(-held)
+            self._service.hold(-held)
             if isinstance(error, TimeoutError):
                 raise TooSlow(f"the request's body did not come within {self._settings.body_s:g} s") from None
             if isinstance(error, web.RequestPayloadError):
@@ -307,14 +314,14 @@ class HttpServer:
         if encoding in ("", "identity"):
             return body
         try:
-            return await self._inflater.inflate(body, encoding, limit, self._cluster.hold)
+            return await self._inflater.inflate(body, encoding, limit, self._service.hold)
         finally:
-            self._cluster.hold(-held)
+            self._service.hold(-held)
 
     async def _json_body(self, request: web.BaseRequest) -> dict[str, Any]:
         """The body as JSON; none is an empty object."""
         body = await self._body(request, JSON_BYTES_MAX)
-        self._cluster.hold(-len(body))
+        self._service.hold(-len(body))
         return _object(body, "the body") if body.strip() else {}
 
     # ----- inference ---------------------------------------------------------------------------
@@ -326,10 +333,10 @@ class HttpServer:
                 inference, wants = await self._read_raw(request, path, body)
             else:
                 inference, wants = self._read(request, path, body)
-            answer, frames = await self._cluster.infer(inference, PROTOCOL, request.headers)
+            answer, frames = await self._service.infer(inference, PROTOCOL, request.headers)
             response = _answer(inference, wants, answer, frames)
         finally:
-            self._cluster.hold(-len(body))
+            self._service.hold(-len(body))
         if isinstance(response, web.Response):
             return response
         return await self._send(request, *response)
@@ -391,7 +398,7 @@ class HttpServer:
     ) -> tuple[Inference, _Wants]:
         """A request that is nothing but the raw bytes of its model's one input; all outputs come raw as well."""
         named = _named(path)
-        name, code, shape = await self._cluster.only_input(*named, len(body))
+        name, code, shape = await self._service.only_input(*named, len(body))
         timeout_ns = _header_timeout(request)
         inference = Inference(reference_of(*named), "", [[name, code, shape, 0]], [body], [], timeout_ns, 0)
         return inference, _Wants({}, True)
@@ -399,45 +406,45 @@ class HttpServer:
     # ----- everything else ---------------------------------------------------------------------
 
     async def _server(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        return _json(200, self._cluster.server())
+        return _json(200, self._service.server())
 
     async def _live(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         return _json(200, {"live": True})
 
     async def _ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        why = await self._cluster.why_not_ready()
+        why = await self._service.why_not_ready()
         return _error(Unavailable(f"not ready: {why}")) if why else _json(200, {"ready": True})
 
     async def _model_ready(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         name, version = _named(path)
-        if await self._cluster.model_ready(name, version):
+        if await self._service.model_ready(name, version):
             return _json(200, {"name": name, "ready": True})
         return _json(400, {"error": "Model version not ready", "reason": "not_ready"})
 
     async def _metadata(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        return _json(200, await self._cluster.metadata(*_named(path)))
+        return _json(200, await self._service.metadata(*_named(path)))
 
     async def _config(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
-        return _json(200, await self._cluster.config(*_named(path)))
+        return _json(200, await self._service.config(*_named(path)))
 
     async def _statistics(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         name, version = _named(path) if len(path) > 4 else ("", "")
-        return _json(200, {"model_stats": await self._cluster.statistics(name, version)})
+        return _json(200, {"model_stats": await self._service.statistics(name, version)})
 
     async def _index(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         only_ready = (await self._json_body(request)).get("ready", False)
         if type(only_ready) is not bool:
             raise InvalidInput(f"ready must be true or false, got {telling.tell(only_ready)}")
-        return _json(200, await self._cluster.index(only_ready))
+        return _json(200, await self._service.index(only_ready))
 
     async def _load(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         parameters = _parameters(await self._json_body(request), "the request")
-        await self._cluster.load(path[4], parameters)
+        await self._service.load(path[4], parameters)
         return _json(200, {})
 
     async def _unload(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
         _parameters(await self._json_body(request), "the request")
-        await self._cluster.unload(path[4])
+        await self._service.unload(path[4])
         return _json(200, {})
 
     async def _openapi(self, request: web.BaseRequest, path: list[str]) -> web.StreamResponse:
@@ -609,7 +616,7 @@ def _answer(
     outputs = []
     pieces: list[Any] = [b""]
     total = 0
-    for name, code, shape, frame in ClusterView.chosen(inference, answer):
+    for name, code, shape, frame in InferenceService.chosen(inference, answer):
         row: dict[str, Any] = {"name": name, "datatype": NAME_OF[code], "shape": shape}
         if wants.binary(name):
             piece = memoryview(frames[frame])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from aiohttp import web
 
 from clockwork.errors import InvalidInput
-from clockwork.gateway.cluster import ClusterView
 from clockwork.gateway.errors import NotFound
 from clockwork.gateway.http import GET, HttpServer, Path
 from clockwork.gateway.metrics import CONTENT_TYPE, PARTS, MetricsSource
 from clockwork.gateway.security import Tokens
+from clockwork.gateway.service import InferenceService
 from clockwork.gateway.settings import GatewaySettings
 
 
@@ -17,9 +17,9 @@ class MetricsServer(HttpServer):
     """Behind the token too, if there is one: Prometheus can send it (authorization in its scrape configuration)."""
 
     def __init__(
-        self, cluster: ClusterView, settings: GatewaySettings, tokens: Tokens, source: MetricsSource
+        self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, source: MetricsSource
     ) -> None:
-        super().__init__(cluster, settings, tokens)
+        super().__init__(service, settings, tokens)
         self._source = source
 
     def _find(self, path: list[str]) -> Path:

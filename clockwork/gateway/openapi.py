@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from clockwork.config import VERSION
-from clockwork.gateway.cluster import TIMEOUT_US_MAX
+from clockwork.gateway.service import TIMEOUT_US_MAX
 from clockwork.gateway.tensors import STANDARD
 
 Json = dict[str, Any]

@@ -20,9 +20,9 @@ from clockwork.config import CLIENT_TIMEOUT_NS, VERSION
 from clockwork.config.gateway import METRICS_TIMEOUT_S
 from clockwork.errors import ConfigError
 from clockwork.gateway import security
-from clockwork.gateway.cluster import ClusterView
 from clockwork.gateway.keeper import Keeper
 from clockwork.gateway.metrics import MetricsSource
+from clockwork.gateway.service import InferenceService
 from clockwork.gateway.settings import OFF, GatewaySettings
 from clockwork.gateway.tracing import start_tracing
 from clockwork.system.clock import to_seconds
@@ -121,20 +121,20 @@ class Gateway:
             operator.start()
         tracing = start_tracing(settings.otlp_endpoint or None)
         try:
-            cluster = ClusterView(
+            service = InferenceService(
                 client, settings.requests_max, settings.requests_bytes_max, tracing, self._keeper, operator
             )
             if (bound := self._sockets.get("http")) is not None:
-                http = HttpServer(cluster, settings, self._tokens)
+                http = HttpServer(service, settings, self._tokens)
                 await http.start(bound, self._tls)
                 self._closers.append(http.close)
             if (bound := self._sockets.get("grpc")) is not None:
-                grpc = GrpcServer(cluster, settings, self._tokens)
+                grpc = GrpcServer(service, settings, self._tokens)
                 await grpc.start(bound, security.read_pair(settings))
                 self._closers.append(grpc.close)
             if (bound := self._sockets.get("metrics")) is not None:
-                source = MetricsSource(lambda: client.metrics(timeout=METRICS_TIMEOUT_S), cluster.counters)
-                metrics = MetricsServer(cluster, settings, self._tokens, source)
+                source = MetricsSource(lambda: client.metrics(timeout=METRICS_TIMEOUT_S), service.counters)
+                metrics = MetricsServer(service, settings, self._tokens, source)
                 await metrics.start(bound, self._tls)
                 self._closers.append(metrics.close)
             started()

@@ -1,8 +1,8 @@
-"""What the servers ask of the cluster, and how a cluster looks to the Open Inference Protocol.
+"""The Open Inference Protocol's operations on a cluster, for the HTTP and the gRPC server alike.
 
-Here is neither HTTP nor gRPC: both servers call this, with tensors as they travel, and say the rest in their own
-words. Nothing is kept between two requests, so that any number of gateways may stand before one cluster; what a
-model is, is asked of the controller each time, because the name may mean another version a moment later.
+The servers read requests and write answers in their own encodings; tensors pass as they travel. Nothing is kept between
+two requests, so that any number of gateways may stand before one cluster: every description of a model is asked of the
+controller, because the name may mean another version a moment later.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def least(*limits_ns: int) -> int:
     return min((limit for limit in limits_ns if limit), default=0)
 
 
-class ClusterView:
-    """A cluster, seen by one gateway. Everything runs on one event loop."""
+class InferenceService:
+    """One gateway's operations, and the bound on requests under way. Everything runs on one event loop."""
 
     def __init__(
         self,

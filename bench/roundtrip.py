@@ -13,7 +13,7 @@ import numpy as np
 from bench import published, report
 from bench.cluster import Cluster
 from bench.relay import Relay
-from clockwork.client.blocking import Client, encode_request
+from clockwork.client import Client, calls
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
 
@@ -30,7 +30,7 @@ def payload() -> np.ndarray:
 def measure(client: Client, relay: Relay, blocks: int) -> tuple[list[int], list[int]]:
     """Nanoseconds of each call (through Clockwork, through the relay). Raises where an answer is wrong."""
     x = payload()
-    header, frames, _ = encode_request(1, "null", x, None, 0)
+    header, frames = calls.INFER_ARRAY.encode(1, "null", x, None, 0)
     message = [header, *(bytes(frame) for frame in frames)]
     ours: list[int] = []
     bare: list[int] = []

@@ -12,7 +12,7 @@ from bench import report, roundtrip
 from bench.cluster import Cluster
 from bench.reference import Plain, relative_error
 from bench.relay import Relay
-from clockwork.client.blocking import Client, encode_request
+from clockwork.client import Client, calls
 from clockwork.models import zoo
 from clockwork.system.clock import now_ns
 
@@ -48,7 +48,7 @@ def test_round_trip(benchmark: Any, client: Client) -> None:
 @pytest.mark.benchmark(group="round trip of a null model", warmup=True, warmup_iterations=300)
 def test_bare_relay(benchmark: Any) -> None:
     """Three processes that pass the same frames: DEALER-ROUTER, ROUTER-DEALER."""
-    header, frames, _ = encode_request(1, "null", roundtrip.payload(), None, 0)
+    header, frames = calls.INFER_ARRAY.encode(1, "null", roundtrip.payload(), None, 0)
     message = [header, *(bytes(frame) for frame in frames)]
     with Relay() as relay:
         assert benchmark(relay.call, message) == message

@@ -19,12 +19,11 @@ import numpy as np
 from bench.cluster import Cluster
 from bench.paper.common import Form, Setting, Tick
 from clockwork.cli.load_generator import Outcome, outcome_of, run_live
-from clockwork.client.blocking import Client, encode_request
+from clockwork.client import Client, calls
 from clockwork.errors import ClockworkError
 from clockwork.models import zoo
 from clockwork.scheduler import POLICIES
 from clockwork.system.clock import SECOND, now_ns
-from clockwork.wire.messages import Answer
 from clockwork.workloads import poisson
 
 WIDTH = 1536
@@ -109,10 +108,9 @@ def timed_call(client: Client, name: str, x: Any) -> int:
     """How long the device took for one request, in ns: the answer says it, and Client.infer() does not tell."""
     channel = client._channel
     request_id = channel.next_id()
-    header, frames, _ = encode_request(request_id, name, x, NO_SLO_S, 0)
-    answer, _ = channel.call(request_id, header, frames, int(TIMEOUT_S * SECOND))
-    if not isinstance(answer, Answer):
-        raise ClockworkError(f"{name} was not answered: {answer}")
+    header, frames = calls.INFER_ARRAY.encode(request_id, name, x, NO_SLO_S, 0)
+    received = channel.call(request_id, header, frames, int(TIMEOUT_S * SECOND))
+    answer, _ = calls.INFER_FRAMES.decode(*received)
     return int(answer.times[2])
 
 

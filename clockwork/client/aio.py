@@ -9,28 +9,12 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from clockwork import config
-from clockwork.client.blocking import (
-    Batching,
-    Client,
-    Inputs,
-    Keys,
-    MetricsPages,
-    Outputs,
-    ProgressCallback,
-    checked_model,
-    checked_version,
-    encode_route,
-    made,
-    models_of,
-    register,
-    registration_options,
-    reply_body,
-    status_of,
-)
+from clockwork.client import calls
+from clockwork.client.blocking import Client, Keys
+from clockwork.client.calls import Arguments, Batching, Call, Inputs, MetricsPages, Outputs, Value
 from clockwork.client.channel import CallStream
-from clockwork.wire import codec
+from clockwork.client.upload import ProgressCallback, register
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
-from clockwork.wire.messages import Offer, Promote, Query, Rollback, Unregister
 
 
 class AsyncClient:
@@ -70,8 +54,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Outputs:
         """See Client.infer(). The arrays passed in must not be changed before it returns."""
-        future = self._client.submit(model, inputs, slo=slo, priority=priority, timeout=timeout)
-        return await asyncio.wrap_future(future)
+        return await self._ask(calls.infer_call(inputs), timeout, model, inputs, slo, priority)
 
     def submit(
         self,
@@ -102,7 +85,7 @@ class AsyncClient:
     ) -> ModelInfo:
         """See Client.register(). Files are read on a thread; ``progress`` is called on the loop."""
         loop = asyncio.get_running_loop()
-        options = registration_options(slo, batching, batch_max, version, origin)
+        options = calls.registration_options(slo, batching, batch_max, version, origin)
         limit_ns = None if timeout is None else self._client._limit_ns(timeout)
         streams: list[CallStream] = []
         cancelled = False
@@ -128,24 +111,23 @@ class AsyncClient:
 
     async def models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """See Client.models()."""
-        return made(models_of, await self._query("models", "", timeout))
+        return await self._ask(calls.MODELS, timeout)
 
     async def model(self, name: str, *, timeout: float | None = None) -> ModelInfo:
         """See Client.model()."""
-        return made(ModelInfo.from_wire, await self._query("model", checked_model(name), timeout))
+        return await self._ask(calls.MODEL, timeout, name)
 
     async def unregister(self, name: str, *, timeout: float | None = None) -> None:
         """See Client.unregister()."""
-        request_id = self._channel.next_id()
-        await self._ask(request_id, codec.encode(Unregister(request_id, checked_model(name))), timeout)
+        await self._ask(calls.UNREGISTER, timeout, name)
 
     async def load(self, name: str, *, timeout: float | None = None) -> None:
         """See Client.load()."""
-        await self._offer(name, True, timeout)
+        await self._ask(calls.LOAD, timeout, name)
 
     async def unload(self, name: str, *, timeout: float | None = None) -> None:
         """See Client.unload()."""
-        await self._offer(name, False, timeout)
+        await self._ask(calls.UNLOAD, timeout, name)
 
     async def route(
         self,
@@ -157,30 +139,24 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> RouteInfo:
         """See Client.route()."""
-        request_id = self._channel.next_id()
-        header = encode_route(request_id, name, shares, shadow, tolerance)
-        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
+        return await self._ask(calls.ROUTE, timeout, name, shares, shadow, tolerance)
 
     async def promote(self, name: str, version: int, *, timeout: float | None = None) -> RouteInfo:
         """See Client.promote()."""
-        request_id = self._channel.next_id()
-        header = codec.encode(Promote(request_id, checked_model(name), checked_version(version)))
-        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
+        return await self._ask(calls.PROMOTE, timeout, name, version)
 
     async def rollback(self, name: str, *, timeout: float | None = None) -> RouteInfo:
         """See Client.rollback()."""
-        request_id = self._channel.next_id()
-        header = codec.encode(Rollback(request_id, checked_model(name)))
-        return made(RouteInfo.from_wire, await self._ask(request_id, header, timeout))
+        return await self._ask(calls.ROLLBACK, timeout, name)
 
     async def status(self, *, timeout: float | None = None) -> ClusterStatus:
         """See Client.status()."""
-        return status_of(await self._query("status", "", timeout))
+        return await self._ask(calls.STATUS, timeout)
 
     async def metrics(self, model: str = "", *, timeout: float | None = None) -> dict[str, Any]:
         """See Client.metrics()."""
-        pages = MetricsPages(self._client._limit_ns(timeout))
-        while pages.add(await self._query("metrics", pages.following or model, pages.left_s())):
+        pages = MetricsPages(model, self._client._limit_ns(timeout))
+        while pages.add(await self._ask(calls.METRICS, pages.left_s(), pages.argument)):
             pass
         return pages.body
 
@@ -196,15 +172,8 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _offer(self, name: str, offered: bool, timeout: float | None) -> None:
-        request_id = self._channel.next_id()
-        await self._ask(request_id, codec.encode(Offer(request_id, checked_model(name), offered)), timeout)
-
-    async def _query(self, what: str, argument: str, timeout: float | None) -> Any:
-        request_id = self._channel.next_id()
-        return await self._ask(request_id, codec.encode(Query(request_id, what, argument)), timeout)
-
-    async def _ask(self, request_id: int, header: bytes, timeout: float | None) -> Any:
-        limit_ns = self._client._limit_ns(timeout)
-        future = self._channel.submit(request_id, header, (), limit_ns, reply_body)
-        return await asyncio.wrap_future(future)
+    async def _ask(
+        self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments
+    ) -> Value:
+        """Carry out a call. Raises what it failed with."""
+        return await asyncio.wrap_future(self._client._submit(call, timeout, *arguments))

@@ -25,7 +25,8 @@ from typing import Any
 
 from clockwork import config
 from clockwork.client import idle
-from clockwork.client.pending import CallFuture, PendingCall, Received, error_of
+from clockwork.client.calls import error_of
+from clockwork.client.pending import CallFuture, PendingCall, Received, Value
 from clockwork.config.wire import CLOSE_S
 from clockwork.errors import (
     Cancelled,
@@ -208,13 +209,13 @@ class Channel:
         header: bytes,
         frames: Sequence[Frame],
         timeout_ns: int,
-        convert: Callable[[Any, list[Frame]], Any],
-    ) -> CallFuture:
-        """Send a request; the future's result is what ``convert`` makes of the answer."""
+        decode: Callable[[Any, list[Frame]], Value],
+    ) -> CallFuture[Value]:
+        """Send a request; the future's result is what ``decode`` makes of the answer."""
         call = PendingCall(request_id, header, frames, timeout_ns)
-        call.future = CallFuture(call, convert, self.abandon)
+        call.future = future = CallFuture(call, decode, self.abandon)
         self._hand_in(lambda: self._begin(call, True), True)
-        return call.future
+        return future
 
     def open_stream(self, request_id: int, header: bytes, timeout_ns: int, renewed: bool) -> CallStream:
         """Open a call of several messages. renewed: the timeout counts anew from each sign of progress."""

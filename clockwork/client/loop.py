@@ -12,28 +12,34 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic
 
 from clockwork.client.aio import AsyncClient
-from clockwork.client.blocking import Client, checked_model, request_header
+from clockwork.client.blocking import Client
+from clockwork.client.calls import INFER_FRAMES, AnswerFrames, Arguments, Call, Value
 from clockwork.client.channel import Channel, Owner
 from clockwork.client.pending import PendingCall, Received, present
 from clockwork.config import INFLOW_LOOK_NS
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire.keys import PeerKeys
-from clockwork.wire.messages import NEVER_NS, InferRequest, NamedTensorRef
+from clockwork.wire.messages import NEVER_NS, NamedTensorRef
 from clockwork.wire.transport import Dealer, Frame
 
 
-class _Answer(asyncio.Future[Received]):
-    """What a call of the loop's own ends with. cancel() tells the controller, too."""
+class _LoopFuture(asyncio.Future[Value], Generic[Value]):
+    """The future of a call that the loop's thread began. cancel() tells the controller, too."""
 
     def __init__(
-        self, call: PendingCall, abandon: Callable[[PendingCall], None], loop: asyncio.AbstractEventLoop
+        self,
+        call: PendingCall,
+        decode: Callable[[Any, list[Frame]], Value],
+        abandon: Callable[[PendingCall], None],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(loop=loop)
         self._call = call
+        self._decode = decode
         self._abandon = abandon
 
     def cancel(self, msg: Any | None = None) -> bool:
@@ -46,7 +52,10 @@ class _Answer(asyncio.Future[Received]):
         if self.done():
             return
         if error is None:
-            self.set_result(present(received))
+            try:
+                self.set_result(self._decode(*present(received)))
+            except Exception as wrong:  # the caller's to see, whatever it is: the channel's turn goes on
+                self.set_exception(wrong)
         else:
             self.set_exception(error)
 
@@ -76,12 +85,18 @@ class LoopChannel(Channel):
         self._loop.add_reader(self._wake_fd, self._woken_up)
         self._turn()
 
-    def request(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> _Answer:
-        """Send a request, on the loop's thread; what the future ends with. Raises Refused past the bound."""
+    def submit_on_loop(
+        self,
+        request_id: int,
+        header: bytes,
+        frames: Sequence[Frame],
+        timeout_ns: int,
+        decode: Callable[[Any, list[Frame]], Value],
+    ) -> asyncio.Future[Value]:
+        """Like submit(), on the loop's thread and for it. Raises Refused past the bound."""
         assert self._loop is not None
         call = PendingCall(request_id, header, frames, timeout_ns)
-        future = _Answer(call, self.abandon, self._loop)
-        call.future = future  # type: ignore[assignment]  # it has finish(), which is all that a call uses
+        call.future = future = _LoopFuture(call, decode, self.abandon, self._loop)
         self._check_usable()
         self._check_room()
         self._now_or_later(lambda: self._begin(call, True))
@@ -194,6 +209,18 @@ class LoopClient(AsyncClient):
         """Have the running loop take it over; before the first call."""
         self._channel.start()
 
+    async def _ask(
+        self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments
+    ) -> Value:
+        return await self._submit(call, self._client._limit_ns(timeout), *arguments)
+
+    def _submit(
+        self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments
+    ) -> asyncio.Future[Value]:
+        request_id = self._channel.next_id()
+        header, frames = call.encode(request_id, *arguments)
+        return self._channel.submit_on_loop(request_id, header, frames, timeout_ns, call.decode)
+
     def infer_frames(
         self,
         model: str,
@@ -202,13 +229,10 @@ class LoopClient(AsyncClient):
         slo_ns: int,
         priority: int,
         timeout_ns: int,
-    ) -> asyncio.Future[Received]:
+    ) -> asyncio.Future[AnswerFrames]:
         """Like infer(), with tensors as they travel: a future of the Answer and its frames.
 
-        Nothing is looked at here: the controller checks the references against the model. The frames must not
-        change before the future is done. Raises InvalidInput of what is too large for a message, which the controller
-        would drop.
+        The controller alone checks the references against the model. The frames must not change before the future is
+        done. Raises InvalidInput for what is too large for a message, which the controller would drop.
         """
-        request_id = self._channel.next_id()
-        header = request_header(InferRequest(request_id, checked_model(model), slo_ns, priority, references))
-        return self._channel.request(request_id, header, frames, timeout_ns)
+        return self._submit(INFER_FRAMES, timeout_ns, model, references, frames, slo_ns, priority)

@@ -1,4 +1,4 @@
-"""Calls of a client: what was asked, who waits for it, and how a failure becomes an exception."""
+"""Pending calls: requests under way, and the futures of those that no thread waits for."""
 
 from __future__ import annotations
 
@@ -6,64 +6,29 @@ import concurrent.futures
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from clockwork import config
-from clockwork.errors import (
-    Cancelled,
-    ClockworkError,
-    DeadlineMissed,
-    ExecutionFailed,
-    Forbidden,
-    InvalidInput,
-    InvalidModel,
-    ModelNotFound,
-    ProtocolMismatch,
-    Refused,
-    Unavailable,
-)
-from clockwork.system.clock import now_ns, to_seconds
-from clockwork.wire.messages import Failure, Status
+from clockwork.errors import ClockworkError
+from clockwork.system.clock import now_ns
 from clockwork.wire.transport import Frame
 
 Received: TypeAlias = tuple[Any, list[Frame]]
 """A message of the controller and its frames."""
 
-
-def error_of(failure: Failure) -> ClockworkError:
-    """The exception that says the same as a Failure message."""
-    text, details = failure.text, failure.details
-    match failure.status:
-        case Status.REFUSED:
-            return Refused(
-                text,
-                str(details.get("reason", "")),
-                _seconds_or_none(details.get("feasible_slo_ns")),
-                _seconds_or_none(details.get("retry_after_ns")),
-            )
-        case Status.INVALID_INPUT:
-            return InvalidInput(text, *(str(details.get(key, "")) for key in ("tensor", "expected", "got")))
-    return _ERRORS.get(failure.status, ClockworkError)(text)
+Value = TypeVar("Value")
 
 
-_ERRORS: dict[int, type[ClockworkError]] = {
-    Status.DEADLINE_MISSED: DeadlineMissed,
-    Status.CANCELLED: Cancelled,
-    Status.MODEL_NOT_FOUND: ModelNotFound,
-    Status.EXECUTION_FAILED: ExecutionFailed,
-    Status.UNAVAILABLE: Unavailable,
-    Status.PROTOCOL_MISMATCH: ProtocolMismatch,
-    Status.INVALID_MODEL: InvalidModel,
-    Status.FORBIDDEN: Forbidden,
-}
+class Receiver(Protocol):
+    """A future, as a pending call sees it."""
 
+    def cancelled(self) -> bool: ...
 
-def _seconds_or_none(ns: Any) -> float | None:
-    return to_seconds(ns) if isinstance(ns, int) and ns > 0 else None
+    def finish(self, received: Received | None, error: ClockworkError | None) -> None: ...
 
 
 class PendingCall:
-    """One request and what becomes of it. Its fields belong to the owner until ``done``."""
+    """A request under way. Its fields belong to the socket's owner until ``done``."""
 
     __slots__ = (
         "connect_ns", "deadline_ns", "done", "error", "frames", "future", "header", "inbox", "lock",
@@ -83,11 +48,12 @@ class PendingCall:
         self.done = False
         self.received: Received | None = None
         self.error: ClockworkError | None = None
-        self.lock: threading.Lock | None = None  # held until done: what a waiting thread waits for
-        self.future: CallFuture | None = None
+        self.lock: threading.Lock | None = None  # held until done, for a thread that waits
+        self.future: Receiver | None = None
         self.inbox: queue.SimpleQueue[Received | ClockworkError] | None = None  # of a stream
 
     def finish(self, received: Received | None, error: ClockworkError | None) -> None:
+        """End the call, unless it has ended: ``received`` or ``error`` is set."""
         if self.done:
             return
         self.received, self.error = received, error
@@ -101,6 +67,7 @@ class PendingCall:
             self.inbox.put(error if error is not None else present(received))
 
     def result(self) -> Received:
+        """The answer of a call that is done. Raises the error that it ended with."""
         if self.error is not None:
             raise self.error
         return present(self.received)
@@ -111,7 +78,7 @@ def present(received: Received | None) -> Received:
     return received
 
 
-class CallFuture(concurrent.futures.Future[Any]):
+class CallFuture(concurrent.futures.Future[Value], Generic[Value]):
     """The future of a call. Its callbacks run on the channel's I/O thread and must not block.
 
     cancel() also tells the controller, which then drops the request if it can.
@@ -120,12 +87,12 @@ class CallFuture(concurrent.futures.Future[Any]):
     def __init__(
         self,
         call: PendingCall,
-        convert: Callable[[Any, list[Frame]], Any],
+        decode: Callable[[Any, list[Frame]], Value],
         abandon: Callable[[PendingCall], None],
     ) -> None:
         super().__init__()
         self._call = call
-        self._convert = convert
+        self._decode = decode
         self._abandon = abandon
 
     def cancel(self) -> bool:
@@ -139,7 +106,7 @@ class CallFuture(concurrent.futures.Future[Any]):
             return
         if error is None:
             try:
-                self.set_result(self._convert(*present(received)))
+                self.set_result(self._decode(*present(received)))
             except Exception as wrong:  # the caller's to see, whatever it is: the I/O thread goes on
                 self.set_exception(wrong)
         else:

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from clockwork.client.calls import AnswerFrames
 from clockwork.client.loop import LoopClient
-from clockwork.client.pending import Received
 from clockwork.config import PRIORITY_MAX, SECONDS_MAX, VERSION
 from clockwork.config.gateway import ANSWER_LIMIT_NS, GRACE_NS, LOAD_LIMIT_S, QUERY_LIMIT_S, READY_LIMIT_S
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Refused, Unavailable
@@ -152,7 +152,7 @@ class InferenceService:
 
     # ----- inference ---------------------------------------------------------------------------
 
-    def infer(self, inference: Inference, protocol: str, carrier: Carrier) -> Awaitable[Received]:
+    def infer(self, inference: Inference, protocol: str, carrier: Carrier) -> Awaitable[AnswerFrames]:
         """The controller's Answer and its frames. Cancelling it cancels the request there.
 
         protocol: http or grpc. carrier: the request's headers, or its call's metadata, which may name a trace.
@@ -161,7 +161,7 @@ class InferenceService:
             return self._asked(inference)
         return self._tracing.followed(protocol, carrier, inference.model, lambda: self._asked(inference))
 
-    def _asked(self, inference: Inference) -> asyncio.Future[Received]:
+    def _asked(self, inference: Inference) -> asyncio.Future[AnswerFrames]:
         slo_ns = inference.slo_ns
         limit_ns = slo_ns + GRACE_NS if slo_ns else ANSWER_LIMIT_NS
         return self._client.infer_frames(

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clockwork import config
-from clockwork.client.pending import Received
+from clockwork.client.calls import AnswerFrames
 from clockwork.config.gateway import CLOSE_MS
 from clockwork.errors import Cancelled, ClockworkError, ConfigError
 from clockwork.gateway.errors import tell
@@ -116,8 +116,8 @@ class Tracing:
         return RequestSpan(self, span)
 
     async def followed(
-        self, protocol: str, carrier: Carrier, model: str, ask: Callable[[], Awaitable[Received]]
-    ) -> Received:
+        self, protocol: str, carrier: Carrier, model: str, ask: Callable[[], Awaitable[AnswerFrames]]
+    ) -> AnswerFrames:
         """What ask() comes back with, an Answer and its frames; followed by a span."""
         span = self.begin(protocol, "infer", carrier, model)
         code: int | str = 200 if protocol == "http" else "OK"

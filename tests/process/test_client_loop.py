@@ -183,7 +183,7 @@ def test_it_does_all_that_any_asyncio_client_does(controller: FakeController, tm
         x = np.ones((1, 2), np.float32)
         assert np.array_equal(await client.infer("m", x), x)
         assert (await client.status())["workers"] == [1]
-        assert await client._query("anything", "at all", None) == {"workers": [1]}
+        assert (await client.model("m")).raw == {"workers": [1]}
         info, *_ = await asyncio.gather(
             client.register("m", zoo.build("null")), *(client.infer("m", x) for _ in range(20))
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 import clockwork
 from clockwork import errors
-from clockwork.client.blocking import decode_answer, encode_request, registration_options
-from clockwork.client.pending import error_of
+from clockwork.client import calls
+from clockwork.client.calls import error_of, infer_call, registration_options
 from clockwork.errors import ClockworkError, InvalidInput
 from clockwork.wire import codec, tensors
 from clockwork.wire.description import ModelInfo
@@ -21,7 +22,7 @@ from clockwork.wire.messages import FROM_CLIENT, Answer, Failure, InferRequest, 
 
 def request(**changes: object) -> InferRequest:
     arguments = {"model": "m", "inputs": np.zeros((1, 2), np.float32), "slo": None, "priority": 0} | changes
-    header, _, _ = encode_request(7, **arguments)  # type: ignore[arg-type]
+    header, _ = infer_call(arguments["inputs"]).encode(7, *arguments.values())  # type: ignore[arg-type]
     message = codec.decode(header, FROM_CLIENT)
     assert type(message) is InferRequest
     return message
@@ -84,9 +85,10 @@ def answer(*refs: list[object]) -> Answer:
 def test_one_array_for_one_array_and_a_dict_for_a_dict() -> None:
     frame = np.arange(2, dtype=np.float32).tobytes()
     one = answer(["y", 1, [2], 0])
-    assert decode_answer(one, [frame], True).tolist() == [0, 1]  # type: ignore[union-attr]
-    assert decode_answer(one, [frame], False)["y"].tolist() == [0, 1]  # type: ignore[index,call-overload]
-    two = decode_answer(answer(["y", 1, [2], 0], ["z", 1, [1, 2], 0]), [frame], True)
+    x = np.zeros(2)
+    assert infer_call(x).decode(one, [frame]).tolist() == [0, 1]  # type: ignore[union-attr]
+    assert infer_call({"x": x}).decode(one, [frame])["y"].tolist() == [0, 1]  # type: ignore[index,call-overload]
+    two = infer_call(x).decode(answer(["y", 1, [2], 0], ["z", 1, [1, 2], 0]), [frame])
     assert isinstance(two, dict)
     assert sorted(two) == ["y", "z"]
 
@@ -105,9 +107,19 @@ def test_one_array_for_one_array_and_a_dict_for_a_dict() -> None:
 )
 def test_a_damaged_answer_is_an_error_not_a_crash(reference: object) -> None:
     with pytest.raises(ClockworkError, match="damaged"):
-        decode_answer(Answer(1, 1, [reference], [0, 0, 0, 0]), [bytes(8)], True)  # type: ignore[list-item]
+        calls.INFER_ARRAY.decode(Answer(1, 1, [reference], [0, 0, 0, 0]), [bytes(8)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("call", [calls.INFER_ARRAY, calls.INFER_MAPPING, calls.INFER_FRAMES])
+def test_a_reply_is_no_answer_to_an_inference(call: calls.Call[Any]) -> None:
     with pytest.raises(ClockworkError, match="damaged"):
-        decode_answer(Reply(1, {}), [], True)
+        call.decode(Reply(1, {}), [])
+
+
+@pytest.mark.parametrize("call", [calls.MODELS, calls.MODEL, calls.ROUTE, calls.LOAD, calls.REGISTER])
+def test_an_answer_is_no_reply(call: calls.Call[Any]) -> None:
+    with pytest.raises(ClockworkError, match="damaged"):
+        call.decode(answer(), [])
 
 
 # ----- failures ------------------------------------------------------------------------------

@@ -1,0 +1,423 @@
+"""The calls of a client, declared once: the message that a call's arguments become, and the value of its answer.
+
+Client, AsyncClient and LoopClient carry them out, each in its way; nothing here sends or waits. A call can also end with
+a Failure, of which error_of() makes the exception.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, TypeVarTuple, cast
+
+from clockwork import config
+from clockwork.errors import (
+    Cancelled,
+    ClockworkError,
+    DeadlineMissed,
+    ExecutionFailed,
+    Forbidden,
+    InvalidInput,
+    InvalidModel,
+    ModelNotFound,
+    ProtocolMismatch,
+    Refused,
+    RequestTimeout,
+    Unavailable,
+)
+from clockwork.system.clock import now_ns, to_ns, to_seconds
+from clockwork.wire import codec
+from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
+from clockwork.wire.messages import (
+    Answer,
+    Failure,
+    InferRequest,
+    NamedTensorRef,
+    Offer,
+    Promote,
+    Query,
+    Register,
+    Reply,
+    Rollback,
+    Route,
+    Status,
+    Unregister,
+)
+from clockwork.wire.telling import tell
+from clockwork.wire.tensors import Array, as_array, decode_tensor, encode_array
+from clockwork.wire.transport import Frame
+
+Inputs: TypeAlias = Any
+"""One array (or nested list of numbers, or scalar), or a mapping from input name to such."""
+
+Outputs: TypeAlias = Array | dict[str, Array]
+Batching: TypeAlias = Literal["auto", "on", "off"]
+
+AnswerFrames: TypeAlias = tuple[Answer, list[Frame]]
+"""An inference's answer and its frames."""
+
+Encoded: TypeAlias = tuple[bytes, Sequence[Frame]]
+"""A message's header and frames."""
+
+
+Value = TypeVar("Value")
+Arguments = TypeVarTuple("Arguments")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call(Generic[Value, *Arguments]):
+    """A kind of call that one message asks and one message answers.
+
+    encode: of a request id and the call's arguments. Raises InvalidInput.
+    decode: of the answer and its frames. Raises ClockworkError where they are not what this call is answered with.
+    """
+
+    encode: Callable[[int, *Arguments], Encoded]
+    decode: Callable[[Any, list[Frame]], Value]
+
+
+def _replied(
+    message: Callable[[int, *Arguments], tuple[Any, ...]], value: Callable[[Any], Value]
+) -> Call[Value, *Arguments]:
+    """A call without frames that a Reply answers; ``value`` is made of the reply's body."""
+
+    def encode(request_id: int, *arguments: *Arguments) -> Encoded:
+        return codec.encode(message(request_id, *arguments)), ()
+
+    return Call(encode, _of_reply(value))
+
+
+def _of_reply(value: Callable[[Any], Value]) -> Callable[[Any, list[Frame]], Value]:
+    def decode(answer: Any, frames: list[Frame]) -> Value:
+        if type(answer) is not Reply:
+            _damaged(f"{type(answer).__name__} answers no query")
+        try:
+            return value(answer.body)
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            _damaged(f"{type(error).__name__}: {tell(str(error))}")
+
+    return decode
+
+
+def _damaged(text: str) -> NoReturn:
+    raise ClockworkError(f"the controller's answer is damaged: {text}") from None
+
+
+# ----- arguments -----------------------------------------------------------------------------
+
+
+def checked_ns(seconds: float, name: str) -> int:
+    """Seconds as nanoseconds. Raises InvalidInput outside (0, SECONDS_MAX], and for NaN."""
+    try:
+        sound = 0 < seconds <= config.SECONDS_MAX and math.isfinite(seconds)
+    except TypeError:
+        sound = False
+    if not sound:
+        expected = f"above 0 s and at most {config.SECONDS_MAX} s"
+        raise InvalidInput(f"{name} {seconds!r}: must be {expected}", expected=expected, got=repr(seconds))
+    return max(1, to_ns(float(seconds)))
+
+
+def checked_model(model: str) -> str:
+    """Raises InvalidInput where this cannot be a model's name."""
+    if type(model) is not str or not 0 < len(model) <= config.MODEL_REFERENCE_MAX:
+        raise InvalidInput(
+            f"a model is named by 1 to {config.MODEL_REFERENCE_MAX} characters, not by {repr(model)[:80]}",
+            expected="name or name@version",
+            got=repr(model)[:80],
+        )
+    return model
+
+
+def _checked_version(version: int) -> int:
+    """Raises InvalidInput where this cannot be a version's number."""
+    if type(version) is not int or not 0 <= version < 1 << 63:
+        raise InvalidInput(
+            f"version {version!r}: an integer of at least 0", expected=">= 0", got=repr(version)[:80]
+        )
+    return version
+
+
+def registration_options(
+    slo: float | None, batching: str, batch_max: int | None, version: int | None = None, origin: str = ""
+) -> dict[str, Any]:
+    """The options of a Register message. Raises InvalidInput."""
+    if batching not in ("auto", "on", "off"):
+        raise InvalidInput(
+            f"batching {batching!r}: auto, on or off", expected="auto, on or off", got=repr(batching)
+        )
+    if batch_max is not None and (type(batch_max) is not int or batch_max < 1):
+        raise InvalidInput(
+            f"batch_max {batch_max!r}: an integer of at least 1", expected=">= 1", got=repr(batch_max)
+        )
+    if version is not None and (type(version) is not int or version < 1):
+        raise InvalidInput(
+            f"version {version!r}: an integer of at least 1", expected=">= 1", got=repr(version)
+        )
+    return {
+        "slo_ns": 0 if slo is None else checked_ns(slo, "slo"),
+        "batching": batching,
+        "batch_max": batch_max or 0,
+        **({} if version is None else {"version": version}),
+        **({"origin": origin} if origin else {}),
+    }
+
+
+# ----- inference -----------------------------------------------------------------------------
+
+
+def _encode_infer(
+    request_id: int, model: str, inputs: Iterable[tuple[str, Any]], slo: float | None, priority: int
+) -> Encoded:
+    slo_ns = 0 if slo is None else checked_ns(slo, "slo")
+    if type(priority) is not int or not 0 <= priority <= config.PRIORITY_MAX:
+        raise InvalidInput(
+            f"priority {priority!r}: an integer from 0 (the default) to {config.PRIORITY_MAX}",
+            expected=f"0 to {config.PRIORITY_MAX}",
+            got=repr(priority),
+        )
+    checked_model(model)
+    references: list[NamedTensorRef] = []
+    frames: list[Frame] = []
+    for name, value in inputs:
+        if type(name) is not str:
+            raise InvalidInput(f"the name of an input is a str, not {type(name).__name__}", got=repr(name))
+        try:
+            dtype, shape, frame = encode_array(as_array(value))
+        except InvalidInput as error:
+            raise InvalidInput(f"input {name!r}: {error}", name, error.expected, error.got) from None
+        references.append([name, dtype, shape, len(frames)])
+        frames.append(frame)
+    return _infer_header(InferRequest(request_id, model, slo_ns, priority, references)), frames
+
+
+def _encode_infer_array(request_id: int, model: str, array: Any, slo: float | None, priority: int) -> Encoded:
+    return _encode_infer(request_id, model, (("", array),), slo, priority)
+
+
+def _encode_infer_mapping(
+    request_id: int, model: str, inputs: Mapping[str, Any], slo: float | None, priority: int
+) -> Encoded:
+    return _encode_infer(request_id, model, inputs.items(), slo, priority)
+
+
+def _encode_infer_frames(
+    request_id: int,
+    model: str,
+    references: list[NamedTensorRef],
+    frames: Sequence[Frame],
+    slo_ns: int,
+    priority: int,
+) -> Encoded:
+    request = InferRequest(request_id, checked_model(model), slo_ns, priority, references)
+    return _infer_header(request), frames
+
+
+def _infer_header(request: InferRequest) -> bytes:
+    """Raises InvalidInput of more inputs, or longer names, than a controller takes."""
+    count = len(request.tensors)
+    if count > config.TENSORS_MAX:
+        raise InvalidInput(
+            f"the request has {count} inputs, at most {config.TENSORS_MAX} are taken",
+            expected=f"at most {config.TENSORS_MAX} inputs", got=str(count),
+        )  # fmt: skip
+    try:
+        return codec.encode(request)
+    except codec.TooLarge as error:
+        raise InvalidInput(
+            f"names and shapes of the request's {count} inputs are too long: {error}",
+            expected=f"at most {config.REQUEST_HEADER_BYTES_MAX} bytes", got=str(error),
+        ) from None  # fmt: skip
+
+
+def _outputs(answer: Any, frames: list[Frame]) -> dict[str, Array]:
+    if type(answer) is not Answer:
+        _damaged(f"{type(answer).__name__} answers no inference")
+    try:
+        return {name: decode_tensor(dtype, shape, frames[at]) for name, dtype, shape, at in answer.tensors}
+    except (ValueError, TypeError, IndexError) as error:
+        _damaged(str(error))
+
+
+def _only_output(answer: Any, frames: list[Frame]) -> Outputs:
+    """The array of an answer's one output; of several, a dict by name."""
+    outputs = _outputs(answer, frames)
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+
+def _output_frames(answer: Any, frames: list[Frame]) -> AnswerFrames:
+    if type(answer) is not Answer:
+        _damaged(f"{type(answer).__name__} answers no inference")
+    return answer, frames
+
+
+# ----- models, routes and queries ------------------------------------------------------------
+
+
+def _encode_register(request_id: int, name: str, files: list[list[Any]], options: dict[str, Any]) -> Encoded:
+    try:
+        return codec.check(Register(request_id, name, files, options)), ()
+    except codec.WireError as error:
+        raise InvalidModel(f"a package of {len(files)} files: {error}") from None
+
+
+def _route(
+    request_id: int,
+    name: str,
+    shares: Mapping[int, float] | None,
+    shadow: Mapping[int, float] | None,
+    tolerance: float,
+) -> Route:
+    checked_model(name)
+    if not shares and shadow is None:
+        raise InvalidInput("a route is shares, a shadow, or both", expected="shares={2: 0.1}", got="neither")
+    parts = [[_checked_version(version), _parts(share)] for version, share in (shares or {}).items()]
+    copied: list[Any] = []
+    if shadow is not None:
+        if not isinstance(shadow, Mapping):
+            raise InvalidInput(
+                f"shadow {shadow!r}: a version and its part of the requests", expected="{3: 1.0}"
+            )
+        if len(shadow) > 1:
+            raise InvalidInput(f"{len(shadow)} shadows; a model has one at most")
+        copied = [0, 0, 0.0]
+        for version, share in shadow.items():
+            try:
+                copied = [_checked_version(version), _parts(share), float(tolerance)]
+            except (TypeError, ValueError):
+                raise InvalidInput(f"tolerance {tolerance!r}: a number") from None
+    return Route(request_id, name, parts, copied)
+
+
+def _parts(share: float) -> int:
+    """A share as parts of SHARE_WHOLE. Raises InvalidInput outside [0, 1], and for what would become 0."""
+    if isinstance(share, int | float) and 0 <= share <= 1:
+        parts = round(share * config.SHARE_WHOLE)
+        if parts or not share:
+            return parts
+    expected = f"from 0 to 1, in steps of {1 / config.SHARE_WHOLE:g}"
+    raise InvalidInput(f"share {share!r}: must be {expected}", expected=expected, got=repr(share))
+
+
+def _promote(request_id: int, name: str, version: int) -> Promote:
+    return Promote(request_id, checked_model(name), _checked_version(version))
+
+
+def _metrics(request_id: int, page: str) -> Query:
+    return Query(request_id, "metrics", page)
+
+
+def _of_model(message: Callable[[int, str], tuple[Any, ...]]) -> Callable[[int, str], tuple[Any, ...]]:
+    """A message about a model or a version, whose name is checked."""
+    return lambda request_id, name: message(request_id, checked_model(name))
+
+
+def _models_of(body: Any) -> list[ModelInfo]:
+    return [ModelInfo.from_wire(info) for info in body] if isinstance(body, list) else []
+
+
+def _status_of(body: Any) -> ClusterStatus:
+    return cast(ClusterStatus, body if isinstance(body, dict) else {})
+
+
+def _unchanged(body: Any) -> Any:
+    return body
+
+
+def _nothing(body: Any) -> None:
+    return None
+
+
+class MetricsPages:
+    """The answers to one query for metrics, page by page, within one time limit and bounds of their number."""
+
+    def __init__(self, model: str, limit_ns: int) -> None:
+        self.body: dict[str, Any] = {}
+        self.argument = model  # the argument of METRICS for the next page
+        self._until_ns = now_ns() + limit_ns
+        self._limit_ns = limit_ns
+
+    def left_s(self) -> float:
+        """Until the limit, for the next page. Raises RequestTimeout."""
+        left_ns = self._until_ns - now_ns()
+        if left_ns <= 0:
+            raise RequestTimeout(f"no answer within {to_seconds(self._limit_ns):g} s")
+        return to_seconds(left_ns)
+
+    def add(self, page: Any) -> bool:
+        """Take the next page; whether one follows. Raises ClockworkError of what no page can be."""
+        if type(page) is not dict or type(models := page.get("models")) is not list:
+            _damaged("it is no page of metrics")
+        self.argument = page.pop("next", "")
+        if type(self.argument) is not str or (self.argument and not models):
+            _damaged("a page of metrics without a model is followed by another")
+        if not self.body:
+            self.body = page
+        else:
+            self.body["models"] += models
+        if len(self.body["models"]) > config.MODELS_MAX:
+            _damaged(f"it has metrics of more than {config.MODELS_MAX} models")
+        return bool(self.argument)
+
+
+# ----- the table -----------------------------------------------------------------------------
+
+_Infer: TypeAlias = Call[Outputs, str, Inputs, float | None, int]
+INFER_MAPPING: _Infer = Call(_encode_infer_mapping, _outputs)
+INFER_ARRAY: _Infer = Call(_encode_infer_array, _only_output)
+INFER_FRAMES = Call(_encode_infer_frames, _output_frames)  # tensors as they travel, in and out
+
+REGISTER = Call(_encode_register, _of_reply(ModelInfo.from_wire))  # and an upload in between: see upload.py
+UNREGISTER = _replied(_of_model(Unregister), _nothing)
+LOAD = _replied(_of_model(lambda request_id, name: Offer(request_id, name, True)), _nothing)
+UNLOAD = _replied(_of_model(lambda request_id, name: Offer(request_id, name, False)), _nothing)
+
+ROUTE = _replied(_route, RouteInfo.from_wire)
+PROMOTE = _replied(_promote, RouteInfo.from_wire)
+ROLLBACK = _replied(_of_model(Rollback), RouteInfo.from_wire)
+
+MODELS = _replied(lambda request_id: Query(request_id, "models", ""), _models_of)
+MODEL = _replied(_of_model(lambda request_id, name: Query(request_id, "model", name)), ModelInfo.from_wire)
+STATUS = _replied(lambda request_id: Query(request_id, "status", ""), _status_of)
+METRICS = _replied(_metrics, _unchanged)  # a page: see MetricsPages
+
+
+def infer_call(inputs: Inputs) -> _Infer:
+    """The call for such inputs: one array for one array, a dict for a mapping."""
+    return INFER_MAPPING if isinstance(inputs, Mapping) else INFER_ARRAY
+
+
+# ----- failures ------------------------------------------------------------------------------
+
+
+def error_of(failure: Failure) -> ClockworkError:
+    """The exception that says the same as a Failure message."""
+    text, details = failure.text, failure.details
+    match failure.status:
+        case Status.REFUSED:
+            return Refused(
+                text,
+                str(details.get("reason", "")),
+                _seconds_or_none(details.get("feasible_slo_ns")),
+                _seconds_or_none(details.get("retry_after_ns")),
+            )
+        case Status.INVALID_INPUT:
+            return InvalidInput(text, *(str(details.get(key, "")) for key in ("tensor", "expected", "got")))
+    return _ERRORS.get(failure.status, ClockworkError)(text)
+
+
+_ERRORS: dict[int, type[ClockworkError]] = {
+    Status.DEADLINE_MISSED: DeadlineMissed,
+    Status.CANCELLED: Cancelled,
+    Status.MODEL_NOT_FOUND: ModelNotFound,
+    Status.EXECUTION_FAILED: ExecutionFailed,
+    Status.UNAVAILABLE: Unavailable,
+    Status.PROTOCOL_MISMATCH: ProtocolMismatch,
+    Status.INVALID_MODEL: InvalidModel,
+    Status.FORBIDDEN: Forbidden,
+}
+
+
+def _seconds_or_none(ns: Any) -> float | None:
+    return to_seconds(ns) if isinstance(ns, int) and ns > 0 else None

@@ -87,7 +87,7 @@ def add(
             name, file, slo=slo, examples=given, batching=batching, batch_max=batch_max, timeout=timeout,
             progress=tell,
         )  # fmt: skip
-    click.echo(f"{info.name}@{info.version} is ready: {_summary(info)}")
+    click.echo(f"{info.reference} is ready: {_summary(info)}")
     if not info.share:
         click.echo(
             f"  {info.name} has a route, so that it gets no traffic until `clockwork models route` says so"
@@ -145,7 +145,7 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
         return
     rows = [
         [
-            f"{info.name}@{info.version}",
+            info.reference,
             info.state,
             _traffic(info),
             _where(info),
@@ -245,7 +245,7 @@ def show(
         print_json(info.raw)
         return
     route = RouteInfo.from_wire(info.raw.get("route"))
-    click.echo(f"{info.name}@{info.version}: {info.state} {info.text}".rstrip())
+    click.echo(f"{info.reference}: {info.state} {info.text}".rstrip())
     facts = [
         *(("input", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.inputs),
         *(("output", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.outputs),

@@ -60,11 +60,10 @@ def probe(
 
 
 def _probe_model(info: ModelInfo) -> None:
-    label = f"{info.name}@{info.version}"
     if info.state != "ready":
-        raise Unavailable(f"{label} is {info.state}" + (f": {info.text}" if info.text else ""))
+        raise Unavailable(f"{info.reference} is {info.state}" + (f": {info.text}" if info.text else ""))
     served = sum(one.get("state") == "ready" for one in info.raw.get("preparations", ()))
-    click.echo(f"{label} is ready; {served} workers serve it")
+    click.echo(f"{info.reference} is ready; {served} workers serve it")
 
 
 def _probe_worker(body: Mapping[str, Any], name: str) -> None:

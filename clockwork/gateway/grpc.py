@@ -47,6 +47,7 @@ from clockwork.gateway.tensors import NAME_OF, check_size, checked_shape, code_o
 from clockwork.system.clock import to_ns
 from clockwork.wire import tensors
 from clockwork.wire.messages import NamedTensorRef
+from clockwork.wire.references import name_of
 from clockwork.wire.roles import GRPC
 from clockwork.wire.transport import Frame
 
@@ -478,7 +479,7 @@ def _frame_of_contents(code: int, shape: list[int], contents: Any, name: str) ->
 
 def _response(inference: Inference, chosen: list[NamedTensorRef], version: int, frames: list[Frame]) -> Any:
     response = pb.ModelInferResponse(
-        model_name=inference.model.partition("@")[0], model_version=str(version), id=inference.request_id
+        model_name=name_of(inference.model), model_version=str(version), id=inference.request_id
     )
     for name, code, shape, frame in chosen:
         response.outputs.add(name=name, datatype=NAME_OF[code], shape=shape)

@@ -50,6 +50,7 @@ from clockwork.gateway.tensors import (
 )
 from clockwork.wire import telling
 from clockwork.wire.messages import Answer, NamedTensorRef
+from clockwork.wire.references import name_of
 from clockwork.wire.roles import HTTP
 from clockwork.wire.transport import Frame
 
@@ -627,7 +628,7 @@ def _answer(
             row["data"] = json_of_frame(code, frames[frame], name)
         outputs.append(row)
     body = {
-        "model_name": inference.model.partition("@")[0],
+        "model_name": name_of(inference.model),
         "model_version": str(answer.model_version),
         "outputs": outputs,
     }

@@ -26,6 +26,7 @@ from clockwork.errors import (
 from clockwork.gateway.repository import Contents, Done, Version, plan, scan
 from clockwork.gateway.tensors import NAME_OF
 from clockwork.gateway.triton_config import TRITON_TYPES, TensorDemand
+from clockwork.wire.references import model_reference
 
 log = logging.getLogger("clockwork.gateway")
 
@@ -214,7 +215,7 @@ class Keeper:
             here = any(name == info.name for name, _ in found.versions)
             if (info.name, info.version) not in served and not (here and self._mode == "explicit"):
                 log.info("model repository: %s@%d is no longer here", info.name, info.version)
-                self._client.unregister(f"{info.name}@{info.version}")
+                self._client.unregister(info.reference)
 
     def _scan(self) -> Contents:
         versions: dict[tuple[str, int], Version] = {}
@@ -281,7 +282,7 @@ class Keeper:
         """Unregister a version of the cluster's; what does not let go of it now is tried again at the next look."""
         try:
             with contextlib.suppress(ModelNotFound):  # somebody else has done so
-                self._client.unregister(f"{name}@{served}")
+                self._client.unregister(model_reference(name, served))
         except ClockworkError as error:  # it has a part in a route, say
             with self._lock:
                 is_new = (name, served) not in self._leaving

@@ -26,6 +26,7 @@ from clockwork.gateway.tracing import Carrier, Tracing
 from clockwork.wire import tensors
 from clockwork.wire.description import ModelInfo
 from clockwork.wire.messages import Answer, NamedTensorRef, Reason
+from clockwork.wire.references import model_reference
 from clockwork.wire.transport import Frame
 
 SERVER_NAME = "clockwork"
@@ -71,7 +72,7 @@ def reference_of(name: str, version: str) -> str:
         return name
     if not (version.isascii() and version.isdigit() and len(version) <= 18):
         raise ModelNotFound(f"Request for unknown model: {name!r} version {version[:80]!r} is not found")
-    return f"{name}@{version}"
+    return model_reference(name, version)
 
 
 def timeout_of(value: Any, what: str) -> int:
@@ -315,9 +316,7 @@ class InferenceService:
 
 def _prepared(info: ModelInfo) -> ModelInfo:
     if not info.inputs and not info.outputs:
-        raise Unavailable(
-            f"{info.name}@{info.version} is {info.state}: {info.text or 'nothing is known of it yet'}"
-        )
+        raise Unavailable(f"{info.reference} is {info.state}: {info.text or 'nothing is known of it yet'}")
     return info
 
 

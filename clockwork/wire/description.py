@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 from clockwork.config import SHARE_WHOLE
 from clockwork.system.clock import to_seconds
+from clockwork.wire.references import model_reference
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ class ModelInfo:
     share: float  # of its name's requests, from 0 to 1
     hosted: tuple[str, ...]  # workers that have it in a host store with a budget
     raw: dict[str, Any] = dataclasses.field(repr=False)
+
+    @property
+    def reference(self) -> str:
+        """``name@version``, as the calls of Client take it."""
+        return model_reference(self.name, self.version)
 
     @staticmethod
     def from_wire(body: Any) -> ModelInfo:

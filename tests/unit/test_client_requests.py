@@ -175,7 +175,7 @@ def test_a_description_tolerates_what_it_does_not_know() -> None:
         "inputs": [{"name": "x", "dtype": "float32", "shape": ["n", 4]}],
         "profile": [{"shape": [[4]], "batch": 2, "exec_ns": 5}],
     })  # fmt: skip
-    assert (info.name, info.version, info.slo) == ("m", 3, 0.1)
+    assert (info.name, info.version, info.slo, info.reference) == ("m", 3, 0.1, "m@3")
     assert (info.inputs[0].dtype, info.inputs[0].shape) == ("float32", ("n", 4))
     assert info.profile[0].shape == ((4,),)
     assert info.raw["from_the_future"] == 1

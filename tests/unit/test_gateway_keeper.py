@@ -18,6 +18,7 @@ from clockwork.client.blocking import Client
 from clockwork.config.gateway import REGISTERING_MAX
 from clockwork.errors import ConnectionLost, InvalidInput, Unavailable
 from clockwork.gateway.keeper import Keeper
+from clockwork.wire.description import ModelInfo
 
 PATIENCE_S = 20.0
 
@@ -59,7 +60,7 @@ class FakeClient:
         rows = []
         for label, origin in self.served.items():
             name, _, version = label.partition("@")
-            rows.append(SimpleNamespace(name=name, version=int(version), raw={"origin": origin}))
+            rows.append(ModelInfo.from_wire({"name": name, "version": int(version), "origin": origin}))
         return rows
 
     def close(self) -> None:

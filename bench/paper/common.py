@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench import report
+from clockwork.cli.common import policy_numbers
 from clockwork.errors import ConfigError
 from clockwork.formats.profiles import PAPER_PAGE_BYTES, ModelProfile, copies, paper_model
 from clockwork.scheduler import POLICIES
@@ -79,14 +80,7 @@ def named(policy: str) -> dict[str, Any]:
     name, *pairs = policy.split(":")
     if name not in POLICIES:
         raise ConfigError(f"no scheduling policy {name!r} (there is {', '.join(POLICIES)})")
-    options: dict[str, float] = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        try:
-            options[key] = float(value)
-        except ValueError:
-            raise ConfigError(f"policy {policy!r}: {pair!r} is not option=number") from None
-    return {"policy": name, "options": options}
+    return {"policy": name, "options": policy_numbers(pairs)}
 
 
 @dataclasses.dataclass

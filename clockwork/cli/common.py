@@ -68,16 +68,16 @@ def new_client(endpoint: str | None, key: Path | None, timeout: float | None) ->
 
 def policy_numbers(settings: Sequence[str]) -> dict[str, float]:
     """A policy's options, NAME=NUMBER, parsed. Raises ConfigError."""
-    found = {}
+    numbers = {}
     for setting in settings:
-        name, equals, number = setting.partition("=")
+        name, _, number = setting.partition("=")
         try:
-            found[name] = float(number)
+            numbers[name] = float(number)  # "" after a missing "=" is no number
         except ValueError:
-            raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}") from None
-        if not equals or not name:
+            name = ""
+        if not name:
             raise ConfigError(f"a policy's option is NAME=NUMBER, not {setting!r}")
-    return found
+    return numbers
 
 
 def print_json(body: Any) -> None:

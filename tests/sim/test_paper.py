@@ -65,7 +65,8 @@ def test_what_is_wrong_on_the_command_line_is_named(
     for arguments, named in (
         (["fig3"], "no experiment 'fig3'"),
         (["fig7", "--policies", "lifo"], "no scheduling policy 'lifo'"),
-        (["fig7", "--policies", "paper:batch_cap"], "'batch_cap' is not option=number"),
+        (["fig7", "--policies", "paper:batch_cap"], "NAME=NUMBER, not 'batch_cap'"),
+        (["fig7", "--policies", "paper:=4"], "NAME=NUMBER, not '=4'"),
         (["fig9", "--devices", "0"], "0 devices: there must be at least 1"),
         (["fig9", "--devices", "-3"], "-3 devices: there must be at least 1"),
     ):

@@ -17,8 +17,8 @@ from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
 from clockwork.controller.models import ModelTable, ServedModel
 from clockwork.controller.queries import state_of, traffic
-from clockwork.controller.registration import Registrar
 from clockwork.controller.troubles import Troubles
+from clockwork.controller.versions import Versions
 from clockwork.errors import ClockworkError, InvalidInput, ModelNotFound, Unavailable
 from clockwork.scheduler.types import Scheduler
 from clockwork.system.clock import now_ns
@@ -55,7 +55,7 @@ class MetricsQuery:
         exchange: Exchange,
         scheduler: Scheduler,
         table: ModelTable,
-        registrar: Registrar,
+        versions: Versions,
         troubles: Troubles,
         complaints: Complaints,
         policy: str,
@@ -64,7 +64,7 @@ class MetricsQuery:
         self._exchange = exchange
         self._scheduler = scheduler
         self._table = table
-        self._registrar = registrar
+        self._versions = versions
         self._troubles = troubles
         self._complaints = complaints
         self._policy = policy
@@ -89,7 +89,7 @@ class MetricsQuery:
         names = unique_names({worker.worker_id: worker.name for worker in workers})
         body: dict[str, Any] = {"now_ns": now_ns(), "started_ns": self._started_ns, "policy": self._policy}
         if argument and not argument.startswith(PAGE_MARK):
-            versions = list(self._table.versions.get(argument, {}).values())
+            versions = list(self._table.live(argument).values())
             found = self._table.find(argument)
             if found is None:
                 raise ModelNotFound(self._table.absence(argument))
@@ -119,9 +119,9 @@ class MetricsQuery:
             "requests_open": self._exchange.held_count - self._exchange.copy_count,
             "clients": clients,
             "unserved": dict(self.unserved),
-            "ready": not self._registrar.readiness(),
+            "ready": not self._versions.readiness(),
             "model_count": len(ids),
-            "unloaded": self._table.unloaded_count,
+            "unloaded": self._table.count - len(ids),
             "troubles": self._troubles.summary(self._exchange.now_ns),
             "complaints": self._complaints.counts(),
         }
@@ -136,7 +136,7 @@ class MetricsQuery:
                 {
                     "name": model.record.name,
                     "version": model.record.version,
-                    "state": state_of(model, self._registrar.preparations)[0],
+                    "state": state_of(model, self._versions.preparations)[0],
                     **(counts or _UNASKED),
                     "resident": [
                         [names.get(worker, str(worker)), device]
@@ -192,7 +192,7 @@ class MetricsQuery:
                         )
                         for plan in (of_worker.get(index, nothing),)
                     ],
-                    "models": self._registrar.preparations.count(worker.worker_id),
+                    "models": self._versions.preparations.count(worker.worker_id),
                     "host_bytes": first.get("host_bytes", 0),
                     "host_used": first.get("host_used", 0),
                     "fetches": fetches,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from typing import Any
 
 from clockwork.controller._exchange import Exchange, Interface
+from clockwork.controller.actions import Forward
 from clockwork.controller.models import ServedModel
-from clockwork.controller.routes import Shadow
 
 
 class ExchangeMirror:
@@ -30,18 +29,15 @@ class ExchangeMirror:
         self._interface_of[model.model_id] = interface
         self._exchange.serve(model.model_id, model.record.version, model.label, model.slo_ns, interface)
 
-    def route(
-        self, name: str, shares: Sequence[tuple[ServedModel, int]], shadow: tuple[ServedModel, Shadow] | None
-    ) -> None:
-        parts = [(model.model_id, one) for model, one in shares]
-        if not parts:
-            self._exchange.unroute(name)
-        elif shadow is None:
-            self._exchange.route(name, parts)
+    def forward(self, action: Forward) -> None:
+        if not action.shares:
+            self._exchange.unroute(action.name)
+        elif action.shadow is None:
+            self._exchange.route(action.name, action.shares)
         else:
-            model, asked = shadow
-            self._exchange.route(name, parts, model.model_id, asked.parts, asked.tolerance)
+            model_id, asked = action.shadow
+            self._exchange.route(action.name, action.shares, model_id, asked.parts, asked.tolerance)
 
-    def forget(self, model: ServedModel) -> None:
-        self._interface_of.pop(model.model_id, None)
-        self._exchange.forget(model.model_id)
+    def withdraw(self, model_id: int) -> None:
+        self._interface_of.pop(model_id, None)
+        self._exchange.forget(model_id)

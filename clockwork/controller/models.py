@@ -7,12 +7,14 @@ has split its traffic (controller.routes); ``name@version`` addresses any versio
 from __future__ import annotations
 
 import dataclasses
-import enum
+from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
+from clockwork.controller.actions import Action, Forward, Serve, Waiter, Withdraw
 from clockwork.controller.interfaces import as_counted
+from clockwork.controller.lifecycle import ModelState, VersionEvent
 from clockwork.controller.records import ModelRecord
 from clockwork.controller.routes import NameRoute, Shadow, Split, serving, whole
 from clockwork.formats.interface import loosened
@@ -22,62 +24,25 @@ from clockwork.scheduler.types import ModelSpec
 from clockwork.wire.telling import tell
 
 
-class ModelState(enum.StrEnum):
-    PREPARING = "preparing"
-    READY = "ready"
-    DRAINING = "draining"
-    FAILED = "failed"
-
-
-SET_ASIDE = "set_aside"
-"""In descriptions, the state of a version that was put away because of what its executions did."""
-
-UNLOADED = "unloaded"
-"""In descriptions, the state of a version that was put away; there is no ServedModel of it."""
-
-REMOVED = "removed"
-
-UNSERVED = "unserved"
-"""In descriptions, the state of a version that is ready and that no worker serves: those that have it left, or leave."""
-
-
-@dataclasses.dataclass(slots=True)
-class Waiter:
-    """A client that waits for a registration or a removal to be complete."""
-
-    client: bytes
-    request_id: int
-
-
 class ServedModel:
-    """One version of one model, as the controller serves it."""
+    """One version of one model: its record, where it is in its life, and what workers have said of it."""
 
     __slots__ = (
-        "batches",
-        "faults",
-        "input_index",
-        "leaving",
-        "measured",
-        "model_id",
-        "prepared",
-        "record",
-
-        "slo_ns",
-        "state",
-        "text",
-        "verified",
-        "waiters",
-        "was_ready",
-        "workers",
+        "batches", "faults", "input_index", "measured", "model_id", "prepared", "record", "slo_ns", "state", "text",
+        "verified", "waiters", "was_ready", "workers",
     )  # fmt: skip
 
     def __init__(self, model_id: int, record: ModelRecord) -> None:
-        self.model_id = model_id
         self.record = record
-        self.slo_ns = int(record.options.get("slo_ns", 0))
-        self.state = ModelState.PREPARING
+        self.state = ModelState.NEW
+        self.waiters: list[Waiter] = []
+        self.begin(model_id)
+
+    def begin(self, model_id: int) -> None:
+        """Forget what was found out under an earlier id. model_id: 0 of a version that no worker knows."""
+        self.model_id = model_id
+        self.slo_ns = int(self.record.options.get("slo_ns", 0))
         self.text = ""  # why it failed
-        self.leaving = ""  # what a version that is draining will be: UNLOADED or REMOVED
         self.was_ready = False  # in this life of the controller or an earlier one
         # By one worker; what it takes and gives: as the package declares it.
         self.prepared: PreparedModel | None = None
@@ -87,21 +52,25 @@ class ServedModel:
         self.measured: dict[int, PreparedModel] = {}  # by worker id: of those that differ from ``prepared``
         self.input_index: dict[str, int] = {}
         self.workers: dict[int, str] = {}  # worker id: preparing, ready, or what went wrong
-        self.waiters: list[Waiter] = []
         self.faults: dict[str, int] = {}  # what its executions did to workers, by what it was
 
     @property
     def label(self) -> str:
         return self.record.label
 
-    def settled(self) -> bool:
-        """Whether every worker that was asked to prepare it has answered, at least one with success."""
+    def verdict(self) -> VersionEvent | None:
+        """What the workers' answers so far come to; None: nothing yet."""
         states = self.workers.values()
-        return "preparing" not in states and "ready" in states
-
-    def failed_everywhere(self) -> bool:
-        states = self.workers.values()
-        return bool(self.workers) and all(state not in ("preparing", "ready") for state in states)
+        is_ready, is_open = "ready" in states, "preparing" in states
+        if is_ready and not is_open:
+            return VersionEvent.PREPARED
+        # A version that takes traffic for the first time does so when it is ready everywhere; what did before (in an
+        # earlier life of the controller, or before it was unloaded) is served as soon as one worker can.
+        if is_ready:
+            return VersionEvent.SERVABLE if self.was_ready else None
+        if is_open or not states:
+            return None
+        return VersionEvent.LOST if self.was_ready else VersionEvent.REFUSED
 
     def spec(self, prepared: PreparedModel) -> ModelSpec:
         """What the scheduler is told of a worker that prepared it so."""
@@ -142,57 +111,57 @@ def set_aside_text(record: ModelRecord) -> str:
     return f"{record.label} is set aside: {record.aside}; have it serve again with `clockwork models load {record.label}`"
 
 
-class Mirror(Protocol):
-    """Who keeps a copy of what requests are checked against: the exchange, which does without Python."""
-
-    def serve(self, model: ServedModel) -> None:
-        """A prepared model's declaration or default SLO is new."""
-
-    def route(
-        self, name: str, shares: Sequence[tuple[ServedModel, int]], shadow: tuple[ServedModel, Shadow] | None
-    ) -> None:
-        """A name's traffic goes to these models now, by parts of SHARE_WHOLE, or to none."""
-
-    def forget(self, model: ServedModel) -> None:
-        """The model is gone; no name routes to it."""
-
-
 class ModelTable:
-    """Every served version, by id and by name."""
+    """Every version that is registered, by name, and by id those that workers know or are about to.
 
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-        self.by_id: dict[int, ServedModel] = {}
+    What the exchange is to know of a change is appended to ``actions``.
+    """
+
+    def __init__(self, actions: deque[Action]) -> None:
+        self._actions = actions
+        self.by_id: dict[int, ServedModel] = {}  # ascending: ids are given out in order, and none twice
         self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
         self.routes: dict[str, ServedModel] = {}  # name: what serves it now, or the most of it
-        self.unloaded: dict[str, dict[int, ModelRecord]] = {}  # name: version: what was put away
         self.named: dict[str, NameRoute] = {}  # name: how somebody has split its traffic
-        self._taken: dict[
-            str, tuple[list[tuple[ServedModel, int]], Shadow | None]
-        ] = {}  # of names that are split
-        self._last_version: dict[
-            str, int
-        ] = {}  # a number is not given twice, or a pinned client meets other weights
+        # Of names that are split: whose turns the exchange counts.
+        self._taken: dict[str, tuple[list[tuple[ServedModel, int]], Shadow | None]] = {}
+        # By name: a number is not given twice, or a pinned client meets other weights.
+        self._last_version: dict[str, int] = {}
         self._of_digest: dict[str, list[ServedModel]] = {}
         self._shared: dict[tuple[str, str], PreparedModel] = {}
         self._indexes: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
         self._next_id = 1
+        self.count = 0
+        """Versions that are registered."""
 
     def add(self, record: ModelRecord) -> ServedModel:
-        model = ServedModel(self._next_id, record)
-        self._next_id += 1
-        self.by_id[model.model_id] = model
+        """A version that is registered from now on, without an id yet."""
+        model = ServedModel(0, record)
         versions = self.versions.setdefault(record.name, {})
         versions[record.version] = model
-        if len(versions) > 1 and record.version < self._last_version[record.name]:
-            self.versions[record.name] = dict(sorted(versions.items()))  # one that was unloaded comes back
+        if record.version < self._last_version.get(record.name, 0):
+            self.versions[record.name] = dict(sorted(versions.items()))
         self._of_digest.setdefault(record.digest, []).append(model)
         self._last_version[record.name] = max(self._last_version.get(record.name, 0), record.version)
+        self.count += 1
         return model
 
-    def remove(self, model: ServedModel) -> None:
-        """Forget a version; its name routes to no one until another version takes it."""
+    def enlist(self, model: ServedModel) -> None:
+        """Give a version an id, by which workers and scheduler know it."""
+        model.begin(self._next_id)
+        self._next_id += 1
+        self.by_id[model.model_id] = model
+
+    def delist(self, model: ServedModel) -> None:
+        """Workers and scheduler have forgotten a version, or are told to: inverse of enlist()."""
+        self.unroute(model)
+        self._actions.append(Withdraw(model.model_id))
         del self.by_id[model.model_id]
+        model.begin(0)
+
+    def remove(self, model: ServedModel) -> None:
+        """Forget a version that has no id: inverse of add()."""
+        assert not model.model_id, model.label
         twins = self._of_digest[model.record.digest]
         twins.remove(model)
         if not twins:
@@ -201,37 +170,34 @@ class ModelTable:
         del versions[model.record.version]
         if not versions:
             del self.versions[model.record.name]
-        self.unroute(model)
-        self._mirror.forget(model)
+        self.count -= 1
 
-    def put_away(self, record: ModelRecord) -> None:
-        """Remember a version that is unloaded: it is registered, and serves nobody."""
-        self.unloaded.setdefault(record.name, {})[record.version] = record
-        self._last_version[record.name] = max(self._last_version.get(record.name, 0), record.version)
+    def live(self, name: str) -> dict[int, ServedModel]:
+        """A name's versions that are not unloaded, oldest first."""
+        versions = self.versions.get(name, {})
+        return {number: model for number, model in versions.items() if model.state.is_live}
 
-    @property
-    def unloaded_count(self) -> int:
-        """Versions that were put away."""
-        return sum(map(len, self.unloaded.values()))
+    def all_unloaded(self) -> Iterator[ServedModel]:
+        """Every unloaded version."""
+        for versions in self.versions.values():
+            for model in versions.values():
+                if model.state is ModelState.UNLOADED:
+                    yield model
 
-    def take_back(self, record: ModelRecord) -> None:
-        """Inverse of put_away()."""
-        versions = self.unloaded[record.name]
-        del versions[record.version]
-        if not versions:
-            del self.unloaded[record.name]
-
-    def find_unloaded(self, text: str) -> list[ModelRecord]:
+    def find_unloaded(self, text: str) -> list[ServedModel]:
         """The unloaded versions that ``name`` or ``name@version`` addresses, oldest first."""
         name, at, version = text[: MODEL_REFERENCE_MAX + 1].partition("@")
-        versions = self.unloaded.get(name, {})
-        return [record for number, record in sorted(versions.items()) if not at or str(number) == version]
+        return [
+            model
+            for number, model in self.versions.get(name, {}).items()
+            if model.state is ModelState.UNLOADED and (not at or str(number) == version)
+        ]
 
     def absence(self, text: str) -> str:
         """Why find() finds nothing, as a sentence."""
         away = self.find_unloaded(text)
-        if away and away[-1].aside:
-            return set_aside_text(away[-1])
+        if away and away[-1].record.aside:
+            return set_aside_text(away[-1].record)
         if away:
             return f"model {tell(text, 200)} is unloaded"
         return f"no model {tell(text, 200)} is registered"
@@ -239,14 +205,13 @@ class ModelTable:
     def is_set_aside(self, text: str) -> bool:
         """Whether what find() does not find was set aside: then absence() says why."""
         away = self.find_unloaded(text)
-        return bool(away) and bool(away[-1].aside)
+        return bool(away) and bool(away[-1].record.aside)
 
     def uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
         """Whether any version that stays, unloaded ones too, is of that package."""
-        served = (model.record for model in self._of_digest.get(digest, ()) if model.leaving != REMOVED)
         return any(
-            record.digest == digest and all(record is not one for one in apart_from)
-            for record in (*served, *self._away())
+            model.state is not ModelState.REMOVING and all(model.record is not other for other in apart_from)
+            for model in self._of_digest.get(digest, ())
         )
 
     def split_of(self, name: str) -> Split | None:
@@ -264,8 +229,7 @@ class ModelTable:
         if model.state is ModelState.READY and (
             current is None or current.record.version < model.record.version
         ):
-            self.routes[name] = model
-            self._mirror.route(name, [(model, SHARE_WHOLE)], None)
+            self._take(name, [(model, SHARE_WHOLE)], None)
 
     def unroute(self, model: ServedModel) -> None:
         """Take a version out of its name's traffic, which falls to the newest other that is ready."""
@@ -303,7 +267,8 @@ class ModelTable:
             self.routes[name] = max(reversed(shares), key=lambda one: one[1])[0]
         else:
             self.routes.pop(name, None)
-        self._mirror.route(name, shares, shadow)
+        by_id = [(model.model_id, parts) for model, parts in shares]
+        self._actions.append(Forward(name, by_id, (shadow[0].model_id, shadow[1]) if shadow else None))
 
     def shares(self, name: str) -> list[tuple[ServedModel, int]]:
         """Who serves a name at this moment, and their parts."""
@@ -320,38 +285,34 @@ class ModelTable:
         return split
 
     def find(self, text: str) -> ServedModel | None:
-        """The model that ``name`` or ``name@version`` addresses, in whatever state."""
+        """The model that ``name`` or ``name@version`` addresses, in whatever state but unloaded."""
         model = self.routes.get(text)
         if model is not None:
             return model
         if len(text) > MODEL_REFERENCE_MAX:
             return None
         name, at, version = text.partition("@")
-        versions = self.versions.get(name)
-        if versions is None:
-            return None
+        live = self.live(name)
         if at:
-            return versions.get(int(version)) if version.isascii() and version.isdigit() else None
+            return live.get(int(version)) if version.isascii() and version.isdigit() else None
         split = self.split_of(name)
         if split is not None:  # none of it is ready; another version is not meant
-            for chosen, _ in sorted(split.shares, key=lambda one: -one[1]):
-                if chosen in versions:
-                    return versions[chosen]
-        return next(reversed(versions.values()))
+            for chosen, _ in sorted(split.shares, key=lambda share: -share[1]):
+                if chosen in live:
+                    return live[chosen]
+        return next(reversed(live.values()), None)
 
     def files_of(self, digest: str) -> list[PackageFile]:
         """The files of a package that some version uses; empty where none does."""
         models = self._of_digest.get(digest)
-        if models:
-            return models[0].record.files
-        return next((record.files for record in self._away() if record.digest == digest), [])
-
-    def _away(self) -> Iterator[ModelRecord]:
-        return (record for versions in self.unloaded.values() for record in versions.values())
+        return models[0].record.files if models else []
 
     def digests(self) -> list[str]:
         """Of every package that some version uses, those that are served first."""
-        return list(dict.fromkeys([*self._of_digest, *(record.digest for record in self._away())]))
+        return sorted(
+            self._of_digest,
+            key=lambda digest: not any(model.state.is_live for model in self._of_digest[digest]),
+        )
 
     def workers_with(self, digest: str) -> list[int]:
         """The workers that have prepared a model of this package."""
@@ -365,7 +326,7 @@ class ModelTable:
 
     def free_version(self, name: str, wanted: int) -> int:
         """The number of a version to come: the one that is wanted (0: none) unless there is one, else the next."""
-        taken = {**self.versions.get(name, {}), **self.unloaded.get(name, {})}
+        taken = self.versions.get(name, {})
         return wanted if wanted and wanted not in taken else self._last_version.get(name, 0) + 1
 
     def reserve(self, name: str, version: int) -> None:
@@ -413,7 +374,7 @@ class ModelTable:
             model.input_index = self._indexes.setdefault(
                 key, {spec.name: index for index, spec in enumerate(shown.inputs)}
             )
-            self._mirror.serve(model)
+            self._actions.append(Serve(model))
         assert model.prepared is not None
         if _measured(prepared) != _measured(model.prepared):
             model.measured[worker] = prepared
@@ -435,4 +396,4 @@ class ModelTable:
         """Change the SLO of requests that bring none."""
         model.slo_ns = slo_ns
         if model.prepared is not None:
-            self._mirror.serve(model)
+            self._actions.append(Serve(model))

@@ -13,7 +13,8 @@ import itertools
 from typing import Any
 
 from clockwork.config import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS
-from clockwork.controller.models import ModelState, ServedModel
+from clockwork.controller.lifecycle import ModelState
+from clockwork.controller.models import ServedModel
 
 PREPARING, READY = "preparing", "ready"
 
@@ -120,6 +121,10 @@ class Preparations:
             if state == READY and one is not None and not one.is_draining:
                 return True
         return False
+
+    def worker_ids(self) -> list[int]:
+        """Those that are connected, in the order in which they joined."""
+        return list(self._workers)
 
     def has_workers(self) -> bool:
         """Whether there is a worker that does not leave."""

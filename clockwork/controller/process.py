@@ -9,11 +9,13 @@ the storage thread, preparation on the workers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
 import signal
 import sys
+from collections import deque
 from typing import Any, ClassVar
 
 import msgpack
@@ -49,8 +51,31 @@ from clockwork.controller._exchange import (
     Exchange,
 )
 from clockwork.controller.access import Access
+from clockwork.controller.actions import (
+    Action,
+    Blame,
+    ClearTrouble,
+    Forward,
+    Inspect,
+    Job,
+    NoteTrouble,
+    PackageArrived,
+    PackagePrepared,
+    Publish,
+    ReadChunk,
+    Refuse,
+    ReplyModel,
+    ReplyRoute,
+    ScheduleReady,
+    ScheduleRemoval,
+    SendClient,
+    SendWorker,
+    Serve,
+    Withdraw,
+)
 from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
+from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.links import (
     ClientLink,
     WorkerLink,
@@ -60,14 +85,13 @@ from clockwork.controller.links import (
 )
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
-from clockwork.controller.models import ModelState, ModelTable, ServedModel, set_aside_text
+from clockwork.controller.models import ModelTable, ServedModel, set_aside_text
 from clockwork.controller.queries import Queries
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
-from clockwork.controller.releases import Release
 from clockwork.controller.repairs import Repairs
 from clockwork.controller.settings import ControllerSettings
-from clockwork.controller.storage import StorageThread
+from clockwork.controller.storage import CatalogJobs, StorageThread
 from clockwork.controller.troubles import TroubleKind, Troubles
 from clockwork.errors import (
     ClockworkError,
@@ -89,6 +113,8 @@ from clockwork.scheduler.types import (
     LinkMeasured,
     ModelFault,
     ModelGone,
+    ModelReady,
+    ModelRemoved,
     SendProfile,
     Tick,
     WorkerDraining,
@@ -227,23 +253,28 @@ class Controller:
             connections={CLIENTS: settings.client_bounds, WORKERS: settings.worker_bounds},
         )  # fmt: skip
         self._exchange.is_recording = self._recorder is not None
-        self._table = ModelTable(ExchangeMirror(self._exchange))
+        self._mirror = ExchangeMirror(self._exchange)
         self._storage = StorageThread()
-        self._repairs = Repairs(self, self._catalog, self._table)
-        self._registrar = Registrar(self, self._catalog, self._storage, self._table, self._repairs)
+        self._jobs = CatalogJobs(self._catalog)
+        self._actions: deque[Action] = deque()  # of the parts below, to be carried out in this order
+        self._table = ModelTable(self._actions)
+        self._repairs = Repairs(self._actions, self._catalog, self._table)
+        self._registrar = Registrar(self._actions, self._table)
         self._metrics = MetricsQuery(
-            self._exchange, self._scheduler, self._table, self._registrar, self.troubles, self._complaints,
+            self._exchange, self._scheduler, self._table, self._registrar.versions, self.troubles, self._complaints,
             settings.policy, self._started_ns,
         )  # fmt: skip
         self.queries = Queries(
-            self._exchange, self._scheduler, self._table, self._registrar, self._repairs, self.troubles,
+            self._exchange, self._scheduler, self._table, self._registrar.versions, self._repairs, self.troubles,
             self._complaints, self._workers, self._clients, settings.policy, self._epoch, self._started_ns,
         )  # fmt: skip
-        restored = self._registrar.restore()
+        records, complaints = self._catalog.records()
+        self._registrar.restore(records, complaints, *self._catalog.routes())
+        self._carry_out()
         self._repairs.start()
         log.info(
             "controller %s listens for clients on %s and for workers on %s; %d models in %s",
-            VERSION, self.client_endpoint, self.worker_endpoint, restored, settings.data,
+            VERSION, self.client_endpoint, self.worker_endpoint, len(records), settings.data,
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -261,6 +292,8 @@ class Controller:
             need = exchange.run(self._heartbeat_ns)
             self._now = exchange.now_ns
             self._needs[need](self)
+            if self._actions:
+                self._carry_out()
             if (
                 need != ORDER
             ):  # between decisions: the scheduler hears of it before anything that happened later
@@ -444,22 +477,18 @@ class Controller:
         if not self._exchange.cancel(client.slot, message.request_id):
             self._registrar.cancel(client.identity, message.request_id)
 
-    def _register(self, client: ClientLink, message: Register, frames: list[Any]) -> None:
-        self._registrar.register(client.identity, message)
-
     def _upload(self, client: ClientLink, message: UploadChunk, frames: list[Any]) -> None:
         if len(frames) != 2:
             raise InvalidInput(f"an upload's chunk is one frame, got {len(frames) - 1}")
         self._registrar.chunk(client.identity, message, frames[1])
 
-    def _unregister(self, client: ClientLink, message: Unregister, frames: list[Any]) -> None:
-        self._registrar.unregister(client.identity, message.request_id, message.model)
-
-    def _offer(self, client: ClientLink, message: Offer, frames: list[Any]) -> None:
-        self._registrar.offer(client.identity, message.request_id, message.model, message.offered)
-
-    def _release(self, client: ClientLink, message: Release, frames: list[Any]) -> None:
-        self._registrar.release(client.identity, message)
+    def _change_models(
+        self,
+        client: ClientLink,
+        message: Register | Unregister | Offer | Route | Promote | Rollback,
+        frames: list[Any],
+    ) -> None:
+        self._registrar.order(client.identity, message)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
         if message.what == "metrics":
@@ -474,13 +503,13 @@ class Controller:
     _client_handlers: ClassVar[dict[type, Any]] = {
         InferRequest: _infer,
         Cancel: _cancel,
-        Register: _register,
+        Register: _change_models,
         UploadChunk: _upload,
-        Unregister: _unregister,
-        Offer: _offer,
-        Route: _release,
-        Promote: _release,
-        Rollback: _release,
+        Unregister: _change_models,
+        Offer: _change_models,
+        Route: _change_models,
+        Promote: _change_models,
+        Rollback: _change_models,
         Query: _query,
         Bye: _bye,
     }
@@ -616,6 +645,7 @@ class Controller:
         self._exchange.forget_references()
         self._events.append(WorkerLeft(self._now, worker.worker_id))
         self._registrar.worker_left(worker.worker_id)
+        self._repairs.worker_left(worker.worker_id)
         for index in worker.offline:
             self.clear_trouble(TroubleKind.DEVICE_LOST, f"{worker.name}/{index}")
         log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
@@ -635,10 +665,6 @@ class Controller:
         if self._fault(worker, why):
             # What it was for is planned anew.
             self._exchange.fail_action(worker.slot, message.action_id, "a worker's answer was none")
-
-    def blame(self, worker: int, why: str) -> None:
-        """A worker said of a model what cannot be."""
-        self._fault(self._worker_by_id[worker], why)
 
     def _fault(self, worker: WorkerLink, why: str) -> bool:
         """A worker said what cannot be, and does not have many more tries; False if that was its last."""
@@ -674,32 +700,33 @@ class Controller:
 
     def _fetch(self, worker: WorkerLink, message: Fetch, frames: list[Any]) -> None:
         files = self._table.files_of(message.digest)
-        identity = worker.identity
         if worker.fetches >= FETCHES_MAX:
             raise InvalidInput(f"a worker waits for at most {FETCHES_MAX} chunks at once")
-        worker.fetches += 1
-
-        def answer(data: Any, error: BaseException | None) -> None:
-            worker.fetches -= 1
-            status = Status.OK if error is None else Status.INTERNAL
-            if isinstance(error, OSError):
-                self._repairs.inspect(message.digest)
-            chunk = Chunk(message.digest, message.file, message.offset, status)
-            self._tell_worker(identity, worker.fd, chunk, [data if error is None else b""])
-
         if message.file >= len(files):
-            answer(None, InvalidInput("no such chunk"))
+            chunk = Chunk(message.digest, message.file, message.offset, Status.INTERNAL)
+            self._tell_worker(worker.identity, worker.fd, chunk, [b""])
             return
+        worker.fetches += 1
         file = files[message.file]
-        self._storage.submit(
-            lambda: self._catalog.read_chunk(message.digest, file, message.offset, message.length), answer
-        )
+        job = ReadChunk(worker.worker_id, message.digest, message.file, file, message.offset, message.length)
+        self._actions.append(job)
+
+    def _chunk_read(self, job: ReadChunk, data: bytes | None, error: BaseException | None) -> None:
+        if isinstance(error, OSError):
+            self._repairs.inspect(job.digest)
+        worker = self._worker_by_id.get(job.worker)
+        if worker is None:
+            return
+        worker.fetches -= 1
+        status = Status.OK if error is None else Status.INTERNAL
+        chunk = Chunk(job.digest, job.file_index, job.offset, status)
+        self._tell_worker(worker.identity, worker.fd, chunk, [data if error is None else b""])
 
     def _chunk(self, worker: WorkerLink, message: Chunk, frames: list[Any]) -> None:
         self._repairs.on_chunk(worker.worker_id, message, frames[1] if len(frames) > 1 else None)
 
     def _prepared(self, worker: WorkerLink, message: Prepared, frames: list[Any]) -> None:
-        self._registrar.prepared(worker.worker_id, message)
+        self._registrar.prepared(worker.worker_id, message, self._now)
         self._exchange.forget_references()  # a version may have failed everywhere
 
     def _device_lost(self, worker: WorkerLink, message: DeviceFault, frames: list[Any]) -> None:
@@ -771,7 +798,7 @@ class Controller:
             self._model_fault(order)
         else:
             assert type(order) is ModelGone, order
-            self._registrar.gone(order.model_id)
+            self._registrar.drained(order.model_id)
 
     def _model_fault(self, order: ModelFault) -> None:
         model = self._table.by_id.get(order.model_id)
@@ -826,7 +853,7 @@ class Controller:
             else:
                 self._watch_clock(worker)
                 self._ping(worker)
-        self._registrar.beat()
+        self._registrar.beat(self._now)
         self._complaints.settle(self._now)
         self._note_cuts()
         if self._access.has_changed():
@@ -886,9 +913,75 @@ class Controller:
     def _ping(self, worker: WorkerLink) -> None:
         self._tell_worker(worker.identity, worker.fd, Ping(now_ns()))
 
-    # ----- what registration needs (see registration.Outside) --------------------------------------
+    # ----- what registration and repairs order (see controller.actions) ----------------------------
 
-    def to_client(self, client: bytes, message: tuple[Any, ...]) -> None:
+    def _carry_out(self) -> None:
+        """Do what the parts have ordered so far, and what follows from that."""
+        while self._actions:
+            action = self._actions.popleft()
+            try:
+                self._carry_out_one(action)
+            except PolicyFailed:
+                raise  # the scheduler is in the middle of something
+            except Exception as error:  # a defect of ours; the next action is another's
+                self._complain("storage failed", f"failed at {type(action).__name__}", error)
+
+    def _carry_out_one(self, action: Action) -> None:
+        match action:
+            case SendClient(client, message):
+                self._to_client(client, message)
+            case Refuse(waiter, error):
+                self.fail(waiter.client, waiter.request_id, error)
+            case ReplyModel(waiter, model):
+                self._to_client(waiter.client, Reply(waiter.request_id, self.queries.describe(model)))
+            case ReplyRoute(waiter, name):
+                body = self.queries.describe_route(name)
+                self._to_client(waiter.client, Reply(waiter.request_id, body))
+                self.publish("route", {"model": name, **body})
+            case SendWorker(worker, message):
+                link = self._worker_by_id.get(worker)
+                if link is not None:
+                    self._tell_worker(link.identity, link.fd, message)
+            case Publish(topic, body):
+                self.publish(topic, body)
+            case NoteTrouble(kind, subject, text):
+                self.note_trouble(kind, subject, text)
+            case ClearTrouble(kind, subject):
+                self.clear_trouble(kind, subject)
+            case Blame(worker, why):
+                link = self._worker_by_id.get(worker)
+                if link is not None:
+                    self._fault(link, why)
+            case ScheduleReady(worker, spec):
+                self._events.append(ModelReady(self._now, worker, spec))
+            case ScheduleRemoval(model_id):
+                self._events.append(ModelRemoved(self._now, model_id))
+            case Serve(model):
+                self._mirror.serve(model)
+            case Forward():
+                self._mirror.forward(action)
+            case Withdraw(model_id):
+                self._mirror.withdraw(model_id)
+            case Inspect(digest):
+                self._repairs.inspect(digest)
+            case PackageArrived(digest):
+                self._repairs.arrived(digest)
+            case PackagePrepared(worker, digest):
+                self._repairs.worker_ready(worker, digest)
+            case _:
+                self._storage.submit(
+                    functools.partial(self._jobs.run, action), functools.partial(self._job_ended, action)
+                )
+
+    def _job_ended(self, job: Job, value: Any, error: BaseException | None) -> None:
+        """Storage has done a job, or has failed at it."""
+        if isinstance(job, ReadChunk):
+            self._chunk_read(job, value, error)
+        else:
+            self._registrar.ended(job, value, error, self._now)
+        self._carry_out()
+
+    def _to_client(self, client: bytes, message: tuple[Any, ...]) -> None:
         link = self._clients.get(client)
         if link is not None:
             self._send_client(link, message)
@@ -898,19 +991,8 @@ class Controller:
         if link is not None:
             self._fail(link, request_id, error)
 
-    def to_worker(self, worker: int, message: tuple[Any, ...]) -> None:
-        link = self._worker_by_id.get(worker)
-        if link is not None:
-            self._tell_worker(link.identity, link.fd, message)
-
-    def schedule(self, event: Event) -> None:
-        self._events.append(event)
-
     def now(self) -> int:
         return self._now
-
-    def worker_ids(self) -> list[int]:
-        return list(self._worker_by_id)
 
     def note_trouble(self, kind: TroubleKind, subject: str, text: str) -> None:
         """Have status and metrics say so until it is cleared, or a day if nothing can mend it."""
@@ -921,12 +1003,6 @@ class Controller:
 
     def publish(self, topic: str, body: dict[str, Any]) -> None:
         self._publisher.send(topic.encode(), msgpack.packb(body))
-
-    def describe(self, model: ServedModel) -> dict[str, Any]:
-        return self.queries.describe(model)
-
-    def describe_route(self, name: str) -> dict[str, Any]:
-        return self.queries.describe_route(name)
 
     # ----- inside --------------------------------------------------------------------------------
 

@@ -8,20 +8,14 @@ from typing import Any
 
 from clockwork.config import QUEUED_REQUESTS_MAX, VERSION
 from clockwork.controller._exchange import Exchange
+from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.links import WorkerLink
-from clockwork.controller.models import (
-    SET_ASIDE,
-    UNLOADED,
-    UNSERVED,
-    ModelState,
-    ModelTable,
-    ServedModel,
-)
+from clockwork.controller.models import ModelTable, ServedModel
 from clockwork.controller.preparations import Preparations
 from clockwork.controller.records import ModelRecord
-from clockwork.controller.registration import Registrar
 from clockwork.controller.repairs import Repairs
 from clockwork.controller.troubles import Troubles
+from clockwork.controller.versions import Versions
 from clockwork.errors import InvalidInput, ModelNotFound
 from clockwork.formats.prepared import TensorSpec
 from clockwork.scheduler.types import Scheduler
@@ -34,6 +28,12 @@ from clockwork.wire.tensors import dtype_name
 OUTCOMES = ("answered", "refused", "missed", "cancelled", "failed")
 """What can become of a request, in the order in which the exchange counts it."""
 
+SET_ASIDE = "set_aside"
+"""The state of a version that is unloaded because of what its executions did."""
+
+UNSERVED = "unserved"
+"""The state of a version that is ready and that no worker serves: those that have it left, or leave."""
+
 
 class Queries:
     """Answers from the parts of one controller. ``workers``, ``clients``: the controller's own, which it changes."""
@@ -43,7 +43,7 @@ class Queries:
         exchange: Exchange,
         scheduler: Scheduler,
         table: ModelTable,
-        registrar: Registrar,
+        versions: Versions,
         repairs: Repairs,
         troubles: Troubles,
         complaints: Complaints,
@@ -56,8 +56,8 @@ class Queries:
         self._exchange = exchange
         self._scheduler = scheduler
         self._table = table
-        self._registrar = registrar
-        self._preparations = registrar.preparations
+        self._versions = versions
+        self._preparations = versions.preparations
         self._repairs = repairs
         self._troubles = troubles
         self._complaints = complaints
@@ -81,14 +81,9 @@ class Queries:
     def list_models(self) -> list[dict[str, Any]]:
         """What ``clockwork models list`` shows: a short description of each version, unloaded ones last."""
         names = self._worker_names()
-        return [
-            self._describe_briefly(model, names)
-            for versions in self._table.versions.values()
-            for model in versions.values()
-        ] + [
-            describe_unloaded(record)
-            for versions in self._table.unloaded.values()
-            for record in versions.values()
+        models = [model for versions in self._table.versions.values() for model in versions.values()]
+        return [self._describe_briefly(model, names) for model in models if model.state.is_live] + [
+            describe_unloaded(model.record) for model in models if not model.state.is_live
         ]
 
     def find_model(self, text: str) -> dict[str, Any]:
@@ -99,12 +94,12 @@ class Queries:
         away = self._table.find_unloaded(text)
         if not away:
             raise ModelNotFound(self._table.absence(text))
-        return describe_unloaded(away[-1])
+        return describe_unloaded(away[-1].record)
 
     def describe(self, model: ServedModel) -> dict[str, Any]:
         """What ``clockwork models show`` shows."""
         names = self._worker_names()
-        versions = self._table.versions.get(model.record.name, {})
+        versions = self._table.live(model.record.name)
         prepared = model.prepared
         expected = self._scheduler.expected_ns(model.model_id, prepared.profile if prepared else ())
         return {
@@ -143,7 +138,7 @@ class Queries:
             states[state] = states.get(state, 0) + 1
             if model.prepared is not None:
                 programs.add(model.prepared.program)
-        why = self._registrar.readiness()
+        why = self._versions.readiness()
         return {
             "version": VERSION,
             "epoch": self._epoch,
@@ -260,7 +255,7 @@ def state_of(model: ServedModel, preparations: Preparations) -> tuple[str, str]:
     if model.state is ModelState.READY and not preparations.is_served(model):
         failed = (model.workers[worker] for worker in preparations.failed_on(model))
         return UNSERVED, next(failed, "no worker that is connected serves it")
-    return model.state.value, model.text
+    return model.state.shown, model.text
 
 
 def traffic(table: ModelTable, model: ServedModel) -> dict[str, Any]:
@@ -281,7 +276,7 @@ def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "version": record.version,
-        "state": SET_ASIDE if record.aside else UNLOADED,
+        "state": SET_ASIDE if record.aside else ModelState.UNLOADED.shown,
         "text": record.aside,
         "current": False,
         "digest": record.digest,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TypeAlias
 
-from clockwork.controller.models import ModelState, ModelTable
+from clockwork.controller.lifecycle import ModelState
+from clockwork.controller.models import ModelTable
 from clockwork.controller.routes import NameRoute, Split, changed, check_inputs, percent, whole
 from clockwork.errors import InvalidInput, ModelNotFound, Unavailable
 from clockwork.wire.messages import Promote, Rollback, Route
@@ -44,7 +45,7 @@ def describe_split(split: Split | None) -> str:
 
 
 def _split_now(table: ModelTable, name: str) -> Split:
-    if name not in table.versions:
+    if not table.live(name):
         raise ModelNotFound(table.absence(name))
     now = table.split_now(name)
     if now is None:
@@ -55,15 +56,16 @@ def _split_now(table: ModelTable, name: str) -> Split:
 def _check_split(table: ModelTable, name: str, split: Split) -> None:
     """Raises where a version that it names is not ready, or takes other inputs than the others."""
     inputs = {}
+    live = table.live(name)
     for version in split.versions():
-        model = table.versions[name].get(version)
+        model = live.get(version)
         if model is None:
             if table.find_unloaded(f"{name}@{version}"):
                 raise Unavailable(f"{name}@{version} is unloaded")
-            there = ", ".join(str(number) for number in table.versions[name])
+            there = ", ".join(map(str, live))
             raise ModelNotFound(f"{name} has no version {version}; it has {there}")
         if model.state is not ModelState.READY or model.prepared is None:
             why = f": {model.text}" if model.text else ""
-            raise Unavailable(f"{model.label} is not ready but {model.state.value}{why}")
+            raise Unavailable(f"{model.label} is not ready but {model.state.shown}{why}")
         inputs[version] = model.prepared.inputs
     check_inputs(inputs, name)

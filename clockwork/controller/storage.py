@@ -1,4 +1,5 @@
-"""A thread for file I/O, so that no disk ever holds up the loop. One job after another, in order."""
+"""File I/O, so that no disk ever holds up the loop: a thread for it, one job after another, in order; and what the jobs
+of controller.actions do there."""
 
 from __future__ import annotations
 
@@ -8,7 +9,23 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, assert_never
+
+from clockwork.controller.actions import (
+    AbortUpload,
+    CommitUpload,
+    Job,
+    OpenUpload,
+    ReadChunk,
+    ReadRecord,
+    ReadUpload,
+    RemovePackage,
+    WriteChange,
+    WriteChunk,
+)
+from clockwork.controller.catalog import Catalog
+from clockwork.formats.interface import Interface, difference
+from clockwork.formats.package import PackageWriter
 
 Done: TypeAlias = Callable[[Any, BaseException | None], None]
 """Called on the loop's thread with what the job returned, or with what it raised."""
@@ -65,3 +82,46 @@ class StorageThread:
                 result = (done, None, error)
             self._done.append(result)
             os.eventfd_write(self._event, 1)
+
+
+class CatalogJobs:
+    """Does the jobs; run() belongs to the storage thread."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._writers: dict[int, PackageWriter] = {}  # by upload id
+
+    def run(self, job: Job) -> Any:
+        """What the job ends with. Raises OSError, InvalidModel, DamagedPackage."""
+        match job:
+            case WriteChange():
+                return self._catalog.change(job.change)
+            case OpenUpload():
+                if self._catalog.is_whole(job.digest):
+                    return False
+                self._writers[job.upload_id] = self._catalog.store.writer(job.files)
+                return True
+            case WriteChunk():
+                return self._writers[job.upload_id].write(job.file, job.offset, job.frame)
+            case CommitUpload():
+                return self._writers.pop(job.upload_id).commit()  # which removes what it cannot keep
+            case AbortUpload():
+                writer = self._writers.pop(job.upload_id, None)
+                return None if writer is None else writer.abort()
+            case ReadUpload():
+                return self._catalog.declared(job.digest, job.files, job.options)
+            case ReadRecord():
+                return self._read_record(job)
+            case RemovePackage():
+                return self._catalog.store.remove(job.digest)
+            case ReadChunk():
+                return self._catalog.read_chunk(job.digest, job.file, job.offset, job.length)
+        assert_never(job)
+
+    def _read_record(self, job: ReadRecord) -> Interface | None:
+        record = job.record
+        interface = self._catalog.declared(record.digest, record.files, record.options)
+        if interface is not None and difference(interface, job.prepared):
+            # Every byte, which would hold up a start with thousands of them.
+            self._catalog.inspect(record.digest)
+        return interface

@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -383,13 +382,13 @@ def test_a_defect_costs_the_order_that_it_is_in_and_none_that_waits_behind_it(
 ) -> None:
     stage = stages()
     registrar = stage.controller._registrar
-    whole = registrar._offer
+    whole = registrar._load_or_wait
 
     def broken(waiter: Any, text: str) -> None:
-        monkeypatch.setattr(registrar, "_offer", whole)
+        monkeypatch.setattr(registrar, "_load_or_wait", whole)
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(registrar, "_offer", broken)
+    monkeypatch.setattr(registrar, "_load_or_wait", broken)
     stage.client.send(messages.Offer(300, "b", False))
     stage.client.send(messages.Offer(301, "b", True))  # waits for that, and meets the defect
     assert type(stage.ask(lambda number: messages.Unregister(number, "b"))) is messages.Reply
@@ -400,8 +399,8 @@ def test_more_orders_of_one_name_than_may_wait_are_refused(
     stages: Callable[[], Stage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = stages()
-    waiting = stage.controller._registrar._turns._waiting
-    waiting["b"] = deque()  # a change that never ends
+    turns = stage.controller._registrar._turns
+    turns._following["b"] = None  # a change that never ends
     for number in range(200, 200 + config.CHANGES_WAITING_MAX + 1):
         stage.client.send(messages.Offer(number, "b", False))
     refusal, _ = stage.client.receive(messages.Failure)
@@ -409,7 +408,7 @@ def test_more_orders_of_one_name_than_may_wait_are_refused(
     assert "wait to be written" in refusal.text
     stage.client.send(messages.Bye())
     deadline = now_ns() + PATIENCE_NS
-    while waiting["b"]:
+    while turns._waiting["b"]:
         assert now_ns() < deadline
         stage.worker.wait(MS)
 

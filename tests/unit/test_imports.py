@@ -55,6 +55,15 @@ IMPURE_MODULES = {
 }  # fmt: skip
 """What a pure room must not touch: sockets, threads, clocks, files, bytes of tensors."""
 
+PURE_FILES = [
+    f"controller.{name}"
+    for name in (
+        "actions", "lifecycle", "models", "options", "orders", "preparations", "records", "registration", "releases", "routes",
+        "troubles", "turns", "uploads", "versions",
+    )
+]  # fmt: skip
+"""What decides of models in the controller, likewise; it may look up the name of a dtype."""
+
 NO_SOCKETS = ["scheduler", "actions", "formats", "workloads", "device", "models", "sim"]
 """Rooms that import nothing of wire's which opens a socket."""
 
@@ -172,6 +181,17 @@ def test_what_decides_touches_no_socket_thread_clock_or_file(room: str) -> None:
         and (within(one.target, sorted(IMPURE_MODULES)) or one.target.split(".")[0] in IMPURE_MODULES)
     ]
     assert wrong == []
+
+
+def test_what_decides_of_models_touches_none_of_these_either() -> None:
+    impure = IMPURE_MODULES - {"clockwork.wire.tensors"}
+    assert set(PURE_FILES) <= {module_name(path) for path in SOURCES}
+    assert [
+        str(one)
+        for one in IMPORTS
+        if one.importer in PURE_FILES
+        and (within(one.target, sorted(impure)) or one.target.split(".")[0] in impure)
+    ] == []
 
 
 @pytest.mark.parametrize("room", NO_SOCKETS)

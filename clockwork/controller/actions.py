@@ -1,0 +1,257 @@
+"""What registration has the controller's process do, as values: it appends them to a queue, and the process carries them
+out in this order. What storage ends comes back as an event, ``Registrar.ended(job, value, error)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from clockwork.controller.records import Change, ModelRecord
+from clockwork.controller.routes import Shadow
+from clockwork.controller.troubles import TroubleKind
+from clockwork.errors import ClockworkError
+from clockwork.formats.package import PackageFile
+from clockwork.formats.prepared import PreparedModel
+from clockwork.scheduler.types import ModelSpec
+
+if TYPE_CHECKING:
+    from clockwork.controller.models import ServedModel
+
+
+class Waiter(NamedTuple):
+    """A request of a client that is answered when what it asks for is complete."""
+
+    client: bytes
+    request_id: int
+
+
+# ----- messages ------------------------------------------------------------------------------------
+
+
+class SendClient(NamedTuple):
+    """Send a message to a client, if it is still there."""
+
+    client: bytes
+    message: tuple[Any, ...]
+
+
+class Refuse(NamedTuple):
+    """Answer a client's request with a failure."""
+
+    waiter: Waiter
+    error: ClockworkError
+
+
+class ReplyModel(NamedTuple):
+    """Answer a client's request with the description of a version."""
+
+    waiter: Waiter
+    model: ServedModel
+
+
+class ReplyRoute(NamedTuple):
+    """Answer a client's request with the route of a name, of which subscribers are told as well."""
+
+    waiter: Waiter
+    name: str
+
+
+class SendWorker(NamedTuple):
+    """Send a message to a worker, if it is still there."""
+
+    worker: int
+    message: tuple[Any, ...]
+
+
+class Publish(NamedTuple):
+    """Tell subscribers of events."""
+
+    topic: str
+    body: dict[str, Any]
+
+
+class NoteTrouble(NamedTuple):
+    """Something is wrong; see Troubles.note()."""
+
+    kind: TroubleKind
+    subject: str
+    text: str
+
+
+class ClearTrouble(NamedTuple):
+    """Something that was wrong is mended."""
+
+    kind: TroubleKind
+    subject: str
+
+
+class Blame(NamedTuple):
+    """A worker said of a model what cannot be."""
+
+    worker: int
+    why: str
+
+
+# ----- scheduler and exchange ----------------------------------------------------------------------
+
+
+class ScheduleReady(NamedTuple):
+    """The scheduler may use a model on a worker."""
+
+    worker: int
+    spec: ModelSpec
+
+
+class ScheduleRemoval(NamedTuple):
+    """The scheduler takes no more requests for a model, and says when the last has been answered."""
+
+    model_id: int
+
+
+class Serve(NamedTuple):
+    """The exchange checks requests against what a model takes by now, and counts from its default SLO."""
+
+    model: ServedModel
+
+
+class Forward(NamedTuple):
+    """The exchange has a name's traffic go to these models, by parts of SHARE_WHOLE, or to none."""
+
+    name: str
+    shares: Sequence[tuple[int, int]]  # (model id, parts)
+    shadow: tuple[int, Shadow] | None  # (model id, what is asked of it)
+
+
+class Withdraw(NamedTuple):
+    """The exchange forgets a model, to which no name's traffic goes."""
+
+    model_id: int
+
+
+# ----- packages; see controller.repairs -------------------------------------------------------------
+
+
+class Inspect(NamedTuple):
+    """Compare a package with its checksums: something is odd about it."""
+
+    digest: str
+
+
+class PackageArrived(NamedTuple):
+    """Somebody has uploaded a package whole."""
+
+    digest: str
+
+
+class PackagePrepared(NamedTuple):
+    """A worker has prepared a model of a package, so it may have the package."""
+
+    worker: int
+    digest: str
+
+
+# ----- jobs of the storage thread; see controller.storage -------------------------------------------
+
+
+class WriteChange(NamedTuple):
+    """Have the catalog changed durably. Ends with what is wrong all the same, as a sentence."""
+
+    name: str  # the model's
+    change: Change
+
+
+class OpenUpload(NamedTuple):
+    """Ends with whether the package's bytes are needed: False where the store has all of them."""
+
+    upload_id: int
+    digest: str
+    files: list[PackageFile]
+
+
+class WriteChunk(NamedTuple):
+    upload_id: int
+    file: int
+    offset: int
+    frame: Any
+
+
+class CommitUpload(NamedTuple):
+    """Check all that was written and put it in its place."""
+
+    upload_id: int
+
+
+class AbortUpload(NamedTuple):
+    """Remove what was written, if anything."""
+
+    upload_id: int
+
+
+class ReadUpload(NamedTuple):
+    """Ends with the Interface that an uploaded package declares, or None."""
+
+    upload_id: int
+    digest: str
+    files: list[PackageFile]
+    options: dict[str, Any]
+
+
+class ReadRecord(NamedTuple):
+    """Read what the package of a record of an earlier version declares, and check all of it where ``prepared`` differs.
+
+    Ends with the Interface, or None.
+    """
+
+    model_id: int
+    worker: int
+    record: ModelRecord
+    prepared: PreparedModel
+
+
+class RemovePackage(NamedTuple):
+    digest: str
+
+
+class ReadChunk(NamedTuple):
+    """Ends with bytes of a package, for a worker that fetches it."""
+
+    worker: int
+    digest: str
+    file_index: int
+    file: PackageFile
+    offset: int
+    length: int
+
+
+Job: TypeAlias = (
+    WriteChange
+    | OpenUpload
+    | WriteChunk
+    | CommitUpload
+    | AbortUpload
+    | ReadUpload
+    | ReadRecord
+    | RemovePackage
+    | ReadChunk
+)
+
+Action: TypeAlias = (
+    SendClient
+    | Refuse
+    | ReplyModel
+    | ReplyRoute
+    | SendWorker
+    | Publish
+    | NoteTrouble
+    | ClearTrouble
+    | Blame
+    | ScheduleReady
+    | ScheduleRemoval
+    | Serve
+    | Forward
+    | Withdraw
+    | Inspect
+    | PackageArrived
+    | PackagePrepared
+    | Job
+)

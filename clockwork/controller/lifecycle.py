@@ -1,0 +1,152 @@
+"""The life of a version, as one table: (state, event) -> (state, steps).
+
+What the events mean is told here, and what a version is in each state; ``controller.versions`` takes the steps.
+``python -m clockwork.controller.lifecycle`` prints the table as a Mermaid diagram, which docs/life-cycle.md shows.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeAlias
+
+
+class ModelState(enum.StrEnum):
+    """Where a version is in its life. What people are told is ``shown``."""
+
+    NEW = "new"  # its record is on disk, and nobody knows of it yet
+    PREPARING = "preparing"  # workers make it ready
+    READY = "ready"  # it has its part of its name's traffic
+    FAILED = "failed"  # no worker could prepare it
+    UNLOADING = "unloading"  # it takes no more requests, and has some under way
+    UNLOADED = "unloaded"  # it is registered, and no worker has it
+    REMOVING = "removing"  # erased on disk; it has requests under way
+    REMOVED = "removed"  # it is no more
+
+    @property
+    def shown(self) -> str:
+        return "draining" if self in (ModelState.UNLOADING, ModelState.REMOVING) else self.value
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it takes no more requests, though some may be under way."""
+        return self in (ModelState.UNLOADING, ModelState.REMOVING)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether workers and scheduler know of it, or are about to."""
+        return self not in (ModelState.NEW, ModelState.UNLOADED, ModelState.REMOVED)
+
+
+class VersionEvent(enum.StrEnum):
+    """What happens to a version. What changes the disk has been written when it happens, but for SET_ASIDE."""
+
+    REGISTERED = "registered"
+    FOUND = "found at start"
+    FOUND_UNLOADED = "found unloaded at start"
+    SERVABLE = "one worker has it"  # others prepare it still; only of a version that was ready before
+    PREPARED = "all workers have answered"  # one of them, or more, with success
+    REFUSED = "no worker can prepare it"  # a version that never was ready
+    LOST = "no worker can prepare it any more"
+    GIVEN_UP = "erased, of no use"  # no worker had prepared it meanwhile
+    LOAD = "load"
+    UNLOAD = "unload"
+    SET_ASIDE = "set aside"  # the scheduler lets go of it; what is on disk follows
+    ERASED = "erased"
+    DRAINED = "last request answered"
+
+
+class Step(enum.StrEnum):
+    """What has to be done when a version goes from one state to another; in this order where there are several."""
+
+    ENLIST = "enlist"  # workers and scheduler may know it from now on, by a new id
+    NOTE = "note why"  # status says that it is set aside, and the disk does
+    PARDON = "pardon"  # it is set aside no more, if it was
+    ASK = "ask workers"  # every worker prepares it
+    TURN_AWAY = "turn away"  # those who wait for it hear that it goes
+    ROUTE = "route"  # its name's traffic goes where it belongs now
+    RETIRE = "retire old"  # of its name's versions only so many newest stay
+    UNROUTE = "unroute"  # its name's traffic goes to others
+    FORGET = "forget"  # the workers forget it
+    KEEP = "keep"  # its record stays
+    DROP = "drop"  # its record goes
+    ANNOUNCE = "announce"  # subscribers are told the new state
+    ANSWER = "answer"  # those who wait for it get its description
+    REFUSE = "refuse"  # those who wait for it hear that it cannot be served
+    GIVE_UP = "give up"  # its record is erased, and then those who wait for it hear why
+    DRAIN = "drain"  # the scheduler takes no more requests for it
+
+
+Transition: TypeAlias = tuple[ModelState, tuple[Step, ...]]
+
+_BECOMES_READY = (Step.ROUTE, Step.RETIRE, Step.ANNOUNCE)
+_FAILS = (Step.ROUTE, Step.ANNOUNCE)
+_LEAVES = (Step.TURN_AWAY, Step.UNROUTE, Step.ANNOUNCE, Step.DRAIN)
+_IS_SET_ASIDE = (Step.NOTE, Step.TURN_AWAY, Step.UNROUTE, Step.ANNOUNCE)
+
+
+def _registered(becomes_ready: tuple[Step, ...]) -> dict[VersionEvent, Transition]:
+    """Of the states between which preparation decides. becomes_ready: what it takes to be READY from there."""
+    return {
+        VersionEvent.SERVABLE: (ModelState.READY, becomes_ready),
+        VersionEvent.PREPARED: (ModelState.READY, (*becomes_ready, Step.ANSWER)),
+        VersionEvent.LOST: (ModelState.FAILED, (*_FAILS, Step.REFUSE)),
+        VersionEvent.UNLOAD: (ModelState.UNLOADING, _LEAVES),
+        VersionEvent.SET_ASIDE: (ModelState.UNLOADING, _IS_SET_ASIDE),
+        VersionEvent.ERASED: (ModelState.REMOVING, _LEAVES),
+    }
+
+
+_REFUSED = {VersionEvent.REFUSED: (ModelState.FAILED, (*_FAILS, Step.GIVE_UP))}
+
+TABLE: dict[ModelState, dict[VersionEvent, Transition]] = {
+    ModelState.NEW: {
+        VersionEvent.REGISTERED: (ModelState.PREPARING, (Step.ENLIST, Step.ASK, Step.ANNOUNCE)),
+        VersionEvent.FOUND: (ModelState.PREPARING, (Step.ENLIST,)),  # workers are asked as they join
+        VersionEvent.FOUND_UNLOADED: (ModelState.UNLOADED, ()),
+    },
+    ModelState.PREPARING: _registered(_BECOMES_READY) | _REFUSED,
+    ModelState.READY: _registered(()),
+    ModelState.FAILED: _registered(_BECOMES_READY)
+    | _REFUSED
+    | {VersionEvent.GIVEN_UP: (ModelState.REMOVED, (Step.FORGET, Step.DROP))},
+    ModelState.UNLOADING: {
+        VersionEvent.DRAINED: (ModelState.UNLOADED, (Step.FORGET, Step.KEEP, Step.ANNOUNCE)),
+        VersionEvent.UNLOAD: (ModelState.UNLOADING, ()),
+        VersionEvent.SET_ASIDE: (ModelState.UNLOADING, ()),
+        VersionEvent.ERASED: (ModelState.REMOVING, (Step.PARDON,)),
+    },
+    ModelState.UNLOADED: {
+        VersionEvent.LOAD: (ModelState.PREPARING, (Step.PARDON, Step.ENLIST, Step.ASK, Step.ANNOUNCE)),
+        VersionEvent.UNLOAD: (ModelState.UNLOADED, ()),
+        VersionEvent.ERASED: (ModelState.REMOVED, (Step.PARDON, Step.DROP)),
+    },
+    ModelState.REMOVING: {
+        VersionEvent.DRAINED: (ModelState.REMOVED, (Step.FORGET, Step.DROP, Step.ANNOUNCE)),
+        VersionEvent.UNLOAD: (ModelState.REMOVING, ()),
+        VersionEvent.SET_ASIDE: (ModelState.REMOVING, ()),
+        VersionEvent.ERASED: (ModelState.REMOVING, ()),
+    },
+    ModelState.REMOVED: {},
+}
+
+
+def follow(state: ModelState, event: VersionEvent) -> Transition:
+    """The state that follows, and the steps to take. An event that cannot come in this state is a defect."""
+    found = TABLE[state].get(event)
+    assert found is not None, f"{event!r} of a version that is {state}"
+    return found
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram, without events that change nothing."""
+    lines = ["stateDiagram-v2", "    [*] --> new"]
+    for state, changes in TABLE.items():
+        for event, (target, steps) in changes.items():
+            done = f" / {', '.join(steps)}" if steps else ""
+            if target is not state or steps:
+                lines.append(f"    {state} --> {target}: {event}{done}")
+    return "\n".join([*lines, f"    {ModelState.REMOVED} --> [*]"])
+
+
+if __name__ == "__main__":
+    print(diagram())

@@ -1,0 +1,112 @@
+"""Orders that change what is registered, and what follows each change once it is on disk: values; see controller.turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from clockwork.controller.actions import Waiter
+from clockwork.controller.lifecycle import VersionEvent
+from clockwork.controller.models import ServedModel
+from clockwork.controller.records import ModelRecord
+from clockwork.controller.releases import Release
+from clockwork.controller.uploads import Registration, Upload
+from clockwork.formats.interface import Interface
+from clockwork.wire.messages import Offer, Unregister
+
+
+@dataclasses.dataclass(slots=True)
+class ClientOrder:
+    """A change that a client asks for, and waits for."""
+
+    name: str
+    waiter: Waiter
+    wanted: Registration | Unregister | Offer | Release
+
+
+@dataclasses.dataclass(slots=True)
+class Become:
+    """An uploaded package becomes a version, unless a twin was faster."""
+
+    name: str
+    upload_id: int
+    interface: Interface | None
+
+
+@dataclasses.dataclass(slots=True)
+class GiveUp:
+    """Erase a version that no worker could prepare, and refuse it to whoever registered it."""
+
+    name: str
+    model: ServedModel
+
+
+@dataclasses.dataclass(slots=True)
+class Retire:
+    """Erase a version that VERSIONS_MAX newer ones have followed. waiters: they registered just that."""
+
+    name: str
+    model: ServedModel
+    waiters: Sequence[Waiter]
+
+
+@dataclasses.dataclass(slots=True)
+class KeepRecord:
+    """Write a version's record as it is now: why it is set aside, or what its package declares."""
+
+    name: str
+    model: ServedModel
+    of_aside: bool
+
+
+InternalOrder: TypeAlias = Become | GiveUp | Retire | KeepRecord
+Order: TypeAlias = ClientOrder | InternalOrder
+
+
+# ----- what follows a change once it is written ---------------------------------------------------
+
+
+@dataclasses.dataclass(slots=True)
+class Leave:
+    """Versions go: they are removed, or unloaded."""
+
+    waiter: Waiter
+    text: str  # what the client named
+    models: Sequence[ServedModel]
+    event: VersionEvent  # ERASED or UNLOAD
+
+
+@dataclasses.dataclass(slots=True)
+class Load:
+    """Unloaded versions are prepared again."""
+
+    waiter: Waiter
+    models: Sequence[ServedModel]
+
+
+@dataclasses.dataclass(slots=True)
+class Adopt:
+    """A registration means a version that is there, and has it serve, or changes its default SLO."""
+
+    waiters: Sequence[Waiter]
+    model: ServedModel
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(slots=True)
+class Add:
+    """An upload is a version."""
+
+    upload: Upload
+    record: ModelRecord
+
+
+@dataclasses.dataclass(slots=True)
+class Reroute:
+    """A name's traffic goes another way."""
+
+    waiter: Waiter
+
+
+Following: TypeAlias = Leave | Load | Adopt | Add | Reroute | GiveUp | Retire | KeepRecord

@@ -1,0 +1,191 @@
+"""Packages on their way in from clients, chunk by chunk, until all of one is stored and read. Pure: what storage is to do
+is appended to ``actions``, and what it has done comes back by ended()."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+from collections import deque
+from typing import Any, NamedTuple
+
+from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, UPLOADS_MAX
+from clockwork.controller.actions import (
+    AbortUpload,
+    Action,
+    CommitUpload,
+    OpenUpload,
+    PackageArrived,
+    ReadUpload,
+    Refuse,
+    SendClient,
+    Waiter,
+    WriteChunk,
+)
+from clockwork.errors import ClockworkError, InvalidInput, Unavailable
+from clockwork.formats.package import PackageFile
+from clockwork.wire.messages import Progress, UploadAck, UploadChunk, UploadNeed
+
+log = logging.getLogger("clockwork.controller")
+
+
+class Registration(NamedTuple):
+    """What a client registers, checked: a package under a name. options: see controller.options."""
+
+    name: str
+    digest: str
+    options: dict[str, Any]
+    files: list[PackageFile]
+
+
+class Phase(enum.Enum):
+    """How far an upload is."""
+
+    OPENING = enum.auto()  # whether the store has it already is being looked up
+    RECEIVING = enum.auto()
+    STORED = enum.auto()  # all of it has come: it becomes a version whoever waits for that
+
+
+@dataclasses.dataclass(slots=True)
+class Upload:
+    """One package on its way in. Chunks are written in the order in which they come."""
+
+    upload_id: int
+    registration: Registration
+    waiter: Waiter  # its client
+    missing: int  # bytes still to come
+    phase: Phase = Phase.OPENING
+    outstanding: int = 0  # chunks given to storage
+    is_awaited: bool = True
+
+    @property
+    def waiters(self) -> list[Waiter]:
+        """Its client, unless that has given up."""
+        return [self.waiter] if self.is_awaited else []
+
+
+class Uploads:
+    """Every upload is removed once: when its package has become a version, or of no use."""
+
+    def __init__(self, actions: deque[Action]) -> None:
+        self._actions = actions
+        self._open: dict[int, Upload] = {}
+        self._by_request: dict[Waiter, Upload] = {}
+        self._next_id = 1
+        self.dropped: deque[Registration] = deque()
+        """Of uploads that ended before their packages were stored, for the registrar: it may have been erasing twins of
+        theirs and have left the packages to them."""
+
+    def begin(self, waiter: Waiter, registration: Registration) -> None:
+        """Find out whether the store has a package, and have its client send it if not. Raises InvalidInput, Unavailable."""
+        if waiter in self._by_request:
+            raise InvalidInput(f"request {waiter.request_id} is in use")
+        if len(self._open) >= UPLOADS_MAX:
+            raise Unavailable(f"{UPLOADS_MAX} uploads are under way, which is the most; try again later")
+        missing = sum(file.bytes for file in registration.files)
+        upload = Upload(self._next_id, registration, waiter, missing)
+        self._next_id += 1
+        self._open[upload.upload_id] = self._by_request[waiter] = upload
+        self._actions.append(OpenUpload(upload.upload_id, registration.digest, registration.files))
+
+    def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
+        """One chunk of an upload; those of an upload that failed or is unknown are dropped."""
+        upload = self._by_request.get(Waiter(client, message.request_id))
+        if upload is None or upload.phase is not Phase.RECEIVING:
+            return
+        size = len(frame)
+        upload.missing -= size
+        if upload.outstanding == CHUNK_WINDOW or upload.missing < 0 or not 0 < size <= CHUNK_BYTES:
+            name = upload.registration.name
+            self._fail(upload, InvalidInput(f"upload of {name!r} breaks its window, sizes or chunk size"))
+            return
+        upload.outstanding += 1
+        self._actions.append(WriteChunk(upload.upload_id, message.file, message.offset, frame))
+
+    def ended(
+        self, job: OpenUpload | WriteChunk | CommitUpload, value: Any, error: BaseException | None
+    ) -> None:
+        """A job has ended with a value, or failed."""
+        upload = self._open.get(job.upload_id)
+        if upload is None:
+            return
+        if error is not None:
+            self._fail(upload, storage_error(error))
+        elif isinstance(job, OpenUpload):
+            self._opened(upload, is_needed=value)
+        elif isinstance(job, WriteChunk):
+            upload.outstanding -= 1
+            self._tell(upload, UploadAck(upload.waiter.request_id, 1))
+            self._commit_if_whole(upload)
+        else:
+            self._arrived(upload)
+
+    def cancel(self, waiter: Waiter) -> None:
+        """A client has given up: its upload ends, unless all of it has come."""
+        upload = self._by_request.get(waiter)
+        if upload is None:
+            return
+        upload.is_awaited = False
+        if upload.phase is not Phase.STORED:
+            self._fail(upload, None)
+
+    def client_gone(self, client: bytes) -> None:
+        for waiter in [waiter for waiter in self._by_request if waiter.client == client]:
+            self.cancel(waiter)
+
+    def get(self, upload_id: int) -> Upload:
+        return self._open[upload_id]
+
+    def remove(self, upload: Upload) -> None:
+        """Its package has become a version, or is of no use."""
+        del self._open[upload.upload_id], self._by_request[upload.waiter]
+
+    def uses(self, digest: str) -> bool:
+        """Whether a package is one of those on their way."""
+        return any(upload.registration.digest == digest for upload in self._open.values())
+
+    # ----- inside ------------------------------------------------------------------------------
+
+    def _tell(self, upload: Upload, message: tuple[Any, ...]) -> None:
+        self._actions.append(SendClient(upload.waiter.client, message))
+
+    def _opened(self, upload: Upload, is_needed: bool) -> None:
+        upload.phase = Phase.RECEIVING
+        if not is_needed:
+            self._arrived(upload)
+        elif upload.missing:
+            self._tell(upload, UploadNeed(upload.waiter.request_id, CHUNK_WINDOW, CHUNK_BYTES))
+        else:
+            self._commit_if_whole(upload)
+
+    def _commit_if_whole(self, upload: Upload) -> None:
+        if upload.missing or upload.outstanding:
+            return
+        upload.phase = Phase.STORED
+        self._tell(upload, Progress(upload.waiter.request_id, "store", 0, 1))
+        self._actions.append(CommitUpload(upload.upload_id))
+
+    def _arrived(self, upload: Upload) -> None:
+        """The package is in the store: read what it declares."""
+        upload.phase = Phase.STORED
+        _, digest, options, files = upload.registration
+        self._actions.append(PackageArrived(digest))
+        self._actions.append(ReadUpload(upload.upload_id, digest, files, options))
+
+    def _fail(self, upload: Upload, error: ClockworkError | None) -> None:
+        """An upload ends before its package is in the store."""
+        if error is not None:
+            self._actions.extend(Refuse(waiter, error) for waiter in upload.waiters)
+        self.remove(upload)
+        self._actions.append(AbortUpload(upload.upload_id))
+        self.dropped.append(upload.registration)
+
+
+def storage_error(error: BaseException) -> ClockworkError:
+    """What is said of an upload that could not be stored."""
+    if isinstance(error, ClockworkError):
+        return error
+    if isinstance(error, OSError):
+        return Unavailable(f"the controller cannot store the model: {error.strerror}")
+    log.error("an upload could not be stored", exc_info=error)
+    return Unavailable(f"the controller cannot store the model: {type(error).__name__}: {error}")

@@ -1,0 +1,394 @@
+"""What becomes of versions: it takes the steps of their life cycle (controller.lifecycle), as the workers' answers, the
+clients' orders and the scheduler have it. Pure: what is to be done outside is appended to ``actions``."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from clockwork.config import TROUBLE_CHARS_MAX, VERSIONS_MAX
+from clockwork.controller.actions import (
+    Action,
+    Blame,
+    ClearTrouble,
+    Inspect,
+    NoteTrouble,
+    PackagePrepared,
+    Publish,
+    ReadRecord,
+    Refuse,
+    ReplyModel,
+    ScheduleReady,
+    ScheduleRemoval,
+    SendClient,
+    SendWorker,
+    Waiter,
+)
+from clockwork.controller.interfaces import read_summary
+from clockwork.controller.lifecycle import ModelState, Step, VersionEvent, follow
+from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.orders import GiveUp, InternalOrder, KeepRecord, Retire
+from clockwork.controller.preparations import PREPARING, READY, Preparations
+from clockwork.controller.troubles import TroubleKind
+from clockwork.errors import ClockworkError, InvalidModel, Unavailable
+from clockwork.formats.interface import Interface, difference
+from clockwork.formats.package import rows_of
+from clockwork.formats.prepared import PreparedModel
+from clockwork.wire.messages import Forget, Prepare, Prepared, Reply, Status
+from clockwork.wire.telling import printable, tell
+
+log = logging.getLogger("clockwork.controller")
+
+
+class Removal(NamedTuple):
+    """A client that waits for every one of these versions to be gone, or to be unloaded."""
+
+    waiter: Waiter
+    body: dict[str, Any]  # of the reply
+    models: Sequence[ServedModel]
+
+
+class Versions:
+    """Every method is an event. ``orders``: changes of what is on disk that follow, for the registrar to take up."""
+
+    def __init__(self, actions: deque[Action], table: ModelTable) -> None:
+        self._actions = actions
+        self._table = table
+        self.preparations = Preparations()
+        self.orders: deque[InternalOrder] = deque()
+        self._awaited: dict[ServedModel, None] = {}  # versions that have waiters
+        self._removals: list[Removal] = []
+        # Versions for which a start still waits; see readiness().
+        self._starting: dict[ServedModel, None] = {}
+        self._has_started = False
+
+    # ----- the start ---------------------------------------------------------------------------
+
+    def await_start(self, model: ServedModel) -> None:
+        """A start that is not over yet waits for this version, too."""
+        if not self._has_started:
+            self._starting[model] = None
+
+    def readiness(self) -> str:
+        """Why the cluster is not ready, as a sentence; "" once it is.
+
+        It has started when every model is served by somebody, or has failed for a reason, that was registered before
+        or has been since: with hundreds of models one that fails keeps nobody waiting, and one that is registered
+        later makes nothing unready. From then on it is ready while there is a worker that does not leave; whether a
+        model is, is the model's to say.
+        """
+        if not self.preparations.has_workers():
+            return "no worker is connected"
+        for model in self._starting:
+            return f"{len(self._starting)} models are not served yet, among them {model.label}"
+        return ""
+
+    def _note_start(self, model: ServedModel) -> None:
+        """See whether the start still waits for a version that has changed."""
+        is_open = model.state in (ModelState.PREPARING, ModelState.READY)
+        if self._has_started or (is_open and not self.preparations.is_served(model)):
+            return
+        self._starting.pop(model, None)
+        if not self._starting:
+            self._has_started = any(
+                other.state in (ModelState.READY, ModelState.FAILED) for other in self._table.by_id.values()
+            )
+
+    # ----- the life cycle ----------------------------------------------------------------------
+
+    def happen(self, model: ServedModel, event: VersionEvent, why: str = "") -> None:
+        """Have a version go to the state that follows. why: it is set aside."""
+        model.state, steps = follow(model.state, event)
+        if model.state is ModelState.READY:
+            model.text, model.was_ready = "", True
+        elif model.state is ModelState.FAILED:
+            model.text = next(iter(model.workers.values()))
+        if why and Step.NOTE in steps:
+            model.record.aside = why
+        for step in steps:
+            self._steps[step](self, model)
+        if event in (VersionEvent.FOUND, VersionEvent.LOAD):
+            model.was_ready = True
+        self._note_start(model)
+
+    def settle(self, model: ServedModel) -> None:
+        """See whether preparing has come to an end, one way or the other."""
+        verdict = model.verdict()
+        if verdict is not None and model.state in (ModelState.PREPARING, ModelState.READY, ModelState.FAILED):
+            self.happen(model, verdict)
+
+    def drained(self, model_id: int) -> None:
+        """The scheduler let go of a version that leaves."""
+        self.happen(self._table.by_id[model_id], VersionEvent.DRAINED)
+
+    def _enlist(self, model: ServedModel) -> None:
+        self._table.enlist(model)
+
+    def _note(self, model: ServedModel) -> None:
+        model.record.offered = False
+        self._actions.append(NoteTrouble(TroubleKind.MODEL_SET_ASIDE, model.label, model.record.aside))
+        self.orders.append(KeepRecord(model.record.name, model, of_aside=True))
+
+    def _pardon(self, model: ServedModel) -> None:
+        model.record.aside = ""
+        self._actions.append(ClearTrouble(TroubleKind.MODEL_SET_ASIDE, model.label))
+
+    def _ask_all(self, model: ServedModel) -> None:
+        workers = self.preparations.worker_ids()
+        for worker in workers:
+            self.ask(model, worker)
+        if not workers:
+            log.info("%s waits for a worker to prepare it", model.label)
+
+    def _turn_away(self, model: ServedModel) -> None:
+        self._refuse_all(model, gone_before_ready(model))
+
+    def _route(self, model: ServedModel) -> None:
+        self._table.route(model)
+
+    def _unroute(self, model: ServedModel) -> None:
+        self._table.unroute(model)
+
+    def _retire_old(self, model: ServedModel) -> None:
+        name = model.record.name
+        split = self._table.split_of(name)
+        kept = split.versions() if split is not None else []
+        versions = [
+            other
+            for other in self._table.versions[name].values()
+            if other.state in (ModelState.READY, ModelState.FAILED)
+        ]
+        for old in versions[:-VERSIONS_MAX]:
+            if old.record.version not in kept:
+                waiters: list[Waiter] = []
+                if old is model:  # to try that again would come to the same
+                    waiters, model.waiters = model.waiters, []
+                    self._awaited.pop(model, None)
+                self.orders.append(Retire(name, old, waiters))
+
+    def _forget(self, model: ServedModel) -> None:
+        for worker in list(model.workers):
+            self._actions.append(SendWorker(worker, Forget(model.model_id)))
+            self._forget_preparation(model, worker)
+        self.preparations.forget_model(model)
+
+    def _keep(self, model: ServedModel) -> None:
+        self._table.delist(model)
+        log.info("unloaded %s", model.label)
+
+    def _drop(self, model: ServedModel) -> None:
+        if model.model_id:
+            self._table.delist(model)
+        self._table.remove(model)
+        log.info("removed %s", model.label)
+
+    def _announce(self, model: ServedModel) -> None:
+        body = {"model": model.label, "state": model.state.shown}
+        if model.state is ModelState.FAILED:
+            body["text"] = model.text
+        elif model.state is ModelState.READY:
+            log.info("%s is ready", model.label)
+        self._actions.append(Publish("model", body))
+
+    def _refuse(self, model: ServedModel) -> None:
+        self._refuse_all(model, InvalidModel(f"{model.label} cannot be served: {model.text}"))
+
+    def _give_up(self, model: ServedModel) -> None:
+        self.orders.append(GiveUp(model.record.name, model))
+
+    def _drain(self, model: ServedModel) -> None:
+        if model.prepared is None:  # the scheduler never heard of it
+            self.happen(model, VersionEvent.DRAINED)
+        else:
+            self._actions.append(ScheduleRemoval(model.model_id))
+
+    # ----- who waits ---------------------------------------------------------------------------
+
+    def wait(self, model: ServedModel, waiter: Waiter) -> None:
+        """Have a client hear what becomes of a version, which is being prepared or about to be."""
+        model.waiters.append(waiter)
+        self._awaited[model] = None
+
+    def answer(self, model: ServedModel) -> None:
+        """Whoever waits for a version gets its description."""
+        self._actions.extend(ReplyModel(waiter, model) for waiter in model.waiters)
+        model.waiters.clear()
+        self._awaited.pop(model, None)
+
+    def _refuse_all(self, model: ServedModel, error: ClockworkError) -> None:
+        self._actions.extend(Refuse(waiter, error) for waiter in model.waiters)
+        model.waiters.clear()
+        self._awaited.pop(model, None)
+
+    def refuse(self, model: ServedModel) -> None:
+        """Whoever waits for a version that failed hears why."""
+        self._refuse(model)
+
+    def wait_gone(self, waiter: Waiter, body: dict[str, Any], models: Sequence[ServedModel]) -> None:
+        """Have a client get this reply when the last request of these versions has been answered."""
+        self._removals.append(Removal(waiter, body, models))
+
+    def answer_gone(self) -> None:
+        """Answer whoever waits for versions to go, and they are gone. On disk they were first."""
+        gone = [one for one in self._removals if not any(model.state.is_leaving for model in one.models)]
+        for removal in gone:
+            self._removals.remove(removal)
+            reply = Reply(removal.waiter.request_id, removal.body)
+            self._actions.append(SendClient(removal.waiter.client, reply))
+
+    def client_gone(self, client: bytes) -> None:
+        self._removals = [removal for removal in self._removals if removal.waiter.client != client]
+        for model in list(self._awaited):
+            model.waiters = [waiter for waiter in model.waiters if waiter.client != client]
+            if not model.waiters:
+                del self._awaited[model]
+
+    # ----- workers -----------------------------------------------------------------------------
+
+    def worker_joined(self, worker: int, name: str) -> None:
+        self.preparations.joined(worker, name)
+        for model in self._table.by_id.values():
+            if not model.state.is_leaving:
+                self.ask(model, worker)
+
+    def worker_left(self, worker: int) -> None:
+        for model in list(self._table.by_id.values()):
+            # A version that is ready stays so; those who wait for its last worker wait no more.
+            if self._forget_preparation(model, worker) and (
+                model.state is ModelState.PREPARING or model.verdict() is VersionEvent.PREPARED
+            ):
+                self.settle(model)
+        self.preparations.left(worker)
+
+    def prepare_again(self, now_ns: int) -> None:
+        """Ask workers again that could not prepare a model, when their pauses are over."""
+        for worker, model in self.preparations.due(now_ns):
+            if worker in self.preparations.failed_on(model) and not model.state.is_leaving:
+                self.ask(model, worker)
+
+    def ask(self, model: ServedModel, worker: int) -> None:
+        """Have a worker prepare a version."""
+        record = model.record
+        self._forget_preparation(model, worker)
+        self.preparations.note(model, worker, PREPARING)
+        options = {key: record.options[key] for key in ("batching", "batch_max")}
+        files = rows_of(record.files)
+        prepare = Prepare(model.model_id, record.name, record.version, record.digest, files, options)
+        self._actions.append(SendWorker(worker, prepare))
+
+    def ask_again(self, model: ServedModel) -> None:
+        """Somebody wants it served: whoever could not prepare it is asked once more."""
+        for worker in self.preparations.failed_on(model):
+            self.ask(model, worker)
+
+    def prepared(self, worker: int, message: Prepared, now_ns: int) -> None:
+        """A worker has prepared a model, or could not. Raises InvalidInput."""
+        model = self._table.by_id.get(message.model_id)
+        if model is None or model.workers.get(worker) != PREPARING:
+            return
+        if message.status != Status.OK:
+            # An invalid model is one for everybody: another try may only help where others serve it.
+            may_help = message.status != Status.INVALID_MODEL or model.was_ready
+            if message.status == Status.INTERNAL:  # perhaps what it was sent is not what was stored
+                self._actions.append(Inspect(model.record.digest))
+            self._not_prepared(model, worker, message.text or "could not be prepared", may_help, now_ns)
+        else:
+            prepared = read_summary(message.summary)
+            if not model.record.is_read:
+                self._actions.append(ReadRecord(model.model_id, worker, model.record, prepared))
+                return
+            self._learn(model, worker, prepared, now_ns)
+        self.settle(model)
+
+    def record_read(
+        self, job: ReadRecord, interface: Interface | None, error: BaseException | None, now_ns: int
+    ) -> None:
+        """What the package of a record of an earlier version declares has been read, or could not be."""
+        record = job.record
+        model = self._table.by_id.get(job.model_id)
+        if error is not None:  # until it has been replaced, its workers' word is all there is
+            self._actions.append(Inspect(record.digest))
+        elif not record.is_read:
+            record.is_read, record.interface = True, interface
+            if model is not None:
+                self.orders.append(KeepRecord(record.name, model, of_aside=False))
+        if model is not None and model.workers.get(job.worker) == PREPARING:
+            self._learn(model, job.worker, job.prepared, now_ns)
+            self.settle(model)
+
+    def _learn(self, model: ServedModel, worker: int, prepared: PreparedModel, now_ns: int) -> None:
+        """A worker has prepared a model, it says."""
+        lie = _contradiction(model, prepared)
+        why = lie or _unsuitable(model, prepared)
+        if why:
+            self._actions.append(SendWorker(worker, Forget(model.model_id)))
+            self._not_prepared(model, worker, why, False, now_ns)
+        else:
+            self.preparations.note(model, worker, READY)
+            self._actions.append(PackagePrepared(worker, model.record.digest))
+            self._table.learn(model, worker, prepared)
+            self._actions.append(ScheduleReady(worker, model.spec(prepared)))
+        if lie:
+            self._actions.append(Blame(worker, f"of {model.label}, {lie}"))
+
+    def _not_prepared(self, model: ServedModel, worker: int, why: str, may_help: bool, now_ns: int) -> None:
+        why = printable(why, TROUBLE_CHARS_MAX)
+        self.preparations.note(model, worker, why)
+        again = may_help and self.preparations.try_again(model, worker, now_ns)
+        name = self.preparations.name(worker)
+        later = "; asked again later" if again else ""
+        log.warning("worker %s cannot prepare %s: %s%s", name, model.label, why, later)
+        if model.was_ready:  # nobody waits for it, who would hear of it
+            subject = f"{model.label} on {name}"
+            self._actions.append(NoteTrouble(TroubleKind.PREPARATION_FAILED, subject, why))
+
+    def _forget_preparation(self, model: ServedModel, worker: int) -> bool:
+        """What a worker said of a model holds no more; False if it said nothing."""
+        state = self.preparations.forget(model, worker)
+        if state is not None and state not in (PREPARING, READY):
+            subject = f"{model.label} on {self.preparations.name(worker)}"
+            self._actions.append(ClearTrouble(TroubleKind.PREPARATION_FAILED, subject))
+        return state is not None
+
+    _steps: ClassVar[dict[Step, Callable[[Versions, ServedModel], None]]] = {
+        Step.ENLIST: _enlist,
+        Step.NOTE: _note,
+        Step.PARDON: _pardon,
+        Step.ASK: _ask_all,
+        Step.TURN_AWAY: _turn_away,
+        Step.ROUTE: _route,
+        Step.RETIRE: _retire_old,
+        Step.UNROUTE: _unroute,
+        Step.FORGET: _forget,
+        Step.KEEP: _keep,
+        Step.DROP: _drop,
+        Step.ANNOUNCE: _announce,
+        Step.ANSWER: answer,
+        Step.REFUSE: _refuse,
+        Step.GIVE_UP: _give_up,
+        Step.DRAIN: _drain,
+    }
+
+
+def gone_before_ready(model: ServedModel) -> Unavailable:
+    """What is told to those who wait for a version that goes."""
+    return Unavailable(f"{model.label} was unregistered before it was ready")
+
+
+def _contradiction(model: ServedModel, prepared: PreparedModel) -> str:
+    """In what a worker's word cannot be of a model's package; "" if in nothing. What it measured is its own."""
+    record = model.record
+    if prepared.digest != record.digest:
+        return f"it prepared another package: {tell(prepared.digest)}"
+    why = difference(record.interface, prepared) if record.interface is not None else ""
+    return f"it contradicts the package: {why}" if why else ""
+
+
+def _unsuitable(model: ServedModel, prepared: PreparedModel) -> str:
+    """Why a worker that prepared it so may not serve a model; "" if it may."""
+    fastest = min((point.exec_ns for point in prepared.profile), default=0)
+    if 0 < model.slo_ns < fastest and not model.was_ready:
+        return f"its SLO of {model.slo_ns / 1e6:g} ms is below its execution time of {fastest / 1e6:.3g} ms"
+    return ""

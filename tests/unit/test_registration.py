@@ -1,0 +1,468 @@
+"""How models come, change and go, without sockets, files or clocks: stories, and random ones with what must always hold."""
+
+from __future__ import annotations
+
+import errno
+import random
+from pathlib import Path
+
+import pytest
+from registry import CLIENT, Registry
+
+from clockwork.config import SHARE_WHOLE, VERSIONS_MAX
+from clockwork.controller import lifecycle
+from clockwork.controller.actions import (
+    AbortUpload,
+    CommitUpload,
+    Job,
+    OpenUpload,
+    ReadUpload,
+    RemovePackage,
+    WriteChange,
+    WriteChunk,
+)
+from clockwork.controller.lifecycle import TABLE, ModelState, VersionEvent, follow
+from clockwork.controller.troubles import TroubleKind
+from clockwork.errors import InvalidModel
+from clockwork.wire.messages import Offer, Promote, Rollback, Route, Status, Unregister
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "life-cycle.md"
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """With one worker, and without models."""
+    found = Registry()
+    found.join(1)
+    return found
+
+
+@pytest.fixture
+def served(registry: Registry) -> Registry:
+    """With m@1, which is ready."""
+    registry.register("m", b"one")
+    registry.settle()
+    assert registry.states("m") == {1: "ready"}
+    return registry
+
+
+# ----- the table ----------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_table_as_it_is() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    shown = text.partition("```mermaid\n")[2].partition("\n```")[0]
+    assert shown == lifecycle.diagram()
+
+
+def test_every_state_is_reached_and_all_but_the_last_are_left() -> None:
+    targets = {target for changes in TABLE.values() for target, _ in changes.values()}
+    assert targets == set(ModelState) - {ModelState.NEW}
+    assert [state for state in ModelState if not TABLE[state]] == [ModelState.REMOVED]
+
+
+def test_what_is_erased_goes_from_every_state_in_which_it_is_known() -> None:
+    known = set(ModelState) - {ModelState.NEW, ModelState.REMOVED}
+    for state in known:
+        assert follow(state, VersionEvent.ERASED)[0] in (ModelState.REMOVING, ModelState.REMOVED)
+
+
+def test_an_event_that_cannot_come_is_a_defect() -> None:
+    with pytest.raises(AssertionError, match=r"'load'.*of a version that is ready"):
+        follow(ModelState.READY, VersionEvent.LOAD)
+
+
+# ----- coming -------------------------------------------------------------------------------------
+
+
+def test_an_upload_is_stored_read_and_saved_before_anybody_prepares_it(registry: Registry) -> None:
+    waiter = registry.register("m", b"one")
+    assert isinstance(registry.store(), OpenUpload)
+    assert registry.ready_uploads() == [waiter]
+    registry.send_chunk(waiter)
+    done = [type(registry.store()) for _ in range(3)]
+    assert done == [WriteChunk, CommitUpload, ReadUpload]
+    assert registry.states("m") == {}
+    assert registry.asked == []
+    assert isinstance(registry.store(), WriteChange)
+    assert registry.states("m") == {1: "preparing"}
+    registry.prepare()
+    assert registry.states("m") == {1: "ready"}
+    assert registry.traffic["m"] == [(1, SHARE_WHOLE)]
+    assert registry.answered(waiter) == ["m@1 is ready"]
+    assert registry.events == ["m@1 preparing", "m@1 ready"]
+
+
+def test_content_that_is_there_is_not_uploaded_and_is_the_same_version(served: Registry) -> None:
+    again = served.register("m", b"one")
+    assert served.answered(again) == ["m@1 is ready"]
+    other = served.register("other", b"one")
+    served.store()
+    assert served.ready_uploads() == []
+    served.settle()
+    assert served.answered(other) == ["other@1 is ready"]
+
+
+def test_a_record_that_cannot_be_written_leaves_no_version_and_no_package(registry: Registry) -> None:
+    waiter = registry.register("m", b"one")
+    registry.store()
+    registry.send_chunk(waiter)
+    for _ in range(3):
+        registry.store()
+    registry.store(FULL)
+    assert "No space left" in registry.answered(waiter)[0]
+    registry.settle()
+    assert (registry.states("m"), registry.packages, registry.records) == ({}, set(), {})
+
+
+@pytest.mark.parametrize("jobs", [0, 1])
+def test_a_client_that_gives_up_ends_its_upload(registry: Registry, jobs: int) -> None:
+    waiter = registry.register("m", b"one")
+    for _ in range(jobs):
+        registry.store()
+    registry.registrar.cancel(CLIENT, waiter.request_id)
+    registry.carry_out()
+    assert [type(job) for job in registry.jobs][-2:] == [AbortUpload, RemovePackage]
+    registry.needs.clear()
+    registry.settle()
+    assert (registry.answered(waiter), registry.states("m")) == ([], {})
+
+
+def test_what_has_all_come_is_a_version_whoever_waits_for_it(registry: Registry) -> None:
+    waiter = registry.register("m", b"one")
+    registry.store()
+    registry.send_chunk(waiter)
+    registry.store()
+    registry.registrar.client_gone(CLIENT)
+    registry.settle()
+    assert (registry.answered(waiter), registry.states("m")) == ([], {1: "ready"})
+
+
+def test_a_version_that_no_worker_can_prepare_is_erased_and_then_refused(registry: Registry) -> None:
+    waiter = registry.register("m", b"one")
+    registry.store()
+    registry.send_chunk(waiter)
+    for _ in range(4):
+        registry.store()
+    registry.prepare(Status.INVALID_MODEL, text="it is broken")
+    assert registry.states("m") == {1: "failed"}
+    assert registry.answered(waiter) == []
+    registry.store()
+    assert registry.answered(waiter) == ["m@1 cannot be served: it is broken"]
+    assert (registry.states("m"), registry.records, registry.packages) == ({}, {}, set())
+
+
+def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Registry) -> None:
+    served.register("n", b"two")
+    served.settle()
+    again = Registry()
+    again.packages, again.records, again.saved = served.packages, served.records, served.saved
+    again.registrar.restore(list(served.records.values()), [], [], [])
+    again.carry_out()
+    again.join(1)
+    for _ in range(3):
+        assert again.registrar.versions.readiness() == "2 models are not served yet, among them m@1"
+    again.prepare()
+    assert again.registrar.versions.readiness() == "1 models are not served yet, among them n@1"
+    again.prepare(Status.INTERNAL)
+    assert again.registrar.versions.readiness() == ""
+    again.register("later", b"three")
+    assert again.registrar.versions.readiness() == ""
+
+
+# ----- going --------------------------------------------------------------------------------------
+
+
+def test_unloaded_is_a_state_in_which_nobody_knows_a_version_and_from_which_it_comes_back(
+    served: Registry,
+) -> None:
+    waiter = served.order(Offer(0, "m", False))
+    assert served.states("m") == {1: "ready"}
+    served.store()
+    assert served.states("m") == {1: "unloading"}
+    assert (served.traffic["m"], served.leaving) == ([], [1])
+    assert served.answered(waiter) == []
+    served.let_go()
+    assert served.states("m") == {1: "unloaded"}
+    assert served.answered(waiter) == ["replied {'unloaded': 'm'}"]
+    assert served.table.by_id == {}
+    assert served.table.absence("m") == "model 'm' is unloaded"
+    waiter = served.order(Offer(0, "m", True))
+    served.store()
+    assert served.states("m") == {1: "preparing"}
+    served.prepare()
+    assert served.traffic["m"] == [(2, SHARE_WHOLE)], "workers may still know it by its earlier id"
+    assert served.answered(waiter) == ["m@1 is ready"]
+    assert served.records["m", 1].offered
+
+
+def test_a_version_is_removed_when_its_last_request_is_answered(served: Registry) -> None:
+    waiter = served.order(Unregister(0, "m"))
+    served.store()
+    assert (served.states("m"), served.records, served.packages) == ({1: "removing"}, {}, set())
+    assert served.answered(waiter) == []
+    served.let_go()
+    assert served.states("m") == {}
+    assert served.answered(waiter) == ["replied {'removed': 'm'}"]
+
+
+def test_orders_of_one_name_wait_for_each_other(served: Registry) -> None:
+    first = served.order(Offer(0, "m", False))
+    second = served.order(Unregister(0, "m"))
+    third = served.order(Unregister(0, "m"))
+    assert len(served.jobs) == 1
+    served.settle()
+    assert served.answered(first) == ["replied {'unloaded': 'm'}"]
+    assert served.answered(second) == ["replied {'removed': 'm'}"]
+    assert served.answered(third) == ["no model 'm' is registered"]
+
+
+@pytest.mark.parametrize("message", [Offer(0, "m", False), Unregister(0, "m"), Promote(0, "m", 1)])
+def test_a_change_that_cannot_be_written_changes_nothing(served: Registry, message: object) -> None:
+    waiter = served.order(message)
+    served.store(FULL)
+    assert "m is as it was" in served.answered(waiter)[0]
+    assert served.states("m") == {1: "ready"}
+    assert served.traffic["m"] == [(1, SHARE_WHOLE)]
+    assert served.table.named == {}
+    assert served.troubles[-1].kind is TroubleKind.STORAGE_FAILED
+
+
+def test_a_package_that_two_names_share_goes_with_the_second(served: Registry) -> None:
+    served.register("twin", b"one")
+    served.settle()
+    served.order(Unregister(0, "m"))
+    served.settle()
+    assert len(served.packages) == 1
+    served.order(Unregister(0, "twin"))
+    served.settle()
+    assert served.packages == set()
+
+
+def test_too_old_versions_are_retired_but_for_those_of_the_route(registry: Registry) -> None:
+    for number in range(VERSIONS_MAX + 2):
+        registry.register("m", b"%d" % number)
+        registry.settle()
+        if number == 0:
+            registry.order(Promote(0, "m", 1))
+            registry.settle()
+    assert list(registry.states("m")) == [1, *range(3, VERSIONS_MAX + 3)]
+
+
+def test_a_package_goes_with_the_last_of_two_versions_that_are_erased_together(served: Registry) -> None:
+    served.register("twin", b"one")
+    served.settle()
+    served.order(Unregister(0, "m"))
+    served.order(Unregister(0, "twin"))
+    assert all(not job.change.packages for job in served.jobs if isinstance(job, WriteChange))
+    served.settle()
+    assert served.packages == set()
+
+
+def test_whoever_waits_for_the_last_worker_to_answer_waits_no_more_when_it_leaves(served: Registry) -> None:
+    served.join(2)
+    waiter = served.order(Offer(0, "m", False))
+    served.settle()
+    waiter = served.order(Offer(0, "m", True))
+    served.store()
+    served.prepare()
+    assert served.states("m") == {1: "ready"}, "it was before: one worker is enough"
+    assert served.answered(waiter) == []
+    served.leave(2)
+    assert served.answered(waiter) == ["m@1 is ready"]
+
+
+# ----- set aside ----------------------------------------------------------------------------------
+
+
+def test_what_is_set_aside_is_unloaded_says_why_and_the_disk_follows(served: Registry) -> None:
+    served.set_aside(1, "it crashed")
+    assert served.states("m") == {1: "unloading"}
+    assert (served.troubles[-1].kind, served.troubles[-1].subject) == (TroubleKind.MODEL_SET_ASIDE, "m@1")
+    served.settle()
+    assert (served.records["m", 1].offered, served.records["m", 1].aside) == (False, "it crashed")
+    refused = served.register("m", b"one")
+    assert "m@1 is set aside: it crashed" in served.answered(refused)[0]
+    served.order(Offer(0, "m", True))
+    served.settle()
+    assert (served.states("m"), served.records["m", 1].aside) == ({1: "ready"}, "")
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_version_that_is_set_aside_while_a_change_of_it_is_written_leaves_nobody_waiting(
+    served: Registry, is_gone: bool
+) -> None:
+    waiter = served.register("m", b"one", slo_ns=50_000_000)
+    served.set_aside(1, "it crashed")
+    if is_gone:
+        served.let_go()
+    served.store()
+    assert "m@1 is set aside: it crashed" in served.answered(waiter)[0]
+    served.settle()
+    assert (served.states("m"), served.records["m", 1].aside) == ({1: "unloaded"}, "it crashed")
+
+
+def test_a_version_that_is_set_aside_while_it_is_unloaded_is_both(served: Registry) -> None:
+    waiter = served.order(Offer(0, "m", False))
+    served.set_aside(1, "it crashed")
+    served.let_go()
+    assert served.states("m") == {1: "unloaded"}
+    served.settle()
+    assert served.answered(waiter) == ["replied {'unloaded': 'm'}"]
+    assert (served.records["m", 1].offered, served.records["m", 1].aside) == (False, "it crashed")
+
+
+def test_a_version_that_is_set_aside_while_it_is_erased_does_not_come_back(served: Registry) -> None:
+    waiter = served.order(Unregister(0, "m"))
+    served.set_aside(1, "it crashed")
+    served.settle()
+    assert served.answered(waiter) == ["replied {'removed': 'm'}"]
+    assert (served.states("m"), served.records) == ({}, {})
+
+
+# ----- releases -----------------------------------------------------------------------------------
+
+
+def test_traffic_goes_where_a_route_says_once_that_is_written_and_back(served: Registry) -> None:
+    served.register("m", b"two")
+    served.settle()
+    assert served.traffic["m"] == [(2, SHARE_WHOLE)]
+    waiter = served.order(Promote(0, "m", 1))
+    assert served.traffic["m"] == [(2, SHARE_WHOLE)]
+    served.store()
+    assert served.traffic["m"] == [(1, SHARE_WHOLE)]
+    assert served.answered(waiter) == ["the route of m"]
+    served.order(Route(0, "m", [[2, 1000]], []))
+    served.settle()
+    assert served.traffic["m"] == [(1, SHARE_WHOLE - 1000), (2, 1000)]
+    served.order(Rollback(0, "m"))
+    served.settle()
+    assert served.traffic["m"] == [(1, SHARE_WHOLE)]
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (Promote(0, "m", 7), "m has no version 7; it has 1"),
+        (Promote(0, "x", 1), "no model 'x' is registered"),
+        (Rollback(0, "m"), "there is no earlier route of m to go back to"),
+        (Route(0, "m", [[1, 1], [1, 2]], []), "version 1 is named twice"),
+        (Unregister(0, "m@9"), "no model 'm@9' is registered"),
+        (Offer(0, "x", True), "no model 'x' is registered"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(
+    served: Registry, message: object, sentence: str
+) -> None:
+    waiter = served.order(message)
+    assert served.answered(waiter) == [sentence]
+    assert not served.jobs
+
+
+def test_a_part_of_a_route_is_not_removed_alone_and_an_unloaded_version_gets_none(served: Registry) -> None:
+    served.register("m", b"two")
+    served.order(Promote(0, "m", 1))
+    served.settle()
+    waiter = served.order(Unregister(0, "m@1"))
+    assert "m@1 has a part in the route of m" in served.answered(waiter)[0]
+    served.order(Offer(0, "m@2", False))
+    served.settle()
+    waiter = served.order(Promote(0, "m", 2))
+    assert served.answered(waiter) == ["m@2 is unloaded"]
+
+
+# ----- whatever happens ---------------------------------------------------------------------------
+
+NAMES = ("a", "b")
+CLIENTS = (b"one", b"two")
+
+
+def may_fail(job: Job) -> bool:
+    """Not what nobody waits for and nobody tries again: that would be on disk, or not, until the next start."""
+    if isinstance(job, WriteChange):
+        return not any(record.aside for record in job.change.save)
+    return not isinstance(job, AbortUpload | RemovePackage)
+
+
+def act(registry: Registry, rng: random.Random, gone: set[object]) -> None:
+    """One thing that can happen now, chosen by chance. gone: gets the orders whose clients give up."""
+    name, client = rng.choice(NAMES), rng.choice(CLIENTS)
+    version = rng.choice((1, 1, 2, 3, 4))
+    text = rng.choice((name, f"{name}@{version}"))
+    kind = rng.choice(
+        ("register", "send", "send", "store", "store", "store", "prepare", "prepare", "fail", "let go", "join", "leave",
+         "set aside", "order", "cancel", "gone", "beat")
+    )  # fmt: skip
+    if kind == "register":
+        slo_ns = rng.choice((0, 0, 10_000_000, 20_000_000))
+        registry.register(name, b"%d" % rng.randrange(4), client, slo_ns=slo_ns)
+    elif kind == "send" and (ready := registry.ready_uploads()):
+        registry.send_chunk(rng.choice(ready))
+    elif kind == "store" and registry.jobs:
+        fails = rng.random() < 0.1 and may_fail(registry.jobs[0])
+        registry.store(rng.choice((FULL, InvalidModel("damaged"))) if fails else None)
+    elif kind == "prepare" and registry.asked:
+        registry.prepare(place=rng.randrange(len(registry.asked)))
+    elif kind == "fail" and registry.asked and rng.random() < 0.5:
+        status = rng.choice((Status.INVALID_MODEL, Status.INTERNAL))
+        registry.prepare(status, rng.randrange(len(registry.asked)))
+    elif kind == "let go" and registry.leaving:
+        registry.let_go(rng.randrange(len(registry.leaving)))
+    elif kind == "join":
+        worker = rng.randrange(3)
+        if worker not in registry.registrar.versions.preparations.worker_ids():
+            registry.join(worker)
+    elif kind == "leave" and (workers := registry.registrar.versions.preparations.worker_ids()):
+        registry.leave(rng.choice(workers))
+    elif kind == "set aside" and registry.known & set(registry.table.by_id) and rng.random() < 0.3:
+        registry.set_aside(rng.choice(sorted(registry.known & set(registry.table.by_id))), "it crashed")
+    elif kind == "order":
+        message = rng.choice(
+            (Unregister(0, text), Offer(0, text, True), Offer(0, text, False), Promote(0, name, version),
+             Promote(0, name, 0), Rollback(0, name), Route(0, name, [[version, 4000]], []))
+        )  # fmt: skip
+        registry.order(message, client)
+    elif kind == "cancel" and registry.needs and rng.random() < 0.3:
+        waiter = rng.choice(list(registry.needs))
+        gone.add(waiter)
+        del registry.needs[waiter]
+        registry.registrar.cancel(*waiter)
+        registry.carry_out()
+    elif kind == "gone" and rng.random() < 0.1:
+        gone.update(waiter for waiter in registry.orders if waiter.client == client)
+        for waiter in [waiter for waiter in registry.needs if waiter.client == client]:
+            del registry.needs[waiter]
+        registry.registrar.client_gone(client)
+        registry.carry_out()
+    elif kind == "beat":
+        registry.now_ns += 5_000_000_000
+        registry.beat()
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_everybody_is_answered_once_and_what_is_used_stays(seed: int) -> None:
+    """Registry itself holds that nobody is answered twice, no package erased that a record has, and no version served
+    that was never on disk."""
+    rng = random.Random(seed)
+    registry, gone = Registry(), set[object]()
+    for _ in range(300):
+        act(registry, rng, gone)
+        registry.check()
+    if not registry.registrar.versions.preparations.worker_ids():
+        registry.join(0)
+    registry.settle()
+    for _ in range(3):  # what could not be erased, or prepared, is tried again
+        registry.now_ns += 600_000_000_000
+        registry.beat()
+        registry.settle()
+    left = [waiter for waiter in registry.orders if waiter not in gone and registry.answers[waiter] != 1]
+    assert left == []
+    known = {(model.record.name, model.record.version): model for model in registry.all_versions()}
+    assert set(known) == set(registry.records)
+    for key, record in registry.records.items():
+        state = known[key].state
+        assert (record.offered, record.aside) == (known[key].record.offered, known[key].record.aside)
+        assert state in ((ModelState.READY, ModelState.FAILED) if record.offered else (ModelState.UNLOADED,))
+    assert registry.packages == {record.digest for record in registry.records.values()}
+    assert registry.routes == registry.table.named

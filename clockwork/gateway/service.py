@@ -190,7 +190,7 @@ class InferenceService:
         return {"name": SERVER_NAME, "version": VERSION, "extensions": list(EXTENSIONS)}
 
     async def why_not_ready(self) -> str:
-        """Why the cluster is not ready, in a sentence; "" if it is. See Registrar.readiness() of the controller."""
+        """Why the cluster is not ready, in a sentence; "" if it is. See Versions.readiness() of the controller."""
         try:
             status = await self._client.status(timeout=READY_LIMIT_S)
         except ClockworkError as error:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from clockwork.controller import routes
+from clockwork.controller.interfaces import read_summary
 from clockwork.controller.records import ModelRecord
-from clockwork.controller.registration import read_summary
 from clockwork.errors import ClockworkError, ConfigError, InvalidInput, InvalidModel
 from clockwork.formats import interface
 from clockwork.formats.checksums import unseal

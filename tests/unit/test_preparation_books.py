@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clockwork.config import PREPARE_AGAIN_NS
-from clockwork.controller.models import ModelState, ServedModel
+from clockwork.controller.lifecycle import ModelState
+from clockwork.controller.models import ServedModel
 from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.records import ModelRecord
 

@@ -36,14 +36,14 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 ACTIONS = ["csrc/actions/queue.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
-ALLOCATION = ["csrc/device/allocation.cpp"]
+WORKSPACE = ["csrc/device/workspace.cpp"]
 
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
     "clockwork.controller._exchange": EXCHANGE,
     "clockwork.actions._queue": ACTIONS,
     "clockwork.sim._world": WORLD,
-    "clockwork.device._ort": ALLOCATION,
+    "clockwork.device._ort": WORKSPACE,
 }
 """Of each extension, the C++ of csrc/ that is linked to it; each of those files is compiled once for all of them."""
 
@@ -107,10 +107,9 @@ extensions = [
     extension("clockwork.wire._zmq", HOT, ("dl",)),
     extension("clockwork.wire._codec", CORE),
     *(
-        extension(f"clockwork.device.{name}", HOT, ("dl", "pthread", *(["stdc++"] if name == "_ort" else [])))
+        extension(f"clockwork.device.{name}", CORE, ("dl", "pthread"))
         for name in (
-            "_parts", "_orders", "_crash", "_ort", "_pages", "_cpu", "_cudriver", "_cuda_host", "_cuda_model",
-            "_cuda_lanes", "_cuda",
+            "_parts", "_orders", "_crash", "_ort", "_pages", "_cpu", "_cudriver", "_cuda_host", "_cuda_model", "_cuda",
         )
     ),
     *(

@@ -1,49 +1,49 @@
 # cython: language_level=3
-"""The last words of a worker that crashes in a lane; see csrc/device/crash.h. One module, so that there is one state."""
+"""The last words of a worker that crashes in a lane; see csrc/device/crash.h. One module: it has the one state."""
 
 from libc.stdint cimport int64_t
+from libcpp cimport bool as cbool
+from libcpp.atomic cimport atomic
 
-cdef extern from "device/crash.h" nogil:
-    ctypedef struct cw_crash_state "__typeof__(cw_crash)":
-        int signal
-        int64_t action_id
-        int told
-    cw_crash_state cw_crash
-    int64_t cw_crash_action
-    int cw_crash_install(int wake_fd)
-    void cw_crash_enter()
-    void cw_crash_leave()
+cdef extern from "device/crash.h" namespace "clockwork::device" nogil:
+    cppclass Crash:
+        atomic[int] signal
+        atomic[int64_t] action_id
+        atomic[cbool] told
+    Crash crash
+    cbool install_crash_handler(int wake_fd)
+    void enter_crash_guard()
+    void leave_crash_guard()
+    void name_crash_action(int64_t action_id)
 
 
 cdef void crash_enter() noexcept nogil:
     """This thread will execute actions."""
-    cw_crash_enter()
+    enter_crash_guard()
 
 
 cdef void crash_leave() noexcept nogil:
     """It ends."""
-    cw_crash_leave()
+    leave_crash_guard()
 
 
 cdef void crash_at(int64_t action_id) noexcept nogil:
     """What this thread is at from now on; 0: nothing."""
-    global cw_crash_action
-    cw_crash_action = action_id
+    name_crash_action(action_id)
 
 
 def install(int wake_fd):
     """Have crashes in lanes wake a loop before they end the process."""
-    if cw_crash_install(wake_fd):
+    if not install_crash_handler(wake_fd):
         raise OSError("cannot install signal handlers")
 
 
 def crashed():
-    """(signal, action id) if a lane has crashed, else None. The process ends when tell() is called, or in a second."""
-    if cw_crash.signal <= 0:
-        return None
-    return cw_crash.signal, cw_crash.action_id
+    """(signal, action id) if a lane has crashed, else None. The process ends when told() is called, or in a second."""
+    cdef int number = crash.signal.load()
+    return (number, crash.action_id.load()) if number > 0 else None
 
 
 def told():
     """All has been said: let the signal take its course."""
-    cw_crash.told = 1
+    crash.told.store(True)

@@ -1,11 +1,51 @@
-"""The CUDA device's native half: the actions, as the loop's thread sees them."""
+"""The CUDA device's native half: what its lanes do over a page arena."""
 
-from clockwork.device._cuda_lanes cimport Action, Lanes
-from clockwork.device._cuda_model cimport Model, Program
-from clockwork.device._orders cimport Kind
+from libc.stdint cimport int64_t
+from libcpp.vector cimport vector
 
-cdef class Core(Lanes):
-    cdef int drop_queued(self) except -1
-    cdef Action* new_action(self, Kind kind, object order) except NULL
-    cdef int start_run(self, Action* action, object views, bint without_data) except -1
-    cdef object describe_run(self, Action* action, Program program)
+from clockwork.device._cuda_host cimport CLink, Link
+from clockwork.device._cuda_model cimport CudaOrder, CudaSlot
+from clockwork.device._cudriver cimport CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, Table, cw_cuda
+from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Span
+
+cdef class Core(Orders):
+    cdef Table table
+    cdef const cw_cuda* api
+    cdef CUcontext context
+    cdef Link link_owner  # keeps `link`
+    cdef CLink* link
+    cdef CUstream load_stream
+    cdef CUstream input_stream
+    cdef CUstream execute_stream
+    cdef CUstream output_stream
+    cdef CUevent load_begin
+    cdef CUevent load_end
+    cdef CUdeviceptr arena
+    cdef vector[CudaSlot] slots
+    cdef CUdeviceptr workspace  # used by one execution at a time
+    cdef CUdeviceptr workspace_next  # what the next one is to use instead; 0: none. Guarded by the hub's lock
+    cdef CUdeviceptr workspace_old  # what nobody uses any more
+    cdef bint broken  # a call has failed, and so does every other; guarded by the hub's lock
+    cdef char[TEXT_BYTES] fault
+    cdef bint opened
+
+    cdef int make_all(self) except -1
+    cdef int make_stream(self, CUstream* stream) except -1
+    cdef int make_event(self, CUevent* event) except -1
+    cdef int free_all(self) except -1
+    cdef void free_stream(self, CUstream stream) noexcept
+    cdef void free_event(self, CUevent event) noexcept
+    cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil
+    cdef bint look_at_context(self, const char* text) noexcept nogil
+    cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil
+    cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil
+    cdef void note_waiting(self, bint waits) noexcept nogil
+    cdef bint copy_weights(self, Order* order) noexcept nogil
+    cdef void run_fetch(self, Order* order) noexcept nogil
+    cdef bint bring_inputs(self, CudaOrder* order) noexcept nogil
+    cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil
+    cdef Lane* run_input(self, CudaOrder* order) noexcept nogil
+    cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil
+    cdef bint launch_all(self, CudaOrder* order, CUdeviceptr workspace) noexcept nogil
+    cdef bint take_outputs(self, CudaOrder* order) noexcept nogil
+    cdef void use_next_workspace(self) noexcept nogil

@@ -1,64 +1,147 @@
 # cython: language_level=3, cdivision=True
-"""The CUDA device's native half: the actions, as the loop's thread sees them. clockwork/device/cuda.py is its only
-caller and says what it promises; what runs without the GIL is in _cuda_lanes.pyx.
+"""The CUDA device's native half: what its lanes do over a page arena. clockwork/device/cuda.py is its only caller and
+says what it promises; what every device does is in _orders.pyx.
+
+Four threads run here, one for each lane: load, input, execute, output; and where the host store has a budget a
+fifth, fetch, which reads files and has nothing to do with the card. They enter without the GIL and never take it.
+An INFER passes through three of them: its inputs are copied while the one before it still executes, and its outputs
+while the next one does. The lanes allocate nothing, of the driver or of the process.
+
+A lane that waits for the device asks the driver whether an event has happened, at first without a pause and then at
+intervals of a 64th of the time waited (50 us at most). cuEventSynchronize would either spin all the time, which
+costs a core for each lane, or sleep until an interrupt, which comes tens of microseconds late.
 """
 
 cimport cython
-from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.stdint cimport INT64_MAX, uint64_t
+from libc.stdio cimport snprintf
+from libc.string cimport memcpy, memset
 
-from clockwork.device._cuda_host cimport cw_host_pin
-from clockwork.device._cuda_lanes cimport Slot
-from clockwork.device._cuda_model cimport Tensor, take, used_bytes
-from clockwork.device._cudriver cimport CUdeviceptr, Table
-from clockwork.device._orders cimport (
-    CW_PENDING, KIND_DROP, KIND_FETCH, KIND_INFER, KIND_LOAD, KIND_PROFILE, KIND_UNLOAD, Order, Orders, cw_action,
-    cw_claim_free, cw_hub_lock, cw_hub_take, cw_hub_unlock, cw_lane, cw_lane_clear, cw_lane_revoke)
-from clockwork.device._parts cimport Output, Parts, make_block, pin_parts
+from clockwork.device._cuda_host cimport (
+    COPY_HELD, HOST_FULL, HOST_IN_USE, HOST_NOT_HELD, HOST_OK, HostResult, WeightsCopy)
+from clockwork.device._cuda_model cimport (
+    FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, CudaWeight, Launch, Model,
+    Program, Tensor, Variant, copy_beginning)
+from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, cw_cuda_failed
+from clockwork.device._orders cimport FETCH, PROFILE, Lane, nap, now_ns
+from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, dtype_bits, fill_seeded
 
-from clockwork.wire.messages import NEVER_NS, Status
+from clockwork.wire.messages import Status
 
-cdef int INVALID_INPUT = Status.INVALID_INPUT
+cdef enum:
+    POLL_SPIN_NS = 20_000  # a wait this young is not worth a sleep
+    POLL_SHARE = 64
+    POLL_LEAST_NS = 2_000
+    POLL_MOST_NS = 50_000
+
+cdef int OK = Status.OK
+cdef int TOO_LATE = Status.TOO_LATE
+cdef int NOT_RESIDENT = Status.NOT_RESIDENT
+cdef int DEVICE_ERROR = Status.DEVICE_ERROR
+cdef int IN_USE = Status.IN_USE
+cdef int BAD_PAGES = Status.BAD_PAGES
 cdef int ACTION_CANCELLED = Status.ACTION_CANCELLED
-cdef int64_t ALWAYS = NEVER_NS
 
 
 @cython.no_gc_clear  # its end still needs the table
-cdef class Core(Lanes):
-    """Models and actions. Methods are for the loop's thread except where they say otherwise.
+cdef class Core(Orders):
+    """Streams and slots, and what the lanes do. Methods are for the loop's thread except where they say otherwise.
 
-    __init__ and release() need the context to be current.
+    arena: device memory, which is the caller's, as is that of slots and workspace. __init__ and release() need the
+    context to be current. link: shared by the devices that are loaded over it. run_ahead + 1 slots are made without
+    memory; see exchange_slot().
     """
 
+    def __cinit__(self, Table table, size_t context, CUdeviceptr arena, size_t page_bytes, int64_t page_count,
+                  int run_ahead, int64_t spin_ns, Link link not None):
+        cdef int index
+        self.table = table
+        self.link_owner = link
+        self.link = &link.link
+        self.api = &table.api
+        self.context = <CUcontext>context
+        self.arena = arena
+        self.set_bounds(page_count, page_bytes, run_ahead, spin_ns)
+        self.first = &self.lanes.input
+        self.slots.resize(self.slot_count)
+        for index in range(self.slot_count):
+            self.rooms.push_back(&self.slots[index])
+        self.opened = True
+
+    def __init__(self, *arguments):
+        """Raises CudaError."""
+        try:
+            self.make_all()
+        except BaseException:
+            self.free_all()
+            raise
+
+    cdef int make_all(self) except -1:
+        cdef int index
+        cdef CudaSlot* slot
+        self.make_stream(&self.load_stream)
+        self.make_stream(&self.input_stream)
+        self.make_stream(&self.execute_stream)
+        self.make_stream(&self.output_stream)
+        self.make_event(&self.load_begin)
+        self.make_event(&self.load_end)
+        for index in range(self.slot_count):
+            slot = &self.slots[index]
+            self.make_event(&slot.input_begin)
+            self.make_event(&slot.input_end)
+            self.make_event(&slot.run_begin)
+            self.make_event(&slot.run_end)
+            self.make_event(&slot.output_end)
+        return 0
+
+    cdef int make_stream(self, CUstream* stream) except -1:
+        return self.table.check(self.api.make_stream(stream, CU_STREAM_NON_BLOCKING), b"cuStreamCreate")
+
+    cdef int make_event(self, CUevent* event) except -1:
+        return self.table.check(self.api.make_event(event, CU_EVENT_DEFAULT), b"cuEventCreate")
+
+    cdef void free_stream(self, CUstream stream) noexcept:
+        if stream != NULL:
+            with nogil:
+                self.api.free_stream(stream)
+
+    cdef void free_event(self, CUevent event) noexcept:
+        if event != NULL:
+            self.api.free_event(event)
+
+    cdef int free_all(self) except -1:
+        """Destroy streams, events and lanes, once. Nothing runs any more."""
+        cdef int index
+        cdef CudaSlot* slot
+        if not self.opened:
+            return 0
+        self.opened = False
+        # Each destroys what was made; an error of a broken context changes nothing about that.
+        for index in range(self.slot_count):
+            slot = &self.slots[index]
+            self.free_event(slot.input_begin)
+            self.free_event(slot.input_end)
+            self.free_event(slot.run_begin)
+            self.free_event(slot.run_end)
+            self.free_event(slot.output_end)
+        self.free_event(self.load_begin)
+        self.free_event(self.load_end)
+        self.free_stream(self.load_stream)
+        self.free_stream(self.input_stream)
+        self.free_stream(self.execute_stream)
+        self.free_stream(self.output_stream)
+        self.lanes.hub.close()
+        return 0
+
     def release(self):
-        """Free everything. The loops must have returned, and the context be current."""
+        """Free everything. The lanes' threads must have returned, and the context be current."""
         if self.opened:
-            self.drop_queued()
+            self.drop_all()
             self.models.clear()
             self.free_all()
 
-    def reset(self):
-        """Wait for what runs; drop what is queued, what has not been polled, and every residency."""
-        cdef Model model
-        self.drop_queued()
-        for model in list(self.models.values()):
-            cw_hub_lock(&self.hub)
-            model.at.resident = False
-            cw_claim_free(self.owners, &model.at.claim)
-            cw_hub_unlock(&self.hub)
-
-    cdef int drop_queued(self) except -1:
-        """In the order in which actions pass, so that none is left behind."""
-        cdef cw_lane** lanes = [&self.input_lane, &self.execute_lane, &self.output_lane, &self.load_lane,
-                                &self.fetch_lane]
-        cdef cw_action* queued
-        cdef int index
-        for index in range(5):
-            with nogil:
-                queued = cw_lane_clear(lanes[index])
-            self.free_list(queued)
-        self.free_list(cw_hub_take(&self.hub))
-        return 0
+    def __dealloc__(self):
+        assert not self.opened, "release() comes first: it needs the context"
 
     def memory(self):
         """Bytes by purpose, and counts."""
@@ -74,139 +157,454 @@ cdef class Core(Lanes):
             "models": len(self.models),
         }
 
+    # ----- what the lanes do, from the loop of _orders.pyx ---------------------------------------
+
+    cdef void enter(self, Lane* lane) noexcept nogil:
+        if lane != &self.lanes.fetch:
+            self.api.set_context(self.context)
+
+    cdef Lane* run(self, Lane* lane, Order* order) noexcept nogil:
+        if lane == &self.lanes.input:
+            return self.run_input(<CudaOrder*>order)
+        if lane == &self.lanes.execute:
+            return self.run_infer(<CudaOrder*>order)
+        if lane == &self.lanes.output:
+            order.status = OK if self.take_outputs(<CudaOrder*>order) else DEVICE_ERROR
+        else:
+            self.run_fetch(order)
+        return NULL
+
+    # ----- pools ------------------------------------------------------------------------------
+
+    def exchange_slot(self, size_t size, size_t host, CUdeviceptr device):
+        """Give a slot that is smaller than ``size`` this memory; returns the (host, device) that it had (0, 0: none).
+
+        None if every slot is as large, and the memory stays the caller's. Waits while all smaller ones are in use.
+        """
+        cdef int index
+        cdef bint small = True, found = False
+        cdef size_t old_host = 0
+        cdef CUdeviceptr old_device = 0
+        with nogil:
+            self.lanes.hub.lock()
+            while small and not found:
+                small = False
+                for index in range(self.slot_count):
+                    if self.slots[index].bytes >= size:
+                        continue
+                    small = True
+                    if not self.slots[index].busy:
+                        old_host, old_device = <size_t>self.slots[index].host, self.slots[index].device
+                        self.slots[index].host, self.slots[index].device = <char*>host, device
+                        self.slots[index].bytes = size
+                        found = True
+                        break
+                if small and not found:
+                    self.lanes.hub.wait()
+            self.lanes.hub.unlock()
+        return (old_host, old_device) if found else None
+
+    def exchange_workspace(self, CUdeviceptr workspace):
+        """Have every further execution use this memory; returns what was used before (0: none), once it is not."""
+        cdef CUdeviceptr old
+        with nogil:
+            self.lanes.hub.lock()
+            self.workspace_next = workspace
+            while self.workspace_next != 0 and self.lanes.execute.running != NULL:
+                self.lanes.hub.wait()  # the execute lane takes it over when it begins its next
+            self.use_next_workspace()
+            old, self.workspace_old = self.workspace_old, 0
+            self.lanes.hub.unlock()
+        return old
+
+    cdef void use_next_workspace(self) noexcept nogil:
+        """If there is a next one. No execution is under way, and the lock is held."""
+        if self.workspace_next != 0:
+            self.workspace_old, self.workspace, self.workspace_next = self.workspace, self.workspace_next, 0
+
+    @property
+    def fault_text(self):
+        """What broke the context, after which every call fails; "" while it is whole."""
+        self.lanes.hub.lock()
+        text = <bytes>self.fault if self.broken else b""
+        self.lanes.hub.unlock()
+        return text.decode(errors="replace")
+
+    def look(self, text):
+        """A call outside of the lanes failed: whether that broke the context. Makes it current. ``text``: what is said."""
+        cdef char buffer[TEXT_BYTES]
+        cdef bytes said = text.encode()[:TEXT_BYTES - 1]
+        memset(buffer, 0, TEXT_BYTES)
+        memcpy(buffer, <const char*>said, len(said))
+        self.api.set_context(self.context)
+        return self.look_at_context(buffer)
+
     # ----- actions, from the loop's thread -----------------------------------------------------
 
-    def start_load(self, order):
-        cdef Action* action = self.new_action(KIND_LOAD, order)
-        if action.order.base.status == CW_PENDING and self.take_runs(&action.order, order):
-            if action.model.host != NULL:
-                action.pins = True
-                cw_host_pin(action.model.host, action.model.weights_there, 1)
-            self.queue(&action.order, &self.load_lane)
+    cdef Order* new_order(self) except NULL:
+        return new CudaOrder()
 
-    def start_unload(self, order):
-        cdef Action* action = self.new_action(KIND_UNLOAD, order)
-        if action.order.base.status == CW_PENDING:
-            self.queue(&action.order, &self.load_lane)
+    cdef bint take_runs(self, Order* order, object load) except -1:
+        """A LOAD's model stays in the host store until its end has been polled."""
+        cdef CudaModel* model = <CudaModel*>order.residency
+        if not Orders.take_runs(self, order, load):
+            return False
+        if model.store != NULL:
+            (<CudaOrder*>order).pins = True
+            model.store.pin(model.copy[0], 1)
+        return True
 
-    def start_fetch(self, order):
-        """fetch_loop() must run, and the models be made for a host store with a budget: so for a DROP."""
-        cdef Action* action = self.new_action(KIND_FETCH, order)
-        if action.order.base.status == CW_PENDING:
-            self.queue(&action.order, &self.fetch_lane)
+    cdef int free_order(self, Order* order) except -1:
+        cdef CudaModel* model = <CudaModel*>order.residency
+        if (<CudaOrder*>order).pins:
+            model.store.pin(model.copy[0], -1)
+        return Orders.free_order(self, order)
 
-    def start_drop(self, order):
-        cdef Action* action = self.new_action(KIND_DROP, order)
-        if action.order.base.status == CW_PENDING:
-            self.queue(&action.order, &self.fetch_lane)
-
-    def start_infer(self, order, parts):
-        cdef Action* action = self.new_action(KIND_INFER, order)
-        if action.order.base.status == CW_PENDING:
-            self.start_run(action, parts, False)
-
-    def start_profile(self, order):
-        cdef Action* action = self.new_action(KIND_PROFILE, order)
-        cdef Program program
+    cdef object describe_run(self, Order* given):
+        """Choose the variant, and make the outputs' block."""
+        cdef CudaOrder* order = <CudaOrder*>given
+        cdef Program program = (<Model>order.owner).program
         cdef size_t index
-        if action.order.base.status == CW_PENDING:
-            program = (<Model>action.order.owner).program
-            dtypes = [program.input_dtypes[index] for index in range(program.input_count)]
-            self.start_run(action, [[(dtype, shape, None) for dtype, shape in zip(dtypes, order.shapes)]], True)
-
-    cdef int start_run(self, Action* action, object views, bint without_data) except -1:
-        """Queue an INFER or PROFILE whose inputs are what the model takes, or end it with a sentence."""
-        cdef Program program = (<Model>action.order.owner).program
-        cdef int held
-        cdef bint found
-        try:
-            problem = pin_parts(&action.order.parts, program.input_count, program.input_dtypes, views, without_data)
-            if problem is None:
-                problem = self.describe_run(action, program)
-        except BaseException:
-            self.free_order(&action.order)
-            raise
-        if problem is not None:
-            self.refuse(&action.order, INVALID_INPUT, problem)
-            return 0
-        cw_hub_lock(&self.hub)
-        held = self.input_lane.length + self.execute_lane.length + self.output_lane.length
-        cw_hub_unlock(&self.hub)
-        if held >= self.run_ahead:
-            self.refuse_full(&action.order)
-            return 0
-        # Only this thread adds to them.
-        found = self.take_room(&action.order)
-        assert found, "more actions than the lanes may hold"
-        action.slot = <Slot*>action.order.room
-        assert <int64_t>action.order.room.bytes >= action.variant.slot_bytes, "prepare() has not grown the slots"
-        self.queue(&action.order, &self.input_lane)
-        return 0
-
-    cdef object describe_run(self, Action* action, Program program):
-        """Choose the variant, and make the outputs' block. A sentence if nothing runs these inputs, else None."""
-        cdef size_t index
-        cdef Parts* parts = &action.order.parts
+        cdef Parts* parts = &order.parts
         cdef Tensor* tensor
         cdef Output* output
         cdef int axis
+        # The window of an execution is that: the input lane does not wait for it.
+        order.run_earliest_ns, order.earliest_ns = order.earliest_ns, 0
         if parts.part_count > 1 and not program.batches:
             return f"a batch of {parts.part_count} parts; this program takes one"
-        action.variant = program.choose(parts, action.sizes)
-        if action.variant == NULL:
+        order.variant = program.choose(parts, order.sizes)
+        if order.variant == NULL:
             shapes = [[parts.inputs[index].dims[axis] for axis in range(parts.inputs[index].rank)]
                       for index in range(parts.input_count)]
             return f"the program was not compiled for inputs of the shapes {shapes}; see its variants"
-        if action.order.kind == KIND_PROFILE:
+        if order.kind == PROFILE:
             return None
-        parts.outputs = <Output*>take(program.output_count, sizeof(Output))
-        parts.part_ends = <int64_t*>take(program.output_count * parts.part_count, sizeof(int64_t))
-        parts.output_count = program.output_count
+        if not parts.make_outputs(program.output_count):
+            raise MemoryError
         for index in range(program.output_count):
-            tensor, output = &action.variant.outputs[index], &parts.outputs[index]
-            output.dtype, output.rank = tensor.dtype, tensor.rank
-            memcpy(output.dims, tensor.dims, tensor.rank * sizeof(int64_t))
+            tensor, output = &order.variant.outputs[index], &parts.outputs[index]
+            output.dtype, output.rank = tensor.dtype, tensor.rank()
+            memcpy(output.dims, tensor.dims.data(), output.rank * sizeof(int64_t))
             if program.batches:
                 output.dims[0] = parts.inputs[0].dims[0]
-            output.bytes = used_bytes(tensor, output.dims[0])
-            for axis in range(tensor.rank):
+            output.bytes = tensor.used_bytes(output.dims[0])
+            for axis in range(output.rank):
                 if tensor.symbols[axis] >= 0 and output.dims[axis]:
-                    output.bytes = output.bytes // output.dims[axis] * action.sizes[tensor.symbols[axis]]
-                    output.dims[axis] = action.sizes[tensor.symbols[axis]]
-        make_block(parts)
+                    output.bytes = output.bytes // output.dims[axis] * order.sizes[tensor.symbols[axis]]
+                    output.dims[axis] = order.sizes[tensor.symbols[axis]]
+        if not parts.make_block():
+            raise MemoryError
+        for index in range(program.output_count):
+            parts.divide(index)
         return None
 
-    def revoke(self, action_id):
-        cdef cw_action* found = cw_lane_revoke(&self.input_lane, action_id, ACTION_CANCELLED)
-        cdef bint running = False
-        if found == NULL:
-            cw_hub_lock(&self.hub)
-            found = self.input_lane.running
-            if found != NULL and found.action_id == action_id:
-                (<Action*>found).revoked = running = True
-            found = NULL
-            cw_hub_unlock(&self.hub)
-            if not running:
-                found = cw_lane_revoke(&self.execute_lane, action_id, ACTION_CANCELLED)
-        if found != NULL:
-            self.drop_room(<Order*>found)
-        elif not running and cw_lane_revoke(&self.load_lane, action_id, ACTION_CANCELLED) == NULL:
-            cw_lane_revoke(&self.fetch_lane, action_id, ACTION_CANCELLED)
+    cdef object place_run(self, Order* order):
+        """Inputs and outputs lie in the slot."""
+        cdef bint found = self.take_room(order)
+        assert found, "more actions than the lanes may hold"
+        assert <int64_t>order.room.bytes >= (<CudaOrder*>order).variant.slot_bytes, "prepare() has not grown the slots"
 
-    cdef int free_order(self, Order* order) except -1:
-        cdef Action* action = <Action*>order
-        if action.pins:
-            cw_host_pin(action.model.host, action.model.weights_there, -1)
-        return Orders.free_order(self, order)
+    # ----- the driver, from the lanes ------------------------------------------------------------
 
-    cdef Action* new_action(self, Kind kind, object order) except NULL:
-        """As make_order(). The window of an INFER is its execution's: the input lane does not wait for it."""
-        cdef Action* action = <Action*>self.make_order(sizeof(Action), kind, order)
-        if action.order.base.status == CW_PENDING:
-            action.model = &(<Model>action.order.owner).state
-            action.earliest_ns = action.order.base.earliest_ns
-            action.latest_ns = action.order.base.latest_ns
-            action.order.base.latest_ns = ALWAYS
-            if kind == KIND_INFER or kind == KIND_PROFILE:
-                action.order.base.earliest_ns = 0
-        return action
+    cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil:
+        """Whether a call failed; then a sentence, and whether the context broke is looked at."""
+        if not cw_cuda_failed(self.api, result, call, text, TEXT_BYTES):
+            return False
+        self.look_at_context(text)
+        return True
+
+    cdef bint look_at_context(self, const char* text) noexcept nogil:
+        """Whether the context is broken. The first who finds it so leaves what it was doing."""
+        cdef CUresult state = self.api.query_event(self.load_end)
+        if state == 0 or state == CUDA_ERROR_NOT_READY:
+            return False
+        self.lanes.hub.lock()
+        if not self.broken:
+            memcpy(self.fault, text, TEXT_BYTES)
+        self.broken = True
+        self.lanes.hub.unlock()
+        return True
+
+    cdef bint wait(self, CUevent event, const char* what, char* text) noexcept nogil:
+        """Until an event has happened. False, with a sentence, if it never will."""
+        cdef int64_t begin_ns = now_ns(), waited_ns
+        cdef CUresult state
+        while True:
+            state = self.api.query_event(event)
+            if state != CUDA_ERROR_NOT_READY:
+                return not self.failed(state, what, text)
+            waited_ns = now_ns() - begin_ns
+            if waited_ns > POLL_SPIN_NS:
+                nap(min(max(waited_ns // POLL_SHARE, <int64_t>POLL_LEAST_NS), <int64_t>POLL_MOST_NS))
+
+    cdef bint measure(self, Span* span, CUevent begin, CUevent end, char* text) noexcept nogil:
+        """A phase has ended: by this machine's clock now, its duration by the device's events."""
+        cdef float elapsed_ms = 0
+        span.end_ns = now_ns()
+        if self.failed(self.api.elapsed(&elapsed_ms, begin, end), b"cuEventElapsedTime", text):
+            return False
+        span.duration_ns = <int64_t>(<double>elapsed_ms * 1e6)
+        return True
+
+    # ----- the load lane -----------------------------------------------------------------------
+
+    cdef void run_load(self, Order* order) noexcept nogil:
+        """Over the link, when it is this device's turn."""
+        cdef CudaModel* model = <CudaModel*>order.residency
+        self.note_waiting(True)
+        self.link.take()
+        self.note_waiting(False)
+        if now_ns() > order.latest_ns:
+            order.status = TOO_LATE
+        elif model.store != NULL and model.store.state(model.copy[0]) != COPY_HELD:
+            order.execute.begin()
+            snprintf(order.text, TEXT_BYTES, "the model is not in the host store")
+            order.status = NOT_RESIDENT
+        else:
+            Orders.run_load(self, order)
+        self.link.leave()
+
+    cdef void note_waiting(self, bint waits) noexcept nogil:
+        self.lanes.hub.lock()
+        self.waits_for_link = waits
+        self.lanes.hub.unlock()
+
+    cdef bint bring_weights(self, Order* order) noexcept nogil:
+        if self.copy_weights(order):
+            return True
+        # Copies that are under way still write to the pages.
+        self.api.finish_stream(self.load_stream)
+        return False
+
+    cdef bint copy_weights(self, Order* order) noexcept nogil:
+        """Copy the runs, a page at a time, and wait until they have arrived."""
+        cdef CudaModel* model = <CudaModel*>order.residency
+        cdef WeightsCopy* source = model.copy
+        cdef int64_t page, index = 0
+        cdef CUdeviceptr target
+        cdef size_t run
+        cdef char* text = order.text
+        if self.failed(self.api.record_event(self.load_begin, self.load_stream), b"cuEventRecord", text):
+            return False
+        for run in range(model.claim.run_pages.size()):
+            target = self.arena + model.claim.run_starts[run] * self.page_bytes
+            for page in range(model.claim.run_pages[run]):
+                if source.page_bytes[index] and self.failed(
+                        self.api.copy_in(target + page * self.page_bytes, source.pages[index],
+                                         source.page_bytes[index], self.load_stream),
+                        b"cuMemcpyHtoDAsync", text):
+                    return False
+                index += 1
+        if self.failed(self.api.record_event(self.load_end, self.load_stream), b"cuEventRecord", text):
+            return False
+        return (self.wait(self.load_end, b"cuEventQuery", text)
+                and self.measure(&order.execute, self.load_begin, self.load_end, text))
+
+    # ----- the fetch lane ------------------------------------------------------------------------
+
+    cdef void run_fetch(self, Order* order) noexcept nogil:
+        """FETCH and DROP, of the host store that all devices of the process share."""
+        cdef CudaModel* model = <CudaModel*>order.residency
+        cdef HostResult result
+        order.execute.begin()
+        if order.kind == FETCH:
+            result = model.store.fetch(model.copy[0], order.text, TEXT_BYTES)
+        else:
+            result = model.store.drop(model.copy[0])
+        order.execute.end()
+        if result == HOST_OK:
+            order.status = OK
+        elif result == HOST_FULL:
+            order.status = BAD_PAGES
+        elif result == HOST_IN_USE:
+            order.status = IN_USE
+        elif result == HOST_NOT_HELD:
+            order.status = NOT_RESIDENT
+        else:
+            order.status = DEVICE_ERROR
+
+    # ----- the input lane ------------------------------------------------------------------------
+
+    cdef Lane* run_input(self, CudaOrder* order) noexcept nogil:
+        cdef bint revoked
+        if not self.bring_inputs(order):
+            order.status = DEVICE_ERROR
+            return NULL
+        self.lanes.hub.lock()
+        revoked = order.revoked
+        self.lanes.hub.unlock()
+        # A revocation from here on finds it running in this lane, and leaves its mark too late to be seen here; the
+        # loop looks for it again when the execute lane takes it.
+        if revoked:
+            order.status = ACTION_CANCELLED
+            return NULL
+        order.earliest_ns = order.run_earliest_ns
+        return &self.lanes.execute
+
+    cdef bint bring_inputs(self, CudaOrder* order) noexcept nogil:
+        """Join the parts in pinned memory, copy them to the device, and wait until they have arrived."""
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef Parts* parts = &order.parts
+        cdef Tensor* tensor
+        cdef size_t index, part
+        cdef char* base
+        cdef int64_t size, row
+        cdef char* text = order.text
+        order.copy_in.begin()
+        if self.failed(self.api.record_event(slot.input_begin, self.input_stream), b"cuEventRecord", text):
+            return False
+        for index in range(parts.input_count):
+            tensor = &order.variant.inputs[index]
+            base = slot.host + tensor.offset
+            if order.kind == PROFILE:
+                size = tensor.bytes if tensor.open else parts.inputs[index].bytes
+                fill_seeded(base, tensor.dtype, size)
+            else:
+                size = 0
+                if tensor.open:
+                    size = self.enlarge(order, index, base)
+                for part in range(0 if tensor.open else parts.part_count):
+                    memcpy(base + size, parts.buffer(part, index).buf,
+                           parts.buffer(part, index).len)
+                    size += parts.buffer(part, index).len
+            if tensor.padded and size < tensor.bytes:
+                if size == 0:
+                    memset(base, 0, tensor.bytes)
+                    size = tensor.bytes
+                while size < tensor.bytes:
+                    memcpy(base + size, base + size - tensor.row_bytes, tensor.row_bytes)
+                    size += tensor.row_bytes
+            if size and self.failed(self.api.copy_in(slot.device + tensor.offset, base, size, self.input_stream),
+                                    b"cuMemcpyHtoDAsync", text):
+                self.api.finish_stream(self.input_stream)
+                return False
+        if self.failed(self.api.record_event(slot.input_end, self.input_stream), b"cuEventRecord", text):
+            self.api.finish_stream(self.input_stream)
+            return False
+        return (self.wait(slot.input_end, b"cuEventQuery", text)
+                and self.measure(&order.copy_in, slot.input_begin, slot.input_end, text))
+
+    cdef int64_t enlarge(self, CudaOrder* order, size_t index, char* base) noexcept nogil:
+        """Join the parts of an input that ends before the variant's does, zeros behind each end; the bytes filled."""
+        cdef Parts* parts = &order.parts
+        cdef Tensor* tensor = &order.variant.inputs[index]
+        cdef Input* joined = &parts.inputs[index]
+        cdef int64_t size = tensor.used_bytes(joined.dims[0]), at = 0
+        cdef int64_t[RANK_MOST] dims
+        cdef size_t part
+        memset(base, 0, size)
+        memcpy(dims, joined.dims, joined.rank * sizeof(int64_t))
+        for part in range(parts.part_count):
+            if parts.part_count > 1:
+                dims[0] = parts.rows[part]
+            copy_beginning(<char*>parts.buffer(part, index).buf, dims, base + at, tensor.dims.data(),
+                           tensor.rank(), dtype_bits(tensor.dtype) // 8, True)
+            at += dims[0] * tensor.row_bytes
+        return size
+
+    # ----- the execute lane --------------------------------------------------------------------
+
+    cdef Lane* run_infer(self, CudaOrder* order) noexcept nogil:
+        cdef CUdeviceptr workspace
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef char* text = order.text
+        cdef bint resident
+        self.lanes.hub.lock()
+        resident = self.is_here(order)
+        self.use_next_workspace()
+        workspace = self.workspace
+        self.lanes.hub.unlock()
+        if not resident:
+            order.status = NOT_RESIDENT
+            return NULL
+        order.execute.begin()
+        if not (self.launch_all(order, workspace)
+                and self.wait(slot.run_end, b"cuEventQuery", text)
+                and self.measure(&order.execute, slot.run_begin, slot.run_end, text)):
+            order.status = DEVICE_ERROR
+            # What was launched still uses the slot and the pages.
+            self.api.finish_stream(self.execute_stream)
+            self.api.finish_stream(self.output_stream)
+            return NULL
+        order.copy_out.begin_ns = order.copy_out.end_ns = order.execute.end_ns
+        if order.kind == PROFILE:
+            order.status = OK
+            return NULL
+        order.earliest_ns, order.latest_ns = 0, INT64_MAX
+        return &self.lanes.output
+
+    cdef bint launch_all(self, CudaOrder* order, CUdeviceptr workspace) noexcept nogil:
+        """Queue the launches, and behind them the copies of the outputs, on a stream of their own."""
+        cdef Variant* variant = order.variant
+        cdef Parts* parts = &order.parts
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef CudaModel* model = <CudaModel*>order.residency
+        cdef Launch* launch
+        cdef Argument* argument
+        cdef CudaWeight* weight
+        cdef Tensor* tensor
+        cdef size_t number, index
+        cdef uint64_t value
+        cdef int64_t size
+        cdef char* text = order.text
+        if self.failed(self.api.record_event(slot.run_begin, self.execute_stream), b"cuEventRecord", text):
+            return False
+        for number in range(variant.launches.size()):
+            launch = &variant.launches[number]
+            for index in range(launch.arguments.size()):
+                argument = &launch.arguments[index]
+                value = argument.value
+                if argument.source == FROM_WEIGHT:
+                    weight = &model.weights[argument.index]
+                    value += self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
+                elif argument.source == FROM_INPUT:
+                    value += slot.device + variant.inputs[argument.index].offset
+                elif argument.source == FROM_OUTPUT:
+                    value += slot.device + variant.outputs[argument.index].offset
+                elif argument.source == FROM_WORKSPACE:
+                    value += workspace
+                elif argument.source == FROM_SIZE:
+                    value = order.sizes[argument.index]
+                launch.values[index] = value
+            if self.failed(self.api.launch(
+                    launch.function, launch.grid[0], launch.grid[1], launch.grid[2], launch.block[0], launch.block[1],
+                    launch.block[2], launch.shared_bytes, self.execute_stream, launch.pointers.data(), NULL),
+                    b"cuLaunchKernel", text):
+                return False
+        if self.failed(self.api.record_event(slot.run_end, self.execute_stream), b"cuEventRecord", text):
+            return False
+        if order.kind == PROFILE:
+            return True
+        if self.failed(self.api.wait_event(self.output_stream, slot.run_end, 0), b"cuStreamWaitEvent", text):
+            return False
+        for index in range(parts.outputs.size()):
+            tensor = &variant.outputs[index]
+            size = tensor.used_bytes(parts.outputs[index].dims[0])
+            if size and self.failed(
+                    self.api.copy_out(slot.host + tensor.offset, slot.device + tensor.offset, size,
+                                      self.output_stream), b"cuMemcpyDtoHAsync", text):
+                return False
+        return not self.failed(self.api.record_event(slot.output_end, self.output_stream), b"cuEventRecord", text)
+
+    # ----- the output lane -----------------------------------------------------------------------
+
+    cdef bint take_outputs(self, CudaOrder* order) noexcept nogil:
+        cdef CudaSlot* slot = <CudaSlot*>order.room
+        cdef size_t index
+        cdef Output* output
+        cdef Tensor* tensor
+        cdef char* text = order.text
+        if not (self.wait(slot.output_end, b"cuEventQuery", text)
+                and self.measure(&order.copy_out, slot.run_end, slot.output_end, text)):
+            return False
+        for index in range(order.parts.outputs.size()):
+            output = &order.parts.outputs[index]
+            tensor = &order.variant.outputs[index]
+            if tensor.open:
+                copy_beginning(order.parts.block + output.begin, output.dims, slot.host + tensor.offset,
+                               tensor.dims.data(), tensor.rank(), dtype_bits(tensor.dtype) // 8, False)
+            else:
+                memcpy(order.parts.block + output.begin, slot.host + tensor.offset, output.bytes)
+        order.copy_out.end_ns = now_ns()
+        return True

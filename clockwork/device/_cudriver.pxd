@@ -1,6 +1,6 @@
 """CUDA's driver as a table of functions; see csrc/device/cuda_api.h."""
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint64_t
 
 cdef extern from "device/cuda_api.h" nogil:
     ctypedef int CUresult

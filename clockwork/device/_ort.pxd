@@ -1,6 +1,7 @@
 """ONNX Runtime through its C API: the library, the shared workspace, sessions."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t
+from libcpp cimport bool as cbool
 
 cdef extern from "device/ort_api.h" nogil:
     enum:
@@ -24,8 +25,8 @@ cdef extern from "device/ort_api.h" nogil:
     ctypedef struct OrtApiBase:
         const OrtApi* (*GetApi)(uint32_t) noexcept nogil
         const char* (*GetVersionString)() noexcept nogil
-    ctypedef struct OrtAllocator:
-        uint32_t version
+    cppclass OrtAllocator:
+        pass
 
     int ort_dtype_of_onnx(int)
     int onnx_dtype_of_ort(int)
@@ -79,26 +80,25 @@ cdef extern from "device/ort_api.h" nogil:
     OrtStatus* ort_register_allocator(const OrtApi*, OrtEnv*, OrtAllocator*)
     OrtStatus* ort_string_buffer(const OrtApi*, OrtValue*, size_t, size_t, char**)
 
-cdef extern from "device/workspace.h" nogil:
+cdef extern from "device/memory.h" namespace "clockwork::device" nogil:
     enum:
-        CW_HUGE
-        MADV_POPULATE_READ
-    ctypedef struct ws_account:
+        MADV_POPULATE_READ "MADV_POPULATE_READ"
+    size_t HUGE_PAGE_BYTES
+    char* map_touched(size_t size)
+    cbool populate(char* base, size_t size)
+    size_t round_up(size_t size, size_t unit)
+
+cdef extern from "device/workspace.h" namespace "clockwork::device" nogil:
+    cppclass Account:
         size_t limit_bytes
         size_t used_bytes
         size_t peak_bytes
         size_t refused_bytes
-    ctypedef struct workspace:
-        OrtAllocator allocator
-        size_t reserved_bytes
-        size_t used_bytes
-        size_t limit_bytes
-    void ws_init(workspace*, const OrtMemoryInfo*, size_t limit_bytes)
-    void ws_trim(workspace*)
-    void ws_charge(ws_account*)
-    void* cw_map(size_t bytes)
-    int cw_populate(char* base, size_t bytes)
-    size_t cw_round_up(size_t bytes, size_t unit)
+    cppclass Workspace(OrtAllocator):
+        Workspace(const OrtMemoryInfo*, size_t limit_bytes) except +
+        size_t reserved_bytes()
+        void trim()
+    void charge(Account*)
 
 cdef extern from "<dlfcn.h>" nogil:
     int RTLD_NOW
@@ -110,22 +110,22 @@ cdef extern from "<dlfcn.h>" nogil:
 cdef enum:
     TEXT_BYTES = 500  # of an error's message, its end included
 
-cdef struct Session:
-    # An open session and what a run needs to be told each time.
-    OrtSession* handle
-    size_t input_count
-    size_t output_count
-    char** input_names
-    char** output_names
-    int* input_dtypes  # ONNX's
-    OrtValue** outputs  # output_count places for the one run that is under way
+cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
+    ctypedef struct Session:
+        OrtSession* handle
+        size_t input_count
+        size_t output_count
+        char** input_names
+        char** output_names
+        int* input_dtypes
+        OrtValue** outputs
 
 cdef class Runtime:
     cdef const OrtApi* api
     cdef OrtEnv* env
     cdef OrtMemoryInfo* memory
     cdef OrtAllocator* strings  # the runtime's own heap: names and string tensors
-    cdef workspace* workspace
+    cdef Workspace* workspace
     cdef readonly str version
     cdef readonly str path
 
@@ -138,6 +138,7 @@ cdef class Runtime:
                            char* text) noexcept nogil
     cdef void close(self, Session* session) noexcept nogil
     cdef size_t workspace_bytes(self) noexcept nogil
-    cdef void charge(self, ws_account* account) noexcept nogil
+    cdef void charge(self, Account* account) noexcept nogil
+    cdef void trim(self) noexcept nogil
 
 cpdef Runtime runtime()

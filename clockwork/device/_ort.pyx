@@ -70,11 +70,8 @@ cdef class Runtime:
         self.check(ort_create_env(self.api, ORT_LOG_FATAL, b"clockwork", &self.env))
         self.check(ort_create_cpu_memory_info(self.api, ORT_DEVICE_ALLOCATOR, ORT_MEMORY_DEFAULT, &self.memory))
         self.check(ort_default_allocator(self.api, &self.strings))
-        self.workspace = <workspace*>calloc(1, sizeof(workspace))
-        if self.workspace == NULL:
-            raise MemoryError
-        ws_init(self.workspace, self.memory, workspace_bytes_max())
-        self.check(ort_register_allocator(self.api, self.env, &self.workspace.allocator))
+        self.workspace = new Workspace(self.memory, workspace_bytes_max())
+        self.check(ort_register_allocator(self.api, self.env, self.workspace))
         self._verify()
 
     cdef int check(self, OrtStatus* status) except -1:
@@ -247,8 +244,12 @@ cdef class Runtime:
         memset(session, 0, sizeof(Session))
 
     cdef size_t workspace_bytes(self) noexcept nogil:
-        return self.workspace.reserved_bytes
+        return self.workspace.reserved_bytes()
 
-    cdef void charge(self, ws_account* account) noexcept nogil:
+    cdef void trim(self) noexcept nogil:
+        """Give back to the kernel what no session has of the workspace."""
+        self.workspace.trim()
+
+    cdef void charge(self, Account* account) noexcept nogil:
         """What this thread allocates from now on counts against the account; NULL: against none."""
-        ws_charge(account)
+        charge(account)

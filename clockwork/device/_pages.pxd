@@ -1,6 +1,9 @@
 """The CPU device's memory: a page arena, input slots, and the models whose weights come from mapped files."""
 
 from libc.stdint cimport int64_t
+from libcpp cimport bool as cbool
+from libcpp.string cimport string
+from libcpp.vector cimport vector
 
 from clockwork.device._orders cimport Known, Orders, Residency, Room
 from clockwork.device._ort cimport OrtApi, OrtSessionOptions, OrtValue, Runtime, Session
@@ -8,37 +11,28 @@ from clockwork.device._ort cimport OrtApi, OrtSessionOptions, OrtValue, Runtime,
 cdef extern from "<sys/mman.h>" nogil:
     int mincore(void*, size_t, unsigned char*)
 
-cdef struct Weight:
-    # Where one of the program's inputs lies in the pages.
-    int dtype
-    int rank
-    int64_t run
-    int64_t offset
-    int64_t bytes
-    int64_t* dims
-
-cdef struct ModelState:
-    bint packed
-    bint has_session  # of its own: packed, and resident
-    Session* session  # the shared program's, or &own
-    Session own
-    char* path  # packed: what LOAD opens
-    size_t input_count
-    int* input_dtypes
-    char* source  # the weights, mapped
-    size_t source_bytes
-    bint copied  # they are in memory of this process, and not a file's mapping
-    int64_t* run_bytes  # of each run, what weights take: the rest of its last page is not copied
-    size_t weight_count
-    Weight* weights
-    int64_t* dims
-    size_t workspace_bytes  # what one execution may take
-    OrtValue** values  # what a run is fed: places for the inputs, then the weights
-    Residency* at
-
-cdef struct Slot:
-    Room room
-    char* base
+cdef extern from "device/cpu_model.h" namespace "clockwork::device" nogil:
+    cppclass CpuWeight:
+        int dtype
+        vector[int64_t] dims
+        size_t run
+        int64_t offset
+        int64_t bytes
+    cppclass CpuModel(Residency):
+        cbool packed
+        Session* session
+        Session own
+        string path
+        vector[int] input_dtypes
+        char* source
+        size_t source_bytes
+        cbool copied
+        vector[int64_t] run_bytes
+        vector[CpuWeight] weights
+        size_t workspace_bytes
+        vector[OrtValue*] values
+    cppclass CpuSlot(Room):
+        char* base
 
 cdef class Program:
     cdef Session session
@@ -46,7 +40,7 @@ cdef class Program:
     cdef object __weakref__
 
 cdef class Model(Known):
-    cdef ModelState state
+    cdef CpuModel state
     cdef Program program
     cdef Runtime runtime
     cdef readonly int64_t packed_bytes
@@ -57,13 +51,12 @@ cdef class Arena(Orders):
     cdef OrtSessionOptions* options
     cdef char* arena
     cdef size_t arena_bytes
-    cdef unsigned char* hollow  # of each page: it has given up its memory. The load lane's, and reset()'s
-    cdef Slot* slots
+    cdef vector[unsigned char] hollow  # of each page: it has given up its memory. The load lane's, and reset()'s
+    cdef vector[CpuSlot] slots
     cdef size_t slot_bytes_most
 
     cdef int free_memory(self) except -1
-    cdef void give_up_memory(self, ModelState* model) noexcept nogil
-    cdef bint take_memory(self, ModelState* model) noexcept nogil
-    cdef bint fill(self, ModelState* model, char* text) noexcept nogil
-    cdef void evict(self, ModelState* model) noexcept nogil
-    cdef bint grow_slot(self, Slot* slot, size_t bytes) noexcept nogil
+    cdef void give_up_memory(self, CpuModel* model) noexcept nogil
+    cdef bint take_memory(self, CpuModel* model) noexcept nogil
+    cdef bint fill(self, CpuModel* model, char* text) noexcept nogil
+    cdef bint grow_slot(self, CpuSlot* slot, size_t bytes) noexcept nogil

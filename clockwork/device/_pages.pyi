@@ -31,6 +31,7 @@ class Arena(Orders):
         threads: int,
         run_ahead: int,
         slot_bytes_most: int,
+        spin_ns: int,
         *lanes: int,
     ) -> None: ...
     def grow_slots(self, size: int) -> None: ...

@@ -1,7 +1,8 @@
 # cython: language_level=3, cdivision=True
 """The CPU device's memory: a page arena, input slots, and the models whose weights come from mapped files.
 
-Guarded by the lock of the arena's hub: who owns which page, residency, and which slots are taken; see csrc/device/lane.h.
+Guarded by the lock of the arena's hub: who owns which page, residency, and which slots are taken; see
+csrc/device/lane.h.
 """
 
 import mmap
@@ -9,15 +10,14 @@ import os
 
 cimport cython
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset, strdup
+from libc.string cimport memcpy, memset
 from posix.mman cimport (
     MADV_DONTNEED, MADV_WILLNEED, MAP_FAILED, MAP_PRIVATE, PROT_READ, madvise, mlock, mmap as map_memory, munmap)
 
-from clockwork.device._orders cimport cw_claim_free, cw_hub_lock, cw_hub_unlock
+from clockwork.device._orders cimport Order
 from clockwork.device._ort cimport (
-    CW_HUGE, MADV_POPULATE_READ, TEXT_BYTES, cw_map, cw_populate, cw_round_up, ort_dtype_of_onnx, ort_failed,
-    ort_release_session_options, ort_release_value, ort_wrap_tensor, runtime, ws_trim)
+    HUGE_PAGE_BYTES, MADV_POPULATE_READ, TEXT_BYTES, map_touched, populate, round_up, ort_dtype_of_onnx, ort_failed,
+    ort_release_session_options, ort_release_value, ort_wrap_tensor, runtime)
 
 from clockwork.errors import InvalidModel
 
@@ -97,7 +97,7 @@ cdef class Program:
         if self.runtime is not None:
             with nogil:
                 self.runtime.close(&self.session)
-                ws_trim(self.runtime.workspace)
+                self.runtime.trim()
 
     @property
     def input_count(self):
@@ -118,46 +118,29 @@ cdef class Model(Known):
 
     def __cinit__(self, int64_t model_id, Program program, list dtypes, list runs, list weights,
                   str packed_path, int64_t packed_bytes, size_t workspace_bytes):
-        cdef size_t index, total
-        cdef int64_t* dims
-        cdef Weight* weight
-        cdef ModelState* state = &self.state
+        cdef CpuWeight* weight
+        cdef CpuModel* state = &self.state
         self.model_id = model_id
+        self.at = state
+        self.input_dtypes = &state.input_dtypes
         self.set_runs(runs)
         self.program = program
         self.runtime = runtime()
         self.packed_bytes = packed_bytes
         state.workspace_bytes = workspace_bytes
-        state.at = &self.at
         state.packed = program is None
         state.session = &state.own if program is None else &program.session
-        state.input_count = len(dtypes)
-        state.weight_count = len(weights)
-        total = sum(len(shape) for _, shape, _, _, _ in weights)
-        state.input_dtypes = <int*>calloc(len(dtypes) + 1, sizeof(int))
-        state.run_bytes = <int64_t*>calloc(len(runs) + 1, sizeof(int64_t))
-        state.weights = <Weight*>calloc(len(weights) + 1, sizeof(Weight))
-        state.dims = <int64_t*>calloc(total + 1, sizeof(int64_t))
-        state.values = <OrtValue**>calloc(len(dtypes) + len(weights) + 1, sizeof(OrtValue*))
-        if (state.input_dtypes == NULL or state.run_bytes == NULL or state.weights == NULL or state.dims == NULL
-                or state.values == NULL):
-            raise MemoryError
+        state.input_dtypes = dtypes
+        state.run_bytes.resize(len(runs))
+        state.weights.resize(len(weights))
+        state.values.resize(len(dtypes) + len(weights))
         if packed_path is not None:
-            state.path = strdup(os.fsencode(packed_path))
-            if state.path == NULL:
-                raise MemoryError
-        for index, dtype in enumerate(dtypes):
-            state.input_dtypes[index] = dtype
-        dims = state.dims
+            state.path = os.fsencode(packed_path)
         for index, (dtype, shape, run, offset, size) in enumerate(weights):
-            weight = &state.weights[index]
-            weight.dtype, weight.rank, weight.run, weight.offset, weight.bytes = dtype, len(shape), run, offset, size
-            weight.dims = dims
-            for extent in shape:
-                dims[0] = extent
-                dims += 1
-            if run < self.at.claim.run_count and offset + size > state.run_bytes[run]:
-                state.run_bytes[run] = offset + size
+            weight = &state.weights[<size_t>index]
+            weight.dtype, weight.dims, weight.run, weight.offset, weight.bytes = dtype, shape, run, offset, size
+            if weight.run < state.run_bytes.size():
+                state.run_bytes[weight.run] = max(state.run_bytes[weight.run], weight.offset + weight.bytes)
 
     def map_weights(self, str path, size_t size, bint copy):
         """Map the laid-out weights; with copy, keep them in memory of this process instead.
@@ -172,9 +155,9 @@ cdef class Model(Known):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if copy:
-                mapped = cw_round_up(size, CW_HUGE)
+                mapped = round_up(size, HUGE_PAGE_BYTES)
                 with nogil:
-                    base = <char*>cw_map(mapped)
+                    base = map_touched(mapped)
                 if base == NULL:
                     raise MemoryError(f"no memory to keep {path} ({size} bytes)")
                 self.state.source, self.state.source_bytes, self.state.copied = base, mapped, True
@@ -205,7 +188,7 @@ cdef class Model(Known):
         return size if mlock(self.state.source, size) == 0 else 0
 
     def __dealloc__(self):
-        cdef ModelState* state = &self.state
+        cdef CpuModel* state = &self.state
         if self.runtime is not None:
             close_values(self.runtime.api, state)
             if state.packed:
@@ -213,27 +196,14 @@ cdef class Model(Known):
                     self.runtime.close(&state.own)
         if state.source != NULL:
             munmap(state.source, state.source_bytes)
-        free(state.path)
-        free(state.input_dtypes)
-        free(state.run_bytes)
-        free(state.weights)
-        free(state.dims)
-        free(state.values)
 
 
-cdef void close_values(const OrtApi* api, ModelState* model) noexcept nogil:
+cdef void close_values(const OrtApi* api, CpuModel* model) noexcept nogil:
     """Release the tensors over a model's pages (not the pages)."""
     cdef size_t index
-    if model.values == NULL:
-        return
-    for index in range(model.input_count, model.input_count + model.weight_count):
+    for index in range(model.input_dtypes.size(), model.values.size()):
         ort_release_value(api, model.values[index])
         model.values[index] = NULL
-
-
-def model_dtypes(Model model):
-    """The element types of a model's own inputs."""
-    return [model.state.input_dtypes[index] for index in range(model.state.input_count)]
 
 
 @cython.no_gc_clear  # its end still needs the runtime
@@ -241,20 +211,21 @@ cdef class Arena(Orders):
     """Pages, slots and the models that are known; one hub, whose lock guards them."""
 
     def __cinit__(self, size_t arena_bytes, size_t page_bytes, int threads, int run_ahead, size_t slot_bytes_most,
-                  *lanes):
+                  int64_t spin_ns, *lanes):
         """lanes: what a subclass takes besides."""
+        cdef int index
         self.runtime = runtime()
         self.api = self.runtime.api
-        self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead)
+        self.set_bounds(arena_bytes // page_bytes, page_bytes, run_ahead, spin_ns)
         self.slot_bytes_most = slot_bytes_most
-        self.slots = <Slot*>calloc(self.slot_count, sizeof(Slot))
-        self.hollow = <unsigned char*>calloc(self.page_count, 1)
-        if self.slots == NULL or self.hollow == NULL:
-            raise MemoryError
+        self.slots.resize(self.slot_count)
+        for index in range(self.slot_count):
+            self.rooms.push_back(&self.slots[index])
+        self.hollow.resize(self.page_count)
         self.options = self.runtime.make_options(threads)
-        self.arena_bytes = cw_round_up(self.page_count * page_bytes, CW_HUGE)
+        self.arena_bytes = round_up(self.page_count * page_bytes, HUGE_PAGE_BYTES)
         with nogil:
-            self.arena = <char*>cw_map(self.arena_bytes)
+            self.arena = map_touched(self.arena_bytes)
         if self.arena == NULL:
             raise MemoryError(f"no memory for an arena of {arena_bytes} bytes")
 
@@ -263,23 +234,18 @@ cdef class Arena(Orders):
 
     cdef int free_memory(self) except -1:
         """Give everything back, once. Nobody uses the lock any more."""
-        cdef int index
-        self.close_hub()
-        if self.slots != NULL:
-            for index in range(self.slot_count):
-                if self.slots[index].base != NULL:
-                    munmap(self.slots[index].base, self.slots[index].room.bytes)
+        self.lanes.hub.close()
+        for index in range(self.slots.size()):
+            if self.slots[index].base != NULL:
+                munmap(self.slots[index].base, self.slots[index].bytes)
+                self.slots[index].base = NULL
         if self.arena != NULL:
             munmap(self.arena, self.arena_bytes)
-        free(self.slots)
-        free(self.hollow)
         if self.runtime is not None:
             ort_release_session_options(self.api, self.options)
-        self.arena, self.slots, self.hollow, self.options = NULL, NULL, NULL, NULL
+        self.arena = NULL
+        self.options = NULL
         return 0
-
-    cdef Room* room(self, int index) noexcept nogil:
-        return &self.slots[index].room
 
     def memory(self):
         """Bytes by purpose, and counts of pages."""
@@ -311,54 +277,54 @@ cdef class Arena(Orders):
         cdef bint mine, grown
         for index in range(self.slot_count):
             with nogil:
-                cw_hub_lock(&self.hub)
-                mine = not self.slots[index].room.busy and self.slots[index].room.bytes < size
+                self.lanes.hub.lock()
+                mine = not self.slots[index].busy and self.slots[index].bytes < size
                 if mine:
-                    self.slots[index].room.busy = True
-                cw_hub_unlock(&self.hub)
+                    self.slots[index].busy = True
+                self.lanes.hub.unlock()
                 grown = not mine or self.grow_slot(&self.slots[index], size)
                 if mine:
-                    cw_hub_lock(&self.hub)
-                    self.slots[index].room.busy = False
-                    cw_hub_unlock(&self.hub)
+                    self.lanes.hub.lock()
+                    self.slots[index].busy = False
+                    self.lanes.hub.unlock()
             if not grown:
                 raise MemoryError(f"no memory for inputs of {size} bytes (at most {self.slot_bytes_most})")
 
-    cdef bint grow_slot(self, Slot* slot, size_t size) noexcept nogil:
+    cdef bint grow_slot(self, CpuSlot* slot, size_t size) noexcept nogil:
         """Enlarge a slot that the caller holds."""
-        cdef size_t rounded = cw_round_up(size, CW_HUGE)
+        cdef size_t rounded = round_up(size, HUGE_PAGE_BYTES)
         cdef char* base
         if size > self.slot_bytes_most:
             return False
-        base = <char*>cw_map(rounded)
+        base = map_touched(rounded)
         if base == NULL:
             return False
-        cw_hub_lock(&self.hub)
+        self.lanes.hub.lock()
         base, slot.base = slot.base, base
-        rounded, slot.room.bytes = slot.room.bytes, rounded
-        cw_hub_unlock(&self.hub)
+        rounded, slot.bytes = slot.bytes, rounded
+        self.lanes.hub.unlock()
         if base != NULL:
             munmap(base, rounded)
         return True
 
     # ----- pages -------------------------------------------------------------------------------
 
-    cdef void give_up_memory(self, ModelState* model) noexcept nogil:
+    cdef void give_up_memory(self, CpuModel* model) noexcept nogil:
         """Have the pages of a model hold no memory, until somebody needs it there."""
-        cdef int run
-        cdef int64_t start
-        for run in range(model.at.claim.run_count):
-            start = model.at.claim.run_starts[run]
-            madvise(self.arena + start * self.page_bytes, model.at.claim.run_pages[run] * self.page_bytes, MADV_DONTNEED)
-            memset(self.hollow + start, 1, model.at.claim.run_pages[run])
+        cdef size_t run
+        cdef int64_t start, count
+        for run in range(model.claim.run_pages.size()):
+            start, count = model.claim.run_starts[run], model.claim.run_pages[run]
+            madvise(self.arena + start * self.page_bytes, count * self.page_bytes, MADV_DONTNEED)
+            memset(self.hollow.data() + start, 1, count)
 
-    cdef bint take_memory(self, ModelState* model) noexcept nogil:
+    cdef bint take_memory(self, CpuModel* model) noexcept nogil:
         """Have the pages of a model hold memory. False if it ran out."""
-        cdef int run
+        cdef size_t run
         cdef int64_t page, first, end
-        for run in range(model.at.claim.run_count):
-            page = model.at.claim.run_starts[run]
-            end = page + model.at.claim.run_pages[run]
+        for run in range(model.claim.run_pages.size()):
+            page = model.claim.run_starts[run]
+            end = page + model.claim.run_pages[run]
             while page < end:
                 first = page
                 while page < end and self.hollow[page]:
@@ -366,27 +332,31 @@ cdef class Arena(Orders):
                 if page == first:
                     page += 1
                     continue
-                if cw_populate(self.arena + first * self.page_bytes, (page - first) * self.page_bytes):
+                if not populate(self.arena + first * self.page_bytes, (page - first) * self.page_bytes):
                     return False
-                memset(self.hollow + first, 0, page - first)
+                memset(self.hollow.data() + first, 0, page - first)
         return True
 
-    cdef bint fill(self, ModelState* model, char* text) noexcept nogil:
-        """Bring the weights: copy the runs and describe them, or open the packed session."""
-        cdef int run
-        cdef size_t index
+    cdef bint bring_weights(self, Order* order) noexcept nogil:
+        cdef bint done = self.fill(<CpuModel*>order.residency, order.text)
+        order.execute.end()
+        return done
+
+    cdef bint fill(self, CpuModel* model, char* text) noexcept nogil:
+        """Copy the runs and describe them, or open the packed session."""
+        cdef size_t run, index
         cdef char* source = model.source
         cdef char* base
-        cdef Weight* weight
+        cdef CpuWeight* weight
         if model.packed:
             # The session keeps its own memory, so the pages it is charged for give up theirs. They get it back when a
             # bound model is loaded there: touching it takes as long as a load, and the next may be packed again.
             self.give_up_memory(model)
-            if not self.runtime.open(self.options, model.path, NULL, 0, &model.own, text):
+            if not self.runtime.open(self.options, model.path.c_str(), NULL, 0, &model.own, text):
                 return False
-            if model.own.input_count != model.input_count:
+            if model.own.input_count != model.input_dtypes.size():
                 snprintf(text, TEXT_BYTES, "the packed session takes %zu inputs, the model %zu",
-                         model.own.input_count, model.input_count)
+                         model.own.input_count, model.input_dtypes.size())
                 return False
             return True
         if not self.take_memory(model):
@@ -394,24 +364,21 @@ cdef class Arena(Orders):
             return False
         if not model.copied:
             read_ahead(source, model.source_bytes)
-        for run in range(model.at.claim.run_count):
-            memcpy(self.arena + model.at.claim.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
-            source += model.at.claim.run_pages[run] * self.page_bytes
-        for index in range(model.weight_count):
+        for run in range(model.claim.run_pages.size()):
+            memcpy(self.arena + model.claim.run_starts[run] * self.page_bytes, source, model.run_bytes[run])
+            source += model.claim.run_pages[run] * self.page_bytes
+        for index in range(model.weights.size()):
             weight = &model.weights[index]
-            base = self.arena + model.at.claim.run_starts[weight.run] * self.page_bytes + weight.offset
+            base = self.arena + model.claim.run_starts[weight.run] * self.page_bytes + weight.offset
             if ort_failed(self.api, ort_wrap_tensor(
-                    self.api, self.runtime.memory, base, weight.bytes, weight.dims, weight.rank,
+                    self.api, self.runtime.memory, base, weight.bytes, weight.dims.data(), weight.dims.size(),
                     ort_dtype_of_onnx(weight.dtype),
-                    &model.values[model.input_count + index]), text, TEXT_BYTES):
+                    &model.values[model.input_dtypes.size() + index]), text, TEXT_BYTES):
                 return False
         return True
 
-    cdef void evict(self, ModelState* model) noexcept nogil:
-        """Undo fill(), whatever of it was done, and free the pages."""
+    cdef void drop_weights(self, Residency* at) noexcept nogil:
+        cdef CpuModel* model = <CpuModel*>at
         close_values(self.api, model)
         if model.packed:
             self.runtime.close(&model.own)
-        cw_hub_lock(&self.hub)
-        cw_claim_free(self.owners, &model.at.claim)
-        cw_hub_unlock(&self.hub)

@@ -6,7 +6,7 @@ The devices that compute share this. What is here runs in the loop's thread, exc
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 from clockwork.device.base import TensorView
@@ -44,25 +44,25 @@ cdef class Block:
         free(self.data)
 
 
-cdef object pin_parts(Parts* parts, size_t input_count, const int* dtypes, object views, bint without_data):
+cdef object pin_parts(Parts* parts, const vector[int]* dtypes, object views, bint without_data):
     """Pin the parts' buffers and describe the inputs joined. A sentence if they are not valid, else None.
 
-    without_data: only types and shapes are given, and looked at.
+    dtypes: of the model's inputs. without_data: only types and shapes are given, and looked at.
     """
     cdef size_t part, index
     cdef int64_t extent, count, part_bits
     cdef int dtype, rank, axis
     cdef Input* joined
     cdef Py_buffer* buffer
+    cdef size_t input_count = dtypes.size()
     parts.part_count = len(views)
     parts.input_count = input_count
     if not parts.part_count:
         return "a batch of no parts"
-    parts.pinned = <Py_buffer*>calloc(parts.part_count * input_count + 1, sizeof(Py_buffer))
-    parts.inputs = <Input*>calloc(input_count + 1, sizeof(Input))
-    parts.rows = <int64_t*>calloc(parts.part_count, sizeof(int64_t))
-    if parts.pinned == NULL or parts.inputs == NULL or parts.rows == NULL:
-        raise MemoryError
+    if not without_data:
+        parts.pinned.resize(parts.part_count * input_count)
+    parts.inputs.resize(input_count)
+    parts.rows.resize(parts.part_count)
     for part, tensors in enumerate(views):
         if <size_t>len(tensors) != input_count:
             return f"{len(tensors)} inputs for a model of {input_count}"
@@ -74,8 +74,8 @@ cdef object pin_parts(Parts* parts, size_t input_count, const int* dtypes, objec
             rank = len(shape)
             if rank > RANK_MOST:
                 return f"input {index} has {rank} dimensions, at most {RANK_MOST} are served"
-            if dtype != dtypes[index]:
-                return f"input {index} is of type {dtype}, the model takes {dtypes[index]}"
+            if dtype != dtypes[0][index]:
+                return f"input {index} is of type {dtype}, the model takes {dtypes[0][index]}"
             if part == 0:
                 joined.dtype, joined.rank = dtype, rank
             elif rank != joined.rank:
@@ -104,34 +104,12 @@ cdef object pin_parts(Parts* parts, size_t input_count, const int* dtypes, objec
             joined.bytes += (part_bits + 7) // 8
             if without_data:
                 continue
-            buffer = &parts.pinned[part * input_count + index]
+            buffer = &parts.buffer(part, index)
             PyObject_GetBuffer(view[2], buffer, PyBUF_SIMPLE)
             parts.pinned_count = part * input_count + index + 1
             if dtype != STRING and buffer.len != (part_bits + 7) // 8:
                 return f"input {index} of shape {list(shape)} takes {(part_bits + 7) // 8} bytes, got {buffer.len}"
     return None
-
-
-cdef int make_block(Parts* parts) except -1:
-    """Memory for outputs whose sizes are known, and where each part's share of them ends."""
-    cdef size_t part, index
-    cdef int64_t end, row_bytes
-    cdef Output* output
-    parts.block_bytes = 0
-    for index in range(parts.output_count):
-        output = &parts.outputs[index]
-        output.begin = end = parts.block_bytes
-        parts.block_bytes += (output.bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-        row_bytes = output.bytes // output.dims[0] if output.rank and output.dims[0] else 0
-        for part in range(parts.part_count):
-            end += row_bytes * parts.rows[part]
-            parts.part_ends[index * parts.part_count + part] = end
-        if parts.part_count == 1:
-            parts.part_ends[index] = output.begin + output.bytes
-    parts.block = <char*>malloc(parts.block_bytes + 1)
-    if parts.block == NULL:
-        raise MemoryError
-    return 0
 
 
 cdef list list_parts(Parts* parts):
@@ -148,30 +126,24 @@ cdef list list_parts(Parts* parts):
     cdef list views
     for part in range(parts.part_count):
         views = []
-        for index in range(parts.output_count):
+        for index in range(parts.outputs.size()):
             output = &parts.outputs[index]
             shape = [output.dims[axis] for axis in range(output.rank)]
             if parts.part_count > 1:
                 shape[0] = parts.rows[part]
-            begin = parts.part_ends[index * parts.part_count + part - 1] if part else output.begin
-            end = parts.part_ends[index * parts.part_count + part]
+            begin = parts.part_end(index, part - 1) if part else output.begin
+            end = parts.part_end(index, part)
             views.append(TensorView(output.dtype, tuple(shape), whole[begin:end]))
         result.append(views)
     return result
 
 
-cdef int free_parts(Parts* parts) except -1:
-    """Let go of the buffers, and of the outputs that nobody has taken."""
+cdef int release_parts(Parts* parts) except -1:
+    """Let go of the buffers."""
     cdef size_t index
     for index in range(parts.pinned_count):
         PyBuffer_Release(&parts.pinned[index])
     parts.pinned_count = 0
-    free(parts.pinned)
-    free(parts.inputs)
-    free(parts.rows)
-    free(parts.outputs)
-    free(parts.part_ends)
-    free(parts.block)
     return 0
 
 

@@ -24,7 +24,7 @@ from clockwork import config
 from clockwork.device._cpu import Core
 from clockwork.device._ort import runtime
 from clockwork.device._pages import Model, Program
-from clockwork.device.native import NativeDevice
+from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import (
     PACKED_DATA_FILE,
@@ -94,13 +94,7 @@ class CpuDevice(NativeDevice[Core]):
         self._locked_bytes = 0
         self._prepare_lock = threading.Lock()
         self._programs: weakref.WeakValueDictionary[str, Program] = weakref.WeakValueDictionary()
-        # Daemons, and closed by the finalizer: an interpreter that exits must not wait for a lane.
-        lanes = [
-            threading.Thread(target=loop, name=name, daemon=True)
-            for name, loop in (("cw-load", self._core.load_loop), ("cw-execute", self._core.execute_loop))
-        ]
-        for lane in lanes:
-            lane.start()
+        lanes = start_lanes(self._core, ("cw-load", "cw-execute"))
         self.close = weakref.finalize(self, _close, self._core, lanes)
 
     # ----- models, from the preparation thread -------------------------------------------------

@@ -39,7 +39,7 @@ from clockwork.device.cuda_memory import (
     read_modules,
     target_of,
 )
-from clockwork.device.native import NativeDevice
+from clockwork.device.native import NativeDevice, start_lanes
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.formats.prepared import WEIGHTS_FILE, PreparedModel, TensorSpec, check_layout
 from clockwork.formats.program import Argument, Variant, read_program, stored_damage
@@ -160,17 +160,10 @@ class CudaDevice(NativeDevice[Core]):
         self._models: dict[int, _Known] = {}
         self._holds.programs = self._programs
         self._holds.models = self._models
-        # Daemons, and closed by the finalizer: an interpreter that exits must not wait for a lane.
-        for name, loop in (
-            ("cw-load", self._core.load_loop),
-            ("cw-input", self._core.input_loop),
-            ("cw-execute", self._core.execute_loop),
-            ("cw-output", self._core.output_loop),
-            *((("cw-fetch", self._core.fetch_loop),) if self._store.budget_bytes else ()),
-        ):
-            lane = threading.Thread(target=loop, name=name, daemon=True)
-            lane.start()
-            self._holds.lanes.append(lane)
+        fetches = ["cw-fetch"] if self._store.budget_bytes else []
+        self._holds.lanes = start_lanes(
+            self._core, ["cw-load", "cw-input", "cw-execute", "cw-output", *fetches]
+        )
 
     # ----- models, from the preparation thread -------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
@@ -12,6 +13,14 @@ from clockwork.system.clock import now_ns
 from clockwork.wire.messages import HostDrop, HostFetch, Infer, Load, Profile, Unload
 
 CoreT = TypeVar("CoreT", bound=Orders)
+
+
+def start_lanes(core: Orders, names: Iterable[str]) -> list[threading.Thread]:
+    """A thread for each of these lanes. Daemons: an interpreter that exits must not wait for a lane."""
+    lanes = [threading.Thread(target=core.run_lane, args=(name,), name=name, daemon=True) for name in names]
+    for lane in lanes:
+        lane.start()
+    return lanes
 
 
 class NativeDevice(Generic[CoreT]):

@@ -1,51 +1,78 @@
-/* Who owns which page of an arena. The caller holds the lock of the device's hub. */
-#ifndef CLOCKWORK_CLAIMS_H
-#define CLOCKWORK_CLAIMS_H
+// Who owns which page of an arena. The caller holds the lock of the device's hub.
+#pragma once
 
-#include <stdint.h>
-#include <stdio.h>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <vector>
 
-/* What a model takes of an arena: runs of contiguous pages, that may lie anywhere. */
-typedef struct cw_claim {
-    int run_count;
-    int64_t* run_pages;
-    int64_t* run_starts; /* each run's first page; -1: none */
-} cw_claim;
+namespace clockwork::device {
 
-/* Nobody's again are the pages of a claim. */
-static inline void cw_claim_free(cw_claim** owners, cw_claim* claim) {
-    for (int run = 0; run < claim->run_count; run++) {
-        for (int64_t page = 0; claim->run_starts[run] >= 0 && page < claim->run_pages[run]; page++)
-            owners[claim->run_starts[run] + page] = NULL;
-        claim->run_starts[run] = -1;
+// What a model takes of an arena: runs of contiguous pages, that may lie anywhere.
+struct Claim {
+    std::vector<std::int64_t> run_pages;
+    std::vector<std::int64_t> run_starts;  // each run's first page; -1: none
+
+    void add_run(std::int64_t pages) {
+        run_pages.push_back(pages);
+        run_starts.push_back(-1);
     }
-}
+};
 
-/* Make pages the claim's, each run from its start on. 0; or -1 and a sentence, and it has none. */
-static inline int cw_claim_pages(cw_claim** owners, int64_t page_count, cw_claim* claim, const int64_t* run_starts,
-                                 char* text, size_t text_bytes) {
-    for (int run = 0; run < claim->run_count; run++)
-        claim->run_starts[run] = -1;
-    for (int run = 0; run < claim->run_count; run++) {
-        int64_t start = run_starts[run], pages = claim->run_pages[run];
-        if (start < 0 || pages > page_count || start > page_count - pages) {
-            snprintf(text, text_bytes, "run %d at page %lld of %lld pages does not lie in an arena of %lld", run,
-                     (long long)start, (long long)pages, (long long)page_count);
-            cw_claim_free(owners, claim);
-            return -1;
-        }
-        for (int64_t page = start; page < start + pages; page++) {
-            if (owners[page]) {
-                snprintf(text, text_bytes, "page %lld is held by another model or run", (long long)page);
-                cw_claim_free(owners, claim);
-                return -1;
+class PageTable {
+public:
+    void resize(std::int64_t page_count) { owners_.resize(std::size_t(page_count)); }
+
+    std::int64_t page_count() const { return std::int64_t(owners_.size()); }
+
+    std::int64_t held_count() const {
+        std::int64_t held = 0;
+        for (const Claim* owner : owners_)
+            held += owner != nullptr;
+        return held;
+    }
+
+    const Claim* owner(std::int64_t page) const { return owners_[std::size_t(page)]; }
+
+    // Makes pages the claim's, each run from its start on, of which there are as many as runs. False, with a sentence,
+    // if that cannot be; then it has none.
+    bool take(Claim& claim, const std::vector<std::int64_t>& run_starts, char* text, std::size_t text_bytes) {
+        for (std::int64_t& start : claim.run_starts)
+            start = -1;
+        for (std::size_t run = 0; run < claim.run_pages.size(); run++) {
+            const std::int64_t start = run_starts[run], pages = claim.run_pages[run];
+            if (start < 0 || pages > page_count() || start > page_count() - pages) {
+                std::snprintf(text, text_bytes, "run %zu at page %lld of %lld pages does not lie in an arena of %lld",
+                              run, (long long)start, (long long)pages, (long long)page_count());
+                release(claim);
+                return false;
             }
+            for (std::int64_t page = start; page < start + pages; page++) {
+                if (owner(page) != nullptr) {
+                    std::snprintf(text, text_bytes, "page %lld is held by another model or run", (long long)page);
+                    release(claim);
+                    return false;
+                }
+            }
+            for (std::int64_t page = start; page < start + pages; page++)
+                owners_[std::size_t(page)] = &claim;
+            claim.run_starts[run] = start;
         }
-        for (int64_t page = start; page < start + pages; page++)
-            owners[page] = claim;
-        claim->run_starts[run] = start;
+        return true;
     }
-    return 0;
-}
 
-#endif
+    // Nobody's again are the pages of a claim.
+    void release(Claim& claim) {
+        for (std::size_t run = 0; run < claim.run_pages.size(); run++) {
+            std::int64_t& start = claim.run_starts[run];
+            for (std::int64_t page = 0; start >= 0 && page < claim.run_pages[run]; page++)
+                owners_[std::size_t(start + page)] = nullptr;
+            start = -1;
+        }
+    }
+
+private:
+    std::vector<const Claim*> owners_;  // of each page; null: it is free
+};
+
+}  // namespace clockwork::device

@@ -1,191 +1,179 @@
-/* A host store with a budget: pinned pages of one size that models are read into from disk, and given back.
- *
- * Devices share one. Its lock guards which pages are free and how every copy stands; it is held for well under a
- * microsecond, and never while a file is read. A copy that is FETCHING is its reader's; ABANDONED, it will be absent at the end.
- */
-#ifndef CLOCKWORK_HOST_PAGES_H
-#define CLOCKWORK_HOST_PAGES_H
+// A host store with a budget: pinned pages of one size that models are read into from disk, and given back.
+//
+// Devices share one. Its lock guards which pages are free and how every copy stands; it is held for well under a
+// microsecond, and never while a file is read. A copy that is FETCHING is its reader's; ABANDONED, it will be absent at
+// the end.
+#pragma once
 
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* O_DIRECT */
+#define _GNU_SOURCE  // O_DIRECT
 #endif
-#include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
-enum cw_host_state { CW_HOST_ABSENT, CW_HOST_FETCHING, CW_HOST_ABANDONED, CW_HOST_HELD };
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <vector>
 
-/* How a fetch or drop went. */
-enum cw_host_result { CW_HOST_OK, CW_HOST_FULL, CW_HOST_FAILED, CW_HOST_IN_USE, CW_HOST_NOT_HELD };
+namespace clockwork::device {
 
-/* What a read past the page cache wants address, place and length to be a multiple of. */
-enum { CW_HOST_SECTOR = 4096 };
+enum class CopyState { ABSENT, FETCHING, ABANDONED, HELD };
 
-typedef struct cw_host {
-    pthread_mutex_t lock;
-    char* base;
-    int64_t page_bytes; /* a multiple of CW_HOST_SECTOR */
-    int64_t page_count;
-    int64_t free_count;
-    int64_t* free_pages; /* the first free_count of them are nobody's */
-} cw_host;
+// How a fetch or drop went.
+enum class HostResult { OK, FULL, FAILED, IN_USE, NOT_HELD };
 
-/* A model's weights: page by page as in its file, each with the bytes that are of use. */
-typedef struct cw_host_copy {
-    enum cw_host_state state;
-    int loads; /* that are queued or under way: it must stay */
-    const char* path;
-    int64_t page_count;
-    char** pages; /* their addresses; of what is not absent */
-    int64_t* page_bytes;
-} cw_host_copy;
+// What a read past the page cache wants address, place and length to be a multiple of.
+inline constexpr std::int64_t SECTOR_BYTES = 4096;
 
-/* 0, or -1 if there is no memory for it. */
-static inline int cw_host_init(cw_host* host, char* base, int64_t page_bytes, int64_t page_count) {
-    host->base = base;
-    host->page_bytes = page_bytes;
-    host->page_count = host->free_count = page_count;
-    host->free_pages = (int64_t*)calloc((size_t)page_count + 1, sizeof(int64_t));
-    if (!host->free_pages)
-        return -1;
-    for (int64_t page = 0; page < page_count; page++)
-        host->free_pages[page] = page_count - 1 - page; /* the lowest is taken first */
-    pthread_mutex_init(&host->lock, NULL);
-    return 0;
-}
+// A model's weights: page by page as in its file, each with the bytes that are of use.
+struct WeightsCopy {
+    CopyState state = CopyState::ABSENT;
+    int loads = 0;  // that are queued or under way: it must stay
+    std::string path;
+    std::vector<char*> pages;              // their addresses; of what is not absent
+    std::vector<std::int64_t> page_bytes;  // of use
 
-static inline void cw_host_free(cw_host* host) {
-    pthread_mutex_destroy(&host->lock);
-    free(host->free_pages);
-}
-
-static inline void cw_host_lock(cw_host* host) { pthread_mutex_lock(&host->lock); }
-
-static inline void cw_host_unlock(cw_host* host) { pthread_mutex_unlock(&host->lock); }
-
-/* Give the pages of a copy back, which is absent then. The lock must be held. */
-static inline void cw_host_give_back(cw_host* host, cw_host_copy* copy) {
-    for (int64_t page = copy->page_count - 1; copy->state != CW_HOST_ABSENT && page >= 0; page--)
-        host->free_pages[host->free_count++] = (copy->pages[page] - host->base) / host->page_bytes;
-    copy->state = CW_HOST_ABSENT;
-}
-
-/* Forget a copy, whoever waits for it. The lock must be held. */
-static inline void cw_host_abandon(cw_host* host, cw_host_copy* copy) {
-    if (copy->state == CW_HOST_HELD)
-        cw_host_give_back(host, copy);
-    else if (copy->state == CW_HOST_FETCHING)
-        copy->state = CW_HOST_ABANDONED;
-}
-
-/* Take pages for a copy that is absent. 0 (it is FETCHING then), or -1 if there are too few. The lock must be held. */
-static inline int cw_host_take(cw_host* host, cw_host_copy* copy) {
-    if (copy->page_count > host->free_count)
-        return -1;
-    for (int64_t page = 0; page < copy->page_count; page++)
-        copy->pages[page] = host->base + host->free_pages[--host->free_count] * host->page_bytes;
-    copy->state = CW_HOST_FETCHING;
-    return 0;
-}
-
-/* Fill the pages of a copy from its file. 0; or -1 and a sentence.
- *
- * The page cache is passed by, where the file system can: a fetch takes as long the second time, and nothing is in
- * memory twice. Where it cannot, what it read is not kept in the cache either. */
-static inline int cw_host_read(const cw_host* host, const cw_host_copy* copy, char* text, size_t text_bytes) {
-    if (!copy->page_count)
-        return 0;
-    int file = open(copy->path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-    int direct = file >= 0 || errno != EINVAL;
-    if (!direct)
-        file = open(copy->path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) {
-        snprintf(text, text_bytes, "cannot open %s: %s", copy->path, strerror(errno));
-        return -1;
+    void add_page(char* address, std::int64_t bytes) {
+        pages.push_back(address);
+        page_bytes.push_back(bytes);
     }
-    int failed = 0;
-    for (int64_t page = 0; page < copy->page_count && !failed; page++) {
-        int64_t done = 0, start = page * host->page_bytes;
-        int64_t wanted = (copy->page_bytes[page] + CW_HOST_SECTOR - 1) / CW_HOST_SECTOR * CW_HOST_SECTOR;
-        while (done < copy->page_bytes[page]) {
-            ssize_t count = pread(file, copy->pages[page] + done, (size_t)(wanted - done), start + done);
-            if (count < 0 && errno == EINTR)
-                continue;
-            if (count <= 0) {
-                snprintf(text, text_bytes, "cannot read %s at byte %lld: %s", copy->path, (long long)(start + done),
-                         count < 0 ? strerror(errno) : "it ends there");
-                failed = -1;
-                break;
+};
+
+class HostPages {
+public:
+    // base: of pages that are the caller's. page_bytes: a multiple of SECTOR_BYTES. Before anything else.
+    void assign(char* base, std::int64_t page_bytes, std::int64_t page_count) {
+        base_ = base;
+        page_bytes_ = page_bytes;
+        page_count_ = page_count;
+        for (std::int64_t page = page_count - 1; page >= 0; page--)
+            free_pages_.push_back(page);  // the lowest is taken first
+    }
+
+    std::int64_t used_bytes() {
+        std::lock_guard<std::mutex> held(mutex_);
+        return (page_count_ - std::int64_t(free_pages_.size())) * page_bytes_;
+    }
+
+    CopyState state(const WeightsCopy& copy) {
+        std::lock_guard<std::mutex> held(mutex_);
+        return copy.state;
+    }
+
+    // A LOAD of the copy is queued (1), or has ended (-1).
+    void pin(WeightsCopy& copy, int loads) {
+        std::lock_guard<std::mutex> held(mutex_);
+        copy.loads += loads;
+    }
+
+    // Brings a copy from disk; what did not go well leaves it as it was, and a sentence.
+    HostResult fetch(WeightsCopy& copy, char* text, std::size_t text_bytes) {
+        {
+            std::lock_guard<std::mutex> held(mutex_);
+            if (copy.state != CopyState::ABSENT) {
+                std::snprintf(text, text_bytes, "the model is in the host store already");
+                return HostResult::FAILED;
             }
-            done += count;
+            if (copy.pages.size() > free_pages_.size()) {
+                std::snprintf(text, text_bytes, "%zu pages for a host store with %zu pages left", copy.pages.size(),
+                              free_pages_.size());
+                return HostResult::FULL;
+            }
+            for (char*& address : copy.pages) {
+                address = base_ + free_pages_.back() * page_bytes_;
+                free_pages_.pop_back();
+            }
+            copy.state = CopyState::FETCHING;
         }
+        bool is_read = read(copy, text, text_bytes);
+        std::lock_guard<std::mutex> held(mutex_);
+        if (is_read && copy.state == CopyState::ABANDONED) {
+            std::snprintf(text, text_bytes, "the host store was emptied meanwhile");
+            is_read = false;
+        }
+        if (!is_read) {
+            give_back(copy);
+            return HostResult::FAILED;
+        }
+        copy.state = CopyState::HELD;
+        return HostResult::OK;
     }
-    if (!direct)
-        posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
-    close(file);
-    return failed;
-}
 
-/* Bring a copy from disk; what did not go well leaves it as it was, and a sentence. */
-static inline enum cw_host_result cw_host_fetch(cw_host* host, cw_host_copy* copy, char* text, size_t text_bytes) {
-    enum cw_host_result result = CW_HOST_OK;
-    cw_host_lock(host);
-    if (copy->state != CW_HOST_ABSENT) {
-        snprintf(text, text_bytes, "the model is in the host store already");
-        result = CW_HOST_FAILED;
-    } else if (cw_host_take(host, copy)) {
-        snprintf(text, text_bytes, "%lld pages for a host store with %lld pages left", (long long)copy->page_count,
-                 (long long)host->free_count);
-        result = CW_HOST_FULL;
+    HostResult drop(WeightsCopy& copy) {
+        std::lock_guard<std::mutex> held(mutex_);
+        if (copy.state != CopyState::HELD)
+            return HostResult::NOT_HELD;
+        if (copy.loads != 0)
+            return HostResult::IN_USE;
+        give_back(copy);
+        return HostResult::OK;
     }
-    cw_host_unlock(host);
-    if (result != CW_HOST_OK)
-        return result;
-    if (cw_host_read(host, copy, text, text_bytes))
-        result = CW_HOST_FAILED;
-    cw_host_lock(host);
-    if (result == CW_HOST_OK && copy->state == CW_HOST_ABANDONED) {
-        snprintf(text, text_bytes, "the host store was emptied meanwhile");
-        result = CW_HOST_FAILED;
+
+    // Forgets a copy, whoever waits for it; once it is read, if it is being read.
+    void abandon(WeightsCopy& copy) {
+        std::lock_guard<std::mutex> held(mutex_);
+        if (copy.state == CopyState::HELD)
+            give_back(copy);
+        else if (copy.state == CopyState::FETCHING)
+            copy.state = CopyState::ABANDONED;
     }
-    if (result == CW_HOST_OK)
-        copy->state = CW_HOST_HELD;
-    else
-        cw_host_give_back(host, copy);
-    cw_host_unlock(host);
-    return result;
-}
 
-static inline enum cw_host_result cw_host_drop(cw_host* host, cw_host_copy* copy) {
-    enum cw_host_result result = CW_HOST_OK;
-    cw_host_lock(host);
-    if (copy->state != CW_HOST_HELD)
-        result = CW_HOST_NOT_HELD;
-    else if (copy->loads)
-        result = CW_HOST_IN_USE;
-    else
-        cw_host_give_back(host, copy);
-    cw_host_unlock(host);
-    return result;
-}
+private:
+    // The copy is absent then. The lock must be held.
+    void give_back(WeightsCopy& copy) {
+        for (std::size_t page = copy.pages.size(); page-- > 0;)
+            free_pages_.push_back((copy.pages[page] - base_) / page_bytes_);
+        copy.state = CopyState::ABSENT;
+    }
 
-/* A LOAD of it is queued (1), or has ended (-1). */
-static inline void cw_host_pin(cw_host* host, cw_host_copy* copy, int loads) {
-    cw_host_lock(host);
-    copy->loads += loads;
-    cw_host_unlock(host);
-}
+    // Fills the pages of a copy from its file. False, with a sentence, where it cannot.
+    //
+    // The page cache is passed by, where the file system can: a fetch takes as long the second time, and nothing is in
+    // memory twice. Where it cannot, what it read is not kept in the cache either.
+    bool read(const WeightsCopy& copy, char* text, std::size_t text_bytes) const {
+        if (copy.pages.empty())
+            return true;
+        int file = open(copy.path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT);
+        const bool direct = file >= 0 || errno != EINVAL;
+        if (!direct)
+            file = open(copy.path.c_str(), O_RDONLY | O_CLOEXEC);
+        if (file < 0) {
+            std::snprintf(text, text_bytes, "cannot open %s: %s", copy.path.c_str(), std::strerror(errno));
+            return false;
+        }
+        bool failed = false;
+        for (std::size_t page = 0; page < copy.pages.size() && !failed; page++) {
+            const std::int64_t start = std::int64_t(page) * page_bytes_;
+            const std::int64_t wanted = (copy.page_bytes[page] + SECTOR_BYTES - 1) / SECTOR_BYTES * SECTOR_BYTES;
+            for (std::int64_t done = 0; done < copy.page_bytes[page];) {
+                const ssize_t count = pread(file, copy.pages[page] + done, std::size_t(wanted - done), start + done);
+                if (count < 0 && errno == EINTR)
+                    continue;
+                if (count <= 0) {
+                    std::snprintf(text, text_bytes, "cannot read %s at byte %lld: %s", copy.path.c_str(),
+                                  (long long)(start + done), count < 0 ? std::strerror(errno) : "it ends there");
+                    failed = true;
+                    break;
+                }
+                done += count;
+            }
+        }
+        if (!direct)
+            posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+        close(file);
+        return !failed;
+    }
 
-static inline enum cw_host_state cw_host_look(cw_host* host, const cw_host_copy* copy) {
-    cw_host_lock(host);
-    enum cw_host_state state = copy->state;
-    cw_host_unlock(host);
-    return state;
-}
+    std::mutex mutex_;
+    char* base_ = nullptr;
+    std::int64_t page_bytes_ = 1;
+    std::int64_t page_count_ = 0;
+    std::vector<std::int64_t> free_pages_;
+};
 
-#endif
+}  // namespace clockwork::device

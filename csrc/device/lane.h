@@ -1,276 +1,245 @@
-/* Lanes: strictly first-in first-out queues of actions, each run by one thread, and the list of what
- * has ended.
- *
- * One hub per device owns the one lock. It guards the lanes, the list of ended actions and whatever
- * the device keeps about residency; it is held for well under a microsecond at a time, and never
- * while waiting for anything but itself. Actions are owned by their maker; a lane links them.
- */
-#ifndef CLOCKWORK_LANE_H
-#define CLOCKWORK_LANE_H
+// Lanes: strictly first-in first-out queues of actions, each run by one thread, and the list of what has ended.
+//
+// One hub per device owns the one lock. It guards the lanes, the list of ended actions and whatever the device keeps
+// about residency; it is held for well under a microsecond at a time, and never while waiting for anything but itself.
+// Actions are owned by their maker; a lane links them.
+#pragma once
 
-#include <errno.h>
-#include <pthread.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { CW_PENDING = -1 };
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
 
-typedef struct cw_action {
-    struct cw_action* next;
-    int64_t action_id;
-    int64_t earliest_ns; /* bounds on the start, CLOCK_MONOTONIC */
-    int64_t latest_ns;
-    int32_t status; /* CW_PENDING until it has ended */
-} cw_action;
+namespace clockwork::device {
 
-typedef struct cw_hub {
-    pthread_mutex_t lock;
-    pthread_cond_t idle; /* a lane has ended an action */
-    cw_action* done_head;
-    cw_action* done_tail;
-    int event_fd; /* readable while the list of ended actions is not empty */
-} cw_hub;
+inline constexpr std::int32_t PENDING = -1;  // of an action that has not ended
 
-typedef struct cw_lane {
-    cw_hub* hub;
-    pthread_cond_t wake;
-    cw_action* head;
-    cw_action* tail;
-    cw_action* running;
-    int32_t length; /* queued and running */
-    int32_t stop;
-} cw_lane;
-
-static inline int64_t cw_clock(clockid_t clock) {
-    struct timespec now;
+inline std::int64_t read_clock(clockid_t clock) {
+    timespec now;
     clock_gettime(clock, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+    return std::int64_t(now.tv_sec) * 1'000'000'000 + now.tv_nsec;
 }
 
-static inline int64_t cw_now(void) { return cw_clock(CLOCK_MONOTONIC); }
+inline std::int64_t now_ns() { return read_clock(CLOCK_MONOTONIC); }
 
-/* CPU time of the calling thread. */
-static inline int64_t cw_thread_time(void) { return cw_clock(CLOCK_THREAD_CPUTIME_ID); }
+// Processor time of the calling thread.
+inline std::int64_t thread_time_ns() { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
 
-/* 0, or -1 with errno set. */
-static inline int cw_hub_init(cw_hub* hub) {
-    hub->done_head = hub->done_tail = NULL;
-    hub->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (hub->event_fd < 0)
-        return -1;
-    pthread_mutex_init(&hub->lock, NULL);
-    pthread_cond_init(&hub->idle, NULL);
-    return 0;
+// Sleeps for so long, which a signal may cut short.
+inline void nap(std::int64_t ns) {
+    timespec time = {ns / 1'000'000'000, ns % 1'000'000'000};
+    nanosleep(&time, nullptr);
 }
 
-static inline void cw_hub_free(cw_hub* hub) {
-    close(hub->event_fd);
-    pthread_cond_destroy(&hub->idle);
-    pthread_mutex_destroy(&hub->lock);
-}
+struct Action {
+    Action* next = nullptr;
+    std::int64_t action_id = 0;
+    std::int64_t earliest_ns = 0;  // bounds on the start, CLOCK_MONOTONIC
+    std::int64_t latest_ns = 0;
+    std::int32_t status = PENDING;
+};
 
-static inline void cw_hub_lock(cw_hub* hub) { pthread_mutex_lock(&hub->lock); }
+class Hub {
+public:
+    Hub() : event_fd(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
+    ~Hub() { close(); }
+    Hub(const Hub&) = delete;
+    Hub& operator=(const Hub&) = delete;
 
-static inline void cw_hub_unlock(cw_hub* hub) { pthread_mutex_unlock(&hub->lock); }
-
-/* Wait for a lane to end or pass on an action, for a tenth of a second at most. The lock must be held. */
-static inline void cw_hub_wait(cw_hub* hub) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += 100000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_nsec -= 1000000000;
-        until.tv_sec++;
+    // The descriptor; nobody waits for it any more.
+    void close() {
+        if (event_fd >= 0)
+            ::close(event_fd);
+        event_fd = -1;
     }
-    pthread_cond_timedwait(&hub->idle, &hub->lock, &until);
-}
 
-/* Sleep for so long, which a signal may cut short. */
-static inline void cw_nap(int64_t ns) {
-    struct timespec time = {ns / 1000000000, ns % 1000000000};
-    nanosleep(&time, NULL);
-}
+    void lock() { mutex_.lock(); }
+    void unlock() { mutex_.unlock(); }
 
-/* Append to the list of ended actions. The lock must be held. */
-static inline void cw_hub_end(cw_hub* hub, cw_action* action) {
-    action->next = NULL;
-    if (hub->done_tail) {
-        hub->done_tail->next = action;
-    } else {
-        uint64_t one = 1;
-        hub->done_head = action;
-        /* Cannot fail: the counter is zero while the list is empty. */
-        if (write(hub->event_fd, &one, sizeof one) < 0)
-            abort();
+    // Waits for a lane to end or pass on an action, for a tenth of a second at most. The lock must be held.
+    void wait() {
+        std::unique_lock<std::mutex> held(mutex_, std::adopt_lock);
+        idle_.wait_for(held, std::chrono::milliseconds(100));
+        held.release();
     }
-    hub->done_tail = action;
-}
 
-/* The whole list of ended actions, oldest first, now the caller's. */
-static inline cw_action* cw_hub_take(cw_hub* hub) {
-    pthread_mutex_lock(&hub->lock);
-    cw_action* list = hub->done_head;
-    if (list) {
-        uint64_t count;
-        hub->done_head = hub->done_tail = NULL;
-        if (read(hub->event_fd, &count, sizeof count) < 0)
-            abort();
-    }
-    pthread_mutex_unlock(&hub->lock);
-    return list;
-}
-
-static inline void cw_lane_init(cw_lane* lane, cw_hub* hub) {
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    lane->hub = hub;
-    lane->head = lane->tail = lane->running = NULL;
-    lane->length = lane->stop = 0;
-    pthread_cond_init(&lane->wake, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-}
-
-static inline void cw_lane_free(cw_lane* lane) { pthread_cond_destroy(&lane->wake); }
-
-/* Called once by the thread that runs the lane: timers as exact as the kernel has them. */
-static inline void cw_lane_enter(const char* name) {
-    prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
-    prctl(PR_SET_NAME, name, 0, 0, 0);
-}
-
-/* 0, or -1 if the lane holds ``most`` actions already. */
-static inline int cw_lane_push(cw_lane* lane, cw_action* action, int32_t most) {
-    pthread_mutex_lock(&lane->hub->lock);
-    if (lane->length >= most) {
-        pthread_mutex_unlock(&lane->hub->lock);
-        return -1;
-    }
-    action->next = NULL;
-    if (lane->tail)
-        lane->tail->next = action;
-    else
-        lane->head = action;
-    lane->tail = action;
-    lane->length++;
-    pthread_mutex_unlock(&lane->hub->lock);
-    /* Not before: a lane that runs at once, in the caller's place, would wait for the lock, and so for the caller. */
-    pthread_cond_signal(&lane->wake);
-    return 0;
-}
-
-/* Whether the lane holds as many actions as it may. For the one thread that pushes, "no" stays true: others
- * only take actions off. */
-static inline int cw_lane_full(cw_lane* lane, int32_t most) {
-    pthread_mutex_lock(&lane->hub->lock);
-    int full = lane->length >= most;
-    pthread_mutex_unlock(&lane->hub->lock);
-    return full;
-}
-
-/* Wait for the next action and for its window to open: asleep until spin_ns before, then spinning.
- * NULL once the lane has been stopped. The action counts as running until cw_lane_end. */
-static inline cw_action* cw_lane_take(cw_lane* lane, int64_t spin_ns) {
-    cw_action* action;
-    pthread_mutex_lock(&lane->hub->lock);
-    while (!lane->stop) {
-        action = lane->head;
-        if (!action) {
-            pthread_cond_wait(&lane->wake, &lane->hub->lock);
-            continue;
+    // Appends to the list of ended actions. The lock must be held.
+    void end(Action& action) {
+        action.next = nullptr;
+        if (last_ended_ != nullptr) {
+            last_ended_->next = &action;
+        } else {
+            const std::uint64_t one = 1;
+            ended_ = &action;
+            // Cannot fail: the counter is zero while the list is empty.
+            if (write(event_fd, &one, sizeof one) < 0)
+                std::abort();
         }
-        int64_t until = action->earliest_ns - spin_ns;
-        if (until > cw_now()) {
-            struct timespec at = {until / 1000000000, until % 1000000000};
-            pthread_cond_timedwait(&lane->wake, &lane->hub->lock, &at);
-            continue; /* The head may have been revoked meanwhile. */
+        last_ended_ = &action;
+    }
+
+    // The whole list of ended actions, oldest first, now the caller's.
+    Action* take_ended() {
+        std::lock_guard<Hub> held(*this);
+        Action* list = ended_;
+        if (list != nullptr) {
+            std::uint64_t count;
+            ended_ = last_ended_ = nullptr;
+            if (read(event_fd, &count, sizeof count) < 0)
+                std::abort();
         }
-        lane->head = action->next;
-        if (!lane->head)
-            lane->tail = NULL;
-        lane->running = action;
-        pthread_mutex_unlock(&lane->hub->lock);
-        while (cw_now() < action->earliest_ns) {
+        return list;
+    }
+
+    int event_fd;  // readable while the list of ended actions is not empty; -1: there is none
+
+private:
+    friend class Lane;
+
+    std::mutex mutex_;
+    std::condition_variable idle_;  // a lane has ended an action
+    Action* ended_ = nullptr;
+    Action* last_ended_ = nullptr;
+};
+
+class Lane {
+public:
+    // name: of its thread, at most 15 bytes.
+    Lane(Hub& hub, const char* name) : name(name), hub_(hub) {}
+    Lane(const Lane&) = delete;
+    Lane& operator=(const Lane&) = delete;
+
+    // Called once by the thread that runs the lane: timers as exact as the kernel has them.
+    void enter() const {
+        prctl(PR_SET_TIMERSLACK, 1UL, 0, 0, 0);
+        prctl(PR_SET_NAME, name, 0, 0, 0);
+    }
+
+    // False if the lane holds `most` actions already.
+    bool push(Action& action, std::int32_t most) {
+        {
+            std::lock_guard<Hub> held(hub_);
+            if (length >= most)
+                return false;
+            append(action);
         }
+        // Not before: a lane that runs at once, in the caller's place, would wait for the lock, and so for the caller.
+        wake_.notify_one();
+        return true;
+    }
+
+    // Waits for the next action and for its window to open: asleep until spin_ns before, then spinning. Null once the
+    // lane has been stopped. The action counts as running until end() or pass().
+    Action* take(std::int64_t spin_ns) {
+        std::unique_lock<std::mutex> held(hub_.mutex_);
+        while (!stopped_) {
+            Action* action = head;
+            if (action == nullptr) {
+                wake_.wait(held);
+                continue;
+            }
+            const std::int64_t until_ns = action->earliest_ns - spin_ns;
+            if (until_ns > now_ns()) {
+                wake_.wait_until(held, std::chrono::steady_clock::time_point(std::chrono::nanoseconds(until_ns)));
+                continue;  // the head may have been revoked meanwhile
+            }
+            head = action->next;
+            if (head == nullptr)
+                tail_ = nullptr;
+            running = action;
+            held.unlock();
+            while (now_ns() < action->earliest_ns) {
+            }
+            return action;
+        }
+        return nullptr;
+    }
+
+    // The running action has ended.
+    void end(Action& action) {
+        std::lock_guard<Hub> held(hub_);
+        running = nullptr;
+        length--;
+        hub_.end(action);
+        hub_.idle_.notify_all();
+    }
+
+    // The running action goes on in another lane of the same hub, whatever that holds already.
+    void pass(Action& action, Lane& next) {
+        {
+            std::lock_guard<Hub> held(hub_);
+            running = nullptr;
+            length--;
+            next.append(action);
+            hub_.idle_.notify_all();
+        }
+        next.wake_.notify_one();
+    }
+
+    // Ends a queued action with this status, and returns it; null if it is not (or no longer) queued.
+    Action* revoke(std::int64_t action_id, std::int32_t status) {
+        std::lock_guard<Hub> held(hub_);
+        Action* before = nullptr;
+        Action* action = head;
+        while (action != nullptr && action->action_id != action_id) {
+            before = action;
+            action = action->next;
+        }
+        if (action == nullptr)
+            return nullptr;
+        (before != nullptr ? before->next : head) = action->next;
+        if (tail_ == action)
+            tail_ = before;
+        length--;
+        action->status = status;
+        hub_.end(*action);
+        wake_.notify_one();
         return action;
     }
-    pthread_mutex_unlock(&lane->hub->lock);
-    return NULL;
-}
 
-/* The running action has ended. */
-static inline void cw_lane_end(cw_lane* lane, cw_action* action) {
-    pthread_mutex_lock(&lane->hub->lock);
-    lane->running = NULL;
-    lane->length--;
-    cw_hub_end(lane->hub, action);
-    pthread_cond_broadcast(&lane->hub->idle);
-    pthread_mutex_unlock(&lane->hub->lock);
-}
-
-/* The running action goes on in another lane of the same hub, whatever that holds already. */
-static inline void cw_lane_pass(cw_lane* lane, cw_lane* next, cw_action* action) {
-    pthread_mutex_lock(&lane->hub->lock);
-    lane->running = NULL;
-    lane->length--;
-    action->next = NULL;
-    if (next->tail)
-        next->tail->next = action;
-    else
-        next->head = action;
-    next->tail = action;
-    next->length++;
-    pthread_cond_broadcast(&lane->hub->idle);
-    pthread_mutex_unlock(&lane->hub->lock);
-    pthread_cond_signal(&next->wake);
-}
-
-/* End a queued action with this status, and return it; NULL if it is not (or no longer) queued. */
-static inline cw_action* cw_lane_revoke(cw_lane* lane, int64_t action_id, int32_t status) {
-    pthread_mutex_lock(&lane->hub->lock);
-    cw_action *before = NULL, *action = lane->head;
-    while (action && action->action_id != action_id) {
-        before = action;
-        action = action->next;
+    // Takes away everything queued, and waits until nothing runs. The queue, oldest first.
+    Action* clear() {
+        std::unique_lock<std::mutex> held(hub_.mutex_);
+        Action* list = head;
+        head = tail_ = nullptr;
+        length = running != nullptr ? 1 : 0;
+        wake_.notify_one();
+        while (running != nullptr)
+            hub_.idle_.wait(held);
+        return list;
     }
-    if (action) {
-        if (before)
-            before->next = action->next;
-        else
-            lane->head = action->next;
-        if (lane->tail == action)
-            lane->tail = before;
-        lane->length--;
-        action->status = status;
-        cw_hub_end(lane->hub, action);
-        pthread_cond_signal(&lane->wake);
+
+    void stop() {
+        std::lock_guard<Hub> held(hub_);
+        stopped_ = true;
+        wake_.notify_one();
     }
-    pthread_mutex_unlock(&lane->hub->lock);
-    return action;
-}
 
-/* Take away everything queued, and wait until nothing runs. Returns the queue, oldest first. */
-static inline cw_action* cw_lane_clear(cw_lane* lane) {
-    pthread_mutex_lock(&lane->hub->lock);
-    cw_action* list = lane->head;
-    lane->head = lane->tail = NULL;
-    lane->length = lane->running ? 1 : 0;
-    pthread_cond_signal(&lane->wake);
-    while (lane->running)
-        pthread_cond_wait(&lane->hub->idle, &lane->hub->lock);
-    pthread_mutex_unlock(&lane->hub->lock);
-    return list;
-}
+    const char* const name;
+    // To be looked at under the hub's lock:
+    Action* head = nullptr;  // of what is queued
+    Action* running = nullptr;
+    std::int32_t length = 0;  // queued and running
 
-static inline void cw_lane_stop(cw_lane* lane) {
-    pthread_mutex_lock(&lane->hub->lock);
-    lane->stop = 1;
-    pthread_cond_signal(&lane->wake);
-    pthread_mutex_unlock(&lane->hub->lock);
-}
+private:
+    void append(Action& action) {
+        action.next = nullptr;
+        (tail_ != nullptr ? tail_->next : head) = &action;
+        tail_ = &action;
+        length++;
+    }
 
-#endif
+    Hub& hub_;
+    std::condition_variable wake_;
+    Action* tail_ = nullptr;
+    bool stopped_ = false;
+};
+
+}  // namespace clockwork::device

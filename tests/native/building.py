@@ -31,7 +31,7 @@ class Flavour:
     name: str
     flags: tuple[str, ...]
     link: tuple[str, ...] = ()
-    compilers: tuple[str, str] = ("gcc", "g++")  # of C and C++
+    compiler: str = "g++"
 
 
 THREAD = Flavour("thread", ("-fsanitize=thread",))
@@ -40,12 +40,12 @@ FUZZER = Flavour(
     "fuzzer",
     ("-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=all"),
     ("-fsanitize=fuzzer,address,undefined",),
-    ("clang", "clang++"),
+    "clang++",
 )
 
 CONTROLLER = [*sorted(ROOT.glob("csrc/controller/*.cpp")), *sorted(ROOT.glob("csrc/scheduler/*.cpp"))]
 PROGRAMS: dict[str, Sequence[Path]] = {
-    "threads_lanes": [HERE / "threads_lanes.c"],
+    "threads_lanes": [HERE / "threads_lanes.cpp"],
     "fuzz_exchange": [HERE / "fuzz_exchange.cpp", *CONTROLLER],
     "fuzz_headers": [HERE / "fuzz_headers.cpp", *CONTROLLER],
 }
@@ -59,9 +59,8 @@ class CannotBuild(Exception):
 @cache
 def why_not(flavour: Flavour) -> str:
     """What is missing for this flavour; empty if nothing is."""
-    for compiler in flavour.compilers:
-        if shutil.which(compiler) is None:
-            return f"{compiler} is not installed"
+    if shutil.which(flavour.compiler) is None:
+        return f"{flavour.compiler} is not installed"
     directory = ROOT / "build" / "native" / flavour.name
     directory.mkdir(parents=True, exist_ok=True)
     source, made = directory / "empty.cpp", directory / "empty"
@@ -71,7 +70,7 @@ def why_not(flavour: Flavour) -> str:
         else "int main() { return 0; }"
     )
     source.write_text(target)
-    link = [flavour.compilers[1], *(flavour.link or flavour.flags), str(source), "-o", str(made)]
+    link = [flavour.compiler, *(flavour.link or flavour.flags), str(source), "-o", str(made)]
     done = subprocess.run(link, capture_output=True, text=True, timeout=COMPILE_S)
     if done.returncode == 0:
         done = subprocess.run(
@@ -98,7 +97,7 @@ def build(program: str, flavour: Flavour) -> Path:
     made = directory / program
     if not made.exists() or made.stat().st_mtime < max(one.stat().st_mtime for one in objects):
         link = flavour.link or flavour.flags
-        _run([flavour.compilers[1], *link, *(str(one) for one in objects), "-o", str(made), "-lpthread"])
+        _run([flavour.compiler, *link, *(str(one) for one in objects), "-o", str(made), "-lpthread"])
     return made
 
 
@@ -106,11 +105,8 @@ def _compile(source: Path, directory: Path, flavour: Flavour) -> Path:
     made = directory / f"{source.parent.name}-{source.stem}.o"
     if not _is_stale(made):
         return made
-    is_c = source.suffix == ".c"
-    compiler = flavour.compilers[0 if is_c else 1]
-    language = ["-std=gnu11"] if is_c else CPP
     _run([
-        compiler, *language, *WARNINGS, *flavour.flags, *INCLUDES, "-MMD", "-c",
+        flavour.compiler, *CPP, *WARNINGS, *flavour.flags, *INCLUDES, "-MMD", "-c",
         str(source.relative_to(ROOT)), "-o", str(made),
     ])  # fmt: skip
     return made

@@ -1,0 +1,129 @@
+// What a CUDA device knows of a model: its program's launch lists, and where its weights are. Made when a model is
+// prepared, and only read while actions run; but for a launch's values, which the one execution at a time fills in.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "device/cuda_api.h"
+#include "device/host_pages.h"
+#include "device/order.h"
+
+namespace clockwork::device {
+
+inline constexpr int PADDED_MOST = 16;  // config.PADDED_MAX
+
+// What a kernel's argument is made of.
+enum class Source { WEIGHT, INPUT, OUTPUT, WORKSPACE, SIZE, VALUE };
+
+struct Argument {
+    Source source = Source::VALUE;
+    int index = 0;
+    std::uint64_t value = 0;  // an offset in bytes; or the value itself, in its lowest bytes
+};
+
+struct Launch {
+    CUfunction function = nullptr;
+    unsigned grid[3] = {};
+    unsigned block[3] = {};
+    unsigned shared_bytes = 0;
+    std::vector<Argument> arguments;
+    std::vector<std::uint64_t> values;  // filled before each launch: one execution at a time
+    std::vector<void*> pointers;        // to those, and null
+
+    // Once all arguments are there.
+    void make_room() {
+        values.resize(arguments.size());
+        pointers.clear();
+        for (std::uint64_t& value : values)
+            pointers.push_back(&value);
+        pointers.push_back(nullptr);
+    }
+};
+
+// An input or output of a variant.
+struct Tensor {
+    int dtype = 0;
+    std::vector<std::int64_t> dims;
+    std::vector<int> symbols;  // of each axis: which padded symbol it is, -1 none
+    std::int64_t bytes = 0;
+    std::int64_t row_bytes = 0;  // where the program batches
+    std::int64_t offset = 0;     // in a slot
+    bool open = false;           // whether it is padded along an axis
+    bool padded =
+        false;  // rows that no request has brought are copies of the last: a kernel may look things up by them
+
+    int rank() const { return int(dims.size()); }
+
+    // Of so many rows, their padding included; of all of it where the program does not batch.
+    std::int64_t used_bytes(std::int64_t rows) const { return row_bytes != 0 ? rows * row_bytes : bytes; }
+};
+
+struct Variant {
+    std::int64_t batch = 0;
+    std::vector<Tensor> inputs;
+    std::vector<Tensor> outputs;
+    std::int64_t slot_bytes = 0;
+    std::int64_t workspace_bytes = 0;
+    std::vector<Launch> launches;
+
+    // Whether these inputs can be run. sizes: PADDED_MOST of them, filled in with those of the padded symbols.
+    bool fits(const Parts& parts, bool batches, std::int64_t* sizes) const {
+        for (int symbol = 0; symbol < PADDED_MOST; symbol++)
+            sizes[symbol] = 0;
+        for (std::size_t index = 0; index < inputs.size(); index++) {
+            const Input& joined = parts.inputs[index];
+            const Tensor& tensor = inputs[index];
+            if (joined.rank != tensor.rank())
+                return false;
+            for (int axis = 0; axis < joined.rank; axis++) {
+                const std::int64_t size = joined.dims[axis], bound = tensor.dims[std::size_t(axis)];
+                const int symbol = tensor.symbols[std::size_t(axis)];
+                bool is_good;
+                if (batches && axis == 0) {
+                    is_good = size <= batch && size == parts.inputs[0].dims[0];
+                } else if (symbol >= 0) {
+                    is_good = 1 <= size && size <= bound && (sizes[symbol] == 0 || sizes[symbol] == size);
+                    sizes[symbol] = size;
+                } else {
+                    is_good = size == bound;
+                }
+                if (!is_good)
+                    return false;
+            }
+        }
+        return true;
+    }
+};
+
+struct CudaWeight {
+    std::size_t run = 0;
+    std::int64_t offset = 0;
+};
+
+struct CudaModel : Residency {
+    WeightsCopy* copy = nullptr;  // in the host's memory
+    HostPages* store = nullptr;   // into which it is fetched; null: it is there for good
+    std::vector<CudaWeight> weights;
+};
+
+// Where a batch's inputs and outputs lie: pinned memory, and as much on the device.
+struct CudaSlot : Room {
+    char* host = nullptr;
+    CUdeviceptr device = 0;
+    CUevent input_begin = nullptr;
+    CUevent input_end = nullptr;
+    CUevent run_begin = nullptr;
+    CUevent run_end = nullptr;
+    CUevent output_end = nullptr;
+};
+
+struct CudaOrder : Order {
+    std::int64_t run_earliest_ns = 0;  // of the execution; the lanes before and after it do not wait
+    bool pins = false;                 // LOAD: its model stays in the host store until it has been polled
+    Variant* variant = nullptr;
+    std::int64_t sizes[PADDED_MOST] = {};  // the true ones of padded symbols
+};
+
+}  // namespace clockwork::device

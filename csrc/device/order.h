@@ -1,0 +1,158 @@
+// What the loop's thread makes of an order, and a lane's thread runs; and what of a device it is about.
+#pragma once
+
+#include <Python.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "device/claims.h"
+#include "device/lane.h"
+#include "device/parts.h"
+
+namespace clockwork::device {
+
+inline constexpr std::size_t TEXT_BYTES = 512;  // of an error's message, its end included
+
+enum class Kind { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
+
+// A phase of an action: by this machine's clock, and how long it took (by the device's, where that has one).
+struct Span {
+    std::int64_t begin_ns = 0;
+    std::int64_t end_ns = 0;
+    std::int64_t duration_ns = 0;
+
+    void begin() { begin_ns = end_ns = now_ns(); }
+    void end() {
+        end_ns = now_ns();
+        duration_ns = end_ns - begin_ns;
+    }
+};
+
+// A model on the device; each device knows more of it. Guarded by the hub's lock.
+struct Residency {
+    bool resident = false;
+    std::int64_t load_id = 0;
+    Claim claim;
+};
+
+// What a slot is, wherever its memory lies.
+struct Room {
+    std::size_t bytes = 0;
+    bool busy = false;  // guarded by the hub's lock
+};
+
+struct Order : Action {
+    Order() { text[0] = '\0'; }
+    virtual ~Order() = default;
+
+    Kind kind = Kind::LOAD;
+    PyObject* owner = nullptr;  // the Model, kept alive; null: it is not known
+    Residency* residency = nullptr;
+    std::int64_t load_id = 0;
+    std::vector<std::int64_t> run_starts;  // LOAD: as many as its model has runs
+    bool revoked = false;                  // while the input lane was at it; guarded by the hub's lock
+    Parts parts;
+    Room* room = nullptr;  // of the slot that it holds
+    Span copy_in;
+    Span execute;
+    Span copy_out;
+    char text[TEXT_BYTES];  // "" where all is well
+};
+
+// A device's lanes, in the order in which an action may pass from one to the next. A CPU has work for two of them.
+class Lanes {
+public:
+    Hub hub;
+    Lane input{hub, "cw-input"};
+    Lane execute{hub, "cw-execute"};
+    Lane output{hub, "cw-output"};
+    Lane load{hub, "cw-load"};
+    Lane fetch{hub, "cw-fetch"};
+
+    // The lane of this name; null: there is none.
+    Lane* find(std::string_view name) {
+        for (Lane* lane : all()) {
+            if (name == lane->name)
+                return lane;
+        }
+        return nullptr;
+    }
+
+    // Of executions that are queued or run. For the one thread that adds to them, the number only falls meanwhile.
+    std::int32_t run_count() {
+        std::lock_guard<Hub> held(hub);
+        return input.length + execute.length + output.length;
+    }
+
+    // What a lane is at; 0: nothing.
+    std::int64_t running(const Lane& lane) {
+        std::lock_guard<Hub> held(hub);
+        return lane.running != nullptr ? lane.running->action_id : 0;
+    }
+
+    // Whether an execution that needs this residency waits or runs. The lock must be held.
+    bool needs(const Residency* residency, std::int64_t load_id) const {
+        return needs(input, residency, load_id) || needs(execute, residency, load_id);
+    }
+
+    // Ends an action that is queued with this status and returns it, so that its slot can be taken from it. One that the
+    // input lane is at is marked. Null: nothing was to be ended, or it has no slot.
+    Order* revoke(std::int64_t action_id, std::int32_t status) {
+        if (Action* found = input.revoke(action_id, status))
+            return static_cast<Order*>(found);
+        {
+            std::lock_guard<Hub> held(hub);
+            if (input.running != nullptr && input.running->action_id == action_id) {
+                static_cast<Order*>(input.running)->revoked = true;
+                return nullptr;
+            }
+        }
+        if (Action* found = execute.revoke(action_id, status))
+            return static_cast<Order*>(found);
+        if (load.revoke(action_id, status) == nullptr)
+            fetch.revoke(action_id, status);
+        return nullptr;
+    }
+
+    // Takes away whatever is queued or has ended, and waits until nothing runs: in the order in which actions pass, so
+    // that none is left behind.
+    std::vector<Order*> clear() {
+        std::vector<Order*> found;
+        auto add = [&](Action* list) {
+            for (; list != nullptr; list = list->next)
+                found.push_back(static_cast<Order*>(list));
+        };
+        for (Lane* lane : all())
+            add(lane->clear());
+        add(hub.take_ended());
+        return found;
+    }
+
+    void stop() {
+        for (Lane* lane : all())
+            lane->stop();
+    }
+
+private:
+    std::array<Lane*, 5> all() { return {&input, &execute, &output, &load, &fetch}; }
+
+    static bool needs(const Lane& lane, const Residency* residency, std::int64_t load_id) {
+        auto is_for = [&](const Action* action) {
+            const Order* order = static_cast<const Order*>(action);
+            return order->residency == residency && order->load_id == load_id;
+        };
+        if (lane.running != nullptr && is_for(lane.running))
+            return true;
+        for (const Action* action = lane.head; action != nullptr; action = action->next) {
+            if (is_for(action))
+                return true;
+        }
+        return false;
+    }
+};
+
+}  // namespace clockwork::device

@@ -1,0 +1,189 @@
+// Lanes, claims and the link under many threads, for ThreadSanitizer: every action that is pushed ends once, in the order
+// of its lane unless it was revoked, and nobody is in the link with another.
+//
+// One pusher, as a device has one; two lanes, of which the first passes what it runs on to the second; a thread that
+// revokes; one that takes what has ended; and, at the end of each round, a clear and a stop in the midst of it all.
+// Usage: threads_lanes SEED ROUNDS.
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "device/claims.h"
+#include "device/lane.h"
+#include "device/link.h"
+
+using namespace clockwork::device;
+
+namespace {
+
+constexpr int ACTIONS = 400, QUEUED_MAX = 32, PAGES = 16, REVOKED = 1, DONE = 0;
+
+struct Work : Action {
+    Claim claim;
+    int ended = 0;
+};
+
+struct Machine {
+    explicit Machine(std::uint64_t seed) : seed(seed) { pages.resize(PAGES); }
+
+    Hub hub;
+    Lane first{hub, "first"}, second{hub, "second"};
+    Link link;
+    PageTable pages;
+    std::vector<Work> works{ACTIONS};
+    int pushed = 0;         // by the pusher alone, until it is joined
+    bool stop_all = false;  // under the hub's lock
+    bool inside = false;    // the link's holder alone writes it
+    std::uint64_t seed;
+};
+
+void demand(bool holds, const char* what) {
+    if (holds)
+        return;
+    std::fprintf(stderr, "broken: %s\n", what);
+    std::abort();
+}
+
+std::uint64_t draw(std::uint64_t& state) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return state >> 33;
+}
+
+void hold_link(Machine& m) {
+    m.link.take();
+    demand(!m.inside, "two are in the link");
+    m.inside = true;
+    m.inside = false;
+    m.link.leave();
+}
+
+// Loads: hold the link for a moment, claim pages, and pass the action on; or end it where there is no room.
+void run_first(Machine& m) {
+    char text[100];
+    m.first.enter();
+    while (Action* action = m.first.take(1000)) {
+        Work& work = static_cast<Work&>(*action);
+        hold_link(m);
+        std::vector<std::int64_t> starts = {work.action_id % PAGES, work.action_id * 7 % PAGES};
+        m.hub.lock();
+        const bool is_taken = m.pages.take(work.claim, starts, text, sizeof text);
+        m.hub.unlock();
+        if (is_taken) {
+            m.first.pass(work, m.second);
+        } else {
+            work.status = DONE;
+            m.first.end(work);
+        }
+    }
+}
+
+void run_second(Machine& m) {
+    m.second.enter();
+    while (Action* action = m.second.take(0)) {
+        Work& work = static_cast<Work&>(*action);
+        m.hub.lock();
+        for (std::int64_t start : work.claim.run_starts)
+            demand(m.pages.owner(start) == &work.claim, "a page is another's");
+        m.pages.release(work.claim);
+        m.hub.unlock();
+        work.status = DONE;
+        m.second.end(work);
+    }
+}
+
+// Another user of the link: another device of this machine.
+void use_link(Machine& m) {
+    for (int turn = 0; turn < ACTIONS / 4; turn++)
+        hold_link(m);
+}
+
+bool is_over(Machine& m) {
+    std::lock_guard<Hub> held(m.hub);
+    return m.stop_all;
+}
+
+void revoke_some(Machine& m) {
+    std::uint64_t state = m.seed ^ 0x9e3779b97f4a7c15u;
+    while (!is_over(m))
+        m.first.revoke(std::int64_t(draw(state) % ACTIONS), REVOKED);
+}
+
+int take_ended(Machine& m) {
+    int count = 0;
+    for (Action* action = m.hub.take_ended(); action != nullptr; count++) {
+        Action* next = action->next;  // before anybody else may have it
+        demand(action->status != PENDING, "an action ended without a status");
+        demand(static_cast<Work*>(action)->ended++ == 0, "an action ended twice");
+        action = next;
+    }
+    return count;
+}
+
+void take(Machine& m, int& count) {
+    while (!is_over(m))
+        count += take_ended(m);
+}
+
+void push(Machine& m) {
+    std::uint64_t state = m.seed;
+    for (Work& work : m.works) {
+        work.earliest_ns = now_ns() + std::int64_t(draw(state) % 20) * 1000;
+        while (!m.first.push(work, QUEUED_MAX))
+            nap(1000);
+        m.pushed++;
+    }
+}
+
+void run_round(std::uint64_t seed) {
+    const auto owned = std::make_unique<Machine>(seed);
+    Machine& m = *owned;
+    for (int place = 0; place < ACTIONS; place++) {
+        m.works[place].action_id = place;
+        for (int run = 0; run <= place % 2; run++)
+            m.works[place].claim.add_run(1);
+    }
+    int ended = 0;
+    std::thread first([&] { run_first(m); }), second([&] { run_second(m); }), other([&] { use_link(m); }),
+        revoker([&] { revoke_some(m); }), taker([&] { take(m, ended); }), pusher([&] { push(m); });
+    pusher.join();
+    other.join();
+    // Half of the rounds are cleared while something runs; the others run empty.
+    int cleared = 0;
+    for (Lane* lane : {&m.first, &m.second}) {
+        if (seed % 2 != 0) {
+            for (Action* action = lane->clear(); action != nullptr; action = action->next)
+                cleared++;
+        }
+        m.hub.lock();
+        while (lane->length > 0)
+            m.hub.wait();
+        m.hub.unlock();
+    }
+    m.first.stop();
+    m.second.stop();
+    first.join();
+    second.join();
+    m.hub.lock();
+    m.stop_all = true;
+    m.hub.unlock();
+    revoker.join();
+    taker.join();
+    ended += take_ended(m);
+    demand(m.pushed == ACTIONS, "not everything was pushed");
+    demand(ended + cleared == ACTIONS, "an action is lost");
+    demand(m.pages.held_count() <= 2 * cleared, "a page is held for nothing");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const std::uint64_t seed = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 0;
+    const long rounds = count > 2 ? std::atol(arguments[2]) : 10;
+    for (long round = 0; round < rounds; round++)
+        run_round(seed + std::uint64_t(round));
+    std::printf("%ld rounds of %d actions\n", rounds, ACTIONS);
+    return 0;
+}

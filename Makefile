@@ -62,6 +62,12 @@ run-cluster: $(BUILT) ## start a controller and WORKERS workers with the demo mo
 	    $(if $(HTTP_PORT),--http-port $(HTTP_PORT)) $(if $(GRPC_PORT),--grpc-port $(GRPC_PORT)) \
 	    $(if $(METRICS_PORT),--metrics-port $(METRICS_PORT)) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PROFILES),--profiles "$(PROFILES)") $(ARGS)
 
+# What tests use in place of a GPU; see docs/gpu.md.
+FAKE_DRIVER := $(CURDIR)/tests/device/libfakecuda.so
+ifeq ($(CLOCKWORK_CUDA_DRIVER),fake)
+    override export CLOCKWORK_CUDA_DRIVER := $(FAKE_DRIVER)
+endif
+
 native_files = find csrc tests examples \( -name '*.cpp' -o -name '*.h' -o -name '*.c' -o -name '*.cu' \) -print0
 
 # Tests that only compute come first: what they find is quickly found. Clusters of processes wait more than they compute.
@@ -152,7 +158,7 @@ proto: ## make the gateway's protobuf messages from inference.proto
 clean: ## remove what was built and cached; the next build is quick
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks $(VENV)/.built-*
 	find . -path './$(VENV)' -prune -o -name __pycache__ -prune -exec rm -rf {} +
-	find clockwork -name '*.so' -exec rm -f {} +
+	find clockwork tests -name '*.so' -exec rm -f {} +
 	find clockwork -name '*.pyx' | sed 's/pyx$$/c/; p; s/c$$/cpp/' | while IFS= read -r made; do rm -f "$$made"; done
 
 distclean: clean ## remove the virtual environment as well

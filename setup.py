@@ -47,12 +47,22 @@ LINKED = {
 }
 """Of each extension, the C++ of csrc/ that is linked to it; each of those files is compiled once for all of them."""
 
+FAKE_DRIVER = sorted(glob("csrc/device/fake_*.cpp"))
+"""A library that stands in for libcuda.so.1, for tests and benchmarks; no wheel has it."""
+
 PROCESSORS = len(os.sched_getaffinity(0))
 
 
 class BuildExtensions(build_ext):
     """Compiles what is older than anything that was read to make it, as many files at a time as there are processors;
-    then links the extensions whose objects are new."""
+    then links the extensions whose objects are new.
+
+    Where tests will run on what is built (in place, or for ``make debug``), the fake driver is linked, too."""
+
+    def run(self) -> None:
+        self.is_tested = BUILD == "debug" or bool(self.inplace)
+        self.tests = Path("." if self.inplace else self.build_lib, "tests/device")
+        super().run()
 
     def build_extensions(self) -> None:
         root = Path(self.build_temp)
@@ -69,7 +79,8 @@ class BuildExtensions(build_ext):
             age = made.stat().st_mtime
             return any(not os.path.exists(one) or os.path.getmtime(one) > age for one in needed)
 
-        arguments = {source: CORE for shared in LINKED.values() for source in shared}
+        linked = [*LINKED.values(), *([FAKE_DRIVER] if self.is_tested else [])]
+        arguments = {source: CORE for shared in linked for source in shared}
         for one in self.extensions:
             arguments |= dict.fromkeys(one.sources, one.extra_compile_args)
 
@@ -94,6 +105,14 @@ class BuildExtensions(build_ext):
             one.sources, one.depends = [], one.extra_objects
         self.parallel = PROCESSORS
         super().build_extensions()
+        if self.is_tested:
+            self.compiler.link_shared_object(
+                [str(made_of(source)) for source in FAKE_DRIVER],
+                str(self.tests / "libfakecuda.so"),
+                libraries=["dl", "pthread"],
+                extra_postargs=[flag for flag in CHECKS if flag.startswith("-fsanitize=")],
+                target_lang="c++",
+            )
 
 
 def extension(name: str, arguments: list[str], libraries: tuple[str, ...] = ()) -> Extension:
@@ -118,13 +137,6 @@ extensions = [
             "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.actions._queue",
             "clockwork.sim._world", "clockwork.sim._bounds",
         )
-    ),
-    Extension(  # no module of Python's, but a library that stands in for libcuda.so.1
-        "clockwork.device._fake_driver",
-        ["csrc/device/fake_driver.cpp", "csrc/device/fake_machine.cpp"],
-        language="c++",
-        extra_compile_args=CORE,
-        libraries=["dl", "pthread"],
     ),
 ]  # fmt: skip
 

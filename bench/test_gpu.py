@@ -16,7 +16,8 @@ from bench.gpu import LAUNCHES, WIDTH, Site, compile_kernel
 from bench.gpu_serving import LAUNCHES as SERVED_LAUNCHES
 from bench.gpu_serving import value_of, write_package
 from clockwork import Client
-from clockwork.device.cuda_memory import FAKE, cards, open_driver, target_of, why_unusable
+from clockwork.device.cuda_memory import cards, open_driver, target_of, why_unusable
+from tests.device.fake import LIBRARY
 
 SEED = 0
 PAGES = 6
@@ -30,7 +31,7 @@ def driver() -> Iterator[bool]:
     if is_real or "CLOCKWORK_CUDA_DRIVER" in os.environ:
         yield is_real
         return
-    os.environ["CLOCKWORK_CUDA_DRIVER"] = FAKE
+    os.environ["CLOCKWORK_CUDA_DRIVER"] = str(LIBRARY)
     yield False
     del os.environ["CLOCKWORK_CUDA_DRIVER"]
 

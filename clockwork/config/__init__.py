@@ -493,7 +493,7 @@ CUDA_PAGE_BYTES = 16 << 20
 """Pages of a CUDA arena: a copy of so much reaches the link's full rate."""
 
 CUDA_DRIVER = "libcuda.so.1"
-"""The driver's library, unless CLOCKWORK_CUDA_DRIVER names another: a path, or ``fake``."""
+"""The driver's library, unless CLOCKWORK_CUDA_DRIVER names another, or its path."""
 
 CUDA_DRIVER_OLDEST = 11040
 """CUDA 11.4: the first driver with every function that is called."""
@@ -596,7 +596,7 @@ def cuda_driver() -> str:
 
 
 def fake_clocks() -> Path | None:
-    """CLOCKWORK_FAKE_CLOCKS: the file in which a test writes the clocks of the fake driver's devices."""
+    """CLOCKWORK_FAKE_CLOCKS: the file in which a test writes the clocks of devices that are no GPUs."""
     name = environment("FAKE_CLOCKS", "")
     return Path(name) if name else None
 

@@ -33,7 +33,6 @@ from clockwork.device.cuda_memory import (
     DeviceMemory,
     find_card,
     fingerprint_of,
-    is_fake,
     open_driver,
     open_memory,
     read_modules,
@@ -154,7 +153,6 @@ class CudaDevice(NativeDevice[Core]):
             host_bytes=self._store.budget_bytes,
         )
         self.card = card
-        self.is_fake = is_fake(self._table.path)
         self._prepare_lock = threading.Lock()
         self._programs: dict[str, _Loaded] = {}
         self._models: dict[int, _Known] = {}

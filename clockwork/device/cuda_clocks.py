@@ -1,7 +1,7 @@
 """What moves a GPU's timing, as it is observed: clocks, temperature, power, and what holds the clocks down.
 
-On a card that is asked of NVML (nvidia-ml-py), which changes nothing here. On the fake driver it is read from a file
-that a test writes. Everything is of whole cards: the clocks of a MIG instance are those of the card that it is part of.
+On a card that is asked of NVML (nvidia-ml-py), which changes nothing here. Of a device that is no GPU it is read from a
+file that a test writes. Everything is of whole cards: the clocks of a MIG instance are those of the card that it is part of.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Nvml:
 
 
 class ClockFile:
-    """For the fake driver: a JSON list of GpuState's fields for each device, in a file that is read at each look."""
+    """For devices that are no GPUs: a JSON list of GpuState's fields for each device, in a file that is read at each look."""
 
     def __init__(self, path: Path, ordinals: Sequence[int]) -> None:
         self._path = path
@@ -204,9 +204,9 @@ class ClockWatch:
             self._wake()
 
 
-def open_source(uuids: Sequence[str], ordinals: Sequence[int], is_fake: bool) -> ClockSource | None:
+def open_source(uuids: Sequence[str], ordinals: Sequence[int], are_gpus: bool) -> ClockSource | None:
     """Whom to ask for the clocks of these devices; None, and it is said why, where there is nobody."""
-    if is_fake:
+    if not are_gpus:
         path = config.fake_clocks()
         return ClockFile(path, ordinals) if path is not None else None
     try:

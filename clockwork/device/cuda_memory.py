@@ -1,7 +1,7 @@
 """Who owns what a CUDA device has of the driver: its context, device memory, pinned memory and modules.
 
-On a card that is CuPy, whose handles the hot path then uses. On the fake driver it is the driver's table
-itself. Nothing here is called while an action runs, except that preparing a model may allocate.
+On a GPU that is CuPy, whose handles the hot path then uses. On a device that runs this machine's own code, as those
+of the driver that tests bring do (docs/gpu.md), it is the driver's table itself. Nothing here is called while an action runs, except that preparing a model may allocate.
 
 Everything is for one device. make_current() must have been called in the thread that calls the rest.
 """
@@ -9,7 +9,6 @@ Everything is for one device. make_current() must have been called in the thread
 from __future__ import annotations
 
 import dataclasses
-import importlib.machinery
 import importlib.util
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,9 +18,6 @@ from typing import Any, Protocol
 from clockwork import config
 from clockwork.device._cudriver import OUT_OF_MEMORY, CudaError, Table
 from clockwork.errors import ConfigError
-
-FAKE = "fake"
-"""Instead of the driver's path: the fake one, which is built with this package."""
 
 ACCOUNTED_SHARED_BYTES = 48 << 10
 """Dynamic shared memory that a kernel may have without asking."""
@@ -48,7 +44,7 @@ class DeviceMemory(Protocol):
 
     def release_host(self, pointer: int) -> None: ...
     def load_module(self, path: Path) -> Any:
-        """A module out of a cubin (or, on the fake driver, a shared object). May raise OSError."""
+        """A module out of a cubin (or a shared object, of a device that is no GPU). May raise OSError."""
         ...
 
     def function(self, module: Any, name: str, shared_bytes: int) -> int:
@@ -208,22 +204,6 @@ def _or_memory_error(allocate: Callable[[int], int], size: int) -> int:
 # ----- which driver, and which of its devices -----------------------------------------------------
 
 
-def driver_path() -> str:
-    """The library to open: config.CUDA_DRIVER, the fake one by its path."""
-    path = config.cuda_driver()
-    if path != FAKE:
-        return path
-    place = Path(__file__).with_name("_fake_driver")
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        if (found := place.with_name(place.name + suffix)).is_file():
-            return str(found)
-    raise ConfigError(f"the fake CUDA driver is not built: there is no {place}.*.so")
-
-
-def is_fake(path: str) -> bool:
-    return Path(path).name.startswith("_fake_driver")
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class CardInfo:
     """What the driver says of one device."""
@@ -231,13 +211,18 @@ class CardInfo:
     ordinal: int
     name: str
     uuid: str  # as nvidia-smi prints it, "GPU-..." or "MIG-..."
-    capability: int  # 90 is sm_90; 0 on the fake driver
+    capability: int  # 90 is sm_90; 0: it is no GPU
     memory_bytes: int
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it runs code of a GPU, and not this machine's."""
+        return self.capability > 0
 
 
 def open_driver() -> Table:
     """The driver that this process uses. Raises ConfigError that says what was not found."""
-    path = driver_path()
+    path = config.cuda_driver()
     config.load_kernels_eagerly()
     try:
         table = Table(path)
@@ -296,7 +281,7 @@ def which_card(fingerprint: str) -> str:
 def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
     """The owner of what is allocated of a device. Raises ConfigError."""
     try:
-        return TableMemory(table, card.ordinal) if is_fake(table.path) else CupyMemory(table, card.ordinal)
+        return CupyMemory(table, card.ordinal) if card.is_gpu else TableMemory(table, card.ordinal)
     except CudaError as error:
         raise ConfigError(f"cannot use CUDA device {card.ordinal}: {error}") from None
 
@@ -304,19 +289,19 @@ def open_memory(table: Table, card: CardInfo) -> DeviceMemory:
 def why_unusable() -> str:
     """Why no CUDA device can be used here, in a sentence; "" if one can."""
     try:
-        table = open_driver()
-        if not cards(table):
+        found = cards(open_driver())
+        if not found:
             return "the CUDA driver shows no device"
     except (ConfigError, CudaError) as error:
         return str(error)
-    if not is_fake(table.path) and importlib.util.find_spec("cupy") is None:
+    if any(card.is_gpu for card in found) and importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (install clockwork-serving[cuda12] or [cuda13])"
     return ""
 
 
 def target_of(card: CardInfo) -> str:
-    """The target of a program package that runs on this device: "sm_90", or "host" on the fake driver."""
-    return f"sm_{card.capability}" if card.capability else "host"
+    """The target of a program package that runs on this device: "sm_90", or "host" where it is no GPU."""
+    return f"sm_{card.capability}" if card.is_gpu else "host"
 
 
 def fingerprint_of(table: Table, card: CardInfo) -> str:

@@ -959,7 +959,9 @@ def _open_clocks(devices: Sequence[Device]) -> ClockSource | None:
     from clockwork.device.cuda_clocks import open_source
 
     gpus = [one for one in devices if isinstance(one, CudaDevice)]
-    return open_source([one.card.uuid for one in gpus], [one.card.ordinal for one in gpus], gpus[0].is_fake)
+    return open_source(
+        [one.card.uuid for one in gpus], [one.card.ordinal for one in gpus], gpus[0].card.is_gpu
+    )
 
 
 def _open_store(root: Path) -> PackageStore:

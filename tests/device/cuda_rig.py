@@ -22,7 +22,7 @@ from onnx import numpy_helper
 from clockwork import config
 from clockwork.device.cuda import CudaDevice
 from clockwork.device.cuda_host import BudgetedHost
-from clockwork.device.cuda_memory import FAKE, find_card, open_driver, open_memory, target_of, why_unusable
+from clockwork.device.cuda_memory import find_card, open_driver, open_memory, target_of, why_unusable
 from clockwork.formats.package import hash_file
 from clockwork.formats.prepared import FORMAT_VERSION, WEIGHTS_FILE, PreparedModel, TensorSpec, WeightSpec
 from clockwork.formats.program import (
@@ -44,7 +44,7 @@ from clockwork.formats.program import (
 from clockwork.models.compile import nvrtc
 from clockwork.models.layout import lay_out, write_weights
 from clockwork.wire.tensors import tensor_bytes
-from tests.device.fake import FakeDriver, environment
+from tests.device.fake import DRIVER, LIBRARY, FakeDriver, environment
 
 PAGE_BYTES = 65_536
 BATCHES = (1, 2, 4, 8)
@@ -85,7 +85,7 @@ class CudaRig:
 
     def make(self, pages: int = 32, which: str = "0", host_pages: int = 0, **options: Any) -> CudaDevice:
         options = {"workspace_bytes": 1 << 12, "io_slot_bytes": 1 << 12, **options}
-        with environment(CLOCKWORK_CUDA_DRIVER=FAKE):
+        with environment(**DRIVER):
             if host_pages:
                 options |= self.host_store(which, host_pages)
             device = CudaDevice(which, pages * PAGE_BYTES, PAGE_BYTES, **options)
@@ -219,7 +219,7 @@ class CardRig(CudaRig):
 @functools.cache
 def why_no_card() -> str:
     """Why there is no CardRig here; "" if there is one."""
-    if config.cuda_driver() == FAKE:
+    if config.cuda_driver() == str(LIBRARY):
         return "no GPU: the fake driver is asked for"
     if reason := why_unusable():
         return f"no GPU: {reason}"

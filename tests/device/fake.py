@@ -6,8 +6,15 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-from clockwork.device.cuda_memory import FAKE, driver_path
+import clockwork
+
+LIBRARY = Path(clockwork.__file__).resolve().parents[1] / "tests" / "device" / "libfakecuda.so"
+"""Of the build that is tested: `make build` and `make debug` make it."""
+
+DRIVER = {"CLOCKWORK_CUDA_DRIVER": str(LIBRARY)}
+"""In the environment of a process that is to use it."""
 
 ILLEGAL_ADDRESS = 700
 LAUNCH_FAILED = 719
@@ -43,8 +50,7 @@ class Counts(ctypes.Structure):
 
 class FakeDriver:
     def __init__(self) -> None:
-        with environment(CLOCKWORK_CUDA_DRIVER=FAKE):
-            self._library = ctypes.CDLL(driver_path())
+        self._library = ctypes.CDLL(str(LIBRARY))
         self._library.cw_fake_calls.restype = ctypes.c_int64
 
     def setup(self, devices: int = 2, device_bytes: int = 1 << 28, version: int = 12040) -> None:

@@ -20,7 +20,7 @@ from clockwork.formats.prepared import PreparedModel
 from clockwork.system.clock import MS, SECOND, now_ns
 from clockwork.wire.messages import Status
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
-from tests.device.fake import ALLOCATING, OUT_OF_MEMORY, FakeDriver, environment
+from tests.device.fake import ALLOCATING, DRIVER, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Case, Driver, affine, array_of, case, expected_affine
 from tests.process.cluster import eventually
 
@@ -32,7 +32,7 @@ X = np.arange(12, dtype=np.float32).reshape(3, 4)
 @pytest.fixture
 def fake() -> Iterator[FakeDriver]:
     one = FakeDriver()
-    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+    with environment(**DRIVER):
         yield one
     one.mend()
     one.speed()

@@ -62,7 +62,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_card_says_its_clocks_and_a_part_of_it_the_same(nvml: Any) -> None:
-    source = open_source([CARD, PART], [0, 1], is_fake=False)
+    source = open_source([CARD, PART], [0, 1], are_gpus=True)
     assert source is not None
     nvml.says["reasons"] = 0x4 | 0x20 | 0x2
     for place in (0, 1):
@@ -88,7 +88,7 @@ def test_where_nothing_can_be_observed_it_is_said_once(
         Nvml(["another"])
     assert nvml.opened == 0
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert open_source([CARD], [0], is_fake=False) is None
+    assert open_source([CARD], [0], are_gpus=True) is None
     (record,) = caplog.records
     assert (
         "not observed: nvidia-ml-py is not installed (install clockwork-serving[cuda12]"

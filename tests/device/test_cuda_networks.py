@@ -22,7 +22,7 @@ from clockwork.models.runtime import Session
 from clockwork.wire.messages import Status
 from clockwork.wire.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
-from tests.device.fake import environment
+from tests.device.fake import DRIVER, environment
 from tests.device.rig import Driver, array_of
 from tests.unit.test_compile import check_launches
 
@@ -44,7 +44,7 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[CudaRig]:
-    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+    with environment(**DRIVER):
         yield CudaRig(tmp_path / "store")
 
 

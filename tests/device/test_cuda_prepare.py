@@ -19,7 +19,7 @@ from clockwork.models.runtime import Session
 from clockwork.wire.messages import Status
 from clockwork.wire.tensors import Array
 from tests.device.cuda_rig import PAGE_BYTES, CudaRig
-from tests.device.fake import environment
+from tests.device.fake import DRIVER, environment
 from tests.device.rig import Case, Driver, affine, array_of, expected_affine
 
 X = np.random.default_rng(0).standard_normal((1, 4)).astype(np.float32)
@@ -28,7 +28,7 @@ FINGERPRINT = "cuda-host"
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[CudaRig]:
-    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+    with environment(**DRIVER):
         yield CudaRig(tmp_path)
 
 

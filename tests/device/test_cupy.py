@@ -24,7 +24,7 @@ from clockwork.device.cuda_memory import CardInfo, CupyMemory, _Translated, open
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CudaRig
-from tests.device.fake import OUT_OF_MEMORY, FakeDriver, environment
+from tests.device.fake import DRIVER, OUT_OF_MEMORY, FakeDriver, environment
 from tests.device.rig import Driver, affine, array_of, expected_affine
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -95,7 +95,7 @@ def stub(table: Table) -> types.ModuleType:
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaRig]:
-    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+    with environment(**DRIVER):
         table = open_driver()
         cupy: Any = stub(table)
         monkeypatch.setitem(sys.modules, "cupy", cupy)
@@ -166,7 +166,7 @@ def cuda_of_cupy() -> Any:
 @pytest.mark.slow
 def test_cupy_has_what_the_stand_in_has() -> None:
     real = cuda_of_cupy()
-    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+    with environment(**DRIVER):
         stand_in = stub(open_driver()).cuda
     for name, value in vars(stand_in).items():
         assert hasattr(real, name), name

@@ -16,7 +16,7 @@ from clockwork.formats.prepared import WEIGHTS_FILE
 from clockwork.system.clock import MS, now_ns
 from clockwork.wire.messages import Status
 from tests.device.cuda_rig import CardRig, CudaRig, why_no_card
-from tests.device.fake import OUT_OF_MEMORY, environment
+from tests.device.fake import DRIVER, OUT_OF_MEMORY, environment
 from tests.device.rig import PAGE_BYTES, Driver, EmulatedRig, affine, array_of, expected_affine
 
 RIGS = [EmulatedRig, CudaRig, *([] if why_no_card() else [CardRig])]
@@ -198,7 +198,7 @@ def test_two_devices_load_from_one_host_store(make: Callable[..., Driver]) -> No
     needs_files(rig_driver)
     if rig_driver.rig.kind == "card":
         pytest.skip("one GPU is enough for the other tests")
-    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+    with environment(**DRIVER):
         options = rig_driver.rig.host_store("0", 3)
     first, second = (make(which=which, **options) for which in ("0", "1"))
     directory = first.rig.build(WIDE)
@@ -222,7 +222,7 @@ def test_a_budget_that_cannot_be_had_is_named(driver: Driver) -> None:
     needs_files(driver)
     if driver.rig.kind == "card":
         pytest.skip("how much memory can be pinned is the machine's")
-    with environment(CLOCKWORK_CUDA_DRIVER="fake"):
+    with environment(**DRIVER):
         table = open_driver()
         memory = open_memory(table, find_card(table, "0"))
     with pytest.raises(ConfigError, match=f"{PAGE_BYTES - 1} bytes has no room for one page of {PAGE_BYTES}"):

@@ -30,7 +30,7 @@ from bench.relay import Relay
 from clockwork.config import POLICY
 from clockwork.models import zoo
 from clockwork.models.compile import compiler
-from tests.device.fake import FakeDriver
+from tests.device.fake import LIBRARY, FakeDriver
 
 
 def test_round_trip_beside_a_relay() -> None:
@@ -197,7 +197,7 @@ def test_the_papers_figures_have_their_live_forms() -> None:
 
 
 def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)  # this process's one, which other tests may have left small
     with gpu.Site(tmp_path / "site", pages=2, page_bytes=1 << 20) as site:
         rows, facts = gpu.measure(site, loads=3, inferences=5)
@@ -207,7 +207,7 @@ def test_a_gpu_is_timed_even_if_it_is_none(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)
     rows, facts = gpu_serving.measure(
         models=8, room=3, pages=2, rate=40.0, seconds=1.5, page_bytes=1 << 18, host_bytes=""
@@ -223,7 +223,7 @@ def test_many_models_go_through_the_memory_of_a_few_gpu_models(monkeypatch: pyte
 def test_a_compiled_model_is_held_against_onnx_runtime_kernel_by_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", "fake")
+    monkeypatch.setenv("CLOCKWORK_CUDA_DRIVER", str(LIBRARY))
     FakeDriver().setup(device_bytes=1 << 30)
     model = tmp_path / "digits.onnx"
     model.write_bytes(zoo.digits().SerializeToString())

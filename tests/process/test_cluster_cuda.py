@@ -15,10 +15,11 @@ from clockwork.errors import ClockworkError, InvalidModel, Refused
 from clockwork.formats.program import read_checks, read_program
 from clockwork.models import zoo
 from tests.device.cuda_rig import CudaRig
+from tests.device.fake import DRIVER
 from tests.device.rig import affine, expected_affine
 from tests.process.cluster import Reference, eventually, running_cluster, same, total_sent
 
-FAKE = {"CLOCKWORK_CUDA_DRIVER": "fake", "CLOCKWORK_FAKE_DEVICES": "2"}
+FAKE = {**DRIVER, "CLOCKWORK_FAKE_DEVICES": "2"}
 
 
 def test_two_gpus_serve_more_models_than_they_have_pages(tmp_path: Path) -> None:

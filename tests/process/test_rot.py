@@ -21,6 +21,7 @@ from clockwork.errors import ClockworkError
 from clockwork.formats.checksums import seal, unseal
 from clockwork.formats.package import DamagedPackage, check_package
 from tests.device.cuda_rig import CudaRig
+from tests.device.fake import DRIVER
 from tests.device.rig import affine, expected_affine
 
 OLD = ROOT / "tests" / "data" / "stores" / "0.1.0"
@@ -175,7 +176,7 @@ def test_what_a_gpu_would_be_given_is_held_against_its_checksums(tmp_path: Path,
         return count == len(models)
 
     def start_gpu(cluster: Cluster) -> None:
-        environment = {"CLOCKWORK_CUDA_DRIVER": "fake"}
+        environment = DRIVER
         cluster.start_worker(
             "--device", "cuda", arena="1MiB", environment=environment, store="worker", name="worker"
         )

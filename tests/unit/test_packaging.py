@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,25 @@ def test_help_is_the_default_and_lists_every_target() -> None:
     ).stdout
     for target in targets:
         assert re.search(rf"^  {target} +\S", shown, re.MULTILINE), target
+
+
+@pytest.mark.timeout(600)
+def test_the_wheel_has_the_package_and_nothing_of_the_tests(tmp_path: Path) -> None:
+    """The fake driver above all. Of what `make build` has compiled it is linked; what is stale is compiled anew."""
+    command = [
+        sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", str(tmp_path), "build", "--build-lib",
+        str(tmp_path / "lib"), "bdist_wheel", "--bdist-dir", str(tmp_path / "bdist"), "--dist-dir", str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        naming = [name for name in names if re.search(rb"fake_?(driver|cuda)", archive.read(name))]
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"clockwork", "clockwork_serving"}
+    assert any(name.startswith("clockwork/device/_cuda.") for name in names)
+    assert [name for name in names if "fake" in name] == []
+    assert naming == []
 
 
 def test_the_demo_model_is_package_data() -> None:

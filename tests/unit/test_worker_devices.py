@@ -12,6 +12,7 @@ from clockwork.cli.serve import worker_options
 from clockwork.device.cuda_clocks import open_source
 from clockwork.errors import ConfigError
 from clockwork.worker.settings import device_names
+from tests.device.fake import LIBRARY
 
 
 def test_kinds_and_names() -> None:
@@ -43,7 +44,7 @@ def test_what_makes_no_sense_is_named(text: str, count: int, said: str) -> None:
 @pytest.mark.parametrize(
     ("driver", "device", "said"),
     [
-        ("fake", "cuda", "Serving from fake GPU 0."),
+        (str(LIBRARY), "cuda", "Serving from fake GPU 0."),
         (
             "libcuda_nowhere.so.1",
             "cpu",
@@ -71,7 +72,7 @@ def test_clocks_of_a_fake_driver_are_those_of_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLOCKWORK_FAKE_CLOCKS", str(tmp_path / "clocks.json"))
-    source = open_source([], [1], is_fake=True)
+    source = open_source([], [1], are_gpus=False)
     assert source is not None
     assert source.read(0).sm_mhz == 0
     (tmp_path / "clocks.json").write_text('[{}, {"sm_mhz": 1980}]')

@@ -196,7 +196,7 @@ class Site:
         host, target = memory.allocate_host(self.weights_bytes), memory.allocate(self.weights_bytes)
         try:
             for _ in range(count):
-                yield self.table.time_copy(target, host, self.weights_bytes)
+                yield self.table.time_copy(target, host)
         finally:
             memory.release(target)
             memory.release_host(host)

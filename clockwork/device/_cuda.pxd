@@ -5,7 +5,8 @@ from libcpp.vector cimport vector
 
 from clockwork.device._cuda_host cimport CLink, Link
 from clockwork.device._cuda_model cimport CudaOrder, CudaSlot
-from clockwork.device._cudriver cimport CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, Table, cw_cuda
+from clockwork.device._cudriver cimport (
+    Context, CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, DeviceBytes, PinnedBytes, Table, cw_cuda)
 from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Span
 
 cdef class Core(Orders):
@@ -24,7 +25,9 @@ cdef class Core(Orders):
     cdef vector[CudaSlot] slots
     cdef CUdeviceptr workspace  # used by one execution at a time
     cdef CUdeviceptr workspace_next  # what the next one is to use instead; 0: none. Guarded by the hub's lock
-    cdef CUdeviceptr workspace_old  # what nobody uses any more
+    # Of slots and workspace, as they were given:
+    cdef list slot_memory
+    cdef DeviceBytes workspace_memory
     cdef bint broken  # a call has failed, and so does every other; guarded by the hub's lock
     cdef char[TEXT_BYTES] fault
     cdef bint opened

@@ -1,7 +1,7 @@
 """Types of the native half, for checkers."""
 
 from clockwork.device._cuda_host import Link
-from clockwork.device._cudriver import Table
+from clockwork.device._cudriver import Context, DeviceBytes, PinnedBytes, Table
 from clockwork.device._orders import Orders
 
 class Core(Orders):
@@ -10,13 +10,15 @@ class Core(Orders):
     def __init__(
         self,
         table: Table,
-        context: int,
-        arena: int,
+        context: Context,
+        arena: DeviceBytes,
         page_bytes: int,
         page_count: int,
         run_ahead: int,
         spin_ns: int,
         link: Link,
     ) -> None: ...
-    def exchange_slot(self, size: int, host: int, device: int) -> tuple[int, int] | None: ...
-    def exchange_workspace(self, workspace: int) -> int: ...
+    def exchange_slot(
+        self, size: int, host: PinnedBytes, device: DeviceBytes
+    ) -> tuple[PinnedBytes | None, DeviceBytes | None] | None: ...
+    def exchange_workspace(self, workspace: DeviceBytes) -> DeviceBytes | None: ...

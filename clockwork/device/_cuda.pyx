@@ -52,18 +52,19 @@ cdef class Core(Orders):
     memory; see exchange_slot().
     """
 
-    def __cinit__(self, Table table, size_t context, CUdeviceptr arena, size_t page_bytes, int64_t page_count,
-                  int run_ahead, int64_t spin_ns, Link link not None):
+    def __cinit__(self, Table table not None, Context context not None, DeviceBytes arena not None, size_t page_bytes,
+                  int64_t page_count, int run_ahead, int64_t spin_ns, Link link not None):
         cdef int index
         self.table = table
         self.link_owner = link
         self.link = &link.link
         self.api = &table.api
-        self.context = <CUcontext>context
-        self.arena = arena
+        self.context = context.handle
+        self.arena = arena.address
         self.set_bounds(page_count, page_bytes, run_ahead, spin_ns)
         self.first = &self.lanes.input
         self.slots.resize(self.slot_count)
+        self.slot_memory = [(None, None)] * self.slot_count
         for index in range(self.slot_count):
             self.rooms.push_back(&self.slots[index])
         self.opened = True
@@ -176,51 +177,50 @@ cdef class Core(Orders):
 
     # ----- pools ------------------------------------------------------------------------------
 
-    def exchange_slot(self, size_t size, size_t host, CUdeviceptr device):
-        """Give a slot that is smaller than ``size`` this memory; returns the (host, device) that it had (0, 0: none).
+    def exchange_slot(self, size_t size, PinnedBytes host not None, DeviceBytes device not None):
+        """Give a slot that is smaller than ``size`` this memory; returns the (host, device) that it had (None: none).
 
         None if every slot is as large, and the memory stays the caller's. Waits while all smaller ones are in use.
         """
-        cdef int index
-        cdef bint small = True, found = False
-        cdef size_t old_host = 0
-        cdef CUdeviceptr old_device = 0
+        cdef int index, found = -1
+        cdef bint small = True
         with nogil:
             self.lanes.hub.lock()
-            while small and not found:
+            while small and found < 0:
                 small = False
                 for index in range(self.slot_count):
                     if self.slots[index].bytes >= size:
                         continue
                     small = True
                     if not self.slots[index].busy:
-                        old_host, old_device = <size_t>self.slots[index].host, self.slots[index].device
-                        self.slots[index].host, self.slots[index].device = <char*>host, device
+                        self.slots[index].host, self.slots[index].device = host.data, device.address
                         self.slots[index].bytes = size
-                        found = True
+                        found = index
                         break
-                if small and not found:
+                if small and found < 0:
                     self.lanes.hub.wait()
             self.lanes.hub.unlock()
-        return (old_host, old_device) if found else None
+        if found < 0:
+            return None
+        old, self.slot_memory[found] = self.slot_memory[found], (host, device)
+        return old
 
-    def exchange_workspace(self, CUdeviceptr workspace):
-        """Have every further execution use this memory; returns what was used before (0: none), once it is not."""
-        cdef CUdeviceptr old
+    def exchange_workspace(self, DeviceBytes workspace not None):
+        """Have every further execution use this memory; returns what was used before (None: none), once it is not."""
         with nogil:
             self.lanes.hub.lock()
-            self.workspace_next = workspace
+            self.workspace_next = workspace.address
             while self.workspace_next != 0 and self.lanes.execute.running != NULL:
                 self.lanes.hub.wait()  # the execute lane takes it over when it begins its next
             self.use_next_workspace()
-            old, self.workspace_old = self.workspace_old, 0
             self.lanes.hub.unlock()
+        old, self.workspace_memory = self.workspace_memory, workspace
         return old
 
     cdef void use_next_workspace(self) noexcept nogil:
         """If there is a next one. No execution is under way, and the lock is held."""
         if self.workspace_next != 0:
-            self.workspace_old, self.workspace, self.workspace_next = self.workspace, self.workspace_next, 0
+            self.workspace, self.workspace_next = self.workspace_next, 0
 
     @property
     def fault_text(self):

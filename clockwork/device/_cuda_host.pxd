@@ -4,6 +4,8 @@ from libc.stdint cimport int64_t
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
+from clockwork.device._cudriver cimport PinnedBytes
+
 cdef extern from "device/host_pages.h" namespace "clockwork::device" nogil:
     enum CopyState "clockwork::device::CopyState":
         COPY_ABSENT "clockwork::device::CopyState::ABSENT"
@@ -38,7 +40,9 @@ cdef class Link:
 
 cdef class HostPages:
     cdef CHostPages pages
+    cdef PinnedBytes memory  # kept: the pages lie in it
 
 cdef class HostCopy:
     cdef WeightsCopy copy
     cdef HostPages store  # None: it is there for good
+    cdef PinnedBytes memory  # kept: there

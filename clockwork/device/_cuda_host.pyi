@@ -1,10 +1,12 @@
 """Types of where a CUDA device copies weights from, for checkers."""
 
+from clockwork.device._cudriver import PinnedBytes
+
 class Link: ...
 
 class HostPages:
     used_bytes: int
-    def __init__(self, address: int, page_bytes: int, page_count: int) -> None: ...
+    def __init__(self, memory: PinnedBytes, page_bytes: int, page_count: int) -> None: ...
 
 class HostCopy:
     is_fetched: bool
@@ -13,7 +15,7 @@ class HostCopy:
         page_bytes: list[int],
         path: bytes = b"",
         store: HostPages | None = None,
-        address: int = 0,
+        memory: PinnedBytes | None = None,
         stride: int = 0,
     ) -> None: ...
     def abandon(self) -> None: ...

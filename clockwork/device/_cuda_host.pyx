@@ -10,11 +10,12 @@ cdef class Link:
 cdef class HostPages:
     """The pages of a host store with a budget, shared by the devices of one process.
 
-    address: pinned memory of page_count pages, which is the caller's and outlives this.
+    memory: of page_count pages; the caller gives it back, when nobody uses this any more.
     """
 
-    def __cinit__(self, size_t address, int64_t page_bytes, int64_t page_count):
-        self.pages.assign(<char*>address, page_bytes, page_count)
+    def __cinit__(self, PinnedBytes memory not None, int64_t page_bytes, int64_t page_count):
+        self.memory = memory
+        self.pages.assign(memory.data, page_bytes, page_count)
 
     @property
     def used_bytes(self):
@@ -25,17 +26,20 @@ cdef class HostCopy:
     """A model's weights in the host store, or the place that they have there when they are.
 
     page_bytes: of each page of the file, how much is weights. path: of the file. store: where it is fetched into;
-    None if it lies at ``address``, in pages of ``stride`` bytes one after the other, which the caller keeps for it.
+    None if it lies in ``memory``, in pages of ``stride`` bytes one after the other, which the caller does not give back
+    before.
     """
 
-    def __cinit__(self, list page_bytes, bytes path=b"", HostPages store=None, size_t address=0, int64_t stride=0):
+    def __cinit__(self, list page_bytes, bytes path=b"", HostPages store=None, PinnedBytes memory=None,
+                  int64_t stride=0):
         cdef int64_t page
         self.copy.path = path
         self.store = store
+        self.memory = memory
         if store is None:
             self.copy.state = COPY_HELD
         for page in range(len(page_bytes)):
-            self.copy.add_page(<char*>address + page * stride if store is None else NULL, page_bytes[page])
+            self.copy.add_page(memory.data + page * stride if store is None else NULL, page_bytes[page])
 
     @property
     def is_fetched(self):

@@ -5,7 +5,7 @@ from libcpp cimport bool as cbool
 from libcpp.vector cimport vector
 
 from clockwork.device._cuda_host cimport CHostPages, HostCopy, WeightsCopy
-from clockwork.device._cudriver cimport CUdeviceptr, CUevent, CUfunction
+from clockwork.device._cudriver cimport CUdeviceptr, CUevent, CUfunction, Kernel
 from clockwork.device._orders cimport Known, Order, Residency, Room
 from clockwork.device._parts cimport Parts
 

@@ -82,7 +82,7 @@ cdef class Program:
 
     inputs, outputs: (dtype, for each axis the number of the padded symbol that it is or -1) each. variants: (batch,
     input shapes, output shapes, workspace bytes, launches) each, in the order in which they are tried; launches:
-    (function, grid, block, shared bytes, arguments) each; arguments: (source, index, value), the source -1 for a
+    (kernel, grid, block, shared bytes, arguments) each; arguments: (source, index, value), the source -1 for a
     value as it is. Indexes and offsets are the caller's to check.
     """
 
@@ -119,8 +119,8 @@ cdef class Program:
         variant.launches.resize(len(launches))
         for number in range(variant.launches.size()):
             launch = &variant.launches[number]
-            function, grid, block, launch.shared_bytes, arguments = launches[number]
-            launch.function = <CUfunction><size_t>function
+            kernel, grid, block, launch.shared_bytes, arguments = launches[number]
+            launch.function = (<Kernel?>kernel).handle
             for axis in range(3):
                 launch.grid[axis] = grid[axis]
                 launch.block[axis] = block[axis]

@@ -64,6 +64,22 @@ cdef extern from "device/cuda_api.h" nogil:
 cdef enum:
     TEXT_BYTES = 512
 
+cdef class Context:
+    cdef CUcontext handle
+
+cdef class Module:
+    cdef CUmodule handle
+
+cdef class Kernel:
+    cdef CUfunction handle
+
+cdef class DeviceBytes:
+    cdef readonly CUdeviceptr address
+
+cdef class PinnedBytes:
+    cdef char* data
+    cdef readonly size_t size
+
 cdef class Table:
     cdef cw_cuda api
     cdef readonly str path

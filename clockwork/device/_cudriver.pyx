@@ -6,6 +6,8 @@ Nothing here is called while an action runs. Every call lets go of the GIL, beca
 
 import os
 
+from cpython.buffer cimport PyBuffer_FillInfo
+
 from clockwork.errors import ClockworkError
 
 
@@ -20,6 +22,54 @@ class CudaError(ClockworkError):
 
 
 OUT_OF_MEMORY = CUDA_ERROR_OUT_OF_MEMORY
+
+
+# What a table makes, or was made by another library (CuPy) and lies at an address. None of them frees anything.
+
+cdef class Context:
+    def __cinit__(self, size_t address=0):
+        self.handle = <CUcontext>address
+
+    @property
+    def address(self):
+        return <size_t>self.handle
+
+
+cdef class Module:
+    pass
+
+
+cdef class Kernel:
+    """It lasts as long as its module."""
+
+    def __cinit__(self, size_t address=0):
+        self.handle = <CUfunction>address
+
+    @property
+    def address(self):
+        return <size_t>self.handle
+
+
+cdef class DeviceBytes:
+    """Memory of a device."""
+
+    def __cinit__(self, CUdeviceptr address):
+        self.address = address
+
+
+cdef class PinnedBytes:
+    """Pinned memory of the host, usable for copies to every device. A buffer that can be written to."""
+
+    def __cinit__(self, size_t address, size_t size):
+        self.data = <char*>address
+        self.size = size
+
+    @property
+    def address(self):
+        return <size_t>self.data
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, False, flags)
 
 
 cdef class Table:
@@ -71,13 +121,13 @@ cdef class Table:
     def retain_context(self, int ordinal):
         """The device's primary context, held until release_context()."""
         cdef CUdevice device = 0
-        cdef CUcontext context = NULL
+        cdef Context context = Context()
         cdef CUresult result
         self.check(self.api.device(&device, ordinal), b"cuDeviceGet")
         with nogil:
-            result = self.api.retain_context(&context, device)
+            result = self.api.retain_context(&context.handle, device)
         self.check(result, b"cuDevicePrimaryCtxRetain")
-        return <size_t>context
+        return context
 
     def release_context(self, int ordinal):
         cdef CUdevice device = 0
@@ -87,9 +137,9 @@ cdef class Table:
             result = self.api.release_context(device)
         self.check(result, b"cuDevicePrimaryCtxRelease")
 
-    def make_current(self, size_t context):
+    def make_current(self, Context context not None):
         """Let the calling thread's calls be about this context."""
-        self.check(self.api.set_context(<CUcontext>context), b"cuCtxSetCurrent")
+        self.check(self.api.set_context(context.handle), b"cuCtxSetCurrent")
 
     # ----- of the current context ---------------------------------------------------------------
 
@@ -105,30 +155,29 @@ cdef class Table:
         with nogil:
             result = self.api.allocate(&pointer, size)
         self.check(result, b"cuMemAlloc")
-        return pointer
+        return DeviceBytes(pointer)
 
-    def release(self, CUdeviceptr pointer):
+    def release(self, DeviceBytes memory not None):
         cdef CUresult result
         with nogil:
-            result = self.api.release(pointer)
+            result = self.api.release(memory.address)
         self.check(result, b"cuMemFree")
 
     def allocate_host(self, size_t size):
-        """Pinned memory, for copies of every device."""
         cdef void* pointer = NULL
         cdef CUresult result
         with nogil:
             result = self.api.allocate_host(&pointer, size, CU_MEMHOSTALLOC_PORTABLE)
         self.check(result, b"cuMemHostAlloc")
-        return <size_t>pointer
+        return PinnedBytes(<size_t>pointer, size)
 
-    def release_host(self, size_t pointer):
+    def release_host(self, PinnedBytes memory not None):
         cdef CUresult result
         with nogil:
-            result = self.api.release_host(<void*>pointer)
+            result = self.api.release_host(memory.data)
         self.check(result, b"cuMemFreeHost")
 
-    def time_copy(self, CUdeviceptr target, size_t source, size_t size):
+    def time_copy(self, DeviceBytes target not None, PinnedBytes source not None):
         """Copy from pinned memory in one piece, and wait; the nanoseconds that it took by the device's events."""
         cdef CUstream stream = NULL
         cdef CUevent begin = NULL, end = NULL
@@ -139,7 +188,7 @@ cdef class Table:
             self.check(self.api.make_event(&begin, CU_EVENT_DEFAULT), b"cuEventCreate")
             self.check(self.api.make_event(&end, CU_EVENT_DEFAULT), b"cuEventCreate")
             self.check(self.api.record_event(begin, stream), b"cuEventRecord")
-            self.check(self.api.copy_in(target, <const void*>source, size, stream), b"cuMemcpyHtoDAsync")
+            self.check(self.api.copy_in(target.address, source.data, source.size, stream), b"cuMemcpyHtoDAsync")
             self.check(self.api.record_event(end, stream), b"cuEventRecord")
             with nogil:
                 result = self.api.finish_stream(stream)
@@ -154,28 +203,27 @@ cdef class Table:
         return round(1e6 * elapsed_ms)
 
     def load_module(self, const unsigned char[::1] image):
-        cdef CUmodule module = NULL
+        cdef Module module = Module()
         cdef CUresult result
         cdef const void* data = &image[0]
         with nogil:
-            result = self.api.load_module(&module, data)
+            result = self.api.load_module(&module.handle, data)
         self.check(result, b"cuModuleLoadData")
-        return <size_t>module
+        return module
 
-    def unload_module(self, size_t module):
+    def unload_module(self, Module module not None):
         cdef CUresult result
         with nogil:
-            result = self.api.unload_module(<CUmodule>module)
+            result = self.api.unload_module(module.handle)
         self.check(result, b"cuModuleUnload")
 
-    def function(self, size_t module, str name):
-        """A kernel's handle. It lasts as long as its module."""
-        cdef CUfunction found = NULL
+    def function(self, Module module not None, str name):
+        cdef Kernel found = Kernel()
         cdef bytes text = name.encode()
-        self.check(self.api.function(&found, <CUmodule>module, text), b"cuModuleGetFunction")
-        return <size_t>found
+        self.check(self.api.function(&found.handle, module.handle, text), b"cuModuleGetFunction")
+        return found
 
-    def allow_shared(self, size_t function, int size):
+    def allow_shared(self, Kernel kernel not None, int size):
         """Let a kernel be launched with so much dynamic shared memory; beyond 48 KiB it must be asked for."""
         self.check(self.api.set_function(
-            <CUfunction>function, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size), b"cuFuncSetAttribute")
+            kernel.handle, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, size), b"cuFuncSetAttribute")

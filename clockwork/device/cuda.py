@@ -26,7 +26,7 @@ from clockwork import config
 from clockwork.device._cuda import Core
 from clockwork.device._cuda_host import HostCopy
 from clockwork.device._cuda_model import SOURCES, Model, Program
-from clockwork.device._cudriver import CudaError, Table
+from clockwork.device._cudriver import CudaError, DeviceBytes, Kernel, PinnedBytes, Table
 from clockwork.device.base import DeviceBroken
 from clockwork.device.cuda_host import HostStore, PinnedFiles
 from clockwork.device.cuda_memory import (
@@ -246,9 +246,9 @@ class CudaDevice(NativeDevice[Core]):
         return read_modules(self._memory, directory, target.modules)
 
     def _link(self, lists: LaunchLists, modules: Sequence[Any]) -> Program:
-        functions: dict[tuple[int, str, int], int] = {}
+        functions: dict[tuple[int, str, int], Kernel] = {}
 
-        def function(module: int, kernel: str, shared: int) -> int:
+        def function(module: int, kernel: str, shared: int) -> Kernel:
             key = (module, kernel, shared)
             if key not in functions:
                 try:
@@ -369,32 +369,32 @@ class _Holds:
     def __init__(self, memory: DeviceMemory, store: HostStore) -> None:
         self._memory = memory
         self._store = store
-        self._device: set[int] = set()
-        self._host: set[int] = set()
+        self._device: set[DeviceBytes] = set()
+        self._host: set[PinnedBytes] = set()
         self.core: Core | None = None
         self.lanes: list[threading.Thread] = []
         self.programs: dict[str, _Loaded] = {}
         self.models: dict[int, _Known] = {}
 
-    def device(self, size: int) -> int:
-        pointer = self._memory.allocate(size)
-        self._device.add(pointer)
-        return pointer
+    def device(self, size: int) -> DeviceBytes:
+        memory = self._memory.allocate(size)
+        self._device.add(memory)
+        return memory
 
-    def host(self, size: int) -> int:
-        pointer = self._memory.allocate_host(size)
-        self._host.add(pointer)
-        return pointer
+    def host(self, size: int) -> PinnedBytes:
+        memory = self._memory.allocate_host(size)
+        self._host.add(memory)
+        return memory
 
-    def free_device(self, pointer: int) -> None:
-        if pointer:
-            self._device.remove(pointer)
-            self._memory.release(pointer)
+    def free_device(self, memory: DeviceBytes | None) -> None:
+        if memory is not None:
+            self._device.remove(memory)
+            self._memory.release(memory)
 
-    def free_host(self, pointer: int) -> None:
-        if pointer:
-            self._host.remove(pointer)
-            self._memory.release_host(pointer)
+    def free_host(self, memory: PinnedBytes | None) -> None:
+        if memory is not None:
+            self._host.remove(memory)
+            self._memory.release_host(memory)
 
     def release(self) -> None:
         if self.core is not None:
@@ -416,12 +416,12 @@ class _Holds:
                 self._store.drop(model_id, known.weights)
         with broken:
             self._memory.make_current()
-        for pointer in list(self._device):
+        for memory in list(self._device):
             with broken:
-                self.free_device(pointer)
-        for pointer in list(self._host):
+                self.free_device(memory)
+        for pinned in list(self._host):
             with broken:
-                self.free_host(pointer)
+                self.free_host(pinned)
         with broken:
             self._memory.close()
         with broken:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import ctypes
 import dataclasses
 import os
 import threading
@@ -16,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clockwork.device._cuda_host import HostCopy, HostPages, Link
-from clockwork.device._cudriver import CudaError
+from clockwork.device._cudriver import CudaError, PinnedBytes
 from clockwork.device.cuda_memory import DeviceMemory
 from clockwork.errors import ConfigError
 
@@ -94,16 +93,16 @@ class PinnedFiles(HostStore):
             found = self._files.get(path)
             if found is None:
                 size = len(page_bytes) * self.page_bytes
-                address, memory = self._pin(size)
+                pinned, memory = self._pin(size)
                 try:
-                    _read(path, address, size)
+                    _read(path, pinned)
                 except BaseException:
-                    memory.release_host(address)
+                    memory.release_host(pinned)
                     raise
-                found = self._files[path] = _Pinned(address, size, memory)
+                found = self._files[path] = _Pinned(pinned, memory)
                 self._pinned_bytes += size
             found.users += 1
-            return HostCopy(page_bytes, address=found.address, stride=self.page_bytes)
+            return HostCopy(page_bytes, memory=found.pinned, stride=self.page_bytes)
 
     def drop(self, model_id: int, path: Path) -> None:
         with self._lock:
@@ -113,12 +112,12 @@ class PinnedFiles(HostStore):
             found.users -= 1
             if found.users == 0:
                 del self._files[path]
-                self._pinned_bytes -= found.size
+                self._pinned_bytes -= found.pinned.size
                 with contextlib.suppress(CudaError):  # its context broke, and it goes with that
                     found.memory.make_current()
-                    found.memory.release_host(found.address)
+                    found.memory.release_host(found.pinned)
 
-    def _pin(self, size: int) -> tuple[int, DeviceMemory]:
+    def _pin(self, size: int) -> tuple[PinnedBytes, DeviceMemory]:
         """Memory, and whose it is: the first device's whose context is whole."""
         *others, last = self._memories
         for memory in others:
@@ -157,16 +156,16 @@ class BudgetedHost(HostStore):
         self.budget_bytes = count * page_bytes
         try:
             memory.make_current()
-            self._address = memory.allocate_host(self.budget_bytes)
+            self._pinned = memory.allocate_host(self.budget_bytes)
         except (CudaError, MemoryError) as error:
             raise ConfigError(f"cannot pin a host store of {self.budget_bytes} bytes: {error}") from None
-        self._pages = HostPages(self._address, page_bytes, count)
+        self._pages = HostPages(self._pinned, page_bytes, count)
         self._copies: dict[int, _Placed] = {}
 
     def close(self) -> None:
         with contextlib.suppress(CudaError):  # its context broke, and it goes with that
             self._memories[0].make_current()
-            self._memories[0].release_host(self._address)
+            self._memories[0].release_host(self._pinned)
         super().close()
 
     def take(self, model_id: int, path: Path, page_bytes: list[int]) -> HostCopy:
@@ -201,8 +200,7 @@ class BudgetedHost(HostStore):
 
 @dataclasses.dataclass(slots=True)
 class _Pinned:
-    address: int
-    size: int
+    pinned: PinnedBytes
     memory: DeviceMemory
     users: int = 0
 
@@ -213,13 +211,12 @@ class _Placed:
     users: int = 0
 
 
-def _read(path: Path, address: int, size: int) -> None:
+def _read(path: Path, pinned: PinnedBytes) -> None:
     """Fill memory with a file's first bytes."""
-    target = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file, memoryview(pinned) as target:
         done = 0
-        while done < size:
+        while done < pinned.size:
             count = file.readinto(target[done:])
             if not count:
-                raise OSError(f"{path} ends at {done} bytes of {size}")
+                raise OSError(f"{path} ends at {done} bytes of {pinned.size}")
             done += count

@@ -13,11 +13,22 @@ import importlib.util
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from clockwork import config
-from clockwork.device._cudriver import OUT_OF_MEMORY, CudaError, Table
+from clockwork.device._cudriver import (
+    OUT_OF_MEMORY,
+    Context,
+    CudaError,
+    DeviceBytes,
+    Kernel,
+    Module,
+    PinnedBytes,
+    Table,
+)
 from clockwork.errors import ConfigError
+
+Memory = TypeVar("Memory")
 
 ACCOUNTED_SHARED_BYTES = 48 << 10
 """Dynamic shared memory that a kernel may have without asking."""
@@ -26,7 +37,7 @@ ACCOUNTED_SHARED_BYTES = 48 << 10
 class DeviceMemory(Protocol):
     """What is allocated of one device. Every failure is a CudaError, or a MemoryError where there is none left."""
 
-    context: int  # the CUcontext
+    context: Context
 
     def make_current(self) -> None:
         """Let this thread's calls, and those of the driver's table in it, be about this device."""
@@ -36,19 +47,16 @@ class DeviceMemory(Protocol):
         """(free, total) bytes."""
         ...
 
-    def allocate(self, size: int) -> int: ...
-    def release(self, pointer: int) -> None: ...
-    def allocate_host(self, size: int) -> int:
-        """Pinned, and usable for copies to every device."""
-        ...
-
-    def release_host(self, pointer: int) -> None: ...
+    def allocate(self, size: int) -> DeviceBytes: ...
+    def release(self, memory: DeviceBytes) -> None: ...
+    def allocate_host(self, size: int) -> PinnedBytes: ...
+    def release_host(self, memory: PinnedBytes) -> None: ...
     def load_module(self, path: Path) -> Any:
         """A module out of a cubin (or a shared object, of a device that is no GPU). May raise OSError."""
         ...
 
-    def function(self, module: Any, name: str, shared_bytes: int) -> int:
-        """The CUfunction of a kernel, which may be launched with so much dynamic shared memory."""
+    def function(self, module: Any, name: str, shared_bytes: int) -> Kernel:
+        """A kernel, which may be launched with so much dynamic shared memory."""
         ...
 
     def unload_module(self, module: Any) -> None: ...
@@ -69,28 +77,28 @@ class TableMemory:
     def memory_info(self) -> tuple[int, int]:
         return self._table.memory_info()
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int) -> DeviceBytes:
         return _or_memory_error(self._table.allocate, size)
 
-    def release(self, pointer: int) -> None:
-        self._table.release(pointer)
+    def release(self, memory: DeviceBytes) -> None:
+        self._table.release(memory)
 
-    def allocate_host(self, size: int) -> int:
+    def allocate_host(self, size: int) -> PinnedBytes:
         return _or_memory_error(self._table.allocate_host, size)
 
-    def release_host(self, pointer: int) -> None:
-        self._table.release_host(pointer)
+    def release_host(self, memory: PinnedBytes) -> None:
+        self._table.release_host(memory)
 
-    def load_module(self, path: Path) -> int:
+    def load_module(self, path: Path) -> Module:
         return self._table.load_module(path.read_bytes())
 
-    def function(self, module: int, name: str, shared_bytes: int) -> int:
+    def function(self, module: Module, name: str, shared_bytes: int) -> Kernel:
         function = self._table.function(module, name)
         if shared_bytes > ACCOUNTED_SHARED_BYTES:
             self._table.allow_shared(function, shared_bytes)
         return function
 
-    def unload_module(self, module: int) -> None:
+    def unload_module(self, module: Module) -> None:
         self._table.unload_module(module)
 
     def close(self) -> None:
@@ -110,11 +118,11 @@ class CupyMemory:
         self._table = table
         self._cupy = cupy
         self._device = cupy.cuda.Device(ordinal)
-        self._held: dict[int, Any] = {}
+        self._held: dict[DeviceBytes | PinnedBytes, Any] = {}
         with self._translated("cudaSetDevice"):
             self._device.use()
             cupy.cuda.runtime.free(0)  # makes the primary context
-            self.context = int(cupy.cuda.driver.ctxGetCurrent())
+            self.context = Context(int(cupy.cuda.driver.ctxGetCurrent()))
 
     def _translated(self, call: str) -> _Translated:
         return _Translated(self._cupy, call)
@@ -129,24 +137,25 @@ class CupyMemory:
             free, total = self._device.mem_info
             return int(free), int(total)
 
-    def allocate(self, size: int) -> int:
+    def allocate(self, size: int) -> DeviceBytes:
         with self._translated("cudaMalloc"):
             memory = self._cupy.cuda.Memory(size)  # past CuPy's pool, which would round and keep
-        return self._hold(memory)
+        found = DeviceBytes(int(memory.ptr))
+        self._held[found] = memory
+        return found
 
-    def allocate_host(self, size: int) -> int:
+    def release(self, memory: DeviceBytes) -> None:
+        del self._held[memory]
+
+    def allocate_host(self, size: int) -> PinnedBytes:
         with self._translated("cudaHostAlloc"):
             memory = self._cupy.cuda.PinnedMemory(size, self._cupy.cuda.runtime.hostAllocPortable)
-        return self._hold(memory)
+        found = PinnedBytes(int(memory.ptr), size)
+        self._held[found] = memory
+        return found
 
-    def _hold(self, memory: Any) -> int:
-        self._held[int(memory.ptr)] = memory
-        return int(memory.ptr)
-
-    def release(self, pointer: int) -> None:
-        del self._held[pointer]
-
-    release_host = release
+    def release_host(self, memory: PinnedBytes) -> None:
+        del self._held[memory]
 
     def load_module(self, path: Path) -> Any:
         path.stat()  # CuPy would say less of a file that is missing
@@ -156,12 +165,12 @@ class CupyMemory:
             module.load_file(str(path))
         return module
 
-    def function(self, module: Any, name: str, shared_bytes: int) -> int:
+    def function(self, module: Any, name: str, shared_bytes: int) -> Kernel:
         with self._translated("cuModuleGetFunction"):
-            pointer = int(module.get_function(name).ptr)
+            found = Kernel(int(module.get_function(name).ptr))
         if shared_bytes > ACCOUNTED_SHARED_BYTES:
-            self._table.allow_shared(pointer, shared_bytes)
-        return pointer
+            self._table.allow_shared(found, shared_bytes)
+        return found
 
     def unload_module(self, module: Any) -> None:
         """It goes with the last reference to it, which was the caller's."""
@@ -192,7 +201,7 @@ class _Translated:
             raise CudaError(f"{self._call}: {error}", error.status) from None
 
 
-def _or_memory_error(allocate: Callable[[int], int], size: int) -> int:
+def _or_memory_error(allocate: Callable[[int], Memory], size: int) -> Memory:
     try:
         return allocate(size)
     except CudaError as error:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from clockwork.device import cuda
-from clockwork.device._cudriver import CudaError, Table
+from clockwork.device._cudriver import Context, CudaError, Table
 from clockwork.device.cuda_memory import CardInfo, CupyMemory, _Translated, open_driver
 from clockwork.errors import ConfigError, InvalidModel
 from clockwork.wire.messages import Status
@@ -38,7 +38,7 @@ class RuntimeFailure(RuntimeError):
 
 def stub(table: Table) -> types.ModuleType:
     """cupy, as CupyMemory sees it."""
-    contexts: dict[int, int] = {}
+    contexts: dict[int, Context] = {}
 
     def translated(call: Any, *arguments: Any) -> Any:
         try:
@@ -61,14 +61,16 @@ def stub(table: Table) -> types.ModuleType:
 
     class Memory:
         def __init__(self, size: int) -> None:
-            self.ptr = translated(table.allocate, size)
-            weakref.finalize(self, table.release, self.ptr)
+            memory = translated(table.allocate, size)
+            self.ptr = memory.address
+            weakref.finalize(self, table.release, memory)
 
     class PinnedMemory:
         def __init__(self, size: int, flags: int) -> None:
             assert flags == 1
-            self.ptr = translated(table.allocate_host, size)
-            weakref.finalize(self, table.release_host, self.ptr)
+            memory = translated(table.allocate_host, size)
+            self.ptr = memory.address
+            weakref.finalize(self, table.release_host, memory)
 
     class Module:
         def load_file(self, path: str) -> None:
@@ -76,7 +78,7 @@ def stub(table: Table) -> types.ModuleType:
             weakref.finalize(self, table.unload_module, self._module)
 
         def get_function(self, name: str) -> Any:
-            return types.SimpleNamespace(ptr=translated(table.function, self._module, name))
+            return types.SimpleNamespace(ptr=translated(table.function, self._module, name).address)
 
     names = types.SimpleNamespace
     cupy: Any = types.ModuleType("cupy")
@@ -88,7 +90,9 @@ def stub(table: Table) -> types.ModuleType:
         function=names(Module=Module),
         memory=names(OutOfMemoryError=MemoryError),
         runtime=names(free=lambda _: None, hostAllocPortable=1, CUDARuntimeError=RuntimeFailure),
-        driver=names(ctxGetCurrent=lambda: list(contexts.values())[-1], CUDADriverError=RuntimeFailure),
+        driver=names(
+            ctxGetCurrent=lambda: list(contexts.values())[-1].address, CUDADriverError=RuntimeFailure
+        ),
     )
     return cupy
 

@@ -6,7 +6,7 @@ import weakref
 from typing import Any
 
 from clockwork.controller._exchange import Exchange, Interface
-from clockwork.controller.actions import Forward
+from clockwork.controller.effects import Forward
 from clockwork.controller.models import ServedModel
 
 

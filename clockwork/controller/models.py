@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
-from clockwork.controller.actions import Action, Forward, Serve, Waiter, Withdraw
+from clockwork.controller.effects import Effect, Forward, Serve, Waiter, Withdraw
 from clockwork.controller.interfaces import as_counted
 from clockwork.controller.lifecycle import ModelState, VersionEvent
 from clockwork.controller.records import ModelRecord
@@ -114,11 +114,11 @@ def set_aside_text(record: ModelRecord) -> str:
 class ModelTable:
     """Every version that is registered, by name, and by id those that workers know or are about to.
 
-    What the exchange is to know of a change is appended to ``actions``.
+    What the exchange is to know of a change is appended to ``effects``.
     """
 
-    def __init__(self, actions: deque[Action]) -> None:
-        self._actions = actions
+    def __init__(self, effects: deque[Effect]) -> None:
+        self._effects = effects
         self.by_id: dict[int, ServedModel] = {}  # ascending: ids are given out in order, and none twice
         self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
         self.routes: dict[str, ServedModel] = {}  # name: what serves it now, or the most of it
@@ -155,7 +155,7 @@ class ModelTable:
     def delist(self, model: ServedModel) -> None:
         """Workers and scheduler have forgotten a version, or are told to: inverse of enlist()."""
         self.unroute(model)
-        self._actions.append(Withdraw(model.model_id))
+        self._effects.append(Withdraw(model.model_id))
         del self.by_id[model.model_id]
         model.begin(0)
 
@@ -268,7 +268,7 @@ class ModelTable:
         else:
             self.routes.pop(name, None)
         by_id = [(model.model_id, parts) for model, parts in shares]
-        self._actions.append(Forward(name, by_id, (shadow[0].model_id, shadow[1]) if shadow else None))
+        self._effects.append(Forward(name, by_id, (shadow[0].model_id, shadow[1]) if shadow else None))
 
     def shares(self, name: str) -> list[tuple[ServedModel, int]]:
         """Who serves a name at this moment, and their parts."""
@@ -374,7 +374,7 @@ class ModelTable:
             model.input_index = self._indexes.setdefault(
                 key, {spec.name: index for index, spec in enumerate(shown.inputs)}
             )
-            self._actions.append(Serve(model))
+            self._effects.append(Serve(model))
         assert model.prepared is not None
         if _measured(prepared) != _measured(model.prepared):
             model.measured[worker] = prepared
@@ -396,4 +396,4 @@ class ModelTable:
         """Change the SLO of requests that bring none."""
         model.slo_ns = slo_ns
         if model.prepared is not None:
-            self._actions.append(Serve(model))
+            self._effects.append(Serve(model))

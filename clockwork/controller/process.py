@@ -37,7 +37,6 @@ from clockwork.config import (
     WORKER_TIMEOUT_NS,
     WORKERS_MAX,
 )
-from clockwork.controller import accounts
 from clockwork.controller._exchange import (
     CLIENT_MESSAGE,
     CLIENTS,
@@ -51,10 +50,11 @@ from clockwork.controller._exchange import (
     Exchange,
 )
 from clockwork.controller.access import Access
-from clockwork.controller.actions import (
-    Action,
+from clockwork.controller.catalog import Catalog
+from clockwork.controller.effects import (
     Blame,
     ClearTrouble,
+    Effect,
     Forward,
     Inspect,
     Job,
@@ -73,7 +73,6 @@ from clockwork.controller.actions import (
     Serve,
     Withdraw,
 )
-from clockwork.controller.catalog import Catalog
 from clockwork.controller.intake import check_request
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.links import (
@@ -256,10 +255,10 @@ class Controller:
         self._mirror = ExchangeMirror(self._exchange)
         self._storage = StorageThread()
         self._jobs = CatalogJobs(self._catalog)
-        self._actions: deque[Action] = deque()  # of the parts below, to be carried out in this order
-        self._table = ModelTable(self._actions)
-        self._repairs = Repairs(self._actions, self._catalog, self._table)
-        self._registrar = Registrar(self._actions, self._table)
+        self._effects: deque[Effect] = deque()  # of the parts below, to be carried out in this order
+        self._table = ModelTable(self._effects)
+        self._repairs = Repairs(self._effects, self._catalog, self._table)
+        self._registrar = Registrar(self._effects, self._table)
         self._metrics = MetricsQuery(
             self._exchange, self._scheduler, self._table, self._registrar.versions, self.troubles, self._complaints,
             settings.policy, self._started_ns,
@@ -292,7 +291,7 @@ class Controller:
             need = exchange.run(self._heartbeat_ns)
             self._now = exchange.now_ns
             self._needs[need](self)
-            if self._actions:
+            if self._effects:
                 self._carry_out()
             if (
                 need != ORDER
@@ -488,7 +487,7 @@ class Controller:
         message: Register | Unregister | Offer | Route | Promote | Rollback,
         frames: list[Any],
     ) -> None:
-        self._registrar.order(client.identity, message)
+        self._registrar.request(client.identity, message)
 
     def _query(self, client: ClientLink, message: Query, frames: list[Any]) -> None:
         if message.what == "metrics":
@@ -709,7 +708,7 @@ class Controller:
         worker.fetches += 1
         file = files[message.file]
         job = ReadChunk(worker.worker_id, message.digest, message.file, file, message.offset, message.length)
-        self._actions.append(job)
+        self._effects.append(job)
 
     def _chunk_read(self, job: ReadChunk, data: bytes | None, error: BaseException | None) -> None:
         if isinstance(error, OSError):
@@ -801,20 +800,9 @@ class Controller:
             self._registrar.drained(order.model_id)
 
     def _model_fault(self, order: ModelFault) -> None:
-        model = self._table.by_id.get(order.model_id)
-        if model is None:
-            return
         worker = self._worker_by_id.get(order.worker)
-        fault = accounts.account(order.fault, worker.name if worker else "")
-        model.faults[fault.name] = model.faults.get(fault.name, 0) + 1
-        log.error("%s: %s%s", model.label, fault.text, "; it is set aside" if order.set_aside else "")
-        if fault.kind is not None:
-            if fault.is_workers and worker is not None:
-                self.note_trouble(fault.kind, worker.name, f"{model.label}: {fault.text}")
-            else:
-                self.note_trouble(fault.kind, model.label, fault.text)
-        if order.set_aside:
-            self._registrar.set_aside(model, fault.reason)
+        name = worker.name if worker else ""
+        self._registrar.faulted(order.model_id, order.fault, name, order.set_aside)
 
     def _orders_done(self) -> None:
         """The orders of one decision have been carried out, as far as they could."""
@@ -913,21 +901,21 @@ class Controller:
     def _ping(self, worker: WorkerLink) -> None:
         self._tell_worker(worker.identity, worker.fd, Ping(now_ns()))
 
-    # ----- what registration and repairs order (see controller.actions) ----------------------------
+    # ----- what registration and repairs have done (see controller.effects) --------------------------
 
     def _carry_out(self) -> None:
         """Do what the parts have ordered so far, and what follows from that."""
-        while self._actions:
-            action = self._actions.popleft()
+        while self._effects:
+            effect = self._effects.popleft()
             try:
-                self._carry_out_one(action)
+                self._carry_out_one(effect)
             except PolicyFailed:
                 raise  # the scheduler is in the middle of something
-            except Exception as error:  # a defect of ours; the next action is another's
-                self._complain("storage failed", f"failed at {type(action).__name__}", error)
+            except Exception as error:  # a defect of ours; the next effect is another's
+                self._complain("storage failed", f"failed at {type(effect).__name__}", error)
 
-    def _carry_out_one(self, action: Action) -> None:
-        match action:
+    def _carry_out_one(self, effect: Effect) -> None:
+        match effect:
             case SendClient(client, message):
                 self._to_client(client, message)
             case Refuse(waiter, error):
@@ -959,7 +947,7 @@ class Controller:
             case Serve(model):
                 self._mirror.serve(model)
             case Forward():
-                self._mirror.forward(action)
+                self._mirror.forward(effect)
             case Withdraw(model_id):
                 self._mirror.withdraw(model_id)
             case Inspect(digest):
@@ -970,7 +958,7 @@ class Controller:
                 self._repairs.worker_ready(worker, digest)
             case _:
                 self._storage.submit(
-                    functools.partial(self._jobs.run, action), functools.partial(self._job_ended, action)
+                    functools.partial(self._jobs.run, effect), functools.partial(self._job_ended, effect)
                 )
 
     def _job_ended(self, job: Job, value: Any, error: BaseException | None) -> None:

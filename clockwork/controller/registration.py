@@ -1,9 +1,9 @@
-"""How a model comes, changes and goes, as clients order it: what each order is checked against, what it has written, and
-what follows once that is on disk.
+"""How a model comes, changes and goes, as clients ask: what each task is checked against, what it has written, and what
+follows once that is on disk.
 
 A reply to Register, Unregister, Offer, Route, Promote or Rollback is true after a crash, too, and a failure means that
 nothing has changed; see controller.turns. Pure: every method is an event, time comes with it, and what is to be done is
-appended to ``actions``. Uploads, life cycles and releases are parts of their own (controller.uploads, .versions, .releases).
+appended to ``effects``. Uploads, life cycles and releases are parts of their own (controller.uploads, .versions, .releases).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from clockwork.config import ERASE_RETRY_NS, MODELS_MAX, VERSION_MAX, VERSIONS_MAX
-from clockwork.controller.actions import (
-    Action,
+from clockwork.controller.effects import (
     CommitUpload,
+    Effect,
     Job,
     NoteTrouble,
     OpenUpload,
@@ -34,23 +34,23 @@ from clockwork.controller.actions import (
 from clockwork.controller.lifecycle import ModelState, VersionEvent
 from clockwork.controller.models import ModelTable, ServedModel, set_aside_text
 from clockwork.controller.options import check_options
-from clockwork.controller.orders import (
+from clockwork.controller.records import Change, Complaint, ModelRecord
+from clockwork.controller.releases import describe_split, next_route
+from clockwork.controller.routes import NameRoute
+from clockwork.controller.tasks import (
     Add,
     Adopt,
     Become,
-    ClientOrder,
+    ClientTask,
     Following,
     GiveUp,
     KeepRecord,
     Leave,
     Load,
-    Order,
     Reroute,
     Retire,
+    Task,
 )  # fmt: skip
-from clockwork.controller.records import Change, Complaint, ModelRecord
-from clockwork.controller.releases import describe_split, next_route
-from clockwork.controller.routes import NameRoute
 from clockwork.controller.troubles import TroubleKind
 from clockwork.controller.turns import Turns
 from clockwork.controller.uploads import Registration, Upload, Uploads, storage_error
@@ -64,6 +64,7 @@ from clockwork.errors import (
     Unavailable,
 )  # fmt: skip
 from clockwork.formats.package import check_name, digest_of, parse_files
+from clockwork.scheduler.types import Fault
 from clockwork.wire.messages import (
     Offer,
     Prepared,
@@ -81,12 +82,12 @@ log = logging.getLogger("clockwork.controller")
 
 
 class Registrar:
-    def __init__(self, actions: deque[Action], table: ModelTable) -> None:
-        self._actions = actions
+    def __init__(self, effects: deque[Effect], table: ModelTable) -> None:
+        self._effects = effects
         self._table = table
-        self.versions = Versions(actions, table)
-        self._uploads = Uploads(actions)
-        self._turns = Turns(actions)
+        self.versions = Versions(effects, table)
+        self._uploads = Uploads(effects)
+        self._turns = Turns(effects)
         self._refused: dict[ServedModel, None] = {}  # to be erased, which has failed
         self._retry_ns = 0
 
@@ -112,7 +113,7 @@ class Registrar:
             else:
                 self.versions.happen(model, VersionEvent.FOUND_UNLOADED)
             if record.aside:
-                self._actions.append(NoteTrouble(TroubleKind.MODEL_SET_ASIDE, record.label, record.aside))
+                self._effects.append(NoteTrouble(TroubleKind.MODEL_SET_ASIDE, record.label, record.aside))
         for complaint in route_complaints:
             self._complain(complaint)
         for route in routes:
@@ -128,22 +129,22 @@ class Registrar:
         subject = (
             f"{complaint.name}@{complaint.version}" if complaint.version else f"route of {complaint.name}"
         )
-        self._actions.append(NoteTrouble(kind, subject, complaint.text))
+        self._effects.append(NoteTrouble(kind, subject, complaint.text))
 
     # ----- clients -----------------------------------------------------------------------------
 
-    def order(
+    def request(
         self, client: bytes, message: Register | Unregister | Offer | Route | Promote | Rollback
     ) -> None:
         """A client wants something changed. Raises ClockworkError of what is refused at once; all else is answered."""
         waiter = Waiter(client, message.request_id)
         if isinstance(message, Register):
             registration = self._check(message)
-            self._take(ClientOrder(message.name, waiter, registration))
+            self._take(ClientTask(message.name, waiter, registration))
         elif isinstance(message, Unregister | Offer):
-            self._take(ClientOrder(message.model.partition("@")[0], waiter, message))
+            self._take(ClientTask(message.model.partition("@")[0], waiter, message))
         else:
-            self._take(ClientOrder(message.name, waiter, message))
+            self._take(ClientTask(message.name, waiter, message))
         self._go_on()
 
     def _check(self, message: Register) -> Registration:
@@ -196,10 +197,9 @@ class Registrar:
         self.versions.drained(model_id)
         self._go_on()
 
-    def set_aside(self, model: ServedModel, why: str) -> None:
-        """The scheduler takes no more requests for a version and lets go of it: it is unloaded, and says why. So it is
-        after a restart; what cannot be written is a trouble of its own."""
-        self.versions.happen(model, VersionEvent.SET_ASIDE, why)
+    def faulted(self, model_id: int, fault: Fault, worker: str, is_set_aside: bool) -> None:
+        """The scheduler saw executions of a version do harm; see Versions.faulted()."""
+        self.versions.faulted(model_id, fault, worker, is_set_aside)
         self._go_on()
 
     def beat(self, now_ns: int) -> None:
@@ -242,64 +242,64 @@ class Registrar:
                 self._refuse_change(following, refusal, now_ns)
             self._go_on()
         finally:  # whatever became of this one, the next is another's
-            while (order := self._turns.next(job.name)) is not None:
-                self._begin_or_refuse(order)
+            while (task := self._turns.next(job.name)) is not None:
+                self._begin_or_refuse(task)
 
     # ----- turns -------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Take up what follows from an event: orders of our own, and answers to those who wait for versions to go."""
-        while self.versions.orders:
-            self._take(self.versions.orders.popleft())
+        """Take up what follows from an event: tasks of our own, and answers to those who wait for versions to go."""
+        while self.versions.tasks:
+            self._take(self.versions.tasks.popleft())
         while self._uploads.dropped:
             registration = self._uploads.dropped.popleft()
             self._remove_unused(registration.name, registration.digest)
         self.versions.answer_gone()
 
-    def _take(self, order: Order) -> None:
-        """Begin an order once no change of its name is under way, which may be now. Raises what it raises now."""
-        if self._turns.is_free(order.name):
-            self._begin(order)
+    def _take(self, task: Task) -> None:
+        """Begin a task once no change of its name is under way, which may be now. Raises what it raises now."""
+        if self._turns.is_free(task.name):
+            self._begin(task)
         else:
-            self._turns.wait(order)
+            self._turns.wait(task)
 
-    def _begin_or_refuse(self, order: Order) -> None:
+    def _begin_or_refuse(self, task: Task) -> None:
         try:
-            self._begin(order)
+            self._begin(task)
         except PolicyFailed:
             raise  # the scheduler is in the middle of something
         except ClockworkError as refusal:
-            self._refuse_order(order, refusal)
-        except Exception as defect:  # a defect of ours: it costs this order, and the next is another's
-            log.error("an order about %s failed", order.name, exc_info=defect)
-            self._refuse_order(order, Unavailable(f"the controller failed at this ({type(defect).__name__})"))
+            self._refuse_task(task, refusal)
+        except Exception as defect:  # a defect of ours: it costs this task, and the next is another's
+            log.error("an order about %s failed", task.name, exc_info=defect)
+            self._refuse_task(task, Unavailable(f"the controller failed at this ({type(defect).__name__})"))
 
-    def _refuse_order(self, order: Order, refusal: ClockworkError) -> None:
-        if isinstance(order, ClientOrder):
-            self._refuse([order.waiter], refusal)
+    def _refuse_task(self, task: Task, refusal: ClockworkError) -> None:
+        if isinstance(task, ClientTask):
+            self._refuse([task.waiter], refusal)
         else:
-            log.error("%s: %s", order.name, refusal)
+            log.error("%s: %s", task.name, refusal)
 
-    def _begin(self, order: Order) -> None:
-        """Check an order against what holds now, and have its change written, if it has any. Raises ClockworkError."""
-        match order:
-            case ClientOrder(waiter=waiter, wanted=Registration() as registration):
+    def _begin(self, task: Task) -> None:
+        """Check a task against what holds now, and have its change written, if it has any. Raises ClockworkError."""
+        match task:
+            case ClientTask(waiter=waiter, wanted=Registration() as registration):
                 self._register(waiter, registration)
-            case ClientOrder(waiter=waiter, wanted=Unregister() as wanted):
+            case ClientTask(waiter=waiter, wanted=Unregister() as wanted):
                 self._unregister(waiter, wanted.model)
-            case ClientOrder(waiter=waiter, wanted=Offer() as wanted):
+            case ClientTask(waiter=waiter, wanted=Offer() as wanted):
                 (self._load_or_wait if wanted.offered else self._unload)(waiter, wanted.model)
-            case ClientOrder(waiter=waiter, wanted=Route() | Promote() | Rollback() as wanted):
+            case ClientTask(waiter=waiter, wanted=Route() | Promote() | Rollback() as wanted):
                 route = next_route(self._table, wanted)
                 self._write(wanted.name, Change(route=route), Reroute(waiter))
             case Become():
-                self._become(order)
+                self._become(task)
             case GiveUp():
-                self._give_up(order)
+                self._give_up(task)
             case Retire():
-                self._retire(order)
+                self._retire(task)
             case KeepRecord():
-                self._keep_record(order)
+                self._keep_record(task)
 
     def _write(self, name: str, change: Change, following: Following) -> None:
         self._turns.write(WriteChange(name, change), following)
@@ -352,7 +352,7 @@ class Registrar:
                 self._retry_ns = now_ns + ERASE_RETRY_NS
 
     def _refuse(self, waiters: Sequence[Waiter], error: ClockworkError) -> None:
-        self._actions.extend(Refuse(waiter, error) for waiter in waiters)
+        self._effects.extend(Refuse(waiter, error) for waiter in waiters)
 
     def _hold_route(self, change: Change) -> None:
         """A route of a name is as a change has it."""
@@ -367,7 +367,7 @@ class Registrar:
         assert route is not None
         self._hold_route(change)
         self._table.apply(route.name)
-        self._actions.append(ReplyRoute(following.waiter, route.name))
+        self._effects.append(ReplyRoute(following.waiter, route.name))
         log.info("route of %s: %s", route.name, describe_split(route.split))
 
     # ----- registering -------------------------------------------------------------------------
@@ -379,9 +379,9 @@ class Registrar:
             raise Unavailable(f"{MODELS_MAX} models are registered, which is the most")
         self._uploads.begin(waiter, registration)
 
-    def _become(self, order: Become) -> None:
+    def _become(self, task: Become) -> None:
         """Until it is a version nobody removes its package, for its upload is listed."""
-        upload = self._uploads.get(order.upload_id)
+        upload = self._uploads.get(task.upload_id)
         try:
             if self._adopt(upload.waiters, upload.registration):
                 self._uploads.remove(upload)
@@ -392,7 +392,7 @@ class Registrar:
         name, digest, options, files = upload.registration
         version = self._table.free_version(name, options["version"])
         record = ModelRecord(
-            name, version, digest, files, options | {"version": 0}, is_read=True, interface=order.interface
+            name, version, digest, files, options | {"version": 0}, is_read=True, interface=task.interface
         )
         self._write(name, Change(save=[record]), Add(upload, record))
 
@@ -404,7 +404,7 @@ class Registrar:
         for waiter in following.upload.waiters:
             self.versions.wait(model, waiter)
             progress = Progress(waiter.request_id, "prepare", 0, count)
-            self._actions.append(SendClient(waiter.client, progress))
+            self._effects.append(SendClient(waiter.client, progress))
         self.versions.happen(model, VersionEvent.REGISTERED)
 
     def _discard(self, upload: Upload, error: ClockworkError) -> None:
@@ -416,7 +416,7 @@ class Registrar:
     def _remove_unused(self, name: str, digest: str) -> None:
         """Have a package go that a name no longer needs, unless others use it, or a record of it may be on disk."""
         if not self._turns.is_unsure(name) and not self._uses(digest):
-            self._actions.append(RemovePackage(digest))
+            self._effects.append(RemovePackage(digest))
 
     def _uses(self, digest: str, apart_from: Sequence[ModelRecord] = ()) -> bool:
         """Whether a package is of a version that stays, or of an upload."""
@@ -586,26 +586,26 @@ class Registrar:
                 return Change(remove=records, packages=packages, route=kept)
         return Change(remove=records, packages=packages)
 
-    def _give_up(self, order: GiveUp) -> None:
-        model = order.model
+    def _give_up(self, task: GiveUp) -> None:
+        model = task.model
         self._refused.pop(model, None)
         if model.state is ModelState.FAILED and not model.was_ready:
-            self._write(order.name, self._erasure([model], with_route=False), order)
+            self._write(task.name, self._erasure([model], with_route=False), task)
 
-    def _retire(self, order: Retire) -> None:
-        model = order.model
-        split = self._table.split_of(order.name)
+    def _retire(self, task: Retire) -> None:
+        model = task.model
+        split = self._table.split_of(task.name)
         if not model.state.is_live or model.state.is_leaving:
-            self._refuse(order.waiters, gone_before_ready(model))
+            self._refuse(task.waiters, gone_before_ready(model))
         elif split is not None and model.record.version in split.versions():
-            for waiter in order.waiters:
+            for waiter in task.waiters:
                 self.versions.wait(model, waiter)
             self.versions.settle(model)
         else:
-            self._write(order.name, self._erasure([model], with_route=False), order)
+            self._write(task.name, self._erasure([model], with_route=False), task)
 
-    def _keep_record(self, order: KeepRecord) -> None:
-        record, state = order.model.record, order.model.state
+    def _keep_record(self, task: KeepRecord) -> None:
+        record, state = task.model.record, task.model.state
         # Somebody may have been faster: it serves again, or is erased.
-        if bool(record.aside) if order.of_aside else state.is_live and not state.is_leaving:
-            self._write(order.name, Change(save=[dataclasses.replace(record)]), order)
+        if bool(record.aside) if task.of_aside else state.is_live and not state.is_leaving:
+            self._write(task.name, Change(save=[dataclasses.replace(record)]), task)

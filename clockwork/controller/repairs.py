@@ -15,8 +15,8 @@ from collections import deque
 from typing import Any
 
 from clockwork.config import CHECK_BUSY_SHARE
-from clockwork.controller.actions import Action, ClearTrouble, NoteTrouble, SendWorker
 from clockwork.controller.catalog import Catalog
+from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, SendWorker
 from clockwork.controller.models import ModelTable
 from clockwork.controller.storage import StorageThread
 from clockwork.controller.troubles import TroubleKind
@@ -41,10 +41,10 @@ class _Repair:
 
 class Repairs:
     """Every method belongs to the loop's thread. It reads and writes on a thread of its own: nobody waits for it. What is to
-    be done outside is appended to ``actions``."""
+    be done outside is appended to ``effects``."""
 
-    def __init__(self, actions: deque[Action], catalog: Catalog, table: ModelTable) -> None:
-        self._actions = actions
+    def __init__(self, effects: deque[Effect], catalog: Catalog, table: ModelTable) -> None:
+        self._effects = effects
         self._catalog = catalog
         self._table = table
         self._stop = threading.Event()
@@ -111,7 +111,7 @@ class Repairs:
             self._fetched(fetched)
         for digest in [digest for digest in self._open if not self._table.uses(digest)]:
             self._fetcher.cancel(digest)
-            self._actions.append(ClearTrouble(TroubleKind.FILE_DAMAGED, _subject(digest)))
+            self._effects.append(ClearTrouble(TroubleKind.FILE_DAMAGED, _subject(digest)))
             del self._open[digest]
 
     def drain(self, failed: Any) -> None:
@@ -151,7 +151,7 @@ class Repairs:
             return
         self._open[digest] = _Repair(files, text)
         log.error("%s", text)
-        self._actions.append(NoteTrouble(TroubleKind.FILE_DAMAGED, _subject(digest), text))
+        self._effects.append(NoteTrouble(TroubleKind.FILE_DAMAGED, _subject(digest), text))
         self._seek(digest)
 
     def _seek(self, digest: str) -> None:
@@ -165,7 +165,7 @@ class Repairs:
     def _send(self, fetch: Fetch) -> None:
         repair = self._open.get(fetch.digest)
         if repair is not None and repair.worker:
-            self._actions.append(SendWorker(repair.worker, fetch))
+            self._effects.append(SendWorker(repair.worker, fetch))
 
     def _fetched(self, fetched: Fetched) -> None:
         repair = self._open.get(fetched.digest)
@@ -183,9 +183,9 @@ class Repairs:
     def _repaired(self, digest: str, by: str) -> None:
         repair = self._open.pop(digest)
         log.warning("package %s has been replaced by %s", digest, by)
-        self._actions.append(ClearTrouble(TroubleKind.FILE_DAMAGED, _subject(digest)))
+        self._effects.append(ClearTrouble(TroubleKind.FILE_DAMAGED, _subject(digest)))
         text = f"{repair.text}; replaced by {by}"
-        self._actions.append(NoteTrouble(TroubleKind.FILE_REPAIRED, _subject(digest), text))
+        self._effects.append(NoteTrouble(TroubleKind.FILE_REPAIRED, _subject(digest), text))
 
 
 def _subject(digest: str) -> str:

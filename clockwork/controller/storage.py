@@ -1,5 +1,5 @@
 """File I/O, so that no disk ever holds up the loop: a thread for it, one job after another, in order; and what the jobs
-of controller.actions do there."""
+of controller.effects do there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias, assert_never
 
-from clockwork.controller.actions import (
+from clockwork.controller.catalog import Catalog
+from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,
     Job,
@@ -23,7 +24,6 @@ from clockwork.controller.actions import (
     WriteChange,
     WriteChunk,
 )
-from clockwork.controller.catalog import Catalog
 from clockwork.formats.interface import Interface, difference
 from clockwork.formats.package import PackageWriter
 

@@ -1,6 +1,6 @@
 """Changes of what is on disk: those of one name come one after another, and hold only once they are written.
 
-So a reply follows the disk, and whatever a change was checked against is still so when it takes effect. Pure: orders that
+So a reply follows the disk, and whatever a change was checked against is still so when it takes effect. Pure: tasks that
 wait, and what follows a change that is being written, are values.
 """
 
@@ -10,8 +10,8 @@ import logging
 from collections import deque
 
 from clockwork.config import CHANGES_WAITING_MAX
-from clockwork.controller.actions import Action, ClearTrouble, NoteTrouble, WriteChange
-from clockwork.controller.orders import ClientOrder, Following, Order
+from clockwork.controller.effects import ClearTrouble, Effect, NoteTrouble, WriteChange
+from clockwork.controller.tasks import ClientTask, Following, Task
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError, Unavailable
 from clockwork.formats.durable import NotUndone
@@ -23,11 +23,11 @@ DATA_DIRECTORY = "data directory"
 
 
 class Turns:
-    """Who is next. Of a name, at most one order is under way: the one whose change is being written."""
+    """Who is next. Of a name, at most one task is under way: the one whose change is being written."""
 
-    def __init__(self, actions: deque[Action]) -> None:
-        self._actions = actions
-        self._waiting: dict[str, deque[Order]] = {}
+    def __init__(self, effects: deque[Effect]) -> None:
+        self._effects = effects
+        self._waiting: dict[str, deque[Task]] = {}
         self._following: dict[
             str, Following | None
         ] = {}  # by name: what is to follow the change that is being written
@@ -37,17 +37,17 @@ class Turns:
         """Whether no change of this name is being written."""
         return name not in self._following
 
-    def wait(self, order: Order) -> None:
-        """Have next() give this order later. Raises Unavailable."""
-        waiting = self._waiting.setdefault(order.name, deque())
-        if isinstance(order, ClientOrder) and len(waiting) >= CHANGES_WAITING_MAX:
+    def wait(self, task: Task) -> None:
+        """Have next() give this task later. Raises Unavailable."""
+        waiting = self._waiting.setdefault(task.name, deque())
+        if isinstance(task, ClientTask) and len(waiting) >= CHANGES_WAITING_MAX:
             raise Unavailable(
-                f"{len(waiting)} changes of {order.name} wait to be written, which is the most; try again"
+                f"{len(waiting)} changes of {task.name} wait to be written, which is the most; try again"
             )
-        waiting.append(order)
+        waiting.append(task)
 
-    def next(self, name: str) -> Order | None:
-        """The next order of a name, if its turn has come."""
+    def next(self, name: str) -> Task | None:
+        """The next task of a name, if its turn has come."""
         waiting = self._waiting.get(name)
         if not self.is_free(name) or waiting is None:
             return None
@@ -60,7 +60,7 @@ class Turns:
         """Have a change written. following: what written() gives back when that has ended."""
         assert self.is_free(job.name), job.name
         self._following[job.name] = following
-        self._actions.append(job)
+        self._effects.append(job)
 
     def written(
         self, name: str, left: str, error: BaseException | None
@@ -70,11 +70,11 @@ class Turns:
         following = self._following.pop(name)
         if error is not None:
             return following, self._explain(name, error)
-        self._actions.append(ClearTrouble(TroubleKind.STORAGE_FAILED, DATA_DIRECTORY))
-        self._actions.append(ClearTrouble(TroubleKind.STORAGE_FAILED, name))
+        self._effects.append(ClearTrouble(TroubleKind.STORAGE_FAILED, DATA_DIRECTORY))
+        self._effects.append(ClearTrouble(TroubleKind.STORAGE_FAILED, name))
         if left:
             log.error("%s: %s; it goes when the controller starts again", name, left)
-            self._actions.append(NoteTrouble(TroubleKind.STORAGE_FAILED, name, left))
+            self._effects.append(NoteTrouble(TroubleKind.STORAGE_FAILED, name, left))
         return following, None
 
     def is_unsure(self, name: str) -> bool:
@@ -85,11 +85,11 @@ class Turns:
         """Forget what waits for its turn on behalf of a client that is gone, or of one request of it."""
         for name, waiting in self._waiting.items():
             self._waiting[name] = deque(
-                order
-                for order in waiting
-                if not isinstance(order, ClientOrder)
-                or order.waiter.client != client
-                or request_id not in (None, order.waiter.request_id)
+                task
+                for task in waiting
+                if not isinstance(task, ClientTask)
+                or task.waiter.client != client
+                or request_id not in (None, task.waiter.request_id)
             )
 
     def _explain(self, name: str, error: BaseException) -> ClockworkError:
@@ -100,11 +100,11 @@ class Turns:
             text = error.strerror or str(error)
         log.error("a change of %s could not be written to the data directory: %s", name, text)
         sentence = f"cannot be written to: {text}"
-        self._actions.append(NoteTrouble(TroubleKind.STORAGE_FAILED, DATA_DIRECTORY, sentence))
+        self._effects.append(NoteTrouble(TroubleKind.STORAGE_FAILED, DATA_DIRECTORY, sentence))
         if isinstance(error, NotUndone):
             self._unsure.add(name)
             sentence = f"a change of {name} is on disk in part ({text}): a restart may find it"
-            self._actions.append(NoteTrouble(TroubleKind.STORAGE_FAILED, name, sentence))
+            self._effects.append(NoteTrouble(TroubleKind.STORAGE_FAILED, name, sentence))
             return Unavailable(
                 f"the change of {name} could not be written to the data directory, nor undone there ({text}): "
                 f"{name} is as it was, but a restart of the controller may find it changed"

@@ -1,5 +1,5 @@
 """Packages on their way in from clients, chunk by chunk, until all of one is stored and read. Pure: what storage is to do
-is appended to ``actions``, and what it has done comes back by ended()."""
+is appended to ``effects``, and what it has done comes back by ended()."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections import deque
 from typing import Any, NamedTuple
 
 from clockwork.config import CHUNK_BYTES, CHUNK_WINDOW, UPLOADS_MAX
-from clockwork.controller.actions import (
+from clockwork.controller.effects import (
     AbortUpload,
-    Action,
     CommitUpload,
+    Effect,
     OpenUpload,
     PackageArrived,
     ReadUpload,
@@ -67,8 +67,8 @@ class Upload:
 class Uploads:
     """Every upload is removed once: when its package has become a version, or of no use."""
 
-    def __init__(self, actions: deque[Action]) -> None:
-        self._actions = actions
+    def __init__(self, effects: deque[Effect]) -> None:
+        self._effects = effects
         self._open: dict[int, Upload] = {}
         self._by_request: dict[Waiter, Upload] = {}
         self._next_id = 1
@@ -86,7 +86,7 @@ class Uploads:
         upload = Upload(self._next_id, registration, waiter, missing)
         self._next_id += 1
         self._open[upload.upload_id] = self._by_request[waiter] = upload
-        self._actions.append(OpenUpload(upload.upload_id, registration.digest, registration.files))
+        self._effects.append(OpenUpload(upload.upload_id, registration.digest, registration.files))
 
     def chunk(self, client: bytes, message: UploadChunk, frame: Any) -> None:
         """One chunk of an upload; those of an upload that failed or is unknown are dropped."""
@@ -100,7 +100,7 @@ class Uploads:
             self._fail(upload, InvalidInput(f"upload of {name!r} breaks its window, sizes or chunk size"))
             return
         upload.outstanding += 1
-        self._actions.append(WriteChunk(upload.upload_id, message.file, message.offset, frame))
+        self._effects.append(WriteChunk(upload.upload_id, message.file, message.offset, frame))
 
     def ended(
         self, job: OpenUpload | WriteChunk | CommitUpload, value: Any, error: BaseException | None
@@ -147,7 +147,7 @@ class Uploads:
     # ----- inside ------------------------------------------------------------------------------
 
     def _tell(self, upload: Upload, message: tuple[Any, ...]) -> None:
-        self._actions.append(SendClient(upload.waiter.client, message))
+        self._effects.append(SendClient(upload.waiter.client, message))
 
     def _opened(self, upload: Upload, is_needed: bool) -> None:
         upload.phase = Phase.RECEIVING
@@ -163,21 +163,21 @@ class Uploads:
             return
         upload.phase = Phase.STORED
         self._tell(upload, Progress(upload.waiter.request_id, "store", 0, 1))
-        self._actions.append(CommitUpload(upload.upload_id))
+        self._effects.append(CommitUpload(upload.upload_id))
 
     def _arrived(self, upload: Upload) -> None:
         """The package is in the store: read what it declares."""
         upload.phase = Phase.STORED
         _, digest, options, files = upload.registration
-        self._actions.append(PackageArrived(digest))
-        self._actions.append(ReadUpload(upload.upload_id, digest, files, options))
+        self._effects.append(PackageArrived(digest))
+        self._effects.append(ReadUpload(upload.upload_id, digest, files, options))
 
     def _fail(self, upload: Upload, error: ClockworkError | None) -> None:
         """An upload ends before its package is in the store."""
         if error is not None:
-            self._actions.extend(Refuse(waiter, error) for waiter in upload.waiters)
+            self._effects.extend(Refuse(waiter, error) for waiter in upload.waiters)
         self.remove(upload)
-        self._actions.append(AbortUpload(upload.upload_id))
+        self._effects.append(AbortUpload(upload.upload_id))
         self.dropped.append(upload.registration)
 
 

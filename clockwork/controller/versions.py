@@ -1,5 +1,5 @@
 """What becomes of versions: it takes the steps of their life cycle (controller.lifecycle), as the workers' answers, the
-clients' orders and the scheduler have it. Pure: what is to be done outside is appended to ``actions``."""
+clients' tasks and the scheduler have it. Pure: what is to be done outside is appended to ``effects``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from clockwork.config import TROUBLE_CHARS_MAX, VERSIONS_MAX
-from clockwork.controller.actions import (
-    Action,
+from clockwork.controller.accounts import account
+from clockwork.controller.effects import (
     Blame,
     ClearTrouble,
+    Effect,
     Inspect,
     NoteTrouble,
     PackagePrepared,
@@ -29,13 +30,14 @@ from clockwork.controller.actions import (
 from clockwork.controller.interfaces import read_summary
 from clockwork.controller.lifecycle import ModelState, Step, VersionEvent, follow
 from clockwork.controller.models import ModelTable, ServedModel
-from clockwork.controller.orders import GiveUp, InternalOrder, KeepRecord, Retire
 from clockwork.controller.preparations import PREPARING, READY, Preparations
+from clockwork.controller.tasks import GiveUp, KeepRecord, OwnTask, Retire
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import ClockworkError, InvalidModel, Unavailable
 from clockwork.formats.interface import Interface, difference
 from clockwork.formats.package import rows_of
 from clockwork.formats.prepared import PreparedModel
+from clockwork.scheduler.types import Fault
 from clockwork.wire.messages import Forget, Prepare, Prepared, Reply, Status
 from clockwork.wire.telling import printable, tell
 
@@ -51,13 +53,13 @@ class Removal(NamedTuple):
 
 
 class Versions:
-    """Every method is an event. ``orders``: changes of what is on disk that follow, for the registrar to take up."""
+    """Every method is an event. ``tasks``: changes of what is on disk that follow, for the registrar to take up."""
 
-    def __init__(self, actions: deque[Action], table: ModelTable) -> None:
-        self._actions = actions
+    def __init__(self, effects: deque[Effect], table: ModelTable) -> None:
+        self._effects = effects
         self._table = table
         self.preparations = Preparations()
-        self.orders: deque[InternalOrder] = deque()
+        self.tasks: deque[OwnTask] = deque()
         self._awaited: dict[ServedModel, None] = {}  # versions that have waiters
         self._removals: list[Removal] = []
         # Versions for which a start still waits; see readiness().
@@ -123,17 +125,36 @@ class Versions:
         """The scheduler let go of a version that leaves."""
         self.happen(self._table.by_id[model_id], VersionEvent.DRAINED)
 
+    def faulted(self, model_id: int, fault: Fault, worker: str, is_set_aside: bool) -> None:
+        """Executions or loads of a version did harm to a worker. worker: its name; "" if it is gone.
+
+        is_set_aside: the scheduler takes no more requests for the version and lets go of it. It is unloaded then, and says
+        why, after a restart, too; what cannot be written of that is a trouble of its own.
+        """
+        model = self._table.by_id.get(model_id)
+        if model is None:
+            return
+        found = account(fault, worker)
+        model.faults[found.name] = model.faults.get(found.name, 0) + 1
+        log.error("%s: %s%s", model.label, found.text, "; it is set aside" if is_set_aside else "")
+        if found.kind is not None and found.is_workers and worker:
+            self._effects.append(NoteTrouble(found.kind, worker, f"{model.label}: {found.text}"))
+        elif found.kind is not None:
+            self._effects.append(NoteTrouble(found.kind, model.label, found.text))
+        if is_set_aside:
+            self.happen(model, VersionEvent.SET_ASIDE, found.reason)
+
     def _enlist(self, model: ServedModel) -> None:
         self._table.enlist(model)
 
     def _note(self, model: ServedModel) -> None:
         model.record.offered = False
-        self._actions.append(NoteTrouble(TroubleKind.MODEL_SET_ASIDE, model.label, model.record.aside))
-        self.orders.append(KeepRecord(model.record.name, model, of_aside=True))
+        self._effects.append(NoteTrouble(TroubleKind.MODEL_SET_ASIDE, model.label, model.record.aside))
+        self.tasks.append(KeepRecord(model.record.name, model, of_aside=True))
 
     def _pardon(self, model: ServedModel) -> None:
         model.record.aside = ""
-        self._actions.append(ClearTrouble(TroubleKind.MODEL_SET_ASIDE, model.label))
+        self._effects.append(ClearTrouble(TroubleKind.MODEL_SET_ASIDE, model.label))
 
     def _ask_all(self, model: ServedModel) -> None:
         workers = self.preparations.worker_ids()
@@ -166,11 +187,11 @@ class Versions:
                 if old is model:  # to try that again would come to the same
                     waiters, model.waiters = model.waiters, []
                     self._awaited.pop(model, None)
-                self.orders.append(Retire(name, old, waiters))
+                self.tasks.append(Retire(name, old, waiters))
 
     def _forget(self, model: ServedModel) -> None:
         for worker in list(model.workers):
-            self._actions.append(SendWorker(worker, Forget(model.model_id)))
+            self._effects.append(SendWorker(worker, Forget(model.model_id)))
             self._forget_preparation(model, worker)
         self.preparations.forget_model(model)
 
@@ -190,19 +211,19 @@ class Versions:
             body["text"] = model.text
         elif model.state is ModelState.READY:
             log.info("%s is ready", model.label)
-        self._actions.append(Publish("model", body))
+        self._effects.append(Publish("model", body))
 
     def _refuse(self, model: ServedModel) -> None:
         self._refuse_all(model, InvalidModel(f"{model.label} cannot be served: {model.text}"))
 
     def _give_up(self, model: ServedModel) -> None:
-        self.orders.append(GiveUp(model.record.name, model))
+        self.tasks.append(GiveUp(model.record.name, model))
 
     def _drain(self, model: ServedModel) -> None:
         if model.prepared is None:  # the scheduler never heard of it
             self.happen(model, VersionEvent.DRAINED)
         else:
-            self._actions.append(ScheduleRemoval(model.model_id))
+            self._effects.append(ScheduleRemoval(model.model_id))
 
     # ----- who waits ---------------------------------------------------------------------------
 
@@ -213,12 +234,12 @@ class Versions:
 
     def answer(self, model: ServedModel) -> None:
         """Whoever waits for a version gets its description."""
-        self._actions.extend(ReplyModel(waiter, model) for waiter in model.waiters)
+        self._effects.extend(ReplyModel(waiter, model) for waiter in model.waiters)
         model.waiters.clear()
         self._awaited.pop(model, None)
 
     def _refuse_all(self, model: ServedModel, error: ClockworkError) -> None:
-        self._actions.extend(Refuse(waiter, error) for waiter in model.waiters)
+        self._effects.extend(Refuse(waiter, error) for waiter in model.waiters)
         model.waiters.clear()
         self._awaited.pop(model, None)
 
@@ -236,7 +257,7 @@ class Versions:
         for removal in gone:
             self._removals.remove(removal)
             reply = Reply(removal.waiter.request_id, removal.body)
-            self._actions.append(SendClient(removal.waiter.client, reply))
+            self._effects.append(SendClient(removal.waiter.client, reply))
 
     def client_gone(self, client: bytes) -> None:
         self._removals = [removal for removal in self._removals if removal.waiter.client != client]
@@ -276,7 +297,7 @@ class Versions:
         options = {key: record.options[key] for key in ("batching", "batch_max")}
         files = rows_of(record.files)
         prepare = Prepare(model.model_id, record.name, record.version, record.digest, files, options)
-        self._actions.append(SendWorker(worker, prepare))
+        self._effects.append(SendWorker(worker, prepare))
 
     def ask_again(self, model: ServedModel) -> None:
         """Somebody wants it served: whoever could not prepare it is asked once more."""
@@ -292,12 +313,12 @@ class Versions:
             # An invalid model is one for everybody: another try may only help where others serve it.
             may_help = message.status != Status.INVALID_MODEL or model.was_ready
             if message.status == Status.INTERNAL:  # perhaps what it was sent is not what was stored
-                self._actions.append(Inspect(model.record.digest))
+                self._effects.append(Inspect(model.record.digest))
             self._not_prepared(model, worker, message.text or "could not be prepared", may_help, now_ns)
         else:
             prepared = read_summary(message.summary)
             if not model.record.is_read:
-                self._actions.append(ReadRecord(model.model_id, worker, model.record, prepared))
+                self._effects.append(ReadRecord(model.model_id, worker, model.record, prepared))
                 return
             self._learn(model, worker, prepared, now_ns)
         self.settle(model)
@@ -309,11 +330,11 @@ class Versions:
         record = job.record
         model = self._table.by_id.get(job.model_id)
         if error is not None:  # until it has been replaced, its workers' word is all there is
-            self._actions.append(Inspect(record.digest))
+            self._effects.append(Inspect(record.digest))
         elif not record.is_read:
             record.is_read, record.interface = True, interface
             if model is not None:
-                self.orders.append(KeepRecord(record.name, model, of_aside=False))
+                self.tasks.append(KeepRecord(record.name, model, of_aside=False))
         if model is not None and model.workers.get(job.worker) == PREPARING:
             self._learn(model, job.worker, job.prepared, now_ns)
             self.settle(model)
@@ -323,15 +344,15 @@ class Versions:
         lie = _contradiction(model, prepared)
         why = lie or _unsuitable(model, prepared)
         if why:
-            self._actions.append(SendWorker(worker, Forget(model.model_id)))
+            self._effects.append(SendWorker(worker, Forget(model.model_id)))
             self._not_prepared(model, worker, why, False, now_ns)
         else:
             self.preparations.note(model, worker, READY)
-            self._actions.append(PackagePrepared(worker, model.record.digest))
+            self._effects.append(PackagePrepared(worker, model.record.digest))
             self._table.learn(model, worker, prepared)
-            self._actions.append(ScheduleReady(worker, model.spec(prepared)))
+            self._effects.append(ScheduleReady(worker, model.spec(prepared)))
         if lie:
-            self._actions.append(Blame(worker, f"of {model.label}, {lie}"))
+            self._effects.append(Blame(worker, f"of {model.label}, {lie}"))
 
     def _not_prepared(self, model: ServedModel, worker: int, why: str, may_help: bool, now_ns: int) -> None:
         why = printable(why, TROUBLE_CHARS_MAX)
@@ -342,14 +363,14 @@ class Versions:
         log.warning("worker %s cannot prepare %s: %s%s", name, model.label, why, later)
         if model.was_ready:  # nobody waits for it, who would hear of it
             subject = f"{model.label} on {name}"
-            self._actions.append(NoteTrouble(TroubleKind.PREPARATION_FAILED, subject, why))
+            self._effects.append(NoteTrouble(TroubleKind.PREPARATION_FAILED, subject, why))
 
     def _forget_preparation(self, model: ServedModel, worker: int) -> bool:
         """What a worker said of a model holds no more; False if it said nothing."""
         state = self.preparations.forget(model, worker)
         if state is not None and state not in (PREPARING, READY):
             subject = f"{model.label} on {self.preparations.name(worker)}"
-            self._actions.append(ClearTrouble(TroubleKind.PREPARATION_FAILED, subject))
+            self._effects.append(ClearTrouble(TroubleKind.PREPARATION_FAILED, subject))
         return state is not None
 
     _steps: ClassVar[dict[Step, Callable[[Versions, ServedModel], None]]] = {

@@ -7,10 +7,11 @@ import hashlib
 from collections import Counter, deque
 from typing import Any
 
-from clockwork.controller.actions import (
+from clockwork.controller.accounts import account
+from clockwork.controller.effects import (
     AbortUpload,
-    Action,
     CommitUpload,
+    Effect,
     Forward,
     Job,
     NoteTrouble,
@@ -37,10 +38,11 @@ from clockwork.controller.registration import Registrar
 from clockwork.controller.routes import NameRoute
 from clockwork.errors import ClockworkError
 from clockwork.formats.prepared import FORMAT_VERSION, PreparedModel, TensorSpec
-from clockwork.scheduler.types import ProfilePoint
+from clockwork.scheduler.types import Fault, ProfilePoint
 from clockwork.wire.messages import Prepare, Prepared, Register, Reply, Status, UploadChunk, UploadNeed
 
 CLIENT = b"client"
+CRASHES = account(Fault.CRASHED, "w1").reason
 JOBS = (
     WriteChange, OpenUpload, WriteChunk, CommitUpload, AbortUpload, ReadUpload, ReadRecord, RemovePackage,
 )  # fmt: skip
@@ -60,9 +62,9 @@ class Registry:
     """``told``: what was said to clients, as (request id, outcome): "replied", a sentence, or the type of a message."""
 
     def __init__(self) -> None:
-        self.actions: deque[Action] = deque()
-        self.table = ModelTable(self.actions)
-        self.registrar = Registrar(self.actions, self.table)
+        self.effects: deque[Effect] = deque()
+        self.table = ModelTable(self.effects)
+        self.registrar = Registrar(self.effects, self.table)
         self.jobs: deque[Job] = deque()  # given to storage, in order
         self.asked: list[tuple[int, Prepare]] = []  # of workers, and not answered
         self.known: set[int] = set()  # model ids that the scheduler was told of
@@ -93,7 +95,7 @@ class Registry:
         if isinstance(message, Register):
             self.needs[waiter] = [size for _, size, _ in message.files]
         try:
-            self.registrar.order(client, message)
+            self.registrar.request(client, message)
         except ClockworkError as error:
             self._answer(waiter, str(error))
         self.carry_out()
@@ -138,10 +140,10 @@ class Registry:
         self.registrar.drained(self.leaving.pop(place))
         self.carry_out()
 
-    def set_aside(self, model_id: int, why: str) -> None:
-        model = self.table.by_id[model_id]
-        was_leaving = model.state.is_leaving
-        self.registrar.set_aside(model, why)
+    def set_aside(self, model_id: int) -> None:
+        """Have the scheduler let go of a version whose executions crashed workers, for the reason CRASHES."""
+        was_leaving = self.table.by_id[model_id].state.is_leaving
+        self.registrar.faulted(model_id, Fault.CRASHED, "w1", True)
         if not was_leaving:
             self.leaving.append(model_id)
         self.carry_out()
@@ -192,8 +194,8 @@ class Registry:
         return [text for number, text in self.told if number == waiter.request_id and not text.isidentifier()]
 
     def carry_out(self) -> None:
-        while self.actions:
-            action = self.actions.popleft()
+        while self.effects:
+            action = self.effects.popleft()
             match action:
                 case SendClient(client, Reply() as reply):
                     self._answer(Waiter(client, reply.request_id), f"replied {reply.body}")

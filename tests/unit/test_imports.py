@@ -58,8 +58,8 @@ IMPURE_MODULES = {
 PURE_FILES = [
     f"controller.{name}"
     for name in (
-        "actions", "lifecycle", "models", "options", "orders", "preparations", "records", "registration", "releases", "routes",
-        "troubles", "turns", "uploads", "versions",
+        "accounts", "effects", "lifecycle", "models", "options", "preparations", "records", "registration", "releases", "routes",
+        "tasks", "troubles", "turns", "uploads", "versions",
     )
 ]  # fmt: skip
 """What decides of models in the controller, likewise; it may look up the name of a dtype."""

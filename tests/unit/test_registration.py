@@ -7,11 +7,11 @@ import random
 from pathlib import Path
 
 import pytest
-from registry import CLIENT, Registry
+from registry import CLIENT, CRASHES, Registry
 
 from clockwork.config import SHARE_WHOLE, VERSIONS_MAX
 from clockwork.controller import lifecycle
-from clockwork.controller.actions import (
+from clockwork.controller.effects import (
     AbortUpload,
     CommitUpload,
     Job,
@@ -277,13 +277,14 @@ def test_whoever_waits_for_the_last_worker_to_answer_waits_no_more_when_it_leave
 
 
 def test_what_is_set_aside_is_unloaded_says_why_and_the_disk_follows(served: Registry) -> None:
-    served.set_aside(1, "it crashed")
+    served.set_aside(1)
     assert served.states("m") == {1: "unloading"}
+    assert served.table.by_id[1].faults == {"crashed": 1}
     assert (served.troubles[-1].kind, served.troubles[-1].subject) == (TroubleKind.MODEL_SET_ASIDE, "m@1")
     served.settle()
-    assert (served.records["m", 1].offered, served.records["m", 1].aside) == (False, "it crashed")
+    assert (served.records["m", 1].offered, served.records["m", 1].aside) == (False, CRASHES)
     refused = served.register("m", b"one")
-    assert "m@1 is set aside: it crashed" in served.answered(refused)[0]
+    assert f"m@1 is set aside: {CRASHES}" in served.answered(refused)[0]
     served.order(Offer(0, "m", True))
     served.settle()
     assert (served.states("m"), served.records["m", 1].aside) == ({1: "ready"}, "")
@@ -294,28 +295,28 @@ def test_a_version_that_is_set_aside_while_a_change_of_it_is_written_leaves_nobo
     served: Registry, is_gone: bool
 ) -> None:
     waiter = served.register("m", b"one", slo_ns=50_000_000)
-    served.set_aside(1, "it crashed")
+    served.set_aside(1)
     if is_gone:
         served.let_go()
     served.store()
-    assert "m@1 is set aside: it crashed" in served.answered(waiter)[0]
+    assert f"m@1 is set aside: {CRASHES}" in served.answered(waiter)[0]
     served.settle()
-    assert (served.states("m"), served.records["m", 1].aside) == ({1: "unloaded"}, "it crashed")
+    assert (served.states("m"), served.records["m", 1].aside) == ({1: "unloaded"}, CRASHES)
 
 
 def test_a_version_that_is_set_aside_while_it_is_unloaded_is_both(served: Registry) -> None:
     waiter = served.order(Offer(0, "m", False))
-    served.set_aside(1, "it crashed")
+    served.set_aside(1)
     served.let_go()
     assert served.states("m") == {1: "unloaded"}
     served.settle()
     assert served.answered(waiter) == ["replied {'unloaded': 'm'}"]
-    assert (served.records["m", 1].offered, served.records["m", 1].aside) == (False, "it crashed")
+    assert (served.records["m", 1].offered, served.records["m", 1].aside) == (False, CRASHES)
 
 
 def test_a_version_that_is_set_aside_while_it_is_erased_does_not_come_back(served: Registry) -> None:
     waiter = served.order(Unregister(0, "m"))
-    served.set_aside(1, "it crashed")
+    served.set_aside(1)
     served.settle()
     assert served.answered(waiter) == ["replied {'removed': 'm'}"]
     assert (served.states("m"), served.records) == ({}, {})
@@ -416,7 +417,7 @@ def act(registry: Registry, rng: random.Random, gone: set[object]) -> None:
     elif kind == "leave" and (workers := registry.registrar.versions.preparations.worker_ids()):
         registry.leave(rng.choice(workers))
     elif kind == "set aside" and registry.known & set(registry.table.by_id) and rng.random() < 0.3:
-        registry.set_aside(rng.choice(sorted(registry.known & set(registry.table.by_id))), "it crashed")
+        registry.set_aside(rng.choice(sorted(registry.known & set(registry.table.by_id))))
     elif kind == "order":
         message = rng.choice(
             (Unregister(0, text), Offer(0, text, True), Offer(0, text, False), Promote(0, name, version),

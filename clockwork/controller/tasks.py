@@ -1,4 +1,4 @@
-"""Orders that change what is registered, and what follows each change once it is on disk: values; see controller.turns."""
+"""Tasks that change what is registered, and what follows each change once it is on disk: values; see controller.turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from clockwork.controller.actions import Waiter
+from clockwork.controller.effects import Waiter
 from clockwork.controller.lifecycle import VersionEvent
 from clockwork.controller.models import ServedModel
 from clockwork.controller.records import ModelRecord
@@ -17,7 +17,7 @@ from clockwork.wire.messages import Offer, Unregister
 
 
 @dataclasses.dataclass(slots=True)
-class ClientOrder:
+class ClientTask:
     """A change that a client asks for, and waits for."""
 
     name: str
@@ -60,8 +60,8 @@ class KeepRecord:
     of_aside: bool
 
 
-InternalOrder: TypeAlias = Become | GiveUp | Retire | KeepRecord
-Order: TypeAlias = ClientOrder | InternalOrder
+OwnTask: TypeAlias = Become | GiveUp | Retire | KeepRecord
+Task: TypeAlias = ClientTask | OwnTask
 
 
 # ----- what follows a change once it is written ---------------------------------------------------

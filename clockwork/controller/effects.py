@@ -235,7 +235,7 @@ Job: TypeAlias = (
     | ReadChunk
 )
 
-Action: TypeAlias = (
+Effect: TypeAlias = (
     SendClient
     | Refuse
     | ReplyModel

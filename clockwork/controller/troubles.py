@@ -70,12 +70,13 @@ class Troubles:
         subject, text = subject[:TROUBLE_CHARS_MAX], text[:TROUBLE_CHARS_MAX]
         of_kind = self._open[kind]
         found = of_kind.get(subject)
-        if found is not None:
+        if found is not None and not _is_over(found, now_ns):
             found.text, found.last_ns = text, now_ns
             found.count += 1
             return
-        if len(of_kind) >= TROUBLES_PER_KIND_MAX:
-            self._forget(now_ns)
+        if found is not None or len(of_kind) >= TROUBLES_PER_KIND_MAX:
+            for old in [one.subject for one in of_kind.values() if _is_over(one, now_ns)]:
+                del of_kind[old]
         if len(of_kind) >= TROUBLES_PER_KIND_MAX:
             self._left_out[kind] += 1
             return
@@ -88,10 +89,8 @@ class Troubles:
     def describe(self, now_ns: int) -> dict[str, Any]:
         """``open``: oldest first, with ages in place of times, which are this machine's alone. ``left_out``: notes of
         subjects that had no room, by kind. ``noted``: all notes ever, by kind."""
-        self._forget(now_ns)
-        found = sorted(
-            (one for of_kind in self._open.values() for one in of_kind.values()), key=lambda one: one.since_ns
-        )
+        current = (one for kind in self._open for one in self._current(kind, now_ns))
+        found = sorted(current, key=lambda one: one.since_ns)
         return {
             "open": [
                 {
@@ -110,19 +109,16 @@ class Troubles:
 
     def summary(self, now_ns: int) -> dict[str, dict[str, int]]:
         """For metrics: by kind, how many are open, the age of the oldest, and how often one was noted in all."""
-        self._forget(now_ns)
-        return {
-            kind.value: {
-                "open": len(of_kind),
-                "since_ns": max((now_ns - one.since_ns for one in of_kind.values()), default=0),
-                "noted": self._noted[kind],
-            }
-            for kind, of_kind in self._open.items()
-        }
+        body = {}
+        for kind, noted in self._noted.items():
+            ages = [now_ns - one.since_ns for one in self._current(kind, now_ns)]
+            body[kind.value] = {"open": len(ages), "since_ns": max(ages, default=0), "noted": noted}
+        return body
 
-    def _forget(self, now_ns: int) -> None:
-        for kind in PASSING:
-            of_kind = self._open[kind]
-            old = [subject for subject, one in of_kind.items() if now_ns - one.last_ns >= TROUBLE_KEPT_NS]
-            for subject in old:
-                del of_kind[subject]
+    def _current(self, kind: TroubleKind, now_ns: int) -> list[Trouble]:
+        return [one for one in self._open[kind].values() if not _is_over(one, now_ns)]
+
+
+def _is_over(trouble: Trouble, now_ns: int) -> bool:
+    """Whether what merely happened did so long ago."""
+    return trouble.kind in PASSING and now_ns - trouble.last_ns >= TROUBLE_KEPT_NS

@@ -62,6 +62,30 @@ def test_events_are_forgotten_after_a_day_and_states_are_not(kind: TroubleKind) 
     assert later["noted"][str(kind)] == 2
 
 
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_what_happens_again_after_a_day_begins_anew_whether_somebody_asked_meanwhile_or_not(
+    is_asked: bool,
+) -> None:
+    troubles = Troubles()
+    troubles.note(REPAIRED, "m@1", "page 3", 0)
+    if is_asked:
+        assert troubles.describe(TROUBLE_KEPT_NS)["open"] == []
+        assert troubles.summary(TROUBLE_KEPT_NS)["file_repaired"]["open"] == 0
+    troubles.note(REPAIRED, "m@1", "page 7", TROUBLE_KEPT_NS)
+    (found,) = troubles.describe(TROUBLE_KEPT_NS)["open"]
+    assert (found["count"], found["since_ns"]) == (1, 0)
+
+
+def test_what_is_over_makes_room() -> None:
+    troubles = Troubles()
+    for number in range(TROUBLES_PER_KIND_MAX):
+        troubles.note(REPAIRED, f"m{number}@1", "", 0)
+    troubles.note(REPAIRED, "new", "", TROUBLE_KEPT_NS)
+    body = troubles.describe(TROUBLE_KEPT_NS)
+    assert [one["subject"] for one in body["open"]] == ["new"]
+    assert body["left_out"] == {}
+
+
 def test_a_long_subject_is_cleared_by_its_own_name() -> None:
     troubles = Troubles()
     troubles.note(ASIDE, "m" * 1000, "", 0)

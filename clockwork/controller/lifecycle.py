@@ -59,6 +59,7 @@ class Step(enum.StrEnum):
     """What has to be done when a version goes from one state to another; in this order where there are several."""
 
     ENLIST = "enlist"  # workers and scheduler may know it from now on, by a new id
+    TRUST = "trust"  # it was ready before: as soon as one worker has it, it is served again
     NOTE = "note why"  # status says that it is set aside, and the disk does
     PARDON = "pardon"  # it is set aside no more, if it was
     ASK = "ask workers"  # every worker prepares it
@@ -101,7 +102,10 @@ _REFUSED = {VersionEvent.REFUSED: (ModelState.FAILED, (*_FAILS, Step.GIVE_UP))}
 TABLE: dict[ModelState, dict[VersionEvent, Transition]] = {
     ModelState.NEW: {
         VersionEvent.REGISTERED: (ModelState.PREPARING, (Step.ENLIST, Step.ASK, Step.ANNOUNCE)),
-        VersionEvent.FOUND: (ModelState.PREPARING, (Step.ENLIST,)),  # workers are asked as they join
+        VersionEvent.FOUND: (
+            ModelState.PREPARING,
+            (Step.ENLIST, Step.TRUST),
+        ),  # workers are asked as they join
         VersionEvent.FOUND_UNLOADED: (ModelState.UNLOADED, ()),
     },
     ModelState.PREPARING: _registered(_BECOMES_READY) | _REFUSED,
@@ -116,7 +120,10 @@ TABLE: dict[ModelState, dict[VersionEvent, Transition]] = {
         VersionEvent.ERASED: (ModelState.REMOVING, (Step.PARDON,)),
     },
     ModelState.UNLOADED: {
-        VersionEvent.LOAD: (ModelState.PREPARING, (Step.PARDON, Step.ENLIST, Step.ASK, Step.ANNOUNCE)),
+        VersionEvent.LOAD: (
+            ModelState.PREPARING,
+            (Step.PARDON, Step.ENLIST, Step.TRUST, Step.ASK, Step.ANNOUNCE),
+        ),
         VersionEvent.UNLOAD: (ModelState.UNLOADED, ()),
         VersionEvent.ERASED: (ModelState.REMOVED, (Step.PARDON, Step.DROP)),
     },
@@ -130,7 +137,7 @@ TABLE: dict[ModelState, dict[VersionEvent, Transition]] = {
 }
 
 
-def follow(state: ModelState, event: VersionEvent) -> Transition:
+def transition(state: ModelState, event: VersionEvent) -> Transition:
     """The state that follows, and the steps to take. An event that cannot come in this state is a defect."""
     found = TABLE[state].get(event)
     assert found is not None, f"{event!r} of a version that is {state}"

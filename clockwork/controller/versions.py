@@ -28,7 +28,7 @@ from clockwork.controller.effects import (
     Waiter,
 )
 from clockwork.controller.interfaces import read_summary
-from clockwork.controller.lifecycle import ModelState, Step, VersionEvent, follow
+from clockwork.controller.lifecycle import ModelState, Step, VersionEvent, transition
 from clockwork.controller.models import ModelTable, ServedModel
 from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.tasks import GiveUp, KeepRecord, OwnTask, Retire
@@ -102,7 +102,7 @@ class Versions:
 
     def happen(self, model: ServedModel, event: VersionEvent, why: str = "") -> None:
         """Have a version go to the state that follows. why: it is set aside."""
-        model.state, steps = follow(model.state, event)
+        model.state, steps = transition(model.state, event)
         if model.state is ModelState.READY:
             model.text, model.was_ready = "", True
         elif model.state is ModelState.FAILED:
@@ -111,8 +111,6 @@ class Versions:
             model.record.aside = why
         for step in steps:
             self._steps[step](self, model)
-        if event in (VersionEvent.FOUND, VersionEvent.LOAD):
-            model.was_ready = True
         self._note_start(model)
 
     def settle(self, model: ServedModel) -> None:
@@ -146,6 +144,9 @@ class Versions:
 
     def _enlist(self, model: ServedModel) -> None:
         self._table.enlist(model)
+
+    def _trust(self, model: ServedModel) -> None:
+        model.was_ready = True
 
     def _note(self, model: ServedModel) -> None:
         model.record.offered = False
@@ -375,6 +376,7 @@ class Versions:
 
     _steps: ClassVar[dict[Step, Callable[[Versions, ServedModel], None]]] = {
         Step.ENLIST: _enlist,
+        Step.TRUST: _trust,
         Step.NOTE: _note,
         Step.PARDON: _pardon,
         Step.ASK: _ask_all,

@@ -21,7 +21,7 @@ from clockwork.controller.effects import (
     WriteChange,
     WriteChunk,
 )
-from clockwork.controller.lifecycle import TABLE, ModelState, VersionEvent, follow
+from clockwork.controller.lifecycle import TABLE, ModelState, VersionEvent, transition
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidModel
 from clockwork.wire.messages import Offer, Promote, Rollback, Route, Status, Unregister
@@ -65,12 +65,12 @@ def test_every_state_is_reached_and_all_but_the_last_are_left() -> None:
 def test_what_is_erased_goes_from_every_state_in_which_it_is_known() -> None:
     known = set(ModelState) - {ModelState.NEW, ModelState.REMOVED}
     for state in known:
-        assert follow(state, VersionEvent.ERASED)[0] in (ModelState.REMOVING, ModelState.REMOVED)
+        assert transition(state, VersionEvent.ERASED)[0] in (ModelState.REMOVING, ModelState.REMOVED)
 
 
 def test_an_event_that_cannot_come_is_a_defect() -> None:
     with pytest.raises(AssertionError, match=r"'load'.*of a version that is ready"):
-        follow(ModelState.READY, VersionEvent.LOAD)
+        transition(ModelState.READY, VersionEvent.LOAD)
 
 
 # ----- coming -------------------------------------------------------------------------------------

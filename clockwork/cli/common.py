@@ -1,4 +1,4 @@
-"""What the commands have in common: how they fail, their options, what they print."""
+"""Errors, options and output that the commands share."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 class _Failure(click.ClickException):
-    """An error that a person is told in one line."""
+    """An error, printed in one line."""
 
     def show(self, file: Any = None) -> None:
         click.echo(f"clockwork: {self.message}", err=True)
 
 
 class Commands(click.Group):
-    """A group in which what goes wrong is one line on stderr and exit status 1, never a traceback."""
+    """A group of commands whose errors are one line on stderr and exit status 1, never a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -85,12 +85,12 @@ def print_json(body: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know of numpy and paths."""
+    """Values of numpy as JSON has them; everything else, such as a path, as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def print_table(titles: list[str], rows: list[list[str]]) -> None:
-    """A table that is as wide as it must be where nobody looks at a terminal."""
+    """Print a table, as wide as the terminal; elsewhere 200 columns."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table

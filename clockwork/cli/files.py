@@ -1,4 +1,4 @@
-"""Files to a model's inputs, and outputs to files and text, for the command line."""
+"""Reads a model's inputs from files, and writes its outputs as files and text, for the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 OUTPUTS = (".npy", ".npz", ".json")
 BEST = 5
-"""Labels that are shown of each row."""
+"""How many labels are shown for each row."""
 
 
 def read_inputs(arguments: Sequence[str], info: ModelInfo) -> dict[str, Array]:
@@ -60,13 +60,13 @@ def read_examples(path: Path) -> Any:
 
 
 def check_output_name(path: Path) -> None:
-    """Raises ConfigError unless outputs can be written to such a file."""
+    """Raises ConfigError unless the suffix is one that outputs can be written in."""
     if path.suffix not in OUTPUTS:
         raise ConfigError(f"output {path}: the name must end in {', '.join(OUTPUTS)}")
 
 
 def pack_outputs(path: Path, outputs: Mapping[str, Array]) -> bytes:
-    """The outputs as a file of that name holds them."""
+    """The content of a file with the outputs; the suffix of ``path`` says the format."""
     if path.suffix == ".json":
         return json.dumps({name: _listed(array) for name, array in outputs.items()}).encode()
     plain = {
@@ -112,7 +112,7 @@ def _is_mapping(path: Path) -> bool:
 
 
 def _read_many(path: Path) -> dict[str, Any]:
-    """By name, from .npz or .json."""
+    """Values by name, from .npz or .json."""
     content = _load_numpy(path) if path.suffix == ".npz" else _load_json(path)
     if not isinstance(content, dict):
         raise InvalidInput(f"{path} holds no values by input name")
@@ -178,7 +178,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _listed(array: Array) -> Any:
-    """Nested lists of what JSON knows."""
+    """An array as nested lists of values that JSON has."""
     if array.dtype.kind in "fiub":
         return array.tolist()
     if array.dtype == object:

@@ -35,7 +35,7 @@ def _bytes(context: click.Context, parameter: click.Parameter, value: str) -> in
 
 
 def repository_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The flags that say which model repositories are served, and how."""
+    """Add the flags that say which model repositories are served, and how."""
     for option in reversed([
         click.option("--model-repository", type=FOLDER, multiple=True, metavar="DIRECTORY",
                      help="A Triton model repository, whose models are registered (NAME/VERSION/model.onnx, "

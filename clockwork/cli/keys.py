@@ -1,4 +1,4 @@
-"""The command `keys`: who may connect to a cluster that listens beyond one machine, and as what."""
+"""The command `keys`: keys and roles of a cluster that listens beyond one machine."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ from clockwork.wire.tensors import STRING, Array, code_of, numpy_dtype
 from clockwork.workloads import Arrivals, Workload
 
 INPUTS_PER_MODEL = 4
-"""Different inputs made for each model; requests take them in turn."""
+"""How many different inputs are made for each model; requests take them in turn."""
 
 SWITCH_INTERVAL_S = 0.0002
 """How long the sending thread may keep the I/O thread from the interpreter (Python's own: 5 ms)."""
@@ -69,7 +69,7 @@ class LoadSettings:
     trace: str = ""  # a CSV file of a trace that is replayed at the rate, or SYNTHETIC; "": none
     mapping: workloads.Mapping = "original"  # which model gets the trace's hot functions
     busiest_s: float = (
-        0.0  # begin where so much of the trace is busiest, the rate being that of all of it; 0: do not
+        0.0  # begin where the trace is busiest for so long, at the rate of the whole trace; 0: do not
     )
     slo_s: float | None = None  # None: each model's own
     priority: int = 0
@@ -126,7 +126,7 @@ def crowding_of(settings: LoadSettings) -> float:
 
 
 def _replayed(settings: LoadSettings, of_all: dict[str, Any]) -> workloads.replay:
-    """of_all: what all arrivals have in common, as keywords."""
+    """The arrivals of a trace. of_all: keywords that every kind of arrivals takes."""
     count, duration_ns = len(settings.models), to_ns(settings.duration_s)
     if settings.trace == SYNTHETIC:
         trace = workloads.synthetic_trace(max(SYNTHETIC_FUNCTIONS_MIN, count), seed=settings.seed)
@@ -167,7 +167,7 @@ def workload_of(settings: LoadSettings) -> Workload:
 
 @dataclasses.dataclass(slots=True)
 class Report:
-    """What became of a run. Latencies are milliseconds."""
+    """The results of a run. Latencies are milliseconds."""
 
     settings: dict[str, Any]
     seconds: float  # from the first arrival to the last
@@ -228,7 +228,7 @@ def make_inputs(info: ModelInfo, rows: int, seed: int) -> list[dict[str, Array]]
 
 
 class _Target:
-    """One model and the inputs that it gets."""
+    """A model and its inputs."""
 
     def __init__(self, info: ModelInfo, inputs: list[dict[str, Array]]) -> None:
         self.name = info.name
@@ -238,7 +238,7 @@ class _Target:
 
 
 def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list[_Target]:
-    """The models by name. Those that take the same share their inputs: thousands of copies fit in memory."""
+    """The targets of models by name. Models with equal inputs share the arrays, so that thousands of copies fit in memory."""
     made: dict[Hashable, list[dict[str, Array]]] = {}
     targets = []
     for index, name in enumerate(names):
@@ -249,13 +249,13 @@ def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list
         if key not in made:
             made[key] = make_inputs(info, rows, seed + index)
         target = _Target(info, made[key])
-        target.name = name  # as it was asked for, perhaps with a version
+        target.name = name  # the reference, which may have a version
         targets.append(target)
     return targets
 
 
 class Outcome(enum.IntEnum):
-    """What became of a request, as the client saw it. Only GOOD is good."""
+    """The outcome of a request, as the client saw it. Only GOOD is good."""
 
     GOOD = 0  # answered, within its SLO if it has one
     LATE = 1
@@ -266,7 +266,7 @@ class Outcome(enum.IntEnum):
 
 
 def outcome_of(latency_ns: int, slo_ns: int, error: BaseException | None) -> Outcome:
-    """slo_ns: 0 for none."""
+    """The outcome of a request that ended. slo_ns: 0 for none."""
     if error is None:
         return Outcome.GOOD if not slo_ns or latency_ns <= slo_ns else Outcome.LATE
     if isinstance(error, Refused):
@@ -277,7 +277,7 @@ def outcome_of(latency_ns: int, slo_ns: int, error: BaseException | None) -> Out
 
 
 class Tally:
-    """Counts as they come."""
+    """Counts and latencies of requests, added as they end."""
 
     def __init__(self) -> None:
         self._ended = threading.Condition()
@@ -317,7 +317,7 @@ class Tally:
             self._ended.wait_for(lambda: self.done == self.sent)
 
     def line(self) -> str:
-        """One line for a person who watches."""
+        """The counts so far, in one line for people."""
         refused = sum(self.refusals.values())
         failed = self.missed + self.timeouts + sum(self.errors.values())
         recent = self.latencies[-1000:]
@@ -333,7 +333,7 @@ Watch = Callable[[float, Tally], None]
 
 
 def run(client: Client, settings: LoadSettings, watch: Watch | None = None) -> Report:
-    """Generate the load and say what became of it. Raises ConfigError, ModelNotFound, ConnectionLost."""
+    """Generate the load; its results. Raises ConfigError, ModelNotFound, ConnectionLost."""
     settings.check()
     workload = workload_of(settings) if settings.rate > 0 else None
     targets = _targets(client, settings.models, settings.rows, settings.seed)
@@ -367,7 +367,7 @@ def run_live(
     timeout_s: float = 30.0,
     watch: Watch | None = None,
 ) -> LiveRun:
-    """Send the very arrivals that the simulator is given; models are named in the order of their indices.
+    """Send the same arrivals as the simulator takes; ``models`` are names, in the order of the arrivals' indices.
 
     A request's SLO is that of its arrival, else its model's own. seed: of the inputs. Raises ConfigError,
     ModelNotFound, ConnectionLost.
@@ -394,7 +394,7 @@ def run_live(
 
 @contextlib.contextmanager
 def _quick_switches() -> Iterator[None]:
-    """The I/O thread gets the interpreter when it needs it."""
+    """Within the block, the I/O thread gets the interpreter soon after it asks for it."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
@@ -404,7 +404,7 @@ def _quick_switches() -> Iterator[None]:
 
 
 class _Kept:
-    """What became of each request, by its number."""
+    """Outcome and latency of each request, by its number."""
 
     def __init__(self, count: int) -> None:
         self.outcome = np.zeros(count, np.uint8)

@@ -1,4 +1,4 @@
-"""`clockwork models`: adding, showing and removing them; how their traffic is split is in routes.py."""
+"""`clockwork models`: commands that add, show and remove models; routes.py has those that split traffic."""
 
 from __future__ import annotations
 
@@ -178,13 +178,13 @@ def list_models(as_json: bool, endpoint: str | None, key: Path | None, timeout: 
 
 
 def _remarks(info: Any) -> str:
-    """Why it is not ready, or on which workers it could not be prepared."""
+    """Why a model is not ready, or on which workers it could not be prepared."""
     failed = [f"not on {worker}: {why}" for worker, why in (info.raw.get("not_prepared") or {}).items()]
     return "; ".join(filter(None, [info.text, *failed]))
 
 
 def _traffic(info: Any) -> str:
-    """Its share of its name's requests, and of which it gets a copy."""
+    """A version's share of its name's requests, and the share that is copied to it."""
     parts = [f"{info.share * 100:g} %"] if info.share or not info.raw.get("shadow") else []
     if info.raw.get("shadow"):
         parts.append(f"shadow {info.raw['shadow'] * 100 / config.SHARE_WHOLE:g} %")
@@ -192,7 +192,7 @@ def _traffic(info: Any) -> str:
 
 
 def _where(info: Any) -> str:
-    """The devices that have it; else what it is on the way to, or how far it has come."""
+    """How many devices have a model; else how far it is on the way to one."""
     resident = sum(one.get("state") == "resident" for one in info.devices)
     if resident:
         return f"on {resident} device{'s' if resident > 1 else ''}"
@@ -285,7 +285,7 @@ def show(
 
 
 def _say_preparation(one: dict[str, Any]) -> str:
-    """What a worker said of a model: what it measured, or why it does not serve it."""
+    """A worker's report on a model: its measurements, or why it does not serve it."""
     text = f"on {one.get('worker')}: {one.get('state')}"
     if "exec_ns" in one:
         text += (

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 TRACE_DURATION_S = 600.0
-"""What is counted of a trace, unless told otherwise."""
+"""Seconds of a trace that are counted by default."""
 
 NOISE = 0.0003
-"""Of execution times, where nobody measured it."""
+"""Relative sigma of execution times, where it was not measured."""
 
 NOT_FOUND = {
     "devices": "no number of devices holds this load",
@@ -54,7 +54,7 @@ def plan() -> None:
 
 
 def _options(command: F) -> F:
-    """What the three questions have in common."""
+    """Add the options that all three commands have."""
     # fmt: off
     for option in reversed([
         click.option("--profiles", metavar="FILE", help="Models: a profile file, or `paper`.  "
@@ -320,7 +320,7 @@ def _telling(sought: str) -> Iterator[Callable[[str], None]]:
 
 
 def written(sought: str, value: float | None) -> str:
-    """A number of what was sought, for people."""
+    """An answer with its unit, for people."""
     if value is None:
         return "-"
     if sought == "devices":
@@ -391,7 +391,7 @@ def describe(found: planning.Plan, scenario: planning.Scenario) -> str:
 
 
 def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
-    """What was simulated, as a PNG: bad fraction and goodput above, utilisations below."""
+    """Draw the trials as a PNG: bad fraction and goodput above, utilisations below."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""`clockwork probe`: whether a cluster is well, for probes and health checks."""
+"""`clockwork probe`: checks a cluster, a worker or a model, for probes and health checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`clockwork infer`, `load` and `status`: what is asked of a running cluster."""
+"""`clockwork infer`, `load` and `status`: commands that ask a running cluster."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def infer(
         files.check_output_name(output)
     with new_client(endpoint, key, timeout) as client:
         info = client.model(model)
-        if not info.inputs and not info.outputs:  # it has not been prepared, or serves nobody
+        if not info.inputs and not info.outputs:  # it is not prepared, or unloaded
             raise Unavailable(f"model {model!r} is {info.state} {info.text}".rstrip())
         outputs = client.infer(model, files.read_inputs(inputs, info), slo=slo, priority=priority)
     assert isinstance(outputs, dict)
@@ -246,8 +246,8 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
 
 
 def _print_learnt(body: dict[str, Any]) -> None:
-    """What the scheduler has learnt of each device: the margin on executions, and the models that ask for it while it is
-    contested."""
+    """The scheduler's estimates for each device: the margin on executions, and, while the device is contested, the
+    models that ask for it."""
     rows = []
     for one in body.get("workers") or ():
         for device in one.get("devices") or ():
@@ -271,12 +271,12 @@ def _print_learnt(body: dict[str, Any]) -> None:
 
 
 def _share(plan: dict[str, Any], what: str) -> str:
-    """Of a device's last ten seconds or so."""
+    """How busy a device was in its last ten seconds or so."""
     return f"{100 * plan[what] / plan['recent_ns']:.1f} %" if plan.get("recent_ns") else "-"
 
 
 def _print_preparations(body: dict[str, Any]) -> None:
-    """Workers that have not prepared every model, and why."""
+    """The workers that have not prepared every model, with reasons."""
     for one in body.get("workers") or ():
         models = one.get("models") or {}
         if models.get("preparing"):
@@ -289,7 +289,7 @@ def _print_preparations(body: dict[str, Any]) -> None:
 
 
 def _print_troubles(body: dict[str, Any]) -> None:
-    """What is wrong, since when, how often, and how much more there is than the controller keeps."""
+    """Troubles, since when and how often, and how many more there are than the controller keeps."""
     rows = [
         [
             str(one.get("kind")).replace("_", " "),
@@ -310,7 +310,7 @@ def _print_troubles(body: dict[str, Any]) -> None:
 
 
 def _describe_gpus(body: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """Of a status: a row for each GPU whose clocks are observed, and a sentence for each device that is lost."""
+    """A row for each GPU whose clocks are observed, and a sentence for each device that is lost."""
     rows, offline = [], []
     for worker in body.get("workers") or ():
         stats, name = worker.get("stats") or {}, worker.get("name")

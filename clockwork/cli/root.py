@@ -1,4 +1,4 @@
-"""The command line. A file of commands is imported when one of them is asked for, and what is heavy by the command
+"""The command line. A file of commands is imported when one of its commands runs, and heavy packages by the command
 itself."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Root(Commands):
 
 
 def main() -> None:
-    """The program."""
+    """Run the program `clockwork`."""
     cli(prog_name="clockwork")
 
 

@@ -1,4 +1,4 @@
-"""`clockwork models route`, `promote` and `rollback`: who has a name's traffic."""
+"""`clockwork models route`, `promote` and `rollback`: commands that split a name's traffic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _share(text: str) -> tuple[int, float]:
 
 
 def _shadow(text: str) -> tuple[int, float]:
-    """The same; ``2`` alone is 2=100%."""
+    """``2=10%`` as (2, 0.1), and ``2`` alone as (2, 1.0)."""
     return _share(f"{text}=100%" if text.isdigit() else text)
 
 
@@ -143,7 +143,7 @@ def say_route(info: RouteInfo) -> str:
 
 
 def say_shadow(shadow: ShadowInfo | None) -> list[str]:
-    """What a shadow is asked, and how its answers differ, line by line."""
+    """A shadow's counts, and how much its answers differ, in lines."""
     if shadow is None:
         return []
     asked = (

@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
-    """A count of bytes; 0 where none was given."""
+    """A count of bytes; 0 where the flag was not given."""
     try:
         return 0 if value is None else config.parse_bytes(value)
     except ConfigError as error:
@@ -28,7 +28,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 
 
 def _device(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Which devices; of ``auto``, what that came to, which is said."""
+    """The names of devices; ``auto`` becomes cpu or cuda, and the choice is printed."""
     from clockwork.worker.settings import device_names, first_gpu, why_no_gpu
 
     if value == "auto":
@@ -43,12 +43,12 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 
 def _serves_demo(device: str) -> bool:
-    """Whether the demo model, which is ONNX, can run there: a GPU needs the compiler for it."""
+    """Whether the device can run the demo model, which is ONNX: a GPU needs the compiler for it."""
     return device == "cpu" or (device.startswith("cuda") and find_spec("tinygrad") is not None)
 
 
 def _starts_gateway(asked: bool | None) -> bool:
-    """Whether `up` has a gateway. Raises ConfigError where one was asked for and cannot be."""
+    """Whether `up` starts a gateway. Raises ConfigError where it was asked to and packages are missing."""
     if asked is False:
         return False
     from clockwork.gateway.process import require_packages
@@ -64,7 +64,7 @@ def _starts_gateway(asked: bool | None) -> bool:
 
 
 def worker_options(command: F) -> F:
-    """What `worker` and `up` have in common."""
+    """Add the options that `worker` and `up` share."""
     for option in reversed([
         click.option("--device", callback=_device, default="cpu", show_default=True, metavar="NAMES",
                      help="What it serves from: cpu; cuda, cuda:1, cuda:0,cuda:1, or a MIG instance's UUID; auto, a "
@@ -91,7 +91,7 @@ def worker_options(command: F) -> F:
 
 
 def policy_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say how a controller schedules."""
+    """Add the options that say how a controller schedules."""
     for option in (
         click.option(
             "--save-devices",

@@ -1,4 +1,4 @@
-"""Asking a cluster: a client that blocks, one for asyncio, and one for a loop's thread."""
+"""Clients of a cluster: blocking, for asyncio, and on an event loop's own thread."""
 
 from clockwork.client.blocking import Client
 

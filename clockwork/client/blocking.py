@@ -1,4 +1,4 @@
-"""The Python client: everything an application says to a cluster."""
+"""The Python client, which blocks; its futures do not."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The calls of a client, declared once: the message that a call's arguments become, and the value of its answer.
 
-Client, AsyncClient and LoopClient carry them out, each in its way; nothing here sends or waits. A call can also end with
-a Failure, of which error_of() makes the exception.
+Client, AsyncClient and LoopClient carry them out, each in its way; nothing here sends or waits. A call can also end
+with a Failure, of which error_of() makes the exception.
 """
 
 from __future__ import annotations

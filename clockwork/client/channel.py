@@ -166,7 +166,7 @@ class Channel:
         """Send a request and wait for what ends it. Raises what it failed with."""
         call = PendingCall(request_id, header, frames, timeout_ns)
         direct = False
-        # Ctrl-C may strike anywhere: what was begun is then cancelled, and the socket let go of.
+        # Ctrl-C may strike anywhere: the call is then cancelled, and the socket released.
         try:
             with self._lock:
                 self._check_usable()
@@ -278,7 +278,10 @@ class Channel:
             )
 
     def _hand_in(self, work: Callable[[], None], bounded: bool) -> None:
-        """Have the owner do something; make an I/O thread the owner if there is none."""
+        """Have the owner do ``work``; make an I/O thread the owner if there is none.
+
+        bounded: raise Refused past CLIENT_CALLS_MAX.
+        """
         with self._lock:
             self._check_usable()
             if bounded:
@@ -294,9 +297,9 @@ class Channel:
         self._wake()
 
     def _wake(self, force: bool = False) -> None:
-        """Make the owner look at the queue, unless it is certain to do so."""
+        """Make the owner look at the queue, unless it will in any case."""
         if self._sleeping or force:
-            with self._wake_lock:  # its number may mean somebody else's descriptor once it is closed
+            with self._wake_lock:  # once it is closed, its number may be another descriptor's
                 if self._wake_fd < 0:
                     return
                 os.eventfd_write(self._wake_fd, 1)
@@ -324,7 +327,7 @@ class Channel:
             if self._queue or self._closing:
                 return
             self._sleep(min(call.deadline_ns, call.connect_ns if not call.sent else NEVER_NS))
-            # Most likely this is the answer: then nothing else need be asked of the socket.
+            # Most likely this is the answer: then the rest of _pump() is not needed.
             if self._dealer is not None and (frames := self._dealer.receive()) is not None:
                 self._take(frames)
                 if call.done:
@@ -454,7 +457,7 @@ class Channel:
         if changes or self._unapplied or self._state is not _State.READY:
             self._pump(changes)
             if self._state is _State.DOWN and self._dealer is not None and self._dealer.is_up:
-                self._greet()  # it said goodbye, and is still there
+                self._greet()  # the controller said goodbye, and is still there
             if call.done:
                 return
         if self._state is _State.READY and not self._waiting:
@@ -498,7 +501,7 @@ class Channel:
         if self._dealer is not None:
             self._dealer.look()
         while (dealer := self._dealer) is not None:
-            # Asked for first, applied last: what arrived before a loss still counts.
+            # Changes are read first and applied last: messages that arrived before a loss still count.
             changes = self._unapplied + (dealer.changes() if changes is None else changes)
             self._unapplied = []
             while self._dealer is dealer and left > 0 and (frames := dealer.receive()) is not None:
@@ -530,7 +533,9 @@ class Channel:
             self._broken = 0
             self._greet()
         elif change is ConnectionEvent.FAILED and self._broken + 1 < config.HANDSHAKES_BROKEN_MAX:
-            self._broken += 1  # the controller went away in the middle of it, or has another key: tried again
+            self._broken += (
+                1  # the controller went away during the handshake, or has another key: libzmq tries again
+            )
         elif change is ConnectionEvent.DOWN:
             self._state = _State.DOWN
             self._lose_sent(f"the connection to {self.endpoint} was lost")
@@ -558,7 +563,7 @@ class Channel:
             self._end(call, None, kind(text))
 
     def _take(self, frames: list[Frame]) -> None:
-        """Whatever comes, the owner goes on: with an error for every call, where what came is no message."""
+        """Handle a message. Where it is none, every call fails, and the owner goes on."""
         try:
             message = codec.decode(frames[0], TO_CLIENT)
             self._obey(message, frames)
@@ -589,7 +594,7 @@ class Channel:
                     return
                 if call.renewed:
                     call.deadline_ns = now_ns() + call.timeout_ns
-                call.inbox.put((message, []))  # it has no frames, and what came as such is not kept
+                call.inbox.put((message, []))  # these messages have no frames; any that came are dropped
         elif kind is ClientWelcome:
             if message.protocol == PROTOCOL_VERSION:
                 self._state = _State.READY
@@ -598,7 +603,7 @@ class Channel:
         elif kind is Mismatch:
             self._mismatch(message.text)
         elif kind is HelloNeeded and self._state is _State.READY:
-            # Not while a hello is on its way: something sent before the last connection ended came first.
+            # Not while a hello is on its way: a message sent before the last connection ended overtook it.
             self._lose_sent(f"the controller at {self.endpoint} was restarted")
             self._greet()
         elif kind is Goodbye:
@@ -618,7 +623,7 @@ class Channel:
         due_ns = call.deadline_ns if call.sent else min(call.deadline_ns, call.connect_ns)
         heapq.heappush(self._deadlines, (due_ns, call.request_id, call))
         if len(self._deadlines) > 64 + 2 * len(self._calls):
-            # Most calls end long before their deadline: drop theirs before they pile up.
+            # Most calls end long before their deadline: drop their entries before they pile up.
             self._deadlines = [entry for entry in self._deadlines if not entry[2].done]
             heapq.heapify(self._deadlines)
 

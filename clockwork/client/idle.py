@@ -1,7 +1,7 @@
-"""The thread that takes in what comes for clients that nobody uses at the moment.
+"""The thread that receives for channels which no thread uses at the moment.
 
-libzmq receives for them all the same, without a bound in bytes. One thread does so for all channels of a process, for
-as long as there are any.
+libzmq receives for an idle channel all the same, without a bound in bytes; taking messages in and Dealer.look() bound
+it. One thread does so for all channels of a process, while there are any.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _thread: threading.Thread | None = None
 
 
 def attend(channel: Idle) -> None:
-    """Have a channel turned now and then while it is idle, until it is dismissed or nobody has it any more.
+    """Have turn_if_idle() of a channel called now and then, until it is dismissed or garbage.
 
-    Where the system has no thread to give, that is left out: an idle client is then without a bound.
+    Where the system has no thread to give, it is not called: an idle channel is then without a bound.
     """
     global _thread
     with _lock:
@@ -48,6 +48,7 @@ def attend(channel: Idle) -> None:
 
 
 def dismiss(channel: Idle) -> None:
+    """End what attend() began."""
     with _lock:
         _idle.discard(channel)
 
@@ -61,10 +62,10 @@ def _attend() -> None:
             if not found:
                 _thread = None
                 return
-        for one in found:
-            one.turn_if_idle()
-        del found[:]  # or nobody's client would live on
-        one = None  # type: ignore[assignment]
+        for channel in found:
+            channel.turn_if_idle()
+        del found[:]  # else a channel that nobody else refers to would live on
+        channel = None  # type: ignore[assignment]
 
 
 def _after_fork() -> None:

@@ -1,8 +1,8 @@
 """A client whose I/O is done by an asyncio event loop itself, without a thread of its own.
 
-AsyncClient hands every call to an I/O thread and its answer back, so that any loop and any thread may share it;
-that costs two changes of thread a call, which is most of what a gateway would spend. Here the loop owns the
-socket, in the sense of ``_channel``: a third kind of owner.
+AsyncClient hands every call to an I/O thread, which hands the answer back, so that any loop and any thread may share
+it; these two changes of thread a call are most of what a gateway would spend. Here the event loop itself owns the
+socket (see clockwork.client.channel).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class LoopChannel(Channel):
         self._watched: Dealer | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = NEVER_NS
-        self._busy = False  # within a turn
-        self._again: asyncio.Handle | None = None  # the next turn, where there is more to do than one should
+        self._busy = False  # inside _turn()
+        self._again: asyncio.Handle | None = None  # the next turn, where messages are left for it
         super().__init__(endpoint, keys, name)
 
     def start(self) -> None:
@@ -114,11 +114,11 @@ class LoopChannel(Channel):
         self._now_or_later(work)
 
     def _now_or_later(self, work: Callable[[], None]) -> None:
-        if self._busy:  # it came from within a turn, which looks at the queue before it ends
+        if self._busy:  # called inside _turn(), which empties the queue before it ends
             self._queue.append(work)
             return
         work()
-        # Sending may take in what the socket's descriptor would have told of.
+        # Sending may consume the event that the socket's descriptor would have signalled.
         if self._dealer is not self._watched or (self._dealer is not None and self._dealer.readable()):
             self._turn()
         else:
@@ -130,8 +130,8 @@ class LoopChannel(Channel):
         self._turn()
 
     def _turn(self) -> None:
-        """Do what there is to do, and see to it that the loop comes back: in time, and at once to what is left of a flood,
-        once others have had their turn."""
+        """Do the queued work and receive. Schedule the next turn: at the next deadline, or, where a flood leaves
+        messages, as soon as other handlers have run."""
         if self._again is not None:
             self._again.cancel()
             self._again = None
@@ -206,7 +206,7 @@ class LoopClient(AsyncClient):
     _channel: LoopChannel
 
     def start(self) -> None:
-        """Have the running loop take it over; before the first call."""
+        """Have the running loop own the socket; before the first call."""
         self._channel.start()
 
     async def _ask(

@@ -1,4 +1,4 @@
-"""What went wrong, in the words of HTTP and of gRPC: one table for both."""
+"""The HTTP and gRPC statuses of errors, in one table."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clockwork.system.clock import to_ns
 
 
 class Unsupported(ClockworkError):
-    """Something of the protocol that this server does not do."""
+    """A part of the protocol that this server does not have."""
 
 
 class TooLarge(ClockworkError):
@@ -54,7 +54,7 @@ class TooSlow(ClockworkError):
 
 
 class Told(NamedTuple):
-    """An error as clients are told. ``grpc`` is the name of a grpc.StatusCode."""
+    """An error as a client receives it. ``grpc`` is the name of a grpc.StatusCode."""
 
     status: int
     grpc: str
@@ -87,7 +87,7 @@ _TABLE: list[tuple[type[ClockworkError], int, str, str]] = [
 
 
 def tell(error: ClockworkError) -> Told:
-    """What a client is told of an error."""
+    """An error's statuses, body and headers, for a client."""
     status, grpc, reason = next(row[1:] for row in _TABLE if isinstance(error, row[0]))
     body: dict[str, Any] = {"error": _cut(str(error)) or type(error).__name__, "reason": reason}
     headers: dict[str, str] = {}
@@ -115,5 +115,5 @@ def tell(error: ClockworkError) -> Told:
 
 
 def _cut(text: str) -> str:
-    """It may repeat what the request said, which may be megabytes."""
+    """The text, cut to ERROR_CHARS_MAX: it may quote a request of megabytes."""
     return text if len(text) <= ERROR_CHARS_MAX else text[:ERROR_CHARS_MAX] + "..."

@@ -61,8 +61,8 @@ NO_MESSAGE = "the message is not what the method takes"
 
 
 ROUNDED_UP = 0.99
-"""What a call's deadline is multiplied with: gRPC rounds it up on the wire, to three digits, and an answer that comes
-after the client's own deadline is worth nothing."""
+"""Factor for a call's deadline: gRPC rounds the deadline up to three digits on the wire, and an answer after the
+client's own deadline is of no use."""
 
 Context: TypeAlias = Any
 """grpc.aio.ServicerContext, which says little of its types."""
@@ -77,11 +77,11 @@ _CONTENTS: dict[int, tuple[str, str]] = {
     tensors.FLOAT: ("fp32_contents", "f"), tensors.DOUBLE: ("fp64_contents", "d"),
     tensors.BOOL: ("bool_contents", "B"),
 }  # fmt: skip
-"""Where a message has the elements of a datatype that are not sent raw, and their code in Python's array."""
+"""By datatype: the field for elements that are not sent raw, and their code in Python's array."""
 
 
 class GrpcServer:
-    """Serves until close(). tokens: what the metadata's authorization must bear."""
+    """Serves until close(). tokens: those that the metadata's authorization must bear."""
 
     def __init__(self, service: InferenceService, settings: GatewaySettings, tokens: Tokens) -> None:
         self._service = service
@@ -96,7 +96,7 @@ class GrpcServer:
         settings = self._settings
         self._server = grpc.aio.server(interceptors=[_TokenGate(self)], options=[
             ("grpc.max_receive_message_length", settings.request_bytes_max),
-            ("grpc.per_message_decompression", 0),  # else nothing bounds what all messages at once become
+            ("grpc.per_message_decompression", 0),  # gRPC's own has no bound on all messages together
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", GRPC_METADATA_BYTES_MAX),
             ("grpc.max_concurrent_streams", STREAMS_MAX),
@@ -105,7 +105,7 @@ class GrpcServer:
             ("grpc.server_handshake_timeout_ms", round(settings.headers_s * 1000)),
             ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
             ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.so_reuseport", 0),  # or a second gateway would silently share the port
+            ("grpc.so_reuseport", 0),  # else a second gateway would silently share the port
         ])  # fmt: skip
         self._server.add_generic_rpc_handlers((
             grpc.method_handlers_generic_handler(SERVICE, self._handlers()),
@@ -124,7 +124,7 @@ class GrpcServer:
         await self._server.start()
 
     async def close(self) -> None:
-        """Accept nothing more, and let what is under way end, for a bounded time."""
+        """Accept no more calls, and let those under way end, for a bounded time."""
         if self._server is not None:
             await self._server.stop(self._settings.drain_s)
         self._inflater.close()
@@ -163,7 +163,7 @@ class GrpcServer:
         return handlers
 
     def refusal(self, path: str, metadata: Any) -> ClockworkError | None:
-        """What a call with this metadata is refused with before its message is read; None where it may come in."""
+        """The error with which a call is refused by its metadata, before its message is read; None if it is let in."""
         name = path.rpartition("/")[2]
         if not self._tokens or name not in GRPC:
             return None
@@ -176,7 +176,7 @@ class GrpcServer:
         return None
 
     def _guarded(self, method: Method, counted: bool = True) -> Method:
-        """The method within the bound of requests, its errors told. Its token has been looked at: see _TokenGate."""
+        """The method, within the bound on requests, its errors sent as statuses. _TokenGate has checked the token."""
         service = self._service
         name = method.__name__[1:]
 
@@ -205,7 +205,7 @@ class GrpcServer:
 
     @contextlib.contextmanager
     def _counted(self, method: str, size: int) -> Iterator[None]:
-        """One request of ``size`` bytes, counted by what became of it."""
+        """Count one request of ``size`` bytes by its outcome."""
         counters = self._service.counters
         begun_ns, code = counters.begin(PROTOCOL), ""
         try:
@@ -222,7 +222,7 @@ class GrpcServer:
 
     @contextlib.asynccontextmanager
     async def _read(self, message: Any) -> AsyncIterator[Any]:
-        """A message as _sized() gives it; one that came compressed is inflated, and its bytes held meanwhile.
+        """A message as _sized() gives it; a compressed message is inflated, and its bytes are held meanwhile.
 
         Raises InvalidInput, TooLarge, Refused."""
         if type(message) is not _Compressed:
@@ -249,7 +249,7 @@ class GrpcServer:
         return response
 
     async def _stream(self, requests: AsyncIterator[Any], context: Context) -> None:
-        """Answers in the order of the requests, of which a bounded number are under way."""
+        """Answer in the order of the requests, at most STREAM_WINDOW of which are under way."""
         window: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(STREAM_WINDOW)
 
         async def write() -> None:
@@ -296,9 +296,9 @@ class GrpcServer:
     async def _model_config(self, request: Any, context: Context) -> Any:
         config = await self._service.config(request.name, request.version)
         known = set(pb.DataType.keys())
-        for one in (*config["input"], *config["output"]):
-            if one["data_type"] not in known:  # ONNX's own: the message has no word for it
-                one["data_type"] = "TYPE_INVALID"
+        for tensor in (*config["input"], *config["output"]):
+            if tensor["data_type"] not in known:  # ONNX's own: the message has no word for it
+                tensor["data_type"] = "TYPE_INVALID"
         return pb.ModelConfigResponse(config=json_format.ParseDict(config, pb.ModelConfig()))
 
     async def _model_statistics(self, request: Any, context: Context) -> Any:
@@ -310,8 +310,8 @@ class GrpcServer:
     async def _index(self, request: Any, context: Context) -> Any:
         return pb.RepositoryIndexResponse(
             models=[
-                pb.RepositoryIndexResponse.ModelIndex(**one)
-                for one in await self._service.index(request.ready)
+                pb.RepositoryIndexResponse.ModelIndex(**row)
+                for row in await self._service.index(request.ready)
             ]
         )
 
@@ -326,10 +326,10 @@ class GrpcServer:
 
 
 def _sized(kind: Any) -> Callable[[bytes], tuple[Any, int]]:
-    """What reads a message, and says how many bytes it came in: to ask it afterwards would write it anew.
+    """A deserializer: (message, bytes received). To ask the message for its size would serialize it again.
 
-    None where the bytes are no such message: grpcio would tell the log of what it raises, at length, every time. A
-    _Compressed is to be inflated first.
+    The message is None where the bytes are none: grpcio would log whatever a deserializer raises, at length, every
+    time. It is a _Compressed where it is still to be inflated.
     """
 
     def read(data: bytes) -> tuple[Any, int]:
@@ -351,8 +351,8 @@ class _Compressed(NamedTuple):
 
 
 def _encoding_of(data: bytes) -> str:
-    """gRPC's name of what a message is compressed with, which its bytes tell: no message of the service begins with wire
-    type 7, which protobuf has not, or with a field 15."""
+    """A message's compression, by gRPC's name; "": none. The bytes tell: no message of the service begins with wire
+    type 7, which protobuf does not have, or with a field 15."""
     if data[:2] == b"\x1f\x8b":
         return "gzip"
     return "deflate" if data[:1] == b"\x78" and int.from_bytes(data[:2]) % 31 == 0 else ""
@@ -375,12 +375,12 @@ class _TokenGate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 getattr(grpc.StatusCode, told.grpc), told.body["error"][:DETAILS_MAX], _metadata(told.body)
             )
 
-        # Of a call with streams nothing is read that is not asked for; to its client it ends like any other.
+        # gRPC reads no message of a call with streams unless asked; to the client, the call ends like any other.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _token(metadata: Any) -> bytes | None:
-    """The first that a call's metadata bears."""
+    """The first bearer token in a call's metadata."""
     for key, value in metadata:
         if key == "authorization":
             found = bearer(value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape"))
@@ -401,7 +401,7 @@ def _parameter(value: Any) -> Any:
 
 
 def _read(request: Any, left_s: float | None) -> Inference:
-    """A request out of its message. left_s: until the call's own deadline. Raises InvalidInput."""
+    """The inference that a message asks for. left_s: until the call's own deadline. Raises InvalidInput."""
     timeout_ns = priority = 0
     if request.parameters:
         parameters = {key: _parameter(value) for key, value in request.parameters.items()}
@@ -420,29 +420,29 @@ def _read(request: Any, left_s: float | None) -> Inference:
             f"raw_input_contents has {len(raw)} tensors for {len(request.inputs)} inputs",
             expected=str(len(request.inputs)), got=str(len(raw)),
         )  # fmt: skip
-    for index, one in enumerate(request.inputs):
-        name = one.name
-        code = code_of(one.datatype, name)
-        shape = checked_shape(list(one.shape), name)
-        if one.parameters and "shared_memory_region" in one.parameters:
+    for index, tensor in enumerate(request.inputs):
+        name = tensor.name
+        code = code_of(tensor.datatype, name)
+        shape = checked_shape(list(tensor.shape), name)
+        if tensor.parameters and "shared_memory_region" in tensor.parameters:
             raise Unsupported(f"input {name!r}: shared memory is not supported")
         if raw:
-            if one.HasField("contents"):
+            if tensor.HasField("contents"):
                 raise InvalidInput(f"input {name!r} has contents, and raw_input_contents as well", name)
             frame = raw[index]
             check_size(code, shape, len(frame), name)
         else:
-            frame = _frame_of_contents(code, shape, one.contents, name)
+            frame = _frame_of_contents(code, shape, tensor.contents, name)
         references.append([name, code, shape, index])
         frames.append(frame)
-    for one in request.outputs:
-        if one.parameters:
+    for output in request.outputs:
+        if output.parameters:
             for key in ("shared_memory_region", "classification"):
-                if key in one.parameters:
-                    raise Unsupported(f"output {one.name!r}: {key} is not supported")
+                if key in output.parameters:
+                    raise Unsupported(f"output {output.name!r}: {key} is not supported")
     return Inference(
         reference_of(request.model_name, request.model_version), request.id, references, frames,
-        list(dict.fromkeys(one.name for one in request.outputs)),  # each once: names are cheaper than what they ask for
+        list(dict.fromkeys(output.name for output in request.outputs)),  # each once: names are cheaper than what they ask for
         timeout_ns, priority,
     )  # fmt: skip
 

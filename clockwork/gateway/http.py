@@ -62,7 +62,7 @@ TIMEOUT = "X-Clockwork-Timeout-Us"
 
 PROTOCOL = "http"
 OTHER = "other"
-"""What requests are counted as that are for nothing that is here."""
+"""The method under which requests for unknown paths are counted."""
 
 GONE = 0
 """In place of a status: the client went away."""
@@ -76,27 +76,27 @@ POST: tuple[str, ...] = ("POST",)
 
 
 class Path:
-    """One path of a server: who answers it, to which methods, and what right that takes."""
+    """A path of a server: its handler, its methods, and the right that a request for it needs."""
 
     __slots__ = ("handler", "methods", "name", "right", "words")
 
     def __init__(self, template: str, handler: Handler, methods: tuple[str, ...]) -> None:
-        """template: as clockwork.wire.roles.HTTP has it, which says the right; {word}: any segment."""
+        """template: a key of clockwork.wire.roles.HTTP, which gives the right; {word} stands for any segment."""
         self.handler = handler
         self.methods = methods
-        self.name = handler.__name__[1:]  # what its requests are counted as
+        self.name = handler.__name__[1:]  # under which its requests are counted
         self.right = HTTP[template]
         self.words = template.split("/")[1:]
 
     def fits(self, words: list[str]) -> bool:
-        """Whether it is that of a request, by the segments of that one's path."""
+        """Whether a request's path, as segments, is this one."""
         return len(words) == len(self.words) and all(
             mine == word or mine[:1] == "{" for mine, word in zip(self.words, words)
         )
 
 
 class _Connection(web.RequestHandler):
-    """One client's, and since when it has kept us waiting."""
+    """A client's connection, and since when the client has kept the server waiting."""
 
     __slots__ = ("busy", "idle_since", "since")
 
@@ -112,7 +112,7 @@ class _Connection(web.RequestHandler):
         super().data_received(data)
 
     def log_exception(self, *args: Any, **more: Any) -> None:
-        """Not of a broken body, which its client has been told of: anybody could fill the log with those."""
+        """Log, except for a broken body: its client is told, and anybody could fill the log with them."""
         if not isinstance(more.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **more)
 
@@ -123,7 +123,7 @@ class _Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """What aiohttp itself finds wrong: mostly bytes that are no HTTP."""
+        """The response to an error that aiohttp itself finds: mostly bytes that are not HTTP."""
         if status == 500:
             log.error("a request failed: %s %s", request.method, request.raw_path[:200], exc_info=exc)
             text = "the gateway failed; its log says how"
@@ -135,13 +135,13 @@ class _Connection(web.RequestHandler):
 
 
 def _one_line(error: BaseException | None) -> str:
-    """What aiohttp says, which begins with a status and may have several lines."""
+    """An error of aiohttp's in one line, without the status that it begins with."""
     text = " ".join(str(error or "").split())
     return text.removeprefix("400, message: ")[:200] or "it is no HTTP"
 
 
 class _Connections(web.Server):
-    """All of them, within a bound."""
+    """A server's connections, within a bound on their number."""
 
     def __init__(self, handler: Any, settings: GatewaySettings, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -166,21 +166,21 @@ class _Connections(web.Server):
         connection = cast(_Connection, handler)
         connection.idle_since = self._running.time()
         if len(self._connections) > self._settings.connections_max:
-            idle = [one for one in self._all() if not one.busy]
-            self._abort(min(idle, key=lambda one: one.idle_since, default=connection))
+            idle = [other for other in self._all() if not other.busy]
+            self._abort(min(idle, key=lambda other: other.idle_since, default=connection))
 
     def sweep(self) -> None:
-        """Close those that have taken too long for their headers, or for taking in their answer."""
+        """Close the connections whose clients take too long to send headers or to read their answers."""
         now = self._running.time()
         settings = self._settings
-        for one in self._all():
-            transport = one.transport
-            if one.busy or transport is None:
+        for connection in self._all():
+            transport = connection.transport
+            if connection.busy or transport is None:
                 continue
-            slow = one.since and now - one.since > settings.headers_s
-            stuck = now - one.idle_since > settings.body_s and transport.get_write_buffer_size() > 0
+            slow = connection.since and now - connection.since > settings.headers_s
+            stuck = now - connection.idle_since > settings.body_s and transport.get_write_buffer_size() > 0
             if slow or stuck:
-                self._abort(one)
+                self._abort(connection)
 
     def _all(self) -> list[_Connection]:
         return cast(list[_Connection], list(self._connections))
@@ -192,7 +192,7 @@ class _Connections(web.Server):
 
 
 class HttpServer:
-    """Serves until close(). tokens: what Authorization must bear."""
+    """Serves until close(). tokens: those that Authorization must bear."""
 
     def __init__(self, service: InferenceService, settings: GatewaySettings, tokens: Tokens) -> None:
         self._service = service
@@ -214,7 +214,7 @@ class HttpServer:
         self._sweeper = loop.create_task(self._sweep())
 
     async def close(self) -> None:
-        """Accept nothing more, and let what is under way end, for a bounded time."""
+        """Accept no more requests, and let those under way end, for a bounded time."""
         if self._connections is None or self._listener is None or self._sweeper is None:
             return
         self._listener.close()
@@ -238,7 +238,7 @@ class HttpServer:
         try:
             path = request.raw_path.partition("?")[0].split("/")
             if "%" in request.raw_path:
-                path = [urllib.parse.unquote(one) for one in path]
+                path = [urllib.parse.unquote(segment) for segment in path]
             found = self._find(path)
             if self._tokens:
                 given = request.headers.get("Authorization", "")
@@ -268,15 +268,15 @@ class HttpServer:
             connection.busy, connection.idle_since = False, asyncio.get_running_loop().time()
 
     def _find(self, path: list[str]) -> Path:
-        """Whose a request is, by the segments of its path. Raises NotFound."""
+        """The Path for a request, by the segments of the request's path. Raises NotFound."""
         words = path[1:] if path[1:] != ["v2", ""] else ["v2"]
-        for one in PATHS:
-            if one.fits(words):
-                return one
+        for candidate in PATHS:
+            if candidate.fits(words):
+                return candidate
         raise NotFound(f"there is no {'/'.join(path)[:200]!r}; /openapi.json lists what there is")
 
     async def _body(self, request: web.BaseRequest, limit: int) -> bytes:
-        """All of a request's body; the caller lets go of its bytes. Raises TooLarge, TooSlow or Refused."""
+        """A request's body, whose bytes are held until the caller releases them. Raises TooLarge, TooSlow or Refused."""
         length = request.content_length
         if length is not None and length > limit:
             raise TooLarge(f"the request has {length} bytes, at most {limit} are taken")
@@ -320,7 +320,7 @@ class HttpServer:
             self._service.hold(-held)
 
     async def _json_body(self, request: web.BaseRequest) -> dict[str, Any]:
-        """The body as JSON; none is an empty object."""
+        """The body as JSON; an empty body is an empty object."""
         body = await self._body(request, JSON_BYTES_MAX)
         self._service.hold(-len(body))
         return _object(body, "the body") if body.strip() else {}
@@ -345,7 +345,7 @@ class HttpServer:
     async def _send(
         self, request: web.BaseRequest, headers: dict[str, str], pieces: list[Any]
     ) -> web.StreamResponse:
-        """A large answer, piece by piece, as they are."""
+        """Send a large answer piece by piece, without joining the pieces."""
         response = web.StreamResponse(headers=headers)
         response.content_length = sum(len(memoryview(piece)) for piece in pieces)
         try:
@@ -361,7 +361,7 @@ class HttpServer:
         return response
 
     def _read(self, request: web.BaseRequest, path: list[str], body: bytes) -> tuple[Inference, _Wants]:
-        """A request out of its wrapping. Raises InvalidInput, naming what is wrong."""
+        """The inference that a request asks for, and the form of its outputs. Raises InvalidInput."""
         headers = request.headers
         length_text = headers.get(HEADER_LENGTH)
         if length_text is None:
@@ -453,7 +453,7 @@ class HttpServer:
 
 
 PATHS = (
-    # The one that counts, ahead of the others.
+    # Inference comes first, because it must be found fastest.
     Path("/v2/models/{model}/infer", HttpServer._infer, POST),
     Path("/v2/models/{model}/versions/{version}/infer", HttpServer._infer, POST),
     Path("/v2", HttpServer._server, GET),
@@ -473,7 +473,7 @@ PATHS = (
     Path("/v2/repository/models/{model}/unload", HttpServer._unload, POST),
     Path("/openapi.json", HttpServer._openapi, GET),
 )
-"""The first that fits answers."""
+"""Searched in order; the first that fits is used."""
 
 
 class _Wants:
@@ -483,7 +483,7 @@ class _Wants:
 
     def __init__(self, named: dict[str, bool], otherwise: bool) -> None:
         self.named = named  # whether binary, by name
-        self.otherwise = otherwise  # where none are named
+        self.otherwise = otherwise  # whether binary, for outputs that are not named
 
     def binary(self, name: str) -> bool:
         return self.named.get(name, self.otherwise)
@@ -495,7 +495,7 @@ def _named(path: list[str]) -> tuple[str, str]:
 
 
 def _header_timeout(request: web.BaseRequest) -> int:
-    """What the header says of the deadline, in nanoseconds; 0: nothing. Raises InvalidInput."""
+    """The timeout in the header X-Clockwork-Timeout-Us, in nanoseconds; 0: none. Raises InvalidInput."""
     text = request.headers.get(TIMEOUT)
     if text is None:
         return 0
@@ -613,7 +613,7 @@ def _wants(fields: dict[str, Any], parameters: dict[str, Any]) -> _Wants:
 def _answer(
     inference: Inference, wants: _Wants, answer: Answer, frames: list[Frame]
 ) -> web.Response | tuple[dict[str, str], list[Any]]:
-    """A response; or, of a large one, its headers and pieces."""
+    """A response; or, if it is large, its headers and pieces."""
     outputs = []
     pieces: list[Any] = [b""]
     total = 0

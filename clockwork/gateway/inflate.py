@@ -1,4 +1,4 @@
-"""Compressed bodies of requests: inflated beside the event loop, a piece at a time, within a bound of bytes and of ratio."""
+"""Inflates compressed request bodies beside the event loop, piece by piece, within bounds on bytes and on the ratio."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _GZIP, _ZLIB, _RAW = 31, 15, -15  # zlib's wbits
 
 
 class Inflater:
-    """Inflates one body at a time on a thread of its own; zlib lets go of the interpreter meanwhile."""
+    """Inflates one body at a time on a thread of its own; zlib releases the interpreter's lock meanwhile."""
 
     def __init__(self) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "inflate")
 
     async def inflate(self, body: bytes, encoding: str, limit: int, hold: Callable[[int], None]) -> bytes:
-        """The body without its encoding; ``hold`` has been told of every byte of it. Nothing is held where it raises.
+        """The inflated body. ``hold`` counts the bytes of each piece as it comes, and takes all back if this raises.
 
-        Raises Unsupported, InvalidInput of what is no such encoding, TooLarge, and what ``hold`` raises.
+        Raises Unsupported, InvalidInput for a body that is not in the encoding, TooLarge, and what ``hold`` raises.
         """
         window = _window(encoding, body)
         most = min(limit, max(INFLATED_BYTES_FREE, len(body) * INFLATE_RATIO_MAX))

@@ -1,7 +1,7 @@
-"""Keeps a cluster's models as they are in model repositories (see gateway.repository): the part that acts.
+"""Registers and unregisters models so that a cluster follows its model repositories (see gateway.repository).
 
-A thread of its own with a client of its own: a registration takes seconds, and the servers' loop does not wait for
-it. Several gateways may keep the same repository: registering what is registered changes nothing.
+It has a thread and a client of its own: a registration takes seconds, and the servers' loop does not wait for it.
+Several gateways may follow the same repository: registering a registered model changes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ log = logging.getLogger("clockwork.gateway")
 
 
 class Keeper:
-    """roots: the repositories; where two have a model of one name, that of the first is served.
+    """Follows model repositories.
+
+    roots: the repositories; where two have a model of one name, the first one's is served.
 
     mode: "poll" looks again every poll_s; "none" looks once; "explicit" registers what load() names, and at start
     what ``first`` does ("*": everything). Raises ConfigError for a repository that cannot be read.
@@ -53,11 +55,11 @@ class Keeper:
         self._origin = "repository:" + ":".join(map(str, self._roots))
         self._before = self._scan()
         self._client = connect()
-        self._lock = threading.Lock()  # guards what follows; not held while anything is asked of the cluster
+        self._lock = threading.Lock()  # guards the fields below; not held during calls to the cluster
         self._done: dict[tuple[str, int], Done] = {}
         self._busy: set[tuple[str, int]] = set()
         self._broken: dict[str, str] = {}
-        # Versions of the cluster's that could not be unregistered yet.
+        # Versions in the cluster that could not be unregistered yet.
         self._leaving: set[tuple[str, int]] = set()
         self._stop = threading.Event()
         self._pool = concurrent.futures.ThreadPoolExecutor(REGISTERING_MAX, "repository")
@@ -77,12 +79,12 @@ class Keeper:
     # ----- for the servers, any thread --------------------------------------------------------
 
     def missing(self) -> list[dict[str, str]]:
-        """Rows of the repository index for what is in a repository and not registered, and why."""
+        """Rows of the repository index for versions in a repository that are not registered, with the reason."""
         with self._lock:
             rows = [
-                {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": one.error}
-                for (name, version), one in sorted(self._done.items())
-                if one.error
+                {"name": name, "version": str(version), "state": "UNAVAILABLE", "reason": done.error}
+                for (name, version), done in sorted(self._done.items())
+                if done.error
             ]
             rows += [
                 {"name": name, "version": str(version), "state": "LOADING", "reason": ""}
@@ -111,17 +113,17 @@ class Keeper:
         self._before = found
         if name in found.broken:
             raise InvalidModel(found.broken[name])
-        wanted = [one for key, one in sorted(found.versions.items()) if key[0] == name]
+        wanted = [version for key, version in sorted(found.versions.items()) if key[0] == name]
         if not wanted:
             return False
-        for one in wanted:
+        for version in wanted:
             with self._lock:
-                known = self._done.get((name, one.version))
-            if known is None or known.error or known.fingerprint != one.fingerprint:
-                self._register(one)
+                known = self._done.get((name, version.version))
+            if known is None or known.error or known.fingerprint != version.fingerprint:
+                self._register(version)
                 with self._lock:
-                    if why := self._done[name, one.version].error:
-                        raise InvalidModel(f"{name} version {one.version}: {why}")
+                    if why := self._done[name, version.version].error:
+                        raise InvalidModel(f"{name} version {version.version}: {why}")
         with self._lock:
             gone = [key for key in self._done if key[0] == name and key not in found.versions]
         for key in gone:
@@ -174,7 +176,7 @@ class Keeper:
 
     def _unsettled(self) -> bool:
         with self._lock:
-            return bool(self._busy or self._leaving) or any(one.again for one in self._done.values())
+            return bool(self._busy or self._leaving) or any(done.again for done in self._done.values())
 
     def _follow(self, found: Contents, before: Contents | None) -> None:
         with self._lock:
@@ -185,12 +187,12 @@ class Keeper:
             done = dict(self._done)
         wanted = plan(done, found, before)
         futures = []
-        for one in wanted.register:
-            key = (one.name, one.version)
+        for version in wanted.register:
+            key = (version.name, version.version)
             if key not in busy:
                 with self._lock:
                     self._busy.add(key)
-                futures.append(self._pool.submit(self._register, one))
+                futures.append(self._pool.submit(self._register, version))
         self._retire_again()
         for key in wanted.unregister:
             if key not in busy:
@@ -202,19 +204,19 @@ class Keeper:
                     future.exception()
 
     def _tidy(self, found: Contents) -> None:
-        """Unregister what an earlier run has registered from here, and what is here no more."""
+        """Unregister versions that an earlier run registered from these repositories and that are no longer in them."""
         with self._lock:
-            served = {(name, one.served) for (name, _), one in self._done.items()}
-            # What could not be registered may be there from the run before, and serves on.
+            served = {(name, done.served) for (name, _), done in self._done.items()}
+            # A model that could not be registered may be served since the run before, and stays.
             busy = {name for name, _ in self._busy} | {
-                name for (name, _), one in self._done.items() if one.error
+                name for (name, _), done in self._done.items() if done.error
             }
         for info in self._client.models():
             if info.raw.get("origin") != self._origin or info.name in found.broken or info.name in busy:
                 continue
             here = any(name == info.name for name, _ in found.versions)
             if (info.name, info.version) not in served and not (here and self._mode == "explicit"):
-                log.info("model repository: %s@%d is no longer here", info.name, info.version)
+                log.info("model repository: %s is no longer here", info.reference)
                 self._client.unregister(info.reference)
 
     def _scan(self) -> Contents:
@@ -223,49 +225,49 @@ class Keeper:
         for root in self._roots:
             found = scan(root)
             taken = {name for name, _ in versions} | set(broken)
-            versions.update({key: one for key, one in found.versions.items() if key[0] not in taken})
+            versions.update({key: version for key, version in found.versions.items() if key[0] not in taken})
             broken.update({name: why for name, why in found.broken.items() if name not in taken})
         return Contents(versions, broken)
 
-    def _register(self, one: Version) -> None:
-        """Make a version of the cluster's of it, and note how that went."""
-        key = (one.name, one.version)
-        config = one.config
+    def _register(self, version: Version) -> None:
+        """Register a version with the cluster, and note the outcome."""
+        key = (version.name, version.version)
+        config = version.config
         with self._lock:
             earlier = self._done.get(key)
-        # Until its new files are registered, those before them serve on.
-        done = Done(one.fingerprint, served=earlier.served if earlier is not None else 0)
+        # Until the new files are registered, the earlier ones serve on.
+        done = Done(version.fingerprint, served=earlier.served if earlier is not None else 0)
         for note in config.notes:
-            log.info("model repository: %s: %s", one.name, note)
+            log.info("model repository: %s: %s", version.name, note)
         try:
-            check_demands(one)
+            check_demands(version)
             info = self._client.register(
-                one.name,
-                one.path,
+                version.name,
+                version.path,
                 slo=config.slo_s,
                 batching="off" if config.batch_max == 0 else "auto",
                 batch_max=config.batch_max or None,
-                version=one.version,
+                version=version.version,
                 origin=self._origin,
             )
             done.served = info.version
             with self._lock:
-                self._leaving.discard((one.name, info.version))
-            if info.version != one.version:
+                self._leaving.discard((version.name, info.version))
+            if info.version != version.version:
                 log.warning(
                     "model repository: %s version %d has new files, and is version %d of the cluster",
-                    one.name, one.version, info.version,
+                    version.name, version.version, info.version,
                 )  # fmt: skip
             if earlier is not None and earlier.served not in (0, info.version):
-                self._retire(one.name, earlier.served)
+                self._retire(version.name, earlier.served)
         except (RequestTimeout, Unavailable, ConnectionError) as error:
             done.error, done.again = str(error), True
         except (ClockworkError, OSError) as error:
             done.error = str(error)
-            log.warning("model repository: %s version %d: %s", one.name, one.version, error)
+            log.warning("model repository: %s version %d: %s", version.name, version.version, error)
         except Exception as error:  # a mistake of ours, or a file that nobody has thought of
             done.error = f"{type(error).__name__}: {error}"
-            log.error("model repository: %s version %d", one.name, one.version, exc_info=error)
+            log.error("model repository: %s version %d", version.name, version.version, exc_info=error)
         finally:
             with self._lock:
                 self._done[key] = done
@@ -273,13 +275,13 @@ class Keeper:
 
     def _unregister(self, key: tuple[str, int]) -> None:
         with self._lock:
-            one = self._done.pop(key, None)
-        if one is not None and one.served:
+            done = self._done.pop(key, None)
+        if done is not None and done.served:
             log.info("model repository: %s version %d is gone", *key)
-            self._retire(key[0], one.served)
+            self._retire(key[0], done.served)
 
     def _retire(self, name: str, served: int) -> None:
-        """Unregister a version of the cluster's; what does not let go of it now is tried again at the next look."""
+        """Unregister a version in the cluster; where that fails, try again after the next scan."""
         try:
             with contextlib.suppress(ModelNotFound):  # somebody else has done so
                 self._client.unregister(model_reference(name, served))
@@ -301,14 +303,14 @@ class Keeper:
             self._retire(name, served)
 
 
-def check_demands(one: Version) -> None:
-    """Hold an ONNX model against what its configuration says of its tensors. Raises InvalidModel."""
-    config = one.config
-    if one.path.is_dir() or not (config.inputs or config.outputs):
+def check_demands(version: Version) -> None:
+    """Raises InvalidModel unless an ONNX model has the inputs and outputs that its configuration declares."""
+    config = version.config
+    if version.path.is_dir() or not (config.inputs or config.outputs):
         return
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
-    model = onnx_import.read_model(one.path)
+    model = onnx_import.read_model(version.path)
     for what, demands, values in (
         ("input", config.inputs, onnx_import.real_inputs(model)),
         ("output", config.outputs, list(model.graph.output)),

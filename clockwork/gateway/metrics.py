@@ -215,7 +215,7 @@ _DECLARED = (
            "Number of requests that were not answered yet."),
 )  # fmt: skip
 
-METRICS: dict[str, Metric] = {one.name: one for one in _DECLARED}
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _DECLARED}
 
 _TIMES = {
     "total": "clockwork_request_duration_seconds",
@@ -238,7 +238,7 @@ _ALIASED_TIMES = {
 
 
 class GatewayCounters:
-    """What one gateway counts of its own servers. One thread's: that of its loop.
+    """Counts of one gateway's own servers. For its loop's thread alone.
 
     protocol: http or grpc. method: one of a fixed few names, as infer or model_metadata; never a client's words.
     """
@@ -252,7 +252,7 @@ class GatewayCounters:
         self.durations: dict[tuple[str, str], list[int]] = {}  # buckets, not cumulative; then the sum in ns
 
     def begin(self, protocol: str) -> int:
-        """A request has been read; what end() wants to know of that."""
+        """Count a request that has been read. The time, for end()."""
         self.in_flight[protocol] = self.in_flight.get(protocol, 0) + 1
         return now_ns()
 
@@ -265,7 +265,7 @@ class GatewayCounters:
         received_bytes: int = 0,
         sent_bytes: int = 0,
     ) -> None:
-        """It was answered."""
+        """Count the answer to a request."""
         self.in_flight[protocol] -= 1
         key = (protocol, method, str(code))
         self.requests[key] = self.requests.get(key, 0) + 1
@@ -279,11 +279,11 @@ class GatewayCounters:
         found[-1] += took_ns
 
     def sent(self, protocol: str, count: int) -> None:
-        """So many bytes of an answer, where end() does not know of them."""
+        """Count bytes of an answer that end() does not know."""
         self.sent_bytes[protocol] = self.sent_bytes.get(protocol, 0) + count
 
     def abandon(self, protocol: str) -> None:
-        """Its client went away first."""
+        """Count a request whose client went away before the answer."""
         self.in_flight[protocol] -= 1
         self.abandoned[protocol] = self.abandoned.get(protocol, 0) + 1
 
@@ -309,7 +309,7 @@ _LE_ROWS = _le_labels(BATCH_BOUNDS)
 
 
 class _Text:
-    """Samples by metric: those of one metric have to stand together."""
+    """Samples by metric: the format has the samples of a metric in one block."""
 
     def __init__(self) -> None:
         self._samples: dict[str, list[str]] = {name: [] for name in METRICS}
@@ -406,14 +406,17 @@ def _add_model(text: _Text, model: Mapping[str, Any], is_brief: bool) -> None:
     add("clockwork_rows_total", labels, model["inferences"])
     add("nv_inference_request_success", labels, outcomes["success"])
     for reason, members in FAILURES.items():
-        count = sum(sum(outcomes[one].values()) if one == "refused" else outcomes[one] for one in members)
+        count = sum(
+            sum(outcomes[outcome].values()) if outcome == "refused" else outcomes[outcome]
+            for outcome in members
+        )
         add("nv_inference_request_failure", f'{labels},reason="{reason}"', count)
     add("nv_inference_count", labels, model["inferences"])
     add("nv_inference_exec_count", labels, model["executions"])
     for name, parts in _ALIASED_TIMES.items():
         add(name, labels, sum(times[part]["sum_ns"] for part in parts) // 1_000)
     if is_brief or not model["last_ns"]:
-        return  # of most models nothing was ever asked: twenty lines less for each histogram
+        return  # most models were never asked: this saves twenty lines for each of their histograms
     for part, name in _TIMES.items():
         text.durations(name, labels, times[part])
     buckets = [0] * (len(BATCH_BOUNDS) + 1)
@@ -522,11 +525,11 @@ def _add_gateway(text: _Text, gateway: GatewayCounters) -> None:
 
 
 PARTS = ("cluster", "gateway")
-"""What ?of= may ask for alone. Every gateway says the same of the cluster, so of several only one is asked for that."""
+"""Values of ?of=. Every gateway has the same numbers of the cluster: Prometheus needs them from one gateway alone."""
 
 
 class MetricsSource:
-    """The text for whoever asks: the controller is asked by one at a time, and no more than once a while.
+    """The text of /metrics. It asks the controller one query at a time, and at most once per METRICS_CACHE_NS.
 
     read: AsyncClient.metrics(), with a time limit of its own (METRICS_TIMEOUT_S).
     """
@@ -539,12 +542,12 @@ class MetricsSource:
         self._taken_ns = -METRICS_CACHE_NS
 
     async def text(self, of: str = "") -> bytes:
-        """All of it, or one of PARTS."""
+        """The whole text, or one of PARTS."""
         cluster = b"" if of == "gateway" else await self._cluster()
         return cluster if of == "cluster" else cluster + render_gateway(self._gateway)
 
     async def _cluster(self) -> bytes:
-        """As of METRICS_CACHE_NS ago at most. A controller that does not answer is clockwork_up 0, not an error."""
+        """The cluster's part, at most METRICS_CACHE_NS old; clockwork_up is 0 if the controller does not answer."""
         async with self._lock:
             if now_ns() - self._taken_ns >= METRICS_CACHE_NS:
                 body: Mapping[str, Any] | None = None
@@ -552,7 +555,7 @@ class MetricsSource:
                     body = await self._read()
                 except ClockworkError:
                     body = None
-                # Thousands of models are tenths of a second, which requests should not wait for.
+                # With thousands of models this takes tenths of a second, for which requests should not wait.
                 self._text = await asyncio.to_thread(render, body)
                 self._taken_ns = now_ns()
             return self._text
@@ -565,7 +568,7 @@ def reference() -> str:
     """The table of all metrics, in Markdown: a part of docs/metrics.md."""
     lines = ["| Metric | Type | Labels | Unit | Meaning |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{one.name}` | {one.kind} | {', '.join(one.labels) or '-'} | {one.unit or '-'} | {one.help} |"
-        for one in METRICS.values()
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels) or '-'} | {metric.unit or '-'} | {metric.help} |"
+        for metric in METRICS.values()
     ]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from clockwork.gateway.settings import GatewaySettings
 
 
 class MetricsServer(HttpServer):
-    """Behind the token too, if there is one: Prometheus can send it (authorization in its scrape configuration)."""
+    """Needs the client's token, if any: Prometheus can send it (authorization in its scrape configuration)."""
 
     def __init__(
         self, service: InferenceService, settings: GatewaySettings, tokens: Tokens, source: MetricsSource

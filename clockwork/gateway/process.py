@@ -31,11 +31,11 @@ from clockwork.system.limits import raise_descriptor_limit
 log = logging.getLogger("clockwork.gateway")
 
 NEEDED = {"aiohttp": "aiohttp", "grpc": "grpcio", "google.protobuf": "protobuf", "uvloop": "uvloop"}
-"""Module, and the package that brings it."""
+"""The packages that the gateway needs, by module."""
 
 
 def require_packages() -> None:
-    """Raises ConfigError, saying what to install, where something is missing."""
+    """Raises ConfigError where a package is missing, with the command that installs it."""
     missing = []
     for module, package in NEEDED.items():
         try:
@@ -49,7 +49,7 @@ def require_packages() -> None:
 
 
 def listen(host: str, port: int, flag: str) -> socket.socket:
-    """A bound socket, so that a port in use is said before anything else has begun. Raises ConfigError."""
+    """A bound socket, so that a port in use is reported before anything starts. Raises ConfigError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -71,7 +71,7 @@ class Gateway:
     """The servers of one gateway, and its connection to the cluster."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        """Raises ConfigError. Whatever is wrong with the settings is found here, before anything is served."""
+        """Raises ConfigError for settings that are wrong, before anything is served."""
         security.require_security_beyond_loopback(settings)
         if {settings.http_port, settings.grpc_port, settings.metrics_port} == {
             OFF
@@ -100,7 +100,7 @@ class Gateway:
         self._closers: list[Callable[[], Any]] = []
 
     async def serve(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
-        """Serve until ``stop`` is set, then let what is under way end. ``started`` is called when clients may come."""
+        """Serve until ``stop`` is set, then let requests under way end. ``started`` is called once clients can connect."""
         from clockwork.gateway.grpc import GrpcServer
         from clockwork.gateway.http import HttpServer
         from clockwork.gateway.metrics_http import MetricsServer
@@ -145,7 +145,7 @@ class Gateway:
             await asyncio.gather(*(close() for close in self._closers))
         finally:
             if self._keeper is not None:
-                # Not to_thread(): its threads may all be waiting for what this ends.
+                # Not to_thread(): all of its threads may be waiting for the calls that this ends.
                 with concurrent.futures.ThreadPoolExecutor(1, "closing") as closing:
                     await asyncio.get_running_loop().run_in_executor(closing, self._keeper.close)
             await client.close()
@@ -160,7 +160,7 @@ class Gateway:
             bound.close()
 
     def greeting(self) -> str:
-        """Where its servers listen, as clients write it."""
+        """Where the servers listen, as clients write it."""
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         scheme = "https" if self._tls is not None else "http"
         before = {"http": f"{scheme}://{host}:", "grpc": f"{host}:", "metrics": f"{scheme}://{host}:"}
@@ -213,7 +213,7 @@ def main(settings: GatewaySettings) -> int:
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Whose event loop: uvloop's, with which a request takes a sixth less processor time than with asyncio's own."""
+    """uvloop's factory of event loops: a request takes a sixth less processor time than with asyncio's."""
     import uvloop
 
     found: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop

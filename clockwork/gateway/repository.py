@@ -3,9 +3,9 @@
     <repository>/<name>/[config.pbtxt]
                         <version>/model.onnx      (and its external data; or a compiled program's files)
 
-Here is what to do: scan() reads a repository, plan() compares it with what was done about it. The files are the
-truth: nothing of it is kept but what this process has registered, and the controller keeps that it came from here.
-What is wrong with one model is said of that model, and concerns no other.
+This module decides, keeper.py acts: scan() reads a repository, plan() compares it with what was done about it. The
+files are the truth: this process remembers only which of them it has registered, and the controller where they came
+from. An error in one model's folder concerns no other model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Version:
-    """One version of a model, as its files are."""
+    """One version of a model, as found in its files."""
 
     name: str
     version: int
@@ -42,7 +42,7 @@ class Version:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contents:
-    """What a scan found: versions to be served, and what is wrong with folders, by the model's name."""
+    """The result of a scan: versions to serve, and errors in folders by the model's name."""
 
     versions: Mapping[tuple[str, int], Version]
     broken: Mapping[str, str]
@@ -65,8 +65,8 @@ def scan(root: Path) -> Contents:
         )
     for name in folders:
         try:
-            for one in _scan_model(root / name, name):
-                versions[name, one.version] = one
+            for version in _scan_model(root / name, name):
+                versions[name, version.version] = version
         except InvalidModel as error:
             broken[_text(name)] = _text(str(error))
         except OSError as error:
@@ -142,25 +142,30 @@ def _row(path: Path, name: str) -> tuple[str, int, int, int]:
 
 @dataclasses.dataclass(slots=True)
 class Done:
-    """What this process did about the files of one version."""
+    """How this process has registered the files of one version."""
 
     fingerprint: Fingerprint
-    error: str = ""  # why they are not served; "": they are registered
-    again: bool = False  # it may go better without any change of theirs
-    served: int = 0  # the version's number in the cluster; 0: there is none
+    error: str = ""  # why the files are not served; "": they are registered
+    again: bool = False  # registering the same files may succeed later
+    served: int = 0  # the version's number in the cluster; 0: it has none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
+    """What to do after a scan."""
+
     register: tuple[Version, ...]  # lower versions first
     unregister: tuple[tuple[str, int], ...]
-    settling: bool  # files have changed since the scan before, and are left alone until they do no more
+    settling: (
+        bool  # files have changed since the scan before; they are left alone until they no longer change
+    )
 
 
 def plan(done: Mapping[tuple[str, int], Done], found: Contents, before: Contents | None) -> Plan:
-    """What a scan asks for. ``before``: the scan before it, whose files are to be the same still; None at start.
+    """What to register and to unregister after a scan. ``before``: the scan before it, since which files must not have
+    changed to be registered; None at start, when all are.
 
-    A model whose folder is broken keeps what it has: half a copy is no wish to take it away.
+    A model whose folder is broken keeps its versions: a folder that is half copied does not ask to remove them.
     """
     register, settling = [], False
     for key, version in sorted(found.versions.items()):

@@ -1,4 +1,4 @@
-"""Who may come in and do what: TLS, bearer tokens, and what may listen beyond this machine without either."""
+"""TLS and bearer tokens, and the check that a gateway which other machines can reach has both."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_security_beyond_loopback(settings: GatewaySettings) -> None:
-    """Raises ConfigError where something would be open to the network and nobody insisted."""
+    """Raises ConfigError if other machines could reach the gateway without TLS or token, unless it is ``insecure``."""
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigError("--tls-cert and --tls-key go together")
     if is_loopback(settings.host) or settings.insecure:
@@ -63,24 +63,24 @@ def read_token(path: Path | None) -> bytes | None:
 
 
 class Tokens:
-    """Which token gives which right. client: none, and what changes nothing is open to whoever comes. operator: none,
-    and the client's token is enough for everything, as it was when there was one."""
+    """The tokens that requests must bear. client: for inference and queries; None: they need no token. operator: for
+    changes of what is served; None: the client's token is enough."""
 
     def __init__(self, client: bytes | None = None, operator: bytes | None = None) -> None:
         self._client = client
         self._operator = operator
 
     def __bool__(self) -> bool:
-        """Whether anything at all asks for a token."""
+        """Whether any request needs a token."""
         return self._client is not None or self._operator is not None
 
     def check(self, right: Right, given: bytes | None) -> None:
-        """given: what the request bears, or none. Raises Unauthorized without a token that is known, Forbidden where
-        another one is needed."""
+        """Raises Unauthorized where the right needs a token and ``given``, the request's, is not known; Forbidden where
+        it needs the operator's and ``given`` is the client's."""
         wanted = self._client if right is Right.INFER or self._operator is None else self._operator
         if right is Right.OPEN or wanted is None:
             return
-        # Both are compared in any case: how long it takes says nothing of either.
+        # Both are compared in every case, so that the time it takes tells nothing about either.
         is_operator = _is_same(given, self._operator)
         is_client = _is_same(given, self._client)
         if is_operator or (is_client and wanted is self._client):
@@ -95,13 +95,13 @@ def _is_same(given: bytes | None, token: bytes | None) -> bool:
 
 
 def bearer(value: bytes) -> bytes | None:
-    """The token in the value of an Authorization header; none where it bears none."""
+    """The token in the value of an Authorization header; None where it has none."""
     scheme, _, rest = value.partition(b" ")
     return rest.strip() if scheme.lower() == b"bearer" else None
 
 
 def read_tokens(settings: GatewaySettings) -> Tokens:
-    """Raises ConfigError."""
+    """The tokens in the files that the settings name. Raises ConfigError."""
     tokens = read_token(settings.token_file), read_token(settings.operator_token_file)
     if tokens[0] is not None and tokens[0] == tokens[1]:
         raise ConfigError("the token of --operator-token-file is that of --token-file; make another one")
@@ -113,13 +113,13 @@ def read_tokens(settings: GatewaySettings) -> Tokens:
 
 
 def _may_operate(settings: GatewaySettings) -> bool:
-    """Whether the controller lets it change what is served, as far as its keys say."""
+    """Whether the gateway's keys let it change what is served."""
     role = read_peer_keys(settings.key).role if settings.key is not None else None
     return settings.operator_key is not None or role in (None, Role.OPERATOR)
 
 
 def read_pair(settings: GatewaySettings) -> tuple[bytes, bytes] | None:
-    """Certificate chain and key, PEM; none without TLS. Raises ConfigError."""
+    """Certificate chain and key, PEM; None without TLS. Raises ConfigError."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     found = []
@@ -132,7 +132,7 @@ def read_pair(settings: GatewaySettings) -> tuple[bytes, bytes] | None:
 
 
 def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
-    """For HTTPS. Raises ConfigError."""
+    """The context for HTTPS; None without TLS. Raises ConfigError."""
     if settings.tls_cert is None or settings.tls_key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

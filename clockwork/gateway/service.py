@@ -35,7 +35,7 @@ EXTENSIONS = (
     "binary_tensor_data", "model_configuration", "model_repository", "model_repository(unload_dependents)",
     "schedule_policy", "statistics",
 )  # fmt: skip
-"""Of Triton's extensions, those that are here."""
+"""Triton's extensions that the gateway has."""
 
 PLATFORM = "clockwork_onnx"
 
@@ -50,12 +50,12 @@ INDEX_STATES = {
 """The repository index's word for a state of the controller's; every other is UNAVAILABLE."""
 
 TYPES = {"BYTES": "TYPE_STRING"}
-"""Where a configuration's name of a datatype is not TYPE_ and the protocol's."""
+"""Datatypes whose name in a configuration is not TYPE_ and the protocol's name."""
 
 
 @dataclasses.dataclass(slots=True)
 class Inference:
-    """One request to infer, out of its wrapping. ``model``: a name, or name@version."""
+    """One request to infer, free of its encoding. ``model``: a name, or name@version."""
 
     model: str
     request_id: str
@@ -67,7 +67,7 @@ class Inference:
 
 
 def reference_of(name: str, version: str) -> str:
-    """How the controller calls a model. Raises ModelNotFound for a version that cannot be one."""
+    """The reference of a model, or of its version. Raises ModelNotFound for text that cannot be a version's number."""
     if not version:
         return name
     if not (version.isascii() and version.isdigit() and len(version) <= 18):
@@ -97,7 +97,7 @@ def priority_of(parameters: Mapping[str, Any]) -> int:
 
 
 def least(*limits_ns: int) -> int:
-    """The smallest of some times, of which 0 is none."""
+    """The smallest of some limits, among which 0 means none."""
     return min((limit for limit in limits_ns if limit), default=0)
 
 
@@ -113,7 +113,7 @@ class InferenceService:
         keeper: Keeper | None = None,
         operator: LoopClient | None = None,
     ) -> None:
-        """operator: the connection for what changes what is served; the client's, where there is no other."""
+        """operator: the client for calls that change what is served; None: ``client`` makes them."""
         self._keeper = keeper
         self._client = client
         self._operator = operator or client
@@ -128,7 +128,7 @@ class InferenceService:
 
     @contextmanager
     def admitted(self, size: int = 0) -> Iterator[None]:
-        """One request of whatever kind, of ``size`` bytes as far as they are here, within the bounds. Raises Refused."""
+        """Count one request of any kind, and the ``size`` bytes of it that have come, within the bounds. Raises Refused."""
         if self.requests >= self._requests_max:
             raise Refused(
                 f"the gateway has {self._requests_max} requests under way, which is the most",
@@ -143,7 +143,7 @@ class InferenceService:
             self.hold(-size)
 
     def hold(self, count: int) -> None:
-        """Count bytes of a request that have come (negative: that are let go). Raises Refused past the bound."""
+        """Count bytes of a request that have come (negative: that are released). Raises Refused past the bound."""
         if count > 0 and self.request_bytes + count > self._bytes_max:
             raise Refused(
                 f"the gateway holds {self._bytes_max} bytes of requests, which is the most",
@@ -159,10 +159,10 @@ class InferenceService:
         protocol: http or grpc. carrier: the request's headers, or its call's metadata, which may name a trace.
         """
         if self._tracing is None:
-            return self._asked(inference)
-        return self._tracing.followed(protocol, carrier, inference.model, lambda: self._asked(inference))
+            return self._submit(inference)
+        return self._tracing.followed(protocol, carrier, inference.model, lambda: self._submit(inference))
 
-    def _asked(self, inference: Inference) -> asyncio.Future[AnswerFrames]:
+    def _submit(self, inference: Inference) -> asyncio.Future[AnswerFrames]:
         slo_ns = inference.slo_ns
         limit_ns = slo_ns + GRACE_NS if slo_ns else ANSWER_LIMIT_NS
         return self._client.infer_frames(
@@ -171,7 +171,7 @@ class InferenceService:
 
     @staticmethod
     def chosen(inference: Inference, answer: Answer) -> list[NamedTensorRef]:
-        """The outputs that were asked for, in that order. Raises InvalidInput where there is none of that name."""
+        """The outputs that were asked for, in that order. Raises InvalidInput for a name that no output has."""
         if not inference.outputs:
             return answer.tensors
         found = {tensor[0]: tensor for tensor in answer.tensors}
@@ -200,7 +200,7 @@ class InferenceService:
     # ----- models ------------------------------------------------------------------------------
 
     async def describe(self, name: str, version: str) -> ModelInfo:
-        """Raises ModelNotFound; and Unavailable of a model of which nothing is known yet."""
+        """The controller's description of a model. Raises ModelNotFound, and Unavailable for a model that is set aside."""
         info = await self._client.model(reference_of(name, version), timeout=QUERY_LIMIT_S)
         if info.state == "set_aside":
             raise Unavailable(f"{name} is set aside: {info.text}")
@@ -209,7 +209,7 @@ class InferenceService:
         return info
 
     async def model_ready(self, name: str, version: str) -> bool:
-        """Whether somebody serves it. Raises ModelNotFound."""
+        """Whether a worker serves the model. Raises ModelNotFound."""
         return (await self.describe(name, version)).state == "ready"
 
     async def metadata(self, name: str, version: str) -> dict[str, Any]:
@@ -218,10 +218,10 @@ class InferenceService:
         versions = [version] if version else info.raw.get("versions") or [info.version]
         return {
             "name": info.name,
-            "versions": [str(one) for one in versions],
+            "versions": [str(number) for number in versions],
             "platform": PLATFORM,
-            "inputs": [_tensor_metadata(one) for one in info.inputs],
-            "outputs": [_tensor_metadata(one) for one in info.outputs],
+            "inputs": [_tensor_metadata(tensor) for tensor in info.inputs],
+            "outputs": [_tensor_metadata(tensor) for tensor in info.outputs],
         }
 
     async def config(self, name: str, version: str) -> dict[str, Any]:
@@ -234,8 +234,8 @@ class InferenceService:
             "backend": SERVER_NAME,
             "version_policy": {"all": {}},
             "max_batch_size": batch_max,
-            "input": [_tensor_config(one, batch_max > 0) for one in info.inputs],
-            "output": [_tensor_config(one, batch_max > 0) for one in info.outputs],
+            "input": [_tensor_config(tensor, batch_max > 0) for tensor in info.inputs],
+            "output": [_tensor_config(tensor, batch_max > 0) for tensor in info.outputs],
             "default_model_filename": "model.onnx",
             "parameters": {
                 "clockwork_version": {"string_value": str(info.version)},
@@ -249,34 +249,35 @@ class InferenceService:
         return config
 
     async def only_input(self, name: str, version: str, size: int) -> tuple[str, int, list[int]]:
-        """Name, dtype and shape of a model's one input that so many raw bytes are. Raises InvalidInput."""
+        """Name, dtype and shape of a model's only input, if it has ``size`` raw bytes. Raises InvalidInput."""
         info = _prepared(await self.describe(name, version))
         if len(info.inputs) != 1:
             raise InvalidInput(
                 f"raw bytes alone are for models of one input; {name!r} has {len(info.inputs)}"
             )
-        one = info.inputs[0]
-        code, shape = tensors.code_of(one.dtype), _dimensions(one.shape)
+        tensor = info.inputs[0]
+        code, shape = tensors.code_of(tensor.dtype), _dimensions(tensor.shape)
         unknown = [axis for axis, dimension in enumerate(shape) if dimension < 0]
         if code == tensors.STRING or len(unknown) > 1:
             raise InvalidInput(
-                f"raw bytes alone do not say the shape of input {one.name!r} of {name!r}: {shape}", one.name
+                f"raw bytes alone do not say the shape of input {tensor.name!r} of {name!r}: {shape}",
+                tensor.name,
             )
         if unknown:
             shape[unknown[0]] = 1
             shape[unknown[0]] = size // max(1, tensors.tensor_bytes(code, shape))
-        check_size(code, shape, size, one.name)
-        return one.name, code, shape
+        check_size(code, shape, size, tensor.name)
+        return tensor.name, code, shape
 
     async def statistics(self, name: str, version: str) -> list[dict[str, Any]]:
         """As ``GET /v2/models/NAME/stats`` answers; without a name, of every model."""
         wanted = reference_of((await self.describe(name, version)).name, version) if name else ""
         body = await self.metrics(wanted)
         now_ns, wall_ns = body["now_ns"], time.time_ns()
-        return [_measured(one, wall_ns - now_ns) for one in body["models"]]
+        return [_measured(model, wall_ns - now_ns) for model in body["models"]]
 
     async def metrics(self, name: str = "") -> dict[str, Any]:
-        """Every number that the controller has; name: of a model's versions alone."""
+        """Every number that the controller has; name: only those of this model's versions."""
         return await self._client.metrics(name, timeout=QUERY_LIMIT_S)
 
     # ----- the repository ----------------------------------------------------------------------
@@ -297,8 +298,8 @@ class InferenceService:
         return found
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Have a model take requests that is registered, or that a repository in explicit mode has; one that does
-        already stays as it is. Raises ModelNotFound, and InvalidModel where the repository's files are broken."""
+        """Load a model that is registered, or that a repository in explicit mode has; a model that is loaded stays as it
+        is. Raises ModelNotFound, and InvalidModel where the repository's files are broken."""
         if parameters:
             raise InvalidInput(
                 f"load of {name!r} has the parameter {next(iter(parameters))!r}; a model's files and configuration "
@@ -310,7 +311,7 @@ class InferenceService:
         await self._operator.load(name, timeout=LOAD_LIMIT_S)
 
     async def unload(self, name: str) -> None:
-        """Have a model take no requests until it is loaded again, and give its memory back. Raises ModelNotFound."""
+        """Have a model take no requests and no memory until it is loaded again. Raises ModelNotFound."""
         await self._operator.unload(name, timeout=LOAD_LIMIT_S)
 
 
@@ -325,18 +326,18 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _dimensions(shape: Sequence[int | str]) -> list[int]:
-    return [one if isinstance(one, int) else -1 for one in shape]
+    return [size if isinstance(size, int) else -1 for size in shape]
 
 
-def _tensor_metadata(one: Any) -> dict[str, Any]:
-    return {"name": one.name, "datatype": name_of_dtype(one.dtype), "shape": _dimensions(one.shape)}
+def _tensor_metadata(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": name_of_dtype(tensor.dtype), "shape": _dimensions(tensor.shape)}
 
 
-def _tensor_config(one: Any, batched: bool) -> dict[str, Any]:
-    datatype = name_of_dtype(one.dtype)
-    dimensions = _dimensions(one.shape)
+def _tensor_config(tensor: Any, batched: bool) -> dict[str, Any]:
+    datatype = name_of_dtype(tensor.dtype)
+    dimensions = _dimensions(tensor.shape)
     return {
-        "name": one.name,
+        "name": tensor.name,
         "data_type": TYPES.get(datatype, f"TYPE_{datatype}"),
         "dims": dimensions[1:] if batched else dimensions,
     }
@@ -385,17 +386,17 @@ def _statistics(
     }
 
 
-def _measured(one: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
-    """One model's statistics, from what the controller measured."""
-    outcomes, times = _mapping(one.get("outcomes")), _mapping(one.get("times"))
+def _measured(model: Mapping[str, Any], wall_offset_ns: int) -> dict[str, Any]:
+    """One model's statistics in Triton's form, from the controller's metrics."""
+    outcomes, times = _mapping(model.get("outcomes")), _mapping(model.get("times"))
     success = int(outcomes.get("success", 0))
     failures = [value for key, value in outcomes.items() if key not in ("success", "refused")]
     failures += list(_mapping(outcomes.get("refused")).values())
-    last_ns = int(one.get("last_ns", 0))
-    batches = [(int(size), int(row[0]), int(row[1])) for size, row in _mapping(one.get("batches")).items()]
+    last_ns = int(model.get("last_ns", 0))
+    batches = [(int(size), int(row[0]), int(row[1])) for size, row in _mapping(model.get("batches")).items()]
     return _statistics(
-        str(one["name"]), int(one["version"]), (last_ns + wall_offset_ns) // 1_000_000 if last_ns else 0,
-        int(one.get("inferences", 0)), int(one.get("executions", 0)),
+        str(model["name"]), int(model["version"]), (last_ns + wall_offset_ns) // 1_000_000 if last_ns else 0,
+        int(model.get("inferences", 0)), int(model.get("executions", 0)),
         _duration(success, int(_mapping(times.get("total")).get("sum_ns", 0))), sum(map(int, failures)), times,
         sorted(batches),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a gateway is told at start, and its bounds."""
+"""A gateway's settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clockwork.config.gateway import (
 HTTP_PORT = 8000
 GRPC_PORT = 8001
 METRICS_PORT = 8002
-"""Where clients of Triton look."""
+"""Triton's default ports, which its clients use."""
 
 OFF = -1
 """The port of a server that is not to run."""
@@ -33,6 +33,8 @@ CONTROL_MODES = ("poll", "explicit", "none")
 
 @dataclasses.dataclass(slots=True)
 class GatewaySettings:
+    """How one gateway is started."""
+
     endpoint: str = config.CLIENT_ENDPOINT  # of the controller, for clients
     key: Path | None = None  # the file of this peer's CURVE keys
     host: str = "127.0.0.1"

@@ -27,12 +27,12 @@ STANDARD = {
     "INT64": tensors.INT64, "FP16": tensors.FLOAT16, "BF16": tensors.BFLOAT16, "FP32": tensors.FLOAT,
     "FP64": tensors.DOUBLE, "BYTES": tensors.STRING,
 }  # fmt: skip
-"""The protocol's datatypes, by ONNX's code."""
+"""ONNX's codes of the protocol's datatypes."""
 
 DATATYPES = STANDARD | {
     kind.name.upper(): code for code, kind in DTYPES.items() if code not in STANDARD.values()
 }
-"""And those that only ONNX has, by ONNX's names: they travel as raw bytes alone."""
+"""STANDARD, and the datatypes that only ONNX has, under ONNX's names: these travel as raw bytes alone."""
 
 NAME_OF = {code: name for name, code in DATATYPES.items()}
 
@@ -40,7 +40,7 @@ _ARRAY_CODES = {
     tensors.UINT8: "B", tensors.UINT16: "H", tensors.UINT32: "I", tensors.UINT64: "Q", tensors.INT8: "b",
     tensors.INT16: "h", tensors.INT32: "i", tensors.INT64: "q", tensors.FLOAT: "f", tensors.DOUBLE: "d",
 }  # fmt: skip
-"""Python's array (and memoryview.cast()) has them itself, and refuses what does not fit."""
+"""Codes of the datatypes that Python's array and memoryview.cast() have; array refuses values that do not fit."""
 
 
 def code_of(datatype: Any, name: str) -> int:
@@ -55,12 +55,12 @@ def code_of(datatype: Any, name: str) -> int:
 
 
 def name_of_dtype(name: str) -> str:
-    """The datatype of what a model's description calls ``name`` ("float32")."""
+    """The protocol's datatype of a dtype in a model's description, as "float32"."""
     return NAME_OF[tensors.code_of(name)]
 
 
 def checked_shape(shape: Any, name: str) -> list[int]:
-    """A shape that is one. Raises InvalidInput."""
+    """``shape`` itself. Raises InvalidInput unless it is a list of natural numbers."""
     if type(shape) is not list or len(shape) > RANK_MAX:
         raise InvalidInput(
             f"input {name!r} needs a shape, a list of at most {RANK_MAX} integers",
@@ -76,7 +76,7 @@ def checked_shape(shape: Any, name: str) -> list[int]:
 
 
 def check_size(code: int, shape: Sequence[int], size: int, name: str) -> None:
-    """Raises InvalidInput unless so many raw bytes can be such a tensor, naming input, expected and got."""
+    """Raises InvalidInput unless a tensor of this datatype and shape can have ``size`` raw bytes."""
     try:
         expected = tensors.tensor_bytes(code, shape)
     except InvalidInput as error:
@@ -139,7 +139,7 @@ def _flatten(data: list[Any], name: str) -> list[Any]:
     for _ in range(RANK_MAX):
         if not data or type(data[0]) is not list:
             return data
-        if not all(type(one) is list for one in data):
+        if not all(type(part) is list for part in data):
             raise InvalidInput(f"input {name!r} has data that is nested unevenly", name, "lists", "a mixture")
         data = list(itertools.chain.from_iterable(data))
     raise InvalidInput(f"input {name!r} has data nested deeper than {RANK_MAX}", name)
@@ -154,13 +154,13 @@ def _encode_numbers(code: int, flat: list[Any], name: str) -> bytes:
             name,
             "binary data",
         )
-    if bool in set(map(type, flat)):  # which to Python is an integer
-        raise _misfit(code, next(one for one in flat if type(one) is bool), name)
+    if bool in set(map(type, flat)):  # to Python, a bool is an integer
+        raise _misfit(code, next(value for value in flat if type(value) is bool), name)
     try:
         return array.array(typecode, flat).tobytes()
     except (TypeError, OverflowError, ValueError):
         pass
-    good, bad = 0, len(flat)  # so many of the first fit, and so many do not
+    good, bad = 0, len(flat)  # the first ``good`` elements fit, the first ``bad`` do not
     while bad - good > 1:
         middle = (good + bad) // 2
         try:
@@ -185,17 +185,17 @@ def _encode_half(code: int, flat: list[Any], name: str) -> bytes:
 
 
 def _encode_bools(code: int, flat: list[Any], name: str) -> bytes:
-    for one in flat:
-        if type(one) is not bool:
-            raise _misfit(code, one, name, "true or false")
+    for value in flat:
+        if type(value) is not bool:
+            raise _misfit(code, value, name, "true or false")
     return bytes(flat)
 
 
 def _encode_strings(code: int, flat: list[Any], name: str) -> bytes:
-    for one in flat:
-        if type(one) is not str:
-            raise _misfit(code, one, name, "strings")
-    return tensors.join_strings([one.encode("utf-8", "surrogatepass") for one in flat])
+    for value in flat:
+        if type(value) is not str:
+            raise _misfit(code, value, name, "strings")
+    return tensors.join_strings([value.encode("utf-8", "surrogatepass") for value in flat])
 
 
 _ENCODERS: dict[int, Callable[[int, list[Any], str], bytes]] = {

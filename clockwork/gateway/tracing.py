@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 SERVICE = "clockwork-gateway"
-"""How the gateway is called unless OTEL_SERVICE_NAME says otherwise."""
+"""The gateway's service name unless OTEL_SERVICE_NAME has another."""
 
 Carrier = Mapping[str, str] | Iterable[tuple[str, str | bytes]]
 """Headers of HTTP, or metadata of gRPC."""
@@ -41,7 +41,7 @@ TRACE_KEYS = ("traceparent", "tracestate", "baggage")
 
 
 class RequestSpan:
-    """One request's span. One thread's."""
+    """The span of one request. For one thread."""
 
     __slots__ = ("_asked_ns", "_span", "_tracing")
 
@@ -52,15 +52,15 @@ class RequestSpan:
 
     @property
     def is_recording(self) -> bool:
-        """False where it was not sampled: then none of this costs anything."""
+        """False where the span was not sampled: then nothing is recorded."""
         return bool(self._span.is_recording())
 
     def asked(self) -> None:
-        """The request leaves for the controller."""
+        """Note the time at which the request leaves for the controller."""
         self._asked_ns = time.time_ns()
 
     def answered(self, times: Sequence[int], version: int) -> None:
-        """A success came back. times: of messages.Answer."""
+        """Record a successful answer. times: of messages.Answer."""
         if not self.is_recording:
             return
         self._span.set_attribute("clockwork.model.version", str(version))
@@ -68,7 +68,7 @@ class RequestSpan:
             self._tracing.add_phases(self._span, self._asked_ns, time.time_ns(), times)
 
     def end(self, code: int | str, error: BaseException | None = None) -> None:
-        """The request was answered: HTTP status or name of the gRPC code."""
+        """End the span. code: the answer's HTTP status, or the name of its gRPC code."""
         from opentelemetry.trace import Status, StatusCode
 
         if self.is_recording:
@@ -98,7 +98,7 @@ class Tracing:
         carrier: Carrier,
         model: str = "",
     ) -> RequestSpan:
-        """A request has come. protocol: http or grpc. carrier: its headers, or its invocation metadata."""
+        """Begin the span of a request. protocol: http or grpc. carrier: its headers, or its invocation metadata."""
         from opentelemetry.trace import SpanKind
 
         pairs = carrier.items() if isinstance(carrier, Mapping) else carrier
@@ -118,7 +118,7 @@ class Tracing:
     async def followed(
         self, protocol: str, carrier: Carrier, model: str, ask: Callable[[], Awaitable[AnswerFrames]]
     ) -> AnswerFrames:
-        """What ask() comes back with, an Answer and its frames; followed by a span."""
+        """Await ask() within a span; its Answer and frames."""
         span = self.begin(protocol, "infer", carrier, model)
         code: int | str = 200 if protocol == "http" else "OK"
         failure: BaseException | None = None
@@ -140,7 +140,7 @@ class Tracing:
         return "http.response.status_code" if isinstance(code, int) else "rpc.grpc.status_code"
 
     def add_phases(self, span: Any, asked_ns: int, answered_ns: int, times: Sequence[int]) -> None:
-        """Children for what the controller and the device did. times: of messages.Answer."""
+        """Add child spans for the controller's and the device's phases. times: of messages.Answer."""
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         queue, load, device, total, copy_in, copy_out = times[:6]

@@ -1,4 +1,4 @@
-"""``config.pbtxt`` of a Triton model repository: what of it decides something here, and what is passed over.
+"""Reads ``config.pbtxt`` of a Triton model repository: the fields that are used here, and notes on the others.
 
 Source: the model configuration of Triton Inference Server's documentation.
 """
@@ -17,7 +17,7 @@ from clockwork.formats.package import MODEL_FILE
 from clockwork.gateway.protocol import inference_pb2 as pb
 
 BACKENDS = ("", "onnxruntime", "clockwork")
-"""A model may ask for these; every one of them means: whatever the worker has."""
+"""The backends that a model may name; each of them means the worker's own."""
 
 PLATFORMS = ("", "onnxruntime_onnx", "clockwork_onnx")
 
@@ -30,7 +30,7 @@ NOTES = {
     "dynamic_batching": "the controller decides what is batched, by deadlines",
     "optimization": "workers choose what is fastest on their devices",
 }
-"""Why a field is passed over, where there is more to say than that it is."""
+"""Reasons why fields are ignored, for the notes."""
 
 USED = {
     "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output",
@@ -41,15 +41,15 @@ TRITON_TYPES = {
     number: "BYTES" if name == "TYPE_STRING" else name.removeprefix("TYPE_")
     for name, number in pb.DataType.items()
 }
-"""The protocol's datatype of a configuration's."""
+"""The protocol's datatypes, by Triton's DataType."""
 
 REFUSED = ("ensemble_scheduling", "sequence_batching")
-"""A model that asks for these would answer something else without them."""
+"""Fields without which a model would answer something else."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorDemand:
-    """What a configuration says of an input or output; dims without the batch where the model batches."""
+    """An input or output as a configuration declares it; dims without the batch where the model batches."""
 
     name: str
     dtype: int  # Triton's DataType; 0: not said
@@ -58,7 +58,7 @@ class TensorDemand:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FolderConfig:
-    """What is to be done with the files of one folder of a repository."""
+    """How the files of one folder of a repository are served."""
 
     filename: str = MODEL_FILE
     batch_max: int | None = None  # None: not said; 0: no batching
@@ -70,10 +70,10 @@ class FolderConfig:
     notes: tuple[str, ...] = ()  # for a person
 
     def chosen(self, found: Sequence[int]) -> list[int]:
-        """Which of the versions that are there are served, smallest first."""
+        """The versions to serve among those found, smallest first."""
         ordered = sorted(found)
         if self.versions:
-            return [one for one in ordered if one in self.versions]
+            return [number for number in ordered if number in self.versions]
         return ordered[-self.newest :] if self.newest else ordered
 
 
@@ -114,8 +114,12 @@ def read_config(text: str, folder: str) -> FolderConfig:
         newest=newest,
         versions=versions,
         slo_s=_slo(config),
-        inputs=tuple(TensorDemand(one.name, one.data_type, tuple(one.dims)) for one in config.input),
-        outputs=tuple(TensorDemand(one.name, one.data_type, tuple(one.dims)) for one in config.output),
+        inputs=tuple(
+            TensorDemand(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.input
+        ),
+        outputs=tuple(
+            TensorDemand(tensor.name, tensor.data_type, tuple(tensor.dims)) for tensor in config.output
+        ),
         notes=tuple(
             f"{field} is passed over" + (f": {NOTES[field]}" if field in NOTES else "")
             for field in fields
@@ -130,7 +134,7 @@ _TOKEN = re.compile(
 
 
 def split_fields(text: str) -> list[tuple[str, str]]:
-    """A text message's own fields, in order: (name, all of its text). Raises InvalidModel.
+    """The top-level fields of a text message, in order: (name, the field's text). Raises InvalidModel.
 
     Protobuf's own reader stumbles over fields that it does not know.
     """

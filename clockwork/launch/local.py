@@ -1,7 +1,8 @@
 """``clockwork up``: a controller, workers and a gateway as child processes, from start to finish.
 
-A child that ends is started again (clockwork.launch.restarts says when), and the others go on. The children are sessions of their own, so that Ctrl-C reaches this process alone and the end is
-orderly; should this process be killed outright, the kernel tells them (PR_SET_PDEATHSIG).
+A child that ends is started again (clockwork.launch.restarts says when), and the others go on. Each child is a session
+of its own, so that Ctrl-C reaches this process alone and the end is orderly; should this process be killed outright, the
+kernel ends them (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ ROUTINE = re.compile(r"^\S+ \S+ .{0,80}?\b(I|D|INFO|DEBUG)\b")
 """A line of a child's log that only --verbose shows; anything else may be trouble."""
 
 SERVES = re.compile(r"\blistens for clients on |\bserves controller \S+ as worker \d+| listens:")
-"""What a controller, a worker and a gateway say when they have come as far as doing their work."""
+"""The log lines by which a controller, a worker and a gateway say that they serve."""
 
 GATEWAY_PORTS = ("http", "grpc", "metrics")
 """The gateway's servers, in the order of their flags."""
@@ -52,6 +53,8 @@ GATEWAY_PORTS = ("http", "grpc", "metrics")
 
 @dataclasses.dataclass(slots=True)
 class UpSettings:
+    """What to start."""
+
     workers: int = 1
     host: str = "127.0.0.1"
     port: int = 5555  # of the clients; the next two are the workers' and the events'. 0: any that are free
@@ -76,16 +79,15 @@ class Stop(BaseException):
 
 
 class ChildEnded(BaseException):
-    """A child ended that is to be started again, or given up."""
+    """A child has ended, and is to be started again or given up."""
 
 
 class GivenUp(BaseException):
-    """A child ended that the cluster cannot do without, and it would be of no use to start it again. Says which, and
-    how it ended."""
+    """A child that the cluster needs has ended, and to start it again would not help. The text names it and its end."""
 
 
 def how_it_ended(status: int) -> str:
-    """In words, of a process's exit status."""
+    """A process's exit status in words."""
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
 
 
@@ -99,7 +101,7 @@ def die_with(parent: int) -> None:
 
 
 class AnyChild(Protocol):
-    """What a cluster asks of a child, wherever it runs."""
+    """A child as a cluster uses it, on whichever machine it runs."""
 
     name: str
     lines: collections.deque[str]
@@ -121,8 +123,8 @@ class Child:
     def __init__(self, name: str, arguments: list[str], say: Callable[[str], None], verbose: bool) -> None:
         self.name = name
         self.lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
-        self.serves = False  # it has said so
-        self.lost = False  # with a machine: not this one
+        self.serves = False  # SERVES was among its lines
+        self.lost = False  # with its machine, which for a local child is this one
         self._say = say
         self._verbose = verbose
         self.process = subprocess.Popen(
@@ -137,7 +139,7 @@ class Child:
         self._reader.start()
 
     def ended(self) -> bool:
-        """Whether it has; it is not reaped, so that its process group still exists."""
+        """Whether the process has ended. It is not reaped, so that its process group still exists."""
         if self.process.returncode is not None:
             return True
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -145,7 +147,7 @@ class Child:
 
     @property
     def status(self) -> int:
-        """Once it has ended and end() was called."""
+        """The exit status, after end()."""
         return int(self.process.returncode)
 
     def signal(self, number: int) -> None:
@@ -153,7 +155,7 @@ class Child:
             self.process.send_signal(number)
 
     def end(self) -> None:
-        """Kill what is left of it, helpers included, and reap it."""
+        """Kill the process group, helpers included, and reap the process."""
         if self.process.returncode is not None:
             return  # its number may be another's by now
         with contextlib.suppress(ProcessLookupError):
@@ -181,7 +183,9 @@ class Seat:
     child: AnyChild
     begun_ns: int
     restarts: Restarts = dataclasses.field(default_factory=Restarts)
-    due_ns: int | None = None  # when the next process is started; none: one runs, or it was given up
+    due_ns: int | None = (
+        None  # when the next process is started; None: a process runs, or the seat was given up
+    )
     is_given_up: bool = False
 
 
@@ -266,7 +270,7 @@ class Cluster:
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Raise what a signal that came is to interrupt the main thread with, if anything."""
+        """Raise Stop or ChildEnded, if a signal that came asks for it."""
         if self._stopping:
             self._armed = False
             raise Stop
@@ -276,7 +280,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """No signal is an exception meanwhile, but afterwards: nothing is left half done."""
+        """Delay the exceptions of signals until the block has ended, so that nothing is left half done."""
         armed, self._armed = self._armed, False
         try:
             yield
@@ -286,7 +290,7 @@ class Cluster:
             self._interrupt()
 
     def get_ready(self) -> None:
-        """Return when all is there and every model is ready, whatever ends and is started again meanwhile."""
+        """Wait until every process serves and every model is ready; children that end meanwhile are started again."""
         while not self._is_ready:
             try:
                 self._awaits = True
@@ -307,7 +311,7 @@ class Cluster:
         self._settle_ports()
 
     def _lost_controller(self) -> bool:
-        """Whether the controller has ended, of which its connections may have told first."""
+        """Whether the controller has ended. Waits a second for its end: its connections may end first."""
         pause, limit_ns = threading.Event(), now_ns() + SECOND
         controller = self._seats[0]
         while now_ns() < limit_ns:
@@ -318,7 +322,7 @@ class Cluster:
         return False
 
     def mend(self) -> None:
-        """Start what ended and is due. Raises GivenUp."""
+        """Start the children that have ended and are due. Raises GivenUp."""
         with self._undisturbed():
             for seat in self._seats:
                 if seat.due_ns is None and not seat.is_given_up and seat.child.ended():
@@ -329,9 +333,9 @@ class Cluster:
                     seat.child = self._place(seat.name, seat.arguments)
 
     def _decide(self, seat: Seat) -> None:
-        """What becomes of a seat whose process has ended."""
+        """Set when the process of a seat is started again after its end, or give the seat up. Raises GivenUp."""
         child = seat.child
-        child.end()  # what it has left: helpers, and the end of its output
+        child.end()  # its helpers, and the end of its output
         now = now_ns()
         how = "was lost with its machine" if child.lost else how_it_ended(child.status)
         due_ns = seat.restarts.next_ns(now, seat.begun_ns, child.serves or child.lost, child.status)
@@ -344,7 +348,9 @@ class Cluster:
         seat.is_given_up = True
         last = "".join(f"\n  {line}" for line in child.lines)
         end = f"The {seat.name} {how}.{' Its last lines:' if last else ''}{last}"
-        workers = [one for one in self._seats if one.name.startswith("worker-") and not one.is_given_up]
+        workers = [
+            other for other in self._seats if other.name.startswith("worker-") and not other.is_given_up
+        ]
         if not self._is_ready or seat is self._seats[0] or seat is self._gateway or not workers:
             raise GivenUp(end)
         self._say(f"{end}\nIt is given up; {len(workers)} of {self._settings.workers} workers are left.")
@@ -381,7 +387,7 @@ class Cluster:
             if settings.keys is not None:
                 arguments += ["--key", str(key_file_of(settings.keys, Role.WORKER))]
             self._spawn(name, [*arguments, *settings.worker_arguments])
-        # With all of its ports off it would serve nobody; what it may still be there for are repositories.
+        # With all ports off, a gateway is of use only for model repositories.
         if settings.gateway and (settings.gateway_arguments or set(settings.gateway_ports) != {"off"}):
             self._start_gateway(clients)
         # Only now may a signal interrupt: nothing is half started.
@@ -391,26 +397,27 @@ class Cluster:
     def _start_gateway(self, clients: str) -> None:
         settings = self._settings
         arguments = ["gateway", "--connect", _dialled(clients), *settings.gateway_arguments]
-        # Where others can reach the cluster only with keys, they must not reach it without through this.
+        # Where other machines need keys to reach the cluster, the gateway must not let them in without.
         arguments += ["--host", settings.host, "--insecure"] if settings.insecure else []
         for name, port in zip(GATEWAY_PORTS, settings.gateway_ports):
             arguments += [f"--{name}-port", port]
         if settings.keys is not None:
-            # It stays on loopback, where whoever can ask it has this machine.
+            # It stays on loopback, where only this machine can reach it.
             arguments += ["--key", str(key_file_of(settings.keys, Role.GATEWAY))]
             arguments += ["--operator-key", str(key_file_of(settings.keys, Role.OPERATOR))]
         self._gateway = self._spawn("gateway", arguments)
 
     def gateway_urls(self) -> list[tuple[str, str]]:
-        """(server, where it listens) of the gateway, as it said itself; none before that, or without one."""
+        """(server, address) of each of the gateway's servers, from its log; empty before it serves, or without a gateway."""
         lines = self._gateway.child.lines if self._gateway is not None else ()
         found = next((line.partition(" listens: ")[2] for line in lines if " listens: " in line), "")
         return [
-            (name, where) for name, _, where in (one.partition(" on ") for one in found.split(", ") if one)
+            (name, where)
+            for name, _, where in (server.partition(" on ") for server in found.split(", ") if server)
         ]
 
     def _settle_ports(self) -> None:
-        """Where a port was any that is free, have a gateway that is started again take the same."""
+        """Where a port was any free one, have a gateway that is started again take the same port."""
         urls = dict(self.gateway_urls())
         if self._gateway is None:
             return
@@ -429,7 +436,7 @@ class Cluster:
         return Child(name, arguments, self._say, self._settings.verbose)
 
     def wait_until_ready(self) -> None:
-        """Until every worker is there and every model is ready on it, the demo model included."""
+        """Wait until every worker is connected and has every model ready, the demo model included."""
         from clockwork.client.blocking import Client
 
         settings = self._settings
@@ -467,7 +474,7 @@ class Cluster:
         digest = digest_of([PackageFile(MODEL_FILE, *hash_file(path))])
         with contextlib.suppress(ModelNotFound):
             known = client.model(DEMO_MODEL)
-            # What is known need not be read again: that would cost a restart half a second.
+            # A known model need not be registered again: that would cost a restart half a second.
             if known.digest == digest and known.state in ("preparing", "ready", "unloaded", "set_aside"):
                 return
         self._say(f"Registering the demo model {DEMO_MODEL} ...")
@@ -481,10 +488,10 @@ class Cluster:
         register_profiles(client, profiles)
 
     def stop(self) -> None:
-        """End every child: in order, or else by force."""
+        """End every child: in order, and by force past the time limits."""
         begun_ns = now_ns()
         pause = threading.Event()
-        # Workers first: a controller that went before them would look to them like a failure.
+        # Workers first: to them, a controller that ends before them has failed.
         children = [seat.child for seat in self._seats]
         for group, limit_ns in ((children[1:], self.stop_workers_ns), (children[:1], self.stop_ns)):
             for child in group:
@@ -496,7 +503,7 @@ class Cluster:
 
 
 def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
-    """Of the clients, the workers and the events."""
+    """The endpoints for clients, workers and events. Raises ConfigError where a key file is missing."""
     if settings.keys is not None:
         for path in (
             settings.keys / CONTROLLER_KEY_FILE,
@@ -573,7 +580,7 @@ def _command() -> list[str]:
 
 
 def _shown(path: Path) -> str:
-    """Relative to the current directory where that is below it."""
+    """A path for people: relative to the current directory, if it is below it."""
     with contextlib.suppress(ValueError):
         return str(path.relative_to(Path.cwd()))
     return str(path)

@@ -1,11 +1,10 @@
 """``clockwork up --ray``: a controller and workers as actors of a Ray cluster, from start to finish.
 
-Ray says where each runs and has its processors and GPUs set aside; what runs there is the program of any other
-cluster, as the actor's child process. Ray carries no request. The controller is placed on the machine where the
-command runs, since what it keeps lies there; what ends, or is lost with its machine, is started
-again (clockwork.launch.restarts says when).
+Ray places each actor and reserves its processors and GPUs; the actor's child process is the same program as in any
+other cluster. Ray carries no request. The controller is placed on the machine where the command runs, because its data
+lies there. An actor that ends, or is lost with its machine, is started again (clockwork.launch.restarts says when).
 
-The actors belong to this process: should it be killed outright, Ray ends them, and they their children.
+The actors belong to this process: should it be killed outright, Ray ends them, and they end their children.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RaySettings:
-    """Where the Ray cluster is, and what one worker needs of it."""
+    """Where the Ray cluster is, and the resources that one worker needs."""
 
     address: str = (
         ""  # host:port of its head; "": RAY_ADDRESS, one that runs on this machine, or else a new one
@@ -69,7 +68,7 @@ class Host:
         self._child = Child(name, placed, lambda line: self._lines.append(line.partition(" | ")[2]), True)
 
     def poll(self) -> tuple[int | None, list[str]]:
-        """Its exit status, None while it runs, and what it printed since the last call."""
+        """The child's exit status (None while it runs) and the lines that it printed since the last call."""
         status = None
         assert self._child is not None, "nobody asks after the end"
         if self._child.ended():
@@ -83,14 +82,14 @@ class Host:
             self._child.signal(number)
 
     def end(self) -> None:
-        """Kill what is left of the child, and leave nothing."""
+        """Kill what is left of the child, and remove its keys."""
         if self._child is not None:
             self._child.end()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Placed:
-    """A child on some machine of the Ray cluster, as local.Child is one on this."""
+    """A child on a machine of the Ray cluster, with the methods of local.Child."""
 
     def __init__(
         self, ray: Any, actor: Any, name: str, arguments: list[str], keys: dict[str, bytes], say: Callable[[str], None],
@@ -98,7 +97,7 @@ class Placed:
     ) -> None:  # fmt: skip
         self.name = name
         self.lines: deque[str] = deque(maxlen=LAST_LINES)
-        self.serves = False  # it has said so
+        self.serves = False  # SERVES was among its lines
         self.lost = False  # with the machine that it was on
         self.status = 0  # of the process, once it has ended
         self._ray = ray
@@ -111,7 +110,7 @@ class Placed:
         self._next_ns = 0
 
     def look(self) -> None:
-        """Take in how it is, if its actor has said so, and ask again. Never waits."""
+        """Take in the actor's answer, if it has come, and ask again. Never waits."""
         now = now_ns()
         if self._has_ended or now < self._next_ns:
             return
@@ -121,7 +120,7 @@ class Placed:
             return
         try:
             answer = self._ray.get(self._asked)
-        except self._ray.exceptions.RayError as error:  # its actor is gone, or could not do what it was asked
+        except self._ray.exceptions.RayError as error:  # the actor is gone, or has failed
             self._has_ended, self.status = True, 1
             self.lost = isinstance(error, self._ray.exceptions.RayActorError)
             self.lines.append(str(error).strip().splitlines()[0])
@@ -148,7 +147,7 @@ class Placed:
             self._actor.signal.remote(number)
 
     def end(self) -> None:
-        """Give back what it had of the Ray cluster."""
+        """Kill the child and its actor, which gives its resources back to Ray."""
         if not self.lost and self._is_started:
             with contextlib.suppress(self._ray.exceptions.RayError):
                 self._ray.get(self._actor.end.remote(), timeout=END_S)
@@ -201,7 +200,7 @@ class RayCluster(Cluster):
             self._interrupt()
 
     def _interrupt(self) -> None:
-        """Only by an end that was asked for: whether a child has ended cannot be asked of Ray in the middle of anything."""
+        """Raise Stop if a signal asked for the end. _check() raises ChildEnded: Ray cannot be asked inside a handler."""
         if self._stopping:
             self._armed = False
             raise Stop
@@ -214,7 +213,7 @@ class RayCluster(Cluster):
             raise ChildEnded
 
     def wait_for_signal(self) -> None:
-        """Until it is time to ask the actors again, too."""
+        """Return after a signal, or when it is time to ask the actors again."""
         readable, _, _ = select.select([self._wakeup], [], [], to_seconds(POLL_NS))
         if readable:
             os.read(self._wakeup, 4096)
@@ -262,7 +261,7 @@ def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) ->
 
 
 def _new_keys(stack: contextlib.ExitStack) -> Path:
-    """Keys for this cluster alone; its clients find theirs there while it lasts."""
+    """A directory with keys for this cluster alone, its clients' included; it is removed with ``stack``."""
     from clockwork.wire.transport import new_key_pair
 
     directory = Path(tempfile.mkdtemp(prefix="clockwork-keys-"))

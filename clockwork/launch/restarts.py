@@ -11,7 +11,7 @@ AGAIN_STATUS = os.EX_TEMPFAIL
 
 
 class Restarts:
-    """How often one process has ended lately."""
+    """Decides on restarts of one process, by how often it has ended lately."""
 
     def __init__(self) -> None:
         self._has_served = False  # ever

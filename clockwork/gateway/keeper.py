@@ -71,8 +71,10 @@ class Keeper:
     def close(self) -> None:
         """Stop looking. A registration that is under way is left to the controller."""
         self._stop.set()
+        # Before close() ends those under way, whose threads would otherwise begin the next.
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown()
         if self._thread.ident is not None:
             self._thread.join()
 

@@ -104,13 +104,12 @@ def execution_times(setting: Setting, tick: Tick) -> dict[str, dict[str, Any]]:
     return found
 
 
+TIMED = calls.Call(calls.INFER_ARRAY.encode, calls.INFER_FRAMES.decode)
+
+
 def timed_call(client: Client, name: str, x: Any) -> int:
     """How long the device took for one request, in ns: the answer says it, and Client.infer() does not tell."""
-    channel = client._channel
-    request_id = channel.next_id()
-    header, frames = calls.INFER_ARRAY.encode(request_id, name, x, NO_SLO_S, 0)
-    received = channel.call(request_id, header, frames, int(TIMEOUT_S * SECOND))
-    answer, _ = calls.INFER_FRAMES.decode(*received)
+    answer, _ = client._channel.call(TIMED, int(TIMEOUT_S * SECOND), name, x, NO_SLO_S, 0)
     return int(answer.times[2])
 
 

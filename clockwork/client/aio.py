@@ -175,5 +175,6 @@ class AsyncClient:
     async def _ask(
         self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments
     ) -> Value:
-        """Carry out a call. Raises what it failed with."""
-        return await asyncio.wrap_future(self._client._submit(call, timeout, *arguments))
+        return await asyncio.wrap_future(
+            self._channel.submit(call, self._client._limit_ns(timeout), *arguments)
+        )

@@ -14,7 +14,6 @@ from clockwork import config
 from clockwork.client import calls
 from clockwork.client.calls import Arguments, Batching, Call, Inputs, MetricsPages, Outputs, Value
 from clockwork.client.channel import Channel
-from clockwork.client.pending import CallFuture
 from clockwork.client.upload import ProgressCallback, register
 from clockwork.wire.description import ClusterStatus, ModelInfo, RouteInfo
 from clockwork.wire.keys import PeerKeys, read_peer_keys
@@ -102,7 +101,9 @@ class Client:
         The arrays passed in are sent without a copy: do not change them before the future is done.
         Callbacks of the future run on the client's I/O thread, and must not wait for another call.
         """
-        return self._submit(calls.infer_call(inputs), timeout, model, inputs, slo, priority)
+        return self._channel.submit(
+            calls.infer_call(inputs), self._limit_ns(timeout), model, inputs, slo, priority
+        )
 
     # ----- models ----------------------------------------------------------------------------
 
@@ -221,20 +222,7 @@ class Client:
         return self._timeout_ns if timeout is None else calls.checked_ns(timeout, "timeout")
 
     def _ask(self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments) -> Value:
-        """Carry out a call. Blocks until it ends, and raises what it failed with."""
-        limit_ns = self._limit_ns(timeout)
-        request_id = self._channel.next_id()
-        header, frames = call.encode(request_id, *arguments)
-        return call.decode(*self._channel.call(request_id, header, frames, limit_ns))
-
-    def _submit(
-        self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments
-    ) -> CallFuture[Value]:
-        """Begin a call."""
-        limit_ns = self._limit_ns(timeout)
-        request_id = self._channel.next_id()
-        header, frames = call.encode(request_id, *arguments)
-        return self._channel.submit(request_id, header, frames, limit_ns, call.decode)
+        return self._channel.call(call, self._limit_ns(timeout), *arguments)
 
 
 def _read_keys(keys: Keys) -> PeerKeys | None:

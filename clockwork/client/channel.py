@@ -25,8 +25,8 @@ from typing import Any
 
 from clockwork import config
 from clockwork.client import idle
-from clockwork.client.calls import error_of
-from clockwork.client.pending import CallFuture, PendingCall, Received, Value
+from clockwork.client.calls import Arguments, Call, Value, error_of
+from clockwork.client.pending import CallFuture, PendingCall, Received
 from clockwork.config.wire import CLOSE_S
 from clockwork.errors import (
     Cancelled,
@@ -79,6 +79,7 @@ class CallStream:
     """A call of several messages each way, such as an upload. For one thread at a time."""
 
     def __init__(self, channel: Channel, call: PendingCall) -> None:
+        self.request_id = call.request_id
         self._channel = channel
         self._call = call
 
@@ -159,12 +160,9 @@ class Channel:
 
     # ----- for callers -----------------------------------------------------------------------
 
-    def next_id(self) -> int:
-        return next(self._ids)
-
-    def call(self, request_id: int, header: bytes, frames: Sequence[Frame], timeout_ns: int) -> Received:
-        """Send a request and wait for what ends it. Raises what it failed with."""
-        call = PendingCall(request_id, header, frames, timeout_ns)
+    def call(self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments) -> Value:
+        """Carry out a call. Blocks until it ends, and raises what it failed with."""
+        pending = self._prepared(call, timeout_ns, *arguments)
         direct = False
         # Ctrl-C may strike anywhere: the call is then cancelled, and the socket released.
         try:
@@ -177,53 +175,54 @@ class Channel:
                     if threading.current_thread() is self._thread:
                         raise ClockworkError("a blocking call inside a callback of a future would never end")
                     self._check_room()
-                    call.lock = _held_lock()
-                    self._queue.append(lambda: self._begin(call, True))
+                    pending.lock = _held_lock()
+                    self._queue.append(lambda: self._begin(pending, True))
             if direct:
-                self._drive(call)
+                self._drive(pending)
             else:
                 self._wake()
-                call.lock.acquire()  # type: ignore[union-attr]
+                pending.lock.acquire()  # type: ignore[union-attr]
         except ClockworkError:
             raise
         except BaseException:
             if direct:
-                self._abandon(call)
+                self._abandon(pending)
             else:
-                self.abandon(call)
+                self.abandon(pending)
             raise
         finally:
             if direct:
-                self._let_go(call)
-        if direct and call.lock is not None:
+                self._let_go(pending)
+        if direct and pending.lock is not None:
             try:
-                call.lock.acquire()
+                pending.lock.acquire()
             except BaseException:
-                self.abandon(call)
+                self.abandon(pending)
                 raise
-        return call.result()
+        return call.decode(*pending.result())
 
     def submit(
-        self,
-        request_id: int,
-        header: bytes,
-        frames: Sequence[Frame],
-        timeout_ns: int,
-        decode: Callable[[Any, list[Frame]], Value],
+        self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments
     ) -> CallFuture[Value]:
-        """Send a request; the future's result is what ``decode`` makes of the answer."""
-        call = PendingCall(request_id, header, frames, timeout_ns)
-        call.future = future = CallFuture(call, decode, self.abandon)
-        self._hand_in(lambda: self._begin(call, True), True)
+        """Begin a call; a future of its value."""
+        pending = self._prepared(call, timeout_ns, *arguments)
+        pending.future = future = CallFuture(pending, call.decode, self.abandon)
+        self._hand_in(lambda: self._begin(pending, True), True)
         return future
 
-    def open_stream(self, request_id: int, header: bytes, timeout_ns: int, renewed: bool) -> CallStream:
-        """Open a call of several messages. renewed: the timeout counts anew from each sign of progress."""
-        call = PendingCall(request_id, header, (), timeout_ns)
-        call.renewed = renewed
-        call.inbox = queue.SimpleQueue()
-        self._hand_in(lambda: self._begin(call, True), True)
-        return CallStream(self, call)
+    def open_stream(
+        self, call: Call[Any, *Arguments], timeout_ns: int, renewed: bool, *arguments: *Arguments
+    ) -> CallStream:
+        """Begin a call of several messages. renewed: the timeout counts anew from each sign of progress."""
+        pending = self._prepared(call, timeout_ns, *arguments)
+        pending.renewed = renewed
+        pending.inbox = queue.SimpleQueue()
+        self._hand_in(lambda: self._begin(pending, True), True)
+        return CallStream(self, pending)
+
+    def _prepared(self, call: Call[Any, *Arguments], timeout_ns: int, *arguments: *Arguments) -> PendingCall:
+        request_id = next(self._ids)
+        return PendingCall(request_id, *call.encode(request_id, *arguments), timeout_ns)
 
     def post(self, call: PendingCall, header: bytes, frames: Sequence[Frame]) -> None:
         """Send a further message of a stream, unless it has ended."""

@@ -18,7 +18,7 @@ from clockwork.client.aio import AsyncClient
 from clockwork.client.blocking import Client
 from clockwork.client.calls import INFER_FRAMES, AnswerFrames, Arguments, Call, Value
 from clockwork.client.channel import Channel, Owner
-from clockwork.client.pending import PendingCall, Received, present
+from clockwork.client.pending import PendingCall, Received, settle
 from clockwork.config import INFLOW_LOOK_NS
 from clockwork.errors import ClockworkError
 from clockwork.system.clock import SECOND, now_ns
@@ -49,15 +49,8 @@ class _LoopFuture(asyncio.Future[Value], Generic[Value]):
         return cancelled
 
     def finish(self, received: Received | None, error: ClockworkError | None) -> None:
-        if self.done():
-            return
-        if error is None:
-            try:
-                self.set_result(self._decode(*present(received)))
-            except Exception as wrong:  # the caller's to see, whatever it is: the channel's turn goes on
-                self.set_exception(wrong)
-        else:
-            self.set_exception(error)
+        if not self.done():
+            settle(self, self._decode, received, error)
 
 
 class LoopChannel(Channel):
@@ -86,20 +79,15 @@ class LoopChannel(Channel):
         self._turn()
 
     def submit_on_loop(
-        self,
-        request_id: int,
-        header: bytes,
-        frames: Sequence[Frame],
-        timeout_ns: int,
-        decode: Callable[[Any, list[Frame]], Value],
+        self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments
     ) -> asyncio.Future[Value]:
         """Like submit(), on the loop's thread and for it. Raises Refused past the bound."""
         assert self._loop is not None
-        call = PendingCall(request_id, header, frames, timeout_ns)
-        call.future = future = _LoopFuture(call, decode, self.abandon, self._loop)
+        pending = self._prepared(call, timeout_ns, *arguments)
+        pending.future = future = _LoopFuture(pending, call.decode, self.abandon, self._loop)
         self._check_usable()
         self._check_room()
-        self._now_or_later(lambda: self._begin(call, True))
+        self._now_or_later(lambda: self._begin(pending, True))
         return future
 
     # ----- the loop's work ---------------------------------------------------------------------
@@ -212,14 +200,7 @@ class LoopClient(AsyncClient):
     async def _ask(
         self, call: Call[Value, *Arguments], timeout: float | None, *arguments: *Arguments
     ) -> Value:
-        return await self._submit(call, self._client._limit_ns(timeout), *arguments)
-
-    def _submit(
-        self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments
-    ) -> asyncio.Future[Value]:
-        request_id = self._channel.next_id()
-        header, frames = call.encode(request_id, *arguments)
-        return self._channel.submit_on_loop(request_id, header, frames, timeout_ns, call.decode)
+        return await self._channel.submit_on_loop(call, self._client._limit_ns(timeout), *arguments)
 
     def infer_frames(
         self,
@@ -235,4 +216,6 @@ class LoopClient(AsyncClient):
         The controller alone checks the references against the model. The frames must not change before the future is
         done. Raises InvalidInput for what is too large for a message, which the controller would drop.
         """
-        return self._submit(INFER_FRAMES, timeout_ns, model, references, frames, slo_ns, priority)
+        return self._channel.submit_on_loop(
+            INFER_FRAMES, timeout_ns, model, references, frames, slo_ns, priority
+        )

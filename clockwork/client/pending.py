@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import queue
 import threading
@@ -102,12 +103,21 @@ class CallFuture(concurrent.futures.Future[Value], Generic[Value]):
         return cancelled
 
     def finish(self, received: Received | None, error: ClockworkError | None) -> None:
-        if not self.set_running_or_notify_cancel():
-            return
-        if error is None:
-            try:
-                self.set_result(self._decode(*present(received)))
-            except Exception as wrong:  # the caller's to see, whatever it is: the I/O thread goes on
-                self.set_exception(wrong)
-        else:
-            self.set_exception(error)
+        if self.set_running_or_notify_cancel():
+            settle(self, self._decode, received, error)
+
+
+def settle(
+    future: concurrent.futures.Future[Value] | asyncio.Future[Value],
+    decode: Callable[[Any, list[Frame]], Value],
+    received: Received | None,
+    error: ClockworkError | None,
+) -> None:
+    """Set the result or the exception of a call's future, from the message or the error that ended the call."""
+    if error is None:
+        try:
+            future.set_result(decode(*present(received)))
+        except Exception as wrong:  # the caller's to see, whatever it is: the socket's owner goes on
+            future.set_exception(wrong)
+    else:
+        future.set_exception(error)

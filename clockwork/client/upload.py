@@ -40,14 +40,12 @@ def register(
     for index, (path, source) in enumerate(files):
         tell("hash", index, len(files))
         rows.append([path, *_size_and_sha256(source)])
-    request_id = channel.next_id()
-    header, _ = calls.REGISTER.encode(request_id, name, rows, options)
     stall_ns = config.CLIENT_STALL_NS if timeout_ns is None else timeout_ns
-    stream = channel.open_stream(request_id, header, stall_ns, renewed=timeout_ns is None)
+    stream = channel.open_stream(calls.REGISTER, stall_ns, timeout_ns is None, name, rows, options)
     if opened is not None:
         opened(stream)
     try:
-        return _upload(stream, request_id, [source for _, source in files], rows, tell)
+        return _upload(stream, [source for _, source in files], rows, tell)
     finally:
         stream.close()
 
@@ -97,7 +95,6 @@ def _size_and_sha256(source: Path | bytes) -> tuple[int, str]:
 
 def _upload(
     stream: CallStream,
-    request_id: int,
     sources: Sequence[Path | bytes],
     rows: Sequence[Sequence[Any]],
     tell: ProgressCallback,
@@ -122,7 +119,7 @@ def _upload(
             return calls.REGISTER.decode(message, frames)
         while unacknowledged < window and (chunk := next(chunks, None)) is not None:
             file, offset, data = chunk
-            stream.send(UploadChunk(request_id, file, offset), [data])
+            stream.send(UploadChunk(stream.request_id, file, offset), [data])
             unacknowledged += 1
             sent_bytes += len(data)
             tell("upload", sent_bytes, total)

@@ -186,6 +186,25 @@ def program_name(model: bytes, fingerprint: str) -> str:
     return hashlib.sha256(model + fingerprint.encode()).hexdigest()
 
 
+# ----- in what an output is not what its model gives, as the end of a sentence about it ----------------------------
+
+
+def other_dtype(dtype: int, declared: int) -> str:
+    return f"is {dtype_name(dtype)}, not {dtype_name(declared)}"
+
+
+def too_many_strings(count: int) -> str:
+    return f"has {count} strings, at most {STRINGS_MAX} are served"
+
+
+def other_rows(shape: Sequence[int], rows: int) -> str:
+    return f"is {list(shape)} for {rows} rows"
+
+
+def other_shape(shape: Sequence[int], declared: str) -> str:
+    return f"is {list(shape)}, not {declared}"
+
+
 def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape: Sequence[int]) -> str:
     """In what an output is not what its model gives, as the end of a sentence about it; "" if in nothing.
 
@@ -193,19 +212,19 @@ def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape
     request has, 0 where the model does not batch.
     """
     if dtype != spec.dtype:
-        return f"is {dtype_name(dtype)}, not {dtype_name(spec.dtype)}"
+        return other_dtype(dtype, spec.dtype)
     if len(shape) > RANK_MAX:
         return f"has rank {len(shape)}, at most {RANK_MAX} is served"
     if dtype == STRING and (count := math.prod(shape)) > STRINGS_MAX:
-        return f"has {count} strings, at most {STRINGS_MAX} are served"
+        return too_many_strings(count)
     if rows and (not shape or shape[0] != rows):
-        return f"is {list(shape)} for {rows} rows"
+        return other_rows(shape, rows)
     if verified and spec.shape != UNKNOWN_RANK:
         fits = len(shape) == len(spec.shape) and all(
             type(declared) is str or dimension == declared for dimension, declared in zip(shape, spec.shape)
         )
         if not fits:
-            return f"is {list(shape)}, not {list(spec.shape)}"
+            return other_shape(shape, str(list(spec.shape)))
     return ""
 
 

@@ -105,6 +105,62 @@ def numpy_dtype(dtype: int) -> np.dtype[Any]:
     return dtype_of_scalar
 
 
+# ----- what is wrong with a tensor, whoever finds it (the controller does in csrc/controller/checks.cpp) ------------
+
+
+def unknown_dtype(dtype: Any) -> InvalidInput:
+    return InvalidInput(
+        f"dtype {tell(dtype)} is not one of ONNX's", expected="an ONNX dtype", got=tell(dtype)
+    )
+
+
+def unnatural_dimension(dimension: Any) -> InvalidInput:
+    return InvalidInput(
+        f"dimension {tell(dimension)} is not a natural number",
+        expected="dimensions >= 0",
+        got=tell(dimension),
+    )
+
+
+def overflowing_dimensions(shape: Sequence[int]) -> InvalidInput:
+    return InvalidInput("the product of the dimensions overflows", got=str(list(shape)))
+
+
+def too_many_bytes(size: int) -> InvalidInput:
+    return InvalidInput(
+        f"a tensor of {size} bytes; at most {MESSAGE_BYTES_MAX}",
+        expected=f"<= {MESSAGE_BYTES_MAX} bytes",
+        got=f"{size} bytes",
+    )
+
+
+def other_bytes(dtype: int, shape: Sequence[int], size: int, frame_bytes: int) -> InvalidInput:
+    return InvalidInput(
+        f"{dtype_name(dtype)} {list(shape)} takes {size} bytes, its frame has {frame_bytes}",
+        expected=f"{size} bytes",
+        got=f"{frame_bytes} bytes",
+    )
+
+
+def too_many_strings(count: int) -> InvalidInput:
+    return InvalidInput(
+        f"a tensor of {count} strings; at most {STRINGS_MAX} (STRINGS_MAX)",
+        expected=f"<= {STRINGS_MAX} strings",
+        got=f"{count} strings",
+    )
+
+
+def string_outside(index: int, count: int, frame_bytes: int) -> InvalidInput:
+    return InvalidInput(f"string {index} of {count} lies outside its frame of {frame_bytes} bytes")
+
+
+def bytes_behind_strings(left: int, count: int) -> InvalidInput:
+    return InvalidInput(f"{left} bytes follow the last of {count} strings")
+
+
+# ----- checks --------------------------------------------------------------------------------
+
+
 def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
     """Bytes of such a tensor on the wire; of strings the least it can be (4 for each element).
 
@@ -113,9 +169,7 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
     """
     kind = DTYPES.get(dtype) if type(dtype) is int else None
     if kind is None:
-        raise InvalidInput(
-            f"dtype {tell(dtype)} is not one of ONNX's", expected="an ONNX dtype", got=tell(dtype)
-        )
+        raise unknown_dtype(dtype)
     if not isinstance(shape, (list, tuple)):
         raise InvalidInput(f"a shape is a list, not {type(shape).__name__}", got=type(shape).__name__)
     if len(shape) > RANK_MAX:
@@ -127,22 +181,14 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
     count, product = 1, 1
     for dimension in shape:
         if type(dimension) is not int or dimension < 0:
-            raise InvalidInput(
-                f"dimension {tell(dimension)} is not a natural number",
-                expected="dimensions >= 0",
-                got=tell(dimension),
-            )
+            raise unnatural_dimension(dimension)
         count *= dimension
         product *= dimension or 1
         if product > _DIMENSIONS_MAX:
-            raise InvalidInput("the product of the dimensions overflows", got=str(list(shape)))
+            raise overflowing_dimensions(shape)
     size = (count * kind.bits + 7) >> 3
     if size > MESSAGE_BYTES_MAX:
-        raise InvalidInput(
-            f"a tensor of {size} bytes; at most {MESSAGE_BYTES_MAX}",
-            expected=f"<= {MESSAGE_BYTES_MAX} bytes",
-            got=f"{size} bytes",
-        )
+        raise too_many_bytes(size)
     return size
 
 
@@ -154,21 +200,13 @@ def check_tensor(dtype: int, shape: Sequence[int], frame_bytes: int) -> None:
     """
     size = tensor_bytes(dtype, shape)
     if frame_bytes != size and not (dtype == STRING and frame_bytes > size):
-        raise InvalidInput(
-            f"{dtype_name(dtype)} {list(shape)} takes {size} bytes, its frame has {frame_bytes}",
-            expected=f"{size} bytes",
-            got=f"{frame_bytes} bytes",
-        )
+        raise other_bytes(dtype, shape, size, frame_bytes)
 
 
 def check_strings(count: int, frame: Any) -> None:
     """Raises InvalidInput unless ``count`` strings, at most STRINGS_MAX, fill the frame exactly."""
     if count > STRINGS_MAX:
-        raise InvalidInput(
-            f"a tensor of {count} strings; at most {STRINGS_MAX} (STRINGS_MAX)",
-            expected=f"<= {STRINGS_MAX} strings",
-            got=f"{count} strings",
-        )
+        raise too_many_strings(count)
     view = memoryview(frame).cast("B")
     total = view.nbytes
     length_at = _LENGTH.unpack_from
@@ -176,12 +214,12 @@ def check_strings(count: int, frame: Any) -> None:
     offset = 0
     for index in range(count):
         if offset > last:
-            raise InvalidInput(f"string {index} of {count} lies outside its frame of {total} bytes")
+            raise string_outside(index, count, total)
         offset += 4 + length_at(view, offset)[0]
     if offset > total:
-        raise InvalidInput(f"string {count - 1} of {count} lies outside its frame of {total} bytes")
+        raise string_outside(count - 1, count, total)
     if offset != total:
-        raise InvalidInput(f"{total - offset} bytes follow the last of {count} strings")
+        raise bytes_behind_strings(total - offset, count)
 
 
 def split_strings(count: int, frame: Any) -> list[bytes]:
@@ -195,13 +233,13 @@ def split_strings(count: int, frame: Any) -> list[bytes]:
     for index in range(count):
         begin = offset + 4
         if begin > total:
-            raise InvalidInput(f"string {index} of {count} lies outside its frame of {total} bytes")
+            raise string_outside(index, count, total)
         offset = begin + _LENGTH.unpack_from(view, offset)[0]
         if offset > total:
-            raise InvalidInput(f"string {index} of {count} lies outside its frame of {total} bytes")
+            raise string_outside(index, count, total)
         elements.append(bytes(view[begin:offset]))
     if offset != total:
-        raise InvalidInput(f"{total - offset} bytes follow the last of {count} strings")
+        raise bytes_behind_strings(total - offset, count)
     return elements
 
 

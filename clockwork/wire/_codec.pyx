@@ -93,6 +93,61 @@ def read(header, dict layouts):
         PyBuffer_Release(&buffer)
 
 
+def complaint(header, Layout layout, str kind, uint32_t count, path, size_t offset):
+    """What read() says of a header in which somebody else has found the first flaw; see wire.HeaderFlaw."""
+    cdef bytes data = bytes(header)
+    cdef Reader *reader
+    cdef Head head
+    if kind == "too_large":
+        return _too_large(layout, len(data))
+    if kind == "fields":
+        return _other_fields(layout, count)
+    if kind == "longer":
+        return _longer(layout)
+    cdef str text = layout.names[path[0]]
+    cdef _Form form = <_Form>layout.forms[path[0]]
+    for number in path[1:]:
+        if form.number == F_LIST:
+            text, form = f"{text}[{number}]", <_Form>form.parts[0]
+        else:
+            text, form = f"{text}.{form.names[number]}", <_Form>form.parts[number]
+    if kind == "cut_off":
+        return _cut_off(text)
+    if kind == "not_utf8":
+        return _not_utf8(text)
+    assert kind == "form" and offset < <size_t>len(data), (kind, offset)
+    reader = new Reader(<const char *>data + offset, len(data) - offset)
+    try:
+        reader.head(head)
+        return _other(text, form, _tell(reader, head))
+    finally:
+        del reader
+
+
+cdef str _too_large(Layout layout, size_t size):
+    return f"a {layout.kind.__name__} of {size} bytes is larger than {layout.bytes_max}"
+
+
+cdef str _other_fields(Layout layout, uint32_t count):
+    return f"{layout.kind.__name__} has {len(layout.forms)} fields, got {count}"
+
+
+cdef str _longer(Layout layout):
+    return f"{layout.kind.__name__} ends before its header does"
+
+
+cdef str _cut_off(str path):
+    return f"{path} is no msgpack, or cut off"
+
+
+cdef str _not_utf8(str path):
+    return f"{path} is a text that is not UTF-8"
+
+
+cdef str _other(str path, _Form form, str told):
+    return f"{path} is {form.text}, got {told}"
+
+
 cdef object _read_message(const char *data, Py_ssize_t size, dict layouts):
     cdef Reader *reader = new Reader(data, size)
     try:
@@ -116,16 +171,16 @@ cdef object _read_fields(Reader *reader, size_t size, dict layouts):
         raise Odd(f"message tag {head.integer} is unknown in this direction")
     cdef Layout layout = <Layout>found
     if size > layout.bytes_max:
-        raise Odd(f"a {layout.kind.__name__} of {size} bytes is larger than {layout.bytes_max}")
+        raise Odd(_too_large(layout, size))
     if count != <size_t>len(layout.forms):
-        raise Odd(f"{layout.kind.__name__} has {len(layout.forms)} fields, got {count}")
+        raise Odd(_other_fields(layout, count))
     fields = []
     where.outer = NULL
     for place in range(count):
         where.name = <void *><PyObject *>layout.names[place]
         fields.append(_read(reader, <_Form>layout.forms[place], &where))
     if not reader.done():
-        raise Odd(f"{layout.kind.__name__} ends before its header does")
+        raise Odd(_longer(layout))
     return tuple.__new__(layout.kind, fields)
 
 
@@ -134,7 +189,7 @@ cdef object _read(Reader *reader, _Form form, const Place *where):
     cdef Place inner
     cdef uint32_t left
     if not reader.head(head):
-        raise Odd(f"{_path(where)} is no msgpack, or cut off")
+        raise Odd(_cut_off(_path(where)))
     cdef int number = form.number
     if number == F_EITHER:
         form = <_Form>form.parts[1 if head.kind == TEXT else 0]
@@ -165,7 +220,7 @@ cdef object _read(Reader *reader, _Form form, const Place *where):
     elif number == F_ANYTHING or head.kind == MAP:
         left = form.size_max
         return _read_free(reader, head, form.depth_max, &left, form, where)
-    raise Odd(f"{_path(where)} is {form.text}, got {_tell(reader, head)}")
+    raise Odd(_other(_path(where), form, _tell(reader, head)))
 
 
 cdef list _read_list(Reader *reader, _Form element, uint32_t count, const Place *where):
@@ -198,7 +253,7 @@ cdef dict _read_record(Reader *reader, _Form form, uint32_t count, const Place *
     inner.outer = where
     for pair in range(count):
         if not reader.head(head):
-            raise Odd(f"{_path(where)} is no msgpack, or cut off")
+            raise Odd(_cut_off(_path(where)))
         key = _text(reader, head, where) if head.kind == TEXT and head.size <= TOLD_BYTES else None
         place = form.places.get(key)
         if place is None or key in found:
@@ -242,7 +297,7 @@ cdef object _read_free(Reader *reader, Head &head, uint32_t depth, uint32_t *lef
         elements = []
         for place in range(head.size):
             if not reader.head(one):
-                raise Odd(f"{_path(where)} is no msgpack, or cut off")
+                raise Odd(_cut_off(_path(where)))
             elements.append(_read_free(reader, one, depth - 1, left, form, where))
         return elements
     pairs = {}
@@ -251,7 +306,7 @@ cdef object _read_free(Reader *reader, Head &head, uint32_t depth, uint32_t *lef
             raise Odd(f"{_path(where)} is {form.text}, got a key that is no text")
         key = _text(reader, one, where)
         if not reader.head(one):
-            raise Odd(f"{_path(where)} is no msgpack, or cut off")
+            raise Odd(_cut_off(_path(where)))
         pairs[key] = _read_free(reader, one, depth - 1, left, form, where)
     return pairs
 
@@ -261,7 +316,7 @@ cdef str _text(Reader *reader, Head &head, const Place *where):
     try:
         return PyUnicode_DecodeUTF8(<char *>found.data(), found.size(), NULL)
     except UnicodeDecodeError:
-        raise Odd(f"{_path(where)} is a text that is not UTF-8") from None
+        raise Odd(_not_utf8(_path(where))) from None
 
 
 cdef bytes _bytes(Reader *reader, uint32_t size):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgpack
 
@@ -21,6 +21,17 @@ from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, HEADER_BYTES, TAG_
 
 class WireError(ClockworkError):
     """A header that is not one of ours; the sentence says what is wrong with it."""
+
+
+class HeaderFlaw(NamedTuple):
+    """The first place at which a header is not what its message declares, found by a reader that is not decode():
+    csrc/controller/messages.cpp reads those of requests and results."""
+
+    tag: int  # of the message
+    kind: str  # a word of HEADER_FLAW_NAMES in csrc/controller/flaws.h
+    fields: int  # that it has
+    path: tuple[int, ...]  # which field, in it which element or field, and so on
+    offset: int  # where in the header the value begins that is not as declared
 
 
 class TooLarge(ClockworkError):
@@ -52,6 +63,11 @@ def decode(header: Any, table: Mapping[int, type]) -> Any:
         return _codec.read(header, _LAYOUTS[id(table)])
     except _codec.Odd as error:
         raise WireError(str(error)) from None
+
+
+def complaint(header: Any, table: Mapping[int, type], flaw: HeaderFlaw) -> str:
+    """What decode() says of a header that has this flaw."""
+    return _codec.complaint(header, _LAYOUTS[id(table)][flaw.tag], *flaw[1:])
 
 
 def check(message: tuple[Any, ...]) -> bytes:

@@ -41,6 +41,8 @@ WORKSPACE = ["csrc/device/workspace.cpp"]
 LINKED = {
     "clockwork.scheduler._core": SCHEDULER,
     "clockwork.controller._exchange": EXCHANGE,
+    "clockwork.controller._tested": EXCHANGE,
+    "clockwork.controller._values": ["csrc/controller/models.cpp"],
     "clockwork.actions._queue": ACTIONS,
     "clockwork.sim._world": WORLD,
     "clockwork.device._ort": WORKSPACE,
@@ -50,6 +52,9 @@ LINKED = {
 FAKE_DRIVER = sorted(glob("csrc/device/fake_*.cpp"))
 """A library that stands in for libcuda.so.1, for tests and benchmarks; no wheel has it."""
 
+TESTED = {"clockwork.controller._tested"}
+"""Extensions that only tests import; no wheel has them."""
+
 PROCESSORS = len(os.sched_getaffinity(0))
 
 
@@ -57,10 +62,15 @@ class BuildExtensions(build_ext):
     """Compiles what is older than anything that was read to make it, as many files at a time as there are processors;
     then links the extensions whose objects are new.
 
-    Where tests will run on what is built (in place, or for ``make debug``), the fake driver is linked, too."""
+    Where tests will run on what is built (in place, or for ``make debug``), what only they call is linked, too."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.is_tested = BUILD == "debug" or bool(self.inplace)
+        if not self.is_tested:
+            self.extensions = [one for one in self.extensions if one.name not in TESTED]
 
     def run(self) -> None:
-        self.is_tested = BUILD == "debug" or bool(self.inplace)
         self.tests = Path("." if self.inplace else self.build_lib, "tests/device")
         super().run()
 
@@ -79,7 +89,9 @@ class BuildExtensions(build_ext):
             age = made.stat().st_mtime
             return any(not os.path.exists(one) or os.path.getmtime(one) > age for one in needed)
 
-        linked = [*LINKED.values(), *([FAKE_DRIVER] if self.is_tested else [])]
+        linked = [LINKED[one.name] for one in self.extensions if one.name in LINKED]
+        if self.is_tested:
+            linked.append(FAKE_DRIVER)
         arguments = {source: CORE for shared in linked for source in shared}
         for one in self.extensions:
             arguments |= dict.fromkeys(one.sources, one.extra_compile_args)
@@ -134,7 +146,8 @@ extensions = [
     *(
         extension(name, CORE)
         for name in (
-            "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.actions._queue",
+            "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.controller._values",
+            "clockwork.controller._tested", "clockwork.actions._queue",
             "clockwork.sim._world", "clockwork.sim._bounds",
         )
     ),

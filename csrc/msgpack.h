@@ -170,6 +170,7 @@ public:
     }
 
     bool done() const { return at_ == end_; }
+    std::size_t left() const { return static_cast<std::size_t>(end_ - at_); }
 
 private:
     // unit: the fewest bytes that one of `size` takes.

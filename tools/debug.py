@@ -24,7 +24,7 @@ FINDINGS = PLACE / "findings"
 
 FINDING_CHARS_MAX = 20_000
 CHOSEN = ["tests/unit", "tests/sim", "tests/device/test_cpu.py", "tests/process/test_controller.py",
-          "tests/process/test_worker.py", "tests/process/test_roads.py"]  # fmt: skip
+          "tests/process/test_worker.py", "tests/process/test_wrong_messages.py"]  # fmt: skip
 LEFT_OUT = "not packaging and not memory and not starts_soon"
 """Of these: what looks at the ordinary build, and what measures memory or lateness, both of which checks cost."""
 

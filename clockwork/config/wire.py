@@ -50,9 +50,6 @@ LOST_NS = 500_000_000
 RESET_TOLD_NS = 10_000_000_000
 """How long a jump of a clock is told."""
 
-UNCERTAIN_NS = 10_000_000
-"""An offset known no better than this is reported as uncertain."""
-
 # ----- controller/record.py --------------------------------------------------------------------
 
 BUFFER_BYTES = 1 << 20

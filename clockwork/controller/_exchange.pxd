@@ -58,47 +58,50 @@ cdef extern from "controller/clock.h" namespace "clockwork" nogil:
         int64_t to_worker_earliest(int64_t at, int64_t now)
         int64_t to_controller(int64_t worker_ns, int64_t now)
 
-cdef extern from "controller/messages.h" namespace "clockwork" nogil:
-    int64_t C_REQUEST_HEADER_BYTES_MAX "clockwork::REQUEST_HEADER_BYTES_MAX"
-    int64_t C_RESULT_HEADER_BYTES_MAX "clockwork::RESULT_HEADER_BYTES_MAX"
-    int64_t C_REFERENCE_BYTES_MAX "clockwork::REFERENCE_BYTES_MAX"
-    int64_t C_NAME_BYTES_MAX "clockwork::NAME_BYTES_MAX"
-    int64_t C_SENTENCE_BYTES_MAX "clockwork::SENTENCE_BYTES_MAX"
-    int64_t C_TENSORS_MAX "clockwork::TENSORS_MAX"
-    int64_t C_PARTS_MAX "clockwork::PARTS_MAX"
-    int64_t C_RANK_MAX "clockwork::RANK_MAX"
-    int64_t C_FRAME_MAX "clockwork::FRAME_MAX"
-    int64_t C_DTYPE_MAX "clockwork::DTYPE_MAX"
-    int64_t C_PRIORITY_MAX "clockwork::PRIORITY_MAX"
+cdef extern from "controller/flaws.h" namespace "clockwork" nogil:
+    cdef enum CHeaderFlawKind "clockwork::HeaderFlaw::Kind":
+        C_HEADER_FINE "clockwork::HeaderFlaw::NONE"
 
+    cdef cppclass CHeaderFlaw "clockwork::HeaderFlaw":
+        CHeaderFlawKind kind
+        int64_t tag
+        uint32_t count
+        uint32_t depth
+        const uint32_t *path "path.data" ()
+        size_t offset
+
+    cdef enum CFlawCode "clockwork::Flaw::Code":
+        C_FLAW_SYMBOL "clockwork::Flaw::SYMBOL"
+
+    cdef cppclass CFlaw "clockwork::Flaw":
+        CFlawCode code
+        uint32_t tensor
+        uint32_t ref
+        uint32_t other
+        int32_t symbol
+        int64_t expected
+        int64_t got
+        int64_t bytes
+
+    const string_view *C_FLAW_NAMES "clockwork::FLAW_NAMES.data" ()
+    size_t C_FLAW_COUNT "clockwork::FLAW_NAMES.size" ()
+    const string_view *C_HEADER_FLAW_NAMES "clockwork::HEADER_FLAW_NAMES.data" ()
+    size_t C_HEADER_FLAW_COUNT "clockwork::HEADER_FLAW_NAMES.size" ()
+
+cdef extern from "controller/lookups.h" namespace "clockwork" nogil:
+    cdef cppclass CLookups "clockwork::Lookups":
+        void *owner
+        int (*model)(void *, string_view, int64_t *) except 0
+        int (*shape_number)(void *, const vector[int64_t] *, uint32_t *) except 0
+        int (*shape)(void *, uint32_t, vector[int64_t] *) except 0
+
+cdef extern from "controller/messages.h" namespace "clockwork" nogil:
     cdef cppclass CTensorRef "clockwork::TensorRef":
         string_view name
         int64_t dtype
         uint32_t first
         uint32_t rank
         int64_t frame
-
-    cdef cppclass CInferRequestHeader "clockwork::InferRequestHeader":
-        int64_t request_id
-        string_view model
-        int64_t slo_ns
-        int64_t priority
-        vector[CTensorRef] tensors
-        vector[int64_t] dims
-        cbool read(string_view header) except +
-
-    cdef cppclass CResultHeader "clockwork::ResultHeader":
-        int64_t action_id
-        CStatus status
-        string_view text
-        int64_t received_ns
-        int64_t begin_ns
-        int64_t end_ns
-        int64_t duration_ns
-        vector[uint32_t] parts
-        vector[CTensorRef] tensors
-        vector[int64_t] dims
-        cbool read(string_view header) except +
 
 cdef extern from "controller/counts.h" namespace "clockwork" nogil:
     cdef cppclass CDurations "clockwork::Durations":
@@ -138,11 +141,14 @@ cdef extern from "controller/counts.h" namespace "clockwork" nogil:
 
 cdef extern from "controller/models.h" namespace "clockwork" nogil:
     const int64_t C_DIMENSION_ANY "clockwork::DIMENSION_ANY"
-    const int64_t C_ROWS_MAX "clockwork::ROWS_MAX"
+    const int64_t C_DIMENSION_NONE "clockwork::DIMENSION_NONE"
+    const int64_t C_BITS_OF_STRING "clockwork::BITS_OF_STRING"
+    const int64_t C_BITS_UNKNOWN "clockwork::BITS_UNKNOWN"
 
     cdef cppclass CInputSpec "clockwork::InputSpec":
         CInputSpec()
         string name
+        string declared
         int64_t dtype
         int64_t bits
         cbool any_rank
@@ -151,6 +157,7 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
 
     cdef cppclass COutputSpec "clockwork::OutputSpec":
         COutputSpec()
+        string declared
         int64_t dtype
         int64_t bits
         cbool any_rank
@@ -160,20 +167,9 @@ cdef extern from "controller/models.h" namespace "clockwork" nogil:
         vector[CInputSpec] inputs
         vector[string] outputs
         vector[COutputSpec] given
-        uint32_t symbol_count
+        vector[string] symbols
         cbool batches
-
-    cdef cppclass CAccepted "clockwork::Accepted":
-        uint32_t rows
-        uint64_t bytes
-        vector[const CTensorRef *] tensors
-        vector[int64_t] shape
-
-    cbool accept(const CModelInterface &model, const CInferRequestHeader &request, const vector[size_t] &frame_bytes,
-                 CAccepted &accepted) except +
-
-    cbool gives(const CModelInterface &model, size_t output, uint32_t rows, const CTensorRef &ref, const int64_t *dims,
-                string_view data)
+        void index_inputs() except +
 
     cdef cppclass COutcomes "clockwork::Outcomes":
         uint64_t answered
@@ -203,21 +199,6 @@ cdef extern from "controller/shadows.h" namespace "clockwork" nogil:
     cdef cppclass CShadowTally "clockwork::ShadowTally":
         double tolerance
         CShadowResults read()
-
-    cdef cppclass CDifference "clockwork::Difference":
-        cbool differs
-        double absolute
-        double relative
-
-    CDifference compare(int64_t dtype, string_view first, string_view other) except +
-
-cdef extern from "controller/routes.h" namespace "clockwork" nogil:
-    const int64_t C_SHARE_WHOLE "clockwork::SHARE_WHOLE"
-
-    cdef cppclass CTurns "clockwork::Turns":
-        CTurns()
-        void add(int64_t parts) except +
-        size_t next()
 
 cdef extern from "controller/connections.h" namespace "clockwork" nogil:
     cdef cppclass CConnectionBounds "clockwork::ConnectionBounds":
@@ -260,25 +241,19 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         C_WORKERS "clockwork::Exchange::WORKERS"
         C_CLIENTS "clockwork::Exchange::CLIENTS"
 
-    cdef enum CActionKind "clockwork::ActionKind":
-        C_PROFILE "clockwork::ActionKind::PROFILE"
-
     cdef enum CNeed "clockwork::Exchange::Need":
         C_OTHER "clockwork::Exchange::OTHER"
         C_WORKERS_LEFT "clockwork::Exchange::WORKERS_LEFT"
         C_CLIENTS_LEFT "clockwork::Exchange::CLIENTS_LEFT"
         C_WORKER_MESSAGE "clockwork::Exchange::WORKER_MESSAGE"
         C_CLIENT_MESSAGE "clockwork::Exchange::CLIENT_MESSAGE"
+        C_WRONG_RESULT "clockwork::Exchange::WRONG_RESULT"
+        C_WRONG_REQUEST "clockwork::Exchange::WRONG_REQUEST"
         C_ORDER "clockwork::Exchange::ORDER"
         C_ORDERS_DONE "clockwork::Exchange::ORDERS_DONE"
 
     cdef cppclass CSentActions "clockwork::SentActions":
         size_t size()
-
-    cdef cppclass CExpected "clockwork::Expected":
-        int64_t model_id
-        vector[uint32_t] part_rows
-        size_t tensors()
 
     cdef cppclass CWorkerLink "clockwork::WorkerLink":
         CClockBounds clock
@@ -289,12 +264,16 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         vector[CDeviceCounts] devices
         uint64_t fetches
         uint64_t drops
-        const CExpected *find_action "actions.find" (uint64_t action_id)
 
-    cdef cppclass CCheckedTensor "clockwork::CheckedTensor":
-        int64_t dtype
-        vector[int64_t] dims
-        uint32_t frame
+    cdef cppclass CWrong "clockwork::Wrong":
+        cbool is_request
+        int64_t id
+        CHeaderFlaw header
+        CFlaw flaw
+        int64_t model_id
+        shared_ptr[const CModelInterface] interface
+        const vector[CTensorRef] *tensors
+        const vector[int64_t] *dims
 
     cdef enum CToldKind "clockwork::ToldEvent::Kind":
         C_ARRIVED "clockwork::ToldEvent::ARRIVED"
@@ -321,13 +300,14 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
 
     cdef cppclass CExchange "clockwork::Exchange":
         CExchange(CScheduler &scheduler, CRouterSocket workers, CRouterSocket clients, CSentences sentences,
-                  CBounds bounds) except +
+                  CLookups lookups, CBounds bounds) except +
         void wait_on(const vector[int] &descriptors, const vector[int] &others) except +
         CNeed run(int64_t until) except +
         int64_t now()
         const CArrival &current()
         CHaul &batch()
         void note()
+        const CWrong &wrong()
         size_t order_place()
         vector[uint32_t] lost_clients
         vector[int32_t] lost_workers
@@ -338,13 +318,6 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         const CConnections &connections(CSide side)
         uint32_t client_joined(string_view identity, int fd) except +
         void client_left(uint32_t client) except +
-        cbool has_request(uint32_t client, int64_t request_id)
-        cbool cancel(uint32_t client, int64_t request_id) except +
-        void admit(uint32_t client, int64_t request_id, int64_t model, uint32_t rows, uint32_t shape, uint64_t bytes,
-                   int64_t slo_ns, int64_t priority, const vector[CCheckedTensor] &tensors) except +
-        pair[int64_t, int64_t] choose(string_view text) except +
-        void copy(uint32_t rows, uint32_t shape, const vector[CCheckedTensor] &tensors, uint64_t bytes, int64_t slo_ns,
-                  int64_t priority) except +
         void fail_all(CStatus status, string_view text) except +
         size_t held_count()
         size_t copy_count()
@@ -353,7 +326,6 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
         CWorkerLink &worker(uint32_t slot)
         cbool fail_action(uint32_t worker, uint64_t action_id, string_view text) except +
         void fail_actions(uint32_t worker, string_view text) except +
-        void sent(uint32_t worker, uint64_t action_id, CActionKind kind, int32_t device) except +
         void serve(int64_t model_id, int64_t version, string_view label, int64_t slo_ns,
                    shared_ptr[const CModelInterface] interface) except +
         void forget(int64_t model_id) except +
@@ -361,18 +333,14 @@ cdef extern from "controller/exchange.h" namespace "clockwork" nogil:
                    double tolerance) except +
         CShadowTally *shadow_tally(string_view text)
         void unroute(string_view text) except +
-        void refer(string_view text, int64_t model_id) except +
         void forget_references()
         CServedModel *find_model(int64_t model_id)
-        void shape_numbered(const vector[int64_t] &shape, uint32_t number) except +
         void forget_shapes()
         const COutcomes &outcomes()
         uint64_t refusals(CReason reason)
-        void count_invalid(int64_t model_id) except +
         const CDurations &lag()
         vector[CToldEvent] told
         cbool is_recording
         int64_t *spent_data "spent_ns.data" ()
         cbool is_timed
         size_t shadow_width
-        cbool is_short

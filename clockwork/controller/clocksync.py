@@ -3,9 +3,10 @@
 A message from the controller arrives after it was sent: the worker's stamp minus the controller's is
 at least the offset. A message back gives the other bound. The least and the greatest over a sliding
 window bound the offset, each sample ageing by the drift that clocks may have. How an asymmetric
-delay splits between the two ways can never be known from stamps; so a window's end is converted
-with the upper bound (an action is never too late because of the clock), its beginning with the lower
-one, and what the worker reports with the middle, never later than now.
+delay splits between the two ways can never be known from stamps. The exchange converts times by these
+bounds (csrc/controller/clock.h): a window's end with the upper one, so that an action is never too late
+because of the clock, its beginning with the lower one, and what the worker reports with the middle, never
+later than now.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 
 from clockwork.config import CLOCK_LIMIT_NS, CLOCK_WINDOW
-from clockwork.config.wire import DRIFT_PPM, LOST_NS, RESET_TOLD_NS, UNCERTAIN_NS
+from clockwork.config.wire import DRIFT_PPM, LOST_NS, RESET_TOLD_NS
 from clockwork.wire.messages import NEVER_NS
 
 
@@ -41,7 +42,7 @@ class ClockSync:
     )
 
     def __init__(self) -> None:
-        # (controller time, bound) of each sample; the newest of each may be improved by one-sided ones.
+        # (controller time, bound) of each sample.
         self._sends: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)
         self._returns: deque[tuple[int, int]] = deque(maxlen=CLOCK_WINDOW)
         self._upper, self._upper_at = 0, 0
@@ -60,22 +61,6 @@ class ClockSync:
         self._sends.append((sent_ns, received_ns - sent_ns))
         self._returns.append((now_ns, returned_ns - now_ns))
         self._refresh(now_ns)
-
-    def reached(self, sent_ns: int, received_ns: int) -> None:
-        """A one-sided sample: what was sent at a controller time was received at a worker time."""
-        if self._sends:
-            self._improve(self._sends, sent_ns, received_ns - sent_ns, -1)
-            if received_ns - sent_ns < self.upper_ns(sent_ns):
-                self._upper, self._upper_at = received_ns - sent_ns, sent_ns
-                self._reconcile(sent_ns)
-
-    def returned(self, returned_ns: int, now_ns: int) -> None:
-        """A one-sided sample: what the worker stamped when it left came in now."""
-        if self._returns:
-            self._improve(self._returns, now_ns, returned_ns - now_ns, 1)
-            if returned_ns - now_ns > self.lower_ns(now_ns):
-                self._lower, self._lower_at = returned_ns - now_ns, now_ns
-                self._reconcile(now_ns)
 
     def bounds(self) -> tuple[int, int, int, int]:
         """The upper bound and its time, the lower bound and its time: what the conversions are made of."""
@@ -97,9 +82,6 @@ class ClockSync:
         """Half the distance of the bounds; NEVER_NS before the first sample."""
         return (self.upper_ns(at_ns) - self.lower_ns(at_ns) + 1) // 2 if self.known else NEVER_NS
 
-    def is_uncertain(self, at_ns: int) -> bool:
-        return self.uncertainty_ns(at_ns) > UNCERTAIN_NS
-
     def complaint(self, joined_ns: int, now_ns: int) -> str:
         """Why the clock cannot be followed, as a sentence; "" where it can. joined_ns: when pings began."""
         if not self.known:
@@ -113,23 +95,6 @@ class ClockSync:
             return f"it is known no better than to {self.uncertainty_ns(now_ns) / 1e6:.0f} ms"
         return ""
 
-    def to_worker_latest(self, at_ns: int) -> int:
-        """A controller time as worker time, not earlier than it truly is: for the end of a window."""
-        return at_ns if at_ns >= NEVER_NS else at_ns + self.upper_ns(at_ns)
-
-    def to_worker_earliest(self, at_ns: int, now_ns: int) -> int:
-        """A controller time as worker time, not later than it truly is: for the beginning of a window.
-
-        A window that is open has none: a clock that was set back would have the worker wait for it.
-        """
-        if at_ns <= now_ns:
-            return -NEVER_NS
-        return at_ns if at_ns >= NEVER_NS else at_ns + self.lower_ns(at_ns)
-
-    def to_controller(self, worker_ns: int, now_ns: int) -> int:
-        """A worker's stamp as controller time, by the middle of the bounds, and never in the future."""
-        return min(worker_ns - self.offset_ns(now_ns), now_ns)
-
     def there_ns(self) -> int:
         """The delay to the worker of the last round trip, by the middle of the bounds: with back_ns() its time."""
         return self._there
@@ -137,13 +102,6 @@ class ClockSync:
     def back_ns(self) -> int:
         """The delay back of the last round trip."""
         return self._back
-
-    @staticmethod
-    def _improve(samples: deque[tuple[int, int]], at_ns: int, value: int, sign: int) -> None:
-        """Let a one-sided sample replace the newest, if it bounds more tightly."""
-        last_at, last = samples[-1]
-        if sign * value - _drift_ns(at_ns - last_at) >= sign * last:
-            samples[-1] = (at_ns, value)
 
     def _refresh(self, now_ns: int) -> None:
         self._upper_at, self._upper = min(self._sends, key=lambda one: one[1] + _drift_ns(now_ns - one[0]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from clockwork.controller._exchange import Exchange, Interface
+from clockwork.controller._exchange import Exchange
+from clockwork.controller._values import Interface
 from clockwork.controller.effects import Forward
 from clockwork.controller.models import ServedModel
 

@@ -1,14 +1,13 @@
 """The controller's process: sockets, timers and books. Every decision is the scheduler's.
 
 One thread drains the sockets, lets the scheduler decide once for all that came together, and carries its orders
-out. Requests, results, and the orders and answers that they lead to go through the exchange (``_exchange``), which
-needs no Python; what is rare, and what is not plainly right, stops there and is this module's. Disk work happens on
-the storage thread, preparation on the workers.
+out. Requests, results, and the orders and answers that they lead to are the exchange's (``_exchange``), which needs no
+Python for them but for names, and for the sentences about what is wrong. What is rare stops there and is this module's.
+Disk work happens on the storage thread, preparation on the workers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import logging
@@ -47,6 +46,8 @@ from clockwork.controller._exchange import (
     WORKER_MESSAGE,
     WORKERS,
     WORKERS_LEFT,
+    WRONG_REQUEST,
+    WRONG_RESULT,
     Exchange,
 )
 from clockwork.controller.access import Access
@@ -73,15 +74,9 @@ from clockwork.controller.effects import (
     Serve,
     Withdraw,
 )
-from clockwork.controller.intake import check_request
+from clockwork.controller.flaws import Flaw, request_error, result_text
 from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.links import (
-    ClientLink,
-    WorkerLink,
-    check_result,
-    new_damage,
-    parse_devices,
-)
+from clockwork.controller.links import ClientLink, WorkerLink, new_damage, parse_devices
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
 from clockwork.controller.models import ModelTable, ServedModel, set_aside_text
@@ -114,7 +109,6 @@ from clockwork.scheduler.types import (
     ModelGone,
     ModelReady,
     ModelRemoved,
-    SendProfile,
     Tick,
     WorkerDraining,
     WorkerJoined,
@@ -140,19 +134,16 @@ from clockwork.wire.messages import (
     Goodbye,
     Heartbeat,
     HelloNeeded,
-    InferRequest,
     Mismatch,
     Offer,
     Ping,
     Pong,
     Prepared,
-    Profile,
     Promote,
     Query,
     Reason,
     Register,
     Reply,
-    Result,
     Rollback,
     Route,
     Status,
@@ -244,8 +235,9 @@ class Controller:
         self.client_endpoint = self._client_router.endpoint
         self.worker_endpoint = self._worker_router.endpoint
         self.events_endpoint = self._publisher.endpoint
+        self._refusal: Exception | None = None
         self._exchange = Exchange(
-            self._scheduler, functions, self._worker_router.addresses(), self._client_router.addresses(),
+            self._scheduler, self._find_served, functions, self._worker_router.addresses(), self._client_router.addresses(),
             TEXTS, ("", *Reason), drain_messages=DRAIN_BATCH_EVENTS, message_frames=FRAMES_MAX,
             turn_bytes=TURN_HEADER_BYTES, turn_python_ns=TURN_PYTHON_NS,
             priority_default=PRIORITY_DEFAULT, queued_requests=QUEUED_REQUESTS_MAX,
@@ -353,39 +345,63 @@ class Controller:
     def _from_client(self, identity: bytes, fd: int, frames: list[Any], key: str) -> None:
         """Whatever a message of a client is, and whatever it leads to, costs that client alone."""
         client = self._clients.get(identity)
-        if client is not None:
-            fd = client.fd  # which a message with too many frames does not tell
         message: Any = None
         try:
             if not frames:
                 raise codec.WireError("a message is a header and at most a bounded number of frames")
             message = codec.decode(frames[0], FROM_CLIENT)
             if client is None or type(message) is ClientHello:
-                self._greet_client(identity, fd, message, key)
+                self._greet_client(identity, fd if client is None else client.fd, message, key)
             else:
                 self._access.check(key, message)
                 self._client_handlers[type(message)](self, client, message, frames)
         except codec.WireError as error:
             _, request_id = codec.addressee(frames[0], FROM_CLIENT) if frames else (None, 0)
-            failure = Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
-            self._tell_client(identity, fd, failure)
-            self._complain("client malformed", f"malformed message from {_named(client)}: {error}")
-        except ClockworkError as error:
-            if type(message) is InferRequest:
-                self._metrics.count_unserved(error)
-            self.fail(identity, getattr(message, "request_id", 0), error)
+            self._tell_why(identity, fd, request_id, "message", error)
         except PolicyFailed:
             raise  # the scheduler is in the middle of something
-        except Exception as error:  # a defect of ours; the next message is another client's
-            request_id, kind = getattr(message, "request_id", 0), type(message).__name__
-            self._complain("client failed", f"failed at a {kind} of {_named(client)}", error)
-            if client is None or not self._is_held(client, request_id):
-                text = f"the controller failed at this {kind} ({type(error).__name__}): a defect, of which its log has more"
-                self._tell_client(identity, fd, Failure(request_id, Status.INTERNAL, text, {}))
+        except Exception as error:
+            self._tell_why(identity, fd, getattr(message, "request_id", 0), type(message).__name__, error)
 
-    def _is_held(self, client: ClientLink, request_id: int) -> bool:
-        """Whether a request is under way, and will be answered."""
-        return bool(self._exchange.has_request(client.slot, request_id))
+    def _tell_why(self, identity: bytes, fd: int, request_id: int, kind: str, error: Exception) -> None:
+        """Tell a client why its message led to nothing."""
+        client = self._clients.get(identity)
+        if client is not None:
+            fd = client.fd  # which a message with too many frames does not tell
+        if isinstance(error, codec.WireError):
+            self._tell_client(
+                identity, fd, Failure(request_id, Status.INVALID_INPUT, f"malformed message: {error}", {})
+            )
+            self._complain("client malformed", f"malformed message from {_named(client)}: {error}")
+        elif isinstance(error, ClockworkError):
+            self.fail(identity, request_id, error)
+        else:  # a defect of ours; the next message is another client's
+            self._complain("client failed", f"failed at a {kind} of {_named(client)}", error)
+            text = f"the controller failed at this {kind} ({type(error).__name__}): a defect, of which its log has more"
+            self._tell_client(identity, fd, Failure(request_id, Status.INTERNAL, text, {}))
+
+    def _wrong_request(self) -> None:
+        """The exchange has turned a request down: say why."""
+        identity, fd, frames = self._exchange.message()
+        flaw = self._exchange.flaw()
+        error = self._refusal if flaw.code == "unserved" else self._error_of(flaw, frames[0])
+        assert error is not None
+        if isinstance(error, ClockworkError):
+            self._metrics.count_unserved(error)
+        self._tell_why(identity, fd, flaw.id, "InferRequest", error)
+
+    def _error_of(self, flaw: Flaw, header: bytes) -> ClockworkError:
+        if flaw.header is not None:
+            return codec.WireError(codec.complaint(header, FROM_CLIENT, flaw.header))
+        return request_error(flaw, self._table.by_id[flaw.model_id].record.name)
+
+    def _find_served(self, text: str) -> int:
+        """The model that requests for a text are for which is no route's; 0: they are turned away, and _refusal is why."""
+        try:
+            return self._servable(text).model_id
+        except Exception as error:  # a defect costs this request alone, too: _wrong_request() tells it
+            self._refusal = error
+            return 0
 
     def _greet_client(self, identity: bytes, fd: int, message: Any, key: str) -> None:
         try:
@@ -431,31 +447,6 @@ class Controller:
 
     # ----- requests ------------------------------------------------------------------------------
 
-    def _infer(self, client: ClientLink, message: InferRequest, frames: list[Any]) -> None:
-        model_id, copied_id = self._exchange.choose(message.model)
-        model = self._table.by_id[model_id] if model_id else self._servable(message.model)
-        if self._exchange.has_request(client.slot, message.request_id):
-            raise InvalidInput(f"request {message.request_id} is in use")
-        try:
-            checked = check_request(model, message.tensors, frames[1:])
-        except InvalidInput:
-            self._exchange.count_invalid(model.model_id)
-            raise
-        self._exchange.admit(
-            client.slot, message.request_id, model.model_id, checked, message.slo_ns, message.priority
-        )
-        if copied_id:
-            self._copy(self._table.by_id[copied_id], message, frames)
-        if not model_id:
-            self._exchange.refer(message.model, model.model_id)
-
-    def _copy(self, model: ServedModel, message: InferRequest, frames: list[Any]) -> None:
-        """Have another version answer as well, if it can take the request."""
-        checked = None
-        with contextlib.suppress(InvalidInput):  # then the exchange counts it as not copied
-            checked = check_request(model, message.tensors, frames[1:])
-        self._exchange.copy(checked, message.slo_ns, message.priority)
-
     def _servable(self, text: str) -> ServedModel:
         model = self._table.find(text)
         if model is None and self._table.is_set_aside(text):
@@ -473,8 +464,8 @@ class Controller:
         return model
 
     def _cancel(self, client: ClientLink, message: Cancel, frames: list[Any]) -> None:
-        if not self._exchange.cancel(client.slot, message.request_id):
-            self._registrar.cancel(client.identity, message.request_id)
+        """Of what is no inference's."""
+        self._registrar.cancel(client.identity, message.request_id)
 
     def _upload(self, client: ClientLink, message: UploadChunk, frames: list[Any]) -> None:
         if len(frames) != 2:
@@ -500,7 +491,6 @@ class Controller:
         self._client_gone(client, "left")
 
     _client_handlers: ClassVar[dict[type, Any]] = {
-        InferRequest: _infer,
         Cancel: _cancel,
         Register: _change_models,
         UploadChunk: _upload,
@@ -547,6 +537,18 @@ class Controller:
             self._worker_gone(link, "speaks nonsense")
         if worker is None:
             self._tell_worker(identity, fd, Mismatch(PROTOCOL_VERSION, why[:FAILURE_CHARS_MAX]))
+
+    def _wrong_result(self) -> None:
+        """The exchange has found a result that cannot be: hold it against its worker."""
+        identity, fd, frames = self._exchange.message()
+        worker, flaw = self._workers[identity], self._exchange.flaw()
+        if flaw.header is not None:
+            why = codec.complaint(frames[0], FROM_WORKER, flaw.header)
+            self._complain("worker malformed", f"malformed message from {_named(worker)}: {why}")
+            self._turn_away(identity, fd, worker, why)
+        elif self._fault(worker, result_text(flaw)):
+            # What it was for is planned anew.
+            self._exchange.fail_action(worker.slot, flaw.id, "a worker's answer was none")
 
     def _complain(self, kind: str, text: str, error: BaseException | None = None) -> None:
         self._complaints.note(kind, self._now, text, error)
@@ -650,21 +652,6 @@ class Controller:
         log.info("worker %s (%d) left: %s", worker.name, worker.worker_id, why)
         self.publish("worker", {"worker": worker.name, "state": "left", "why": why})
 
-    def _result(self, worker: WorkerLink, message: Result, frames: list[Any]) -> None:
-        """One that the exchange found odd: say why."""
-        expected = self._exchange.expected(worker.slot, message.action_id)
-        if expected is None:
-            return  # of an action that was given up
-        part_rows, tensor_count, model_id = expected
-        why = "its result is encoded in an unknown way"
-        try:
-            check_result(message, frames[1:], part_rows, tensor_count, self._table.by_id.get(model_id))
-        except InvalidInput as error:
-            why = str(error)
-        if self._fault(worker, why):
-            # What it was for is planned anew.
-            self._exchange.fail_action(worker.slot, message.action_id, "a worker's answer was none")
-
     def _fault(self, worker: WorkerLink, why: str) -> bool:
         """A worker said what cannot be, and does not have many more tries; False if that was its last."""
         worker.faults += 1
@@ -760,7 +747,6 @@ class Controller:
         self.publish("worker", {"worker": worker.name, "state": "draining"})
 
     _worker_handlers: ClassVar[dict[type, Any]] = {
-        Result: _result,
         Heartbeat: _heartbeat,
         Pong: _pong,
         Fetch: _fetch,
@@ -773,27 +759,9 @@ class Controller:
 
     # ----- orders --------------------------------------------------------------------------------
 
-    def _send_profile(self, command: SendProfile) -> None:
-        worker = self._worker_by_id.get(command.worker)
-        model = self._table.by_id.get(command.model_id)
-        if worker is None or model is None or model.prepared is None:
-            return
-        batches = model.prepared.batches
-        shapes = [[command.rows, *shape] if batches else list(shape) for shape in command.shape]
-        message = Profile(
-            command.action_id, command.device, command.model_id, command.load_id,
-            worker.clock.to_worker_earliest(command.earliest_ns, self._now),
-            worker.clock.to_worker_latest(command.latest_ns), command.expected_ns, shapes,
-        )  # fmt: skip
-        self._exchange.sent(worker.slot, command.action_id, command.device)
-        if not self._tell_worker(worker.identity, worker.fd, message):
-            self._worker_gone(worker, "cannot be reached")
-
     def _order(self) -> None:
         order = self._exchange.order()
-        if type(order) is SendProfile:
-            self._send_profile(order)
-        elif type(order) is ModelFault:
+        if type(order) is ModelFault:
             self._model_fault(order)
         else:
             assert type(order) is ModelGone, order
@@ -826,6 +794,8 @@ class Controller:
         CLIENTS_LEFT: _clients_left,
         WORKER_MESSAGE: _worker_message,
         CLIENT_MESSAGE: _client_message,
+        WRONG_RESULT: _wrong_result,
+        WRONG_REQUEST: _wrong_request,
         ORDER: _order,
         ORDERS_DONE: _orders_done,
     }

@@ -13,6 +13,21 @@ bool Exchange::has_room(std::uint64_t bytes) const {
            held_.size() < bounds_.queued_requests / 2;
 }
 
+// Of the request that was accepted last, and has arrived; the copy's model takes it as copy_accepted_ says.
+void Exchange::copy(HeldRequest& first, Route& copier, Ns slo_ns) {
+    HeldRequest& copy = make_copy(first, copier);
+    for (const TensorRef* ref : copy_accepted_.tensors) {
+        auto place = std::find(accepted_.tensors.begin(), accepted_.tensors.end(), ref) - accepted_.tensors.begin();
+        const HeldTensor& tensor = first.tensors[static_cast<std::size_t>(place)];
+        auto start = first.dims.begin() + tensor.first;
+        copy.tensors.push_back({tensor.dtype, static_cast<std::uint32_t>(copy.dims.size()), tensor.rank});
+        copy.dims.insert(copy.dims.end(), start, start + tensor.rank);
+        copy.frames.emplace_back().share(first.frames[static_cast<std::size_t>(place)]);
+    }
+    send_copy(copy, copy_accepted_.rows, shape_number(copy_accepted_.shape), accepted_.bytes, slo_ns,
+              request_.priority);
+}
+
 HeldRequest& Exchange::make_copy(HeldRequest& first, Route& copier) {
     HeldRequest& copy = hold(nullptr, 0, *copier.shadow);
     ShadowPair* pair = pairs_.make();

@@ -21,12 +21,11 @@ void Exchange::count_failed(const HeldRequest& one, const Command& command) {
     one.model->outcomes.count(command.status);
 }
 
-void Exchange::count_invalid(ModelId model_id) {
-    if (ServedModel* model = find_model(model_id); model != nullptr) {
-        if (model->counts == nullptr)
-            model->counts = std::make_unique<ModelCounts>();
-        ++model->counts->invalid;
-    }
+// A request for it was wrong, and is not held.
+void Exchange::count_invalid(ServedModel& model) {
+    if (model.counts == nullptr)
+        model.counts = std::make_unique<ModelCounts>();
+    ++model.counts->invalid;
 }
 
 void Exchange::count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result) {

@@ -13,24 +13,24 @@ namespace {
 // Frames of one batch beyond which it takes no further message; each costs 64 bytes.
 constexpr std::size_t BATCH_FRAMES_MAX = 65'536;
 
-// What a message costs that takes the long road, in bytes of headers: at most 64 such messages are taken at once.
-constexpr std::size_t LONG_ROAD_BYTES = 4 << 10;
+// What a message costs that is Python's, in bytes of headers: at most 64 such messages are taken at once.
+constexpr std::size_t PYTHON_BYTES = 4 << 10;
 
-// The clock of clockwork.system.clock.now_ns().
+}  // namespace
+
 Ns clock_ns() {
     timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return Ns{time.tv_sec} * SECOND + time.tv_nsec;
 }
 
-}  // namespace
-
 Exchange::Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences,
-                   ExchangeBounds bounds)
+                   Lookups lookups, ExchangeBounds bounds)
     : scheduler_(scheduler),
       sockets_{workers, clients},
       connections_{Connections(bounds.connections[WORKERS]), Connections(bounds.connections[CLIENTS])},
       sentences_(std::move(sentences)),
+      lookups_(lookups),
       bounds_(bounds) {}
 
 void Exchange::wait_on(const std::vector<int>& descriptors, const std::vector<int>& others) {
@@ -54,7 +54,7 @@ Exchange::Need Exchange::run(Ns until) {
         Need need = step(until);
         if (is_timed)
             lap(stage);
-        if (need == WORKER_MESSAGE || need == CLIENT_MESSAGE)
+        if (WORKER_MESSAGE <= need && need <= WRONG_REQUEST)
             python_since_ns_ = clock_ns();
         if (need != NOTHING)
             return need;
@@ -96,8 +96,8 @@ Exchange::Need Exchange::step(Ns until) {
             break;
         case HANDLE:
             cancel_departed();
-            if (handle())
-                return side_ == WORKERS ? WORKER_MESSAGE : CLIENT_MESSAGE;
+            if (Need need = handle(); need != NOTHING)
+                return need;
             if (Reading& reading = readings_[side_];
                 reading.pass == KNOWN && reading.cursor == batches_[side_].size()) {
                 reading.pass = REST;
@@ -176,8 +176,8 @@ void Exchange::take(Side side) {
     batches_[side].clear();
     auto cost = [side](std::string_view header) {
         std::int64_t tag = tag_of(header);
-        bool is_short = side == WORKERS ? tag == TAG_RESULT : tag == TAG_INFER_REQUEST || tag == TAG_CANCEL;
-        return header.size() + (is_short ? 0 : LONG_ROAD_BYTES);
+        bool is_ours = side == WORKERS ? tag == TAG_RESULT : tag == TAG_INFER_REQUEST || tag == TAG_CANCEL;
+        return header.size() + (is_ours ? 0 : PYTHON_BYTES);
     };
     batches_[side].receive(sockets_[side], bounds_.drain_messages, BATCH_FRAMES_MAX, bounds_.message_frames,
                            bounds_.turn_bytes, cost);
@@ -213,7 +213,7 @@ bool Exchange::begin(Side side, std::string_view identity, int fd) {
     return one != nullptr && connections_[side].may_send(*one, now_) && sockets_[side].address(identity, one);
 }
 
-bool Exchange::handle() {
+Exchange::Need Exchange::handle() {
     Reading& reading = readings_[side_];
     while (reading.cursor < (reading.pass == REST ? reading.strangers.size() : batches_[side_].size()) &&
            python_ns_ < bounds_.turn_python_ns) {
@@ -224,10 +224,11 @@ bool Exchange::handle() {
             reading.strangers.push_back(reading.current);
             continue;
         }
-        if (!(side_ == CLIENTS ? from_client(arrival) : from_worker(arrival)))
-            return true;
+        Need need = side_ == CLIENTS ? from_client(arrival) : from_worker(arrival);
+        if (need != NOTHING)
+            return need;
     }
-    return false;
+    return NOTHING;
 }
 
 bool Exchange::has_rest(Side side) const {
@@ -252,11 +253,11 @@ bool Exchange::execute() {
             case CommandKind::SEND_UNLOAD: send_order(command, TAG_UNLOAD, ActionKind::UNLOAD); break;
             case CommandKind::SEND_FETCH: send_order(command, TAG_HOST_FETCH, ActionKind::FETCH); break;
             case CommandKind::SEND_DROP: send_order(command, TAG_HOST_DROP, ActionKind::DROP); break;
+            case CommandKind::SEND_PROFILE: send_profile(command); break;
             case CommandKind::SEND_REVOKE: send_revoke(command); break;
             case CommandKind::ANSWER_OK: answer_ok(command); break;
             case CommandKind::ANSWER_FAILED: answer_failed(command); break;
             case CommandKind::WAKE: wake_ns_ = command.earliest_ns; break;
-            case CommandKind::SEND_PROFILE:
             case CommandKind::MODEL_FAULT:
             case CommandKind::MODEL_GONE: return true;
         }

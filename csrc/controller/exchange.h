@@ -1,15 +1,15 @@
-// The controller's short road: requests and results from the sockets to the scheduler, orders and answers back,
-// without Python in between.
+// The road of requests and results through the controller: from the sockets to the scheduler, and its orders and answers
+// back.
 //
 // run() is the controller's loop: wait; take what the sockets hold and handle it message by message; when all has been
-// noted, have the scheduler decide; carry out its orders. It returns where it needs Python: for every kind of message
-// and order that is rare, and every message that is odd or not plainly right. Called again, it goes on from there.
-// Whatever Python decides about a request, it is held here: admit() puts it on the same road. Not thread safe; needs
-// no GIL.
+// noted, have the scheduler decide; carry out its orders. Requests, cancellations and results are read, checked and
+// admitted here, whatever they are; of a wrong one wrong() says what is wrong, and Python makes a sentence of that. run()
+// returns where it needs Python: for that, and for every kind of message and order that is rare. Called again, it goes on
+// from there. Not thread safe; needs no GIL.
 //
 // Its parts: the loop (exchange.cpp), requests (requests.cpp), their copies for shadows (copies.cpp), what models and
 // routes they are for (routes.cpp), orders (orders.cpp), results (results.cpp), answers (answers.cpp) and counts
-// (counting.cpp).
+// (counting.cpp). What a message must be is in messages.cpp and checks.cpp.
 #pragma once
 
 #include <poll.h>
@@ -25,7 +25,9 @@
 #include <utility>
 #include <vector>
 
+#include "controller/checks.h"
 #include "controller/connections.h"
+#include "controller/lookups.h"
 #include "controller/messages.h"
 #include "controller/models.h"
 #include "controller/orders.h"
@@ -54,11 +56,16 @@ struct ToldEvent {
     std::string text;  // of the result
 };
 
-// A tensor of a request that Python has checked: `frame` of the current message.
-struct CheckedTensor {
-    std::int64_t dtype = 0;
-    std::vector<std::int64_t> dims;
-    std::uint32_t frame = 0;
+// What is wrong with the current message, and with what it was held against.
+struct Wrong {
+    bool is_request = false;
+    std::int64_t id = 0;  // of the request or action; 0 where it cannot be read
+    HeaderFlaw header;    // it is malformed, if this is not NONE; else:
+    Flaw flaw;
+    ModelId model_id = 0;                             // 0: none was found
+    std::shared_ptr<const ModelInterface> interface;  // null: it was not held against one
+    const std::vector<TensorRef>* tensors = nullptr;  // that the message describes
+    const std::vector<std::int64_t>* dims = nullptr;
 };
 
 struct ExchangeBounds {
@@ -70,6 +77,9 @@ struct ExchangeBounds {
     std::size_t queued_requests = 65'536;  // config.QUEUED_REQUESTS_MAX
     ConnectionBounds connections[2];       // of the workers' socket, and of the clients'
 };
+
+// The clock of clockwork.system.clock.now_ns().
+Ns clock_ns();
 
 // What there is no slot for.
 inline constexpr std::uint32_t NO_SLOT = ~std::uint32_t{0};
@@ -90,12 +100,14 @@ public:
         CLIENTS_LEFT,
         WORKER_MESSAGE,  // current() is Python's
         CLIENT_MESSAGE,
+        WRONG_RESULT,  // current() is wrong: wrong() says in what
+        WRONG_REQUEST,
         ORDER,        // order_place() is Python's
         ORDERS_DONE,  // of a decision of which Python wants to know: it clears the scheduler's `out`
     };
 
     // descriptors: of the sockets and their monitors; others: for which run() returns, as they become readable.
-    Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences,
+    Exchange(Scheduler& scheduler, RouterSocket workers, RouterSocket clients, Sentences sentences, Lookups lookups,
              ExchangeBounds bounds);
     void wait_on(const std::vector<int>& descriptors, const std::vector<int>& others);
 
@@ -107,6 +119,7 @@ public:
     Ns now() const { return now_; }
     const Arrival& current() const { return batches_[side_].at(readings_[side_].current); }
     Haul& batch() { return batches_[side_]; }
+    const Wrong& wrong() const { return wrong_; }
     std::size_t order_place() const { return order_ - 1; }
     // Python noted something with the scheduler.
     void note() {
@@ -137,19 +150,6 @@ public:
     std::uint32_t client_joined(std::string_view identity, int fd);
     // Nothing is sent to it any more; what it waits for is cancelled before the next decision.
     void client_left(std::uint32_t client);
-    bool has_request(std::uint32_t client, std::int64_t request_id);
-    // Cancels one. False if there is none.
-    bool cancel(std::uint32_t client, std::int64_t request_id);
-    // The model that the current message, which is for this text, is for, and whose turn it is to get a copy; 0: none. If
-    // it got that far without Python, what was found then.
-    std::pair<ModelId, ModelId> choose(std::string_view text);
-    // Has a request of the current message arrive that Python found right.
-    void admit(std::uint32_t client, std::int64_t request_id, ModelId model, std::uint32_t rows, std::uint32_t shape,
-               std::uint64_t bytes, Ns slo_ns, std::int64_t priority, const std::vector<CheckedTensor>& tensors);
-    // Has a copy of the request that admit() was called for last arrive, as Python has read it for the model that
-    // choose() named; without tensors: it cannot take it.
-    void copy(std::uint32_t rows, std::uint32_t shape, const std::vector<CheckedTensor>& tensors, std::uint64_t bytes,
-              Ns slo_ns, std::int64_t priority);
     // Answers everything that is held, and forgets it: the end.
     void fail_all(Status status, std::string_view text);
     std::size_t held_count() const { return held_.size(); }
@@ -165,8 +165,6 @@ public:
     // is let go. False if there is no such action.
     bool fail_action(std::uint32_t worker, ActionId action_id, std::string_view text);
     void fail_actions(std::uint32_t worker, std::string_view text);
-    // Python sends this one.
-    void sent(std::uint32_t worker, ActionId action_id, ActionKind kind, std::int32_t device);
 
     // ----- models ------------------------------------------------------------------------------
 
@@ -180,17 +178,13 @@ public:
     // Null where nothing is copied.
     ShadowTally* shadow_tally(std::string_view text) const;
     void unroute(std::string_view text);
-    // A route that holds until forget_references(): `name@version`, which Python looked up.
-    void refer(std::string_view text, ModelId model_id);
+    // What was looked up may be something else now.
     void forget_references() { references_.clear(); }
     ServedModel* find_model(ModelId model_id);
-    // The number by which the scheduler knows a shape (see Accepted::shape).
-    void shape_numbered(const std::vector<std::int64_t>& shape, std::uint32_t number);
+    // The numbers of shapes that the scheduler does not know any more are others' soon.
     void forget_shapes();
 
     const Outcomes& outcomes() const { return outcomes_; }
-    // A request for it was wrong, and never held.
-    void count_invalid(ModelId model_id);
     // How late the loop is: from when the oldest of what a turn handles was due, or can have come, until all that
     // followed from it had been sent. A turn in which nothing happened is not counted.
     const Durations& lag() const { return lag_; }
@@ -206,9 +200,6 @@ public:
 
     // Copies that the scheduler has at once: as many as there are devices.
     std::size_t shadow_width = 1;
-
-    // False: every message of a client goes to Python. For tests, which compare.
-    bool is_short = true;
 
 private:
     struct Hash {
@@ -232,33 +223,45 @@ private:
         std::uint32_t first_frame = 0;
         bool is_distinct = false;  // no frame is named twice: they can be given away
     };
-    // Whose a message is: found once, whoever looks.
-    struct Chosen {
-        ServedModel* model = nullptr;  // null: not looked, or not routed
+    // Whom a request is for.
+    struct Target {
+        ServedModel* model = nullptr;  // null: nobody
         Route* copied_by = nullptr;    // whose shadow gets a copy
-        HeldRequest* held = nullptr;   // once it has arrived
     };
 
     Need step(Ns until);
     void lap(int stage);
+    // Has Python look something up; what that takes counts towards the side's budget.
+    template <typename LookUp>
+    void ask(LookUp look_up) {
+        Ns began_ns = clock_ns();
+        if (look_up() == 0)
+            throw LookupFailed();
+        python_ns_ += clock_ns() - began_ns;
+    }
     bool wait(Ns until);
     void take(Side side);
     void read_news(Side side);
     void count_taken(Side side, const Arrival& arrival);
     bool has_rest(Side side) const;
-    bool handle();
+    Need handle();
     bool is_known(const Arrival& arrival);
     bool execute();
     void end_turn();
     void cancel_departed();
-    bool from_client(const Arrival& arrival);
-    bool from_worker(const Arrival& arrival);
-    bool infer(ClientLink& client, const Arrival& arrival);
-    bool result(WorkerLink& worker, const Arrival& arrival);
-    bool find_chosen(std::string_view text);
-    bool shape_number(const std::vector<std::int64_t>& shape, std::uint32_t& number);
+    Need from_client(const Arrival& arrival);
+    Need from_worker(const Arrival& arrival);
+    Need infer(ClientLink& client, const Arrival& arrival);
+    Need cancel(ClientLink& client, const Arrival& arrival);
+    Need result(WorkerLink& worker, const Arrival& arrival);
+    Need note_wrong(Need need, std::int64_t id);
+    Need note_wrong(Flaw::Code code, const Target& target);
+    void read_frames(Haul& batch, const Arrival& arrival);
+    Target target_of(std::string_view text);
+    std::uint32_t shape_number(const std::vector<std::int64_t>& shape);
     HeldRequest& hold(ClientLink* client, std::int64_t request_id, ServedModel& model);
     bool has_room(std::uint64_t bytes) const;
+    void copy(HeldRequest& first, Route& copier, Ns slo_ns);
     HeldRequest& make_copy(HeldRequest& first, Route& copier);
     void send_copy(HeldRequest& copy, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns slo_ns,
                    std::int64_t priority);
@@ -269,7 +272,6 @@ private:
     void cancel_shadows();
     void feed_shadows();
     void give_up(HeldRequest& copy);
-    void take_tensors(HeldRequest& held, const std::vector<CheckedTensor>& tensors);
     Ns deadline_ns(Ns slo_ns) const;
     void arrive(HeldRequest& held, std::uint32_t rows, std::uint32_t shape, std::uint64_t bytes, Ns deadline,
                 std::int64_t priority);
@@ -279,6 +281,7 @@ private:
     WorkerLink* worker_of(WorkerId worker_id);
 
     void send_infer(const Command& command);
+    void send_profile(const Command& command);
     void send_order(const Command& command, std::int64_t tag, ActionKind kind);
     void send_revoke(const Command& command);
     void answer_ok(const Command& command);
@@ -288,12 +291,12 @@ private:
     void window(const Command& command, const WorkerLink& worker);
     bool to_worker(WorkerLink& worker, bool more);
     Expected& note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, std::int32_t device, ModelId model_id);
-    static bool is_expected(const Expected& expected, const ResultHeader& result, Haul& batch, const Arrival& arrival);
     void end_action(WorkerLink& worker, const ActionResult& done, std::string_view text);
     bool to_client(ClientLink& client, bool more);
 
     void count_answered(const HeldRequest& one, const Command& command, const ResultHeader& done);
     void count_failed(const HeldRequest& one, const Command& command);
+    void count_invalid(ServedModel& model);
     void count_done(WorkerLink& worker, const Expected& sent, const ResultHeader& result);
 
     Scheduler& scheduler_;
@@ -302,6 +305,7 @@ private:
     std::vector<int> ended_[2];
     Ns look_ns_ = 0;  // when connections are next looked at
     Sentences sentences_;
+    Lookups lookups_;
     ExchangeBounds bounds_;
     Ns now_ = 0;
     Ns wake_ns_ = NEVER_NS;
@@ -355,7 +359,6 @@ private:
     std::uint32_t last_number_ = 0;
     bool has_last_ = false;
 
-    Chosen chosen_;  // of the current message of a client
     Pool<ShadowPair> pairs_;
     std::size_t shadow_count_ = 0;
     std::size_t shadow_bytes_ = 0;
@@ -381,7 +384,9 @@ private:
     InferRequestHeader request_;
     CancelHeader cancel_;
     Accepted accepted_;
-    std::vector<std::size_t> frame_bytes_;
+    FrameBytes frames_;
+    Wrong wrong_;
+    std::vector<std::int64_t> profiled_;
     Writer writer_;
     Frame spare_;
     std::vector<HeldRequest*> sending_;

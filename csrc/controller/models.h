@@ -1,4 +1,4 @@
-// What a controller must know of a model to take a request for it, or to leave it to Python.
+// What a controller must know of a model: what it takes and gives, and what became of its requests.
 #pragma once
 
 #include <cstdint>
@@ -8,70 +8,52 @@
 #include <vector>
 
 #include "controller/counts.h"
-#include "controller/messages.h"
 #include "scheduler/types.h"
 
 namespace clockwork {
 
-inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;             // clockwork.config.MESSAGE_BYTES_MAX
-inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockwork.config.STRINGS_MAX
-inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
-
-// Of a model with more inputs, every request is left to Python.
-inline constexpr std::size_t INPUTS_MAX = 16;
-
-// More rows than these are as good as these to any estimate; of more, Python makes these.
-inline constexpr std::int64_t ROWS_MAX = 1 << 30;
-
 inline constexpr std::int64_t DIMENSION_ANY = -1;
+inline constexpr std::int64_t DIMENSION_NONE = -2;  // of a declaration that no dimension fits
+
+// What `bits` of a declaration is where an element has no size of its own.
+inline constexpr std::int64_t BITS_OF_STRING = 0;
+inline constexpr std::int64_t BITS_UNKNOWN = -1;  // a type that is not ONNX's
 
 struct InputSpec {
     std::string name;
+    std::string declared;  // its shape, as people read it
     std::int64_t dtype = 0;
-    std::int64_t bits = 0;  // of one element; 0: not for this road (strings, types that are not ONNX's)
+    std::int64_t bits = 0;  // of one element; or see above
     bool any_rank = false;
-    std::vector<std::int64_t> dims;  // or DIMENSION_ANY
-    std::vector<std::int32_t>
-        symbols;  // beside them: dimensions of one symbol (a small number) have one size; -1: none
+    std::vector<std::int64_t> dims;     // or DIMENSION_ANY, DIMENSION_NONE
+    std::vector<std::int32_t> symbols;  // beside them: which of ModelInterface's; -1: none
 };
 
 // What every answer is held against: dtype, and rank and dimensions as far as registration has seen that they are fixed.
 struct OutputSpec {
+    std::string declared;
     std::int64_t dtype = 0;
-    std::int64_t bits = 0;  // of one element; 0: strings; -1: a type that is not ONNX's, of whatever size
+    std::int64_t bits = 0;
     bool any_rank = false;
-    std::vector<std::int64_t> dims;  // or DIMENSION_ANY
+    std::vector<std::int64_t> dims;
 };
 
 // Inputs and outputs as declared; models of one program share it.
 struct ModelInterface {
     std::vector<InputSpec> inputs;
     std::vector<std::string> outputs;
-    std::vector<OutputSpec> given;  // beside them; none: no answer is held against anything
-    std::uint32_t symbol_count = 0;
+    std::vector<OutputSpec> given;     // beside them; none: no answer is held against anything
+    std::vector<std::string> symbols;  // dimensions of one symbol have one size, in all inputs of a request
     bool batches = false;
+
+    // Once all inputs are there: find_input() finds one of many quickly.
+    void index_inputs();
+    // Null where there is none. The only input may come without its name.
+    const InputSpec* find_input(std::string_view name) const;
+
+private:
+    std::vector<std::uint32_t> by_name_;  // of more than a few: places of inputs, in the order of their names
 };
-
-// Where an input of a request was found: in the model's order.
-struct Accepted {
-    std::uint32_t rows = 1;
-    std::uint64_t bytes = 0;
-    std::vector<const TensorRef*> tensors;
-    std::vector<std::int64_t> shape;  // the rank and dimensions of each input, without the axis of rows
-
-    std::vector<std::int64_t> sizes;  // of symbols, while checking
-};
-
-// Whether every tensor is named, typed, shaped and sized right; check_request() in clockwork/controller/intake.py is
-// the longer form of it, with sentences. What is right in a rarer way (strings, many inputs) is not for this one.
-// frame_bytes: of each frame of the message.
-bool accept(const ModelInterface& model, const InferRequestHeader& request, const std::vector<std::size_t>& frame_bytes,
-            Accepted& accepted);
-
-// Whether a tensor that a worker sent is what the model gives for so many rows; check_result() in
-// clockwork/controller/links.py is the longer form of it, with sentences.
-bool gives(const ModelInterface& model, std::size_t output, std::uint32_t rows, const TensorRef& ref,
-           const std::int64_t* dims, std::string_view data);
 
 // Counted since the controller started.
 struct Outcomes {

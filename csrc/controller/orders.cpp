@@ -3,10 +3,6 @@
 
 namespace clockwork {
 
-void Exchange::sent(std::uint32_t worker, ActionId action_id, ActionKind kind, std::int32_t device) {
-    note_sent(*workers_.at(worker), action_id, kind, device, 0);
-}
-
 Expected& Exchange::note_sent(WorkerLink& worker, ActionId action_id, ActionKind kind, std::int32_t device,
                               ModelId model_id) {
     Expected& expected = worker.actions.add(action_id);
@@ -80,6 +76,32 @@ void Exchange::send_infer(const Command& command) {
             sockets_[WORKERS].send(spare_, --frames > 0);
         }
     }
+}
+
+void Exchange::send_profile(const Command& command) {
+    WorkerLink* worker = worker_of(command.worker);
+    const ServedModel* model = find_model(command.model_id);
+    if (worker == nullptr || model == nullptr)
+        return;
+    profiled_.clear();
+    ask([&] { return lookups_.shape(lookups_.owner, command.shape, &profiled_); });
+    head(command, TAG_PROFILE, 8);
+    window(command, *worker);
+    bool batches = model->interface->batches;
+    std::size_t inputs = 0;
+    for (std::size_t place = 0; place < profiled_.size(); place += 1 + static_cast<std::size_t>(profiled_[place]))
+        ++inputs;
+    writer_.array(inputs);
+    for (std::size_t place = 0; place < profiled_.size();) {
+        std::size_t rank = static_cast<std::size_t>(profiled_[place++]);
+        writer_.array(rank + batches);
+        if (batches)
+            writer_.natural(command.rows);
+        for (; rank > 0; --rank)
+            writer_.integer(profiled_[place++]);
+    }
+    note_sent(*worker, command.action_id, ActionKind::PROFILE, command.device, 0);
+    to_worker(*worker, false);
 }
 
 void Exchange::send_order(const Command& command, std::int64_t tag, ActionKind kind) {

@@ -10,108 +10,98 @@
 
 namespace clockwork {
 
-bool Exchange::from_client(const Arrival& arrival) {
+Exchange::Need Exchange::from_client(const Arrival& arrival) {
     Haul& batch = batches_[CLIENTS];
-    chosen_ = {};
     auto found = client_of_.find(batch.identity(arrival).view());
     if (found == client_of_.end()) {
         count_taken(CLIENTS, arrival);
-        return false;
+        return CLIENT_MESSAGE;
     }
     ClientLink& client = *clients_.at(found->second);
     client.connection->taken += arrival.bytes;
-    if (arrival.count < 2 || !is_short)
-        return false;
-    std::string_view header = batch.header(arrival).view();
-    std::int64_t tag = tag_of(header);
-    if (tag == TAG_INFER_REQUEST)
-        return infer(client, arrival);
-    if (tag == TAG_CANCEL && cancel_.read(header))
-        return cancel(client.slot, cancel_.request_id);
-    return false;
+    if (arrival.count < 2)
+        return CLIENT_MESSAGE;
+    switch (tag_of(batch.header(arrival).view())) {
+        case TAG_INFER_REQUEST: return infer(client, arrival);
+        case TAG_CANCEL: return cancel(client, arrival);
+        default: return CLIENT_MESSAGE;
+    }
 }
 
-bool Exchange::infer(ClientLink& client, const Arrival& arrival) {
+Exchange::Need Exchange::note_wrong(Need need, std::int64_t id) {
+    wrong_.is_request = need == WRONG_REQUEST;
+    wrong_.id = id;
+    wrong_.model_id = 0;
+    wrong_.interface.reset();
+    wrong_.tensors = nullptr;
+    wrong_.dims = nullptr;
+    return need;
+}
+
+// Of the request that was read last.
+Exchange::Need Exchange::note_wrong(Flaw::Code code, const Target& target) {
+    note_wrong(WRONG_REQUEST, request_.request_id);
+    wrong_.flaw.code = code;
+    wrong_.tensors = &request_.tensors;
+    wrong_.dims = &request_.dims;
+    if (target.model != nullptr) {
+        wrong_.model_id = target.model->model_id;
+        wrong_.interface = target.model->interface;
+    }
+    return WRONG_REQUEST;
+}
+
+void Exchange::read_frames(Haul& batch, const Arrival& arrival) {
+    frames_.clear();
+    for (std::uint32_t place = arrival.first + 2; place < arrival.first + arrival.count; ++place)
+        frames_.push_back(batch.frame(place).view());
+}
+
+Exchange::Need Exchange::infer(ClientLink& client, const Arrival& arrival) {
     Haul& batch = batches_[CLIENTS];
-    if (!request_.read(batch.header(arrival).view()))
-        return false;
-    if (!find_chosen(request_.model) || chosen_.model->interface == nullptr)
-        return false;
-    ServedModel* model = chosen_.model;
+    if (!request_.read(batch.header(arrival).view(), wrong_.header))
+        return note_wrong(WRONG_REQUEST, request_.request_id);
+    Target target = target_of(request_.model);
+    if (target.model == nullptr)
+        return note_wrong(Flaw::UNSERVED, target);
     if (client.requests.find(static_cast<std::uint64_t>(request_.request_id)) != IdTable::NONE)
-        return false;
-    frame_bytes_.clear();
-    std::size_t first = arrival.first + 2;
-    for (std::size_t place = first; place < arrival.first + arrival.count; ++place) {
-        frame_bytes_.push_back(batch.frame(place).size());
+        return note_wrong(Flaw::IN_USE, target);
+    ServedModel& model = *target.model;
+    read_frames(batch, arrival);
+    if (!check_request(*model.interface, request_, frames_, accepted_, wrong_.flaw)) {
+        count_invalid(model);
+        return note_wrong(wrong_.flaw.code, target);
     }
-    std::uint32_t shape = 0;
-    if (!accept(*model->interface, request_, frame_bytes_, accepted_) || !shape_number(accepted_.shape, shape)) {
-        return false;
-    }
-    Route* copier = chosen_.copied_by;
-    std::uint32_t copy_shape = 0;
+    Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model.slo_ns;
+    Route* copier = target.copied_by;
+    Flaw flaw;
     bool can_copy = copier != nullptr && has_room(accepted_.bytes) &&
-                    accept(*copier->shadow->interface, request_, frame_bytes_, copy_accepted_);
-    if (can_copy && !shape_number(copy_accepted_.shape, copy_shape))
-        return false;
-    HeldRequest& held = hold(&client, request_.request_id, *model);
+                    check_request(*copier->shadow->interface, request_, frames_, copy_accepted_, flaw);
+    HeldRequest& held = hold(&client, request_.request_id, model);
     for (const TensorRef* ref : accepted_.tensors) {
         auto start = request_.dims.begin() + ref->first;
         held.tensors.push_back({ref->dtype, static_cast<std::uint32_t>(held.dims.size()), ref->rank});
         held.dims.insert(held.dims.end(), start, start + ref->rank);
-        held.frames.push_back(std::move(batch.frame(first + static_cast<std::size_t>(ref->frame))));
+        held.frames.push_back(std::move(batch.frame(arrival.first + 2 + static_cast<std::size_t>(ref->frame))));
     }
-    Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model->slo_ns;
-    arrive(held, accepted_.rows, shape, accepted_.bytes, deadline_ns(slo_ns), request_.priority);
-    if (can_copy) {
-        HeldRequest& copy = make_copy(held, *copier);
-        for (const TensorRef* ref : copy_accepted_.tensors) {
-            auto place = std::find(accepted_.tensors.begin(), accepted_.tensors.end(), ref) - accepted_.tensors.begin();
-            const HeldTensor& tensor = held.tensors[static_cast<std::size_t>(place)];
-            auto start = held.dims.begin() + tensor.first;
-            copy.tensors.push_back({tensor.dtype, static_cast<std::uint32_t>(copy.dims.size()), tensor.rank});
-            copy.dims.insert(copy.dims.end(), start, start + tensor.rank);
-            copy.frames.emplace_back().share(held.frames[static_cast<std::size_t>(place)]);
-        }
-        send_copy(copy, copy_accepted_.rows, copy_shape, accepted_.bytes, slo_ns, request_.priority);
-    } else if (copier != nullptr) {
+    arrive(held, accepted_.rows, shape_number(accepted_.shape), accepted_.bytes, deadline_ns(slo_ns),
+           request_.priority);
+    if (can_copy)
+        copy(held, *copier, slo_ns);
+    else if (copier != nullptr)
         copier->tally->change([](ShadowResults& all) { ++all.dropped; });
-    }
-    return true;
+    return NOTHING;
 }
 
-void Exchange::admit(std::uint32_t client, std::int64_t request_id, ModelId model, std::uint32_t rows,
-                     std::uint32_t shape, std::uint64_t bytes, Ns slo_ns, std::int64_t priority,
-                     const std::vector<CheckedTensor>& tensors) {
-    HeldRequest& held = hold(clients_.at(client), request_id, *models_.at(model));
-    take_tensors(held, tensors);
-    chosen_.held = &held;
-    arrive(held, rows, shape, bytes, deadline_ns(slo_ns != 0 ? slo_ns : held.model->slo_ns), priority);
-}
-
-void Exchange::copy(std::uint32_t rows, std::uint32_t shape, const std::vector<CheckedTensor>& tensors,
-                    std::uint64_t bytes, Ns slo_ns, std::int64_t priority) {
-    Route& copier = *chosen_.copied_by;
-    if (tensors.empty() || !has_room(bytes)) {
-        copier.tally->change([](ShadowResults& all) { ++all.dropped; });
-        return;
-    }
-    HeldRequest& copy = make_copy(*chosen_.held, copier);
-    take_tensors(copy, tensors);
-    send_copy(copy, rows, shape, bytes, slo_ns != 0 ? slo_ns : chosen_.model->slo_ns, priority);
-}
-
-// Shares those of the current message.
-void Exchange::take_tensors(HeldRequest& held, const std::vector<CheckedTensor>& tensors) {
-    Haul& batch = batches_[CLIENTS];
-    const Arrival& arrival = current();
-    for (const CheckedTensor& tensor : tensors) {
-        held.tensors.push_back({tensor.dtype, static_cast<std::uint32_t>(held.dims.size()),
-                                static_cast<std::uint32_t>(tensor.dims.size())});
-        held.dims.insert(held.dims.end(), tensor.dims.begin(), tensor.dims.end());
-        held.frames.emplace_back().share(batch.frame(arrival.first + 2 + tensor.frame));
-    }
+// Of an inference; what else there is to cancel, Python knows.
+Exchange::Need Exchange::cancel(ClientLink& client, const Arrival& arrival) {
+    if (!cancel_.read(batches_[CLIENTS].header(arrival).view(), wrong_.header))
+        return note_wrong(WRONG_REQUEST, cancel_.request_id);
+    std::uint32_t slot = client.requests.find(static_cast<std::uint64_t>(cancel_.request_id));
+    if (slot == IdTable::NONE)
+        return CLIENT_MESSAGE;
+    cancel(*held_pool_.at(slot));
+    return NOTHING;
 }
 
 // client: null for a copy, which nobody waits for.
@@ -232,18 +222,6 @@ void Exchange::cancel_departed() {
     }
     departed_.clear();
     cancel_shadows();
-}
-
-bool Exchange::has_request(std::uint32_t client, std::int64_t request_id) {
-    return clients_.at(client)->requests.find(static_cast<std::uint64_t>(request_id)) != IdTable::NONE;
-}
-
-bool Exchange::cancel(std::uint32_t client, std::int64_t request_id) {
-    std::uint32_t slot = clients_.at(client)->requests.find(static_cast<std::uint64_t>(request_id));
-    if (request_id < 0 || slot == IdTable::NONE)
-        return false;
-    cancel(*held_pool_.at(slot));
-    return true;
 }
 
 }  // namespace clockwork

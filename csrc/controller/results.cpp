@@ -7,35 +7,42 @@
 
 namespace clockwork {
 
-bool Exchange::from_worker(const Arrival& arrival) {
+Exchange::Need Exchange::from_worker(const Arrival& arrival) {
     Haul& batch = batches_[WORKERS];
     auto found = worker_of_identity_.find(batch.identity(arrival).view());
     if (found == worker_of_identity_.end()) {
         count_taken(WORKERS, arrival);
-        return false;
+        return WORKER_MESSAGE;
     }
     WorkerLink& worker = *workers_.at(found->second);
     worker.connection->taken += arrival.bytes;
     if (arrival.count < 2)
-        return false;
+        return WORKER_MESSAGE;
     worker.heard_ns = now_;
-    return tag_of(batch.header(arrival).view()) == TAG_RESULT && result(worker, arrival);
+    return tag_of(batch.header(arrival).view()) == TAG_RESULT ? result(worker, arrival) : WORKER_MESSAGE;
 }
 
-bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
+Exchange::Need Exchange::result(WorkerLink& worker, const Arrival& arrival) {
     Haul& batch = batches_[WORKERS];
     if (results_.size() == result_count_)
         results_.emplace_back();
     Outputs& outputs = results_[result_count_];
     ResultHeader& result = outputs.header;
-    if (!result.read(batch.header(arrival).view()))
-        return false;
+    if (!result.read(batch.header(arrival).view(), wrong_.header))
+        return note_wrong(WRONG_RESULT, result.action_id);
     ActionId action_id = static_cast<ActionId>(result.action_id);
     const Expected* expected = worker.actions.find(action_id);
     if (expected == nullptr)
-        return true;  // of an action that was given up
-    if (!is_expected(*expected, result, batch, arrival))
-        return false;
+        return NOTHING;  // of an action that was given up
+    read_frames(batch, arrival);
+    if (!check_result(*expected, result, frames_, wrong_.flaw)) {
+        note_wrong(WRONG_RESULT, result.action_id);
+        wrong_.model_id = expected->model_id;
+        wrong_.interface = expected->interface;
+        wrong_.tensors = &result.tensors;
+        wrong_.dims = &result.dims;
+        return WRONG_RESULT;
+    }
     if (result.status == Status::OK && expected->interface != nullptr) {
         std::int64_t last = -1;
         outputs.is_distinct = true;
@@ -57,34 +64,7 @@ bool Exchange::result(WorkerLink& worker, const Arrival& arrival) {
     done.duration_ns = result.duration_ns;
     done.ready_ns = result.received_ns != 0 ? worker.clock.to_controller(result.received_ns, now_) : 0;
     end_action(worker, done, result.text);
-    return true;
-}
-
-// Whether a result is what was asked for: parts, tensors, frames, and each output what its model gives.
-bool Exchange::is_expected(const Expected& expected, const ResultHeader& result, Haul& batch, const Arrival& arrival) {
-    std::size_t frames = arrival.count - 2;
-    if (frames > result.tensors.size())
-        return false;
-    if (result.status != Status::OK)
-        return true;
-    if (result.parts.size() != expected.part_rows.size())
-        return false;
-    std::size_t tensors = expected.tensors(), next = 0;
-    for (std::size_t part = 0; part < result.parts.size(); ++part) {
-        if (result.parts[part] != tensors)
-            return false;
-        for (std::size_t output = 0; output < tensors; ++output) {
-            const TensorRef& ref = result.tensors[next++];
-            if (static_cast<std::size_t>(ref.frame) >= frames)
-                return false;
-            std::string_view data = batch.frame(arrival.first + 2 + static_cast<std::size_t>(ref.frame)).view();
-            if (!gives(*expected.interface, output, expected.part_rows[part], ref, result.dims.data() + ref.first,
-                       data)) {
-                return false;
-            }
-        }
-    }
-    return true;
+    return NOTHING;
 }
 
 // Takes an action out of the books, and tells the scheduler how it ended.

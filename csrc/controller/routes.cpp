@@ -6,24 +6,27 @@
 
 namespace clockwork {
 
-// Finds whose the current message is, unless it was found before: a turn is taken once.
-bool Exchange::find_chosen(std::string_view text) {
-    if (chosen_.model != nullptr)
-        return true;
-    if (auto found = routes_.find(text); found != routes_.end()) {
-        chosen_.model = found->second.next();
-        if (found->second.is_copied(chosen_.model))
-            chosen_.copied_by = &found->second;
-    } else if (auto other = references_.find(text); other != references_.end()) {
-        chosen_.model = other->second;
+// Of a route it takes a turn.
+Exchange::Target Exchange::target_of(std::string_view text) {
+    Target found;
+    if (auto route = routes_.find(text); route != routes_.end()) {
+        found.model = route->second.next();
+        if (route->second.is_copied(found.model))
+            found.copied_by = &route->second;
+        return found;
     }
-    return chosen_.model != nullptr;
-}
-
-std::pair<ModelId, ModelId> Exchange::choose(std::string_view text) {
-    if (!find_chosen(text))
-        return {0, 0};
-    return {chosen_.model->model_id, chosen_.copied_by != nullptr ? chosen_.copied_by->shadow->model_id : 0};
+    auto known = references_.find(text);
+    if (known == references_.end()) {
+        ModelId model_id = 0;
+        ask([&] { return lookups_.model(lookups_.owner, text, &model_id); });
+        if (model_id == 0)
+            return found;
+        if (references_.size() >= REFERENCES_MAX)
+            forget_references();
+        known = references_.emplace(std::string(text), models_.at(model_id).get()).first;
+    }
+    found.model = known->second;
+    return found;
 }
 
 void Exchange::serve(ModelId model_id, std::int64_t version, std::string_view label, Ns slo_ns,
@@ -57,7 +60,6 @@ ServedModel* Exchange::find_model(ModelId model_id) {
 void Exchange::route(std::string_view text, const std::vector<std::pair<ModelId, std::int64_t>>& shares, ModelId shadow,
                      std::int64_t copies, double tolerance) {
     forget_references();
-    chosen_ = {};
     Route route;
     for (const auto& [model_id, parts] : shares) {
         route.models.push_back(models_.at(model_id).get());
@@ -78,7 +80,6 @@ void Exchange::route(std::string_view text, const std::vector<std::pair<ModelId,
 
 void Exchange::unroute(std::string_view text) {
     forget_references();
-    chosen_ = {};
     auto found = routes_.find(text);
     if (found != routes_.end())
         routes_.erase(found);
@@ -89,28 +90,19 @@ ShadowTally* Exchange::shadow_tally(std::string_view text) const {
     return found != routes_.end() ? found->second.tally.get() : nullptr;
 }
 
-void Exchange::refer(std::string_view text, ModelId model_id) {
-    if (references_.size() >= REFERENCES_MAX)
-        forget_references();
-    references_.insert_or_assign(std::string(text), models_.at(model_id).get());
-}
-
-bool Exchange::shape_number(const std::vector<std::int64_t>& shape, std::uint32_t& number) {
-    if (!has_last_ || shape != last_shape_) {
-        auto found = shapes_.find(shape);
-        if (found == shapes_.end())
-            return false;
-        last_shape_ = shape;
-        last_number_ = found->second;
-        has_last_ = true;
+std::uint32_t Exchange::shape_number(const std::vector<std::int64_t>& shape) {
+    if (has_last_ && shape == last_shape_)
+        return last_number_;
+    auto found = shapes_.find(shape);
+    if (found == shapes_.end()) {
+        std::uint32_t number = 0;
+        ask([&] { return lookups_.shape_number(lookups_.owner, &shape, &number); });
+        found = shapes_.emplace(shape, number).first;
     }
-    number = last_number_;
-    return true;
-}
-
-void Exchange::shape_numbered(const std::vector<std::int64_t>& shape, std::uint32_t number) {
-    shapes_.insert_or_assign(shape, number);
-    has_last_ = false;
+    last_shape_ = shape;
+    last_number_ = found->second;
+    has_last_ = true;
+    return last_number_;
 }
 
 void Exchange::forget_shapes() {

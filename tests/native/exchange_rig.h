@@ -6,7 +6,8 @@
 //   - a good request of a client that stays is answered exactly once, and nothing is answered that was not asked;
 //   - an answer that no liar had a hand in has exactly the bytes that belong to that request;
 //   - the scheduler's books balance after every turn, and at the end nothing is held.
-// What Python does for the exchange is done here in its shortest form: odd messages are dropped, shapes numbered.
+// What Python does for the exchange is done here in its shortest form: what is wrong is dropped, names are looked up and
+// shapes numbered.
 #pragma once
 
 #include <sys/socket.h>
@@ -108,9 +109,26 @@ public:
         texts[static_cast<std::size_t>(Text::LOAD_FAILED)] = texts[static_cast<std::size_t>(Text::VERBATIM)] = "{said}";
         Sentences sentences(std::move(texts), std::vector<std::string>(STATUS_COUNT, "STATUS_NAME"),
                             std::vector<std::string>(REASONS, "reason"));
-        exchange_ =
-            std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
-                                       RouterSocket(&from_clients_, &clients_news_), sentences, ExchangeBounds());
+        Lookups lookups;
+        lookups.owner = this;
+        lookups.model = [](void* owner, std::string_view text, ModelId* model_id) {
+            *model_id = static_cast<Rig*>(owner)->model_of(text);
+            return 1;
+        };
+        lookups.shape_number = [](void* owner, const std::vector<std::int64_t>* shape, std::uint32_t* number) {
+            *number = static_cast<Rig*>(owner)->shape_number(*shape);
+            return 1;
+        };
+        lookups.shape = [](void* owner, std::uint32_t number, std::vector<std::int64_t>* shape) {
+            for (const auto& [known, one] : static_cast<Rig*>(owner)->shapes_) {
+                if (one == number)
+                    *shape = known;
+            }
+            return 1;
+        };
+        exchange_ = std::make_unique<Exchange>(*scheduler_, RouterSocket(&from_workers_, &workers_news_),
+                                               RouterSocket(&from_clients_, &clients_news_), sentences, lookups,
+                                               ExchangeBounds());
         add_models();
         for (std::uint32_t number = 0; number < WORKERS; ++number)
             worker_joins(number);
@@ -149,7 +167,8 @@ private:
     static constexpr std::size_t STEPS_MAX = 400;
     static constexpr std::uint32_t PAGES = 8;
     static constexpr std::int64_t GOOD_IDS = 1 << 20;  // good requests count from here on
-    static constexpr std::int64_t FLOAT = 1, UINT8 = 2, INT64 = 7, BOOL = 9;
+    static constexpr std::int64_t FLOAT = 1, UINT8 = 2, INT64 = 7, STRING = 8, BOOL = 9;
+    static constexpr ModelId WORDS = 5;
 
     struct Waiting {
         std::vector<std::string> outputs;  // as they must come
@@ -194,18 +213,23 @@ private:
         auto image = std::make_shared<ModelInterface>();
         image->inputs = {input("x", FLOAT, 32, {DIMENSION_ANY, 4}, {0, -1})};
         image->outputs = {"y"};
-        image->symbol_count = 1;
+        image->symbols = {"N"};
         image->batches = true;
         auto pair = std::make_shared<ModelInterface>();
         pair->inputs = {input("ids", INT64, 64, {DIMENSION_ANY, DIMENSION_ANY}, {0, 1}),
                         input("mask", BOOL, 8, {DIMENSION_ANY, DIMENSION_ANY}, {0, 1})};
         pair->outputs = {"a", "b"};
-        pair->symbol_count = 2;
+        pair->symbols = {"N", "T"};
         pair->batches = true;
         auto fixed = std::make_shared<ModelInterface>();
         fixed->inputs = {input("x", UINT8, 8, {4}, {-1})};
         fixed->outputs = {"y"};
-        interfaces_ = {nullptr, image, pair, fixed, image};
+        auto words = std::make_shared<ModelInterface>();
+        words->inputs = {input("w", STRING, BITS_OF_STRING, {DIMENSION_ANY}, {0})};
+        words->outputs = {"y"};
+        words->symbols = {"N"};
+        words->batches = true;
+        interfaces_ = {nullptr, image, pair, fixed, image, words};
         for (ModelId model = 1; model < static_cast<ModelId>(interfaces_.size()); ++model)
             serve(model);
     }
@@ -221,8 +245,17 @@ private:
     }
 
     static std::string name_of(ModelId model) {
-        static const char* const names[] = {"", "image", "pair", "fixed", "other"};
+        static const char* const names[] = {"", "image", "pair", "fixed", "other", "words"};
         return names[model];
+    }
+
+    // Of a text that is no route's: a model's name, and its version.
+    ModelId model_of(std::string_view text) {
+        for (ModelId model = 1; model < static_cast<ModelId>(interfaces_.size()); ++model) {
+            if (text == name_of(model) + "@1" && stays(model))
+                return model;
+        }
+        return 0;
     }
 
     std::uint32_t shape_number(const std::vector<std::int64_t>& shape) {
@@ -243,8 +276,9 @@ private:
         spec.batch_max = spec.batches ? 8 : 1;
         spec.runs = {2, 1};
         spec.load_ns = 100'000;
-        std::uint32_t shape =
-            shape_number(model == 2 ? std::vector<std::int64_t>{1, 2, 1, 2} : std::vector<std::int64_t>{1, 4});
+        std::uint32_t shape = shape_number(model == 2       ? std::vector<std::int64_t>{1, 2, 1, 2}
+                                           : model == WORDS ? std::vector<std::int64_t>{0}
+                                                            : std::vector<std::int64_t>{1, 4});
         for (std::uint32_t batch = 1; batch <= spec.batch_max; batch *= 2) {
             spec.profile.push_back({shape, batch, 20'000 + 2'000 * batch});
         }
@@ -347,7 +381,7 @@ private:
                 }
                 break;
             case 15: odd_message(script); break;
-            case 16: change_model(1 + script.below(4)); break;
+            case 16: change_model(1 + script.below(5)); break;
             case 17: set_clock(worker, script); break;
         }
     }
@@ -363,11 +397,13 @@ private:
 
     // [id, model, slo, priority, tensors] and its frames; their bytes are like no other request's.
     Asked request(std::int64_t request_id, Script& script) {
-        ModelId model = 1 + script.below(4);
+        ModelId model = 1 + script.below(5);
         std::string name =
             script.below(4) == 0 && exchange_->shadow_tally("mixed") != nullptr ? "mixed" : name_of(model);
         if (name == "mixed")
             model = 1;
+        else if (request_id % 8 == 0)
+            name += "@1";
         std::int64_t rows = 1 + script.below(3);
         static constexpr Ns slos[] = {0, 1, MS, SECOND, 3600 * SECOND};
         Asked asked;
@@ -384,13 +420,18 @@ private:
             writer_.array(4);
             writer_.text(inputs[place].name);
             writer_.integer(inputs[place].dtype);
-            std::vector<std::int64_t> dims =
-                model == 3 ? std::vector<std::int64_t>{4} : std::vector<std::int64_t>{rows, model == 2 ? 2 : 4};
+            std::vector<std::int64_t> dims = model == 3       ? std::vector<std::int64_t>{4}
+                                             : model == WORDS ? std::vector<std::int64_t>{rows}
+                                                              : std::vector<std::int64_t>{rows, model == 2 ? 2 : 4};
             writer_.array(dims.size());
             std::int64_t bits = inputs[place].bits;
             for (std::int64_t one : dims)
                 writer_.integer(one), bits *= one;
             writer_.integer(static_cast<std::int64_t>(place));
+            if (model == WORDS) {
+                asked.inputs.push_back(words(rows));
+                continue;
+            }
             std::string frame(static_cast<std::size_t>(bits / 8), static_cast<char>(place));
             std::uint64_t mark = ++mark_;
             for (std::size_t at = 0; at < frame.size() && mark != 0; ++at, mark >>= 8)
@@ -401,6 +442,17 @@ private:
         asked.message = {"", std::string(writer_.view())};
         asked.message.insert(asked.message.end(), asked.inputs.begin(), asked.inputs.end());
         return asked;
+    }
+
+    // So many strings, of which the first is like no other's.
+    std::string words(std::int64_t count) {
+        std::uint64_t mark = ++mark_;
+        std::string frame{8, 0, 0, 0};
+        for (int place = 0; place < 8; ++place, mark >>= 8)
+            frame += static_cast<char>(mark);
+        for (; count > 1; --count)
+            frame += std::string{2, 0, 0, 0, 'a', 'b'};
+        return frame;
     }
 
     std::string request_header(std::int64_t request_id, Script& script) {
@@ -415,13 +467,16 @@ private:
     }
 
     void good_request(Client& client, Script& script) {
-        Asked asked = request(last_good_ + 1, script);
+        while (client.wild.count(last_good_ + 1) != 0)
+            ++last_good_;
+        std::int64_t request_id = last_good_ + 1;
+        Asked asked = request(request_id, script);
         if (!client.is_there)
             return;
         pump();  // so that nobody's request of that number is still on its way
-        if (!client.is_there || exchange_->has_request(client.slot, last_good_ + 1))
+        if (!client.is_there)
             return;
-        std::int64_t request_id = ++last_good_;
+        last_good_ = request_id;
         asked.message[0] = client.identity;
         std::string header = asked.message[1];
         from_clients_.arrive(std::move(asked.message), client.line.fd());
@@ -440,7 +495,8 @@ private:
             message.emplace_back(sizes[script.below(5)], 'w');
         }
         InferRequestHeader read;
-        if (read.read(message[1]))
+        HeaderFlaw flaw;
+        if (read.read(message[1], flaw))
             client.wild.insert(read.request_id);
         if (client.is_there)
             from_clients_.arrive(std::move(message), client.line.fd());
@@ -616,7 +672,9 @@ private:
                 case Exchange::WORKERS_LEFT: exchange_->ended(Exchange::WORKERS); break;
                 case Exchange::CLIENTS_LEFT: exchange_->ended(Exchange::CLIENTS); break;
                 case Exchange::WORKER_MESSAGE: break;
-                case Exchange::CLIENT_MESSAGE: admit(); break;
+                case Exchange::CLIENT_MESSAGE: break;
+                case Exchange::WRONG_RESULT: wrong_result(); break;
+                case Exchange::WRONG_REQUEST: wrong_request(); break;
                 case Exchange::ORDER: order(); break;
                 case Exchange::ORDERS_DONE: end_orders(); break;
             }
@@ -626,46 +684,52 @@ private:
         scheduler_->check_invariants();
     }
 
-    // A request of a shape that is new here, or of a model that is asked for by another name.
-    void admit() {
-        const Arrival& arrival = exchange_->current();
-        if (arrival.count < 2)
-            return;
-        Haul& batch = exchange_->batch();
-        std::string identity(batch.identity(arrival).view());
-        Client* client = nullptr;
-        for (Client& one : clients_)
-            client = one.is_there && one.identity == identity ? &one : client;
-        InferRequestHeader read;
-        if (client == nullptr || !read.read(batch.header(arrival).view()) || read.request_id < 0)
-            return;
-        if (exchange_->has_request(client->slot, read.request_id))
-            return;
-        std::vector<std::size_t> sizes;
-        for (std::uint32_t place = arrival.first + 2; place < arrival.first + arrival.count; ++place) {
-            sizes.push_back(batch.frame(place).size());
+    // It is answered by Python, in a sentence. A good request is turned down because its model went.
+    void wrong_request() {
+        const Wrong& wrong = exchange_->wrong();
+        check_wrong(wrong);
+        std::string identity(exchange_->batch().identity(exchange_->current()).view());
+        for (Client& client : clients_) {
+            if (!client.is_there || client.identity != identity || wrong.flaw.code == Flaw::IN_USE)
+                continue;
+            if (client.waiting.erase(wrong.id) != 0 && client.wild.count(wrong.id) == 0 &&
+                wrong.flaw.code != Flaw::UNSERVED) {
+                broken("a good request was turned down");
+            }
         }
-        auto [model, shadow] = exchange_->choose(read.model);
-        Accepted accepted;
-        bool is_good = model != 0 && read.slo_ns >= 0 && read.slo_ns < NEVER_NS && read.priority >= 0 &&
-                       read.priority <= 255 &&
-                       accept(*interfaces_[static_cast<std::size_t>(model)], read, sizes, accepted);
-        if (!is_good) {  // it is answered by Python, in a sentence
-            client->waiting.erase(read.request_id);
+    }
+
+    // Its worker is let go, or the action fails.
+    void wrong_result() {
+        const Wrong& wrong = exchange_->wrong();
+        check_wrong(wrong);
+        std::string identity(exchange_->batch().identity(exchange_->current()).view());
+        for (Worker& worker : workers_) {
+            if (!worker.is_there || worker.identity != identity)
+                continue;
+            if (wrong.header.kind != HeaderFlaw::NONE)
+                worker_leaves(worker);
+            else if (!exchange_->fail_action(worker.slot, static_cast<ActionId>(wrong.id), "none"))
+                broken("a result of no action is wrong");
+        }
+    }
+
+    // What it says is there to be said.
+    void check_wrong(const Wrong& wrong) {
+        if (wrong.header.kind != HeaderFlaw::NONE)
+            return;
+        if (wrong.flaw.code == Flaw::NONE || wrong.flaw.code >= Flaw::CODES)
+            broken("nothing is wrong");
+        if (wrong.flaw.code == Flaw::UNSERVED)
+            return;
+        if (wrong.interface == nullptr || wrong.model_id == 0) {
+            if (wrong.is_request)
+                broken("a request is wrong for no model");
             return;
         }
-        std::vector<CheckedTensor> tensors;
-        for (const TensorRef* ref : accepted.tensors) {
-            auto start = read.dims.begin() + ref->first;
-            tensors.push_back({ref->dtype, {start, start + ref->rank}, static_cast<std::uint32_t>(ref->frame)});
-        }
-        std::uint32_t number = shape_number(accepted.shape);
-        exchange_->shape_numbered(accepted.shape, number);
-        exchange_->admit(client->slot, read.request_id, model, accepted.rows, number, accepted.bytes, read.slo_ns,
-                         read.priority, tensors);
-        if (shadow != 0) {
-            exchange_->copy(accepted.rows, number, tensors, accepted.bytes, read.slo_ns, read.priority);
-        }
+        std::size_t tensors = wrong.is_request ? wrong.interface->inputs.size() : wrong.interface->outputs.size();
+        if (wrong.flaw.tensor > tensors || wrong.flaw.ref > wrong.tensors->size())
+            broken("a tensor is wrong that is not there");
     }
 
     void order() {
@@ -681,12 +745,7 @@ private:
             exchange_->forget(command.model_id);
             return;
         }
-        for (Worker& worker : workers_) {
-            if (!worker.is_there || worker.id != command.worker)
-                continue;
-            exchange_->sent(worker.slot, command.action_id, ActionKind::PROFILE, command.device);
-            worker.actions.push_back({command.action_id, {}, 0});
-        }
+        broken("an order of a kind that is the exchange's");
     }
 
     void end_orders() {

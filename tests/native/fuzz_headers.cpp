@@ -1,7 +1,9 @@
 // Every header that C++ reads, and what it accepts of a request: no byte is read that is not there, and what is
 // taken is in range.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 
 #include "controller/exchange.h"
 
@@ -13,6 +15,9 @@ void demand(bool holds, const char* what) {
     std::fprintf(stderr, "broken: %s\n", what);
     std::abort();
 }
+
+const char* const names[] = {"a", "b", "c", "d", "e", "f", "g", "h", "i", "j",
+                             "k", "l", "m", "n", "o", "p", "q", "r", "s", "x"};
 
 clockwork::InputSpec input(const char* name, std::int64_t dtype, std::int64_t bits, std::vector<std::int64_t> dims) {
     clockwork::InputSpec spec;
@@ -26,19 +31,43 @@ clockwork::InputSpec input(const char* name, std::int64_t dtype, std::int64_t bi
 
 std::vector<clockwork::ModelInterface> interfaces() {
     using clockwork::DIMENSION_ANY;
-    std::vector<clockwork::ModelInterface> all(3);
+    std::vector<clockwork::ModelInterface> all(5);
     all[0].inputs = {input("x", 1, 32, {DIMENSION_ANY, 3, DIMENSION_ANY, DIMENSION_ANY})};
     all[0].batches = true;
     all[1].inputs = {input("ids", 7, 64, {DIMENSION_ANY, DIMENSION_ANY}),
                      input("mask", 9, 8, {DIMENSION_ANY, DIMENSION_ANY})};
     all[1].inputs[0].symbols = all[1].inputs[1].symbols = {0, 1};
-    all[1].symbol_count = 2;
+    all[1].symbols = {"N", "T"};
     all[1].batches = true;
     all[2].inputs = {input("x", 22, 4, {})};
     all[2].inputs[0].any_rank = true;
-    for (clockwork::ModelInterface& one : all)
-        one.outputs = {"y"};
+    all[3].inputs = {input("w", 8, clockwork::BITS_OF_STRING, {DIMENSION_ANY})};
+    for (int place = 0; place < 20; ++place)
+        all[4].inputs.push_back(input(names[place], 2, 8, {DIMENSION_ANY}));
+    for (clockwork::ModelInterface& one : all) {
+        one.outputs = {"y", "words"};
+        one.given.resize(2);
+        one.given[0].dtype = 1;
+        one.given[0].bits = 32;
+        one.given[0].dims = {DIMENSION_ANY, 2};
+        one.given[1].dtype = 8;
+        one.given[1].bits = clockwork::BITS_OF_STRING;
+        one.given[1].any_rank = true;
+        one.index_inputs();
+    }
     return all;
+}
+
+// A header is read, or it has a flaw, of which the place is within it.
+void check_flaw(bool is_read, const clockwork::HeaderFlaw& flaw, bool is_of_its_kind, std::string_view header) {
+    using clockwork::HeaderFlaw;
+    demand(is_read == (flaw.kind == HeaderFlaw::NONE), "a header that is malformed in nothing");
+    demand(is_of_its_kind == (flaw.kind != HeaderFlaw::OTHER), "a header of another kind");
+    demand(flaw.depth <= HeaderFlaw::DEPTH_MAX, "a place too deep");
+    bool has_place =
+        flaw.kind == HeaderFlaw::FORM || flaw.kind == HeaderFlaw::CUT_OFF || flaw.kind == HeaderFlaw::NOT_UTF8;
+    demand(!has_place || flaw.depth > 0, "a value without a place");
+    demand(flaw.kind != HeaderFlaw::FORM || flaw.offset < header.size(), "a value beyond the header");
 }
 
 }  // namespace
@@ -48,31 +77,41 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     static const std::vector<ModelInterface> models = interfaces();
     if (size < 2)
         return 0;
-    std::vector<std::size_t> frame_bytes(data[0] & 3, data[1]);
+    // Frames of so many of the last bytes, which may be strings.
+    std::size_t frame_size = std::min<std::size_t>(data[1], size - 2);
+    std::vector<char> tail(data + size - frame_size, data + size);
+    FrameBytes frames(data[0] & 3, std::string_view(tail.data(), tail.size()));
     std::vector<char> copy(data + 2, data + size);  // of exactly this size, so that a byte too many is noticed
     std::string_view header(copy.data(), copy.size());
-    tag_of(header);
+    std::int64_t tag = tag_of(header);
+    HeaderFlaw flaw;
     CancelHeader cancel;
-    cancel.read(header);
+    check_flaw(cancel.read(header, flaw), flaw, tag == TAG_CANCEL, header);
     InferRequestHeader request;
-    if (request.read(header)) {
+    bool is_read = request.read(header, flaw);
+    check_flaw(is_read, flaw, tag == TAG_INFER_REQUEST, header);
+    if (is_read) {
         demand(is_utf8(request.model), "a name that is not UTF-8");
         for (const ModelInterface& model : models) {
             Accepted accepted;
-            if (!accept(model, request, frame_bytes, accepted))
+            Flaw wrong;
+            if (!check_request(model, request, frames, accepted, wrong)) {
+                demand(Flaw::IN_USE < wrong.code && wrong.code < Flaw::STATUS, "a request that is wrong in nothing");
+                demand(wrong.tensor <= model.inputs.size() && wrong.ref <= request.tensors.size(), "no such tensor");
                 continue;
-            std::size_t bytes = 0;
-            for (std::size_t one : frame_bytes)
-                bytes += one;
-            demand(accepted.bytes == bytes, "bytes that do not add up");
+            }
+            demand(wrong.code == Flaw::NONE, "a request that is right and wrong");
+            demand(accepted.bytes == frames.size() * frame_size, "bytes that do not add up");
             demand(accepted.rows >= 1 && accepted.rows <= ROWS_MAX, "rows out of range");
             demand(accepted.tensors.size() == model.inputs.size(), "inputs that are missing");
         }
     }
     ResultHeader result;
-    if (result.read(header)) {
+    is_read = result.read(header, flaw);
+    check_flaw(is_read, flaw, tag == TAG_RESULT, header);
+    if (is_read) {
         demand(is_utf8(result.text), "a text that is not UTF-8");
-        demand(result.duration_ns >= 0 && result.duration_ns < NEVER_NS, "a duration out of range");
+        demand(result.duration_ns >= 0 && result.duration_ns <= NEVER_NS, "a duration out of range");
         std::size_t tensors = 0;
         for (std::uint32_t part : result.parts)
             tensors += part;
@@ -80,6 +119,12 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         for (const TensorRef& ref : result.tensors) {
             demand(ref.first + std::size_t{ref.rank} <= result.dims.size(), "dimensions that are not there");
         }
+        Expected expected;
+        expected.part_rows.assign(result.parts.size(), 1);
+        expected.interface = std::make_shared<const ModelInterface>(models[data[0] % models.size()]);
+        Flaw wrong;
+        bool is_right = check_result(expected, result, frames, wrong);
+        demand(is_right == (wrong.code == Flaw::NONE), "a result that is wrong in nothing");
     }
     return 0;
 }

@@ -44,9 +44,8 @@ TENTH = SHARE_WHOLE // 10
 class Stage:
     """A controller, a worker that does what it is told, and a client; all on this thread but the controller."""
 
-    def __init__(self, stack: ExitStack, data: Path, is_short: bool = True) -> None:
+    def __init__(self, stack: ExitStack, data: Path) -> None:
         self.controller: Controller = stack.enter_context(running_controller(data))
-        self.controller._exchange.is_short = is_short
         self.worker = stack.enter_context(FakeWorker(self.controller, pages=16))
         self.client = stack.enter_context(RawClient(self.controller))
         self.answers: dict[int, Callable[[list[bytes]], list[bytes] | None]] = {}  # by model id; None: never
@@ -138,11 +137,11 @@ class Stage:
             raise AssertionError(f"{error}; they are {self.model('m')['route']['shadow']}") from None
 
 
-@pytest.fixture(params=[True, False], ids=["short road", "long road"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
     """Two versions of m, of which the first has the traffic, because that was said."""
     with ExitStack() as stack:
-        stage = Stage(stack, tmp_path, request.param)
+        stage = Stage(stack, tmp_path)
         assert stage.register(b"one") == 1
         assert type(stage.promote(1)) is messages.Reply
         assert stage.register(b"two") == 2
@@ -393,9 +392,9 @@ def test_answers_of_other_shapes_and_types_differ(stage: Stage) -> None:
     stage.shadow(compared=4, differing=4, beyond=4)
 
 
-def deaf_shadow(stack: ExitStack, data: Path, is_short: bool) -> Stage:
+def deaf_shadow(stack: ExitStack, data: Path) -> Stage:
     """The first version is on a worker that serves, the second on one that has stopped listening."""
-    stage = Stage(stack, data, is_short)
+    stage = Stage(stack, data)
     stage.register(b"one")
     stage.promote(1)
     deaf = stack.enter_context(FakeWorker(stage.controller, epoch=2))
@@ -411,12 +410,11 @@ def deaf_shadow(stack: ExitStack, data: Path, is_short: bool) -> Stage:
     return stage
 
 
-@pytest.mark.parametrize("is_short", [True, False], ids=["short road", "long road"])
 def test_a_shadow_that_does_not_answer_holds_up_nobody_and_is_given_up(
-    tmp_path: Path, is_short: bool
+    tmp_path: Path,
 ) -> None:
     with ExitStack() as stack:
-        stage = deaf_shadow(stack, tmp_path, is_short)
+        stage = deaf_shadow(stack, tmp_path)
         for slo_ns in (60 * SECOND, 0):
             assert stage.infer(slo_ns=slo_ns) == 1
         stage.shadow(copied=2, unanswered=2, moot=0)
@@ -425,7 +423,7 @@ def test_a_shadow_that_does_not_answer_holds_up_nobody_and_is_given_up(
 
 def test_copies_are_bounded_and_what_is_more_is_counted(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        stage = deaf_shadow(stack, tmp_path, True)
+        stage = deaf_shadow(stack, tmp_path)
         for _ in range(300):
             stage.client.send(messages.InferRequest(stage.number(), "m", 0, 0, [["x", 1, [1, 2], 0]]), ROW)
         assert type(stage.answer(stage.numbered)[0]) is messages.Answer

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from clockwork.system.clock import SECOND, now_ns
-from clockwork.wire import codec as wire
-from clockwork.wire import messages
+from clockwork.wire import codec, messages
 from clockwork.wire.messages import Infer, Result, Status
 from clockwork.wire.tensors import FLOAT
 from tests.process.peers import (
@@ -51,16 +50,18 @@ class Stage:
                 reply = self.client.register(name, content)
                 assert type(reply) is messages.Reply, reply
 
-    def ask(self, header: bytes, frames: list[bytes]) -> dict[str, Any]:
-        """What a client is told, without what is measured and differs from run to run."""
+    def ask(self, header: bytes, frames: list[bytes], *, serves: bool = True) -> dict[str, Any]:
+        """What a client is told, without what is measured and differs from run to run. serves: what the controller
+        orders until then is done."""
         assert self.client.dealer.send(header, frames)
         deadline = now_ns() + PATIENCE_NS
         while (answer := self.client.dealer.receive()) is None:
             assert now_ns() < deadline, "no answer came"
-            self.serve()
+            if serves:
+                self.serve()
             self.client.wait(SECOND // 1000)
-        message = wire.decode(answer[0], messages.TO_CLIENT)
-        assert answer[0] == wire.encode(message), "a header in its one canonical form"
+        message = codec.decode(answer[0], messages.TO_CLIENT)
+        assert answer[0] == codec.encode(message), "a header in its one canonical form"
         if type(message) is messages.Failure:
             found = {"id": message.request_id, "status": Status(message.status).name, "text": message.text}
             if message.status == Status.REFUSED:
@@ -80,7 +81,7 @@ class Stage:
     def serve(self) -> None:
         """Do what the controller has ordered so far."""
         while (frames := self.worker.dealer.receive()) is not None:
-            message = wire.decode(frames[0], messages.TO_WORKER)
+            message = codec.decode(frames[0], messages.TO_WORKER)
             if type(message) is messages.Ping:
                 self.worker.pong(message)
             elif isinstance(message, messages.Load | messages.Unload | messages.Profile):
@@ -132,12 +133,12 @@ class Stage:
         fields: list[Any] = [order.action_id, 0, "", now, nothing, [now - 1000, now, 1000], nothing, [part]]
         change(fields, part, frames)
         before = self.complaints()[0]
-        assert self.worker.dealer.send(wire._pack([67, *fields]), frames)
+        assert self.worker.dealer.send(codec._pack([67, *fields]), frames)
         deadline = now_ns() + PATIENCE_NS
         while (found := self.complaints())[0] == before:
             assert now_ns() < deadline, "it came to nothing"
             if (answer := self.client.dealer.receive()) is not None:
-                message = wire.decode(answer[0], messages.TO_CLIENT)
+                message = codec.decode(answer[0], messages.TO_CLIENT)
                 if message.request_id == number:
                     assert type(message) is messages.Answer, message
                     return ""
@@ -178,17 +179,19 @@ def test_each_request_gets_the_answer_that_it_always_got(stage: Stage) -> None:
 
 
 def test_a_request_in_use_is_named_and_its_twin_is_served(stage: Stage) -> None:
-    header = wire._pack([2, 500, "m", 0, 0, [PLAIN]])
+    header = codec._pack([2, 500, "m", 0, 0, [PLAIN]])
     stage.client.dealer.send(header, [ROW])
-    found = stage.ask(header, [ROW])
+    found = stage.ask(header, [ROW], serves=False)
     assert found["text"] == "request 500 is in use"
     assert found["details"] == {"tensor": "", "expected": "", "got": ""}
-    assert stage.ask(wire._pack([3, 501]), [])["id"] == 500, "the twin's answer; a Cancel of nothing has none"
+    assert stage.ask(codec._pack([3, 501]), [])["id"] == 500, (
+        "the twin's answer; a Cancel of nothing has none"
+    )
 
 
 def test_a_cancelled_request_is_answered_once(stage: Stage) -> None:
-    stage.client.dealer.send(wire._pack([2, 600, "m", 0, 0, [PLAIN]]), [ROW])
-    found = stage.ask(wire._pack([3, 600]), [])
+    stage.client.dealer.send(codec._pack([2, 600, "m", 0, 0, [PLAIN]]), [ROW])
+    found = stage.ask(codec._pack([3, 600]), [], serves=False)
     assert (found["id"], found["status"]) == (600, "CANCELLED")
 
 

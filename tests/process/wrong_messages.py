@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec
-from clockwork.wire import codec as wire
+from clockwork.wire import codec
 from clockwork.wire.messages import NEVER_NS
 from clockwork.wire.tensors import BOOL, FLOAT, INT4, INT64, STRING, UINT8
 
@@ -331,12 +331,12 @@ RESULTS: dict[str, tuple[str, Change]] = {
 
 def requests() -> dict[str, tuple[bytes, list[bytes]]]:
     """Every request by its name, those of REQUESTS and, of some of them, what one byte makes of its header."""
-    found = {name: (wire._pack([2, *fields]), frames) for name, (fields, frames) in REQUESTS.items()}
+    found = {name: (codec._pack([2, *fields]), frames) for name, (fields, frames) in REQUESTS.items()}
     rng = random.Random(SEED)
     short = [name for name, (header, _) in found.items() if len(header) < 200]
     for number in range(MUTATIONS):
         name = rng.choice(short)
-        header = bytearray(wire._pack([2, 70, *REQUESTS[name][0][1:]]))
+        header = bytearray(codec._pack([2, 70, *REQUESTS[name][0][1:]]))
         if len(header) < 5:
             continue
         header[rng.randrange(3, len(header))] = rng.randrange(256)

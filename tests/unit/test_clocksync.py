@@ -7,8 +7,8 @@ import random
 import pytest
 
 from clockwork.config import CLOCK_LIMIT_NS
-from clockwork.config.wire import LOST_NS, RESET_TOLD_NS, UNCERTAIN_NS
-from clockwork.controller.clocksync import ClockSync
+from clockwork.controller._tested import ClockBounds
+from clockwork.controller.clocksync import LOST_NS, RESET_TOLD_NS, ClockSync
 from clockwork.wire.messages import NEVER_NS
 
 US, MS, SECOND, HOUR = 1_000, 1_000_000, 1_000_000_000, 3_600_000_000_000
@@ -31,15 +31,19 @@ def ping(sync: ClockSync, clock: Clock, at: int, there: int, back: int, held: in
     return returned + back
 
 
+def conversion(sync: ClockSync) -> ClockBounds:
+    """What the exchange converts by once it was told of the last round trip."""
+    bounds = ClockBounds()
+    if sync.known:
+        bounds.set(*sync.bounds())
+    return bounds
+
+
 def test_nothing_is_known_before_the_first_round_trip() -> None:
     sync = ClockSync()
     assert not sync.known
-    assert sync.to_worker_latest(5) == sync.to_worker_earliest(5, 4) == 5
+    assert conversion(sync).to_worker_latest(5) == conversion(sync).to_worker_earliest(5, 4) == 5
     assert sync.uncertainty_ns(5) == NEVER_NS
-    assert sync.is_uncertain(5)
-    sync.returned(10, 5)
-    sync.reached(10, 5)
-    assert not sync.known, "one way alone bounds nothing"
 
 
 def test_a_round_trip_bounds_the_offset_by_its_delays() -> None:
@@ -50,7 +54,6 @@ def test_a_round_trip_bounds_the_offset_by_its_delays() -> None:
     assert sync.lower_ns(now) == pytest.approx(HOUR - 3 * MS, abs=2 * US)
     assert sync.there_ns() + sync.back_ns() == pytest.approx(4 * MS, abs=5 * US)
     assert sync.uncertainty_ns(now) == pytest.approx(2 * MS, abs=5 * US)
-    assert not sync.is_uncertain(now)
 
 
 def test_the_best_of_the_window_counts_and_ages() -> None:
@@ -66,22 +69,8 @@ def test_the_best_of_the_window_counts_and_ages() -> None:
 def test_an_open_end_stays_open() -> None:
     sync = ClockSync()
     ping(sync, Clock(HOUR, 0), SECOND, MS, MS)
-    assert sync.to_worker_latest(NEVER_NS) == NEVER_NS
-
-
-def test_wide_uncertainty_is_reported() -> None:
-    sync = ClockSync()
-    now = ping(sync, Clock(0, 0), SECOND, there=30 * MS, back=1 * MS)
-    assert sync.uncertainty_ns(now) > UNCERTAIN_NS
-    assert sync.is_uncertain(now)
-
-
-def test_one_sided_samples_tighten_the_bounds() -> None:
-    sync, clock = ClockSync(), Clock(HOUR, 0)
-    now = ping(sync, clock, SECOND, there=15 * MS, back=15 * MS)
-    sync.reached(now, clock(now + 200 * US))
-    sync.returned(clock(now), now + 300 * US)
-    assert sync.uncertainty_ns(now) < 300 * US
+    assert conversion(sync).to_worker_latest(NEVER_NS) == NEVER_NS
+    assert conversion(sync).to_worker_earliest(NEVER_NS, SECOND) == NEVER_NS
 
 
 def test_a_clock_that_jumps_is_found_again() -> None:
@@ -126,16 +115,14 @@ def test_no_window_is_spuriously_too_late(seed: int) -> None:
         there = base_there + rng.randrange(3 * MS)
         back = base_back + rng.randrange(3 * MS)
         now = ping(sync, clock, now + 250 * MS, there, back)
-        if rng.random() < 0.5:
-            sync.reached(now, clock(now + base_there + rng.randrange(MS)))
-            sync.returned(clock(now - base_back), now)
+        bounds = conversion(sync)
         for ahead in (0, 5 * MS, 100 * MS, SECOND):
             at = now + ahead
-            assert sync.to_worker_latest(at) >= clock(at), "an action on time would be too late"
-            assert sync.to_worker_earliest(at, now) <= clock(at)
+            assert bounds.to_worker_latest(at) >= clock(at), "an action on time would be too late"
+            assert bounds.to_worker_earliest(at, now) <= clock(at)
         # What a worker stamps is never later than the moment its message comes in.
         stamp = clock(now - back)
-        assert sync.to_controller(stamp, now) <= now
+        assert bounds.to_controller(stamp, now) <= now
         # The bounds are useful, too: no wider than the delays and the drift over the window.
         assert sync.upper_ns(now) - sync.lower_ns(now) <= base_there + base_back + 3 * MS + 8 * MS
         # There and back together are what round trips take.
@@ -151,7 +138,8 @@ def test_intervals_of_the_worker_stay_intervals(seed: int) -> None:
     for _ in range(50):
         now = ping(sync, clock, now + 250 * MS, rng.randint(1, 20) * MS, rng.randint(1, 20) * MS)
         begin, end = now - 30 * MS, now - 25 * MS
-        took = sync.to_controller(clock(end), now) - sync.to_controller(clock(begin), now)
+        bounds = conversion(sync)
+        took = bounds.to_controller(clock(end), now) - bounds.to_controller(clock(begin), now)
         assert took == pytest.approx(5 * MS, abs=2 * US)
 
 
@@ -160,5 +148,22 @@ def test_a_window_that_is_open_has_no_beginning() -> None:
     sync = ClockSync()
     clock = Clock(HOUR, 0)
     now = ping(sync, clock, SECOND, MS, MS)
-    assert sync.to_worker_earliest(now, now) == sync.to_worker_earliest(now - 1, now) == -NEVER_NS
-    assert now < sync.to_worker_earliest(now + 1, now) - HOUR + 2 * MS
+    bounds = conversion(sync)
+    assert bounds.to_worker_earliest(now, now) == bounds.to_worker_earliest(now - 1, now) == -NEVER_NS
+    assert now < bounds.to_worker_earliest(now + 1, now) - HOUR + 2 * MS
+
+
+def test_the_exchange_has_the_bounds_that_were_found() -> None:
+    """The middle of both, at any time: drift counts alike on both sides."""
+    rng = random.Random(20201104)
+    for offset in (-(10**15), -1, 0, 12345, 10**15):
+        sync, clock, now = ClockSync(), Clock(offset, 0), 10**12
+        for _ in range(100):
+            now = ping(sync, clock, now + rng.randrange(SECOND), rng.randrange(1, MS), rng.randrange(1, MS))
+            later = now + rng.randrange(10 * SECOND)
+            bounds = conversion(sync)
+            for at in (later - rng.randrange(SECOND), later + 1 + rng.randrange(10 * SECOND)):
+                assert bounds.to_worker_latest(at) == at + sync.upper_ns(at)
+                assert at <= later or bounds.to_worker_earliest(at, later) == at + sync.lower_ns(at)
+                expected = min(at + offset - sync.offset_ns(later), later)
+                assert bounds.to_controller(at + offset, later) == expected

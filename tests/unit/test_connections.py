@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from clockwork.config import ConnectionBounds
-from clockwork.controller._exchange import Connections
+from clockwork.controller._tested import Connections
 from clockwork.system.clock import SECOND
 
 KIB = 1 << 10

@@ -182,3 +182,21 @@ def test_whatever_says_how_to_install_names_this_distribution_and_its_extras() -
     assert [one for one in found if one[1] != project["name"]] == []
     known = {"", *project["optional-dependencies"]}
     assert [one for one in found if not set(one[2].split(",")) <= known] == []
+
+
+def test_what_only_tests_call_is_built_in_a_checkout_and_is_in_no_wheel() -> None:
+    ask = (
+        "import distutils.core, sys; dist = distutils.core.run_setup('setup.py', sys.argv[1:], stop_after='commandline');"
+        "build = dist.get_command_obj('build_ext'); build.ensure_finalized(); print(*(one.name for one in build.extensions))"
+    )
+
+    def built(*arguments: str) -> list[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "CLOCKWORK_BUILD"}
+        done = subprocess.run(
+            [sys.executable, "-c", f"import setuptools; {ask}", "--quiet", "build_ext", *arguments],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert set(built("--inplace")) - set(built()) == {"clockwork.controller._tested"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from clockwork.config import ROUTES_KEPT, SHARE_WHOLE
-from clockwork.controller import _exchange
-from clockwork.controller._exchange import difference, turns
+from clockwork.controller import _tested
+from clockwork.controller._tested import difference, turns
 from clockwork.controller.routes import (
     NameRoute,
     Shadow,
@@ -33,7 +33,7 @@ ALL = SHARE_WHOLE
 
 
 def test_both_sides_count_in_the_same_parts() -> None:
-    assert _exchange.SHARE_WHOLE == SHARE_WHOLE
+    assert _tested.SHARE_WHOLE == SHARE_WHOLE
 
 
 # ----- whose turn it is --------------------------------------------------------------------------

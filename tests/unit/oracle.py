@@ -1,7 +1,6 @@
-"""What a request must be before it may disturb anybody: every tensor named, typed, shaped and sized right.
+"""What a request and a result must be, and what is said of one that is not: in Python, for tests of the exchange.
 
-Most requests never come here: csrc/controller/models.cpp takes what is plainly right, and leaves the rest to this
-module, which says what is wrong with it.
+csrc/controller/checks.cpp decides the same, and clockwork/controller/flaws.py says the same of it.
 """
 
 from __future__ import annotations
@@ -11,12 +10,22 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from clockwork.config import FAILURE_CHARS_MAX
-from clockwork.controller.models import ServedModel
 from clockwork.errors import InvalidInput
-from clockwork.formats.prepared import UNKNOWN_RANK, PreparedModel, TensorSpec
+from clockwork.formats.prepared import UNKNOWN_RANK, TensorSpec, contradiction
 from clockwork.scheduler.types import ShapeKey
+from clockwork.wire.messages import NEVER_NS, Result, Status
 from clockwork.wire.telling import tell
-from clockwork.wire.tensors import STRING, check_strings, check_tensor, dtype_name
+from clockwork.wire.tensors import DTYPES, STRING, check_strings, check_tensor, dtype_name
+
+
+class Model(NamedTuple):
+    """What requests and results are checked against."""
+
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    batches: bool
+    verified: bool = True
+    name: str = "m"
 
 
 class Checked(NamedTuple):
@@ -28,11 +37,10 @@ class Checked(NamedTuple):
     tensors: list[tuple[int, list[int], int]]
 
 
-def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]) -> Checked:
+def check_request(model: Model, refs: Sequence[Any], frames: Sequence[Any]) -> Checked:
     """Raises InvalidInput, naming the tensor, what was expected and what came."""
-    prepared = model.prepared
-    assert prepared is not None
-    inputs = prepared.inputs
+    inputs = model.inputs
+    places = {spec.name: place for place, spec in enumerate(inputs)}
     if len(refs) != len(frames):
         raise InvalidInput(
             f"{len(refs)} tensors are described, {len(frames)} frames came",
@@ -51,12 +59,12 @@ def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]
                     "a tensor is described by [name, dtype, shape, frame of this message]",
                     got=tell(ref, 200),
                 )
-        index = model.input_index.get(name)
+        index = places.get(name)
         if index is None:
             if name or len(inputs) != 1:
                 names = ", ".join(repr(spec.name) for spec in inputs)
                 raise InvalidInput(
-                    f"{model.record.name} has no input {tell(name, 200)}; its inputs are {names}",
+                    f"{model.name} has no input {tell(name, 200)}; its inputs are {names}",
                     name[:FAILURE_CHARS_MAX],
                     names,
                     name[:FAILURE_CHARS_MAX],
@@ -88,7 +96,7 @@ def check_request(model: ServedModel, refs: Sequence[Any], frames: Sequence[Any]
         tensors.append(tensor)
     if len(tensors) > 1:
         _check_symbols(inputs, tensors)
-    rows, shape_key = _rows_and_shape(prepared, tensors)
+    rows, shape_key = _rows_and_shape(model, tensors)
     return Checked(rows, shape_key, total, tensors)
 
 
@@ -133,18 +141,16 @@ def _check_symbols(inputs: Sequence[TensorSpec], tensors: Sequence[tuple[int, li
                     )
 
 
-def _rows_and_shape(
-    prepared: PreparedModel, tensors: Sequence[tuple[int, list[int], int]]
-) -> tuple[int, ShapeKey]:
-    if not prepared.batches:
+def _rows_and_shape(model: Model, tensors: Sequence[tuple[int, list[int], int]]) -> tuple[int, ShapeKey]:
+    if not model.batches:
         return 1, tuple(tuple(shape) for _, shape, _ in tensors)
-    for spec, (_, shape, _) in zip(prepared.inputs, tensors):
+    for spec, (_, shape, _) in zip(model.inputs, tensors):
         if not shape:
             raise InvalidInput(
                 f"input {spec.name!r} has no axis of rows", spec.name, "at least 1 axis", "a scalar"
             )
     rows = tensors[0][1][0]
-    for spec, (_, shape, _) in zip(prepared.inputs, tensors):
+    for spec, (_, shape, _) in zip(model.inputs, tensors):
         if shape[0] != rows or rows == 0:
             expected = f"{rows} rows" if rows else "at least 1 row"
             raise InvalidInput(
@@ -154,3 +160,48 @@ def _rows_and_shape(
                 f"{shape[0]} rows",
             )
     return rows, tuple(tuple(shape[1:]) for _, shape, _ in tensors)
+
+
+def check_result(
+    model: Model | None, part_rows: Sequence[int], message: Result, frames: Sequence[Any]
+) -> None:
+    """Raises InvalidInput for a result that makes no sense, or is none of the model's, saying why.
+
+    part_rows: of the batch, by parts. model: None of an action that is no INFER.
+    """
+    if message.status not in set(Status):
+        raise InvalidInput(f"{message.status} is no status")
+    phases = (message.copy_in, message.execute, message.copy_out)
+    if sum(phase[2] for phase in phases if phase[1]) >= NEVER_NS:
+        raise InvalidInput(f"a result of phases that take {NEVER_NS} ns or more together")
+    count = sum(map(len, message.parts))
+    if len(frames) > count:
+        raise InvalidInput(f"{len(frames)} frames came with a result that names {count}")
+    if message.status != Status.OK:
+        return
+    if len(message.parts) != len(part_rows):
+        raise InvalidInput(f"a result of {len(message.parts)} parts for a batch of {len(part_rows)}")
+    outputs = [] if model is None else model.outputs
+    for part in message.parts:
+        if len(part) != len(outputs):
+            raise InvalidInput(f"a part of {len(part)} tensors of a model with {len(outputs)} outputs")
+        for _, _, frame in part:
+            if frame >= len(frames):
+                raise InvalidInput(f"an output in frame {frame} of a message with {len(frames)}")
+    for part, rows in zip(message.parts, part_rows):
+        for spec, (dtype, shape, frame) in zip(outputs, part):
+            assert model is not None
+            why = contradiction(spec, model.verified, rows if model.batches else 0, dtype, shape)
+            if why:
+                raise InvalidInput(f"output {tell(spec.name)} {why}")
+            _check_bytes(spec, shape, frames[frame])
+
+
+def _check_bytes(spec: TensorSpec, shape: list[int], data: Any) -> None:
+    try:
+        if spec.dtype in DTYPES:
+            check_tensor(spec.dtype, shape, len(data))
+        if spec.dtype == STRING:
+            check_strings(math.prod(shape), data)
+    except InvalidInput as error:
+        raise InvalidInput(f"output {tell(spec.name)}: {error}") from None

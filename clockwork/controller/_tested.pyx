@@ -1,0 +1,324 @@
+# distutils: language = c++
+"""Parts of the exchange one by one, for tests: not in the wheel."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libcpp cimport bool as cbool
+from libcpp.memory cimport shared_ptr, unique_ptr
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from clockwork.controller._exchange cimport (
+    CBatchCounts,
+    CClockBounds,
+    CConnection,
+    CConnections,
+    CFlaw,
+    CHeaderFlaw,
+    CModelInterface,
+    CSentences,
+    CTensorRef,
+    CWrong,
+    string_view,
+)
+from clockwork.controller._values cimport (
+    Interface,
+    connection_bounds,
+    describe_connections,
+    flaw_of,
+    sentences_of,
+    shapes_of,
+    view_of,
+    word_of,
+)
+from clockwork.scheduler._core cimport CCommand, CText
+
+
+cdef extern from "controller/messages.h" namespace "clockwork" nogil:
+    int64_t C_REQUEST_HEADER_BYTES_MAX "clockwork::REQUEST_HEADER_BYTES_MAX"
+    int64_t C_RESULT_HEADER_BYTES_MAX "clockwork::RESULT_HEADER_BYTES_MAX"
+    int64_t C_CANCEL_HEADER_BYTES_MAX "clockwork::CANCEL_HEADER_BYTES_MAX"
+    int64_t C_REFERENCE_BYTES_MAX "clockwork::REFERENCE_BYTES_MAX"
+    int64_t C_NAME_BYTES_MAX "clockwork::NAME_BYTES_MAX"
+    int64_t C_SENTENCE_BYTES_MAX "clockwork::SENTENCE_BYTES_MAX"
+    int64_t C_TENSORS_MAX "clockwork::TENSORS_MAX"
+    int64_t C_PARTS_MAX "clockwork::PARTS_MAX"
+    int64_t C_RANK_MAX "clockwork::RANK_MAX"
+    int64_t C_FRAME_MAX "clockwork::FRAME_MAX"
+    int64_t C_DTYPE_MAX "clockwork::DTYPE_MAX"
+    int64_t C_PRIORITY_MAX "clockwork::PRIORITY_MAX"
+    int64_t C_STATUS_NUMBER_MAX "clockwork::STATUS_NUMBER_MAX"
+
+    cdef cppclass CInferRequestHeader "clockwork::InferRequestHeader":
+        int64_t request_id
+        string_view model
+        int64_t slo_ns
+        int64_t priority
+        vector[CTensorRef] tensors
+        vector[int64_t] dims
+        cbool read(string_view header, CHeaderFlaw &flaw) except +
+
+    cdef cppclass CCancelHeader "clockwork::CancelHeader":
+        int64_t request_id
+        cbool read(string_view header, CHeaderFlaw &flaw) except +
+
+    cdef cppclass CResultHeader "clockwork::ResultHeader":
+        int64_t action_id
+        int64_t status_number
+        string_view text
+        int64_t received_ns
+        int64_t begin_ns
+        int64_t end_ns
+        int64_t duration_ns
+        vector[uint32_t] parts
+        vector[CTensorRef] tensors
+        vector[int64_t] dims
+        cbool read(string_view header, CHeaderFlaw &flaw) except +
+
+cdef extern from "controller/checks.h" namespace "clockwork" nogil:
+    cdef cppclass CAccepted "clockwork::Accepted":
+        uint32_t rows
+        uint64_t bytes
+        vector[const CTensorRef *] tensors
+        vector[int64_t] shape
+
+    cdef cppclass CExpected "clockwork::Expected":
+        shared_ptr[const CModelInterface] interface
+        vector[uint32_t] part_rows
+
+    cbool c_check_request "clockwork::check_request" (
+        const CModelInterface &model, const CInferRequestHeader &request, const vector[string_view] &frames,
+        CAccepted &accepted, CFlaw &flaw) except +
+    cbool c_check_result "clockwork::check_result" (
+        const CExpected &expected, const CResultHeader &result, const vector[string_view] &frames,
+        CFlaw &flaw) except +
+
+cdef extern from "controller/shadows.h" namespace "clockwork" nogil:
+    cdef cppclass CDifference "clockwork::Difference":
+        cbool differs
+        double absolute
+        double relative
+
+    CDifference compare(int64_t dtype, string_view first, string_view other) except +
+
+cdef extern from "controller/routes.h" namespace "clockwork" nogil:
+    const int64_t C_SHARE_WHOLE "clockwork::SHARE_WHOLE"
+
+    cdef cppclass CTurns "clockwork::Turns":
+        CTurns()
+        void add(int64_t parts) except +
+        size_t next()
+
+cdef extern from "controller/connections.h" namespace "clockwork" nogil:
+    cdef enum CCutReason "clockwork::CutReason":
+        C_ASKED "clockwork::CutReason::ASKED"
+
+
+SHARE_WHOLE = C_SHARE_WHOLE
+BOUNDS = {
+    "request_header_bytes": C_REQUEST_HEADER_BYTES_MAX, "result_header_bytes": C_RESULT_HEADER_BYTES_MAX,
+    "cancel_header_bytes": C_CANCEL_HEADER_BYTES_MAX, "reference_bytes": C_REFERENCE_BYTES_MAX,
+    "name_bytes": C_NAME_BYTES_MAX, "sentence_bytes": C_SENTENCE_BYTES_MAX, "tensors": C_TENSORS_MAX,
+    "parts": C_PARTS_MAX, "rank": C_RANK_MAX, "frame": C_FRAME_MAX, "dtype": C_DTYPE_MAX,
+    "priority": C_PRIORITY_MAX, "status": C_STATUS_NUMBER_MAX,
+}
+
+
+# ----- messages ----------------------------------------------------------------------------------
+
+
+cdef list refs_of(const vector[CTensorRef] &refs, const vector[int64_t] &dims, bint named):
+    cdef size_t place
+    cdef uint32_t axis
+    found = []
+    for place in range(refs.size()):
+        shape = [dims.at(refs.at(place).first + axis) for axis in range(refs.at(place).rank)]
+        name = [word_of(refs.at(place).name)] if named else []
+        found.append([*name, refs.at(place).dtype, shape, refs.at(place).frame])
+    return found
+
+
+cdef vector[string_view] views_of(list frames) except *:
+    """As long as the frames, which are bytes, are there."""
+    cdef vector[string_view] found
+    for frame in frames:
+        found.push_back(view_of(frame))
+    return found
+
+
+def read_request(bytes header):
+    """(request, model, SLO, priority, tensors), or a Flaw."""
+    cdef CInferRequestHeader found
+    cdef CWrong wrong
+    if not found.read(view_of(header), wrong.header):
+        wrong.id = found.request_id
+        return flaw_of(wrong)
+    return (
+        found.request_id, word_of(found.model), found.slo_ns, found.priority,
+        refs_of(found.tensors, found.dims, True),
+    )
+
+
+def read_cancel(bytes header):
+    """(request,), or a Flaw."""
+    cdef CCancelHeader found
+    cdef CWrong wrong
+    if not found.read(view_of(header), wrong.header):
+        wrong.id = found.request_id
+        return flaw_of(wrong)
+    return (found.request_id,)
+
+
+def read_result(bytes header):
+    """(action, status, text, received, begin, end, duration, parts), or a Flaw."""
+    cdef CResultHeader found
+    cdef CWrong wrong
+    if not found.read(view_of(header), wrong.header):
+        wrong.id = found.action_id
+        return flaw_of(wrong)
+    refs = iter(refs_of(found.tensors, found.dims, False))
+    cdef uint32_t size
+    parts = [[next(refs) for _ in range(size)] for size in found.parts]
+    return (
+        found.action_id, found.status_number, word_of(found.text),
+        found.received_ns, found.begin_ns, found.end_ns, found.duration_ns, parts,
+    )
+
+
+def check_request(Interface interface, bytes header, list frames):
+    """(rows, bytes, frame of each input in the model's order, shape key), or a Flaw. The header is well formed."""
+    cdef CInferRequestHeader request
+    cdef CAccepted accepted
+    cdef CWrong wrong
+    cdef size_t place
+    assert request.read(view_of(header), wrong.header)
+    if not c_check_request(interface._model.get()[0], request, views_of(frames), accepted, wrong.flaw):
+        wrong.is_request, wrong.id = True, request.request_id
+        wrong.interface = <shared_ptr[const CModelInterface]>interface._model
+        wrong.tensors, wrong.dims = &request.tensors, &request.dims
+        return flaw_of(wrong)
+    order = [accepted.tensors[place].frame for place in range(accepted.tensors.size())]
+    return accepted.rows, accepted.bytes, order, shapes_of(accepted.shape)
+
+
+def check_result(Interface interface, part_rows, bytes header, list frames):
+    """None for a result of a batch of parts of so many rows that is as it must be, or a Flaw. The header is well formed.
+
+    interface: None for an action that is no INFER.
+    """
+    cdef CResultHeader result
+    cdef CExpected expected
+    cdef CWrong wrong
+    assert result.read(view_of(header), wrong.header)
+    expected.part_rows = part_rows
+    if interface is not None:
+        expected.interface = <shared_ptr[const CModelInterface]>interface._model
+    if c_check_result(expected, result, views_of(frames), wrong.flaw):
+        return None
+    wrong.id, wrong.interface = result.action_id, expected.interface
+    wrong.tensors, wrong.dims = &result.tensors, &result.dims
+    return flaw_of(wrong)
+
+
+# ----- the rest ----------------------------------------------------------------------------------
+
+
+def turns(shares, int count):
+    """Whose turn each of so many requests is, by these parts of SHARE_WHOLE."""
+    cdef CTurns found
+    for parts in shares:
+        found.add(parts)
+    return [found.next() for _ in range(count)]
+
+
+def difference(int64_t dtype, bytes first, bytes other):
+    """(differs, absolute, relative) of two tensors of one dtype and shape."""
+    cdef CDifference found = compare(dtype, view_of(first), view_of(other))
+    return found.differs, found.absolute, found.relative
+
+
+def batch_place(uint32_t rows):
+    """(where batches of so many rows are counted, the most rows that are counted there)."""
+    cdef size_t place = CBatchCounts.place(rows)
+    return place, CBatchCounts.size(place)
+
+
+def sentence(templates, uint8_t number, int64_t a, int64_t b, str name, said):
+    """What is made of one of the templates; said: what a worker said, or None."""
+    cdef CSentences sentences = sentences_of(templates, ())
+    cdef CCommand command
+    cdef bytes encoded = name.encode()
+    cdef bytes spoken = (said or "").encode()
+    cdef string words = spoken
+    cdef string_view found
+    cdef const string *heard = &words
+    if said is None:
+        heard = NULL
+    command.text, command.a, command.b = <CText>number, a, b
+    found = sentences.text(command, view_of(encoded), heard)
+    return found.data()[:found.size()].decode()
+
+
+cdef class Connections:
+    """The connections of one port without the port: of any sockets of this process, by descriptor."""
+
+    cdef unique_ptr[CConnections] _connections
+
+    def __init__(self, bounds):
+        self._connections.reset(new CConnections(connection_bounds(bounds)))
+
+    def accepted(self, int fd, int64_t now):
+        self._connections.get().accepted(fd, now)
+
+    def ended(self, int fd):
+        """Whether there was one."""
+        return self._connections.get().ended(fd).get() != NULL
+
+    def greet(self, int fd):
+        self._connections.get().greet(self._find(fd)[0])
+
+    def taken(self, int fd, uint64_t count):
+        """A message of so many bytes was taken."""
+        self._find(fd).taken += count
+
+    def queued(self, int fd, uint64_t count):
+        """A message of so many bytes was queued."""
+        self._find(fd).unmarked += count
+
+    def may_send(self, int fd, int64_t now):
+        return self._connections.get().may_send(self._find(fd)[0], now)
+
+    def look(self, int64_t now):
+        return self._connections.get().look(now)
+
+    def cut(self, int fd):
+        return self._connections.get().cut(self._find(fd)[0], C_ASKED)
+
+    def is_cut(self, int fd):
+        return bool(self._find(fd).is_cut)
+
+    def describe(self):
+        return describe_connections(self._connections.get()[0])
+
+    cdef CConnection *_find(self, int fd) except NULL:
+        cdef CConnection *found = self._connections.get().find(fd).get()  # which the table keeps
+        if found == NULL:
+            raise KeyError(fd)
+        return found
+
+
+cdef class ClockBounds:
+    """The bounds of a worker's clock as the exchange uses them."""
+
+    cdef CClockBounds _bounds
+
+    def set(self, int64_t upper, int64_t upper_at, int64_t lower, int64_t lower_at):
+        self._bounds.set(upper, upper_at, lower, lower_at)
+
+    def to_worker_latest(self, int64_t at_ns):
+        return self._bounds.to_worker_latest(at_ns)
+
+    def to_worker_earliest(self, int64_t at_ns, int64_t now_ns):
+        return self._bounds.to_worker_earliest(at_ns, now_ns)
+
+    def to_controller(self, int64_t worker_ns, int64_t now_ns):
+        return self._bounds.to_controller(worker_ns, now_ns)

@@ -1,0 +1,189 @@
+# distutils: language = c++
+"""What goes between Python and the exchange: declarations and bounds down, flaws, shapes and counts up."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.memory cimport make_shared
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from clockwork.controller._exchange cimport (
+    C_BITS_OF_STRING,
+    C_BITS_UNKNOWN,
+    C_DIMENSION_ANY,
+    C_DIMENSION_NONE,
+    C_FLAW_COUNT,
+    C_FLAW_NAMES,
+    C_FLAW_SYMBOL,
+    C_HEADER_FINE,
+    C_HEADER_FLAW_COUNT,
+    C_HEADER_FLAW_NAMES,
+    C_STATUS_COUNT,
+    CFlaw,
+    CHeaderFlaw,
+    CInputSpec,
+    COutputSpec,
+    CTensorRef,
+)
+
+from clockwork.controller.flaws import Flaw
+from clockwork.system.limits import memory_bytes
+from clockwork.wire.messages import Status
+from clockwork.formats.prepared import UNKNOWN_RANK
+from clockwork.wire.tensors import DTYPES, STRING
+from clockwork.wire.codec import HeaderFlaw
+
+FLAW_NAMES = tuple([word_of(C_FLAW_NAMES()[place]) for place in range(C_FLAW_COUNT())])
+HEADER_FLAW_NAMES = tuple([word_of(C_HEADER_FLAW_NAMES()[place]) for place in range(C_HEADER_FLAW_COUNT())])
+CUT_REASONS = ("asked", "crowd", "received", "received_all", "unread", "unread_all", "memory")
+
+
+cdef string_view view_of(bytes text):
+    return string_view(<const char *>text, len(text))
+
+
+cdef str word_of(string_view text):
+    return text.data()[:text.size()].decode()
+
+
+cdef class Interface:
+    """What a model takes and gives, as PreparedModel declares it; models of one program may share one."""
+
+    def __init__(self, inputs, outputs, batches, verified):
+        """inputs, outputs: of TensorSpec. batches: as PreparedModel's. verified: the outputs' shapes are what the model
+        returned, and every answer is held against them; else against their dtypes alone."""
+        self._model = make_shared[CModelInterface]()
+        cdef CModelInterface *model = self._model.get()
+        cdef CInputSpec one
+        cdef COutputSpec given
+        symbols = {}
+        for spec in inputs:
+            one = CInputSpec()
+            one.name = spec.name.encode()
+            one.declared = ("[" + ", ".join([str(dimension or "?") for dimension in spec.shape]) + "]").encode()
+            one.dtype = spec.dtype
+            one.bits = bits_of(spec.dtype)
+            one.any_rank = spec.shape == UNKNOWN_RANK
+            for dimension in spec.shape if not one.any_rank else ():
+                one.dims.push_back(dimension_of(dimension))
+                one.symbols.push_back(-1)
+                if type(dimension) is str and dimension:
+                    one.symbols[one.symbols.size() - 1] = symbols.setdefault(dimension, len(symbols))
+            model.inputs.push_back(one)
+        model.index_inputs()
+        for spec in outputs:
+            model.outputs.push_back(spec.name.encode())
+            given = COutputSpec()
+            given.declared = str(list(spec.shape)).encode()
+            given.dtype = spec.dtype
+            given.bits = bits_of(spec.dtype)
+            given.any_rank = not verified or spec.shape == UNKNOWN_RANK
+            for dimension in spec.shape if not given.any_rank else ():
+                given.dims.push_back(dimension_of(dimension))
+            model.given.push_back(given)
+        for symbol in symbols:
+            model.symbols.push_back(symbol.encode())
+        model.batches = batches
+
+
+cdef int64_t bits_of(dtype) except? -2:
+    """Of one element of a declared dtype, as the exchange has it."""
+    kind = DTYPES.get(dtype)
+    if kind is None:
+        return C_BITS_UNKNOWN
+    return C_BITS_OF_STRING if dtype == STRING else kind.bits
+
+
+cdef int64_t dimension_of(dimension) except? -3:
+    """A declared dimension, as the exchange has it."""
+    if type(dimension) is str:
+        return C_DIMENSION_ANY
+    return dimension if 0 <= dimension < 1 << 63 else C_DIMENSION_NONE
+
+
+cdef object flaw_of(const CWrong &wrong):
+    """What the exchange says is wrong, for flaws.py."""
+    cdef const CFlaw *flaw = &wrong.flaw
+    cdef const CHeaderFlaw *header = &wrong.header
+    cdef const CModelInterface *model = wrong.interface.get()
+    cdef const CTensorRef *ref
+    cdef uint32_t place
+    if header.kind != C_HEADER_FINE:
+        path = tuple([header.path()[place] for place in range(header.depth)])
+        kind = HEADER_FLAW_NAMES[<int>header.kind]
+        return Flaw("malformed", wrong.id, header=HeaderFlaw(header.tag, kind, header.count, path, header.offset))
+    said = {"expected": flaw.expected, "got": flaw.got, "bytes": flaw.bytes}
+    if wrong.tensors != NULL and flaw.ref < wrong.tensors.size():
+        ref = &wrong.tensors.at(flaw.ref)
+        said["name"] = word_of(ref.name)
+        said["dtype"], said["frame"] = ref.dtype, ref.frame
+        said["shape"] = tuple([wrong.dims.at(ref.first + place) for place in range(ref.rank)])
+    if wrong.is_request and model != NULL:
+        said["inputs"] = tuple([model.inputs.at(place).name.decode() for place in range(<uint32_t>model.inputs.size())])
+        if flaw.tensor < model.inputs.size():
+            said["tensor"], said["declared"] = model.inputs.at(flaw.tensor).name.decode(), model.inputs.at(flaw.tensor).declared.decode()
+        if flaw.code == C_FLAW_SYMBOL:
+            said["symbol"] = model.symbols.at(flaw.symbol).decode()
+            said["other"] = model.inputs.at(flaw.other).name.decode()
+    elif model != NULL and flaw.tensor < model.given.size():
+        said["tensor"], said["declared"] = model.outputs.at(flaw.tensor).decode(), model.given.at(flaw.tensor).declared.decode()
+    return Flaw(FLAW_NAMES[<int>flaw.code], wrong.id, wrong.model_id, **said)
+
+
+cdef tuple shapes_of(const vector[int64_t] &shape):
+    """Accepted::shape as a shape key: the dimensions of each input."""
+    cdef size_t place = 0, axis
+    cdef list found = []
+    while place < shape.size():
+        found.append(tuple([shape.at(place + 1 + axis) for axis in range(<size_t>shape.at(place))]))
+        place += 1 + <size_t>shape.at(place)
+    return tuple(found)
+
+
+cdef CSentences sentences_of(templates, reasons) except *:
+    cdef vector[string] texts, names, words
+    by_number = {status.value: status.name for status in Status}
+    for text in templates:
+        texts.push_back(text.encode())
+    for number in range(C_STATUS_COUNT):
+        names.push_back(by_number.get(number, "").encode())
+    for text in reasons:
+        words.push_back(text.encode())
+    return CSentences(texts, names, words)
+
+
+cdef CConnectionBounds connection_bounds(bounds) except *:
+    cdef CConnectionBounds found
+    found.ungreeted = bounds.ungreeted
+    found.hello_bytes = bounds.hello_bytes
+    found.hello_bytes_all = bounds.hello_bytes_all
+    found.received_bytes = bounds.received_bytes
+    found.received_bytes_all = bounds.received_bytes_all
+    found.unread_bytes = bounds.unread_bytes
+    found.unread_bytes_all = bounds.unread_bytes_all
+    found.memory_bytes = int(bounds.memory_share * memory_bytes())
+    return found
+
+
+cdef dict describe_connections(const CConnections &connections):
+    cdef size_t place
+    return {
+        "open": connections.size(),
+        "ungreeted": connections.ungreeted(),
+        "unread_bytes": connections.unread_bytes(),
+        "received_bytes": connections.behind_bytes(),
+        "cut": {
+            reason: connections.cut_counts()[place] for place, reason in enumerate(CUT_REASONS)
+            if connections.cut_counts()[place]
+        },
+    }
+
+
+cdef dict durations_of(const CDurations &one):
+    """As the query "metrics" has it: the counts add up from bucket to bucket."""
+    cdef uint64_t seen = 0
+    cdef size_t place
+    cdef list buckets = []
+    for place in range(one.size()):
+        seen += one.data()[place]
+        buckets.append(seen)
+    return {"count": seen, "sum_ns": one.sum_ns, "buckets": buckets}

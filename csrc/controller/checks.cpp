@@ -1,0 +1,246 @@
+#include "controller/checks.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace clockwork {
+
+namespace {
+
+bool fail(Flaw& flaw, Flaw::Code code, std::int64_t expected = 0, std::int64_t got = 0) {
+    flaw.code = code;
+    flaw.expected = expected;
+    flaw.got = got;
+    return false;
+}
+
+template <typename Spec>
+bool has_shape(const Spec& spec, const TensorRef& ref, const std::int64_t* dims) {
+    if (spec.any_rank)
+        return true;
+    if (ref.rank != spec.dims.size())
+        return false;
+    for (std::uint32_t axis = 0; axis < ref.rank; ++axis) {
+        if (dims[axis] < 0 || (spec.dims[axis] != DIMENSION_ANY && spec.dims[axis] != dims[axis]))
+            return false;
+    }
+    return true;
+}
+
+// Whether `count` strings, of a length in four bytes and its bytes each, fill the frame: clockwork.wire.tensors.check_strings.
+bool check_strings(std::int64_t count, std::string_view data, Flaw& flaw) {
+    if (count > STRINGS_MAX)
+        return fail(flaw, Flaw::STRINGS, STRINGS_MAX, count);
+    std::size_t at = 0;
+    for (std::int64_t place = 0; place < count; ++place) {
+        std::uint32_t size = 0;
+        if (at > data.size() || data.size() - at < sizeof size)
+            return fail(flaw, Flaw::STRING_OUTSIDE, count, place);
+        std::memcpy(&size, data.data() + at, sizeof size);
+        at += sizeof size + size;
+    }
+    if (at > data.size())
+        return fail(flaw, Flaw::STRING_OUTSIDE, count, count - 1);
+    return at == data.size() || fail(flaw, Flaw::STRINGS_END, count, static_cast<std::int64_t>(data.size() - at));
+}
+
+// Whether a frame holds a tensor of these dimensions, with elements of so many bits: clockwork.wire.tensors.check_tensor.
+bool check_bytes(std::int64_t bits, const TensorRef& ref, const std::int64_t* dims, std::string_view data, Flaw& flaw) {
+    __int128 product = 1;  // without zeros
+    bool is_empty = false;
+    for (std::uint32_t axis = 0; axis < ref.rank; ++axis) {
+        if (dims[axis] < 0)
+            return fail(flaw, Flaw::NEGATIVE, 0, dims[axis]);
+        if (dims[axis] == 0)
+            is_empty = true;
+        else
+            product *= dims[axis];
+        if (product > DIMENSIONS_MAX)
+            return fail(flaw, Flaw::OVERFLOW);
+    }
+    std::int64_t elements = is_empty ? 0 : static_cast<std::int64_t>(product);
+    bool is_strings = bits == BITS_OF_STRING;
+    __int128 size = (__int128{elements} * (is_strings ? 32 : bits) + 7) >> 3;  // of strings, the length of each
+    if (size > MESSAGE_BYTES_MAX)
+        return fail(flaw, Flaw::TOO_LARGE, MESSAGE_BYTES_MAX, elements);
+    std::int64_t bytes = static_cast<std::int64_t>(size), came = static_cast<std::int64_t>(data.size());
+    flaw.bytes = came;
+    if (is_strings ? came < bytes : came != bytes)
+        return fail(flaw, Flaw::BYTES, bytes, came);
+    return !is_strings || check_strings(elements, data, flaw);
+}
+
+bool check_input(const InputSpec& spec, const TensorRef& ref, const std::int64_t* dims, std::string_view data,
+                 Flaw& flaw) {
+    if (ref.dtype != spec.dtype)
+        return fail(flaw, Flaw::DTYPE, spec.dtype, ref.dtype);
+    if (!has_shape(spec, ref, dims) || (spec.any_rank && ref.rank > 0 && dims[0] < 0))
+        return fail(flaw, Flaw::SHAPE);
+    if (spec.bits == BITS_UNKNOWN)
+        return fail(flaw, Flaw::NO_DTYPE, 0, ref.dtype);
+    return check_bytes(spec.bits, ref, dims, data, flaw);
+}
+
+// One symbol means one size, in all inputs of a request.
+bool check_symbols(const ModelInterface& model, const InferRequestHeader& request, Accepted& accepted, Flaw& flaw) {
+    accepted.holders.assign(model.symbols.size(), 0);
+    accepted.sizes.resize(model.symbols.size());
+    for (std::uint32_t input = 0; input < model.inputs.size(); ++input) {
+        const InputSpec& spec = model.inputs[input];
+        if (spec.any_rank)
+            continue;
+        for (std::size_t axis = 0; axis < spec.symbols.size(); ++axis) {
+            std::int32_t symbol = spec.symbols[axis];
+            if (symbol < 0)
+                continue;
+            std::uint32_t& holder = accepted.holders[static_cast<std::size_t>(symbol)];
+            std::int64_t& size = accepted.sizes[static_cast<std::size_t>(symbol)];
+            std::int64_t dimension = request.dims[accepted.tensors[input]->first + axis];
+            if (holder == 0) {
+                holder = input + 1;
+                size = dimension;
+            } else if (size != dimension) {
+                flaw.tensor = input;
+                flaw.other = holder - 1;
+                flaw.symbol = symbol;
+                return fail(flaw, Flaw::SYMBOL, size, dimension);
+            }
+        }
+    }
+    return true;
+}
+
+bool check_rows(const InferRequestHeader& request, Accepted& accepted, Flaw& flaw) {
+    std::uint32_t inputs = static_cast<std::uint32_t>(accepted.tensors.size());
+    for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
+        if (accepted.tensors[flaw.tensor]->rank == 0)
+            return fail(flaw, Flaw::NO_ROWS_AXIS);
+    }
+    std::int64_t rows = inputs == 0 ? 1 : request.dims[accepted.tensors[0]->first];
+    for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
+        std::int64_t found = request.dims[accepted.tensors[flaw.tensor]->first];
+        if (found != rows || rows == 0)
+            return fail(flaw, Flaw::ROWS, rows, found);
+    }
+    accepted.rows = static_cast<std::uint32_t>(std::min(rows, ROWS_MAX));
+    return true;
+}
+
+// The number of elements, and the greatest number there is where there are more.
+std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
+    __int128 count = 1;
+    for (std::uint32_t axis = 0; axis < ref.rank; ++axis) {
+        if (dims[axis] == 0)
+            return 0;
+        count = std::min<__int128>(count * dims[axis], INT64_MAX);
+    }
+    return static_cast<std::int64_t>(count);
+}
+
+}  // namespace
+
+bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
+                   Accepted& accepted, Flaw& flaw) {
+    flaw.code = Flaw::NONE;
+    std::size_t inputs = model.inputs.size();
+    if (request.tensors.size() != frames.size()) {
+        return fail(flaw, Flaw::FRAMES, static_cast<std::int64_t>(request.tensors.size()),
+                    static_cast<std::int64_t>(frames.size()));
+    }
+    accepted.bytes = 0;
+    accepted.tensors.assign(inputs, nullptr);
+    accepted.taken.assign(frames.size(), false);
+    flaw.ref = 0;
+    for (const TensorRef& ref : request.tensors) {
+        if (static_cast<std::size_t>(ref.frame) >= frames.size())
+            return fail(flaw, Flaw::REFERENCE);
+        const InputSpec* spec = model.find_input(ref.name);
+        if (spec == nullptr)
+            return fail(flaw, Flaw::NO_INPUT);
+        flaw.tensor = static_cast<std::uint32_t>(spec - model.inputs.data());
+        const TensorRef*& place = accepted.tensors[flaw.tensor];
+        if (place != nullptr)
+            return fail(flaw, Flaw::TWICE);
+        std::size_t frame = static_cast<std::size_t>(ref.frame);
+        if (accepted.taken[frame])
+            return fail(flaw, Flaw::FRAME_TAKEN);
+        accepted.taken[frame] = true;
+        if (!check_input(*spec, ref, request.dims.data() + ref.first, frames[frame], flaw))
+            return false;
+        accepted.bytes += frames[frame].size();
+        place = &ref;
+        ++flaw.ref;
+    }
+    for (flaw.tensor = 0; flaw.tensor < inputs; ++flaw.tensor) {
+        if (accepted.tensors[flaw.tensor] == nullptr)
+            return fail(flaw, Flaw::MISSING);
+    }
+    if (inputs > 1 && !model.symbols.empty() && !check_symbols(model, request, accepted, flaw))
+        return false;
+    accepted.rows = 1;
+    if (model.batches && !check_rows(request, accepted, flaw))
+        return false;
+    accepted.shape.clear();
+    std::uint32_t first = model.batches ? 1 : 0;
+    for (const TensorRef* ref : accepted.tensors) {
+        const std::int64_t* dims = request.dims.data() + ref->first;
+        accepted.shape.push_back(ref->rank - first);
+        accepted.shape.insert(accepted.shape.end(), dims + first, dims + ref->rank);
+    }
+    return true;
+}
+
+bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, const TensorRef& ref,
+                  const std::int64_t* dims, std::string_view data, Flaw& flaw) {
+    if (output >= model.given.size())
+        return true;
+    const OutputSpec& spec = model.given[output];
+    if (ref.dtype != spec.dtype)
+        return fail(flaw, Flaw::DTYPE, spec.dtype, ref.dtype);
+    if (spec.bits == BITS_OF_STRING && count_elements(ref, dims) > STRINGS_MAX)
+        return fail(flaw, Flaw::STRINGS, STRINGS_MAX);
+    if (model.batches && (ref.rank == 0 || dims[0] != rows))
+        return fail(flaw, Flaw::OUTPUT_ROWS, rows);
+    if (!has_shape(spec, ref, dims))
+        return fail(flaw, Flaw::SHAPE);
+    return spec.bits == BITS_UNKNOWN || check_bytes(spec.bits, ref, dims, data, flaw);
+}
+
+bool check_result(const Expected& expected, const ResultHeader& result, const FrameBytes& frames, Flaw& flaw) {
+    flaw.code = Flaw::NONE;
+    auto whole = [](std::size_t count) { return static_cast<std::int64_t>(count); };
+    if (!is_status(result.status_number))
+        return fail(flaw, Flaw::STATUS, 0, result.status_number);
+    if (result.duration_ns >= NEVER_NS)
+        return fail(flaw, Flaw::PHASES);
+    if (frames.size() > result.tensors.size())
+        return fail(flaw, Flaw::FRAMES_MORE, whole(result.tensors.size()), whole(frames.size()));
+    if (result.status != Status::OK)
+        return true;
+    if (result.parts.size() != expected.part_rows.size())
+        return fail(flaw, Flaw::PARTS, whole(expected.part_rows.size()), whole(result.parts.size()));
+    std::size_t tensors = expected.tensors();
+    flaw.ref = 0;
+    for (std::uint32_t size : result.parts) {
+        if (size != tensors)
+            return fail(flaw, Flaw::PART_TENSORS, whole(tensors), size);
+        for (std::size_t output = 0; output < tensors; ++output) {
+            const TensorRef& ref = result.tensors[flaw.ref++];
+            if (static_cast<std::size_t>(ref.frame) >= frames.size())
+                return fail(flaw, Flaw::OUTPUT_FRAME, whole(frames.size()), ref.frame);
+        }
+    }
+    flaw.ref = 0;
+    for (std::uint32_t rows : expected.part_rows) {
+        for (flaw.tensor = 0; flaw.tensor < tensors; ++flaw.tensor, ++flaw.ref) {
+            const TensorRef& ref = result.tensors[flaw.ref];
+            if (!check_output(*expected.interface, flaw.tensor, rows, ref, result.dims.data() + ref.first,
+                              frames[static_cast<std::size_t>(ref.frame)], flaw)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+}  // namespace clockwork

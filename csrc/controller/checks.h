@@ -1,0 +1,49 @@
+// Whether a request is what its model takes, and a result what was asked for and what its model gives.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "controller/flaws.h"
+#include "controller/messages.h"
+#include "controller/models.h"
+#include "controller/orders.h"
+
+namespace clockwork {
+
+inline constexpr std::int64_t MESSAGE_BYTES_MAX = 1 << 30;             // clockwork.config.MESSAGE_BYTES_MAX
+inline constexpr std::int64_t STRINGS_MAX = 1 << 16;                   // clockwork.config.STRINGS_MAX
+inline constexpr std::int64_t DIMENSIONS_MAX = std::int64_t{1} << 62;  // clockwork.wire.tensors._DIMENSIONS_MAX
+
+// More rows than these are as good as these to any estimate.
+inline constexpr std::int64_t ROWS_MAX = 1 << 30;
+
+// The bytes of a message's frames.
+using FrameBytes = std::vector<std::string_view>;
+
+// How a request is taken.
+struct Accepted {
+    std::uint32_t rows = 1;
+    std::uint64_t bytes = 0;
+    std::vector<const TensorRef*> tensors;  // in the model's order
+    std::vector<std::int64_t> shape;        // the rank and dimensions of each input, without the axis of rows
+
+    // While checking.
+    std::vector<bool> taken;
+    std::vector<std::uint32_t> holders;  // of symbols: the first input that has one, counted from 1
+    std::vector<std::int64_t> sizes;     // and its size there
+};
+
+// Whether every tensor is named, typed, shaped and sized right; if not, `flaw` says what is wrong first.
+bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
+                   Accepted& accepted, Flaw& flaw);
+
+// Whether a result is one of this action: its parts, tensors, frames, and each output what the model gives.
+bool check_result(const Expected& expected, const ResultHeader& result, const FrameBytes& frames, Flaw& flaw);
+
+// Whether an output is what the model gives for so many rows; flaw.tensor and flaw.ref are the caller's.
+bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t rows, const TensorRef& ref,
+                  const std::int64_t* dims, std::string_view data, Flaw& flaw);
+
+}  // namespace clockwork

@@ -1,0 +1,94 @@
+// What is wrong with a message, as a value: clockwork/controller/flaws.py and clockwork/wire/codec.py make sentences of it.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace clockwork {
+
+// The first place at which a header is not what clockwork/wire/messages.py declares, in the order in which it is read.
+struct HeaderFlaw {
+    enum Kind : std::uint8_t {
+        NONE,
+        OTHER,      // no header of this kind of message
+        TOO_LARGE,  // beyond the largest header of this kind
+        FIELDS,     // another number of fields
+        CUT_OFF,    // no msgpack, or cut off
+        FORM,       // a value that its place may not hold
+        NOT_UTF8,
+        LONGER,  // bytes follow the last field
+    };
+    static constexpr int KINDS = LONGER + 1;
+    static constexpr std::uint32_t DEPTH_MAX = 6;
+
+    Kind kind = NONE;
+    std::int64_t tag = 0;                       // of the message
+    std::uint32_t count = 0;                    // FIELDS: how many there are
+    std::uint32_t depth = 0;                    // of path
+    std::array<std::uint32_t, DEPTH_MAX> path;  // which field, and in it which element or field, and so on
+    std::size_t offset = 0;                     // FORM: where the value begins in the header
+};
+
+// What is wrong with a request or a result that is well formed. Which fields count depends on code.
+struct Flaw {
+    enum Code : std::uint8_t {
+        NONE,
+        // Of a request.
+        UNSERVED,      // nobody serves such a model: the look-up knows why
+        IN_USE,        // the client waits for a request of this number
+        FRAMES,        // `expected` tensors are described, `got` frames came
+        REFERENCE,     // `ref` names a frame that did not come
+        NO_INPUT,      // `ref` names no input
+        TWICE,         // the input is described twice
+        FRAME_TAKEN,   // the input has another one's frame
+        MISSING,       // the input is not described
+        SYMBOL,        // `symbol` is `expected` in the input `other`, and `got` in this one
+        NO_ROWS_AXIS,  // a scalar, of a model that batches
+        ROWS,          // `got` rows instead of `expected`; 0 expected: of at least one
+        // Of a tensor of either.
+        DTYPE,           // `got` instead of `expected`
+        SHAPE,           // other dimensions than declared
+        NO_DTYPE,        // `got` is none of ONNX's
+        NEGATIVE,        // `got` is a dimension
+        OVERFLOW,        // the dimensions' product is beyond all bounds
+        TOO_LARGE,       // `got` elements are more than a message may hold
+        BYTES,           // `got` bytes instead of `expected`
+        STRINGS,         // more than STRINGS_MAX of them
+        STRING_OUTSIDE,  // string `got` of `expected` lies outside its frame, of `bytes` bytes
+        STRINGS_END,     // `got` bytes follow the last of `expected` strings
+        // Of a result.
+        STATUS,        // `got` is no status
+        PHASES,        // its phases take longer than there is time
+        FRAMES_MORE,   // `got` frames, of which it names `expected`
+        PARTS,         // `got` parts of a batch of `expected`
+        PART_TENSORS,  // `got` tensors in a part, of a model with `expected` outputs
+        OUTPUT_FRAME,  // an output in frame `got`, of `expected`
+        OUTPUT_ROWS,   // an output without the batch's `expected` rows
+        CODES,
+    };
+
+    Code code = NONE;
+    std::uint32_t tensor = 0;  // which of the model's inputs or outputs
+    std::uint32_t ref = 0;     // which of the tensors that the message describes
+    std::uint32_t other = 0;
+    std::int32_t symbol = 0;
+    std::int64_t expected = 0;
+    std::int64_t got = 0;
+    std::int64_t bytes = 0;
+};
+
+inline constexpr std::array<std::string_view, HeaderFlaw::KINDS> HEADER_FLAW_NAMES = {
+    "none", "other", "too_large", "fields", "cut_off", "form", "not_utf8", "longer",
+};
+
+inline constexpr std::array<std::string_view, Flaw::CODES> FLAW_NAMES = {
+    "none",        "unserved",    "in_use",         "frames",       "reference",    "no_input",
+    "twice",       "frame_taken", "missing",        "symbol",       "no_rows_axis", "rows",
+    "dtype",       "shape",       "no_dtype",       "negative",     "overflow",     "too_large",
+    "bytes",       "strings",     "string_outside", "strings_end",  "status",       "phases",
+    "frames_more", "parts",       "part_tensors",   "output_frame", "output_rows",
+};
+
+}  // namespace clockwork

@@ -10,6 +10,7 @@ from typing import Any
 from clockwork.controller.accounts import account
 from clockwork.controller.effects import (
     AbortUpload,
+    Blame,
     CommitUpload,
     Effect,
     Forward,
@@ -76,6 +77,7 @@ class Registry:
         self.events: list[str] = []  # that subscribers got
         self.traffic: dict[str, list[tuple[int, int]]] = {}  # name: [(model id, parts), ...]
         self.troubles: list[NoteTrouble] = []
+        self.blamed: list[str] = []  # what workers said that cannot be
         self.records: dict[tuple[str, int], ModelRecord] = {}  # on disk
         self.saved: set[tuple[str, int]] = set()  # that ever were on disk
         self.routes: dict[str, NameRoute] = {}  # on disk
@@ -125,6 +127,20 @@ class Registry:
         answer = Prepared(message.model_id, status, "" if status is Status.OK else text, fields)
         self.registrar.prepared(worker, answer, self.now_ns)
         self.carry_out()
+
+    def restart(self) -> Registry:
+        """What a controller finds that starts on this disk, before any worker has joined."""
+        again = Registry()
+        again.packages, again.records, again.saved, again.routes = (
+            self.packages,
+            self.records,
+            self.saved,
+            self.routes,
+        )
+        records = [dataclasses.replace(record) for record in self.records.values()]
+        again.registrar.restore(records, [], [*self.routes.values()], [])
+        again.carry_out()
+        return again
 
     def join(self, worker: int) -> None:
         self.registrar.worker_joined(worker, f"w{worker}")
@@ -232,6 +248,8 @@ class Registry:
                     self.traffic[name] = list(shares)
                 case Publish(_, body):
                     self.events.append(f"{body['model']} {body['state']}")
+                case Blame(_, why):
+                    self.blamed.append(why)
                 case NoteTrouble():
                     self.troubles.append(action)
                 case _ if isinstance(action, JOBS):

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from registry import CLIENT, CRASHES, Registry
+from registry import CLIENT, CRASHES, Registry, summary
 
 from clockwork.config import SHARE_WHOLE, VERSIONS_MAX
 from clockwork.controller import lifecycle
@@ -16,15 +16,26 @@ from clockwork.controller.effects import (
     CommitUpload,
     Job,
     OpenUpload,
+    ReadRecord,
     ReadUpload,
     RemovePackage,
     WriteChange,
     WriteChunk,
 )
 from clockwork.controller.lifecycle import TABLE, ModelState, VersionEvent, transition
+from clockwork.controller.routes import NameRoute
 from clockwork.controller.troubles import TroubleKind
 from clockwork.errors import InvalidModel
-from clockwork.wire.messages import Offer, Promote, Rollback, Route, Status, Unregister
+from clockwork.wire.messages import (
+    Offer,
+    Prepared,
+    Promote,
+    Rollback,
+    Route,
+    Status,
+    Unregister,
+    UploadChunk,
+)
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "life-cycle.md"
@@ -129,6 +140,70 @@ def test_a_client_that_gives_up_ends_its_upload(registry: Registry, jobs: int) -
     assert (registry.answered(waiter), registry.states("m")) == ([], {})
 
 
+@pytest.mark.parametrize("size", [0, 4])
+def test_an_upload_that_breaks_its_sizes_is_refused(registry: Registry, size: int) -> None:
+    waiter = registry.register("m", b"one")
+    registry.store()
+    registry.registrar.chunk(CLIENT, UploadChunk(waiter.request_id, 0, 0), bytes(size))
+    registry.carry_out()
+    assert registry.answered(waiter) == ["upload of 'm' breaks its window, sizes or chunk size"]
+    registry.settle()
+    assert (registry.states("m"), registry.packages) == ({}, set())
+
+
+def test_a_number_is_not_given_twice(served: Registry) -> None:
+    served.order(Unregister(0, "m"))
+    served.settle()
+    waiter = served.register("m", b"one")
+    served.settle()
+    assert served.answered(waiter) == ["m@2 is ready"]
+
+
+def test_a_worker_that_prepared_another_package_does_not_serve_and_is_blamed(registry: Registry) -> None:
+    registry.register("m", b"one")
+    registry.store()
+    registry.send_chunk(registry.ready_uploads()[0])
+    while registry.jobs:
+        registry.store()
+    _, prepare = registry.asked.pop()
+    registry.registrar.prepared(1, Prepared(prepare.model_id, Status.OK, "", summary("0" * 64)), 0)
+    registry.carry_out()
+    assert registry.states("m") == {1: "failed"}
+    assert "it prepared another package" in registry.blamed[0]
+    assert registry.known == set()
+
+
+def test_a_record_of_an_earlier_version_is_read_once_and_written_again(served: Registry) -> None:
+    served.records["m", 1].is_read = False
+    again = served.restart()
+    again.join(1)
+    again.join(2)
+    again.prepare()
+    again.prepare()
+    assert [type(job) for job in again.jobs] == [ReadRecord, ReadRecord]
+    again.store()
+    assert again.states("m") == {1: "ready"}, "one worker is enough, as it was ready before"
+    again.settle()
+    assert again.records["m", 1].is_read
+    assert not again.jobs
+
+
+def test_a_start_finds_what_is_unloaded_and_forgets_a_route_of_nothing(served: Registry) -> None:
+    served.order(Promote(0, "m", 1))
+    served.settle()
+    served.order(Offer(0, "m", False))
+    served.settle()
+    served.routes["gone"] = NameRoute("gone")
+    again = served.restart()
+    again.join(1)
+    assert (again.states("m"), again.asked) == ({1: "unloaded"}, [])
+    again.settle()
+    assert set(again.routes) == {"m"}
+    again.order(Offer(0, "m", True))
+    again.settle()
+    assert again.traffic["m"] == [(1, SHARE_WHOLE)]
+
+
 def test_what_has_all_come_is_a_version_whoever_waits_for_it(registry: Registry) -> None:
     waiter = registry.register("m", b"one")
     registry.store()
@@ -156,10 +231,7 @@ def test_a_version_that_no_worker_can_prepare_is_erased_and_then_refused(registr
 def test_a_start_waits_for_what_it_found_and_asking_changes_nothing(served: Registry) -> None:
     served.register("n", b"two")
     served.settle()
-    again = Registry()
-    again.packages, again.records, again.saved = served.packages, served.records, served.saved
-    again.registrar.restore(list(served.records.values()), [], [], [])
-    again.carry_out()
+    again = served.restart()
     again.join(1)
     for _ in range(3):
         assert again.registrar.versions.readiness() == "2 models are not served yet, among them m@1"

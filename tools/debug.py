@@ -58,12 +58,21 @@ def environment() -> dict[str, str]:
     }
 
 
+def pytest_configure() -> None:
+    """In pytest, of which this is a plugin then: the tests run on the checked build, or not at all."""
+    import clockwork
+
+    if not Path(clockwork.__file__).is_relative_to(LIBRARY):
+        raise RuntimeError(f"{clockwork.__file__} is not the checked build")
+
+
 def main() -> int:
     build()
     arguments = sys.argv[1:] or [*CHOSEN, "-k", LEFT_OUT]
+    # The package first: pytest puts the checkout before everything when it meets a conftest.py in a package.
     command = [
-        sys.executable, "-m", "pytest", "-o", f"pythonpath={LIBRARY} .", "-o", "timeout=600", "-m",
-        "not slow and not conformance and not long", *arguments,
+        sys.executable, "-m", "pytest", "-p", "clockwork", "-p", "tools.debug", "-o", f"pythonpath={LIBRARY} .", "-o",
+        "timeout=600", "-m", "not slow and not conformance and not long", *arguments,
     ]  # fmt: skip
     shutil.rmtree(FINDINGS, ignore_errors=True)
     FINDINGS.mkdir(parents=True)

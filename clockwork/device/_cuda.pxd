@@ -6,12 +6,12 @@ from libcpp.vector cimport vector
 from clockwork.device._cuda_host cimport CLink, Link
 from clockwork.device._cuda_model cimport CudaOrder, CudaSlot
 from clockwork.device._cudriver cimport (
-    Context, CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, DeviceBytes, PinnedBytes, Table, cw_cuda)
+    Context, CudaApi, CUcontext, CUdeviceptr, CUevent, CUresult, CUstream, DeviceBytes, PinnedBytes, Table)
 from clockwork.device._orders cimport TEXT_BYTES, Lane, Order, Orders, Span
 
 cdef class Core(Orders):
     cdef Table table
-    cdef const cw_cuda* api
+    cdef const CudaApi* api
     cdef CUcontext context
     cdef Link link_owner  # keeps `link`
     cdef CLink* link

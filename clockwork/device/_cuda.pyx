@@ -22,7 +22,7 @@ from clockwork.device._cuda_host cimport (
 from clockwork.device._cuda_model cimport (
     FROM_INPUT, FROM_OUTPUT, FROM_SIZE, FROM_WEIGHT, FROM_WORKSPACE, Argument, CudaModel, CudaWeight, Launch, Model,
     Program, Tensor, Variant, copy_beginning)
-from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY, cw_cuda_failed
+from clockwork.device._cudriver cimport CU_EVENT_DEFAULT, CU_STREAM_NON_BLOCKING, CUDA_ERROR_NOT_READY
 from clockwork.device._orders cimport FETCH, PROFILE, Lane, nap, now_ns
 from clockwork.device._parts cimport RANK_MOST, Input, Output, Parts, dtype_bits, fill_seeded
 
@@ -309,7 +309,7 @@ cdef class Core(Orders):
 
     cdef bint failed(self, CUresult result, const char* call, char* text) noexcept nogil:
         """Whether a call failed; then a sentence, and whether the context broke is looked at."""
-        if not cw_cuda_failed(self.api, result, call, text, TEXT_BYTES):
+        if not self.api.failed(result, call, text, TEXT_BYTES):
             return False
         self.look_at_context(text)
         return True

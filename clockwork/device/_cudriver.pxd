@@ -1,6 +1,7 @@
 """CUDA's driver as a table of functions; see csrc/device/cuda_api.h."""
 
 from libc.stdint cimport uint64_t
+from libcpp cimport bool as cbool
 
 cdef extern from "device/cuda_api.h" nogil:
     ctypedef int CUresult
@@ -23,7 +24,9 @@ cdef extern from "device/cuda_api.h" nogil:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
         CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    ctypedef struct cw_cuda:
+    cppclass CudaApi "clockwork::device::CudaApi":
+        cbool open(const char* path, char* text, size_t text_bytes)
+        cbool failed(CUresult result, const char* call, char* text, size_t text_bytes)
         CUresult (*init)(unsigned flags) noexcept nogil
         CUresult (*driver_version)(int* version) noexcept nogil
         CUresult (*device_count)(int* count) noexcept nogil
@@ -58,8 +61,6 @@ cdef extern from "device/cuda_api.h" nogil:
         CUresult (*record_event)(CUevent event, CUstream stream) noexcept nogil
         CUresult (*query_event)(CUevent event) noexcept nogil
         CUresult (*elapsed)(float* milliseconds, CUevent begin, CUevent end) noexcept nogil
-    int cw_cuda_open(cw_cuda* table, const char* path, char* text, size_t text_bytes)
-    int cw_cuda_failed(const cw_cuda* table, CUresult result, const char* call, char* text, size_t text_bytes)
 
 cdef enum:
     TEXT_BYTES = 512
@@ -81,7 +82,7 @@ cdef class PinnedBytes:
     cdef readonly size_t size
 
 cdef class Table:
-    cdef cw_cuda api
+    cdef CudaApi api
     cdef readonly str path
     cdef readonly int version  # 12040 is 12.4
 

@@ -79,20 +79,21 @@ cdef class Table:
         cdef char text[TEXT_BYTES]
         cdef bytes name = os.fsencode(path)
         cdef const char* c_name = name
-        cdef int failed
+        cdef bint opened
+        cdef CUresult result
         with nogil:
-            failed = cw_cuda_open(&self.api, c_name, text, TEXT_BYTES)
-        if failed:
+            opened = self.api.open(c_name, text, TEXT_BYTES)
+        if not opened:
             raise CudaError((<bytes>text).decode(errors="replace"))
         self.path = path
         with nogil:
-            failed = self.api.init(0)
-        self.check(failed, b"cuInit")
+            result = self.api.init(0)
+        self.check(result, b"cuInit")
         self.check(self.api.driver_version(&self.version), b"cuDriverGetVersion")
 
     cdef int check(self, CUresult result, const char* call) except -1:
         cdef char text[TEXT_BYTES]
-        if cw_cuda_failed(&self.api, result, call, text, TEXT_BYTES):
+        if self.api.failed(result, call, text, TEXT_BYTES):
             raise CudaError((<bytes>text).decode(errors="replace"), result)
         return 0
 

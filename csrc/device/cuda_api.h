@@ -1,29 +1,22 @@
-/* NVIDIA's driver API, as a table of the functions used, filled by dlopen.
- *
- * The wheels bring no header and no library to link with, and a machine without a GPU has no driver:
- * the library is opened when a device is asked for, by the name or path given. What is declared here
- * is the ABI that the driver has kept since CUDA 11.4: an enum is an int, a device pointer a 64-bit
- * integer, every handle an opaque pointer. Names with _v2 are what the vendor's header maps the plain
- * ones to.
- *
- * The fake driver (csrc/device/fake_driver.cpp) exports the same names.
- */
-#ifndef CLOCKWORK_CUDA_API_H
-#define CLOCKWORK_CUDA_API_H
+// NVIDIA's driver API, as a table of the functions used, filled by dlopen.
+//
+// The wheels bring no header and no library to link with, and a machine without a GPU has no driver: the library is
+// opened when a device is asked for, by the name or path given. What is declared here is the ABI that the driver has
+// kept since CUDA 11.4: an enum is an int, a device pointer a 64-bit integer, every handle an opaque pointer. Names with
+// _v2 are what the vendor's header maps the plain ones to.
+//
+// The fake driver (csrc/device/fake_driver.cpp) exports the same names.
+#pragma once
 
 #include <dlfcn.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <string.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
 
 typedef int CUresult;
 typedef int CUdevice;
-typedef uint64_t CUdeviceptr;
+typedef std::uint64_t CUdeviceptr;
 typedef struct CUctx_st* CUcontext;
 typedef struct CUmod_st* CUmodule;
 typedef struct CUfunc_st* CUfunction;
@@ -52,7 +45,7 @@ enum {
 };
 
 enum {
-    CU_STREAM_NON_BLOCKING = 1, /* does not wait for the legacy default stream */
+    CU_STREAM_NON_BLOCKING = 1,  // does not wait for the legacy default stream
     CU_EVENT_DEFAULT = 0,
     CU_MEMHOSTALLOC_PORTABLE = 1,
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75,
@@ -60,7 +53,7 @@ enum {
     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8,
 };
 
-/* X(name in the table, the driver's symbol, parameters): each gives back a CUresult. */
+// X(name in the table, the driver's symbol, parameters): each gives back a CUresult.
 #define CW_CUDA_FUNCTIONS(X)                                                                                       \
     X(init, cuInit, (unsigned flags))                                                                              \
     X(driver_version, cuDriverGetVersion, (int* version))                                                          \
@@ -98,48 +91,44 @@ enum {
     X(query_event, cuEventQuery, (CUevent event))                                                                  \
     X(elapsed, cuEventElapsedTime, (float* milliseconds, CUevent begin, CUevent end))
 
-typedef struct cw_cuda {
-    void* library;
-#define CW_CUDA_MEMBER(member, symbol, parameters) CUresult(*member) parameters;
+namespace clockwork::device {
+
+struct CudaApi {
+    void* library = nullptr;
+#define CW_CUDA_MEMBER(member, symbol, parameters) CUresult(*member) parameters = nullptr;
     CW_CUDA_FUNCTIONS(CW_CUDA_MEMBER)
 #undef CW_CUDA_MEMBER
-} cw_cuda;
 
-/* Fill the table from the library of this name or path. 0; or -1 and a sentence, naming what was not found.
- * The library stays open for good: a driver cannot be unloaded. */
-static inline int cw_cuda_open(cw_cuda* table, const char* path, char* text, size_t text_bytes) {
-    memset(table, 0, sizeof *table);
-    table->library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-    if (!table->library) {
-        snprintf(text, text_bytes, "no CUDA driver: %s", dlerror());
-        return -1;
+    // Fills the table from the library of this name or path. False, with a sentence, naming what was not found. The
+    // library stays open for good: a driver cannot be unloaded.
+    bool open(const char* path, char* text, std::size_t text_bytes) {
+        library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (library == nullptr) {
+            std::snprintf(text, text_bytes, "no CUDA driver: %s", dlerror());
+            return false;
+        }
+#define CW_CUDA_FIND(member, symbol, parameters)                                                       \
+    member = reinterpret_cast<CUresult(*) parameters>(dlsym(library, #symbol));                        \
+    if (member == nullptr) {                                                                           \
+        std::snprintf(text, text_bytes, "the CUDA driver %s is too old: it has no %s", path, #symbol); \
+        return false;                                                                                  \
     }
-#define CW_CUDA_FIND(member, symbol, parameters)                                                  \
-    *(void**)&table->member = dlsym(table->library, #symbol);                                     \
-    if (!table->member) {                                                                         \
-        snprintf(text, text_bytes, "the CUDA driver %s is too old: it has no %s", path, #symbol); \
-        return -1;                                                                                \
-    }
-    CW_CUDA_FUNCTIONS(CW_CUDA_FIND)
+        CW_CUDA_FUNCTIONS(CW_CUDA_FIND)
 #undef CW_CUDA_FIND
-    return 0;
-}
+        return true;
+    }
 
-/* Whether a call failed; then a sentence with the call and the driver's own name for the error. */
-static inline int cw_cuda_failed(const cw_cuda* table, CUresult result, const char* call, char* text,
-                                 size_t text_bytes) {
-    const char* name = NULL;
-    if (result == CUDA_SUCCESS)
-        return 0;
-    if (table->error_name(result, &name) != CUDA_SUCCESS || !name)
-        snprintf(text, text_bytes, "%s: CUDA error %d", call, result);
-    else
-        snprintf(text, text_bytes, "%s: %s", call, name);
-    return 1;
-}
+    // Whether a call failed; then a sentence with the call and the driver's own name for the error.
+    bool failed(CUresult result, const char* call, char* text, std::size_t text_bytes) const {
+        const char* name = nullptr;
+        if (result == CUDA_SUCCESS)
+            return false;
+        if (error_name(result, &name) != CUDA_SUCCESS || name == nullptr)
+            std::snprintf(text, text_bytes, "%s: CUDA error %d", call, result);
+        else
+            std::snprintf(text, text_bytes, "%s: %s", call, name);
+        return true;
+    }
+};
 
-#ifdef __cplusplus
-}
-#endif
-
-#endif
+}  // namespace clockwork::device

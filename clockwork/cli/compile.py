@@ -103,7 +103,9 @@ def compile_command(
         from clockwork.models.compile.report import rows_of
 
         for variant, statistics, log in zip(program.variants, summary.statistics, summary.logs, strict=True):
-            click.echo(f"\n{variant.target} batch {variant.batch} {[list(one) for one in variant.shapes]}")
+            click.echo(
+                f"\n{variant.target} batch {variant.batch} {[list(shape) for shape in variant.shapes]}"
+            )
             print_table(*rows_of(variant, statistics, log))
 
 
@@ -116,7 +118,7 @@ def parse_shapes(texts: tuple[str, ...]) -> dict[str, list[list[int]]]:
     for text in texts:
         name, colon, dims = text.rpartition(":")
         try:
-            sizes = [int(one) for one in dims.split(",")]
+            sizes = [int(size) for size in dims.split(",")]
         except ValueError:
             sizes = []
         if not colon or not name or not sizes or min(sizes) < 1:
@@ -157,10 +159,10 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     lock = threading.Lock()
     if not console.is_terminal:
 
-        def say(what: str, done: int, total: int) -> None:
+        def say(variant_name: str, done: int, total: int) -> None:
             if done == total:
                 with lock:
-                    click.echo(f"compile: {what}", err=True)
+                    click.echo(f"compile: {variant_name}", err=True)
 
         yield say
         return
@@ -168,13 +170,13 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
-        def show(what: str, done: int, total: int) -> None:
+        def show(variant_name: str, done: int, total: int) -> None:
             with lock:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(what, total=total)
+                if variant_name not in tasks:
+                    tasks[variant_name] = progress.add_task(variant_name, total=total)
                 if done == total:
-                    progress.remove_task(tasks.pop(what))
+                    progress.remove_task(tasks.pop(variant_name))
                 else:
-                    progress.update(tasks[what], completed=done, total=total)
+                    progress.update(tasks[variant_name], completed=done, total=total)
 
         yield show

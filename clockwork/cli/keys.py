@@ -87,8 +87,8 @@ def revoke_key(directory: Path, which: str) -> None:
     """
     from clockwork.wire import keys as files
 
-    for what in files.revoke_key(directory, which):
-        click.echo(f"revoked {what}")
+    for name in files.revoke_key(directory, which):
+        click.echo(f"revoked {name}")
 
 
 @keys.command("list")

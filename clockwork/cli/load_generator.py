@@ -110,7 +110,7 @@ class LoadSettings:
             raise ConfigError("only a trace has a busiest part")
         if self.bursts_s is not None and self.arrivals != "poisson":
             raise ConfigError(f"bursts are of Poisson arrivals, not of {self.arrivals} ones")
-        if self.bursts_s is not None and not all(0 < one <= DURATION_MAX_S for one in self.bursts_s):
+        if self.bursts_s is not None and not all(0 < time_s <= DURATION_MAX_S for time_s in self.bursts_s):
             raise ConfigError(
                 f"bursts {self.bursts_s}: both times must be above 0 s, at most {DURATION_MAX_S} s"
             )
@@ -181,7 +181,7 @@ class Report:
     missed: int
     timeouts: int
     errors: dict[str, int]  # everything else, by kind
-    latency_ms: dict[str, float]  # of what was answered: mean, p50, p99, p99.9, max
+    latency_ms: dict[str, float]  # of answered requests: mean, p50, p99, p99.9, max
     refusal_ms: dict[str, float]  # how soon a refusal came
     lag_ms: dict[str, float]  # how late the generator itself was: the limit of what it can measure
     input_bytes: int  # of all requests
@@ -234,7 +234,7 @@ class _Target:
         self.name = info.name
         self.inputs = inputs
         self.slo_ns = to_ns(info.slo) if info.slo is not None else 0  # its own
-        self.bytes = sum(one.nbytes for one in inputs[0].values())
+        self.bytes = sum(value.nbytes for value in inputs[0].values())
 
 
 def _targets(client: Client, names: Sequence[str], rows: int, seed: int) -> list[_Target]:
@@ -437,7 +437,7 @@ class _Generator:
         started_ns = now_ns()
         while chunk is not None:
             fields = (chunk.t_ns, chunk.model, chunk.slo_ns, chunk.priority, chunk.cls)
-            for at_ns, model, slo_ns, priority, cls in zip(*(one.tolist() for one in fields)):
+            for at_ns, model, slo_ns, priority, cls in zip(*(field.tolist() for field in fields)):
                 due_ns = started_ns + at_ns
                 while (wait_ns := due_ns - now_ns()) > 0:
                     self._look(started_ns)

@@ -122,7 +122,7 @@ def _progress(title: str) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _summary(info: Any) -> str:
-    shapes = ", ".join(f"{one.name} {one.dtype}{list(one.shape)}" for one in info.inputs)
+    shapes = ", ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)}" for tensor in info.inputs)
     batching = f"batches of up to {info.batch_max}" if info.batches else "one by one"
     fastest = min((point.exec_ns for point in info.profile), default=0)
     return f"{shapes}; {batching}; {fastest / 1e6:.2f} ms; {info.weights_bytes / 2**20:.1f} MiB of weights"
@@ -193,7 +193,7 @@ def _traffic(info: Any) -> str:
 
 def _where(info: Any) -> str:
     """How many devices have a model; else how far it is on the way to one."""
-    resident = sum(one.get("state") == "resident" for one in info.devices)
+    resident = sum(place.get("state") == "resident" for place in info.devices)
     if resident:
         return f"on {resident} device{'s' if resident > 1 else ''}"
     if info.devices:
@@ -247,8 +247,8 @@ def show(
     route = RouteInfo.from_wire(info.raw.get("route"))
     click.echo(f"{info.reference}: {info.state} {info.text}".rstrip())
     facts = [
-        *(("input", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.inputs),
-        *(("output", f"{one.name}  {one.dtype} {list(one.shape)}") for one in info.outputs),
+        *(("input", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.inputs),
+        *(("output", f"{tensor.name}  {tensor.dtype} {list(tensor.shape)}") for tensor in info.outputs),
         ("SLO", f"{info.slo:g} s" if info.slo is not None else "none"),
         ("batching", f"up to {info.batch_max}" if info.batches else "no"),
         ("", info.batching_note),
@@ -261,19 +261,19 @@ def show(
         ("program", str(info.raw.get("program", ""))),
         ("package", info.digest),
         *(
-            ("prepared" if index == 0 else "", _say_preparation(one))
-            for index, one in enumerate(info.raw.get("preparations") or ())
+            ("prepared" if index == 0 else "", _say_preparation(report))
+            for index, report in enumerate(info.raw.get("preparations") or ())
         ),
         *(
-            ("on", f"{one.get('worker')} device {one.get('device')}: {one.get('state')}")
-            for one in info.devices
+            ("on", f"{place.get('worker')} device {place.get('device')}: {place.get('state')}")
+            for place in info.devices
         ),
         *(("in", f"the host store of {worker}") for worker in info.hosted),
         ("traffic", f"{_traffic(info)}; {info.name}: {routes.say_route(route)}"),
         *(("", line) for line in routes.say_shadow(route.shadow)),
-        *(("before", routes.say_shares(one)) for one in route.earlier[:1]),
-        ("requests", ", ".join(f"{count} {what}" for what, count in info.counts.items())),
-        ("faults", ", ".join(f"{count} {what}" for what, count in (info.raw.get("faults") or {}).items())),
+        *(("before", routes.say_shares(shares)) for shares in route.earlier[:1]),
+        ("requests", ", ".join(f"{count} {kind}" for kind, count in info.counts.items())),
+        ("faults", ", ".join(f"{count} {kind}" for kind, count in (info.raw.get("faults") or {}).items())),
     ]
     for title, text in facts:
         if text:
@@ -284,13 +284,13 @@ def show(
         print_table(["shape", "batch", "execution", "a row"], rows)
 
 
-def _say_preparation(one: dict[str, Any]) -> str:
+def _say_preparation(report: dict[str, Any]) -> str:
     """A worker's report on a model: its measurements, or why it does not serve it."""
-    text = f"on {one.get('worker')}: {one.get('state')}"
-    if "exec_ns" in one:
+    text = f"on {report.get('worker')}: {report.get('state')}"
+    if "exec_ns" in report:
         text += (
-            f", {one['exec_ns'] / 1e6:.3f} ms, batches of up to {one['batch_max']}, {one['pages']} pages {one['holding']}, "
-            f"load {one['load_ns'] / 1e6:.3f} ms"
+            f", {report['exec_ns'] / 1e6:.3f} ms, batches of up to {report['batch_max']}, {report['pages']} pages {report['holding']}, "
+            f"load {report['load_ns'] / 1e6:.3f} ms"
         )
     return text
 

@@ -181,13 +181,14 @@ def _scenario(
     models, cluster = _models_and_cluster(given, devices)
     if bandwidth := _bytes(given["load_bandwidth"]):
         models = [
-            dataclasses.replace(one, load_ns=round(one.weights_bytes / bandwidth * SECOND)) for one in models
+            dataclasses.replace(model, load_ns=round(model.weights_bytes / bandwidth * SECOND))
+            for model in models
         ]
     duration_s = given["duration"] or (TRACE_DURATION_S if given["trace"] else 0.0)
     if given["busiest"] and not given["trace"]:
         raise ConfigError("--busiest is of a trace: give --trace")
     settings = load_generator.LoadSettings(
-        models=tuple(one.name for one in models),
+        models=tuple(model.name for model in models),
         rate=rate,
         arrivals=given["arrivals"],
         cv=given["cv"],
@@ -231,7 +232,7 @@ def _scenario(
 
 def _first_guess(models: list[ModelProfile], devices: int) -> float:
     """A rate of the right magnitude, to learn from which model is asked how often."""
-    return devices * SECOND * len(models) / sum(one.execution_ns(1) for one in models)
+    return devices * SECOND * len(models) / sum(model.execution_ns(1) for model in models)
 
 
 def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[ModelProfile], Cluster]:
@@ -249,9 +250,11 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
     else:
         with new_client(given["endpoint"], given["key"], given["timeout"]) as client:
             status = client.status()
-            ready = [one for one in client.models() if one.state == "ready" and one.raw.get("current", True)]
+            ready = [
+                info for info in client.models() if info.state == "ready" and info.raw.get("current", True)
+            ]
             # The list has no profiles.
-            models = [profiles.from_info(client.model(one.name), serving=True) for one in ready]
+            models = [profiles.from_info(client.model(info.name), serving=True) for info in ready]
         if not models:
             raise ConfigError("the cluster has no model that is ready: add some, or give --profiles")
         workers = status["workers"]
@@ -268,12 +271,12 @@ def _models_and_cluster(given: dict[str, Any], devices: int) -> tuple[list[Model
             pace = measured["pace"]  # expected times are a little above the median
             models = [
                 dataclasses.replace(
-                    one, exec_ns={batch: round(ns * pace) for batch, ns in one.exec_ns.items()}
+                    model, exec_ns={batch: round(ns * pace) for batch, ns in model.exec_ns.items()}
                 )
-                for one in models
+                for model in models
             ]
     if given["names"]:
-        known = {one.name: one for one in models}
+        known = {model.name: model for model in models}
         if missing := [name for name in given["names"] if name not in known]:
             raise ConfigError(f"no model {missing[0]!r} (there is {', '.join(list(known)[:20])})")
         models = [known[name] for name in given["names"]]
@@ -401,20 +404,20 @@ def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
     trials = list(found.trials)
     if sought != "rate" and trials:  # the overloaded ones beside an answer that cannot be smaller
         usual = trials[0].rate if found.at is None else found.at.rate
-        trials = [one for one in trials if one.rate == usual]
+        trials = [trial for trial in trials if trial.rate == usual]
     place: Callable[[planning.Trial], float] = {
-        "devices": lambda one: float(one.devices),
-        "rate": lambda one: one.rate,
-        "slo": lambda one: one.slo_ns / 1e6,
+        "devices": lambda trial: float(trial.devices),
+        "rate": lambda trial: trial.rate,
+        "slo": lambda trial: trial.slo_ns / 1e6,
     }[sought]
-    at = [place(one) for one in trials]
+    at = [place(trial) for trial in trials]
     figure = Figure(figsize=(7, 7), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True)
     floor = bad_max / 100
-    top.semilogy(at, [max(one.bad_fraction, floor) for one in trials], "o-", color="tab:red")
-    if any(one.groups_bad for one in trials):
-        groups = [one.groups_bad.get(one.worst_group, 0.0) for one in trials]
+    top.semilogy(at, [max(trial.bad_fraction, floor) for trial in trials], "o-", color="tab:red")
+    if any(trial.groups_bad for trial in trials):
+        groups = [trial.groups_bad.get(trial.worst_group, 0.0) for trial in trials]
         top.semilogy(
             at, [max(bad, floor) for bad in groups], "x--", color="tab:red", label="of the worst group"
         )
@@ -422,11 +425,11 @@ def draw(found: planning.Plan, bad_max: float, path: Path) -> None:
     top.axhline(bad_max, color="tab:red", linestyle=":")
     top.set_ylabel("bad fraction", color="tab:red")
     goodput = top.twinx()
-    goodput.plot(at, [one.goodput for one in trials], "s-", color="tab:blue")
+    goodput.plot(at, [trial.goodput for trial in trials], "s-", color="tab:blue")
     goodput.set_ylabel("goodput (requests/s)", color="tab:blue")
     goodput.set_ylim(bottom=0)
     for name in ("execution", "loading", "link", "memory"):
-        bottom.plot(at, [100 * getattr(one, name) for one in trials], "o-", label=name)
+        bottom.plot(at, [100 * getattr(trial, name) for trial in trials], "o-", label=name)
     bottom.set_ylim(0, 105)
     bottom.set_ylabel("busy or full (%)")
     bottom.set_xlabel({"devices": "devices", "rate": "requests/s", "slo": "SLO (ms)"}[sought])

@@ -62,12 +62,12 @@ def probe(
 def _probe_model(info: ModelInfo) -> None:
     if info.state != "ready":
         raise Unavailable(f"{info.reference} is {info.state}" + (f": {info.text}" if info.text else ""))
-    served = sum(one.get("state") == "ready" for one in info.raw.get("preparations", ()))
+    served = sum(report.get("state") == "ready" for report in info.raw.get("preparations", ()))
     click.echo(f"{info.reference} is ready; {served} workers serve it")
 
 
 def _probe_worker(body: Mapping[str, Any], name: str) -> None:
-    found = next((one for one in body["workers"] if one["name"] == name), None)
+    found = next((worker for worker in body["workers"] if worker["name"] == name), None)
     if found is None:
         raise Unavailable(f"no worker {name!r} is connected")
     if found["state"] == "draining":

@@ -174,24 +174,24 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     if body.get("why_not_ready"):
         click.echo(f"not ready  {body['why_not_ready']}")
     counts = body.get("counts") or {}
-    plain = ", ".join(f"{count} {what}" for what, count in counts.items() if not isinstance(count, dict))
+    plain = ", ".join(f"{count} {kind}" for kind, count in counts.items() if not isinstance(count, dict))
     reasons = ", ".join(f"{count} {why}" for why, count in (counts.get("refusals") or {}).items())
     click.echo(f"requests   {plain}" + (f" ({reasons})" if reasons else ""))
-    there = sum(len(one.get("devices") or ()) for one in body.get("workers") or ())
+    there = sum(len(worker.get("devices") or ()) for worker in body.get("workers") or ())
     click.echo(f"devices    {there}; the load needs {body.get('devices_wanted', 0):.2g}")
     if learnt := body.get("learnt"):
         hold = f", holds as for {learnt['hold']:.3f}" if "hold" in learnt else ""
         share = f", a model may have {learnt['share']:.2g} devices" if learnt["share"] else ""
         click.echo(f"learnt     pace {learnt['pace']:.3f}, need {learnt['need']:.3f}{hold}{share}")
     rows = []
-    for one in body.get("workers") or ():
-        stats = one.get("stats") or {}
-        for index, device in enumerate(one.get("devices") or ()):
+    for worker in body.get("workers") or ():
+        stats = worker.get("stats") or {}
+        for index, device in enumerate(worker.get("devices") or ()):
             plan = device.get("plan") or {}
             memory = (stats.get("devices") or [{}] * (index + 1))[index]
             pages, free = device.get("page_count", 0), plan.get("pages_free")
             rows.append([
-                str(one.get("name")) + (" (leaving)" if one.get("state") == "draining" else ""),
+                str(worker.get("name")) + (" (leaving)" if worker.get("state") == "draining" else ""),
                 f"{device.get('kind')}: {device.get('name')}",
                 f"{pages * device.get('page_bytes', 0) / 2**20:.0f} MiB",
                 "-" if free is None else f"{free * device.get('page_bytes', 0) / 2**20:.0f} MiB",
@@ -199,8 +199,8 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
                 _share(plan, "recent_executing_ns"),
                 _share(plan, "recent_idle_with_work_ns"),
                 "offline" if device.get("offline") else str(memory.get("actions_queued", "-")),
-                f"{one.get('rtt_ns', 0) / 1e6:.2f} ms",
-                f"{one.get('jitter_ns', 0) / 1e6:.2f} ms",
+                f"{worker.get('rtt_ns', 0) / 1e6:.2f} ms",
+                f"{worker.get('jitter_ns', 0) / 1e6:.2f} ms",
                 f"{plan['inputs_mb_ns'] / 1e6:.2f} ms/MB" if plan.get("inputs_mb_ns") else "-",
                 f"{stats.get('rss_bytes', 0) / 2**20:.0f} MiB",
             ])  # fmt: skip
@@ -210,11 +210,11 @@ def status(as_json: bool, endpoint: str | None, key: Path | None, timeout: float
     )  # fmt: skip
     _print_learnt(body)
     rows = []
-    for one in body.get("workers") or ():
-        plan = ((one.get("devices") or [{}])[0]).get("plan") or {}
+    for worker in body.get("workers") or ():
+        plan = ((worker.get("devices") or [{}])[0]).get("plan") or {}
         if plan.get("host_bytes"):
             rows.append([
-                str(one.get("name")),
+                str(worker.get("name")),
                 f"{plan['host_bytes'] / 2**20:.0f} MiB",
                 f"{(plan['host_bytes'] - plan['host_used']) / 2**20:.0f} MiB",
                 str(plan["hosted"]),
@@ -249,13 +249,13 @@ def _print_learnt(body: dict[str, Any]) -> None:
     """The scheduler's estimates for each device: the margin on executions, and, while the device is contested, the
     models that ask for it."""
     rows = []
-    for one in body.get("workers") or ():
-        for device in one.get("devices") or ():
+    for worker in body.get("workers") or ():
+        for device in worker.get("devices") or ():
             plan = device.get("plan") or {}
             if not plan.get("margin") and not plan.get("contested_ns"):
                 continue
             rows.append([
-                str(one.get("name")),
+                str(worker.get("name")),
                 f"{device.get('kind')}: {device.get('name')}",
                 f"{100 * plan['margin']:.1f} %" if plan["margin"] else "-",
                 f"{plan['contested_ns'] / 1e9:.1f} s" if plan["contested_ns"] else "-",
@@ -270,36 +270,36 @@ def _print_learnt(body: dict[str, Any]) -> None:
         print_table(["worker", "device", "margin", "contested", "level", "beyond", "had of asked"], rows)
 
 
-def _share(plan: dict[str, Any], what: str) -> str:
+def _share(plan: dict[str, Any], key: str) -> str:
     """How busy a device was in its last ten seconds or so."""
-    return f"{100 * plan[what] / plan['recent_ns']:.1f} %" if plan.get("recent_ns") else "-"
+    return f"{100 * plan[key] / plan['recent_ns']:.1f} %" if plan.get("recent_ns") else "-"
 
 
 def _print_preparations(body: dict[str, Any]) -> None:
     """The workers that have not prepared every model, with reasons."""
-    for one in body.get("workers") or ():
-        models = one.get("models") or {}
+    for worker in body.get("workers") or ():
+        models = worker.get("models") or {}
         if models.get("preparing"):
-            click.echo(f"{one.get('name')} prepares {models['preparing']} models")
+            click.echo(f"{worker.get('name')} prepares {models['preparing']} models")
         failures = models.get("failures") or ()
         for label, why in failures:
-            click.echo(f"{one.get('name')} does not serve {label}: {why}")
+            click.echo(f"{worker.get('name')} does not serve {label}: {why}")
         if models.get("failed", 0) > len(failures):
-            click.echo(f"{one.get('name')} does not serve {models['failed'] - len(failures)} more")
+            click.echo(f"{worker.get('name')} does not serve {models['failed'] - len(failures)} more")
 
 
 def _print_troubles(body: dict[str, Any]) -> None:
     """Troubles, since when and how often, and how many more there are than the controller keeps."""
     rows = [
         [
-            str(one.get("kind")).replace("_", " "),
-            str(one.get("subject")),
-            f"{one.get('since_ns', 0) / 1e9:.0f} s",
-            f"{one.get('last_ns', 0) / 1e9:.0f} s",
-            str(one.get("count")),
-            str(one.get("text")),
+            str(trouble.get("kind")).replace("_", " "),
+            str(trouble.get("subject")),
+            f"{trouble.get('since_ns', 0) / 1e9:.0f} s",
+            f"{trouble.get('last_ns', 0) / 1e9:.0f} s",
+            str(trouble.get("count")),
+            str(trouble.get("text")),
         ]
-        for one in body.get("open") or ()
+        for trouble in body.get("open") or ()
     ]
     if rows:
         print_table(["wrong", "what", "since", "last", "times", ""], rows)
@@ -322,7 +322,7 @@ def _describe_gpus(body: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
             throttled = ", ".join(gpu.get("throttled") or ())
             rows.append([
                 f"{name}, {device.get('name')}",
-                *(f"{gpu[what]} {unit}" if gpu.get(what) else "-" for what, unit in (
+                *(f"{gpu[key]} {unit}" if gpu.get(key) else "-" for key, unit in (
                     ("sm_mhz", "MHz"), ("memory_mhz", "MHz"), ("temperature_c", "C"), ("power_w", "W"))),
                 f"throttled: {throttled}" if throttled else "idle" if gpu.get("idle") else "",
             ])  # fmt: skip

@@ -64,7 +64,7 @@ def route(
       clockwork models route resnet50 --shadow 2
       clockwork models route resnet50 1=80% 2=20% --shadow 3=5% --tolerance 0.01
     """
-    twice = {version for version, _ in shares if [one for one, _ in shares].count(version) > 1}
+    twice = {version for version, _ in shares if [number for number, _ in shares].count(version) > 1}
     if twice:
         raise click.UsageError(f"version {min(twice)} is named twice")
     if shadow is not None and no_shadow:

@@ -69,8 +69,8 @@ Arguments = TypeVarTuple("Arguments")
 class Call(Generic[Value, *Arguments]):
     """A kind of call that one message asks and one message answers.
 
-    encode: of a request id and the call's arguments. Raises InvalidInput.
-    decode: of the answer and its frames. Raises ClockworkError where they are not what this call is answered with.
+    encode: the message, from a request id and the call's arguments. Raises InvalidInput.
+    decode: the call's value, from the answering message and its frames. Raises ClockworkError where they are damaged.
     """
 
     encode: Callable[[int, *Arguments], Encoded]
@@ -291,7 +291,7 @@ def _route(
 
 
 def _parts(share: float) -> int:
-    """A share as parts of SHARE_WHOLE. Raises InvalidInput outside [0, 1], and for what would become 0."""
+    """A share as parts of SHARE_WHOLE. Raises InvalidInput outside [0, 1], and for a share that would become 0."""
     if isinstance(share, int | float) and 0 <= share <= 1:
         parts = round(share * config.SHARE_WHOLE)
         if parts or not share:
@@ -346,7 +346,7 @@ class MetricsPages:
         return to_seconds(left_ns)
 
     def add(self, page: Any) -> bool:
-        """Take the next page; whether one follows. Raises ClockworkError of what no page can be."""
+        """Add a page; whether another follows. Raises ClockworkError where the page is damaged."""
         if type(page) is not dict or type(models := page.get("models")) is not list:
             _damaged("it is no page of metrics")
         self.argument = page.pop("next", "")

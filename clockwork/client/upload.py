@@ -72,7 +72,7 @@ def _package(model: Any, examples: Any) -> list[tuple[str, Path | bytes]]:
         data = model if isinstance(model, bytes) else getattr(model, "SerializeToString", lambda: None)()
         if not isinstance(data, bytes):
             raise InvalidModel(f"a model is a path, bytes or an onnx.ModelProto, not {type(model).__name__}")
-        path = Path(MODEL_FILE)  # by which name it is spoken of
+        path = Path(MODEL_FILE)  # the name in error messages
     if examples is not None and not isinstance(examples, Mapping):
         rows = examples if isinstance(examples, Sequence) else [examples]
         if not all(isinstance(row, Mapping) for row in rows):

@@ -515,22 +515,22 @@ def _error(error: ClockworkError) -> web.Response:
     return _json(told.status, told.body, told.headers)
 
 
-def _object(body: bytes, what: str) -> dict[str, Any]:
+def _object(body: bytes, subject: str) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{what} is no JSON: {str(error)[:200]}") from None
+        raise InvalidInput(f"{subject} is no JSON: {str(error)[:200]}") from None
     if type(value) is not dict:
-        raise InvalidInput(f"{what} is a JSON object, got {telling.tell(value)}")
+        raise InvalidInput(f"{subject} is a JSON object, got {telling.tell(value)}")
     return value
 
 
-def _parameters(fields: dict[str, Any], what: str) -> dict[str, Any]:
+def _parameters(fields: dict[str, Any], subject: str) -> dict[str, Any]:
     parameters = fields.get("parameters")
     if parameters is None:
         return {}
     if type(parameters) is not dict:
-        raise InvalidInput(f"parameters of {what} are a JSON object, got {telling.tell(parameters)}")
+        raise InvalidInput(f"parameters of {subject} are a JSON object, got {telling.tell(parameters)}")
     return parameters
 
 
@@ -551,16 +551,16 @@ def _check_text(name: str, key: str) -> None:
         raise InvalidInput(f"{key} has the name {ascii(name)[:80]}, which is no Unicode text") from None
 
 
-def _flag(parameters: dict[str, Any], key: str, what: str, default: bool) -> bool:
+def _flag(parameters: dict[str, Any], key: str, subject: str, default: bool) -> bool:
     value = parameters.get(key, default)
     if type(value) is not bool:
-        raise InvalidInput(f"parameter {key} of {what} must be true or false, got {telling.tell(value)}")
+        raise InvalidInput(f"parameter {key} of {subject} must be true or false, got {telling.tell(value)}")
     return value
 
 
-def _no_shared_memory(parameters: dict[str, Any], what: str) -> None:
+def _no_shared_memory(parameters: dict[str, Any], subject: str) -> None:
     if "shared_memory_region" in parameters:
-        raise Unsupported(f"{what}: shared memory is not supported")
+        raise Unsupported(f"{subject}: shared memory is not supported")
 
 
 def _inputs(fields: dict[str, Any], rest: memoryview) -> tuple[list[NamedTensorRef], list[Frame]]:

@@ -36,8 +36,8 @@ class Keeper:
 
     roots: the repositories; where two have a model of one name, the first one's is served.
 
-    mode: "poll" looks again every poll_s; "none" looks once; "explicit" registers what load() names, and at start
-    what ``first`` does ("*": everything). Raises ConfigError for a repository that cannot be read.
+    mode: "poll" looks again every poll_s; "none" looks once; "explicit" registers the models that load() names, and at
+    start those in ``first`` ("*": all). Raises ConfigError for a repository that cannot be read.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Keeper:
                 if self._stop.is_set():
                     return
                 log.warning("model repository: %s", error)
-            except Exception as error:  # a mistake of ours: it is not to be the last look
+            except Exception as error:  # a defect of ours must not end the thread
                 if self._stop.is_set():
                     return
                 log.error("model repository: a look at it failed", exc_info=error)
@@ -164,7 +164,7 @@ class Keeper:
             try:
                 found = self._scan()
             except ConfigError as error:
-                log.warning("%s", error)  # it may come back; what is registered stays
+                log.warning("%s", error)  # the repository may come back; its versions stay registered
             self._before = found
 
     def _load_first(self) -> None:
@@ -267,7 +267,7 @@ class Keeper:
         except (ClockworkError, OSError) as error:
             done.error = str(error)
             log.warning("model repository: %s version %d: %s", version.name, version.version, error)
-        except Exception as error:  # a mistake of ours, or a file that nobody has thought of
+        except Exception as error:  # a defect of ours, or a file that is unforeseen
             done.error = f"{type(error).__name__}: {error}"
             log.error("model repository: %s version %d", version.name, version.version, exc_info=error)
         finally:
@@ -313,7 +313,7 @@ def check_demands(version: Version) -> None:
     from clockwork.models import onnx_import  # here, because onnx takes half a second to import
 
     model = onnx_import.read_model(version.path)
-    for what, demands, values in (
+    for side, demands, values in (
         ("input", config.inputs, onnx_import.real_inputs(model)),
         ("output", config.outputs, list(model.graph.output)),
     ):
@@ -322,25 +322,25 @@ def check_demands(version: Version) -> None:
             kind = there.get(demand.name)
             if kind is None:
                 raise InvalidModel(
-                    f"config.pbtxt: the model has no {what} {demand.name!r}; it has {', '.join(there)}"
+                    f"config.pbtxt: the model has no {side} {demand.name!r}; it has {', '.join(there)}"
                 )
             datatype = NAME_OF[kind.elem_type]
             if demand.dtype and TRITON_TYPES.get(demand.dtype) != datatype:
                 wanted = TRITON_TYPES.get(demand.dtype, str(demand.dtype))
-                raise InvalidModel(f"config.pbtxt: {what} {demand.name!r} is {datatype}, not {wanted}")
+                raise InvalidModel(f"config.pbtxt: {side} {demand.name!r} is {datatype}, not {wanted}")
             if kind.HasField("shape"):
                 _check_dims(
-                    what, demand, [dim.dim_value or -1 for dim in kind.shape.dim], bool(config.batch_max)
+                    side, demand, [dim.dim_value or -1 for dim in kind.shape.dim], bool(config.batch_max)
                 )
 
 
-def _check_dims(what: str, demand: TensorDemand, shape: list[int], batched: bool) -> None:
+def _check_dims(side: str, demand: TensorDemand, shape: list[int], batched: bool) -> None:
     wanted = [-1, *demand.dims] if batched else list(demand.dims)
     fits = len(wanted) == len(shape) and all(
         one == other or -1 in (one, other) for one, other in zip(wanted, shape, strict=True)
     )
     if demand.dims and not fits:
         raise InvalidModel(
-            f"config.pbtxt: {what} {demand.name!r} has the shape {shape}, not {wanted}"
+            f"config.pbtxt: {side} {demand.name!r} has the shape {shape}, not {wanted}"
             + (" (the first is the batch)" if batched else "")
         )

@@ -1,7 +1,7 @@
 """Prometheus text of a cluster's numbers, under Clockwork's own names and under Triton's.
 
-``render()`` makes the text of what the query "metrics" answers (``AsyncClient.metrics()``), ``render_gateway()`` that of
-what a gateway counted itself. ``METRICS`` declares every metric that they can emit: docs/metrics.md, the dashboard and
+``render()`` writes the answer to the query "metrics" (``AsyncClient.metrics()``) as text, ``render_gateway()`` a
+gateway's own counts. ``METRICS`` declares every metric that they can emit: docs/metrics.md, the dashboard and
 the alert rules are held against it. The text is written here rather than by prometheus_client, which would rename
 Triton's counters (theirs do not end in _total) and takes seven times as long where models are a thousand; the tests
 read it back with that library's parser.
@@ -494,9 +494,9 @@ def _add_cluster(text: _Text, body: Mapping[str, Any]) -> None:
     text.durations("clockwork_controller_lag_seconds", "", body["lag"])
     errors = body.get("prediction_errors", {})
     les = _le_labels(bound / SECOND for bound in errors.get("bounds_ns", ()))
-    for what, sides in errors.items():
-        if what != "bounds_ns":
-            action, _, of = what.partition("_")
+    for key, sides in errors.items():
+        if key != "bounds_ns":
+            action, _, of = key.partition("_")
             for side in ("over", "under"):
                 labels = _labels(METRICS["clockwork_prediction_error_seconds"].labels, (action, of, side))
                 text.durations("clockwork_prediction_error_seconds", labels, sides[side], les)

@@ -55,27 +55,27 @@ def _paths() -> Json:
             "post": _post("The models that are registered, with their states.", "IndexRequest", "Index")
         },
     }
-    for action, what in (
+    for action, summary in (
         ("load", "Have a registered model serve. Nothing to do where it does already."),
         ("unload", "Have a model serve nobody, and give its memory back, until it is loaded again."),
     ):
         path = f"/v2/repository/models/{{model}}/{action}"
         paths[path] = {
             "parameters": [_path_parameter("model", "A model's name.")],
-            "post": _post(what, "RepositoryRequest", "Empty", "403", "404"),
+            "post": _post(summary, "RepositoryRequest", "Empty", "403", "404"),
         }
     named = [_path_parameter("model", "A model's name.")]
     versioned = [*named, _path_parameter("version", "A version's number.")]
     for prefix, parameters in (("", named), ("/versions/{version}", versioned)):
         base = f"/v2/models/{{model}}{prefix}"
-        for rest, what, schema in (
+        for rest, summary, schema in (
             ("", "The model's inputs and outputs.", "Model"),
             ("/ready", "Whether the model can serve.", "ModelReady"),
             ("/config", "The model's configuration, in Triton's form.", "Config"),
             ("/stats", "The model's statistics, in Triton's form.", "Statistics"),
         ):
             answers = ("400", "404", "503", "504") if rest == "/ready" else ("404", "503", "504")
-            paths[base + rest] = {"parameters": parameters, "get": _get(what, schema, *answers)}
+            paths[base + rest] = {"parameters": parameters, "get": _get(summary, schema, *answers)}
         paths[f"{base}/infer"] = {"parameters": parameters, "post": _infer()}
     return paths
 

@@ -61,7 +61,7 @@ class Inference:
     request_id: str
     references: list[NamedTensorRef]
     frames: list[Frame]
-    outputs: list[str]  # those asked for; none: all
+    outputs: list[str]  # the names asked for; empty: all
     slo_ns: int  # 0: the model's own
     priority: int
 
@@ -75,11 +75,11 @@ def reference_of(name: str, version: str) -> str:
     return model_reference(name, version)
 
 
-def timeout_of(value: Any, what: str) -> int:
+def timeout_of(value: Any, name: str) -> int:
     """A timeout in microseconds as nanoseconds; 0 is none. Raises InvalidInput."""
     if type(value) is not int or not 0 <= value <= TIMEOUT_US_MAX:
         raise InvalidInput(
-            f"{what} is a count of microseconds from 0 (none) to {TIMEOUT_US_MAX}, got {repr(value)[:80]}",
+            f"{name} is a count of microseconds from 0 (none) to {TIMEOUT_US_MAX}, got {repr(value)[:80]}",
             expected=f"0 to {TIMEOUT_US_MAX}", got=repr(value)[:80],
         )  # fmt: skip
     return value * 1000

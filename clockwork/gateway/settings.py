@@ -43,10 +43,10 @@ class GatewaySettings:
     metrics_port: int = METRICS_PORT
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    operator_key: Path | None = None  # for what changes what is served; none: `key` is used
+    operator_key: Path | None = None  # for calls that change what is served; None: `key` is used
     token_file: Path | None = None  # for clients
     operator_token_file: Path | None = (
-        None  # for whoever may change what is served; none: `token_file` is enough
+        None  # for calls that change what is served; None: `token_file` is enough
     )
     insecure: bool = False
     otlp_endpoint: str = ""  # where spans of requests go; "": as OpenTelemetry's variables say, else nowhere

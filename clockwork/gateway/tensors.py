@@ -1,8 +1,8 @@
 """Tensors of the Open Inference Protocol, and the frames in which Clockwork has them.
 
 Raw bytes are the same on both sides (little-endian, row by row, strings with their 4-byte lengths), so binary
-tensors pass through as they came. Numbers in JSON become such bytes here, strictly: what does not fit its
-datatype is an error, not another number.
+tensors pass through as they came. Numbers in JSON become such bytes here, strictly: a value that does
+not fit its datatype is an error.
 """
 
 from __future__ import annotations

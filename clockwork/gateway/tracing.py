@@ -1,11 +1,10 @@
 """OpenTelemetry spans of requests, from the gateway to the device.
 
 A request's span is the gateway's, and belongs to the trace that its client names (W3C traceparent, in a header or in
-gRPC metadata). Below it are spans of what the controller says in the answer's times: nothing of this happens in the
-controller or the worker, which know of no trace. Their clocks are not the gateway's, so the children are laid out from
-the gateway's own stamps: what the controller took lies in the middle of what the gateway waited, because the way there
-is as long as the way back. Within it follow, one after the other, waiting for a load, the queue, and the device: copy
-in, execute, copy out; a request may also have queued before it waited for its load.
+gRPC metadata). Its children are made of the times in the answer: the controller and the worker know no trace. Their
+clocks are not the gateway's, so the children are placed by the gateway's own stamps: the controller's span lies in the
+middle of the gateway's wait, as if the way there took as long as the way back. In it follow waiting for a load, the
+queue, and the device (copy in, execute, copy out); a request may in truth have queued before it waited for its load.
 
 Off unless start_tracing() is given an endpoint, or the environment names one (OTEL_EXPORTER_OTLP_ENDPOINT,
 OTEL_EXPORTER_OTLP_TRACES_ENDPOINT). The SDK reads the rest of OTEL_* itself: service name, headers, sampler.

@@ -94,13 +94,13 @@ def read_config(text: str, folder: str) -> FolderConfig:
     if config.name not in ("", folder):
         raise InvalidModel(f"config.pbtxt: name {config.name!r} in the folder {folder!r}")
     if config.backend not in BACKENDS or config.platform not in PLATFORMS:
-        what = (
+        wrong = (
             f"backend {config.backend!r}"
             if config.backend not in BACKENDS
             else f"platform {config.platform!r}"
         )
         raise InvalidModel(
-            f"config.pbtxt: {what} is not served here; ONNX models are (backend 'onnxruntime')"
+            f"config.pbtxt: {wrong} is not served here; ONNX models are (backend 'onnxruntime')"
         )
     if config.max_batch_size < 0:
         raise InvalidModel(f"config.pbtxt: max_batch_size {config.max_batch_size} is below 0")

@@ -66,7 +66,7 @@ class UpSettings:
     insecure: bool = False
     demo: bool = True
     profiles: str = ""  # a file of profiles to register on emulated devices, or "paper"
-    copies: int = 1  # of each of them
+    copies: int = 1  # of each profile
     verbose: bool = False
     worker_arguments: tuple[str, ...] = ()
     gateway: bool = True
@@ -358,8 +358,8 @@ class Cluster:
     def start(self) -> None:
         settings = self._settings
         clients, workers, events = self._endpoints
-        what = f"a controller and {settings.workers} worker{'s' if settings.workers != 1 else ''}"
-        self._say(f"Starting {what} (models are kept in {settings.data}) ...")
+        parts = f"a controller and {settings.workers} worker{'s' if settings.workers != 1 else ''}"
+        self._say(f"Starting {parts} (models are kept in {settings.data}) ...")
         arguments = [
             "controller", "--listen", clients, "--worker-listen", workers, "--events", events,
             "--data", str(settings.data), "--policy", settings.policy,
@@ -455,15 +455,15 @@ class Cluster:
             gateway = self._gateway
             self._wait(lambda: gateway.child.serves, limit_ns, "the gateway")
 
-    def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
+    def _wait(self, ready: Callable[[], bool], limit_ns: int | None, awaited: str) -> None:
         pause = threading.Event()
         said_ns = now_ns()
         while not ready():
             now = now_ns()
             if limit_ns is not None and now > limit_ns:
-                raise ClockworkError(f"{what} were not ready within {to_seconds(self.ready_ns):g} s")
+                raise ClockworkError(f"{awaited} were not ready within {to_seconds(self.ready_ns):g} s")
             if now - said_ns > 2 * SECOND:
-                self._say(f"Waiting for {what} ...")
+                self._say(f"Waiting for {awaited} ...")
                 said_ns = now
             pause.wait(POLL_S)
 
@@ -556,17 +556,17 @@ def _greet(
         options += ["--key", str(key_file_of(settings.keys, role))]
     image = Path(__file__).parents[2] / "examples" / "digits" / "7.png"
     if settings.demo and image.is_file():
-        what = ["infer", *options, DEMO_MODEL, _shown(image)]
+        example = ["infer", *options, DEMO_MODEL, _shown(image)]
     elif settings.demo:
-        what = ["load", *options, DEMO_MODEL]
+        example = ["load", *options, DEMO_MODEL]
     else:
-        what = ["status", *options]
+        example = ["status", *options]
     say(
         f"\nReady after {to_seconds(now_ns() - since_ns):.1f} s.\n\n"
         f"  clients  {clients}\n  workers  {workers}\n  events   {events}\n"
         + "".join(f"  {name:<8} {where}\n" for name, where in urls)
         + "\n"
-        f"Try it in another terminal:\n\n  {shlex.join([*_command(), *what])}\n\nCtrl-C ends it."
+        f"Try it in another terminal:\n\n  {shlex.join([*_command(), *example])}\n\nCtrl-C ends it."
     )
 
 

@@ -39,10 +39,10 @@ def register_profiles(
     timeout: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> None:
-    """Register them all; returns once every one is ready. Raises what the first failure raised.
+    """Register profiles; returns once all models are ready. Raises the first failure's error.
 
-    Models of the same program and times are one package: what differs is its name, which is the registration's.
-    slo: seconds, of those whose profile has none.
+    Models of the same program and times are one package, which is registered under each model's name. slo: seconds, for
+    profiles that have none.
     """
     tell = progress or (lambda stage, done, total: None)
 

@@ -218,17 +218,17 @@ class RayCluster(Cluster):
         if readable:
             os.read(self._wakeup, 4096)
 
-    def _wait(self, ready: Callable[[], bool], limit_ns: int | None, what: str) -> None:
+    def _wait(self, ready: Callable[[], bool], limit_ns: int | None, awaited: str) -> None:
         wanted = self.ray_settings
         gpus = f" and {wanted.gpus} GPUs" if wanted.gpus else ""
-        if what == "the workers":
-            what = f"the workers, each of which needs {wanted.cpus} CPUs{gpus} of the Ray cluster"
+        if awaited == "the workers":
+            awaited = f"the workers, each of which needs {wanted.cpus} CPUs{gpus} of the Ray cluster"
 
         def look() -> bool:
             self._check()
             return ready()
 
-        super()._wait(look, limit_ns, what)
+        super()._wait(look, limit_ns, awaited)
 
 
 def up(settings: UpSettings, wanted: RaySettings, say: Callable[[str], None]) -> int:

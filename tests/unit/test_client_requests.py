@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import subprocess
 import sys
@@ -17,7 +18,21 @@ from clockwork.client.calls import error_of, infer_call, registration_options
 from clockwork.errors import ClockworkError, InvalidInput
 from clockwork.wire import codec, tensors
 from clockwork.wire.description import ModelInfo
-from clockwork.wire.messages import FROM_CLIENT, Answer, Failure, InferRequest, Reply, Status
+from clockwork.wire.messages import (
+    FROM_CLIENT,
+    Answer,
+    Failure,
+    InferRequest,
+    Offer,
+    Promote,
+    Query,
+    Register,
+    Reply,
+    Rollback,
+    Route,
+    Status,
+    Unregister,
+)
 
 
 def request(**changes: object) -> InferRequest:
@@ -73,6 +88,50 @@ def test_an_input_that_cannot_be_sent_is_named() -> None:
 def test_registration_options_that_are_none(arguments: tuple[object, ...]) -> None:
     with pytest.raises(InvalidInput):
         registration_options(*arguments)  # type: ignore[arg-type]
+
+
+# ----- the table -----------------------------------------------------------------------------
+
+MESSAGES: list[tuple[calls.Call[Any, *tuple[Any, ...]], tuple[Any, ...], tuple[Any, ...]]] = [
+    (calls.REGISTER, ("m", [["model.onnx", 3, "0" * 64]], {}), Register(7, "m", [["model.onnx", 3, "0" * 64]], {})),
+    (calls.UNREGISTER, ("m@2",), Unregister(7, "m@2")),
+    (calls.LOAD, ("m",), Offer(7, "m", True)),
+    (calls.UNLOAD, ("m",), Offer(7, "m", False)),
+    (calls.ROUTE, ("m", {2: 0.1}, {3: 1.0}, 0.5), Route(7, "m", [[2, 1_000]], [3, 10_000, 0.5])),
+    (calls.ROUTE, ("m", None, {}, 0.5), Route(7, "m", [], [0, 0, 0.0])),
+    (calls.PROMOTE, ("m", 2), Promote(7, "m", 2)),
+    (calls.ROLLBACK, ("m",), Rollback(7, "m")),
+    (calls.MODELS, (), Query(7, "models", "")),
+    (calls.MODEL, ("m@2",), Query(7, "model", "m@2")),
+    (calls.STATUS, (), Query(7, "status", "")),
+    (calls.METRICS, ("m",), Query(7, "metrics", "m")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "arguments", "message"), MESSAGES)
+def test_a_call_becomes_its_message(call: Any, arguments: tuple[Any, ...], message: tuple[Any, ...]) -> None:
+    header, frames = call.encode(7, *arguments)
+    assert (codec.decode(header, FROM_CLIENT), list(frames)) == (message, [])
+
+
+def test_every_call_of_the_table_is_asked_for_its_message() -> None:
+    rows = {name: call for name, call in vars(calls).items() if isinstance(call, calls.Call)}
+    asked = {id(call) for call, _, _ in MESSAGES}
+    assert {name for name, call in rows.items() if id(call) not in asked} == {
+        "INFER_ARRAY", "INFER_MAPPING", "INFER_FRAMES",
+    }  # fmt: skip
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def face(client: type) -> dict[str, Any]:
+        methods = inspect.getmembers(client, inspect.isfunction)
+        return {
+            name: list(inspect.signature(method).parameters.values())
+            for name, method in methods
+            if name[0] != "_"
+        }
+
+    assert face(clockwork.AsyncClient) == face(clockwork.Client)
 
 
 # ----- answers -------------------------------------------------------------------------------

@@ -73,9 +73,8 @@ class BuildExtensions(build_ext):
     def run(self) -> None:
         self.tests = Path("." if self.inplace else self.build_lib, "tests/device")
         super().run()
-        if (
-            not self.is_tested
-        ):  # else a wheel would have what a build in place, or of another day, has left there
+        if not self.is_tested:
+            # Else a wheel would have what a build in place, or of another day, has left there.
             made = {os.path.abspath(path) for path in self.get_outputs()}
             for path in Path(self.build_lib).rglob("*.so"):
                 if os.path.abspath(path) not in made:

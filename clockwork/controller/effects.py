@@ -15,7 +15,7 @@ from clockwork.formats.prepared import PreparedModel
 from clockwork.scheduler.types import ModelSpec
 
 if TYPE_CHECKING:
-    from clockwork.controller.models import ServedModel
+    from clockwork.controller.models import ModelVersion
 
 
 class Waiter(NamedTuple):
@@ -46,7 +46,7 @@ class ReplyModel(NamedTuple):
     """Answer a client's request with the description of a version."""
 
     waiter: Waiter
-    model: ServedModel
+    model: ModelVersion
 
 
 class ReplyRoute(NamedTuple):
@@ -111,7 +111,7 @@ class ScheduleRemoval(NamedTuple):
 class Serve(NamedTuple):
     """The exchange checks requests against what a model takes by now, and counts from its default SLO."""
 
-    model: ServedModel
+    model: ModelVersion
 
 
 class Forward(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from clockwork.config import METRIC_BOUNDS_NS, METRICS_MODELS_PAGE, PREDICTION_BOUNDS_NS
 from clockwork.controller._exchange import TIMES, Exchange
 from clockwork.controller.links import WorkerLink
-from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.models import ModelTable, ModelVersion
 from clockwork.controller.queries import state_of, traffic
 from clockwork.controller.troubles import Troubles
 from clockwork.controller.versions import Versions
@@ -126,7 +126,7 @@ class MetricsQuery:
             "complaints": self._complaints.counts(),
         }
 
-    def _models(self, models: Iterable[ServedModel], names: Mapping[int, str]) -> list[dict[str, Any]]:
+    def _models(self, models: Iterable[ModelVersion], names: Mapping[int, str]) -> list[dict[str, Any]]:
         rows = []
         for model in models:
             prepared = model.prepared

@@ -8,7 +8,7 @@ from typing import Any
 from clockwork.controller._exchange import Exchange
 from clockwork.controller._values import Interface
 from clockwork.controller.effects import Forward
-from clockwork.controller.models import ServedModel
+from clockwork.controller.models import ModelVersion
 
 
 class ExchangeMirror:
@@ -19,7 +19,7 @@ class ExchangeMirror:
         self._interfaces: weakref.WeakValueDictionary[Any, Interface] = weakref.WeakValueDictionary()
         self._interface_of: dict[int, Interface] = {}  # by model id; what keeps them
 
-    def serve(self, model: ServedModel) -> None:
+    def serve(self, model: ModelVersion) -> None:
         prepared = model.prepared
         assert prepared is not None
         key = (tuple(prepared.inputs), tuple(prepared.outputs), prepared.batches, model.verified)

@@ -1,4 +1,4 @@
-"""The models that a controller serves: their versions, where each is ready, and who waits for that.
+"""The versions of models that are registered, by name and by id, and where the traffic of each name goes.
 
 Pure bookkeeping: no sockets, no files. A name routes to its newest version that is ready everywhere, unless somebody
 has split its traffic (controller.routes); ``name@version`` addresses any version that is still registered.
@@ -24,7 +24,7 @@ from clockwork.scheduler.types import ModelSpec
 from clockwork.wire.telling import tell
 
 
-class ServedModel:
+class ModelVersion:
     """One version of one model: its record, where it is in its life, and what workers have said of it."""
 
     __slots__ = (
@@ -94,7 +94,7 @@ def _measured(prepared: PreparedModel) -> tuple[Any, ...]:
     return prepared.holding, prepared.batches, prepared.batch_max, prepared.runs
 
 
-def _declared(model: ServedModel, prepared: PreparedModel, outputs: list[TensorSpec]) -> PreparedModel:
+def _declared(model: ModelVersion, prepared: PreparedModel, outputs: list[TensorSpec]) -> PreparedModel:
     """What a worker measured, with these outputs, and all else that the model takes and gives as the package says."""
     shown = dataclasses.replace(prepared, outputs=outputs)
     declared = model.record.interface
@@ -119,24 +119,24 @@ class ModelTable:
 
     def __init__(self, effects: deque[Effect]) -> None:
         self._effects = effects
-        self.by_id: dict[int, ServedModel] = {}  # ascending: ids are given out in order, and none twice
-        self.versions: dict[str, dict[int, ServedModel]] = {}  # name: version: model, oldest first
-        self.routes: dict[str, ServedModel] = {}  # name: what serves it now, or the most of it
+        self.by_id: dict[int, ModelVersion] = {}  # ascending: ids are given out in order, and none twice
+        self.versions: dict[str, dict[int, ModelVersion]] = {}  # name: version: model, oldest first
+        self.routes: dict[str, ModelVersion] = {}  # name: what serves it now, or the most of it
         self.named: dict[str, NameRoute] = {}  # name: how somebody has split its traffic
         # Of names that are split: whose turns the exchange counts.
-        self._taken: dict[str, tuple[list[tuple[ServedModel, int]], Shadow | None]] = {}
+        self._taken: dict[str, tuple[list[tuple[ModelVersion, int]], Shadow | None]] = {}
         # By name: a number is not given twice, or a pinned client meets other weights.
         self._last_version: dict[str, int] = {}
-        self._of_digest: dict[str, list[ServedModel]] = {}
+        self._of_digest: dict[str, list[ModelVersion]] = {}
         self._shared: dict[tuple[str, str], PreparedModel] = {}
         self._indexes: dict[tuple[str, tuple[str, ...]], dict[str, int]] = {}
         self._next_id = 1
         self.count = 0
         """Versions that are registered."""
 
-    def add(self, record: ModelRecord) -> ServedModel:
+    def add(self, record: ModelRecord) -> ModelVersion:
         """A version that is registered from now on, without an id yet."""
-        model = ServedModel(0, record)
+        model = ModelVersion(0, record)
         versions = self.versions.setdefault(record.name, {})
         versions[record.version] = model
         if record.version < self._last_version.get(record.name, 0):
@@ -146,20 +146,20 @@ class ModelTable:
         self.count += 1
         return model
 
-    def enlist(self, model: ServedModel) -> None:
+    def enlist(self, model: ModelVersion) -> None:
         """Give a version an id, by which workers and scheduler know it."""
         model.begin(self._next_id)
         self._next_id += 1
         self.by_id[model.model_id] = model
 
-    def delist(self, model: ServedModel) -> None:
+    def delist(self, model: ModelVersion) -> None:
         """Workers and scheduler have forgotten a version, or are told to: inverse of enlist()."""
         self.unroute(model)
         self._effects.append(Withdraw(model.model_id))
         del self.by_id[model.model_id]
         model.begin(0)
 
-    def remove(self, model: ServedModel) -> None:
+    def remove(self, model: ModelVersion) -> None:
         """Forget a version that has no id: inverse of add()."""
         assert not model.model_id, model.label
         twins = self._of_digest[model.record.digest]
@@ -172,19 +172,19 @@ class ModelTable:
             del self.versions[model.record.name]
         self.count -= 1
 
-    def live(self, name: str) -> dict[int, ServedModel]:
+    def live(self, name: str) -> dict[int, ModelVersion]:
         """A name's versions that are not unloaded, oldest first."""
         versions = self.versions.get(name, {})
         return {number: model for number, model in versions.items() if model.state.is_live}
 
-    def all_unloaded(self) -> Iterator[ServedModel]:
+    def all_unloaded(self) -> Iterator[ModelVersion]:
         """Every unloaded version."""
         for versions in self.versions.values():
             for model in versions.values():
                 if model.state is ModelState.UNLOADED:
                     yield model
 
-    def find_unloaded(self, text: str) -> list[ServedModel]:
+    def find_unloaded(self, text: str) -> list[ModelVersion]:
         """The unloaded versions that ``name`` or ``name@version`` addresses, oldest first."""
         name, at, version = text[: MODEL_REFERENCE_MAX + 1].partition("@")
         return [
@@ -219,7 +219,7 @@ class ModelTable:
         route = self.named.get(name)
         return None if route is None else route.split
 
-    def route(self, model: ServedModel) -> None:
+    def route(self, model: ModelVersion) -> None:
         """A version has become ready, or no longer is: have it take its name's traffic if that is its part."""
         name = model.record.name
         if self.split_of(name) is not None:
@@ -231,7 +231,7 @@ class ModelTable:
         ):
             self._take(name, [(model, SHARE_WHOLE)], None)
 
-    def unroute(self, model: ServedModel) -> None:
+    def unroute(self, model: ModelVersion) -> None:
         """Take a version out of its name's traffic, which falls to the newest other that is ready."""
         name = model.record.name
         if self.split_of(name) is not None:
@@ -261,7 +261,7 @@ class ModelTable:
             self._take(name, shares, None if shadow is None else (ready[shadow.version], shadow))
 
     def _take(
-        self, name: str, shares: list[tuple[ServedModel, int]], shadow: tuple[ServedModel, Shadow] | None
+        self, name: str, shares: list[tuple[ModelVersion, int]], shadow: tuple[ModelVersion, Shadow] | None
     ) -> None:
         if shares:
             self.routes[name] = max(reversed(shares), key=lambda one: one[1])[0]
@@ -270,7 +270,7 @@ class ModelTable:
         by_id = [(model.model_id, parts) for model, parts in shares]
         self._effects.append(Forward(name, by_id, (shadow[0].model_id, shadow[1]) if shadow else None))
 
-    def shares(self, name: str) -> list[tuple[ServedModel, int]]:
+    def shares(self, name: str) -> list[tuple[ModelVersion, int]]:
         """Who serves a name at this moment, and their parts."""
         if name in self._taken:
             return self._taken[name][0]
@@ -284,7 +284,7 @@ class ModelTable:
             split = whole(self.routes[name].record.version)
         return split
 
-    def find(self, text: str) -> ServedModel | None:
+    def find(self, text: str) -> ModelVersion | None:
         """The model that ``name`` or ``name@version`` addresses, in whatever state but unloaded."""
         model = self.routes.get(text)
         if model is not None:
@@ -340,7 +340,7 @@ class ModelTable:
         seen = [version for split in splits for version in split.versions()]
         self._last_version[route.name] = max([*seen, self._last_version.get(route.name, 0)])
 
-    def learn(self, model: ServedModel, worker: int, prepared: PreparedModel) -> None:
+    def learn(self, model: ModelVersion, worker: int, prepared: PreparedModel) -> None:
         """Keep what a worker found out, which does not contradict the package.
 
         Answers are held against what the package and all workers since the start fix alike, so that no worker's word
@@ -392,7 +392,7 @@ class ModelTable:
         prepared.program = shared.program
         prepared.fingerprint = shared.fingerprint
 
-    def set_slo(self, model: ServedModel, slo_ns: int) -> None:
+    def set_slo(self, model: ModelVersion, slo_ns: int) -> None:
         """Change the SLO of requests that bring none."""
         model.slo_ns = slo_ns
         if model.prepared is not None:

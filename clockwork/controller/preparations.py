@@ -1,6 +1,6 @@
 """Which worker has prepared which model, or why it could not: bookkeeping, without sockets, files or clocks.
 
-A model's own record of that is ServedModel.workers; here it is counted by worker, and what is to be tried again is
+A model's own record of that is ModelVersion.workers; here it is counted by worker, and what is to be tried again is
 remembered. A worker that failed is asked again after pauses that grow, a bounded number of times, where that may
 help; and whenever it joins anew, or somebody loads or registers the model again.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from clockwork.config import FAILURES_TOLD_MAX, PREPARE_AGAIN_NS
 from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ServedModel
+from clockwork.controller.models import ModelVersion
 
 PREPARING, READY = "preparing", "ready"
 
@@ -25,7 +25,7 @@ class _Worker:
     ready: int = 0
     preparing: int = 0
     is_draining: bool = False
-    failed: dict[int, ServedModel] = dataclasses.field(
+    failed: dict[int, ModelVersion] = dataclasses.field(
         default_factory=dict
     )  # by id; why is the model's to say
     attempts: dict[int, int] = dataclasses.field(default_factory=dict)  # that failed, by model id
@@ -51,7 +51,7 @@ class Preparations:
         """Its models are forgotten one by one, with forget()."""
         self._workers.pop(worker, None)
 
-    def note(self, model: ServedModel, worker: int, state: str) -> None:
+    def note(self, model: ModelVersion, worker: int, state: str) -> None:
         """state: PREPARING, READY, or why it could not."""
         self.forget(model, worker)
         model.workers[worker] = state
@@ -67,7 +67,7 @@ class Preparations:
             one.failed[model.model_id] = model
             one.attempts[model.model_id] = one.attempts.get(model.model_id, 0) + 1
 
-    def forget(self, model: ServedModel, worker: int) -> str | None:
+    def forget(self, model: ModelVersion, worker: int) -> str | None:
         """What it was, if anything."""
         state = model.workers.pop(worker, None)
         model.measured.pop(worker, None)
@@ -82,14 +82,14 @@ class Preparations:
             one.failed.pop(model.model_id, None)
         return state
 
-    def forget_model(self, model: ServedModel) -> None:
+    def forget_model(self, model: ModelVersion) -> None:
         """The model is gone."""
         for worker in list(model.workers):
             self.forget(model, worker)
         for one in self._workers.values():
             one.attempts.pop(model.model_id, None)
 
-    def try_again(self, model: ServedModel, worker: int, now_ns: int) -> bool:
+    def try_again(self, model: ModelVersion, worker: int, now_ns: int) -> bool:
         """Have due() name a failed preparation once more after a pause. False: it has been tried often enough."""
         one = self._workers.get(worker)
         attempts = one.attempts.get(model.model_id, 0) if one is not None else 0
@@ -98,7 +98,7 @@ class Preparations:
         heapq.heappush(self._again, (now_ns + PREPARE_AGAIN_NS[attempts - 1], worker, model.model_id))
         return True
 
-    def due(self, now_ns: int) -> list[tuple[int, ServedModel]]:
+    def due(self, now_ns: int) -> list[tuple[int, ModelVersion]]:
         """(worker, model) of failed preparations whose pause is over, each once."""
         found = []
         while self._again and self._again[0][0] <= now_ns:
@@ -108,11 +108,11 @@ class Preparations:
                 found.append((worker, one.failed[model_id]))
         return found
 
-    def failed_on(self, model: ServedModel) -> list[int]:
+    def failed_on(self, model: ModelVersion) -> list[int]:
         """The workers that could not prepare it."""
         return [worker for worker, state in model.workers.items() if state not in (PREPARING, READY)]
 
-    def is_served(self, model: ServedModel) -> bool:
+    def is_served(self, model: ModelVersion) -> bool:
         """Whether a worker that does not leave has prepared it, and its requests are taken."""
         if model.state is not ModelState.READY:
             return False

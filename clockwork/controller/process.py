@@ -79,7 +79,7 @@ from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.links import ClientLink, WorkerLink, new_damage, parse_devices
 from clockwork.controller.metrics import MetricsQuery
 from clockwork.controller.mirror import ExchangeMirror
-from clockwork.controller.models import ModelTable, ServedModel, set_aside_text
+from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
 from clockwork.controller.queries import Queries
 from clockwork.controller.record import Recorder
 from clockwork.controller.registration import Registrar
@@ -447,7 +447,7 @@ class Controller:
 
     # ----- requests ------------------------------------------------------------------------------
 
-    def _servable(self, text: str) -> ServedModel:
+    def _servable(self, text: str) -> ModelVersion:
         model = self._table.find(text)
         if model is None and self._table.is_set_aside(text):
             raise Unavailable(self._table.absence(text))

@@ -10,7 +10,7 @@ from clockwork.config import QUEUED_REQUESTS_MAX, VERSION
 from clockwork.controller._exchange import Exchange
 from clockwork.controller.lifecycle import ModelState
 from clockwork.controller.links import WorkerLink
-from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.models import ModelTable, ModelVersion
 from clockwork.controller.preparations import Preparations
 from clockwork.controller.records import ModelRecord
 from clockwork.controller.repairs import Repairs
@@ -96,7 +96,7 @@ class Queries:
             raise ModelNotFound(self._table.absence(text))
         return describe_unloaded(away[-1].record)
 
-    def describe(self, model: ServedModel) -> dict[str, Any]:
+    def describe(self, model: ModelVersion) -> dict[str, Any]:
         """What ``clockwork models show`` shows."""
         names = self._worker_names()
         versions = self._table.live(model.record.name)
@@ -203,7 +203,7 @@ class Queries:
             for worker in self._workers.values()
         ]
 
-    def _describe_briefly(self, model: ServedModel, names: Mapping[int, str]) -> dict[str, Any]:
+    def _describe_briefly(self, model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
         prepared = model.prepared
         return {
             "name": model.record.name,
@@ -226,21 +226,21 @@ class Queries:
             "load_ns": prepared.load_ns if prepared else 0,
         }
 
-    def _state(self, model: ServedModel) -> dict[str, str]:
+    def _state(self, model: ModelVersion) -> dict[str, str]:
         state, text = state_of(model, self._preparations)
         return {"state": state, "text": text}
 
     def _worker_names(self) -> dict[int, str]:
         return {worker.worker_id: worker.name for worker in self._workers.values()}
 
-    def _whereabouts(self, model: ServedModel, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    def _whereabouts(self, model: ModelVersion, names: Mapping[int, str]) -> list[dict[str, Any]]:
         """The devices that have a model, or are about to."""
         return [
             {"worker": names.get(worker, str(worker)), "device": device, "state": state}
             for worker, device, state in self._scheduler.whereabouts(model.model_id)
         ]
 
-    def _hosts(self, model: ServedModel, names: Mapping[int, str]) -> list[str]:
+    def _hosts(self, model: ModelVersion, names: Mapping[int, str]) -> list[str]:
         """The workers whose host stores have a model."""
         return [names.get(worker, str(worker)) for worker in self._scheduler.hosts(model.model_id)]
 
@@ -250,7 +250,7 @@ class Queries:
         return model.label if model else str(model_id)
 
 
-def state_of(model: ServedModel, preparations: Preparations) -> tuple[str, str]:
+def state_of(model: ModelVersion, preparations: Preparations) -> tuple[str, str]:
     """A version's state as people are told it, and why."""
     if model.state is ModelState.READY and not preparations.is_served(model):
         failed = (model.workers[worker] for worker in preparations.failed_on(model))
@@ -258,7 +258,7 @@ def state_of(model: ServedModel, preparations: Preparations) -> tuple[str, str]:
     return model.state.shown, model.text
 
 
-def traffic(table: ModelTable, model: ServedModel) -> dict[str, Any]:
+def traffic(table: ModelTable, model: ModelVersion) -> dict[str, Any]:
     """What a version has of its name's requests: parts that it serves, parts of which it gets a copy, and whether it is
     the version that is meant where a single one is (``current``)."""
     name = model.record.name
@@ -286,7 +286,7 @@ def describe_unloaded(record: ModelRecord) -> dict[str, Any]:
     }
 
 
-def _describe(model: ServedModel, names: Mapping[int, str]) -> dict[str, Any]:
+def _describe(model: ModelVersion, names: Mapping[int, str]) -> dict[str, Any]:
     """What is known of a version by itself. names: of workers, by id."""
     body: dict[str, Any] = {
         "name": model.record.name,
@@ -322,7 +322,7 @@ def _describe(model: ServedModel, names: Mapping[int, str]) -> dict[str, Any]:
     return body
 
 
-def _describe_preparations(model: ServedModel, names: Mapping[int, str]) -> list[dict[str, Any]]:
+def _describe_preparations(model: ModelVersion, names: Mapping[int, str]) -> list[dict[str, Any]]:
     """By worker: preparing, ready or why it could not be prepared, and what was measured there."""
     rows = []
     for worker, state in model.workers.items():

@@ -32,7 +32,7 @@ from clockwork.controller.effects import (
     WriteChunk,
 )  # fmt: skip
 from clockwork.controller.lifecycle import ModelState, VersionEvent
-from clockwork.controller.models import ModelTable, ServedModel, set_aside_text
+from clockwork.controller.models import ModelTable, ModelVersion, set_aside_text
 from clockwork.controller.options import check_options
 from clockwork.controller.records import Change, Complaint, ModelRecord
 from clockwork.controller.releases import describe_split, next_route
@@ -88,7 +88,7 @@ class Registrar:
         self.versions = Versions(effects, table)
         self._uploads = Uploads(effects)
         self._turns = Turns(effects)
-        self._refused: dict[ServedModel, None] = {}  # to be erased, which has failed
+        self._refused: dict[ModelVersion, None] = {}  # to be erased, which has failed
         self._retry_ns = 0
 
     # ----- start -------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ class Registrar:
         """Whether a package is of a version that stays, or of an upload."""
         return self._table.uses(digest, apart_from) or self._uploads.uses(digest)
 
-    def _current(self, registration: Registration) -> ServedModel | None:
+    def _current(self, registration: Registration) -> ModelVersion | None:
         """The version that was asked for, else the newest, where it already is what is being registered."""
         name, digest, options, _ = registration
         wanted = options["version"]
@@ -479,7 +479,7 @@ class Registrar:
             self._table.set_slo(model, options["slo_ns"])
         self._join(model, following.waiters)
 
-    def _join(self, model: ServedModel, waiters: Sequence[Waiter]) -> None:
+    def _join(self, model: ModelVersion, waiters: Sequence[Waiter]) -> None:
         """Have clients wait for a version that is served, or about to be."""
         for waiter in waiters:
             self.versions.wait(model, waiter)
@@ -488,7 +488,7 @@ class Registrar:
 
     # ----- loading and unloading ---------------------------------------------------------------
 
-    def _addressed(self, text: str) -> list[ServedModel]:
+    def _addressed(self, text: str) -> list[ModelVersion]:
         """The one version that ``name@version`` means, or all of a name, without those that are unloaded."""
         name, at, _ = text.partition("@")
         if not at:
@@ -496,7 +496,7 @@ class Registrar:
         found = self._table.find(text)
         return [found] if found else []
 
-    def _standing(self, text: str) -> tuple[list[ServedModel], list[ServedModel]]:
+    def _standing(self, text: str) -> tuple[list[ModelVersion], list[ModelVersion]]:
         """The versions that are served, and those that are unloaded. Raises ModelNotFound, or Unavailable of one that is
         just going."""
         models, away = self._addressed(text), self._table.find_unloaded(text)
@@ -516,12 +516,12 @@ class Registrar:
         saved = [dataclasses.replace(model.record, offered=True, aside="") for model in away]
         self._write(away[0].record.name, Change(save=saved), Load(waiter, away))
 
-    def _load(self, model: ServedModel) -> None:
+    def _load(self, model: ModelVersion) -> None:
         """Have an unloaded version prepared on every worker, as if it had just been registered."""
         model.record.offered = True
         self.versions.happen(model, VersionEvent.LOAD)
 
-    def _await_load(self, model: ServedModel, waiter: Waiter) -> None:
+    def _await_load(self, model: ModelVersion, waiter: Waiter) -> None:
         self.versions.wait(model, waiter)
         if model.state is ModelState.READY:
             self.versions.answer(model)
@@ -569,7 +569,7 @@ class Registrar:
                 f"with all its versions"
             )
 
-    def _erasure(self, models: Sequence[ServedModel], with_route: bool) -> Change:
+    def _erasure(self, models: Sequence[ModelVersion], with_route: bool) -> Change:
         """The change that erases these versions of one name."""
         records = [model.record for model in models]
         name = records[0].name

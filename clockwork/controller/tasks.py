@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from clockwork.controller.effects import Waiter
 from clockwork.controller.lifecycle import VersionEvent
-from clockwork.controller.models import ServedModel
+from clockwork.controller.models import ModelVersion
 from clockwork.controller.records import ModelRecord
 from clockwork.controller.releases import Release
 from clockwork.controller.uploads import Registration, Upload
@@ -39,7 +39,7 @@ class GiveUp:
     """Erase a version that no worker could prepare, and refuse it to whoever registered it."""
 
     name: str
-    model: ServedModel
+    model: ModelVersion
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,7 +47,7 @@ class Retire:
     """Erase a version that VERSIONS_MAX newer ones have followed. waiters: they registered just that."""
 
     name: str
-    model: ServedModel
+    model: ModelVersion
     waiters: Sequence[Waiter]
 
 
@@ -56,7 +56,7 @@ class KeepRecord:
     """Write a version's record as it is now: why it is set aside, or what its package declares."""
 
     name: str
-    model: ServedModel
+    model: ModelVersion
     of_aside: bool
 
 
@@ -73,7 +73,7 @@ class Leave:
 
     waiter: Waiter
     text: str  # what the client named
-    models: Sequence[ServedModel]
+    models: Sequence[ModelVersion]
     event: VersionEvent  # ERASED or UNLOAD
 
 
@@ -82,7 +82,7 @@ class Load:
     """Unloaded versions are prepared again."""
 
     waiter: Waiter
-    models: Sequence[ServedModel]
+    models: Sequence[ModelVersion]
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,7 +90,7 @@ class Adopt:
     """A registration means a version that is there, and has it serve, or changes its default SLO."""
 
     waiters: Sequence[Waiter]
-    model: ServedModel
+    model: ModelVersion
     options: dict[str, Any]
 
 

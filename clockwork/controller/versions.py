@@ -29,7 +29,7 @@ from clockwork.controller.effects import (
 )
 from clockwork.controller.interfaces import read_summary
 from clockwork.controller.lifecycle import ModelState, Step, VersionEvent, transition
-from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.models import ModelTable, ModelVersion
 from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.tasks import GiveUp, KeepRecord, OwnTask, Retire
 from clockwork.controller.troubles import TroubleKind
@@ -49,7 +49,7 @@ class Removal(NamedTuple):
 
     waiter: Waiter
     body: dict[str, Any]  # of the reply
-    models: Sequence[ServedModel]
+    models: Sequence[ModelVersion]
 
 
 class Versions:
@@ -60,15 +60,15 @@ class Versions:
         self._table = table
         self.preparations = Preparations()
         self.tasks: deque[OwnTask] = deque()
-        self._awaited: dict[ServedModel, None] = {}  # versions that have waiters
+        self._awaited: dict[ModelVersion, None] = {}  # versions that have waiters
         self._removals: list[Removal] = []
         # Versions for which a start still waits; see readiness().
-        self._starting: dict[ServedModel, None] = {}
+        self._starting: dict[ModelVersion, None] = {}
         self._has_started = False
 
     # ----- the start ---------------------------------------------------------------------------
 
-    def await_start(self, model: ServedModel) -> None:
+    def await_start(self, model: ModelVersion) -> None:
         """A start that is not over yet waits for this version, too."""
         if not self._has_started:
             self._starting[model] = None
@@ -87,7 +87,7 @@ class Versions:
             return f"{len(self._starting)} models are not served yet, among them {model.label}"
         return ""
 
-    def _note_start(self, model: ServedModel) -> None:
+    def _note_start(self, model: ModelVersion) -> None:
         """See whether the start still waits for a version that has changed."""
         is_open = model.state in (ModelState.PREPARING, ModelState.READY)
         if self._has_started or (is_open and not self.preparations.is_served(model)):
@@ -100,7 +100,7 @@ class Versions:
 
     # ----- the life cycle ----------------------------------------------------------------------
 
-    def happen(self, model: ServedModel, event: VersionEvent, why: str = "") -> None:
+    def happen(self, model: ModelVersion, event: VersionEvent, why: str = "") -> None:
         """Have a version go to the state that follows. why: it is set aside."""
         model.state, steps = transition(model.state, event)
         if model.state is ModelState.READY:
@@ -113,7 +113,7 @@ class Versions:
             self._steps[step](self, model)
         self._note_start(model)
 
-    def settle(self, model: ServedModel) -> None:
+    def settle(self, model: ModelVersion) -> None:
         """See whether preparing has come to an end, one way or the other."""
         verdict = model.verdict()
         if verdict is not None and model.state in (ModelState.PREPARING, ModelState.READY, ModelState.FAILED):
@@ -142,38 +142,38 @@ class Versions:
         if is_set_aside:
             self.happen(model, VersionEvent.SET_ASIDE, found.reason)
 
-    def _enlist(self, model: ServedModel) -> None:
+    def _enlist(self, model: ModelVersion) -> None:
         self._table.enlist(model)
 
-    def _trust(self, model: ServedModel) -> None:
+    def _trust(self, model: ModelVersion) -> None:
         model.was_ready = True
 
-    def _note(self, model: ServedModel) -> None:
+    def _note(self, model: ModelVersion) -> None:
         model.record.offered = False
         self._effects.append(NoteTrouble(TroubleKind.MODEL_SET_ASIDE, model.label, model.record.aside))
         self.tasks.append(KeepRecord(model.record.name, model, of_aside=True))
 
-    def _pardon(self, model: ServedModel) -> None:
+    def _pardon(self, model: ModelVersion) -> None:
         model.record.aside = ""
         self._effects.append(ClearTrouble(TroubleKind.MODEL_SET_ASIDE, model.label))
 
-    def _ask_all(self, model: ServedModel) -> None:
+    def _ask_all(self, model: ModelVersion) -> None:
         workers = self.preparations.worker_ids()
         for worker in workers:
             self.ask(model, worker)
         if not workers:
             log.info("%s waits for a worker to prepare it", model.label)
 
-    def _turn_away(self, model: ServedModel) -> None:
+    def _turn_away(self, model: ModelVersion) -> None:
         self._refuse_all(model, gone_before_ready(model))
 
-    def _route(self, model: ServedModel) -> None:
+    def _route(self, model: ModelVersion) -> None:
         self._table.route(model)
 
-    def _unroute(self, model: ServedModel) -> None:
+    def _unroute(self, model: ModelVersion) -> None:
         self._table.unroute(model)
 
-    def _retire_old(self, model: ServedModel) -> None:
+    def _retire_old(self, model: ModelVersion) -> None:
         name = model.record.name
         split = self._table.split_of(name)
         kept = split.versions() if split is not None else []
@@ -190,23 +190,23 @@ class Versions:
                     self._awaited.pop(model, None)
                 self.tasks.append(Retire(name, old, waiters))
 
-    def _forget(self, model: ServedModel) -> None:
+    def _forget(self, model: ModelVersion) -> None:
         for worker in list(model.workers):
             self._effects.append(SendWorker(worker, Forget(model.model_id)))
             self._forget_preparation(model, worker)
         self.preparations.forget_model(model)
 
-    def _keep(self, model: ServedModel) -> None:
+    def _keep(self, model: ModelVersion) -> None:
         self._table.delist(model)
         log.info("unloaded %s", model.label)
 
-    def _drop(self, model: ServedModel) -> None:
+    def _drop(self, model: ModelVersion) -> None:
         if model.model_id:
             self._table.delist(model)
         self._table.remove(model)
         log.info("removed %s", model.label)
 
-    def _announce(self, model: ServedModel) -> None:
+    def _announce(self, model: ModelVersion) -> None:
         body = {"model": model.label, "state": model.state.shown}
         if model.state is ModelState.FAILED:
             body["text"] = model.text
@@ -214,13 +214,13 @@ class Versions:
             log.info("%s is ready", model.label)
         self._effects.append(Publish("model", body))
 
-    def _refuse(self, model: ServedModel) -> None:
+    def _refuse(self, model: ModelVersion) -> None:
         self._refuse_all(model, InvalidModel(f"{model.label} cannot be served: {model.text}"))
 
-    def _give_up(self, model: ServedModel) -> None:
+    def _give_up(self, model: ModelVersion) -> None:
         self.tasks.append(GiveUp(model.record.name, model))
 
-    def _drain(self, model: ServedModel) -> None:
+    def _drain(self, model: ModelVersion) -> None:
         if model.prepared is None:  # the scheduler never heard of it
             self.happen(model, VersionEvent.DRAINED)
         else:
@@ -228,27 +228,27 @@ class Versions:
 
     # ----- who waits ---------------------------------------------------------------------------
 
-    def wait(self, model: ServedModel, waiter: Waiter) -> None:
+    def wait(self, model: ModelVersion, waiter: Waiter) -> None:
         """Have a client hear what becomes of a version, which is being prepared or about to be."""
         model.waiters.append(waiter)
         self._awaited[model] = None
 
-    def answer(self, model: ServedModel) -> None:
+    def answer(self, model: ModelVersion) -> None:
         """Whoever waits for a version gets its description."""
         self._effects.extend(ReplyModel(waiter, model) for waiter in model.waiters)
         model.waiters.clear()
         self._awaited.pop(model, None)
 
-    def _refuse_all(self, model: ServedModel, error: ClockworkError) -> None:
+    def _refuse_all(self, model: ModelVersion, error: ClockworkError) -> None:
         self._effects.extend(Refuse(waiter, error) for waiter in model.waiters)
         model.waiters.clear()
         self._awaited.pop(model, None)
 
-    def refuse(self, model: ServedModel) -> None:
+    def refuse(self, model: ModelVersion) -> None:
         """Whoever waits for a version that failed hears why."""
         self._refuse(model)
 
-    def wait_gone(self, waiter: Waiter, body: dict[str, Any], models: Sequence[ServedModel]) -> None:
+    def wait_gone(self, waiter: Waiter, body: dict[str, Any], models: Sequence[ModelVersion]) -> None:
         """Have a client get this reply when the last request of these versions has been answered."""
         self._removals.append(Removal(waiter, body, models))
 
@@ -290,7 +290,7 @@ class Versions:
             if worker in self.preparations.failed_on(model) and not model.state.is_leaving:
                 self.ask(model, worker)
 
-    def ask(self, model: ServedModel, worker: int) -> None:
+    def ask(self, model: ModelVersion, worker: int) -> None:
         """Have a worker prepare a version."""
         record = model.record
         self._forget_preparation(model, worker)
@@ -300,7 +300,7 @@ class Versions:
         prepare = Prepare(model.model_id, record.name, record.version, record.digest, files, options)
         self._effects.append(SendWorker(worker, prepare))
 
-    def ask_again(self, model: ServedModel) -> None:
+    def ask_again(self, model: ModelVersion) -> None:
         """Somebody wants it served: whoever could not prepare it is asked once more."""
         for worker in self.preparations.failed_on(model):
             self.ask(model, worker)
@@ -340,7 +340,7 @@ class Versions:
             self._learn(model, job.worker, job.prepared, now_ns)
             self.settle(model)
 
-    def _learn(self, model: ServedModel, worker: int, prepared: PreparedModel, now_ns: int) -> None:
+    def _learn(self, model: ModelVersion, worker: int, prepared: PreparedModel, now_ns: int) -> None:
         """A worker has prepared a model, it says."""
         lie = _contradiction(model, prepared)
         why = lie or _unsuitable(model, prepared)
@@ -355,7 +355,7 @@ class Versions:
         if lie:
             self._effects.append(Blame(worker, f"of {model.label}, {lie}"))
 
-    def _not_prepared(self, model: ServedModel, worker: int, why: str, may_help: bool, now_ns: int) -> None:
+    def _not_prepared(self, model: ModelVersion, worker: int, why: str, may_help: bool, now_ns: int) -> None:
         why = printable(why, TROUBLE_CHARS_MAX)
         self.preparations.note(model, worker, why)
         again = may_help and self.preparations.try_again(model, worker, now_ns)
@@ -366,7 +366,7 @@ class Versions:
             subject = f"{model.label} on {name}"
             self._effects.append(NoteTrouble(TroubleKind.PREPARATION_FAILED, subject, why))
 
-    def _forget_preparation(self, model: ServedModel, worker: int) -> bool:
+    def _forget_preparation(self, model: ModelVersion, worker: int) -> bool:
         """What a worker said of a model holds no more; False if it said nothing."""
         state = self.preparations.forget(model, worker)
         if state is not None and state not in (PREPARING, READY):
@@ -374,7 +374,7 @@ class Versions:
             self._effects.append(ClearTrouble(TroubleKind.PREPARATION_FAILED, subject))
         return state is not None
 
-    _steps: ClassVar[dict[Step, Callable[[Versions, ServedModel], None]]] = {
+    _steps: ClassVar[dict[Step, Callable[[Versions, ModelVersion], None]]] = {
         Step.ENLIST: _enlist,
         Step.TRUST: _trust,
         Step.NOTE: _note,
@@ -395,12 +395,12 @@ class Versions:
     }
 
 
-def gone_before_ready(model: ServedModel) -> Unavailable:
+def gone_before_ready(model: ModelVersion) -> Unavailable:
     """What is told to those who wait for a version that goes."""
     return Unavailable(f"{model.label} was unregistered before it was ready")
 
 
-def _contradiction(model: ServedModel, prepared: PreparedModel) -> str:
+def _contradiction(model: ModelVersion, prepared: PreparedModel) -> str:
     """In what a worker's word cannot be of a model's package; "" if in nothing. What it measured is its own."""
     record = model.record
     if prepared.digest != record.digest:
@@ -409,7 +409,7 @@ def _contradiction(model: ServedModel, prepared: PreparedModel) -> str:
     return f"it contradicts the package: {why}" if why else ""
 
 
-def _unsuitable(model: ServedModel, prepared: PreparedModel) -> str:
+def _unsuitable(model: ModelVersion, prepared: PreparedModel) -> str:
     """Why a worker that prepared it so may not serve a model; "" if it may."""
     fastest = min((point.exec_ns for point in prepared.profile), default=0)
     if 0 < model.slo_ns < fastest and not model.was_ready:

@@ -33,7 +33,7 @@ from clockwork.controller.effects import (
     WriteChunk,
 )
 from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ModelTable, ServedModel
+from clockwork.controller.models import ModelTable, ModelVersion
 from clockwork.controller.records import ModelRecord
 from clockwork.controller.registration import Registrar
 from clockwork.controller.routes import NameRoute
@@ -189,7 +189,7 @@ class Registry:
     def states(self, name: str) -> dict[int, str]:
         return {number: str(model.state) for number, model in self.table.versions.get(name, {}).items()}
 
-    def all_versions(self) -> list[ServedModel]:
+    def all_versions(self) -> list[ModelVersion]:
         return [model for versions in self.table.versions.values() for model in versions.values()]
 
     def check(self) -> None:

@@ -6,13 +6,13 @@ import pytest
 
 from clockwork.config import PREPARE_AGAIN_NS
 from clockwork.controller.lifecycle import ModelState
-from clockwork.controller.models import ServedModel
+from clockwork.controller.models import ModelVersion
 from clockwork.controller.preparations import PREPARING, READY, Preparations
 from clockwork.controller.records import ModelRecord
 
 
-def model(model_id: int = 1) -> ServedModel:
-    return ServedModel(model_id, ModelRecord(f"m{model_id}", 1, "0" * 64, [], {}))
+def model(model_id: int = 1) -> ModelVersion:
+    return ModelVersion(model_id, ModelRecord(f"m{model_id}", 1, "0" * 64, [], {}))
 
 
 def test_a_model_is_served_while_a_worker_has_it_that_does_not_leave() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from clockwork.config import MODEL_REFERENCE_MAX, SHARE_WHOLE
@@ -176,13 +176,6 @@ class ModelTable:
         """A name's versions that are not unloaded, oldest first."""
         versions = self.versions.get(name, {})
         return {number: model for number, model in versions.items() if model.state.is_live}
-
-    def all_unloaded(self) -> Iterator[ModelVersion]:
-        """Every unloaded version."""
-        for versions in self.versions.values():
-            for model in versions.values():
-                if model.state is ModelState.UNLOADED:
-                    yield model
 
     def find_unloaded(self, text: str) -> list[ModelVersion]:
         """The unloaded versions that ``name`` or ``name@version`` addresses, oldest first."""

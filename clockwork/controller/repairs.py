@@ -69,9 +69,6 @@ class Repairs:
             self._queue.appendleft(digest)
             self._inspect_next()
 
-    def is_damaged(self, digest: str) -> bool:
-        return digest in self._open
-
     @property
     def left_count(self) -> int:
         """Packages that have not been looked at since the start."""

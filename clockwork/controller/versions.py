@@ -1,5 +1,5 @@
-"""What becomes of versions: it takes the steps of their life cycle (controller.lifecycle), as the workers' answers, the
-clients' tasks and the scheduler have it. Pure: what is to be done outside is appended to ``effects``."""
+"""What becomes of versions: takes the steps of their life cycle (controller.lifecycle) as clients, workers and the scheduler
+cause them. Pure: what is to be done outside is appended to ``effects``."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def library() -> Any:
         subprocess.run([*compiler, *flags, *map(str, paths)], check=True)
         partial.rename(found)
     one = ctypes.CDLL(str(found))
-    one.pump_functions(ctypes.c_void_p(socket_functions()))
+    one.pump_functions(ctypes.c_void_p(socket_functions().address))
     one.pump_worker.restype = ctypes.c_size_t
     return one
 

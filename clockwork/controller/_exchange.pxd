@@ -7,6 +7,7 @@ from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
 from clockwork.scheduler._core cimport CActionResult, CCommand, CReason, CRequest, CScheduler, CStatus, CText
+from clockwork.wire._zmq cimport clockwork_zmq_api
 
 
 cdef extern from "<string_view>" namespace "std" nogil:
@@ -15,10 +16,6 @@ cdef extern from "<string_view>" namespace "std" nogil:
         string_view(const char *data, size_t size)
         const char *data()
         size_t size()
-
-cdef extern from "zmq_api.h" nogil:
-    ctypedef struct clockwork_zmq_api:
-        pass
 
 cdef extern from "controller/sockets.h" namespace "clockwork" nogil:
 

@@ -6,6 +6,7 @@ from clockwork.controller._values import Interface
 from clockwork.controller.flaws import Flaw
 from clockwork.scheduler._core import Core
 from clockwork.scheduler.types import Command, Event
+from clockwork.wire._zmq import Functions
 
 OTHER: int
 WORKERS_LEFT: int
@@ -40,7 +41,7 @@ class Exchange:
         self,
         core: Core,
         find_model: Callable[[str], int],
-        functions: int,
+        functions: Functions,
         workers: tuple[int, int],
         clients: tuple[int, int],
         templates: Sequence[str],

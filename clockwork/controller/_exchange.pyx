@@ -23,6 +23,8 @@ from clockwork.controller._values cimport (
     view_of,
     word_of,
 )
+from clockwork.scheduler._core cimport Driven
+from clockwork.wire._zmq cimport Functions
 
 from clockwork.wire.messages import Reason, Status
 from clockwork.scheduler.types import ActionDone, Arrived, Request, RequestCancelled
@@ -78,7 +80,7 @@ cdef class Exchange:
     """Requests and results in, orders and answers out. The thread of the sockets only.
 
     core: a Core, whose C++ scheduler is driven from here. find_model: the id of the model that a text addresses which is
-    no route's, 0 where its requests are turned away. functions: of _zmq.functions(). workers, clients: what
+    no route's, 0 where its requests are turned away. functions: libzmq's. workers, clients: what
     Router.addresses() says. templates, status_names, reasons: see csrc/controller/sentences.h. connections: bounds of
     each side, by side.
     """
@@ -88,13 +90,10 @@ cdef class Exchange:
     cdef object _find_model
     cdef list _noted  # for a recording: events of Python's
 
-    def __init__(self, core, find_model, functions, workers, clients, templates, reasons, *,
+    def __init__(self, Driven core not None, find_model, Functions functions not None, workers, clients, templates, reasons, *,
                  drain_messages, message_frames, turn_bytes, turn_python_ns, priority_default, queued_requests,
                  connections):
-        cdef uintptr_t address = functions
-        set_zmq(<const clockwork_zmq_api *>address)
-        address = core.address
-        cdef CScheduler *scheduler = <CScheduler *>address
+        set_zmq(functions.table)
         cdef uintptr_t socket = workers[0], monitor = workers[1]
         cdef CRouterSocket *worker_socket = new CRouterSocket(<void *>socket, <void *>monitor)
         socket, monitor = clients[0], clients[1]
@@ -114,7 +113,7 @@ cdef class Exchange:
         try:
             self._exchange.reset(
                 new CExchange(
-                    scheduler[0], worker_socket[0], client_socket[0], sentences_of(templates, reasons), lookups, bounds
+                    core._core[0], worker_socket[0], client_socket[0], sentences_of(templates, reasons), lookups, bounds
                 )
             )
         finally:

@@ -335,3 +335,7 @@ cdef extern from "scheduler/edf.h" namespace "clockwork" nogil:
     const uint64_t C_QUEUED_REQUESTS_MAX "clockwork::QUEUED_REQUESTS_MAX"
     const uint64_t C_QUEUED_BYTES_MAX "clockwork::QUEUED_BYTES_MAX"
     const int64_t C_NEVER_NS "clockwork::NEVER_NS"
+
+
+cdef class Driven:
+    cdef CScheduler *_core

@@ -21,7 +21,9 @@ TEXTS: tuple[str, ...]
 def known_options(policy: str) -> tuple[str, ...]:
     """The options that a policy knows. Raise ValueError, naming what there is, for one that does not exist."""
 
-class Core:
+class Driven: ...
+
+class Core(Driven):
     """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
 
     def __init__(
@@ -62,10 +64,6 @@ class Core:
     @property
     def plans_fetches(self) -> bool:
         """Whether it can serve workers whose host store has a budget."""
-
-    @property
-    def address(self) -> int:
-        """Of the C++ scheduler, for who calls it itself but for what is rare. It is there as long as this object."""
 
     def note(self, event: Event) -> None:
         """Take an event; the orders that it gives wait in ``out``, and settling is the caller's."""

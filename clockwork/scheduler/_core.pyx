@@ -9,7 +9,7 @@ from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_SET_ITEM
 from cython.operator cimport dereference as at
-from libc.stdint cimport UINT32_MAX, uintptr_t
+from libc.stdint cimport UINT32_MAX
 
 from clockwork.wire.messages import Reason, Status
 from clockwork.scheduler._policy cimport Script
@@ -246,11 +246,14 @@ cdef dict buckets_of(const CErrors &errors, bounds_ns):
     return {"over": cumulative_of(errors.over, bounds_ns), "under": cumulative_of(errors.under, bounds_ns)}
 
 
-cdef class Core:
+cdef class Driven:
+    """A scheduler of C++ for who calls it without Python. It is there as long as this object."""
+
+
+cdef class Core(Driven):
     """One policy behind the interface of ``types.Scheduler``. Not thread safe."""
 
     cdef unique_ptr[CScheduler] _owner
-    cdef CScheduler *_core
     cdef ShapeNumbers _shapes
     cdef Numbers _kinds
     cdef Numbers _programs
@@ -292,11 +295,6 @@ cdef class Core:
         return self._commands()
 
     # ----- for who calls the C++ scheduler itself, but for what is rare ------------------------------
-
-    @property
-    def address(self):
-        """Of the C++ scheduler: it is there as long as this object."""
-        return <uintptr_t>self._core
 
     def note(self, event):
         """Take an event; the orders that it gives wait in ``out``, and settling is the caller's."""

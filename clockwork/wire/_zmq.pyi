@@ -5,8 +5,10 @@ import zmq
 DIRECT: bool
 MISSING: list[str]
 
-def functions() -> int:
-    """The address of a clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming what this libzmq does not show."""
+class Functions:
+    """A clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming what this libzmq does not show."""
+
+    address: int
 
 class Probe:
     def __init__(self, socket: zmq.Socket[Any]) -> None: ...

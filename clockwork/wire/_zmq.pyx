@@ -11,25 +11,6 @@ from libc.stdint cimport uintptr_t
 import zmq
 from zmq.backend.cython import _zmq as _binding
 
-cdef extern from "zmq_api.h" nogil:
-    ctypedef struct clockwork_zmq_api:
-        void *msg_init
-        void *msg_init_size
-        void *msg_init_data
-        void *msg_recv
-        void *msg_send
-        void *msg_copy
-        void *msg_move
-        void *msg_close
-        void *msg_data
-        void *msg_size
-        void *msg_more
-        void *msg_get
-        void *msg_gets
-        void *send
-        void *getsockopt
-        void *last_error
-
 cdef extern from "<dlfcn.h>" nogil:
     void *dlopen(const char *path, int flags)
     void *dlsym(void *library, const char *name)
@@ -90,11 +71,18 @@ DIRECT = _getsockopt != NULL
 """False where pyzmq was built with a libzmq that shows nobody its functions: then pyzmq is asked."""
 
 
-def functions():
-    """The address of a clockwork_zmq_api (csrc/zmq_api.h). Raises OSError, naming what this libzmq does not show."""
-    if MISSING:
-        raise OSError(f"pyzmq's libzmq does not export {', '.join(MISSING)}")
-    return <uintptr_t> &_api
+cdef class Functions:
+    """All that code without Python calls. Raises OSError, naming what this libzmq does not show."""
+
+    def __cinit__(self):
+        if MISSING:
+            raise OSError(f"pyzmq's libzmq does not export {', '.join(MISSING)}")
+        self.table = &_api
+
+    @property
+    def address(self):
+        """Of the table, for ctypes."""
+        return <uintptr_t> self.table
 
 
 cdef class Probe:

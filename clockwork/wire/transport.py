@@ -370,13 +370,13 @@ class Dealer:
             self._socket.close()
 
 
-def socket_functions() -> int:
-    """The address of libzmq's functions (csrc/zmq_api.h), for code that calls them without Python in between.
+def socket_functions() -> _zmq.Functions:
+    """libzmq's functions (csrc/zmq_api.h), for code that calls them without Python in between.
 
     Raises ConfigError where pyzmq was built with a libzmq that shows nobody its functions.
     """
     try:
-        return _zmq.functions()
+        return _zmq.Functions()
     except OSError as error:
         raise ConfigError(f"{error}: install a wheel of pyzmq, or build it against a shared libzmq") from None
 

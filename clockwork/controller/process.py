@@ -384,13 +384,21 @@ class Controller:
         """The exchange has turned a request down: say why."""
         identity, fd, frames = self._exchange.message()
         flaw = self._exchange.flaw()
-        error = self._refusal if flaw.code == "unserved" else self._error_of(flaw, frames[0])
-        assert error is not None
+        error: Exception
+        try:
+            error = self._error_of(flaw, frames[0])
+        except Exception as defect:
+            error = defect
         if isinstance(error, ClockworkError):
             self._metrics.count_unserved(error)
         self._tell_why(identity, fd, flaw.id, "InferRequest", error)
 
-    def _error_of(self, flaw: Flaw, header: bytes) -> ClockworkError:
+    def _error_of(self, flaw: Flaw, header: bytes) -> Exception:
+        """What a request is turned down with."""
+        if flaw.code == "unserved":
+            error, self._refusal = self._refusal, None
+            assert error is not None
+            return error
         if flaw.header is not None:
             return codec.WireError(codec.complaint(header, FROM_CLIENT, flaw.header))
         return request_error(flaw, self._table.by_id[flaw.model_id].record.name)
@@ -541,12 +549,22 @@ class Controller:
     def _wrong_result(self) -> None:
         """The exchange has found a result that cannot be: hold it against its worker."""
         identity, fd, frames = self._exchange.message()
-        worker, flaw = self._workers[identity], self._exchange.flaw()
+        worker = self._workers[identity]
+        try:
+            self._hold_against(worker, self._exchange.flaw(), frames[0])
+        except codec.WireError as error:
+            self._complain("worker malformed", f"malformed message from {_named(worker)}: {error}")
+            self._turn_away(identity, fd, worker, str(error))
+        except PolicyFailed:
+            raise  # the scheduler is in the middle of something
+        except Exception as error:  # a defect of ours; the next message is another worker's
+            self._complain("worker failed", f"failed at a Result of {_named(worker)}", error)
+            self._turn_away(identity, fd, worker, "the controller failed at this worker's Result")
+
+    def _hold_against(self, worker: WorkerLink, flaw: Flaw, header: bytes) -> None:
         if flaw.header is not None:
-            why = codec.complaint(frames[0], FROM_WORKER, flaw.header)
-            self._complain("worker malformed", f"malformed message from {_named(worker)}: {why}")
-            self._turn_away(identity, fd, worker, why)
-        elif self._fault(worker, result_text(flaw)):
+            raise codec.WireError(codec.complaint(header, FROM_WORKER, flaw.header))
+        if self._fault(worker, result_text(flaw)):
             # What it was for is planned anew.
             self._exchange.fail_action(worker.slot, flaw.id, "a worker's answer was none")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from clockwork.controller import process
 from clockwork.system.clock import SECOND, now_ns
 from clockwork.wire import codec, messages
 from clockwork.wire.messages import Infer, Result, Status
@@ -123,8 +124,8 @@ class Stage:
             list(model.workers.values()) == ["ready"] for model in self.controller._table.by_id.values()
         )
 
-    def lie(self, name: str, change: Change, number: int) -> str:
-        """What an operator is told of a result that is changed so; "" if nothing is."""
+    def lie(self, name: str, change: Change, number: int, *kinds: str) -> str:
+        """What an operator is told of a result that is changed so; "" if nothing is. kinds: of complaints, if others."""
         self.client.infer(name, number, [1, 2], ROW)
         while type(order := self.worker.next_action()[0]) is not Infer:
             self.worker.answer(order, [])
@@ -132,10 +133,10 @@ class Stage:
         now, nothing = now_ns(), [0, 0, 0]
         fields: list[Any] = [order.action_id, 0, "", now, nothing, [now - 1000, now, 1000], nothing, [part]]
         change(fields, part, frames)
-        before = self.complaints()[0]
+        before = self.complaints(*kinds)[0]
         assert self.worker.dealer.send(codec._pack([67, *fields]), frames)
         deadline = now_ns() + PATIENCE_NS
-        while (found := self.complaints())[0] == before:
+        while (found := self.complaints(*kinds))[0] == before:
             assert now_ns() < deadline, "it came to nothing"
             if (answer := self.client.dealer.receive()) is not None:
                 message = codec.decode(answer[0], messages.TO_CLIENT)
@@ -145,15 +146,16 @@ class Stage:
             self.client.wait(SECOND // 1000)
         return re.sub(r"fake\d+", "fake", found[1])
 
-    def complaints(self) -> tuple[int, str]:
+    def complaints(self, *kinds: str) -> tuple[int, str]:
         """How often a worker was complained of, and the last complaint."""
+        kinds = kinds or ("worker fault", "worker malformed")
 
         def look() -> tuple[int, str]:
             counts = self.controller._complaints.counts()
             troubles = self.controller.troubles.describe(self.controller.now())["open"]
-            told = [one for one in troubles if one["subject"] in ("worker fault", "worker malformed")]
+            told = [one for one in troubles if one["subject"] in kinds]
             last = min(told, key=lambda one: one["last_ns"])["text"] if told else ""
-            return counts["worker fault"] + counts["worker malformed"], last
+            return sum(counts[kind] for kind in kinds), last
 
         found: tuple[int, str] = on_loop(self.controller, look)
         return found
@@ -204,6 +206,26 @@ def test_each_result_is_found_wrong_for_the_reason_that_it_always_was() -> None:
             assert stage.lie(model, change, number) == expected[name], name
             stage.replace_worker()
         stage.worker.close()
+
+
+def test_a_defect_in_what_is_said_costs_its_sender_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise KeyError("no sentence")
+
+    with contextlib.ExitStack() as stack:
+        stage = Stage(stack, {"m": RESULT_MODELS["m"]})
+        header = codec._pack([2, 700, "m", 0, 0, []])
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "request_error", fail)
+            found = stage.ask(header, [])
+            assert (found["id"], found["status"]) == (700, "INTERNAL")
+            assert "failed at this InferRequest (KeyError)" in found["text"]
+            patch.setattr(process, "result_text", fail)
+            stage.lie("m", RESULTS["another dtype"][1], 701, "worker failed")
+        stage.worker.close()
+        assert on_loop(stage.controller, lambda: list(stage.controller._workers)) == []
+        said = {stage.ask(header, [], serves=False)["text"] for _ in range(2)}
+        assert said == {"the worker was lost", "input 'x' is missing"}
 
 
 def main() -> int:

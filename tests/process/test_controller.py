@@ -148,6 +148,34 @@ def test_an_slo_below_the_execution_time_is_refused_with_a_feasible_one(served: 
     assert failure.details["feasible_slo_ns"] > 1_000_000
 
 
+def test_a_shape_that_was_never_measured_is_measured_with_its_rows_when_a_device_is_idle(
+    tmp_path: Path,
+) -> None:
+    words = [TensorSpec("w", 1, ("N", "K"))]
+    with (
+        running_controller(tmp_path) as controller,
+        FakeWorker(controller) as worker,
+        RawClient(controller) as client,
+    ):
+        with worker.preparing(inputs=words):
+            client.register("m", b"one")
+        ref = ["w", 1, [3, 5], 0]
+        client.send(messages.InferRequest(7, "m", MS, 0, [ref]), bytes(60))
+        failure, _ = client.receive(messages.Failure)
+        assert (failure.status, failure.details["reason"]) == (Status.REFUSED, "unprofiled")
+        load, _ = worker.next_action()
+        assert type(load) is messages.Load
+        worker.answer(load, [])
+        profile, _ = worker.next_action()
+        assert type(profile) is messages.Profile
+        assert profile.shapes == [[3, 5]]
+        assert (profile.model_id, profile.load_id, profile.device) == (
+            load.model_id,
+            load.load_id,
+            load.device,
+        )
+
+
 def test_what_cannot_be_answered_in_time_is_answered_at_its_deadline(served: Any) -> None:
     _, worker, client = served
     client.infer("m", 1, [1, 2], ROW, slo_ns=200 * MS)

@@ -141,7 +141,7 @@ std::int64_t count_elements(const TensorRef& ref, const std::int64_t* dims) {
 
 bool check_request(const ModelInterface& model, const InferRequestHeader& request, const FrameBytes& frames,
                    Accepted& accepted, Flaw& flaw) {
-    flaw.code = Flaw::NONE;
+    flaw = {};
     std::size_t inputs = model.inputs.size();
     if (request.tensors.size() != frames.size()) {
         return fail(flaw, Flaw::FRAMES, static_cast<std::int64_t>(request.tensors.size()),
@@ -150,7 +150,6 @@ bool check_request(const ModelInterface& model, const InferRequestHeader& reques
     accepted.bytes = 0;
     accepted.tensors.assign(inputs, nullptr);
     accepted.taken.assign(frames.size(), false);
-    flaw.ref = 0;
     for (const TensorRef& ref : request.tensors) {
         if (static_cast<std::size_t>(ref.frame) >= frames.size())
             return fail(flaw, Flaw::REFERENCE);
@@ -207,7 +206,7 @@ bool check_output(const ModelInterface& model, std::size_t output, std::uint32_t
 }
 
 bool check_result(const Expected& expected, const ResultHeader& result, const FrameBytes& frames, Flaw& flaw) {
-    flaw.code = Flaw::NONE;
+    flaw = {};
     auto whole = [](std::size_t count) { return static_cast<std::int64_t>(count); };
     if (!is_status(result.status_number))
         return fail(flaw, Flaw::STATUS, 0, result.status_number);
@@ -220,7 +219,6 @@ bool check_result(const Expected& expected, const ResultHeader& result, const Fr
     if (result.parts.size() != expected.part_rows.size())
         return fail(flaw, Flaw::PARTS, whole(expected.part_rows.size()), whole(result.parts.size()));
     std::size_t tensors = expected.tensors();
-    flaw.ref = 0;
     for (std::uint32_t size : result.parts) {
         if (size != tensors)
             return fail(flaw, Flaw::PART_TENSORS, whole(tensors), size);

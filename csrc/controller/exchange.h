@@ -255,7 +255,7 @@ private:
     Need cancel(ClientLink& client, const Arrival& arrival);
     Need result(WorkerLink& worker, const Arrival& arrival);
     Need note_wrong(Need need, std::int64_t id);
-    Need note_wrong(Flaw::Code code, const Target& target);
+    Need note_wrong(const Flaw& flaw, const Target& target);
     void read_frames(Haul& batch, const Arrival& arrival);
     Target target_of(std::string_view text);
     std::uint32_t shape_number(const std::vector<std::int64_t>& shape);

@@ -39,9 +39,9 @@ Exchange::Need Exchange::note_wrong(Need need, std::int64_t id) {
 }
 
 // Of the request that was read last.
-Exchange::Need Exchange::note_wrong(Flaw::Code code, const Target& target) {
+Exchange::Need Exchange::note_wrong(const Flaw& flaw, const Target& target) {
     note_wrong(WRONG_REQUEST, request_.request_id);
-    wrong_.flaw.code = code;
+    wrong_.flaw = flaw;
     wrong_.tensors = &request_.tensors;
     wrong_.dims = &request_.dims;
     if (target.model != nullptr) {
@@ -63,18 +63,18 @@ Exchange::Need Exchange::infer(ClientLink& client, const Arrival& arrival) {
         return note_wrong(WRONG_REQUEST, request_.request_id);
     Target target = target_of(request_.model);
     if (target.model == nullptr)
-        return note_wrong(Flaw::UNSERVED, target);
+        return note_wrong({.code = Flaw::UNSERVED}, target);
     if (client.requests.find(static_cast<std::uint64_t>(request_.request_id)) != IdTable::NONE)
-        return note_wrong(Flaw::IN_USE, target);
+        return note_wrong({.code = Flaw::IN_USE}, target);
     ServedModel& model = *target.model;
     read_frames(batch, arrival);
-    if (!check_request(*model.interface, request_, frames_, accepted_, wrong_.flaw)) {
+    Flaw flaw;
+    if (!check_request(*model.interface, request_, frames_, accepted_, flaw)) {
         count_invalid(model);
-        return note_wrong(wrong_.flaw.code, target);
+        return note_wrong(flaw, target);
     }
     Ns slo_ns = request_.slo_ns != 0 ? request_.slo_ns : model.slo_ns;
     Route* copier = target.copied_by;
-    Flaw flaw;
     bool can_copy = copier != nullptr && has_room(accepted_.bytes) &&
                     check_request(*copier->shadow->interface, request_, frames_, copy_accepted_, flaw);
     HeldRequest& held = hold(&client, request_.request_id, model);

@@ -174,8 +174,10 @@ class WorkerModels:
             return f"the model is prepared again: {self._repairing[model_id]}"
         return f"model id {model_id} is not known to this worker"
 
-    def may_load(self, model_id: int) -> bool:
-        """Whether a model that is ready is known to be whole. If not, it is checked now, and wake() follows."""
+    def demand_check(self, model_id: int) -> bool:
+        """Have a model's stored bytes checked before all others, unless they are known to be whole: then True.
+
+        wake() follows the check."""
         model = self._known.get(model_id)
         if model is None:
             return True  # the device says what is wrong with it

@@ -1,0 +1,108 @@
+"""Opens the devices of a worker, and the observer of their clocks. Loads the code of no other kind of device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from clockwork.config import (
+    ARENA_BYTES,
+    CUDA_PAGE_BYTES,
+    EMULATED_ARENA_BYTES,
+    EMULATED_PAGE_BYTES,
+    PAGE_BYTES,
+)
+from clockwork.config.worker import DEVICES_ALONE_MAX
+from clockwork.device.base import Device
+from clockwork.device.cuda_clocks import ClockSource
+from clockwork.errors import ConfigError
+from clockwork.worker.settings import KINDS, WorkerSettings, kind_of
+
+
+def open_devices(settings: WorkerSettings) -> list[Device]:
+    """The devices that the settings ask for, all of one kind. Raises ConfigError where one cannot be opened."""
+    kinds = list(dict.fromkeys(kind_of(name) for name in settings.devices))
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        raise ConfigError(f"no worker can have the devices {list(settings.devices)}")
+    count = len(settings.devices)
+    if kinds == ["emulated"]:
+        from clockwork.device.emulated import EmulatedGroup
+        from clockwork.device.emulation import parse_settings
+
+        group = EmulatedGroup(
+            count,
+            settings.arena_bytes or EMULATED_ARENA_BYTES,
+            settings.page_bytes or EMULATED_PAGE_BYTES,
+            settings.run_ahead,
+            parse_settings(settings.emulate),
+            host_bytes=settings.host_bytes,
+        )
+        return list(group.devices)
+    if count > DEVICES_ALONE_MAX:
+        raise ConfigError(f"a worker drives at most {DEVICES_ALONE_MAX} {kinds[0]} devices, not {count}")
+    if settings.host_bytes and kinds != ["cuda"]:
+        raise ConfigError(
+            f"{kinds[0]} devices have no host store with a budget (--host-bytes): whatever is prepared can be loaded"
+        )
+    if settings.emulate:
+        raise ConfigError(f"{settings.emulate[0]} is a setting of emulated devices")
+    open_device = _cuda_opener(settings) if kinds == ["cuda"] else _cpu_opener(settings)
+    devices: list[Device] = []
+    try:
+        for name in settings.devices:
+            devices.append(open_device(name))
+    except BaseException:
+        for device in devices:
+            device.close()
+        raise
+    return devices
+
+
+def _cpu_opener(settings: WorkerSettings) -> Callable[[str], Device]:
+    from clockwork.device.cpu import CpuDevice  # here, so that a worker loads only what it drives
+
+    return lambda _: CpuDevice(
+        arena_bytes=settings.arena_bytes or ARENA_BYTES,
+        page_bytes=settings.page_bytes or PAGE_BYTES,
+        threads=settings.threads,
+        run_ahead=settings.run_ahead,
+        lock_store=settings.lock_store,
+    )
+
+
+def _cuda_opener(settings: WorkerSettings) -> Callable[[str], Device]:
+    """GPUs of one driver and one host store. Raises ConfigError, naming what was not found."""
+    from clockwork.device.cuda import CudaDevice
+    from clockwork.device.cuda_host import BudgetedHost, HostStore, PinnedFiles
+    from clockwork.device.cuda_memory import find_card, open_driver, open_memory
+
+    table = open_driver()
+    whichs = [name.removeprefix("cuda:") for name in settings.devices]
+    found = [find_card(table, which) for which in whichs]
+    if len({card.ordinal for card in found}) < len(found):
+        raise ConfigError(f"{', '.join(settings.devices)} names one GPU twice")
+    page_bytes = settings.page_bytes or CUDA_PAGE_BYTES
+    store: HostStore
+    if settings.host_bytes:
+        store = BudgetedHost([open_memory(table, found[0])], page_bytes, settings.host_bytes)
+    else:
+        store = PinnedFiles([open_memory(table, card) for card in found], page_bytes)
+    return lambda name: CudaDevice(
+        which=name.removeprefix("cuda:"),
+        arena_bytes=settings.arena_bytes,
+        page_bytes=page_bytes,
+        run_ahead=settings.run_ahead,
+        store=store,
+        table=table,
+    )
+
+
+def open_clocks(devices: Sequence[Device]) -> ClockSource | None:
+    """The observer of the clocks of these devices, where they are GPUs and the machine has an observer."""
+    if devices[0].info.kind != "cuda":
+        return None
+    from clockwork.device.cuda import CudaDevice
+    from clockwork.device.cuda_clocks import open_source
+
+    gpus = [device for device in devices if isinstance(device, CudaDevice)]
+    cards = [gpu.card for gpu in gpus]
+    return open_source([card.uuid for card in cards], [card.ordinal for card in cards], gpus[0].card.is_gpu)

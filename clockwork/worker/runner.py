@@ -1,0 +1,415 @@
+"""The actions of a worker's devices, from their arrival to their results.
+
+Each device has a queue of actions (clockwork.actions), which decides when an action starts or that it is too late. The
+runner carries out what the queues say, keeps what is not answered yet, and returns results for the loop to send. It
+belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple, TypeAlias
+
+from clockwork import config
+from clockwork.actions import (
+    Action,
+    ActionQueue,
+    Due,
+    Ended,
+    QueueCommand,
+    Received,
+    Reject,
+    Revoked,
+    RevokeStarted,
+    Start,
+)
+from clockwork.config import CHECK_LIMIT_NS, EXECUTION_GRACE_NS, WATCH_INTERVAL_NS
+from clockwork.config.worker import END_PAUSE_S, STALE_WAKES_MAX
+from clockwork.device.base import Completion, Device, TensorView
+from clockwork.errors import ClockworkError, InvalidInput
+from clockwork.system.clock import now_ns
+from clockwork.wire import codec
+from clockwork.wire.complaints import Complaints
+from clockwork.wire.messages import (
+    NEVER_NS,
+    DeviceInfo,
+    HostDrop,
+    HostFetch,
+    Infer,
+    Load,
+    Phase,
+    Profile,
+    Result,
+    Status,
+    TensorRef,
+    Unload,
+)
+from clockwork.wire.transport import Frame
+from clockwork.worker.clock import WorkerClock
+from clockwork.worker.models import WorkerModels
+from clockwork.worker.overruns import RunWatch, Verdict, execution_limit_ns, load_limit_ns
+
+log = logging.getLogger("clockwork.worker")
+
+Answer: TypeAlias = tuple[bytes, Sequence[Frame]]
+"""The header and frames of a Result."""
+
+Parts: TypeAlias = list[list[TensorView]]
+
+Outcome: TypeAlias = tuple[Status, str]
+
+CANCELLED: Outcome = (Status.ACTION_CANCELLED, "the worker ends because of another action")
+
+NO_PHASE: Phase = [0, 0, 0]
+
+ORDERED_BY_MODEL = (Load, Unload, HostFetch, HostDrop)
+"""Actions that wait behind an earlier action on the same model where that waits for a check of stored bytes."""
+
+
+class DeviceQueue:
+    """A device and the queue of actions before it."""
+
+    __slots__ = (
+        "card", "checks", "clock_mhz", "device", "executes", "fetches", "index", "loads", "offline", "queue", "wake_ns",
+    )  # fmt: skip
+
+    def __init__(self, index: int, device: Device) -> None:
+        self.index = index  # the number by which the controller knows the device
+        self.card = index  # the number by which the observer of clocks knows it
+        self.clock_mhz = 0  # as last reported to the controller
+        self.device = device
+        self.queue = ActionQueue(device.info.run_ahead)
+        self.executes, self.loads, self.fetches = RunWatch(EXECUTION_GRACE_NS), RunWatch(), RunWatch()
+        self.checks = RunWatch()  # of LOADs that wait for a check of stored bytes
+        self.wake_ns = NEVER_NS  # the valid entry of this queue in the runner's heap
+        self.offline = ""  # the fault that broke the device, as a sentence; "" while it works
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether an action was under way at the last look."""
+        return self.executes.is_busy or self.loads.is_busy or self.fetches.is_busy or self.checks.is_busy
+
+
+class Stuck(NamedTuple):
+    """An action that has taken longer than it may and cannot be ended."""
+
+    action_id: int
+    operation: str  # for people: "execution", "load", ...
+    device: str
+
+
+class _Held(NamedTuple):
+    """An action that has not been answered."""
+
+    queue: DeviceQueue
+    received_ns: int  # worker clock
+    expected_ns: int
+    parts: Parts  # INFER: its inputs
+    model_id: int
+
+
+class ActionRunner:
+    """Queues, starts, watches and answers the actions of all devices."""
+
+    def __init__(
+        self, devices: Sequence[Device], models: WorkerModels, clock: WorkerClock, complaints: Complaints
+    ) -> None:
+        self.queues = [DeviceQueue(index, device) for index, device in enumerate(devices)]
+        self.queue_of = {queue.device: queue for queue in self.queues}  # those of broken devices, too
+        self._models = models
+        self._clock = clock
+        self._complaints = complaints
+        self._held: dict[int, _Held] = {}
+        # Actions that wait for a check of stored bytes: their queue counts them as started, the device has not seen them.
+        self._unchecked: dict[int, tuple[DeviceQueue, Action]] = {}
+        self._wakes: list[tuple[int, int]] = []  # (when, index); stale where it is not the queue's wake_ns
+        self._watch_ns = NEVER_NS  # when actions under way are looked at next
+        self._load_limit_ns = config.load_limit_ns()
+        self._cancelled = False
+
+    @property
+    def count(self) -> int:
+        """Actions that have not been answered."""
+        return len(self._held)
+
+    def holds(self, action_id: int) -> bool:
+        """Whether this action has been received and not answered."""
+        return action_id in self._held
+
+    @property
+    def due_ns(self) -> int:
+        """When run_due() or find_stuck() has something to do."""
+        wakes = self._wakes
+        return min(self._watch_ns, wakes[0][0]) if wakes else self._watch_ns
+
+    def renumber(self) -> list[DeviceInfo]:
+        """The devices that still work, with new indices: only between sessions, while nothing is held."""
+        self.queues = [queue for queue in self.queues if not queue.offline]
+        for index, queue in enumerate(self.queues):
+            queue.index, queue.wake_ns, queue.clock_mhz = index, NEVER_NS, 0
+        self._wakes.clear()
+        return [queue.device.info for queue in self.queues]
+
+    def reset(self) -> None:
+        """Drop every action: the controller has given them up as well."""
+        self._held.clear()
+        self._unchecked.clear()
+        for queue in self.queues:
+            queue.queue.reset()
+
+    def cancel(self, outcomes: Mapping[int, Outcome]) -> list[Answer]:
+        """End every action for good, with its outcome or as CANCELLED; actions that come later are CANCELLED, too."""
+        self._cancelled = True
+        self._watch_ns = NEVER_NS
+        answers = [
+            refusal(action_id, *outcomes.get(action_id, CANCELLED), held.received_ns)
+            for action_id, held in self._held.items()
+        ]
+        self.reset()
+        return answers
+
+    # ----- events ------------------------------------------------------------------------------
+
+    def receive(self, action: Action, parts: Parts, now: int) -> list[Answer]:
+        """Queue an action of the controller. parts: the inputs of an INFER."""
+        received_ns = self._clock.to_worker(now)
+        action_id = action.action_id
+        if action.device >= len(self.queues):
+            text = f"device {action.device} of {len(self.queues)}"
+            return [refusal(action_id, Status.DEVICE_ERROR, text, received_ns)]
+        if action.model_id not in self._models.ready:
+            text = self._models.absence(action.model_id)
+            return [refusal(action_id, Status.UNKNOWN_MODEL, text, received_ns)]
+        if self._cancelled:
+            return [refusal(action_id, *CANCELLED, received_ns)]
+        if action_id in self._held:
+            log.warning("action %d was sent twice; the second is dropped", action_id)
+            return []
+        queue = self.queues[action.device]
+        self._held[action_id] = _Held(queue, received_ns, action.expected_ns, parts, action.model_id)
+        answers: list[Answer] = []
+        self._obey(queue, queue.queue.step(Received(now, self._clock.window(action))), answers)
+        return answers
+
+    def revoke(self, action_id: int, now: int) -> list[Answer]:
+        """Drop an action that has not started, if it is held."""
+        answers: list[Answer] = []
+        if (held := self._held.get(action_id)) is not None:
+            self._obey(held.queue, held.queue.queue.step(Revoked(now, action_id)), answers)
+        return answers
+
+    def complete(self, queue: DeviceQueue, completion: Completion, now: int) -> list[Answer]:
+        """Answer an action that has ended on its device, and go on with what waited for it."""
+        held = self._held.pop(completion.action_id, None)
+        if held is None:
+            return []  # of an earlier session
+        answers = [self._result(completion, held)]
+        self._obey(queue, queue.queue.step(Ended(now, completion.action_id)), answers)
+        return answers
+
+    def run_due(self, now: int) -> list[Answer]:
+        """Start or refuse the actions whose time has come."""
+        answers: list[Answer] = []
+        wakes = self._wakes
+        while wakes and wakes[0][0] <= now:
+            wake_ns, index = heappop(wakes)
+            queue = self.queues[index]
+            if queue.wake_ns == wake_ns:
+                queue.wake_ns = NEVER_NS
+                if queue.queue.next_wake_ns <= now:
+                    self._obey(queue, queue.queue.step(Due(now)), answers)
+                else:
+                    self._schedule(queue)
+        return answers
+
+    def start_checked(self) -> list[Answer]:
+        """Start the actions that waited for a check, or end them where the model turned out to be damaged."""
+        answers: list[Answer] = []
+        for action_id, (queue, action) in list(self._unchecked.items()):
+            if action.model_id not in self._models.ready:
+                del self._unchecked[action_id]
+                text = self._models.absence(action.model_id)
+                self._end(queue, action_id, Status.DEVICE_ERROR, text, answers)
+            elif self._models.demand_check(action.model_id):
+                del self._unchecked[action_id]
+                self._start(queue, action, answers)
+        return answers
+
+    # ----- commands of the queues --------------------------------------------------------------
+
+    def _schedule(self, queue: DeviceQueue) -> None:
+        """Enter the queue's next wake-up into the heap, if it is sooner than the entry there."""
+        wake_ns = queue.queue.next_wake_ns
+        if wake_ns < queue.wake_ns:
+            queue.wake_ns = wake_ns
+            heappush(self._wakes, (wake_ns, queue.index))
+            if len(self._wakes) > len(self.queues) + STALE_WAKES_MAX:
+                self._wakes[:] = [
+                    (wake, index) for wake, index in self._wakes if self.queues[index].wake_ns == wake
+                ]
+                heapify(self._wakes)
+
+    def _obey(self, queue: DeviceQueue, commands: Iterable[QueueCommand], answers: list[Answer]) -> None:
+        self._schedule(queue)
+        for command in commands:
+            if type(command) is Start:
+                if not self._hold_for_check(queue, command.action):
+                    self._start(queue, command.action, answers)
+                if self._watch_ns == NEVER_NS:
+                    self._watch_ns = now_ns() + WATCH_INTERVAL_NS
+            elif type(command) is Reject:
+                action_id = command.action.action_id
+                held = self._held.pop(action_id)
+                answers.append(refusal(action_id, command.status, command.text, held.received_ns))
+            elif type(command) is RevokeStarted:
+                if command.action_id in self._unchecked:
+                    del self._unchecked[command.action_id]
+                    self._end(queue, command.action_id, Status.ACTION_CANCELLED, "revoked", answers)
+                else:
+                    queue.device.revoke(command.action_id)
+
+    def _hold_for_check(self, queue: DeviceQueue, action: Action) -> bool:
+        """Keep an action from the device if it, or an earlier one that it must follow, waits for a check."""
+        if type(action) not in ORDERED_BY_MODEL:
+            return False
+        is_behind = any(
+            earlier.model_id == action.model_id and where is queue
+            for where, earlier in self._unchecked.values()
+        )
+        reads_store = type(action) in (Load, HostFetch)
+        if not is_behind and not (reads_store and not self._models.demand_check(action.model_id)):
+            return False
+        self._unchecked[action.action_id] = (queue, action)
+        return True
+
+    def _start(self, queue: DeviceQueue, action: Action, answers: list[Answer]) -> None:
+        device = queue.device
+        try:
+            if type(action) is Infer:
+                device.start_infer(action, self._held[action.action_id].parts)
+            elif type(action) is Load:
+                device.start_load(action)
+            elif type(action) is Unload:
+                device.start_unload(action)
+            elif type(action) is Profile:
+                device.start_profile(action)
+            elif type(action) is HostFetch:
+                device.start_fetch(action)
+            elif type(action) is HostDrop:
+                device.start_drop(action)
+        except Exception as error:  # whatever it is, this action has ended, and the lane is free for the next
+            if not isinstance(error, (ValueError, TypeError, OverflowError, MemoryError, ClockworkError)):
+                self._complaints.note("failed", now_ns(), f"failed to start a {type(action).__name__}", error)
+            status = Status.INVALID_INPUT if isinstance(error, InvalidInput) else Status.DEVICE_ERROR
+            text = str(error) or "there is not enough memory for the action"
+            self._end(queue, action.action_id, status, text, answers)
+
+    def _end(
+        self, queue: DeviceQueue, action_id: int, status: Status, text: str, answers: list[Answer]
+    ) -> None:
+        """End an action that its queue counts as started and the device does not know."""
+        held = self._held.pop(action_id)
+        answers.append(refusal(action_id, status, text, held.received_ns))
+        self._obey(queue, queue.queue.step(Ended(now_ns(), action_id)), answers)
+
+    def _result(self, completion: Completion, held: _Held) -> Answer:
+        """The result of an action that ended on its device, unless its outputs contradict the model."""
+        given = self._models.ready.get(held.model_id)
+        if given is not None and completion.parts:
+            why = given.contradicted_by(completion.parts, held.parts)
+            if why:
+                completion = completion._replace(status=Status.EXECUTION_FAILED, text=why, parts=[])
+        frames: list[Frame] = []
+        parts: list[list[TensorRef]] = []
+        for part in completion.parts:
+            refs: list[TensorRef] = []
+            for dtype, shape, data in part:
+                refs.append([dtype, shape, len(frames)])
+                frames.append(data)
+            parts.append(refs)
+        phase = self._clock.phase
+        result = Result(
+            completion.action_id,
+            completion.status,
+            completion.text,
+            held.received_ns,
+            phase(completion.copy_in),
+            phase(completion.execute),
+            phase(completion.copy_out),
+            parts,
+        )
+        return codec.encode(result), frames
+
+    # ----- actions that run too long -----------------------------------------------------------
+
+    def find_stuck(self, now: int) -> Stuck | None:
+        """End executions that take longer than they may; an action that does not come back, if there is any."""
+        if now < self._watch_ns:
+            return None
+        busy = False
+        for queue in self.queues:
+            if not queue.queue.started_count and not queue.is_watched:
+                continue
+            busy = True
+            device = queue.device
+            running, (loading, fetching) = device.running(), device.moving()
+            waiting = next((number for number, (where, _) in self._unchecked.items() if where is queue), 0)
+            least_ns = self._load_limit_ns
+            for operation, watch, action_id, limit_ns in (
+                ("execution", queue.executes, running, execution_limit_ns(self._expected_ns(running))),
+                ("load", queue.loads, loading, load_limit_ns(self._expected_ns(loading), least_ns)),
+                ("fetch", queue.fetches, fetching, load_limit_ns(self._expected_ns(fetching), least_ns)),
+                ("check before a load", queue.checks, waiting, CHECK_LIMIT_NS),
+            ):
+                verdict = watch.look(now, action_id, limit_ns)
+                if verdict is Verdict.END:
+                    device.end_run(action_id)
+                elif verdict is Verdict.STUCK:
+                    return Stuck(action_id, operation, device.info.name)
+        self._watch_ns = now + WATCH_INTERVAL_NS if busy else NEVER_NS
+        return None
+
+    def _expected_ns(self, action_id: int) -> int:
+        held = self._held.get(action_id)
+        return held.expected_ns if held is not None else 0
+
+    def end_runs(self) -> bool:
+        """End whatever still executes, and wait for what loads. False: some of it does not come back."""
+        give_up_ns = now_ns() + EXECUTION_GRACE_NS
+        while True:
+            busy = False
+            for device in self.queue_of:
+                action_id = device.running()
+                if action_id:
+                    device.end_run(action_id)
+                busy |= action_id != 0 or any(device.moving())
+            if not busy:
+                return True
+            if now_ns() >= give_up_ns:
+                return False
+            time.sleep(END_PAUSE_S)
+
+
+def refusal(action_id: int, status: Status, text: str, received_ns: int) -> Answer:
+    """The result of an action that did not reach its device."""
+    return codec.encode(Result(action_id, status, text, received_ns, NO_PHASE, NO_PHASE, NO_PHASE, [])), ()
+
+
+def views(parts: list[list[TensorRef]], frames: list[Frame]) -> Parts:
+    """The inputs of each part, in place. Raises InvalidInput for a reference that leads nowhere.
+
+    frames: of the whole message, its header first. Whether a frame holds what its reference declares is for the device
+    to check: it knows the model.
+    """
+    result = []
+    for part in parts:
+        row = []
+        for dtype, shape, index in part:
+            if index >= len(frames) - 1:
+                raise InvalidInput(f"a tensor in frame {index} of a message with {len(frames) - 1}")
+            row.append(TensorView(dtype, tuple(shape), frames[index + 1]))
+        result.append(row)
+    return result

@@ -1,0 +1,161 @@
+"""A worker's side of its connection to the controller: hello, welcome, and how both take leave of each other.
+
+A Session belongs to one connection at a time. It begins with a WorkerWelcome and ends when the connection does, when the
+controller lets go of the worker, or when the controller takes no more messages; then another hello follows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+from clockwork import config
+from clockwork.config import (
+    DRAIN_SETTLE_NS,
+    HANDSHAKES_BROKEN_MAX,
+    HELLO_PAUSE_MAX_NS,
+    HELLO_PAUSE_NS,
+    HELLO_SETTLED_NS,
+)
+from clockwork.config.worker import FAREWELL_LIMIT_NS
+from clockwork.system.clock import now_ns
+from clockwork.wire import codec
+from clockwork.wire.keys import read_peer_keys
+from clockwork.wire.messages import NEVER_NS, PROTOCOL_VERSION, DeviceInfo, WorkerHello
+from clockwork.wire.roles import Role
+from clockwork.wire.transport import ConnectionEvent, Frame, Transport
+from clockwork.worker.settings import WorkerSettings
+
+log = logging.getLogger("clockwork.worker")
+
+
+class Session:
+    """The connection, and whether the controller has let this worker in."""
+
+    def __init__(self, settings: WorkerSettings, transport: Transport) -> None:
+        self._endpoint, self._name = settings.endpoint, settings.name
+        self._epoch = random.SystemRandom().getrandbits(63)
+        keys = read_peer_keys(settings.key) if settings.key is not None else None
+        self._key_role = keys.role if keys is not None else None
+        self._has_key = keys is not None
+        self.dealer = transport.dealer(settings.endpoint, keys)
+        self.welcomed = False
+        self._welcomed_ns = 0
+        self._hello_due_ns = 0  # connected, and a hello is to be sent from then on; 0: none
+        self._hello_pause_ns = 0  # before the next hello, if the controller soon lets go of this worker again
+        self._was_up = False
+        self._refusals = 0
+
+    def changes(self) -> Iterator[ConnectionEvent]:
+        """What happened to the connection: UP, DOWN, or REFUSED for good."""
+        for change in self.dealer.changes():
+            if change is ConnectionEvent.UP:
+                log.info("connected to %s", self._endpoint)
+                self._was_up, self._refusals = True, 0
+                yield change
+            elif change is ConnectionEvent.DOWN:
+                if self._was_up:
+                    log.warning("connection to %s lost; trying again", self._endpoint)
+                yield change
+            else:
+                self._refusals += 1
+                is_broken_for_good = (
+                    self._refusals >= HANDSHAKES_BROKEN_MAX and not self._was_up and self._has_key
+                )
+                if change is ConnectionEvent.REFUSED or is_broken_for_good:
+                    hint = "are the keys right (--key)?"
+                    if self._key_role not in (None, Role.WORKER):
+                        hint = f"its key has the role {self._key_role.value} and must have worker (--key)"
+                    log.error("%s refused the connection: %s", self._endpoint, hint)
+                    yield ConnectionEvent.REFUSED
+
+    def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
+        """False: the controller has let this worker in and takes no more of its messages, so a hello is due."""
+        if self.dealer.send(header, frames) or not self.welcomed:
+            return True
+        log.warning("%s does not take what is sent; starting over", self._endpoint)
+        return False
+
+    def hello(self, devices: Iterable[DeviceInfo]) -> None:
+        """Offer these devices to the controller; their order gives them their indices."""
+        fields = [dataclasses.asdict(info) for info in devices]
+        hello = WorkerHello(PROTOCOL_VERSION, config.VERSION, self._name, self._epoch, fields)
+        sent = self.dealer.send(codec.encode(hello))
+        self._hello_due_ns = 0 if sent else now_ns()
+
+    def is_hello_due(self, now: int) -> bool:
+        """Whether hello() is to be called now."""
+        return self._hello_due_ns != 0 and now >= self._hello_due_ns
+
+    def end(self, hello_due_ns: int = 0) -> None:
+        """The controller no longer counts on this worker. hello_due_ns: when to offer it again; 0: not on this connection."""
+        self.welcomed = False
+        self._hello_due_ns = hello_due_ns
+
+    def end_by_controller(self, now: int) -> None:
+        """The controller let go of this worker: another hello is due, after a pause if this happens often."""
+        settled = now - self._welcomed_ns >= HELLO_SETTLED_NS
+        self._hello_pause_ns = (
+            0 if settled else min(max(2 * self._hello_pause_ns, HELLO_PAUSE_NS), HELLO_PAUSE_MAX_NS)
+        )
+        self.end(now + self._hello_pause_ns)
+        if not settled:
+            log.warning(
+                "the controller let go of this worker %.1f s after it had let it in; hello again in %.2f s",
+                (now - self._welcomed_ns) / 1e9, self._hello_pause_ns / 1e9,
+            )  # fmt: skip
+
+    def begin(self, now: int) -> None:
+        """The controller has let this worker in."""
+        self.welcomed = True
+        self._welcomed_ns = now
+
+
+@dataclasses.dataclass(slots=True)
+class Departure:
+    """How a worker leaves: after its actions have ended (drain), or at once because of one of them (give up).
+
+    The controller says Goodbye to each Goodbye. To a draining worker it means that no action follows. A worker that gives
+    up says it twice, before and behind its last answers: when the second has come back, the controller has read those. A
+    connection that is closed earlier may be missed before its last messages are read.
+    """
+
+    drain_ns: int  # how long actions may take to end
+    began_ns: int = 0  # when draining began; 0: it has not
+    released: bool = False  # the controller sends no more actions
+    exit_status: int = 0  # of a worker that gives up; 0: it does not
+    _farewells_due: int = 0
+    _latest_ns: int = NEVER_NS
+
+    def drain_due_ns(self, action_count: int) -> int:
+        """When a draining worker leaves at the latest; NEVER_NS if it is not draining."""
+        if not self.began_ns:
+            return NEVER_NS
+        if action_count:
+            return self.began_ns + self.drain_ns
+        return self.began_ns + (0 if self.released else min(DRAIN_SETTLE_NS, self.drain_ns))
+
+    def due_ns(self, action_count: int) -> int:
+        """When the worker leaves if nothing else happens."""
+        return min(self.drain_due_ns(action_count), self._latest_ns)
+
+    def give_up(self, exit_status: int, now: int, farewells: int) -> None:
+        """Leave once so many Goodbyes have come, or soon if they do not."""
+        self.exit_status = exit_status
+        self._farewells_due = farewells
+        self._latest_ns = now + FAREWELL_LIMIT_NS
+
+    def has_given_up(self, now: int) -> bool:
+        """Whether a worker that gives up is to leave now."""
+        return self.exit_status != 0 and (self._farewells_due <= 0 or now >= self._latest_ns)
+
+    def on_goodbye(self) -> None:
+        """The controller said Goodbye."""
+        if self.exit_status:
+            self._farewells_due -= 1
+        elif self.began_ns:
+            self.released = True
+        else:
+            log.info("the controller is shutting down")

@@ -1,0 +1,124 @@
+"""A worker's actions from their arrival to their results, on a device that only notes what it is told."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from clockwork.config import WATCH_INTERVAL_NS
+from clockwork.device.base import Completion, Device
+from clockwork.system.clock import MS, SECOND, now_ns
+from clockwork.wire import codec
+from clockwork.wire.complaints import Complaints
+from clockwork.wire.messages import FROM_WORKER, DeviceInfo, Infer, Load, Result, Status
+from clockwork.worker.clock import WorkerClock
+from clockwork.worker.models import WorkerModels
+from clockwork.worker.runner import NO_PHASE, ActionRunner, Answer
+
+MODEL = 1
+
+
+class NotingDevice:
+    """Takes every action and completes none."""
+
+    info = DeviceInfo("emulated", "noting", "noting", 1 << 20, 16, 4)
+
+    def __init__(self) -> None:
+        self.started: list[int] = []
+        self.revoked: list[int] = []
+
+    def start_load(self, action: Load) -> None:
+        self.started.append(action.action_id)
+
+    def start_infer(self, action: Infer, parts: Any) -> None:
+        self.started.append(action.action_id)
+
+    def revoke(self, action_id: int) -> None:
+        self.revoked.append(action_id)
+
+    def running(self) -> int:
+        return 0
+
+    def moving(self) -> tuple[int, int]:
+        return 0, 0
+
+
+class ReadyModels:
+    """A model that is ready, whose stored bytes are known to be whole when the test says so."""
+
+    def __init__(self) -> None:
+        self.ready: dict[int, Any] = {MODEL: None}
+        self.whole = True
+
+    def demand_check(self, model_id: int) -> bool:
+        return self.whole
+
+    def absence(self, model_id: int) -> str:
+        return "damaged"
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.device, self.models = NotingDevice(), ReadyModels()
+        self.runner = ActionRunner(
+            [cast(Device, self.device)],
+            cast(WorkerModels, self.models),
+            WorkerClock(),
+            Complaints(logging.getLogger(), ("failed",)),
+        )
+        self.now = now_ns()
+
+    def load(self, action_id: int) -> list[tuple[int, Status]]:
+        action = Load(action_id, 0, MODEL, action_id, [0], self.now - MS, self.now + SECOND, MS)
+        return outcomes(self.runner.receive(action, [], self.now))
+
+    def infer(self, action_id: int, earliest_ns: int, latest_ns: int) -> list[tuple[int, Status]]:
+        action = Infer(action_id, 0, MODEL, 1, earliest_ns, latest_ns, MS, [[]])
+        return outcomes(self.runner.receive(action, [], self.now))
+
+
+def outcomes(answers: list[Answer]) -> list[tuple[int, Status]]:
+    results = [codec.decode(header, FROM_WORKER) for header, _ in answers]
+    return [(result.action_id, Status(result.status)) for result in results if isinstance(result, Result)]
+
+
+def test_loads_that_wait_for_a_check_start_in_order_or_end_where_the_model_is_damaged() -> None:
+    stage = Stage()
+    stage.models.whole = False
+    assert stage.load(1) == stage.load(2) == []
+    assert stage.device.started == []
+    stage.models.whole = True
+    assert stage.load(3) == []  # behind the others
+    assert outcomes(stage.runner.start_checked()) == []
+    assert stage.device.started == [1, 2, 3]
+    stage.models.whole = False
+    stage.load(4)
+    assert outcomes(stage.runner.revoke(4, stage.now)) == [(4, Status.ACTION_CANCELLED)]
+    assert outcomes(stage.runner.revoke(3, stage.now)) == []
+    assert stage.device.revoked == [3]
+
+
+def test_an_action_that_is_cancelled_while_it_waits_for_its_window_neither_starts_nor_is_refused_again() -> (
+    None
+):
+    stage = Stage()
+    assert stage.infer(1, stage.now + 100 * MS, stage.now + 200 * MS) == []
+    assert outcomes(stage.runner.cancel({})) == [(1, Status.ACTION_CANCELLED)]
+    assert stage.runner.count == 0
+    for later_ns in (100 * MS, SECOND):
+        assert stage.runner.run_due(stage.now + later_ns) == []
+    assert stage.device.started == []
+    assert stage.infer(2, stage.now, stage.now + SECOND) == [(2, Status.ACTION_CANCELLED)]
+
+
+def test_a_completion_of_an_earlier_session_is_no_answer() -> None:
+    stage = Stage()
+    stage.load(1)
+    stage.runner.reset()
+    done = Completion(1, Status.OK, "", NO_PHASE, NO_PHASE, NO_PHASE, [])
+    queue = stage.runner.queues[0]
+    assert stage.runner.complete(queue, done, stage.now) == []
+    stage.load(2)
+    answers = stage.runner.complete(queue, done._replace(action_id=2), stage.now)
+    assert outcomes(answers) == [(2, Status.OK)]
+    assert stage.runner.find_stuck(stage.now + 2 * WATCH_INTERVAL_NS) is None

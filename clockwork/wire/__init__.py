@@ -1,1 +1,1 @@
-"""What processes say to each other: messages, their bytes, sockets, tensors, keys and roles."""
+"""Communication between processes: messages and their encoding, sockets, tensors, keys and roles."""

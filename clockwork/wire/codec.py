@@ -1,4 +1,4 @@
-"""Headers to bytes and back. The frames behind a header are never touched here.
+"""Encodes headers to bytes and decodes them. The frames behind a header are never touched here.
 
 Decoding trusts nothing: the tag must belong to the direction, and every field must have the form that its message
 declares for it (clockwork.wire.forms), before anything is built of it.
@@ -20,7 +20,7 @@ from clockwork.wire.messages import FROM_CLIENT, FROM_WORKER, HEADER_BYTES, TAG_
 
 
 class WireError(ClockworkError):
-    """A header that is not one of ours; the sentence says what is wrong with it."""
+    """A header that is no valid message; the text says why."""
 
 
 class HeaderFlaw(NamedTuple):
@@ -35,7 +35,7 @@ class HeaderFlaw(NamedTuple):
 
 
 class TooLarge(ClockworkError):
-    """A message that its receiver would not take; the sentence says how large it is, and may be."""
+    """A message that its receiver would not take; the text gives its size and the bound."""
 
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
@@ -58,7 +58,7 @@ def encode(message: tuple[Any, ...]) -> bytes:
 
 
 def decode(header: Any, table: Mapping[int, type]) -> Any:
-    """The message in a header frame (bytes-like), of one of the kinds in ``table``, a direction's. Raises WireError."""
+    """The message in a header frame (bytes-like). table: the kinds of its direction, by tag. Raises WireError."""
     try:
         return _codec.read(header, _LAYOUTS[id(table)])
     except _codec.Odd as error:
@@ -71,7 +71,7 @@ def complaint(header: Any, table: Mapping[int, type], flaw: HeaderFlaw) -> str:
 
 
 def check(message: tuple[Any, ...]) -> bytes:
-    """The header of a message, if its receiver takes it: for what is made of a stranger's data. Raises WireError."""
+    """The header of a message made of untrusted data, decoded once as a test. Raises WireError if no receiver takes it."""
     try:
         header = encode(message)
         _codec.read(header, {TAG_OF[type(message)]: _ALL[type(message)]})
@@ -81,8 +81,8 @@ def check(message: tuple[Any, ...]) -> bytes:
 
 
 def addressee(header: Any, table: Mapping[int, type]) -> tuple[type | None, int]:
-    """The kind of a message that decode() refuses, and the id that it begins with (of a request, action or model): so
-    that whoever waits for its answer hears of it. (None, 0) where these are not to be read."""
+    """The kind of a message that decode() refuses, and the id of a request, action or model that it begins with, so that
+    its sender can be answered. (None, 0) where they cannot be read."""
     unpacker = msgpack.Unpacker()
     unpacker.feed(bytes(memoryview(header)[:_BEGINNING_BYTES]))
     try:
@@ -135,7 +135,9 @@ _CUT = {
     for kind, forms in _FORMS.items()
     if (
         places := [
-            (at, one.bytes_max) for at, one in enumerate(forms.values()) if type(one) is Text and one.is_cut
+            (at, form.bytes_max)
+            for at, form in enumerate(forms.values())
+            if type(form) is Text and form.is_cut
         ]
     )
 }

@@ -1,6 +1,6 @@
-"""What a controller says of itself and of its models, as records that a caller can read.
+"""A controller's descriptions of itself and its models, as records for callers of the client.
 
-Fields that a newer controller adds are kept in ``raw``; what an older one leaves out has its default.
+Fields that a newer controller adds are kept in ``raw``; fields that an older controller leaves out have their defaults.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from clockwork.wire.references import model_reference
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One input or output. A dimension is an int, or a symbol's name ("" unnamed)."""
+    """A model's input or output. A dimension is an int, or a symbol's name ("" unnamed)."""
 
     name: str
-    dtype: str  # numpy's name of it: "float32"; "string" for strings
+    dtype: str  # numpy's name: "float32"; "string" for strings
     shape: tuple[int | str, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProfileInfo:
-    """One execution time measured at registration."""
+    """An execution time measured at registration."""
 
     shape: tuple[tuple[int, ...], ...]  # of each input; without axis 0 where the model batches
     batch: int
@@ -34,7 +34,7 @@ class ProfileInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One version of a registered model. Those of Client.models() lack what takes long to list: see model()."""
+    """A version of a registered model. Client.models() leaves out the fields that take long to list: see model()."""
 
     name: str
     version: int
@@ -50,11 +50,11 @@ class ModelInfo:
     weights_bytes: int
     load_ns: int
     profile: tuple[ProfileInfo, ...]
-    metadata: dict[str, str]  # the ONNX file's own
-    devices: tuple[dict[str, Any], ...]  # where it is: worker, device, state
+    metadata: dict[str, str]  # metadata of the ONNX file
+    devices: tuple[dict[str, Any], ...]  # its copies: worker, device, state
     counts: dict[str, int]
     digest: str  # of the package: equal content, equal digest
-    share: float  # of its name's requests, from 0 to 1
+    share: float  # of the requests to its name, from 0 to 1
     hosted: tuple[str, ...]  # workers that have it in a host store with a budget
     raw: dict[str, Any] = dataclasses.field(repr=False)
 
@@ -101,17 +101,17 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShadowInfo:
-    """A version that is asked as well, and what became of that since it is, or since the controller started.
+    """A version that gets copies of requests, with counts since it began or since the controller started.
 
-    copied: requests; of these, unanswered: the version had no idle time for it before its SLO (at most 0.9 s),
-    or failed; moot: the request itself was not answered. dropped: not copied, or not compared, for too much
-    waited. compared: pairs of answers; of these, differing: in names, dtypes or shapes; beyond: that, or by
-    more than the tolerance. Differences are of two elements; the relative one as a part of the largest
-    magnitude in the tensor of the version that serves.
+    copied: requests that were copied. unanswered: copies for which the version had no idle time before their SLO (at
+    most 0.9 s), or failed. moot: copies of requests that were not answered themselves. dropped: requests not copied, or
+    answers not compared, because too many waited. compared: pairs of answers. differing: pairs that differ in names,
+    dtypes or shapes. beyond: pairs that differ so, or by more than the tolerance. absolute_max, relative_max: the
+    largest difference of two elements; relative to the largest magnitude in the tensor of the version that serves.
     """
 
     version: int
-    share: float  # of the requests that go to others, from 0 to 1
+    share: float  # of the requests that go to other versions, from 0 to 1
     tolerance: float
     copied: int
     dropped: int
@@ -129,11 +129,11 @@ class RouteInfo:
     """How a name's traffic is split. Shares are by version, from 0 to 1."""
 
     name: str
-    automatic: bool  # nobody has split it: the newest version that is ready has it all
+    automatic: bool  # without a split: the newest version that is ready has all the traffic
     shares: dict[int, float]
-    serving: dict[int, float]  # at this moment: among those of them that are ready
+    serving: dict[int, float]  # shares at this moment, of the versions that are ready
     shadow: ShadowInfo | None
-    earlier: tuple[dict[int, float], ...]  # what one can go back to; the last comes first
+    earlier: tuple[dict[int, float], ...]  # shares that a rollback can restore; the last comes first
     raw: dict[str, Any] = dataclasses.field(repr=False)
 
     @staticmethod
@@ -146,13 +146,13 @@ class RouteInfo:
             shares=_shares(body.get("shares")),
             serving=_shares(body.get("serving")),
             shadow=_shadow(shadow) if isinstance(shadow, Mapping) else None,
-            earlier=tuple(_shares(one.get("shares")) for one in reversed(body.get("earlier") or ())),
+            earlier=tuple(_shares(entry.get("shares")) for entry in reversed(body.get("earlier") or ())),
             raw=body,
         )
 
 
 class ClusterStatus(TypedDict, total=False):
-    """What Client.status() returns: a plain dict with these keys, and perhaps more."""
+    """Returned by Client.status(): a plain dict with these keys, and perhaps more."""
 
     version: str
     epoch: int
@@ -162,11 +162,9 @@ class ClusterStatus(TypedDict, total=False):
     clients: Any
     workers: list[dict[str, Any]]  # id, name, state, rtt_ns, jitter_ns, devices, memory, ...
     counts: dict[str, int]
-    noise: dict[str, float]  # of executions: executions, pace, sigma, outliers, outlier_factor
-    complaints: dict[str, int]  # messages that were malformed, or met a defect (failed), by sender
-    troubles: dict[
-        str, Any
-    ]  # open: what is wrong (kind, subject, text, count, since_ns, last_ns); left_out, noted
+    noise: dict[str, float]  # of execution times: executions, pace, sigma, outliers, outlier_factor
+    complaints: dict[str, int]  # malformed messages, and messages at which the controller failed, by sender
+    troubles: dict[str, Any]  # open: (kind, subject, text, count, since_ns, last_ns) each; left_out, noted
 
 
 def _int(value: Any) -> int:
@@ -201,9 +199,9 @@ def _shadow(body: Mapping[str, Any]) -> ShadowInfo:
 def _tensors(body: Any) -> tuple[TensorInfo, ...]:
     return tuple(
         TensorInfo(
-            str(one.get("name", "")),
-            str(one.get("dtype", "")),
-            tuple(one.get("shape", ())),
+            str(entry.get("name", "")),
+            str(entry.get("dtype", "")),
+            tuple(entry.get("shape", ())),
         )
-        for one in body or ()
+        for entry in body or ()
     )

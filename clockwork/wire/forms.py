@@ -1,7 +1,7 @@
-"""What a field of a message may hold. messages.py declares a form with each field, and _codec reads by it.
+"""Forms: the values that a field of a message may hold. messages.py declares each field's form, and _codec reads by it.
 
-A form bounds whatever it lets in: a number on both sides, a text in bytes, a list in elements, and what is free in its
-depth and its number of values. So what a header can cost is known from its kind, before anything is built of it.
+A form bounds whatever it lets in: a number on both sides, a text in bytes, a list in elements, and a free value in its
+depth and its number of values. So the cost of reading a header is bounded by its kind, before anything is built of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ INT64_MIN = -(1 << 63)
 
 
 class Integer(NamedTuple):
-    """From ``least`` to ``most``, both included. They fit int64."""
+    """An integer from ``least`` to ``most``, both included. They fit int64."""
 
     least: int
     most: int
@@ -24,7 +24,7 @@ class Integer(NamedTuple):
 
 
 class Real(NamedTuple):
-    """A number from ``least`` to ``most``; one that is an integer stays one. Not NaN."""
+    """A number from ``least`` to ``most``, not NaN; an integer stays an integer."""
 
     least: float
     most: float
@@ -34,7 +34,7 @@ class Real(NamedTuple):
 
 
 class Text(NamedTuple):
-    """``bytes_max``: of its UTF-8. ``is_cut``: a sentence for people; encode() cuts it to what decode() takes."""
+    """A text of at most ``bytes_max`` bytes of UTF-8. ``is_cut``: encode() cuts a longer text to that."""
 
     bytes_max: int
     is_cut: bool = False
@@ -44,12 +44,14 @@ class Text(NamedTuple):
 
 
 class Flag(NamedTuple):
+    """A boolean."""
+
     def __str__(self) -> str:
         return "true or false"
 
 
 class ListOf(NamedTuple):
-    """Any number of elements up to ``count_max``."""
+    """A list of at most ``count_max`` elements."""
 
     element: Form
     count_max: int
@@ -59,7 +61,7 @@ class ListOf(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A list of exactly these."""
+    """A list of exactly these fields, in this order."""
 
     fields: Mapping[str, Form]
 
@@ -68,7 +70,7 @@ class Row(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A map of these keys. Those of ``optional`` may be absent."""
+    """A map with these keys. The keys in ``optional`` may be absent."""
 
     fields: Mapping[str, Form]
     optional: tuple[str, ...] = ()
@@ -88,7 +90,7 @@ class Either(NamedTuple):
 
 
 class Anything(NamedTuple):
-    """Whatever msgpack has, extensions excepted, in at most so many levels of containers and so many values in all."""
+    """Any msgpack value but extensions, of at most ``depth_max`` levels of containers and ``count_max`` values in all."""
 
     depth_max: int
     count_max: int
@@ -98,7 +100,7 @@ class Anything(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """A map with texts for keys. Of the rest, see Anything; the map is its first level."""
+    """A map from texts to any values, bounded as in Anything; the map is the first level."""
 
     depth_max: int
     count_max: int

@@ -1,8 +1,8 @@
-"""What a connection has brought, by the kernel's count: libzmq says nothing of what it has received and not handed on.
+"""Bounds the bytes that a connection has received and this process has not taken, by the kernel's count.
 
-It bounds frames in bytes and queues in messages, but neither the bytes of a queue nor a message of many frames, which
-it receives whole before anybody hears of it. Like csrc/controller/connections.h, for the sockets that are not the
-exchange's: those that this process dialled, and its publisher's.
+libzmq bounds frames in bytes and queues in messages, but neither the bytes of a queue nor a message of many frames,
+which it receives whole before it hands anything on; and it does not report the bytes. csrc/controller/connections.h
+does the same for the exchange's sockets; this module is for dialled sockets and for the publisher's.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ _INFO_BYTES = _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size
 
 
 class Inflow:
-    """Of one open connection: how much has come that this process has not taken, and its end where that is too much."""
+    """Counts the bytes of an open connection that this process has not taken, and ends it where they are too many."""
 
     def __init__(self, fd: int, now: int) -> None:
-        """fd: libzmq's own, which may be closed at any time; it is never used without a look at what it means now."""
+        """fd: libzmq's own, which may be closed and reused at any time: each use goes through _duplicate()."""
         self._fd = fd
         self._inode = _inode_of(fd)
         self._taken = 0
         self._looked_ns = now
-        self._resident = resident_bytes()  # of this process, when all that had come was taken
+        self._resident = resident_bytes()  # of this process, when it last had taken (nearly) all
 
     def take(self, count: int, frames: int) -> None:
-        """Count a message that was taken, of so many bytes and frames."""
+        """Count a message of ``count`` bytes that was taken."""
         self._taken += count + FRAME_EXTRA_BYTES * frames
 
     def look(self, now: int, bytes_max: int) -> bool:
-        """End the connection where more than so many bytes have come and were not taken; whether that was done.
+        """End the connection if more than ``bytes_max`` bytes wait to be taken. Returns whether it ended the connection.
 
-        Also where this process has grown by as much since all had been taken, and what was not may be the reason: two
-        bytes on the wire may be a frame, which takes 64.
+        It also ends where this process has grown by more than ``bytes_max`` since all was taken, and the waiting bytes
+        may be the reason: two bytes on the wire may be a frame, which takes 64 in memory.
         """
         duplicate = self._duplicate()
         if duplicate is None:
             return False
-        with socket.socket(fileno=duplicate) as one:
-            received = received_bytes(one)
+        with socket.socket(fileno=duplicate) as connection:
+            received = received_bytes(connection)
             self._taken += (now - self._looked_ns) * HEARTBEAT_BYTES_PER_S // SECOND
             self._looked_ns = now
-            self._taken = min(self._taken, received)  # nobody saves up what is counted too much
+            self._taken = min(self._taken, received)  # an overestimate is no credit for later
             behind = received - self._taken
             resident = resident_bytes()
             if behind <= INFLOW_SMALL_BYTES:
@@ -59,18 +59,18 @@ class Inflow:
             grown = resident - self._resident
             if behind <= bytes_max and not bytes_max < grown <= behind * FRAME_MEMORY_RATIO:
                 return False
-            end(one)
+            end(connection)
             return True
 
     def end(self) -> None:
-        """Have libzmq find that the connection has ended."""
+        """Shut the connection down; libzmq then finds that it has ended."""
         duplicate = self._duplicate()
         if duplicate is not None:
-            with socket.socket(fileno=duplicate) as one:
-                end(one)
+            with socket.socket(fileno=duplicate) as connection:
+                end(connection)
 
     def _duplicate(self) -> int | None:
-        """A descriptor of this very connection, if it is still open: its number may mean another by now."""
+        """A new descriptor of this very connection, or None if its number means something else by now."""
         try:
             duplicate = os.dup(self._fd)
         except OSError:
@@ -81,26 +81,25 @@ class Inflow:
         return None
 
 
-def received_bytes(one: socket.socket) -> int:
-    """Bytes that a TCP connection has received since it began. 0 for any other: of unix sockets the kernel counts none."""
+def received_bytes(connection: socket.socket) -> int:
+    """Bytes that a TCP connection has received since it began; 0 for a unix socket, for which the kernel has no count."""
     with suppress(OSError):
-        info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
         if len(info) == _INFO_BYTES:
             return int(_BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0])
     return 0
 
 
-def end(one: socket.socket) -> None:
+def end(connection: socket.socket) -> None:
+    """Shut a connection down, and drop the bytes that the kernel holds for it."""
     with suppress(OSError):
-        one.setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-        )  # what the kernel holds goes, too
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     with suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _inode_of(fd: int) -> int:
-    """0 of what is no socket."""
+    """The inode of a socket; 0 if the descriptor is not a socket."""
     with suppress(OSError):
         found = os.fstat(fd)
         return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0

@@ -1,4 +1,4 @@
-"""CURVE keys in files: the controller's pair, a pair for each peer, and the list of keys that are let in.
+"""CURVE keys in files: the controller's pair, a pair for each peer, and the list of keys that may connect.
 
 ``clockwork keys new DIR`` writes one peer's file for each role. A peer's file holds its own pair and the controller's
 public key; the list (``allowed.keys``) holds public keys alone, each with its role, and is read again while the
@@ -25,10 +25,10 @@ from clockwork.wire.roles import Role
 CONTROLLER_KEY_FILE = "controller.key"
 ALLOWED_FILE = "allowed.keys"
 KEY_FILES = {role: f"{role}.key" for role in Role}
-"""What `clockwork keys new` calls the key of each role."""
+"""The file names that `clockwork keys new` gives to the key of each role."""
 
 LEGACY_KEY_FILE = "peer.key"
-"""What it called the one key that it made when there were no roles."""
+"""The file name that `clockwork keys new` gave to its only peer key before there were roles."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _PUBLIC = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
@@ -54,12 +54,12 @@ class PeerKeys:
     public: str
     secret: str
     controller: str  # the controller's public key
-    role: Role | None = None  # what it was made for; the controller decides by its own list
+    role: Role | None = None  # that it was made for; the controller decides by its own list
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AllowedKey:
-    """A line of the list."""
+    """A line of allowed.keys."""
 
     role: Role
     public: str
@@ -67,7 +67,7 @@ class AllowedKey:
 
 
 def read_controller_keys(path: Path) -> ControllerKeys:
-    """Raises ConfigError, naming the file and what is wrong with it."""
+    """The controller's keys in a file. Raises ConfigError, naming the file and the defect."""
     body = _read(path, ("public", "secret"))
     allowed = body.get("allowed", [])
     if not isinstance(allowed, list) or not all(_is_public(key) for key in allowed):
@@ -76,7 +76,7 @@ def read_controller_keys(path: Path) -> ControllerKeys:
 
 
 def read_peer_keys(path: Path) -> PeerKeys:
-    """Raises ConfigError, naming the file and what is wrong with it."""
+    """A peer's keys in a file. Raises ConfigError, naming the file and the defect."""
     body = _read(path, ("public", "secret", "controller"))
     role = body.get("role")
     if role is not None and role not in list(Role):
@@ -85,7 +85,7 @@ def read_peer_keys(path: Path) -> PeerKeys:
 
 
 def read_allowed_keys(path: Path) -> Mapping[str, AllowedKey]:
-    """The list, by public key. Raises ConfigError, naming the file, the line and what is wrong with it."""
+    """The keys that may connect, by public key. Raises ConfigError, naming the file, the line and the defect."""
     try:
         with open(path, "rb") as file:
             data = file.read(ALLOWED_BYTES_MAX + 1)
@@ -115,15 +115,15 @@ def read_allowed_keys(path: Path) -> Mapping[str, AllowedKey]:
 
 
 def key_file_of(directory: Path, role: Role) -> Path:
-    """The file of a role's key; where there is none but one from before there were roles, that."""
+    """The file of a role's key; the legacy key's file if that is the only one there."""
     found, legacy = directory / KEY_FILES[role], directory / LEGACY_KEY_FILE
     return legacy if legacy.is_file() and not found.is_file() else found
 
 
 def write_keys(directory: Path, controller: Pair, peers: Mapping[Role, Pair]) -> list[Path]:
-    """Write a controller's key, a key for each role and the list of them; secrets are readable by their owner alone.
+    """Write a controller's key, a key for each role and allowed.keys; secrets are readable by their owner alone.
 
-    Raises ConfigError rather than overwrite a key that somebody may be using.
+    Raises ConfigError rather than overwrite a key that may be in use.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ours, listed = directory / CONTROLLER_KEY_FILE, directory / ALLOWED_FILE
@@ -141,7 +141,10 @@ def write_keys(directory: Path, controller: Pair, peers: Mapping[Role, Pair]) ->
 
 
 def add_key(directory: Path, role: Role, name: str, pair: Pair) -> list[Path]:
-    """One more peer's key beside a controller's, and in its list: what was written. Raises ConfigError."""
+    """Write another peer's key beside a controller's and enter it in allowed.keys. Returns the files written.
+
+    Raises ConfigError.
+    """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"a key's name has 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', got {name[:80]!r}")
     controller = read_controller_keys(directory / CONTROLLER_KEY_FILE)
@@ -158,10 +161,10 @@ def add_key(directory: Path, role: Role, name: str, pair: Pair) -> list[Path]:
 
 
 def revoke_key(directory: Path, which: str) -> list[str]:
-    """Take a key off the list, by its name, its public key or its file: what it was called there.
+    """Take a key off allowed.keys. Returns the names of the keys removed.
 
-    A key from before there were roles is taken out of the controller's own file. Raises ConfigError where it is in
-    neither.
+    which: the key's name, its public key or its file. A key from before there were roles is taken out of the
+    controller's own file. Raises ConfigError for a key that is in neither.
     """
     public = which
     if not _is_public(which) and (Path(which).is_file() or (directory / which).is_file()):
@@ -193,7 +196,7 @@ def _is_public(key: object) -> bool:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """So that two commands at once do not lose each other's change."""
+    """Hold the directory's lock, so that two commands at once do not lose each other's change."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -211,16 +214,14 @@ def _write_allowed(path: Path, rows: Iterable[AllowedKey]) -> None:
 
 
 def _replace(path: Path, text: str, mode: int) -> None:
-    """Whoever reads the file sees it as it was or as it is now, never half of it; and so after a loss of power."""
+    """Replace a file durably and atomically: a reader sees the old or the new text, also after a loss of power."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
         try:
             with open(descriptor, "w", encoding="utf-8") as file:
                 os.fchmod(file.fileno(), mode)
-                with contextlib.suppress(
-                    OSError
-                ):  # the controller may be another user, and is to read it still
+                with contextlib.suppress(OSError):  # keeps it readable for a controller of another user
                     owner = os.stat(path)
                     os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 file.write(text)

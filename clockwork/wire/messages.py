@@ -67,7 +67,7 @@ NEVER_NS = 2**62
 
 
 class Status(enum.IntEnum):
-    """The one list of outcomes, on the wire and inside."""
+    """The outcomes of requests and actions, on the wire and inside every process."""
 
     OK = 0
     # Answers to clients.
@@ -91,8 +91,8 @@ class Status(enum.IntEnum):
     DEVICE_ERROR = 25
     ACTION_CANCELLED = 26
     WORKER_LOST = 27
-    OVERRUN = 28  # it took longer than its bound, and was ended
-    CRASHED = 29  # executing it ends the worker, which says so just before
+    OVERRUN = 28  # The action took longer than its bound, and was ended.
+    CRASHED = 29  # The action crashed its worker, whose last message this is.
 
 
 class Reason(enum.StrEnum):
@@ -108,19 +108,19 @@ class Reason(enum.StrEnum):
     DRAINING = "draining"  # The model is being unregistered, or the controller is shutting down.
 
 
-# ----- what fields hold ----------------------------------------------------------------------
+# ----- fields --------------------------------------------------------------------------------
 
 Id: TypeAlias = Annotated[int, Integer(0, INT64_MAX)]
 Count: TypeAlias = Annotated[int, Integer(0, INT64_MAX)]
 Stamp: TypeAlias = Annotated[int, Integer(0, NEVER_NS - 1)]
-"""A time that the controller's clock shows, or a duration."""
+"""A time of the controller's clock, or a duration."""
 
 _WORKER_TIME = Integer(1 - NEVER_NS, NEVER_NS - 1)
 WorkerTime: TypeAlias = Annotated[int, _WORKER_TIME]
-"""A time of a worker's clock, which counts from wherever it likes and may read less than zero."""
+"""A time of a worker's clock, whose origin is arbitrary: it may be negative."""
 
 Bound: TypeAlias = Annotated[int, Integer(-NEVER_NS, NEVER_NS)]
-"""Of a window, in the clock of a worker."""
+"""A bound of a window, in a worker's clock."""
 
 Protocol: TypeAlias = Annotated[int, Integer(0, (1 << 31) - 1)]
 StatusNumber: TypeAlias = Annotated[int, Integer(0, 31)]
@@ -149,7 +149,7 @@ _DTYPE = Integer(0, (1 << 31) - 1)
 _FRAME = Integer(0, FRAMES_MAX - 1)
 _DIMENSIONS = ListOf(Integer(0, NEVER_NS - 1), RANK_MAX)
 _ANY_DIMENSIONS = ListOf(Integer(INT64_MIN, INT64_MAX), RANK_MAX)
-# Of a request whatever int64 holds is read: what its model takes is said with a better sentence.
+# A request's dimensions may be any int64: the check against its model has the better sentence.
 _INPUT = Row({"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _ANY_DIMENSIONS, "frame": _FRAME})
 _OUTPUT = Row({"name": Text(NAME_BYTES_MAX), "dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME})
 _TENSOR = Row({"dtype": _DTYPE, "shape": _DIMENSIONS, "frame": _FRAME})
@@ -173,6 +173,8 @@ Phase: TypeAlias = Annotated[
 
 
 class ClientHello(NamedTuple):
+    """A client's first message; answered by ClientWelcome or Mismatch."""
+
     protocol: Protocol
     version: Release
     name: PeerName
@@ -192,6 +194,8 @@ class InferRequest(NamedTuple):
 
 
 class Cancel(NamedTuple):
+    """The client no longer waits for this request."""
+
     request_id: Id
 
 
@@ -211,7 +215,7 @@ class Register(NamedTuple):
     """Open an upload. ``files``: ``[[relative path, bytes, sha256 hex], ...]``, the first is the model.
 
     ``options``: ``slo_ns`` (0 none), ``batching`` (auto, on or off), ``batch_max``, ``version`` (its number, if that is
-    free; 0: the next), ``origin`` (whose it is).
+    free; 0: the next), ``origin`` (the repository that it came from).
     """
 
     request_id: Id
@@ -229,6 +233,8 @@ class UploadChunk(NamedTuple):
 
 
 class Unregister(NamedTuple):
+    """Remove ``name``, or ``name@version``, for good; answered by Reply when that is done."""
+
     request_id: Id
     model: ModelReference
 
@@ -236,7 +242,7 @@ class Unregister(NamedTuple):
 class Offer(NamedTuple):
     """Load (``offered``) or unload ``name``, or ``name@version``; answered by Reply when that is done.
 
-    What is unloaded takes no requests and no memory, until it is loaded again; that outlasts a restart.
+    An unloaded model takes no requests and no memory until it is loaded again, also after a restart.
     """
 
     request_id: Id
@@ -256,11 +262,11 @@ _SHARE = Row({"version": Integer(0, VERSION_MAX), "parts": Integer(0, SHARE_WHOL
 
 
 class Route(NamedTuple):
-    """Split a name's traffic. Answered by Reply with the route as it is then; see controller.routes.
+    """Split a name's traffic. Answered by Reply with the resulting route; see controller.routes.
 
-    ``shares``: ``[[version, parts], ...]`` of SHARE_WHOLE; what is left goes to those that have the traffic
-    now; none: as they are. ``shadow``: ``[version, parts, tolerance]``: so many of the requests that go to
-    others are copied to it; ``[0, 0, 0.0]``: no longer; none: as it is.
+    ``shares``: ``[[version, parts], ...]`` of SHARE_WHOLE; the rest goes to the versions that have the traffic now;
+    empty: no change. ``shadow``: ``[version, parts, tolerance]``: the share of other versions' requests that is copied
+    to this version; ``[0, 0, 0.0]``: no shadow; empty: no change.
     """
 
     request_id: Id
@@ -272,7 +278,7 @@ class Route(NamedTuple):
 class Promote(NamedTuple):
     """All of a name's traffic to one version, and no shadow. Answered like Route.
 
-    ``version`` 0: to the newest that is ready, and from now on to each newer one, as before there was a route.
+    ``version`` 0: to the newest version that is ready, now and later, as before there was a route.
     """
 
     request_id: Id
@@ -281,14 +287,14 @@ class Promote(NamedTuple):
 
 
 class Rollback(NamedTuple):
-    """Back to the route before the last change of it. Answered like Route."""
+    """Restore the route before its last change. Answered like Route."""
 
     request_id: Id
     name: ModelReference
 
 
 class Bye(NamedTuple):
-    """The client leaves: everything it still waits for is cancelled."""
+    """The client leaves: the requests that it still waits for are cancelled."""
 
 
 # ----- controller -> client ------------------------------------------------------------------
@@ -302,7 +308,7 @@ class ClientWelcome(NamedTuple):
 
 class Answer(NamedTuple):
     """A successful inference. ``times`` as the controller saw them, ns: waiting in a queue, waiting for a load, on the
-    device, in all; then, of that on the device, copying inputs in and outputs out."""
+    device, in all; then the parts of the device's time that copied inputs in and outputs out."""
 
     request_id: Id
     model_version: VersionNumber
@@ -324,7 +330,7 @@ _FAILURE_DETAILS = Record(
 
 
 class Failure(NamedTuple):
-    """Any request that did not succeed. ``details`` is keyed by status:
+    """A request that did not succeed. ``details`` depends on status:
 
     REFUSED: reason, feasible_slo_ns (0 unknown), retry_after_ns (0 unknown).
     INVALID_INPUT: tensor, expected, got.
@@ -337,7 +343,7 @@ class Failure(NamedTuple):
 
 
 class UploadNeed(NamedTuple):
-    """The package is not known here: send its chunks. Answers Register."""
+    """Answers Register: the controller does not have the package, so send its chunks."""
 
     request_id: Id
     window: Annotated[int, Integer(1, 1 << 16)]
@@ -345,6 +351,8 @@ class UploadNeed(NamedTuple):
 
 
 class UploadAck(NamedTuple):
+    """This many more chunks of an upload have been taken."""
+
     request_id: Id
     chunks: Annotated[int, Integer(0, 1 << 16)]
 
@@ -366,7 +374,7 @@ class Reply(NamedTuple):
 
 
 class HelloNeeded(NamedTuple):
-    """Sent to a peer whose first message was no hello: it spoke to an earlier controller."""
+    """Sent to a peer that is not (or no longer) known, for example after a restart of the controller."""
 
     epoch: Id
 
@@ -383,7 +391,7 @@ class Mismatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What the controller needs to know of a device to plan for it."""
+    """A device's properties, by which the controller plans for it."""
 
     kind: str  # "cpu", "cuda" or "emulated"
     name: str  # for people: the processor or card
@@ -391,7 +399,7 @@ class DeviceInfo:
     page_bytes: int
     page_count: int
     run_ahead: int  # actions that a lane accepts before the first of them has completed
-    host_bytes: int = 0  # budget of the host store that it shares with the worker's others; 0: no host tier
+    host_bytes: int = 0  # budget of the host store that the worker's devices share; 0: no host tier
 
 
 _DEVICE = Record(
@@ -406,11 +414,11 @@ _DEVICE = Record(
     },
     optional=("host_bytes",),
 )
-"""DeviceInfo."""
+"""The form of a DeviceInfo."""
 
 
 class WorkerHello(NamedTuple):
-    """``devices``: one dict of DeviceInfo's fields each. ``worker_epoch``: random, new for each start."""
+    """A worker's first message. ``devices``: DeviceInfo's fields, a dict each. ``worker_epoch``: random for each start."""
 
     protocol: Protocol
     version: Release
@@ -420,7 +428,7 @@ class WorkerHello(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """``jitter_ns``: p99 of wake-up lateness. ``stats``: what ``clockwork status`` shows."""
+    """A sign of life. ``jitter_ns``: p99 of wake-up lateness. ``stats``: shown by ``clockwork status``."""
 
     now_ns: WorkerTime
     jitter_ns: Stamp
@@ -436,7 +444,7 @@ class Pong(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The outcome of an action, whatever it was.
+    """The outcome of any action.
 
     ``parts``: for INFER, one list of TensorRef for each part of the batch, in order.
     """
@@ -452,8 +460,8 @@ class Result(NamedTuple):
 
 
 class Fetch(NamedTuple):
-    """Ask for ``length`` bytes of file number ``file`` of a package. The controller asks as well, where its own copy of
-    a package is damaged and the worker has prepared a model of it."""
+    """Ask for ``length`` bytes of file number ``file`` of a package. Workers ask the controller; the controller asks a
+    worker that has the package where its own copy is damaged."""
 
     digest: Digest
     file: FileIndex
@@ -513,14 +521,14 @@ class Prepared(NamedTuple):
 
 
 class DeviceFault(NamedTuple):
-    """A device is broken for good, and all that it held and did is lost. Sent before anything else about that."""
+    """A device is broken for good, and its residencies and actions are lost. Sent before their results."""
 
     device: DeviceIndex
     text: Sentence
 
 
 class ClockChanged(NamedTuple):
-    """What a device executes at from now on."""
+    """The clock rate at which a device executes from now on."""
 
     device: DeviceIndex
     mhz: Annotated[int, Integer(1, CLOCK_MHZ_MAX)]
@@ -539,11 +547,13 @@ class WorkerWelcome(NamedTuple):
 
 
 class Ping(NamedTuple):
+    """Measures the offset of the worker's clock; answered by Pong at once."""
+
     sent_ns: Stamp
 
 
 class Prepare(NamedTuple):
-    """Make the model ready to be loaded: fetch, split, optimise, profile; or find all that in the cache.
+    """Make the model ready to be loaded: fetch, split, optimise, profile; or find the result in the cache.
 
     ``files`` as in Register. Done away from the execution thread; answered by Prepared.
     """
@@ -574,7 +584,7 @@ class Chunk(NamedTuple):
 class Load(NamedTuple):
     """Copy a model's weights into pages. ``run_starts``: first page index of each run of its layout.
 
-    ``load_id`` names this residency; INFER and UNLOAD repeat it, so that one sent before a later
+    ``load_id`` names this residency; INFER and UNLOAD repeat it, so that an INFER sent before an
     UNLOAD can never read the next model's weights.
     """
 
@@ -589,6 +599,8 @@ class Load(NamedTuple):
 
 
 class Unload(NamedTuple):
+    """Give the pages of a residency back."""
+
     action_id: Id
     device: DeviceIndex
     model_id: Id
@@ -655,7 +667,7 @@ class HostDrop(NamedTuple):
 
 
 class Revoke(NamedTuple):
-    """Drop an action that has not started; it is answered ACTION_CANCELLED. One that runs goes on."""
+    """Drop an action that has not started; it is answered ACTION_CANCELLED. A running action goes on."""
 
     action_id: Id
 
@@ -695,4 +707,4 @@ HEADER_BYTES: dict[type, int] = {
     Infer: 32 << 20,
     Profile: 512 << 10,
 }
-"""The largest header of a kind; of those that are not here HEADER_BYTES_MAX."""
+"""The largest header of each kind of message; kinds that are not listed have HEADER_BYTES_MAX."""

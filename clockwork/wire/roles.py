@@ -1,9 +1,9 @@
-"""Who may do what: the one table of roles, messages, ports and calls.
+"""Access control: the roles that may use each port, message and query, and the rights that gateway calls need.
 
-Between the processes of a cluster a role is a key's (``clockwork keys new``), and the controller looks it up by the
-public key that a connection was made with. Before a gateway stand people and programs without keys: there a right is a
-token's. Pure data: controller/access.py and gateway/security.py enforce it, and a test asks everything here with every
-role. Without keys, on loopback or with --insecure, nobody has a role and everything is allowed.
+Between the processes of a cluster a role belongs to a key (``clockwork keys new``), and the controller looks it up by
+the public key of a connection. Callers of a gateway have no keys: there a right belongs to a token. Pure data:
+controller/access.py and gateway/security.py enforce it, and a test tries everything here with every role. Without keys,
+on loopback or with --insecure, there are no roles and everything is allowed.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from clockwork.wire.messages import (
 
 
 class Role(enum.StrEnum):
-    """What a key is for. The controller's own key has no role: it is what all others verify."""
+    """The role of a key. The controller's own key has none: all others verify it."""
 
-    CLIENT = "client"  # asks models, and what they are
+    CLIENT = "client"  # sends requests and reads descriptions of models
     WORKER = "worker"  # executes; sees every model and every input
-    OPERATOR = "operator"  # changes models and their routes, and all that a client may
+    OPERATOR = "operator"  # a client that also changes models and their routes
     GATEWAY = "gateway"  # a client for many others, which also gathers metrics
 
 
@@ -55,7 +55,7 @@ class Port(enum.StrEnum):
 
 
 ANY_ROLE = frozenset(Role)
-"""Of a key from before there were roles."""
+"""The roles of a key from before there were roles."""
 
 _ASKS = frozenset({Role.CLIENT, Role.OPERATOR, Role.GATEWAY})
 _OPERATES = frozenset({Role.OPERATOR})
@@ -66,13 +66,13 @@ PORTS: Mapping[Port, frozenset[Role]] = {
     Port.WORKERS: _WORKS,
     Port.EVENTS: _OPERATES,
 }
-"""Whose connection is let in at all."""
+"""The roles that may connect to each port."""
 
 MESSAGES: Mapping[type, frozenset[Role]] = {
     ClientHello: _ASKS,
     InferRequest: _ASKS,
     Cancel: _ASKS,
-    Query: _ASKS,  # and QUERIES by what it is for
+    Query: _ASKS,  # QUERIES restricts it further
     Bye: _ASKS,
     Register: _OPERATES,
     UploadChunk: _OPERATES,
@@ -92,24 +92,24 @@ MESSAGES: Mapping[type, frozenset[Role]] = {
     ClockChanged: _WORKS,
     Goodbye: _WORKS,
 }
-"""Every message that the controller takes. An inference changes nothing that others see; whatever does is the
+"""The roles that may send each message that the controller takes. A message that changes what other clients see is an
 operator's."""
 
 QUERIES: Mapping[str, frozenset[Role]] = {
-    "status": _ASKS,  # probes and load tests ask it
+    "status": _ASKS,  # for probes and load tests
     "models": _ASKS,
     "model": _ASKS,
-    # The loop serves nobody while it gathers these, which is not for every client to cause.
+    # Gathering them blocks the loop, which not every client may cause.
     "metrics": frozenset({Role.OPERATOR, Role.GATEWAY}),
 }
 
 
 class Right(enum.StrEnum):
-    """What a call of a gateway asks of its caller's token."""
+    """The right that a gateway's call needs of its caller's token."""
 
-    OPEN = "open"  # no token: health, which balancers ask
+    OPEN = "open"  # no token: health checks of load balancers
     INFER = "infer"  # changes nothing
-    OPERATE = "operate"  # changes what is served
+    OPERATE = "operate"  # changes the models that are served
 
 
 HTTP: Mapping[str, Right] = {
@@ -133,7 +133,7 @@ HTTP: Mapping[str, Right] = {
     "/openapi.json": Right.INFER,
     "/metrics": Right.INFER,  # on the port for metrics
 }
-"""Every path of a gateway."""
+"""The right that each path of a gateway needs."""
 
 GRPC: Mapping[str, Right] = {
     "ServerLive": Right.OPEN,
@@ -149,4 +149,4 @@ GRPC: Mapping[str, Right] = {
     "RepositoryModelLoad": Right.OPERATE,
     "RepositoryModelUnload": Right.OPERATE,
 }
-"""Every method of a gateway's service."""
+"""The right that each gRPC method of a gateway needs."""

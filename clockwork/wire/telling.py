@@ -1,8 +1,8 @@
-"""Sentences about values that a stranger sent.
+"""Bounded texts for values that an untrusted peer sent.
 
-``repr()`` of such a value costs what the stranger wants: a list of lists a thousand levels deep raises
-RecursionError, a text of megabytes is copied, and a class of its own runs its own code. Whatever the program says
-about a value that it did not make itself is said by tell() or printable().
+The peer decides what ``repr()`` of such a value costs: a list of lists a thousand levels deep raises RecursionError, a
+text of megabytes is copied, and a class of its own runs its own code. So sentences about values that this program did
+not make use tell() or printable().
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _CUT = "..."
 
 
 def tell(value: object, chars: int = TOLD_CHARS) -> str:
-    """The value as Python writes it, in at most ``chars`` characters (and a mark where something is left out).
+    """The value as Python writes it, in at most ``chars`` characters (and "..." where something is left out).
 
-    The cost depends on ``chars`` alone: of a container the first elements are looked at, of a text the beginning.
-    The result is printable and has no line breaks.
+    The cost depends on ``chars`` alone: only the first elements of a container and the beginning of a text are read. The
+    result is printable and has no line breaks.
     """
     parts: list[str] = []
     left = _tell(value, parts, chars, _LEVELS)
@@ -26,15 +26,17 @@ def tell(value: object, chars: int = TOLD_CHARS) -> str:
 
 
 def printable(text: str, chars: int = TOLD_CHARS) -> str:
-    """A stranger's text for a log line: at most ``chars`` characters of it, none of which moves the cursor."""
+    """An untrusted text for a log line: at most ``chars`` characters of it, with unprintable characters replaced."""
     cut = text[:chars]
     if not cut.isprintable():
-        cut = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in cut)
+        cut = "".join(
+            character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in cut
+        )
     return cut if len(text) <= chars else cut + _CUT
 
 
 def _tell(value: object, parts: list[str], left: int, levels: int) -> int:
-    """Append what fits; how many characters are left then, negative where something was left out."""
+    """Append as much of the value as fits. Returns the characters left, negative where something was left out."""
     kind = type(value)
     if kind is str or kind is bytes:
         shown = repr(value[: max(left, 0)])  # type: ignore[index]
@@ -61,17 +63,17 @@ def _tell_container(value: object, parts: list[str], left: int, levels: int) -> 
     parts.append(begin)
     left -= 2
     first = True
-    for one in value:
+    for element in value:
         if not first:
             parts.append(", ")
             left -= 2
         if left <= 0:
             return -1
         first = False
-        left = _tell(one, parts, left, levels - 1)
+        left = _tell(element, parts, left, levels - 1)
         if type(value) is dict and left > 0:
             parts.append(": ")
-            left = _tell(value[one], parts, left - 2, levels - 1)
+            left = _tell(value[element], parts, left - 2, levels - 1)
         if left < 0:
             return left
     parts.append(end)

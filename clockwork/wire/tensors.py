@@ -1,4 +1,4 @@
-"""Tensors on the wire: numpy arrays to bytes and back, and the checks that come before touching either.
+"""Tensors on the wire: conversion between numpy arrays and bytes, and the checks before it.
 
 A tensor's frame holds its elements in C order, little-endian, exactly as ONNX Runtime keeps them:
 
@@ -31,7 +31,7 @@ UINT4, INT4, FLOAT4E2M1, FLOAT8E8M0, UINT2, INT2 = range(21, 27)
 class DType(NamedTuple):
     """One of ONNX's element types."""
 
-    name: str  # numpy's (or ml_dtypes') name of it; "string" for strings
+    name: str  # numpy's (or ml_dtypes') name; "string" for strings
     bits: int  # of one element on the wire; strings: of the length before each
     native: bool  # numpy knows it without ml_dtypes
 
@@ -64,17 +64,17 @@ DTYPES: dict[int, DType] = {
     UINT2: DType("uint2", 2, False),
     INT2: DType("int2", 2, False),
 }
-"""By TensorProto.DataType."""
+"""ONNX's element types by TensorProto.DataType."""
 
 _CODE_OF_NAME = {kind.name: code for code, kind in DTYPES.items() if code != STRING}
 _CODE_OF_NATIVE = {np.dtype(kind.name): code for code, kind in DTYPES.items() if kind.native}
 _LENGTH = struct.Struct("<I")
 _DIMENSIONS_MAX = 1 << 62
-"""Of the product of all dimensions but zeros: what numpy can still express."""
+"""Largest product of a shape's dimensions, zeros left out, that numpy can express."""
 
 
 def dtype_name(dtype: int) -> str:
-    """``"float32"`` for 1; an unknown code says so."""
+    """The name of a dtype code: ``"float32"`` for 1. An unknown code gives a text that says so."""
     kind = DTYPES.get(dtype)
     return kind.name if kind is not None else f"unknown dtype {dtype}"
 
@@ -88,7 +88,7 @@ def code_of(name: str) -> int:
 
 
 def numpy_dtype(dtype: int) -> np.dtype[Any]:
-    """The numpy dtype in which decode_tensor() gives such a tensor. Raises InvalidInput if unknown."""
+    """The numpy dtype of the arrays that decode_tensor() returns for a dtype code. Raises InvalidInput if unknown."""
     kind = DTYPES.get(dtype)
     if kind is None:
         raise InvalidInput(f"dtype {dtype} is not one of ONNX's", expected="an ONNX dtype", got=str(dtype))
@@ -96,7 +96,7 @@ def numpy_dtype(dtype: int) -> np.dtype[Any]:
         return np.dtype(kind.name)
     if dtype == STRING:
         return np.dtype(object)
-    import ml_dtypes  # here, because few use such types and everybody would pay for it
+    import ml_dtypes  # here, because few models use its types and every start would pay for it
 
     scalar = getattr(ml_dtypes, kind.name, None)
     if scalar is None:
@@ -162,10 +162,10 @@ def bytes_behind_strings(left: int, count: int) -> InvalidInput:
 
 
 def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
-    """Bytes of such a tensor on the wire; of strings the least it can be (4 for each element).
+    """Bytes of a tensor on the wire; for strings a lower bound (4 for each element).
 
     Nothing declared is trusted: raises InvalidInput for a dtype that is not ONNX's, a rank over
-    RANK_MAX, a dimension that is no natural number, or a size over MESSAGE_BYTES_MAX.
+    RANK_MAX, a dimension that is negative or not an integer, or a size over MESSAGE_BYTES_MAX.
     """
     kind = DTYPES.get(dtype) if type(dtype) is int else None
     if kind is None:
@@ -193,7 +193,7 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
 
 
 def check_tensor(dtype: int, shape: Sequence[int], frame_bytes: int) -> None:
-    """Raises InvalidInput unless a frame of ``frame_bytes`` bytes can hold such a tensor.
+    """Raises InvalidInput unless a frame of ``frame_bytes`` bytes can hold a tensor of this dtype and shape.
 
     Exact and cheap, whatever the size, but for strings, where only a lower bound is checked: their
     lengths are proven by check_strings().
@@ -253,10 +253,10 @@ def join_strings(elements: Sequence[bytes]) -> bytes:
 
 
 def as_array(value: Any) -> Array:
-    """What a caller passed as one tensor, as an array.
+    """A caller's tensor as an array.
 
     Arrays (and whatever offers ``__array__``) keep their dtype. Plain Python values, or lists of
-    them, get the dtypes that models mostly take: float becomes float32, int int64, bool bool, str a
+    them, get the dtypes that most models take: float becomes float32, int int64, bool bool, str a
     string. Raises InvalidInput for ragged lists.
     """
     if isinstance(value, np.ndarray):
@@ -277,8 +277,8 @@ def as_array(value: Any) -> Array:
 def encode_array(array: Array) -> tuple[int, list[int], Any]:
     """(dtype code, shape, frame) of an array.
 
-    The frame is a flat view of the array's own memory where that is possible: whoever sends it must
-    not let the array change before the message has left. A copy is made of arrays that are not
+    The frame is a flat view of the array's own memory where that is possible: the array must not
+    change before the message has left. A copy is made of arrays that are not
     C-contiguous or not little-endian, of strings, and of packed types. Raises InvalidInput for a
     dtype that ONNX does not have, or a size beyond the bounds.
     """
@@ -311,8 +311,8 @@ def encode_array(array: Array) -> tuple[int, list[int], Any]:
 def decode_tensor(dtype: int, shape: Sequence[int], frame: Any) -> Array:
     """The array in a frame (bytes-like). Raises InvalidInput if the frame cannot hold it.
 
-    The array is read-only and, where possible, a view that keeps the frame alive; ``.copy()`` gives
-    one to write to. Copies are made of strings (an object array of ``str``), packed types, and
+    The array is read-only and, where possible, a view that keeps the frame alive; ``.copy()`` gives a
+    writable array. Copies are made of strings (an object array of ``str``), packed types, and
     frames whose memory is not aligned for the dtype.
     """
     view = memoryview(frame).cast("B")

@@ -1,4 +1,4 @@
-"""Sockets: the only module that knows ZeroMQ.
+"""Sockets: the only module that imports ZeroMQ.
 
 Messages are a header frame and further frames. Frames of any size are forwarded as they arrived,
 without a copy in Python. Only Poller blocks: it waits for sockets and other descriptors together, with
@@ -49,11 +49,11 @@ from clockwork.wire.keys import ControllerKeys, PeerKeys
 from clockwork.wire.roles import Port
 
 Frame: TypeAlias = Any
-"""zmq.Frame or bytes-like; memoryview(frame) is its content."""
+"""A zmq.Frame or bytes-like object; memoryview(frame) is its content."""
 
 
 Gate: TypeAlias = Callable[[Port, str], bool]
-"""Whether a connection with this public key is let in at that port. Called on the thread that authenticates."""
+"""Whether a connection with this public key may use that port. Called on the thread that authenticates."""
 
 # Called with plain integers: pyzmq's own send_multipart takes 5 us for three small parts, most of it for
 # enums and checks, and this 0.6 us; receiving without a copy takes 0.5 us instead of 2.5.
@@ -88,7 +88,7 @@ def is_local(endpoint: str) -> bool:
 def require_keys_beyond_loopback(
     endpoints: Iterable[str], keys: ControllerKeys | None, insecure: bool
 ) -> None:
-    """Raises ConfigError where something would listen to the network without keys and nobody insisted."""
+    """Raises ConfigError where an endpoint would be reachable from the network without keys, unless ``insecure``."""
     for endpoint in endpoints:
         if keys is None and not insecure and not is_local(endpoint):
             raise ConfigError(
@@ -122,7 +122,7 @@ _CHANGES: dict[int, ConnectionEvent] = {
 
 
 class Transport:
-    """A context and what was opened in it; close() leaves nothing behind."""
+    """A ZeroMQ context and the sockets opened in it; close() leaves nothing behind."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
@@ -131,7 +131,7 @@ class Transport:
         self._authenticator: ThreadAuthenticator | None = None
 
     def dealer(self, endpoint: str, keys: PeerKeys | None = None) -> Dealer:
-        """Dial an endpoint. The connection comes (and comes back) by itself; see Dealer.changes()."""
+        """Dial an endpoint. The connection is made, and made again, in the background; see Dealer.changes()."""
         dealer = Dealer(self._context, endpoint, keys)
         self._sockets.append(dealer)
         return dealer
@@ -145,12 +145,12 @@ class Transport:
         *,
         monitored: bool = False,
     ) -> Router:
-        """Bind an endpoint. With keys, `gate` says who is let in; without one, whom the keys themselves list.
+        """Bind an endpoint. With keys, `gate` says which keys may connect; without a gate, the keys' own list does.
 
-        monitored: whoever takes addresses() reads of each connection that comes or goes, without delay: libzmq's
-        I/O thread waits where some thousand events are unread.
+        monitored: the caller reads the monitor socket of addresses() without delay, for each connection that comes or
+        goes: libzmq's I/O thread blocks where some thousand events are unread.
 
-        Raises ConfigError if it is in use or cannot be bound.
+        Raises ConfigError if the endpoint is in use or cannot be bound.
         """
         self._guard(keys, port, gate)
         router = Router(self._context, endpoint, keys, port, monitored)
@@ -171,7 +171,7 @@ class Transport:
         return publisher
 
     def _guard(self, keys: ControllerKeys | None, port: Port, gate: Gate | None) -> None:
-        """Before anything listens: a connection that nobody authenticates is refused by libzmq for ever."""
+        """Start the authenticator before a socket listens: libzmq refuses for ever a connection that nothing authenticates."""
         if keys is None:
             return
         if self._authenticator is None:
@@ -182,7 +182,7 @@ class Transport:
         self._authenticator.configure_curve_callback(port.value, credentials_provider=asked)
 
     def close(self) -> None:
-        """Close every socket (what was sent still goes out for LINGER_MS) and the context."""
+        """Close every socket (queued messages still go out for LINGER_MS) and the context."""
         for socket in self._sockets:
             socket.close()
         self._sockets.clear()
@@ -193,7 +193,7 @@ class Transport:
 
 
 class _Asked:
-    """ZAP's question about one port, put to its gate."""
+    """The authenticator's callback (ZAP) for a port, answered by its gate."""
 
     def __init__(self, port: Port, gate: Gate) -> None:
         self._port = port
@@ -216,10 +216,10 @@ def _new_socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[bytes]:
 
 
 def _find_dead_hosts_by_tcp(socket: zmq.Socket[bytes]) -> None:
-    """Of a bound socket: TCP finds dead hosts, and the peers' heartbeats do.
+    """Have TCP keepalive, besides the peers' heartbeats, find dead hosts of a bound socket.
 
     libzmq 4.3.5 with heartbeats of its own aborts the process ("Assertion failed: !_io_error") when the timer comes due
-    for a connection that broke while more messages than RCVHWM waited: any peer could have that happen.
+    for a connection that broke while more messages than RCVHWM waited: any peer could cause that.
     """
     socket.set(zmq.HEARTBEAT_IVL, 0)
     socket.set(zmq.TCP_KEEPALIVE, 1)
@@ -272,7 +272,7 @@ def _rest(socket: zmq.Socket[bytes], probe: _zmq.Probe, frames: list[Frame]) -> 
 
 
 class Dealer:
-    """One dialled connection. Not thread-safe: whoever shares it holds a lock."""
+    """A dialled connection. Not thread-safe: threads that share it need a lock."""
 
     def __init__(self, context: zmq.Context[Any], endpoint: str, keys: PeerKeys | None) -> None:
         self.endpoint = endpoint
@@ -281,7 +281,7 @@ class Dealer:
         # drops the pipe at a loss even between two parts of a message that is being received, and libzmq
         # then aborts the process ("Assertion failed: !_more"). send() asks _up instead.
         self._up = False
-        # No bound in messages, at which libzmq stops to read: its heartbeats, which find a controller that stands still,
+        # No bound in messages, at which libzmq stops reading: its heartbeats, which find a controller that hangs,
         # do not survive the end of a connection that is not read (see _find_dead_hosts_by_tcp). look() bounds bytes.
         socket.set(zmq.RCVHWM, 0)
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
@@ -291,7 +291,7 @@ class Dealer:
             socket.set(zmq.CURVE_PUBLICKEY, keys.public.encode())
             socket.set(zmq.CURVE_SECRETKEY, keys.secret.encode())
             socket.set(zmq.CURVE_SERVERKEY, keys.controller.encode())
-        self._inflow: Inflow | None = None  # of the connection, from before its handshake on
+        self._inflow: Inflow | None = None  # counts from before the handshake on
         self._look_ns = 0
         self._monitor = socket.get_monitor_socket(_BEGUN | _UP | _DOWN | _REFUSED | _FAILED)
         self._probe, self._monitor_probe = _zmq.Probe(socket), _zmq.Probe(self._monitor)
@@ -305,7 +305,7 @@ class Dealer:
     def send(self, header: bytes, frames: Sequence[Frame] = ()) -> bool:
         """Queue one message. False if there is no connection, or its queue is full.
 
-        What was queued before changes() tells of a loss may reach the next connection, ahead of any
+        Messages queued before changes() reports a loss may reach the next connection, ahead of any
         hello there.
         """
         if not self._up:
@@ -317,14 +317,14 @@ class Dealer:
         return True
 
     def receive(self) -> list[Frame] | None:
-        """The next message, header (bytes) first, or None. One with too many frames yields its header alone."""
+        """The next message, header (bytes) first, or None. A message with too many frames yields its header alone."""
         socket = self._socket
         if not self._probe.readable():
             return None
         try:
             frames: list[Frame] = [_receive_part(socket, _NOBLOCK)]
         except zmq.Again:
-            return None  # what was there when we asked has gone with its connection
+            return None  # the message has gone with its connection since readable()
         if not _rest(socket, self._probe, frames):
             del frames[1:]
         if self._inflow is not None:
@@ -332,8 +332,10 @@ class Dealer:
         return frames
 
     def look(self) -> bool:
-        """End the connection if it has brought more than may wait here; whether that was done. To be called every
-        INFLOW_LOOK_NS or so, whether something can be received or not: a message that has no end cannot."""
+        """End the connection if more bytes wait than may. Returns whether it ended the connection.
+
+        To be called every INFLOW_LOOK_NS or so, also while receive() has nothing: a message without end never shows there.
+        """
         now = now_ns()
         if self._inflow is None or now < self._look_ns:
             return False
@@ -342,11 +344,11 @@ class Dealer:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection, by what changes() has told."""
+        """Whether there is a connection, as of the last changes()."""
         return self._up
 
     def changes(self) -> list[ConnectionEvent]:
-        """What happened to the connection since the last call, in order."""
+        """The changes of the connection since the last call, in order."""
         changes = []
         for event, value in _read_monitor(self._monitor, self._monitor_probe):
             if event == _BEGUN:
@@ -371,9 +373,9 @@ class Dealer:
 
 
 def socket_functions() -> _zmq.Functions:
-    """libzmq's functions (csrc/zmq_api.h), for code that calls them without Python in between.
+    """libzmq's functions (csrc/zmq_api.h), for native code.
 
-    Raises ConfigError where pyzmq was built with a libzmq that shows nobody its functions.
+    Raises ConfigError where pyzmq was built with a libzmq that does not export its functions.
     """
     try:
         return _zmq.Functions()
@@ -395,11 +397,11 @@ class Router:
         self._socket = socket = _new_socket(context, zmq.ROUTER)
         socket.set(zmq.ROUTER_MANDATORY, 1)  # a peer that is gone is an error, not a lost message
         _find_dead_hosts_by_tcp(socket)
-        # Before the first connection can come.
+        # Opened before the first connection can come.
         self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED | _DOWN) if monitored else None
         self._probe = _zmq.Probe(socket)
         sockets = [socket] if self._monitor is None else [socket, self._monitor]
-        self.filenos = tuple(int(one.get(zmq.FD)) for one in sockets)
+        self.filenos = tuple(int(part.get(zmq.FD)) for part in sockets)
         try:
             self.endpoint = _bind(socket, endpoint, keys, port)
         except ConfigError:
@@ -410,9 +412,9 @@ class Router:
     def receive(self) -> tuple[bytes, int, list[Frame]] | None:
         """The next message as (identity, descriptor of its connection, frames), or None.
 
-        Frames are header (bytes) first; one with too many frames yields none at all, so that it can be
-        answered as malformed. So does one of a peer that does not even speak today's ZMTP: libzmq takes
-        any bytes for the first version of it, and knows no descriptor of such a connection.
+        Frames are header (bytes) first; a message with too many frames yields none, so that it can be
+        answered as malformed. So does a message of a peer that does not speak ZMTP 3: libzmq takes any
+        bytes for the first version of ZMTP, and knows no descriptor of such a connection.
         """
         socket = self._socket
         if not self._probe.readable():
@@ -430,7 +432,7 @@ class Router:
             return identity, -1, []
 
     def send(self, identity: bytes, header: bytes, frames: Sequence[Frame] = ()) -> bool:
-        """Queue one message. False if the peer is gone, or takes nothing any more."""
+        """Queue one message. False if the peer is gone, or its queue is full."""
         try:
             _send_part(self._socket, identity, _MORE)
             _send(self._socket, header, frames)
@@ -441,9 +443,9 @@ class Router:
         return True
 
     def addresses(self) -> tuple[int, int]:
-        """Of a monitored socket and its monitor, for libzmq's own functions: receiving and sending without this class.
+        """The addresses of a monitored socket and of its monitor, for native code that calls libzmq itself.
 
-        They hold until close(); the thread is the same as for everything here.
+        They are valid until close(), on the thread that uses this object.
         """
         assert self._monitor is not None, "the socket was opened without a monitor"
         return int(self._socket.underlying), int(self._monitor.underlying)
@@ -462,7 +464,7 @@ class Router:
 
 
 class Publisher:
-    """Events for whoever listens; who does not keep up loses some."""
+    """A PUB socket for events. A subscriber that does not keep up loses some."""
 
     def __init__(
         self, context: zmq.Context[Any], endpoint: str, keys: ControllerKeys | None, port: Port
@@ -486,27 +488,27 @@ class Publisher:
             self._socket.send_multipart([topic, body], zmq.NOBLOCK)
 
     def disconnect_all(self) -> None:
-        """End every connection: libzmq does not say whose key each has. Whoever is still let in comes back by itself,
-        and has missed what was sent meanwhile."""
+        """End every connection, because libzmq does not say whose key each has. Subscribers whose key is still allowed
+        reconnect by themselves, and miss the events sent meanwhile."""
         self._follow()
-        for one in self._connected.values():
-            one.end()
+        for inflow in self._connected.values():
+            inflow.end()
 
     def look(self) -> int:
-        """End the connections on which a subscriber has said more than it may; how many."""
+        """End the connections on which a subscriber has sent more than it may. Returns their number."""
         self._follow()
         now = now_ns()
-        return sum(one.look(now, EVENTS_RECEIVED_BYTES_MAX) for one in self._connected.values())
+        return sum(inflow.look(now, EVENTS_RECEIVED_BYTES_MAX) for inflow in self._connected.values())
 
     def _follow(self) -> None:
         for event, fd in _read_monitor(self._monitor, self._probe):
             self._connected.pop(fd, None)
             if event != _DOWN:
-                one = Inflow(fd, now_ns())
+                inflow = Inflow(fd, now_ns())
                 if len(self._connected) >= SUBSCRIBERS_MAX:
-                    one.end()
+                    inflow.end()
                 else:
-                    self._connected[fd] = one
+                    self._connected[fd] = inflow
 
     def close(self) -> None:
         if not self._socket.closed:

@@ -1,9 +1,9 @@
 """Every bound, default and environment variable, in one place. Nothing else reads the environment.
 
-What belongs to one room is in the file of its name here; whatever more than one room uses, and all that is read of
-the environment, is in this one.
+Constants of a single room are in the file of its name here. Constants that several rooms use, and everything read from
+the environment, are in this file.
 
-Bounds are constants. What a user may choose is a field of a settings class; a flag overrides an
+Bounds are constants. Settings that a user may choose are fields of a settings class; a flag overrides an
 environment variable, which overrides the default.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from clockwork.errors import ConfigError
 
 VERSION = "0.1.0"
-"""The package's, which packaging reads here."""
+"""Version of the package; setup.py reads it here."""
 
 # ----- endpoints -----------------------------------------------------------------------------
 
@@ -28,34 +28,34 @@ EVENTS_ENDPOINT = "tcp://127.0.0.1:5557"
 # ----- the wire ------------------------------------------------------------------------------
 
 HEADER_BYTES_MAX = 32 << 10
-"""Of the header of a message for which messages.HEADER_BYTES has no bound of its own."""
+"""Largest header of a message for which messages.HEADER_BYTES has no bound of its own."""
 
 REQUEST_HEADER_BYTES_MAX = 128 << 10
-"""Of a request: names and shapes of TENSORS_MAX inputs. Anybody may send one, and reading it in Python costs at most
-half a millisecond."""
+"""Largest header of a request: names and shapes of TENSORS_MAX inputs. Every client may send it, and reading it in
+Python costs at most half a millisecond."""
 
 FILES_MAX = 4_096
 PACKAGE_BYTES_MAX = 64 << 30
-"""Of a package."""
+"""Largest package."""
 
 TENSORS_MAX = 1_024
-"""Inputs or outputs of a model."""
+"""Most inputs, and most outputs, of a model."""
 
 NAME_BYTES_MAX = 1_024
-"""Of a tensor's name, and of a file's path within its package."""
+"""Longest name of a tensor, and longest path of a file within its package."""
 
 SENTENCE_BYTES_MAX = 16 << 10
-"""Of a sentence for people in a message; a longer one is cut where it is sent."""
+"""Longest sentence for people in a message; the sender cuts a longer one."""
 
 REPLY_BYTES_MAX = 16 << 20
 REPLY_VALUES_MAX = 1_000_000
-"""Of the answer to a query, which lists some 25,000 models; a longer one is a failure."""
+"""Size and values of the answer to a query, enough for some 25,000 models; a longer answer is a failure."""
 
 SUMMARY_BYTES_MAX = 2 << 20
-"""Of what a worker tells of a model, its metadata included (the labels of 20,000 classes are half of that)."""
+"""Largest header of Prepared, with the model's metadata (the labels of 20,000 classes are half of that)."""
 
 STATS_VALUES_MAX = 100_000
-"""Values in a heartbeat: a worker of a thousand devices tells 30,000."""
+"""Most values in a heartbeat: a worker of a thousand devices sends 30,000."""
 
 MESSAGE_BYTES_MAX = 1 << 30
 """ZMQ_MAXMSGSIZE of every socket: the largest frame that is accepted."""
@@ -64,23 +64,22 @@ FRAMES_MAX = 65_536
 """The most frames of one message."""
 
 FAILURE_CHARS_MAX = 10_000
-"""Of a failure's sentence, and of each of its facts: they repeat what a request said, which may be megabytes."""
+"""Longest sentence of a failure, and longest of its details: they quote the request, which may be megabytes."""
 
 ERROR_CHARS_MAX = 1_000
-"""Of an error's sentence, and of each of its facts, as clients of the gateway are told it: gRPC's peers take 8 KB of
-metadata."""
+"""Longest sentence of an error of the gateway, and longest of its details: gRPC's peers take 8 KB of metadata."""
 
 TOLD_CHARS = 80
-"""Of a stranger's value, how much a sentence about it repeats (clockwork.wire.telling)."""
+"""Characters of an untrusted value that a sentence about it quotes (clockwork.wire.telling)."""
 
 COMPLAINT_LINES = 5
 COMPLAINT_INTERVAL_NS = 1_000_000_000
-"""Of one kind of complaint about peers, so many lines are logged at once, and one for each interval after that;
-what is left out is counted."""
+"""Complaints of a kind about peers: COMPLAINT_LINES lines are logged at once, and one for each interval after that.
+Complaints that are left out are counted."""
 
 COMPLAINT_CHARS_MAX = 4_000
 COMPLAINT_FRAMES = 12
-"""Of one complaint, and of its traceback's calls, the innermost."""
+"""Longest complaint in the log, and the number of innermost calls in its traceback."""
 
 RANK_MAX = 32
 """The most dimensions of a tensor."""
@@ -89,79 +88,80 @@ STRINGS_MAX = 1 << 16
 """The most elements of a tensor of strings: the controller looks at the length of each."""
 
 SEND_QUEUE_MAX = 65_536
-"""ZMQ_SNDHWM: messages that may wait for one peer; a peer that lets more pile up is given up."""
+"""ZMQ_SNDHWM: messages that may wait for a peer; a peer that lets more pile up is disconnected."""
 
 HELLO_BYTES_MAX = 1 << 20
-"""Bytes that a connection without a hello may have sent and the controller not taken."""
+"""Bytes that may wait to be received on a connection without a hello."""
 
 HELLO_BYTES_ALL_MAX = 64 << 20
-"""The same of all connections to one port without a hello together; the one with the most goes first."""
+"""Bytes that may wait to be received on all connections of a port without a hello; the largest is ended first."""
 
 UNGREETED_MAX = 4_096
-"""Connections to one port on which no peer is noted; one more ends the oldest."""
+"""Connections of a port without a hello; the next one ends the oldest."""
 
 RECEIVED_BYTES_MAX = MESSAGE_BYTES_MAX + (256 << 20)
-"""Bytes of one peer that have come and that the controller has not taken: a largest message and what follows it."""
+"""Bytes of a peer that may wait to be received: the largest message and some that follow it."""
 
 RECEIVED_BYTES_ALL_MAX = 4 << 30
-"""The same of all peers of one port together; the one with the most goes first."""
+"""Bytes of all peers of a port that may wait to be received; the peer with the most is disconnected first."""
 
 CLIENT_UNREAD_BYTES_MAX = 256 << 20
-"""Bytes of answers that a client may leave unread; one more answer ends its connection."""
+"""Bytes of answers that a client may leave unread; a further answer ends its connection."""
 
 WORKER_UNREAD_BYTES_MAX = 1 << 30
-"""The same of a worker, whose batches are larger."""
+"""Bytes of orders that a worker may leave unread: more than a client's, because batches are larger."""
 
 UNREAD_BYTES_ALL_MAX = 2 << 30
-"""The same of all peers of one port together; the one with the most goes first."""
+"""Bytes that all peers of a port may leave unread; the peer with the most is disconnected first."""
 
 MEMORY_SHARE_MAX = 0.75
-"""Of the memory that the controller may have. Beyond it, peers with the most received and not taken are ended: small
-frames take 32 times as much memory as the bytes that are counted."""
+"""Part of the memory that the controller may have. Beyond it, peers with the most bytes waiting to be received are
+disconnected: small frames take 32 times as much memory as the bytes that are counted."""
 
 INFLOW_LOOK_NS = 100_000_000
-"""How often a client looks at what has come on its connection and was not taken (RECEIVED_BYTES_MAX); a worker does with
+"""Interval at which a client checks the bytes that wait on its connection (RECEIVED_BYTES_MAX); a worker does so with
 each heartbeat."""
 
 INFLOW_SMALL_BYTES = 1 << 20
-"""A connection on which no more has come than this is held to be read."""
+"""Bytes waiting on a connection up to which it counts as read."""
 
 EVENTS_QUEUE_MAX = 1_024
-"""Events that may wait for one subscriber, of a few hundred bytes each; one that does not keep up loses the rest."""
+"""Events of a few hundred bytes that may wait for a subscriber; a subscriber that does not keep up loses the rest."""
 
 EVENTS_TOPIC_BYTES_MAX = 1 << 10
 EVENTS_RECEIVED_BYTES_MAX = 64 << 10
-"""Of one subscription, and of all that a subscriber says; more ends its connection. A publisher keeps every subscription."""
+"""Largest subscription, and most bytes that a subscriber may send; more ends its connection. A publisher keeps every
+subscription."""
 
 SUBSCRIBERS_MAX = 1_024
-"""Of a controller's events; the next connection is ended."""
+"""Subscribers to a controller's events; a further connection is ended."""
 
 CHUNK_BYTES = 1 << 20
-"""The size of the pieces in which files travel, small so that no request waits behind a large one."""
+"""Size of the chunks in which files travel, small so that no request waits long behind a chunk."""
 
 CHUNK_WINDOW = 8
-"""Chunks of one transfer that may be under way unacknowledged."""
+"""Chunks of a transfer that may be under way unacknowledged."""
 
 FETCHES_MAX = 64
-"""Chunks that a worker may have asked for and the controller not read yet: two windows for each of its transfers. One
-that asks for more is let go."""
+"""Chunks that a worker may have asked for and the controller not read yet: two windows for each of its transfers. A
+worker that asks for more is disconnected."""
 
 HANDSHAKES_BROKEN_MAX = 3
-"""Handshakes that may break off in a row before the other side's key is held to be another one: one does
-as well when the controller goes away in the middle of it."""
+"""Handshakes that may break off in a row before the peer assumes wrong keys: a single one also breaks off when the
+controller goes away in the middle of it."""
 
 ALLOWED_BYTES_MAX = 4 << 20
-"""The largest list of keys that a controller lets in: some 60,000 of them."""
+"""Largest list of allowed keys: some 60,000 of them."""
 
 # ----- the controller ------------------------------------------------------------------------
 
 POLICY = "adaptive"
-"""How a controller schedules unless told otherwise. `edf` promises at admission, so each of its refusals comes at arrival; of
-the same requests `adaptive` answers as many in time where batches save little, and 1.5 to 10 times as many where they save
-much (bench/grid), recovers from as many disturbances, and live has fewer answers late (docs/results)."""
+"""The default policy. `edf` promises at admission, so each of its refusals comes at arrival; `adaptive` answers as many of
+the same requests in time where batches save little, and 1.5 to 10 times as many where they save much (bench/grid),
+recovers from as many disturbances, and has fewer late answers in live runs (docs/results)."""
 
 QUEUED_REQUESTS_MAX = 65_536
-"""Requests held by a controller; one more is refused as overloaded."""
+"""Requests held by a controller; further ones are refused as overloaded."""
 
 QUEUED_BYTES_MAX = 4 << 30
 """Bytes of inputs held by a controller."""
@@ -171,27 +171,28 @@ WORKERS_MAX = 1_024
 UPLOADS_MAX = 64
 MODELS_MAX = 1_000_000
 CHANGES_WAITING_MAX = 256
-"""Orders that may wait until an earlier change of the same name is on disk."""
+"""Changes of a name that may wait until an earlier change of it is on disk."""
 
 ERASE_RETRY_NS = 5_000_000_000
-"""How long until a controller tries again to erase a version that it has refused and could not erase."""
+"""Pause after which a controller tries again to erase a version that it has refused and could not erase."""
+
 VERSION_MAX = (1 << 31) - 1
-"""The highest number of a version."""
+"""The highest version number."""
 
 VERSIONS_MAX = 16
-"""Versions of one name that stay registered; the oldest goes when one more is ready."""
+"""Versions of a name that stay registered; the oldest is removed when a further one is ready."""
 
 SHARE_WHOLE = 10_000
-"""All of a name's traffic: shares of versions are counted in parts of it, so 1 is 0.01 %."""
+"""The parts that make up all of a name's traffic: a version's share of 1 is 0.01 %."""
 
 ROUTES_KEPT = 8
-"""Earlier routes of a name that can be gone back to, one after the other."""
+"""Earlier routes of a name that rollbacks can restore, one after the other."""
 
 SHADOW_TOLERANCE = 1e-3
-"""Answers of a shadow that are further off than this, relatively, are counted, unless another bound is given."""
+"""Default tolerance of a shadow: answers with a larger relative difference are counted."""
 
 PRIORITY_DEFAULT = 4
-"""What priority 0 means, in Triton's sense: 1 is the highest; larger is lower."""
+"""The priority that 0 stands for. As in Triton, 1 is the highest and larger numbers are lower."""
 
 PRIORITY_MAX = 255
 
@@ -202,11 +203,11 @@ DRAIN_BATCH_EVENTS = 256
 """Messages taken from a socket before the scheduler plans: one plan for many arrivals."""
 
 TURN_HEADER_BYTES = 256 << 10
-"""Of headers taken from a socket at once; 256 usual requests are 30,000. A message that needs Python counts for 4 KiB
-more."""
+"""Bytes of headers taken from a socket before the scheduler plans; 256 usual requests have 30,000. A message that needs
+Python counts for 4 KiB more."""
 
 TURN_PYTHON_NS = 5_000_000
-"""Once Python has dealt with messages of clients, or of workers, for so long, the scheduler plans before the next."""
+"""Time for which Python handles messages of clients, or of workers, before the scheduler plans."""
 
 METRIC_BOUNDS_NS = tuple(
     round(base * 10**exponent)
@@ -214,64 +215,63 @@ METRIC_BOUNDS_NS = tuple(
     for base in (1, 2.5, 5)
     if 50_000 <= base * 10**exponent <= 10_000_000_000
 )
-"""Upper bounds of the histograms of durations that a controller keeps: from 50 us to 10 s."""
+"""Upper bounds of the buckets of a controller's histograms of durations: from 50 us to 10 s."""
 
 PREDICTION_BOUNDS_NS = tuple(round(base * 10**exponent) for exponent in range(4, 9) for base in (1, 2.5, 5))
-"""The same of the errors of predictions, which are smaller: from 10 us to 500 ms."""
+"""Upper bounds of the buckets of a controller's histograms of prediction errors: from 10 us to 500 ms."""
 
 WORKER_FAULTS_MAX = 2
-"""Answers of a worker that cannot be (of another size, type or shape than its model's, say) at which it is let go. Fewer
-than the times that a request is tried, so that whatever such a worker gets is answered by another."""
+"""Impossible results (of another size, type or shape than the model's, say) after which a worker is disconnected. Fewer
+than the tries of a request, so that another worker answers whatever this one was sent."""
 
 PREPARE_AGAIN_NS = (10_000_000_000, 60_000_000_000, 600_000_000_000)
 """Pauses after which a worker that failed to prepare a model is asked again, one after the other; then no more."""
 
 FAILURES_TOLD_MAX = 20
-"""Models that a worker failed to prepare of which status says why."""
+"""Failed preparations of a worker whose reasons status lists."""
 
 PROFILE_POINTS_MAX = 4_096
-"""Measurements of one model that a worker may tell."""
+"""Most points of a model's profile that a worker may report."""
 
 RUN_PAGES_MAX = (1 << 31) - 1
-"""Pages of one model, in all runs of its layout."""
+"""Most pages of a model, in all runs of its layout."""
 
 SUMMARY_TEXT_CHARS_MAX = 4_096
-"""Of any one text in what a worker tells of a model."""
+"""Longest text in a worker's summary of a model."""
 
 METRICS_MODELS_PAGE = 64
-"""Models that one answer to the query for metrics tells of: the controller serves nobody while it gathers them, which is
-a millisecond for so many."""
+"""Models in an answer to the query for metrics: gathering them blocks the controller, for so many for a millisecond."""
 
 TROUBLES_PER_KIND_MAX = 64
-"""Things of one kind that status lists as wrong; of more there is only a count."""
+"""Troubles of a kind that status lists; further ones are only counted."""
 
 TROUBLE_CHARS_MAX = 300
-"""Of what is wrong, and of the sentence about it."""
+"""Longest subject of a trouble, and longest sentence about it."""
 
 TROUBLE_KEPT_NS = 86_400_000_000_000
-"""An event that nothing mends is forgotten a day after it happened last."""
+"""Time after its last event at which a trouble that nothing mends is forgotten: a day."""
 
 RECORD_BYTES_MAX = 1 << 30
-"""A recording of a controller's events ends at this size: some 10 million requests."""
+"""Size at which a recording of a controller's events ends: some 10 million requests."""
 
 # ----- models that end workers, or do not end: csrc/scheduler/state.h has the same numbers -----
 
 EVIDENCE_LOST = 1
 EVIDENCE_CRASHED = 2
 EVIDENCE_MAX = 3
-"""What counts against a request that was executing when a worker ended: more if the worker said that it crashed, less if
-it was lost without a word, which may have come from outside. At EVIDENCE_MAX the request is not tried again, and its
-model is set aside."""
+"""Evidence against a request that was executing when its worker ended: EVIDENCE_CRASHED if the worker reported a crash,
+EVIDENCE_LOST if it vanished, which may have another cause. At EVIDENCE_MAX the request is not tried again, and its model
+is set aside."""
 
 OVERRUNS_MAX = 5
-"""A model with so many executions within FAULT_WINDOW_NS that took longer than they may is set aside as well."""
+"""Executions of a model beyond their limit, within FAULT_WINDOW_NS, at which the model is set aside."""
 
 FAULT_WINDOW_NS = 600_000_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConnectionBounds:
-    """What the connections of one of the controller's ports may have it hold."""
+    """Bounds of the connections of a port of the controller."""
 
     ungreeted: int = UNGREETED_MAX
     hello_bytes: int = HELLO_BYTES_MAX
@@ -287,28 +287,28 @@ CLIENT_CONNECTIONS = ConnectionBounds()
 WORKER_CONNECTIONS = ConnectionBounds(unread_bytes=WORKER_UNREAD_BYTES_MAX)
 
 
-# ----- bytes on disk -------------------------------------------------------------------------
+# ----- stored bytes -------------------------------------------------------------------------
 
 CHECK_PIECE_BYTES = 1 << 20
-"""Read and hashed at once of a file that is checked: between two pieces others have their turn."""
+"""Bytes of a stored file that are read and hashed at once; other work may run between two pieces."""
 
 CHECK_BUSY_SHARE = 0.25
-"""Of one core, what checking stored bytes takes that nobody waits for."""
+"""Share of a core that checks of stored bytes take in idle time."""
 
 CHECK_JOB_MODELS = 16
-"""Prepared models that the preparation process checks before it looks whether there is one to prepare."""
+"""Prepared models that the preparation process checks before it looks for a model to prepare."""
 
 DAMAGED_KEPT_MAX = 4
-"""Damaged files or directories that are kept in one folder to be looked at; older ones go."""
+"""Damaged files or directories that a folder keeps for inspection; older ones are removed."""
 
 REFETCHES_MAX = 2
-"""How often a worker fetches a package again that it found damaged, until it gives the model up."""
+"""Times that a worker fetches a damaged package again before it gives the model up."""
 
 SEALED_BYTES_MAX = 64 << 20
-"""Of a record, a route or the description of a prepared model, which has a row for each weight."""
+"""Largest sealed file: a record, a route, or the description of a prepared model, which has a row for each weight."""
 
 MENDED_BYTES_MAX = 8192
-"""Of a sealed file in which a flipped bit is looked for: trying each takes a quarter of a second for so many bytes."""
+"""Largest sealed file in which a flipped bit is searched for: trying each bit takes a quarter of a second."""
 
 # ----- liveness ------------------------------------------------------------------------------
 
@@ -316,23 +316,24 @@ HEARTBEAT_NS = 250_000_000
 """Interval of a worker's heartbeats and of the controller's pings."""
 
 WORKER_TIMEOUT_NS = 2_000_000_000
-"""A worker unheard of for this long is given up, and its actions planned anew."""
+"""Silence after which a worker counts as lost, and its actions are planned anew."""
 
 HELLO_PAUSE_NS = 250_000_000
-"""A worker that is let go soon after it was let in waits so long before it says hello again, twice as long the next
-time, and so on: one that the controller cannot deal with would else join and leave hundreds of times a second."""
+"""Pause before the next hello of a worker that the controller let go soon after it had let it in; doubled each time up to
+HELLO_PAUSE_MAX_NS. Without it, a worker that the controller cannot handle would join and leave hundreds of times a
+second."""
 
 HELLO_PAUSE_MAX_NS = 8_000_000_000
 
 HELLO_SETTLED_NS = 10_000_000_000
-"""After so long with one controller, a worker that is let go says hello again at once."""
+"""Time with a controller after which a worker that is let go says hello again at once."""
 
 CLOCK_LIMIT_NS = 2_000_000_000
-"""A worker whose clock is not known so long after it joined is named: it has answered no ping."""
+"""Time after a worker's hello at which an unknown clock is a trouble: the worker has answered no ping."""
 
 JITTER_COUNTED_MAX_NS = 5_000_000
-"""The most of a worker's wake-up jitter that plans allow for. On a machine that others keep busy it is tens of
-milliseconds; allowing for all of it refuses every request whose SLO is near that, when most would be in time."""
+"""Most wake-up jitter of a worker that plans allow for. On a busy machine the jitter is tens of milliseconds; allowing
+for all of it would refuse every request with such an SLO, when most would be in time."""
 
 CLOCK_WINDOW = 64
 """Pings over which a worker's clock offset is bounded; the drift within it is small."""
@@ -341,33 +342,34 @@ CLOCK_WINDOW = 64
 
 PAGE_BYTES_MAX = 1 << 28
 PAGES_MAX = 1 << 24
-"""Of a device's arena. Bytes of all pages of WORKER_DEVICES_MAX devices fit 62 bits."""
+"""Largest page, and most pages, of a device's arena. All pages of WORKER_DEVICES_MAX devices fit 62 bits of bytes."""
 
 WORKER_DEVICES_MAX = 1_024
-"""Of one worker; an emulated one may have hundreds."""
+"""Most devices of a worker; an emulated worker may have hundreds."""
 
 RUN_AHEAD_MAX = 256
-"""Actions that a device may be sent ahead of what it does."""
+"""Largest run_ahead that a device may announce."""
 
 HOST_BYTES_MAX = 1 << 50
 
 CLOCK_MHZ_MAX = 1_000_000
-"""More than any clock."""
+"""A clock rate above any real one."""
 
 PAGE_BYTES = 1 << 20
-"""Page size of a CPU arena. A CUDA arena has 16 MiB pages, which is what its copies like best; a memcpy
-has no such taste, and small pages waste little on small models."""
+"""Page size of a CPU arena. CUDA copies are fastest with pages of 16 MiB; for memcpy the size does not matter, and small
+pages waste little on small models."""
 
 ARENA_BYTES = 1 << 30
-"""The default. Every page of it is touched at start, which takes about a second for each GiB."""
+"""Default size of a CPU arena. Every page is touched at start, which takes about a second for each GiB."""
+
 RUN_AHEAD = 2
-"""Actions a lane may hold: one that runs and one behind it, so that a device never waits for Python."""
+"""Actions that a lane may hold: the running one and the next, so that a device never waits for Python."""
 
 ACTIONS_QUEUED_MAX = 4096
-"""Actions that a worker holds for one device; one more is answered DEVICE_ERROR."""
+"""Actions that a worker holds for a device; further ones are answered DEVICE_ERROR."""
 
 WORKER_MESSAGES_PER_TURN = 64
-"""Messages a worker takes from its socket before it looks at its devices again."""
+"""Messages that a worker takes from its socket before it polls its devices again."""
 
 JITTER_WINDOW = 256
 """Timed waits over which a worker measures how late it wakes; at four heartbeats a second, one minute."""
@@ -376,121 +378,122 @@ SWITCH_INTERVAL_NS = 50_000
 """How long a worker's helper threads may keep the interpreter once its loop wants it (Python's own: 5 ms)."""
 
 COLLECT_INTERVAL_NS = 10_000_000_000
-"""How often a worker looks for cyclic garbage, all at once and at a time of its own choosing."""
+"""Interval at which a worker collects cyclic garbage, in a heartbeat rather than in the middle of other work."""
 
 TRANSFERS_MAX = 4
 """Packages that a worker fetches at once; more wait for their turn."""
 
 PREPARATION_LIMIT_NS = 900_000_000_000
-"""One model's preparation, profiling included; what takes longer is killed. A large model is optimised for minutes."""
+"""Limit of a model's preparation, profiling included, after which it is killed. Optimising a large model takes minutes."""
 
 PREPARATION_RUN_NS = 60_000_000_000
-"""One execution while a model is prepared, unless CLOCKWORK_PREPARATION_RUN says how many seconds. A model that takes
+"""Limit of an execution during preparation, unless CLOCKWORK_PREPARATION_RUN says how many seconds. A model that takes
 longer, at low priority, is unfit to be served."""
 
 PREPARATION_SLOW_NS = 10_000_000_000
-"""A preparation that has run for so long is passed by the next, which then runs beside it."""
+"""Time after which the next preparation starts beside a running one."""
 
 PREPARATIONS_MAX = 3
-"""Preparations of one worker, and of all workers that share a store, that run at once."""
+"""Preparations that run at once, of a worker and of all workers that share a store."""
 
 PREPARATION_IDLE_NS = 60_000_000_000
-"""The preparation process leaves after so long without work, and its memory with it."""
+"""Idle time after which the preparation process ends, which frees its memory."""
 
 PREPARATION_RSS_MAX = 2 << 30
-"""A preparation process that grew beyond this is replaced before the next model."""
+"""Memory beyond which a preparation process is replaced before the next model."""
 
 EXECUTION_LIMIT_NS = 2_000_000_000
 EXECUTION_LIMIT_FACTOR = 10
-"""An execution may take so many times what was predicted of it, and at least so long: on a machine that others keep busy
-it may be descheduled for a second. Then it is ended."""
+"""An execution is ended after EXECUTION_LIMIT_FACTOR times its predicted time, but not before EXECUTION_LIMIT_NS: on a
+busy machine it may be descheduled for a second."""
 
 EXECUTION_GRACE_NS = 2_000_000_000
-"""How long after that it may go on (one node of a graph is not interrupted) before its worker begins anew."""
+"""Time that an execution may take to end once it is ended (a running node is not interrupted) before its worker begins
+anew."""
 
 LOAD_LIMIT_NS = 30_000_000_000
 LOAD_LIMIT_FACTOR = 10
-"""A LOAD or FETCH may take so many times what was predicted of it, and at least so long, unless CLOCKWORK_LOAD_LIMIT says
-how many seconds: 10 GB that have left the page cache come from a disk of 333 MB/s in that time. None can be
-interrupted, so then its worker begins anew."""
+"""A worker begins anew when a LOAD or FETCH, which cannot be interrupted, takes more than LOAD_LIMIT_FACTOR times its
+predicted time, but not before LOAD_LIMIT_NS (or CLOCKWORK_LOAD_LIMIT's seconds): a disk of 333 MB/s reads 10 GB that have
+left the page cache in that time."""
 
 CHECK_LIMIT_NS = 600_000_000_000
-"""The same for a LOAD that waits until what it reads has been compared with its checksums: 60 GB at 100 MB/s."""
+"""Limit of the check of stored bytes that a LOAD waits for, after which its worker begins anew: 60 GB at 100 MB/s."""
 
 WATCH_INTERVAL_NS = 50_000_000
-"""How often a worker looks at what its devices execute."""
+"""Interval at which a worker checks running actions against their limits."""
 
 WATCH_GAP_MAX_NS = 200_000_000
-"""The most that counts between two such looks: for longer the worker itself did not run."""
+"""Most time between two of these checks that counts against an action: beyond it the worker itself did not run."""
 
 OOM_SCORE = 300
-"""What a worker and its preparations add to their badness: what a model takes beside its budget (strings are the
-runtime's own) should have the kernel end a worker, and neither the controller nor a stranger."""
+"""oom_score_adj of a worker and its preparations: when a model takes more than its budget (the runtime allocates strings
+itself), the kernel should end a worker, and neither the controller nor an unrelated process."""
 
 DRAIN_LIMIT_NS = 10_000_000_000
-"""How long a worker that was told to stop goes on with actions that it has, unless told otherwise."""
+"""Default time for which a worker that was told to stop goes on with its actions."""
 
 DRAIN_SETTLE_NS = 1_000_000_000
-"""How long it waits, idle, for the controller's word that no more actions are on their way."""
+"""Time for which an idle worker that stops waits for the controller's word that no more actions are on their way."""
 
 # ----- the client ----------------------------------------------------------------------------
 
 CLIENT_TIMEOUT_NS = 30_000_000_000
-"""How long a call waits for its answer where the caller does not say."""
+"""Default time for which a call waits for its answer."""
 
 CLIENT_CONNECT_NS = 5_000_000_000
-"""How long a call waits for a connection: who forgot to start a cluster should hear of it soon."""
+"""Time for which a call waits for a connection: short, so that a user who forgot to start a cluster hears of it soon."""
 
 CLIENT_STALL_NS = 960_000_000_000
-"""A registration without a limit of its own is given up after this long without any sign of progress."""
+"""Time without progress after which a registration without a timeout of its own is given up."""
 
 CLIENT_CALLS_MAX = 16_384
-"""Calls of one client that may wait for their answers; one more is refused as overloaded."""
+"""Calls of a client that may wait for their answers; further ones are refused as overloaded."""
 
 CLIENT_MESSAGES_PER_TURN = 1_024
-"""Messages that a client takes in before it looks at the time, and at what it has been asked to do, again."""
+"""Messages that a client takes in before it looks at timeouts and new calls again."""
 
 CLIENT_INBOX_MAX = 4_096
-"""Messages of an upload that its caller has not read yet (its callback for progress may be slow); one more ends it."""
+"""Unread messages of an upload (its callback for progress may be slow); a further one ends it."""
 
 UPLOAD_AHEAD_BYTES_MAX = 256 << 20
-"""Bytes of a package that a client sends ahead of what was acknowledged, and of one piece, whatever it is asked for."""
+"""Most bytes of a package that a client sends unacknowledged, and largest chunk, whatever the controller asks for."""
 
 CLIENT_THREAD_IDLE_NS = 5_000_000_000
-"""A client's I/O thread ends after this long without work; a lone caller then does its own I/O again."""
+"""Idle time after which a client's I/O thread ends; a lone caller then does its own I/O again."""
 
 CLIENT_LONE_CALLS = 32
-"""It also ends after so many blocking calls in a row of which no two overlapped: one caller in a loop, who
-would never leave it idle for long, and whom the way through another thread costs 100 us a call."""
+"""Blocking calls in a row, none overlapping another, after which a client's I/O thread ends: a single caller in a loop
+never leaves the thread idle, and the hop between threads costs it 100 us a call."""
 
 SECONDS_MAX = 31_536_000
 """The longest SLO or timeout, in seconds: a year."""
 
 MODEL_REFERENCE_MAX = 256
-"""Characters of ``name`` or ``name@version`` in a request."""
+"""Most characters of ``name`` or ``name@version`` in a request."""
 
 LANE_SPIN_NS = 30_000
-"""A lane sleeps until this long before an action's window opens and spins from there: about what a
-wake-up costs, so that starting on time takes a core for no longer than that."""
+"""Time before an action's window opens at which a lane stops sleeping and spins: about the cost of a wake-up, so that
+starting on time takes a core for no longer than that."""
 
 IO_SLOT_BYTES_MAX = 1 << 30
-"""The largest joined inputs of one action."""
+"""Largest joined inputs of an action."""
 
 EXECUTION_WORKSPACE_BYTES = 512 << 20
-"""Memory that any execution on a CPU device may take, whatever its profile says: inputs of another shape than those
-that were measured may need far more."""
+"""Memory that every execution on a CPU device may take, whatever its profile says: inputs of a shape that was not
+measured may need far more."""
 
 EXECUTION_WORKSPACE_FACTOR = 16
-"""What an execution may take is so many times the most that its profile took, or the above if that is more."""
+"""An execution may take this many times the memory of its profile, or EXECUTION_WORKSPACE_BYTES if that is more."""
 
 WORKSPACE_SHARE = 2
-"""All executions of a process together may take this part of the machine's memory (1 / WORKSPACE_SHARE), unless
-CLOCKWORK_WORKSPACE_BYTES says how much."""
+"""All executions of a process may take 1 / WORKSPACE_SHARE of the machine's memory, unless CLOCKWORK_WORKSPACE_BYTES says
+how much."""
 
 # ----- CUDA devices --------------------------------------------------------------------------
 
 CUDA_PAGE_BYTES = 16 << 20
-"""Pages of a CUDA arena: a copy of so much reaches the link's full rate."""
+"""Page size of a CUDA arena: a copy of so many bytes reaches the link's full rate."""
 
 CUDA_DRIVER = "libcuda.so.1"
 """The driver's library, unless CLOCKWORK_CUDA_DRIVER names another, or its path."""
@@ -499,35 +502,34 @@ CUDA_DRIVER_OLDEST = 11040
 """CUDA 11.4: the first driver with every function that is called."""
 
 CUDA_ARENA_SHARE = 0.85
-"""Of the memory that is free when a device is made, what its arena takes unless told otherwise. The rest is for
-workspace and slots, for the modules, and for the process that profiles models on the same card."""
+"""Default size of a CUDA arena, as a part of the memory that is free when the device is opened. The rest is for
+workspace and slots, for the modules, and for the process that profiles models on the same GPU."""
 
 CUDA_WORKSPACE_BYTES = 256 << 20
-"""Allocated at start; a model that needs more has it grow when it is prepared."""
+"""Workspace of a CUDA device at start; it grows when a model that needs more is prepared."""
 
 CUDA_IO_SLOT_BYTES = 16 << 20
-"""Likewise, of each slot for inputs and outputs."""
+"""Size at start of each slot for inputs and outputs of a CUDA device; it grows likewise."""
 
 CLOCK_SAMPLE_NS = 200_000_000
-"""How often a worker asks NVML for the clocks of its GPUs, in a thread of its own."""
+"""Interval at which a thread of a worker asks NVML for the clocks of its GPUs."""
 
 CLOCK_STEP_RATIO = 0.005
-"""A change of a clock by less than this is not told: a GPU that boosts never stands still."""
+"""Relative change of a clock below which it is not reported: the clock of a GPU that boosts always moves."""
 
 # ----- clockwork up ---------------------------------------------------------------------------
 
 RESTART_PAUSE_NS = 250_000_000
-"""A process that ended is started again at once the first time; after this the second time in a row, and then after
-twice as long each time."""
+"""Pause before the second restart in a row of a process that ended, doubled each time; the first restart is immediate."""
 
 RESTART_PAUSE_MAX_NS = 16_000_000_000
-"""The longest such pause."""
+"""Longest pause before a restart."""
 
 RESTART_SETTLED_NS = 60_000_000_000
-"""What has served for so long before it ended begins anew with pauses and count."""
+"""Running time after which a process that ends counts as failing for the first time."""
 
 RESTARTS_MAX = 8
-"""Restarts in a row, over half a minute of pauses, after which a process is given up."""
+"""Restarts in a row after which a process is given up: half a minute of pauses."""
 
 # ----- profiles ------------------------------------------------------------------------------
 
@@ -541,22 +543,22 @@ BATCH_SIZE_MAX = 65_536
 # ----- emulated devices ----------------------------------------------------------------------
 
 EMULATED_PAGE_BYTES = 16 << 20
-"""Pages as the paper's workers have them."""
+"""Page size of an emulated arena, as in the paper."""
 
 EMULATED_ARENA_BYTES = 1376 * EMULATED_PAGE_BYTES
-"""Of one emulated device: the pages of a 32 GB V100, less what the paper's workers keep for themselves."""
+"""Arena of an emulated device: the pages of a 32 GB V100, less the memory that the paper's workers reserve."""
 
 EMULATED_DEVICES_MAX = WORKER_DEVICES_MAX
-"""Of one worker, which is as many as one worker may announce."""
+"""Most emulated devices of a worker."""
 
 EMULATED_SPIN_NS = 60_000
-"""How long before an end the process wakes to wait for it exactly, where it may spin."""
+"""Time before the end of an emulated action at which the process wakes and spins, where it may."""
 
 STALE_EVENTS_MAX = 1024
-"""Entries of the heap that may be out of date beyond one for each lane, before it is built anew."""
+"""Stale entries that the heap of emulated lanes may have beyond one for each lane, before it is built anew."""
 
 ELEMENTS_MAX = 1 << 40
-"""Of one input, as on other devices."""
+"""Most elements of an input, as on other devices."""
 
 NOISE_SIGMA_MAX = 2.0
 
@@ -567,8 +569,8 @@ def environment(name: str, default: str) -> str:
 
 
 def bare_environment(**values: str) -> dict[str, str]:
-    """For a child process whose result must not depend on this one's environment: what any program needs
-    to run at all, and ``values``."""
+    """The variables that every program needs to run, and ``values``: for a child process whose result must not depend on
+    this process's environment."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
     return {**{name: os.environ[name] for name in kept if name in os.environ}, **values}
 
@@ -586,7 +588,7 @@ def events_endpoint() -> str:
 
 
 def data_directory() -> Path:
-    """Where controller and workers keep models: CLOCKWORK_DATA, else below XDG_DATA_HOME."""
+    """The directory in which controller and workers keep models: CLOCKWORK_DATA, else below XDG_DATA_HOME."""
     base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(environment("DATA", f"{base}/clockwork")).expanduser()
 
@@ -596,7 +598,7 @@ def cuda_driver() -> str:
 
 
 def fake_clocks() -> Path | None:
-    """CLOCKWORK_FAKE_CLOCKS: the file in which a test writes the clocks of devices that are no GPUs."""
+    """CLOCKWORK_FAKE_CLOCKS: the file to which a test writes the clocks of devices that are not GPUs."""
     name = environment("FAKE_CLOCKS", "")
     return Path(name) if name else None
 
@@ -608,7 +610,7 @@ def workspace_bytes_max() -> int:
 
 
 def preparation_run_ns() -> int:
-    """How long one execution may take while a model is prepared. Raises ConfigError."""
+    """Limit of an execution during preparation. Raises ConfigError."""
     said = environment("PREPARATION_RUN", "")
     try:
         seconds = float(said) if said else PREPARATION_RUN_NS / 1e9
@@ -621,7 +623,7 @@ def preparation_run_ns() -> int:
 
 
 def load_limit_ns() -> int:
-    """The least that a LOAD or FETCH may take before its worker begins anew. Raises ConfigError."""
+    """Lower bound of the limits of LOADs and FETCHes. Raises ConfigError."""
     said = environment("LOAD_LIMIT", "")
     try:
         seconds = float(said) if said else LOAD_LIMIT_NS / 1e9
@@ -642,7 +644,7 @@ def machine_bytes() -> int:
 
 
 def execution_workspace_bytes(measured: int) -> int:
-    """The budget of one execution. measured: the most that the model's profile took; 0: that was not measured."""
+    """Memory that an execution may take. measured: the most that the model's profile took; 0: not measured."""
     most = workspace_bytes_max()
     if measured == 0:
         return most
@@ -659,43 +661,44 @@ OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDP
 
 
 def wants_traces() -> bool:
-    """Whether OpenTelemetry's own variables say where traces go, and do not switch it off."""
+    """Whether OpenTelemetry's own variables name a target for traces, and do not disable it."""
     return not disables_traces() and any(os.environ.get(name) for name in OTLP_ENDPOINTS)
 
 
 def disables_traces() -> bool:
+    """Whether OpenTelemetry's own variable disables traces."""
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def names_service() -> bool:
-    """Whether the environment says how this process is called in traces."""
+    """Whether the environment names this process for traces."""
     named = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     return bool(os.environ.get("OTEL_SERVICE_NAME")) or "service.name=" in named
 
 
 def operator_key_file() -> Path | None:
-    """CLOCKWORK_OPERATOR_KEY: an operator's key, with which a gateway changes what is served."""
+    """CLOCKWORK_OPERATOR_KEY: the file of an operator's key, with which a gateway loads and unloads models."""
     name = environment("OPERATOR_KEY", "")
     return Path(name).expanduser() if name else None
 
 
 def allowed_file() -> Path | None:
-    """CLOCKWORK_ALLOWED: the list of the keys that a controller lets in."""
+    """CLOCKWORK_ALLOWED: the file with the keys that may connect to a controller."""
     name = environment("ALLOWED", "")
     return Path(name).expanduser() if name else None
 
 
 def silence_onnxruntime() -> None:
-    """Have ONNX Runtime, loaded after this, and that of child processes, report nothing to its makers.
+    """Switch off the telemetry of ONNX Runtime, here and in child processes. To be called before it is loaded.
 
-    Its telemetry would send from a thread in the middle of an execution, and leaves a file in TMPDIR. Who
-    wants it says so: ORT_DISABLE_TELEMETRY=0.
+    The telemetry would send from a thread in the middle of an execution, and leaves a file in TMPDIR.
+    ORT_DISABLE_TELEMETRY=0 keeps it on.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load_kernels_eagerly() -> None:
-    """Have CUDA load every kernel with its module, and not at its first launch, in the middle of an INFER.
+    """Have CUDA load kernels with their module rather than at their first launch, in the middle of an INFER.
 
     To be called before the driver is initialised.
     """
@@ -717,4 +720,4 @@ def parse_bytes(text: str) -> int:
 
 
 SHRINK_RUNS_MAX = 2_000
-"""Runs of a simulated world that failed, to find the least of it that still does; each takes milliseconds."""
+"""Runs of a failed simulated world to find the smallest one that still fails; each takes milliseconds."""

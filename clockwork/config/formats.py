@@ -1,14 +1,15 @@
-"""Bounds of what lies on disk."""
+"""Bounds of files on disk."""
 
 from __future__ import annotations
 
 # ----- formats/interface.py --------------------------------------------------------------------
 
 FIELDS_MAX = 1 << 17
-"""Fields of an ONNX file that are looked at or skipped: nodes, weights, strings of a weight. They take half a second at most."""
+"""Fields of an ONNX file that are read or skipped: nodes, weights, strings of a weight. They take half a second at most."""
 
 PROGRAM_HEAD_BYTES = 1 << 20
-"""Of a program.json, where its inputs and outputs are; the weights and launches behind them may be 64 times as much."""
+"""Bytes at the beginning of a program.json that hold its inputs and outputs; the weights and launches behind them may be 64
+times as much."""
 
 # ----- formats/profiled.py ---------------------------------------------------------------------
 
@@ -18,37 +19,37 @@ PROFILED_WEIGHTS_BYTES_MAX = 1 << 44
 # ----- formats/profiles.py ---------------------------------------------------------------------
 
 TIME_MAX_NS = 3_600_000_000_000
-"""The longest execution or load that a profile may hold: an hour."""
+"""Longest execution or load that a profile may hold: an hour."""
 
 SIZE_MAX = 1 << 50
-"""The most bytes of weights, inputs or outputs."""
+"""Most bytes of weights, inputs or outputs."""
 
 # ----- formats/program.py ----------------------------------------------------------------------
 
 CHECKS_MAX = 64
 CHECKS_BYTES_MAX = 1 << 30
-"""All arrays of the checks, unpacked."""
+"""Most bytes of all arrays of the checks, unpacked."""
 
 JSON_BYTES_MAX = 64 << 20
 PADDED_MAX = 16
-"""Symbols that are padded."""
+"""Most symbols that are padded."""
 
 WEIGHTS_MAX = 65_536
 WEIGHTS_BYTES_MAX = 1 << 40
 TARGETS_MAX = 64
 VARIANTS_MAX = 4096
 LAUNCHES_MAX = 65_536
-"""Of one variant."""
+"""Most launches of a variant."""
 
 ARGUMENTS_MAX = 512
-"""Of one launch: as many pointers as the 4 KiB of kernel parameters hold."""
+"""Most arguments of a launch: as many pointers as the 4 KiB of kernel parameters hold."""
 
 WORKSPACE_BYTES_MAX = 1 << 40
 GRID_MAX = (2**31 - 1, 65_535, 65_535)
 BLOCK_MAX = (1024, 1024, 64)
 BLOCK_THREADS_MAX = 1024
 SHARED_BYTES_MAX = 232_448
-"""Dynamic shared memory of a block: what the largest cards give one, 227 KiB."""
+"""Most dynamic shared memory of a block: 227 KiB on the largest GPUs."""
 
 # ----- controller/catalog.py -------------------------------------------------------------------
 
@@ -61,4 +62,4 @@ ORIGIN_MAX = 4096  # characters
 # ----- scheduler/recording.py ------------------------------------------------------------------
 
 STEP_BYTES_MAX = 1 << 28
-"""The largest object of a recording that is read."""
+"""Largest object of a recording that is read."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 # ----- workloads/arrivals.py -------------------------------------------------------------------
 
 CHUNK_ARRIVALS = 1 << 18
-"""The most arrivals of one chunk: 22 bytes each, so 6 MB."""
+"""Most arrivals of a chunk: 22 bytes each, so 6 MB."""
 
 CLASSES_MAX = 256
-"""Classes of requests (SLO or priority groups) that are counted apart: what a byte can name."""
+"""Classes of requests (SLO or priority groups) that are counted apart: as many as a byte can number."""
 
 COLLECT_MAX = 1 << 26
-"""The most arrivals that are put into one set of arrays, 1.5 GB; longer workloads stay streams."""
+"""Most arrivals that are put into a set of arrays, 1.5 GB; longer workloads stay streams."""
 
 # ----- workloads/generators.py -----------------------------------------------------------------
 
 WINDOW_ARRIVALS = 1 << 20
-"""Arrivals that are made and sorted together: enough that what is done for each source weighs little."""
+"""Arrivals that are generated and sorted together: enough that the cost per source matters little."""
 
 WINDOW_CELLS = 1 << 22
-"""The most rates (sources times steps) of one window."""
+"""Most rates (sources times steps) of a window."""
 
 SOURCES_MAX = 1 << 20
 RATE_MAX = 1e9
@@ -34,17 +34,17 @@ MINUTES_MAX = 60 * 1440
 # ----- sim/planning.py -------------------------------------------------------------------------
 
 REQUESTS_MAX = 50_000_000
-"""The most requests of a run whose every outcome is kept, and of a trial of a plan."""
+"""Most requests of a run whose every outcome is kept, and of a trial of a plan."""
 
 BAD_MAX = 0.01
-"""The part of the requests that may be refused, late, missed, failed or unanswered."""
+"""Default part of the requests that may be refused, late, missed, failed or unanswered."""
 
 WARM_UP_MIN_NS = 1_000_000_000
 
 DEVICES_MAX = 4096
 SLO_MAX_NS = 60 * 1_000_000_000
 OVERLOADS_MAX = 100
-"""How many times the load of the trial beside an answer that has no smaller one may grow."""
+"""Largest factor by which the load is raised to find a failing trial beside an answer that has no smaller one."""
 
 # ----- cli/load_generator.py -------------------------------------------------------------------
 
@@ -53,14 +53,14 @@ CONCURRENCY_MAX = 16_000
 DURATION_MAX_S = 86_400
 
 SYNTHETIC_FUNCTIONS_MIN = 1000
-"""Functions of a made-up trace; one for each model where that is more."""
+"""Functions of a synthetic trace; one for each model where that is more."""
 
 # ----- cli/plan.py -----------------------------------------------------------------------------
 
 NOISE_EXECUTIONS_MIN = 500
-"""What fewer executions of a cluster say of its noise is not believed."""
+"""Executions below which a cluster's measured noise is not used."""
 
 # ----- sim/check.py ----------------------------------------------------------------------------
 
 SHRUNK_MAX = 3
-"""Failures of one call that are shrunk: what else fails is most likely the same."""
+"""Failures of a call that are shrunk: further ones are most likely the same."""

@@ -1,1 +1,1 @@
-"""What the operating system gives a process: clock, limits, waiting."""
+"""Services of the operating system: clock, limits, waiting."""

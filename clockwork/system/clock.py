@@ -1,4 +1,4 @@
-"""The process's clock: monotonic integer nanoseconds, the same that the native code reads."""
+"""The process's clock: monotonic integer nanoseconds, from the same source as in native code."""
 
 from __future__ import annotations
 

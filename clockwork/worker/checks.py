@@ -1,7 +1,7 @@
-"""Stored models are compared with their checksums before they are first loaded after a start.
+"""Checks of stored models: each is compared with its checksums before its first load after a start.
 
-In the order of demand by a thread of the worker, for whoever waits for it; all others in idle time by the preparation
-process, at its low priority and a bounded share of a core. What is damaged is for worker.registration to replace.
+A thread of the worker checks models that are about to be loaded, in the order of demand; the preparation process checks
+the others in idle time, at its low priority and with a bounded share of a core. worker.models replaces damaged models.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ Checksums = Mapping[str, int]
 
 
 class Checked(NamedTuple):
-    """A directory has been looked at. damage: what is wrong with it, as a sentence; "" nothing."""
+    """A directory has been checked. damage: a sentence; "" if there is none."""
 
     directory: Path
     damage: str
 
 
 class Checks:
-    """What of the store has been checked in the life of this process. Every method belongs to the loop's thread.
+    """The directories that this process has checked, and those still to check. Every method belongs to the loop's thread.
 
     wake: has the loop call poll() soon, from any thread.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        # Neither checked nor under way, in the order of announcement.
+        # Directories that are neither checked nor under way, in the order of announcement.
         self._waiting: dict[Path, Checksums] = {}
-        self._under_way: set[Path] = set()  # by the thread
+        self._under_way: set[Path] = set()  # directories that the thread has or is about to take up
         self._orders: queue.SimpleQueue[tuple[Path, Checksums] | None] = queue.SimpleQueue()
         self._outcomes: deque[Checked] = deque()
         self._whole: set[Path] = set()
@@ -43,31 +43,32 @@ class Checks:
         self._thread.start()
 
     def add(self, directory: Path, checksums: Checksums) -> None:
-        """A model is prepared there; it was found, and not made by this process."""
+        """Enter a prepared model's directory that this process found, and has not made itself."""
         if not checksums:
             self._whole.add(directory)
         elif directory not in self._whole and directory not in self._under_way:
             self._waiting[directory] = checksums
 
     def made(self, directory: Path) -> None:
-        """It has just been written, and its checksums taken from what was written."""
+        """Enter a directory that has just been written, with checksums taken from the bytes written."""
         self._waiting.pop(directory, None)
         self._whole.add(directory)
 
     def drop(self, directory: Path) -> None:
-        """Nobody knows it any more, or it is to be made anew."""
+        """Forget a directory: its models are gone, or it is to be made anew."""
         self._waiting.pop(directory, None)
         self._whole.discard(directory)
 
     def is_waiting(self, directory: Path) -> bool:
-        """Whether nothing is known of it yet, and the thread has not taken it up."""
+        """Whether a directory is neither checked nor taken up by the thread."""
         return directory in self._waiting
 
     def is_whole(self, directory: Path) -> bool:
+        """Whether a directory has been checked (or made by this process) and is undamaged."""
         return directory in self._whole
 
     def hurry(self, directory: Path) -> None:
-        """Somebody waits for it: check it before all others."""
+        """Have the thread check a directory, because a load waits for it."""
         checksums = self._waiting.pop(directory, None)
         if checksums is not None:
             self._under_way.add(directory)
@@ -83,19 +84,19 @@ class Checks:
         return len(self._waiting) + len(self._under_way)
 
     def poll(self) -> list[Checked]:
-        """What the thread is through with since the last call."""
+        """The directories that the thread has checked since the last call."""
         ended = [self._outcomes.popleft() for _ in range(len(self._outcomes))]
-        for one in ended:
-            self._under_way.discard(one.directory)
+        for checked in ended:
+            self._under_way.discard(checked.directory)
         return ended
 
-    def note(self, one: Checked) -> bool:
-        """Keep an outcome, of whichever road. False: it is damaged."""
-        self._waiting.pop(one.directory, None)
-        if one.damage:
-            self._whole.discard(one.directory)
+    def note(self, checked: Checked) -> bool:
+        """Keep an outcome, of the thread or of the preparation process. False: the directory is damaged."""
+        self._waiting.pop(checked.directory, None)
+        if checked.damage:
+            self._whole.discard(checked.directory)
             return False
-        self._whole.add(one.directory)
+        self._whole.add(checked.directory)
         return True
 
     def close(self) -> None:

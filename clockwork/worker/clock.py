@@ -1,4 +1,4 @@
-"""The worker's clock. In production it is the machine's; a test may put it off and let it drift."""
+"""The worker's clock: the machine's, unless a test gives it an offset and a drift."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BILLION = 1_000_000_000
 
 
 class WorkerClock:
-    """Converts between the machine's monotonic clock, which devices read, and what the controller sees.
+    """Converts between the machine's monotonic clock, which devices read, and the clock that the controller sees.
 
     Everything inside the worker is machine time; messages carry worker time.
     """
@@ -24,19 +24,19 @@ class WorkerClock:
         self.shifted = offset_ns != 0 or self._drift_ppb != 0
 
     def to_worker(self, machine_ns: int) -> int:
-        """A stamp of the machine's clock as this worker's."""
+        """A time of the machine's clock as a time of this worker's clock."""
         drift_ns = (machine_ns - self._epoch_ns) * self._drift_ppb // _BILLION
         return machine_ns + self._offset_ns + drift_ns
 
     def to_machine(self, worker_ns: int) -> int:
-        """Inverse of to_worker(), to the nanosecond or two. A time without end stays one."""
+        """Inverse of to_worker(), to the nanosecond or two. NEVER_NS stays as it is."""
         if worker_ns >= NEVER_NS:
             return worker_ns
         elapsed_ns = worker_ns - self._offset_ns - self._epoch_ns
         return self._epoch_ns + elapsed_ns * _BILLION // (_BILLION + self._drift_ppb)
 
     def phase(self, phase: Phase) -> Phase:
-        """A phase in worker time; one that did not happen stays zeros."""
+        """A phase in worker time; a phase that did not happen stays zeros."""
         if not self.shifted or phase[0] == 0:
             return phase
         return [self.to_worker(phase[0]), self.to_worker(phase[1]), phase[2]]
@@ -51,7 +51,7 @@ class WorkerClock:
 
 
 class Jitter:
-    """How late timed waits end: a window of samples."""
+    """Lateness of timed waits: a window of samples."""
 
     __slots__ = ("_next", "_samples", "_size")
 

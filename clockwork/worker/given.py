@@ -1,8 +1,8 @@
-"""What a model gives, and whether an answer is that: the worker holds every answer against it before it is sent.
+"""The declared outputs of a model, with which the worker compares every answer before it is sent.
 
-The controller does so as well, and takes an answer that cannot be for the worker's fault. So what a model returns that
-registration has not seen (a dimension that depends on the data, where its file says that it is fixed) must end here, as
-a failure of that request alone.
+The controller compares as well, and takes an impossible answer for the worker's fault. So an output that contradicts what
+registration saw (a dimension that depends on the data, where its file says that it is fixed) must end here, as a failure
+of that request alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from clockwork.formats.prepared import TensorSpec, contradiction
 
 
 class Given(NamedTuple):
-    """Of one prepared model."""
+    """The outputs that a prepared model gives. verified: registration has seen their shapes."""
 
     outputs: Sequence[TensorSpec]
     verified: bool
@@ -25,13 +25,16 @@ class Given(NamedTuple):
     @staticmethod
     def of(summary: Mapping[str, Any]) -> Given:
         """summary: PreparedModel.summary()."""
-        outputs = [TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in summary["outputs"]]
+        outputs = [
+            TensorSpec(output["name"], output["dtype"], tuple(output["shape"]))
+            for output in summary["outputs"]
+        ]
         return Given(outputs, summary.get("outputs_verified", False), summary["batches"])
 
     def contradicted_by(
         self, answers: Sequence[Sequence[TensorView]], inputs: Sequence[Sequence[TensorView]]
     ) -> str:
-        """In what the answers of a batch to its parts' inputs are none of the model's, as a sentence; "" if in nothing."""
+        """How the answers of a batch contradict the model, as a sentence; "" if they do not. inputs: of each part."""
         for answer, part in zip(answers, inputs):
             rows = part[0].shape[0] if self.batches and part and part[0].shape else 0
             for spec, (dtype, shape, data) in zip(self.outputs, answer):

@@ -1,4 +1,4 @@
-"""From Prepare to Prepared: look in the cache, else fetch and prepare, then make it known to the devices.
+"""Models from Prepare to Prepared: found in the cache, or fetched and prepared, then made known to the devices.
 
     Prepare -> opening thread: is it prepared already? --yes--> device.prepare -> Prepared
                     | no
@@ -7,10 +7,10 @@
 
 A package for emulated devices is only a profile: the opening thread prepares it itself.
 
-What is found prepared is compared with its checksums before it is first loaded (worker.checks). What turns out to be
-damaged, in the cache or in a package, is set aside, prepared or fetched again, and counted for the controller.
+A model that is found prepared is compared with its checksums before its first load (worker.checks). Damaged files, in the
+cache or in a package, are set aside, prepared or fetched again, and counted for the controller.
 
-The loop only moves models between these; every file is read elsewhere.
+The loop only moves models between these steps; threads and processes read the files.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ log = logging.getLogger("clockwork.worker")
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Model:
-    """A model on its way. What the opening thread has in hand, the loop only marks."""
+    """A model being prepared, or ready. While the opening thread has it, the loop only sets ``cancelled``."""
 
     message: Prepare
     files: list[PackageFile] = dataclasses.field(default_factory=list)
-    opened: list[ModelHolder] = dataclasses.field(default_factory=list)  # that know it now
+    opened: list[ModelHolder] = dataclasses.field(default_factory=list)  # devices that know the model now
     was_prepared: bool = False  # by the preparation process, on behalf of this model
     job_id: int = 0  # while the preparation process works on it
-    # Of what was found prepared, by directory.
+    # Checksums of the model's files, by directory.
     checksums: dict[Path, dict[str, int]] = dataclasses.field(default_factory=dict)
-    layout: tuple[Any, ...] = ()  # what the controller plans with
-    given: Given | None = None  # of one that is ready
+    layout: tuple[Any, ...] = ()  # values of LAYOUT, with which the controller plans
+    given: Given | None = None  # set when the model is ready
     refetches: int = 0
     aside: Path | None = None  # a damaged directory that the opening thread puts out of the way
     cancelled: bool = False
@@ -72,25 +72,25 @@ class _Model:
 
 
 LAYOUT = ("runs", "batches", "batch_max", "holding", "program")
-"""Of a summary, what the controller plans with."""
+"""Fields of a summary with which the controller plans."""
 
 
 class _Opened(NamedTuple):
-    """The opening thread is through with a model: it is ready (``reply`` OK), wanted, or hopeless."""
+    """The opening thread's outcome for a model: it is ready (``reply`` OK), has to be prepared, or has failed."""
 
     model: _Model
-    missing: bool  # neither ready nor hopeless: it has to be prepared
+    missing: bool  # neither ready nor failed: it has to be prepared
     has_package: bool
     reply: bytes  # the encoded Prepared
-    damage: str = ""  # what was found to be damaged on the way, and will be replaced
-    given: Given | None = None  # of a model that is ready
+    damage: str = ""  # damage that was found on the way and will be replaced
+    given: Given | None = None  # set when the model is ready
 
 
 class WorkerModels:
     """The models of one worker. Every method belongs to the loop's thread.
 
-    devices: whom models are made known to, one for each group of devices. send: hands an encoded message
-    to the controller. wake: has the loop call poll() soon, from any thread.
+    devices: the holders of models, one for each group of devices. send: sends an encoded message to the
+    controller. wake: has the loop call poll() soon, from any thread.
     """
 
     def __init__(
@@ -101,19 +101,19 @@ class WorkerModels:
         wake: Callable[[], None],
         start_over: Callable[[], None] = lambda: None,
     ) -> None:
-        """start_over: has the worker say hello anew, because what it said of a model is no longer so."""
+        """start_over: has the worker say hello anew, because its Prepared of a model no longer holds."""
         self._devices = list(devices)
         self._store = store
         self._send = send
         self._start_over = start_over
         self._checks = Checks(wake)
-        self._checking = 0  # the job of the preparation process that checks, and what it looks at
+        self._checking = 0  # the preparation process's job that checks ``_checked``; 0: none
         self._checked: list[Path] = []
-        self._known: dict[int, _Model] = {}  # those that are ready
+        self._known: dict[int, _Model] = {}  # models that are ready
         self._repairing: dict[int, str] = {}  # models that were ready and are prepared again, and why
         self._damaged = self._repaired = 0
-        self._damage = ""  # the last of it
-        self.ready: dict[int, Given] = {}  # model ids that actions may name, and what such a model gives
+        self._damage = ""  # the last damage, as a sentence
+        self.ready: dict[int, Given] = {}  # model ids that actions may name
         self._coming: dict[int, _Model] = {}
         self._fetching: dict[str, list[_Model]] = {}  # by digest
         self._to_prepare: deque[_Model] = deque()
@@ -124,7 +124,7 @@ class WorkerModels:
         self._opener = _OpeningThread(devices, store, wake)
 
     def prepare(self, message: Prepare) -> None:
-        """Begin; a Prepared is sent in the end, whatever happens."""
+        """Begin to make a model ready; a Prepared is sent in the end, whatever happens."""
         model_id = message.model_id
         if model_id in self.ready or model_id in self._coming:
             text = f"model id {model_id} was announced twice"
@@ -153,7 +153,7 @@ class WorkerModels:
             self._preparation.cancel(model.job_id)
 
     def _leave(self, model_id: int) -> bool:
-        """Drop a model that is ready from the devices; whether all of them let it go."""
+        """Drop a model that is ready from the devices. Returns whether all of them dropped it."""
         del self.ready[model_id]
         model = self._known.pop(model_id)
         for directory in model.checksums:
@@ -163,13 +163,13 @@ class WorkerModels:
         for device in self._devices:
             try:
                 device.forget(model_id)
-            except ValueError as error:  # resident still: the controller broke the order
+            except ValueError as error:  # still resident: the controller sent Forget too early
                 log.error("model id %d stays on %s: %s", model_id, device.info.name, error)
                 left = False
         return left
 
     def absence(self, model_id: int) -> str:
-        """Why actions cannot name a model, as a sentence."""
+        """Why actions may not name a model, as a sentence."""
         if model_id in self._repairing:
             return f"the model is prepared again: {self._repairing[model_id]}"
         return f"model id {model_id} is not known to this worker"
@@ -180,14 +180,14 @@ class WorkerModels:
         wake() follows the check."""
         model = self._known.get(model_id)
         if model is None:
-            return True  # the device says what is wrong with it
-        directories = [one for one in model.checksums if not self._checks.is_whole(one)]
+            return True  # the device refuses the action with a reason
+        directories = [directory for directory in model.checksums if not self._checks.is_whole(directory)]
         for directory in directories:
             self._checks.hurry(directory)
         return not directories
 
     def lose(self, device: ModelHolder) -> None:
-        """A device is broken: models are made known to the others alone."""
+        """A device is broken: models are made known to the other devices alone."""
         if device in self._devices:
             self._devices.remove(device)
             self._opener.devices = tuple(self._devices)
@@ -199,14 +199,16 @@ class WorkerModels:
             self._fetched(failed.digest, failed.status, failed.text)
 
     def read(self, fetch: Fetch) -> None:
-        """The controller asks for a piece of a package: a Chunk is sent, of the piece or of a failure."""
-        files = next((one.files for one in self._known.values() if one.message.digest == fetch.digest), [])
+        """Answer the controller's Fetch with a Chunk: a piece of a package, or a failure."""
+        files = next(
+            (model.files for model in self._known.values() if model.message.digest == fetch.digest), []
+        )
         is_there = fetch.file < len(files)  # the message's form has the other bounds
         path = self._store.directory(fetch.digest) / files[fetch.file].path if is_there else None
         self._opener.read(_Read(fetch, path))
 
     def poll(self) -> None:
-        """Move on every model that the threads are through with."""
+        """Move models on whose step in a thread or process has ended."""
         for fetch, data in self._opener.poll_read():
             status = Status.INTERNAL if data is None else Status.OK
             chunk = Chunk(fetch.digest, fetch.file, fetch.offset, status)
@@ -235,7 +237,7 @@ class WorkerModels:
         self._prepare_next()
 
     def beat(self) -> None:
-        """Called now and then: what waits behind a slow preparation may go beside it."""
+        """Called now and then: a model that waits behind a slow preparation may start beside it."""
         if self._to_prepare:
             self._prepare_next()
 
@@ -251,10 +253,10 @@ class WorkerModels:
         self._opener.drain()
         for model_id in list(self.ready):
             self.forget(model_id)
-        self.poll()  # of what was under way; nothing of it is known any more, so nothing comes of it
+        self.poll()  # drops the outcomes that were under way: their models are not known any more
 
     def stats(self) -> dict[str, Any]:
-        """Counts of models by what is being done with them, and of what was damaged."""
+        """Counts of models by state, and of damage."""
         return {
             "models": len(self.ready),
             "models_coming": len(self._coming),
@@ -281,7 +283,9 @@ class WorkerModels:
     def _opened(self, opened: _Opened) -> None:
         model = opened.model
         model_id = model.message.model_id
-        is_open = bool(model.opened) and all(one in model.opened for one in self._devices if not one.fault)
+        is_open = bool(model.opened) and all(
+            device in model.opened for device in self._devices if not device.fault
+        )
         ready = not opened.missing and is_open
         if model.cancelled or not ready:
             for device in model.opened:
@@ -305,7 +309,7 @@ class WorkerModels:
             self._fetch(model, opened.damage)
 
     def _enter(self, model: _Model) -> None:
-        """A model is ready. What was found, and not made just now, has still to be checked."""
+        """A model is ready. Stored bytes that were not written just now have still to be checked."""
         model_id = model.message.model_id
         assert model.given is not None
         self.ready[model_id] = model.given
@@ -326,7 +330,7 @@ class WorkerModels:
         self._start_over()
 
     def _fetch(self, model: _Model, damage: str) -> None:
-        """Have its package come. damage: of the one that was here; that does not happen for ever."""
+        """Fetch a model's package. damage: of the package that was here; REFETCHES_MAX bounds these."""
         if damage:
             model.refetches += 1
         if model.refetches > REFETCHES_MAX:
@@ -342,20 +346,20 @@ class WorkerModels:
         self._damage = text[:300]
         log.error("%s", text)
 
-    def _note_checked(self, one: Checked) -> None:
-        if self._checks.note(one):
+    def _note_checked(self, checked: Checked) -> None:
+        if self._checks.note(checked):
             return
-        text = f"{one.directory.name[:12]}: {one.damage}"
+        text = f"{checked.directory.name[:12]}: {checked.damage}"
         self._note_damage(text)
-        aside: Path | None = one.directory
+        aside: Path | None = checked.directory
         for model_id, before in list(self._known.items()):
             # It was not loaded since the start, so that nothing holds it on a device.
-            if one.directory in before.checksums and self._leave(model_id):
+            if checked.directory in before.checksums and self._leave(model_id):
                 self._repairing[model_id] = text
                 model = _Model(before.message, before.files, layout=before.layout, aside=aside)
                 self._coming[model_id] = model
                 self._opener.put(model)
-                aside = None  # once: for the next it may have been made anew
+                aside = None  # once: before the next model it may have been replaced
 
     def _idly_checked(self, done: JobDone) -> None:
         self._checking = 0
@@ -369,7 +373,7 @@ class WorkerModels:
                 self._note_checked(Checked(directory, str(done.damage.get(str(directory), ""))))
 
     def _check_some(self) -> None:
-        """In idle time: nothing is fetched, prepared or opened."""
+        """Check some directories in idle time: when nothing is fetched, prepared or opened."""
         if self._checking or self._preparing or self._coming:
             return
         some = self._checks.some(CHECK_JOB_MODELS)
@@ -418,14 +422,14 @@ class WorkerModels:
 
 
 class _Read(NamedTuple):
-    """What the controller wants of a package; path: None if there is no such file."""
+    """A piece of a package that the controller wants; path: None if there is no such file."""
 
     fetch: Fetch
     path: Path | None
 
 
 class _OpeningThread:
-    """Reads what is prepared and calls device.prepare(), in the order of the announcements."""
+    """Reads prepared models and calls device.prepare(), in the order of the announcements."""
 
     def __init__(self, devices: Sequence[ModelHolder], store: PackageStore, wake: Callable[[], None]) -> None:
         self.devices = tuple(devices)  # the loop exchanges it for a shorter one
@@ -447,11 +451,11 @@ class _OpeningThread:
         self._orders.put(order)
 
     def poll_read(self) -> list[tuple[Fetch, bytes | None]]:
-        """Pieces of packages; None: it could not be read."""
+        """Pieces of packages that were read since the last call; None: could not be read."""
         return [self._pieces.popleft() for _ in range(len(self._pieces))]
 
     def drain(self) -> None:
-        """Wait until every model that was put has been dealt with; cancelled ones take no time."""
+        """Wait until every model that was put has an outcome; cancelled ones take no time."""
         passed = threading.Event()
         self._orders.put(passed)
         passed.wait()
@@ -545,7 +549,7 @@ class _OpeningThread:
             except InvalidModel as error:
                 if model.was_prepared:
                     raise
-                # Preparation looks more closely at what is in the cache, and replaces what is damaged.
+                # Preparation checks the cache more closely, and replaces damaged files.
                 return _Opened(model, True, self._store.has(message.digest), b"", str(error))
             model.opened.append(device)
         return _Opened(model, False, True, told, damage, Given.of(summary))
@@ -566,20 +570,21 @@ def _read_piece(order: _Read) -> bytes | None:
 
 
 def _as_before(model: _Model) -> dict[str, Any]:
-    """Options of a repair: a packed model, whose size is measured, takes no fewer pages than the controller knows."""
+    """Additional options of a repair: a packed model, whose size is measured, keeps at least the pages that the controller
+    planned for."""
     known = dict(zip(LAYOUT, model.layout))
     return {"pages_min": sum(known["runs"])} if known.get("holding") == "packed" else {}
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Those that name a directory, too, are what they should be. Raises InvalidModel."""
+    """Raises InvalidModel unless the options that determine a directory's name are valid."""
     batching, batch_max = options.get("batching", "auto"), options.get("batch_max", 0)
     if batching not in ("auto", "on", "off") or type(batch_max) is not int or batch_max < 0:
         raise InvalidModel(f"batching {batching!r} with batch_max {batch_max!r} is no way to batch")
 
 
 def _check_kind(model: _Model, devices: Sequence[ModelHolder]) -> None:
-    """A profile is for emulated devices, and they take nothing else. Raises InvalidModel."""
+    """Raises InvalidModel unless a profile is for emulated devices, or a model for other devices."""
     for device in devices:
         emulated = device.info.kind == "emulated"
         if model.is_profile and not emulated:
@@ -596,7 +601,7 @@ def _check_kind(model: _Model, devices: Sequence[ModelHolder]) -> None:
 
 
 def _told(prepared: Prepared) -> bytes:
-    """The header of a Prepared, whose names and notes are the model's. Raises InvalidModel where it is no message."""
+    """The header of a Prepared, whose names and notes come from the model. Raises InvalidModel if it breaks a bound."""
     try:
         return codec.check(prepared)
     except codec.WireError as error:
@@ -608,12 +613,13 @@ def _hopeless(model: _Model, reply: Prepared) -> _Opened:
 
 
 class DamagedRecord(ValueError):
-    """The description of a prepared model is not as it was written."""
+    """The description of a prepared model was changed after it was written."""
 
 
 def read_summary(directory: Path, digest: str, fingerprint: str, page_bytes: int) -> dict[str, Any] | None:
-    """PreparedModel.summary() as it is on disk, and ``checksums``; None if it is not there or was made for something
-    else, or by a version that took no checksums. Raises DamagedRecord.
+    """PreparedModel.summary() as it is on disk, and ``checksums``. Raises DamagedRecord.
+
+    None if it is not there, was made for another device, or by a version that took no checksums.
 
     Read as plain JSON, without the objects: thousands of these are read when a worker starts.
     """

@@ -1,7 +1,7 @@
-"""When an execution or a load has taken too long: pure, and by the time in which somebody was looking.
+"""Decides when an execution or a load has taken too long. Pure; counts only time in which the worker was running.
 
-What the controller predicts of an action bounds it. A process that was stopped, or a machine that stood still, did
-not watch either, so that time is not held against what it runs.
+The controller's prediction for an action bounds it. While the process or the machine was stopped, nothing watched, so
+that time does not count against the action.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from clockwork.config import (
 
 class Verdict(enum.Enum):
     FINE = 0
-    END = 1  # it is to be ended, if its device can
-    STUCK = 2  # it was to be ended, and goes on
+    END = 1  # the action is to be ended, if its device can
+    STUCK = 2  # the action goes on although it was to be ended
 
 
 def execution_limit_ns(expected_ns: int) -> int:
-    """How long an execution may take of which so much was expected."""
+    """The time limit of an execution that was expected to take ``expected_ns``."""
     return max(EXECUTION_LIMIT_NS, EXECUTION_LIMIT_FACTOR * expected_ns)
 
 
 def load_limit_ns(expected_ns: int, least_ns: int) -> int:
-    """Likewise a LOAD or a FETCH. least_ns: config.load_limit_ns()."""
+    """The time limit of a LOAD or FETCH that was expected to take ``expected_ns``. least_ns: config.load_limit_ns()."""
     return max(least_ns, LOAD_LIMIT_FACTOR * expected_ns)
 
 
 class RunWatch:
-    """Of one lane. grace_ns: how long an action may take to end once it is told to; 0: it cannot be told."""
+    """Watches a lane. grace_ns: time that an action may take to end once it is told to; 0: it cannot be told."""
 
     __slots__ = ("_action_id", "_grace_ns", "_ran_ns", "_seen_ns")
 
@@ -45,11 +45,11 @@ class RunWatch:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something was under way when the lane was looked at last."""
+        """Whether an action was under way at the last look()."""
         return self._action_id != 0
 
     def look(self, now: int, action_id: int, limit_ns: int) -> Verdict:
-        """action_id: what is under way now; 0: nothing."""
+        """Judge the action under way now. action_id 0: the lane is idle."""
         gap_ns, self._seen_ns = min(now - self._seen_ns, WATCH_GAP_MAX_NS), now
         if action_id != self._action_id:
             self._action_id, self._ran_ns = action_id, 0

@@ -2,11 +2,11 @@
 
 ``python -m clockwork.worker.preparation FD`` is the process; it serves jobs that arrive on a socket,
 one at a time and at low priority, and imports onnx and onnxruntime so that the worker need not. A model
-that crashes it takes only itself down. PreparationProcess is the worker's handle on it.
+that crashes the process harms no other. PreparationProcess is the worker's handle on it.
 
 A job and its answers are msgpack maps: {package, store, fingerprints, page_bytes, options}, or {check: directories
 and their checksums}, then {started: true}, then {status, text, leaving, ...}. A process that is leaving takes no
-other job.
+further job.
 """
 
 from __future__ import annotations
@@ -52,20 +52,19 @@ NICE = 10
 EXIT_ENDLESS = 76
 """The exit status of a preparation in which an execution does not end, not even when it is told to."""
 
-
 COMMAND = (sys.executable, "-m", "clockwork.worker.preparation")
 
 Job = dict[str, Any]
 
 
 class JobDone(NamedTuple):
-    """The end of one job: OK, INVALID_MODEL (the model is at fault), or INTERNAL (this machine is)."""
+    """The end of a job: OK, INVALID_MODEL (the model is at fault), or INTERNAL (this machine is at fault)."""
 
     job_id: int
     status: Status
     text: str
     refetch: bool = False  # the stored package was damaged, and has been set aside
-    damage: Mapping[str, str] = MappingProxyType({})  # of a check: what is wrong, by directory
+    damage: Mapping[str, str] = MappingProxyType({})  # found by a check: a sentence for each directory
 
 
 class PreparationProcess:
@@ -87,7 +86,7 @@ class PreparationProcess:
         self._idle_ns = idle_ns
         self._jobs: queue.SimpleQueue[tuple[int, Job] | None] = queue.SimpleQueue()
         self._done: deque[JobDone] = deque()
-        self._lock = threading.Lock()  # over the next three, which close() and cancel() look at
+        self._lock = threading.Lock()  # over the next three, which close() and cancel() use
         self._current = 0
         self._closing = False
         self._child: subprocess.Popen[bytes] | None = None
@@ -106,19 +105,19 @@ class PreparationProcess:
         return [self._done.popleft() for _ in range(len(self._done))]
 
     def cancel(self, job_id: int) -> None:
-        """Kill the process if this very job is running in it; the job then ends as INTERNAL."""
+        """Kill the process if it is running this job; the job then ends as INTERNAL."""
         with self._lock:
             if self._current == job_id and self._child is not None:
                 self._child.kill()
 
     @property
     def pid(self) -> int:
-        """Of the process; 0 while there is none."""
+        """The id of the process; 0 while there is none."""
         with self._lock:
             return self._child.pid if self._child is not None else 0
 
     def close(self) -> None:
-        """Kill the process whatever it does, and wait for it. Idempotent."""
+        """Kill the process and wait for it. Idempotent."""
         with self._lock:
             self._closing = True
             if self._child is not None:
@@ -152,7 +151,7 @@ class PreparationProcess:
         self._stop_child()
 
     def _work(self, job_id: int, job: Job) -> dict[str, Any] | None:
-        """How the job ended, as the process says it; None if the process left of its own accord (exit status 0) before it began."""
+        """The process's answer to a job; None if the process left by itself (exit status 0) before it began the job."""
         self._started = False
         try:
             connection = self._start_child(job_id)
@@ -169,7 +168,7 @@ class PreparationProcess:
             text = f"preparation took longer than {limit_s:g} s and was stopped"
             return {"status": Status.INVALID_MODEL, "text": text}
         except OSError:
-            answer = None  # it died before it had read the job
+            answer = None  # the process died before it had read the job
         self._end_job()
         if answer is None:
             return self._explain_death()
@@ -178,7 +177,7 @@ class PreparationProcess:
         return answer
 
     def _answer(self, connection: socket.socket) -> dict[str, Any] | None:
-        """The job's answer; None if the process died. Its limit counts from {started}. Raises TimeoutError."""
+        """The answer to the job; None if the process died. The limit counts from {started}. Raises TimeoutError."""
         unpacker = msgpack.Unpacker(max_buffer_size=MESSAGE_BYTES_MAX)
         connection.settimeout(None)  # it may wait for another worker's preparation, which has its own limit
         deadline_ns = 0
@@ -211,7 +210,7 @@ class PreparationProcess:
                     child = subprocess.Popen(
                         [*self._command, str(theirs.fileno())],
                         stdin=subprocess.DEVNULL,
-                        stdout=2,  # nothing of it may end up in what a caller reads
+                        stdout=2,  # the worker's own output stays free of it
                         pass_fds=(theirs.fileno(),),
                     )
                 except OSError:
@@ -241,7 +240,7 @@ class PreparationProcess:
         with self._lock:
             child = self._child
         assert child is not None
-        code = child.wait()  # its end of the socket is closed: it is on its way out
+        code = child.wait()  # its end of the socket is closed, so it is about to exit
         self._stop_child()
         if code == 0 and not self._started:
             return None
@@ -256,7 +255,7 @@ class PreparationProcess:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve jobs on the inherited socket until it is closed, in whichever state that finds them: nobody waits then."""
+    """Serve jobs on the inherited socket until it is closed, also in the middle of a job: nothing waits for it then."""
     _yield_to_everybody()
     with socket.socket(fileno=int(arguments[0])) as connection:
         for job in _jobs(connection):
@@ -264,7 +263,7 @@ def main(arguments: Sequence[str]) -> int:
                 if not _say(connection, {"started": True}):
                     break
                 answer = _check(job["check"]) if "check" in job else _prepare(job)
-            # What a large model needed is given back; the next job starts another process.
+            # Ending gives back the memory of a large model; the next job starts another process.
             leaving = _rss_bytes() > PREPARATION_RSS_MAX
             if not _say(connection, answer | {"leaving": leaving}) or leaving:
                 break
@@ -276,7 +275,7 @@ def _jobs(connection: socket.socket) -> Iterator[Job]:
     while True:
         try:
             data = connection.recv(RECEIVE_BYTES)
-        except ConnectionError:  # closed before all that was said to it had been read
+        except ConnectionError:  # closed before the worker had read everything
             return
         if not data:
             return
@@ -285,7 +284,7 @@ def _jobs(connection: socket.socket) -> Iterator[Job]:
 
 
 def _say(connection: socket.socket, message: dict[str, Any]) -> bool:
-    """Whether the worker was still there: it may have been killed, or have given up this process, a moment ago."""
+    """Send a message. False: the worker is gone, or has given up this process."""
     try:
         connection.sendall(msgpack.packb(message))
     except ConnectionError:
@@ -294,30 +293,31 @@ def _say(connection: socket.socket, message: dict[str, Any]) -> bool:
 
 
 def _rss_bytes() -> int:
-    """Memory this process holds. Its ru_maxrss would not do: it begins with the most that the worker ever held."""
+    """Resident memory of this process. (ru_maxrss would not do: a child's begins with its parent's maximum.)"""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _yield_to_everybody() -> None:
-    """Die with the worker, leave Ctrl-C to it, and run only where nobody else wants to."""
+    """Die with the worker, leave Ctrl-C to it, and run at the lowest priority."""
     parent = os.getppid()
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        raise SystemExit(1)  # it went before we had asked to be told
+        raise SystemExit(1)  # the worker died before the signal was set
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICE)
-    with contextlib.suppress(OSError):  # forbidden in some containers, where being nice has to do
+    with contextlib.suppress(OSError):  # forbidden in some containers, where nice() has to do
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 @contextlib.contextmanager
 def _turn(job: Job) -> Iterator[None]:
-    """Hold the locks that a preparation needs among the workers that share a store: its package's, so that no model is
-    prepared twice, and one of PREPARATIONS_MAX turns. Only the first is taken at once, so that preparations do not
-    measure each other; a further one by who has waited behind a slow one, here or before ("beside" says how many
-    those were). Locks go with the process, however that ends."""
+    """Hold the locks that a preparation needs among the workers that share a store.
+
+    They are the package's lock, so that no model is prepared twice, and one of PREPARATIONS_MAX turns. Only the first
+    turn is taken at once, so that preparations do not measure each other; further turns are for preparations that have
+    waited behind slow ones, here or before ("beside" is the number of those). The locks end with the process."""
     directory = Path(job["store"]) / "prepared"
     directory.mkdir(parents=True, exist_ok=True)
     names = [".lock", *(f".lock-{number}" for number in range(2, PREPARATIONS_MAX + 1)), ".lock-packages"]
@@ -347,7 +347,7 @@ def _prepare(job: Job) -> dict[str, Any]:
     from clockwork.models import runtime
     from clockwork.models.prepare import prepare  # onnx and onnxruntime: a second, and only in this process
 
-    runtime.does_not_end = lambda: os._exit(EXIT_ENDLESS)  # nothing else ends it
+    runtime.does_not_end = lambda: os._exit(EXIT_ENDLESS)  # only exiting ends such an execution
 
     package = Path(job["package"])
     try:
@@ -367,7 +367,7 @@ def _prepare(job: Job) -> dict[str, Any]:
 
 
 def set_package_aside(package: Path, error: DamagedPackage) -> dict[str, Any]:
-    """Have a package be fetched again."""
+    """Move a damaged package away, so that it is fetched again. Returns the job's answer."""
     try:
         set_aside(package)
     except OSError as second:
@@ -376,7 +376,7 @@ def set_package_aside(package: Path, error: DamagedPackage) -> dict[str, Any]:
 
 
 def _check(directories: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """See worker.checks: nobody waits for it."""
+    """Check stored models in idle time (see worker.checks)."""
     damage = {
         directory: found
         for directory, checksums in directories.items()

@@ -1,7 +1,7 @@
-"""Several preparation processes, so that a model that takes long does not hold up the next.
+"""Several preparation processes, so that a slow model does not hold up the next.
 
-One job runs at a time as long as each ends soon: two would disturb each other's measurements. What has run for a while
-is passed by the next, in a process of its own, up to a bound.
+Jobs run one at a time as long as each ends soon: two would disturb each other's measurements. Once a job has run for a
+while, the next starts beside it, in a process of its own, up to a bound.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from clockwork.worker.preparation import Job, JobDone, PreparationProcess
 
 
 class Preparations:
-    """Every method belongs to the loop's thread."""
+    """A pool of preparation processes. Every method belongs to the loop's thread."""
 
     def __init__(self, make: Callable[[], PreparationProcess], clock: Callable[[], int] = now_ns) -> None:
-        """make: a process's handle; each starts its process when it gets its first job."""
+        """make: returns a new handle, which starts its process with its first job."""
         self._make = make
         self._clock = clock
         self._all: list[PreparationProcess] = []
-        self._jobs: dict[int, tuple[PreparationProcess, int]] = {}  # under way: where, and since when
+        self._jobs: dict[int, tuple[PreparationProcess, int]] = {}  # under way: process, and start time
 
     def may_take(self) -> bool:
-        """Whether a job would be begun at once: none is under way, or all of them have been for long."""
+        """Whether a job would begin at once: none is under way, or each has been for long."""
         if len(self._jobs) >= PREPARATIONS_MAX:
             return False
         slow_ns = self._clock() - PREPARATION_SLOW_NS
         return all(since_ns <= slow_ns for _, since_ns in self._jobs.values())
 
     def submit(self, job_id: int, job: Job) -> None:
-        """Begin a job; may_take() said so. Its end comes from poll(). job_id: positive, unique."""
+        """Begin a job, where may_take(). Its end comes from poll(). job_id: positive, unique."""
         busy = {id(process) for process, _ in self._jobs.values()}
-        process = next((one for one in self._all if id(one) not in busy), None)
+        process = next((candidate for candidate in self._all if id(candidate) not in busy), None)
         if process is None:
             process = self._make()
             self._all.append(process)
@@ -48,7 +48,7 @@ class Preparations:
         return ended
 
     def cancel(self, job_id: int) -> None:
-        """Kill a job's process; the job then ends as INTERNAL. Nothing where it has ended already."""
+        """Kill a job's process; the job then ends as INTERNAL. Does nothing where it has ended already."""
         if job_id in self._jobs:
             self._jobs[job_id][0].cancel(job_id)
 

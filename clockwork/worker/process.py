@@ -1,9 +1,9 @@
 """The worker: one loop between the controller's socket and the devices.
 
-It does what it is told inside the window it was told, or says that it could not. Whatever takes long
-(files, preparation) happens elsewhere: this loop is on the road of every request.
+It carries out each action inside its window, or answers that it could not. Slow work (files, preparation) happens in
+other threads and processes: this loop is on the path of every request.
 
-Inside, time is the machine's monotonic clock; WorkerClock converts what is sent and received.
+Times inside are of the machine's monotonic clock; WorkerClock converts those of messages.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ from clockwork.worker.settings import WorkerSettings
 log = logging.getLogger("clockwork.worker")
 
 EXIT_STUCK = 75
-"""The exit status of a worker with an execution or load that does not come back, where its process does not begin anew by
-itself."""
+"""The exit status of a worker with an execution or load that does not end, where its process does not restart itself."""
 
 ACTIONS = (Infer, Load, Unload, Profile, HostFetch, HostDrop)
 
@@ -92,7 +91,7 @@ class _Alone:
 
 
 class Worker:
-    """A worker's state and its loop. devices and store are the caller's, who closes them afterwards."""
+    """A worker's state and its loop. The caller owns devices and store, and closes them afterwards."""
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class Worker:
         self.crashed = False
         """Whether a lane has crashed, and the process is about to end."""
         self.starts_over = False
-        """Whether it ended because an action does not come back: its process is to begin anew."""
+        """Whether the loop has ended because an action does not end: its process is to restart."""
         self._next_heartbeat_ns = now_ns() + HEARTBEAT_NS
         self._next_collect_ns = now_ns() + COLLECT_INTERVAL_NS
         self._handlers: dict[type, Callable[[Any, list[Frame], int], None]] = {
@@ -171,17 +170,17 @@ class Worker:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it was told to leave."""
+        """Whether the worker has been told to leave."""
         return self._stop_signals > 0
 
     @property
     def is_hurried(self) -> bool:
-        """Whether it was told twice."""
+        """Whether the worker has been told twice to leave, and so does it at once."""
         return self._stop_signals > 1
 
     @property
     def wake_fileno(self) -> int:
-        """Where a byte wakes the loop: for signal.set_wakeup_fd()."""
+        """A descriptor that wakes the loop when a byte is written to it: for signal.set_wakeup_fd()."""
         return self._wake_write
 
     def end_runs(self) -> bool:
@@ -354,7 +353,7 @@ class Worker:
             self.starts_over = True
             self._exit = EXIT_STUCK
             return
-        for device in self._runner.queue_of:  # broken devices, too: they let go of what they hold
+        for device in self._runner.queue_of:  # broken devices, too: they release their memory
             device.reset()
             device.poll()
         self._models.reset()
@@ -479,7 +478,7 @@ class Worker:
     def _give_up(self, outcomes: Mapping[int, Outcome], status: int) -> None:
         """Leave as soon as the controller knows the outcome of every action, or soon if it does not answer.
 
-        An action without an outcome ends as CANCELLED: as far as anybody will know, it was not begun.
+        An action without an outcome ends as CANCELLED: for the controller it has not begun.
         """
         welcomed = self._session.welcomed
         self._departure.give_up(status, now_ns(), farewells=2 if welcomed else 0)
@@ -534,7 +533,7 @@ def _signals(worker: Worker) -> Iterator[None]:
 
 
 def _stop_the_process(arguments: threading.ExceptHookArgs) -> None:
-    """A helper thread broke an invariant: without it the worker would hang one day, so it ends now."""
+    """End the process when a helper thread has failed: without the thread the worker would hang sooner or later."""
     name = arguments.thread.name if arguments.thread is not None else "?"
     log.critical("thread %s failed", name, exc_info=arguments.exc_value)
     os._exit(1)
@@ -579,16 +578,16 @@ def main(settings: WorkerSettings) -> int:
             _crash.told()
             threading.Event().wait()  # for the signal
         if worker.is_hurried or not worker.end_runs():
-            os._exit(status)  # closing a device waits for what it executes
+            os._exit(status)  # closing a device would wait for its executions
         return status
 
 
 def _start_over(worker: Worker) -> NoReturn:
-    """Become a fresh process of the same command, which ends whatever does not end by itself. The process id stays, so that
-    nothing has to be done by whatever watches over it."""
+    """Restart as a new process of the same command, which ends every thread. The process id stays, so that the supervisor
+    of this process has nothing to do."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    if worker.is_stopping:  # the signal came meanwhile, and a fresh process would not know of it
+    if worker.is_stopping:  # a signal has come since, and a new process would not know of it
         os._exit(0)
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

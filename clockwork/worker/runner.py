@@ -377,7 +377,7 @@ class ActionRunner:
         return held.expected_ns if held is not None else 0
 
     def end_runs(self) -> bool:
-        """End whatever still executes, and wait for what loads. False: some of it does not come back."""
+        """End running executions, and wait for loads. False: some of them do not end."""
         give_up_ns = now_ns() + EXECUTION_GRACE_NS
         while True:
             busy = False

@@ -1,4 +1,4 @@
-"""A worker's side of its connection to the controller: hello, welcome, and how both take leave of each other.
+"""A worker's side of its connection to the controller: hello, welcome, and leaving.
 
 A Session belongs to one connection at a time. It begins with a WorkerWelcome and ends when the connection does, when the
 controller lets go of the worker, or when the controller takes no more messages; then another hello follows.
@@ -49,7 +49,7 @@ class Session:
         self._refusals = 0
 
     def changes(self) -> Iterator[ConnectionEvent]:
-        """What happened to the connection: UP, DOWN, or REFUSED for good."""
+        """Changes of the connection since the last call: UP, DOWN, or REFUSED for good."""
         for change in self.dealer.changes():
             if change is ConnectionEvent.UP:
                 log.info("connected to %s", self._endpoint)

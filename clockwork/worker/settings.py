@@ -1,4 +1,4 @@
-"""What a worker is told when it starts."""
+"""Settings of a worker."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def device_names(text: str, count: int = 1) -> tuple[str, ...]:
 
 
 def why_no_gpu() -> str:
-    """Why no GPU can be used on this machine, in a sentence; "" if one can."""
-    from clockwork.device.cuda_memory import why_unusable  # here, so that nobody else loads it
+    """Why no GPU can be used on this machine, as a sentence; "" if a GPU can be used."""
+    from clockwork.device.cuda_memory import why_unusable  # here, so that workers without GPUs do not load it
 
     return why_unusable()
 
@@ -72,15 +72,15 @@ class WorkerSettings:
     endpoint: str = config.WORKER_ENDPOINT
     name: str = dataclasses.field(default_factory=default_name)
     devices: tuple[str, ...] = ("cpu",)  # names, all of one kind; see device_names()
-    arena_bytes: int = 0  # of each device; 0: what is usual for its kind
-    page_bytes: int = 0  # likewise
+    arena_bytes: int = 0  # of each device; 0: the default of its kind
+    page_bytes: int = 0  # of each device; 0: the default of its kind
     host_bytes: int = 0  # budget of the host store that all devices load from; 0: none
     emulate: tuple[str, ...] = ()  # settings of emulated devices, name=value; see device.emulated
     threads: int = 1  # of each CPU device's execution
     run_ahead: int = config.RUN_AHEAD
     store: Path = dataclasses.field(default_factory=config.data_directory)
     lock_store: bool = False  # keep the laid-out weights of every model in RAM
-    drain_ns: int = config.DRAIN_LIMIT_NS  # how long it finishes what it has, once told to stop
+    drain_ns: int = config.DRAIN_LIMIT_NS  # time for its actions to end, once told to stop
     key: Path | None = None  # a worker.key file; none: no encryption
-    clock_offset_ns: int = 0  # how far this worker's clock is off, and how fast it drifts: for tests
+    clock_offset_ns: int = 0  # offset and drift of this worker's clock: for tests
     clock_drift_ppm: float = 0.0

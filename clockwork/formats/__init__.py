@@ -1,1 +1,1 @@
-"""What lies on disk and travels between rooms: packages, prepared models, profiles, programs."""
+"""Formats on disk and between processes: packages, prepared models, profiles, programs."""

@@ -16,9 +16,9 @@ from clockwork.errors import InvalidModel
 
 @contextlib.contextmanager
 def open_arrays(path: Path, bytes_max: int) -> Iterator[Any]:
-    """The arrays of a file by key, as np.load() has them. Raises InvalidModel if they are more than so many bytes.
+    """The arrays of an .npz file by key, as np.load() has them. Raises InvalidModel if they have more than ``bytes_max`` bytes.
 
-    So does what the body raises of a missing key or a wrong value: it is the file's fault.
+    A KeyError or ValueError of the with-block becomes InvalidModel, too: the file is at fault.
     """
     try:
         with zipfile.ZipFile(path) as archive:

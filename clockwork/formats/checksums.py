@@ -1,8 +1,8 @@
-"""Bytes that come back from a disk are those that were written: seals of small JSON files, checksums of large ones.
+"""Detects bytes that a disk has changed: seals of small JSON files, checksums of large files.
 
-A sealed file is a JSON object whose last member is the CRC-32 of the text before it, so that whoever knows nothing
-of seals reads it as well. CRC-32, for it is against rot and not against people, and zlib's is the fastest that the
-library has (python -m bench.rot measures it beside the others).
+A sealed file is a JSON object whose last member is the CRC-32 of the text before it, so that programs without seals can
+read it. CRC-32, because the threat is bit rot and not people, and zlib's is the fastest checksum of the standard library
+(python -m bench.rot measures it beside the others).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clockwork.system.files import fsync_directory
 
 _SEAL = re.compile(rb', "seal": "([0-9a-f]{8})"\}\Z')
 ASIDE = ".damaged-"
-"""How the name of a file or directory begins that was found to be damaged and is kept to be looked at."""
+"""Prefix of the name of a damaged file or directory that is kept for inspection."""
 
 
 def fields_of(record: Any) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def seal(body: Mapping[str, Any]) -> bytes:
 
 
 def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
-    """The object, without its seal, and whether it had one: files of earlier versions have none.
+    """The object without its seal, and whether it was sealed: files of earlier versions are not.
 
-    Raises ValueError where the seal does not fit, or it is no JSON object.
+    Raises ValueError where the seal does not match, or the text is not a JSON object.
     """
     found = _SEAL.search(data)
     if found is not None and zlib.crc32(data[: found.start()]) != int(found[1], 16):
@@ -57,9 +57,9 @@ def unseal(data: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def mend(data: bytes) -> bytes | None:
-    """A sealed text of which one bit has flipped, as it was; None if that is not what happened to it.
+    """The original of a sealed text in which a single bit has flipped; None if no single bit explains the damage.
 
-    The CRC-32 tells texts of up to 11 kB apart that differ in as few as three bits, so there is one such text at most.
+    CRC-32 distinguishes texts of up to 11 kB that differ in as few as three bits, so there is at most one such original.
     """
     if len(data) > MENDED_BYTES_MAX:
         return None
@@ -75,7 +75,7 @@ def mend(data: bytes) -> bytes | None:
 
 
 def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
-    """A whole file. Raises OSError, also where it is a link, and ValueError where it is no file or too large."""
+    """The bytes of a file. Raises OSError, also for a symbolic link, and ValueError for a file that is too large."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         data = file.read(bytes_max + 1)
@@ -85,16 +85,16 @@ def read_plain(path: Path | str, bytes_max: int = SEALED_BYTES_MAX) -> bytes:
 
 
 class Stopped(Exception):
-    """Whoever had files checked does not want to know any more."""
+    """The caller of pieces_of() has set its ``stop``."""
 
 
 def pieces_of(
     path: Path, busy_share: float = 1.0, stop: threading.Event | None = None
 ) -> Iterator[memoryview]:
-    """The bytes of a file, piece by piece; each is good until the next is asked for. Raises OSError.
+    """The bytes of a file, piece by piece; each piece is valid until the next. Raises OSError.
 
-    busy_share: of the time to spend on reading and on whatever is done with them; the rest is slept. stop: has it
-    raise Stopped.
+    busy_share: part of the time to spend on reading and on the caller's work; the rest is slept. stop: when set, the
+    generator raises Stopped.
     """
     buffer = memoryview(bytearray(CHECK_PIECE_BYTES))
     with open(path, "rb", buffering=0) as file:
@@ -121,14 +121,14 @@ def checksum_of(path: Path, busy_share: float = 1.0) -> int:
 
 
 def checksums_of(directory: Path, but: Iterable[str] = ()) -> dict[str, int]:
-    """Of all files in a directory, by name."""
+    """The CRC-32 of every file in a directory, by name. but: names to leave out."""
     left_out = set(but)
     names = sorted(path.name for path in directory.iterdir() if path.is_file() and path.name not in left_out)
     return {name: checksum_of(directory / name) for name in names}
 
 
 def find_damage(directory: Path, checksums: Mapping[str, int], busy_share: float = 1.0) -> str:
-    """Which file is not as it was, as a sentence; "" if all are."""
+    """The first file that does not have its checksum, as a sentence; "" if all have."""
     for name, expected in checksums.items():
         try:
             found = checksum_of(directory / name, busy_share)
@@ -140,16 +140,16 @@ def find_damage(directory: Path, checksums: Mapping[str, int], busy_share: float
 
 
 def set_aside(path: Path) -> Path | None:
-    """Keep a damaged file or directory beside its place under a dotted name, and of all such the newest few only.
+    """Rename a damaged file or directory to a dotted name beside its place, and remove all but the newest few of these.
 
-    Where it is now, or None if it was not there. Raises OSError.
+    Returns its new path, or None if it was not there. Raises OSError.
     """
     aside = path.with_name(f"{ASIDE}{time.time_ns():020d}-{path.name[:100]}")
     try:
         os.rename(path, aside)
     except FileNotFoundError:
         return None
-    kept = sorted(one for one in path.parent.iterdir() if one.name.startswith(ASIDE))
+    kept = sorted(entry for entry in path.parent.iterdir() if entry.name.startswith(ASIDE))
     for old in kept[:-DAMAGED_KEPT_MAX]:
         if old.is_dir() and not old.is_symlink():
             remove_tree(old)

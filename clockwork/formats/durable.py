@@ -1,7 +1,7 @@
-"""Files that are whole whenever the machine stops: written aside, synced, renamed, and the directory synced.
+"""Files that survive a crash whole: written under another name, synced, renamed, and the directory synced.
 
-A Journal changes several files together or none of them, for whoever is told that a change failed must not find a
-part of it after a restart. All of it goes through ``os``, call by call, so that a test can fail each of them.
+A Journal changes several files together or not at all: a change that was reported as failed must not reappear in part
+after a restart. Every call goes through ``os``, so that a test can fail each of them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from clockwork.system.files import fsync_directory
 
 TEMPORARY = ".tmp"
 KEPT = ".old"
-"""Ends of the names of files written aside, and of what one changed file was before; both begin with a dot."""
+"""Suffixes of a file that is being written, and of the previous version of a changed file; both names begin with a dot."""
 
 
 class NotUndone(OSError):
-    """A change failed, and what had been done of it could not be undone: a restart may find it or what was before."""
+    """A change failed and could not be undone: a restart may find it or the state before."""
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a whole file so that after a crash it is either the old one or the new one. Raises OSError.
+    """Write a whole file so that after a crash its content is either the old or the new one. Raises OSError.
 
-    Where syncing the directory fails, the new one is there already.
+    Where syncing the directory fails, the new content is there already.
     """
     temporary = _write_aside(path, data)
     try:
@@ -38,11 +38,11 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 class Journal:
-    """Changes of files in folders of one directory, all of one change or none. For one thread of one process.
+    """Atomic changes of files in folders of a directory. For a single thread of a single process.
 
-    One file is changed by its rename. Of several, what they were is linked into ``undo`` first; the change holds from
-    the moment when that folder is renamed to ``done``, and until then recover() undoes it. Neither undoing nor
-    removing needs room on the disk, so that a full one can be emptied.
+    A single file is changed by its rename. For several files, their old versions are linked into ``undo`` first; the
+    change is committed when that folder is renamed to ``done``, and until then recover() undoes it. Neither undoing nor
+    removing needs room on the disk, so that a full disk can be emptied.
     """
 
     def __init__(self, root: Path, folders: Iterable[str]) -> None:
@@ -50,18 +50,18 @@ class Journal:
         self._folders = tuple(folders)
         self._undo = root / "undo"
         self._done = root / "done"
-        self._owed: dict[Path, Path | None] = {}  # what a change that failed could not put back
+        self._owed: dict[Path, Path | None] = {}  # files that a failed change could not restore yet
 
     def recover(self) -> int:
-        """Undo a change that a crash cut short, and remove leftovers; how many files are as before again.
+        """Undo a change that a crash cut short, and remove leftovers. Returns the number of files restored.
 
-        Raises OSError where something has to be undone and cannot be.
+        Raises OSError where a change has to be undone and cannot be.
         """
         before: dict[Path, Path | None] = {}
         for entry in sorted(self._undo.iterdir()) if self._undo.is_dir() else ():
-            what, folder, name = [*entry.name.split("%", 2), "", ""][:3]
-            if folder in self._folders and what in ("old", "new"):
-                before[self._root / folder / name] = entry if what == "old" else None
+            age, folder, name = [*entry.name.split("%", 2), "", ""][:3]
+            if folder in self._folders and age in ("old", "new"):
+                before[self._root / folder / name] = entry if age == "old" else None
         count = len(before)
         self._put_all_back(before)
         for folder in self._folders:
@@ -72,7 +72,7 @@ class Journal:
         return count
 
     def change(self, changes: Mapping[Path, bytes | None]) -> None:
-        """Write or remove (None) these files. Raises OSError: then all are as before; NotUndone: or perhaps not."""
+        """Write or remove (None) these files. Raises OSError: all files are as before; NotUndone: perhaps not."""
         several = len(changes) > 1
         aside: dict[Path, Path] = {}
         kept: dict[Path, Path | None] = {}
@@ -112,16 +112,16 @@ class Journal:
             _remove_all(kept.values())
 
     def _make_room(self, needed: bool) -> None:
-        """Have ``undo`` be empty, and be there if it is needed; ``done`` goes.
+        """Empty ``undo``, make it if it is needed, and remove ``done``.
 
-        What is removed from ``undo`` is synced: it must not come back after a change that was made meanwhile.
+        Removals from ``undo`` are synced: an entry must not come back after a later change.
         """
         if self._done.is_dir():
             _empty(self._done)
             if self._undo.is_dir():
                 os.rmdir(self._done)
             else:
-                os.rename(self._done, self._undo)  # a folder made anew takes room
+                os.rename(self._done, self._undo)  # a new folder would need room on the disk
         if self._undo.is_dir():
             _empty(self._undo)
             return
@@ -132,7 +132,7 @@ class Journal:
                 raise
 
     def _keep(self, path: Path, several: bool) -> Path | None:
-        """A second name of a file as it is; None if it is not there."""
+        """Link the file as it is to a second name; None if there is no file."""
         if several:
             kept = self._undo / f"old%{path.parent.name}%{path.name}"
         else:
@@ -149,7 +149,7 @@ class Journal:
         return kept
 
     def _roll_back(self, kept: dict[Path, Path | None], error: OSError) -> None:
-        """Raises NotUndone where it fails; the next change begins with it."""
+        """Restore the files of a failed change. Raises NotUndone where that fails; the next change begins with it."""
         try:
             self._put_all_back(kept)
         except OSError as second:
@@ -158,27 +158,26 @@ class Journal:
             raise NotUndone(error.errno, text, error.filename) from error
 
     def _put_all_back(self, before: dict[Path, Path | None]) -> None:
-        """Give files the content they had, or remove those that were not there; what is done is taken out of the
-        dictionary, so that it may be gone on with if this raises."""
+        """Restore files, or remove those that were not there before. Each restored file is taken out of ``before``, so that a
+        later call can go on where this one raised."""
         if self._done.is_dir() and not self._undo.is_dir():
-            os.rename(self._done, self._undo)  # the change has held for a moment
+            os.rename(self._done, self._undo)  # the change was committed for a moment
         folders = dict.fromkeys(path.parent for path in before)
         for path, kept in list(before.items()):
             if kept is not None:
                 os.replace(kept, path)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(
-                    path if kept is None else kept
-                )  # two names of one file stay two when one becomes the other
+                # os.replace() of two names of the same file leaves both.
+                os.unlink(path if kept is None else kept)
             del before[path]
         for folder in folders:
             fsync_directory(folder)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory so that it is never seen in part: it is renamed first. Raises OSError; nothing if not there.
+    """Remove a directory, if it is there, so that it is never seen in part: it is renamed first. Raises OSError.
 
-    What a crash leaves of it has the dotted name ``.dropped-*``, and is its owner's to sweep.
+    The remains after a crash have the dotted name ``.dropped-*``, and their owner has to sweep them.
     """
     dropped = path.with_name(f".dropped-{path.name}")
     if dropped.is_dir():
@@ -224,6 +223,6 @@ def _remove_all(paths: Iterable[Path | None]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file that nobody reads any more; one that stays is swept at the next start."""
+    """Remove a leftover file; where that fails, the next start sweeps it."""
     with contextlib.suppress(OSError):
         os.unlink(path)

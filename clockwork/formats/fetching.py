@@ -1,8 +1,7 @@
-"""Packages from the controller into the local store, chunk by chunk.
+"""Fetches packages from the controller into the local store, chunk by chunk.
 
-The loop asks for chunks and takes them in; a thread of its own writes, hashes and fsyncs. A chunk
-counts as under way until it has been written, so that neither the socket nor memory ever holds more
-than CHUNK_WINDOW of one package.
+The worker's loop asks for chunks and takes them in; a thread writes, hashes and syncs. A chunk counts as under way until
+it has been written, so that socket and memory together never hold more than CHUNK_WINDOW chunks of a package.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from clockwork.wire.messages import Chunk, Fetch, Status
 
 
 class Fetched(NamedTuple):
-    """A package has arrived (OK), or will not."""
+    """The end of a transfer: the package has arrived (OK), or will not."""
 
     digest: str
     status: Status
@@ -28,7 +27,7 @@ class Fetched(NamedTuple):
 
 
 class _Transfer:
-    """What the loop knows of one package under way."""
+    """The loop's state of a package under way."""
 
     __slots__ = ("asked", "digest", "file", "files", "offset", "under_way")
 
@@ -37,10 +36,10 @@ class _Transfer:
         self.files = files
         self.asked: dict[tuple[int, int], int] = {}  # (file, offset) -> length of chunks that have not come
         self.under_way = 0  # chunks asked for and not written yet
-        self.file, self.offset = 0, 0  # what to ask for next
+        self.file, self.offset = 0, 0  # of the next chunk to ask for
 
     def next_chunk(self) -> tuple[int, int, int] | None:
-        """(file, offset, length) of the next chunk to ask for, or None when all have been."""
+        """Advance to the next chunk: its (file, offset, length), or None when all have been asked for."""
         while self.file < len(self.files):
             size = self.files[self.file].bytes
             if self.offset < size:
@@ -67,14 +66,14 @@ class PackageFetcher:
         self._writer = _WriterThread(store, wake)
 
     def start(self, digest: str, files: list[PackageFile]) -> None:
-        """Bring this package into the store; poll() will tell. Does nothing if it is on its way."""
+        """Bring this package into the store; poll() returns its end. Does nothing if it is on its way."""
         if digest in self._transfers or digest in self._waiting:
             return
         self._waiting[digest] = files
         self._start_waiting()
 
     def cancel(self, digest: str) -> None:
-        """Stop fetching a package; nothing more is heard of it."""
+        """Stop fetching a package; poll() does not return it any more."""
         self._waiting.pop(digest, None)
         transfer = self._transfers.pop(digest, None)
         if transfer is not None:
@@ -82,7 +81,7 @@ class PackageFetcher:
             self._start_waiting()
 
     def reset(self) -> None:
-        """Stop everything: there is another controller now."""
+        """Stop all transfers: they were from another controller."""
         self._waiting.clear()
         for digest in list(self._transfers):
             self.cancel(digest)
@@ -90,8 +89,7 @@ class PackageFetcher:
     def on_chunk(self, chunk: Chunk, frame: Any) -> Fetched | None:
         """Take in a chunk (frame: bytes-like, None if the message had none).
 
-        Returns the end of the transfer if this chunk ended it badly. A chunk that nobody waits for is
-        dropped: it belongs to a transfer that was given up.
+        Returns the end of the transfer if this chunk made it fail. A chunk of a transfer that was given up is dropped.
         """
         transfer = self._transfers.get(chunk.digest)
         length = transfer.asked.pop((chunk.file, chunk.offset), None) if transfer is not None else None
@@ -130,7 +128,7 @@ class PackageFetcher:
         return len(self._transfers) + len(self._waiting)
 
     def close(self) -> None:
-        """Abort what is under way and stop the thread."""
+        """Abort all transfers and stop the thread."""
         self.reset()
         self._writer.close()
 
@@ -160,7 +158,7 @@ class PackageFetcher:
 
 
 class _Outcome(NamedTuple):
-    """One chunk written, or the whole package committed, or a failure."""
+    """A chunk has been written, or the whole package committed, or either failed."""
 
     transfer: _Transfer
     committed: bool
@@ -168,7 +166,7 @@ class _Outcome(NamedTuple):
 
 
 class _WriterThread:
-    """Writes, checks and commits; the only one that touches files."""
+    """Writes, checks and commits packages: all file I/O of a PackageFetcher."""
 
     def __init__(self, store: PackageStore, wake: Callable[[], None]) -> None:
         self._store = store

@@ -1,12 +1,12 @@
-"""What a model takes and gives, as its package declares it: the same for everybody, whoever prepares it.
+"""A model's interface: its inputs and outputs, as its package declares them, independent of who prepares it.
 
 The controller reads it when a package has arrived, and keeps it in the model's record. A worker reads it by the same
-function, and does not prepare a model in which it finds something else. So a worker that tells the controller what the
-package does not declare is at fault, whichever worker came first.
+function, and does not prepare a model whose interface differs. So a worker whose summary contradicts the package is at
+fault, whichever worker came first.
 
-A package is a stranger's: of an ONNX file only the inputs, outputs and metadata are read, of a program the head, each
-within bounds of time and memory. What is written in a way that no serializer has (a field twice that is there once,
-another wire type) is refused, so that nobody reads another interface out of the same bytes.
+A package is untrusted: only the inputs, outputs and metadata of an ONNX file are read, and the head of a program, within
+bounds of time and memory. An encoding that no serializer writes (a singular field twice, another wire type) is refused,
+so that every reader finds the same interface in the same bytes.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from clockwork.wire.telling import tell
 from clockwork.wire.tensors import dtype_name
 
 _NUMBERED = re.compile(r"\??|unk__\d+|(\w+\.)?DynamicDimension\.\d+|\w+_dynamic_axes_\d+")
-"""How tf2onnx, paddle2onnx and torch call a dimension for which they were given no name."""
+"""Names that tf2onnx, paddle2onnx and torch give to dimensions without a name."""
 
 
 def is_named(dim: int | str) -> bool:
-    """Whether a symbolic dimension was named by somebody; converters number those that were not."""
+    """Whether a symbolic dimension was named by a person; converters number the others."""
     return isinstance(dim, str) and not _NUMBERED.fullmatch(dim)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Interface:
-    """Of one package. Fields are shared between models of one program."""
+    """A package's declared interface. Models of the same program share the objects in its fields."""
 
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
-    metadata: dict[str, str]  # the ONNX file's own
+    metadata: dict[str, str]  # of the ONNX file
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -65,7 +65,7 @@ class Interface:
 
 
 def _checked(inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: dict[str, str]) -> Interface:
-    """Raises InvalidModel where no worker could tell the same of a model."""
+    """The interface, if a worker's summary can hold it. Raises InvalidModel."""
     sides = {
         side: [{"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)} for spec in specs]
         for side, specs in (("inputs", inputs), ("outputs", outputs))
@@ -79,20 +79,20 @@ def _checked(inputs: list[TensorSpec], outputs: list[TensorSpec], metadata: dict
     return Interface(inputs, outputs, metadata)
 
 
-# ----- a worker's word against it ------------------------------------------------------------------
+# ----- comparison with a worker's summary ----------------------------------------------------------
 
 
 def difference(declared: Interface, said: PreparedModel) -> str:
-    """In what a worker's word contradicts a package, as a sentence; "" if in nothing.
+    """How a worker's summary contradicts the package, as a sentence; "" if it does not.
 
-    Inputs must be the same, but for what their open dimensions are called. Of an output's shape a worker may know
-    more (what the model returned) or less; what both fix must be equal.
+    Inputs must be the same, but for the names of their open dimensions. A worker may know more of an output's shape (from
+    what the model returned) or less; dimensions that both fix must be equal.
     """
     for side, ours, theirs in (
         ("input", declared.inputs, said.inputs),
         ("output", declared.outputs, said.outputs),
     ):
-        names, said_names = [one.name for one in ours], [one.name for one in theirs]
+        names, said_names = [spec.name for spec in ours], [spec.name for spec in theirs]
         if names != said_names:
             return f"it has the {side}s {tell(said_names, 200)}, not {tell(names, 200)}"
         for spec, other in zip(ours, theirs):
@@ -117,8 +117,8 @@ def _agree(ours: TensorSpec, theirs: TensorSpec, exactly: bool) -> bool:
 
 
 def loosened(outputs: list[TensorSpec], said: Sequence[TensorSpec]) -> list[TensorSpec]:
-    """Outputs with fixed only what another worker's word, which contradicts nothing, fixes to the same; the list itself
-    if that is all."""
+    """Outputs in which only those dimensions stay fixed that another worker's summary, which contradicts nothing, fixes
+    to the same value; the list itself if nothing changes."""
     found = [dataclasses.replace(spec, shape=_common(spec, other)) for spec, other in zip(outputs, said)]
     return outputs if found == outputs else found
 
@@ -135,16 +135,16 @@ def _common(spec: TensorSpec, other: TensorSpec) -> tuple[int | str, ...]:
 
 
 def read_interface(package: Path, files: Sequence[PackageFile], options: Mapping[str, Any]) -> Interface:
-    """What a package declares. Raises InvalidModel where it does not, and OSError.
+    """The interface that a package declares. Raises InvalidModel, OSError.
 
-    files: of the package; the first says of what kind it is. options: as in messages.Prepare.
+    files: of the package; the first tells its kind. options: as in messages.Prepare.
     """
     kind = files[0].path
     if kind == PROFILE_FILE:
         _, inputs, outputs = tensors_of(read_profile(package), options)
         return _checked(inputs, outputs, {})
     declared = Interface([], [], {})
-    if any(one.path == MODEL_FILE for one in files):  # also beside a program, which has no metadata
+    if any(file.path == MODEL_FILE for file in files):  # also beside a program, which has no metadata
         with open(package / MODEL_FILE, "rb") as file:
             declared = read_onnx(file)
     if kind == PROGRAM_JSON:
@@ -154,9 +154,9 @@ def read_interface(package: Path, files: Sequence[PackageFile], options: Mapping
 
 
 def read_program(file: BinaryIO) -> Interface:
-    """What a program.json declares. Raises InvalidModel, OSError.
+    """The interface that a program.json declares. Raises InvalidModel, OSError.
 
-    Reads key by key, until inputs and outputs have come: they are written before all that is large.
+    Reads key by key until it has the inputs and outputs, which are written before everything large.
     """
     text = file.read(PROGRAM_HEAD_BYTES).decode(errors="replace")
     decode = json.JSONDecoder().raw_decode
@@ -168,7 +168,7 @@ def read_program(file: BinaryIO) -> Interface:
             found[key], at = decode(text, _skip(text, _skip(text, at, ":"), ""))
             at = _skip(text, at, ",")
         inputs, outputs = (
-            [TensorSpec(one["name"], one["dtype"], tuple(one["shape"])) for one in found[side]]
+            [TensorSpec(spec["name"], spec["dtype"], tuple(spec["shape"])) for spec in found[side]]
             for side in ("inputs", "outputs")
         )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -181,8 +181,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _skip(text: str, at: int, mark: str) -> int:
-    """Where the text goes on behind white space and a mark. Raises ValueError."""
-    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
+    """The position behind white space and a mark. Raises ValueError."""
+    at = _SPACE.match(text, at).end()  # type: ignore[union-attr]  # it matches the empty text, too
     if not text.startswith(mark, at):
         raise ValueError(f"no {mark!r} at {at}")
     return at + len(mark)
@@ -193,7 +193,7 @@ def _skip(text: str, at: int, mark: str) -> int:
 _DAMAGED = "an ONNX model that is truncated or damaged"
 
 Value: TypeAlias = int | range
-"""Of a field of protobuf: a varint's, or where the bytes are that a length is said of."""
+"""The value of a protobuf field: a varint, or the place of its length-delimited bytes in the file."""
 
 _GRAPH, _METADATA = 7, 14  # of ModelProto
 _INITIALIZER, _INPUT, _OUTPUT, _SPARSE = 5, 11, 12, 15  # of GraphProto
@@ -208,7 +208,7 @@ _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 
 
 def read_onnx(file: BinaryIO) -> Interface:
-    """What an ONNX file declares. Raises InvalidModel, OSError."""
+    """The interface that an ONNX file declares. Raises InvalidModel, OSError."""
     file.seek(0, 2)
     reader = _Reader(file)
     model = reader.read(range(file.tell()), {_GRAPH: range, _METADATA: range})
@@ -222,7 +222,7 @@ def read_onnx(file: BinaryIO) -> Interface:
     names = [reader.read(weight, {_TENSOR_NAME: range})[_TENSOR_NAME] for weight in weights]
     held = {reader.text(_one(name, "a weight's name")) for name in names if name}
     inputs = [spec for spec in map(reader.spec, graph[_INPUT]) if spec.name not in held]
-    outputs = [reader.spec(one) for one in graph[_OUTPUT]]
+    outputs = [reader.spec(value) for value in graph[_OUTPUT]]
     metadata = {}
     for entry in model[_METADATA]:
         pair = reader.read(entry, {_KEY: range, _VALUE: range})
@@ -240,14 +240,14 @@ def _one(values: list[Any], what: str) -> Any:
 
 
 class _Reader:
-    """Reads fields of protobuf messages in a file, and skips the others."""
+    """Reads wanted fields of protobuf messages in a file, and skips the others."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._left = FIELDS_MAX
 
     def read(self, where: range, wanted: Mapping[int, type]) -> dict[int, list[Any]]:
-        """The values of the wanted fields (number: int or range) of the message there, in order. Raises InvalidModel."""
+        """The values of the wanted fields (number: int or range) of a message, in order. Raises InvalidModel."""
         found: dict[int, list[Any]] = {number: [] for number in wanted}
         for number, value in self._fields(where):
             kind = wanted.get(number)
@@ -305,7 +305,7 @@ class _Reader:
             raise InvalidModel("an ONNX model with a name that is not UTF-8") from None
 
     def spec(self, where: range) -> TensorSpec:
-        """A ValueInfoProto. Its shape: UNKNOWN_RANK where none is declared."""
+        """The tensor that a ValueInfoProto declares. Its shape is UNKNOWN_RANK where none is declared."""
         body = self.read(where, {_NAME: range, _TYPE: range})
         name = self.text(_one(body[_NAME], "a tensor's name"))
         kinds = self.read(
@@ -327,6 +327,6 @@ class _Reader:
             return ""
         if values:
             value: int = _one(values + names, "a dimension")
-            return value if value < 1 << 63 else ""  # below zero, which ONNX Runtime takes as open
+            return value if value < 1 << 63 else ""  # negative, which ONNX Runtime takes as open
         name = self.text(_one(names, "a dimension"))
         return name if is_named(name) else ""

@@ -1,12 +1,12 @@
-"""A package: the files of one registered model, named by their content.
+"""A package: the files of a registered model, named by their content.
 
     <store>/packages/<digest>/
         package.json     the file list
         model.onnx, ...  the files themselves; external data beside the model, examples.npz
-        profile.json     instead of all those: a model for emulated devices, see models.profiled
-        program.json     or: kernels and weights, compiled already, see models.program
+        profile.json     instead of all those: a model for emulated devices, see formats.profiled
+        program.json     or: kernels and weights, compiled already, see formats.program
 
-The digest is over the list of (path, bytes, sha256), so equal content is one package, whoever sent it.
+The digest is over the list of (path, bytes, sha256), so equal content is the same package, whoever sent it.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ MODEL_FILE = "model.onnx"
 PROFILE_FILE = "profile.json"
 PROGRAM_JSON = "program.json"
 FIRST_FILES = (MODEL_FILE, PROFILE_FILE, PROGRAM_JSON)
-"""One of them is the first of a package, and says of what kind it is."""
+"""Names of a package's first file, which tell its kind."""
 
 EXAMPLES_FILE = "examples.npz"
 LIST_FILE = "package.json"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-"""A model's name: also a file name, hence no slash, and shorter than a file name may be."""
+"""Valid names of models. They are also file names, hence without slashes and shorter than a file name may be."""
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidModel where a model cannot have this name."""
+    """Raises InvalidModel unless a model may have this name."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InvalidModel(
             f"model name {tell(name)} is not 1 to 200 letters, digits, '.', '_' or '-', beginning with a letter or digit"
@@ -96,7 +96,7 @@ def rows_of(files: Sequence[PackageFile]) -> list[list[Any]]:
 
 
 def digest_of(files: Sequence[PackageFile]) -> str:
-    """The package's name: sha256 over its sorted file list."""
+    """The digest that names a package: sha256 over its sorted file list."""
     text = "".join(f"{f.path}\0{f.bytes}\0{f.sha256}\n" for f in sorted(files, key=lambda f: f.path))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -111,7 +111,7 @@ def hash_file(path: Path, busy_share: float = 1.0, stop: threading.Event | None 
 
 
 class PackageStore:
-    """The packages below one directory. Several processes may share it: arrival is one rename."""
+    """The packages below a directory. Several processes may share it, because a package arrives by a rename."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -124,7 +124,7 @@ class PackageStore:
         return (self.directory(digest) / LIST_FILE).is_file()
 
     def sweep(self) -> None:
-        """Remove what a process that died left half written. Only the directory's one owner may call this."""
+        """Remove packages that a process left half written when it died. Only for the sole owner of the directory."""
         for pattern in (".incoming-*", ".dropped-*"):
             for entry in (self.root / "packages").glob(pattern):
                 shutil.rmtree(entry, ignore_errors=True)
@@ -133,11 +133,11 @@ class PackageStore:
         return PackageWriter(self, files)
 
     def remove(self, digest: str) -> None:
-        """Raises OSError; the package is gone all the same once the next sweep() is through."""
+        """Remove a package. Raises OSError; the next sweep() then removes the rest."""
         remove_tree(self.directory(digest))
 
     def settle(self, digest: str) -> bool:
-        """Whether the package is there, and would be after a crash, too: whoever put it there may have died since."""
+        """Make a package durable, because the process that put it there may have died before. False: it is not there."""
         if not self.has(digest):
             return False
         fsync_directory(self.root / "packages")
@@ -145,10 +145,10 @@ class PackageStore:
 
 
 class PackageWriter:
-    """Writes one package chunk by chunk, checks it, and renames it into place.
+    """Writes a package chunk by chunk, checks it, and renames it into place.
 
-    It keeps only the file written last open: a package may have more files than a process descriptors.
-    Not thread-safe; all methods do file I/O and belong off the event loop.
+    Only the file written last is kept open: a package may have more files than a process may have descriptors.
+    Not thread-safe; all methods do file I/O and must not run on the event loop.
     """
 
     def __init__(self, store: PackageStore, files: Sequence[PackageFile]) -> None:
@@ -173,7 +173,7 @@ class PackageWriter:
             view, offset = view[written:], offset + written
 
     def commit(self) -> None:
-        """Verify every checksum, make it durable, and put it in place. Raises InvalidModel."""
+        """Verify every checksum, sync the files, and put the package in place. Raises InvalidModel."""
         try:
             for index, file in enumerate(self.files):
                 os.fsync(self._descriptor_of(index))  # whichever descriptor wrote it
@@ -203,12 +203,12 @@ class PackageWriter:
             raise
 
     def abort(self) -> None:
-        """Remove what was written. Idempotent."""
+        """Remove the files written. Idempotent."""
         self._close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _descriptor_of(self, file: int) -> int:
-        """The descriptor of a file, which is made if need be; the previous one's is closed."""
+        """The descriptor of a file, which is created if need be; the previous file's is closed."""
         if self._open != file:
             self._close()
             path = self._temporary / self.files[file].path
@@ -224,13 +224,13 @@ class PackageWriter:
 
 
 class DamagedPackage(InvalidModel):
-    """A stored package is not what its name says: it is its store's fault, and not the model's."""
+    """A stored package does not have the content that its digest names: the store is at fault, not the model."""
 
 
 def check_package(
     directory: Path, busy_share: float = 1.0, stop: threading.Event | None = None
 ) -> list[PackageFile]:
-    """The files of a stored package, every byte of which has been compared. Raises DamagedPackage.
+    """The files of a stored package, after every byte has been checked. Raises DamagedPackage.
 
     busy_share, stop: see pieces_of().
     """
@@ -267,7 +267,7 @@ def check_package(
 def put_in_place(target: Path, marker: str, fill: Callable[[Path], None]) -> None:
     """Make a directory, whole or not at all, unless it is there. Several processes may do so at once.
 
-    fill writes its files into the directory given, ``marker`` last: where that is, all are.
+    fill: writes the files into a given directory, ``marker`` last: where the marker is, all files are.
     """
     if (target / marker).is_file():
         return

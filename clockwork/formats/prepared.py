@@ -1,16 +1,17 @@
-"""What preparing a model leaves on disk, and what of it the controller is told.
+"""Prepared models: their files on disk, and the summary that the controller gets.
 
     <store>/prepared/<digest>-<fingerprint>/    (see prepared_directory())
-        prepared.json    this module's PreparedModel, with the checksums of the other files; sealed, see models.checksums
+        prepared.json    this module's PreparedModel, with the checksums of the other files; sealed, see formats.checksums
         weights.bin      bound: the laid-out weights, run after run, each run a whole number of pages
         packed.onnx      packed: the optimised model ...
         packed.data      ... and its prepacked weights, mapped when it is loaded
-    <store>/programs/<program>/   (its name says what it holds, see program_damage())
-        program.onnx     the computation without weights, shared by every model of equal architecture
-        program.json     on a CUDA device instead: the launch lists (models.program), and modules/ beside it
 
-A directory is written under a temporary name and renamed when complete, so that a half-made one is
-never seen, and several workers may share one store.
+    <store>/programs/<program>/   (named by a hash of its content, see program_damage())
+        program.onnx     the computation without weights, shared by every model of equal architecture
+        program.json     on a CUDA device instead: the launch lists (formats.program), and modules/ beside it
+
+A directory is written under a temporary name and renamed when complete, so that an incomplete one is
+never seen, and several workers may share a store.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from clockwork.scheduler.types import ProfilePoint
 from clockwork.wire.tensors import DTYPES, STRING, dtype_name
 
 FORMAT_VERSION = 1
-"""Raised when the layout of this directory changes; older ones are then prepared again."""
+"""Version of the format of prepared.json. Models prepared in an older format are prepared again."""
 
 UNKNOWN_RANK = ("...",)
 """The shape of an input whose rank the model does not declare."""
@@ -43,9 +44,9 @@ PROGRAM_FILE = "program.onnx"
 
 
 def prepared_directory(store: Path, digest: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
-    """Where a package prepared for devices of one fingerprint lies; options: as in messages.Prepare.
+    """The directory of a package that is prepared for devices of a fingerprint. options: as in messages.Prepare.
 
-    What options change is another preparation, and lies beside the default one.
+    Other options make another preparation, whose directory lies beside the default one.
     """
     name = f"{digest}-{fingerprint}"
     for key in ("batching", "holding"):
@@ -58,7 +59,7 @@ def prepared_directory(store: Path, digest: str, fingerprint: str, options: Mapp
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output as the model declares it. A dimension is an int, or a symbol's name ("" unnamed)."""
+    """An input or output as the model declares it. A dimension is an int, or a symbol's name ("" unnamed)."""
 
     name: str
     dtype: int
@@ -67,7 +68,7 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WeightSpec:
-    """Where one weight lies: ``offset`` bytes into run number ``run``. Ordered as the program's inputs."""
+    """The place of a weight: ``offset`` bytes into run number ``run``. Ordered as the program's inputs."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -77,12 +78,12 @@ class WeightSpec:
 
 
 OF_THE_DEVICE = ("weights", "workspace_bytes", "checksums")
-"""Fields of a PreparedModel that a worker keeps to itself."""
+"""Fields of a PreparedModel that only the device needs: the summary leaves them out."""
 
 
 @dataclasses.dataclass(slots=True)
 class PreparedModel:
-    """Everything known of a model on devices of one fingerprint."""
+    """A model as prepared for devices of a fingerprint."""
 
     format_version: int
     digest: str
@@ -95,16 +96,16 @@ class PreparedModel:
     outputs: list[TensorSpec]
     batches: bool
     batching_note: str  # why it batches or does not, for people
-    batch_max: int  # the largest batch that was measured to help
+    batch_max: int  # the largest batch that was measured to pay
     page_bytes: int
-    runs: list[int]  # page counts; together what the model takes of the arena
+    runs: list[int]  # page counts of its runs; their sum is what it takes of the arena
     weights: list[WeightSpec]  # bound: fed to the program after the model's own inputs; program: in its order
     weights_bytes: int
-    resident_bytes: int  # what being loaded costs in memory; never more than the pages of its runs
+    resident_bytes: int  # memory that it takes when loaded; never more than the pages of its runs
     load_ns: int
     profile: list[ProfilePoint]
     constants_note: str  # which weights stay inside the program and why ("" none)
-    metadata: dict[str, str]  # the ONNX file's own: image layout, labels, ...
+    metadata: dict[str, str]  # of the ONNX file: image layout, labels, ...
     example: list[list[int]]  # the shapes of the inputs that it was profiled with
     outputs_verified: bool = (
         False  # what the model returned has the shapes of ``outputs``, as far as they are fixed
@@ -115,20 +116,20 @@ class PreparedModel:
     checksums: dict[str, int] = dataclasses.field(default_factory=dict)  # of the files beside it, by name
 
     def summary(self) -> dict[str, Any]:
-        """What the controller is told: all but what only the device needs."""
+        """The fields for the controller: all but those that only the device needs."""
         body = dataclasses.asdict(self)
         for name in OF_THE_DEVICE:
             del body[name]
         return body
 
     def write(self, directory: Path) -> None:
-        """Describe a directory whose other files are there, and will not change any more."""
+        """Write prepared.json into a directory whose other files are complete."""
         self.checksums = checksums_of(directory, but=[PREPARED_FILE])
         (directory / PREPARED_FILE).write_bytes(seal(fields_of(self)))
 
     @staticmethod
     def read(directory: Path | str) -> PreparedModel:
-        """Raises OSError, or ValueError if it is damaged, of another format, or of a version that took no checksums."""
+        """The description in a directory. Raises OSError; ValueError if it is damaged, of another format, or without checksums."""
         body, is_sealed = unseal(read_plain(os.path.join(directory, PREPARED_FILE)))
         if not is_sealed:
             raise ValueError("it was prepared by a version that took no checksums")
@@ -136,7 +137,7 @@ class PreparedModel:
 
     @staticmethod
     def read_for(directory: Path | str, fingerprint: str, page_bytes: int) -> PreparedModel:
-        """As a device of this fingerprint and page size can take it. Raises InvalidModel."""
+        """The description in a directory, for a device of this fingerprint and page size. Raises InvalidModel."""
         try:
             prepared = PreparedModel.read(directory)
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -159,21 +160,21 @@ class PreparedModel:
                 f"prepared model of format {body.get('format_version')}, this is {FORMAT_VERSION}"
             )
         body = dict(body)
-        body["inputs"] = [_tensor_spec(one) for one in body["inputs"]]
-        body["outputs"] = [_tensor_spec(one) for one in body["outputs"]]
+        body["inputs"] = [_tensor_spec(entry) for entry in body["inputs"]]
+        body["outputs"] = [_tensor_spec(entry) for entry in body["outputs"]]
         body["weights"] = [
-            WeightSpec(one["dtype"], tuple(one["shape"]), one["run"], one["offset"], one["bytes"])
-            for one in body.get("weights", ())
+            WeightSpec(entry["dtype"], tuple(entry["shape"]), entry["run"], entry["offset"], entry["bytes"])
+            for entry in body.get("weights", ())
         ]
         body["profile"] = [
-            ProfilePoint(tuple(tuple(dims) for dims in one["shape"]), one["batch"], one["exec_ns"])
-            for one in body["profile"]
+            ProfilePoint(tuple(tuple(dims) for dims in entry["shape"]), entry["batch"], entry["exec_ns"])
+            for entry in body["profile"]
         ]
         return PreparedModel(**body)
 
 
 def program_damage(path: Path, fingerprint: str) -> str:
-    """What is wrong with a stored program.onnx, as a sentence; "" if it is what its directory is named after."""
+    """The damage of a stored program.onnx, as a sentence; "" if it has the content that its directory is named after."""
     try:
         found = program_name(path.read_bytes(), fingerprint)
     except OSError as error:
@@ -182,7 +183,7 @@ def program_damage(path: Path, fingerprint: str) -> str:
 
 
 def program_name(model: bytes, fingerprint: str) -> str:
-    """Under which name a program without weights is stored, and shared by models of equal architecture."""
+    """The name under which a program without weights is stored; models of equal architecture share it."""
     return hashlib.sha256(model + fingerprint.encode()).hexdigest()
 
 
@@ -206,10 +207,10 @@ def other_shape(shape: Sequence[int], declared: str) -> str:
 
 
 def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape: Sequence[int]) -> str:
-    """In what an output is not what its model gives, as the end of a sentence about it; "" if in nothing.
+    """How an output contradicts its model's spec, as the end of a sentence about it; "" if it does not.
 
-    verified: what of the spec's shape is fixed was seen at registration, else only its dtype holds. rows: that the
-    request has, 0 where the model does not batch.
+    verified: the fixed dimensions of the spec were seen at registration; otherwise only its dtype is compared. rows: of
+    the request; 0 where the model does not batch.
     """
     if dtype != spec.dtype:
         return other_dtype(dtype, spec.dtype)
@@ -229,7 +230,7 @@ def contradiction(spec: TensorSpec, verified: bool, rows: int, dtype: int, shape
 
 
 def check_layout(prepared: PreparedModel, place: Path) -> None:
-    """That every weight lies within its run. Raises InvalidModel."""
+    """Raises InvalidModel unless every weight lies within its run."""
     if any(pages < 1 for pages in prepared.runs):
         raise InvalidModel(f"{place} has a run of no pages: {prepared.runs}")
     for weight in prepared.weights:

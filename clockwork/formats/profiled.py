@@ -1,8 +1,8 @@
-"""A model that is nothing but its profile: what emulated devices serve.
+"""Models that consist of a profile only, for emulated devices.
 
-Its package holds one file, profile.json: a profile file with one profile. To prepare it is to read that and to write
-down, as for any other model, what the controller and a device have to know of it. That takes no time, and nothing
-here imports ONNX. Models of the same profile share a package, whatever they are called.
+The package holds a single file, profile.json: a profile file with a single profile. Preparation reads it and writes, as
+for any other model, a description for the controller and the device. That takes no time, and nothing here imports ONNX.
+Models of the same profile share a package, whatever their names.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from clockwork.formats.profiles import ModelProfile, dump_profiles, parse_profil
 from clockwork.scheduler.types import ProfilePoint
 
 HOLDING = "emulated"
-"""How such a model is held: only its pages are counted."""
+"""The holding of a model that is only a profile: its pages are counted, and hold nothing."""
 
 UINT8 = 2
-"""The type of its one input and one output, in ONNX's numbers."""
+"""ONNX's dtype code of the input and the output of a model that is only a profile."""
 
 
 def encode_profile(profile: ModelProfile) -> bytes:
-    """A profile as a package's file. Its SLO is an option of its registration, and is left out.
+    """A profile as a package's file, without its SLO, which is an option of registration.
 
-    Raises InvalidModel for what cannot be served.
+    Raises InvalidModel for a profile that cannot be served.
     """
     try:
         return dump_profiles([dataclasses.replace(profile, slo_ns=0)]).encode()
@@ -42,7 +42,7 @@ def encode_profile(profile: ModelProfile) -> bytes:
 
 
 def decode_profile(data: bytes) -> ModelProfile:
-    """Inverse of encode_profile(). Raises InvalidModel for what makes no sense."""
+    """Inverse of encode_profile(). Raises InvalidModel."""
     try:
         (profile,) = parse_profiles(json.loads(data))
     except (ValueError, RecursionError, ConfigError) as error:
@@ -87,9 +87,9 @@ def tensors_of(
 def prepared_profile(
     profile: ModelProfile, digest: str, fingerprint: str, page_bytes: int, options: Mapping[str, Any]
 ) -> PreparedModel:
-    """What is known of a model with this profile. options: as in messages.Prepare.
+    """The description of a model with this profile. options: as in messages.Prepare.
 
-    Its input and its output are bytes: one row of each for a request, or as many as the request has.
+    Its input and its output are bytes: a row of each for a request, or as many rows as the request has.
     """
     batch_max, inputs, outputs = tensors_of(profile, options)
     batches = batch_max > 1
@@ -126,7 +126,7 @@ def prepare_profile(
 ) -> None:
     """Prepare a package for emulated devices. Raises InvalidModel, DamagedPackage; OSError where it cannot be written.
 
-    It is not synced: what a crash leaves damaged is prepared again.
+    The files are not synced: if a crash damages them, the model is prepared again.
     """
     if check_package(package)[0].path != PROFILE_FILE:
         raise InvalidModel(f"the package of a profile begins with {PROFILE_FILE}")

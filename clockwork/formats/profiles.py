@@ -1,6 +1,6 @@
-"""What a model costs on a device, as plain numbers: for emulated devices, the simulator and planning.
+"""Profiles: the costs of a model on a kind of device, as plain numbers for emulated devices, the simulator and planning.
 
-A profile file is JSON: {"profiles": [{...}, ...]}, one object per model with the fields of ModelProfile; the
+A profile file is JSON: {"profiles": [{...}, ...]}, an object for each model with the fields of ModelProfile; the
 keys of exec_ns are batch sizes in decimal.
 """
 
@@ -22,10 +22,10 @@ from clockwork.wire.description import ModelInfo
 from clockwork.wire.tensors import code_of, tensor_bytes
 
 PAPER_PAGE_BYTES = 16 << 20
-"""Pages of the paper's workers, and of every GPU arena here."""
+"""Page size of the paper's workers, and of every GPU arena here."""
 
 PAPER_BATCHES = (1, 2, 4, 8, 16)
-"""Batch sizes of the paper's table."""
+"""Batch sizes in the paper's table."""
 
 PAPER_LEFT_OUT = ("winograd_resnet152_v2", "winograd_resnet50_v2", "xception")
 """Rows of the 64 that the 61 varieties here lack; which three the paper's runs lacked is not known. The first
@@ -33,12 +33,12 @@ lacks a point. The other two are last in the alphabet, where the trace's coldest
 first), so that this choice weighs as little as it can."""
 
 MISPRINTS = {("winograd_resnet152_v2", 16)}
-"""(model, batch) that are not used: 28.92 ms, when its 101-layer sibling takes 33.52 and batch 8 takes 24.42."""
+"""(model, batch) of points that are left out: 28.92 ms, when its 101-layer sibling takes 33.52 and batch 8 takes 24.42."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelProfile:
-    """One model on one kind of device, without network and queues."""
+    """The costs of a model on a kind of device, without network and queues."""
 
     name: str
     exec_ns: Mapping[int, int]  # batch size -> execution time of the whole batch; at least {1: ...}
@@ -51,15 +51,15 @@ class ModelProfile:
     slo_ns: int = 0  # 0: none
     page_bytes: int = 0  # size of the pages that page_count counts; 0: not known
     page_count: int = 0  # pages that the weights take, where that was measured; 0: as many as they fill
-    runs: Sequence[int] = ()  # how many of these pages lie together, run by run; (): each page lies anywhere
+    runs: Sequence[int] = ()  # contiguous pages of each run; (): each page may lie anywhere
 
     def check(self) -> None:
-        """Raises ConfigError, naming the value and its bound."""
+        """Raises ConfigError for a value out of bounds, naming both."""
 
-        def bounded(what: str, value: Any, low: int, high: int) -> None:
+        def bounded(name: str, value: Any, low: int, high: int) -> None:
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise ConfigError(
-                    f"profile {self.name!r}: {what} {value!r} is not an integer from {low} to {high}"
+                    f"profile {self.name!r}: {name} {value!r} is not an integer from {low} to {high}"
                 )
 
         if not isinstance(self.name, str) or not 1 <= len(self.name) <= MODEL_REFERENCE_MAX:
@@ -76,8 +76,8 @@ class ModelProfile:
         bounded("load_ns", self.load_ns, 0, TIME_MAX_NS)
         bounded("slo_ns", self.slo_ns, 0, 1 << 62)
         bounded("batch_max", self.batch_max, 0, BATCH_SIZE_MAX)
-        for what in ("weights_bytes", "input_bytes", "output_bytes", "page_bytes", "page_count"):
-            bounded(what, getattr(self, what), 0, SIZE_MAX)
+        for name in ("weights_bytes", "input_bytes", "output_bytes", "page_bytes", "page_count"):
+            bounded(name, getattr(self, name), 0, SIZE_MAX)
         for pages in self.runs:
             bounded("a run's pages", pages, 1, SIZE_MAX)
         if self.runs and sum(self.runs) != self.page_count:
@@ -86,13 +86,13 @@ class ModelProfile:
             )
 
     def largest_batch(self) -> int:
-        """The largest batch that it runs."""
+        """The largest batch that the model runs."""
         return self.batch_max or max(self.exec_ns)
 
     def execution_ns(self, batch: int) -> int:
-        """The time of a batch of any size up to the largest: measured, or on the line between neighbours.
+        """The time of a batch of any size up to the largest: measured, or interpolated linearly.
 
-        Beyond the largest point it goes on as the last two do; with one point, in proportion.
+        Beyond the largest point the line through the last two points goes on; with a single point, in proportion.
         """
         if not 1 <= batch <= self.largest_batch():
             raise ConfigError(f"profile {self.name!r}: batch {batch} is not from 1 to {self.largest_batch()}")
@@ -107,7 +107,7 @@ class ModelProfile:
         return max(1, self.exec_ns[left] + rise * (batch - left) // (right - left))
 
     def pages(self, page_bytes: int) -> int:
-        """How many pages of this size its weights take, at least 1."""
+        """The pages of this size that the weights take, at least 1."""
         if page_bytes <= 0:
             raise ConfigError(f"page_bytes {page_bytes} is not above 0")
         if self.page_count and self.page_bytes == page_bytes:
@@ -115,7 +115,7 @@ class ModelProfile:
         return max(1, -(-self.weights_bytes // page_bytes))
 
     def layout(self, page_bytes: int) -> list[int]:
-        """Page counts of its runs with pages of this size: measured, or as if each page could lie anywhere."""
+        """Page counts of the runs with pages of this size: measured, or runs of a single page."""
         if self.runs and self.page_bytes == page_bytes:
             return list(self.runs)
         return [1] * self.pages(page_bytes)
@@ -127,12 +127,12 @@ class ModelProfile:
 def dump_profiles(profiles: Iterable[ModelProfile]) -> str:
     """The text of a profile file."""
     bodies = []
-    for one in profiles:
-        one.check()
-        body = dataclasses.asdict(dataclasses.replace(one, exec_ns={}))
-        defaults = {field.name: field.default for field in dataclasses.fields(one)}
+    for profile in profiles:
+        profile.check()
+        body = dataclasses.asdict(dataclasses.replace(profile, exec_ns={}))
+        defaults = {field.name: field.default for field in dataclasses.fields(profile)}
         body = {name: value for name, value in body.items() if value != defaults[name]}
-        body["exec_ns"] = {str(batch): one.exec_ns[batch] for batch in sorted(one.exec_ns)}
+        body["exec_ns"] = {str(batch): profile.exec_ns[batch] for batch in sorted(profile.exec_ns)}
         bodies.append(body)
     return json.dumps({"profiles": bodies}, indent=2) + "\n"
 
@@ -147,7 +147,7 @@ def save_profiles(path: Path, profiles: Iterable[ModelProfile]) -> None:
 
 
 def load_profiles(path: Path) -> list[ModelProfile]:
-    """The profiles of a file, in its order. Raises ConfigError, naming the file and what is wrong in it."""
+    """The profiles of a file, in its order. Raises ConfigError, naming the file and the defect."""
     try:
         with open(path, "rb") as file:
             data = file.read(PROFILE_BYTES_MAX + 1)
@@ -170,12 +170,12 @@ def parse_profiles(body: Any) -> list[ModelProfile]:
         raise ConfigError('it is not {"profiles": [...]}')
     if not 1 <= len(bodies) <= MODELS_MAX:
         raise ConfigError(f"it holds {len(bodies)} profiles: there must be 1 to {MODELS_MAX}")
-    profiles = [_parse_one(one, index) for index, one in enumerate(bodies)]
+    profiles = [_parse_one(profile, index) for index, profile in enumerate(bodies)]
     seen: set[str] = set()
-    for one in profiles:
-        if one.name in seen:
-            raise ConfigError(f"profile {one.name!r} is there twice")
-        seen.add(one.name)
+    for profile in profiles:
+        if profile.name in seen:
+            raise ConfigError(f"profile {profile.name!r} is there twice")
+        seen.add(profile.name)
     return profiles
 
 
@@ -227,32 +227,32 @@ def paper_models() -> list[ModelProfile]:
                 output_bytes=round(float(row["output_kb"]) * 1e3),
             )
         )
-    return sorted(profiles, key=lambda one: one.name)
+    return sorted(profiles, key=lambda profile: profile.name)
 
 
 def paper_model(name: str) -> ModelProfile:
-    """One row of the paper's table. Raises ConfigError."""
-    for one in paper_models():
-        if one.name == name:
-            return one
+    """A model of the paper's table. Raises ConfigError."""
+    for profile in paper_models():
+        if profile.name == name:
+            return profile
     raise ConfigError(f"the paper's table has no model {name!r}")
 
 
 def paper_varieties(count: int = 61) -> list[ModelProfile]:
     """``count`` models of the paper's table in alphabetical order: 61 as in its trace experiment.
 
-    From 62 on, those of PAPER_LEFT_OUT join; below 61, evenly spread ones are taken.
+    With 62 and more, those of PAPER_LEFT_OUT join; with fewer than 61, evenly spread ones are taken.
     """
     models = paper_models()
     if not 1 <= count <= len(models):
         raise ConfigError(f"{count} varieties: the paper's table has 1 to {len(models)}")
     left_out = PAPER_LEFT_OUT[: len(models) - count]
-    varieties = [one for one in models if one.name not in left_out]
+    varieties = [model for model in models if model.name not in left_out]
     return [varieties[index * len(varieties) // count] for index in range(count)]
 
 
 def copies(models: Sequence[ModelProfile], count: int) -> list[ModelProfile]:
-    """``count`` instances of every model, which share its program; all of one model lie together.
+    """``count`` instances of every model, which share its program; instances of a model are adjacent.
 
     Their names keep the alphabetical order: name-00, name-01, ...
     """
@@ -260,8 +260,10 @@ def copies(models: Sequence[ModelProfile], count: int) -> list[ModelProfile]:
         raise ConfigError(f"{count} copies: there must be at least 1")
     digits = len(str(count - 1))
     return [
-        dataclasses.replace(one, name=f"{one.name}-{index:0{digits}d}", program=one.program or one.name)
-        for one in models
+        dataclasses.replace(
+            model, name=f"{model.name}-{index:0{digits}d}", program=model.program or model.name
+        )
+        for model in models
         for index in range(count)
     ]
 
@@ -284,7 +286,7 @@ def linear(
     slo_ns: int = 0,
     program: str = "",
 ) -> ModelProfile:
-    """A made-up model: a batch of b takes alpha * b + beta, measured at 1, 2, 4, ... and batch_max."""
+    """A synthetic model: a batch of b takes alpha * b + beta, with points at 1, 2, 4, ... and batch_max."""
     sizes = {1 << power for power in range(batch_max.bit_length())} | {batch_max}
     profile = ModelProfile(
         name=name,
@@ -305,8 +307,9 @@ def linear(
 
 
 def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
-    """What a cluster measured of a registered model, as its registration example was shaped; serving: as it has been
-    executed of late, where it has been, and not as at its registration.
+    """The profile that a cluster measured of a registered model, for inputs shaped as its registration example.
+
+    serving: with the times of recent executions, where there were any, instead of those of registration.
 
     Raises ConfigError for a model that has not been profiled.
     """
@@ -317,7 +320,7 @@ def from_info(info: ModelInfo, serving: bool = False) -> ModelProfile:
     expected = list(info.raw.get("expected_ns") or ())
     if serving and len(expected) == len(times):
         times = expected
-    rows = [(1, *one) for one in shape] if info.batches else list(shape)
+    rows = [(1, *dims) for dims in shape] if info.batches else list(shape)
     symbols: dict[str, int] = {}
     for spec, known in zip(info.inputs, rows):
         symbols |= {size: value for size, value in zip(spec.shape, known) if isinstance(size, str) and size}

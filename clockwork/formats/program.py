@@ -1,11 +1,11 @@
 """A program package: kernels, the order in which to launch them, and the weights they read.
 
-    program.json     this module's Program: docs/program-packages.md tells every field
+    program.json     this module's Program: docs/program-packages.md describes every field
     modules/...      for each target one or more cubins, or one shared object for the host
     weights.bin      all weights, each at a multiple of 64 bytes
 
-It is neutral: whatever compiler wrote it, or whoever by hand, it is served alike. Nothing in it is trusted
-before check() has seen it, and no checksum before check_files() has.
+The format is independent of the compiler: a package may also be written by hand. Nothing in it is trusted
+before check() has passed, and no file before check_files() has.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ from clockwork.formats.prepared import WEIGHTS_FILE, TensorSpec
 from clockwork.wire.tensors import DTYPES, STRING, Array, numpy_dtype
 
 FORMAT = 2
-"""Of program.json. What cannot be read by older code raises it."""
+"""Version of the format of program.json. A change that older code cannot read raises it."""
 
 FORMAT_UNPADDED = 1
-"""Of a program that pads nothing: what was written before there was padding reads it, too."""
+"""Version of a program that pads nothing, which code from before padding can read, too."""
 
 CHECKS_FILE = "checks.npz"
-"""Optional: inputs and the right answers, by which a device can see whether it runs the program as it should."""
+"""An optional file with inputs and the right answers, with which a device tests that it runs the program correctly."""
 
 
 WEIGHT_ALIGNMENT_BYTES = 64
-"""Of every weight in weights.bin, and the least that a kernel may count on."""
+"""Alignment of every weight in weights.bin, and the least alignment that kernels may assume."""
 
 HOST = "host"
-"""The target whose one module is a shared object for this machine's processor; the others are sm_NN."""
+"""The target whose only module is a shared object for this machine's processor; the other targets are sm_NN."""
 
 
 POINTERS = ("weight", "input", "output")
@@ -81,9 +81,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProgramWeight:
-    """One weight, and where it lies in weights.bin."""
+    """A weight, and its place in weights.bin."""
 
-    dtype: int  # ONNX's code
+    dtype: int  # ONNX code
     shape: tuple[int, ...]
     offset: int  # bytes, a multiple of 64
     bytes: int
@@ -91,15 +91,15 @@ class ProgramWeight:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """What one architecture needs. Its name is its key: "sm_80", "sm_90" ..., or "host"."""
+    """The modules for an architecture. Its name is the key: "sm_80", "sm_90" ..., or "host"."""
 
-    driver: int  # the oldest CUDA driver that will do, as cuDriverGetVersion gives it; 0 for host
+    driver: int  # the oldest sufficient CUDA driver, as from cuDriverGetVersion; 0 for host
     modules: tuple[str, ...]  # paths in the package
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Argument:
-    """One kernel parameter. Of pointers ``value`` is the offset in bytes, of scalars the value, of a size which."""
+    """A kernel parameter. ``value``: the offset in bytes of a pointer, the value of a scalar, the number of a size."""
 
     kind: str  # one of POINTERS, "workspace", "size", or one of SCALARS
     index: int  # of the weight, input or output; else 0
@@ -108,7 +108,7 @@ class Argument:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel launch. They run one after another, each after the one before it has ended."""
+    """A kernel launch. Launches run one after another, each after the end of the one before."""
 
     module: int  # index into the target's modules
     kernel: str  # its name in the module
@@ -116,11 +116,13 @@ class Launch:
     block: tuple[int, int, int]  # threads of a block
     shared: int  # bytes of dynamic shared memory
     args: tuple[Argument, ...]
-    widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; none: not told
+    widths: tuple[int, ...] = ()  # bytes of the widest access through each pointer, in order; none: unknown
 
     def pointers(self) -> list[Argument]:
-        """Those of the arguments that are addresses."""
-        return [one for one in self.args if one.kind in POINTERS or one.kind == "workspace"]
+        """The arguments that are addresses."""
+        return [
+            argument for argument in self.args if argument.kind in POINTERS or argument.kind == "workspace"
+        ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,7 +139,7 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Program:
-    """The whole of a package but the bytes of its files."""
+    """A package without the bytes of its files."""
 
     name: str  # for people
     inputs: tuple[TensorSpec, ...]  # a dimension is an int or the name of a symbol
@@ -151,18 +153,17 @@ class Program:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all weights, the gaps between them not counted."""
+        """Bytes of all weights, without the gaps between them."""
         return sum(weight.bytes for weight in self.weights)
 
     def of_target(self, target: str) -> list[Variant]:
-        """Its variants for a target in the order in which a device tries them: those of less input in a row first,
-        smaller batches first among them."""
+        """The variants for a target in the order in which a device tries them: by elements of a row, then by batch."""
 
-        def row_elements(one: Variant) -> int:
-            return sum(math.prod(shape[1:] if self.batches else shape) for shape in one.shapes)
+        def row_elements(variant: Variant) -> int:
+            return sum(math.prod(shape[1:] if self.batches else shape) for shape in variant.shapes)
 
-        found = [one for one in self.variants if one.target == target]
-        return sorted(found, key=lambda one: (row_elements(one), one.batch))
+        found = [variant for variant in self.variants if variant.target == target]
+        return sorted(found, key=lambda variant: (row_elements(variant), variant.batch))
 
     def variant(self, target: str, shapes: Sequence[Sequence[int]]) -> Variant | None:
         """The first variant of a target that runs inputs of these shapes, rows included; None if there is none.
@@ -172,11 +173,11 @@ class Program:
         """
         if len(shapes) != len(self.inputs) or self.sizes(shapes) is None:
             return None
-        for one in self.of_target(target):
+        for variant in self.of_target(target):
             fits = True
-            for spec, has, want in zip(self.inputs, one.shapes, shapes, strict=True):
-                fits = fits and len(has) == len(want)
-                for axis, (most, size) in enumerate(zip(has, want)):
+            for spec, limits, wanted in zip(self.inputs, variant.shapes, shapes, strict=True):
+                fits = fits and len(limits) == len(wanted)
+                for axis, (most, size) in enumerate(zip(limits, wanted)):
                     if self.batches and axis == 0:
                         fits = fits and 1 <= size == shapes[0][0] and size <= most
                     elif spec.shape[axis] in self.padded:
@@ -184,11 +185,11 @@ class Program:
                     else:
                         fits = fits and size == most
             if fits:
-                return one
+                return variant
         return None
 
     def sizes(self, shapes: Sequence[Sequence[int]]) -> list[int] | None:
-        """What each padded symbol is in inputs of these shapes; None if it is two things at once."""
+        """The size of each padded symbol in inputs of these shapes; None if a symbol has two sizes."""
         found: dict[str, int] = {}
         for spec, shape in zip(self.inputs, shapes, strict=True):
             for dim, size in zip(spec.shape, shape):
@@ -197,7 +198,7 @@ class Program:
         return [found.get(symbol, 0) for symbol in self.padded]
 
     def stripped(self) -> Program:
-        """What models of equal architecture share: no names, no weights' places, no weights' checksum."""
+        """The part that models of equal architecture share: without names, places of weights and checksum of weights."""
         symbols: dict[str, str] = {}
 
         def anonymous(role: str, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -226,7 +227,7 @@ class Program:
         )
 
     def to_json(self) -> str:
-        """program.json: a line for each weight, variant and launch, so that two of them can be compared."""
+        """The text of program.json: a line for each weight, variant and launch, so that files can be compared."""
         body = {
             "format": FORMAT if self.padded else FORMAT_UNPADDED,
             "name": self.name,
@@ -243,12 +244,12 @@ class Program:
 
 
 def program_hash(program: Program) -> str:
-    """The name under which a program is stored and shared: sha256 of what stripped() leaves."""
+    """The name under which a program is stored and shared: sha256 of stripped()."""
     return hashlib.sha256(program.stripped().to_json().encode()).hexdigest()
 
 
 def offsets_of(sizes: Sequence[int]) -> list[int]:
-    """Where weights of these sizes (bytes) lie in weights.bin if they follow each other, and no closer."""
+    """The offsets in weights.bin of weights of these sizes (bytes), each at the next aligned place."""
     offsets, end = [], 0
     for size in sizes:
         offsets.append(end)
@@ -273,9 +274,9 @@ def read_program(directory: Path) -> Program:
 
 
 def write_program(directory: Path, program: Program) -> Program:
-    """Write program.json beside its files, whose checksums are taken now; returns it with them.
+    """Write program.json beside its files. Returns the program with their checksums, which are taken now.
 
-    Raises InvalidModel if a file is missing, or the program is not one that read_program() would take.
+    Raises InvalidModel if a file is missing, or read_program() would not take the program.
     """
     directory = Path(directory)
     paths = dict.fromkeys(path for target in program.targets.values() for path in target.modules)
@@ -295,7 +296,7 @@ def write_program(directory: Path, program: Program) -> Program:
 
 
 def stored_damage(directory: Path) -> str:
-    """What is wrong with a stored program and its modules, as a sentence; "" if they are what its name says."""
+    """The damage of a stored program or its modules, as a sentence; "" if they have the content that its name is made of."""
     path = Path(directory) / PROGRAM_JSON
     try:
         found = hash_file(path)[1]
@@ -310,7 +311,7 @@ def stored_damage(directory: Path) -> str:
 
 
 def check_files(program: Program, directory: Path) -> None:
-    """Every file is there with the checksum that the program names. Raises InvalidModel."""
+    """Raises InvalidModel unless every file is there with the checksum that the program names."""
     for path, expected in program.files.items():
         try:
             size, sha256 = hash_file(Path(directory) / path)
@@ -327,9 +328,9 @@ def check_files(program: Program, directory: Path) -> None:
 
 
 def package_files(directory: Path) -> list[tuple[str, Path | bytes]]:
-    """What a client uploads, program.json first: (path in the package, source file). Raises InvalidModel.
+    """The files of a package, program.json first: (path in the package, source file). Raises InvalidModel.
 
-    Everything is checked first.
+    The whole package is checked first.
     """
     directory = Path(directory)
     program = read_program(directory)
@@ -338,7 +339,7 @@ def package_files(directory: Path) -> list[tuple[str, Path | bytes]]:
 
 
 Check: TypeAlias = tuple[list[Array], list[Array]]
-"""Inputs, and the outputs that they should give, each in the program's order."""
+"""Inputs, and the right outputs for them, each in the program's order."""
 
 
 def write_checks(directory: Path, program: Program, checks: Sequence[Check]) -> None:
@@ -366,7 +367,7 @@ def read_checks(directory: Path, program: Program) -> list[Check]:
             for spec in specs:
                 array, kind = arrays[f"{number}/{role}/{spec.name}"], numpy_dtype(spec.dtype)
                 if array.dtype.kind == "V" and array.dtype.itemsize == kind.itemsize:
-                    array = array.view(kind)  # np.load() forgets the name of bfloat16 and the like
+                    array = array.view(kind)  # np.load() drops the names of bfloat16 and the like
                 if array.dtype != kind or array.ndim != len(spec.shape):
                     raise ValueError(f"{role} {spec.name!r} is {array.dtype} {list(array.shape)}")
                 found.append(array)
@@ -382,7 +383,7 @@ def read_checks(directory: Path, program: Program) -> list[Check]:
 
 
 def parse_program(data: bytes | str) -> Program:
-    """A program.json as a checked Program. Raises InvalidModel, naming the place and what is wrong there."""
+    """A program.json as a checked Program. Raises InvalidModel, naming the place and the defect."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -395,36 +396,38 @@ def parse_program(data: bytes | str) -> Program:
         )
     targets = {
         name: Target(
-            one.get("driver").integer(0, 2**31 - 1),
-            tuple(path.text() for path in one.get("modules").items(FILES_MAX)),
+            target.get("driver").integer(0, 2**31 - 1),
+            tuple(path.text() for path in target.get("modules").items(FILES_MAX)),
         )
-        for name, one in top.get("targets").entries(TARGETS_MAX)
+        for name, target in top.get("targets").entries(TARGETS_MAX)
     }
     program = Program(
         name=top.get("name").text(),
-        inputs=tuple(_spec(one) for one in top.get("inputs").items(TENSORS_MAX)),
-        outputs=tuple(_spec(one) for one in top.get("outputs").items(TENSORS_MAX)),
+        inputs=tuple(_spec(spec) for spec in top.get("inputs").items(TENSORS_MAX)),
+        outputs=tuple(_spec(spec) for spec in top.get("outputs").items(TENSORS_MAX)),
         batches=top.get("batches").boolean(),
         weights=tuple(
             ProgramWeight(
-                one.get("dtype").integer(0, max(DTYPES)),
-                one.get("shape").integers(RANK_MAX),
-                one.get("offset").integer(0, WEIGHTS_BYTES_MAX),
-                one.get("bytes").integer(0, WEIGHTS_BYTES_MAX),
+                weight.get("dtype").integer(0, max(DTYPES)),
+                weight.get("shape").integers(RANK_MAX),
+                weight.get("offset").integer(0, WEIGHTS_BYTES_MAX),
+                weight.get("bytes").integer(0, WEIGHTS_BYTES_MAX),
             )
-            for one in top.get("weights").items(WEIGHTS_MAX)
+            for weight in top.get("weights").items(WEIGHTS_MAX)
         ),
         targets=targets,
-        variants=tuple(_variant(one) for one in top.get("variants").items(VARIANTS_MAX)),
-        files={path: one.text() for path, one in top.get("files").entries(FILES_MAX)},
-        padded=tuple(one.text() for one in top.get("padded").items(PADDED_MAX)) if form == FORMAT else (),
+        variants=tuple(_variant(variant) for variant in top.get("variants").items(VARIANTS_MAX)),
+        files={path: checksum.text() for path, checksum in top.get("files").entries(FILES_MAX)},
+        padded=tuple(symbol.text() for symbol in top.get("padded").items(PADDED_MAX))
+        if form == FORMAT
+        else (),
     )
     check(program)
     return program
 
 
 class _Node:
-    """A value of the JSON and the place it has there, for the errors."""
+    """A value of the JSON, and its place there, for errors."""
 
     __slots__ = ("place", "value")
 
@@ -466,12 +469,12 @@ class _Node:
         return int(self.value)
 
     def integers(self, most: int) -> tuple[int, ...]:
-        return tuple(one.integer(0, 2**62) for one in self.items(most))
+        return tuple(item.integer(0, 2**62) for item in self.items(most))
 
     def triple(self, most: Sequence[int]) -> tuple[int, int, int]:
         sides = list(self.items(3))
         self._want(len(sides) == 3, "a list of three integers")
-        x, y, z = (one.integer(1, bound) for one, bound in zip(sides, most, strict=True))
+        x, y, z = (side.integer(1, bound) for side, bound in zip(sides, most, strict=True))
         return x, y, z
 
     def text(self) -> str:
@@ -485,8 +488,8 @@ class _Node:
 
 def _spec(node: _Node) -> TensorSpec:
     dims: list[int | str] = []
-    for one in node.get("shape").items(RANK_MAX):
-        dims.append(one.value if isinstance(one.value, str) else one.integer(0, 2**62))
+    for dim in node.get("shape").items(RANK_MAX):
+        dims.append(dim.value if isinstance(dim.value, str) else dim.integer(0, 2**62))
     return TensorSpec(node.get("name").text(), node.get("dtype").integer(1, max(DTYPES)), tuple(dims))
 
 
@@ -494,10 +497,12 @@ def _variant(node: _Node) -> Variant:
     return Variant(
         target=node.get("target").text(),
         batch=node.get("batch").integer(1, BATCH_SIZE_MAX),
-        shapes=tuple(one.integers(RANK_MAX) for one in node.get("shapes").items(TENSORS_MAX)),
-        output_shapes=tuple(one.integers(RANK_MAX) for one in node.get("output_shapes").items(TENSORS_MAX)),
+        shapes=tuple(shape.integers(RANK_MAX) for shape in node.get("shapes").items(TENSORS_MAX)),
+        output_shapes=tuple(
+            shape.integers(RANK_MAX) for shape in node.get("output_shapes").items(TENSORS_MAX)
+        ),
         workspace=node.get("workspace").integer(0, WORKSPACE_BYTES_MAX),
-        launches=tuple(_launch(one) for one in node.get("launches").items(LAUNCHES_MAX)),
+        launches=tuple(_launch(launch) for launch in node.get("launches").items(LAUNCHES_MAX)),
     )
 
 
@@ -508,7 +513,7 @@ def _launch(node: _Node) -> Launch:
         grid=node.get("grid").triple(GRID_MAX),
         block=node.get("block").triple(BLOCK_MAX),
         shared=node.get("shared").integer(0, SHARED_BYTES_MAX),
-        args=tuple(_argument(one) for one in node.get("args").items(ARGUMENTS_MAX)),
+        args=tuple(_argument(argument) for argument in node.get("args").items(ARGUMENTS_MAX)),
         widths=node.get("widths").integers(ARGUMENTS_MAX) if node.has("widths") else (),
     )
 
@@ -540,11 +545,11 @@ def _booleans(*values: Any) -> bool:
 
 
 def check(program: Program) -> None:
-    """Everything that can be known without its files. Raises InvalidModel with the value and the bound."""
+    """Check everything that can be checked without the files. Raises InvalidModel with the value and the bound."""
     _check_interface(program)
     _check_paths(program)
     end = 0
-    for index, weight in sorted(enumerate(program.weights), key=lambda one: one[1].offset):
+    for index, weight in sorted(enumerate(program.weights), key=lambda pair: pair[1].offset):
         what = f"weight {index}"
         size = _bytes_of(weight.dtype, weight.shape, what, WEIGHTS_BYTES_MAX)
         if weight.bytes != size:
@@ -660,7 +665,7 @@ def _check_shapes(
     program: Program, variant: Variant, place: str, role: str, specs: Sequence[TensorSpec],
     shapes: Sequence[Sequence[int]], symbols: dict[str, int],
 ) -> list[int]:  # fmt: skip
-    """The bytes of each tensor, once the shapes are what the program declares. symbols: what they stand for."""
+    """The bytes of each tensor. Raises InvalidModel unless the shapes are as declared. symbols: their sizes, filled in."""
     if len(shapes) != len(specs):
         raise InvalidModel(f"{place} has shapes of {len(shapes)} {role}s; the program has {len(specs)}")
     sizes = []
@@ -703,7 +708,7 @@ def _check_argument(
 
 
 def _check_widths(launch: Launch, where: str) -> None:
-    """A vector access at an address that its width does not divide is a fault on a GPU, and the context is lost."""
+    """Raises InvalidModel for a vector access at an unaligned address, which on a GPU is a fault that loses the context."""
     pointers = launch.pointers()
     if launch.widths and len(launch.widths) != len(pointers):
         raise InvalidModel(
@@ -722,7 +727,7 @@ def _check_widths(launch: Launch, where: str) -> None:
 
 
 def _bytes_of(dtype: int, shape: Sequence[int], what: str, most: int) -> int:
-    """Bytes of such a tensor. Raises InvalidModel for one that no kernel can take, or of more than ``most``."""
+    """Bytes of a tensor. Raises InvalidModel for a dtype that no kernel can take, or for more than ``most`` bytes."""
     if dtype not in DTYPES or dtype == STRING:
         raise InvalidModel(f"{what} has type {dtype}, which no kernel can take")
     size = (math.prod(shape) * DTYPES[dtype].bits + 7) // 8
@@ -766,7 +771,7 @@ def _variant_body(variant: Variant) -> dict[str, Any]:
 
 
 _OPENED = ("inputs", "outputs", "weights", "targets", "variants", "launches", "files")
-"""Values that get a line for each of their entries."""
+"""Keys whose entries get a line each."""
 
 
 def _lines(body: Mapping[str, Any], depth: int) -> Iterator[str]:
@@ -777,10 +782,10 @@ def _lines(body: Mapping[str, Any], depth: int) -> Iterator[str]:
         if key in _OPENED and value:
             is_map = isinstance(value, dict)
             yield "{\n" if is_map else "[\n"
-            entries = value.items() if is_map else ((None, one) for one in value)
-            for index, (name, one) in enumerate(entries):
+            entries = value.items() if is_map else ((None, entry) for entry in value)
+            for index, (name, entry) in enumerate(entries):
                 yield f"{indent}  " + (f"{json.dumps(name)}: " if is_map else "")
-                yield "".join(_lines(one, depth + 2)) if key == "variants" else json.dumps(one)
+                yield "".join(_lines(entry, depth + 2)) if key == "variants" else json.dumps(entry)
                 yield "\n" if index == len(value) - 1 else ",\n"
             yield f"{indent} " + ("}" if is_map else "]")
         else:

@@ -1,4 +1,4 @@
-"""Workloads, for the simulator and for live load alike: who asks which model when."""
+"""Workloads, for the simulator and for live load alike: which model gets a request when."""
 
 from clockwork.config.workloads import CHUNK_ARRIVALS
 from clockwork.workloads.arrivals import (

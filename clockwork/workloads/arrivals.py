@@ -1,7 +1,7 @@
-"""Requests to come, as chunks of arrays in order of time, and what can be done to a stream of them.
+"""Arrivals of requests, as chunks of arrays in order of time, and operations on streams of them.
 
-A Workload is iterated as often as one likes and gives the same arrivals each time, so that one object can be
-shown to several policies. It is lazy: whatever its length, only a few chunks of it exist at once.
+A Workload can be iterated any number of times and gives the same arrivals each time, so that several policies can run
+the same object. It is lazy: whatever its length, only a few chunks of it exist at once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrivals:
-    """Some requests, in order of time; one array for each of their fields, all of one length."""
+    """Arrivals in order of time: an array for each field, all of the same length."""
 
     t_ns: Int64s  # since the start of the workload, never falling
-    model: npt.NDArray[np.int32]  # index into the models that the workload is for
+    model: npt.NDArray[np.int32]  # index into the workload's models
     slo_ns: Int64s  # 0: the model's own
     priority: npt.NDArray[np.uint8]  # 0: the default
-    cls: npt.NDArray[np.uint8]  # which class it is counted in
+    cls: npt.NDArray[np.uint8]  # the class that it is counted in
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -39,7 +39,7 @@ class Arrivals:
         return self.at(slice(begin, end))
 
     def at(self, where: slice | Int64s | npt.NDArray[np.bool_]) -> Arrivals:
-        """The arrivals that an index array, a mask or a slice names."""
+        """The arrivals that an index array, a mask or a slice selects."""
         return Arrivals(
             self.t_ns[where], self.model[where], self.slo_ns[where], self.priority[where], self.cls[where]
         )
@@ -52,7 +52,7 @@ class Arrivals:
         priority: npt.ArrayLike = 0,
         cls: npt.ArrayLike = 0,
     ) -> Arrivals:
-        """Arrivals from arrays of one length, or single values that hold for all. t_ns must be sorted."""
+        """Arrivals from arrays of the same length, or single values that hold for all. t_ns must be sorted."""
         times = np.asarray(t_ns, np.int64)
         if times.ndim != 1:
             raise ConfigError(f"t_ns has the shape {times.shape}: it must have one dimension")
@@ -80,27 +80,27 @@ class Arrivals:
 
     @staticmethod
     def join(parts: Sequence[Arrivals]) -> Arrivals:
-        """One after the other; none at all makes empty arrays."""
+        """The parts concatenated; no parts make empty arrays."""
         if not parts:
             return Arrivals.of([], [])
         if len(parts) == 1:
             return parts[0]
         return Arrivals(
-            np.concatenate([one.t_ns for one in parts]),
-            np.concatenate([one.model for one in parts]),
-            np.concatenate([one.slo_ns for one in parts]),
-            np.concatenate([one.priority for one in parts]),
-            np.concatenate([one.cls for one in parts]),
+            np.concatenate([part.t_ns for part in parts]),
+            np.concatenate([part.model for part in parts]),
+            np.concatenate([part.slo_ns for part in parts]),
+            np.concatenate([part.priority for part in parts]),
+            np.concatenate([part.cls for part in parts]),
         )
 
     def chunks(self) -> Iterator[Arrivals]:
-        """Itself in parts of at most CHUNK_ARRIVALS."""
+        """The arrivals in parts of at most CHUNK_ARRIVALS."""
         for begin in range(0, len(self), CHUNK_ARRIVALS):
             yield self.part(begin, begin + CHUNK_ARRIVALS)
 
 
 class Workload(abc.ABC):
-    """Arrivals of all models in order of time; the same ones at every iteration."""
+    """Arrivals of all models in order of time; the same arrivals at every iteration."""
 
     duration_ns: int  # every arrival is before it
 
@@ -109,7 +109,7 @@ class Workload(abc.ABC):
         """Chunks of at most CHUNK_ARRIVALS, none empty, each beginning where the last ended or later."""
 
     def collect(self, limit: int = COLLECT_MAX) -> Arrivals:
-        """All of it in one set of arrays. Raises ConfigError if it is longer than the limit."""
+        """All arrivals in a single set of arrays. Raises ConfigError if there are more than the limit."""
         parts: list[Arrivals] = []
         count = 0
         for part in self:
@@ -121,7 +121,7 @@ class Workload(abc.ABC):
 
 
 class Recorded(Workload):
-    """A workload of arrays that exist already."""
+    """A workload of given arrays."""
 
     def __init__(self, arrivals: Arrivals, duration_ns: int = 0) -> None:
         """duration_ns: 0 for just after the last arrival."""
@@ -136,21 +136,21 @@ class Recorded(Workload):
 
 
 class merge(Workload):
-    """Several workloads at once. Arrivals of one instant come in the order of the workloads."""
+    """Several workloads at once. Arrivals of the same instant come in the order of the workloads."""
 
     def __init__(self, *workloads: Workload) -> None:
         if not workloads:
             raise ConfigError("merge needs at least one workload")
-        self.duration_ns = max(one.duration_ns for one in workloads)
+        self.duration_ns = max(workload.duration_ns for workload in workloads)
         self._workloads = workloads
 
     def __iter__(self) -> Iterator[Arrivals]:
-        sources = [iter(one) for one in self._workloads]
+        sources = [iter(workload) for workload in self._workloads]
         heads: list[Arrivals | None] = [next(source, None) for source in sources]
         while True:
-            # Up to the earliest end of a head, nothing can still come from any of them; of arrivals at that
-            # very instant, those of later workloads wait until this one has shown whether it has more.
-            ends = [(int(one.t_ns[-1]), index) for index, one in enumerate(heads) if one is not None]
+            # Up to the earliest end of a head, no workload has further arrivals. At that very instant, arrivals of
+            # later workloads wait until the head's workload has shown whether it has more.
+            ends = [(int(head.t_ns[-1]), index) for index, head in enumerate(heads) if head is not None]
             if not ends:
                 return
             end_ns, first = min(ends)
@@ -182,7 +182,7 @@ class scale(Workload):
 
 
 class window(Workload):
-    """What of a workload arrives from begin_ns until before end_ns, with begin_ns as the new time 0."""
+    """The arrivals of a workload from begin_ns until before end_ns, with begin_ns as the new time 0."""
 
     def __init__(self, workload: Workload, begin_ns: int, end_ns: int) -> None:
         if not 0 <= begin_ns < end_ns:
@@ -217,14 +217,14 @@ class delayed(Workload):
 
 
 def rehearsed(part: Callable[[int], Workload], warmup_ns: int, window_ns: int) -> Workload:
-    """A window, and before it a warm-up that is the window's beginning. part: the first so many ns of the window."""
+    """A window after a warm-up that repeats the window's beginning. part: makes the window's first so many ns."""
     window = delayed(part(window_ns), warmup_ns)
     return merge(part(warmup_ns), window) if warmup_ns else window
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Class:
-    """A kind of request within a mix."""
+    """A class of requests within a mix."""
 
     share: float = 1.0  # of the mix, relative to the other shares
     slo_ns: int = 0  # 0: the model's own
@@ -242,19 +242,19 @@ class Class:
 class mixed(Workload):
     """A workload whose requests fall at random into classes, counted as class 0, 1, ... in their order.
 
-    What a request falls into depends on its time, its model and the seed alone, whatever else arrives.
+    The class of a request depends on its time, its model and the seed alone, whatever else arrives.
     """
 
     def __init__(self, workload: Workload, classes: Sequence[Class], seed: int = 0) -> None:
         if not 1 <= len(classes) <= CLASSES_MAX:
             raise ConfigError(f"{len(classes)} classes: there must be 1 to {CLASSES_MAX}")
-        for one in classes:
-            one.check()
+        for group in classes:
+            group.check()
         self.duration_ns = workload.duration_ns
         self._workload, self._seed = workload, seed
-        self._edges = _edges([one.share for one in classes])
-        self._slo_ns = np.array([one.slo_ns for one in classes], np.int64)
-        self._priority = np.array([one.priority for one in classes], np.uint8)
+        self._edges = _edges([group.share for group in classes])
+        self._slo_ns = np.array([group.slo_ns for group in classes], np.int64)
+        self._priority = np.array([group.priority for group in classes], np.uint8)
 
     def __iter__(self) -> Iterator[Arrivals]:
         for chunk in self._workload:
@@ -265,7 +265,7 @@ class mixed(Workload):
 
 
 class chosen(Workload):
-    """One process of arrivals whose requests go to models at random, model i with the i-th share."""
+    """A single process of arrivals whose requests go to models at random, model i with the i-th share."""
 
     def __init__(self, workload: Workload, shares: Sequence[float], seed: int = 0) -> None:
         if not shares or min(shares) < 0 or not 0 < sum(shares) < 1e18:
@@ -303,15 +303,15 @@ class slo_steps(Workload):
 
 
 def zipf(count: int, exponent: float) -> list[float]:
-    """Shares of ``count`` models that sum to 1, the i-th proportional to 1 / i ** exponent; 0: all alike."""
+    """Shares of ``count`` models that sum to 1, the i-th proportional to 1 / i ** exponent."""
     if count < 1 or not 0 <= exponent <= 10:
         raise ConfigError(f"zipf of {count} models with exponent {exponent:g}: 1 or more, and 0 to 10")
     weights = np.arange(1, count + 1, dtype=np.float64) ** -exponent
-    return [float(one) for one in weights / weights.sum()]
+    return [float(weight) for weight in weights / weights.sum()]
 
 
 def uniform(seed: int, t_ns: Int64s, model: npt.NDArray[np.int32]) -> Floats:
-    """A number in [0, 1) for each arrival, that depends on the arrival and the seed alone."""
+    """A number in [0, 1) for each arrival that depends on the arrival and the seed alone."""
     state = t_ns.astype(np.uint64) + _mixed(model.astype(np.uint64) + np.uint64(seed % (1 << 32) << 32))
     return np.asarray((_mixed(state) >> np.uint64(11)) * (1.0 / (1 << 53)), np.float64)
 

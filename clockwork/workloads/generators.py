@@ -1,9 +1,9 @@
-"""Open-loop clients: one source of arrivals for each model, each with random numbers of its own.
+"""Open-loop clients: a source of arrivals for each model, each with random numbers of its own.
 
 A source is a renewal process in *operational time*, in which its mean gap is 1; its rate, which may change in
-steps, says how fast that time passes. So a source at twice the rate has the same arrivals twice as dense, a
+steps, is the speed at which that time passes. So a source at twice the rate has the same arrivals twice as dense, a
 gap that spans a change of rate is carried over it, and the k-th arrival of a source depends on nothing but
-the seed, its own number and its own rates: another model more shifts nobody else's arrivals.
+the seed, its own number and its own rates: a further model does not shift the arrivals of the others.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from clockwork.system.clock import SECOND
 from clockwork.workloads.arrivals import Arrivals, Floats, Int64s, Workload
 
 BLOCK_MIN, BLOCK_MAX = 16, 1 << 16
-"""Gaps that one source draws at a time: about what it needs in four windows, within these bounds."""
+"""Bounds of the gaps that a source draws at a time: about what it needs in four windows."""
 
 
 KEY_BITS = 62
-"""Time within a window and number of the source are sorted as one integer of so many bits."""
+"""Bits of the integer by which arrivals are sorted: their time within a window, then the number of their source."""
 
 Steps: TypeAlias = Iterable[tuple[int, float]]
-"""(duration_ns, factor): how long the rates are multiplied by what."""
+"""(duration_ns, factor) each: the rates are multiplied by the factor for the duration."""
 
 
 class Gaps(abc.ABC):
-    """How the gaps of a source are distributed; their mean is 1."""
+    """The distribution of a source's gaps; their mean is 1."""
 
     @abc.abstractmethod
     def first(self, rng: np.random.Generator, rate: float) -> float:
-        """The time to the first arrival of a source that has been running for ever.
+        """The time to the first arrival of a stationary source.
 
-        Were it a whole gap, bursty sources would all have a burst at time 0.
+        If it were a whole gap, bursty sources would all have a burst at time 0.
         """
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, rate: float, count: int) -> Floats:
-        """The next gaps; the same ones, whether drawn at once or in several parts.
+        """The next gaps; the same gaps, whether drawn at once or in several parts.
 
         rate: of the source, in requests per second.
         """
@@ -64,7 +64,7 @@ class Exponential(Gaps):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Constant(Gaps):
-    """Even arrivals, each source with a phase of its own."""
+    """Evenly spaced arrivals, each source with a phase of its own."""
 
     def first(self, rng: np.random.Generator, rate: float) -> float:
         return float(rng.random())
@@ -85,7 +85,7 @@ class Gamma(Gaps):
 
     def first(self, rng: np.random.Generator, rate: float) -> float:
         # The gap that an instant falls into is longer than others: its density is that of a gap times its
-        # length, again a gamma, with one more in the shape. The instant is anywhere in it.
+        # length, again a gamma, with a shape larger by 1. The instant is uniform within it.
         shape = self.cv**-2
         return float(rng.random() * rng.standard_gamma(shape + 1) / shape)
 
@@ -98,7 +98,7 @@ class Gamma(Gaps):
 class OnOff(Gaps):
     """Poisson bursts: on and off for exponentially distributed times, the mean rate being the source's.
 
-    Such a process is a renewal process whose gaps are one of two exponentials (Kuczura, "The interrupted
+    Such a process is a renewal process whose gaps are a mixture of two exponentials (Kuczura, "The interrupted
     Poisson process as an overflow process", 1973).
     """
 
@@ -110,13 +110,13 @@ class OnOff(Gaps):
             raise ConfigError(f"bursts of {self.on_ns} ns every {self.off_ns} ns: both must be above 0")
 
     def _mixture(self, rate: float) -> tuple[float, float, float]:
-        """(rate of the short gaps, rate of the long ones, part of the short ones), of mean gap 1."""
+        """(rate of the short gaps, rate of the long gaps, part of the short gaps), for a mean gap of 1."""
         burst = (self.on_ns + self.off_ns) / self.on_ns  # the rate in a burst, the mean rate being 1
         end, begin = SECOND / self.on_ns / rate, SECOND / self.off_ns / rate
         total = burst + end + begin
         root = math.sqrt(total * total - 4 * burst * begin)
         short = (total + root) / 2
-        long = burst * begin / short  # and not (total - root) / 2, which loses its digits
+        long = burst * begin / short  # (total - root) / 2 would lose its digits
         return short, long, (burst - long) / (short - long)
 
     def first(self, rng: np.random.Generator, rate: float) -> float:
@@ -132,7 +132,7 @@ class OnOff(Gaps):
 
 
 class _Source:
-    """One client: its gaps, summed up to operational times, as far as they have been drawn."""
+    """A client: the operational times of its arrivals, as far as gaps have been drawn."""
 
     __slots__ = ("_block", "_gaps", "_rate", "_rng", "_times")
 
@@ -146,7 +146,7 @@ class _Source:
         return float(self._times[0])
 
     def take(self, limit: float) -> Floats:
-        """The operational times of all arrivals before the limit."""
+        """Remove and return the operational times of all arrivals before the limit."""
         times = self._times
         parts = []
         while times[-1] < limit:
@@ -161,21 +161,21 @@ class _Source:
 
 
 class _Sources:
-    """All clients of a workload, taken forward together."""
+    """All clients of a workload, advanced together."""
 
     def __init__(self, seed: int, stream: int, gaps: Gaps, rates: Floats, keys: Sequence[int]) -> None:
-        """rates: requests per second of each; keys: the number that each is seeded with."""
+        """rates: requests per second of each client; keys: the number that each is seeded with."""
         blocks = np.clip(4 * WINDOW_ARRIVALS * rates / max(float(rates.sum()), 1e-30), BLOCK_MIN, BLOCK_MAX)
-        # A source without a rate never has an arrival; OnOff could not even say how its gaps are.
+        # A source without a rate never has an arrival; OnOff has no distribution of gaps for it.
         self._all = [
             _Source(seed, (stream, key), gaps, float(rate), int(block)) if rate > 0 else None
             for key, rate, block in zip(keys, rates, blocks)
         ]
-        self._ahead = np.array([math.inf if one is None else one.ahead() for one in self._all])
+        self._ahead = np.array([math.inf if source is None else source.ahead() for source in self._all])
         self.passed = np.zeros(len(rates))  # operational time of each
 
     def advance(self, gain: Floats) -> tuple[Int64s, Int64s, Floats]:
-        """Let time pass: which sources have arrivals, how many each, and their times since before the gain."""
+        """Let operational time pass by ``gain``: the sources with arrivals, the count of each, and their times since before."""
         limit = self.passed + gain
         active = np.flatnonzero(self._ahead < limit)
         parts = []
@@ -184,7 +184,7 @@ class _Sources:
             assert source is not None
             parts.append(source.take(float(limit[index])))
             self._ahead[index] = source.ahead()
-        counts = np.array([len(one) for one in parts], np.int64)
+        counts = np.array([len(part) for part in parts], np.int64)
         times = np.concatenate(parts) if parts else np.zeros(0)
         times -= np.repeat(self.passed[active], counts)
         self.passed = limit
@@ -193,14 +193,14 @@ class _Sources:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
-    """A time in which every source has one rate."""
+    """A time in which every source has a constant rate."""
 
     duration_ns: int
     rates: Floats  # of each source, in requests per second
 
 
 def windows(segments: Iterable[Segment], span_ns: int) -> Iterator[list[Segment]]:
-    """The segments, cut and put together so that about WINDOW_ARRIVALS are expected in each window."""
+    """The segments, cut and grouped so that about WINDOW_ARRIVALS are expected in each window."""
     found: list[Segment] = []
     width_ns, expected = 0, 0.0
     for segment in segments:
@@ -236,7 +236,7 @@ class Clients(Workload):
         priority: int = 0,
         cls: int = 0,
     ) -> None:
-        """models: the one that each client asks. stream: workloads that are merged should differ in seed or
+        """models: the model of each client's requests. stream: workloads that are merged should differ in seed or
         stream, else client i of both has the same random numbers."""
         self._models = np.asarray(models, np.int32)
         if not 1 <= len(self._models) <= SOURCES_MAX:
@@ -252,7 +252,7 @@ class Clients(Workload):
 
     @abc.abstractmethod
     def nominal(self) -> Floats:
-        """The mean rate of each client in requests per second; 0 for one that never asks."""
+        """The mean rate of each client in requests per second."""
 
     @abc.abstractmethod
     def segments(self) -> Iterator[Segment]:
@@ -273,8 +273,8 @@ class Clients(Workload):
         sources = self.sources()
         begin_ns = 0
         for window in windows(self.segments(), self.span_ns()):
-            width_ns = sum(one.duration_ns for one in window)
-            mass = np.stack([one.rates * (one.duration_ns / SECOND) for one in window])
+            width_ns = sum(segment.duration_ns for segment in window)
+            mass = np.stack([segment.rates * (segment.duration_ns / SECOND) for segment in window])
             active, counts, times = sources.advance(mass.sum(axis=0))
             if len(window) == 1:
                 ns = times * np.repeat(SECOND / window[0].rates[active], counts)
@@ -290,7 +290,9 @@ class Clients(Workload):
         All lines are laid end to end, 1 apart, and looked up at once.
         """
         steps, clients = mass.shape
-        edges_ns = np.concatenate([[0], np.cumsum([one.duration_ns for one in window])]).astype(np.float64)
+        edges_ns = np.concatenate([[0], np.cumsum([segment.duration_ns for segment in window])]).astype(
+            np.float64
+        )
         reached = np.zeros((clients, steps + 1))
         np.cumsum(mass.T, axis=1, out=reached[:, 1:])
         offsets = np.concatenate([[0.0], np.cumsum(reached[:-1, -1] + 1.0)]) if clients else np.zeros(0)
@@ -302,10 +304,10 @@ class Clients(Workload):
     def sorted_chunks(
         self, begin_ns: int, width_ns: int, active: Int64s, counts: Int64s, ns: Floats
     ) -> Iterator[Arrivals]:
-        """The arrivals of one window, in order of time and, at one instant, of the client's number.
+        """The arrivals of a window, in order of time and, at the same instant, of the client's number.
 
-        ns: since begin_ns, client by client. One integer holds both time and number, since sorting plain
-        integers is several times as fast as finding an order, and equal ones cannot be told apart.
+        ns: since begin_ns, client by client. A single integer holds both time and number, because sorting plain
+        integers is several times as fast as argsort, and equal integers are interchangeable.
         """
         bits = len(self._models).bit_length()
         keys = np.minimum(ns.astype(np.int64), width_ns - 1) << bits
@@ -340,8 +342,8 @@ class renewal(Clients):
         priority: int = 0,
         cls: int = 0,
     ) -> None:
-        """rates: requests per second of each client; models: which each asks, as an index (None: 0, 1, ...).
-        steps: (duration_ns, factor of the rates), the last holding on to the end; see ramp() and pulses()."""
+        """rates: requests per second of each client; models: the index of each client's model (None: 0, 1, ...).
+        steps: (duration_ns, factor of the rates), the last one lasts to the end; see ramp() and pulses()."""
         self._rates = np.asarray(rates, np.float64)
         if self._rates.ndim != 1 or not np.all((self._rates >= 0) & (self._rates <= RATE_MAX)):
             raise ConfigError(f"rates must be a list of numbers between 0 and {RATE_MAX:g} per second")
@@ -363,7 +365,7 @@ class renewal(Clients):
 
     def keys(self) -> Sequence[int]:
         if len(np.unique(self._models)) == len(self._models):
-            return [int(one) for one in self._models]
+            return [int(model) for model in self._models]
         return range(len(self._models))
 
     def segments(self) -> Iterator[Segment]:
@@ -379,46 +381,46 @@ class renewal(Clients):
 
 
 def poisson(rates: Sequence[float] | Floats, duration_ns: int, **more: object) -> renewal:
-    """Poisson clients; more: what renewal() takes."""
+    """Poisson clients; more: arguments of renewal()."""
     return renewal(rates, Exponential(), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def gamma(rates: Sequence[float] | Floats, cv: float, duration_ns: int, **more: object) -> renewal:
-    """Clients with gamma gaps; more: what renewal() takes."""
+    """Clients with gamma gaps; more: arguments of renewal()."""
     return renewal(rates, Gamma(cv), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def constant(rates: Sequence[float] | Floats, duration_ns: int, **more: object) -> renewal:
-    """Clients with even gaps; more: what renewal() takes."""
+    """Clients with even gaps; more: arguments of renewal()."""
     return renewal(rates, Constant(), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def on_off(
     rates: Sequence[float] | Floats, on_ns: int, off_ns: int, duration_ns: int, **more: object
 ) -> renewal:
-    """Clients with Poisson bursts of random lengths; rates are means. more: what renewal() takes."""
+    """Clients with Poisson bursts of random lengths; rates are means. more: arguments of renewal()."""
     return renewal(rates, OnOff(on_ns, off_ns), duration_ns, **more)  # type: ignore[arg-type]
 
 
 def ramp(factor: float, every_ns: int, steps: int, first: float = 1.0) -> list[tuple[int, float]]:
-    """Steps that multiply by ``factor`` each: of rates for renewal()."""
+    """Steps for renewal() that multiply the rates by ``factor`` each."""
     return [(every_ns, first * factor**index) for index in range(steps)]
 
 
 def slo_ramp(first_ns: int, factor: float, every_ns: int, steps: int) -> list[tuple[int, int]]:
-    """(from_ns, slo_ns) of SLOs that are multiplied by ``factor`` each time: for slo_steps()."""
+    """Steps for slo_steps() that multiply the SLO by ``factor`` each: (from_ns, slo_ns)."""
     return [(index * every_ns, round(first_ns * factor**index)) for index in range(steps)]
 
 
 def pulses(on_ns: int, off_ns: int, count: int, high: float, low: float = 0.0) -> list[tuple[int, float]]:
-    """Steps that all clients take together: ``high`` for on_ns, then ``low`` for off_ns, and again."""
+    """Steps for renewal(), common to all clients: ``high`` for on_ns, then ``low`` for off_ns, ``count`` times."""
     return [step for _ in range(count) for step in ((on_ns, high), (off_ns, low))]
 
 
 class bursty(renewal):
-    """Poisson clients that ask for burst_ns, rest for idle_ns, and so on, each with a phase of its own.
+    """Poisson clients that are active for burst_ns, idle for idle_ns, and so on, each with a phase of its own.
 
-    As the original's BurstyPoissonOpenLoop: rates are those within a burst.
+    Like BurstyPoissonOpenLoop of the original: rates are those within a burst.
     """
 
     def __init__(
@@ -430,7 +432,7 @@ class bursty(renewal):
         self._burst_ns, self._period_ns = burst_ns, burst_ns + idle_ns
 
     def _awake_ns(self, t_ns: Int64s) -> Int64s:
-        """How much of the time from 0 to t_ns lies in bursts; of a client with phase 0."""
+        """The part of the time from 0 to t_ns that lies in bursts of a client with phase 0."""
         periods, rest = np.divmod(t_ns, self._period_ns)
         return periods * self._burst_ns + np.minimum(rest, self._burst_ns)
 
@@ -443,11 +445,11 @@ class bursty(renewal):
         ], np.int64)  # fmt: skip
         begin_ns = 0
         for window in windows(self.segments(), self.span_ns()):
-            for part in window:  # one at a time: the phases cut them up further
+            for part in window:  # segment by segment: the phases cut them up further
                 awake_ns = self._awake_ns(phase_ns + begin_ns)
                 gain_ns = self._awake_ns(phase_ns + begin_ns + part.duration_ns) - awake_ns
                 active, counts, times = sources.advance(part.rates * (gain_ns / SECOND))
-                # In time awake, every client just has its rate; then the time asleep is put in between.
+                # In its active time, every client has its rate; then the idle times are inserted.
                 since = times * np.repeat(SECOND / part.rates[active], counts)
                 awake = np.repeat(awake_ns[active], counts) + since.astype(np.int64)
                 periods, rest = np.divmod(awake, self._burst_ns)

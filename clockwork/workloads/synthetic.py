@@ -1,4 +1,4 @@
-"""A made-up trace that is like a real one, for those who have no copy.
+"""A synthetic trace that is like a real one, for users without a copy of it.
 
 Its constants are statistics of a 1,000-function sample of one day of the Azure Functions trace of 2019
 (Microsoft's AzurePublicDataset, CC-BY; Shahrad et al., "Serverless in the Wild", USENIX ATC 2020; the sample is
@@ -7,8 +7,8 @@ data/traces/10-1000-10 of github.com/vhive-serverless/invitro). Computed from th
 once a minute or more, on average, are 27 % and make 99 %; the totals of the minutes have a CV of 0.52; a fifth of
 the functions are periodic, most of them with few calls (in the paper: 16 % have a timer, which makes 2 % of calls).
 
-Of more than a thousand functions, neighbours in rank share their shape in time, as functions of one application
-do: otherwise the law of large numbers would make the sum of many smooth, which the real one is not.
+With more than a thousand functions, neighbours in rank share their shape in time, as functions of an application
+do: otherwise the law of large numbers would make the sum of many smooth, which the real sum is not.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ SAMPLE_CALLS = {
 """Calls a day of the function of a rank."""
 
 HOTTEST_CV = (0.0, 4.5, 0.9, 3.5, 0.0, 0.35, 0.32, 1.7, 0.9, 1.3)
-"""CVs of the minutes of the ten hottest: what the sum's own is mostly made of."""
+"""CVs of the minutes of the ten hottest functions, which make most of the CV of the sum."""
 
 SPIKE_RANK, SPIKE_CV = 22, 18.0
-"""One more that is seen in the sum: a hundredth of the day's calls, all within a few minutes."""
+"""A further function that shows in the sum: a hundredth of the day's calls, all within a few minutes."""
 
 BUSY_RANKS = 100
 """The functions up to this rank are active in nearly every minute."""
 
 STEADY_SHARE = 0.27
-"""Part of the busy ones that are called equally often in every minute."""
+"""Part of the busy functions that are called equally often in every minute."""
 
 BUSY_BURST_SHARE = 0.3
-"""Part of the other busy ones that come in bursts."""
+"""Part of the other busy functions that are called in bursts."""
 
 TIMER_RANKS = 500
 """Timers are among the functions up to this rank; colder ones are called now and then."""
 
 TIMER_SHARE = 0.24
 TIMER_PERIODS = {1: 20, 2: 4, 3: 15, 5: 20, 10: 7, 15: 7, 30: 8, 60: 25, 120: 2, 180: 3}
-"""Minutes between calls, and how often that is seen; those that divide an hour are due at the full hour."""
+"""Minutes between calls of timers, and their frequency; periods that divide an hour are due at the full hour."""
 
 DIURNAL = 0.25
-"""Amplitude of the day's course around its mean, and the hour of its peak: afternoon and evening."""
+"""Amplitude of the diurnal pattern around its mean, and the hour of its peak: afternoon and evening."""
 DIURNAL_PEAK_HOUR = 16
 
 HOUR_PULL, FIVE_PULL = 5.0, 2.0
-"""How much more often a burst begins at a full hour, or at a multiple of five minutes, than elsewhere."""
+"""Factors by which a burst begins more often at a full hour, or at a multiple of five minutes, than elsewhere."""
 
 
 def synthetic_trace(functions: int, days: int = 1, seed: int = 0) -> Trace:
@@ -101,7 +101,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _shape(rank: int, calls: int, rng: np.random.Generator) -> tuple[Floats, bool]:
-    """(part of the day's calls that each minute gets, whether exactly so or at random) of one rank, from 0."""
+    """The part of the day's calls in each minute, for a rank from 0, and whether it is exact or the mean of a random number."""
     if rank < len(HOTTEST_CV):
         cv = HOTTEST_CV[rank]
         if cv == 0:
@@ -117,9 +117,9 @@ def _shape(rank: int, calls: int, rng: np.random.Generator) -> tuple[Floats, boo
             return _bursts(1 / (1 + cv * cv), 5.0, 0.5, rng), False
         return _restless(0.45 * float(np.exp(0.5 * rng.standard_normal())), rng), False
     if rank < TIMER_RANKS and rng.random() < TIMER_SHARE:
-        periods = [one for one in TIMER_PERIODS if 2 * calls * one >= DAY_MINUTES]
+        periods = [period for period in TIMER_PERIODS if 2 * calls * period >= DAY_MINUTES]
         if periods:
-            chances = _normal(np.array([TIMER_PERIODS[one] for one in periods], np.float64))
+            chances = _normal(np.array([TIMER_PERIODS[period] for period in periods], np.float64))
             period = int(periods[int(rng.choice(len(periods), p=chances))])
             return _normal((np.arange(DAY_MINUTES) % period == 0).astype(np.float64)), True
     # Measured: 13,000 calls lie in 460 minutes, 150 in 41, 7 in 2.
@@ -133,7 +133,7 @@ def _diurnal() -> Floats:
 
 
 def _restless(cv: float, rng: np.random.Generator) -> Floats:
-    """Always active, going up and down within about ten minutes."""
+    """Weights of minutes that are always active, going up and down within about ten minutes."""
     sigma = float(np.sqrt(np.log1p(cv * cv)))
     noise = np.empty(DAY_MINUTES)
     level = rng.standard_normal()
@@ -145,7 +145,7 @@ def _restless(cv: float, rng: np.random.Generator) -> Floats:
 
 
 def _bursts(active: float, length: float, sigma: float, rng: np.random.Generator) -> Floats:
-    """Active in a part of the minutes, in runs of a mean length, each run with a level of its own."""
+    """Weights of minutes that are active in runs of a mean length, each run with a level of its own."""
     wanted = int(np.clip(round(active * DAY_MINUTES), 1, DAY_MINUTES))
     minutes = np.arange(DAY_MINUTES)
     pull = np.where(minutes % 60 == 0, HOUR_PULL, np.where(minutes % 5 == 0, FIVE_PULL, 1.0))
@@ -163,7 +163,7 @@ def _normal(weights: Floats) -> Floats:
 
 
 def _spread(calls: int, weights: Floats, rng: np.random.Generator) -> Int64s:
-    """So many calls, each in a minute at random."""
+    """The number of calls in each minute, of ``calls`` calls at random minutes."""
     if calls > DAY_MINUTES:
         return rng.multinomial(calls, weights)
     edges = np.cumsum(weights)

@@ -1,7 +1,7 @@
-"""Traces of serverless functions, read or made up, and their replay as requests for models.
+"""Traces of serverless functions, read or synthetic, and their replay as requests for models.
 
-The format is that of the Azure Functions trace of 2019, one row for each function with its calls in each
-minute of a day. The data set is Microsoft's AzurePublicDataset, under CC-BY; who uses it cites Shahrad et al.,
+The format is that of the Azure Functions trace of 2019, a row for each function with its calls in each
+minute of a day. The data set is Microsoft's AzurePublicDataset, under CC-BY; users of it cite Shahrad et al.,
 "Serverless in the Wild: Characterizing and Optimizing the Serverless Workload at a Large Cloud Provider"
 (USENIX ATC 2020). No part of it is in this repository: the constants of synthetic_trace() are statistics.
 """
@@ -28,11 +28,11 @@ MINUTE_NS = 60 * SECOND
 DAY_MINUTES = 1440
 
 COUNT_DIGITS = len(str(COUNT_MAX))
-"""The most calls of one function in one minute, and how long that number is."""
+"""Digits of the most calls of a function in a minute."""
 
 
 IDS = ("hashowner", "hashapp", "hashfunction", "trigger")
-"""Columns that name a row, in lower case; they may be in any order, and only the function must be there."""
+"""Columns that name a row, in lower case; their order is free, and only the function is required."""
 
 MINUTE_COLUMN = re.compile(r"(?:minute_?)?([0-9]{1,5})", re.IGNORECASE)
 
@@ -47,7 +47,7 @@ class Trace:
     names: tuple[str, ...]  # of the functions
 
     def check(self) -> None:
-        """Raises ConfigError."""
+        """Raises ConfigError for counts or names out of bounds."""
         functions, minutes = self.counts.shape
         if not 1 <= functions <= SOURCES_MAX:
             raise ConfigError(f"the trace has {functions} functions: there must be 1 to {SOURCES_MAX}")
@@ -65,15 +65,15 @@ class Trace:
         return np.asarray(self.counts.sum(axis=0, dtype=np.int64))
 
     def scale(self, rate: float, begin: int = 0, minutes: int = 0) -> float:
-        """Requests for each call, so that some minutes of it (0: all) have a mean rate of so many per second."""
+        """Requests for each call such that ``minutes`` minutes from ``begin`` on (0: all) have this mean rate per second."""
         calls = self.minutes()
         count = minutes or len(calls)
         return rate * 60 * count / float(calls[(begin + np.arange(count)) % len(calls)].sum())
 
     def busiest(self, part: float, begin: int = 0, minutes: int = 0) -> int:
-        """The minute at which the busiest part begins, so many minutes long, of some minutes of it (0: all).
+        """The minute at which the busiest part begins, ``part`` minutes long, of ``minutes`` minutes from ``begin`` on (0: all).
 
-        Of a minute that only the part's end reaches into, as much counts as is in it. Raises ConfigError.
+        Where the part ends within a minute, that part of the minute's calls counts. Raises ConfigError.
         """
         if not part > 0:
             raise ConfigError(f"a part of {part:g} minutes of a trace: it must be longer than 0")
@@ -87,11 +87,11 @@ class Trace:
 
 
 def load_trace(*paths: Path) -> Trace:
-    """The trace in one CSV file, or in several, one after another in time.
+    """The trace in a CSV file, or in several files that follow each other in time.
 
-    The header says what is where: HashOwner, HashApp, HashFunction and Trigger in any order, followed by the
+    The header names the columns: HashOwner, HashApp, HashFunction and Trigger in any order, followed by the
     minutes as 1, 2, ... (the public files) or minute_1, minute_2, ... (samples made of them). A function is the
-    same in two files if all of its names are; one that a file lacks makes no call in its time.
+    same in two files if all of its names are; a function that a file lacks makes no call in its time.
     Raises ConfigError, naming file, line and value.
     """
     if not paths:
@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[list[str], npt.NDArray[np.int32]]:
                         f"{where} has {len(row)} columns where the header has {first + minutes}"
                     )
                 name = "/".join(row[column] for column in ids)
-                seen[name] = seen.get(name, 0) + 1  # a name that is there twice is two functions
+                seen[name] = seen.get(name, 0) + 1  # rows of the same name are different functions
                 names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
                 counts.append(_counts(where, header[first:], row[first:]))
                 if len(counts) > SOURCES_MAX:
@@ -185,7 +185,7 @@ def _counts(where: str, titles: Sequence[str], fields: Sequence[str]) -> npt.NDA
 
 
 def _plain(text: str) -> bool:
-    """Digits only; int() would take 1_0, spaces and other scripts' digits as well."""
+    """Whether a text consists of digits; int() would take 1_0, spaces and other scripts' digits as well."""
     return text.isascii() and text.isdigit()
 
 
@@ -196,7 +196,7 @@ class replay(Clients):
     """A trace as requests: every function is a Poisson client whose mean gap follows its calls by the minute.
 
     Functions are sorted by their calls in the whole trace, most first (as the original does), or, "shuffled",
-    put in a random order; the i-th of T then asks model M * i // T of M. With many more functions than models
+    put in a random order; the i-th of T functions calls model M * i // T of M. With many more functions than models
     the first models get the hottest functions, unless they are shuffled. The trace begins anew at its end.
     """
 
@@ -218,8 +218,8 @@ class replay(Clients):
         priority: int = 0,
         cls: int = 0,
     ) -> None:
-        """models: how many. One of ``rate``, the mean number of requests per second over the duration, and
-        ``scale``, requests for each call. minute_ns: how long a minute of the trace takes."""
+        """models: their number. rate: mean requests per second over the duration; or scale: requests for each call.
+        minute_ns: the time in which a minute of the trace is replayed."""
         trace.check()
         functions, minutes = trace.counts.shape
         if models < 1:
@@ -251,7 +251,7 @@ class replay(Clients):
         self._nominal = calls * (self.scale * SECOND / duration_ns)
 
     def _minutes(self) -> Iterator[tuple[int, int]]:
-        """(minute of the trace, how long it is replayed), in time."""
+        """(minute of the trace, duration of its replay), in order of time."""
         left_ns, minute = self.duration_ns, self._begin_minute
         while left_ns:
             used_ns = min(left_ns, self._minute_ns)
@@ -260,7 +260,7 @@ class replay(Clients):
             minute = (minute + 1) % self._counts.shape[1]
 
     def _calls(self) -> Floats:
-        """Calls of each function in the time that is replayed, in the order of the clients."""
+        """Calls of each function in the replayed time, in the order of the clients."""
         shares = np.zeros(self._counts.shape[1])
         for minute, used_ns in self._minutes():
             shares[minute] += used_ns / self._minute_ns

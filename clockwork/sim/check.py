@@ -1,11 +1,11 @@
 """Seeded random worlds in which everything goes wrong, each checked after every step.
 
-``python -m clockwork.sim.check --seeds 10000`` looks through many. A seed that fails is one line to repeat, and the
-first few are shrunk to what is needed to fail, printed as the test that one would write (shrink.py).
-What is checked is in csrc/sim: the scheduler's books and the queues' after every step; exactly one answer for
-each request, by its deadline; no success that is late, or with another's output; no action outside its window; no
-page given twice; no model evicted in use; nothing displaced but by a higher priority; and at rest, that the
-scheduler's picture of every device is what is there.
+``python -m clockwork.sim.check --seeds 10000`` runs many. A seed that fails is repeated by a single line, and the
+first few failures are shrunk to the least that still fails and printed as tests (shrink.py).
+csrc/sim has the checks: the invariants of the scheduler and the queues after every step; exactly one answer for
+each request, by its deadline; no success that is late, or with another request's output; no action outside its window;
+no page given twice; no model evicted in use; nothing displaced but by a higher priority; and at rest, that the
+scheduler's picture of every device is true.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clockwork.sim.shrink import IMPORTS, as_test, failure_of, shrink
 
 
 def failing(policies: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, RandomWorld, str]]:
-    """Run each seed's three worlds under each policy; of each that failed: policy, world and a sentence."""
+    """Run each seed's three worlds under each policy. Yields policy, world and a sentence for each failure."""
     for seed in seeds:
         disturbed = random_world(seed)
         worlds = {"disturbed": disturbed, "calm": random_world(seed, calm=True), "varied": varied(disturbed)}

@@ -1,7 +1,7 @@
-"""What devices could do if requests were a liquid: no queue, every batch full, every model in place.
+"""The fluid bound on throughput: requests are divisible, every batch is full, every model is resident.
 
-A request of a model costs at least the least share of a batch that its SLO leaves room for; devices cannot do more
-of them than that allows. Cheap to compute, and above what any policy reaches.
+A request costs at least its share of the most efficient batch that its SLO leaves room for; that bounds the number of
+requests that devices can execute. Cheap to compute, and above what any policy reaches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 def curve(profile: ModelProfile, faster: float = 0.0) -> Floats:
     """Execution time of every batch size, ns, entry 0 unused; never falling with the size.
 
-    faster: the part by which noise may make an execution shorter.
+    faster: largest part by which noise shortens an execution.
     """
     sizes = range(1, profile.largest_batch() + 1)
     times = np.array([0, *(profile.execution_ns(size) for size in sizes)], np.float64)
@@ -29,20 +29,20 @@ def curve(profile: ModelProfile, faster: float = 0.0) -> Floats:
 
 
 def batch_limit(times: Floats, room_ns: float) -> int:
-    """The largest batch that fits into the time there is for it; 0 if none does."""
+    """The largest batch that fits into ``room_ns``; 0 if none does."""
     return int(np.searchsorted(times[1:], room_ns, side="right"))
 
 
 def cheapest(times: Floats, room_ns: float) -> float:
-    """The least device time that one request can cost, ns; infinite where no batch fits."""
+    """The least device time that a request can cost, ns; infinite where no batch fits."""
     limit = batch_limit(times, room_ns)
     return float(np.min(times[1 : limit + 1] / np.arange(1, limit + 1))) if limit else math.inf
 
 
 def fluid_rate(costs: Iterable[tuple[float, float]], devices: int, bad_max: float) -> float:
-    """Requests a second that the devices can execute, had they every model; the dearest ones are left out.
+    """Requests per second that devices with every model can execute, without the most expensive ones.
 
-    costs: (device time of one request in ns, its share of all requests). bad_max: the part that is left out.
+    costs: (device time of a request in ns, its share of all requests). bad_max: the part that is left out.
     """
     left_out, total = bad_max, 0.0
     for cost, share in sorted(costs, reverse=True):

@@ -1,10 +1,10 @@
-"""How many devices a load needs, what load devices hold, which SLO they keep; and what they are short of.
+"""Capacity planning: the devices that a load needs, the load that devices hold, the SLO that they keep; and the bottleneck.
 
 A question is answered by simulation: a trial runs the same models and policy on several seeds of a workload and
-counts what was bad, of all requests and of groups of them: a rate does not hold if one model in ten is always
+counts bad answers, among all requests and in groups of them: a rate does not hold if every tenth model is always
 refused, however rarely it is asked. The answer is found by bisection between a trial that passes and one that does
-not, begun where the fluid bound says. At the trial that just fails, one resource after another is doubled: the one
-whose doubling helps most is what the answer is limited by.
+not, beginning at the fluid bound. At the trial that just fails, each resource in turn is doubled: the resource
+whose doubling helps most is the bottleneck.
 """
 
 from __future__ import annotations
@@ -38,48 +38,54 @@ from clockwork.workloads import Workload, rehearsed
 SECOND = 1_000_000_000
 
 GROUP_BAD_FACTOR = 2.0
-"""So many times as large a part may be bad of each group of requests, unless told otherwise."""
+"""Default factor by which the bad part of a group may exceed the bad part of all requests."""
+
 GROUPS = 10
-"""Models are grouped in tenths by popularity, and by SLO where there are more than so many different ones."""
+"""Groups of models by popularity, and by SLO where there are more different SLOs than this."""
 
 REQUESTS = 20_000
 """Counted requests of a trial, all seeds together, unless few bad ones are allowed."""
+
 BAD_SEEN = 3
-"""As many requests as would have this many bad ones at the limit: none seen is then below it with 95 %."""
+"""Bad requests that a trial at the limit would have: a trial with none is then below the limit with 95 % confidence."""
 
 WARM_UP_SLOS = 5
-"""The warm-up is at least this many times the longest SLO."""
+"""Shortest warm-up, in longest SLOs."""
+
 REFILLS = 2
-"""Where models do not all fit, it is as long as it takes to load the whole memory this many times."""
+"""Times that the whole memory can be loaded during the warm-up, where models do not all fit."""
+
 WINDOW_SLOS = 20
-"""What is counted is at least this many times as long as the longest SLO."""
+"""Shortest counted time, in longest SLOs."""
 
 RATE_TOLERANCE = 1.02
 SLO_TOLERANCE = 1.03
 DEVICES_GROWTH = 1.25
-"""While no number of devices suffices, it grows by this factor (and by one at least)."""
+"""Factor by which the number of devices grows (by 1 at least) until it suffices."""
+
 BEYOND = 1.1
-"""The failing trial beside an answer that has no smaller one (one device) has so much more load, or this again ..."""
+"""Factor by which the load grows, once or repeatedly, to find a failing trial beside an answer of a single device."""
+
 FLUID_ARRIVALS = 2_000_000
-"""Arrivals that the fluid bound looks at to know each model's share."""
+"""Arrivals from which the fluid bound takes each model's share."""
 
 RESOURCES = ("execution", "loading", "memory", "link")
-"""What can be short: device time, copies of weights to devices, pages for them, the network and input copies."""
+"""Possible bottlenecks: device time, copies of weights to devices, pages for them, the network and input copies."""
 
 MakeWorkload = Callable[[float, int, int], Workload]
-"""The arrivals at a rate (requests per second), for a duration in ns, of a seed."""
+"""Makes the arrivals at a rate (requests per second), for a duration in ns, of a seed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is asked about, but for the number that is sought."""
+    """A question to the planner; the number that is sought is ignored."""
 
     models: Sequence[ModelProfile]
     make_workload: MakeWorkload
-    cluster: Cluster  # its devices: those of `rate` and `slo`
-    rate: float  # requests per second, of all models; those of `devices` and `slo`
+    cluster: Cluster  # its devices are ignored by `devices`
+    rate: float  # requests per second, of all models; ignored by `rate`
     crowding: float = (
-        1.0  # what is counted has so many times that rate: 1, unless it is a busier part of a whole
+        1.0  # the counted time's rate in multiples of `rate`: not 1 if it is a busier part of a whole
     )
     slo_ns: int = 0  # of every request; 0: each model's own
     bad_max: float = BAD_MAX
@@ -89,12 +95,12 @@ class Scenario:
     options: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: Sequence[int] = (1, 2, 3)
     requests: int = 0  # counted, all seeds together; 0: enough for bad_max
-    duration_ns: int = 0  # of what is counted; 0: as long as it takes for the requests
+    duration_ns: int = 0  # counted time of each seed; 0: as long as it takes for the requests
     warmup_ns: int = -1  # -1: as long as residency needs
-    rehearsed: bool = False  # the warm-up is the beginning of what is counted, not what comes before it
+    rehearsed: bool = False  # the warm-up repeats the beginning of the counted time
 
     def check(self) -> None:
-        """Raises ConfigError, naming the value and its bound."""
+        """Raises ConfigError for a value out of bounds, naming both."""
         if not self.models:
             raise ConfigError("a plan needs at least one model")
         make_scheduler(self.policy, self.memory, self.options)
@@ -113,12 +119,12 @@ class Scenario:
             raise ConfigError(f"what is counted has {self.crowding:g} times the rate: that is not above 0")
         if not 1 <= self.cluster.devices <= DEVICES_MAX:
             raise ConfigError(f"{self.cluster.devices} devices: there must be 1 to {DEVICES_MAX}")
-        if self.slo_ns == 0 and (missing := [one.name for one in self.models if not one.slo_ns]):
+        if self.slo_ns == 0 and (missing := [model.name for model in self.models if not model.slo_ns]):
             raise ConfigError(f"model {missing[0]!r} has no SLO: give one for all")
-        for one in self.models:
-            if one.pages(self.cluster.page_bytes) > self.cluster.page_count:
+        for model in self.models:
+            if model.pages(self.cluster.page_bytes) > self.cluster.page_count:
                 raise ConfigError(
-                    f"model {one.name!r} takes {one.pages(self.cluster.page_bytes)} pages,"
+                    f"model {model.name!r} takes {model.pages(self.cluster.page_bytes)} pages,"
                     f" a device has {self.cluster.page_count}"
                 )
         if self.counted() > REQUESTS_MAX:
@@ -137,16 +143,16 @@ class Scenario:
 
     def pages(self) -> int:
         """Pages that all models take together."""
-        return sum(one.pages(self.cluster.page_bytes) for one in self.models)
+        return sum(model.pages(self.cluster.page_bytes) for model in self.models)
 
     def slo_of(self, model: ModelProfile) -> int:
         return self.slo_ns or model.slo_ns
 
     def slo_max_ns(self) -> int:
-        return max(self.slo_of(one) for one in self.models)
+        return max(self.slo_of(model) for model in self.models)
 
     def window_ns(self) -> int:
-        """How long each seed's counted part is."""
+        """The counted time of each seed."""
         if self.duration_ns:
             return self.duration_ns
         each = self.counted() / len(self.seeds)
@@ -154,18 +160,18 @@ class Scenario:
         return max(math.ceil(each / rate * SECOND), WINDOW_SLOS * self.slo_max_ns(), SECOND)
 
     def warm_ns(self) -> int:
-        """How long requests come before any is counted."""
+        """The time for which requests come before any is counted."""
         if self.warmup_ns >= 0:
             return self.warmup_ns
         warm = max(WARM_UP_MIN_NS, WARM_UP_SLOS * self.slo_max_ns())
         pages = self.pages()
         if pages > self.cluster.page_count:
-            page_ns = sum(one.load_ns for one in self.models) / pages
+            page_ns = sum(model.load_ns for model in self.models) / pages
             warm = max(warm, math.ceil(REFILLS * page_ns * self.cluster.page_count))
         return warm
 
     def workload(self, seed: int) -> Workload:
-        """What arrives in the warm-up and in the window after it."""
+        """The arrivals of the warm-up and of the window after it."""
         if self.rehearsed:
             return rehearsed(
                 lambda ns: self.make_workload(self.rate, ns, seed), self.warm_ns(), self.window_ns()
@@ -176,15 +182,17 @@ class Scenario:
         return dataclasses.replace(self, cluster=dataclasses.replace(self.cluster, devices=devices))
 
     def relieved(self, resource: str) -> Scenario:
-        """The same with twice as much of one of RESOURCES."""
+        """The scenario with twice as much of a resource, one of RESOURCES."""
         models, cluster = list(self.models), self.cluster
         if resource == "execution":
             models = [
-                dataclasses.replace(one, exec_ns={size: max(1, ns // 2) for size, ns in one.exec_ns.items()})
-                for one in models
+                dataclasses.replace(
+                    model, exec_ns={size: max(1, ns // 2) for size, ns in model.exec_ns.items()}
+                )
+                for model in models
             ]
         elif resource == "loading":
-            models = [dataclasses.replace(one, load_ns=one.load_ns // 2) for one in models]
+            models = [dataclasses.replace(model, load_ns=model.load_ns // 2) for model in models]
         elif resource == "memory":
             cluster = dataclasses.replace(cluster, page_count=2 * cluster.page_count)
         elif resource == "link":
@@ -203,24 +211,24 @@ class Scenario:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of one simulated setting, all its seeds together."""
+    """The outcome of a simulated scenario, all its seeds together."""
 
     devices: int
     rate: float
     slo_ns: int  # of every request; 0: each model's own
     passes: bool
     bad_fraction: float
-    groups_bad: dict[
-        str, float
-    ]  # bad fractions of the groups: popularity, SLOs, classes; {}: there is one alone
+    groups_bad: dict[str, float]  # bad fractions of the groups: popularity, SLOs, classes; {}: a single group
     worst_group: str
-    badness: float  # bad_fraction, or the worst group's in proportion to its limit; up to bad_max it passes
+    badness: (
+        float  # bad_fraction, or the worst group's in proportion to its limit; the trial passes up to bad_max
+    )
     offered: int
     goodput: float  # good answers per second
     latency_ns: dict[str, float]  # percentiles
-    execution: float  # busy parts of the time, mean over the devices
-    loading: float
-    memory: float  # pages that all models take, of the pages there are, at most 1
+    execution: float  # part of the time in which a device executes, mean over the devices
+    loading: float  # part of the time in which a worker loads, mean over the workers
+    memory: float  # pages of all models as a part of the pages of all devices, at most 1
     link: float  # busy part of the workers' input links; 0 where they take no time
     loads_rate: float  # per second
     unloads_rate: float
@@ -231,14 +239,14 @@ class Trial:
         return dataclasses.asdict(self)
 
     def bad_text(self) -> str:
-        """What part is bad, and of which group if that weighs more."""
+        """The bad part, with the worst group if its limit is the tighter one, as text."""
         text = f"{100 * self.bad_fraction:.3g} % bad"
         if self.badness > self.bad_fraction:
             text += f" (of {self.worst_group} {100 * self.groups_bad[self.worst_group]:.3g} %)"
         return text
 
     def line(self) -> str:
-        """For a person who watches."""
+        """The trial as a line for people."""
         slo = f", {self.slo_ns / 1e6:.4g} ms" if self.slo_ns else ""
         return (
             f"{self.devices} devices, {self.rate:.5g}/s{slo}: {self.bad_text()},"
@@ -248,16 +256,16 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """An answer and what it rests on."""
+    """An answer and the trials that it rests on."""
 
     sought: str  # devices, rate or slo
-    answer: float | None  # devices, requests per second, or ns; None: nothing that was tried holds
-    fluid: float  # what the fluid bound says it cannot be better than
+    answer: float | None  # devices, requests per second, or ns; None: no trial passed
+    fluid: float  # the fluid bound, which the answer cannot beat on average
     limited_by: str  # one of RESOURCES, "" where no relief helps or it was not looked for
     relief: dict[str, float]  # badness of the failing trial, "none" and with twice as much of each
     at: Trial | None  # at the answer
-    beyond: Trial | None  # the nearest that failed; None: there was none, and none was looked for
-    trials: tuple[Trial, ...]  # all of them, in the order of what was sought
+    beyond: Trial | None  # the nearest trial that failed; None: there was none, and none was looked for
+    trials: tuple[Trial, ...]  # all of them, ordered by the number that was sought
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for json.dumps()."""
@@ -269,13 +277,13 @@ Tell = Callable[[str], None]
 
 
 class Planner:
-    """Trials of one scenario, each run once."""
+    """Trials of a scenario, each run once."""
 
     def __init__(
         self, scenario: Scenario, tell: Tell | None = None, threads: int = 0, limits: bool = True
     ) -> None:
-        """threads: simulations at once; 0: one for each processor. limits: find out what the answer is limited by,
-        which takes a simulation of each seed for each of RESOURCES, and, if no trial failed, first one that does."""
+        """threads: simulations at once; 0: as many as processors. limits: find the bottleneck, which takes a simulation
+        of each seed for each of RESOURCES, and, if no trial failed, first a trial that does."""
         scenario.check()
         self._limits = limits
         self.scenario = scenario
@@ -293,16 +301,16 @@ class Planner:
         if first == math.inf:
             return self._nothing("devices", math.inf)
         passing, failing = 0, 0
-        one = int(min(first, at_most))
+        count = int(min(first, at_most))
         while not passing:
-            if self.trial(scenario.with_devices(one)).passes:
-                passing = one
-            elif one == at_most:
-                return self._nothing("devices", first, scenario.with_devices(one))
+            if self.trial(scenario.with_devices(count)).passes:
+                passing = count
+            elif count == at_most:
+                return self._nothing("devices", first, scenario.with_devices(count))
             else:
-                failing = one
-                one = min(at_most, max(one + 1, math.ceil(one * DEVICES_GROWTH)))
-        while passing > 1 and not failing:  # chance may beat the fluid bound, which knows means alone
+                failing = count
+                count = min(at_most, max(count + 1, math.ceil(count * DEVICES_GROWTH)))
+        while passing > 1 and not failing:  # chance may beat the fluid bound, which is about means
             if self.trial(scenario.with_devices(passing - 1)).passes:
                 passing -= 1
             else:
@@ -328,15 +336,15 @@ class Planner:
         if bound == 0:
             return self._nothing("rate", 0.0)
         passing, failing = 0.0, 0.0
-        one = 0.7 * bound if bound < math.inf else scenario.rate
+        tried = 0.7 * bound if bound < math.inf else scenario.rate
         while not (passing and failing):
-            if self.trial(at(one)).passes:
-                passing = one
-                one = one / 0.7 if one < bound * 0.99 else one * BEYOND
+            if self.trial(at(tried)).passes:
+                passing = tried
+                tried = tried / 0.7 if tried < bound * 0.99 else tried * BEYOND
             else:
-                failing = one
-                one = one / 2
-                if not passing and one < bound / 1e4:
+                failing = tried
+                tried = tried / 2
+                if not passing and tried < bound / 1e4:
                     return self._nothing("rate", bound, at(failing))
         while failing / passing > tolerance:
             middle = math.sqrt(passing * failing)
@@ -362,14 +370,14 @@ class Planner:
             if high - low <= 1:
                 break
         bound = high
-        passing, failing, one = 0, 0, bound
+        passing, failing, tried = 0, 0, bound
         while not passing:
-            if self.trial(at(one)).passes:
-                passing = one
-            elif one >= SLO_MAX_NS:
-                return self._nothing("slo", bound, at(one))
+            if self.trial(at(tried)).passes:
+                passing = tried
+            elif tried >= SLO_MAX_NS:
+                return self._nothing("slo", bound, at(tried))
             else:
-                failing, one = one, min(SLO_MAX_NS, one * 3 // 2)
+                failing, tried = tried, min(SLO_MAX_NS, tried * 3 // 2)
         while failing and passing / failing > tolerance:
             middle = math.isqrt(passing * failing)
             if self.trial(at(middle)).passes:
@@ -379,21 +387,21 @@ class Planner:
         beyond = at(failing) if failing else self._overloaded(at(passing))
         return self._plan("slo", passing, bound, at(passing), beyond)
 
-    # ----- what they stand on ------------------------------------------------------------------
+    # ----- bounds and trials -------------------------------------------------------------------
 
     def fluid_devices(self) -> float:
-        """The fewest devices that could execute it all; infinite if no number could."""
+        """The fewest devices that could execute all requests; infinite if no number could."""
         each = self.fluid_rate(self.scenario.with_devices(1))
         if each == 0:
             return math.inf
         return max(1, math.ceil(self.scenario.rate / each - 1e-9)) if each < math.inf else 1
 
     def fluid_rate(self, scenario: Scenario) -> float:
-        """The rate above which no policy gets, whatever is loaded: requests per second, as the scenario's."""
+        """The highest rate that any policy could serve, whatever is loaded, in requests per second."""
         cluster = scenario.cluster
         network = cluster.link_there_ns + cluster.link_back_ns
         faster = min(0.5, 4 * cluster.exec_noise)
-        byte_ns = sum(SECOND / one for one in (cluster.input_bandwidth, cluster.copy_bandwidth) if one)
+        byte_ns = sum(SECOND / rate for rate in (cluster.input_bandwidth, cluster.copy_bandwidth) if rate)
         times: dict[tuple[Any, ...], float] = {}
         costs = []
         for model, share in zip(scenario.models, self._shares):
@@ -407,7 +415,7 @@ class Planner:
         return fluid.fluid_rate(costs, 1, scenario.bad_max) * of_all / scenario.crowding
 
     def trial(self, scenario: Scenario) -> Trial:
-        """Simulate a setting, unless that was done already, and remember it."""
+        """The trial of a scenario: simulated, or remembered from before."""
         for known in self.trials:
             if (known.devices, known.rate, known.slo_ns) == _key(scenario):
                 return known
@@ -430,7 +438,7 @@ class Planner:
     def _simulate(self, scenario: Scenario) -> Trial:
         warm, window = scenario.warm_ns(), scenario.window_ns()
         models = (
-            [dataclasses.replace(one, slo_ns=scenario.slo_ns) for one in scenario.models]
+            [dataclasses.replace(model, slo_ns=scenario.slo_ns) for model in scenario.models]
             if scenario.slo_ns
             else scenario.models
         )
@@ -454,7 +462,7 @@ class Planner:
         return _trial(scenario, reports, self._shares)
 
     def _overloaded(self, scenario: Scenario) -> Scenario | None:
-        """A setting that fails, of the same kind: with more and more load. None where limits are not looked for."""
+        """The scenario with as much more load as makes it fail. None where limits are not looked for."""
         if not self._limits:
             return None
         for _ in range(OVERLOADS_MAX):
@@ -484,12 +492,12 @@ class Planner:
             relieved = self._simulate(beyond.relieved(resource))
             found[resource] = relieved.badness
             self._tell(f"twice as much {resource}: {relieved.bad_text()}")
-        best = min(RESOURCES, key=lambda one: found[one])
+        best = min(RESOURCES, key=lambda resource: found[resource])
         return (best if found[best] < found["none"] else ""), found
 
     def _sorted(self, sought: str) -> tuple[Trial, ...]:
-        places = {"devices": lambda one: (one.devices, one.rate), "rate": lambda one: one.rate}
-        return tuple(sorted(self.trials, key=places.get(sought, lambda one: (one.slo_ns, one.rate))))
+        places = {"devices": lambda trial: (trial.devices, trial.rate), "rate": lambda trial: trial.rate}
+        return tuple(sorted(self.trials, key=places.get(sought, lambda trial: (trial.slo_ns, trial.rate))))
 
 
 def _key(scenario: Scenario) -> tuple[int, float, int]:
@@ -499,9 +507,9 @@ def _key(scenario: Scenario) -> tuple[int, float, int]:
 def _groups(
     scenario: Scenario, shares: npt.NDArray[np.float64], reports: Sequence[Report]
 ) -> dict[str, tuple[int, int]]:
-    """(offered, bad) of the groups that have limits of their own, those that are more than one of a kind."""
-    offered = np.sum([one.models.offered - one.models.cancelled for one in reports], axis=0)
-    bad = np.sum([one.models.bad for one in reports], axis=0)
+    """(offered, bad) of each group, for the kinds of groups that have more than a single one."""
+    offered = np.sum([report.models.offered - report.models.cancelled for report in reports], axis=0)
+    bad = np.sum([report.models.bad for report in reports], axis=0)
     found: dict[str, tuple[int, int]] = {}
 
     def add(name: str, members: npt.NDArray[np.int64]) -> None:
@@ -516,7 +524,7 @@ def _groups(
         for members in np.array_split(ranks, GROUPS):
             add(f"models {first} to {first + len(members) - 1} by popularity", members)
             first += len(members)
-    slos = np.array([scenario.slo_of(one) for one in scenario.models])
+    slos = np.array([scenario.slo_of(model) for model in scenario.models])
     different = np.unique(slos)
     if 1 < len(different) <= GROUPS:
         for slo in different:
@@ -525,29 +533,29 @@ def _groups(
         for values in np.array_split(different, GROUPS):
             members = np.flatnonzero((slos >= values[0]) & (slos <= values[-1]))
             add(f"SLOs {values[0] / 1e6:.4g} to {values[-1] / 1e6:.4g} ms", members)
-    classes = max(len(one.classes.offered) for one in reports)
+    classes = max(len(report.classes.offered) for report in reports)
     for place in range(classes) if classes > 1 else ():
-        rows = [one.classes for one in reports if place < len(one.classes.offered)]
+        rows = [report.classes for report in reports if place < len(report.classes.offered)]
         found[f"class {place}"] = (
-            sum(int(one.offered[place] - one.cancelled[place]) for one in rows),
-            sum(int(one.bad[place]) for one in rows),
+            sum(int(report.offered[place] - report.cancelled[place]) for report in rows),
+            sum(int(report.bad[place]) for report in rows),
         )
     return found
 
 
 def _group_bad(offered: int, bad: int) -> float:
-    """The bad fraction of a group; a single bad one says nothing of a group, however small it is."""
+    """The bad fraction of a group; 0 for a single bad request, which proves nothing, however small the group."""
     return bad / offered if bad > 1 else 0.0
 
 
 def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np.float64]) -> Trial:
-    offered = sum(int(one.models.offered.sum() - one.models.cancelled.sum()) for one in reports)
-    bad = sum(int(one.models.bad.sum()) for one in reports)
-    answered = sum(int((one.models.good + one.models.late).sum()) for one in reports)
-    seconds = sum(one.span_ns for one in reports) / SECOND
+    offered = sum(int(report.models.offered.sum() - report.models.cancelled.sum()) for report in reports)
+    bad = sum(int(report.models.bad.sum()) for report in reports)
+    answered = sum(int((report.models.good + report.models.late).sum()) for report in reports)
+    seconds = sum(report.span_ns for report in reports) / SECOND
     latency = Histogram(
-        np.sum([one.latency.counts for one in reports], axis=0),
-        max(one.latency.largest_ns for one in reports),
+        np.sum([report.latency.counts for report in reports], axis=0),
+        max(report.latency.largest_ns for report in reports),
     )
     fraction = bad / offered if offered else 0.0
     groups = {name: _group_bad(*counts) for name, counts in _groups(scenario, shares, reports).items()}
@@ -560,8 +568,8 @@ def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np
     link = 0.0
     if cluster.input_bandwidth:
         arrived = sum(
-            float(one.models.offered @ np.array([model.input_bytes for model in scenario.models]))
-            for one in reports
+            float(report.models.offered @ np.array([model.input_bytes for model in scenario.models]))
+            for report in reports
         )
         link = arrived / seconds / workers / cluster.input_bandwidth
     return Trial(
@@ -574,14 +582,14 @@ def _trial(scenario: Scenario, reports: Sequence[Report], shares: npt.NDArray[np
         worst_group=worst,
         badness=badness,
         offered=offered,
-        goodput=sum(int(one.models.good.sum()) for one in reports) / seconds,
-        latency_ns={str(one): latency.percentile(one) for one in (50, 99, 99.9)},
-        execution=float(np.mean([one.device_busy.mean() for one in reports])),
-        loading=float(np.mean([one.link_busy.mean() for one in reports])),
+        goodput=sum(int(report.models.good.sum()) for report in reports) / seconds,
+        latency_ns={str(percent): latency.percentile(percent) for percent in (50, 99, 99.9)},
+        execution=float(np.mean([report.device_busy.mean() for report in reports])),
+        loading=float(np.mean([report.link_busy.mean() for report in reports])),
         memory=min(1.0, scenario.pages() / (cluster.page_count * cluster.devices)),
         link=link,
-        loads_rate=sum(one.loads for one in reports) / seconds,
-        unloads_rate=sum(one.unloads for one in reports) / seconds,
-        cold=sum(int(one.models.cold.sum()) for one in reports) / max(1, answered),
-        seeds_bad=tuple(one.bad_fraction for one in reports),
+        loads_rate=sum(report.loads for report in reports) / seconds,
+        unloads_rate=sum(report.unloads for report in reports) / seconds,
+        cold=sum(int(report.models.cold.sum()) for report in reports) / max(1, answered),
+        seeds_bad=tuple(report.bad_fraction for report in reports),
     )

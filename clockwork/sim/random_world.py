@@ -17,7 +17,7 @@ PAGE_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class RandomWorld:
-    """One world, made of its seed alone; calm: nothing in it fails, is lost or noisy."""
+    """A world made of its seed alone. calm: nothing in it fails, is lost or noisy."""
 
     seed: int
     calm: bool
@@ -27,7 +27,7 @@ class RandomWorld:
     closed: Sequence[Closed]
     until_ns: int
 
-    DRAIN_NS: ClassVar[int] = 600 * SECOND  # how long answers are waited for
+    DRAIN_NS: ClassVar[int] = 600 * SECOND  # time for which answers are awaited
 
     def run(
         self,
@@ -36,7 +36,7 @@ class RandomWorld:
         trace_max: int = 0,
         options: Mapping[str, float] | None = None,
     ) -> Report:
-        """Raises AssertionError, naming the seed and the moment, where something is wrong."""
+        """Simulate the world with every check. Raises AssertionError, naming the seed and the moment."""
         return simulate(
             self.models,
             self.cluster,
@@ -53,7 +53,7 @@ class RandomWorld:
 
 
 def random_world(seed: int, calm: bool = False) -> RandomWorld:
-    """A few devices, often too small for their models, and mixed requests for up to a second."""
+    """A world of a few devices, often too small for their models, and mixed requests for up to a second."""
     rng = random.Random(seed * 2 + calm)
     architectures = [_execution(rng) for _ in range(rng.randint(1, 6))]
     models = []
@@ -148,6 +148,6 @@ def _clients(rng: random.Random, models: Sequence[ModelProfile]) -> list[Closed]
 
 
 def varied(world: RandomWorld) -> RandomWorld:
-    """The same, but that no two workers measured the same, nor any of them twice."""
+    """The world with workers of which no two measured the same, nor any of them twice."""
     cluster = dataclasses.replace(world.cluster, batch_maxes=(0, 1, 3), extra_pages=(0, 2))
     return dataclasses.replace(world, cluster=cluster)

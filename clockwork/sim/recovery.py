@@ -1,11 +1,11 @@
-"""Whether a policy comes back to what it was after a disturbance: no state may outlive its cause.
+"""Tests whether a policy recovers after a disturbance: no learnt state may outlive its cause.
 
 ``python -m clockwork.sim.recovery --seeds 300`` makes a world of each seed: some models, devices and workers, open or
-closed traffic, pings over links that inputs pass too, and one disturbance of a tenth of a second to five seconds. The
-good answers from RECOVERED_NS after its end on are held against those of the same world undisturbed, in the same
+closed traffic, pings over links that inputs pass too, and a disturbance of a tenth of a second to five seconds. The
+good answers from RECOVERED_NS after its end on are compared with those of the same world undisturbed, in the same
 time: a policy has recovered if there are GOODPUT_KEPT of them. (Some closed loops are not steady yet at that time, and
-come to less by themselves: where that is so, what they come to in SETTLED_NS counts as usual.) Whatever is learnt while something is slow, and then
-keeps what would teach otherwise from being tried, shows here and nowhere else.
+slow down by themselves: for these, the undisturbed goodput after SETTLED_NS is used if it is lower.) A policy that learns
+a wrong estimate during a disturbance, and by it avoids the actions that would correct the estimate, fails only here.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from clockwork.workloads import Arrivals
 MS, SECOND = 1_000_000, 1_000_000_000
 
 RECOVERED_NS = 2 * SECOND
-"""After the end of a disturbance."""
+"""Time after the end of a disturbance by which a policy must have recovered."""
 
 GOODPUT_KEPT = 0.95
-"""Of the undisturbed world's good answers, less what chance makes of so many: one standard deviation of a count."""
+"""Part of the undisturbed world's good answers that must be kept, less a standard deviation of that count."""
 
 SETTLED_NS = 20 * SECOND
-"""In this much more time an undisturbed world is steady."""
+"""Further time after which an undisturbed world is steady."""
 
 HELD = ("adaptive", "edf")
-"""Policies that must recover; the others are what they are, to compare with."""
+"""Policies that must recover; the others are for comparison."""
 
 SLICE_NS = 100 * MS
 PAGE_BYTES = 16 << 20
@@ -48,15 +48,15 @@ REQUESTS_RATE_MAX = (
 )
 
 KINDS = ("execution", "load", "inputs", "link", "stop", "controller", "clock", "burst", "estimates")
-"""Of disturbances: those of Cluster.disturbances, more requests than can be served, profiles that are wrong."""
+"""Kinds of disturbances: those of Cluster.disturbances, more requests than can be served, and wrong profiles."""
 
 DRIFT = "drift"
-"""A kind that has no turn: executions slower by 1.15 to 2, which no rule for what is far off would notice."""
+"""A further kind, on request: executions slower by 1.15 to 2, below the threshold of any rule for outliers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """One world and what happens to it, made of a seed alone."""
+    """A world and its disturbance, made of a seed alone."""
 
     seed: int
     kind: str
@@ -73,10 +73,10 @@ class Scenario:
 
     @property
     def is_closed(self) -> bool:
-        return all(isinstance(one, Closed) for one in self.usual)
+        return all(isinstance(workload, Closed) for workload in self.usual)
 
     def good(self, policy: str, disturbed: bool, later_ns: int = 0) -> int:
-        """Good answers in the time that counts; later_ns: in as much time so much later."""
+        """Good answers in the counted time, moved by later_ns."""
         begin_ns = self.end_ns + RECOVERED_NS + later_ns
         report = simulate(
             self.models,
@@ -94,7 +94,7 @@ class Scenario:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a policy in a scenario."""
+    """The goodput of a policy in a scenario."""
 
     seed: int
     kind: str
@@ -116,7 +116,7 @@ class Outcome:
 
 
 def scenario(seed: int, kind: str = "") -> Scenario:
-    """Of a kind, or of whichever it is the seed's turn."""
+    """The scenario of a seed, with a disturbance of this kind, or of the seed's kind in turn."""
     rng = random.Random(seed)
     kind = kind or KINDS[seed % len(KINDS)]
     devices = rng.choice([1, 2, 4, 8])
@@ -138,7 +138,7 @@ def scenario(seed: int, kind: str = "") -> Scenario:
         ping_ns=250 * MS,
     )
     capacity = min(devices * _row_rate(models[0]), REQUESTS_RATE_MAX)
-    ways = [one for one in (cluster.io_bandwidth, cluster.input_bandwidth) if one]
+    ways = [bandwidth for bandwidth in (cluster.io_bandwidth, cluster.input_bandwidth) if bandwidth]
     if ways and models[0].input_bytes:
         capacity = min(capacity, 0.7 * min(ways) / models[0].input_bytes)
     length_ns = int(math.exp(rng.uniform(math.log(0.1), math.log(5))) * SECOND)
@@ -162,8 +162,8 @@ def scenario(seed: int, kind: str = "") -> Scenario:
         elif kind == DRIFT:
             factor = rng.uniform(1.15, 2)
         worker = rng.choice([-1, -1, 0])
-        what = Disturbance("execution" if kind == DRIFT else kind, begin_ns, end_ns, factor, worker)
-        disturbed = dataclasses.replace(cluster, disturbances=[what])
+        disturbance = Disturbance("execution" if kind == DRIFT else kind, begin_ns, end_ns, factor, worker)
+        disturbed = dataclasses.replace(cluster, disturbances=[disturbance])
     sentence = (
         f"{kind} by {factor:.3g} for {length_ns / SECOND:.2f} s; {len(models)} models, {devices} devices, "
         f"{traffic}, SLO {models[0].slo_ns // MS} ms, inputs {models[0].input_bytes} B"
@@ -209,7 +209,7 @@ def _traffic(
     asked = models[: min(in_flight, len(models))]
     round_trip_ns = max(
         MS, in_flight * 50_000
-    )  # who is refused tries again, and that must not be all that is simulated
+    )  # clients try again when they are refused, which must not dominate the simulation
     clients: list[Workload] = [
         Closed(number, concurrency=in_flight // len(asked), round_trip_ns=round_trip_ns)
         for number in range(len(asked))
@@ -225,14 +225,14 @@ def _poisson(rng: random.Random, models: int, rate: float, from_ns: int, until_n
 
 
 def outcomes(policies: Sequence[str], seeds: Sequence[int], kind: str = "") -> Iterator[Outcome]:
-    """What becomes of each policy with each seed, of a kind or of whichever it is the seed's turn."""
+    """The outcome of each policy with each seed, for this kind of disturbance, or for each seed's kind in turn."""
     for seed in seeds:
-        one = scenario(seed, kind)
+        world = scenario(seed, kind)
         for policy in policies:
-            good, usual = one.good(policy, disturbed=True), one.good(policy, disturbed=False)
-            outcome = Outcome(seed, one.kind, policy, good, usual, one.sentence)
-            if not outcome.has_recovered and one.is_closed:  # arrivals of open ones end
-                settled = one.good(policy, disturbed=False, later_ns=SETTLED_NS)
+            good, usual = world.good(policy, disturbed=True), world.good(policy, disturbed=False)
+            outcome = Outcome(seed, world.kind, policy, good, usual, world.sentence)
+            if not outcome.has_recovered and world.is_closed:  # open arrivals end
+                settled = world.good(policy, disturbed=False, later_ns=SETTLED_NS)
                 outcome = dataclasses.replace(outcome, usual=min(usual, settled))
             yield outcome
 
@@ -258,33 +258,33 @@ def main() -> int:
     seeds = range(arguments.first, arguments.first + arguments.seeds)
     kind = arguments.kind if arguments.kind == DRIFT else ""
     if arguments.kind in KINDS:
-        seeds = [one for one in seeds if KINDS[one % len(KINDS)] == arguments.kind]  # type: ignore[assignment]
+        seeds = [seed for seed in seeds if KINDS[seed % len(KINDS)] == arguments.kind]  # type: ignore[assignment]
     found: list[Outcome] = []
     for outcome in outcomes(policies, seeds, kind):
         found.append(outcome)
         if not outcome.has_recovered and not arguments.json:
             print(outcome, flush=True)
-    rows = [_row(found, policy, one) for policy in policies for one in (*KINDS, DRIFT)]
+    rows = [_row(found, policy, kind) for policy in policies for kind in (*KINDS, DRIFT)]
     rows = [row for row in rows if row["seeds"]]
     if arguments.json:
-        print(json.dumps({"rows": rows, "outcomes": [dataclasses.asdict(one) for one in found]}))
+        print(json.dumps({"rows": rows, "outcomes": [dataclasses.asdict(outcome) for outcome in found]}))
     else:
         for row in rows:
             print(
                 f"{row['policy']:9} {row['kind']:10} {row['recovered']:4} of {row['seeds']:4} recovered, "
                 f"least kept {row['least_kept']:.3f}"
             )
-    return 1 if any(one.policy in HELD and not one.has_recovered for one in found) else 0
+    return 1 if any(outcome.policy in HELD and not outcome.has_recovered for outcome in found) else 0
 
 
 def _row(found: Sequence[Outcome], policy: str, kind: str) -> dict[str, Any]:
-    some = [one for one in found if (one.policy, one.kind) == (policy, kind)]
+    chosen = [outcome for outcome in found if (outcome.policy, outcome.kind) == (policy, kind)]
     return {
         "policy": policy,
         "kind": kind,
-        "seeds": len(some),
-        "recovered": sum(one.has_recovered for one in some),
-        "least_kept": min((one.kept for one in some), default=1.0),
+        "seeds": len(chosen),
+        "recovered": sum(outcome.has_recovered for outcome in chosen),
+        "least_kept": min((outcome.kept for outcome in chosen), default=1.0),
     }
 
 

@@ -1,4 +1,4 @@
-"""Having a recorded controller's decisions again: the same events to a fresh scheduler must give the same orders."""
+"""Replays a recording: the same events must make a fresh scheduler give the same orders."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from clockwork.scheduler.types import Command, Event
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay found. parted_at: the step whose orders differ, -1 if none does."""
+    """The outcome of a replay. parted_at: the first step whose orders differ, -1 if none does."""
 
     header: Header
     steps: int
     events: int
     orders: int
     parted_at: int
-    parted_events: Sequence[Event] = ()  # what that step was told
-    parted_orders: Sequence[Command] = ()  # and what is ordered now
+    parted_events: Sequence[Event] = ()  # of that step
+    parted_orders: Sequence[Command] = ()  # of that step, as given now
 
     @property
     def identical(self) -> bool:
@@ -30,9 +30,9 @@ class Replayed:
 
 
 def replay(path: Path, policy: str = "") -> Replayed:
-    """Feed a recording to a fresh scheduler, up to the first step that goes another way.
+    """Feed a recording to a fresh scheduler, up to the first step with other orders.
 
-    policy: another than the recorded one, to see where they part. Raises ConfigError for what is no recording.
+    policy: another than the recorded one, to see where they part. Raises ConfigError unless the file is a recording.
     """
     try:
         file = path.open("rb")

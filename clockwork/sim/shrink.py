@@ -1,8 +1,8 @@
-"""The least of a random world that still fails, and the test that one would write for it.
+"""Shrinks a random world to the least that still fails, and writes the test for it.
 
-A world is made of its seed, but also of what it holds: requests, clients, models, devices, and what goes wrong. Each
-of these is taken away as long as the run still fails by the same rule: requests by delta debugging (halves, then
-quarters, and so on), the rest one by one. The seed of the simulator's own randomness stays.
+A world has requests, clients, models, devices and failures. Each of these is removed as long as the run still fails by
+the same rule: requests by delta debugging (halves, then quarters, and so on), the others singly. The seed of the
+simulator's own randomness stays.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from clockwork.sim.world import Cluster
 from clockwork.workloads import Arrivals
 
 Row = tuple[int, int, int, int]
-"""One request: when (ns), the model's index, its SLO (ns; 0: the model's), its priority (0: the default)."""
+"""A request: time (ns), index of the model, SLO (ns; 0: the model's), priority (0: the default)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shrunk:
-    """What is left of a world that failed."""
+    """The rest of a world that failed."""
 
     policy: str
     world: RandomWorld
-    sentence: str  # how it fails now
-    runs: int  # that it took
+    sentence: str  # of its failure
+    runs: int  # simulations that shrinking took
     requests_before: int
 
     @property
@@ -37,7 +37,7 @@ class Shrunk:
 
 
 def rule_of(sentence: str) -> str:
-    """What was broken, without where and when: numbers, and what is in brackets."""
+    """The rule that a sentence says was broken: the sentence without numbers and brackets."""
     return re.sub(r"\d+", "n", re.sub(r"\s*\(.*?\)", "", sentence)).strip()
 
 
@@ -54,7 +54,7 @@ def arrivals_of(rows: Sequence[Row]) -> Arrivals:
 
 
 def failure_of(world: RandomWorld, policy: str) -> str:
-    """The sentence by which a run fails; empty if it does not."""
+    """The sentence of a run's failure; empty if it does not fail."""
     try:
         world.run(policy)
     except AssertionError as error:
@@ -63,7 +63,7 @@ def failure_of(world: RandomWorld, policy: str) -> str:
 
 
 def shrink(world: RandomWorld, policy: str, runs_max: int = SHRINK_RUNS_MAX) -> Shrunk:
-    """The least of it that was found, within so many runs. Raises ValueError if the world does not fail."""
+    """The smallest failing world that at most ``runs_max`` runs find. Raises ValueError if the world does not fail."""
     return _Shrinking(world, policy, runs_max).work()
 
 
@@ -82,20 +82,20 @@ class _Shrinking:
             self._stop_early, self._fewer_requests, self._begin_at_once, self._fewer_clients, self._fewer_models, self._fewer_devices,
             self._fewer_troubles, self._plainer_models,
         )  # fmt: skip
-        while sum(step() for step in steps) > 0:  # what has gone may make something else superfluous
+        while sum(step() for step in steps) > 0:  # each removal may make another possible
             if self.runs >= self._runs_max:
                 break
         return Shrunk(self.policy, self.world, self.sentence, self.runs, self._before)
 
     def _try(self, **changes: Any) -> bool:
-        """Keep a change if the world still fails by the same rule. Whether it was kept."""
+        """Keep a change if the world still fails by the same rule. Returns whether it was kept."""
         if self.runs >= self._runs_max:
             return False
         self.runs += 1
         world = dataclasses.replace(self.world, **changes)
         try:
             sentence = failure_of(world, self.policy)
-        except ValueError:  # a world that makes no sense
+        except ValueError:  # an inconsistent world
             return False
         if rule_of(sentence) != self._rule:
             return False
@@ -103,7 +103,7 @@ class _Shrinking:
         return True
 
     def _stop_early(self) -> bool:
-        """Nothing arrives any more once it has failed."""
+        """Remove the arrivals after the failure."""
         found = re.search(r"at (\d+) ns", self.sentence)
         if found is None or int(found[1]) + 1 >= self.world.until_ns:
             return False
@@ -135,15 +135,15 @@ class _Shrinking:
         kept = False
         for place in reversed(range(len(self.world.closed))):
             closed = list(self.world.closed)
-            one = closed.pop(place)
+            clients = closed.pop(place)
             kept |= self._try(closed=closed)
-            if len(closed) != len(self.world.closed) and one.concurrency > 1:
-                closed.insert(place, dataclasses.replace(one, concurrency=1))
+            if len(closed) != len(self.world.closed) and clients.concurrency > 1:
+                closed.insert(place, dataclasses.replace(clients, concurrency=1))
                 kept |= self._try(closed=closed)
         return kept
 
     def _fewer_models(self) -> bool:
-        """Those that nobody asks for, or can do without."""
+        """Remove models, with their requests and clients."""
         kept = False
         for place in reversed(range(len(self.world.models))):
             if len(self.world.models) == 1:
@@ -151,11 +151,11 @@ class _Shrinking:
             rows = [row for row in rows_of(self.world.arrivals) if row[1] != place]
             rows = [(at, model - (model > place), slo, priority) for at, model, slo, priority in rows]
             closed = [
-                dataclasses.replace(one, model=one.model - (one.model > place))
-                for one in self.world.closed
-                if one.model != place
+                dataclasses.replace(clients, model=clients.model - (clients.model > place))
+                for clients in self.world.closed
+                if clients.model != place
             ]
-            models = [one for index, one in enumerate(self.world.models) if index != place]
+            models = [model for index, model in enumerate(self.world.models) if index != place]
             kept |= self._try(models=models, arrivals=arrivals_of(rows), closed=closed)
         return kept
 
@@ -170,7 +170,7 @@ class _Shrinking:
         return kept
 
     def _fewer_troubles(self) -> bool:
-        """Everything that goes wrong, and whatever is not as it is by default."""
+        """Set every option of the cluster to its default, failures included."""
         plain, kept = Cluster(), False
         for field in dataclasses.fields(Cluster):
             if field.name in ("devices", "devices_per_worker", "run_ahead", "page_bytes", "page_count"):
@@ -181,7 +181,7 @@ class _Shrinking:
         return kept
 
     def _plainer_models(self) -> bool:
-        """No batches, no inputs, and each a program of its own, where that does not matter."""
+        """Make models without batches and inputs, each with a program of its own."""
         kept = False
         for place, model in enumerate(self.world.models):
             plainer: list[dict[str, Any]] = [
@@ -216,11 +216,11 @@ def as_test(shrunk: Shrunk) -> str:
         f"    {len(shrunk.requests)} of {shrunk.requests_before} requests.",
         '    """',
         "    models = [",
-        *(f"        {_call(one)}," for one in world.models),
+        *(f"        {_call(model)}," for model in world.models),
         "    ]",
         f"    cluster = {_call(world.cluster)}",
     ]
-    workloads = [_call(one) for one in world.closed]
+    workloads = [_call(clients) for clients in world.closed]
     if shrunk.requests:
         lines += [
             "    requests = [  # at ns, model, SLO in ns, priority",
@@ -245,22 +245,22 @@ from clockwork.formats.profiles import ModelProfile
 from clockwork.workloads import Arrivals
 from clockwork.sim.world import Closed, Cluster, Open, simulate
 """
-"""What the test needs."""
+"""The imports of the test."""
 
 
 def _sentence(text: str) -> str:
     return text.replace("\\", "/").replace('"""', "'''")
 
 
-def _call(one: Any) -> str:
-    """The object as one would write it: what is as by default is left out."""
-    said = ", ".join(f"{name}={_value(value)}" for name, value in _differing(one))
-    return f"{type(one).__name__}({said})"
+def _call(record: Any) -> str:
+    """The constructor call of a dataclass, without fields that have their defaults."""
+    said = ", ".join(f"{name}={_value(value)}" for name, value in _differing(record))
+    return f"{type(record).__name__}({said})"
 
 
-def _differing(one: Any) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(one):
-        value = getattr(one, field.name)
+def _differing(record: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
         if value != field.default:
             yield field.name, value
 
@@ -269,5 +269,5 @@ def _value(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:_}"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {one:_}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {number:_}" for key, number in value.items()) + "}"
     return repr(value)

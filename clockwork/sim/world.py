@@ -1,6 +1,6 @@
 """The simulator: the controller's scheduler and the workers' action queues on a virtual clock.
 
-``simulate()`` builds a cluster of emulated devices, lets workloads run against it and says what came of it. The
+``simulate()`` builds a cluster of emulated devices, runs workloads against it and reports the outcome. The
 same arguments give the same report, to the last bit of its digest, in any process on any machine.
 """
 
@@ -30,25 +30,25 @@ Counts = npt.NDArray[np.int64]
 
 
 DISTURBANCES = ("execution", "load", "inputs", "link", "stop", "controller", "clock")
-"""What may be disturbed, in the order of csrc/sim/world.h, which says what each is."""
+"""Kinds of disturbances, in the order of csrc/sim/world.h, which describes each."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Disturbance:
-    """For a while something is not as it was; times count from the beginning of the workloads."""
+    """A temporary change of the cluster; times count from the beginning of the workloads."""
 
     what: str  # of DISTURBANCES
     from_ns: int
     until_ns: int
-    factor: float = 1.0  # times slower; of "clock": nanoseconds that it jumps ahead; of "stop": nothing
-    worker: int = -1  # by its place; -1: all
+    factor: float = 1.0  # times slower; "clock": nanoseconds that it jumps ahead; "stop": unused
+    worker: int = -1  # index; -1: all
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
-    """Emulated workers, alike but for speed and what they measured: their devices, links and clocks, and what goes wrong with them.
+    """Emulated workers, alike but for speed and measurements: their devices, links and clocks, and their failures.
 
-    The devices of one worker load one after the other, over the link that they share. Every worker is connected
+    The devices of a worker load one after the other, over the link that they share. Every worker is connected
     by a link of its own, which keeps messages in order.
     """
 
@@ -58,11 +58,11 @@ class Cluster:
     page_count: int = 1376
     run_ahead: int = 2  # actions that a lane accepts before the first of them has completed
     speeds: Sequence[float] = ()  # of worker i: number i, over and over; executions take 1/speed. (): all 1
-    # What worker i measured: number i, and number i + n when it joins for the nth time again. (): all 0.
+    # The measurements of worker i: number i, and number i + n when it joins for the nth time again. (): all 0.
     batch_maxes: Sequence[int] = ()  # the largest batch of a model that it runs; 0: the model's
     extra_pages: Sequence[int] = ()  # that its layouts take on top, as one run
-    # What comes in spells, such as other work on a worker's cores: (t_ns, factor) by time, from when arrivals begin.
-    # Executions on any device that begin from then on take so many times as long. (): none.
+    # Slowdowns in spells, such as other work on a worker's cores: (t_ns, factor) by time since arrivals began.
+    # Executions on any device that begin from then on take ``factor`` times as long. (): none.
     spells: Sequence[tuple[int, float]] = ()
     exec_noise: float = 0.0  # sigma of a lognormal factor (median 1) of executions
     load_noise: float = 0.0
@@ -72,24 +72,24 @@ class Cluster:
     link_back_ns: int = 50_000
     link_jitter_ns: int = 0  # uniform, on top, each way
     link_loss: float = 0.0  # probability that a message breaks the connection: the worker leaves and rejoins
-    clock_offset_ns: int = 0  # each worker's clock is off by up to this, either way
-    clock_drift_ppm: float = 0.0  # and drifts by up to this
+    clock_offset_ns: int = 0  # largest offset of a worker's clock, either way
+    clock_drift_ppm: float = 0.0  # largest drift of a worker's clock, either way
     crashes_per_hour: float = 0.0  # of each worker; half are noticed at once, half only by their silence
-    down_ns: int = 1_000_000_000  # from when the controller noticed until the worker is back, empty
+    down_ns: int = 1_000_000_000  # from when the controller notices a crash until the worker is back, empty
     timeout_ns: int = 2_000_000_000  # silence after which the controller gives a worker up
     io_bandwidth: int = (
-        0  # bytes/s of the controller's one I/O thread, which the inputs of all workers pass; 0: unlimited
+        0  # bytes/s of the controller's I/O thread, for the inputs of all workers; 0: unlimited
     )
     input_bandwidth: int = 0  # bytes/s of a worker's link for inputs; 0: unlimited
     copy_bandwidth: int = 0  # bytes/s from a worker's memory to a device, for inputs; 0: they take no time
     host_bytes: int = 0  # of each worker's host store, which models are fetched into before a LOAD; 0: none
-    disk_bandwidth: int = 0  # bytes/s at which a worker fetches into it; 0: that takes no time
+    disk_bandwidth: int = 0  # bytes/s at which a worker fetches into its host store; 0: fetches take no time
     load_failures: float = 0.0  # probability that a LOAD fails
     infer_failures: float = 0.0
     cancels: float = 0.0  # probability that a client gives its request up before its deadline
     ping_ns: int = 0  # how often the controller measures each link; 0: once, when a worker joins
-    profiled: float = 1.0  # workers say that an execution takes so many times as long as it does
-    load_profiled: float = 1.0  # and a load
+    profiled: float = 1.0  # factor by which workers overstate the time of an execution
+    load_profiled: float = 1.0  # factor by which workers overstate the time of a load
     disturbances: Sequence[Disturbance] = ()
 
 
@@ -102,7 +102,7 @@ class Open:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Closed:
-    """Clients of one model that each send a request, wait for its answer, and think before the next."""
+    """Clients of a model that each send a request, wait for its answer, and think before the next."""
 
     model: int  # index into the models
     concurrency: int = 1
@@ -130,7 +130,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def percentile(self, percent: float) -> float:
-        """In ns: the top of the bucket where so many percent lie below; NaN if nothing was counted."""
+        """A percentile in ns, rounded up to its bucket's bound; NaN if nothing was counted."""
         sums = np.cumsum(self.counts)
         if not len(sums) or sums[-1] == 0:
             return float("nan")
@@ -139,7 +139,7 @@ class Histogram:
         return float(min(bucket_bounds_ns()[place], self.largest_ns))
 
     def fraction_within(self, ns: int) -> float:
-        """The share of what was counted that lies at or below, to a bucket; NaN if nothing was counted."""
+        """The share of the counted durations up to ``ns``, to a bucket's accuracy; NaN if nothing was counted."""
         total = self.total
         if total == 0:
             return float("nan")
@@ -147,14 +147,15 @@ class Histogram:
         return float(self.counts[:end].sum()) / total
 
     def to_json(self) -> dict[str, Any]:
-        """Its filled buckets, [largest value in ns, count], and the usual percentiles."""
+        """The filled buckets, [largest value in ns, count], and the usual percentiles."""
         filled = np.flatnonzero(self.counts)
         bounds = bucket_bounds_ns()
         return {
             "total": self.total,
             "max_ns": self.largest_ns,
             "percentiles_ns": {
-                str(one): self.percentile(one) for one in (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
+                str(percent): self.percentile(percent)
+                for percent in (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
             }
             if len(filled)
             else {},
@@ -164,7 +165,7 @@ class Histogram:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Errors:
-    """What predictions missed by. over: longer, or later, than it was; under: the opposite."""
+    """Errors of predictions. over: predicted longer, or later, than it was; under: shorter, or earlier."""
 
     over: Histogram
     under: Histogram
@@ -175,7 +176,7 @@ class Errors:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tally:
-    """Requests by how they ended, row by row: models, or classes."""
+    """Requests by outcome, for each model or class."""
 
     offered: Counts
     good: Counts
@@ -189,7 +190,7 @@ class Tally:
 
     @property
     def bad(self) -> Counts:
-        """Late, refused, missed, failed or unanswered: what counts against a server, as its client sees it."""
+        """Late, refused, missed, failed or unanswered: bad from the client's point of view."""
         return self.late + self.refused + self.missed + self.failed + self.unanswered
 
     def to_json(self) -> dict[str, list[int]]:
@@ -203,43 +204,44 @@ class Tally:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a simulation: everything about the requests that arrived after the warm-up.
+    """The outcome of a simulation, for the requests that arrived after the warm-up.
 
-    The fields of Tally are there as well, by model: report.good[m].
+    The fields of ``models`` can be read directly: report.good[m].
     """
 
     models: Tally
     classes: Tally  # by the arrivals' cls; as many as the largest that was used
-    span_ns: int  # the time that was counted
-    latency: Histogram  # of good and late answers
-    class_latency: Sequence[Histogram]  # the same by class
+    # Latencies are of good and late answers.
+    span_ns: int  # the counted time
+    latency: Histogram
+    class_latency: Sequence[Histogram]  # by class
     refusal: Histogram  # from arrival to the refusal
     batches: Counts  # executions by batch size
     device_busy: npt.NDArray[np.float64]  # by device: share of the time in which it executed
-    # By device that is there at the end: share of the time in which it executed nothing while a request waited in the
-    # controller that it could have served (csrc/scheduler/state.h: DeviceTime).
+    # By device that is there at the end: share of the time in which it was idle while the controller held a request that
+    # it could have served (csrc/scheduler/state.h: DeviceTime).
     device_idle_with_work: npt.NDArray[np.float64]
     link_busy: npt.NDArray[np.float64]  # by worker: share of the time in which it loaded
     loads: int
     unloads: int
     fetches: int  # into host stores
-    drops: int  # out of them
+    drops: int  # from host stores
     infers: int
     revokes: int
-    too_late: int  # actions that came too late for their windows, warm-up included
+    too_late: int  # actions that missed their windows, warm-up included
     failed_actions: int
     crashes: int
-    errors: Mapping[str, Errors]  # infer_duration, infer_completion; so for load and fetch
+    errors: Mapping[str, Errors]  # infer_duration, infer_completion; likewise for load and fetch
     devices_wanted: (
-        float  # the scheduler's own answer, when the last request came; see csrc/scheduler/demand.h
+        float  # by the scheduler's estimate, when the last request came; see csrc/scheduler/demand.h
     )
     series: Mapping[str, Counts]  # by SLICE_NAMES; empty without series_ns
     series_ns: int
     digest: str  # of every event and order
-    requests: int  # all of them, warm-up included
+    requests: int  # warm-up included
     events: int
     cpu_s: float  # of this process, in the simulation
-    scheduler_s: float  # of that, in the scheduler itself after set-up; 0 unless timed
+    scheduler_s: float  # the part of cpu_s in the scheduler itself after set-up; 0 unless timed
     trace: Sequence[tuple[int, int, int, int, int, int]]  # if asked for; see csrc/sim/world.h
 
     def __getattr__(self, name: str) -> Counts:
@@ -254,12 +256,12 @@ class Report:
 
     @property
     def bad_fraction(self) -> float:
-        """Of all that was offered and not cancelled by its client; 0 if there was nothing."""
+        """The bad part of the requests that their clients did not cancel; 0 if there were none."""
         counted = int(self.models.offered.sum() - self.models.cancelled.sum())
         return float(self.models.bad.sum()) / counted if counted else 0.0
 
     def percentile(self, percent: float) -> float:
-        """Of the latency of good and late answers, in ns; NaN if there were none."""
+        """A percentile of the latency of good and late answers, in ns; NaN if there were none."""
         return self.latency.percentile(percent)
 
     def to_json(self) -> dict[str, Any]:
@@ -285,7 +287,7 @@ class Report:
             "too_late": self.too_late,
             "failed_actions": self.failed_actions,
             "crashes": self.crashes,
-            "errors": {name: one.to_json() for name, one in self.errors.items()},
+            "errors": {name: errors.to_json() for name, errors in self.errors.items()},
             "devices_wanted": self.devices_wanted,
             "series": {name: values.tolist() for name, values in self.series.items()},
             "series_ns": self.series_ns,
@@ -327,21 +329,23 @@ def simulate(
 ) -> Report:
     """Run the workloads against the cluster.
 
-    policy, memory, options: of the scheduler; a policy in Python is ``module:Class``. warmup_ns: what arrives before is not counted. until_ns: nothing
-    arrives from then on; 0: when the open workloads end (closed ones then need an until_ns of their own).
-    drain_ns: how long answers are waited for after that. resident: begin with as many models on the devices as
-    fit, in as many copies. check: look for anything wrong after every step, and raise AssertionError.
-    timed: measure the scheduler's own part of the processor time (Report.scheduler_s), which costs some itself.
+    policy, memory, options: of the scheduler; a policy in Python is ``module:Class``. warmup_ns: requests that arrive
+    before are not counted. until_ns: nothing arrives from then on; 0: when the open workloads end (closed ones then need
+    an until_ns of their own). drain_ns: time for which answers are awaited after that. resident: begin with as many
+    models on the devices as fit, in as many copies. check: check all invariants after every step, and raise
+    AssertionError. timed: measure the scheduler's own part of the processor time (Report.scheduler_s), at some cost.
     trace_max: rows of the trace to keep. on_progress: called now and then with (simulated ns, requests).
 
-    Raises ValueError for arguments that make no sense.
+    Raises ValueError for inconsistent arguments.
     """
     if not warmup_ns >= 0 or until_ns < 0 or series_ns < 0 or drain_ns < 0:
         raise ValueError("a time below 0")
     if until_ns and warmup_ns >= until_ns:
         raise ValueError(f"a warm-up of {warmup_ns} ns leaves nothing of {until_ns} ns")
-    opens: list[Iterator[Arrivals]] = [iter(one.chunks) for one in workloads if isinstance(one, Open)]
-    closed = [one for one in workloads if isinstance(one, Closed)]
+    opens: list[Iterator[Arrivals]] = [
+        iter(workload.chunks) for workload in workloads if isinstance(workload, Open)
+    ]
+    closed = [workload for workload in workloads if isinstance(workload, Closed)]
     run = {
         "seed": seed,
         "warmup_ns": warmup_ns,
@@ -361,7 +365,7 @@ def simulate(
         _model_infos(models, cluster),
         _cluster_info(cluster),
         len(opens),
-        [_closed_info(one) for one in closed],
+        [_closed_info(clients) for clients in closed],
         run,
         make_script(policy, options or {}),
     )
@@ -377,7 +381,7 @@ def simulate(
                 on_progress(world.now_ns, world.requests)
         else:
             break
-    # Of the real time inside the scheduler, as much was processor time as of all.
+    # The scheduler's real time is scaled by the process's ratio of processor time to real time.
     used_s, real_s = time.process_time() - running_cpu, time.perf_counter() - running
     scheduler_s = world.scheduler_ns / SECOND * used_s / real_s if real_s > 0 else 0.0
     report = _report(world, models, warmup_ns, until_ns, series_ns)
@@ -426,26 +430,32 @@ def _cluster_info(cluster: Cluster) -> dict[str, Any]:
     info = {field.name: getattr(cluster, field.name) for field in dataclasses.fields(cluster)}
     for name, value in info.items():
         if name == "speeds":
-            info[name] = [float(one) for one in value]
+            info[name] = [float(speed) for speed in value]
         elif name == "spells":
             info[name] = [(int(at_ns), float(factor)) for at_ns, factor in value]
             if any(not factor > 0 for _, factor in value) or info[name] != sorted(info[name]):
                 raise ValueError("spells must be in order of time, and their factors above 0")
         elif name in ("batch_maxes", "extra_pages"):
-            info[name] = [int(one) for one in value]
+            info[name] = [int(count) for count in value]
         elif name == "disturbances":
-            info[name] = [_disturbance_info(one) for one in value]
+            info[name] = [_disturbance_info(disturbance) for disturbance in value]
         elif not value >= 0:
             raise ValueError(f"{name} of {value}")
     return info | {"actions_queued_max": ACTIONS_QUEUED_MAX}
 
 
-def _disturbance_info(one: Disturbance) -> tuple[int, int, int, float, int]:
-    if not 0 <= one.from_ns < one.until_ns:
-        raise ValueError(f"a disturbance from {one.from_ns} ns until {one.until_ns} ns")
-    if not one.factor > 0:
-        raise ValueError(f"a disturbance by {one.factor}")
-    return DISTURBANCES.index(one.what), one.from_ns, one.until_ns, one.factor, one.worker
+def _disturbance_info(disturbance: Disturbance) -> tuple[int, int, int, float, int]:
+    if not 0 <= disturbance.from_ns < disturbance.until_ns:
+        raise ValueError(f"a disturbance from {disturbance.from_ns} ns until {disturbance.until_ns} ns")
+    if not disturbance.factor > 0:
+        raise ValueError(f"a disturbance by {disturbance.factor}")
+    return (
+        DISTURBANCES.index(disturbance.what),
+        disturbance.from_ns,
+        disturbance.until_ns,
+        disturbance.factor,
+        disturbance.worker,
+    )
 
 
 def _closed_info(closed: Closed) -> dict[str, Any]:
@@ -468,7 +478,8 @@ def _report(
         span_ns=span_ns,
         latency=Histogram(*results["latency"]),
         class_latency=[
-            Histogram(*one) for one in results["class_latency"][: int(used[-1]) + 1 if len(used) else 0]
+            Histogram(*histogram)
+            for histogram in results["class_latency"][: int(used[-1]) + 1 if len(used) else 0]
         ],
         refusal=Histogram(*results["refusal"]),
         batches=results["batches"],

@@ -1,7 +1,7 @@
-"""The pure scheduler: events in, commands out. ``make_scheduler`` gives one by its policy's name.
+"""The pure scheduler: events in, commands out. ``make_scheduler`` makes one by its policy's name.
 
 The policies are C++ (csrc/scheduler/), so that the simulator runs the same object without Python in between;
-``_core`` puts the typed records of ``types`` around them. ``policy`` has what a policy in Python needs.
+``_core`` puts the typed records of ``types`` around them. ``policy`` has the base class of policies in Python.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["POLICIES", "known_options", "make_scheduler"]
 
 
 def known_options(policy: str) -> tuple[str, ...]:
-    """The options that a policy knows, one of POLICIES or ``module:Class``.
+    """The names of a policy's options. policy: one of POLICIES or ``module:Class``.
 
-    Raises ConfigError, naming what there is, for one that does not exist.
+    Raises ConfigError, naming the policies, for one that does not exist.
     """
     if is_scripted(policy):
         return tuple(load_class(policy).OPTIONS)
@@ -39,8 +39,8 @@ def make_scheduler(
 ) -> Core:
     """A scheduler of the named policy, one of POLICIES or ``module:Class`` (see ``policy``).
 
-    memory: whose rules for loading and eviction it uses, "" for its own. options: numbers that a policy lets one
-    set, by name. Raises ConfigError, naming what there is, for a name that is none.
+    memory: the policy whose rules for loading and eviction are used, "" for its own. options: the policy's options by
+    name. Raises ConfigError for an unknown name, naming those that exist.
     """
     script = make_script(policy, options or {})
     try:

@@ -1,11 +1,11 @@
 """A scheduling policy in Python: subclass Policy, and name the class as ``module:Class`` wherever a policy is named.
 
-It brings the decisions that native policies bring: who may wait, when a queue wants a device and how urgently, what a free
-device runs next, who is given up. All else, retries, loads and evictions, requests without a deadline, is done for it.
-docs/policies.md has a table of all that a hook sees; examples/fifo_policy.py is a complete policy.
+Like native policies, it decides which requests may wait, when a queue wants a device and how urgently, which batch a free
+device runs next, and which requests are given up. Retries, loads, evictions and requests without a deadline are handled
+for it. docs/policies.md has a table of everything that a hook sees; examples/fifo_policy.py is a complete policy.
 
-A policy is pure: what it decides follows from its options and what its hooks are given, so that the simulator gives the same
-report for the same seed and a recording can be replayed. It reads no clock, opens no file and starts no thread.
+A policy is pure: its decisions depend on its options and the arguments of its hooks alone, so that the simulator gives the
+same report for the same seed and a recording can be replayed. It reads no clock, opens no file and starts no thread.
 """
 
 from __future__ import annotations
@@ -28,66 +28,66 @@ _OPTIONAL_HOOKS = ("ready_ns", "hopeless_ns", "admit")
 
 
 class Policy(abc.ABC):
-    """The base of policies in Python. Queues, devices and times that a hook is given are as of ``now_ns``.
+    """The base of policies in Python. The queues, devices and times of a hook's arguments are as of ``now_ns``.
 
-    A Queue or a Device means nothing once the hook has returned, and says so. An exception in a hook ends the simulation or
-    the controller: PolicyFailed, with the exception as its cause.
+    A Queue or a Device is invalid once the hook has returned, and raises if it is used. An exception in a hook ends the
+    simulation or the controller: PolicyFailed, with the exception as its cause.
     """
 
     OPTIONS: ClassVar[Mapping[str, float]] = {}
-    """Names and defaults of what ``--option NAME=NUMBER`` may set: numbers from 0 to a million."""
+    """Names and defaults of the options that ``--option NAME=NUMBER`` sets: numbers from 0 to a million."""
 
     MEMORY: ClassVar[str] = "adaptive"
-    """Whose rules load and evict models, "adaptive" or "paper"; ``--memory`` overrides it."""
+    """The policy whose rules load and evict models, "adaptive" or "paper"; ``--memory`` overrides it."""
 
     def __init__(self, options: Mapping[str, float]) -> None:
-        """options: those of OPTIONS, as they were set."""
+        """options: the values of OPTIONS."""
         self.options = dict(options)
         self.ahead_ns = 5 * MS
-        """How long before a device is planned to be free it is sent its next batch, beyond the way there."""
+        """Time before a device is planned to be free at which its next batch is sent, beyond the network delay."""
         self.presses_late = True
-        """Whether a request that was sent after a quarter of its SLO calls for another device to load its model. False for
-        a policy that has requests wait on purpose."""
+        """Whether a request that was sent after a quarter of its SLO is a reason for another device to load its model. False
+        for a policy that delays requests on purpose."""
 
     @abc.abstractmethod
     def choose(self, now_ns: int, device: Device) -> Batch | None:
-        """What a device that can take work runs next. None: nothing now; a queue that becomes ready asks anew."""
+        """The next batch of a device that can take work. None: nothing now; a queue that becomes ready asks anew."""
 
     @abc.abstractmethod
     def rank_ns(self, now_ns: int, queue: Queue) -> int:
-        """The urgency of a ready queue: of those of one priority, first_ready() gives the lowest.
+        """The urgency of a ready queue: among queues of the same priority, first_ready() returns the lowest.
 
-        It is asked when the queue's front changed or it became ready, and holds until then.
+        Called when the queue's front has changed or the queue became ready; the value holds until the next such call.
         """
 
     def ready_ns(self, now_ns: int, queue: Queue) -> int:
-        """From when on a queue, which is not empty, wants a device.
+        """The time from which a queue, which is not empty, wants a device.
 
-        It is asked at each arrival while the queue is not ready, when its front changed, and at the time that it said.
+        Called at each arrival while the queue is not ready, when its front has changed, and at the returned time.
         """
         return 0
 
     def hopeless_ns(self, now_ns: int, queue: Queue, request: Request) -> int:
-        """When the front of a queue is answered as missed if no device took it, which its deadline is the latest time for.
+        """The time at which the front of a queue is answered as missed if no device took it: at the latest its deadline.
 
         It must not decrease from one request of a queue to the next.
         """
         return request.deadline_ns
 
     def admit(self, now_ns: int, queue: Queue, request: Request) -> Refusal | None:
-        """Whether a request that arrives is refused at once. It is not in the queue yet, which may be empty."""
+        """A Refusal if an arriving request is refused at once, else None. It is not in the queue yet, which may be empty."""
         return None
 
 
 def is_scripted(policy: str) -> bool:
-    """Whether the name of a policy is that of a class."""
+    """Whether the name of a policy is that of a Python class."""
     return ":" in policy
 
 
 def load_class(name: str) -> type[Policy]:
-    """The class that ``module:Class`` names; modules are also looked for in the current directory.
+    """The class that ``module:Class`` names; modules are also searched for in the current directory.
 
-    Raises ConfigError, naming what was given, if there is none or it is not a complete Policy.
+    Raises ConfigError, naming the argument, if there is no such class or it is not a complete Policy.
     """
     module_name, _, class_name = name.partition(":")
     if not module_name or not class_name:
@@ -112,9 +112,9 @@ def load_class(name: str) -> type[Policy]:
 
 
 def make_script(name: str, options: Mapping[str, float]) -> Script | None:
-    """A new object of the class that a policy's name names, for the scheduler to call; None for a native policy.
+    """A new policy object for the scheduler to call; None for the name of a native policy.
 
-    Raises ConfigError. Options that the class does not have are left to make_scheduler() to refuse.
+    Raises ConfigError. make_scheduler() refuses options that the class does not have.
     """
     if not is_scripted(name):
         return None

@@ -1,8 +1,8 @@
-"""What a scheduler was told, step by step, and a digest of what it ordered, as bytes: a recording.
+"""Recordings: a scheduler's events, step by step, with a digest of its orders.
 
-A recording is a sequence of msgpack objects: a header, then one array for each call of step_many(): the events,
-each [number of its type, fields...], and the digest of the orders. Since schedulers are deterministic, that is all
-it takes to have every decision again.
+A recording is a sequence of msgpack objects: a header, then an array for each call of step_many(): the events,
+each [number of its type, fields...], and the digest of the orders. Since schedulers are deterministic, that is
+enough to repeat every decision.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from clockwork.scheduler.types import (
 from clockwork.wire.messages import Status
 
 FORMAT = 1
-"""Of a recording; a change of the events' fields is a new one."""
+"""Version of the format of recordings. Every change of the events' fields needs a new one."""
 
 DIGEST_BYTES = 8
 
@@ -68,7 +68,7 @@ _COMMAND_NUMBERS = {kind: number for number, kind in enumerate(COMMANDS)}
 
 
 class Header(NamedTuple):
-    """Whose recording it is."""
+    """The scheduler and the program that a recording is of."""
 
     policy: str
     memory: str
@@ -77,10 +77,10 @@ class Header(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One call of step_many()."""
+    """A call of step_many()."""
 
     events: Sequence[Event]
-    digest: bytes  # of what it ordered
+    digest: bytes  # of its orders
 
 
 class Readable(Protocol):
@@ -92,20 +92,20 @@ def encode_header(header: Header) -> bytes:
 
 
 def encode_step(events: Iterable[Event], commands: Iterable[Command]) -> bytes:
-    """One step's bytes."""
+    """The bytes of a step."""
     return bytes(msgpack.packb([[_plain(event) for event in events], digest_of(commands)]))
 
 
 def digest_of(commands: Iterable[Command]) -> bytes:
-    """A hash of orders, every field of them."""
+    """A hash of every field of the orders."""
     plain = [[_COMMAND_NUMBERS[type(command)], *command] for command in commands]
     return hashlib.blake2b(msgpack.packb(plain), digest_size=DIGEST_BYTES).digest()
 
 
 def decode(file: Readable) -> tuple[Header, Iterator[Step]]:
-    """A recording's header, and its steps as they are read. What was cut off at its end is left out.
+    """A recording's header, and its steps as they are read. An incomplete step at the end is left out.
 
-    Raises ConfigError for what is no recording.
+    Raises ConfigError unless the file is a recording.
     """
     unpacker = msgpack.Unpacker(file, use_list=False, max_buffer_size=STEP_BYTES_MAX)
     try:
@@ -124,7 +124,7 @@ def _steps(unpacker: Iterable[Any]) -> Iterator[Step]:
         for number, body in enumerate(unpacker):
             try:
                 events, digest = body
-                step = Step([_event(one) for one in events], digest)
+                step = Step([_event(event) for event in events], digest)
             except (TypeError, ValueError, IndexError, KeyError):
                 raise ConfigError(f"step {number} of the recording is damaged") from None
             yield step

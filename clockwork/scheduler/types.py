@@ -1,7 +1,7 @@
-"""The scheduler's world: events in, commands out, all fixed typed records.
+"""The scheduler's interface: events in, commands out, all fixed typed records.
 
-Times are controller time in integer nanoseconds. A scheduler never reads a clock, opens a socket or
-sees a tensor's bytes: a request is its row count, its shape key and its deadline.
+Times are of the controller's clock, in integer nanoseconds. A scheduler never reads a clock, opens a socket or
+sees a tensor's bytes: it knows a request by its row count, its shape key and its deadline.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from clockwork.wire.messages import NEVER_NS, Reason, Status
 __all__ = ["NEVER_NS", "Reason", "Status"]
 
 ShapeKey: TypeAlias = tuple[tuple[int, ...], ...]
-"""The shapes of a request's inputs. For a model that batches: without axis 0."""
+"""The shapes of a request's inputs; for a model that batches, without axis 0."""
 
 
 @dataclasses.dataclass(slots=True)
 class ProfilePoint:
-    """One measured execution time."""
+    """A measured execution time."""
 
     shape: ShapeKey
     batch: int
@@ -30,13 +30,13 @@ class ProfilePoint:
 
 @dataclasses.dataclass(slots=True)
 class ModelSpec:
-    """What the scheduler knows of a model on one worker. Workers of one device kind share estimates; ``batch_max``, ``runs``
-    and ``load_ns`` are each worker's own. ``batches``: how requests count rows, the same on all workers."""
+    """A model as a worker has prepared it. Workers of the same device kind share estimates; ``batch_max``, ``runs`` and
+    ``load_ns`` are each worker's own. ``batches``: whether requests have rows, the same on all workers."""
 
     model_id: int
     name: str
     version: int
-    program: str  # models of one program share estimates
+    program: str  # models of the same program share estimates
     batches: bool
     batch_max: int
     slo_ns: int  # 0: none
@@ -47,13 +47,13 @@ class ModelSpec:
 
 @dataclasses.dataclass(slots=True)
 class Request:
-    """One request, from arrival to its one answer. id is unique for the controller's life."""
+    """A request, from arrival to its answer. id is unique for the controller's life."""
 
     id: int
     model_id: int
     rows: int
     shape: ShapeKey
-    bytes: int  # of all its inputs, for the bound on what is queued
+    bytes: int  # of all its inputs, for the bound on queued bytes
     arrived_ns: int
     deadline_ns: int  # NEVER_NS: none
     priority: int  # 1 is the highest; the default level has been filled in
@@ -68,17 +68,17 @@ class Arrived(NamedTuple):
 
 
 class RequestCancelled(NamedTuple):
-    """The client cancelled, or is gone. Answered CANCELLED if it had not been answered."""
+    """The client cancelled the request, or is gone. Answered CANCELLED if it has not been answered."""
 
     now_ns: int
     request_id: int
 
 
 class ActionDone(NamedTuple):
-    """A result, its times converted to controller time.
+    """The result of an action, with times converted to the controller's clock.
 
     ``duration_ns``: measured. ``ready_ns``: when the order and its inputs had reached the worker, 0 if unknown; a
-    simulated worker adds what their copy to the device takes.
+    simulated worker adds the time of their copy to the device.
     """
 
     now_ns: int
@@ -93,9 +93,9 @@ class ActionDone(NamedTuple):
 
 
 class WorkerJoined(NamedTuple):
-    """``devices``: (kind, page_bytes, page_count, run_ahead) of each. Nothing is resident on them.
+    """A worker has joined. ``devices``: (kind, page_bytes, page_count, run_ahead) of each. Nothing is resident on them.
 
-    ``host_bytes``: the budget of the host store that they load from, empty now; 0: it has none.
+    ``host_bytes``: the budget of the host store that they load from, empty now; 0: there is none.
     """
 
     now_ns: int
@@ -105,21 +105,21 @@ class WorkerJoined(NamedTuple):
 
 
 class WorkerLeft(NamedTuple):
-    """Its actions are lost: what they carried is planned again, or answered."""
+    """A worker is gone, and its actions are lost: their requests are planned again, or answered."""
 
     now_ns: int
     worker: int
 
 
 class WorkerDraining(NamedTuple):
-    """It wishes to leave: no new actions; what runs ends."""
+    """A worker wishes to leave: it is sent no new actions, and its actions under way end."""
 
     now_ns: int
     worker: int
 
 
 class DeviceLost(NamedTuple):
-    """One device of a worker is gone, and its actions with it; the worker and its other devices go on."""
+    """A device of a worker is gone, and its actions with it; the worker and its other devices go on."""
 
     now_ns: int
     worker: int
@@ -127,7 +127,7 @@ class DeviceLost(NamedTuple):
 
 
 class DeviceClock(NamedTuple):
-    """A device executes at this clock from now on, and takes the longer for everything the lower it is."""
+    """A device executes at this clock rate from now on; execution times are inversely proportional to it."""
 
     now_ns: int
     worker: int
@@ -136,7 +136,7 @@ class DeviceClock(NamedTuple):
 
 
 class LinkMeasured(NamedTuple):
-    """``there_ns``/``back_ns``: high percentiles of the delay each way, jitter included."""
+    """The link to a worker was measured. ``there_ns``/``back_ns``: high percentiles of the delay each way, with jitter."""
 
     now_ns: int
     worker: int
@@ -145,7 +145,7 @@ class LinkMeasured(NamedTuple):
 
 
 class ModelReady(NamedTuple):
-    """The worker has prepared the model: it may be loaded there from now on."""
+    """A worker has prepared a model, which may be loaded there from now on."""
 
     now_ns: int
     worker: int
@@ -153,7 +153,7 @@ class ModelReady(NamedTuple):
 
 
 class ModelRemoved(NamedTuple):
-    """Drain: requests that are queued finish, new ones are refused; then ModelGone is commanded."""
+    """A model drains: its queued requests finish, new ones are refused; then ModelGone is commanded."""
 
     now_ns: int
     model_id: int
@@ -198,7 +198,7 @@ class SendUnload(NamedTuple):
 
 
 class SendInfer(NamedTuple):
-    """``requests``: ids in the order of the batch's parts."""
+    """Execute a batch. ``requests``: ids in the order of the batch's parts."""
 
     worker: int
     device: int
@@ -225,7 +225,7 @@ class SendProfile(NamedTuple):
 
 
 class SendFetch(NamedTuple):
-    """Disk to the worker's host store. ``device`` is its first, ``load_id`` the order's."""
+    """Read a model from disk into the worker's host store. ``device`` is the store's first, ``load_id`` the order's."""
 
     worker: int
     device: int
@@ -238,7 +238,7 @@ class SendFetch(NamedTuple):
 
 
 class SendDrop(NamedTuple):
-    """Out of the worker's host store."""
+    """Drop a model from the worker's host store."""
 
     worker: int
     device: int
@@ -256,7 +256,7 @@ class SendRevoke(NamedTuple):
 
 
 class AnswerOk(NamedTuple):
-    """The request's outputs are part ``part`` of the result of ``action_id``."""
+    """Answer a request with part ``part`` of the result of ``action_id``."""
 
     request_id: int
     action_id: int
@@ -267,7 +267,7 @@ class AnswerOk(NamedTuple):
 
 
 class AnswerFailed(NamedTuple):
-    """``feasible_slo_ns``, ``retry_after_ns``: for REFUSED, 0 if unknown."""
+    """Answer a request without outputs. ``feasible_slo_ns``, ``retry_after_ns``: for REFUSED, 0 if unknown."""
 
     request_id: int
     status: Status
@@ -278,23 +278,23 @@ class AnswerFailed(NamedTuple):
 
 
 class ModelGone(NamedTuple):
-    """A removed model holds no page and no request any more: forget it everywhere."""
+    """Forget a removed model everywhere: it holds no page and no request any more."""
 
     model_id: int
 
 
 class Fault(enum.IntEnum):
-    """What a model's execution or load did."""
+    """Faults of a model's execution or load."""
 
-    WORKER_LOST = 0  # its worker ended, or its device broke, and nobody said why
-    CRASHED = 1  # it ended its worker, which said so
-    OVERRUN = 2  # it took longer than it may
-    STUCK = 3  # its load, or its fetch, did not end, and its worker began anew
+    WORKER_LOST = 0  # its worker ended, or its device broke, for an unknown reason
+    CRASHED = 1  # it crashed its worker, which reported that
+    OVERRUN = 2  # it took longer than its limit
+    STUCK = 3  # its load or fetch did not end, and its worker began anew
 
 
 class ModelFault(NamedTuple):
-    """A model is noted for what it did. ``set_aside``: it takes no more requests; ModelGone is commanded when nothing
-    of it is left."""
+    """A model's execution or load was at fault. ``set_aside``: it takes no more requests; ModelGone is commanded when it
+    holds nothing any more."""
 
     model_id: int
     worker: int
@@ -315,20 +315,20 @@ Command: TypeAlias = (
 
 
 class Scheduler(Protocol):
-    """One policy. Deterministic: the same events give the same commands."""
+    """A scheduler with any policy. Deterministic: the same events give the same commands."""
 
     def step(self, event: Event) -> list[Command]: ...
 
     def step_many(self, events: Iterable[Event]) -> list[Command]:
-        """The same as one step after another, but the planning at the end is done once."""
+        """Like a step() for each event, but plans only once, at the end."""
         ...
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain data about everything: devices() with what each holds, and every model. For tests and dumps."""
+        """The whole state as plain data: devices() with their residencies, and every model. For tests and dumps."""
         ...
 
     def devices(self) -> list[dict[str, Any]]:
-        """Plain data for status: per device its queue, its free pages and how much is resident."""
+        """For each device its queue, free pages and residencies, as plain data for status."""
         ...
 
     def whereabouts(self, model_id: int) -> list[tuple[int, int, str]]:
@@ -336,37 +336,36 @@ class Scheduler(Protocol):
         ...
 
     def policy_status(self, now_ns: int) -> dict[str, float]:
-        """What the policy has learnt of executions and arrivals as a whole: pace, need, hold, share (csrc/scheduler/adaptive.h).
-        Empty for a policy that learns nothing of the kind."""
+        """The policy's estimates of executions and arrivals as a whole: pace, need, hold, share (csrc/scheduler/adaptive.h).
+        Empty for a policy without such estimates."""
         ...
 
     def devices_wanted(self, now_ns: int) -> float:
-        """How many devices today's load needs; see csrc/scheduler/demand.h."""
+        """The number of devices that the current load needs; see csrc/scheduler/demand.h."""
         ...
 
     def expected_ns(self, model_id: int, profile: Sequence[ProfilePoint]) -> list[int]:
-        """What batches of a model, as its profile has them, are expected to take by now."""
+        """The current estimates of the execution times of a profile's points."""
         ...
 
     def noise(self) -> dict[str, float]:
-        """How executions differ from what was expected of them: their number (executions), the median as a multiple
-        of that (pace), sigma of a lognormal factor, the part that took more than 1.5 times the median (outliers), and
-        by which factor (outlier_factor)."""
+        """How executions differ from their estimates: their number (executions), the median ratio (pace), sigma of a lognormal
+        factor, the part that took more than 1.5 times the median (outliers), and by which factor (outlier_factor)."""
         ...
 
     def prediction_errors(self, bounds_ns: Iterable[int]) -> dict[str, dict[str, dict[str, Any]]]:
-        """predictions() as histograms of these bounds."""
+        """predictions() as histograms with these bounds of their buckets."""
         ...
 
     def hosts(self, model_id: int) -> list[int]:
-        """Workers whose host store, which has a budget, holds a model."""
+        """Workers that hold a model in a host store with a budget."""
         ...
 
     def predictions(self) -> dict[str, Any]:
-        """Plain data: how much longer (over) or shorter (under) actions were predicted than they were, and how
-        much later or earlier their ends: infer_duration, infer_completion, load_duration, load_completion."""
+        """Errors of predictions as plain data: how much longer (over) or shorter (under) actions were predicted than they took,
+        and how much later or earlier their ends: infer_duration, infer_completion, load_duration, load_completion."""
         ...
 
     def check_invariants(self) -> None:
-        """Raise AssertionError where the books do not balance. For tests; may be slow."""
+        """Raise AssertionError where an invariant is broken. For tests; may be slow."""
         ...

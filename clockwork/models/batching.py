@@ -1,7 +1,7 @@
-"""Whether the rows of a model are independent, so that requests may share one execution.
+"""Proves that the rows of a model are independent, so that requests may share an execution.
 
-A symbolic first dimension is not enough: it may be time, or the model may scale over all rows. So rows
-that differ are run together and apart; only equal answers make a batch.
+A symbolic first dimension is not enough: it may be time, or the model may scale over all rows. So different
+rows are run together and apart; only equal answers prove that the model batches.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Proof:
 
 
 def declared_reason(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
-    """Why the declared shapes do not allow a batch, or nothing if they do."""
+    """Why the declared shapes do not allow a batch, as a sentence; "" if they do."""
     symbols: dict[str, None] = {}
     if not inputs:
         return "it has no input"
     for role, specs in (("input", inputs), ("output", outputs)):
         for spec in specs:
-            # An output of unknown shape is declared as (): what it returns decides then.
+            # An output of unknown shape is declared as (): its returned shape decides then.
             if not spec.shape:
                 if role == "input":
                     return f"input {spec.name!r} has no first dimension"
@@ -56,9 +56,12 @@ def declared_reason(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec])
 
 
 def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool) -> Proof:
-    """prove() for examples of any number of rows, which are taken apart."""
+    """prove() for examples of any number of rows, which are split into rows."""
     if any(
-        array.ndim == 0 or array.shape[0] != len(one[0]) for one in examples for array in one if one[0].ndim
+        array.ndim == 0 or array.shape[0] != len(example[0])
+        for example in examples
+        for array in example
+        if example[0].ndim
     ):
         bad = "its inputs do not have the same number of rows"
     elif not examples[0] or examples[0][0].ndim == 0 or not len(examples[0][0]):
@@ -70,9 +73,9 @@ def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool) ->
             raise InvalidModel(f"batching was asked for, but {bad}")
         return Proof(False, bad)
     rows = [
-        [array[row : row + 1] for array in one]
-        for one in examples
-        for row in range(min(PROOF_ROWS, len(one[0])))
+        [array[row : row + 1] for array in example]
+        for example in examples
+        for row in range(min(PROOF_ROWS, len(example[0])))
     ]
     return prove(run, rows[0], rows[1:], asked)
 
@@ -80,9 +83,9 @@ def prove_by_rows(run: Run, examples: Sequence[Sequence[Array]], asked: bool) ->
 def prove(run: Run, inputs: Sequence[Array], more: Sequence[Sequence[Array]], asked: bool) -> Proof:
     """Run different rows together and apart.
 
-    run: the model. inputs: one row. more: other examples, of which those of equal shape are rows, too.
-    asked: the user said that it batches, so a difference in values is noted, and no batch at all is
-    an error (InvalidModel).
+    run: the model. inputs: a single row. more: other examples; those of equal shape are used as rows, too.
+    asked: the user asked for batches, so a difference in values is only noted, and a model that cannot
+    run a batch at all is an error (InvalidModel).
     """
     rows = [list(inputs)]
     for example in more:
@@ -109,7 +112,7 @@ def prove(run: Run, inputs: Sequence[Array], more: Sequence[Sequence[Array]], as
 
 
 def _structural(run: Run, rows: Sequence[Sequence[Array]]) -> tuple[str, list[list[Array]], list[Array]]:
-    """Why joined rows do not even give joined outputs (or nothing), and the outputs apart and together."""
+    """Why joined rows do not even give joined outputs ("" if they do), and the outputs apart and together."""
     try:
         apart = [run(row) for row in rows]
     except RunError as error:

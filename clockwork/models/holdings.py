@@ -1,6 +1,6 @@
 """The two ways to hold a model's weights on a CPU, written to a directory and verified there.
 
-*bound*: the program has none; weights.bin holds them page by page, and a run binds their addresses.
+*bound*: the program has no weights; weights.bin holds them page by page, and a run binds their addresses.
 *packed*: the whole optimised model, with ONNX Runtime's own prepacked weights in a file that is mapped.
 """
 
@@ -34,22 +34,22 @@ from clockwork.wire.tensors import Array
 
 @dataclasses.dataclass(slots=True)
 class Reference:
-    """What plain ONNX Runtime answers, which every holding must answer, too."""
+    """Inputs, and the answers of plain ONNX Runtime, which every holding must reproduce."""
 
     run: Callable[[Sequence[Array]], list[Array]]
     inputs: list[list[Array]]
     outputs: list[list[Array]]
     relative: float
-    deterministic: bool = True  # False: it answers differently each time, and only types can be compared
+    deterministic: bool = True  # False: answers differ each time, and only their types can be compared
 
     def check_deterministic(self) -> None:
-        """Have it answer once more."""
+        """Run the model once more, and note whether its answers are the same."""
         if self.deterministic:
             again = self.run(self.inputs[0])
             self.deterministic = not difference(again, self.outputs[0], self.relative)
 
     def difference(self, run: Callable[[Sequence[Array]], list[Array]]) -> str:
-        """How a run of the same model differs, or nothing. Does not raise RunError."""
+        """How a run of the same model differs, as a sentence; "" if it does not. Does not raise RunError."""
         text = self._difference(run)
         if text and self.deterministic:
             self.check_deterministic()
@@ -78,12 +78,12 @@ class Reference:
 
 @dataclasses.dataclass(slots=True)
 class Bound:
-    """A program and its weights, written to a directory and found to answer as the original does."""
+    """A program and its weights, written to a directory and compared with the original."""
 
     program: Program
     layout: Layout
     weights: list[WeightSpec]
-    error: str  # why it does not work, or nothing
+    error: str  # why it does not work; "": it works
 
 
 def build_bound(program: Program, directory: Path, page_bytes: int, reference: Reference) -> Bound:
@@ -123,10 +123,10 @@ def _verify(
 def choose_program(
     splitter: Splitter, whole: Program, build: Callable[[Program], Bound], known: Sequence[str]
 ) -> tuple[Bound, list[str], str]:
-    """The program with the fewest weights inside that works, operators whose weights stay, and why.
+    """The working program with the fewest weights inside, the operators whose weights stay inside, and why.
 
-    whole: the program with none inside. known: operators found to need their weights in an earlier model of this
-    architecture.
+    whole: the program with no weights inside. known: operators that needed their weights in an earlier model of
+    this architecture.
     """
     if known:
         bound = build(splitter.keeping(known))
@@ -141,12 +141,12 @@ def choose_program(
     if bound.error:
         bound = build(splitter.program(lambda constant: True))
         return bound, users, _kept_note(bound.program, users, reason)
-    # All but the culprits may leave again, one operator type after another.
+    # The weights of all operators but the culprits may leave again, type by type.
     kept = users
     for name in users:
-        trial = build(splitter.keeping([one for one in kept if one != name]))
+        trial = build(splitter.keeping([operator for operator in kept if operator != name]))
         if not trial.error:
-            kept = [one for one in kept if one != name]
+            kept = [operator for operator in kept if operator != name]
     bound = build(splitter.keeping(kept))
     return bound, kept, _kept_note(bound.program, kept, reason)
 
@@ -158,7 +158,7 @@ def _kept_note(program: Program, operators: Sequence[str], reason: str) -> str:
 
 
 def write_program(store: Path, name: str, model: bytes, fingerprint: str) -> None:
-    """Put a program into the store, unless it is there and whole."""
+    """Put a program into the store, unless it is there and undamaged."""
     place = store / "programs" / name
     if place.is_dir() and program_damage(place / PROGRAM_FILE, fingerprint):
         set_aside(place)
@@ -170,8 +170,8 @@ def write_program(store: Path, name: str, model: bytes, fingerprint: str) -> Non
 
 @dataclasses.dataclass(slots=True)
 class Packed:
-    resident_bytes: int  # the mapped file and what the session allocates beside it
-    error: str  # why it does not work, or nothing
+    resident_bytes: int  # of the mapped file and the session's other memory
+    error: str  # why it does not work; "": it works
 
 
 def build_packed(optimised: Path, directory: Path, reference: Reference) -> Packed:
@@ -209,7 +209,7 @@ class _MallocInfo(ctypes.Structure):
 
 
 def _heap_bytes() -> int:
-    """Bytes that this process has allocated; where the C library does not say (musl), its anonymous RSS."""
+    """Bytes that this process has allocated; with a C library without mallinfo2() (musl), its anonymous RSS."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -221,12 +221,12 @@ def _heap_bytes() -> int:
 
 
 def is_random(operators: Sequence[str]) -> bool:
-    """Whether a model draws numbers."""
+    """Whether a model draws random numbers."""
     return any(name.startswith(("Random", "Bernoulli", "Multinomial", "Dropout")) for name in operators)
 
 
 def is_quantised(operators: Sequence[str]) -> bool:
-    """Whether a model rounds to integers inside, where a flipped rounding is no error."""
+    """Whether a model rounds to integers inside, where a different rounding is no error."""
     return any(
         "Quant" in name or "QLinear" in name or "Integer" in name or "QGemm" in name for name in operators
     )

@@ -1,11 +1,11 @@
-"""An image file becomes a model's input, and scores become labels, as the ONNX file's metadata says.
+"""Converts image files to a model's input, and scores to labels, by the ONNX file's metadata.
 
     clockwork.input    JSON: {"layout": "NCHW", "height": 8, "width": 8, "channels": 1,
                               "scale": 0.0041, "mean": 0.0, "std": 1.0, "invert": false}
     clockwork.labels   JSON: ["0", "1", ...], one for each score
 
 A pixel p (0 to 255; 255 - p where ``invert`` is true) becomes (p * scale - mean) / std. ``mean`` and
-``std`` are numbers or one number a channel. What is missing is taken from the input's shape and type.
+``std`` are numbers or lists with a number for each channel. Missing keys follow from the input's shape and type.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LABELS_KEY = "clockwork.labels"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """How one image is fed: 0 for a height or width means the image's own."""
+    """The form of a model's image input. A height or width of 0 is the image's own."""
 
     layout: str  # "NCHW" or "NHWC"
     height: int
@@ -44,9 +44,9 @@ class ImageSpec:
 
 
 def image_to_input(path: str | Path, metadata: Mapping[str, str], input_spec: TensorSpec) -> NDArray[Any]:
-    """The image as one row of the model's input: (1, C, H, W) or (1, H, W, C), C-contiguous.
+    """The image as a row of the model's input: (1, C, H, W) or (1, H, W, C), C-contiguous.
 
-    Raises InvalidInput if the file is no image or the input takes none, InvalidModel for bad metadata.
+    Raises InvalidInput if the file is not an image or the input does not take images, InvalidModel for bad metadata.
     """
     spec = image_spec(metadata, input_spec)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[spec.channels]
@@ -63,7 +63,7 @@ def image_to_input(path: str | Path, metadata: Mapping[str, str], input_spec: Te
         raise InvalidInput(f"{path}: {error.strerror or error}") from None
     size = (spec.width or picture.width, spec.height or picture.height)
     if size != picture.size:
-        # A box filter is exact for whole factors, which is what makes an enlarged example its original again.
+        # A box filter is exact for integer factors: it recovers the original of an enlarged example.
         whole = picture.width % size[0] == 0 and picture.height % size[1] == 0
         picture = picture.resize(size, Image.Resampling.BOX if whole else Image.Resampling.BILINEAR)
     pixels = np.asarray(picture, np.float64).reshape(size[1], size[0], spec.channels)
@@ -82,7 +82,7 @@ def image_to_input(path: str | Path, metadata: Mapping[str, str], input_spec: Te
 def labelled(scores: NDArray[Any], metadata: Mapping[str, str]) -> list[tuple[str, float]]:
     """Each label with its score, best first (equal scores in the model's order).
 
-    scores: (n,) or (1, n). Without labels, or with another count of them, the index is the label.
+    scores: (n,) or (1, n). Without labels, or with a different number of them, the index is the label.
     Raises InvalidInput for scores of several rows, InvalidModel for bad metadata.
     """
     flat = np.asarray(scores)
@@ -96,12 +96,12 @@ def labelled(scores: NDArray[Any], metadata: Mapping[str, str]) -> list[tuple[st
 
 
 def has_labels(metadata: Mapping[str, str]) -> bool:
-    """Whether the model says what its scores mean."""
+    """Whether the metadata has labels for the scores."""
     return LABELS_KEY in metadata
 
 
 def image_spec(metadata: Mapping[str, str], input_spec: TensorSpec) -> ImageSpec:
-    """What the metadata says, completed from the input's shape. Raises InvalidInput or InvalidModel."""
+    """The image input of the metadata, completed from the input's shape. Raises InvalidInput or InvalidModel."""
     body = _json(metadata, INPUT_KEY, dict)
     shape = input_spec.shape
     if len(shape) != 4:
@@ -146,7 +146,7 @@ def _labels(metadata: Mapping[str, str]) -> list[str]:
 
 
 def _json(metadata: Mapping[str, str], key: str, kind: type[Any]) -> Any:
-    """The value of one key, or an empty one where it is missing."""
+    """The value of a key, or an empty ``kind`` where the key is missing."""
     try:
         body = json.loads(metadata[key]) if key in metadata else kind()
     except ValueError as error:
@@ -166,10 +166,10 @@ def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def _numbers(body: Mapping[str, Any], name: str, default: float, count: int) -> tuple[float, ...]:
-    """One number, or ``count`` of them."""
+    """``count`` numbers: a list of them, or a single number for all."""
     value = body.get(name, default)
     values = value if isinstance(value, list) else [value]
-    numeric = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numeric or len(values) not in (1, count) or not np.isfinite(values).all():
         raise InvalidModel(f"metadata {INPUT_KEY}: {name} {value!r} is not a number, nor {count} of them")
-    return tuple(float(one) for one in values)
+    return tuple(float(value) for value in values)

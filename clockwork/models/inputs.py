@@ -1,6 +1,6 @@
-"""Inputs to try a model with, and whether two answers are the same.
+"""Inputs for trial runs of a model, and the comparison of answers.
 
-Real examples are best; without them inputs are made up from a fixed seed, and dimensions that the model
+Real examples are best; without them inputs are generated from a fixed seed, and dimensions that the model
 leaves open are guessed until it runs.
 """
 
@@ -30,11 +30,11 @@ _SIZES = (
 """Guesses for dimensions left open: (height and width of an image, any other)."""
 
 _ID_BOUNDS = (16, 2, 1)
-"""Integers are drawn below these: token ids and class numbers, flags, nothing but zeros."""
+"""Bounds below which integers are drawn: for token ids and class numbers, for flags, for zeros only."""
 
 
 def guesses(specs: Sequence[TensorSpec]) -> Iterator[list[Array]]:
-    """Inputs to try, most plausible first. Axis 0, where it is open, is one row."""
+    """Inputs to try, most plausible first. Axis 0, where it is open, has a single row."""
     open_dims = any(isinstance(dim, str) for spec in specs for dim in spec.shape)
     integers = any(_is_integer(spec.dtype) for spec in specs)
     # The state of a recurrent model has its batch on axis 1.
@@ -49,7 +49,7 @@ def guesses(specs: Sequence[TensorSpec]) -> Iterator[list[Array]]:
 
 
 def first_that_runs(specs: Sequence[TensorSpec], run: Run) -> tuple[list[Array] | None, list[Array], str]:
-    """The first guess that the model accepts and its outputs, or None and what it said of the last."""
+    """The first guess that the model accepts, its outputs, and ""; or None and the error for the last guess."""
     error = ""
     give_up = time.monotonic() + GUESS_SECONDS
     for inputs in guesses(specs):
@@ -63,7 +63,7 @@ def first_that_runs(specs: Sequence[TensorSpec], run: Run) -> tuple[list[Array] 
 
 
 def resized(specs: Sequence[TensorSpec], inputs: Sequence[Array]) -> list[Array] | None:
-    """The inputs with one more of everything that the model leaves open; None if it leaves nothing open."""
+    """The inputs with every open dimension larger by 1; None if the model has no open dimension."""
     grown, is_open = [], False
     for spec, given in zip(specs, inputs):
         array = np.asarray(given)
@@ -78,8 +78,9 @@ def resized(specs: Sequence[TensorSpec], inputs: Sequence[Array]) -> list[Array]
 def seen_outputs(
     specs: Sequence[TensorSpec], answers: Sequence[Sequence[Sequence[int]]], rows: bool
 ) -> list[TensorSpec]:
-    """Outputs as declared, but fixed only in what all these answers have. answers: the shapes of each one's outputs.
-    rows: the first dimension counts rows."""
+    """The declared outputs, with only those dimensions fixed that all answers agree on.
+
+    answers: the shapes of each answer's outputs. rows: the first dimension counts rows."""
     seen = []
     for index, spec in enumerate(specs):
         shapes = [answer[index] for answer in answers]
@@ -116,7 +117,7 @@ def _shape(
 
 
 def seeded(dtype: int, shape: Sequence[int], rng: np.random.Generator, id_bound: int = 16) -> Array:
-    """Random values that most models take: normal floats, small non-negative integers."""
+    """Random values that most models accept: normal floats, small non-negative integers."""
     if dtype == TensorProto.STRING:
         return np.array([f"text {k}" for k in rng.integers(0, 9, shape).reshape(-1)], object).reshape(shape)
     kind = numpy_dtype(dtype)
@@ -135,8 +136,8 @@ def _is_integer(dtype: int) -> bool:
 def different_rows(inputs: Sequence[Array], count: int) -> list[list[Array]]:
     """``count`` versions of one-row inputs that differ in value and in magnitude.
 
-    The magnitudes matter: a model that scales over all rows (dynamic quantisation) then answers each
-    row differently in company. Integers are drawn from those that are there, so that ids stay valid.
+    The magnitudes matter: a model that scales over all rows (dynamic quantisation) then answers each row differently
+    in a batch. Integers are drawn from those of the inputs, so that ids stay valid.
     """
     rng = np.random.default_rng(SEED)
     rows = [[np.asarray(array) for array in inputs]]
@@ -161,21 +162,21 @@ def _is_integer_array(array: Array) -> bool:
 
 
 def tile(inputs: Sequence[Array], rows: int) -> list[Array]:
-    """A batch of so many copies of one-row inputs."""
+    """A batch of ``rows`` copies of one-row inputs."""
     return [np.concatenate([array] * rows, axis=0) if rows > 1 else array for array in inputs]
 
 
 # ----- comparing -----------------------------------------------------------------------------
 
 RELATIVE = 1e-4
-"""How far two float32 answers may be apart, relative to the largest of the tensor."""
+"""Largest difference of two equal float32 answers, relative to the tensor's largest magnitude."""
 
 QUANTISED_RELATIVE = 2e-2
-"""The same where a model rounds to 8 bits inside: one flipped rounding is not an error."""
+"""Largest relative difference of equal answers where a model rounds to 8 bits inside: a different rounding is no error."""
 
 
 def difference(actual: Sequence[Array], expected: Sequence[Array], relative: float = RELATIVE) -> str:
-    """What differs between two lists of outputs, or nothing. NaN equals NaN."""
+    """The difference between two lists of outputs, as a sentence; "" if they are equal. NaN equals NaN."""
     if len(actual) != len(expected):
         return f"{len(actual)} outputs instead of {len(expected)}"
     for index, (one, other) in enumerate(zip(actual, expected)):
@@ -218,7 +219,7 @@ def _difference(one: Array, other: Array, relative: float) -> str:
 
 
 def any_finite(outputs: Sequence[Array]) -> bool:
-    """Whether there is anything in the outputs to compare."""
+    """Whether any output has a finite value to compare."""
     return all(array.size == 0 or _has_finite(array) for array in outputs)
 
 

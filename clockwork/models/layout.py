@@ -1,8 +1,8 @@
-"""Where each weight lies in the pages of a model.
+"""The layout of a model's weights in pages.
 
 A *run* is a number of contiguous pages; a model takes several, which may lie anywhere in the arena. No
-tensor straddles a page unless it is larger than one, and then it begins a run of its own, whose last
-page takes small tensors as well: with 1 MiB pages the unused tails of a resnet50 would else be 15 % of it.
+tensor straddles a page unless it is larger than a page, and then it begins a run of its own, whose last
+page takes small tensors as well: with 1 MiB pages the unused tails of a resnet50 would otherwise be 15 % of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from clockwork.config.models import OPEN_RUNS_MAX
 
 ALIGNMENT_BYTES = 64
-"""A cache line, and the widest vector: what ONNX Runtime's own allocator guarantees."""
+"""A cache line, and the widest vector: the alignment of ONNX Runtime's own allocator."""
 
 
 class Layout(NamedTuple):
@@ -33,7 +33,7 @@ def lay_out(sizes: Sequence[int], page_bytes: int) -> Layout:
     for tensor in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
         size = sizes[tensor]
         if size <= page_bytes:
-            room = next((one for one in open_runs if one[1] + size <= one[2]), None)
+            room = next((run for run in open_runs if run[1] + size <= run[2]), None)
             if room is not None:
                 places[tensor] = (room[0], room[1])
                 room[1] = _aligned(room[1] + size)
@@ -48,7 +48,7 @@ def lay_out(sizes: Sequence[int], page_bytes: int) -> Layout:
 
 
 def write_weights(path: Path, layout: Layout, tensors: Sequence[Any], page_bytes: int) -> None:
-    """Write the runs one after another, durably. tensors: bytes-like, as lay_out() was given their sizes."""
+    """Write the runs one after another, durably. tensors: bytes-like, in the order of lay_out()'s sizes."""
     starts = [0]
     for pages in layout.runs:
         starts.append(starts[-1] + pages * page_bytes)

@@ -1,4 +1,4 @@
-"""How long a prepared model takes: to load, and to execute at each batch size that helps."""
+"""Measures prepared models: the time of a load, and of an execution at each batch size that pays."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from clockwork.wire.messages import NEVER_NS, Infer, Load, Status, Unload
 from clockwork.wire.tensors import Array, decode_tensor, encode_array
 
 BATCH_GAIN = 1.02
-"""A larger batch is used only if throughput grows by this factor over the last size that helped."""
+"""Factor by which a larger batch must raise throughput over the last size that did."""
 
 
 class Bench:
-    """Prepared models on a device of their own, with pages for all. A CPU device measures CPU time if it can."""
+    """Prepared models on a device of their own, with pages for all. On a CPU device times are processor time, if possible."""
 
     def __init__(self, fingerprint: str, page_bytes: int, directories: Sequence[Path]) -> None:
-        """directories: of one prepared model each, which must lie where prepared models lie."""
+        """directories: of prepared models, at their place in a store."""
         self._prepared = [PreparedModel.read(directory) for directory in directories]
-        pages = sum(sum(one.runs) for one in self._prepared)
+        pages = sum(sum(prepared.runs) for prepared in self._prepared)
         self._device = _open_device(fingerprint, max(1, pages) * page_bytes, page_bytes)
         self._ids = itertools.count(1)
         self.workspace_bytes = 1
-        """The most that an execution has taken of a CPU device's workspace: at least 1, for 0 is not measured."""
+        """The most workspace that an execution on a CPU device has taken: at least 1, because 0 means not measured."""
         self._starts: list[list[int]] = []
         try:
             page = 0
@@ -69,7 +69,7 @@ class Bench:
             raise
 
     def load(self, index: int) -> int:
-        """Load one of the models; the duration in ns. Raises RunError."""
+        """Load a model. Returns the duration in ns. Raises RunError."""
         action = Load(next(self._ids), 0, index, index + 1, self._starts[index], 0, NEVER_NS, 0)
         self._device.start_load(action)
         return self._finish(action.action_id).execute[2]
@@ -80,17 +80,19 @@ class Bench:
         self._finish(action.action_id)
 
     def run(self, index: int, inputs: Sequence[Array]) -> tuple[list[Array], int]:
-        """Outputs, and the time of the execution in ns. Raises RunError."""
+        """Execute a model. Returns the outputs, and the time of the execution in ns. Raises RunError."""
         action = Infer(next(self._ids), 0, index, index + 1, 0, NEVER_NS, 0, [])
         views = [TensorView(dtype, tuple(shape), data) for dtype, shape, data in map(encode_array, inputs)]
         self._device.start_infer(action, [views])
         done = self._finish(action.action_id)
         if isinstance(self._device, CpuDevice):
             self.workspace_bytes = max(self.workspace_bytes, self._device.workspace_peak_bytes)
-        return [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]], done.execute[2]
+        return [
+            decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]
+        ], done.execute[2]
 
     def input_dtypes(self, index: int) -> list[int]:
-        """ONNX's codes of the types of a model's inputs."""
+        """The dtype codes of a model's inputs."""
         return [spec.dtype for spec in self._prepared[index].inputs]
 
     def _finish(self, action_id: int) -> Completion:
@@ -105,7 +107,7 @@ class Bench:
 
 
 def _open_device(fingerprint: str, arena_bytes: int, page_bytes: int) -> CpuDevice | CudaDevice:
-    """A device of this fingerprint, with room for little more than its arena. Raises ConfigError."""
+    """A device of this fingerprint, with little memory beside its arena. Raises ConfigError."""
     if fingerprint.startswith("cuda-"):
         which = which_card(fingerprint)
         return CudaDevice(
@@ -116,7 +118,7 @@ def _open_device(fingerprint: str, arena_bytes: int, page_bytes: int) -> CpuDevi
 
 
 def threads_of(fingerprint: str) -> int:
-    """The number of threads of the CPU devices that have this fingerprint. Raises ConfigError."""
+    """The number of threads of CPU devices with this fingerprint. Raises ConfigError."""
     for threads in range(1, max(THREADS_MAX, os.cpu_count() or 1) + 1):
         if device_fingerprint(threads) == fingerprint:
             return threads
@@ -135,7 +137,7 @@ def load_time(bench: Bench, index: int) -> int:
 
 
 def execution_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
-    """Median CPU time of an execution in ns, after a warm-up. Raises RunError."""
+    """Median time of an execution in ns, after a warm-up. Raises RunError."""
     bench.run(index, inputs)
     times: list[int] = []
     give_up = time.monotonic() + POINT_SECONDS
@@ -145,17 +147,17 @@ def execution_time(bench: Bench, index: int, inputs: Sequence[Array]) -> int:
 
 
 class Compared(NamedTuple):
-    """Two holdings of one model at one batch size."""
+    """A comparison of two holdings of a model at a batch size."""
 
     batch: int
-    ratio: float  # how many times as long the first one's execution takes: the median over executions in turn
+    ratio: float  # of the first holding's execution time to the second's: median over pairs of executions
 
 
 def compare(bench: Bench, inputs: Sequence[Array], sizes: Sequence[int]) -> list[Compared]:
-    """The bench's first two models at rising batch sizes, as long as a larger batch helps either of them.
+    """Compare the bench's first two models at rising batch sizes, as long as a larger batch pays for either.
 
-    Both are loaded meanwhile and execute in turn, so that whatever else the machine does meets both. inputs: one row
-    where the model batches. Raises RunError.
+    Both are loaded and execute in turn, so that other load on the machine affects both. inputs: a single row where the
+    model batches. Raises RunError.
     """
     found: list[Compared] = []
     best = [0.0, 0.0]
@@ -189,8 +191,8 @@ def _in_turn(bench: Bench, inputs: Sequence[Array]) -> list[tuple[int, int]]:
 
 
 def overall(compared: Sequence[Compared]) -> float:
-    """How many times as long the first holding takes: the geometric mean over all batch sizes alike."""
-    return math.exp(statistics.fmean(math.log(one.ratio) for one in compared))
+    """The ratio of the first holding's time to the second's: the geometric mean over all batch sizes."""
+    return math.exp(statistics.fmean(math.log(pair.ratio) for pair in compared))
 
 
 def batch_sizes(batch_max: int) -> list[int]:
@@ -202,9 +204,9 @@ def batch_sizes(batch_max: int) -> list[int]:
 def profile(
     bench: Bench, index: int, inputs: Sequence[Array], batches: bool, batch_max: int = BATCH_MAX
 ) -> tuple[list[ProfilePoint], int]:
-    """Points of rising batch size while throughput grows, and the last size that helped.
+    """Points of rising batch size while throughput grows, and the last size that raised it.
 
-    inputs: one row where the model batches. The point that no longer helped is kept: it is measured.
+    inputs: a single row where the model batches. The point at which throughput no longer grew is kept.
     """
     shape = tuple(tuple(array.shape[1:] if batches else array.shape) for array in inputs)
     points: list[ProfilePoint] = []
@@ -222,16 +224,16 @@ def profile(
 
 
 def program_path(directory: Path, program: str) -> Path:
-    """Where the program of a prepared directory lies."""
+    """The path of a prepared model's program. directory: of the prepared model."""
     return directory.parent.parent / "programs" / program / PROGRAM_FILE
 
 
 def weight_addresses(
     weights: Sequence[WeightSpec], runs: Sequence[int], page_bytes: int, memory: mmap.mmap
 ) -> list[tuple[int, Sequence[int], int]]:
-    """(dtype, shape, address) of each weight, the runs lying one after another in ``memory``."""
+    """(dtype, shape, address) of each weight. memory: the runs, one after another."""
     base = np.frombuffer(memory, np.uint8).ctypes.data
     starts = [0]
     for pages in runs:
         starts.append(starts[-1] + pages * page_bytes)
-    return [(one.dtype, one.shape, base + starts[one.run] + one.offset) for one in weights]
+    return [(weight.dtype, weight.shape, base + starts[weight.run] + weight.offset) for weight in weights]

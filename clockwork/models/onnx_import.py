@@ -1,7 +1,7 @@
-"""Reading ONNX files that strangers wrote: what is checked before ONNX Runtime sees them.
+"""Reads untrusted ONNX files, and checks them before ONNX Runtime sees them.
 
-Nothing here runs a model. Errors are InvalidModel and name what is wrong with the file; whether ONNX
-Runtime has a kernel for every operator is only known when it is asked (see models.runtime).
+Nothing here runs a model. Errors are InvalidModel and name the file's defect; only ONNX Runtime itself knows whether it
+has a kernel for every operator (see models.runtime).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clockwork.formats.package import EXAMPLES_FILE, LIST_FILE, MODEL_FILE
 from clockwork.wire.tensors import DTYPES, Array
 
 Examples: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
-"""Real inputs: one dict of arrays by input name, or several of them."""
+"""Real inputs: a dict of arrays by input name, or several such dicts."""
 
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -62,7 +62,7 @@ def parse_model(data: bytes, name: str) -> onnx.ModelProto:
 def check_model(path: Path, data: bytes | None = None) -> onnx.ModelProto:
     """Read an ONNX file and check all that can be checked without running it. Raises InvalidModel.
 
-    data: what the file would hold, where that is in memory and nothing lies beside it.
+    data: the file's content, where it is in memory and has no external data.
     """
     path = Path(path)
     model = read_model(path) if data is None else parse_model(data, path.name)
@@ -88,8 +88,8 @@ def _check_versions(model: onnx.ModelProto, name: str) -> None:
 
 
 def _check_graph(model: onnx.ModelProto, name: str) -> None:
-    """Every value that is read is defined. Which operators exist is for ONNX Runtime to say: it knows more
-    of them than the standard does."""
+    """Raises InvalidModel unless every value that is read is defined. Operators are not checked here: ONNX Runtime has
+    more of them than the standard."""
 
     def walk(graph: onnx.GraphProto, outer: frozenset[str], depth: int) -> None:
         if depth > GRAPH_DEPTH_MAX:
@@ -118,7 +118,7 @@ def _check_graph(model: onnx.ModelProto, name: str) -> None:
 
 
 def check_interface(model: onnx.ModelProto, name: str) -> None:
-    """Inputs and outputs are tensors; sequences, optionals and maps cannot be served."""
+    """Raises InvalidModel unless all inputs and outputs are tensors; sequences, optionals and maps cannot be served."""
     held = {tensor.name for tensor in model.graph.initializer}
     for role, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
@@ -200,7 +200,7 @@ def tensor_bytes(dtype: int, shape: Sequence[int]) -> int:
 
 
 def _check_tensor(tensor: TensorProto, path: Path) -> None:
-    """A constant holds as many bytes as its shape says."""
+    """Raises InvalidModel unless a constant has as many bytes as its shape needs."""
     if any(size < 0 for size in tensor.dims):
         raise InvalidModel(f"{path.name}: tensor {tensor.name!r} has a negative dimension")
     if tensor.data_type == TensorProto.STRING:
@@ -221,13 +221,13 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
         )
 
 
-# ----- what a client uploads -----------------------------------------------------------------
+# ----- packages ------------------------------------------------------------------------------
 
 
 def package_files(
     model_path: Path, examples: Examples = None, data: bytes | None = None
 ) -> list[tuple[str, Path | bytes]]:
-    """What a client uploads, model first: (path in the package, source file or bytes). Raises InvalidModel.
+    """The files of a package, model first: (path in the package, source file or bytes). Raises InvalidModel.
 
     The model is checked first. examples: see Examples; keys must be names of the model's inputs. data: see check_model().
     """
@@ -245,14 +245,14 @@ def package_files(
 
 
 def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The inputs that a request must bring: those that no initializer fills."""
+    """The inputs that a request must bring: those without an initializer."""
     held = {tensor.name for tensor in model.graph.initializer}
     held |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     return [value for value in model.graph.input if value.name not in held]
 
 
 def pack_examples(model: onnx.ModelProto, examples: Examples) -> bytes:
-    """examples.npz ("<index>/<input name>" -> array), or no bytes. Equal examples give equal bytes."""
+    """The bytes of examples.npz ("<index>/<input name>" -> array), or b"". Equal examples give equal bytes."""
     if examples is None:
         return b""
     rows = [examples] if isinstance(examples, Mapping) else list(examples)
@@ -299,7 +299,7 @@ def read_examples(directory: Path, model: onnx.ModelProto) -> list[list[Array]]:
 
 
 def _as_declared(array: Array, dtype: int) -> Array:
-    """np.load() forgets the name of types that NumPy itself does not have, such as bfloat16."""
+    """The array with its declared dtype: np.load() drops the names of types that NumPy itself lacks, such as bfloat16."""
     if dtype == TensorProto.STRING:
         return array.astype(object)
     expected = helper.tensor_dtype_to_np_dtype(dtype)

@@ -1,7 +1,7 @@
-"""From a package to what a device can load: optimise, split, verify, choose a holding, profile.
+"""Prepares packages for CPU devices: optimise, split, verify, choose a holding, profile.
 
-Runs in a process of its own, one model after another, away from anything that has a deadline: a model
-that crashes ONNX Runtime takes only that process with it. What was found out about a program (its
+Runs in a process of its own, model by model, away from everything with a deadline: a model
+that crashes ONNX Runtime ends only that process. The measurement of a program (its
 holding, profile, proof of batching) is kept beside it, so that the next model of equal architecture is
 only split and verified.
 """
@@ -78,7 +78,7 @@ from clockwork.wire.tensors import Array
 Progress = Callable[[str, int, int], None]
 
 TIE = 1.10
-"""Execution times of the two holdings within this factor are a tie, which goes to bound: it is loaded faster."""
+"""Factor between the execution times of the two holdings up to which bound is preferred: it loads faster."""
 
 
 _STEPS = ("optimise", "split", "verify", "measure", "write")
@@ -86,7 +86,7 @@ _STEPS = ("optimise", "split", "verify", "measure", "write")
 
 @dataclasses.dataclass(slots=True)
 class OnnxMeasurement:
-    """What is true of a program and therefore of every model that has it."""
+    """The measurement of a program, which holds for every model with that program."""
 
     holding: str
     batches: bool
@@ -94,7 +94,7 @@ class OnnxMeasurement:
     batch_max: int
     load_ns: int
     profile: list[ProfilePoint]
-    seen: list[list[list[int]]]  # the shapes of the outputs, for each of the inputs that were tried
+    seen: list[list[list[int]]]  # the shapes of the outputs, for each trial run
     workspace_bytes: int
 
 
@@ -106,13 +106,13 @@ def prepare(
     options: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> PreparedModel:
-    """Prepare the package for devices of this fingerprint, or find that done, every byte of it.
+    """Prepare the package for devices of this fingerprint, unless that is done and every byte of it is intact.
 
-    Raises InvalidModel; DamagedPackage where the package is not what its name says.
+    Raises InvalidModel; DamagedPackage where the package's content does not have its digest.
 
     options: ``batching`` (auto, on, off), ``batch_max`` (0: as measured), ``holding`` (auto, or bound or
-    packed for benches and tests; then nothing is remembered for other models), ``pages_min`` (that a packed model is to
-    take). progress: called with (step, done, total).
+    packed for benches and tests; then no measurement is kept for other models), ``pages_min`` (least pages of a packed
+    model). progress: called with (step, done, total).
     """
     package_dir, store = Path(package_dir), Path(store)
     digest = _digest(package_dir)
@@ -120,7 +120,7 @@ def prepare(
     found = _read(target, page_bytes)
     if found is not None:
         return found
-    declared = None  # of a plain folder: its own
+    declared = None  # a plain folder declares no interface
     if (package_dir / LIST_FILE).is_file():
         declared = read_interface(package_dir, check_package(package_dir), options)
     (store / "prepared").mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def prepare(
 
 
 class _Preparation:
-    """One package on its way through the steps. ``work`` is for what is not kept."""
+    """The steps of preparing a package. ``work``: a directory for temporary files."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class _Preparation:
         model_path = self._without_defaults(model, model_path)
         self._optimised = self._work / "optimised.onnx"
         size = sum(path.stat().st_size for path in self._package_dir.rglob("*") if path.is_file())
-        # Otherwise the optimised file would go on naming data that lie beside the original.
+        # Otherwise the optimised file would go on naming external data of the original.
         external = "optimised.data" if size > EXTERNAL_BYTES or external_files(model) else ""
         session = optimise(model_path, self._optimised, external)
         self._describe(session, model)
@@ -207,7 +207,7 @@ class _Preparation:
         bound: Bound | None = None
         packed: Packed | None = None
         bound_dir, packed_dir = self._directory(), self._directory()
-        if finding is not None and finding.holding == "packed":  # then bound would be made for nothing
+        if finding is not None and finding.holding == "packed":  # then building bound would be in vain
             packed = build_packed(self._optimised, packed_dir, self._reference)
         if packed is None or packed.error:
             bound, note = self._split(splitter, whole, kept, bound_dir)
@@ -264,7 +264,7 @@ class _Preparation:
     # ----- the steps -------------------------------------------------------------------------
 
     def _without_defaults(self, model: onnx.ModelProto, path: Path) -> Path:
-        """The model with no initializer declared as an input (old IR), which keeps it from being optimised."""
+        """The model without initializers declared as inputs (old IR), which prevent its optimisation."""
         wanted = real_inputs(model)
         if len(wanted) == len(model.graph.input) or external_files(model):
             return path
@@ -289,20 +289,20 @@ class _Preparation:
         self._outputs = [TensorSpec(name, dtype, _dims(shape)) for name, dtype, shape in session.outputs]
 
     def _refer(self, session: Session, splitter: Splitter) -> Reference:
-        """What the original answers to its examples, or to made-up inputs."""
+        """The original's answers to its examples, or to generated inputs."""
         if self._examples:
             sets = self._examples[:REFERENCE_SETS]
         else:
             guess, answer, error = trial.first_that_runs(self._inputs, session.run)
             if guess is None:
-                shapes = ", ".join(f"{one.name}{list(one.shape)}" for one in self._inputs)
+                shapes = ", ".join(f"{tensor.name}{list(tensor.shape)}" for tensor in self._inputs)
                 raise InvalidModel(
                     f"no made-up input of {shapes} could be run; give examples. The last: {error}"
                 )
             sets, outputs = [guess], [answer]
         try:
             if self._examples:
-                outputs = [session.run(one) for one in sets]
+                outputs = [session.run(inputs) for inputs in sets]
         except RunError as error:
             raise InvalidModel(f"the model fails on its example: {error}") from None
         quantised = is_quantised(splitter.operators())
@@ -328,7 +328,7 @@ class _Preparation:
     def _measure(
         self, session: Session, choices: Mapping[str, tuple[PreparedModel, Path]]
     ) -> OnnxMeasurement:
-        """Prove batching, time each holding, choose, and profile the one chosen."""
+        """Prove batching, time each holding, choose a holding, and profile it."""
         rows, proof = self._prove(session)
         names = list(choices)
         for prepared, path in choices.values():
@@ -355,7 +355,7 @@ class _Preparation:
         )
 
     def _prove(self, session: Session) -> tuple[list[list[Array]], batching.Proof]:
-        """Inputs to profile with, one of each shape (one row where the model batches), and the proof."""
+        """Inputs to profile with, a single set of each shape (a single row where the model batches), and the proof."""
         sets = self._reference.inputs
         reason = batching.declared_reason(self._inputs, self._outputs)
         if self._batching == "off":
@@ -368,12 +368,12 @@ class _Preparation:
         else:
             proof = batching.prove_by_rows(session.run, sets, self._batching == "on")
         if proof.batches:
-            sets = [[array[:1] for array in one] for one in sets]
-        distinct = {tuple(array.shape for array in one): one for one in reversed(sets)}
+            sets = [[array[:1] for array in inputs] for inputs in sets]
+        distinct = {tuple(array.shape for array in inputs): inputs for inputs in reversed(sets)}
         return list(distinct.values())[::-1][:PROFILED_SHAPES], proof
 
     def _answers(self, session: Session) -> list[list[Array]]:
-        """What the model returned so far, and what it returns for inputs of another size, if it takes them."""
+        """The model's answers so far, and its answer to inputs of another size, if it accepts them."""
         answers = list(self._reference.outputs)
         grown = trial.resized(self._inputs, self._reference.inputs[0])
         if grown is not None:
@@ -381,14 +381,14 @@ class _Preparation:
                 answers.append(session.run(grown))
         return answers
 
-    # ----- what is known of a program --------------------------------------------------------
+    # ----- kept measurements -----------------------------------------------------------------
 
     def _kept_path(self, whole: Program) -> Path:
         key = hashlib.sha256(whole.model + self._fingerprint.encode()).hexdigest()
         return self._store / "kept" / f"{key}.json"
 
     def _recall_kept(self, whole: Program) -> list[str]:
-        """Operators that were found to need their weights inside, in an earlier model of this architecture."""
+        """Operators that needed their weights inside in an earlier model of this architecture."""
         try:
             body, is_sealed = unseal(read_plain(self._kept_path(whole)))
             names = body["kept"]
@@ -397,13 +397,13 @@ class _Preparation:
         return [str(name) for name in names] if is_sealed and type(names) is list else []
 
     def _find(self, program: Program) -> OnnxMeasurement | None:
-        """Take this for the model's program; what is known of it."""
+        """Make this the model's program. Returns its kept measurement, if any."""
         self._program = program_name(program.model, self._fingerprint)
         return self._recall()
 
     def _finding_path(self) -> Path:
         about = [FORMAT_VERSION, self._batching, self._batch_max, bool(self._examples),
-                 [[list(array.shape) for array in one] for one in self._reference.inputs]]  # fmt: skip
+                 [[list(array.shape) for array in tensor] for tensor in self._reference.inputs]]  # fmt: skip
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         return self._store / "programs" / self._program / f"finding-{key}.json"
 
@@ -412,8 +412,8 @@ class _Preparation:
             return None
         try:
             body, _ = unseal(read_plain(self._finding_path()))
-            points = [ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
-                      for one in body.pop("profile")]  # fmt: skip
+            points = [ProfilePoint(tuple(map(tuple, point["shape"])), point["batch"], point["exec_ns"])
+                      for point in body.pop("profile")]  # fmt: skip
             return OnnxMeasurement(profile=points, **body)
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -421,7 +421,7 @@ class _Preparation:
     def _remember(self, finding: OnnxMeasurement) -> None:
         _replace(self._finding_path(), seal(fields_of(finding)))
 
-    # ----- small things ----------------------------------------------------------------------
+    # ----- helpers ---------------------------------------------------------------------------
 
     def _prepared(self, holding: str, note: str) -> PreparedModel:
         if not self._reference.deterministic:
@@ -448,15 +448,15 @@ def _shapes(answer: Sequence[Array]) -> list[list[int]]:
 
 
 def _dims(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Dimensions as declared; names that a converter made up for want of one are no names."""
+    """Declared dimensions; names that a converter generated become ""."""
     return tuple(dim if isinstance(dim, int) or is_named(dim) else "" for dim in shape)
 
 
 def _digest(package_dir: Path) -> str:
-    """The digest of a package; of a plain folder with a model in it, what it would be."""
+    """The digest of a package; for a plain folder with a model, the digest of the package that it would make."""
     listed = package_dir / LIST_FILE
     if listed.is_file():
-        return package_dir.name  # which check_package() holds it against
+        return package_dir.name  # check_package() compares the content with it
     files = []
     for path in sorted(package_dir.rglob("*")):
         if path.is_file():
@@ -465,7 +465,7 @@ def _digest(package_dir: Path) -> str:
 
 
 def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
-    """What an earlier preparation left, if it is whole, to the last byte, and of this page size."""
+    """An earlier preparation, if every byte is intact and the page size is this one."""
     try:
         prepared = PreparedModel.read(directory)
         if prepared.holding in ("bound", prepare_program.HOLDING) and prepared.runs:
@@ -485,7 +485,7 @@ def _read(directory: Path, page_bytes: int) -> PreparedModel | None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write what may be lost: readers see all of it, or what was there before, or nothing."""
+    """Write a file atomically but not durably: readers see the new or the old content, or, after a crash, nothing."""
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=".incoming-", delete=False) as file:
         file.write(data)
     os.replace(file.name, path)
@@ -494,8 +494,8 @@ def _replace(path: Path, data: bytes) -> None:
 def _install(directory: Path, target: Path, page_bytes: int) -> None:
     """Rename the finished directory into place.
 
-    Weights and program are on disk by now. The rest is left to the OS: a prepared.json that a crash of
-    the machine empties, or a directory that it loses, is seen to be so, and prepared again.
+    Weights and program are synced by now. The rest is not: a prepared.json that a crash of the machine
+    empties, or a directory that it loses, is detected, and the model prepared again.
     """
     os.chmod(directory, 0o755)
     if target.exists() and _read(target, page_bytes) is None:
@@ -511,7 +511,7 @@ def _install(directory: Path, target: Path, page_bytes: int) -> None:
 
 @functools.cache
 def _remove_leftovers(store: Path) -> None:
-    """Remove what preparations that died left behind; once in the life of this process."""
+    """Remove leftovers of preparations that died, once in the life of this process."""
     for parent in (store / "prepared", store / "programs"):
         for path in parent.glob(".[pio]*-*"):
             try:

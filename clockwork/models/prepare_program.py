@@ -1,7 +1,7 @@
-"""From a program package to what a CUDA device can load: lay out the weights, check the answers, profile.
+"""Prepares program packages for CUDA devices: lay out the weights, check the answers, profile.
 
-A package that holds an ONNX model is compiled first, for this machine's architecture, which takes the extra
-[compile]. What was measured of a program is kept beside it, so that the next model of equal architecture is
+A package with an ONNX model is first compiled for this machine's architecture, which needs the extra
+[compile]. The measurement of a program is kept beside it, so that the next model of equal architecture is
 only laid out and checked.
 """
 
@@ -46,14 +46,14 @@ from clockwork.wire.tensors import Array
 HOLDING = "program"
 
 FINGERPRINT_PREFIX = "cuda-"
-"""Of the fingerprints of CUDA devices; what follows, up to the next "-", is the target."""
+"""Prefix of the fingerprints of CUDA devices; the target follows, up to the next "-"."""
 
 KERNELS_DIRECTORY = "kernels"
-"""Of the store: kernels that were compiled, for the next model of equal architecture."""
+"""Directory of the store for compiled kernels, which the next model of equal architecture uses."""
 
 
 HALF_RELATIVE = 5e-2
-"""How far apart the answers of a program with 16-bit weights may be from the right ones."""
+"""Largest relative error of the answers of a program with 16-bit weights."""
 
 Progress = Callable[[str, int, int], None]
 STEPS = ("compile", "lay out", "verify", "measure", "write")
@@ -70,7 +70,7 @@ def target_of(fingerprint: str) -> str:
 
 @dataclasses.dataclass(slots=True)
 class ProgramMeasurement:
-    """What was measured of a program, and holds for every model of it."""
+    """The measurement of a program, which holds for every model with that program."""
 
     batch_max: int
     load_ns: int
@@ -78,7 +78,7 @@ class ProgramMeasurement:
 
 
 def _metadata(package_dir: Path) -> dict[str, str]:
-    """What an ONNX file says of images and labels; a program says nothing of them."""
+    """The metadata of an ONNX file (images, labels); a program has none."""
     path = package_dir / MODEL_FILE
     return onnx_import.metadata_of(onnx_import.read_model(path)) if path.is_file() else {}
 
@@ -93,7 +93,7 @@ def prepare_program(
     directory: Path,
     progress: Progress | None = None,
 ) -> PreparedModel:
-    """Prepare a package in ``directory``, which lies where prepared directories do and is renamed by the caller.
+    """Prepare a package in ``directory``, which lies beside prepared directories and is renamed by the caller.
 
     Raises InvalidModel. options: as in messages.Prepare.
     """
@@ -145,7 +145,7 @@ def prepare_program(
         metadata=_metadata(package_dir),
         example=[list(shape) for shape in variants[0].shapes],
     )
-    prepared.write(directory)  # for the bench, which takes what a device takes
+    prepared.write(directory)  # for the bench, which loads it like a device
     bench = measure.Bench(fingerprint, page_bytes, [directory])
     try:
         step(2)
@@ -172,7 +172,7 @@ def prepare_program(
 def _compiled(
     package_dir: Path, store: Path, work: Path, target: str, options: Mapping[str, Any]
 ) -> Iterator[Path]:
-    """The directory of the program package: the package itself, or what its ONNX model is compiled to."""
+    """The directory of the program package: the package itself, or the result of compiling its ONNX model."""
     if (package_dir / PROGRAM_JSON).is_file():
         yield package_dir
         return
@@ -197,21 +197,21 @@ def _write_weights(program: Program, source: Path, layout: Layout, path: Path, p
             write_weights(path, layout, tensors, page_bytes)
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as whole:
-            tensors = [whole[one.offset : one.offset + one.bytes] for one in program.weights]
+            tensors = [whole[weight.offset : weight.offset + weight.bytes] for weight in program.weights]
             write_weights(path, layout, tensors, page_bytes)
-            for one in tensors:
-                one.release()
+            for tensor in tensors:
+                tensor.release()
 
 
 def install(store: Path, name: str, program: Program, source: Path) -> None:
-    """Put what models of equal architecture share in its place, unless it is there and whole. source: the modules'
-    package."""
+    """Put a program and its modules, which models of equal architecture share, into the store, unless they are there and
+    undamaged. source: the package of the modules."""
     place = store / "programs" / name
     if place.is_dir() and stored_damage(place):
         set_aside(place)
 
     def fill(made: Path) -> None:
-        for path in sorted({path for one in program.targets.values() for path in one.modules}):
+        for path in sorted({path for target in program.targets.values() for path in target.modules}):
             (made / path).parent.mkdir(parents=True, exist_ok=True)
             write_durably(made / path, (source / path).read_bytes())
         write_durably(made / PROGRAM_JSON, program.stripped().to_json().encode())
@@ -231,9 +231,9 @@ def _relative(program: Program) -> float:
 def _verify(
     bench: measure.Bench, program: Program, variants: Sequence[Variant], checks: Sequence[Check]
 ) -> None:
-    """The device gives the answers that the package says are right, alone and in every row of a batch.
+    """Raises InvalidModel unless the device reproduces the package's checks, alone and in every row of a batch.
 
-    Raises InvalidModel, RunError.
+    Raises RunError.
     """
     relative = _relative(program)
     for inputs, outputs in checks[:CHECKS_RUN_MAX]:
@@ -242,9 +242,9 @@ def _verify(
             tails = [array.shape[1:] for array in inputs]
             target = variants[0].target
             sizes |= {
-                one.batch
-                for one in variants
-                if program.variant(target, [(one.batch, *tail) for tail in tails])
+                variant.batch
+                for variant in variants
+                if program.variant(target, [(variant.batch, *tail) for tail in tails])
             }
         for size in sorted(sizes):
             actual, _ = bench.run(0, trial.tile(inputs, size))
@@ -261,25 +261,25 @@ def _measure(
 ) -> ProgramMeasurement:
     """Execution times, for each set of shapes, of each compiled batch size while throughput grows."""
     by_shape: dict[tuple[tuple[int, ...], ...], list[Variant]] = {}
-    for one in variants:
+    for variant in variants:
         if batches:
-            by_shape.setdefault(tuple(shape[1:] for shape in one.shapes), []).append(one)
-        elif one.batch == 1:
-            by_shape[one.shapes] = [one]
+            by_shape.setdefault(tuple(shape[1:] for shape in variant.shapes), []).append(variant)
+        elif variant.batch == 1:
+            by_shape[variant.shapes] = [variant]
     points: list[ProfilePoint] = []
     helps_most = 1
     for shape, group in by_shape.items():
         best, before = 0.0, 0
-        for one in group:
-            if batch_max and one.batch > batch_max and before:
+        for variant in group:
+            if batch_max and variant.batch > batch_max and before:
                 break
-            exec_ns = measure.execution_time(bench, 0, _inputs(bench, one, checks))
-            # Smaller batches, beyond those of the variant before, run on this one too.
-            points += [ProfilePoint(shape, size, exec_ns) for size in sorted({before + 1, one.batch})]
-            throughput = one.batch / exec_ns
+            exec_ns = measure.execution_time(bench, 0, _inputs(bench, variant, checks))
+            # Smaller batches, beyond those of the previous variant, run on this variant too.
+            points += [ProfilePoint(shape, size, exec_ns) for size in sorted({before + 1, variant.batch})]
+            throughput = variant.batch / exec_ns
             if before and throughput < best * measure.BATCH_GAIN:
                 break
-            best, before = throughput, one.batch
+            best, before = throughput, variant.batch
         helps_most = max(helps_most, before)
     if batch_max:
         helps_most = min(helps_most, batch_max)
@@ -287,7 +287,7 @@ def _measure(
 
 
 def _inputs(bench: measure.Bench, variant: Variant, checks: Sequence[Check]) -> list[Array]:
-    """Inputs of a variant's shapes: of a check that has them, else made up."""
+    """Inputs of a variant's shapes: those of a check, or generated ones."""
     for inputs, _ in checks:
         if [array.shape for array in inputs] == list(variant.shapes):
             return list(inputs)
@@ -298,7 +298,7 @@ def _inputs(bench: measure.Bench, variant: Variant, checks: Sequence[Check]) -> 
     return [trial.seeded(dtype, shape, random) for dtype, shape in zip(dtypes, variant.shapes, strict=True)]
 
 
-# ----- what is known of a program ----------------------------------------------------------------
+# ----- kept measurements -------------------------------------------------------------------------
 
 
 def _finding_path(store: Path, name: str, fingerprint: str, options: Mapping[str, Any]) -> Path:
@@ -312,8 +312,8 @@ def _recall(
     try:
         body, _ = unseal(read_plain(_finding_path(store, name, fingerprint, options)))
         points = [
-            ProfilePoint(tuple(map(tuple, one["shape"])), one["batch"], one["exec_ns"])
-            for one in body["profile"]
+            ProfilePoint(tuple(map(tuple, point["shape"])), point["batch"], point["exec_ns"])
+            for point in body["profile"]
         ]
         return ProgramMeasurement(body["batch_max"], body["load_ns"], points)
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
 """ONNX Runtime from Python: optimise a model, save it packed, run it to compare answers.
 
-Only preparation uses this; inference goes through a Device. Each call makes its own session and lets go
-of it, so that one model leaves nothing behind for the next.
+Only preparation uses this; inference goes through a Device. Each call makes its own session and frees
+it, so that a model leaves nothing behind for the next.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from clockwork.config import EXECUTION_GRACE_NS, preparation_run_ns
 from clockwork.errors import InvalidModel
 from clockwork.wire.tensors import INT2, UINT2, Array, decode_tensor, encode_array, tensor_bytes
 
-SILENT = 4  # ONNX Runtime's severity "fatal": its errors reach us as exceptions, not as lines on stderr
+SILENT = 4  # ONNX Runtime's severity "fatal": errors come as exceptions, not as lines on stderr
 
 EXTERNAL_MIN_BYTES = 1024
-"""Tensors below this stay in the file itself: ONNX Runtime cannot infer shapes from external ones."""
+"""Size below which tensors stay in the file itself: ONNX Runtime cannot infer shapes from external ones."""
 
 _ELEMENT_TYPES = {
     "float": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int8": TensorProto.INT8,
@@ -40,28 +40,28 @@ _ELEMENT_TYPES = {
 
 
 _VALUE_DEPENDENT = ("ConstantSharing", "NoopElimination")
-"""Optimisers that merge small tensors of equal value, and drop what adds zeros or multiplies by ones: with
-them it would depend on its weights whether a model shares its architecture's program."""
+"""Optimisers that merge small tensors of equal value, and remove additions of zeros and multiplications by ones: with
+them a model's weights would decide whether it shares its architecture's program."""
 
 
 class RunError(Exception):
-    """ONNX Runtime would not run a model on these inputs; the text is its own, in one line."""
+    """ONNX Runtime could not run a model on these inputs; the text is its message, in a single line."""
 
 
 class RunsTooLong(InvalidModel):
-    """One execution took longer than preparation_run_ns()."""
+    """An execution took longer than preparation_run_ns()."""
 
     def __init__(self) -> None:
         super().__init__(f"one execution of the model takes longer than {preparation_run_ns() / 1e9:g} s")
 
 
 def does_not_end() -> None:
-    """An execution goes on although it was told to end. The preparation process has its own: it ends itself."""
+    """Called when an execution goes on although it was told to end. The preparation process replaces it, to exit."""
 
 
 class Limit:
-    """Ends an execution that takes longer than preparation_run_ns(): terminate() is called then, from another thread, and
-    does_not_end() where that does not help. Raises RunsTooLong at the end of the block that it was too long for."""
+    """A context that ends an execution after preparation_run_ns(): another thread calls terminate(), and does_not_end()
+    where that does not help. The context then raises RunsTooLong."""
 
     def __init__(self, terminate: Callable[[], None]) -> None:
         self._terminate = terminate
@@ -103,10 +103,10 @@ class Session:
     ) -> None:
         """Raises RunError if ONNX Runtime rejects the model.
 
-        save_to: write the optimised model there. packed_data: name of the file beside it that takes
-        the weights, prepacked. external_data: likewise, as they are (for models near protobuf's 2 GB).
-        portable: optimise only so far as the result is the same on every machine: constants are folded and
-        operators merged, and no layout of this processor is chosen.
+        save_to: the optimised model is written there. packed_data: name of the file beside it for the prepacked
+        weights. external_data: name of the file beside it for the weights as they are (for models near protobuf's
+        2 GB). portable: only optimisations with the same result on every machine: constants are folded and operators
+        merged, but no processor-specific layout is chosen.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -137,17 +137,19 @@ class Session:
             raise RunError(_one_line(error)) from None
         self._run_options = ort.RunOptions()
         self._run_options.log_severity_level = SILENT
-        self.inputs = [(one.name, _dtype(one.type), _shape(one.shape)) for one in self._session.get_inputs()]
+        self.inputs = [
+            (tensor.name, _dtype(tensor.type), _shape(tensor.shape)) for tensor in self._session.get_inputs()
+        ]
         self.outputs = [
-            (one.name, _dtype(one.type), _shape(one.shape)) for one in self._session.get_outputs()
+            (output.name, _dtype(output.type), _shape(output.shape)) for output in self._session.get_outputs()
         ]
 
     def run(
         self, inputs: Sequence[Array], weights: Sequence[tuple[int, Sequence[int], int]] = ()
     ) -> list[Array]:
-        """The outputs, for inputs in the session's order. Raises RunError, or RunsTooLong; then it is of no more use.
+        """The outputs, for inputs in the session's order. Raises RunError, or RunsTooLong, which makes the session unusable.
 
-        weights: (dtype, shape, address) of the inputs that follow; the memory stays the caller's.
+        weights: (dtype, shape, address) of the inputs after those; the memory stays the caller's.
         """
         with Limit(self._end):
             return self._run(inputs, weights)
@@ -182,11 +184,11 @@ class Session:
         feed: dict[str, Any] = {name: array for (name, _, _), array in zip(self.inputs, inputs)}
         for (name, _, _), (dtype, shape, address) in zip(self.inputs[len(inputs) :], weights):
             feed[name] = _memory(address, dtype, shape)
-        return [np.asarray(one) for one in self._session.run(None, feed, self._run_options)]
+        return [np.asarray(output) for output in self._session.run(None, feed, self._run_options)]
 
 
 def optimise(model: Path, target: Path, external_data: str = "") -> Session:
-    """Write the optimised model to ``target``; the session that did it runs the original. Raises InvalidModel."""
+    """Write the optimised model to ``target``. Returns a session that runs the original. Raises InvalidModel."""
     try:
         return Session(model, optimise=True, save_to=target, external_data=external_data)
     except RunError as error:
@@ -194,7 +196,7 @@ def optimise(model: Path, target: Path, external_data: str = "") -> Session:
 
 
 def explain(text: str, name: str) -> str:
-    """A sentence for people out of what ONNX Runtime says of a model that it rejects."""
+    """A sentence for people from ONNX Runtime's message about a model that it rejects."""
     for pattern in (
         r"Could not find an implementation for (?P<op>\S+?)\((?P<version>\d+)\)",
         r"(?P<op>\S+?)\((?P<version>-?\d+)\) is not a registered function/op",
@@ -209,7 +211,7 @@ def explain(text: str, name: str) -> str:
 
 
 def _memory(address: int, dtype: int, shape: Sequence[int]) -> Array:
-    """A copy of a tensor in memory that somebody else owns."""
+    """A copy of a tensor at an address."""
     size = tensor_bytes(dtype, shape)
     return decode_tensor(dtype, shape, ctypes.string_at(address, size) if size else b"")
 
@@ -224,7 +226,7 @@ def _from_value(value: Any) -> Array:
 
 
 def _dtype(text: str) -> int:
-    """ "tensor(float)" as ONNX's code. Raises RunError for what is no tensor."""
+    """The dtype code of "tensor(float)" and the like. Raises RunError for other types."""
     found = re.fullmatch(r"tensor\((\w+)\)", text)
     if not found or found[1] not in _ELEMENT_TYPES:
         raise RunError(f"type {text} is not a tensor")

@@ -1,9 +1,9 @@
-"""Splitting an optimised model into its program and its weights.
+"""Splits an optimised model into its program and its weights.
 
 Constants that are data leave the graph and become inputs of it, after the model's own; constants that
-operators need as constants (shapes, axes, scalars) stay, and are part of the program. What remains is
+operators need as constants (shapes, axes, scalars) stay, and are part of the program. The program is
 written canonically: nodes in the order in which the outputs need them, values named by that order, no
-names, documentation or metadata of the exporter. Two models of one architecture then give the same bytes.
+names, documentation or metadata of the exporter. Models of the same architecture then give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clockwork.models.onnx_import import external_entry, external_path, is_exter
 from clockwork.wire.tensors import DTYPES
 
 SMALL_INTEGERS = 64
-"""Integer and boolean tensors of up to so many elements are taken for shapes, axes and the like, and stay."""
+"""Elements up to which integer and boolean tensors count as shapes, axes and the like, and stay."""
 
 _FLOATS = frozenset(
     code
@@ -49,7 +49,7 @@ _CONSTANT_INPUTS: dict[str, frozenset[int]] = {
         "ReduceMean": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceSum": (1,), "ReduceSumSquare": (1,),
     }.items()
 }  # fmt: skip
-"""Inputs by position that an operator needs as constants, or runs much better with."""
+"""Positions of the inputs that an operator needs as constants, or runs much faster with."""
 
 _QUANTISED = (
     "QLinear",
@@ -60,12 +60,12 @@ _QUANTISED = (
     "DequantizeLinear",
     "DynamicQ",
 )
-"""Beginnings of the operators whose small 32-bit integers are biases, not shapes."""
+"""Prefixes of operators whose small 32-bit integers are biases, not shapes."""
 
 
 @dataclasses.dataclass(slots=True)
 class Constant:
-    """One constant of the model, wherever it was: initializer or Constant node, main graph or body."""
+    """A constant of the model: an initializer or a Constant node, in the main graph or a body."""
 
     tensor: TensorProto  # its data may be external
     directory: Path
@@ -81,7 +81,7 @@ class Constant:
         return tensor_bytes(self.tensor.data_type, self.tensor.dims)
 
     def data(self) -> bytes | memoryview:
-        """Its elements as ONNX Runtime holds them in memory."""
+        """The elements as ONNX Runtime holds them in memory."""
         tensor = self.tensor
         if is_external(tensor):
             location, offset, _ = external_entry(tensor)
@@ -95,7 +95,7 @@ class Constant:
         return numpy_helper.to_array(tensor).tobytes()
 
     def is_weight(self) -> bool:
-        """Data, which leaves; not a constant that an operator needs."""
+        """Whether it is data, which leaves the graph, and not a constant that an operator needs."""
         tensor = self.tensor
         kind = tensor.data_type
         if self.is_sparse or kind in (TensorProto.STRING, TensorProto.UNDEFINED) or not tensor.dims:
@@ -126,10 +126,10 @@ class Program:
 
 
 class Splitter:
-    """An optimised model taken apart once, from which programs are made that keep this or that inside."""
+    """An optimised model, split once, from which programs with different weights inside are made."""
 
     def __init__(self, path: Path) -> None:
-        """path: an ONNX file as ONNX Runtime saved it; its external data lie beside it."""
+        """path: an ONNX file saved by ONNX Runtime, with its external data beside it."""
         self._directory = path.parent
         self._model = read_model(path)
         self._shape_symbols: dict[str, str] = {}
@@ -158,7 +158,7 @@ class Splitter:
         return list(dict.fromkeys(operator(node) for node in _nodes(self._graph)))
 
     def program(self, keep: Callable[[Constant], bool] = lambda constant: False) -> Program:
-        """The program in which the weights that ``keep`` chooses stay inside."""
+        """The program with the weights inside for which ``keep`` is true."""
         leaving: dict[str, Constant] = {}
         kept: list[Constant] = []
         for name, constant in self._constants.items():
@@ -175,17 +175,17 @@ class Splitter:
                 helper.make_tensor_value_info(name, constant.tensor.data_type, constant.shape)
             )
         used = {node.domain for node in _nodes(model.graph)} | {""}
-        for opset in sorted(self._model.opset_import, key=lambda one: one.domain):
+        for opset in sorted(self._model.opset_import, key=lambda opset: opset.domain):
             if opset.domain in used:
                 model.opset_import.append(helper.make_opsetid(opset.domain, opset.version))
         return Program(model.SerializeToString(deterministic=True), list(leaving.values()), kept)
 
     def keeping(self, operators: Sequence[str]) -> Program:
-        """The program in which the weights of these operators stay inside."""
+        """The program with the weights of these operators inside."""
         wanted = set(operators)
         return self.program(lambda constant: any(operator(node) in wanted for node, _ in constant.uses))
 
-    # ----- taking apart ----------------------------------------------------------------------
+    # ----- splitting -------------------------------------------------------------------------
 
     def _name(self) -> str:
         self._count += 1
@@ -209,7 +209,7 @@ class Splitter:
                 constants[node.output[0]] = Constant(_constant_of(node), self._directory, [])  # type: ignore[arg-type]
             else:
                 nodes.append(node)
-        for index, value in enumerate(one for one in graph.input if one.name not in constants):
+        for index, value in enumerate(declared for declared in graph.input if declared.name not in constants):
             names[value.name] = f"{inputs}{index}" if inputs else self._name()
             result.input.append(self._value(value, names[value.name]))
         producers = {name: node for node in nodes for name in node.output if name}
@@ -229,7 +229,7 @@ class Splitter:
             )
             for name in node.input:
                 copy_node.input.append(define(name) if name else "")
-            for attribute in sorted(node.attribute, key=lambda one: one.name):
+            for attribute in sorted(node.attribute, key=lambda attribute: attribute.name):
                 # A body sees every value that was defined before it, and constants by name.
                 for name in _captured_by(attribute):
                     if name in local and name in constants:
@@ -243,7 +243,7 @@ class Splitter:
         for value in graph.output:
             name = define(value.name)
             if value.name in constants or (inputs and value.name not in producers):
-                # A value that leaves may no longer be the graph's output directly.
+                # A weight that leaves may no longer be the graph's output directly.
                 target = self._name()
                 result.node.append(NodeProto(op_type="Identity", input=[name], output=[target]))
                 name = target
@@ -253,7 +253,7 @@ class Splitter:
                 copy.values.name = names[copy.values.name]
             else:
                 result.sparse_initializer.remove(copy)
-        # Where each constant goes back if it stays: a marker by name, filled by _restore().
+        # The place of each constant, should it stay: a marker by name, filled by _restore().
         for name in constants:
             if name not in local and not constants[name].is_sparse:
                 result.initializer.append(TensorProto(name=names[name]))
@@ -293,7 +293,7 @@ class Splitter:
         """Put the constants that stay back into the (copied) graph that held them."""
         staying = [marker.name for marker in graph.initializer if marker.name not in leaving]
         del graph.initializer[:]
-        for name in sorted(staying, key=lambda one: int(one[1:])):
+        for name in sorted(staying, key=lambda name: int(name[1:])):
             constant = self._constants[name]
             tensor = graph.initializer.add(name=name, data_type=constant.tensor.data_type)
             tensor.dims.extend(constant.tensor.dims)
@@ -308,7 +308,7 @@ class Splitter:
 
 
 def operator(node: NodeProto) -> str:
-    """What people call it: Conv, com.microsoft.FusedConv."""
+    """The usual name of an operator: Conv, com.microsoft.FusedConv."""
     return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
 
 
@@ -324,7 +324,7 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def _constant_of(node: NodeProto) -> TensorProto | None:
-    """The tensor of a Constant node, if it is one that holds a dense tensor or numbers."""
+    """The tensor of a Constant node with a dense tensor or numbers; None for other nodes."""
     if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.attribute) != 1:
         return None
     attribute = node.attribute[0]
@@ -361,8 +361,8 @@ def _captured_by(attribute: AttributeProto) -> Iterable[str]:
             for name in node.input:
                 if name and name not in scope:
                     found.setdefault(name)
-            for one in node.attribute:
-                for body in (*([one.g] if one.HasField("g") else []), *one.graphs):
+            for attribute in node.attribute:
+                for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                     walk(body, scope)
         for value in graph.output:
             if value.name not in scope:
@@ -374,16 +374,16 @@ def _captured_by(attribute: AttributeProto) -> Iterable[str]:
 
 
 def _in_order(outputs: Iterable[str], producers: Mapping[str, NodeProto]) -> list[NodeProto]:
-    """The nodes that the outputs need, each after what it reads: depth first, inputs in order.
+    """The nodes that the outputs need, each after the nodes whose outputs it reads: depth first, inputs in order.
 
-    The order depends on the computation alone, not on how the file happened to list it.
+    The order depends on the computation alone, not on the order in the file.
     """
     ordered: list[NodeProto] = []
     done: set[int] = set()
 
     def reads(node: NodeProto) -> list[str]:
         names = [name for name in node.input if name]
-        for attribute in sorted(node.attribute, key=lambda one: one.name):
+        for attribute in sorted(node.attribute, key=lambda attribute: attribute.name):
             names.extend(_captured_by(attribute))
         return names
 

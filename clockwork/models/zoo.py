@@ -4,7 +4,7 @@
     other = fine_tune(model, seed=9)                   # the same architecture, every weight different
 
 Shapes and parameter counts are those of the published networks; the weights are random, scaled so that
-activations keep a sane size. The same arguments give the same bytes. Every model has a symbolic batch, "N".
+activations keep a moderate size. The same arguments give the same bytes. Every model has a symbolic batch, "N".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 Floats = NDArray[np.float32]
 
 OPSET = 17
-"""The first with LayerNormalization; old runtimes know it."""
+"""The first opset with LayerNormalization; old runtimes support it."""
 
 IR_VERSION = 8
 BN_EPSILON = 1e-5
@@ -33,15 +33,15 @@ DIGITS_FILE = Path(__file__).parent / "data" / "digits.onnx"
 
 
 class Builder(Protocol):
-    """Builds one architecture; the same seed gives the same bytes."""
+    """Builds an architecture; the same seed gives the same bytes."""
 
     def __call__(self, *, seed: int = 0) -> onnx.ModelProto: ...
 
 
 def build(name: str, *, seed: int = 0, **options: Any) -> onnx.ModelProto:
-    """The model of that name; options are the keyword arguments of its function in ARCHITECTURES.
+    """The model of a name; options are the keyword arguments of its function in ARCHITECTURES.
 
-    Raises ValueError for a name that is not in names(), TypeError for an option it does not have.
+    Raises ValueError for a name that is not in names(), TypeError for an unknown option.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"no architecture {name!r} in the zoo; it has {', '.join(names())}")
@@ -49,7 +49,7 @@ def build(name: str, *, seed: int = 0, **options: Any) -> onnx.ModelProto:
 
 
 def names() -> list[str]:
-    """Every name that build() takes."""
+    """The names that build() accepts."""
     return list(ARCHITECTURES)
 
 
@@ -94,7 +94,7 @@ def fine_tune(model: onnx.ModelProto, seed: int, amount: float = 0.05) -> onnx.M
             weight *= 1 + amount * noise
         else:
             size = math.sqrt(float(np.vdot(weight, weight)) / max(weight.size, 1))
-            noise *= amount * 4 * (size or 0.02)  # a bias of zeros gets one of its own
+            noise *= amount * 4 * (size or 0.02)  # a bias of zeros gets noise, too
             weight += noise
         tensor.ClearField("float_data")
         tensor.raw_data = weight.tobytes()
@@ -117,7 +117,7 @@ class Graph:
         return output
 
     def constant(self, value: float | list[int]) -> str:
-        """What an operator needs and no training changes: a Constant node, as exporters write it."""
+        """A constant that an operator needs and training does not change: a Constant node, as exporters write it."""
         array = np.array(value, np.int64 if isinstance(value, list) else np.float32)
         return self.node("Constant", [], value=numpy_helper.from_array(array))
 
@@ -201,7 +201,7 @@ class Graph:
         return self.node("LayerNormalization", [x, gamma, beta], axis=-1, epsilon=1e-5)
 
     def head(self, x: str, channels: int, classes: int) -> str:
-        """Mean over the image, and a classifier whose output is the model's."""
+        """Mean over the image, and a classifier whose output is the model's output."""
         y = self.node("Flatten", [self.node("GlobalAveragePool", [x])], axis=1)
         return self.gemm("fc", y, channels, classes, output="scores")
 
@@ -311,7 +311,7 @@ def residual_cnn(
 ) -> onnx.ModelProto:
     """A small residual network: `image` (N, channels, image, image) to `scores` (N, classes).
 
-    As it stands: 3x64x64 pixels, 15 MB of weights, about 5 ms on one core. It is the load of overload tests.
+    By default: 3x64x64 pixels, 15 MB of weights, about 5 ms on one core. Overload tests use it.
     """
     g = Graph(seed)
     width = widths[0]
@@ -344,7 +344,7 @@ def _resnet_stem(g: Graph, channels: int, fold: bool) -> str:
 
 
 def _basic_block(g: Graph, name: str, x: str, source: int, target: int, stride: int, fold: bool) -> str:
-    """Two 3x3 convolutions beside a shortcut. The branch is damped, or depth would blow the sum up."""
+    """Two 3x3 convolutions beside a shortcut. The branch is damped, because the sum would grow with depth."""
     y = g.node("Relu", [g.conv(f"{name}.conv1", x, (source, target), 3, stride=stride, fold=fold)])
     y = g.conv(f"{name}.conv2", y, (target, target), 3, norm=0.4, fold=fold)
     if stride != 1 or source != target:
@@ -365,7 +365,7 @@ def transformer(
     vocabulary: int = 30522,
     embedded: bool = False,
 ) -> onnx.ModelProto:
-    """A BERT-like encoder; as it stands, of the size of MiniLM-L6. Answers `embedding` (N, width).
+    """A BERT-like encoder, by default of the size of MiniLM-L6. Answers `embedding` (N, width).
 
     Takes `ids` int64 (N, sequence) below ``vocabulary`` and `mask` int64 (1: a token, 0: padding), or where
     ``embedded`` is set, `embeddings` float32 (N, sequence, width). sequence: None for a symbolic length "S"
@@ -395,7 +395,7 @@ def transformer(
         bias = g.node("Unsqueeze", [far, g.constant([1, 2])])
     for layer in range(layers):
         x = _encoder_layer(g, f"layer.{layer}", x, width, heads, scale, bias)
-    if tokens:  # the mean of what is not padding
+    if tokens:  # the mean without the padding
         kept = g.node("Unsqueeze", [tokens, g.constant([2])])
         total = g.node("ReduceSum", [g.node("Mul", [x, kept]), g.constant([1])], keepdims=0)
         count = g.node("ReduceSum", [kept, g.constant([1])], keepdims=0)
@@ -450,7 +450,7 @@ def wide_mlp(*, seed: int = 0, width: int = 2880, depth: int = 4) -> onnx.ModelP
 
 
 def null(*, seed: int = 0, width: int = 4) -> onnx.ModelProto:
-    """Gives back what it got: `x` (N, width) to `y`; it has no weights, so no seed changes it."""
+    """The identity: `x` (N, width) to `y`; it has no weights, so every seed gives the same model."""
     g = Graph(seed)
     g.node("Identity", ["x"], "y")
     return g.model("null", [tensor("x", [width])], tensor("y", [width]))

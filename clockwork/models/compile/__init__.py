@@ -1,1 +1,1 @@
-"""From an ONNX file to a program package: see clockwork.models.compile.package."""
+"""Compiles ONNX files to program packages: see clockwork.models.compile.compiler."""

@@ -1,7 +1,7 @@
-"""`clockwork compile`: an ONNX file becomes a program package.
+"""`clockwork compile`: makes a program package of an ONNX file.
 
 Each variant (target, batch size, set of shapes) is lowered in a child process of its own, several at a time.
-What they made is put together here, and tried: the program's host kernels must answer as ONNX Runtime does.
+The results are assembled here, and tested: the program's host kernels must answer as ONNX Runtime does.
 """
 
 from __future__ import annotations
@@ -53,22 +53,21 @@ from clockwork.models.split import operator
 from clockwork.wire.tensors import Array
 
 BATCHES = (1, 2, 4, 8, 16)
-"""Batch sizes that are compiled unless told otherwise."""
+"""Default batch sizes."""
 
 DTYPES = ("fp32", "fp16")
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being made, done, total); from several threads."""
+"""Called with (title of the step, done, total); from several threads."""
 
 TUNING_DEVICE = "CUDA"
-"""tinygrad's name of the local GPU."""
+"""tinygrad's name for the local GPU."""
 
 CHILD_ENVIRONMENT = {
     "DEV": "NULL", "JIT": "2", "CCACHE": "0", "PARALLEL": "0", "NUM_CPU_THREADS": "1", "PYTHONHASHSEED": "0",
     "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "SPEC": "0", "CACHELEVEL": "0",
 }  # fmt: skip
-"""The settings under which every variant is lowered. What tinygrad reads of the environment besides is not
-handed on."""
+"""The settings with which every variant is lowered. Other variables that tinygrad reads are not passed to the child."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class Options:
     shapes: Mapping[str, Sequence[Sequence[int]]] = dataclasses.field(default_factory=dict)
     batching: str = "auto"  # auto, on, off: as at registration
     dtype: str = "fp32"
-    name: str = ""  # "": the file's
+    name: str = ""  # "": the file's name
     examples: Sequence[Sequence[Array]] = ()  # real inputs, each in the order of the model's
     verify: bool = True  # run the program on this machine and compare
     jobs: int = 0  # child processes at a time; 0: one for each processor
@@ -91,25 +90,25 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """What was made, for people."""
+    """The result of a compilation, for people."""
 
     program: Program
     batching_note: str
     statistics: list[list[Statistic]]  # of each launch of each variant of the program
-    logs: list[str]  # of each variant: what the assembler said
+    logs: list[str]  # the assembler's messages for each variant
     folded: int  # kernels that were run at packaging instead of at every inference
     reused: int  # variants whose kernels an earlier model of equal architecture had left in the cache
-    verified: str  # how it compares with ONNX Runtime; "" if that was not asked for
-    padding_note: str  # whether shorter inputs run too, and why not; "" if the model leaves nothing open
+    verified: str  # the comparison with ONNX Runtime; "" if that was not asked for
+    padding_note: str  # whether shorter inputs run too, or why not; "" if the model has no open dimension
 
 
 def is_installed() -> bool:
-    """Whether the extra [compile] is."""
+    """Whether the extra [compile] is installed."""
     return importlib.util.find_spec("tinygrad") is not None
 
 
 def require() -> None:
-    """Raises InvalidModel, saying what to install."""
+    """Raises InvalidModel, naming the package to install, unless is_installed()."""
     if not is_installed():
         raise InvalidModel("compiling needs tinygrad, which is not installed: pip install '.[compile]'")
 
@@ -151,13 +150,13 @@ def _check(options: Options) -> None:
         )
     if options.dtype not in DTYPES:
         raise InvalidModel(f"dtype {options.dtype!r} is none of {', '.join(DTYPES)}")
-    if not options.batches or not all(1 <= one <= config.BATCH_SIZE_MAX for one in options.batches):
+    if not options.batches or not all(1 <= batch <= config.BATCH_SIZE_MAX for batch in options.batches):
         raise InvalidModel(f"batch sizes are 1 to {config.BATCH_SIZE_MAX}, not {list(options.batches)}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Job:
-    """One variant to make."""
+    """A variant to be lowered."""
 
     target: str
     batch: int
@@ -172,7 +171,7 @@ class _Job:
 
 
 class _Compilation:
-    """One file on its way to a package."""
+    """The compilation of a file to a package."""
 
     def __init__(
         self, model_path: Path, result: Path, work: Path, options: Options, progress: Progress | None
@@ -182,7 +181,7 @@ class _Compilation:
         self._work = work
         self._weights = work / "weights"
         self._options = options
-        self._tell = progress or (lambda what, done, total: None)
+        self._tell = progress or (lambda title, done, total: None)
 
     def run(self) -> Summary:
         self._tell("read", 0, 1)
@@ -192,7 +191,7 @@ class _Compilation:
         self._decide_batching()
         batches = sorted(set(self._options.batches)) if self._proof.batches else [1]
         self._buckets = buckets(self._inputs, self._options.shapes, self._proof.batches)
-        targets = sorted(set(self._options.targets), key=lambda one: (one == HOST, len(one), one))
+        targets = sorted(set(self._options.targets), key=lambda target: (target == HOST, len(target), target))
         self._decide_padding(batches)
         jobs = self._jobs(targets, batches)
         tried = [] if not self._options.verify or HOST in targets else self._jobs([HOST], batches[:1])
@@ -221,13 +220,13 @@ class _Compilation:
             self._proof.note,
             [kept[index].statistics for index in range(len(jobs))],
             [kept[index].log for index in range(len(jobs))],
-            max(one.folded for one in kept),
-            sum(one.reused for one in kept),
+            max(variant.folded for variant in kept),
+            sum(variant.reused for variant in kept),
             verified,
             self._padding_note,
         )
 
-    # ----- what the model is ------------------------------------------------------------------------
+    # ----- the model --------------------------------------------------------------------------------
 
     def _describe(self, model: onnx.ModelProto) -> None:
         try:
@@ -235,18 +234,18 @@ class _Compilation:
         except RunError as error:
             raise InvalidModel(explain(str(error), self._path.name)) from None
         wanted = {value.name for value in real_inputs(model)}
-        specs = [_spec(*one) for one in self._session.inputs]
+        specs = [_spec(*tensor) for tensor in self._session.inputs]
         self._inputs = [spec for spec in specs if spec.name in wanted]
-        self._outputs = [_spec(*one) for one in self._session.outputs]
+        self._outputs = [_spec(*output) for output in self._session.outputs]
         for spec in self._inputs:
-            value = next(one for one in model.graph.input if one.name == spec.name)
+            value = next(declared for declared in model.graph.input if declared.name == spec.name)
             if not value.type.tensor_type.HasField("shape"):
                 raise InvalidModel(f"input {spec.name!r} has no declared shape, and cannot be compiled")
 
     def _sets(self) -> list[list[Array]]:
-        """Inputs to try the model with: the examples, or made up in the first set of shapes."""
+        """Inputs for trial runs: the examples, or generated ones in the first set of shapes."""
         if self._options.examples:
-            return [list(one) for one in self._options.examples]
+            return [list(example) for example in self._options.examples]
         (first, *_) = buckets(self._inputs, self._options.shapes, False)
         fixed = [
             TensorSpec(spec.name, spec.dtype, shape)
@@ -271,7 +270,7 @@ class _Compilation:
             self._proof = batching.prove_by_rows(self._session.run, self._examples, asked)
 
     def _decide_padding(self, batches: Sequence[int]) -> None:
-        """Freeze every variant, so that it takes shorter inputs where that is proven."""
+        """Freeze every variant, so that it runs shorter inputs where that is proven to be right."""
         self._padded: tuple[str, ...] = ()
         self._output_dims: list[tuple[Dim, ...]] = []
         self._padding_note = ""
@@ -304,11 +303,15 @@ class _Compilation:
         self._padding_note = f"padded in {names}: proven to be harmless, and tried"
 
     def _nameless(self) -> str:
-        """Of a model that leaves dimensions open to which nobody gave a name: they cannot be followed."""
+        """Why open dimensions without a name cannot be padded, as a sentence; "" if there are none."""
         for index, spec in enumerate(self._inputs):
             for axis, dim in enumerate(spec.shape):
                 is_batch = self._proof.batches and not axis
-                if dim == "" and not is_batch and max(one.shapes[index][axis] for one in self._buckets) > 1:
+                if (
+                    dim == ""
+                    and not is_batch
+                    and max(bucket.shapes[index][axis] for bucket in self._buckets) > 1
+                ):
                     return f"exact shapes only: dimension {axis} of input {spec.name!r} has no name"
         return ""
 
@@ -321,10 +324,7 @@ class _Compilation:
     def _try_padding(
         self, bucket: Bucket, frozen: Path, symbols: Sequence[str], shapes: Sequence[tuple[int, ...]]
     ) -> None:
-        """The padded model answers as the model does, and the same whatever lies behind the end.
-
-        Raises NotProven.
-        """
+        """Raises NotProven unless the padded model answers like the model, whatever lies behind the true sizes."""
         session = Session(frozen, optimise=False)
         most = self._open_sizes(bucket, symbols)
         rng = np.random.default_rng(trial.SEED)
@@ -350,11 +350,13 @@ class _Compilation:
             except RunError:
                 continue  # the model does not run inputs this short
             try:
-                answers = [session.run([*padded_inputs(inputs, shapes, one), *told]) for one in fillings]
+                answers = [
+                    session.run([*padded_inputs(inputs, shapes, filling), *told]) for filling in fillings
+                ]
             except RunError as error:
                 raise NotProven(f"the padded model fails: {error}") from None
             first, *others = (
-                [_cut(one, dims, sizes) for one, dims in zip(answer, self._output_dims, strict=True)]
+                [_cut(array, dims, sizes) for array, dims in zip(answer, self._output_dims, strict=True)]
                 for answer in answers
             )
             if text := trial.difference(first, expected):
@@ -366,7 +368,7 @@ class _Compilation:
         if not tried:
             raise NotProven("the model runs no shorter input that could be tried")
 
-    # ----- making it --------------------------------------------------------------------------------
+    # ----- lowering ---------------------------------------------------------------------------------
 
     def _jobs(self, targets: Sequence[str], batches: Sequence[int]) -> list[_Job]:
         return [
@@ -389,8 +391,8 @@ class _Compilation:
         return self._work / f"frozen-{number}-{batch}.onnx"
 
     def _lower(self, jobs: Sequence[_Job]) -> list[Built]:
-        """Run a child for each, several at a time. The first failure ends them all."""
-        # Kernels that are timed have the GPU for themselves.
+        """Run a child process for each job, several at a time. The first failure ends them all."""
+        # Kernels that are timed need the GPU for themselves.
         count = 1 if self._options.tune else self._options.jobs or len(os.sched_getaffinity(0))
         running: list[subprocess.Popen[str]] = []
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
@@ -445,7 +447,7 @@ class _Compilation:
         self._tell(job.title, 1, 1)
         return built
 
-    # ----- putting it together ----------------------------------------------------------------------
+    # ----- assembling -------------------------------------------------------------------------------
 
     def _assemble(
         self, jobs: Sequence[_Job], built: Sequence[Built], directory: Path
@@ -455,9 +457,9 @@ class _Compilation:
         weights: list[tuple[ProgramWeight, Path]] = []
         modules: dict[str, list[str]] = {}
         variants = []
-        for job, one in zip(jobs, built, strict=True):
+        for job, variant in zip(jobs, built, strict=True):
             numbers = []
-            for stored in one.weights:
+            for stored in variant.weights:
                 key = (stored.name, stored.sha256)
                 if key not in known:
                     known[key] = len(weights)
@@ -470,9 +472,9 @@ class _Compilation:
                     job.target,
                     job.batch,
                     tuple(job.shapes),
-                    tuple(tuple(shape) for shape in one.output_shapes),
-                    one.workspace,
-                    tuple(_renumbered(launch, number, numbers) for launch in one.launches),
+                    tuple(tuple(shape) for shape in variant.output_shapes),
+                    variant.workspace,
+                    tuple(_renumbered(launch, number, numbers) for launch in variant.launches),
                 )
             )
         offsets = offsets_of([place.bytes for place, _ in weights])
@@ -513,8 +515,8 @@ class _Compilation:
         return modules.index(path)
 
     def _declared_outputs(self, variants: Sequence[Variant]) -> tuple[TensorSpec, ...]:
-        """The outputs as the variants have them: what the model does not say of their shapes, or says wrongly,
-        is a dimension without a name."""
+        """The outputs as the variants have them: dimensions that the model does not declare, or declares wrongly,
+        have no name."""
         specs = []
         for index, spec in enumerate(self._outputs):
             shapes = [variant.output_shapes[index] for variant in variants]
@@ -535,10 +537,10 @@ class _Compilation:
             specs.append(TensorSpec(spec.name, spec.dtype, tuple(made)))
         return tuple(specs)
 
-    # ----- trying it --------------------------------------------------------------------------------
+    # ----- testing ----------------------------------------------------------------------------------
 
     def _verify(self, program: Program, directory: Path) -> tuple[str, list[Check]]:
-        """Compare with ONNX Runtime: what is to be said of it, and what was compared.
+        """Compare with ONNX Runtime. Returns a sentence about the comparison, and the inputs and outputs compared.
 
         Raises InvalidModel unless the answers are the same up to rounding.
         """
@@ -567,7 +569,7 @@ class _Compilation:
         return f"{len(checks)} compared, apart by {worst:.1e} of the largest value at most", checks
 
     def _shorter(self) -> list[list[Array]]:
-        """Of programs that pad: an example that ends early, for the program and for every device to be tried with."""
+        """For programs that pad: an example that ends early, with which the program and every device are tested."""
         if not self._padded:
             return []
         most = dict(zip(self._padded, self._open_sizes(self._buckets[0], self._padded), strict=True))
@@ -584,14 +586,14 @@ class _Compilation:
 
 
 PADDING_SHARES = (0.02, 0.45, 0.75, 0.99, 1.0)
-"""Of a compiled size: the sizes at which padding is tried."""
+"""The sizes at which padding is tested, as parts of the compiled size."""
 
 FP16_RELATIVE = 5e-2
-"""How far the answers of 16-bit programs may be from those of the model, relative to the largest."""
+"""Largest difference of a 16-bit program's answers, relative to the largest magnitude."""
 
 
 def _spec(name: str, dtype: int, shape: Sequence[int | str]) -> TensorSpec:
-    """As a program declares it: what converters call all dimensions that nobody named equals nothing else."""
+    """A tensor as a program declares it: the name that a converter gives to all nameless dimensions becomes ""."""
     return TensorSpec(
         name, dtype, tuple(dim if isinstance(dim, int) or is_named(dim) else "" for dim in shape)
     )
@@ -607,7 +609,7 @@ def _resized(array: Array, shape: Sequence[int]) -> Array:
 
 
 def _cut(array: Array, dims: Sequence[Dim], sizes: Mapping[str, int]) -> Array:
-    """What an output has within the true sizes."""
+    """The part of an output within the true sizes."""
     return array[tuple(slice(sizes.get(dim) if isinstance(dim, str) else None) for dim in dims)]
 
 
@@ -625,15 +627,17 @@ def _renumbered(launch: Launch, module: int, weights: Sequence[int]) -> Launch:
         launch,
         module=module,
         args=tuple(
-            dataclasses.replace(one, index=weights[one.index]) if one.kind == "weight" else one
-            for one in launch.args
+            dataclasses.replace(argument, index=weights[argument.index])
+            if argument.kind == "weight"
+            else argument
+            for argument in launch.args
         ),
     )
 
 
 @functools.cache
 def local_architecture() -> str:
-    """The architecture of this machine's first GPU ("sm_90"), or "" where there is none that works."""
+    """The architecture of this machine's first GPU ("sm_90"), or "" without a usable GPU."""
     import ctypes
 
     try:

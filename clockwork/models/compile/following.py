@@ -1,4 +1,4 @@
-"""A graph, followed from its inputs to its outputs: what is known of every tensor, and what masks it."""
+"""Follows a graph from its inputs to its outputs: tracks what is known of every tensor, and inserts masks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from clockwork.models.split import operator
 from clockwork.wire.tensors import numpy_dtype
 
 OPSET_LEAST = 11
-"""Of the models that are followed: since then what an operator reshapes by is an input like any other."""
+"""Oldest opset of models that are followed: since then the shape operand of an operator is an ordinary input."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Padding:
-    """What was proven of a model in one set of shapes."""
+    """The result of a proof for a model in a set of shapes."""
 
     symbols: tuple[str, ...]  # in the order of the size inputs
-    output_dims: list[tuple[Dim, ...]]  # of each output; a symbol is cut back to the true size
+    output_dims: list[tuple[Dim, ...]]  # of each output; the axis of a symbol is cut back to the true size
 
 
 Rule: TypeAlias = Callable[[Any, Sequence[Value]], list[Value]]
-"""What an operator makes of its inputs, given what follows the graph."""
+"""Computes what is known of an operator's outputs from its inputs; the first argument is the Following."""
 
 
 class Following:
-    """One graph on its way. Subclasses know the operators."""
+    """The state of following a graph. Subclasses have the rules of the operators."""
 
     rules: ClassVar[Mapping[str, Rule]] = {}
     of_shapes: ClassVar[frozenset[str]] = frozenset()  # operators that may be given sizes
@@ -44,10 +44,10 @@ class Following:
     ) -> None:
         self._graph = model.graph
         self._symbols = tuple(symbols)
-        self._opset = next((one.version for one in model.opset_import if not one.domain), 0)
+        self._opset = next((opset.version for opset in model.opset_import if not opset.domain), 0)
         if self._opset < OPSET_LEAST:
             raise NotProven(f"the model is of opset {self._opset}; at least {OPSET_LEAST} is followed")
-        self._sizes: dict[str, int] = {}  # what the model is compiled for
+        self._sizes: dict[str, int] = {}  # compiled sizes by symbol
         self._values: dict[str, Value] = {"": Value(())}
         for value, shape in zip(real_inputs(model), shapes, strict=True):
             dims: list[Dim] = []
@@ -59,22 +59,26 @@ class Following:
                 else:
                     dims.append(size)
             self._values[value.name] = Value(tuple(dims))
-        for one in self._graph.initializer:
-            self._values[one.name] = constant_of(one)
+        for initializer in self._graph.initializer:
+            self._values[initializer.name] = constant_of(initializer)
         self._types, self._concrete = inferred(model, shapes)
-        self._nodes: list[onnx.NodeProto] = []  # of the graph that is made
+        self._nodes: list[onnx.NodeProto] = []  # of the resulting graph
         self._added: list[TensorProto] = []
         self._masks: dict[tuple[str, int], str] = {}
 
     def run(self) -> Padding:
         for node in self._graph.node:
-            if any(one.HasField("g") or one.graphs for one in node.attribute):
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
                 raise NotProven(f"operator {operator(node)} has a body, which is not followed")
             self._node = onnx.NodeProto.FromString(node.SerializeToString())
             self._after: list[onnx.NodeProto] = []
             try:
                 found = self._follow()
-            except (LookupError, TypeError, ValueError) as error:  # a node that no runtime would take, either
+            except (
+                LookupError,
+                TypeError,
+                ValueError,
+            ) as error:  # an invalid node, which no runtime would accept
                 raise self._refuse(f"cannot be followed: {error}") from None
             self._nodes += [self._node, *self._after]
             self._values.update((name, value) for name, value in zip(node.output, found) if name)
@@ -102,17 +106,17 @@ class Following:
         inputs = [self._values.get(name) for name in node.input]
         if node.domain in ("", "ai.onnx"):
             handler = self.rules.get(node.op_type)
-            values = [one for one in inputs if one is not None]
-            told = node.op_type not in self.of_shapes and any(one.tells_size for one in values)
+            values = [value for value in inputs if value is not None]
+            told = node.op_type not in self.of_shapes and any(value.tells_size for value in values)
             if handler is not None and len(values) == len(inputs) and not told:
                 return handler(self, values)
-        for one in inputs:
-            if one is None or one.is_open or one.tells_size:
+        for value in inputs:
+            if value is None or value.is_open or value.tells_size:
                 raise NotProven(f"operator {operator(node)} is not known to keep positions apart")
         return [self._closed(name) for name in node.output]
 
     def _closed(self, name: str) -> Value:
-        """What was computed of tensors without an open axis has none."""
+        """The value of a tensor that was computed from tensors without open axes: it has none."""
         shape = self._concrete.get(name)
         if shape is None and name:
             raise NotProven(f"the shape of what operator {operator(self._node)} gives is not known")
@@ -122,16 +126,16 @@ class Following:
         return NotProven(f"operator {operator(self._node)} {why}")
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        for one in self._node.attribute:
-            if one.name == name:
-                return helper.get_attribute_value(one)
+        for attribute in self._node.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
         return default
 
     def numbers(self, inputs: Sequence[Value], at: int, name: str) -> list[int] | None:
-        """Integers that are an attribute in some opsets and an input in others; None if they are not given."""
+        """Integers that are an attribute in some opsets and an input in others; None if they are absent."""
         given = self.attribute(name)
         if given is not None:
-            return [int(one) for one in given] if isinstance(given, Sequence) else [int(given)]
+            return [int(number) for number in given] if isinstance(given, Sequence) else [int(given)]
         if len(self._node.input) <= at or not self._node.input[at]:
             return None
         return self.integers(inputs[at])
@@ -139,7 +143,7 @@ class Following:
     def integers(self, value: Value) -> list[int]:
         if value.known is None or value.tells_size:
             raise self._refuse("is told what to do by numbers that are only known when it runs")
-        return [one.constant for one in value.known]
+        return [size.constant for size in value.known]
 
     def axis(self, value: Value, default: int) -> int:
         given = int(self.attribute("axis", default))
@@ -173,7 +177,7 @@ class Following:
         return self._masks[key]
 
     def _scalar(self, like: str, number: float) -> str:
-        """A constant of the type of a tensor; infinities are the ends of integer types."""
+        """A constant of a tensor's type; an infinity becomes the bound of an integer type."""
         code = self._types.get(like)
         if code is None:
             raise self._refuse("takes a tensor whose type is not known")
@@ -185,7 +189,7 @@ class Following:
         return self._number(np.array(number).astype(kind))
 
     def mean(self, axes: Sequence[int], symbol: str, others: int, keepdims: int) -> None:
-        """Have the node, a mean over these axes, divide the sum by what there is: the true size times ``others``."""
+        """Have the node, a mean over these axes, divide the sum by the true count: the true size times ``others``."""
         name = self._node.output[0]
         code = self.type_of(name)
         if numpy_dtype(code).kind in "biu":
@@ -215,24 +219,24 @@ class Following:
             raise self._refuse("takes a tensor whose type is not known")
         return code
 
-    # ----- position by position ----------------------------------------------------------------------
+    # ----- element-wise operators ---------------------------------------------------------------------
 
     def each(self, inputs: Sequence[Value]) -> list[Value]:
-        """Every element of the result is made of the elements at its own place."""
-        if any(one.tells_size for one in inputs):
+        """An element-wise operator: each element depends on the inputs' elements at the same place."""
+        if any(value.tells_size for value in inputs):
             known = self._arithmetic(inputs)
             if known is None:
                 raise self._refuse("computes with the size of the inputs")
             return [Value(self._broadcast(inputs), known=known)]
         dims = self._broadcast(inputs)
-        known = self._arithmetic(inputs) if all(one.known is not None for one in inputs) else None
+        known = self._arithmetic(inputs) if all(value.known is not None for value in inputs) else None
         return [Value(dims, known=known), *(Value(dims) for _ in self._node.output[1:])]
 
     def _broadcast(self, inputs: Sequence[Value]) -> tuple[Dim, ...]:
-        rank = max((len(one.dims) for one in inputs), default=0)
+        rank = max((len(value.dims) for value in inputs), default=0)
         dims: list[Dim] = [1] * rank
-        for one in inputs:
-            for axis, dim in enumerate(one.dims, rank - len(one.dims)):
+        for value in inputs:
+            for axis, dim in enumerate(value.dims, rank - len(value.dims)):
                 if dims[axis] == 1:
                     dims[axis] = dim
                 elif dim not in (1, dims[axis]):
@@ -240,19 +244,19 @@ class Following:
         return tuple(dims)
 
     def _arithmetic(self, inputs: Sequence[Value]) -> tuple[Size, ...] | None:
-        """The elements of a result of sizes, as exporters compute shapes; None if they are not all known."""
-        operands = [one.known for one in inputs]
-        count = max((len(one) for one in operands if one is not None), default=0)
+        """The elements of an operation on sizes, by which exporters compute shapes; None unless all are known."""
+        operands = [value.known for value in inputs]
+        count = max((len(operand) for operand in operands if operand is not None), default=0)
         found: list[Size | None] = []
         for index in range(count):
-            if any(one is None for one in operands):
+            if any(operand is None for operand in operands):
                 return None
-            row = [one[index if len(one) > 1 else 0] for one in operands if one]
+            row = [operand[index if len(operand) > 1 else 0] for operand in operands if operand]
             found.append(computed(self._node.op_type, row))
-        return None if None in found or not found else tuple(one for one in found if one is not None)
+        return None if None in found or not found else tuple(size for size in found if size is not None)
 
     def moved(self, inputs: Sequence[Value]) -> list[Value]:
-        """The numbers of the first input as they are."""
+        """An operator that moves the elements of its first input unchanged."""
         return [inputs[0], *(Value(inputs[0].dims) for _ in self._node.output[1:])]
 
     def cast(self, inputs: Sequence[Value]) -> list[Value]:

@@ -1,4 +1,4 @@
-"""An ONNX file with all its shapes fixed and all that is constant folded: what a variant is lowered from."""
+"""Freezes a model: an ONNX file with all shapes fixed and all constants folded, from which a variant is lowered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clockwork.models.runtime import RunError, Session, explain
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bucket:
-    """One set of input shapes, without the batch: a size for every dimension that the model leaves open."""
+    """A set of input shapes, without the batch: a size for every open dimension of the model."""
 
     shapes: tuple[tuple[int, ...], ...]  # per input; dimension 0 is replaced by the batch where there is one
 
@@ -31,9 +31,9 @@ class Bucket:
 def buckets(
     inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[Sequence[int]]], batches: bool
 ) -> list[Bucket]:
-    """The sets of shapes to compile. Raises InvalidModel for a dimension that nobody gave a size.
+    """The sets of shapes to compile. Raises InvalidModel for a dimension without a size.
 
-    given: the shapes of some inputs, one for each bucket. What shares a symbol with them gets its size; an
+    given: the shapes of some inputs, one for each bucket. Other dimensions with their symbols get the same sizes; an
     open first dimension is 1.
     """
     names = {spec.name for spec in inputs}
@@ -83,7 +83,7 @@ def _bucket(inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]], ba
             else:
                 raise InvalidModel(
                     f"dimension {axis} of input {spec.name!r} {list(spec.shape)} has no size: give its shape, "
-                    f"--shape {spec.name}:{','.join(str(one) if isinstance(one, int) else '...' for one in spec.shape)}"
+                    f"--shape {spec.name}:{','.join(str(dim) if isinstance(dim, int) else '...' for dim in spec.shape)}"
                 )
         shapes.append(tuple(made))
     return Bucket(tuple(shapes))
@@ -92,9 +92,9 @@ def _bucket(inputs: Sequence[TensorSpec], given: Mapping[str, Sequence[int]], ba
 def freeze(
     model_path: Path, shapes: Sequence[Sequence[int]], target: Path, symbols: Sequence[str] = ()
 ) -> Padding | None:
-    """Write the model with inputs of these shapes, optimised as far as any machine may, to ``target``.
+    """Write the model with inputs of these shapes, optimised independently of this machine, to ``target``.
 
-    With the shapes fixed, ONNX Runtime folds what computes them, and what needs weights alone. symbols:
+    With the shapes fixed, ONNX Runtime folds the nodes that compute shapes, and those that need only weights. symbols:
     dimensions in which inputs may end earlier; the model gets inputs for the true sizes (see padding). Raises
     InvalidModel, NotProven.
     """
@@ -111,7 +111,7 @@ def freeze(
     del model.graph.input[:]
     model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, 4)
-    del model.graph.value_info[:]  # shapes of before
+    del model.graph.value_info[:]  # has the previous shapes
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)

@@ -1,8 +1,8 @@
-"""Kernels for this machine's processor: C becomes a shared object, and a launch list can be run without a device.
+"""Kernels for this machine's processor: compiles C to a shared object, and runs launch lists without a device.
 
 Each kernel is exported as ``void NAME(void **args, const unsigned grid[3], const unsigned block[3])`` where
-args[i] points at the value of argument i, as cuLaunchKernel takes them. It runs all blocks of the launch.
-Of kernels in CUDA C, csrc/device/host_kernels.h makes such functions under the name cw_host_NAME.
+args[i] points at the value of argument i, as for cuLaunchKernel. It runs all blocks of the launch.
+For kernels in CUDA C, csrc/device/host_kernels.h makes such functions with the name cw_host_NAME.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = (
     "-x", "c", "-std=gnu17", "-O3", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno",
     "-fno-strict-aliasing", "-fvisibility=hidden", "-w", "-Wl,--build-id=none",
 )  # fmt: skip
-"""The same sums on every machine: the plain instruction set and no fused multiply-add."""
+"""Compiler flags for the same sums on every machine: the plain instruction set and no fused multiply-add."""
 
 
 def compiler() -> str:
@@ -72,7 +72,7 @@ def build(sources: Sequence[str], kernels: Sequence[Kernel]) -> bytes:
 
 
 def _half_flags(text: str) -> list[str]:
-    """16-bit numbers by instruction, which every x86-64 processor since 2013 has: without, each is a call."""
+    """Flags for conversions of 16-bit numbers by instruction, which x86-64 processors have since 2013, instead of by call."""
     return ["-mf16c"] if "_Float16" in text and platform.machine() == "x86_64" else []
 
 
@@ -84,15 +84,17 @@ class Code:
     """A module of host kernels, loaded into this process for good."""
 
     def __init__(self, module: bytes) -> None:
-        # It stays open: dlopen() knows what it has loaded by the path, which the next module must not get.
+        # The file stays open: dlopen() identifies modules by their path, which the next module must not reuse.
         self._descriptor = os.memfd_create("kernels")
         with open(self._descriptor, "wb", closefd=False) as file:
             file.write(module)
         self._library = ctypes.CDLL(f"/proc/self/fd/{self._descriptor}")
 
     def run(self, kernel: str, grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
-        """Run one launch to its end. arguments: ctypes values; what pointers point at is the caller's."""
-        places = (ctypes.c_void_p * max(1, len(arguments)))(*(ctypes.addressof(one) for one in arguments))
+        """Run a launch to its end. arguments: ctypes values; the caller owns the memory behind pointers."""
+        places = (ctypes.c_void_p * max(1, len(arguments)))(
+            *(ctypes.addressof(argument) for argument in arguments)
+        )
         sizes = [(ctypes.c_uint * 3)(*sides) for sides in (grid, block)]
         try:
             entry = self._library[f"cw_host_{kernel}"]
@@ -105,7 +107,7 @@ _SCALARS: Mapping[str, Any] = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "f3
 
 
 class Executor:
-    """Runs a package's host variants in this process, step by step as a device would."""
+    """Runs a package's host variants in this process, launch by launch like a device."""
 
     def __init__(self, program: Program, directory: Path) -> None:
         self._program = program
@@ -113,11 +115,13 @@ class Executor:
         self._weights = np.fromfile(directory / WEIGHTS_FILE, np.uint8) if program.weights else None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
-        """The outputs; inputs in the program's order, as large as they are. Raises InvalidModel."""
+        """The outputs. inputs: in the program's order, with their true sizes. Raises InvalidModel."""
         shapes = [array.shape for array in inputs]
         variant = self._program.variant(HOST, shapes)
         if variant is None:
-            raise InvalidModel(f"the program has no variant for inputs of {[list(one) for one in shapes]}")
+            raise InvalidModel(
+                f"the program has no variant for inputs of {[list(shape) for shape in shapes]}"
+            )
         sizes = self._program.sizes(shapes)
         assert sizes is not None, "a variant runs these shapes"
         slots = []
@@ -143,7 +147,9 @@ class Executor:
     def _launch(
         self, variant: Variant, inputs: Sequence[Array], outputs: Sequence[Array], sizes: Sequence[int]
     ) -> None:
-        workspace = np.full(max(1, variant.workspace), 0xFF, np.uint8)  # NaN, should anything read it first
+        workspace = np.full(
+            max(1, variant.workspace), 0xFF, np.uint8
+        )  # NaN, in case a kernel reads it before it is written
 
         def value(launch: Launch, index: int) -> Any:
             argument = launch.args[index]

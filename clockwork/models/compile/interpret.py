@@ -1,6 +1,6 @@
-"""An ONNX graph as tinygrad's tensors: what is known when compiling, what is a weight, what is 16 bits wide.
+"""Converts an ONNX graph to tinygrad's tensors: finds constants, weights and values that are 16 bits wide.
 
-Imported by the child process alone, as is clockwork.models.compile.lower.
+Only the child process imports it, like clockwork.models.compile.lower.
 """
 
 from __future__ import annotations
@@ -42,35 +42,38 @@ DTYPES_BY_CODE: dict[int, DType] = {
     7: dtypes.int64, 9: dtypes.bool, 10: dtypes.float16, 11: dtypes.float64, 12: dtypes.uint32,
     13: dtypes.uint64, 16: dtypes.bfloat16,
 }  # fmt: skip
-"""tinygrad's types by ONNX's numbers: what can be compiled."""
+"""tinygrad's types by ONNX's codes: the types that can be compiled."""
 
 CODES = {kind: code for code, kind in DTYPES_BY_CODE.items()}
 
 _SUBGRAPHS = ("If", "Loop", "Scan", "SequenceMap")
-"""Operators with a body: which of it runs, and how often, only the values tell."""
+"""Operators with a body, whose execution depends on values."""
 
 
 class Runner(OnnxRunner):
     """tinygrad's interpreter, fed from a parsed file: its own reader wants a device to read constants back."""
 
     def __init__(self, model: onnx.ModelProto, directory: Path, half: bool) -> None:
-        """half: operands of matrix products are float16, and so is what is stored to become one."""
+        """half: operands of matrix products are float16, and so are stored values that become operands."""
         graph = model.graph
-        self._arrays = {one.name: numpy_helper.to_array(one, str(directory)) for one in graph.initializer}
+        self._arrays = {
+            initializer.name: numpy_helper.to_array(initializer, str(directory))
+            for initializer in graph.initializer
+        }
         self.weights: dict[UOp, str] = {}  # buffer: initializer
-        opsets = {one.domain or Domain.ONNX.value: one.version for one in model.opset_import}
+        opsets = {opset.domain or Domain.ONNX.value: opset.version for opset in model.opset_import}
         body = {
             "initializer": [
                 {"name": name, "parsed_tensor": self._tensor(name, array)}
                 for name, array in self._arrays.items()
             ],
             "input": [
-                {"name": one.name, "parsed_type": _declared(one)}
-                for one in graph.input
-                if one.name not in self._arrays
+                {"name": declared.name, "parsed_type": _declared(declared)}
+                for declared in graph.input
+                if declared.name not in self._arrays
             ],
-            "output": [{"name": one.name} for one in graph.output],
-            "node": [{"parsed_node": self._node(one, opsets)} for one in graph.node],
+            "output": [{"name": declared.name} for declared in graph.output],
+            "node": [{"parsed_node": self._node(node, opsets)} for node in graph.node],
         }
         self._init_from_graph(body)
         read_as_values = {
@@ -92,7 +95,7 @@ class Runner(OnnxRunner):
         self._halved = _operands(graph.node) if half else set()
 
     def _tensor(self, name: str, array: Array) -> Tensor:
-        """A scalar becomes part of the kernels; anything else is a weight."""
+        """The tensor of an initializer: a scalar becomes part of the kernels, others are weights."""
         kind = DTYPES_BY_CODE.get(helper.np_dtype_to_tensor_dtype(array.dtype))
         if kind is None:
             raise InvalidModel(f"constant {name!r} is {array.dtype}, which cannot be compiled")
@@ -110,7 +113,7 @@ class Runner(OnnxRunner):
             OpSetId(domain, opsets.get(domain.value, 1)),
             tuple(node.input),
             tuple(node.output),
-            {one.name: self._attribute(one, node) for one in node.attribute},
+            {attribute.name: self._attribute(attribute, node) for attribute in node.attribute},
         )
 
     def _attribute(self, attribute: AttributeProto, node: onnx.NodeProto) -> Any:
@@ -136,7 +139,7 @@ class Runner(OnnxRunner):
         return self._arrays[self.weights[buffer]]
 
     def run(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The outputs by name, not yet computed. Raises InvalidModel with the operator that cannot be."""
+        """The outputs by name, not yet computed. Raises InvalidModel, naming an operator that cannot be compiled."""
         values = self.graph_values
         values.update(inputs)
         for name in sorted(self._halved & {*inputs, *self._arrays}):
@@ -144,25 +147,27 @@ class Runner(OnnxRunner):
             if value.dtype == dtypes.float32:
                 values[name] = value.cast(dtypes.float16)
                 if name in self._arrays:
-                    values[name] = values[name].contiguous()  # stored so, not cast at every inference
+                    values[name] = values[
+                        name
+                    ].contiguous()  # stored in this type, not cast at every inference
         for node in self.graph_nodes:
             try:
                 results = self._run_node(node)
             except ClockworkError:
                 raise
-            except JitError:  # it wanted to look into a tensor
+            except JitError:  # the implementation reads a tensor's values
                 raise InvalidModel(
                     f"operator {node.op} cannot be compiled here: a value that decides its result's shape is "
                     "only known when it runs"
                 ) from None
-            except Exception as error:  # whatever the operator's implementation trips over
+            except Exception as error:  # implementations of operators raise errors of many types
                 text = " ".join(str(error).split())[:200] or type(error).__name__
                 raise InvalidModel(f"operator {node.op} cannot be compiled: {text}") from error
             values.update(zip(node.outputs, results, strict=False))
         return {name: values[name] for name in self.graph_outputs}
 
     def _evaluate(self, node: OnnxNode) -> list[Array] | None:
-        """The results of a node that only counts: of shapes, and what is made of them; None of any other.
+        """The results of a node that computes with shapes; None for other nodes.
 
         With all shapes fixed ONNX Runtime has folded most of these.
         """
@@ -174,14 +179,14 @@ class Runner(OnnxRunner):
             return [np.array(source.numel(), np.int64)]
         if node.op not in _COUNTING or not all(name in self._known for name in node.inputs if name):
             return None
-        options = {name: one for name, one in node.opts.items() if not isinstance(one, Tensor)}
+        options = {name: option for name, option in node.opts.items() if not isinstance(option, Tensor)}
         if len(options) < len(node.opts):
             return None
         proto = helper.make_node(node.op, list(node.inputs), list(node.outputs), **options)
         values = {name: self._known[name] for name in node.inputs if name}
         found = ReferenceEvaluator(proto, opsets={"": node.opset_id.version}).run(None, values)
-        results = [np.asarray(one) for one in found]
-        return results if all(one.size <= KNOWN_MAX for one in results) else None
+        results = [np.asarray(result) for result in found]
+        return results if all(result.size <= KNOWN_MAX for result in results) else None
 
     def _run_node(self, node: OnnxNode) -> tuple[Any, ...]:
         evaluated = self._evaluate(node)
@@ -200,38 +205,43 @@ class Runner(OnnxRunner):
                 arguments[1] = indices.tolist()
         if self._halved and node.op not in _MATRIX and node.op not in _MOVING:
             arguments = [
-                one.cast(dtypes.float32) if isinstance(one, Tensor) and one.dtype == dtypes.float16 else one
-                for one in arguments
+                argument.cast(dtypes.float32)
+                if isinstance(argument, Tensor) and argument.dtype == dtypes.float16
+                else argument
+                for argument in arguments
             ]
         implementation = self._select_op(node.op, node.opset_id)
         found = implementation(*arguments, **_without_defaults(node, options, implementation))
         results = found if isinstance(found, tuple) else (found,)
         results = tuple(
-            Tensor(one, dtype=dtypes.int64, device=DEVICE) if isinstance(one, int) else one for one in results
+            Tensor(result, dtype=dtypes.int64, device=DEVICE) if isinstance(result, int) else result
+            for result in results
         )
         return tuple(
-            one.cast(dtypes.float16)
-            if name in self._halved and isinstance(one, Tensor) and one.dtype == dtypes.float32
-            else one
-            for name, one in zip(node.outputs, results, strict=False)
+            result.cast(dtypes.float16)
+            if name in self._halved and isinstance(result, Tensor) and result.dtype == dtypes.float32
+            else result
+            for name, result in zip(node.outputs, results, strict=False)
         )
 
 
 def _without_defaults(
     node: OnnxNode, options: dict[str, Any], implementation: Callable[..., Any]
 ) -> dict[str, Any]:
-    """The attributes, without those that an implementation does not know and that say what is so anyway."""
+    """The attributes, without those that have their default value and that the implementation does not know."""
     known = inspect.signature(implementation).parameters
-    if all(name in known for name in options) or any(one.kind is one.VAR_KEYWORD for one in known.values()):
+    if all(name in known for name in options) or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()
+    ):
         return options
     try:
         schema = defs.get_schema(node.op, node.opset_id.version, "")
     except defs.SchemaError:
         return options
     defaults = {
-        name: helper.get_attribute_value(one.default_value)
-        for name, one in schema.attributes.items()
-        if one.default_value.name
+        name: helper.get_attribute_value(attribute.default_value)
+        for name, attribute in schema.attributes.items()
+        if attribute.default_value.name
     }
     return {
         name: given
@@ -260,11 +270,11 @@ _MOVING = (
     "Concat", "Expand", "Flatten", "GlobalMaxPool", "Identity", "MaxPool", "Relu", "Reshape", "Slice", "Split",
     "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
-"""Operators whose results are numbers of their first input: rounding before them or after is the same."""
+"""Operators whose results are elements of their first input: rounding before or after them is the same."""
 
 
 def _operands(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """The values that become operands of matrix products, perhaps after having been moved."""
+    """The values that become operands of matrix products, directly or after being moved."""
     found: set[str] = set()
     for node in reversed(nodes):
         if node.op_type in _MATRIX:
@@ -275,7 +285,7 @@ def _operands(nodes: Sequence[onnx.NodeProto]) -> set[str]:
 
 
 def use_half() -> None:
-    """Every matrix product of this process takes float16 and adds up in float32."""
+    """Have every matrix product of this process take float16 operands and accumulate in float32."""
 
     def halved(tensor: Tensor) -> Tensor:
         return tensor.cast(dtypes.float16) if tensor.dtype == dtypes.float32 else tensor
@@ -303,8 +313,8 @@ def _declared(value: onnx.ValueInfoProto) -> OnnxValue:
 
 
 def check_operators(model: onnx.ModelProto) -> None:
-    """Raises InvalidModel with the names of all operators that cannot be compiled."""
-    domains = {one.value for one in Domain} | {""}
+    """Raises InvalidModel, naming all operators that cannot be compiled."""
+    domains = {domain.value for domain in Domain} | {""}
     unknown: dict[str, None] = {}
     for node in model.graph.node:
         if node.op_type not in onnx_ops or node.domain not in domains or node.op_type in _SUBGRAPHS:

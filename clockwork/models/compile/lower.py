@@ -1,12 +1,11 @@
-"""One variant of a program: an ONNX file of fixed shapes becomes kernels and a launch list.
+"""Lowers a variant of a program: makes kernels and a launch list of an ONNX file of fixed shapes.
 
-This is the body of a child process, one for each target, batch size and set of shapes, and its modules alone
-import tinygrad: that keeps its state in globals, takes its settings from the environment, and numbers
-what it makes as it goes. A fresh process with a fixed environment gives the same bytes for the same input.
+This is the body of a child process for a target, batch size and set of shapes. Only its modules import tinygrad, which
+keeps its state in globals, takes its settings from the environment, and numbers objects as it creates them. A fresh
+process with a fixed environment gives the same bytes for the same input.
 
-tinygrad is asked for the schedule alone (which operations share a kernel, and what each reads and writes)
-and for the source of each kernel. No device is ever opened; kernels are compiled by clockwork.models.compile's
-own nvrtc and host modules.
+tinygrad makes the schedule (which operations share a kernel, and what each reads and writes) and the source of each
+kernel. No device is opened; kernels are compiled by clockwork.models.compile's own nvrtc and host modules.
 """
 
 from __future__ import annotations
@@ -65,34 +64,34 @@ from clockwork.models.onnx_import import read_model
 from clockwork.wire.tensors import Array
 
 SIZE_VARIABLE = "size"
-"""What tinygrad calls the true size of an open dimension; the number of its symbol follows."""
+"""Prefix of tinygrad's variable for the true size of an open dimension; the number of its symbol follows."""
 
 KERNELS = 2
-"""Of the kernels that are made of one schedule; what is kept of earlier ones is not taken once this is raised."""
+"""Version of the kernels for a schedule. Raising it invalidates cached kernels."""
 
 TUNE_WIDTH = 4
-"""Ways to write a kernel that a search follows at a time."""
+"""Beam width of the search for a fast kernel."""
 
 
 class _CudaRenderer(CUDARenderer):
-    """CUDA C for one architecture, not compiled."""
+    """Renders CUDA C for an architecture, without compiling it."""
 
     def __init__(self, target: Target) -> None:
         super(CUDARenderer, self).__init__(target)
-        # Those that take float32 round it to 10 bits of mantissa, which nobody asked for.
+        # Tensor cores for float32 are left out: they round it to 10 bits of mantissa.
         architecture = target.arch.rstrip("af")
-        self.tensor_cores = [one for one in tc.get_cuda(architecture) if one.dtype_in != dtypes.float]
+        self.tensor_cores = [core for core in tc.get_cuda(architecture) if core.dtype_in != dtypes.float]
         self.compiler = Compiler()
 
 
 class _ScalarCudaRenderer(_CudaRenderer):
-    """The same, of one element at a time. A class of its own, because tinygrad keeps kernels by their renderer's."""
+    """Renders CUDA C with an element at a time. A class of its own, because tinygrad caches kernels by renderer class."""
 
     supports_float4 = False
 
 
 class _HostRenderer(ClangRenderer):
-    """Plain C with one element at a time, which every C compiler takes."""
+    """Renders plain C with an element at a time, for every C compiler."""
 
     has_threads = False
     supports_float4 = False
@@ -128,7 +127,7 @@ class _HostRenderer(ClangRenderer):
 
 
 def _renderer(target: str, scalar: bool = False) -> Any:
-    """scalar: no access of more than one element at a time, which the host's kernels never have."""
+    """The renderer of a target. scalar: accesses an element at a time, as the host's kernels always do."""
     if target == HOST:
         return _HostRenderer(Target(DEVICE, "CLANG", "x86_64"))
     return (_ScalarCudaRenderer if scalar else _CudaRenderer)(Target(DEVICE, "CUDA", target))
@@ -138,7 +137,7 @@ def _renderer(target: str, scalar: bool = False) -> Any:
 
 
 class _Recorder:
-    """Takes what tinygrad would execute."""
+    """Records the schedule that tinygrad would execute."""
 
     def __init__(self) -> None:
         self.calls: list[UOp] = []
@@ -152,7 +151,7 @@ class _Recorder:
 
 @dataclasses.dataclass(slots=True)
 class _Place:
-    """What an argument of a call is: a buffer, and the offset in bytes into it."""
+    """An argument of a call: a buffer, and the offset in bytes into it."""
 
     buffer: UOp
     offset: int
@@ -182,7 +181,7 @@ def _written(call: UOp) -> list[UOp]:
 
 
 class _Lowering:
-    """One file on its way to a variant."""
+    """The lowering of a file to a variant."""
 
     def __init__(self, spec: Spec, tell: Callable[[int, int], None]) -> None:
         self._spec = spec
@@ -217,7 +216,7 @@ class _Lowering:
                 outputs.append(answers[value.name].cast(kind).contiguous())
             Tensor.realize(*outputs)
             taken = {*self._inputs, *runner.weights}
-            for index, output in enumerate(outputs):  # an output is a buffer of its own, and all of it
+            for index, output in enumerate(outputs):  # an output is a whole buffer of its own
                 if output.uop.base.op is not Ops.BUFFER or output.uop.base in taken:
                     outputs[index] = output.clone().realize()
                 taken.add(outputs[index].uop.base)
@@ -229,18 +228,18 @@ class _Lowering:
         self._split(recorder.calls)
 
     def _true_size(self, number: int) -> Tensor:
-        """What a kernel is told with each launch: how much of an open dimension there is."""
+        """The size of an open dimension, which a kernel gets with each launch."""
         most = self._spec.sizes[number]
         return Tensor(UOp.variable(f"{SIZE_VARIABLE}{number}", 1, most).bind(most)).cast(dtypes.int64)
 
     def _split(self, calls: Sequence[UOp]) -> None:
-        """What needs the inputs is launched every time; what needs weights alone is run now, once."""
+        """Divide the calls: those that need the inputs are launched every time, those that need only weights run now."""
         moving = {*self._inputs}
         self._launched: list[UOp] = []
         self._once: list[UOp] = []
         for call in calls:
             written = _written(call)
-            touched = {_place(one).buffer for one in get_call_arg_uops(call)}
+            touched = {_place(uop).buffer for uop in get_call_arg_uops(call)}
             told = call.src[0].op is Ops.SINK and bool(ProgramInfo.from_sink(call.src[0]).vars)
             if not told and moving.isdisjoint(touched) and self._outputs.keys().isdisjoint(written):
                 self._once.append(call)
@@ -248,10 +247,10 @@ class _Lowering:
                 self._launched.append(call)
                 moving.update(written)
 
-    # ----- what is computed at packaging ------------------------------------------------------------
+    # ----- folding ----------------------------------------------------------------------------------
 
     def _fold(self) -> None:
-        """Run the kernels that need weights alone, on this machine; their results are weights from now on."""
+        """Run the kernels that need only weights, on this machine; their results become weights."""
         self._derived: dict[UOp, tuple[str, Array]] = {}
         if not self._once:
             return
@@ -261,9 +260,9 @@ class _Lowering:
             body = call.src[0]
             if body.op is Ops.SINK and body not in kernels:
                 kernels[body] = _kernel(to_program(body, renderer), len(kernels))
-        code = host.Code(host.build([one.source for one in kernels.values()], [*kernels.values()]))
+        code = host.Code(host.build([kernel.source for kernel in kernels.values()], [*kernels.values()]))
         for call in self._once:
-            body, places = call.src[0], [_place(one) for one in get_call_arg_uops(call)]
+            body, places = call.src[0], [_place(uop) for uop in get_call_arg_uops(call)]
             target, written = places[0], _written(call)
             key = hashlib.sha256(body.key)
             arrays = []
@@ -296,7 +295,7 @@ class _Lowering:
                     self._derived[place.buffer] = (f"made of {key.hexdigest()[:32]}", array)
 
     def _constant(self, buffer: UOp) -> tuple[str, Array]:
-        """A weight's name, the same in every variant that has it, and its data."""
+        """A weight's data, and its name, which is the same in every variant that has it."""
         if buffer in self._derived:
             return self._derived[buffer]
         if buffer in self._runner.weights:
@@ -309,7 +308,7 @@ class _Lowering:
 
     def run(self, directory: Path) -> Built:
         """Write the module and the weights into ``directory``."""
-        with Context(NOOPT=1):  # the same numbers, whatever the target
+        with Context(NOOPT=1):  # the same numbers for every target
             self._fold()
         held = {*self._inputs, *self._outputs, *self._runner.weights, *self._derived}
         linear = memory_plan_rewrite(UOp(Ops.LINEAR, src=tuple(self._launched)), held)
@@ -322,13 +321,13 @@ class _Lowering:
         return built
 
     def _lower(self, body: UOp, scalar: bool = False) -> UOp:
-        """A kernel, as the rules of thumb have it or as timing it found the fastest; scalar: of one element a time."""
+        """A kernel, by tinygrad's heuristics or by the fastest timing. scalar: with an element at a time."""
         if scalar:
             return to_program(body, _renderer(self._spec.target, scalar=True))
         if not self._spec.tune or self._spec.target == HOST:
             return to_program(body, self._renderer)
         if body not in self._tuned:
-            # What is found is a list of transformations, from which the kernel is made here like any other.
+            # The search finds a list of transformations, with which the kernel is made here like any other.
             search = dataclasses.replace(body.arg, beam=TUNE_WIDTH)
             found = to_program(body.replace(arg=search), Device[self._spec.tune].renderer)
             chosen = dataclasses.replace(body.arg, opts_to_apply=found.src[0].arg.applied_opts)
@@ -336,7 +335,7 @@ class _Lowering:
         return self._tuned[body]
 
     def _key(self, linear: UOp) -> str:
-        """Equal for models that are lowered to the same kernels and launches, whatever their weights."""
+        """A hash that is equal for models with the same kernels and launches, whatever their weights."""
         constants: dict[UOp, int] = {}
         spec = self._spec
         text = [
@@ -353,16 +352,16 @@ class _Lowering:
             for uop in get_call_arg_uops(call):
                 place = _place(uop)
                 if place.buffer in self._inputs:
-                    what = ("input", self._inputs[place.buffer])
+                    role = ("input", self._inputs[place.buffer])
                 elif place.buffer in self._outputs:
-                    what = ("output", self._outputs[place.buffer])
+                    role = ("output", self._outputs[place.buffer])
                 else:
                     is_weight = place.buffer in self._derived or place.buffer in self._runner.weights
-                    what = (
+                    role = (
                         "weight" if is_weight else "workspace",
                         constants.setdefault(place.buffer, len(constants)),
                     )
-                text.append(f"{what} {place.offset} {int(place.buffer.max_numel())} {place.buffer.dtype}")
+                text.append(f"{role} {place.offset} {int(place.buffer.max_numel())} {place.buffer.dtype}")
         return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
     def _reuse(self, known: Path, linear: UOp, directory: Path) -> Built:
@@ -370,9 +369,9 @@ class _Lowering:
         built = Built.read(known)
         shutil.copyfile(known / MODULE_FILE, directory / MODULE_FILE)
         weights = []
-        for one in built.weights:
-            buffer = _place(get_call_arg_uops(linear.src[one.call])[one.place]).buffer
-            weights.append(self._store(buffer, one.call, one.place))
+        for weight in built.weights:
+            buffer = _place(get_call_arg_uops(linear.src[weight.call])[weight.place]).buffer
+            weights.append(self._store(buffer, weight.call, weight.place))
         return dataclasses.replace(built, weights=weights, folded=len(self._once), reused=True)
 
     def _build(self, linear: UOp, directory: Path) -> Built:
@@ -397,7 +396,7 @@ class _Lowering:
                 return Argument("weight", weights[buffer], offset)
             if buffer not in arenas:
                 arenas[buffer] = sum(
-                    -(-int(one.max_numel()) * one.dtype.itemsize // 256) * 256 for one in arenas
+                    -(-int(arena.max_numel()) * arena.dtype.itemsize // 256) * 256 for arena in arenas
                 )
             return Argument("workspace", 0, arenas[buffer] + offset)
 
@@ -410,12 +409,13 @@ class _Lowering:
             for scalar in (
                 False,
                 True,
-            ):  # a view may begin where no vector may: then of one element at a time
+            ):  # a view may begin at an address unfit for vectors: then with an element at a time
                 program = self._lower(body, scalar)
                 kernel = kernels.get((body, scalar)) or _kernel(program, len(kernels))
                 pointers = [argument(done, index, places[index]) for index in program.arg.globals]
                 if all(
-                    int(one.value) % width == 0 for one, width in zip(pointers, kernel.widths, strict=True)
+                    int(pointer.value) % width == 0
+                    for pointer, width in zip(pointers, kernel.widths, strict=True)
                 ):
                     break
             else:
@@ -423,7 +423,7 @@ class _Lowering:
                     f"kernel {kernel.name} would read {pointers} at addresses that are not aligned"
                 )
             kernels[body, scalar] = kernel
-            sizes = [Argument("size", 0, _number(one)) for one in program.arg.vars]
+            sizes = [Argument("size", 0, _number(variable)) for variable in program.arg.vars]
             launches.append(
                 Launch(0, kernel.name, kernel.grid, kernel.block, 0, (*pointers, *sizes), kernel.widths)
             )
@@ -431,13 +431,13 @@ class _Lowering:
             on_tensor_cores = "mma.sync" in kernel.source
             statistics.append(Statistic(kernel.name, int(estimates.ops), int(estimates.mem), on_tensor_cores))
         self._tell(len(linear.src), len(linear.src) + 1)
-        sources = [one.source for one in kernels.values()]
+        sources = [kernel.source for kernel in kernels.values()]
         if self._spec.target == HOST:
             module, log = host.build(sources, [*kernels.values()]), ""
         else:
             module, log = nvrtc.build(sources, self._spec.target)
         (directory / MODULE_FILE).write_bytes(module)
-        workspace = sum(-(-int(one.max_numel()) * one.dtype.itemsize // 256) * 256 for one in arenas)
+        workspace = sum(-(-int(arena.max_numel()) * arena.dtype.itemsize // 256) * 256 for arena in arenas)
         return Built(
             self._output_shapes, workspace, launches, stored, statistics, log, len(self._once), False
         )
@@ -449,7 +449,7 @@ class _Lowering:
         data = array.tobytes()
         digest = hashlib.sha256(data).hexdigest()
         path = Path(self._spec.weights) / digest
-        if not path.exists():  # variants have most weights in common
+        if not path.exists():  # variants share most weights
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
                 file.write(data)
             os.replace(file.name, path)
@@ -457,7 +457,7 @@ class _Lowering:
 
 
 def _versions() -> list[str]:
-    """Of what the kernels depend on besides the model: other tools make other kernels."""
+    """Versions of the tools on which the kernels depend besides the model."""
     packages = ("tinygrad", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc", "clockwork-serving")
     found = []
     for name in packages:
@@ -476,14 +476,14 @@ def _publish(directory: Path, built: Built, known: Path) -> None:
         made.mkdir()
         shutil.copyfile(directory / MODULE_FILE, made / MODULE_FILE)
         built.write(made)
-        with contextlib.suppress(OSError):  # another process was first, with the same
+        with contextlib.suppress(OSError):  # another process was first, with the same files
             os.rename(made, known)
 
 
 def _kernel(program: UOp, number: int) -> Kernel:
-    """A kernel under a name of our own: tinygrad's differ only in what they are made of, and may be equal."""
+    """A kernel with a unique name: tinygrad's names may be equal."""
     info = program.arg
-    (source,) = [one.arg for one in program.src if one.op is Ops.SOURCE]
+    (source,) = [source.arg for source in program.src if source.op is Ops.SOURCE]
     name = f"k{number}_{info.function_name}"[:200]
     source, count = re.subn(rf"\b{re.escape(info.function_name)}\(", f"{name}(", source)
     assert count == 1, "a kernel names itself once"
@@ -498,12 +498,12 @@ def _kernel(program: UOp, number: int) -> Kernel:
 
 
 def _number(variable: UOp) -> int:
-    """Which size a kernel's parameter is. Kernels have them behind their pointers, in this order."""
+    """The number of the size that a kernel's parameter has. Sizes follow the pointers, in this order."""
     return int(variable.arg.name.removeprefix(SIZE_VARIABLE))
 
 
 def main(path: str) -> int:
-    """The child process: reads a Spec, writes a Built, says on stdout how far it is."""
+    """The child process: reads a Spec, writes a Built, reports progress on stdout."""
     spec = Spec.read(Path(path))
 
     def tell(done: int, total: int) -> None:
@@ -513,8 +513,8 @@ def main(path: str) -> int:
     if spec.dtype == "fp16":
         use_half()
     try:
-        # Host kernels are left as they are scheduled: lowering them takes a third of the time, and what runs
-        # on this machine is tried a few times.
+        # Host kernels are not optimised: lowering them then takes a third of the time, and they only run a few
+        # times, as a test.
         with Context(TC_OPT=2 if spec.dtype == "fp16" else 0, NOOPT=int(spec.target == HOST)):
             _Lowering(spec, tell).run(directory).write(directory)
     except ClockworkError as error:

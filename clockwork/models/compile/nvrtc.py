@@ -1,4 +1,4 @@
-"""NVRTC, NVIDIA's compiler for CUDA C as a library: sources become a cubin, without a GPU and without a toolkit."""
+"""NVRTC, NVIDIA's compiler for CUDA C as a library: compiles sources to a cubin, without a GPU or a toolkit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from clockwork.errors import InvalidModel
 
 MAJORS = (13, 12)
-"""Of NVRTC that are looked for, best first."""
+"""Major versions of NVRTC to look for, best first."""
 
 PACKAGES = ("nvidia.cuda_nvrtc", "nvidia.cuda_runtime", "nvidia.cu13")
 """Python packages that hold the library and the headers of 16-bit types: nvidia-cuda-nvrtc-cu12 and
@@ -20,7 +20,7 @@ nvidia-cuda-runtime-cu12, which from 13 on share a folder."""
 
 
 class _Library:
-    """The few functions that are used."""
+    """Bindings of the library's functions that are used."""
 
     def __init__(self) -> None:
         self._dll = ctypes.CDLL(str(_find()))
@@ -42,7 +42,7 @@ class _Library:
             self._dll.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"program.cu", 0, None, None)
         )
         try:
-            given = (ctypes.c_char_p * len(options))(*(one.encode() for one in options))
+            given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
             status = self._dll.nvrtcCompileProgram(program, len(options), given)
             log = self._bytes(program, "ProgramLog").rstrip(b"\0").decode(errors="replace").strip()
             if status:
@@ -51,11 +51,11 @@ class _Library:
         finally:
             self._dll.nvrtcDestroyProgram(ctypes.byref(program))
 
-    def _bytes(self, program: ctypes.c_void_p, what: str) -> bytes:
+    def _bytes(self, program: ctypes.c_void_p, part: str) -> bytes:
         size = ctypes.c_size_t()
-        self.check(getattr(self._dll, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        self.check(getattr(self._dll, f"nvrtcGet{part}Size")(program, ctypes.byref(size)))
         data = ctypes.create_string_buffer(size.value)
-        self.check(getattr(self._dll, f"nvrtcGet{what}")(program, data))
+        self.check(getattr(self._dll, f"nvrtcGet{part}")(program, data))
         return data.raw
 
     def check(self, status: int) -> None:
@@ -99,7 +99,7 @@ def is_installed() -> bool:
 
 
 def places() -> dict[str, str]:
-    """Where the library and its headers are, as the environment variables by which tinygrad looks for them."""
+    """The paths of the library and its headers, as the environment variables in which tinygrad looks for them."""
     found = {"NVRTC_PATH": str(_find())}
     for folder in _folders():
         if (folder / "include" / "cuda_fp16.h").is_file():
@@ -116,17 +116,17 @@ def check_target(target: str) -> None:
     ):
         raise InvalidModel(
             f"architecture {target} is not one that NVRTC {'.'.join(map(str, library().version))} makes: "
-            f"{', '.join(f'sm_{one}' for one in known)}"
+            f"{', '.join(f'sm_{number}' for number in known)}"
         )
 
 
 def driver() -> int:
-    """The oldest CUDA driver that runs its cubins: the first of its major version."""
+    """The oldest CUDA driver that runs NVRTC's cubins: the first of its major version."""
     return int(library().version[0]) * 1000
 
 
 def build(sources: Sequence[str], target: str) -> tuple[bytes, str]:
-    """One cubin of all kernels, and what the assembler says of them. Raises InvalidModel."""
+    """A cubin of all kernels, and the assembler's log. Raises InvalidModel."""
     includes: dict[str, None] = {}
     bodies = []
     for number, source in enumerate(sources):

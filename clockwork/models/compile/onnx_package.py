@@ -1,4 +1,4 @@
-"""An ONNX package, as a worker has it, becomes a program package for its devices."""
+"""Compiles an ONNX package of a worker to a program package for its devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clockwork.models.onnx_import import check_model, read_examples, real_inputs
 from clockwork.wire.tensors import Array
 
 EXAMPLES_COMPARED = 4
-"""Examples on which the program must answer as ONNX Runtime does."""
+"""Examples for which the program must answer as ONNX Runtime does."""
 
 
 def compile_package(
@@ -25,9 +25,8 @@ def compile_package(
 ) -> None:
     """Make the program package of an ONNX package for a target in ``directory``. Raises InvalidModel.
 
-    options: as in messages.Prepare (``batching``, ``batch_max``). Shapes that the model leaves open are those
-    of its examples. cache: where kernels are kept for models of equal architecture, so that the next of
-    them is only given its weights.
+    options: as in messages.Prepare (``batching``, ``batch_max``). The examples give the sizes of open dimensions. cache:
+    directory of kernels, which the next model of equal architecture reuses with its own weights.
     """
     require()
     model_path = Path(package_dir) / MODEL_FILE
@@ -36,7 +35,7 @@ def compile_package(
     shapes = _shapes([value.name for value in real_inputs(model)], examples)
     del model
     most = int(options.get("batch_max", 0))
-    batches = tuple(one for one in BATCHES if not most or one <= most)
+    batches = tuple(batch for batch in BATCHES if not most or batch <= most)
     compile_model(
         model_path,
         directory,

@@ -1,14 +1,13 @@
-"""Padding that cannot reach the answers: a model made to run inputs that are shorter than its own.
+"""Padding: makes a model run inputs shorter than those it was compiled for, with a proof that this is right.
 
-A model that was compiled for 128 tokens runs 100 if nothing of the other 28 positions reaches what is given back.
-That is not hoped for: the graph is followed from its inputs, and for every tensor it is known which axes are open
-(of a size that a request decides) and so hold, behind the true size, numbers that mean nothing. An operator that
-treats each position alone keeps them apart. One that mixes positions (a sum, a softmax, a matrix product along the
-axis) is given an operand in which they are replaced by what does not count: 0 for a sum, minus infinity for a
-maximum. Where the true size ends is one more input, of one number. Any operator for which neither is known to hold
-ends the proof, and the model runs in the shapes it was compiled for and no others.
+A model that was compiled for 128 tokens runs 100 if no value at the other 28 positions reaches the answers. The proof
+follows the graph from its inputs, and tracks for every tensor which axes are open (of a size that a request decides) and
+so hold meaningless numbers behind the true size. An element-wise operator keeps these apart. An operator that mixes
+positions (a sum, a softmax, a matrix product along the axis) gets an operand in which they are replaced by its neutral
+element: 0 for a sum, minus infinity for a maximum. The true size is an additional input, a scalar. An operator for which
+neither is known to hold ends the proof, and the model runs only in the shapes that it was compiled for.
 
-The rule for every tensor: within the true sizes it is what the model would have computed without padding.
+The invariant of every tensor: within the true sizes it equals the tensor of the model without padding.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from clockwork.models.compile.sizes import (
 from clockwork.wire.tensors import Array
 
 END = 2**31 - 1
-"""Where exporters end a slice that goes to the end, or beyond."""
+"""The end that exporters give to a slice up to the end of an axis; larger ends mean the same."""
 
 
 def open_symbols(inputs: Sequence[TensorSpec], batches: bool) -> tuple[str, ...]:
-    """The dimensions that may be open: the named ones of the inputs, but for the batch."""
+    """The symbols of dimensions that may be open: the named dimensions of the inputs, except the batch."""
     found = dict.fromkeys(
         dim for spec in inputs for axis, dim in enumerate(spec.shape)
         if isinstance(dim, str) and is_named(dim) and not (batches and not axis)
@@ -49,16 +48,16 @@ def open_symbols(inputs: Sequence[TensorSpec], batches: bool) -> tuple[str, ...]
 
 
 def make_padded(model: onnx.ModelProto, shapes: Sequence[Sequence[int]], symbols: Sequence[str]) -> Padding:
-    """Have the model give the right answers to inputs of these shapes that end earlier in the open dimensions.
+    """Make the model answer right for inputs of these shapes that end earlier in the open dimensions.
 
-    The model is changed in place: it gets a size input for each symbol, and what masks. Its inputs' declared
-    shapes have the symbols. Raises NotProven.
+    The model is changed in place: it gets a size input for each symbol, and masks. Its inputs' declared shapes have
+    the symbols. Raises NotProven.
     """
     return _Proof(model, shapes, symbols).run()
 
 
 class _Proof(Following):
-    """That padding cannot reach the answers."""
+    """The rules of operators by which padding provably cannot reach the answers."""
 
     # ----- shapes -----------------------------------------------------------------------------------
 
@@ -67,10 +66,15 @@ class _Proof(Following):
         return [Value((len(dims),), known=tuple(size_of(dim) for dim in dims))]
 
     def constant(self, inputs: Sequence[Value]) -> list[Value]:
-        for one in self._node.attribute:
-            given = helper.get_attribute_value(one)
+        for attribute in self._node.attribute:
+            given = helper.get_attribute_value(attribute)
             tensor = given if isinstance(given, TensorProto) else None
-            if tensor is None and one.name in ("value_int", "value_ints", "value_float", "value_floats"):
+            if tensor is None and attribute.name in (
+                "value_int",
+                "value_ints",
+                "value_float",
+                "value_floats",
+            ):
                 tensor = numpy_helper.from_array(np.array(given))
             if tensor is not None:
                 return [constant_of(tensor)]
@@ -86,22 +90,22 @@ class _Proof(Following):
         return [Value(dims, known=known)]
 
     def _wanted(self, value: Value) -> tuple[Dim, ...]:
-        """Dimensions that are told by a tensor."""
+        """The dimensions that are the elements of a tensor."""
         if value.known is None:
             raise self._refuse("makes a shape that is only known when it runs")
         dims = []
-        for one in value.known:
-            if one.dim is None:
+        for size in value.known:
+            if size.dim is None:
                 raise self._refuse("makes an axis of an open one and something else")
-            dims.append(one.dim)
+            dims.append(size.dim)
         return tuple(dims)
 
     def range(self, inputs: Sequence[Value]) -> list[Value]:
-        known = [one.known for one in inputs]
-        if any(one is None for one in known):
+        known = [value.known for value in inputs]
+        if any(sizes is None for sizes in known):
             raise self._refuse("makes a shape that is only known when it runs")
-        start, limit, step = (one[0] for one in known if one is not None)
-        if not any(one.terms for one in (start, limit, step)):
+        start, limit, step = (sizes[0] for sizes in known if sizes is not None)
+        if not any(sizes.terms for sizes in (start, limit, step)):
             return [self._closed(self._node.output[0])]
         dim = limit.plus(start, -1).dim
         if start.terms or step != Size(1) or not isinstance(dim, str):
@@ -124,19 +128,19 @@ class _Proof(Following):
         if wanted is None:
             raise self._refuse("makes a shape that is only known when it runs")
         if source.known is not None:
-            if all(one.dim == -1 or isinstance(one.dim, int) for one in wanted) and len(wanted) <= 1:
+            if all(size.dim == -1 or isinstance(size.dim, int) for size in wanted) and len(wanted) <= 1:
                 count = len(source.known)
                 return [Value((count,) if wanted else (), known=source.known)]
             if source.tells_size:
                 raise self._refuse("computes with the size of the inputs")
         copies = not self.attribute("allowzero", 0)
         target: list[Size | None] = []
-        for axis, one in enumerate(wanted):
-            if one == Size(0) and copies:
+        for axis, size in enumerate(wanted):
+            if size == Size(0) and copies:
                 if axis >= len(source.dims):
                     raise self._refuse("keeps an axis that is not there")
-                one = size_of(source.dims[axis])
-            target.append(None if one == Size(-1) else one)
+                size = size_of(source.dims[axis])
+            target.append(None if size == Size(-1) else size)
         return [self._regrouped(source, target)]
 
     def flatten(self, inputs: Sequence[Value]) -> list[Value]:
@@ -150,15 +154,15 @@ class _Proof(Following):
         return [self._regrouped(source, [product, None])]
 
     def _regrouped(self, source: Value, target: Sequence[Size | None]) -> Value:
-        """A reshape in which every open axis stays one; None stands for the size that is left."""
+        """A reshape in which every open axis stays an axis; None stands for the remaining size."""
         sizes, symbols = 1, [dim for dim in source.dims if isinstance(dim, str)]
         for dim in source.dims:
             sizes *= dim if isinstance(dim, int) else 1
         left, rest = list(symbols), sizes
-        for one in target:
-            if one is None:
+        for size in target:
+            if size is None:
                 continue
-            wanted = one.dim
+            wanted = size.dim
             if isinstance(wanted, str) and wanted in left:
                 left.remove(wanted)
             elif isinstance(wanted, int) and wanted > 0 and not rest % wanted:
@@ -166,9 +170,9 @@ class _Proof(Following):
             else:
                 raise self._refuse("makes an axis of an open one and something else")
         dims: list[Dim] = []
-        for one in target:
-            if one is not None:
-                dims.append(one.dim or 0)
+        for size in target:
+            if size is not None:
+                dims.append(size.dim or 0)
             elif not left:
                 dims.append(rest)
                 rest = 1
@@ -223,15 +227,15 @@ class _Proof(Following):
 
     def concat(self, inputs: Sequence[Value]) -> list[Value]:
         axis = self.axis(inputs[0], 0)
-        if all(one.known is not None and len(one.dims) == 1 for one in inputs):
-            known = tuple(size for one in inputs for size in one.known or ())
+        if all(value.known is not None and len(value.dims) == 1 for value in inputs):
+            known = tuple(size for value in inputs for size in value.known or ())
             return [Value((len(known),), known=known if len(known) <= KNOWN_MAX else None)]
-        if any(one.tells_size for one in inputs):
+        if any(value.tells_size for value in inputs):
             raise self._refuse("computes with the size of the inputs")
         total = 0
-        others = {one.dims[:axis] + one.dims[axis + 1 :] for one in inputs}
-        for one in inputs:
-            dim = one.dims[axis]
+        others = {value.dims[:axis] + value.dims[axis + 1 :] for value in inputs}
+        for value in inputs:
+            dim = value.dims[axis]
             if isinstance(dim, str):
                 raise self._refuse("appends to an open axis")
             total += dim
@@ -277,7 +281,7 @@ class _Proof(Following):
     def _sliced(self, dim: Dim, start: Size, end: Size, step: int) -> Dim:
         if isinstance(dim, int) and not start.terms and not end.terms:
             return len(range(dim)[start.constant : end.constant : step])
-        if isinstance(dim, int):  # a piece of a table, as long as the input
+        if isinstance(dim, int):  # a slice of a table, as long as the input
             taken, begin = end.plus(start, -1).dim, start.constant
             if (
                 isinstance(taken, str)
@@ -289,7 +293,7 @@ class _Proof(Following):
         elif start == Size(0) and step == 1:
             if end == size_of(dim) or (not end.terms and end.constant >= END):
                 return dim
-            if end == Size(1):  # the first position is there, however short the rest
+            if end == Size(1):  # the first position exists, however short the rest
                 return 1
         raise self._refuse("takes a piece out of an open axis")
 
@@ -297,12 +301,12 @@ class _Proof(Following):
         source, indices = inputs
         axis = self.axis(source, 0)
         if source.known is not None and indices.known is not None and not indices.tells_size:
-            found = [source.known[one.constant] for one in indices.known]
+            found = [source.known[size.constant] for size in indices.known]
             return [Value(indices.dims, known=tuple(found))]
         if source.tells_size or indices.tells_size:
             raise self._refuse("computes with the size of the inputs")
         if isinstance(source.dims[axis], str) and (
-            indices.known is None or any(one != Size(0) for one in indices.known)
+            indices.known is None or any(size != Size(0) for size in indices.known)
         ):
             raise self._refuse("picks positions of an open axis")
         return [Value((*source.dims[:axis], *indices.dims, *source.dims[axis + 1 :]))]
@@ -325,7 +329,7 @@ class _Proof(Following):
                 raise self._refuse("repeats an open axis")
         return [Value(tuple(dims))]
 
-    # ----- what mixes positions ------------------------------------------------------------------------
+    # ----- operators that mix positions ------------------------------------------------------------------
 
     def softmax(self, inputs: Sequence[Value]) -> list[Value]:
         source = inputs[0]
@@ -373,13 +377,13 @@ class _Proof(Following):
     def _product(self, source: Value) -> list[Value]:
         """ReduceProd or ReduceSum of a shape."""
         found: Size | None = None
-        for one in source.known or ():
+        for size in source.known or ():
             if found is None:
-                found = one
+                found = size
             elif self._node.op_type == "ReduceProd":
-                found = found.times(one)
+                found = found.times(size)
             elif self._node.op_type == "ReduceSum":
-                found = found.plus(one)
+                found = found.plus(size)
             else:
                 found = None
             if found is None:
@@ -433,37 +437,37 @@ class _Proof(Following):
         return [Value(dims)]
 
     def normalised(self, inputs: Sequence[Value]) -> list[Value]:
-        """Over the last axes, from ``axis`` on."""
+        """Normalisation over the last axes, from ``axis`` on."""
         source = inputs[0]
         axis = self.axis(source, -1)
         if any(isinstance(dim, str) for dim in source.dims[axis:]):
             raise self._refuse("mixes positions")
-        if any(one.is_open for one in inputs[1:]):
+        if any(value.is_open for value in inputs[1:]):
             raise self._refuse("has open weights")
         inner = (*source.dims[:axis], *[1] * (len(source.dims) - axis))
         return [Value(source.dims), *(Value(inner) for _ in self._node.output[1:])]
 
     def by_channel(self, inputs: Sequence[Value]) -> list[Value]:
-        """Batch normalisation: numbers for each channel, which are axis 1."""
-        if any(one.is_open for one in inputs[1:]) or isinstance(inputs[0].dims[1], str):
+        """Batch normalisation, with parameters for each channel, axis 1."""
+        if any(value.is_open for value in inputs[1:]) or isinstance(inputs[0].dims[1], str):
             raise self._refuse("mixes positions")
         if self.attribute("training_mode", 0):
             raise self._refuse("normalises over positions")
         return [Value(inputs[0].dims)]
 
     def quantise(self, inputs: Sequence[Value]) -> list[Value]:
-        if any(one.is_open for one in inputs[1:]):
+        if any(value.is_open for value in inputs[1:]):
             raise self._refuse("has open scales")
-        if any(one.dims and math.prod(int(dim) for dim in one.dims) != 1 for one in inputs[1:]):
+        if any(value.dims and math.prod(int(dim) for dim in value.dims) != 1 for value in inputs[1:]):
             axis = self.axis(inputs[0], 1)
             if self.attribute("block_size", 0) or isinstance(inputs[0].dims[axis], str):
                 raise self._refuse("has a scale for each position")
         return [Value(inputs[0].dims)]
 
     def conv(self, inputs: Sequence[Value]) -> list[Value]:
-        """Along an open axis each position sees its neighbours, and behind the end zeros: as many as before."""
+        """A convolution: along an open axis each position reads its neighbours, and zeros behind the end, as without padding."""
         source, weight = inputs[:2]
-        if any(one.is_open for one in inputs[1:]) or any(isinstance(dim, str) for dim in source.dims[:2]):
+        if any(value.is_open for value in inputs[1:]) or any(isinstance(dim, str) for dim in source.dims[:2]):
             raise self._refuse("mixes positions")
         shape = self._concrete.get(self._node.output[0])
         spatial = len(source.dims) - 2
@@ -509,7 +513,7 @@ _EACH = (
     "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt",
     "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu", "Where", "Xor",
 )  # fmt: skip
-"""Operators whose every result is made of what is at its own place. (Trilu knows the place besides.)"""
+"""Element-wise operators. (Trilu also depends on the place.)"""
 
 _Proof.rules = {
     **dict.fromkeys(_EACH, _Proof.each),
@@ -548,13 +552,13 @@ _Proof.of_shapes = frozenset(_EACH) | {
     "Cast", "Concat", "ConstantOfShape", "Expand", "Gather", "Identity", "Range", "ReduceProd", "ReduceSum",
     "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
-"""Operators by which shapes are computed, or which are told one."""
+"""Operators that compute shapes, or that take a shape as an operand."""
 
 
 def padded_inputs(
     inputs: Sequence[Array], shapes: Sequence[Sequence[int]], filling: Sequence[Array]
 ) -> list[Array]:
-    """Inputs made as large as these shapes, with what ``filling`` (of these shapes) has behind their ends."""
+    """Inputs padded to these shapes, with the values of ``filling`` (of these shapes) behind their ends."""
     found = []
     for array, shape, behind in zip(inputs, shapes, filling, strict=True):
         whole = np.array(behind).reshape(shape)

@@ -1,4 +1,4 @@
-"""What each launch of a variant costs, as far as it can be known without running it."""
+"""Estimates the cost of each launch of a variant without running it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clockwork.models.compile.variant import Statistic
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Card:
-    """What its maker says of a card that has an architecture."""
+    """Data-sheet figures of a GPU."""
 
     name: str
     memory: float  # bytes a second
@@ -29,16 +29,16 @@ CARDS: Mapping[str, Card] = {
     "sm_90": Card("H100 SXM", 3350e9, 66.9e12, 989e12),
     "sm_100": Card("B200", 8000e9, 75e12, 2250e12),
 }
-"""A card of each architecture, with the figures of its data sheet."""
+"""A GPU of each architecture, with the figures of its data sheet."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Resources:
-    """What the assembler gave a kernel."""
+    """The resources that the assembler allocated to a kernel."""
 
     registers: int  # of each thread
     shared: int  # bytes of a block, statically
-    spilled: int  # bytes stored and loaded because the registers were not enough
+    spilled: int  # bytes stored and loaded for lack of registers
 
 
 _ENTRY = re.compile(r"Compiling entry function '([^']+)'")
@@ -48,7 +48,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def parse_log(log: str) -> dict[str, Resources]:
-    """What ``--ptxas-options=-v`` says of each kernel."""
+    """The resources of each kernel, from the log of ``--ptxas-options=-v``."""
     found: dict[str, Resources] = {}
     name, spilled = "", 0
     for line in log.splitlines():
@@ -63,14 +63,14 @@ def parse_log(log: str) -> dict[str, Resources]:
 
 
 def bound_ns(card: Card, statistic: Statistic, tensor_cores: bool) -> tuple[float, str]:
-    """The least time that a launch can take on a card, and what it waits for then."""
+    """A lower bound of a launch's time on a GPU, and its bottleneck."""
     memory = statistic.bytes / card.memory * 1e9
     compute = statistic.operations / (card.fp16 if tensor_cores else card.fp32) * 1e9
     return (memory, "memory") if memory >= compute else (compute, "arithmetic")
 
 
 def rows_of(variant: Variant, statistics: Sequence[Statistic], log: str) -> tuple[list[str], list[list[str]]]:
-    """A table: titles and a row for each launch, and one for them all."""
+    """A table: titles, a row for each launch, and a row of sums."""
     card = CARDS.get(variant.target.rstrip("af"))
     resources = parse_log(log)
     titles = ["kernel", "grid", "block", "registers", "spilled", "shared", "KiB", "MFLOP"]
@@ -93,9 +93,9 @@ def rows_of(variant: Variant, statistics: Sequence[Statistic], log: str) -> tupl
             row.append(f"{least / 1e3:.2f} us, {why}")
         rows.append(row)
     last = [
-        f"all {len(rows)}", "", "", "", str(sum(one.spilled for one in resources.values())), "",
-        f"{sum(one.bytes for one in statistics) / 1024:.1f}",
-        f"{sum(one.operations for one in statistics) / 1e6:.3f}",
+        f"all {len(rows)}", "", "", "", str(sum(resource.spilled for resource in resources.values())), "",
+        f"{sum(statistic.bytes for statistic in statistics) / 1024:.1f}",
+        f"{sum(statistic.operations for statistic in statistics) / 1e6:.3f}",
     ]  # fmt: skip
     rows.append([*last, f"{total / 1e3:.2f} us"] if card is not None else last)
     return titles, rows

@@ -1,4 +1,4 @@
-"""What is known of a tensor whose size a request decides: its dimensions, and numbers computed of them."""
+"""Sizes that a request decides: dimensions of tensors, and numbers computed from them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from clockwork.config.models import KNOWN_MAX
 from clockwork.models.onnx_import import real_inputs
 
 Dim: TypeAlias = "int | str"
-"""A number, or the symbol of an open dimension."""
+"""A dimension: a number, or the symbol of an open dimension."""
 
 
 class NotProven(Exception):
-    """Why padding could reach the answers, for people."""
+    """Padding could reach the answers; the text says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Size:
-    """A number that shapes are computed with: a constant, and so many times each open dimension."""
+    """A linear expression in shapes: a constant, plus multiples of open dimensions."""
 
     constant: int
     terms: tuple[tuple[str, int], ...] = ()
@@ -38,10 +38,10 @@ class Size:
     def times(self, other: Size) -> Size | None:
         if self.terms and other.terms:
             return None
-        one, factor = (self, other.constant) if self.terms else (other, self.constant)
+        size, factor = (self, other.constant) if self.terms else (other, self.constant)
         if not factor:
             return Size(0)
-        return Size(one.constant * factor, tuple((symbol, count * factor) for symbol, count in one.terms))
+        return Size(size.constant * factor, tuple((symbol, count * factor) for symbol, count in size.terms))
 
     def over(self, other: Size) -> Size | None:
         if self == other and self.constant >= 0 and all(count > 0 for _, count in self.terms) and self.terms:
@@ -55,7 +55,7 @@ class Size:
         )
 
     def equals(self, other: Size) -> bool | None:
-        """None: that depends on the open dimensions, which are at least 1."""
+        """Whether both are equal. None: that depends on the open dimensions, which are at least 1."""
         apart = self.plus(other, -1)
         if not apart.terms:
             return apart.constant == 0
@@ -68,7 +68,7 @@ class Size:
 
     @property
     def dim(self) -> Dim | None:
-        """As a dimension: a number or one symbol; None if it is neither."""
+        """The expression as a dimension: a number or a symbol; None if it is neither."""
         if not self.terms:
             return self.constant
         if self.constant == 0 and len(self.terms) == 1 and self.terms[0][1] == 1:
@@ -82,11 +82,11 @@ def size_of(dim: Dim) -> Size:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
-    """What is known of a tensor."""
+    """The known properties of a tensor."""
 
     dims: tuple[Dim, ...]
     zero: frozenset[int] = frozenset()  # open axes along which it is 0 behind the true size
-    known: tuple[Size, ...] | None = None  # its elements, if it says a shape; of rank 0 or 1
+    known: tuple[Size, ...] | None = None  # its elements, if it is a shape; of rank 0 or 1
 
     @property
     def is_open(self) -> bool:
@@ -94,35 +94,35 @@ class Value:
 
     @property
     def tells_size(self) -> bool:
-        return self.known is not None and any(one.terms for one in self.known)
+        return self.known is not None and any(size.terms for size in self.known)
 
 
 def computed(op: str, row: Sequence[Size]) -> Size | None:
-    """One element of what an operator makes of sizes."""
+    """An element of an operator's result, from elements that are sizes; None if it is unknown."""
     match op, row:
-        case "Add", [one, other]:
-            return one.plus(other)
-        case "Sub", [one, other]:
-            return one.plus(other, -1)
-        case "Mul", [one, other]:
-            return one.times(other)
-        case "Div", [one, other]:
-            return one.over(other)
-        case "Neg", [one]:
-            return one.times(Size(-1))
-        case (("Max" | "Min" as which), [one, other]) if not one.terms and not other.terms:
-            return Size((max if which == "Max" else min)(one.constant, other.constant))
-        case "Equal", [one, other]:
-            same = one.equals(other)
+        case "Add", [left, right]:
+            return left.plus(right)
+        case "Sub", [left, right]:
+            return left.plus(right, -1)
+        case "Mul", [left, right]:
+            return left.times(right)
+        case "Div", [left, right]:
+            return left.over(right)
+        case "Neg", [left]:
+            return left.times(Size(-1))
+        case (("Max" | "Min" as which), [left, right]) if not left.terms and not right.terms:
+            return Size((max if which == "Max" else min)(left.constant, right.constant))
+        case "Equal", [left, right]:
+            same = left.equals(right)
             return None if same is None else Size(int(same))
-        case "Where", [condition, one, other] if not condition.terms:
-            return one if condition.constant else other
+        case "Where", [condition, left, right] if not condition.terms:
+            return left if condition.constant else right
         case _:
             return None
 
 
 def segments(dims: Sequence[Dim]) -> list[Dim]:
-    """The open dimensions in order, and between them the products of the others: what a reshape must keep."""
+    """The open dimensions in order, and between them the products of the others: the invariant of a reshape."""
     found: list[Dim] = [1]
     for dim in dims:
         if isinstance(dim, int):
@@ -139,13 +139,13 @@ def constant_of(tensor: TensorProto) -> Value:
     array = numpy_helper.to_array(tensor)
     if array.dtype.kind not in "iu":
         return Value(dims)
-    return Value(dims, known=tuple(Size(int(one)) for one in array.reshape(-1)))
+    return Value(dims, known=tuple(Size(int(number)) for number in array.reshape(-1)))
 
 
 def inferred(
     model: onnx.ModelProto, shapes: Sequence[Sequence[int]]
 ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
-    """The types of the graph's tensors, and their shapes where those are known, for inputs of these shapes."""
+    """The types of the graph's tensors, and their known shapes, for inputs of these shapes."""
     graph = model.graph
     small = onnx.ModelProto()
     small.ir_version = max(model.ir_version, 4)
@@ -154,22 +154,26 @@ def inferred(
     copy = small.graph
     copy.name = "shapes"
     copy.node.extend(graph.node)
-    copy.output.extend(helper.make_empty_tensor_value_info(one.name) for one in graph.output)
-    given = dict(zip((one.name for one in real_inputs(model)), shapes, strict=True))
+    copy.output.extend(helper.make_empty_tensor_value_info(declared.name) for declared in graph.output)
+    given = dict(zip((tensor.name for tensor in real_inputs(model)), shapes, strict=True))
     for value in real_inputs(model):
         code = value.type.tensor_type.elem_type
         copy.input.append(helper.make_tensor_value_info(value.name, code, given[value.name]))
-    for one in graph.initializer:  # weights are not needed, and may be too many for one message
-        if math.prod(one.dims) <= KNOWN_MAX and one.data_location != TensorProto.EXTERNAL:
-            copy.initializer.append(one)
+    for initializer in graph.initializer:  # weights are not needed, and may exceed protobuf's 2 GB
+        if math.prod(initializer.dims) <= KNOWN_MAX and initializer.data_location != TensorProto.EXTERNAL:
+            copy.initializer.append(initializer)
         else:
-            copy.input.append(helper.make_tensor_value_info(one.name, one.data_type, list(one.dims)))
+            copy.input.append(
+                helper.make_tensor_value_info(initializer.name, initializer.data_type, list(initializer.dims))
+            )
     try:
         made = shape_inference.infer_shapes(small, data_prop=True).graph
     except shape_inference.InferenceError as error:
         raise NotProven(f"shapes cannot be inferred: {' '.join(str(error).split())[:200]}") from None
-    types = {one.name: one.data_type for one in graph.initializer}
-    found: dict[str, tuple[int, ...]] = {one.name: tuple(one.dims) for one in graph.initializer}
+    types = {initializer.name: initializer.data_type for initializer in graph.initializer}
+    found: dict[str, tuple[int, ...]] = {
+        initializer.name: tuple(initializer.dims) for initializer in graph.initializer
+    }
     for value in (*made.input, *made.value_info, *made.output):
         kind = value.type.tensor_type
         if kind.elem_type:

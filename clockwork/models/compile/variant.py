@@ -1,4 +1,4 @@
-"""What goes into the child process that lowers one variant, and what comes out of it."""
+"""Input and output of the child process that lowers a variant."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ BUILT_FILE = "built.json"
 MODULE_FILE = "module"
 
 SIZE_PREFIX = "clockwork.size."
-"""Of the inputs that bring the true sizes, each an int64 scalar; the number of the symbol follows."""
+"""Prefix of the names of inputs for true sizes, each an int64 scalar; the number of the symbol follows."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Spec:
-    """One variant to make."""
+    """The input of the child process: a variant to be lowered."""
 
     model: str  # path of an ONNX file whose inputs all have fixed shapes
     target: str  # "sm_80" ..., or "host"
     weights: str  # directory of the weights' data, each in a file named by its sha256
     dtype: str  # "fp32", or "fp16" for matrix products on tensor cores
     tune: str = ""  # tinygrad's device on which kernels are timed to find the fastest, "CUDA"; "" none
-    cache: str = ""  # directory of variants made earlier, which models of equal architecture take; "" none
+    cache: str = ""  # directory of earlier variants, which models of equal architecture reuse; "" none
     sizes: tuple[int, ...] = ()  # of each open dimension: inputs may be that long, or shorter
 
     def write(self, directory: Path) -> Path:
@@ -42,7 +42,7 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kernel:
-    """The source of one kernel, and how it is launched."""
+    """The source of a kernel, and its launch configuration."""
 
     name: str
     source: str  # C, or CUDA C
@@ -55,39 +55,39 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statistic:
-    """What one launch does, as its source says."""
+    """The memory accesses and operations of a launch, from its source."""
 
     kernel: str
     operations: int
-    bytes: int  # read and written, each once
+    bytes: int  # read and written, each buffer once
     tensor_cores: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A weight that the launches read. Its data are the file <sha256> of Spec.weights."""
+    """A weight that the launches read. Its data is the file <sha256> of Spec.weights."""
 
     name: str  # the same in every variant of the model that has this weight
     dtype: int
     shape: list[int]
     bytes: int
     sha256: str
-    call: int  # where it is first read: the launch, and the place among what that is given
+    call: int  # its first use: the launch, and (``place``) the position among the arguments
     place: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Built:
-    """A variant as the child made it; its module is the file ``module`` of the directory."""
+    """The output of the child process: a lowered variant, with its module in the directory's file ``module``."""
 
     output_shapes: list[list[int]]
     workspace: int
     launches: list[Launch]  # of module 0; weights by their index in ``weights``
     weights: list[StoredWeight]
-    statistics: list[Statistic]  # one of each launch
-    log: str  # what the assembler says of registers and spills
+    statistics: list[Statistic]  # of each launch
+    log: str  # the assembler's messages about registers and spills
     folded: int  # kernels that were run at packaging
-    reused: bool  # the kernels were there already
+    reused: bool  # the kernels were in the cache
 
     def write(self, directory: Path) -> None:
         (directory / BUILT_FILE).write_text(json.dumps(dataclasses.asdict(self)))
@@ -100,18 +100,18 @@ class Built:
             body["workspace"],
             [
                 Launch(
-                    one["module"],
-                    one["kernel"],
-                    tuple(one["grid"]),
-                    tuple(one["block"]),
-                    one["shared"],
-                    tuple(Argument(**argument) for argument in one["args"]),
-                    tuple(one["widths"]),
+                    launch["module"],
+                    launch["kernel"],
+                    tuple(launch["grid"]),
+                    tuple(launch["block"]),
+                    launch["shared"],
+                    tuple(Argument(**argument) for argument in launch["args"]),
+                    tuple(launch["widths"]),
                 )
-                for one in body["launches"]
+                for launch in body["launches"]
             ],
-            [StoredWeight(**one) for one in body["weights"]],
-            [Statistic(**one) for one in body["statistics"]],
+            [StoredWeight(**weight) for weight in body["weights"]],
+            [Statistic(**statistic) for statistic in body["statistics"]],
             body["log"],
             body["folded"],
             body["reused"],

@@ -1,4 +1,4 @@
-"""How wide a kernel accesses memory, read off its source."""
+"""Finds in a kernel's source how wide its memory accesses are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ELEMENT_BYTES = {
     "unsigned int": 4, "long": 8, "unsigned long": 8, "long long": 8, "unsigned long long": 8, "float": 4, "double": 8,
     "half": 2, "_Float16": 2, "__fp16": 2, "nv_bfloat16": 2, "__bf16": 2,
 }  # fmt: skip
-"""Of the types that kernels are given pointers to, by their names in C."""
+"""Sizes in bytes of the types that kernels have pointers to, by their names in C."""
 
 _PARAMETER = re.compile(
     r"(?:const )?([A-Za-z_][\w ]*?)\s*\* ?(?:restrict |__restrict__ )?(data\d+(?:_\d+)?)\b"
@@ -19,7 +19,7 @@ _VECTOR = re.compile(r"\*\(\((\w+)\*\)\(\(?(data\d+(?:_\d+)?)\b")
 
 
 def widths_of(source: str) -> tuple[int, ...]:
-    """Bytes of the widest access through each pointer of a kernel: it accesses elements, or vectors of its type."""
+    """Bytes of the widest access through each pointer of a kernel: of an element, or of a vector of its type."""
     head = re.search(r"\w\(([^()]*\bdata\d[^()]*)\) ?\{", source)
     assert head is not None, source
     parameters = _PARAMETER.findall(head[1])

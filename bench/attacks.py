@@ -40,14 +40,14 @@ MIB = 1 << 20
 TOLERANCE = 1e-4
 PAUSE_S = 0.002
 ATTACK_S_MAX = 60.0
-"""What is not over by then is broken off; the row says so."""
+"""Time after which an attack is broken off; its row says so."""
 
 REQUEST_WIDTH = 4096
-"""Of float32: 16 KiB."""
+"""float32 values of a request: 16 KiB."""
 
 
 class Size(NamedTuple):
-    """How much is thrown at most."""
+    """Sizes of the attacks."""
 
     calm_s: float = 3.0  # of honest requests before the attack
     answer_times: int = 256  # an answer's size over its request's: 4 MiB
@@ -98,7 +98,7 @@ def site(size: Size) -> Iterator[Site]:
 
 
 def _wide(size: Size) -> onnx.ModelProto:
-    """Answers with its input, many times over."""
+    """A model that answers with its input, many times over."""
     graph = zoo.Graph(SEED)
     graph.node("Tile", ["x", graph.constant([1, size.answer_times])], "y")
     width = REQUEST_WIDTH * size.answer_times
@@ -106,52 +106,52 @@ def _wide(size: Size) -> onnx.ModelProto:
 
 
 def _bulky(size: Size) -> onnx.ModelProto:
-    """Weights that fill a package of some size."""
+    """A model whose weights fill a large package."""
     width = 2 * size.package_width
     graph = zoo.Graph(SEED)
     graph.node("MatMul", ["x", graph.weight("w", graph.normal((width, width), 0.01))], "y")
     return graph.model("bulky", [zoo.tensor("x", [width])], zoo.tensor("y", [width]))
 
 
-# ----- the attacks: each returns what became of the attacker ------------------------------------------
+# ----- the attacks: each returns the attacker's fate --------------------------------------------------
 
 
 def unread_answers(site: Site, size: Size) -> str:
-    """Small requests whose large answers nobody reads."""
+    """Small requests whose large answers are not read."""
     body = bytes(4 * REQUEST_WIDTH)
     request = messages.InferRequest(1, "wide", 60 * SECOND, 0, [["x", 1, [1, REQUEST_WIDTH], 0]])
-    with zmtp.deaf(site.cluster.endpoint) as one:
-        one.sendall(zmtp.client_hello())
+    with zmtp.deaf(site.cluster.endpoint) as connection:
+        connection.sendall(zmtp.client_hello())
         pieces = (
             zmtp.message([codec.encode(request._replace(request_id=number)), body])
             for number in range(1, size.requests + 1)
         )
-        return _thrown(one, pieces)
+        return _thrown(connection, pieces)
 
 
 def unread_packages(site: Site, size: Size) -> str:
     """A worker that asks for a package again and again, and reads nothing."""
     fetch = messages.Fetch(site.packages["bulky"], 0, 0, CHUNK_BYTES)
-    with zmtp.deaf(site.cluster.worker_endpoint) as one:
-        one.sendall(zmtp.worker_hello(9))
-        return _thrown(one, (zmtp.message([codec.encode(fetch)]) for _ in range(size.fetches)))
+    with zmtp.deaf(site.cluster.worker_endpoint) as connection:
+        connection.sendall(zmtp.worker_hello(9))
+        return _thrown(connection, (zmtp.message([codec.encode(fetch)]) for _ in range(size.fetches)))
 
 
 def endless_message(site: Site, size: Size) -> str:
-    """One frame of gigabytes, before any hello."""
+    """A frame of gigabytes, before any hello."""
     piece = bytes(MIB)
-    with zmtp.open_connection(site.cluster.endpoint) as one:
-        one.sendall(zmtp.frame_head(size.message_bytes))
-        return _thrown(one, (piece for _ in range(size.message_bytes // MIB)))
+    with zmtp.open_connection(site.cluster.endpoint) as connection:
+        connection.sendall(zmtp.frame_head(size.message_bytes))
+        return _thrown(connection, (piece for _ in range(size.message_bytes // MIB)))
 
 
-def _thrown(one: socket.socket, pieces: Iterator[bytes]) -> str:
-    """Send what is taken, then wait for the connection's end for a moment."""
-    one.settimeout(ATTACK_S_MAX)
+def _thrown(connection: socket.socket, pieces: Iterator[bytes]) -> str:
+    """Send as much as is taken, then wait briefly for the connection's end."""
+    connection.settimeout(ATTACK_S_MAX)
     sent = 0
     try:
         for piece in pieces:
-            one.sendall(piece)
+            connection.sendall(piece)
             sent += len(piece)
     except ConnectionError:
         return f"disconnected after {sent / MIB:.3g} MiB"
@@ -160,7 +160,7 @@ def _thrown(one: socket.socket, pieces: Iterator[bytes]) -> str:
     deadline_ns = now_ns() + 2 * SECOND
     pause = threading.Event()
     while now_ns() < deadline_ns:
-        if zmtp.is_shut(one):
+        if zmtp.is_shut(connection):
             return f"disconnected after {sent / MIB:.3g} MiB"
         pause.wait(0.01)
     return f"still connected after {sent / MIB:.3g} MiB"
@@ -178,9 +178,9 @@ def http_bodies(site: Site, size: Size) -> str:
             stack.enter_context(socket.create_connection(("127.0.0.1", site.http_port), ATTACK_S_MAX))
             for _ in range(size.bodies)
         ]
-        for one in dialled:
-            one.sendall(head + body)
-        codes = Counter(one.recv(4096).split(b" ")[1].decode() for one in dialled)
+        for connection in dialled:
+            connection.sendall(head + body)
+        codes = Counter(connection.recv(4096).split(b" ")[1].decode() for connection in dialled)
     return f"answered {_listed(codes)}"
 
 
@@ -193,9 +193,9 @@ def grpc_messages(site: Site, size: Size, token: bool) -> str:
             stack.enter_context(socket.create_connection(("127.0.0.1", site.grpc_port), ATTACK_S_MAX))
             for _ in range(size.calls)
         ]
-        for one in dialled:
-            one.sendall(data)
-        codes = Counter(grpc_status(one) for one in dialled)
+        for connection in dialled:
+            connection.sendall(data)
+        codes = Counter(grpc_status(connection) for connection in dialled)
     return f"answered {_listed(codes)}"
 
 
@@ -208,7 +208,7 @@ def _varint(value: int) -> bytes:
 
 
 def grpc_call(message: bytes, token: str, path: str = "/inference.GRPCInferenceService/ModelInfer") -> bytes:
-    """A connection's bytes for one call with one gzip message: HTTP/2 by hand, so that a client inflates nothing.
+    """A connection's bytes for a call with a gzip message: HTTP/2 by hand, so that no client inflates it.
 
     The message must fit the window that a peer has before it is told of another: 65,535 bytes.
     """
@@ -234,12 +234,12 @@ def _h2_frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
     return len(body).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + body
 
 
-def grpc_status(one: socket.socket) -> str:
-    """The call's status, as the trailers of a connection with one call say it."""
+def grpc_status(connection: socket.socket) -> str:
+    """The status of the only call on a connection, from its trailers."""
     found = b""
     try:
         while (status := re.search(rb"grpc-status[\x01\x02](\d+)", found)) is None:
-            piece = one.recv(65_536)
+            piece = connection.recv(65_536)
             if not piece:
                 return "no status"
             found += piece
@@ -267,11 +267,11 @@ ATTACKS = {
 }
 
 
-# ----- what they take ---------------------------------------------------------------------------------
+# ----- measurement ------------------------------------------------------------------------------------
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory of a process since forget_peak()."""
+    """Peak memory of a process since forget_peak()."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -282,7 +282,7 @@ def forget_peak(pid: int) -> None:
 
 
 def row(name: str, here: Site, size: Size) -> dict[str, Any]:
-    """One line of the table: the attack on a site that nobody else uses."""
+    """A row of the table: an attack on a site without other users."""
     attack = ATTACKS[name]
     pid = (here.cluster.controller if attack.on == "controller" else here.gateway).pid
     model = zoo.digits()
@@ -301,19 +301,19 @@ def row(name: str, here: Site, size: Size) -> dict[str, Any]:
             checked("HTTP", over_http(here.http_port, here.token)),
         ]
         end = threading.Event()
-        threads = [threading.Thread(target=one.work, args=(end, SEED, PAUSE_S)) for one in honest]
+        threads = [threading.Thread(target=sender.work, args=(end, SEED, PAUSE_S)) for sender in honest]
         for thread in threads:
             thread.start()
         try:
             end.wait(size.calm_s)
-            calm = [one.longest_s for one in honest]
-            for one in honest:
-                one.longest_s = 0.0
+            calm = [sender.longest_s for sender in honest]
+            for sender in honest:
+                sender.longest_s = 0.0
             forget_peak(pid)
             before, begun_ns = peak_bytes(pid), now_ns()
             became = attack.throw(here, size)
             took_ns = now_ns() - begun_ns
-            end.wait(0.1)  # what is under way counts, too
+            end.wait(0.1)  # requests under way count, too
         finally:
             end.set()
             for thread in threads:
@@ -326,16 +326,16 @@ def row(name: str, here: Site, size: Size) -> dict[str, Any]:
         "on": attack.on,
         "grew_MiB": round((peak_bytes(pid) - before) / MIB, 1),
         "took_s": round(took_ns / SECOND, 2),
-        **{f"{one.name}_calm_ms": round(1e3 * longest, 1) for one, longest in zip(honest, calm)},
-        **{f"{one.name}_attacked_ms": round(1e3 * one.longest_s, 1) for one in honest},
-        "answers": sum(one.answers for one in honest),
-        "wrong": sum(len(one.wrong) for one in honest),
+        **{f"{sender.name}_calm_ms": round(1e3 * longest, 1) for sender, longest in zip(honest, calm)},
+        **{f"{sender.name}_attacked_ms": round(1e3 * sender.longest_s, 1) for sender in honest},
+        "answers": sum(sender.answers for sender in honest),
+        "wrong": sum(len(sender.wrong) for sender in honest),
         "attacker": became,
     }
 
 
 def measure(size: Size, names: list[str], apart: bool = True) -> list[dict[str, Any]]:
-    """A row for each attack. apart: each on a cluster of its own, so that none finds memory that another one left."""
+    """A row for each attack. apart: each on a cluster of its own, so that none finds the memory that another left."""
     if apart:
         rows = []
         for name in names:

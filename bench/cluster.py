@@ -1,5 +1,5 @@
-"""A controller and workers as processes of their own, for one benchmark: free ports, a data directory
-that goes with them, and an orderly end.
+"""A controller and workers as processes, for a benchmark: free ports, a temporary data directory and an
+orderly end.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ READY_NS = 60 * SECOND
 STOP_S = 3.0
 POLL_S = 0.02
 ARENA = "256M"
-"""Unless told otherwise: the pages of a large arena take seconds to be touched once."""
+"""Default arena: touching all pages of a large one takes seconds."""
 
 
 class Cluster:
-    """One controller and some workers; use as a context manager.
+    """A controller and workers; use as a context manager.
 
-    worker_arguments: further flags of every worker, such as ("--arena", "512M"); controller_arguments likewise.
-    controller: what the interpreter runs as the controller, up to its flags.
-    directory: the checkout whose controller it is; None for this one.
-    through: makes of the controller's endpoint the one that workers dial, for a link between them; None for the same.
-    data: where models are kept; without it, a temporary directory that is removed at the end.
+    worker_arguments: further flags of every worker, such as ("--arena", "512M"). controller_arguments: of the
+    controller. controller: the interpreter's arguments that start it, up to its flags. directory: the checkout of the
+    controller; None for this one. through: maps the controller's endpoint to the one that workers dial, for a link
+    between them; None for the same. data: the data directory; None for a temporary one that is removed at the end.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Cluster:
         self.endpoint = self.worker_endpoint = ""
 
     def start(self) -> int:
-        """Start everything; returns nanoseconds until every worker had joined and no model was in preparation."""
+        """Start everything. Returns the nanoseconds until every worker had joined and no model was in preparation."""
         started_ns = now_ns()
         clients, dialled, events = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
         self.endpoint, self.worker_endpoint = clients, dialled
@@ -90,7 +89,7 @@ class Cluster:
                     if len(status["workers"]) >= self._worker_count and not status["models"].get("preparing"):
                         return now_ns() - started_ns
                 except ConnectionLost:
-                    pass  # it still reads what it knows: thousands of records from a cold disk
+                    pass  # it still reads its models: thousands of records from a cold disk
                 except ClockworkError as error:
                     self.stop()
                     raise RuntimeError(f"the cluster does not start: {error}\n{self.log()}") from error
@@ -103,7 +102,7 @@ class Cluster:
         return Client(self.endpoint, **{"timeout": 120.0, "name": "bench", **options})
 
     def stop(self) -> None:
-        """End every process: in order, or else by force."""
+        """End every process, in order or else by force."""
         children = [*self.workers, *([self.controller] if hasattr(self, "controller") else [])]
         for child in children:
             with contextlib.suppress(ProcessLookupError):
@@ -127,7 +126,7 @@ class Cluster:
             shutil.rmtree(self.data, ignore_errors=True)
 
     def log(self) -> str:
-        """What the processes wrote so far."""
+        """The output of the processes so far."""
         return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.data.glob("*.log"))
 
     def rss_bytes(self) -> tuple[int, int]:
@@ -175,7 +174,7 @@ def rss_bytes(pid: int) -> int:
 
 
 def thread_cpu_s(pid: int) -> dict[str, float]:
-    """Processor time of each thread that a process has now, to the nanosecond, by thread name."""
+    """Processor time of each current thread of a process, in ns, by thread name."""
     found: dict[str, float] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
         name = (task / "comm").read_text().strip()

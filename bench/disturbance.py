@@ -40,15 +40,15 @@ from clockwork.workloads import poisson
 
 SEED = 17
 MODEL = "residual_cnn"
-SLO_S = 1.0  # so long that nothing is refused: what is late shows as latency
+SLO_S = 1.0  # so long that nothing is refused, and lateness shows as latency
 HALF = 0.5
 OTHERS = 30
-ROOM = 8  # of them, beside the one that is measured
+ROOM = 8  # of the other models, besides the measured one
 ASKED_PER_S = 18.0
 TABLE_ROWS = 32_768  # of 64 floats: 8 MiB for each of the others
 PAGE_BYTES = 1 << 20
 WARM_UP_S = 0.3
-"""Of each part: what was under way in the one before it is over then."""
+"""Time at the beginning of each part that is not counted: requests of the previous part end in it."""
 
 QUIET, LOADING, REGISTERING, SHADOWED = MODES = ("undisturbed", "loading", "registering", "shadowed")
 GOALS = {LOADING: 1.2, REGISTERING: 1.5}
@@ -93,7 +93,7 @@ with Client(endpoint, timeout=120.0) as client:
 
 
 class Disturber:
-    """What else happens to the cluster, from a process of its own, while a block runs."""
+    """A disturbance of the cluster, from a process of its own, while a block runs."""
 
     def __init__(self, cluster: Cluster, client: Client, others: int, directory: Path) -> None:
         self._client = client
@@ -114,7 +114,7 @@ class Disturber:
             self._say(mode)
 
     def end(self, mode: str) -> None:
-        """Returns when what was begun is over: the last registration, too."""
+        """End the disturbance, and return when its requests and registrations are over."""
         if mode == SHADOWED:
             shadow = self._client.model(MODEL).raw["route"]["shadow"]
             self.copied += shadow["copied"]
@@ -122,7 +122,7 @@ class Disturber:
             self._client.route(MODEL, shadow={})
         elif mode != QUIET:
             self._say("")
-            self.asked, self.refused, self.registered = (int(one) for one in self._hear().split())
+            self.asked, self.refused, self.registered = (int(count) for count in self._hear().split())
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -145,7 +145,7 @@ class Disturber:
 
 
 def table(seed: int, rows: int) -> onnx.ModelProto:
-    """Looks up a row: as many bytes of weights as one likes, and next to nothing to execute."""
+    """A model that looks up a row: weights of any size, and almost no execution time."""
     weights = np.random.default_rng(seed).standard_normal((rows, 64)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "row"], ["found"], axis=0)],
@@ -158,7 +158,7 @@ def table(seed: int, rows: int) -> onnx.ModelProto:
 
 
 def write_new(directory: Path, count: int) -> None:
-    """Networks that differ in their widths: each is optimised, checked and measured anew."""
+    """Networks of different widths: each is optimised, checked and measured anew."""
     for index in range(count):
         model = zoo.build("residual_cnn", seed=index, image=32, widths=(16, 32 + index, 64, 64))
         (directory / f"{index:03}.onnx").write_bytes(model.SerializeToString())
@@ -227,13 +227,13 @@ def measure(
     table_rows = []
     for mode in MODES:
         ratios = [
-            float(np.percentile(one, 99) / np.percentile(quiet, 99))
-            for one, quiet in zip(latencies[mode], latencies[QUIET])
+            float(np.percentile(latency, 99) / np.percentile(quiet, 99))
+            for latency, quiet in zip(latencies[mode], latencies[QUIET])
         ]
         table_rows.append(
             {
                 "meanwhile": mode,
-                "requests": sum(len(one) for one in latencies[mode]),
+                "requests": sum(len(latency) for latency in latencies[mode]),
                 "not answered": unanswered[mode],
                 "LOADs": loaded[mode],
                 "p50_ms": float(marks[mode][0]),

@@ -64,13 +64,13 @@ from clockwork.wire.transport import ConnectionEvent, Frame, Poller, Transport
 
 UINT8 = 2
 SIZES = (0, 48_000, 602_112)
-"""Bytes of a request's input: none, and what the paper's models take (a small image, and 224 x 224 floats)."""
+"""Bytes of a request's input: none, and inputs of the paper's models (a small image, and 224 x 224 floats)."""
 
 WINDOW_BYTES = 64 << 20
-"""Bytes of inputs that may be under way in the closed loop; it bounds what sockets hold."""
+"""Bytes of inputs that may be under way in the closed loop, which bounds the bytes in sockets."""
 
 TURNS = 4
-"""How often the two roads of the delay are measured, one after the other."""
+"""Rounds in which both paths of the delay are measured, one after the other."""
 
 MARKS = (50.0, 99.0, 99.9)
 
@@ -90,7 +90,7 @@ class Settings:
 
 
 def profiles(models: int, input_bytes: int) -> list[ModelProfile]:
-    """Models that gain much from batches, so that the controller and not the devices is the limit."""
+    """Models that gain much from batches, so that the controller is the bottleneck and not the devices."""
     return [
         linear(f"m{index}-{input_bytes}", 20_000, 500_000, 32, weights_bytes=16 << 20, load_ns=2 * MS,
                input_bytes=input_bytes, output_bytes=4, program=f"p{input_bytes}")
@@ -99,7 +99,7 @@ def profiles(models: int, input_bytes: int) -> list[ModelProfile]:
 
 
 def stamped_profile() -> ModelProfile:
-    """A model that takes the time at which its request left, and gives how long that was under way."""
+    """A model whose input is the time at which its request left, and whose output is the time it was under way."""
     return ModelProfile("stamp", {1: 20_000, 32: 20_000}, 1 << 20, MS, input_bytes=8, output_bytes=8)
 
 
@@ -107,7 +107,7 @@ def stamped_profile() -> ModelProfile:
 
 
 class Pipe:
-    """One connection on which many messages are under way; single-threaded."""
+    """A connection on which many messages are under way; single-threaded."""
 
     def __init__(self, endpoint: str) -> None:
         self._transport = Transport()
@@ -141,17 +141,17 @@ class Pipe:
 
 @contextmanager
 def pipe(endpoint: str, greets: bool) -> Iterator[Pipe]:
-    one = Pipe(endpoint)
+    connection = Pipe(endpoint)
     try:
         if greets:
-            one.greet()
-        yield one
+            connection.greet()
+        yield connection
     finally:
-        one.close()
+        connection.close()
 
 
 class Requests:
-    """A closed loop: as many requests under way as asked for, over all models in turn."""
+    """A closed loop: a fixed number of requests under way, over all models in turn."""
 
     def __init__(self, connection: Pipe, names: Sequence[str], size: int, in_flight: int) -> None:
         self._pipe = connection
@@ -163,7 +163,7 @@ class Requests:
         self.outcomes: collections.Counter[str] = collections.Counter()
 
     def run(self, seconds: float) -> int:
-        """For so long; how many were answered with success meanwhile. What is under way stays so."""
+        """Run for a time. Returns the number of successful answers; the requests under way stay under way."""
         before = self.outcomes["ok"]
         end_ns = now_ns() + int(seconds * SECOND)
         while (now := now_ns()) < end_ns:
@@ -174,7 +174,7 @@ class Requests:
         return self.outcomes["ok"] - before
 
     def finish(self) -> None:
-        """Until every request has its answer."""
+        """Wait until every request has its answer."""
         limit_ns = now_ns() + 10 * SECOND
         while self._ended < self._sent:
             if now_ns() > limit_ns:
@@ -224,8 +224,8 @@ def cluster_of(settings: Settings, controller: Sequence[str] = ()) -> Iterator[C
 
 
 def throughput(cluster: Cluster, settings: Settings, size: int) -> dict[str, Any]:
-    """One row: what requests with inputs of this size cost the controller."""
-    names = [one.name for one in profiles(settings.models, size)]
+    """A row: the controller's cost of requests with inputs of this size."""
+    names = [profile.name for profile in profiles(settings.models, size)]
     with cluster.client() as client:
         register_profiles(client, profiles(settings.models, size))
         with pipe(cluster.endpoint, True) as connection:
@@ -275,7 +275,7 @@ STAGES = "the loop's processor time by stage, %"
 
 
 def timed_controller(arguments: Sequence[str]) -> None:
-    """A controller as `clockwork controller` runs it. What its loop's time went to since SIGUSR1 goes to a file."""
+    """A controller as `clockwork controller` runs it, which writes the time of its loop's stages since SIGUSR1 to a file."""
     from clockwork.controller.process import Controller
     from clockwork.controller.settings import ControllerSettings
 
@@ -302,7 +302,7 @@ def timed_controller(arguments: Sequence[str]) -> None:
 
 
 def where_time_goes(settings: Settings, size: int) -> dict[str, float]:
-    """Shares of the main thread's processor time, of a run like those of throughput()."""
+    """Shares of the main thread's processor time by stage, in a run like those of throughput()."""
     with tempfile.TemporaryDirectory(prefix="clockwork-bench-") as directory:
         findings = Path(directory) / "findings.json"
         command = ("-m", "bench.emulated", "controller", str(findings))
@@ -312,7 +312,7 @@ def where_time_goes(settings: Settings, size: int) -> dict[str, float]:
             with pipe(cluster.endpoint, True) as connection:
                 load = Requests(
                     connection,
-                    [one.name for one in profiles(settings.models, size)],
+                    [profile.name for profile in profiles(settings.models, size)],
                     size,
                     settings.in_flight,
                 )
@@ -331,7 +331,7 @@ def where_time_goes(settings: Settings, size: int) -> dict[str, float]:
 
 
 def lateness(settings: Settings, spin: bool) -> dict[str, float]:
-    """How late the ends of actions are noticed, by a process that does nothing else: microseconds.
+    """The lateness with which a process that does nothing else notices the ends of actions, in microseconds.
 
     Every device runs one action after another of 5 to 15 ms, for as many seconds as the settings say.
     """
@@ -368,7 +368,7 @@ def lateness(settings: Settings, spin: bool) -> dict[str, float]:
 
 
 def stamping_worker(endpoint: str) -> None:
-    """A worker of one device that answers at once, saying how long each request was on its way to it."""
+    """A worker with a device that answers at once with the time that each request took to it."""
     page_bytes = 16 << 20
     connection = Pipe(endpoint)
     devices = [{"kind": "emulated", "name": "stamp", "fingerprint": fingerprint(page_bytes), "page_bytes": page_bytes,
@@ -442,7 +442,7 @@ def one_way(
 
 
 def delay(settings: Settings) -> dict[str, Any]:
-    """From client to worker: through the controller, and through a bare relay at the same rate."""
+    """The delay from client to worker: through the controller, and through a bare relay at the same rate."""
 
     def request(number: int, stamp: bytes) -> tuple[bytes, list[bytes]]:
         tensors = [["input", UINT8, [1, 8], 0]]
@@ -468,7 +468,7 @@ def delay(settings: Settings) -> dict[str, Any]:
                 theirs: list[int] = []
                 for turn in range(TURNS):  # in turn, so that a machine that others use is the same for both
                     seed, seconds = settings.seed + turn, settings.seconds / TURNS
-                    # The very same messages, so that only what is in the middle differs.
+                    # The same messages, so that only the process in the middle differs.
                     theirs += one_way(bare, settings.rate, seconds, seed, request)
                     ours += one_way(connection, settings.rate, seconds, seed, request)
         finally:
@@ -484,7 +484,7 @@ def delay(settings: Settings) -> dict[str, Any]:
     }
 
 
-# ----- all of it --------------------------------------------------------------------------------
+# ----- the command ------------------------------------------------------------------------------
 
 
 def measure(settings: Settings, profiled: bool = True) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -524,7 +524,7 @@ def main() -> None:
     defaults = Settings()
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument(
-        "--sizes", type=lambda text: tuple(int(one) for one in text.split(",")), default=SIZES
+        "--sizes", type=lambda text: tuple(int(size) for size in text.split(",")), default=SIZES
     )
     for name in ("workers", "devices", "models", "in_flight", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))

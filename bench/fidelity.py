@@ -55,27 +55,27 @@ SEED = 7
 LOADS = (0.5, 0.9, 1.2, 1.5)
 SLO_NS = 250 * MS
 WARM_UP_NS = 3 * SECOND
-"""Of each run; what arrives then is not counted, live or simulated."""
+"""Warm-up of each run: its arrivals are not counted, live or simulated."""
 
 UNLOADED = 30
 """Requests of each model, one after another, that tell what clients and controller add."""
 
 SEEDS = range(5)
-"""Of the simulated noise; the arrivals are the same."""
+"""Seeds of the simulated noise; the arrivals are the same."""
 
 HOWS = ("profile", "measured", "replayed")
 
 SPELL_NS = 50 * MS
-"""Of a live run, over which the slowness of its executions is averaged to be replayed."""
+"""Time of a live run over which the slowness of its executions is averaged, to be replayed."""
 
 OUTLIER = 1.5
-"""An execution that took this many times the median of its model is an outlier."""
+"""Factor over the median of its model from which an execution is an outlier."""
 
 GOODPUT_POINTS = 3.0
 P99_PERCENT = 10.0
 
 SHARES = {"resnet18": 0.3, "residual": 0.4, "mlp": 0.2, "digits": 0.1}
-"""Of the requests. The first two take tens of milliseconds, so that what Python adds is small beside them."""
+"""Shares of the requests. The first two models take tens of milliseconds, so that Python's overhead is small."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,7 +98,7 @@ def models(quick: bool) -> dict[str, onnx.ModelProto]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Action:
-    """One execution of the recording."""
+    """An execution of the recording."""
 
     model: str
     batch: int
@@ -112,14 +112,14 @@ class Action:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Machine:
-    """How executions went in one run, against their profiles."""
+    """The execution times of a run, compared with the profiles."""
 
     ratio: dict[str, float]  # median by model
     sigma: float  # of the logarithm, about each model's median
     outliers: float  # part of all
     outlier_factor: float
     between_ns: (
-        float  # from the end of an execution until the next one that had been sent: the worker's own time
+        float  # from the end of an execution to the begin of the next one already sent: the worker's own time
     )
 
 
@@ -150,32 +150,34 @@ def actions_of(path: Path) -> tuple[list[Action], list[int]]:
             for command in scheduler.step_many(step.events):
                 if isinstance(command, SendInfer):
                     sent[command.action_id] = (command, now, arrivals[command.requests[0]])
-    return sorted(found, key=lambda one: one.sent_ns), arrived_ns
+    return sorted(found, key=lambda action: action.sent_ns), arrived_ns
 
 
 def spells_of(
     actions: Sequence[Action], known: dict[str, ModelProfile], between_ns: float, start_ns: int
 ) -> list[tuple[int, float]]:
-    """How many times their profiles executions took, by when they began: Cluster.spells. Together for SPELL_NS: what
-    slows one of a tenth of a millisecond tenfold does not slow one of ten milliseconds so."""
+    """The ratio of execution times to their profiles, by begin: Cluster.spells. Averaged over SPELL_NS, because a delay that
+    slows an execution of a tenth of a millisecond tenfold hardly slows one of ten milliseconds."""
     took: dict[int, float] = {}
     profiled: dict[int, float] = {}
-    for one in actions:
-        place = max(one.begin_ns - start_ns, 0) // SPELL_NS
-        took[place] = took.get(place, 0.0) + one.duration_ns + between_ns
-        profiled[place] = profiled.get(place, 0.0) + known[one.model].execution_ns(one.batch)
+    for action in actions:
+        place = max(action.begin_ns - start_ns, 0) // SPELL_NS
+        took[place] = took.get(place, 0.0) + action.duration_ns + between_ns
+        profiled[place] = profiled.get(place, 0.0) + known[action.model].execution_ns(action.batch)
     return [(place * SPELL_NS, took[place] / profiled[place]) for place in sorted(took)]
 
 
 def machine_of(actions: Sequence[Action], known: dict[str, ModelProfile]) -> Machine:
     ratios: dict[str, list[float]] = {}
-    for one in actions:
-        ratios.setdefault(one.model, []).append(one.duration_ns / known[one.model].execution_ns(one.batch))
+    for action in actions:
+        ratios.setdefault(action.model, []).append(
+            action.duration_ns / known[action.model].execution_ns(action.batch)
+        )
     medians = {name: float(np.median(values)) for name, values in ratios.items()}
     off = np.concatenate([np.array(values) / medians[name] for name, values in ratios.items()])
     slow = off > OUTLIER
     low, high = np.percentile(np.log(off[~slow]), (16, 84))
-    ordered = sorted(actions, key=lambda one: one.begin_ns)
+    ordered = sorted(actions, key=lambda action: action.begin_ns)
     between = [
         after.begin_ns - before.end_ns + (before.end_ns - before.begin_ns - before.duration_ns)
         for before, after in itertools.pairwise(ordered)
@@ -191,7 +193,7 @@ def machine_of(actions: Sequence[Action], known: dict[str, ModelProfile]) -> Mac
 
 
 def delay_of(seen_ns: Sequence[int]) -> tuple[int, int]:
-    """(the least delay, the width of a uniform jitter on top) with the median and the spread that were seen."""
+    """(least delay, width of a uniform jitter on top) with the observed median and spread."""
     low, median = np.percentile(seen_ns, (5, 50))
     return max(0, int(low)), max(0, int(2 * (median - low)))
 
@@ -209,12 +211,12 @@ def simulated(
 
 
 def seen_by_clients(reports: Sequence[Report], added_ns: float) -> dict[str, Any]:
-    """Good part and latencies, with what clients and controller add."""
+    """Good part and latencies, with the overhead of clients and controller."""
     latency = Histogram(
-        np.sum([one.latency.counts for one in reports], axis=0),
-        max(one.latency.largest_ns for one in reports),
+        np.sum([report.latency.counts for report in reports], axis=0),
+        max(report.latency.largest_ns for report in reports),
     )
-    offered = sum(int(one.offered.sum()) for one in reports)
+    offered = sum(int(report.offered.sum()) for report in reports)
     within = latency.fraction_within(int(SLO_NS - added_ns)) if latency.total else 0.0
     marks = {mark: latency.percentile(mark) + added_ns for mark in (50, 99)}
     return {
@@ -223,7 +225,7 @@ def seen_by_clients(reports: Sequence[Report], added_ns: float) -> dict[str, Any
         "p50_ms": marks[50] / 1e6,
         "p99_ms": marks[99] / 1e6,
         "curve_ms": [(latency.percentile(mark) + added_ns) / 1e6 for mark in range(1, 100)],
-        "predicted": {name: one.to_json() for name, one in reports[0].errors.items()},
+        "predicted": {name: error.to_json() for name, error in reports[0].errors.items()},
     }
 
 
@@ -263,7 +265,7 @@ def measure(
             infos = [client.model(name) for name in names]
             exported = [profiles.from_info(info) for info in infos]
             status: dict[str, Any] = dict(client.status())
-            cost_ns = sum(SHARES[one.name] * one.execution_ns(1) for one in exported)
+            cost_ns = sum(SHARES[profile.name] * profile.execution_ns(1) for profile in exported)
             runs = []
             with sender(over, client, cluster.endpoint, names) as clients:
                 alone = {name: clients.alone(index, UNLOADED) for index, name in enumerate(names)}
@@ -289,23 +291,23 @@ def compare(
     loads: Sequence[float],
     until_ns: int,
 ) -> dict[str, Any]:
-    known = {one.name: one for one in exported}
+    known = {profile.name: profile for profile in exported}
     worker = status["workers"][0]
     device = worker["devices"][0]
     first = len(alone) * UNLOADED
-    idle = [one for one in actions if one.first < first]
-    there_ns, there_jitter_ns = delay_of([one.begin_ns - one.sent_ns for one in idle])
-    back_ns, back_jitter_ns = delay_of([one.done_ns - one.end_ns for one in idle])
+    idle = [action for action in actions if action.first < first]
+    there_ns, there_jitter_ns = delay_of([action.begin_ns - action.sent_ns for action in idle])
+    back_ns, back_jitter_ns = delay_of([action.done_ns - action.end_ns for action in idle])
     jitter_ns = (there_jitter_ns + back_jitter_ns) // 2
-    by_model = {name: [one.duration_ns for one in idle if one.model == name] for name in alone}
+    by_model = {name: [action.duration_ns for action in idle if action.model == name] for name in alone}
     added_ns = float(
         np.median(np.concatenate([np.array(alone[name]) - np.array(by_model[name]) for name in alone]))
         - (there_ns + back_ns + jitter_ns)
     )
     rows = []
     for part, run in zip(loads, runs):
-        mine = [one for one in actions if first <= one.first < first + len(run.arrivals)]
-        # When time 0 of the arrivals was; one of them was not late.
+        mine = [action for action in actions if first <= action.first < first + len(run.arrivals)]
+        # The time 0 of the arrivals: at least one of them was on time.
         start_ns = int(np.min(np.array(arrived_ns[first : first + len(run.arrivals)]) - run.arrivals.t_ns))
         first += len(run.arrivals)
         machine = machine_of(mine, known)
@@ -321,13 +323,13 @@ def compare(
         )
         scaled = [
             dataclasses.replace(
-                one,
+                profile,
                 exec_ns={
-                    batch: round(ns * machine.ratio.get(one.name, 1.0) + machine.between_ns)
-                    for batch, ns in one.exec_ns.items()
+                    batch: round(ns * machine.ratio.get(profile.name, 1.0) + machine.between_ns)
+                    for batch, ns in profile.exec_ns.items()
                 },
             )
-            for one in exported
+            for profile in exported
         ]
         policy = str(status["policy"])
         spells = spells_of(mine, known, machine.between_ns, start_ns)
@@ -349,7 +351,7 @@ def compare(
             }
         )
     return {
-        "models_ms": {one.name: one.exec_ns[1] / 1e6 for one in exported},
+        "models_ms": {profile.name: profile.exec_ns[1] / 1e6 for profile in exported},
         "policy": status["policy"],
         "there_ms": there_ns / 1e6,
         "back_ms": back_ns / 1e6,
@@ -362,7 +364,7 @@ def compare(
 
 
 def shown(found: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a measurement: without each simulation's histograms of its predictions, most of the bytes."""
+    """A measurement without the histograms of each simulation's predictions, which are most of its bytes."""
     rows = [dict(row) for row in found["rows"]]
     for row in rows:
         for how in HOWS:
@@ -371,7 +373,7 @@ def shown(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """One line for each load and simulation; differences are simulated less live."""
+    """A line for each load and simulation; differences are simulated less live."""
     lines = []
     for row in found["rows"]:
         live = row["live"]
@@ -399,7 +401,7 @@ def table(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def reasons(found: dict[str, Any]) -> dict[str, str]:
-    """By load: how the machine differed from its own profile, which the first simulation knows nothing of."""
+    """For each load, how the machine differed from its own profile, which the first simulation ignores."""
     said = {}
     for row in found["rows"]:
         machine = row["machine"]
@@ -413,7 +415,7 @@ def reasons(found: dict[str, Any]) -> dict[str, str]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Latencies of what was answered, live and simulated, by load."""
+    """Latencies of answers, live and simulated, by load."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -444,7 +446,7 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    loads = [float(one) for one in given.loads.split(",")] if given.loads else list(LOADS)
+    loads = [float(load) for load in given.loads.split(",")] if given.loads else list(LOADS)
     found = measure(
         loads, given.seconds or (4.0 if given.quick else 60.0), given.quick, given.policy, given.over
     )

@@ -82,32 +82,32 @@ class HttpCaller:
         )  # fmt: skip
         self._request = "\r\n".join(lines).encode() + header + bytes(size)
         self._sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
-        for one in self._sockets:
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for connection in self._sockets:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def round(self) -> None:
-        """One request on every connection, and its answer."""
-        for one in self._sockets:
-            one.sendall(self._request)
-        for one in self._sockets:
-            data = one.recv(1 << 20)
+        """Send a request on every connection, and wait for the answers."""
+        for connection in self._sockets:
+            connection.sendall(self._request)
+        for connection in self._sockets:
+            data = connection.recv(1 << 20)
             while b"\r\n\r\n" not in data:
-                data += one.recv(1 << 20)
+                data += connection.recv(1 << 20)
             head, _, rest = data.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200"), data[:500]
             length = re.search(rb"(?i)content-length: (\d+)", head)
             assert length is not None
             left = int(length[1]) - len(rest)
             while left > 0:
-                left -= len(one.recv(1 << 20))
+                left -= len(connection.recv(1 << 20))
 
     def close(self) -> None:
-        for one in self._sockets:
-            one.close()
+        for connection in self._sockets:
+            connection.close()
 
 
 class GrpcCaller:
-    """One channel with calls under way."""
+    """A channel with calls under way."""
 
     def __init__(self, port: int, count: int, size: int) -> None:
         import grpc
@@ -125,15 +125,15 @@ class GrpcCaller:
         if self._count == 1:
             self._call(self._request)
             return
-        for one in [self._call.future(self._request) for _ in range(self._count)]:
-            one.result()
+        for call in [self._call.future(self._request) for _ in range(self._count)]:
+            call.result()
 
     def close(self) -> None:
         self._channel.close()
 
 
 def started(endpoint: str, *arguments: str) -> tuple[subprocess.Popen[str], int, int]:
-    """A gateway before that controller, in a process of its own, with its ports of HTTP and of gRPC."""
+    """A gateway of that controller, in a process of its own, and its ports for HTTP and gRPC."""
     process = subprocess.Popen(
         [
             sys.executable, "-m", "clockwork", "gateway", "--connect", endpoint, "--http-port", "0",
@@ -152,7 +152,7 @@ def started(endpoint: str, *arguments: str) -> tuple[subprocess.Popen[str], int,
 
 
 class Gateway:
-    """A controller of a few lines and a gateway before it, each a process; use as a context manager."""
+    """A controller of a few lines and its gateway, each a process; use as a context manager."""
 
     def __init__(self, answer_bytes: int, *arguments: str) -> None:
         self._controller = subprocess.Popen(
@@ -183,7 +183,7 @@ class Gateway:
 def measure(
     gateway: Gateway, callers: dict[str, tuple[Callable[[], None], int]], requests: int, rounds: int
 ) -> list[dict[str, Any]]:
-    """One row for each caller; the cases take turns."""
+    """A row for each caller; the cases take turns."""
     spent: dict[str, list[float]] = {name: [] for name in callers}
     wall: dict[str, list[float]] = {name: [] for name in callers}
     for turn in range(-1, rounds):
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--connections", default="1,8")
     parser.add_argument("--requests", type=int, default=2_000, help="of each case and turn")
     arguments = parser.parse_args()
-    counts = [int(one) for one in arguments.connections.split(",")]
+    counts = [int(count) for count in arguments.connections.split(",")]
     with Gateway(arguments.answer_bytes) as gateway:
         cases: list[tuple[str, HttpCaller | GrpcCaller, int]] = []
         for count in counts:

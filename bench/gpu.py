@@ -54,11 +54,11 @@ CW_HOST_KERNEL(accumulate)
 MODULE = "modules/accumulate"
 FLOAT = 1
 WIDTH = 4096
-"""Elements of the input, the output and each weight's part that is read: little beside a launch."""
+"""Elements of the input, the output and the part of each weight that is read: negligible beside a launch."""
 
 ACTION_SECONDS = 60.0
 LAUNCHES = (1, 50)
-"""Launches of the two programs whose difference is what a launch costs."""
+"""Launches of the two programs, whose difference gives the cost of a launch."""
 
 
 def compile_kernel(target: str) -> bytes:
@@ -76,7 +76,7 @@ def compile_kernel(target: str) -> bytes:
 
 
 class Site:
-    """One device with prepared models: models[i] has LAUNCHES[i] launches. All have the same weights."""
+    """A device with prepared models: models[i] has LAUNCHES[i] launches. All have the same weights."""
 
     def __init__(self, scratch: Path, pages: int, page_bytes: int = CUDA_PAGE_BYTES) -> None:
         self.table = open_driver()
@@ -100,7 +100,7 @@ class Site:
         self.device.close()
 
     def _prepare(self, launches: int) -> Path:
-        """A prepared directory, written by hand: nothing is measured here but by this benchmark."""
+        """A prepared directory, written by hand, because only this benchmark measures here."""
         elements = self.page_bytes // 4
         spec = TensorSpec("x", FLOAT, ("n", WIDTH)), TensorSpec("y", FLOAT, ("n", WIDTH))
         blocks = (WIDTH // 256, 1, 1)
@@ -190,7 +190,7 @@ class Site:
         return self._end(action.action_id)
 
     def bare_copies(self, count: int) -> Iterator[int]:
-        """Nanoseconds of copies of as many bytes in one piece, from pinned memory."""
+        """Nanoseconds of copies of the same number of bytes in one piece, from pinned memory."""
         memory = open_memory(self.table, self.card)
         memory.make_current()
         host, target = memory.allocate_host(self.weights_bytes), memory.allocate(self.weights_bytes)
@@ -227,7 +227,7 @@ def measure(site: Site, loads: int, inferences: int) -> tuple[list[dict[str, Any
         times(lambda: site.infer(model), 10)  # noqa: B023
         rows.append(row(f"INFER, {launches} launches", times(lambda: site.infer(model), inferences)))  # noqa: B023
         site.unload(model)
-    bare, load, short, long = (one["p50_us"] for one in rows)
+    bare, load, short, long = (row["p50_us"] for row in rows)
     return rows, {
         "weights, MB": site.weights_bytes / 1e6,
         "bare copy, GB/s": site.weights_bytes / bare / 1e3,

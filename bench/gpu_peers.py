@@ -41,7 +41,7 @@ from clockwork.models.prepare_program import install
 
 SEED = 3
 REPEATED = 20
-"""Times that one kernel is launched in a row: what a launch costs is then not seen."""
+"""Launches of a kernel in a row, which hide the cost of a launch."""
 
 RUNS = 1000
 WARM_UP = 20
@@ -72,14 +72,14 @@ class Site:
         self.program = read_program(self._store / "programs" / prepared.program)
 
     def variant(self, batch: int) -> Variant:
-        """The smallest that a batch of so many rows runs on."""
-        fitting = [one for one in self.program.of_target(self.target) if one.batch >= batch]
+        """The smallest variant that runs a batch of this many rows."""
+        fitting = [variant for variant in self.program.of_target(self.target) if variant.batch >= batch]
         if not fitting:
             raise SystemExit(f"the program has no variant for a batch of {batch}")
-        return min(fitting, key=lambda one: one.batch)
+        return min(fitting, key=lambda variant: variant.batch)
 
     def inputs(self, batch: int) -> list[np.ndarray]:
-        """Seeded: normal floats, and integers of 0 and 1, which any table has."""
+        """Seeded inputs: normal floats, and integers of 0 and 1, which are valid indices of any table."""
         from clockwork.wire.tensors import numpy_dtype
 
         rng = np.random.default_rng(SEED)
@@ -92,7 +92,7 @@ class Site:
         return found
 
     def only(self, variant: Variant, launch: int) -> Path:
-        """The model prepared as if its program was one of its launches, again and again."""
+        """The model, prepared as if its program were a repetition of a single launch."""
         again = (variant.launches[launch],) * REPEATED
         program = dataclasses.replace(self.program, variants=(dataclasses.replace(variant, launches=again),))
         return self._prepare(program, f"{variant.batch}-{launch}")
@@ -110,7 +110,7 @@ class Site:
         return place
 
     def run(self, directory: Path, inputs: Sequence[np.ndarray], runs: int) -> tuple[list[Any], list[int]]:
-        """Answers, and what each execution took."""
+        """The answers, and the time of each execution."""
         bench = Bench(self.fingerprint, CUDA_PAGE_BYTES, [directory])
         try:
             bench.load(0)
@@ -151,7 +151,7 @@ class Peer:
 
 
 def kernels(site: Site, batch: int, runs: int) -> list[dict[str, Any]]:
-    """What each kernel of a variant takes, the longest first."""
+    """The time of each kernel of a variant, the longest first."""
     variant, inputs = site.variant(batch), site.inputs(batch)
     found = []
     for place, launch in enumerate(variant.launches):
@@ -167,13 +167,13 @@ def kernels(site: Site, batch: int, runs: int) -> list[dict[str, Any]]:
                 "us": float(np.median(times)) / REPEATED / 1e3,
             }
         )
-    return sorted(found, key=lambda one: -one["us"])
+    return sorted(found, key=lambda row: -row["us"])
 
 
 def peer_kernels(
     model: Path, provider: str, inputs: Sequence[np.ndarray], batch: int, runs: int, scratch: Path
 ) -> list[dict[str, Any]]:
-    """The same of ONNX Runtime's nodes, by its profile."""
+    """The time of each node of ONNX Runtime, by its profile, the longest first."""
     peer = Peer(model, provider, scratch / f"profile-{batch}")
     peer.run(inputs, runs)
     total: dict[str, float] = collections.defaultdict(float)
@@ -185,13 +185,13 @@ def peer_kernels(
         {"side": "ONNX Runtime", "batch": batch, "kernel": name, "place": place, "us": us / count}
         for place, (name, us) in enumerate(total.items())
     ]
-    return sorted(rows, key=lambda one: -one["us"])
+    return sorted(rows, key=lambda row: -row["us"])
 
 
 def measure(
     model: Path, onnx: Path, batches: Sequence[int], provider: str, runs: int, listed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """One row for each batch; rows of kernels; facts."""
+    """A row for each batch; rows of kernels; facts."""
     if provider not in onnxruntime.get_available_providers():
         has = ", ".join(onnxruntime.get_available_providers())
         raise SystemExit(f"ONNX Runtime has no {provider} here (it has {has}): pip install onnxruntime-gpu")

@@ -42,7 +42,7 @@ from clockwork.system.clock import SECOND
 
 SEED = 5
 LAUNCHES = 54
-"""Of a resnet50, fused."""
+"""Launches of a fused resnet50."""
 
 BATCHES = (1, 2, 4, 8)
 SLO_S = 0.1
@@ -107,7 +107,7 @@ def value_of(index: int) -> float:
 def measure(
     models: int, room: int, pages: int, rate: float, seconds: float, page_bytes: int, host_bytes: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows: how well each kind of action was predicted. Facts: what became of the requests."""
+    """Rows: the prediction errors of each kind of action. Facts: the outcomes of the requests."""
     table = open_driver()
     card = cards(table)[0]
     target = target_of(card)
@@ -145,7 +145,7 @@ def measure(
         status = client.status()
         for index in range(0, models, max(models // ANSWERS_CHECKED, 1)):
             check(client, index)
-        (one,) = status["workers"]
+        (entry,) = status["workers"]
         predictions = status["predictions"]
     rows = [
         {
@@ -162,7 +162,7 @@ def measure(
         if errors["total"]
     ]
     counts = {name: status["counts"][name] - before[name] for name in ("answered", "refused", "missed")}
-    device = one["devices"][0]
+    device = entry["devices"][0]
     return rows, {
         "card": f"{card.name}, driver {table.version}",
         "models": models,
@@ -171,10 +171,10 @@ def measure(
         "requests": sum(counts.values()),
         **counts,
         "latency": found.get("latency_ms") or found.get("latency"),
-        "LOADs": one["sent"].get("load", 0),
-        "results": one["results"],
+        "LOADs": entry["sent"].get("load", 0),
+        "results": entry["results"],
         "pages in use at the end": device["page_count"] - device["plan"]["pages_free"],
-        "clocks, if they are observed": (one["stats"]["devices"][0]).get("gpu"),
+        "clocks, if they are observed": (entry["stats"]["devices"][0]).get("gpu"),
         "SLO, ms": SLO_S * SECOND / 1e6,
     }
 

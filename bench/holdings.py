@@ -47,7 +47,7 @@ TOLERANCE = 1e-3
 
 
 class Site:
-    """One model, prepared in both holdings, on a device with room for both; and its file for ONNX Runtime."""
+    """A model, prepared in both holdings, on a device with room for both; and its file for ONNX Runtime."""
 
     def __init__(self, name: str, store: Path) -> None:
         self.name = name
@@ -112,7 +112,9 @@ class Site:
         ]
         self.device.start_infer(action, [views])
         done = self._end(action.action_id)
-        return done.execute[2], [decode_tensor(one.dtype, one.shape, one.data) for one in done.parts[0]]
+        return done.execute[2], [
+            decode_tensor(tensor.dtype, tensor.shape, tensor.data) for tensor in done.parts[0]
+        ]
 
     def _end(self, action_id: int) -> Completion:
         (done,) = self.device.wait([action_id], ACTION_S)
@@ -121,11 +123,11 @@ class Site:
         return done
 
     def copy(self) -> None:
-        """memcpy of as many bytes as the model has weights."""
+        """Nanoseconds of a memcpy of the model's weights."""
         ctypes.memmove(self._target.ctypes.data, self._source.ctypes.data, self._source.nbytes)
 
     def open_session(self, path: Path, optimise: bool) -> None:
-        """What a server does that loads a model with plain ONNX Runtime."""
+        """Nanoseconds of loading the model with plain ONNX Runtime, as other servers do."""
         options = _options()
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -136,8 +138,8 @@ class Site:
         return self.directory[holding] / name
 
     def evict(self, holding: str) -> None:
-        """Have the OS forget the weights' file. The model must not be loaded."""
-        self.device.forget(HOLDINGS.index(holding))  # what is mapped stays cached
+        """Have the OS drop the weights' file from its cache. The model must not be loaded."""
+        self.device.forget(HOLDINGS.index(holding))  # a mapped file stays cached
         _evict(self.weights_file(holding))
         self.device.prepare(HOLDINGS.index(holding), str(self.directory[holding]))
 
@@ -149,7 +151,7 @@ class Site:
 
 
 def measure(site: Site, rounds: int, batches: Sequence[int] = BATCHES) -> list[dict[str, Any]]:
-    """One row per holding. Raises AssertionError where an answer differs from plain ONNX Runtime's."""
+    """A row for each holding. Raises AssertionError where an answer differs from plain ONNX Runtime's."""
     times: dict[Any, list[int]] = {}
 
     def note(key: Any, taken_ns: int) -> None:
@@ -259,7 +261,7 @@ def _evict(path: Path) -> None:
 
 
 def read(path: Path) -> None:
-    """Read a file from the disk, one large piece after another, past the OS's cache."""
+    """Read a file from the disk in large pieces, bypassing the OS's cache."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
         with mmap.mmap(-1, READ_BYTES) as buffer:

@@ -1,4 +1,4 @@
-"""Honest clients, each of which checks every answer and notes how long the slowest took."""
+"""Honest clients, which check every answer and record the slowest."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 
 ANSWER_S_MAX = 30.0
-"""A slower answer counts as none."""
+"""Time after which an answer counts as missing."""
 
 Infer = Callable[[np.ndarray], np.ndarray]
 
 
 class Honest:
-    """Asks for the demo model, one request at a time. is_right: whether an answer is that to the input."""
+    """A client of the demo model, with a single request at a time. is_right: whether an answer belongs to the input."""
 
     def __init__(self, name: str, infer: Infer, is_right: Callable[[np.ndarray, np.ndarray], bool]) -> None:
         self.name = name

@@ -36,23 +36,23 @@ INPUT_BYTES = 602_112
 INPUT_BANDWIDTH = 1_000_000_000
 POLICIES = ("edf", "adaptive")
 QUIET, FLOOD = 0, 1
-"""Indices of the models, and of the classes that their requests are counted in."""
+"""Indices of the models, and of the classes of their requests."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flood:
-    """How the other model misbehaves."""
+    """The misbehaviour of the other model."""
 
     rate: float = 550.0
     slo_ms: int = 100
     priority: int = 0  # 0: the default
-    gain: float = 0.0  # of its batches: beta/alpha of exec(b) = alpha b + beta
+    gain: float = 0.0  # from batches: beta/alpha of exec(b) = alpha b + beta
     batch_max: int = 1
     input_bytes: int = 0
 
     @property
     def longest_ms(self) -> float:
-        """Its longest execution that sharing permits: half of the quiet model's SLO, or a single request."""
+        """The longest execution that sharing permits: half of the quiet model's SLO, or a single request."""
         return max(EXEC_MS, QUIET_SLO_MS / 2 if self.batch_max > 1 else 0)
 
 
@@ -88,7 +88,7 @@ def simulated(
     seconds: int = SIMULATED_S,
     seed: int = SEED,
 ) -> Report:
-    """One run, of the quiet model alone if there is no flood; without it if its rate is 0."""
+    """A run of the quiet model (unless its rate is 0) and the flood (unless there is none)."""
     kind = flood or Flood()
     workloads = []
     if quiet_rate:
@@ -112,7 +112,7 @@ def simulated_row(policy: str, name: str, seconds: int) -> dict[str, Any]:
     alone = simulated(policy, None, seconds=seconds)
     beside = simulated(policy, flood, seconds=seconds)
     without = simulated(policy, flood, quiet_rate=0, seconds=seconds)
-    good = [int(one.classes.good[QUIET]) for one in (alone, beside)]
+    good = [int(report.classes.good[QUIET]) for report in (alone, beside)]
     rest = 1 - good[1] * EXEC_MS / 1000 / seconds
     return {
         "policy": policy,
@@ -156,7 +156,7 @@ def live_row(policy: str, name: str, seconds: float, rounds: int) -> dict[str, A
         with cluster.client() as client:
             register_profiles(client, profiles(flood))
         warm = [
-            start_load(cluster, one, QUIET_RATE, QUIET_SLO_MS, 0, 1.0, SEED) for one in ("quiet", "flood")
+            start_load(cluster, model, QUIET_RATE, QUIET_SLO_MS, 0, 1.0, SEED) for model in ("quiet", "flood")
         ]
         for child in warm:
             finish_load(child, 1.0)
@@ -171,10 +171,10 @@ def live_row(policy: str, name: str, seconds: float, rounds: int) -> dict[str, A
             runs["flood"].append(finish_load(flooding, seconds))
 
     def total(which: str, field: str) -> int:
-        return sum(int(one[field]) for one in runs[which])
+        return sum(int(run[field]) for run in runs[which])
 
     def middle(which: str, field: str, mark: str) -> float:
-        return round(statistics.median(one[field].get(mark, 0.0) for one in runs[which]), 1)
+        return round(statistics.median(run[field].get(mark, 0.0) for run in runs[which]), 1)
 
     return {
         "policy": policy,
@@ -185,7 +185,7 @@ def live_row(policy: str, name: str, seconds: float, rounds: int) -> dict[str, A
         "p99 alone, ms": middle("alone", "latency_ms", "p99"),
         "p99 beside": middle("beside", "latency_ms", "p99"),
         "longest permitted": flood.longest_ms,
-        "flood/s": round(statistics.median(one["goodput"] for one in runs["flood"]), 1),
+        "flood/s": round(statistics.median(run["goodput"] for run in runs["flood"]), 1),
         "refused p50, ms": middle("flood", "refusal_ms", "p50"),
         "refused p99, ms": middle("flood", "refusal_ms", "p99"),
     }

@@ -1,4 +1,4 @@
-"""A TCP link that can be delayed, held and cut: it stands before a port and forwards what comes."""
+"""A TCP proxy that can delay, hold and cut its connections."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends RST, as from a host that has forgotten the connection."""
 
 Delays = tuple[float, float]
-"""The least and the most by which a piece is late, in milliseconds."""
+"""Bounds of the delay of a piece, in milliseconds."""
 
 
 class Link:
-    """Forwards TCP connections, each piece later by a time drawn anew, in order, each direction its own.
+    """Forwards TCP connections, each piece with a random delay, in order, each direction by itself.
 
-    A held link is half open: both ends see a connection, and nothing arrives, until it is released; what was
-    sent meanwhile arrives then, as TCP would send it again. New connections are made, and held, too.
+    A held link is half open: both ends see a connection, and nothing arrives until it is released; data sent
+    meanwhile arrives then, as TCP would retransmit it. New connections are made, and held, too.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Link:
         self._start(self._accept)
 
     def delay(self, there_ms: Delays, back_ms: Delays) -> None:
-        """Have all that is read from now on be late by this."""
+        """Set the delays of everything read from now on."""
         self._delays = (there_ms, back_ms)
 
     def hold(self) -> None:
@@ -57,14 +57,14 @@ class Link:
         self._open.set()
 
     def cut(self) -> None:
-        """Reset every connection; new ones are taken at once."""
+        """Reset every connection; new ones are accepted at once."""
         with self._lock:
             cut, self._sockets = self._sockets, []
-        for one in cut:
+        for connection in cut:
             with contextlib.suppress(OSError):  # its other end may have gone first
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
-                one.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
-            one.close()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+                connection.shutdown(socket.SHUT_RD)  # wakes the thread that reads it
+            connection.close()
 
     def _start(self, function: object, *arguments: object) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -80,11 +80,11 @@ class Link:
                 return
             near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
-                self._sockets = [one for one in self._sockets if one.fileno() >= 0] + [near]
+                self._sockets = [socket for socket in self._sockets if socket.fileno() >= 0] + [near]
             self._start(self._connect, near)
 
     def _connect(self, near: socket.socket) -> None:
-        """Connect the other end, trying again while nobody listens there: a link has no way to refuse."""
+        """Connect to the target, retrying while nothing listens there: a link cannot refuse."""
         while True:
             try:
                 far = socket.create_connection(self._target)
@@ -137,7 +137,7 @@ class Link:
                 target.sendall(data)
             except OSError:
                 with contextlib.suppress(OSError):  # it may have ended at the same time
-                    source.shutdown(socket.SHUT_RDWR)  # an end that is gone is gone for the other one, too
+                    source.shutdown(socket.SHUT_RDWR)  # the end of one side ends the other, too
                 return
 
     def close(self) -> None:
@@ -152,10 +152,10 @@ class Link:
         self._threads[0].join(TIMEOUT_S)
         with self._lock:
             ended, self._sockets = self._sockets, []
-        for one in ended:
+        for connection in ended:
             with contextlib.suppress(OSError):  # its other end may have gone first
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
         for thread in self._threads:
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()
@@ -163,8 +163,8 @@ class Link:
 
 @contextlib.contextmanager
 def link(target: str, there_ms: Delays = (0, 0), back_ms: Delays = (0, 0), seed: int = 0) -> Iterator[Link]:
-    one = Link(target, there_ms, back_ms, seed)
+    opened = Link(target, there_ms, back_ms, seed)
     try:
-        yield one
+        yield opened
     finally:
-        one.close()
+        opened.close()

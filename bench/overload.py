@@ -51,7 +51,7 @@ sys.stdin.readline()
 
 
 def offer(cluster: Cluster, rate: float, seconds: float, seed: int) -> dict[str, Any]:
-    """One run of `clockwork load` in a process of its own; its report."""
+    """Run `clockwork load` in a process of its own. Returns its report."""
     command = [
         *(sys.executable, "-m", "clockwork", "load", "--endpoint", cluster.endpoint, MODEL),
         *("--rate", f"{rate:.3f}", "--duration", f"{seconds:g}", "--slo", f"{SLO_S:g}"),
@@ -67,7 +67,7 @@ def offer(cluster: Cluster, rate: float, seconds: float, seed: int) -> dict[str,
 def row(
     load: float, capacity: float, found: dict[str, Any], before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
-    """One line of the table: the client's view, and the controller's counts where it knows better."""
+    """A row of the table: the client's view, and some of the controller's counts."""
 
     def counted(name: str) -> int:
         return int(after[name]) - int(before[name])
@@ -127,7 +127,7 @@ def idle_after(cluster: Cluster, client: Client, killed: bool) -> float:
 
 
 def idle_with_work_ns(client: Client) -> int:
-    """Of the one device: how long it has been idle while a request waited that it could have served."""
+    """Nanoseconds for which the only device was idle while a request waited that it could have served."""
     return int(client.status()["workers"][0]["devices"][0]["plan"]["idle_with_work_ns"])
 
 
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--loads", default=",".join(str(load) for load in LOADS))
     parser.add_argument("--policies", default=POLICY, help="measured in turn at each load: edf,adaptive")
     arguments = parser.parse_args()
-    loads = (0.5, 1.5) if arguments.quick else tuple(float(one) for one in arguments.loads.split(","))
+    loads = (0.5, 1.5) if arguments.quick else tuple(float(load) for load in arguments.loads.split(","))
     policies = tuple(arguments.policies.split(","))
     rows, facts = measure(loads, 2.0 if arguments.quick else arguments.seconds, policies)
     if arguments.publish:

@@ -115,7 +115,7 @@ def closest(expected: dict[str, Any]) -> float:
     """The least difference between two models' answers: what a mistaken identity would show at least."""
     answers = list(expected.values())
     return min(
-        (relative_error(one, other) for index, one in enumerate(answers) for other in answers[:index]),
+        (relative_error(answer, other) for index, answer in enumerate(answers) for other in answers[:index]),
         default=0.0,
     )
 
@@ -151,7 +151,7 @@ def architectures(count: int) -> list[onnx.ModelProto]:
 
 
 def input_of(model: onnx.ModelProto, rng: np.random.Generator) -> dict[str, Any]:
-    """A random input of one row."""
+    """A random input of a single row."""
     spec = model.graph.input[0]
     shape = [1, *(dim.dim_value for dim in spec.type.tensor_type.shape.dim[1:])]
     return {spec.name: rng.standard_normal(shape).astype(np.float32)}
@@ -214,7 +214,7 @@ def thousands(
 
 
 SMALL_PAGE_BYTES = 64 << 10
-"""Of the second part: a page of 1 MiB would waste half of a small model's memory."""
+"""Page size of the second part: a page of 1 MiB would waste half of a small model's memory."""
 
 
 def _register(

@@ -35,14 +35,14 @@ MARKS = ("50", "90", "99", "99.9", "99.99")
 EXEC_NOISE, LOAD_NOISE = 0.0003, 0.01
 PAPER_SLO_NS = 100 * MS
 PAPER_PART = 0.5
-"""Of the rate that the devices could execute one by one."""
+"""Load as a part of the rate that the devices could execute without batches."""
 
 Found = Mapping[str, Any]
-"""By kind, by "over" and "under": total, max_ns and percentiles_ns, as status and simulator give them."""
+"""Prediction errors by kind, then "over" and "under": total, max_ns and percentiles_ns, as from status and simulator."""
 
 
 def live(part: float, seconds: float, policy: str, quick: bool) -> Found:
-    """What the controller's status says after a run."""
+    """The prediction errors of the controller's status after a run."""
     width, image = (256, 32) if quick else (1024, 64)
     models = {
         "residual": zoo.build("residual_cnn", image=image),
@@ -72,7 +72,7 @@ def live(part: float, seconds: float, policy: str, quick: bool) -> Found:
 def simulated(seconds: float, policy: str) -> Found:
     """The paper's models, four of each, on two devices that hold two thirds of them."""
     models = profiles.copies(profiles.paper_varieties(), 4)
-    pages = sum(one.pages(profiles.PAPER_PAGE_BYTES) for one in models)
+    pages = sum(model.pages(profiles.PAPER_PAGE_BYTES) for model in models)
     cluster = Cluster(
         devices=2,
         page_count=pages // 3,
@@ -82,7 +82,7 @@ def simulated(seconds: float, policy: str) -> Found:
         clock_offset_ns=MS,
         clock_drift_ppm=20.0,
     )
-    mean_ns = sum(one.execution_ns(1) for one in models) / len(models)
+    mean_ns = sum(model.execution_ns(1) for model in models) / len(models)
     rate = PAPER_PART * cluster.devices * SECOND / mean_ns
     workload = poisson(
         [rate * share for share in zipf(len(models), 0.9)],
@@ -91,11 +91,11 @@ def simulated(seconds: float, policy: str) -> Found:
         slo_ns=PAPER_SLO_NS,
     )
     result = simulate(models, cluster, [Open(workload)], policy, seed=SEED, warmup_ns=SECOND, resident=True)
-    return {name: one.to_json() for name, one in result.errors.items()}
+    return {name: error.to_json() for name, error in result.errors.items()}
 
 
 def table(found: Mapping[str, Found]) -> list[dict[str, Any]]:
-    """One line for each place, kind and direction."""
+    """A line for each place, kind and direction."""
     return [
         {
             "where": where,

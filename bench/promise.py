@@ -25,10 +25,10 @@ from clockwork.config import POLICY
 from clockwork.models import zoo
 
 PARTS = (0.8, 0.9, 1.0, 1.1, 1.2)
-"""Of the promised rate."""
+"""Loads as parts of the promised rate."""
 
 WARM_UP_LOAD = 0.8
-"""Of what plain ONNX Runtime does, before each plan."""
+"""Time for which plain ONNX Runtime is measured before each plan."""
 
 BAD_PERCENT = 1.0
 

@@ -42,7 +42,7 @@ def save(
     draw: Callable[[dict[str, Any], Path], None] | None = None,
     begun_s: float = report.BEGUN_S,
 ) -> Path:
-    """Keep what this process measured as docs/results/NAME.json, draw its plot, and write the tables anew."""
+    """Store this process's measurements as docs/results/NAME.json, draw the plot, and rewrite the tables."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     took_s = round(time.monotonic() - begun_s)
@@ -60,14 +60,14 @@ def plain(value: Any) -> Any:
 
 
 def command() -> str:
-    """What to type to run what runs."""
+    """The command line that starts this process."""
     spec = sys.modules["__main__"].__spec__
     module = spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).stem
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def load(name: str, root: Path = ROOT) -> dict[str, Any]:
-    """What a file holds."""
+    """The content of a results file."""
     found: dict[str, Any] = json.loads(
         (root / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8")
     )
@@ -100,7 +100,7 @@ def stale(root: Path = ROOT) -> dict[Path, str]:
 
 
 def write(root: Path = ROOT) -> list[Path]:
-    """Write the tables of these documents anew; which had changed."""
+    """Rewrite the tables of these documents. Returns those that changed."""
     found = stale(root)
     for path, text in found.items():
         path.write_text(text, encoding="utf-8")
@@ -108,7 +108,7 @@ def write(root: Path = ROOT) -> list[Path]:
 
 
 def table(name: str, before: str, root: Path = ROOT) -> str:
-    """What stands between the marks of this name. Without a file, what stood there before."""
+    """The text between the marks of this name: from the results file, or as before without one."""
     if name not in TABLES:
         raise SystemExit(f"there is no table {name}: known are {', '.join(TABLES)}")
     file, render = TABLES[name]
@@ -143,8 +143,8 @@ def _fidelity(found: dict[str, Any]) -> Lines:
     for row in found["rows"]:
         hows = [row[how] for how in ("live", "measured", "replayed")]
         cells = [
-            *(f"{one['good_%']:.1f} %" for one in hows),
-            *(f"{one['p99_ms']:.1f} ms" for one in hows),
+            *(f"{how['good_%']:.1f} %" for how in hows),
+            *(f"{how['p99_ms']:.1f} ms" for how in hows),
         ]
         lines.append(f"| {row['load']:g} | {row['live']['requests']:,} | {' | '.join(cells)} |")
     return lines
@@ -226,7 +226,7 @@ COMMANDS = {
     "fig2": "python -m bench.paper fig2 --publish",
     "fig9-full": "python -m bench.paper fig9 --full --mapping shuffled --devices 56 --policies adaptive --publish",
 }
-"""By file, what makes it."""
+"""The command that makes each file."""
 
 TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     "peers-http": ("peers", _peers("http", 1)),
@@ -244,7 +244,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], Sequence[str]]]] = {
     **{name: (name, render) for name, render in figures.TABLES.items()},
     "fig9-full": ("fig9-full", figures.TABLES["fig9"]),
 }
-"""By the name in the marks: the file, and what makes lines of it."""
+"""For each name in the marks: the file, and the function that makes lines of it."""
 
 
 def measure(names: Sequence[str], run: Callable[[list[str]], int]) -> None:

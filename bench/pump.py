@@ -58,11 +58,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("bench/pump.cpp", "controller/messages.cpp")
 HEADER_BYTES_MAX = 4 << 20  # of what this worker is sent
 SLICE_NS = 100 * MS
-"""How long a worker's call lasts at most: then it looks whether it should end."""
+"""Longest call of a worker, after which it checks whether it should end."""
 
 
 class Counts(ctypes.Structure):
-    """What a client saw."""
+    """The outcomes that a client saw."""
 
     _fields_ = [("sent", ctypes.c_uint64), ("answered", ctypes.c_uint64), ("failed", ctypes.c_uint64)]
 
@@ -89,7 +89,7 @@ def library() -> Any:
 
 
 class End:
-    """A DEALER and its greeting."""
+    """A DEALER socket and its hello."""
 
     def __init__(self, endpoint: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -119,7 +119,7 @@ class PumpClient(End):
         self.counts = Counts()
 
     def run(self, seconds: float, slo_ns: int = 2 * SECOND) -> int:
-        """For so long; how many requests were answered with success meanwhile."""
+        """Run for a time. Returns the number of successful answers."""
         before = self.counts.answered
         library().pump_client(
             self.address, self._names, len(self._names), ctypes.c_size_t(self._input_bytes), self.in_flight,
@@ -189,7 +189,7 @@ def cpu_of(pid: int) -> dict[str, float]:
 
 
 def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
-    """One row: a controller of its own, one client, one worker of many devices."""
+    """A row: a controller of its own, a client, and a worker of many devices."""
     profiles = [
         linear(f"m{index}", settings.row_ns, settings.base_ns, 32, weights_bytes=16 << 20, load_ns=2 * MS,
                input_bytes=size, output_bytes=4, program="p")
@@ -203,7 +203,7 @@ def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
             cluster.worker_endpoint, settings.devices, profiles, settings.base_ns, settings.row_ns
         )
         depth = max(1, min(in_flight, settings.window_bytes // max(1, size)))
-        pump = PumpClient(cluster.endpoint, [one.name for one in profiles], size, depth)
+        pump = PumpClient(cluster.endpoint, [profile.name for profile in profiles], size, depth)
         stop = threading.Event()
         thread = threading.Thread(target=worker.run, args=(stop,))
         thread.start()
@@ -239,7 +239,7 @@ def measure(settings: Settings, size: int, in_flight: int) -> dict[str, Any]:
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row for several runs of the same: medians, and the worst."""
+    """A row for several runs of a case: medians, and the worst."""
     row = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     row["worst requests/s"] = min(run["requests/s"] for run in runs)
     row["worst good_%"] = min(run["good_%"] for run in runs)
@@ -273,7 +273,7 @@ def main() -> None:
     for _ in range(settings.repeat):
         for place, (size, depth) in enumerate(cases):
             runs[place].append(measure(settings, size, depth))
-    rows = [summary(one) for one in runs]
+    rows = [summary(run) for run in runs]
     facts = {
         "devices, models": f"{settings.devices}, {settings.models}",
         "runs": settings.repeat,

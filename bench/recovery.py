@@ -63,11 +63,11 @@ LOAD = 0.8
 BURST = 10.0
 SLO_NS = 200 * MS
 LINK_MS = (0.1, 0.2)
-"""What the worker's link takes each way, beside what this machine does."""
+"""Delay of the worker's link each way, on top of this machine's own."""
 
 LOOP_DEVICES, LOOP_MODELS = 20, 4
 LOOP_ROW_NS, LOOP_BASE_NS, LOOP_BATCH_MAX = 500_000, 10 * MS, 32
-"""So slow that the devices, and not what else a machine does, are the limit of the deepest loop."""
+"""Execution time, so long that the devices limit the deepest loop, and not other load on the machine."""
 
 LOOP_SLO_NS = 2 * SECOND
 FLOOD = 4096
@@ -79,7 +79,7 @@ KINDS = ("link-10", "link-100", "stop", "controller", "burst", "slow-1.5", "slow
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Times:
-    """Of a round, in nanoseconds."""
+    """The times of a round, in nanoseconds."""
 
     warm_up: int = 2 * SECOND  # before the first round
     quiet: int = 3 * SECOND
@@ -159,7 +159,7 @@ def offer(endpoint: str, begin_ns: int, workload: Arrivals) -> npt.NDArray[np.in
     with Client(endpoint, timeout=30.0, name="recovery") as client:
         wait_until(begin_ns)
         begun_ns = now_ns()
-        found = load_generator.run_live(client, workload, [one.name for one in profiles()], seed=SEED)
+        found = load_generator.run_live(client, workload, [profile.name for profile in profiles()], seed=SEED)
     good: npt.NDArray[np.int64] = begun_ns + found.arrivals.t_ns[found.outcome == load_generator.Outcome.GOOD]
     return good
 
@@ -245,7 +245,7 @@ def open_loop(kind: str, policy: str, rounds: int, times: Times) -> list[Round]:
 
 
 class Loop:
-    """A closed loop on a thread, from its beginning until it leaves; how much was answered by when."""
+    """A closed loop on a thread, from its beginning until it leaves, with its answers over time."""
 
     def __init__(self, endpoint: str, names: Sequence[str], in_flight: int) -> None:
         self.samples: list[tuple[int, int]] = []  # (time, answered since the sample before)
@@ -267,14 +267,14 @@ class Loop:
 
 
 def closed_loop(kind: str, policy: str, rounds: int, times: Times) -> list[Round]:
-    """A loop that leaves and comes back, or one that stays while a flood comes and goes."""
+    """Rounds of a closed loop that leaves and comes back, or that stays while a flood comes and goes."""
     name, _, depth = kind.partition("-")
     models = [
         linear(f"m{index}", LOOP_ROW_NS, LOOP_BASE_NS, LOOP_BATCH_MAX, weights_bytes=16 << 20, load_ns=2 * MS,
                output_bytes=4, program="p")
         for index in range(LOOP_MODELS)
     ]  # fmt: skip
-    names = [one.name for one in models]
+    names = [model.name for model in models]
     pump.library()
     samples: list[tuple[int, int]] = []
     disturbances = []
@@ -307,7 +307,7 @@ def closed_loop(kind: str, policy: str, rounds: int, times: Times) -> list[Round
             wait_until(at_ns - times.quiet)
         finally:
             samples += loop.leave()
-            threading.Event().wait(2 * pump.SLICE_NS / SECOND)  # the worker answers what it still has
+            threading.Event().wait(2 * pump.SLICE_NS / SECOND)  # the worker answers its remaining requests
     until_ns = np.array([at for at, _ in samples])
     answered = np.concatenate([[0], np.cumsum([count for _, count in samples])])
 

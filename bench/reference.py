@@ -12,7 +12,7 @@ from clockwork.system.clock import now_ns
 
 
 class Plain:
-    """A session as a careful user would make one, with the threads that a worker has."""
+    """A session as a careful user would make it, with the threads of a worker."""
 
     def __init__(self, model: onnx.ModelProto, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
@@ -25,7 +25,7 @@ class Plain:
         self.times_ns: list[int] = []
 
     def run(self, feeds: dict[str, Any]) -> list[Any]:
-        """All outputs."""
+        """All outputs of the model."""
         found: list[Any] = self._session.run(None, feeds)
         return found
 

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 BEGUN_S = time.monotonic()
-"""When this process began: what it measures took so long."""
+"""Start of this process, from which the time of a measurement counts."""
 
 PACKAGES = ("numpy", "onnx", "onnxruntime", "pyzmq", "msgpack")
 
 
 def command_line(doc: str | None) -> argparse.ArgumentParser:
-    """What every benchmark's has: its docstring as help, --quick and --json."""
+    """A parser with the arguments of every benchmark, --quick and --json, and its docstring as help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small and short: does it run?")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -105,7 +105,7 @@ def take_checksums(data: Path, kept: bool) -> None:
 
 
 def evict(data: Path) -> float:
-    """Have the OS let go of what it holds of these files; the MB/s at which one of them is then read."""
+    """Have the OS drop these files from its cache. Returns the MB/s at which one of them is then read."""
     os.sync()
     largest = max((path for path in data.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     for path in data.rglob("*"):
@@ -128,7 +128,7 @@ def start(data: Path, count: int, arena: str) -> dict[str, float]:
         with cluster.client() as client:
             x = np.zeros((1, INPUTS), np.float32)
             firsts = []
-            for number in range(0, count, max(1, count // 10)):  # nobody has asked for these
+            for number in range(0, count, max(1, count // 10)):  # models without requests
                 begun = time.monotonic()
                 client.infer(f"m{number}", x)
                 firsts.append(time.monotonic() - begun)

@@ -1,4 +1,4 @@
-"""Who sends arrivals to a live cluster: the Python client, or an HTTP client through a gateway."""
+"""Senders of arrivals to a live cluster: the Python client, or an HTTP client through a gateway."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from clockwork.system.clock import SECOND, now_ns
 from clockwork.workloads import Arrivals
 
 SEED = 7
-"""Of the inputs."""
+"""Seed of the inputs."""
 
 PATIENCE_S = 10.0
-"""How long a request may take that has the cluster to itself."""
+"""Timeout of a request that has the cluster to itself."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sent:
-    """What became of arrivals; the arrays line up with them. Latencies count from when each was due."""
+    """The outcomes of arrivals; element i of each array is of arrival i. Latencies count from when each was due."""
 
     arrivals: Arrivals
     good: npt.NDArray[np.bool_]  # answered within the SLO
@@ -45,7 +45,7 @@ class Sender(Protocol):
 
 
 class ByClient:
-    """By clockwork.Client."""
+    """Send with clockwork.Client."""
 
     def __init__(self, client: Client, models: Sequence[str]) -> None:
         self._client = client

@@ -28,7 +28,7 @@ REQUESTS_QUICK = 20_000
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One cluster, and a rate of requests that it can carry."""
+    """A cluster, and a rate of requests that it can carry."""
 
     models: Sequence[ModelProfile]
     cluster: Cluster
@@ -43,7 +43,7 @@ def cases() -> Mapping[str, Case]:
     noisy = Cluster(
         24, exec_noise=0.01, outlier=1e-4, link_jitter_ns=50_000, clock_offset_ns=SECOND, clock_drift_ppm=20
     )
-    trace = [dataclasses.replace(one, slo_ns=100 * MS) for one in paper_instances()]
+    trace = [dataclasses.replace(instance, slo_ns=100 * MS) for instance in paper_instances()]
     return {
         "1 device, 1 model": Case(cnn[:1], Cluster(), 150),
         "24 devices, 20 models": Case(cnn, Cluster(24), 4000),
@@ -55,7 +55,7 @@ def cases() -> Mapping[str, Case]:
 
 
 def measure(name: str, policy: str, quick: bool) -> dict[str, Any]:
-    """One case: requests per second of processor time, and what became of them."""
+    """Run a case: requests per second of processor time, and their outcomes."""
     case = cases()[name]
     count = REQUESTS_QUICK if quick else REQUESTS
     duration_ns = int(count / case.rate * SECOND)

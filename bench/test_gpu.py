@@ -56,7 +56,7 @@ def conditions(benchmark: Any, site: Site) -> None:
 
 @pytest.mark.usefixtures("conditions")
 def test_bare_copy(benchmark: Any, site: Site) -> None:
-    """As many bytes as a LOAD's, from pinned memory, in one piece."""
+    """A copy of as many bytes as a LOAD's, from pinned memory, in one piece."""
     copies = site.bare_copies(1 << 30)
     next(copies)
     benchmark.pedantic(next, (copies,), rounds=50)
@@ -72,7 +72,7 @@ def test_load(benchmark: Any, site: Site) -> None:
 @pytest.mark.usefixtures("conditions")
 @pytest.mark.parametrize("model", range(len(LAUNCHES)), ids=lambda model: f"{LAUNCHES[model]} launches")
 def test_infer(benchmark: Any, site: Site, model: int) -> None:
-    """From handing the order to the device until its completion is polled; the difference of the two is launches."""
+    """Time from the order to the polled completion; the difference between the two models is that of their launches."""
     site.load(model)
     benchmark.pedantic(site.infer, (model,), rounds=200, warmup_rounds=10)
     site.unload(model)

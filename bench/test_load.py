@@ -29,7 +29,7 @@ def group(benchmark: Any, site: Site) -> None:
 
 @pytest.mark.parametrize("holding", HOLDINGS)
 def test_load(benchmark: Any, site: Site, holding: str) -> None:
-    """With the file in the OS's cache. Includes the way to the lane and back, a few microseconds."""
+    """A LOAD with the file in the OS's cache, including the way to the lane and back, a few microseconds."""
     benchmark.extra_info["resident_bytes"] = site.prepared[holding].resident_bytes
     benchmark.pedantic(
         site.load,
@@ -42,7 +42,7 @@ def test_load(benchmark: Any, site: Site, holding: str) -> None:
 
 @pytest.mark.parametrize("holding", HOLDINGS)
 def test_load_from_disk(benchmark: Any, site: Site, holding: str) -> None:
-    """With the file out of the OS's cache."""
+    """A LOAD with the file not in the OS's cache."""
     benchmark.pedantic(
         site.load,
         (holding,),
@@ -60,12 +60,12 @@ def test_read_from_disk(benchmark: Any, site: Site) -> None:
 
 
 def test_memcpy(benchmark: Any, site: Site) -> None:
-    """As many bytes as the model has weights."""
+    """A memcpy of as many bytes as the model's weights."""
     benchmark.pedantic(site.copy, rounds=ROUNDS, warmup_rounds=2)
 
 
 def test_onnxruntime_original(benchmark: Any, site: Site) -> None:
-    """A session from the file as it came."""
+    """A session from the original file."""
     benchmark.pedantic(site.open_session, (site.original, True), rounds=SESSION_ROUNDS)
 
 

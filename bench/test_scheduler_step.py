@@ -63,8 +63,8 @@ class Drive:
         for worker in range(devices):
             self.take(self.scheduler.step(WorkerJoined(0, worker, (("emulated", 1 << 20, pages, 2),))))
             self.take(self.scheduler.step(LinkMeasured(0, worker, 100_000, 100_000)))
-            for one in specs:
-                self.take(self.scheduler.step(ModelReady(0, worker, one)))
+            for model in specs:
+                self.take(self.scheduler.step(ModelReady(0, worker, model)))
 
     def push(self, at: int, event: Any) -> None:
         self.sequence += 1

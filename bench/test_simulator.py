@@ -12,7 +12,7 @@ from clockwork.config import POLICY
 
 @pytest.mark.parametrize("name", simulator.cases())
 def test_simulator(benchmark: Any, name: str) -> None:
-    """One round of a quick form, set-up included; extra_info has the rate without it."""
+    """A round of the quick form, set-up included; extra_info has the rate without it."""
     benchmark.group = "simulator"
     benchmark.extra_info.update(report.conditions(simulator.SEED))
     row = benchmark.pedantic(simulator.measure, (name, POLICY, True), rounds=1)

@@ -1,4 +1,4 @@
-"""Whole experiments, once each: what they found is in extra_info, and printed."""
+"""Whole experiments, once each; extra_info has their results, which are also printed."""
 
 from __future__ import annotations
 

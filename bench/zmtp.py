@@ -1,4 +1,4 @@
-"""A peer that speaks ZMTP 3.0 over a plain socket: it sends what no library would, as fast as the kernel takes it."""
+"""A peer that speaks ZMTP 3.0 over a plain socket, to send messages that no library would, as fast as possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def ready(identity: bytes = b"", kind: bytes = b"DEALER") -> bytes:
 
 
 def frame_head(size: int, flags: int = 0) -> bytes:
-    """What announces a frame of that size."""
+    """The header of a frame of this size."""
     if size < 256:
         return bytes([flags, size])
     return bytes([flags | LONG]) + size.to_bytes(8)
@@ -53,7 +53,7 @@ def worker_hello(epoch: int) -> bytes:
 
 
 def dial(endpoint: str) -> socket.socket:
-    """A connected socket, of tcp:// or ipc://, on which nothing has been said."""
+    """A connected socket, of tcp:// or ipc://, before the greeting."""
     if endpoint.startswith("ipc://"):
         one = socket.socket(socket.AF_UNIX)
         one.connect(endpoint.removeprefix("ipc://"))
@@ -78,7 +78,7 @@ def open_connection(endpoint: str, identity: bytes = b"") -> socket.socket:
 
 
 def deaf(endpoint: str) -> socket.socket:
-    """A connection that takes in as little as the kernel lets it without being read."""
+    """A connection with the smallest receive buffer, which is not read."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

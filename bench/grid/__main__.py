@@ -27,11 +27,11 @@ def chosen_cells(names: tuple[str, ...], without: tuple[str, ...] = ()) -> list[
         found = [cells.parse(name) for name in names] or list(cells.CELLS.values())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--cell") from None
-    return [one for one in found if one.name not in without]
+    return [cell for cell in found if cell.name not in without]
 
 
 def policy_names(_: click.Context, option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Policies that there are."""
+    """Check that policies exist. Raises click's error, naming those that do."""
     for name in names:
         try:
             known_options(name)
@@ -41,7 +41,7 @@ def policy_names(_: click.Context, option: click.Parameter, names: tuple[str, ..
 
 
 def common(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of every command that runs something."""
+    """Adds the options of every command that runs simulations."""
     for option in (
         click.option(
             "--cell", "names", multiple=True, help="A cell's name or key=value,...; all if not given."

@@ -1,4 +1,4 @@
-"""Requests of a cell before the rate is known: one drawing for every rate and every policy.
+"""Requests of a cell before the rate is known: a single drawing for all rates and policies.
 
 They are drawn once, at UNIT_RATE, and at another rate come that much closer or further apart, so that two rates
 see the same requests and the search for a rate compares like with like. What happens inside a burst is in
@@ -17,18 +17,18 @@ from clockwork.workloads import Class, Recorded, Workload, chosen, gamma, mixed,
 from clockwork.workloads.arrivals import Arrivals as Timed
 
 UNIT_RATE = 1000.0
-"""Requests a second at which they are drawn."""
+"""Rate in requests per second at which requests are drawn."""
 
 STREAM_GAPS = 1
-"""The stream of random numbers that the gaps within bursts come from; the workloads' own are 0."""
+"""The stream of random numbers for the gaps within bursts; the workloads' own stream is 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrivals:
-    """Requests as they come at UNIT_RATE, in order of time."""
+    """Requests at UNIT_RATE, in order of time."""
 
     unit_ns: npt.NDArray[np.int64]
-    offset_ns: npt.NDArray[np.int64]  # added whatever the rate
+    offset_ns: npt.NDArray[np.int64]  # added at every rate
     model: npt.NDArray[np.int32]
     group: npt.NDArray[np.uint8]  # index of the class
 
@@ -67,13 +67,13 @@ def drawn(workload: Workload, seed: int, classes: int) -> Arrivals:
 
 
 def poisson_arrivals(seed: int, count: int, shares: Sequence[float], classes: int) -> Arrivals:
-    """About `count` requests of Poisson processes, one a model."""
+    """About `count` requests of Poisson processes, one for each model."""
     rates = [UNIT_RATE * share for share in shares]
     return drawn(poisson(rates, _duration_ns(count), seed=seed), seed, classes)
 
 
 def gamma_arrivals(seed: int, count: int, shares: Sequence[float], cv: float, classes: int) -> Arrivals:
-    """About `count` requests of renewal processes with Gamma gaps, one a model."""
+    """About `count` requests of renewal processes with Gamma gaps, one for each model."""
     rates = [UNIT_RATE * share for share in shares]
     return drawn(gamma(rates, cv, _duration_ns(count), seed=seed), seed, classes)
 

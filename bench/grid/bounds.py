@@ -81,10 +81,10 @@ NOISE_SIGMAS = 4
 NETWORK_NS = 2 * LINK_NS  # jitter comes on top
 
 RATE_STEP = 1.002
-"""The bisection of the rate ends when the bracket is this narrow."""
+"""Width of the bracket at which the bisection of the rate ends."""
 
 GAP = 1e-4
-"""The search for prices ends when a sharper bound would be within this part of the requests."""
+"""Part of the requests by which a sharper bound could differ when the search for prices ends."""
 STEPS_MAX = 120
 
 Floats = npt.NDArray[np.float64]
@@ -102,12 +102,12 @@ def batch_limit(times: Floats, slo_ns: int) -> int:
 
 
 def cheapest(times: Floats, slo_ns: int) -> float:
-    """The least device time that one request can cost, ns; infinite where no batch fits its SLO."""
+    """The least device time that a request can cost, ns; infinite where no batch fits its SLO."""
     return fluid.cheapest(times, slo_ns - NETWORK_NS)
 
 
 def fluid_rate(cell: Cell) -> float:
-    """Requests a second that the devices can execute, had they every model; the dearest 1 % are left out."""
+    """Requests per second that devices with every model can execute, without the most expensive 1 %."""
     classes = len(cell.classes)
     costs = []
     for profile, share, slos in zip(profiles(cell), cell.shares(), cell.slos_ns()):
@@ -118,7 +118,7 @@ def fluid_rate(cell: Cell) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Hold:
-    """What residency costs each request, at prices; absent where every device holds every model."""
+    """The cost of residency for each request, by price; absent where every device holds every model."""
 
     load_ns: Floats  # by request: its model's load
     pages_ns: Floats  # by request: pages x time held since the one before; infinite where a load is sure
@@ -165,26 +165,28 @@ class Relaxation:
         device_ns = float(cell.devices * (span + slo_max))
         self.budgets = np.array([device_ns, device_ns, float(cell.devices * cell.page_count) * span])
         curves = [curve(profile) for profile in served]
-        costs = np.array([[cheapest(one, int(slo)) for slo in row] for one, row in zip(curves, slos)])
+        costs = np.array([[cheapest(times, int(slo)) for slo in row] for times, row in zip(curves, slos)])
         self.cost = costs[self.models, self.groups]  # by request, of the fluid bound
         self.clairvoyant = clairvoyant
-        width = max(len(one) for one in curves)
+        width = max(len(exec_ns) for exec_ns in curves)
         self.exec_ns = np.zeros((cell.models, width))
         self.span_ns = np.full((cell.models, width), -1, np.int64)
-        for model, one in enumerate(curves):
+        for model, exec_ns in enumerate(curves):
             room = int(longest[model]) - NETWORK_NS
-            self.exec_ns[model, : len(one)] = one
-            spans = np.floor(room - one[1:])
-            self.span_ns[model, 1 : len(one)] = (
-                np.where(spans >= 0, math.floor(room - one[1]), -1) if any_order else np.maximum(spans, -1)
+            self.exec_ns[model, : len(exec_ns)] = exec_ns
+            spans = np.floor(room - exec_ns[1:])
+            self.span_ns[model, 1 : len(exec_ns)] = (
+                np.where(spans >= 0, math.floor(room - exec_ns[1]), -1)
+                if any_order
+                else np.maximum(spans, -1)
             )
         if clairvoyant:
-            # What no batch can serve in the time its own SLO leaves is out for good.
+            # Requests that no batch can serve within their SLO are excluded.
             self.possible = np.isfinite(self.cost)
 
     @property
     def prices_max(self) -> Floats:
-        """Prices (of a ns of device, of link, of a page-ns) at which nothing is worth serving."""
+        """Prices (of a ns of device, of link, of a page-ns) at which serving a request never pays."""
         finite = self.cost[np.isfinite(self.cost)]
         device = 1 / finite.min() if len(finite) else 0.0
         if self.hold is None or not self.count:
@@ -225,7 +227,7 @@ class Relaxation:
         return total + float(prices @ self.budgets), self.budgets - used
 
     def enough(self, needed: float) -> bool:
-        """Whether the bound, as sharp as the search gets it, still allows `needed` requests to be served."""
+        """Whether the sharpest bound that the search finds still allows `needed` requests to be served."""
         return minimum(self.value, self.prices_max, needed, GAP * self.count) >= needed
 
 
@@ -280,7 +282,7 @@ def rate_bound(
     clairvoyant: bool,
     any_order: bool = False,
 ) -> float:
-    """The rate (requests a second) at which these arrivals cannot be served: above every policy's goodput."""
+    """A rate (requests per second) at which these arrivals cannot be served: above every policy's goodput."""
 
     def possible(rate: float) -> bool:
         end_s = warmup_s + cell.window_s(rate, requests)
@@ -314,7 +316,7 @@ def in_order(cell: Cell) -> bool:
 
 
 def bounds(cell: Cell, seeds: Sequence[int], requests: int, warmup_s: float) -> dict[str, list[float]]:
-    """Both bounds for each seed, requests a second; and the clairvoyant one without an order of requests."""
+    """Both bounds for each seed, requests per second; and the clairvoyant bound without an order of requests."""
     found: dict[str, list[float]] = {"fluid": [], "clairvoyant": [], "clairvoyant, any order": []}
     for seed in seeds:
         arrivals = cell.draw(seed, needed_arrivals(cell, requests, warmup_s))

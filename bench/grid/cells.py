@@ -1,4 +1,4 @@
-"""The grid's cells: what is served, on what, and who asks, as a function of rate and seed.
+"""The grid's cells: models, devices and requests, as a function of rate and seed.
 
 A cell is a line of key=value pairs, so that anyone can add one on the command line:
 
@@ -42,14 +42,14 @@ from clockwork.workloads.arrivals import Arrivals as Timed
 
 PAGE_BYTES = PAPER_PAGE_BYTES
 V100_PAGES = 1376
-"""Pages of a V100 with 32 GB, as the paper's worker had them."""
+"""Pages of a V100 with 32 GB in the paper's worker."""
 
 SYNTHETIC_WEIGHTS_BYTES = 102_200_000
 SYNTHETIC_LOAD_NS = 8_320_000
 """ResNet50 v2 in the paper's Table 1."""
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-"""Profile points of a synthetic model: a line, so what lies between is exact."""
+"""Profile points of a synthetic model: on a line, so interpolation is exact."""
 
 EXEC_NOISE = 0.0003
 """Relative sigma of an execution: the paper's ResNet50 has its p99.99 within 0.03 % of the median (Fig. 2)."""
@@ -64,13 +64,13 @@ BURST_GAP_S = 0.002
 DECILES = 10
 
 WINDOW_SLOS = 50
-"""A window is at least this many times the longest SLO."""
+"""Shortest window, in longest SLOs."""
 WINDOW_MIN_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Class:
-    """Requests that are judged together: one SLO and one priority."""
+    """Requests that are judged together: they share an SLO and a priority."""
 
     slo: str
     priority: int  # 0: the default level
@@ -78,7 +78,7 @@ class Class:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One cell, as its specification says. Derived things are properties."""
+    """A cell, with the fields of its specification. Derived values are properties."""
 
     name: str
     devices: int = 1
@@ -130,15 +130,17 @@ class Cell:
         return min(self.models, DECILES)
 
     def slos_ns(self) -> list[list[int]]:
-        """By model, by class: the SLO."""
-        return [[slo_ns(one.slo, profile.exec_ns[1]) for one in self.classes] for profile in profiles(self)]
+        """The SLO in ns, by model and class."""
+        return [
+            [slo_ns(group.slo, profile.exec_ns[1]) for group in self.classes] for profile in profiles(self)
+        ]
 
     @property
     def slo_max_ns(self) -> int:
         return max(max(row) for row in self.slos_ns())
 
     def window_s(self, rate: float, requests: int) -> float:
-        """How long a measured window is, seconds: enough requests, and long against the longest SLO."""
+        """The length of a measured window in seconds: enough requests, and long compared with the longest SLO."""
         return max(requests / rate, WINDOW_SLOS * self.slo_max_ns / 1e9, WINDOW_MIN_S)
 
     def draw(self, seed: int, count: int) -> Arrivals:
@@ -151,9 +153,9 @@ class Cell:
         return burst_arrivals(seed, count, shares, BURST_REQUESTS, BURST_GAP_S, classes)
 
     def requests(self, offered: TimedArrivals) -> Timed:
-        """The same requests as the simulator takes them, with the SLO and priority of their class."""
+        """The requests as the simulator's arrivals, with the SLO and priority of their class."""
         slos = np.asarray(self.slos_ns(), np.int64)
-        priorities = np.array([one.priority for one in self.classes], np.uint8)
+        priorities = np.array([group.priority for group in self.classes], np.uint8)
         return Timed.of(
             offered.t_ns,
             offered.model,
@@ -164,7 +166,7 @@ class Cell:
 
     @property
     def spec(self) -> str:
-        """The line that makes this cell again, name aside."""
+        """The specification of this cell, without its name."""
         return ",".join(f"{key}={write(self)}" for key, write in WRITTEN.items())
 
 
@@ -182,31 +184,31 @@ WRITTEN: dict[str, Callable[[Cell], object]] = {
 
 
 def milliseconds(text: str) -> int:
-    """4ms -> 4,000,000."""
+    """Parse a time: 4ms -> 4,000,000."""
     if not text.endswith("ms"):
         raise ValueError(f"{text!r} is no time: write 4ms")
     return round(float(text[:-2]) * 1e6)
 
 
 def slo_ns(text: str, exec_ns: int) -> int:
-    """An SLO as the specification writes it, for a model that takes exec_ns for one request."""
+    """An SLO of a specification in ns, for a model that takes exec_ns for a single request."""
     return round(float(text[:-1]) * exec_ns) if text.endswith("x") else milliseconds(text)
 
 
 @functools.lru_cache(maxsize=64)
 def profiles(cell: Cell) -> Sequence[ModelProfile]:
-    """What the cell serves, the most popular first."""
+    """The profiles of the cell's models, the most popular first."""
     classes = cell.classes
     if cell.gain == "zoo":
         zoo = paper_varieties()
         return [
             dataclasses.replace(
-                one,
-                name=f"{one.name}-{index}",
-                program=one.name,
-                slo_ns=slo_ns(classes[0].slo, one.exec_ns[1]),
+                profile,
+                name=f"{profile.name}-{index}",
+                program=profile.name,
+                slo_ns=slo_ns(classes[0].slo, profile.exec_ns[1]),
             )
-            for index, one in zip(range(cell.models), itertools.cycle(zoo))
+            for index, profile in zip(range(cell.models), itertools.cycle(zoo))
         ]
     gain = float(cell.gain)
     alpha = cell.exec_ns / (1 + gain)
@@ -225,7 +227,7 @@ def profiles(cell: Cell) -> Sequence[ModelProfile]:
 
 
 def parse(text: str) -> Cell:
-    """A cell from its name or its specification; raises ValueError, naming what there is."""
+    """A cell from its name or its specification. Raises ValueError, naming the cells."""
     if text in CELLS:
         return CELLS[text]
     if "=" not in text:
@@ -234,7 +236,7 @@ def parse(text: str) -> Cell:
 
 
 def specified(name: str, spec: str) -> Cell:
-    """A cell from its specification; raises ValueError where the specification has no sense."""
+    """A cell from its specification. Raises ValueError for an invalid specification."""
     given: dict[str, str] = {}
     for pair in spec.split(","):
         key, _, value = pair.strip().partition("=")
@@ -315,4 +317,4 @@ _TABLE: Mapping[str, str] = {
 }
 
 CELLS: dict[str, Cell] = {name: specified(name, spec) for name, spec in _TABLE.items()}
-"""By name. Quick mode takes all of them too, with fewer requests and seeds."""
+"""The cells by name. Quick mode also runs all of them, with fewer requests and seeds."""

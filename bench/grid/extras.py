@@ -1,4 +1,4 @@
-"""Beside goodput: an idle cluster's latency, devices busy at low load, isolation, and what each rule earns."""
+"""Measurements besides goodput: latency of an idle cluster, busy devices at low load, isolation, ablations of rules."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from bench.grid.cells import CELLS, Cell
 from bench.grid.policies import OURS, Setting
 
 IDLE_PART = 0.02
-"""Of the rough bound: a cluster that is idle nearly always."""
+"""Load of a nearly idle cluster, as a part of the rough bound."""
 LOW_PARTS = (0.1, 0.25)
-"""Of the rough bound: loads at which a policy may save devices."""
+"""Loads at which a policy may save devices, as parts of the rough bound."""
 LIGHT_WARMUP_S = 2.0
 
 HOT_PART = 1.5
-"""Of the fluid bound: what a hot model sends, more than all devices can take."""
+"""Load of a hot model, as a multiple of the fluid bound: more than all devices can execute."""
 ISOLATION_PART = 0.4
-"""Of the rough bound, that all models together send at first."""
+"""Initial load of all models together, as a part of the rough bound."""
 
 SAVE_DEVICES = (("save_devices", 1.0),)
 SWITCH = "off_"
-"""Options that switch one rule off begin like this."""
+"""Prefix of the options that switch a rule off."""
 
 
 def rough_bound(cell: Cell, seed: int) -> float:
-    """A rate that is about the most possible."""
+    """A rate near the highest possible."""
     drawn = cell.draw(seed, bounds.needed_arrivals(cell, run.ROUGH_REQUESTS, 0.0))
     return bounds.rate_bound(cell, drawn, run.ROUGH_REQUESTS, 0.0, clairvoyant=True)
 
@@ -50,15 +50,15 @@ def first_settings(cell: Cell, chosen: Sequence[str]) -> list[Setting]:
 def at_part(
     cell: Cell, settings: Sequence[Setting], part: float, requests: int, seed: int
 ) -> list[tuple[Setting, measure.Point]]:
-    """One point for each setting, at a part of the rough bound."""
+    """A point for each setting, at a part of the rough bound."""
     rate = part * rough_bound(cell, seed)
     drawn = cell.draw(seed, run.arrivals_for(cell, requests, LIGHT_WARMUP_S, rate))
     return [
         (
-            one,
-            measure.point(cell, one, drawn, rate, seed=seed, warmup_s=LIGHT_WARMUP_S, requests=requests),
+            setting,
+            measure.point(cell, setting, drawn, rate, seed=seed, warmup_s=LIGHT_WARMUP_S, requests=requests),
         )
-        for one in settings
+        for setting in settings
     ]
 
 
@@ -80,12 +80,12 @@ def idle(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> list[di
 
 
 def saving(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> list[dict[str, Any]]:
-    """Devices busy at low load: the mean number executing, and how many ever did."""
+    """Busy devices at low load: the mean number executing, and how many ever executed."""
     settings = first_settings(cell, chosen)
     settings += [
-        dataclasses.replace(one, options=(*one.options, *SAVE_DEVICES))
-        for one in settings
-        if one.policy == OURS
+        dataclasses.replace(setting, options=(*setting.options, *SAVE_DEVICES))
+        for setting in settings
+        if setting.policy == OURS
     ]
     return [
         {
@@ -104,7 +104,7 @@ def saving(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> list[
 
 
 def with_hot_model(offered: TimedArrivals, hot: int, times: int) -> TimedArrivals:
-    """The same requests, those of one model each followed at once by so many less one like it."""
+    """The requests, with each request of a model repeated ``times`` times."""
     repeats = np.where(offered.model == hot, times, 1)
     return TimedArrivals(
         np.repeat(offered.t_ns, repeats),
@@ -114,7 +114,7 @@ def with_hot_model(offered: TimedArrivals, hot: int, times: int) -> TimedArrival
 
 
 def isolation(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> list[dict[str, Any]]:
-    """The others' bad part while the last model misbehaves, against the same requests without that."""
+    """The bad part of the other models while the last model misbehaves, compared with the same requests without that."""
     if cell.models < 2:
         raise ValueError(f"{cell.name} has one model: whom should it disturb?")
     rate = ISOLATION_PART * rough_bound(cell, seed)
@@ -146,7 +146,7 @@ def isolation(cell: Cell, chosen: Sequence[str], requests: int, seed: int) -> li
 
 
 def switches(policy: str, memory: str) -> list[str]:
-    """The options of a policy that switch one of its rules off.
+    """The options of a policy that each switch a rule off.
 
     It names all that it knows when it is given one that it does not.
     """
@@ -160,7 +160,7 @@ def switches(policy: str, memory: str) -> list[str]:
 
 
 def ablation(cell: Cell, plan: run.Plan) -> list[dict[str, Any]]:
-    """The goodput with each rule switched off, to that with all of them."""
+    """The goodput with each rule switched off, relative to that with all rules."""
     memory = policies.memories(OURS, cell)[-1]
     prepared = run.prepare(run.Task("prepare", cell, plan))
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""The grid's table as the documents show it, and what a results file keeps of a book."""
+"""The grid's table for the documents, and the part of a book that a results file keeps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Kept = dict[str, Any]
 
 
 def kept(book: dict[str, Any]) -> Kept:
-    """The plan, the commits that measured (not the one that publishes), and of every cell and memory manager goodputs,
-    ratios and overload; not every point."""
+    """The plan, the commits that measured (not the one that publishes), and goodputs, ratios and overload for each cell and
+    memory manager; not every point."""
     return {
         "plan": book["plan"],
         "commit": tables.commits(book),
@@ -33,7 +33,7 @@ def kept(book: dict[str, Any]) -> Kept:
 
 
 def _finite(value: Any) -> Any:
-    """With null for what JSON has no number for."""
+    """The value with null for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {name: _finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -42,7 +42,7 @@ def _finite(value: Any) -> Any:
 
 
 def table(rows: Sequence[Kept], resident: bool) -> list[str]:
-    """Of the cells where every device holds every model, or of the others."""
+    """The rows of cells where every device holds every model, or of the others."""
     shown = [row for row in rows if (row["memory"] == "") == resident and row["best_other"] in row["ratio"]]
     titles = [
         "cell", *([] if resident else ["memory"]), "bound", f"`{OURS}`", "of bound", "best other", "ratio",
@@ -70,7 +70,7 @@ def table(rows: Sequence[Kept], resident: bool) -> list[str]:
 
 
 def _means(shown: Sequence[Kept], memory: str) -> str:
-    """Geometric means over cells, and which of them are lost; all with one memory manager."""
+    """Geometric means over cells, and the lost cells, for a single memory manager."""
     means = ", ".join(
         f"{geometric_mean(ratios):.2f} of {title}"
         for title, ratios in (
@@ -85,7 +85,7 @@ def _means(shown: Sequence[Kept], memory: str) -> str:
 
 
 def extent(plan: Kept) -> str:
-    """How much was measured, in a line."""
+    """The amount of measurements, as a line."""
     return (
         f"{plan['seeds']} seeds from {plan['first_seed']}, at least {plan['requests']:,} requests in every window;"
         f" settings chosen with {plan['screen_requests']:,}."
@@ -93,7 +93,7 @@ def extent(plan: Kept) -> str:
 
 
 def _beyond(row: Kept, times: str) -> str:
-    """Good answers a second when each is offered so many times its own goodput: ours to the best other's."""
+    """Ratio of good answers per second, ours to the best other policy's, each at a multiple of its own goodput."""
     ours, other = (
         row["overload"].get(one, {}).get(times, 0.0) * row["goodput"][one]
         for one in (OURS, row["best_other"])

@@ -24,15 +24,15 @@ from bench.grid.policies import Setting
 from clockwork.sim import Cluster, Open, Report, simulate
 
 BAD_MAX = 0.01
-"""Of all requests."""
+"""Largest bad part of all requests."""
 GROUP_BAD_MAX = 0.02
-"""Of the requests of every popularity decile, and of every class."""
+"""Largest bad part of the requests of each popularity decile, and of each class."""
 
 PROMPT_NS = 10_000_000
-"""A refusal within this of the arrival leaves its client time to ask elsewhere."""
+"""Time after an arrival within which a refusal leaves its client time to ask elsewhere."""
 
 WARMUP_WINDOWS = 12
-"""Successive windows that are compared to find where a run becomes stationary; the last of them at the latest."""
+"""Successive windows that are compared to find where a run becomes stationary: at the latest in the last one."""
 WARMUP_WINDOW_REQUESTS = 2000
 WARMUP_WINDOW_SLOS = 5
 BAD_DRIFT = 0.01
@@ -43,9 +43,9 @@ part of them, or by what chance does to counts of this size (3 sigma)."""
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What one run gave, in its window."""
+    """The result of a run, in its window."""
 
-    rate: float  # offered, requests a second
+    rate: float  # offered, requests per second
     offered: int
     bad: float  # part of the requests
     worst_decile: float
@@ -56,7 +56,7 @@ class Point:
     refusal_p99_ms: float  # of refusals, from the request's arrival; 0: nothing was refused
     prompt: float  # part of the refusals that came within PROMPT_NS
     busy: float  # part of the devices' time
-    devices_used: int  # that executed anything
+    devices_used: int  # devices that executed a request
     batch: float  # mean size
     loads: int
     drift: float  # bad part of the window's second half less that of its first
@@ -141,7 +141,7 @@ def point(
 
 
 def summary(cell: Cell, report: Report, rate: float, warmup_s: float) -> Point:
-    """What the grid keeps of a report."""
+    """The point of a report."""
     offered, bad = report.models.offered, report.models.bad
     deciles = np.array([cell.decile(model) for model in range(cell.models)])
     by_decile = [np.bincount(deciles, one, minlength=cell.groups) for one in (offered, bad)]
@@ -169,7 +169,7 @@ def summary(cell: Cell, report: Report, rate: float, warmup_s: float) -> Point:
 
 
 SLICES = 20
-"""Of a window, for the comparison of its halves."""
+"""Slices of a window, for the comparison of its halves."""
 
 
 def halves(report: Report, warmup_s: float) -> tuple[float, float]:
@@ -203,13 +203,13 @@ def settled(offered: Sequence[int], bad: Sequence[int], loads: Sequence[int]) ->
 
 
 def warmup_s(cell: Cell, settings: Sequence[Setting], drawn: Arrivals, rate: float, seed: int) -> float:
-    """How long until every setting's run is stationary at a rate, seconds; 0 in a cold cell, by definition."""
+    """Time in seconds until every setting's run is stationary at a rate; 0 in a cold cell, by definition."""
     if cell.cold:
         return 0.0
     width_s = max(WARMUP_WINDOW_REQUESTS / rate, WARMUP_WINDOW_SLOS * cell.slo_max_ns / 1e9)
     until_s = WARMUP_WINDOWS * width_s
     offered = drawn.at(rate, until_s)
-    found = 1  # a window is never warm from its first moment
+    found = 1  # the first window is never warm
     for setting in settings:
         report = run(cell, setting, offered, seed=seed, warmup_s=0.0, until_s=until_s, series_s=width_s)
         columns = [report.series[name][:WARMUP_WINDOWS].tolist() for name in ("offered", "bad", "loads")]

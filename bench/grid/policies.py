@@ -1,4 +1,4 @@
-"""Whom the grid compares, and with which settings: the best setting of a cell is what counts for a policy.
+"""The policies that the grid compares, and their settings: in each cell the best setting of a policy counts.
 
 What the published policies leave open is settled in their favour, cell by cell. Ours, and edf, have one setting
 for all cells.
@@ -12,29 +12,29 @@ from bench.grid.bounds import batch_limit, curve
 from bench.grid.cells import Cell, profiles
 
 POLICIES = ("paper", "fifo", "edf", "deferred", "adaptive")
-"""The native ones. A policy in Python, MODULE:CLASS, is measured with its options as they are."""
+"""The native policies. A policy in Python, MODULE:CLASS, is measured with its options as they are."""
 OURS = "adaptive"
-OTHERS = tuple(one for one in POLICIES if one != OURS)
+OTHERS = tuple(policy for policy in POLICIES if policy != OURS)
 
 MEMORIES = ("paper", "adaptive")
-"""Memory managers: every policy runs with each of them, so that dispatch and loading are judged apart."""
+"""Memory managers: every policy runs with each, so that dispatch and loading are judged separately."""
 
 OWN_MEMORY = ("edf",)
-"""Policies that cannot do without their own memory manager; they stand beside both."""
+"""Policies that only work with their own memory manager; they are compared with both."""
 
 PAPER_AHEAD_MS = (5.0, 10.0)
-"""The code's default is 10 ms, the paper's experiments had 5."""
+"""The code's default delay is 10 ms, the paper's experiments had 5."""
 PAPER_BATCH_CAP = 16.0
 
 FIFO_DELAYS = (0.0, 0.1, 0.25)
-"""Parts of the tightest SLO that a batch may be waited for."""
+"""Queue delays, as parts of the tightest SLO."""
 FIFO_BATCHES = (0.33, 0.5, 0.8)
-"""Parts of the tightest SLO that the largest batch may take."""
+"""Execution times of the largest batch, as parts of the tightest SLO."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A policy with its options, and the memory manager ("": its own; where nothing is loaded)."""
+    """A policy with its options, and the memory manager ("": its own, or none where nothing is loaded)."""
 
     policy: str
     options: tuple[tuple[str, float], ...] = ()
@@ -42,7 +42,7 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """One name for each setting."""
+        """A unique name of the setting."""
         options = ",".join(f"{name}={value:g}" for name, value in self.options)
         return "|".join((self.policy, self.memory, options))
 
@@ -61,7 +61,7 @@ def settings(policy: str, memory: str, cell: Cell) -> list[Setting]:
             for ahead in PAPER_AHEAD_MS
             for early in (0.0, 1.0)
         ]
-        return [Setting(policy, one, memory) for one in options]
+        return [Setting(policy, option, memory) for option in options]
     if policy == "fifo":
         return [
             Setting(policy, (("queue_delay_ms", delay), ("batch_cap", float(cap))), memory)
@@ -77,7 +77,7 @@ def fifo_delays_ms(cell: Cell) -> list[float]:
 
 
 def fifo_caps(cell: Cell) -> list[int]:
-    """Largest batches: of the cell's middle model, by time for one request."""
+    """Largest batches to try, for the cell's model with the median time for a single request."""
     by_time = sorted(zip(profiles(cell), cell.slos_ns()), key=lambda pair: pair[0].exec_ns[1])
     profile, slos = by_time[len(by_time) // 2]
     times = curve(profile)

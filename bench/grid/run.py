@@ -1,4 +1,4 @@
-"""Runs the grid: what has to be measured next, over processes, saved after every result.
+"""Runs the grid: decides what to measure next, runs it in processes, saves after every result.
 
 A results file is a *book*: how long was spent on it, and cells; in each the warm-up, the bounds by seed, and by
 setting what was screened and measured. What to do next follows from what is in it alone, so an interrupted run goes
@@ -27,24 +27,24 @@ from bench.grid.policies import Setting
 from bench.report import conditions
 
 SCREENED_WITHIN = 0.96
-"""Settings of a policy whose screened goodput is within this part of the best are measured in full ..."""
+"""Part of the best screened goodput from which a setting of a policy is measured in full."""
 SCREENED_MAX = 3
-"""... but no more than so many of them."""
+"""Most settings of a policy that are measured in full."""
 
 SCREENING_SEED = 500_000
-"""Added to the first seed: settings are not chosen on the seeds that are reported."""
+"""Offset of the screening seed: settings are not chosen on the seeds that are reported."""
 
 OVERLOADS = (1.2, 1.5)
-"""Multiples of the goodput at which overload is looked at."""
+"""Multiples of the goodput at which overload is measured."""
 
 ROUGH_REQUESTS = 4000
 WARMUP_AT = 0.6
-"""The warm-up is found at this part of a rough bound."""
+"""Part of a rough bound at which the warm-up is determined."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is asked for; a book is of one plan."""
+    """The settings of a run; a book belongs to a single plan."""
 
     requests: int = 100_000
     seeds: int = 10
@@ -73,7 +73,7 @@ NO_SETTING = Setting("")
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One thing for a process to do; key says where its result belongs in the book."""
+    """A task for a process; key is the place of its result in the book."""
 
     kind: str  # prepare, bound, screen, measure
     cell: Cell
@@ -81,9 +81,9 @@ class Task:
     setting: Setting = NO_SETTING
     seed: int = 0
     warmup_s: float = 0.0
-    bound: float = 0.0  # a rate that is about the most possible
-    guess: float = 0.0  # a rate that is about the goodput, 0: unknown
-    chosen: tuple[str, ...] = policies.POLICIES  # prepare: whose runs have to be warm
+    bound: float = 0.0  # a rate near the highest possible
+    guess: float = 0.0  # a rate near the goodput, 0: unknown
+    chosen: tuple[str, ...] = policies.POLICIES  # prepare: policies whose runs have to be warm
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -91,12 +91,12 @@ class Task:
 
 
 def perform(task: Task) -> dict[str, Any]:
-    """Do a task, in whatever process."""
+    """Run a task in this process."""
     return {"prepare": prepare, "bound": bound, "screen": screen, "measure": measured}[task.kind](task)
 
 
 def prepare(task: Task) -> dict[str, Any]:
-    """The cell's warm-up, and a rough bound to begin searching from."""
+    """The cell's warm-up, and a rough bound from which the search begins."""
     cell, seed = task.cell, task.plan.screening_seed
     drawn = cell.draw(seed, bounds.needed_arrivals(cell, ROUGH_REQUESTS, 0.0))
     rough = bounds.rate_bound(cell, drawn, ROUGH_REQUESTS, 0.0, clairvoyant=True)
@@ -134,7 +134,7 @@ def measured(task: Task) -> dict[str, Any]:
 
 
 def found_goodput(task: Task, overloads: Sequence[float]) -> dict[str, Any]:
-    """Search for the goodput, then look at overload; every point is kept."""
+    """Search for the goodput, then measure overload; every point is kept."""
     cell, plan = task.cell, task.plan
     most = max(task.bound, bounds.fluid_rate(cell) if not task.bound else 0.0) * 2
     drawn = cell.draw(task.seed, arrivals_for(cell, plan.requests, task.warmup_s, most))
@@ -156,12 +156,12 @@ def found_goodput(task: Task, overloads: Sequence[float]) -> dict[str, Any]:
         return points[-1].passes
 
     goodput = search.goodput(passes, task.bound, task.guess, plan.tolerance)
-    points.sort(key=lambda one: one.rate)
+    points.sort(key=lambda point: point.rate)
     return {
         "goodput": goodput,
-        "points": [one.to_json() for one in points],
+        "points": [point.to_json() for point in points],
         "overload": {f"{times:g}": at(times * goodput).to_json() for times in overloads if goodput},
-        "cpu_s": round(sum(one.cpu_s for one in points), 3),
+        "cpu_s": round(sum(point.cpu_s for point in points), 3),
     }
 
 
@@ -204,7 +204,7 @@ def load(path: Path, plan: Plan, any_commit: bool = False) -> dict[str, Any]:
 
 
 def forget(book: dict[str, Any], chosen: Sequence[str]) -> None:
-    """Take the results of some policies out of a book: they have changed."""
+    """Remove the results of policies that have changed from a book."""
     for found in book["cells"].values():
         found["settings"] = {
             key: entry for key, entry in found["settings"].items() if Setting.of_key(key).policy not in chosen
@@ -212,7 +212,7 @@ def forget(book: dict[str, Any], chosen: Sequence[str]) -> None:
 
 
 def save(path: Path, book: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write the book atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(book, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -220,7 +220,7 @@ def save(path: Path, book: dict[str, Any]) -> None:
 
 
 def enter(book: dict[str, Any], task: Task, result: dict[str, Any]) -> None:
-    """Write a task's result where it belongs."""
+    """Enter a task's result at its place in the book."""
     cells = book["cells"]
     if task.kind == "prepare":
         cells[task.cell.name] = {**result, "bounds": {}, "settings": {}}
@@ -239,7 +239,7 @@ def enter(book: dict[str, Any], task: Task, result: dict[str, Any]) -> None:
 def ready(
     book: dict[str, Any], plan: Plan, cells: Sequence[Cell], chosen: Sequence[str], with_bounds: bool
 ) -> Iterator[Task]:
-    """Everything that can be done now and is not in the book; in an order that finishes cells."""
+    """The tasks that can run now and have no result in the book; in an order that finishes cells."""
     for cell in cells:
         found = book["cells"].get(cell.name)
         if found is None:
@@ -261,15 +261,15 @@ def _of_policy(found: dict[str, Any], base: Task, settings: Sequence[Setting]) -
     book = found["settings"]
     plan = base.plan
     if len(settings) > 1:
-        missing = [one for one in settings if "screened" not in book.get(one.key, {})]
-        for one in missing:
-            yield dataclasses.replace(base, kind="screen", setting=one, seed=plan.screening_seed)
+        missing = [setting for setting in settings if "screened" not in book.get(setting.key, {})]
+        for setting in missing:
+            yield dataclasses.replace(base, kind="screen", setting=setting, seed=plan.screening_seed)
         if missing:
             return
-    for one in kept(book, settings, plan.screened_max):
-        entry = book.get(one.key, {"seeds": {}})
+    for setting in kept(book, settings, plan.screened_max):
+        entry = book.get(setting.key, {"seeds": {}})
         first, *others = [str(seed) for seed in plan.reported]
-        task = dataclasses.replace(base, kind="measure", setting=one)
+        task = dataclasses.replace(base, kind="measure", setting=setting)
         if first not in entry["seeds"]:
             yield dataclasses.replace(task, seed=int(first), guess=0.0)
             continue
@@ -283,9 +283,9 @@ def kept(book: dict[str, Any], settings: Sequence[Setting], most: int) -> list[S
     """The settings worth measuring in full: those screened near the best, the best first."""
     if len(settings) == 1:
         return list(settings)
-    ranked = sorted(settings, key=lambda one: -book[one.key]["screened"])
+    ranked = sorted(settings, key=lambda setting: -book[setting.key]["screened"])
     best = book[ranked[0].key]["screened"]
-    return [one for one in ranked if book[one.key]["screened"] >= SCREENED_WITHIN * best][:most]
+    return [setting for setting in ranked if book[setting.key]["screened"] >= SCREENED_WITHIN * best][:most]
 
 
 def run(
@@ -300,7 +300,7 @@ def run(
     forgotten: Sequence[str] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure what is missing, save after each result, return the book.
+    """Measure missing results, save after each, return the book.
 
     any_commit: go on with a book of another commit. forgotten: policies that are measured anew.
     """
@@ -333,7 +333,7 @@ def run(
             while True:
                 keys = {task.key for task in flying.values()}
                 waiting = [
-                    one for one in ready(book, plan, cells, chosen, with_bounds) if one.key not in keys
+                    task for task in ready(book, plan, cells, chosen, with_bounds) if task.key not in keys
                 ]
                 for task in waiting[: processes - len(flying)]:
                     flying[pool.submit(perform, task)] = task
@@ -354,7 +354,7 @@ def best_setting(found: dict[str, Any], policy: str, memory: str) -> Setting | N
     """
     candidates = []
     for key, entry in found["settings"].items():
-        one = Setting.of_key(key)
-        if entry["seeds"] and one.policy == policy and one.memory in ("", memory):
+        setting = Setting.of_key(key)
+        if entry["seeds"] and setting.policy == policy and setting.memory in ("", memory):
             candidates.append((statistics.fmean(seed["goodput"] for seed in entry["seeds"].values()), key))
     return Setting.of_key(max(candidates)[1]) if candidates else None

@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable
 
 RUNGS = (0.05, 0.2, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
-"""Parts of the bound that are tried from below until one fails: a policy that fails at low rates is found out."""
+"""Parts of the bound that are tried in rising order until one fails, to detect a policy that fails at low rates."""
 
 STEP = 1.1
-"""Beyond the last rung, and around a guess, the bracket grows by this factor."""
+"""Factor by which the bracket grows beyond the last rung, and around a guess."""
 NARROW = 1.03
-"""A bracket around a guess begins this wide, each way."""
+"""Initial factor between a guess and each end of its bracket."""
 
 NOTHING = 1e-3
-"""A policy that fails at this part of the bound has a goodput of 0."""
+"""Part of the bound at which a failing policy gets a goodput of 0."""
 
 
 def goodput(passes: Callable[[float], bool], bound: float, guess: float, tolerance: float) -> float:

@@ -15,8 +15,8 @@ T_975 = (
 
 
 def geometric_mean(values: Sequence[float]) -> float:
-    """Of positive values."""
-    return math.exp(statistics.fmean(math.log(one) for one in values))
+    """The geometric mean of positive values."""
+    return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:

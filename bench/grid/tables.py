@@ -1,4 +1,4 @@
-"""A book read: each cell's ratios, what is lost, geometric means, and the plot."""
+"""Evaluates a book: each cell's ratios, the lost cells, geometric means, and the plot."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from bench.grid.search import NOTHING
 from bench.grid.statistics import geometric_mean, paired_ratio
 
 LOST_BELOW = 0.98
-"""A cell is lost if the interval of our goodput to the best other's begins below this."""
+"""A cell is lost if the interval of the ratio of our goodput to the best other's begins below this."""
 EXPLAIN_BELOW = 0.8
-"""Cells below this part of the bound have to be explained."""
+"""Part of the bound below which a cell needs an explanation."""
 DRIFT_MAX = 0.005
-"""Halves of a window whose bad parts differ by more than this, in the mean over seeds, were not stationary."""
+"""Difference between the bad parts of a window's halves, in the mean over seeds, from which it was not stationary."""
 REFERENCES = ("paper", "edf")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One cell with one memory manager."""
+    """A cell with a memory manager."""
 
     cell: str
     memory: str
@@ -37,8 +37,8 @@ class Row:
     setting: dict[str, str]
     ratio: dict[str, tuple[float, float, float]]  # ours to each other policy: mean, and its 95 % interval
     overload: dict[str, dict[str, float]]  # by policy, by multiple: good rate to the goodput
-    refusal_ms: dict[str, dict[str, float]]  # likewise: the 99th percentile of what refusals take
-    drift: dict[str, float]  # by policy: how far the halves of its windows differ, at its goodput
+    refusal_ms: dict[str, dict[str, float]]  # likewise: the 99th percentile of the latency of refusals
+    drift: dict[str, float]  # by policy: the difference between the halves of its windows, at its goodput
 
     @property
     def best_other(self) -> str:
@@ -47,11 +47,11 @@ class Row:
         Under the paper's memory rules only those that have them: dispatch is compared there, not loading.
         """
         others = [
-            one
-            for one in OTHERS
-            if one in self.goodput and (self.memory != "paper" or one not in policies.OWN_MEMORY)
+            policy
+            for policy in OTHERS
+            if policy in self.goodput and (self.memory != "paper" or policy not in policies.OWN_MEMORY)
         ]
-        return max(others, key=lambda one: self.goodput[one]) if others else ""
+        return max(others, key=lambda policy: self.goodput[policy]) if others else ""
 
     @property
     def lost(self) -> bool:
@@ -60,7 +60,7 @@ class Row:
 
 
 def rows(book: dict[str, Any]) -> Iterator[Row]:
-    """Every cell and memory manager of a book in which anything was measured, in the order of the grid."""
+    """The rows of a book that have measurements, in the order of the grid."""
     places = {name: place for place, name in enumerate(CELLS)}
     ordered = sorted(book["cells"].items(), key=lambda item: (places.get(item[0], len(places)), item[0]))
     for name, found in ordered:
@@ -72,7 +72,7 @@ def rows(book: dict[str, Any]) -> Iterator[Row]:
 
 
 def commits(book: dict[str, Any]) -> str:
-    """Those that measured what is in a book, whichever goes on with it."""
+    """The commits that measured a book's results."""
     return ", ".join(
         sorted(
             {
@@ -86,7 +86,7 @@ def commits(book: dict[str, Any]) -> str:
 
 
 def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
-    limits = [min(one["fluid"], one["clairvoyant"]) for one in found["bounds"].values()]
+    limits = [min(bounds["fluid"], bounds["clairvoyant"]) for bounds in found["bounds"].values()]
     bound = sum(limits) / len(limits) if limits else 0.0
     floor = NOTHING * found["rough_bound"]
     seeds: dict[str, dict[str, Any]] = {}
@@ -101,10 +101,10 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
         if OURS in seeds and other in seeds:
             both = sorted(set(seeds[OURS]) & set(seeds[other]), key=int)
             if both:
-                # A goodput of nothing has no logarithm: it counts as the lowest rate that was tried.
+                # A goodput of 0 has no logarithm: it counts as the lowest rate that was tried.
                 ratio[other] = paired_ratio(
-                    [max(seeds[OURS][one]["goodput"], floor) for one in both],
-                    [max(seeds[other][one]["goodput"], floor) for one in both],
+                    [max(seeds[OURS][seed]["goodput"], floor) for seed in both],
+                    [max(seeds[other][seed]["goodput"], floor) for seed in both],
                 )
     return Row(
         name,
@@ -126,15 +126,15 @@ def _row(name: str, memory: str, found: dict[str, Any]) -> Row:
 
 
 def _in_python(found: dict[str, Any]) -> list[str]:
-    """The policies of a cell that are classes in Python: they stand in the table, and in no comparison."""
+    """The policies of a cell that are classes in Python: they are in the table, but not compared."""
     return sorted({run.Setting.of_key(key).policy for key in found["settings"]} - set(policies.POLICIES))
 
 
 def _shown(found: Sequence[Row]) -> list[str]:
-    """Whom a table has columns for."""
+    """The policies that are columns of a table."""
     return [
         *policies.POLICIES,
-        *sorted({one for row in found for one in row.goodput} - set(policies.POLICIES)),
+        *sorted({policy for row in found for policy in row.goodput} - set(policies.POLICIES)),
     ]
 
 
@@ -155,7 +155,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _overload(seeds: dict[str, Any], value: Callable[[dict[str, Any], float], float]) -> dict[str, float]:
-    """By multiple of the goodput: the mean over seeds of value(point there, goodput)."""
+    """The mean over seeds of value(point, goodput), by the point's multiple of the goodput."""
     found: dict[str, list[float]] = {}
     for entry in seeds.values():
         for times, point in entry["overload"].items():
@@ -164,19 +164,19 @@ def _overload(seeds: dict[str, Any], value: Callable[[dict[str, Any], float], fl
 
 
 def gap_closed(found: Sequence[Row]) -> float:
-    """The part of the gap between the best other policy and the bound that ours closes, in geometric means."""
+    """The part of the gap between the best other policy and the bound that our policy closes, in geometric means."""
     useful = [
-        one for one in found if one.bound and one.goodput.get(OURS) and one.goodput.get(one.best_other, 0) > 0
+        row for row in found if row.bound and row.goodput.get(OURS) and row.goodput.get(row.best_other, 0) > 0
     ]
     if not useful:
         return math.nan
-    ours = geometric_mean([one.goodput[OURS] / one.goodput[one.best_other] for one in useful])
-    whole = geometric_mean([max(one.bound / one.goodput[one.best_other], 1.0) for one in useful])
+    ours = geometric_mean([row.goodput[OURS] / row.goodput[row.best_other] for row in useful])
+    whole = geometric_mean([max(row.bound / row.goodput[row.best_other], 1.0) for row in useful])
     return math.log(ours) / math.log(whole) if whole > 1 else math.nan
 
 
 def show(book: dict[str, Any], console: Console) -> None:
-    """Print the table of cells and policies, and what follows from it."""
+    """Print the table of cells and policies, and its summary."""
     found = list(rows(book))
     conditions = book["conditions"]
     console.print(
@@ -205,36 +205,36 @@ def show(book: dict[str, Any], console: Console) -> None:
     for title, part in _groups(found):
         for other in ("best other", *REFERENCES):
             ratios = [
-                one.ratio[name][0]
-                for one in part
-                if (name := one.best_other if other == "best other" else other) in one.ratio
+                row.ratio[name][0]
+                for row in part
+                if (name := row.best_other if other == "best other" else other) in row.ratio
             ]
             if ratios:
                 console.print(
                     f"{title}: geometric mean of ours / {other}: {geometric_mean(ratios):.3f} ({len(ratios)})"
                 )
         console.print(f"{title}: part of the gap to the bound closed: {gap_closed(part):.2f}")
-    lost = [f"{one.cell} {one.memory}".strip() for one in found if one.lost]
+    lost = [f"{row.cell} {row.memory}".strip() for row in found if row.lost]
     console.print(f"lost: {', '.join(lost) or 'none'}")
     below = [
-        f"{one.cell} {one.memory}".strip()
-        for one in found
-        if one.bound and OURS in one.goodput and one.goodput[OURS] < EXPLAIN_BELOW * one.bound
+        f"{row.cell} {row.memory}".strip()
+        for row in found
+        if row.bound and OURS in row.goodput and row.goodput[OURS] < EXPLAIN_BELOW * row.bound
     ]
     console.print(f"below {EXPLAIN_BELOW:g} of the bound: {', '.join(below) or 'none'}")
     drifting = [
-        f"{one.cell} {one.memory} {policy}"
-        for one in found
-        for policy, drift in one.drift.items()
+        f"{row.cell} {row.memory} {policy}"
+        for row in found
+        for policy, drift in row.drift.items()
         if abs(drift) > DRIFT_MAX
     ]
     console.print(f"not stationary: {', '.join(drifting) or 'none'}")
 
 
 def _groups(found: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Resident cells and one memory manager together, once for each memory manager."""
+    """The resident cells with the cells of a memory manager, for each memory manager."""
     for memory in policies.MEMORIES:
-        part = [one for one in found if one.memory in ("", memory)]
+        part = [row for row in found if row.memory in ("", memory)]
         if part:
             yield f"memory {memory}", part
 
@@ -253,7 +253,7 @@ def _cells(row: Row, shown: Sequence[str]) -> list[str]:
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]" if high < math.inf else f"{mean:.3f}"
 
     def overload(found: dict[str, dict[str, float]], times: str, form: str) -> str:
-        parts = [found.get(one, {}).get(times) for one in (OURS, row.best_other)]
+        parts = [found.get(policy, {}).get(times) for policy in (OURS, row.best_other)]
         return " / ".join("-" if part is None else format(part, form) for part in parts)
 
     return [
@@ -270,7 +270,7 @@ def _cells(row: Row, shown: Sequence[str]) -> list[str]:
 
 
 def plot(book: dict[str, Any], path: Path) -> None:
-    """A PNG: for each cell, every policy's part of the bound. Needs the extra [plots]."""
+    """Draw every policy's part of the bound in each cell as a PNG. Needs the extra [plots]."""
     try:
         import matplotlib
     except ImportError:
@@ -295,7 +295,7 @@ def plot(book: dict[str, Any], path: Path) -> None:
             label=policy,
             zorder=3 if policy == OURS else 2,
         )
-    axes.set_yticks(range(len(found)), [f"{one.cell} {one.memory}".strip() for one in found], fontsize=7)
+    axes.set_yticks(range(len(found)), [f"{row.cell} {row.memory}".strip() for row in found], fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.grid(axis="x", alpha=0.3)

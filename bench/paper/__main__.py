@@ -40,10 +40,10 @@ FIGURES: dict[str, ModuleType] = {
 }
 
 ALSO = {"fig10": "fig9"}
-"""Figures that are drawn with another."""
+"""Figures that are drawn together with another."""
 
 DOTS = 90
-"""Per inch, of the published plots."""
+"""Dots per inch of the published plots."""
 
 OUT = Path("bench/results/paper")
 CELL_MAX = 28
@@ -52,7 +52,7 @@ CELL_MAX = 28
 def experiment(
     name: str, setting: Setting, out: Path, plots: bool, progress: Progress, publish: bool = False
 ) -> Result:
-    """Run one, showing how far it is, and write its files; publish: those in docs/results as well."""
+    """Run an experiment, showing its progress, and write its files. publish: also those in docs/results."""
     module = FIGURES[name]
     begun_s = time.monotonic()
     task = progress.add_task(name, total=1.0)
@@ -82,12 +82,12 @@ def experiment(
 
 
 def table(title: str, rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> Table:
-    """Rows as people read them; columns: which of them (none: all)."""
+    """A table of rows for people. columns: to show; none: all."""
     shown = Table(title=title, title_justify="left", header_style="bold")
     names = [
-        one
-        for one in columns or dict.fromkeys(key for row in rows for key in row)
-        if any(one in row for row in rows)
+        column
+        for column in columns or dict.fromkeys(key for row in rows for key in row)
+        if any(column in row for row in rows)
     ]
     for name in names:
         shown.add_column(name, justify="right", overflow="fold")
@@ -102,7 +102,7 @@ def cell(value: object) -> str:
 
 
 def names_of(wanted: list[str]) -> list[str]:
-    """The experiments for the names given, each once; raises ConfigError for one that there is not."""
+    """The experiments of these names, each once. Raises ConfigError for an unknown name."""
     chosen: dict[str, None] = {}
     for name in wanted or ["all"]:
         if name == "all":
@@ -115,10 +115,10 @@ def names_of(wanted: list[str]) -> list[str]:
 
 
 def setting_of(arguments: argparse.Namespace) -> Setting:
-    """Raises ConfigError for a policy that there is not, or no device."""
-    policies = tuple(one for one in arguments.policies.split(",") if one)
-    for one in policies:
-        named(one)
+    """Raises ConfigError for an unknown policy, or for no device."""
+    policies = tuple(policy for policy in arguments.policies.split(",") if policy)
+    for policy in policies:
+        named(policy)
     if arguments.devices is not None and arguments.devices < 1:
         raise ConfigError(f"{arguments.devices} devices: there must be at least 1")
     form: Form = "full" if arguments.full else arguments.form
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(stderr=arguments.json)
     try:
         setting, names = setting_of(arguments), names_of(arguments.figures)
-        if arguments.publish and (others := [one for one in names if one not in published.COMMANDS]):
+        if arguments.publish and (others := [name for name in names if name not in published.COMMANDS]):
             raise ConfigError(f"no document shows {', '.join(others)}: --publish takes {', '.join(TABLES)}")
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         console.print(f"{report.machine()}, commit {report.commit()}", highlight=False)
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(str(error), style="red", highlight=False, markup=False)
         return 2
     if arguments.json:
-        json.dump([one.to_json() for one in results], sys.stdout, indent=1, default=plain)
+        json.dump([result.to_json() for result in results], sys.stdout, indent=1, default=plain)
         print()
     return 0
 

@@ -1,4 +1,4 @@
-"""The most that any policy could serve of known arrivals, for resident models of one kind.
+"""An upper bound on the requests that any policy could serve of known arrivals, for identical resident models.
 
 The same relaxation as the benchmark's (bench/grid/bounds.py): device time has a price, per model a dynamic
 program finds the best batches of consecutive requests at that price, and at every price
@@ -16,21 +16,23 @@ from clockwork.sim._bounds import best_batches
 from clockwork.workloads import Arrivals
 
 NOISE_SIGMAS = 4
-"""A device may be faster than its profile by this much noise."""
+"""Standard deviations of noise by which a device may be faster than its profile."""
 
 STEPS = 40
-"""Of the search for the best price: an inexact one leaves the bound valid, only less tight."""
+"""Tolerance of the search for the best price: an inexact price leaves the bound valid, only less tight."""
 
 
 def most_served(arrivals: Arrivals, models: int, profile: ModelProfile, devices: int, slo_ns: int) -> float:
-    """How many of these requests, of models that are all alike and resident everywhere, could be in time."""
+    """An upper bound on the requests in time, for identical models that are resident everywhere."""
     if not len(arrivals):
         return 0.0
     order = np.argsort(arrivals.model, kind="stable")
     arrived = np.ascontiguousarray(arrivals.t_ns[order], np.int64)
     starts = np.searchsorted(arrivals.model[order], np.arange(models + 1)).astype(np.int64)
     batches = range(1, profile.largest_batch() + 1)
-    curve = np.array([0, *(profile.execution_ns(one) for one in batches)]) * (1 - NOISE_SIGMAS * EXEC_NOISE)
+    curve = np.array([0, *(profile.execution_ns(batch) for batch in batches)]) * (
+        1 - NOISE_SIGMAS * EXEC_NOISE
+    )
     room = slo_ns - 2 * LINK_NS - input_ns(profile)
     spans = np.maximum(np.floor(room - curve), -1).astype(np.int64)
     spans[0] = -1
@@ -44,7 +46,7 @@ def most_served(arrivals: Arrivals, models: int, profile: ModelProfile, devices:
         total, _ = best_batches(arrived, worth, starts, exec_ns, span_ns, price, served)
         return total + price * budget
 
-    # Convex in the price; at 1 / MS of device time nothing is worth serving any more.
+    # Convex in the price; at 1 / MS of device time serving a request never pays.
     low, high, best = 0.0, 4.0 / MS, value(0.0)
     golden = (5**0.5 - 1) / 2
     left, right = high - golden * (high - low), low + golden * (high - low)

@@ -1,4 +1,4 @@
-"""What the experiments share: how large a run is, its jobs in parallel, the paper's devices, and results on disk."""
+"""Shared parts of the experiments: sizes of a run, parallel jobs, the paper's devices, and results on disk."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ MS = 1_000_000
 SECOND = 1_000_000_000
 MINUTE = 60 * SECOND
 NO_SLO_NS = 24 * 3600 * SECOND
-"""What the paper's batch clients have: a day."""
+"""SLO of the paper's batch clients: a day."""
 
 Form = Literal["tiny", "quick", "full"]
-"""tiny: does it run (tests); quick: minutes for all figures; full: the paper's sizes."""
+"""Sizes of a run. tiny: for tests; quick: minutes for all figures; full: the paper's sizes."""
 
 WANTED = ("paper", "fifo", "adaptive")
-"""Policies that the figures compare, where they exist."""
+"""Policies that the figures compare, if they exist."""
 
 COLOURS = {"paper": "tab:red", "fifo": "tab:orange", "edf": "tab:purple", "deferred": "tab:green"}
-"""Of the policies in every figure; `adaptive` and others are blue."""
+"""Colours of the policies in every figure; `adaptive` and others are blue."""
 
 RESNET = "resnet50_v2"
 """The model of the paper's experiments with one architecture: 2.73 ms alone, 925 requests/s in batches of 16."""
@@ -46,9 +46,9 @@ LOAD_NOISE = 0.01
 LINK_NS = 50_000
 LINK_JITTER_NS = 10_000
 LINK_BYTES_S = 1_250_000_000
-"""A worker's 10 GbE."""
+"""Bandwidth of a worker's 10 GbE, bytes/s."""
 COPY_BYTES_S = 12_300_000_000
-"""Host to device: what every transfer of the paper's Table 1 runs at."""
+"""Bandwidth from host to device, bytes/s: that of every transfer in the paper's Table 1."""
 
 PAPER = "Gujarati et al., OSDI 2020"
 ARTIFACT = "the paper's public results repository"
@@ -56,24 +56,24 @@ ARTIFACT = "the paper's public results repository"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How an experiment is to be run."""
+    """Settings of a run of an experiment."""
 
     form: Form = "quick"
-    policies: tuple[str, ...] = ()  # as named() takes them; (): WANTED, as far as they exist
+    policies: tuple[str, ...] = ()  # in the form of named(); (): those of WANTED that exist
     seed: int = 0
     jobs: int = 1  # processes
     live: bool = True  # with the parts that run on a CPU worker
-    trace: Path | None = None  # a CSV file in the Azure Functions format; None: a made-up one
+    trace: Path | None = None  # a CSV file in the Azure Functions format; None: a synthetic trace
     mapping: str = ""  # fig9: original or shuffled; both where it is empty
     devices: int = 0  # fig9: so many; 0: the paper's in original order, shuffled the fewest, by a search
 
     def chosen(self) -> tuple[str, ...]:
         """The policies to run; edf where none of those wanted exists."""
-        return self.policies or tuple(one for one in WANTED if one in POLICIES) or ("edf",)
+        return self.policies or tuple(policy for policy in WANTED if policy in POLICIES) or ("edf",)
 
 
 def named(policy: str) -> dict[str, Any]:
-    """What simulate() takes for a policy written as name or name:option=number:option=number.
+    """Arguments of simulate() for a policy written as name or name:option=number:option=number.
 
     Raises ConfigError for a name that is none, or an option that is no number.
     """
@@ -85,18 +85,20 @@ def named(policy: str) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Result:
-    """One experiment's outcome."""
+    """The outcome of an experiment."""
 
     name: str
     title: str
     setting: Setting
-    paper: dict[str, Any]  # what the paper says, each with its source
+    paper: dict[str, Any]  # the paper's numbers, each with its source
     rows: list[dict[str, Any]]  # one for each case
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the whole, bounds included
     live: list[dict[str, Any]] = dataclasses.field(
         default_factory=list
     )  # rows of a real cluster on this machine
-    series: dict[str, Any] = dataclasses.field(default_factory=dict)  # what is drawn and too long for a table
+    series: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # drawn data that is too long for a table
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -114,7 +116,7 @@ class Result:
 
 
 def save(result: Result, drawing: Figure | None, out: Path) -> list[Path]:
-    """Write NAME.json and, if there is one, the drawing as NAME.png; which files."""
+    """Write NAME.json and, if there is a drawing, NAME.png. Returns the files."""
     out.mkdir(parents=True, exist_ok=True)
     written = [out / f"{result.name}.json"]
     written[0].write_text(
@@ -127,7 +129,7 @@ def save(result: Result, drawing: Figure | None, out: Path) -> list[Path]:
 
 
 def plain(value: Any) -> Any:
-    """Numpy's numbers and arrays as Python's."""
+    """Numpy's numbers and arrays as Python objects."""
     return value.tolist()
 
 
@@ -160,7 +162,7 @@ def _one(function: Callable[[Any, Tick], Any], job: Any, index: int) -> Any:
 def run_jobs(
     setting: Setting, function: Callable[[Any, Tick], Any], jobs: Sequence[Any], watch: Watch | None = None
 ) -> list[Any]:
-    """function(job, tick) for each job, in their order; in several processes if the setting says so.
+    """The results of function(job, tick) for the jobs, in their order; in several processes if the setting says so.
 
     The function must be one of a module, and jobs and results must be picklable.
     """
@@ -182,19 +184,19 @@ def run_jobs(
             done, pending = concurrent.futures.wait(
                 pending, timeout=POLL_S, return_when=concurrent.futures.FIRST_EXCEPTION
             )
-            for one in done:
-                if one.exception() is not None:
+            for future in done:
+                if future.exception() is not None:
                     pool.shutdown(wait=False, cancel_futures=True)
-                    one.result()
+                    future.result()
             tell(
-                sum(1.0 if one.done() else min(part.value, 1.0) for one, part in zip(futures, parts))
+                sum(1.0 if future.done() else min(part.value, 1.0) for future, part in zip(futures, parts))
                 / len(jobs)
             )
-        return [one.result() for one in futures]
+        return [future.result() for future in futures]
 
 
 def progress(tick: Tick, total_ns: int) -> Callable[[int, int], None]:
-    """What simulate() takes as on_progress."""
+    """The on_progress argument of simulate() for a tick."""
     return lambda now_ns, requests: tick(min(1.0, now_ns / total_ns))
 
 
@@ -224,13 +226,13 @@ def resnets(count: int, slo_ns: int = 0) -> list[ModelProfile]:
 
 
 def input_ns(profile: ModelProfile, rows: int = 1) -> int:
-    """The least that a request's inputs take to a device: the worker's link, then the copy."""
+    """The least time of a request's inputs to a device: over the worker's link, then the copy."""
     size = profile.input_bytes * rows
     return size * SECOND // LINK_BYTES_S + size * SECOND // COPY_BYTES_S
 
 
 def rate_limit(profile: ModelProfile, slo_ns: int, batch_max: int = 0) -> float:
-    """Requests/s that one device cannot exceed if each is to be answered within the SLO: the fluid bound.
+    """Requests/s that a device cannot exceed if each is to be answered within the SLO: the fluid bound.
 
     batch_max: the most requests that can come together; 0: any number.
     """
@@ -245,11 +247,11 @@ def rate_limit(profile: ModelProfile, slo_ns: int, batch_max: int = 0) -> float:
     )
 
 
-# ----- what a report says --------------------------------------------------------------------
+# ----- evaluation of a report ----------------------------------------------------------------
 
 
 def summary(found: Report) -> dict[str, Any]:
-    """A report in a row of numbers."""
+    """A report as a row of numbers."""
     offered = int(found.models.offered.sum())
     sums = {
         name: int(getattr(found.models, name).sum())
@@ -280,12 +282,12 @@ def mean_batch(found: Report) -> float:
 
 
 def milliseconds(ns: float) -> float | None:
-    """Rounded; None where there is none."""
+    """The number rounded; None stays None."""
     return round(ns / MS, 3) if ns == ns else None
 
 
 def share(good: Any, offered: Any) -> list[float | None]:
-    """Part of each that was good; None where nothing was offered."""
+    """The good part in each place; None where nothing was offered."""
     return [float(one) / float(all_) if all_ else None for one, all_ in zip(good, offered)]
 
 
@@ -299,7 +301,7 @@ def tail(found: Report) -> list[list[float]]:
 
 
 def class_rows(tally: Tally, count: int) -> dict[str, list[int]]:
-    """offered, good and cold of the first ``count`` classes, 0 for those that nothing fell into."""
+    """offered, good and cold of the first ``count`` classes, 0 for classes without requests."""
     return {
         name: [int(values[at]) if at < len(values) else 0 for at in range(count)]
         for name, values in (("offered", tally.offered), ("good", tally.good), ("cold", tally.cold))

@@ -1,4 +1,4 @@
-"""Drawing with matplotlib, without its global state and without a display."""
+"""Draws with matplotlib, without its global state and without a display."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BOUND: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.2}
-"""How an upper bound is drawn."""
+"""Style of an upper bound."""
 
 PAPER: dict[str, Any] = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
-"""How the paper's numbers are drawn."""
+"""Style of the paper's numbers."""
 
 MARKS = (50, 90, 99, 99.9, 99.99, 99.999, 99.9999)
 
@@ -38,7 +38,7 @@ def colour(policy: str) -> str:
 
 
 def label(axes: Axes, x: str, y: str, title: str = "") -> None:
-    """Names and a light grid."""
+    """Label the axes, and add a light grid."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, fontsize=9)
@@ -57,7 +57,7 @@ def tail_axis(axes: Axes) -> None:
 
 
 def tail_point(percent: float) -> float:
-    """Where a percentile lies on tail_axis(): every nine has the same height."""
+    """The place of a percentile on tail_axis(): every nine has the same height."""
     from math import log10
 
     return -log10(max(1e-9, 1 - percent / 100))

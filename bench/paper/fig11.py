@@ -58,18 +58,18 @@ SHOWN = (
 """Columns of the table; the JSON has more."""
 SLO_NS = 100 * MS
 DEVICE_RATE = 700.0
-"""Requests/s of each device: most of what a V100 does with the hot functions on small models."""
+"""Requests/s of each device: near the limit of a V100 with the hot functions on small models."""
 
 STEP = 1.25
-"""The load rises by it, from DEVICE_RATE on, or falls where that is too much already."""
+"""Factor by which the load rises from DEVICE_RATE, or falls if that is too much already."""
 GOOD_MIN = 0.9
-"""Of the requests, below which a load counts as too much: the paper's."""
+"""Good part of the requests below which a load counts as too much: the paper's."""
 STEPS_MAX = 8
 
 WARMUP_NS = SECOND // 2
 SHORTEST_NS = SECOND // 2
 FUNCTIONS = 16_104
-"""Of the made-up trace: four for each model."""
+"""Functions of the synthetic trace: four for each model."""
 
 PAPER_PEAK = 103_387
 PAPER_WORKERS = 110
@@ -80,7 +80,7 @@ PAPER_CORES = 18
 class Size:
     devices: tuple[int, ...]
     requests: int  # at each number of devices
-    swept: int  # with up to so many devices the load rises to its peak
+    swept: int  # devices up to which the load rises to its peak
     swept_requests: int  # at each load
     live: tuple[int, ...]  # emulated devices behind sockets
     live_s: float  # each measurement
@@ -112,10 +112,10 @@ def trace_of(functions: int, seed: int) -> Trace:
 
 
 def simulated(job: Job, rate: float, requests: int, tick: Tick) -> Report:
-    """So many requests of the trace at a rate."""
+    """``requests`` requests of the trace at a rate."""
     size = SIZES[job.form]
-    # Without inputs: those of a million requests a second are more than a controller may hold.
-    models = [dataclasses.replace(one, input_bytes=0) for one in paper_instances()[: size.models]]
+    # Without inputs: those of a million requests per second are more than a controller may hold.
+    models = [dataclasses.replace(instance, input_bytes=0) for instance in paper_instances()[: size.models]]
     total_ns = WARMUP_NS + max(SHORTEST_NS, int(requests / rate * SECOND))
     trace = trace_of(size.functions, job.seed)
     return simulate(
@@ -132,7 +132,7 @@ def simulated(job: Job, rate: float, requests: int, tick: Tick) -> Report:
 
 
 def risen(job: Job, at_first: Report) -> list[dict[str, float]]:
-    """Loads in steps from DEVICE_RATE on: up to the first that is too much, or down to the first that is not."""
+    """Loads in steps from DEVICE_RATE: up to the first that is too much, or down to the first that is not."""
     rate = DEVICE_RATE * job.devices
     found = [step_of(rate, at_first)]
     factor = STEP if 1 - at_first.bad_fraction >= GOOD_MIN else 1 / STEP
@@ -141,7 +141,7 @@ def risen(job: Job, at_first: Report) -> list[dict[str, float]]:
         found.append(step_of(rate, simulated(job, rate, SIZES[job.form].swept_requests, lambda part: None)))
         if (found[-1]["good"] >= GOOD_MIN) != (found[0]["good"] >= GOOD_MIN):
             break
-    return sorted(found, key=lambda one: one["rate"])
+    return sorted(found, key=lambda load: load["rate"])
 
 
 def step_of(rate: float, found: Report) -> dict[str, float]:
@@ -149,7 +149,7 @@ def step_of(rate: float, found: Report) -> dict[str, float]:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """One policy on one number of devices."""
+    """A policy on a number of devices."""
     size = SIZES[job.form]
     rate = DEVICE_RATE * job.devices
     found = simulated(job, rate, size.requests, tick)
@@ -166,7 +166,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
     if job.devices <= size.swept:
         row["loads"] = risen(job, found)
         row["peak/s"] = round(max(
-            (one["goodput/s"] for one in row["loads"] if one["good"] >= GOOD_MIN), default=0.0
+            (load["goodput/s"] for load in row["loads"] if load["good"] >= GOOD_MIN), default=0.0
         ))  # fmt: skip
     return row
 
@@ -174,14 +174,14 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
 # ----- through sockets -----------------------------------------------------------------------
 
 UNDER_WAY = (4, 8, 16, 32)
-"""Requests for each device that are under way at once, until they are no longer in time or no more are answered."""
+"""Requests under way for each device, raised until they are no longer in time or throughput no longer grows."""
 UNDER_WAY_MAX = 4096
 GAIN_MIN = 1.02
 
 
 def live_rows(setting: Setting) -> list[dict[str, Any]]:
-    """By policy and number of emulated devices: the most requests answered a second, and what a core of the
-    controller carries. A load client, the devices and the controller share this machine."""
+    """For each policy and number of emulated devices the highest rate of answers, and the rate for a core of the
+    controller. A load client, the devices and the controller share this machine."""
     size = SIZES[setting.form]
     library()
     return [
@@ -191,8 +191,8 @@ def live_rows(setting: Setting) -> list[dict[str, Any]]:
 
 
 def live_policies(setting: Setting) -> list[str]:
-    """The last of the chosen that has no options: by default our own."""
-    return [one for one in setting.chosen() if ":" not in one][-1:]
+    """The last chosen policy without options: by default our own."""
+    return [policy for policy in setting.chosen() if ":" not in policy][-1:]
 
 
 def live_row(policy: str, devices: int, seconds: float) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def live_row(policy: str, devices: int, seconds: float) -> dict[str, Any]:
             register_profiles(client, profiles)
         for each in UNDER_WAY:
             depth = min(UNDER_WAY_MAX, each * devices)
-            pump = PumpClient(cluster.endpoint, [one.name for one in profiles], 0, depth)
+            pump = PumpClient(cluster.endpoint, [profile.name for profile in profiles], 0, depth)
             try:
                 pump.run(seconds / 4, SLO_NS)
                 before, failed, begun_ns = thread_cpu_s(cluster.controller.pid), pump.counts.failed, now_ns()

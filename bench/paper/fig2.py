@@ -35,7 +35,7 @@ TITLE = "Fig. 2: execution times of one model, one request at a time"
 SHOWN = ("where", "count", "p50_ms", "p99_above_%", "p99.9_above_%", "p99.99_above_%", "max_ms")
 """Columns of the table; the JSON has more."""
 ABOVE_MEDIAN_PERCENT = 0.03
-"""How far the paper's 99.99th percentile lies above its median."""
+"""Distance of the paper's 99.99th percentile above its median."""
 
 SECONDS = {"tiny": 2, "quick": 60, "full": 3600}
 MARKS = (99, 99.9, 99.99)
@@ -75,19 +75,19 @@ def run(setting: Setting, watch: Watch | None = None) -> Result:
     rows = run_jobs(setting, work, jobs, watch if not setting.live else None)
     series = {row["where"]: row.pop("tail") for row in rows}
     if setting.live:
-        # Alone on the machine: other jobs beside it would be what is measured.
+        # Alone on the machine: other jobs would distort the measurement.
         measured = live.execution_times(setting, watch or (lambda part: None))
         for name, body in measured.items():
             for what, where in (("executions", "device"), ("client", "client")):
-                one = body[what]
-                series[f"{name}, {where}"] = one["tail"]
+                entry = body[what]
+                series[f"{name}, {where}"] = entry["tail"]
                 rows.append(
                     {
                         "where": f"CPU worker, {name}, {where}",
-                        "count": one["count"],
-                        "p50_ms": one["p50_ms"],
-                        **{f"{mark}_above_%": value for mark, value in one["above_median_%"].items()},
-                        "max_ms": one["max_ms"],
+                        "count": entry["count"],
+                        "p50_ms": entry["p50_ms"],
+                        **{f"{mark}_above_%": value for mark, value in entry["above_median_%"].items()},
+                        "max_ms": entry["max_ms"],
                     }
                 )
     return Result(
@@ -114,12 +114,12 @@ def draw(result: Result) -> Figure:
         drawing.draw_tail(
             one, [[percent, x / median] for percent, x in points], color=f"C{index}", label=name
         )
-    for one, title in zip(axes, ("whole requests", "executions alone, CPU worker")):
-        drawing.tail_axis(one)
-        one.axvline(
+    for axis, title in zip(axes, ("whole requests", "executions alone, CPU worker")):
+        drawing.tail_axis(axis)
+        axis.axvline(
             1 + ABOVE_MEDIAN_PERCENT / 100, **drawing.PAPER, label="paper's p99.99 of executions on a V100"
         )
-        one.set_xscale("log")
-        drawing.label(one, "time / median", "percentile", title)
-        drawing.legend(one)
+        axis.set_xscale("log")
+        drawing.label(axis, "time / median", "percentile", title)
+        drawing.legend(axis)
     return figure

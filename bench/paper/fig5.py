@@ -52,7 +52,7 @@ CLIENTS = 16
 SLOS_MS = (10, 25, 50, 100, 250, 500)
 
 OTHERS_GOODPUT = {10: 400, 25: 500, 50: 575, 100: 675, 250: 725, 500: 800}
-"""Requests/s at each SLO in ms, that a third party's simulator takes for the original's goodput."""
+"""Requests/s at each SLO in ms that a third party's simulator assumes as the original's goodput."""
 
 WARMUP_NS = 2 * SECOND
 SECONDS = {"tiny": 0.3, "quick": 5.0, "full": 60.0}
@@ -67,7 +67,7 @@ class Job:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """One policy at one SLO."""
+    """A policy at an SLO."""
     models = resnets(MODELS, job.slo_ms * MS)
     # A refusal comes at once and the next request follows it, but not sooner than its input can be sent.
     clients = [Closed(model, CLIENTS, round_trip_ns=2 * input_ns(models[0])) for model in range(MODELS)]
@@ -147,15 +147,17 @@ def draw(result: Result) -> Figure:
     axes[0].set_ylim(bottom=0)
     drawing.label(axes[0], "SLO (ms)", "goodput (requests/s)")
     drawing.legend(axes[0])
-    for one, policy in zip(axes[1:], policies):
+    for axis, policy in zip(axes[1:], policies):
         for index, slo_ms in enumerate(SLOS_MS):
             shade = f"C{index}"
-            drawing.draw_tail(one, result.series[f"{policy}, {slo_ms} ms"], color=shade, label=f"{slo_ms} ms")
-            one.axvline(slo_ms, color=shade, linestyle=":", linewidth=0.8)
-        one.set_xscale("log")
-        drawing.tail_axis(one)
-        drawing.label(one, "latency (ms)", "percentile", policy)
-        drawing.legend(one)
+            drawing.draw_tail(
+                axis, result.series[f"{policy}, {slo_ms} ms"], color=shade, label=f"{slo_ms} ms"
+            )
+            axis.axvline(slo_ms, color=shade, linestyle=":", linewidth=0.8)
+        axis.set_xscale("log")
+        drawing.tail_axis(axis)
+        drawing.label(axis, "latency (ms)", "percentile", policy)
+        drawing.legend(axis)
     for policy in dict.fromkeys(row["policy"] for row in result.live):
         own = [row for row in result.live if row["policy"] == policy]
         axes[-1].plot(

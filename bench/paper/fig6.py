@@ -62,7 +62,7 @@ MAJOR_RATE = 1000.0
 MINOR_RATE = 200.0
 SLO_NS = 100 * MS
 FINE = 10
-"""Slices of time in each point: loads are counted by them."""
+"""Slices of time in each point, in which loads are counted."""
 
 BUCKETS = 90
 """Points of the series: two classes each, major and minor."""
@@ -90,7 +90,7 @@ SIZES = {
 
 
 class growing(Workload):
-    """Requests of a workload, spread evenly over the models that there are by then: model 1 and the next ones."""
+    """Requests of a workload, spread evenly over the models that are active by then: model 1 and later."""
 
     def __init__(self, workload: Workload, size: Size, seed: int) -> None:
         self.duration_ns = workload.duration_ns
@@ -104,7 +104,7 @@ class growing(Workload):
 
 
 def active(t_ns: Any, size: Size) -> Any:
-    """How many major models there are at these times."""
+    """The number of major models at these times."""
     return np.clip(1 + (t_ns - size.lead_ns) // size.every_ns, 1, size.models)
 
 
@@ -129,7 +129,7 @@ class Job:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """One policy through all of it."""
+    """A policy's run of the whole experiment."""
     size = job.size
     fine_ns = -(-size.total_ns // (BUCKETS * FINE))
     bucket_ns = FINE * fine_ns
@@ -184,7 +184,7 @@ def buckets(slices: Any) -> Any:
 
 
 def memory_full(size: Size, loads: Any, slice_ns: int, room: int) -> int | None:
-    """How many major models there were, to a slice, when there had been as many loads as there is room for."""
+    """The number of major models when as many models had been loaded as fit into memory, to a slice."""
     done = np.cumsum(loads)
     if not len(done) or done[-1] < room:
         return None
@@ -196,7 +196,7 @@ LINK_FULL = 0.98
 
 
 def shift(series: dict[str, Any]) -> float | None:
-    """The minute from which on the link is busy all the time; None if it never is."""
+    """The minute from which the link is always busy; None if it never is."""
     free = np.array(series["PCIe"]) < LINK_FULL
     at = int(np.flatnonzero(free)[-1]) + 1 if free.any() else 0
     return round(series["minute"][at], 1) if at < len(free) else None
@@ -259,12 +259,12 @@ def draw(result: Result) -> Figure:
         middle.plot(own["minute"], own["GPU"], color="C2", label="GPU")
         middle.plot(own["minute"], own["PCIe"], color="C3", label="PCIe")
         below.plot(own["minute"], own["cold"], color="C4", label="cold, of good answers")
-        for one in (above, middle, below):
-            one.axvline(full_min, **drawing.PAPER, label=f"paper: memory full ({PAPER_FULL_AT} models)")
-            one.set_ylim(bottom=0)
+        for axis in (above, middle, below):
+            axis.axvline(full_min, **drawing.PAPER, label=f"paper: memory full ({PAPER_FULL_AT} models)")
+            axis.set_ylim(bottom=0)
         drawing.label(above, "minute", "goodput (requests/s)", policy)
         drawing.label(middle, "minute", "busy")
         drawing.label(below, "minute", "share")
-        for one in (above, middle, below):
-            drawing.legend(one)
+        for axis in (above, middle, below):
+            drawing.legend(axis)
     return figure

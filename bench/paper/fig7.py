@@ -55,13 +55,13 @@ DEVICES = 6
 FIRST_NS = 2_900_000
 LADDER = (1.5, 100)
 FINE = (1.05, 50)
-"""(factor of a step, multiple of the first SLO that is reached)."""
+"""(factor of a step, multiple of the first SLO at the end)."""
 
 SATISFIED = 0.99
-"""A workload is satisfied if so much of it is in time, at this SLO and at every looser one."""
+"""Parts of a workload that must be in time, at an SLO and at every looser one, to satisfy it."""
 
 FLOORS_MS = {600: 10.0, 1200: 22.0, 2400: 74.0}
-"""The paper's, by rate."""
+"""The paper's floors, by rate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Job:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """One ladder: of a policy, or of the bound."""
+    """A ladder of SLOs for a policy, or for the bound."""
     slos_ns = job.slos_ns
     total_ns = job.step_ns * len(slos_ns)
     arrivals = poisson([job.rate / job.models] * job.models, total_ns, seed=job.seed)
@@ -190,7 +190,7 @@ def draw(result: Result) -> Figure:
     rates = sorted({row["rate"] for row in result.rows})
     models = sorted({row["models"] for row in result.rows})
     figure, axes = drawing.sheet(result, len(models), len(rates), (4.2 * len(rates), 3.4 * len(models)))
-    for one, (count, rate) in zip(axes, itertools.product(models, rates)):
+    for axis, (count, rate) in zip(axes, itertools.product(models, rates)):
         for row in result.rows:
             if (row["models"], row["rate"]) != (count, rate):
                 continue
@@ -205,11 +205,11 @@ def draw(result: Result) -> Figure:
                 style |= {"linewidth": 0.8, "alpha": 0.7}
             elif row["policy"] != "bound":
                 style |= {"marker": "o", "markersize": 3, "linewidth": 1.2}
-            one.plot(*zip(*points), **style)
+            axis.plot(*zip(*points), **style)
         if rate in FLOORS_MS:
-            one.axvline(FLOORS_MS[rate], **drawing.PAPER, label=f"paper's floor, {FLOORS_MS[rate]:g} ms")
-        one.set_xscale("log")
-        one.set_ylim(0, 1.05)
-        drawing.label(one, "SLO (ms)", "satisfied", f"R = {rate}/s, N = {count}")
-        drawing.legend(one)
+            axis.axvline(FLOORS_MS[rate], **drawing.PAPER, label=f"paper's floor, {FLOORS_MS[rate]:g} ms")
+        axis.set_xscale("log")
+        axis.set_ylim(0, 1.05)
+        drawing.label(axis, "SLO (ms)", "satisfied", f"R = {rate}/s, N = {count}")
+        drawing.legend(axis)
     return figure

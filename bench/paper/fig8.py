@@ -51,7 +51,7 @@ BATCH_CLIENTS = ((0, 0), (12, 16), (48, 4))
 """(models, closed-loop clients of each)."""
 
 BATCH_CLASS = 128
-"""Where the classes of batch clients begin: one for each step, as those of the others are from 0."""
+"""First class of the batch clients, which have a class for each step; those of the others begin at 0."""
 
 PAPER_REFUSED_BELOW_MS = 15.0
 
@@ -68,7 +68,7 @@ class Job:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """One ladder: of a policy, or of the bound."""
+    """A ladder of SLOs for a policy, or for the bound."""
     slos_ns = ladder(FIRST_NS, LADDER[0], round(FIRST_NS * LADDER[1]))
     total_ns = job.step_ns * len(slos_ns)
     sensitive = poisson([RATE / SENSITIVE] * SENSITIVE, total_ns, seed=job.seed)
@@ -203,8 +203,8 @@ def draw(result: Result) -> Figure:
             label=f"paper: refused below {PAPER_REFUSED_BELOW_MS:g} ms",
         )
         above.set_ylim(0, 1.05)
-        for one in (above, below):
-            one.set_xscale("log")
+        for axis in (above, below):
+            axis.set_xscale("log")
         drawing.label(above, "SLO (ms)", "sensitive satisfied", f"batch clients {kind}")
         drawing.label(below, "SLO of the sensitive (ms)", "batch answers/s")
         drawing.legend(above)
@@ -215,7 +215,7 @@ def draw(result: Result) -> Figure:
 
 
 def draw_live(result: Result, axes: list[Axes]) -> None:
-    """Without batch clients, with them, and what those get."""
+    """Draw the ladders without batch clients, with them, and the goodput of the batch clients."""
     for policy in dict.fromkeys(row["policy"] for row in result.live):
         own = [row for row in result.live if row["policy"] == policy]
         alone, together = (
@@ -231,8 +231,10 @@ def draw_live(result: Result, axes: list[Axes]) -> None:
                 color=drawing.colour(policy), marker="o", markersize=3, label=policy,
             )  # fmt: skip
     titles = ("live, CPU worker: no batch clients", "live: with batch clients", "live")
-    for one, title, y in zip(axes, titles, ("sensitive satisfied", "sensitive satisfied", "batch answers/s")):
-        one.set_xscale("log")
-        one.set_ylim(bottom=0)
-        drawing.label(one, "SLO (ms)", y, title)
-        drawing.legend(one)
+    for axis, title, y in zip(
+        axes, titles, ("sensitive satisfied", "sensitive satisfied", "batch answers/s")
+    ):
+        axis.set_xscale("log")
+        axis.set_ylim(bottom=0)
+        drawing.label(axis, "SLO (ms)", y, title)
+        drawing.legend(axis)

@@ -67,16 +67,16 @@ RATE = 9638.0
 SLO_NS = 100 * MS
 DEVICES = 12
 GOAL = 1e-6
-"""Part of all requests that may be bad."""
+"""Largest bad part of all requests."""
 
 FUNCTIONS = 16_104
-"""Of the made-up trace: four for each model, as the original's runs have."""
+"""Functions of the synthetic trace: four for each model, as in the original's runs."""
 
 POINTS = 60
-"""Of the series, where a minute each would be fewer."""
+"""Points of the series, where points of a minute would be fewer."""
 
 DEVICES_MAX = 400
-"""Where the search for the fewest devices gives up."""
+"""Devices at which the search for the fewest gives up."""
 
 MARKS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999, 99.9999)
 
@@ -92,10 +92,10 @@ PAPER_SAYS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    whole_ns: int  # of the trace that is replayed, at real speed
+    whole_ns: int  # replayed time of the trace, at real speed
     begin_minute: int
-    search_ns: int  # the part that the search takes
-    warmup_ns: int  # before either
+    search_ns: int  # the part that the search uses
+    warmup_ns: int  # before the whole, and before the part
     functions: int
     rate: float
     models: int  # instances, the first of the paper's
@@ -143,7 +143,7 @@ def minutes_of(size: Size) -> int:
 
 
 def scale_of(trace: Trace, size: Size) -> float:
-    """Requests for each call, so that the whole has the rate that is wanted."""
+    """Requests for each call, such that the whole has the wanted rate."""
     return trace.scale(size.rate, size.begin_minute, minutes_of(size))
 
 
@@ -159,7 +159,7 @@ def part_of(
 
 
 def whole(job: Job, size: Size, trace: Trace, devices: int, tick: Tick) -> Report:
-    """All of it. The warm-up is the beginning of what is then measured, once before."""
+    """The whole workload, after a warm-up that repeats its beginning."""
     total_ns = size.warmup_ns + size.whole_ns
     workload = rehearsed(
         lambda ns: part_of(trace, size, job, size.begin_minute, ns), size.warmup_ns, size.whole_ns
@@ -179,7 +179,7 @@ def whole(job: Job, size: Size, trace: Trace, devices: int, tick: Tick) -> Repor
 
 
 def planner(job: Job, size: Size, trace: Trace, tell: Callable[[str], None] | None = None) -> Planner:
-    """What finds the fewest devices at which the goal holds in the busiest part, as `clockwork plan` does."""
+    """The planner that finds the fewest devices at which the goal holds in the busiest part, as `clockwork plan` does."""
     begin = trace.busiest(size.search_ns / MINUTE, size.begin_minute, minutes_of(size))
     scenario = Scenario(
         instances(size),
@@ -199,18 +199,18 @@ def planner(job: Job, size: Size, trace: Trace, tell: Callable[[str], None] | No
 
 
 def fewest(job: Job, size: Size, trace: Trace, tick: Tick) -> tuple[int | None, list[dict[str, Any]]]:
-    """The fewest devices at which the goal holds in the busiest part; and what was tried."""
+    """The fewest devices at which the goal holds in the busiest part; and the trials."""
     told = itertools.count(1)
     found = planner(job, size, trace, lambda line: tick(min(0.95, next(told) / 12))).devices(DEVICES_MAX)
     tried = [
-        {"devices": one.devices, "bad_%": 100 * one.bad_fraction, "requests": one.offered}
-        for one in found.trials
+        {"devices": trial.devices, "bad_%": 100 * trial.bad_fraction, "requests": trial.offered}
+        for trial in found.trials
     ]
     return (None if found.answer is None else int(found.answer)), tried
 
 
 def needs(trace: Trace, size: Size, minute: int, job: Job) -> tuple[list[float], list[float]]:
-    """(requests/s, devices) that each model takes in a minute if every batch were the best one that fits."""
+    """(requests/s, devices) of each model in a minute if every batch were the best one that fits."""
     models = instances(size)
     workload = part_of(trace, size, job, minute % trace.counts.shape[1], MINUTE)
     rates = np.bincount(
@@ -222,12 +222,15 @@ def needs(trace: Trace, size: Size, minute: int, job: Job) -> tuple[list[float],
 
 @functools.lru_cache(maxsize=1)
 def cheapest(size: Size) -> list[float]:
-    """The least device time of one request of each model, ns."""
-    return [fluid.cheapest(fluid.curve(one), SLO_NS - 2 * LINK_NS - input_ns(one)) for one in instances(size)]
+    """The least device time of a request of each model, ns."""
+    return [
+        fluid.cheapest(fluid.curve(instance), SLO_NS - 2 * LINK_NS - input_ns(instance))
+        for instance in instances(size)
+    ]
 
 
 def bound(trace: Trace, size: Size, job: Job, devices: int) -> list[float]:
-    """Requests/s that so many devices could execute at most in each minute: the cheapest ones first."""
+    """The most requests/s that the devices could execute in each minute: the cheapest ones first."""
     found = []
     for at in range(minutes_of(size)):
         rates, costs = needs(trace, size, size.begin_minute + at, job)
@@ -243,7 +246,7 @@ def bound(trace: Trace, size: Size, job: Job, devices: int) -> list[float]:
 
 
 def work(job: Job, tick: Tick) -> dict[str, Any]:
-    """One policy with one mapping: the search, if there is one, and the whole."""
+    """A policy with a mapping: the search, if there is one, and the whole."""
     size = SIZES[job.setting.form]
     trace = trace_of(job.setting, size)
     row: dict[str, Any] = {"policy": job.policy, "mapping": job.mapping}
@@ -255,7 +258,7 @@ def work(job: Job, tick: Tick) -> dict[str, Any]:
         enough, tried = fewest(job, size, trace, lambda part: tick(part * share_of_search))
         row |= {"tried": tried}
         if enough is None:
-            return row | {"devices": None, "closest": min(tried, key=lambda one: float(one["bad_%"]))}
+            return row | {"devices": None, "closest": min(tried, key=lambda row: float(row["bad_%"]))}
         devices = enough
     while True:
         found = whole(
@@ -314,7 +317,7 @@ def tail_of(histogram: Any) -> list[list[float]]:
 
 def run(setting: Setting, watch: Watch | None = None) -> Result:
     size = SIZES[setting.form]
-    mappings = [one for one in ("shuffled", "original") if setting.mapping in ("", one)]
+    mappings = [mapping for mapping in ("shuffled", "original") if setting.mapping in ("", mapping)]
     jobs = [Job(policy, mapping, setting) for mapping in mappings for policy in setting.chosen()]
     rows = run_jobs(setting, work, jobs, watch)
     series = {
@@ -379,6 +382,6 @@ def draw(result: Result) -> Figure:
         drawing.label(latency, "minute", "latency (ms)")
         drawing.label(distribution, "latency (ms)", "percentile")
         drawing.label(errors, "INFER mispredicted by (us); stars: paper's p99", "percentile")
-        for one in (over_time, latency, distribution, errors):
-            drawing.legend(one)
+        for axis in (over_time, latency, distribution, errors):
+            drawing.legend(axis)
     return figure

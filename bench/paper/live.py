@@ -29,12 +29,12 @@ from clockwork.workloads import poisson
 WIDTH = 1536
 INPUTS = 64
 THINK_S = 0.005
-"""How long a closed-loop client waits after a refusal: asking again at once would only measure refusals."""
+"""Pause of a closed-loop client after a refusal: without it, only refusals would be measured."""
 
 NO_SLO_S = 3600.0
 TIMEOUT_S = 60.0
 LOST_MAX = 1000
-"""Failures of other kinds than refusals before a closed loop gives up."""
+"""Failures other than refusals after which a closed loop gives up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Size:
     clients: int  # of each copy
     slos_ms: tuple[float, ...]
     seconds: float  # of each measurement
-    executions: dict[str, int]  # Fig. 2: how many of each model
+    executions: dict[str, int]  # Fig. 2: executions of each model
     arena: str
 
 
@@ -58,13 +58,13 @@ SIZES: dict[Form, Size] = {
 
 
 def policies(setting: Setting) -> list[str]:
-    """Those that a controller runs."""
-    return [one for one in setting.chosen() if one in POLICIES]
+    """The chosen policies that a controller can run."""
+    return [policy for policy in setting.chosen() if policy in POLICIES]
 
 
 @contextlib.contextmanager
 def served(setting: Setting, policy: str, copies: int) -> Iterator[tuple[Cluster, list[str]]]:
-    """A cluster of one worker with that many models, warmed up."""
+    """A cluster of a worker with this many models, warmed up."""
     size = SIZES[setting.form]
     with Cluster(1, ("--arena", size.arena), controller_arguments=("--policy", policy)) as cluster:
         with cluster.client() as client:
@@ -80,7 +80,7 @@ def served(setting: Setting, policy: str, copies: int) -> Iterator[tuple[Cluster
 
 
 def execution_times(setting: Setting, tick: Tick) -> dict[str, dict[str, Any]]:
-    """By model: execution times on the device and latencies at the client, one request at a time."""
+    """Execution times on the device and latencies at the client, by model, with a single request at a time."""
     found: dict[str, dict[str, Any]] = {}
     wanted = SIZES[setting.form].executions
     with Cluster(1, ("--arena", SIZES[setting.form].arena)) as cluster, cluster.client() as client:
@@ -108,7 +108,7 @@ TIMED = calls.Call(calls.INFER_ARRAY.encode, calls.INFER_FRAMES.decode)
 
 
 def timed_call(client: Client, name: str, x: Any) -> int:
-    """How long the device took for one request, in ns: the answer says it, and Client.infer() does not tell."""
+    """The device's time for a request in ns, from the answer: Client.infer() does not return it."""
     answer, _ = client._channel.call(TIMED, int(TIMEOUT_S * SECOND), name, x, NO_SLO_S, 0)
     return int(answer.times[2])
 
@@ -117,7 +117,7 @@ MARKS = (50.0, 90.0, 99.0, 99.9, 99.99)
 
 
 def spread(values_ns: Sequence[int]) -> dict[str, Any]:
-    """Percentiles in ms as far as there are values for them, how far each is above the median, and the CDF."""
+    """Percentiles in ms for which there are enough values, the distance of each above the median, and the CDF."""
     values = np.sort(np.asarray(values_ns, np.float64)) / 1e6
     marks = [mark for mark in MARKS if len(values) * (100 - mark) >= 100 or mark == MARKS[0]]
     median = float(np.percentile(values, 50))
@@ -143,7 +143,7 @@ def spread(values_ns: Sequence[int]) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class Counted:
-    """What a group of clients saw."""
+    """The outcomes of a group of clients."""
 
     seconds: float = 0.0
     outcomes: list[int] = dataclasses.field(default_factory=lambda: [0] * len(Outcome))
@@ -170,7 +170,7 @@ class Counted:
 def closed_loop(
     client: Client, names: Sequence[str], clients: int, slo_s: float, seconds: float, seed: int
 ) -> Counted:
-    """So many clients of each model, each with one request under way; after a refusal it thinks for THINK_S."""
+    """Clients of each model, each with a single request under way; after a refusal it waits for THINK_S."""
     x = np.random.default_rng(seed).standard_normal((1, INPUTS)).astype(np.float32)
     counted = Counted()
     ended: queue.SimpleQueue[tuple[int, int, BaseException | None]] = queue.SimpleQueue()
@@ -234,7 +234,7 @@ BATCH_CALLERS = 8
 
 
 def isolation(setting: Setting) -> list[dict[str, Any]]:
-    """A row for each policy, SLO and whether there are batch clients: what the sensitive ones got."""
+    """A row for each policy and SLO, with and without batch clients: the results of the sensitive clients."""
     size = SIZES[setting.form]
     half = max(1, size.copies // 2)
     rows = []

@@ -1,4 +1,4 @@
-"""What the figures' files say, policy by policy, as the tables of the documents."""
+"""Makes the documents' tables of the figures' files, policy by policy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 LOOSE_MS = 100.0
-"""From this SLO on, sensitive clients leave the same room to batch clients."""
+"""SLO from which sensitive clients leave the same room to batch clients."""
 
 Found = dict[str, Any]
 BOUND = "bound"
-"""Stands among the policies where a figure has a bound for each row."""
+"""The policy of rows that are an upper bound."""
 
 
 def fig5(found: Found) -> list[str]:
@@ -29,7 +29,7 @@ def fig5(found: Found) -> list[str]:
 
 
 def fig6(found: Found) -> list[str]:
-    """Goodput over all of it, and minor clients at the end. There is no bound for it."""
+    """Goodput over the whole experiment, and of minor clients at the end, without a bound."""
     by = {row["policy"]: row for row in found["rows"]}
     return _lines(
         "requests/s",
@@ -45,7 +45,7 @@ def fig6(found: Found) -> list[str]:
 
 
 def fig7(found: Found) -> list[str]:
-    """Floors by rate, of 12 and of 48 models; in rungs of 1.5, and in steps of 5 %."""
+    """Floors by rate, for 12 and 48 models; in rungs of 1.5, and in steps of 5 %."""
     facts = found["facts"]
     rates = sorted({row["rate"] for row in found["rows"]})
     models = sorted({row["models"] for row in found["rows"]})
@@ -78,8 +78,8 @@ def fig8(found: Found) -> list[str]:
         rows = {row["policy"]: row for row in found["rows"] if row["batch"] == kind}
         loose = [place for place, slo in enumerate(rows[_policies(found)[0]]["slo_ms"]) if slo >= LOOSE_MS]
         return [
-            f"{sum(rows[one]['batch/s'][place] for place in loose) / len(loose):,.0f}"
-            for one in _policies(found)
+            f"{sum(rows[policy]['batch/s'][place] for place in loose) / len(loose):,.0f}"
+            for policy in _policies(found)
         ]
 
     return _lines(
@@ -111,7 +111,7 @@ def fig2(found: Found) -> list[str]:
 
 
 def fig9(found: Found) -> list[str]:
-    """Requests in time, and latencies; of the fewest devices that were found, and of 12."""
+    """Requests in time, and latencies, with the fewest devices that were found, and with 12."""
     return _columns(found["rows"], {
         "mapping": "mapping", "policy": "policy", "V100s": "devices", "within the SLO, %": "goodput_%",
         "bound, %": "bound_%", "late": "late", "p50, ms": "p50_ms", "p99": "p99_ms", "p99.9999": "p99.9999_ms",
@@ -120,7 +120,7 @@ def fig9(found: Found) -> list[str]:
 
 
 def fig11(found: Found) -> list[str]:
-    """Emulated workers, and what the scheduler takes for them."""
+    """Emulated workers, and the scheduler's processor time for them."""
     return _columns(found["rows"], {
         "policy": "policy", "workers": "devices", "offered/s": "rate", "bad, %": "bad_%",
         "most with 90 % in time, /s": "peak/s", "scheduler, us a request": "scheduler_us",
@@ -133,11 +133,11 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
 
 
 def _policies(found: Found) -> list[str]:
-    return [one for one in dict.fromkeys(row["policy"] for row in found["rows"]) if one != BOUND]
+    return [policy for policy in dict.fromkeys(row["policy"] for row in found["rows"]) if policy != BOUND]
 
 
 def _columns(rows: Sequence[Found], names: dict[str, str]) -> list[str]:
-    """names: what a row has, by the column's title."""
+    """A table of rows. names: a row's key, by the column's title."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -156,7 +156,7 @@ def _ms(value: float | None) -> str:
 
 
 def _lines(head: str, found: Found, rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """One column for each policy, and one for the bound if any row has it."""
+    """A column for each policy, and for the bound if any row has it."""
     heads = [*(f"`{policy}`" for policy in _policies(found)), BOUND]
     count = len(heads) if any(cells[-1] != "-" for _, cells in rows) else len(heads) - 1
     return [

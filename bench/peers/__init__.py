@@ -1,1 +1,1 @@
-"""Clockwork beside the servers that a user would pick instead: same models, arrivals and deadlines."""
+"""Compares Clockwork with the servers that a user would pick instead: same models, arrivals and deadlines."""

@@ -38,7 +38,7 @@ from clockwork.system.clock import SECOND
 
 LOADS = (0.6, 0.75, 1.2, 1.5)
 FEWER_LOADS = (0.6, 1.2)
-"""Of servers that are not measured in full unless they are asked for by name."""
+"""Loads of servers that are not measured in full unless they are asked for by name."""
 
 IN_FULL = ("clockwork", "triton", "triton-policy")
 MANY = 30
@@ -49,29 +49,29 @@ OPEN_FILES = 16384
 
 
 def plans(asked: Any) -> list[Plan]:
-    """One for each number of models."""
+    """A plan for each number of models."""
     chosen = asked.peers.split(",") if asked.peers else []
     unknown = [name for name in chosen if name not in SYSTEMS]
     if unknown:
         raise SystemExit(f"there is no {', '.join(unknown)}: --peers takes {', '.join(SYSTEMS)}")
     found = []
-    for models in (int(one) for one in asked.models.split(",")):
+    for models in (int(count) for count in asked.models.split(",")):
         names = chosen or [name for name in SYSTEMS if models == 1 or name in OF_MANY]
         systems = [SYSTEMS[name] for name in names if models == 1 or SYSTEMS[name].many]
-        in_full = [one.name for one in systems if models == 1 and (chosen or one.name in IN_FULL)]
-        loads = tuple(float(one) for one in asked.loads.split(",")) if asked.loads else ()
+        in_full = [system.name for system in systems if models == 1 and (chosen or system.name in IN_FULL)]
+        loads = tuple(float(load) for load in asked.loads.split(",")) if asked.loads else ()
         transports = _transports(asked.transports)
         found.append(
             Plan(
                 systems,
-                {one.name: loads or (LOADS if one.name in in_full else FEWER_LOADS) for one in systems},
+                {system.name: loads or (LOADS if system.name in in_full else FEWER_LOADS) for system in systems},
                 {
-                    one.name: [
+                    system.name: [
                         transport
-                        for transport in (one.transports if one.name in in_full else one.transports[:1])
+                        for transport in (system.transports if system.name in in_full else system.transports[:1])
                         if transport in transports
                     ]
-                    for one in systems
+                    for system in systems
                 },
                 models, models // 3 if models > 1 else 0, asked.seconds, asked.rounds, round(SLO_S * SECOND), GIVE_UP_S,
             )
@@ -84,40 +84,40 @@ def _transports(text: str) -> list[Transport]:
     asked = text.split(",")
     if not set(asked) <= set(known):
         raise SystemExit(f"--transports takes {', '.join(known)}, not {text}")
-    return [one for one in known if one in asked]
+    return [name for name in known if name in asked]
 
 
 def set_up(systems: Sequence[System], cache: Path, console: Console) -> dict[str, Environment]:
-    """The environments of these systems, installed where they are missing."""
-    names = dict.fromkeys(one.environment for one in systems if one.environment)
+    """The environments of these systems; missing ones are installed."""
+    names = dict.fromkeys(system.environment for system in systems if system.environment)
     found = {name: Environment(name, cache) for name in names}
-    missing = [one for one in found.values() if not one.is_ready]
+    missing = [system for system in found.values() if not system.is_ready]
     if missing:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(missing))
-            for one in missing:
-                progress.update(task, description=f"installing {one.name}")
-                one.make()
+            for system in missing:
+                progress.update(task, description=f"installing {system.name}")
+                system.make()
                 progress.advance(task)
-            progress.update(task, description=f"installed {', '.join(one.name for one in missing)}")
+            progress.update(task, description=f"installed {', '.join(system.name for system in missing)}")
     return found
 
 
 def run(asked: Any, console: Console) -> dict[str, Any]:
-    """Everything that was measured."""
+    """All measurements."""
     todo = plans(asked)
     cells: list[Cell] = []
     failed: dict[str, str] = {}
     capacities: list[float] = []
-    environments = set_up([one for plan in todo for one in plan.systems], asked.cache, console)
+    environments = set_up([system for plan in todo for system in plan.systems], asked.cache, console)
     total = sum(
-        plan.rounds * len(plan.loads[one.name]) * len(plan.transports[one.name])
+        plan.rounds * len(plan.loads[system.name]) * len(plan.transports[system.name])
         for plan in todo
-        for one in plan.systems
+        for system in plan.systems
     )
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total}"))
-    # Drawn between cells only: a thread that draws would be in the latencies.
+    # Drawn between cells only: a thread that draws would affect latencies.
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         task = progress.add_task("", total=total)
 
@@ -174,7 +174,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(OPEN_FILES, hard)), hard))
     console = Console(stderr=True)
     if asked.setup_only:
-        set_up([one for plan in plans(asked) for one in plan.systems], asked.cache, console)
+        set_up([system for plan in plans(asked) for system in plan.systems], asked.cache, console)
         return
     found = run(asked, console)
     if asked.plot is not None:

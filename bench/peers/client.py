@@ -1,4 +1,4 @@
-"""The client of all servers: open-loop arrivals, each request with a timeout, and all of them gone at the end."""
+"""The client of all servers: open-loop arrivals, each request with a timeout, and none left at the end."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from clockwork.system.clock import SECOND, now_ns
 
 T = TypeVar("T")
 SAMPLES = 5
-"""Different sentences of failures and refusals that are kept, apart from their numbers."""
+"""Different sentences of failures and refusals that are kept; numbers in them do not count."""
 
 NUMBER = re.compile(r"\d[\d.]*")
 
 BEYOND_NS = 10_000_000
-"""How long the clients stay after the last SLO: an answer that came late is then told from none."""
+"""Time for which clients stay after the last SLO, to tell late answers from missing ones."""
 
 
 @dataclasses.dataclass(slots=True)
 class Offered:
-    """What became of the requests of one cell. Times count from the scheduled arrival."""
+    """The outcomes of a cell's requests. Times count from the scheduled arrival."""
 
     verdicts: np.ndarray
     elapsed_ns: np.ndarray
@@ -37,7 +37,7 @@ class Offered:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run() on uvloop, with the garbage collector off: a collection would be in the latencies."""
+    """asyncio.run() on uvloop, with the garbage collector off, which would affect latencies."""
     gc.collect()
     gc.disable()
     try:
@@ -48,7 +48,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def ask(road: Road, model_index: int, timeout_s: float) -> Reply:
-    """One request by itself."""
+    """Send a single request."""
     try:
         async with asyncio.timeout(timeout_s):
             return await road.call(model_index)
@@ -63,7 +63,7 @@ async def offer(
     slo_ns: int,
     give_up_s: float,
 ) -> Offered:
-    """Send each request when it is due, whatever became of those before it.
+    """Send each request when it is due, whatever the outcomes of earlier ones.
 
     A client gives up give_up_s after it sent. When the last request's SLO has passed, all clients that still wait
     leave at once, with their connections.

@@ -1,4 +1,4 @@
-"""The environments that other servers run in: made once, from pinned versions, kept in a cache directory."""
+"""The environments of other servers: made once, from pinned versions, kept in a cache directory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 REQUIREMENTS = Path(__file__).parent / "requirements"
 PYTHON = (3, 11)
-"""The release that the pinned versions are known to work with."""
+"""The Python release that the pinned versions are known to work with."""
 
 CACHE = Path.home() / ".cache" / "clockwork" / "peers"
 INSTALL_S = 1800
 
 
 def python() -> str:
-    """An interpreter of the release above."""
+    """An interpreter of that Python release."""
     if sys.version_info[:2] == PYTHON:
         return str(Path(sys.base_prefix) / "bin" / f"python{PYTHON[0]}.{PYTHON[1]}")
     name = f"python{PYTHON[0]}.{PYTHON[1]}"
@@ -31,7 +31,7 @@ def python() -> str:
 
 
 class Environment:
-    """A virtual environment with what ``requirements/NAME.lock`` lists."""
+    """A virtual environment with the packages of ``requirements/NAME.lock``."""
 
     def __init__(self, name: str, cache: Path = CACHE) -> None:
         self.name = name
@@ -46,7 +46,7 @@ class Environment:
 
     @property
     def packages(self) -> Path:
-        """Where the installed packages lie."""
+        """The directory of the installed packages."""
         return self.path / "lib" / f"python{PYTHON[0]}.{PYTHON[1]}" / "site-packages"
 
     @property
@@ -54,7 +54,7 @@ class Environment:
         return self._stamp.exists()
 
     def make(self, install: Callable[[list[str], Path], None] | None = None) -> None:
-        """Create it unless it is there. A half-made one is made anew; two at a time wait for each other."""
+        """Create the environment unless it is there. An incomplete one is made anew; two processes wait for each other."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path.with_suffix(".lock")):
             if self.is_ready:

@@ -1,4 +1,4 @@
-"""Run a command and, at its end or at the keeper's, end every process that came of it.
+"""Run a command and, at its end or at the keeper's, end every process that it started, directly or not.
 
     python keeper.py PARENT GRACE_S COMMAND...
 
@@ -25,11 +25,11 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KILL_ROUNDS = 100
-"""How often what is left is killed: a process that forks meanwhile may be missed by one look."""
+"""Times that remaining processes are killed: a single look may miss a process that forks meanwhile."""
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below one, parents first."""
+    """The descendants of a process, parents first."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -37,8 +37,8 @@ def descendants(pid: int) -> list[int]:
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 children.setdefault(int(fields[1]), []).append(int(entry.name))
     found = list(children.get(pid, ()))
-    for one in found:  # grows while it is walked
-        found.extend(children.get(one, ()))
+    for child in found:  # grows while it is walked
+        found.extend(children.get(child, ()))
     return found
 
 

@@ -36,21 +36,21 @@ OUTPUTS = 100
 TOLERANCE = 1e-4
 ZIPF = 1.0
 READY_S = 90.0
-"""How long a server may take to be ready: thirty models of Triton's Python backend are thirty processes."""
+"""Time that a server may take to be ready: thirty models of Triton's Python backend are thirty processes."""
 
 ANSWER_S = 60.0
-"""How long the first, checked request of each model may take."""
+"""Time that the first, checked request of each model may take."""
 
 WARM_UP = 30
 """Requests before the first cell of a server, one by one."""
 
 BLOCKS = 5
 BLOCK_S = 0.5
-"""Of plain ONNX Runtime, before each round and after the last; the median of the blocks' means counts."""
+"""Blocks of executions of plain ONNX Runtime, before each round and after the last; the median of their means counts."""
 
 WINDOW_S = 0.1
 BUSY = 0.2
-"""Of a core, above what it used when idle: the server works. More is not asked, for it may have to share its core."""
+"""Part of a core above its idle use from which a server counts as working: low, because it may have to share a core."""
 
 QUIET_WINDOWS = 4
 IDLE_LIMIT_S = 10.0
@@ -58,7 +58,7 @@ IDLE_LIMIT_S = 10.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured of each server."""
+    """The measurements of each server."""
 
     systems: Sequence[System]
     loads: Mapping[str, Sequence[float]]  # by system
@@ -73,7 +73,7 @@ class Plan:
 
 @dataclasses.dataclass(slots=True)
 class Cell:
-    """One server, transport and load in one round."""
+    """A server, transport and load in a round."""
 
     system: str
     transport: Transport
@@ -86,7 +86,7 @@ class Cell:
     gone_cpu_s: float
     server_cpu_s: float  # while requests were offered
     client_cpu_s: float
-    other_cores: float  # what else the machine did meanwhile
+    other_cores: float  # cores that other processes used meanwhile
     rss_bytes: int
 
 
@@ -98,7 +98,7 @@ Say = Callable[[str], None]
 
 
 class Reference:
-    """Plain ONNX Runtime in this process: capacity, and what answers should be."""
+    """Plain ONNX Runtime in this process: measures capacity, and gives the expected answers."""
 
     def __init__(self, directory: Path, models: int) -> None:
         base = zoo.build(MODEL, seed=SEED)
@@ -116,7 +116,7 @@ class Reference:
             self.expected[name] = Plain(tuned).run(self._feeds)[0].ravel()
 
     def capacity(self, seconds: float) -> float:
-        """Executions per second, whatever else the machine did in fewer than half of the blocks."""
+        """Executions per second, robust to other load in fewer than half of the blocks."""
         count = max(10, int(seconds / self._plain.block(self._feeds, 10)))
         return 1.0 / float(np.median([self._plain.block(self._feeds, count) for _ in range(BLOCKS)]))
 
@@ -124,7 +124,8 @@ class Reference:
 def measure(
     plan: Plan, environments: Mapping[str, Environment], done: Callable[[Cell], None], say: Say
 ) -> tuple[list[float], dict[str, str]]:
-    """Give each cell to done(). Capacities before each round and after the last; servers that failed, and why.
+    """Run the plan, and pass each cell to done(). Returns capacities (before each round and after the last), and failed
+    servers with their reasons.
 
     A server that fails in one round is left out of those that follow.
     """
@@ -220,13 +221,13 @@ class Server:
         )  # fmt: skip
 
     def _cores(self, seconds: float) -> float:
-        """Processor time per second that the server uses from now on."""
+        """Measure the server's processor time per second from now on."""
         before_s, begin_ns = self._kept.cpu_s(), now_ns()
         threading.Event().wait(seconds)
         return (self._kept.cpu_s() - before_s) / ((now_ns() - begin_ns) / SECOND)
 
     def _busy_until_idle(self, left_ns: int, idle_cores: float) -> float:
-        """Seconds from a time until the server's processes did nothing more than they do when idle."""
+        """Seconds from a time until the server's processes were as idle as before."""
         last_busy_s, quiet = 0.0, 0
         while quiet < QUIET_WINDOWS and (now_ns() - left_ns) / SECOND < IDLE_LIMIT_S:
             if self._cores(WINDOW_S) > idle_cores + BUSY:
@@ -240,7 +241,7 @@ class Server:
 def serving(
     plan: Plan, system: System, reference: Reference, environment: Environment | None
 ) -> Iterator[Server]:
-    """Start a server on the models, and end all of its processes afterwards, whatever happens."""
+    """Start a server with the models, and end all of its processes afterwards, whatever happens."""
     with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
         ports = dict(zip(("http", "grpc"), free_ports(2)))
         site = Site(
@@ -259,7 +260,7 @@ def serving(
 
 
 def wait_until_ready(system: System, site: Site, kept: Kept) -> None:
-    """Until each model is ready; raises PeerFailed where the server ends, or takes too long."""
+    """Wait until each model is ready. Raises PeerFailed where the server ends, or takes too long."""
     limit_ns = now_ns() + round(READY_S * SECOND)
     pause = threading.Event()
     for path in system.ready_paths(site):
@@ -282,15 +283,15 @@ def answers(port: int, path: str) -> bool:
 def busy_s() -> float:
     """Processor time that all processes of this machine have used."""
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-    user, nice, system, _, _, irq, softirq = (int(one) for one in fields[:7])
+    user, nice, system, _, _, irq, softirq = (int(field) for field in fields[:7])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-# ----- what is reported -------------------------------------------------------------------------------
+# ----- report -----------------------------------------------------------------------------------------
 
 
 def rows(cells: Sequence[Cell], slo_ns: int) -> list[dict[str, Any]]:
-    """One for each server, transport, number of models and load: counts of all rounds, percentiles of all answers."""
+    """A row for each server, transport, number of models and load: counts of all rounds, percentiles of all answers."""
     groups: dict[tuple[str, str, int, float], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.system, cell.transport, cell.models, cell.load), []).append(cell)

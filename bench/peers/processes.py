@@ -1,4 +1,4 @@
-"""A server under a keeper: its log, what its processes use, and its end."""
+"""A server under a keeper: its log, its processes' resources, and its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.cluster import rss_bytes
 from bench.peers import keeper
 
 GRACE_S = 5.0
-"""How long a server may take to end when it is asked to; then its processes are killed."""
+"""Time that a server may take to end when it is asked to; then its processes are killed."""
 
 LAST_LINES = 15
 TROUBLE = re.compile(r"error|exception|fail|traceback", re.IGNORECASE)
@@ -23,7 +23,7 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Kept:
-    """A command and all processes that come of it; use as a context manager."""
+    """A command and all its descendants; use as a context manager."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Kept:
 
     @property
     def status(self) -> int | None:
-        """The command's, once it has ended."""
+        """The command's exit status, once it has ended."""
         return self._keeper.poll()
 
     def pids(self) -> list[int]:
@@ -56,16 +56,16 @@ class Kept:
         return keeper.descendants(self._keeper.pid)
 
     def cpu_s(self) -> float:
-        """Processor time that its processes have used so far, to a hundredth of a second."""
+        """Processor time of the server's processes so far, to a hundredth of a second."""
         ticks = 0
         for pid in self.pids():
             with contextlib.suppress(OSError, IndexError):
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += sum(int(one) for one in fields[11:15])  # with children that have ended
+                ticks += sum(int(field) for field in fields[11:15])  # with children that have ended
         return ticks / _TICK
 
     def rss_bytes(self) -> int:
-        """Resident memory of its processes, what they share counted in each."""
+        """Resident memory of the server's processes, with shared memory counted in each."""
         total = 0
         for pid in self.pids():
             with contextlib.suppress(OSError, IndexError):
@@ -73,14 +73,14 @@ class Kept:
         return total
 
     def log(self) -> str:
-        """The last lines that it wrote, those that speak of trouble if there are any."""
+        """The last lines of the log, those about errors if there are any."""
         lines = self._log.read_text(errors="replace").splitlines()
         return "\n".join(
             [line for line in lines if TROUBLE.search(line)][-LAST_LINES:] or lines[-LAST_LINES:]
         )
 
     def stop(self) -> None:
-        """End it: in order, or else by force. Bounded, whatever the server does."""
+        """End the server, in order or else by force, in a bounded time."""
         if self._keeper.poll() is None:
             self._keeper.terminate()
             try:

@@ -1,4 +1,4 @@
-"""How the client talks to a server: requests made once, sent many times, and what an answer means."""
+"""Transports from the client to a server: requests are made once and sent many times, and answers are classified."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 REFUSALS = (408, 429, 503, 504)
-"""HTTP statuses that say: not in time, or too much to do."""
+"""HTTP statuses of refusals: deadline, or overload."""
 
 GRPC_REFUSALS = (
     grpc.StatusCode.UNAVAILABLE,
@@ -32,7 +32,7 @@ MESSAGE_BYTES = 64 << 20
 
 
 class Verdict(enum.IntEnum):
-    """What became of a request, before its time is looked at."""
+    """The outcome of a request, regardless of its time."""
 
     ANSWERED = 0
     REFUSED = 1
@@ -49,7 +49,7 @@ class Reply:
 
 
 class Road(Protocol):
-    """An open way to one server, within a running event loop. Cancelling a call takes the request back."""
+    """A connection to a server, within a running event loop. Cancelling a call cancels the request."""
 
     async def call(self, model_index: int) -> Reply: ...
     async def close(self) -> None: ...
@@ -57,7 +57,7 @@ class Road(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Http:
-    """Requests over HTTP/1.1: for each model a path, headers and a body; a connection for each that is under way."""
+    """Requests over HTTP/1.1: for each model a path, headers and a body; a connection for each request under way."""
 
     paths: Sequence[str]
     headers: Sequence[dict[str, str]]
@@ -105,7 +105,7 @@ class _HttpRoad:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Grpc:
-    """Unary calls of one channel: for each model the bytes of its request, and metadata."""
+    """Unary calls on a channel: for each model the bytes of its request, and metadata."""
 
     method: str
     requests: Sequence[bytes]
@@ -146,7 +146,7 @@ class _GrpcRoad:
 
 
 def oip_http(names: Sequence[str], image: np.ndarray, slo_us: int) -> Http:
-    """As `tritonclient` sends it. The timeout is a parameter that a server may heed."""
+    """A request as `tritonclient` sends it. The timeout is a parameter that a server may heed."""
     body, headers = oip_http_request({INPUT: image}, [OUTPUT], slo_us)
     return Http(
         [f"/v2/models/{name}/infer" for name in names], [headers] * len(names), [body] * len(names),
@@ -157,7 +157,7 @@ def oip_http(names: Sequence[str], image: np.ndarray, slo_us: int) -> Http:
 def oip_http_request(
     inputs: Mapping[str, np.ndarray], outputs: Sequence[str], timeout_us: int
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of one request; its tensors are binary, and those of the answer."""
+    """Body and headers of a request; its tensors and those of the answer are binary."""
     described = {
         "inputs": [
             {
@@ -194,7 +194,7 @@ def _oip_scores(reply: Reply) -> Any:
 
 
 def base64_json(paths: Sequence[str], image: np.ndarray) -> Http:
-    """Tensors as base64 within JSON: the cheapest that servers of JSON take."""
+    """A tensor as base64 within JSON: the cheapest encoding for servers of JSON."""
     body = json.dumps({INPUT: base64.b64encode(image.tobytes()).decode()}).encode()
     return Http(
         paths, [{"Content-Type": "application/json"}] * len(paths), [body] * len(paths),

@@ -21,7 +21,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[float], dict[tuple[str, 
 
 
 def markdown(rows: Sequence[Row]) -> list[str]:
-    """Goodput as a part of capacity, with the p99 of what was answered; one line a system."""
+    """Goodput as a part of capacity, with the p99 of answers; a line for each system."""
     titles, loads, by = cells(rows)
     lines = [
         f"| offered, of capacity | {' | '.join(f'{load:g}' for load in loads)} | busy after all clients left its highest load |",
@@ -36,7 +36,7 @@ def markdown(rows: Sequence[Row]) -> list[str]:
 
 
 def quiet(found: dict[str, Any]) -> str:
-    """What else the machine did, which a reader has to know."""
+    """The other load on the machine, as a sentence."""
     capacities = found["capacity/s"]
     return (
         f"Plain ONNX Runtime: {min(capacities):,.0f} to {max(capacities):,.0f} requests/s. Other work on the machine:"
@@ -52,7 +52,7 @@ def _goodput(row: Row | None) -> str:
 
 
 def details(rows: Sequence[Row]) -> list[str]:
-    """Everything that was counted; one line a cell."""
+    """All counts, a line for each cell."""
     heads = (
         "server", "over", "models", "load", "requests", "in time", "late", "refused", "failed", "gave up", "p50",
         "p99", "refusals' p99", "of capacity, round by round", "busy after clients left",
@@ -76,7 +76,7 @@ def _ms(value: float | None) -> str:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Goodput and p99 against the load, one column for each transport and number of models."""
+    """Plot goodput and p99 against the load, in a column for each transport and number of models."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
@@ -110,7 +110,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes[1][0].set_ylabel("p99 of the answers (ms)")
     figure.legend(
         [lines[title] for title in titles],
-        [one.replace("`", "") for one in titles],
+        [title.replace("`", "") for title in titles],
         loc="outside right upper",
     )
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""The servers: what each needs, how it is started on the models, and how a client talks to it.
+"""The servers: requirements, start with the models, and transports of each.
 
 Each has one executor (where it can be told so), one thread for ONNX Runtime, and the cheapest request that it takes.
 """
@@ -27,7 +27,7 @@ SERVERS = Path(__file__).parent / "servers"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Site:
-    """What a server is started on."""
+    """The models and resources with which a server is started."""
 
     directory: Path  # the server's own
     models: Mapping[str, Path]  # ONNX files, by name
@@ -45,7 +45,7 @@ class Site:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Launch:
-    """What the keeper runs."""
+    """The command that the keeper runs."""
 
     command: Sequence[str]
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -57,9 +57,9 @@ class System(Protocol):
 
     name: str
     title: str
-    environment: str  # whose lock file, or "" for this interpreter's own
+    environment: str  # name of its lock file, or "" for this interpreter's packages
     transports: tuple[Transport, ...]
-    limits_memory: bool  # whether it can be told how many models fit
+    limits_memory: bool  # whether the number of models in memory can be bounded
     many: bool  # whether it is measured with many models
 
     def launch(self, site: Site, environment: Environment | None) -> Launch: ...
@@ -68,16 +68,16 @@ class System(Protocol):
 
 
 class Oip:
-    """Of servers that speak the Open Inference Protocol."""
+    """The transports of servers that speak the Open Inference Protocol."""
 
     __slots__ = ()
 
     def ready_paths(self, site: Site) -> list[str]:
-        """What answers 200 over HTTP as soon as a model can be asked, for each model."""
+        """For each model the URL that answers 200 as soon as the model is ready."""
         return [f"/v2/models/{name}/ready" for name in site.names]
 
     def speak(self, transport: Transport, site: Site, image: np.ndarray) -> Http | Grpc:
-        """With the SLO as the request's timeout."""
+        """The requests, with the SLO as timeout."""
         make = oip_http if transport == "http" else oip_grpc
         return make(site.names, image, site.slo_ns // 1000)
 
@@ -122,7 +122,7 @@ QUEUE_POLICY = """dynamic_batching {{
 }}
 """
 QUEUE_SHARE = 0.9
-"""Of the SLO, how long a request may wait in Triton's queue: what a person sets by hand, less an execution or two."""
+"""Part of the SLO for which a request may wait in Triton's queue: set by hand, with room for an execution or two."""
 
 TRITON_MODEL = """backend: "python"
 max_batch_size: 1
@@ -245,7 +245,7 @@ class LitServe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BentoMl:
-    """BentoML with one worker, and as many requests at once as a person allows (0: any number)."""
+    """BentoML with one worker, and a configured number of requests at once (0: any number)."""
 
     name: str
     title: str
@@ -282,7 +282,7 @@ RAY_HIGH_THROUGHPUT = {
     "RAY_SERVE_EXPERIMENTAL_PIP_HAPROXY": "1",  # the binary of the environment
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
 }
-"""What Ray's guide to high throughput sets."""
+"""The settings of Ray's guide to high throughput."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -314,13 +314,13 @@ class RayServe:
         names = site.names
         return Http(
             ["/"] * len(names),
-            [{"Content-Type": "application/octet-stream", "serve_multiplexed_model_id": one} for one in names],
+            [{"Content-Type": "application/octet-stream", "serve_multiplexed_model_id": name} for name in names],
             [image.tobytes()] * len(names), lambda reply: floats(reply.body),
         )  # fmt: skip
 
 
 def _python(environment: Environment) -> dict[str, str]:
-    """Variables under which a server of Python finds its own environment and the session that all make."""
+    """Environment variables with which a server in Python finds its own packages and the common session module."""
     return {
         "PATH": f"{environment.path / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": str(SERVERS),

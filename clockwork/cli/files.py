@@ -60,7 +60,7 @@ def read_examples(path: Path) -> Any:
 
 
 def check_output_name(path: Path) -> None:
-    """Raises ConfigError unless the suffix is one that outputs can be written in."""
+    """Raises ConfigError unless outputs can be written in the format of the file's suffix."""
     if path.suffix not in OUTPUTS:
         raise ConfigError(f"output {path}: the name must end in {', '.join(OUTPUTS)}")
 

@@ -56,7 +56,7 @@ def repository_options(command: Callable[..., None]) -> Callable[..., None]:
 def repository_arguments(
     repositories: tuple[Path, ...], mode: str, poll_s: float, load_models: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The same flags, for a gateway that is started with them."""
+    """The command-line arguments that give a gateway the values of repository_options()."""
     if not repositories:
         if load_models:
             raise ConfigError("--load-model needs a --model-repository")

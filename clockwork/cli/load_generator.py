@@ -479,7 +479,7 @@ class _Generator:
         return (now_ns() - started_ns) / SECOND
 
     def _one_by_one(self, choose: Callable[[], _Target], slo_ns: int, priority: int) -> float:
-        """The closed loop of one caller, as such a caller would write it: no other thread is involved."""
+        """The closed loop of a single caller, with blocking calls and without another thread."""
         tally = self.tally
         started_ns = now = now_ns()
         slo_s = slo_ns / SECOND if slo_ns else None

@@ -30,7 +30,7 @@ COMMANDS = {
 
 
 class _Root(Commands):
-    """All commands."""
+    """The group of all commands, each imported on demand."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -137,7 +137,7 @@ def say_shares(shares: dict[int, float]) -> str:
 
 
 def say_route(info: RouteInfo) -> str:
-    """Where a name's traffic goes, in one line."""
+    """A name's route as a line of text."""
     text = say_shares(info.shares) + (" (the newest version)" if info.automatic else "")
     return text if info.serving == info.shares else f"{text}; now {say_shares(info.serving)}"
 

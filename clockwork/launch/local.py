@@ -53,7 +53,7 @@ GATEWAY_PORTS = ("http", "grpc", "metrics")
 
 @dataclasses.dataclass(slots=True)
 class UpSettings:
-    """What to start."""
+    """The cluster to start."""
 
     workers: int = 1
     host: str = "127.0.0.1"
@@ -417,7 +417,7 @@ class Cluster:
         ]
 
     def _settle_ports(self) -> None:
-        """Where a port was any free one, have a gateway that is started again take the same port."""
+        """Fix ports that were any free ones, so that a restarted gateway has the same."""
         urls = dict(self.gateway_urls())
         if self._gateway is None:
             return
@@ -520,7 +520,7 @@ def _endpoints(settings: UpSettings) -> tuple[str, str, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on."""
+    """Free ports of the loopback interface."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
@@ -531,7 +531,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _dialled(endpoint: str) -> str:
-    """The endpoint as this machine reaches it: one that listens everywhere is dialled on loopback."""
+    """The endpoint to dial on this machine: loopback for one that listens on all interfaces."""
     for everywhere, here in (
         ("//0.0.0.0:", "//127.0.0.1:"),
         ("//*:", "//127.0.0.1:"),

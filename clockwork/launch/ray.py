@@ -38,7 +38,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RaySettings:
-    """Where the Ray cluster is, and the resources that one worker needs."""
+    """The address of the Ray cluster, and the resources of a worker."""
 
     address: str = (
         ""  # host:port of its head; "": RAY_ADDRESS, one that runs on this machine, or else a new one
@@ -82,7 +82,7 @@ class Host:
             self._child.signal(number)
 
     def end(self) -> None:
-        """Kill what is left of the child, and remove its keys."""
+        """Kill the child with its helpers, and remove its keys."""
         if self._child is not None:
             self._child.end()
         shutil.rmtree(self._directory, ignore_errors=True)

@@ -85,7 +85,9 @@ class Client:
         The arrays returned are read-only views of the received message; ``.copy()`` gives writable
         ones. Arrays passed in must not be changed by other threads meanwhile.
         """
-        return self._ask(calls.infer_call(inputs), timeout, model, inputs, slo, priority)
+        return self._channel.call(
+            calls.infer_call(inputs), self._limit_ns(timeout), model, inputs, slo, priority
+        )
 
     def submit(
         self,

@@ -234,10 +234,13 @@ def _infer_header(request: InferRequest) -> bytes:
 def _outputs(answer: Any, frames: list[Frame]) -> dict[str, Array]:
     if type(answer) is not Answer:
         _damaged(f"{type(answer).__name__} answers no inference")
+    outputs: dict[str, Array] = {}
     try:
-        return {name: decode_tensor(dtype, shape, frames[at]) for name, dtype, shape, at in answer.tensors}
+        for name, dtype, shape, at in answer.tensors:
+            outputs[name] = decode_tensor(dtype, shape, frames[at])
     except (ValueError, TypeError, IndexError) as error:
         _damaged(str(error))
+    return outputs
 
 
 def _only_output(answer: Any, frames: list[Frame]) -> Outputs:

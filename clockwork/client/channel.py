@@ -162,7 +162,8 @@ class Channel:
 
     def call(self, call: Call[Value, *Arguments], timeout_ns: int, *arguments: *Arguments) -> Value:
         """Carry out a call. Blocks until it ends, and raises what it failed with."""
-        pending = self._prepared(call, timeout_ns, *arguments)
+        request_id = next(self._ids)
+        pending = PendingCall(request_id, *call.encode(request_id, *arguments), timeout_ns)
         direct = False
         # Ctrl-C may strike anywhere: the call is then cancelled, and the socket released.
         try:

@@ -34,6 +34,7 @@ SCHEDULER = sorted(glob("csrc/scheduler/*.cpp"))
 """Every policy; each extension that schedules holds them all."""
 
 ACTIONS = ["csrc/actions/queue.cpp"]
+EMULATED = ["csrc/device/emulated.cpp", "csrc/device/emulated_machine.cpp"]
 WORLD = [*sorted(glob("csrc/sim/*.cpp")), *ACTIONS, *SCHEDULER]
 EXCHANGE = sorted(glob("csrc/controller/*.cpp"))
 WORKSPACE = ["csrc/device/workspace.cpp"]
@@ -45,6 +46,7 @@ LINKED = {
     "clockwork.controller._values": ["csrc/controller/models.cpp"],
     "clockwork.actions._queue": ACTIONS,
     "clockwork.sim._world": WORLD,
+    "clockwork.device._emulated": EMULATED,
     "clockwork.device._ort": WORKSPACE,
 }
 """Of each extension, the C++ of csrc/ that is linked to it; each of those files is compiled once for all of them."""
@@ -154,7 +156,7 @@ extensions = [
         for name in (
             "clockwork.scheduler._policy", "clockwork.scheduler._core", "clockwork.controller._exchange", "clockwork.controller._values",
             "clockwork.controller._tested", "clockwork.actions._queue",
-            "clockwork.sim._world", "clockwork.sim._bounds",
+            "clockwork.device._emulated", "clockwork.sim._world", "clockwork.sim._bounds",
         )
     ),
 ]  # fmt: skip

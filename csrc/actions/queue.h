@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "actions/kinds.h"
 #include "id_table.h"
 #include "scheduler/types.h"
 
@@ -18,10 +19,6 @@ namespace clockwork {
 
 // An action is handed to the device this long before its window opens: the device waits more exactly.
 inline constexpr Ns START_LEAD_NS = 200'000;
-
-enum class Lane : std::uint8_t { LOAD, EXECUTE, FETCH };  // LOAD, UNLOAD; INFER, PROFILE; FETCH, DROP
-
-inline constexpr std::size_t LANES = 3;
 
 struct QueuedAction {
     ActionId action_id = 0;

@@ -12,11 +12,11 @@
 #include <vector>
 
 #include "actions/queue.h"
+#include "random.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/types.h"
 #include "sim/accounts.h"
 #include "sim/events.h"
-#include "sim/random.h"
 
 namespace clockwork::sim {
 

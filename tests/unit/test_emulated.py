@@ -221,6 +221,19 @@ def test_loads_of_all_devices_share_one_link_or_do_not(make: Any) -> None:
             assert [span(done[one]) for one in (1, 2, 3)] == [(0, 8 * MS)] * 3
 
 
+def test_the_link_goes_to_who_asked_first_and_still_wants_it(make: Any) -> None:
+    bench = make(4, shared_link=True)
+    model = bench.prepare()
+    loads = [bench.load(model, device) for device in range(4)]
+    bench.at(2 * MS)
+    bench.devices[1].revoke(loads[1])
+    bench.devices[0].reset()
+    done = {one.action_id: one for one in bench.at(SECOND)}
+    assert done.keys() == {*loads[1:]}
+    assert done[loads[1]].status is Status.ACTION_CANCELLED
+    assert [span(done[one]) for one in loads[2:]] == [(2 * MS, 10 * MS), (10 * MS, 18 * MS)]
+
+
 def test_noise_is_seeded_and_of_the_size_asked_for(make: Any) -> None:
     def durations(seed: int, device: int) -> list[int]:
         bench = make(2, seed=seed, exec_noise=0.1, outlier=0.05, outlier_factor=10.0)
@@ -250,11 +263,11 @@ def test_failures_take_their_time_and_keep_nothing(make: Any) -> None:
     assert (done.status, done.execute[2]) == (Status.DEVICE_ERROR, 8 * MS)
     assert bench.devices[0].memory()["resident_bytes"] == 0
     bench.group.forget(model)
-    bench = make(failures=0.3, seed=4)
+    bench = make(failures=0.3, seed=6)
     model = bench.prepare()
     statuses = []
     for index in range(200):
-        if not bench.devices[0].resident:
+        if not bench.group.machine.is_resident(model):
             bench.load(model)
         else:
             bench.infer(model)
@@ -321,7 +334,7 @@ def test_what_is_revoked_leaves_nothing_behind(make: Any) -> None:
         # Something earlier in the heap keeps what is behind it from being cleared away by itself.
         if count == 0:
             bench.load(bench.prepare(), pages=(4, 5))
-    assert len(bench.group._heap) <= STALE_EVENTS_MAX + 4
+    assert bench.group.machine.event_count <= STALE_EVENTS_MAX + 6
 
 
 # ----- the real clock -------------------------------------------------------------------------
@@ -461,7 +474,20 @@ def test_the_host_store_believes_nothing(make: Any) -> None:
     for device in bench.devices:
         device.reset()
     bench.group.forget(second)
-    assert bench.group.host_used == 0
+    assert bench.group.machine.host_bytes == 0
+
+
+def test_a_fetch_into_a_store_that_was_cleared_leaves_nothing_in_it(make: Any) -> None:
+    bench = make(count=2, host_pages=2, disk_bandwidth=PAGE_BYTES * 1000)
+    model = bench.prepare()
+    bench.devices[1].start_fetch(HostFetch(99, 1, model, 1, 0, NEVER_NS, 0))
+    bench.devices[0].reset()
+    (done,) = bench.at(SECOND)
+    assert done.action_id == 99
+    bench.load(model)
+    (done,) = bench.at(2 * SECOND)
+    assert (done.status, bench.group.machine.host_bytes) == (Status.NOT_RESIDENT, 0)
+    bench.group.forget(model)
 
 
 def test_devices_without_a_host_tier_say_so(make: Any) -> None:

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-namespace clockwork::sim {
+namespace clockwork {
 
 inline double log_of(double x) {  // of a normal number above 0
     const std::uint64_t bits = std::bit_cast<std::uint64_t>(x);
@@ -99,4 +99,4 @@ private:
     bool spare_ = false;
 };
 
-}  // namespace clockwork::sim
+}  // namespace clockwork

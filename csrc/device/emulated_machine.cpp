@@ -1,0 +1,141 @@
+#include "device/emulated_machine.h"
+
+namespace clockwork::emulated {
+
+Machine::Machine(const Settings& settings, std::uint32_t device_count, std::uint64_t host_bytes, bool shares_link,
+                 double speed, std::uint64_t seed, std::size_t stale_max)
+    : settings_(settings), stale_max_(stale_max) {
+    if (host_bytes > 0)
+        store_.emplace(host_bytes);
+    for (std::uint32_t number = 0; number < device_count; ++number) {
+        devices_.emplace_back(settings_, shares_link ? &link_ : nullptr, store_ ? &*store_ : nullptr, number, speed,
+                              Random(seed, number));
+    }
+}
+
+void Machine::advance(Ns now) {
+    while (!events_.empty() && events_.front().at_ns <= now) {
+        const Event event = events_.front();
+        const bool is_due = counts(event);
+        drop_first();
+        if (!is_due)
+            continue;
+        if (event.next == Next::RUNS) {
+            finish(event.device, event.lane, event.at_ns, Status::OK);
+        } else {
+            devices_[event.device].opened(event.lane);
+            go_on(event.device, event.lane, event.at_ns);
+        }
+    }
+}
+
+void Machine::start(std::uint32_t number, Order order, Ns now) {
+    advance(now);
+    const Lane lane = lane_of(order.kind);
+    Device& device = devices_[number];
+    if (device.is_full(lane)) {
+        report(number, device.turned_away(order));
+        return;
+    }
+    device.push(orders_.insert_or_assign(order.token, Held{number, std::move(order)}).first->second.order, now);
+    go_on(number, lane, now);
+}
+
+void Machine::revoke(std::uint32_t number, ActionId id, Ns now) {
+    advance(now);
+    Done done;
+    if (!devices_[number].revoke(id, done))
+        return;
+    report(number, done);
+    go_on(number, lane_of(done.kind), now);
+}
+
+void Machine::end_run(std::uint32_t number, ActionId id, Ns now) {
+    advance(now);
+    const Order* running = devices_[number].running(Lane::EXECUTE);
+    if (running && running->id == id)
+        finish(number, Lane::EXECUTE, now, Status::OVERRUN);
+}
+
+void Machine::reset(std::uint32_t number, Ns now) {
+    advance(now);
+    devices_[number].reset();
+    std::erase_if(orders_, [&](const auto& one) { return one.second.device == number; });
+    grant_link(now);
+}
+
+void Machine::clear_store() {
+    if (store_)
+        store_->reset();
+}
+
+Ns Machine::next_ns() {
+    while (!events_.empty() && !counts(events_.front()))
+        drop_first();
+    return events_.empty() ? NEVER_NS : events_.front().at_ns;
+}
+
+bool Machine::is_resident(ModelId model_id) const {
+    return std::ranges::any_of(devices_, [&](const Device& one) { return one.resident(model_id) != nullptr; });
+}
+
+bool Machine::is_used(ModelId model_id) const {
+    return (store_ && store_->uses(model_id)) || is_resident(model_id) ||
+           std::ranges::any_of(devices_, [&](const Device& one) { return one.has_orders_for(model_id); });
+}
+
+// Whether what an event was for is still to come.
+bool Machine::counts(const Event& event) const {
+    const Device& device = devices_[event.device];
+    if (event.next == Next::OPENS)
+        return device.opens_ns(event.lane) == event.at_ns;
+    return device.running(event.lane) && device.ends_ns(event.lane) == event.at_ns;
+}
+
+void Machine::drop_first() {
+    std::ranges::pop_heap(events_, is_later);
+    events_.pop_back();
+}
+
+void Machine::report(std::uint32_t number, const Done& done) {
+    ended.push_back({number, done});
+    orders_.erase(done.token);
+}
+
+// Start what an idle lane has to do.
+void Machine::go_on(std::uint32_t number, Lane lane, Ns now) {
+    Done done;
+    const auto undisturbed = [](const Order&, Ns took_ns) { return took_ns; };
+    for (;;) {
+        const auto [next, at_ns] = devices_[number].step(lane, now, done, undisturbed);
+        if (next == Next::NOTHING)
+            return;
+        if (next == Next::ENDED) {
+            report(number, done);
+            continue;
+        }
+        if (events_.size() >= 2 * LANES * devices_.size() + stale_max_) {
+            std::erase_if(events_, [this](const Event& event) { return !counts(event); });
+            std::ranges::make_heap(events_, is_later);
+        }
+        events_.push_back({at_ns, ++sequence_, number, lane, next});
+        std::ranges::push_heap(events_, is_later);
+        return;
+    }
+}
+
+void Machine::finish(std::uint32_t number, Lane lane, Ns now, Status status) {
+    report(number, devices_[number].finish(lane, now, status));
+    go_on(number, lane, now);
+    if (lane == Lane::LOAD)
+        grant_link(now);
+}
+
+void Machine::grant_link(Ns now) {
+    for (std::uint32_t number; (number = link_.next()) != Link::NONE;) {
+        devices_[number].granted();
+        go_on(number, Lane::LOAD, now);
+    }
+}
+
+}  // namespace clockwork::emulated

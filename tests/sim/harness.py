@@ -1,17 +1,20 @@
-"""A small discrete-event world around a scheduler: action queues, fake devices, links, virtual time.
+"""A small discrete-event world around a scheduler: action queues, emulated devices, links, virtual time.
 
-The devices check what they are told as strictly as a real one would: pages, residency ids, windows.
+The devices are those of an emulated worker, and check what they are told: pages, residency ids, windows.
 Everything random comes from the seed, so that a seed is a trace.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 import random
 from collections.abc import Callable
 from typing import Any
 
 from clockwork.actions import ActionQueue, Due, Ended, Received, Reject, Revoked, RevokeStarted, Start
+from clockwork.config import STALE_EVENTS_MAX
+from clockwork.device._emulated import Machine
 from clockwork.scheduler import make_scheduler
 from clockwork.scheduler.types import (
     ActionDone,
@@ -66,44 +69,49 @@ def spec(
 
 
 class FakeDevice:
-    """Two FIFO lanes over a page table that believes nothing."""
+    """An action queue and the native emulated device behind it, which believes nothing."""
 
     def __init__(
         self, world: World, worker: FakeWorker, index: int, pages: int, run_ahead: int, speed: float
     ) -> None:
-        self.world, self.worker, self.index, self.speed = world, worker, index, speed
-        self.pages = pages
-        self.run_ahead = run_ahead
+        self.world, self.worker, self.index = world, worker, index
+        self.pages, self.run_ahead, self.speed = pages, run_ahead, speed
         self.queue = ActionQueue(run_ahead)
-        self.owner: dict[int, tuple[int, int]] = {}  # page -> (model, load_id)
-        self.resident: dict[int, tuple[int, tuple[int, ...]]] = {}  # model -> load_id, starts
-        self.lanes: dict[str, list[Any]] = {"load": [], "execute": []}
-        self.running: dict[str, Any] = {"load": None, "execute": None}
+        self.runs: Any = None  # the action that the execute lane is at
         self.busy_ns = 0
         self.batches: list[int] = []
-        self.wake_at = NEVER_NS
+        self.wake_at = self.machine_wake_at = NEVER_NS
         self.gone = False  # it answers whatever it is told with an error
+
+    @functools.cached_property
+    def machine(self) -> Machine:
+        """Made with its first order: until then a test may say how the world's devices fail."""
+        world = self.world
+        return Machine(
+            1, self.pages, self.run_ahead, STALE_EVENTS_MAX, unload_ns=20 * US, speed=1 / self.speed,
+            exec_noise=world.noise, load_noise=world.noise, exec_outlier=world.outlier, load_outlier=world.outlier,
+            load_refusals=world.load_failures, exec_failures=world.infer_failures, seed=world.random.getrandbits(63),
+        )  # fmt: skip
+
+    @property
+    def resident(self) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """By model: the load and the first page of each run."""
+        found = ((model_id, self.machine.residency(0, model_id)) for model_id in self.world.specs)
+        return {model_id: one for model_id, one in found if one is not None}
 
     def feed(self, event: Any) -> None:
         if self.gone:
             if isinstance(event, Received):
-                self.worker.result(event.action.action_id, Status.DEVICE_ERROR, "gone", 0, 0, 0)
+                self.worker.result(event.action.action_id, Status.DEVICE_ERROR, "gone", 0, 0)
             return
         for command in self.queue.step(event):
             if isinstance(command, Start):
-                lane = "load" if isinstance(command.action, Load | Unload) else "execute"
-                self.lanes[lane].append(command.action)
-                assert len(self.lanes[lane]) + (self.running[lane] is not None) <= self.run_ahead
-                self.advance(lane)
+                self.start(command.action)
             elif isinstance(command, Reject):
-                self.worker.result(command.action.action_id, command.status, command.text, 0, 0, 0)
+                self.worker.result(command.action.action_id, command.status, command.text, 0, 0)
             elif isinstance(command, RevokeStarted):
-                for lane, actions in self.lanes.items():
-                    for action in actions:
-                        if action.action_id == command.action_id:
-                            actions.remove(action)
-                            self.finish(lane, action, Status.ACTION_CANCELLED, "revoked", 0, 0)
-                            break
+                self.machine.revoke(0, self.world.now, command.action_id)
+                self.collect()
         self.queue.check_invariants()
         wake = self.queue.next_wake_ns
         if wake < NEVER_NS and wake != self.wake_at:
@@ -115,77 +123,38 @@ class FakeDevice:
             self.wake_at = NEVER_NS
             self.feed(Due(self.world.now))
 
-    def advance(self, lane: str) -> None:
-        now = self.world.now
-        if self.running[lane] is not None or not self.lanes[lane] or self.worker.dead or self.gone:
-            return
-        action = self.lanes[lane][0]
-        if action.earliest_ns > now:
-            self.world.at(action.earliest_ns, self.advance, lane)
-            return
-        del self.lanes[lane][0]
-        if action.latest_ns < now:
-            self.finish(lane, action, Status.TOO_LATE, "", 0, 0)
-            return
-        status, text = self.check(action)
-        if status is not Status.OK:
-            self.finish(lane, action, status, text, now, now)
-            return
-        duration = self.world.duration_ns(self, action)
-        self.running[lane] = action
-        self.world.at(now + duration, self.end, lane, action, now)
+    def start(self, action: Any) -> None:
+        runs = self.world.specs[action.model_id].runs if isinstance(action, Load) else ()
+        self.machine.start(0, self.world.now, action, action, self.world.profiled_ns(action), 0, runs)
+        self.collect()
 
-    def check(self, action: Any) -> tuple[Status, str]:
-        if isinstance(action, Load):
-            runs = self.world.specs[action.model_id].runs
-            wanted = [
-                p
-                for start, size in zip(action.run_starts, runs, strict=True)
-                for p in range(start, start + size)
-            ]
-            assert len(set(wanted)) == len(wanted), "a LOAD names a page twice"
-            for page in wanted:
-                assert 0 <= page < self.pages, "a LOAD outside the arena"
-                assert page not in self.owner, f"a LOAD onto page {page} of model {self.owner[page]}"
-            assert action.model_id not in self.resident, "a second LOAD of a model"
-            for page in wanted:
-                self.owner[page] = (action.model_id, action.load_id)
-            if self.world.fail_load(action):
-                for page in wanted:
-                    del self.owner[page]
-                return Status.DEVICE_ERROR, "load failed"
-            return Status.OK, ""
-        held = self.resident.get(action.model_id)
-        if held is None or held[0] != action.load_id:
-            return Status.NOT_RESIDENT, "not resident"
-        if isinstance(action, Unload):
-            running = self.running["execute"]
-            queued = [*self.lanes["execute"], *([running] if running else [])]
-            assert all(one.model_id != action.model_id for one in queued), "an UNLOAD of a model in use"
-        return Status.OK, ""
+    def advance(self) -> None:
+        self.machine_wake_at = NEVER_NS
+        if not self.worker.dead and not self.gone:
+            self.machine.advance(self.world.now)
+            self.collect()
 
-    def end(self, lane: str, action: Any, begin: int) -> None:
-        if self.worker.dead or self.gone:
-            return
-        now = self.world.now
-        self.running[lane] = None
-        status, text = Status.OK, ""
-        if isinstance(action, Load):
-            self.resident[action.model_id] = (action.load_id, tuple(action.run_starts))
-        elif isinstance(action, Unload):
-            load_id, _ = self.resident.pop(action.model_id)
-            self.owner = {page: who for page, who in self.owner.items() if who != (action.model_id, load_id)}
-        else:
-            self.busy_ns += now - begin
-            status, text = self.world.outcome(self, action)
-            if isinstance(action, Infer):
-                self.batches.append(len(action.parts))
-        self.finish(lane, action, status, text, begin, now)
-
-    def finish(self, lane: str, action: Any, status: Status, text: str, begin: int, end: int) -> None:
-        self.worker.result(action.action_id, status, text, begin, end, end - begin)
-        self.feed(Ended(self.world.now, action.action_id))
-        self.advance(lane)
+    def collect(self) -> None:
+        """Report what has ended, and come back for what is to end next."""
+        for _, action, status, text, begin, end, _ in self.machine.take():
+            if end == 0:
+                harmless = status in (Status.TOO_LATE, Status.ACTION_CANCELLED, Status.NOT_RESIDENT)
+                assert harmless or text.startswith("a failure, as"), f"{action}: {text}"
+            elif isinstance(action, Infer | Profile):
+                self.busy_ns += end - begin
+                if status is Status.OK:
+                    status, text = self.world.outcome(self, action)
+                if isinstance(action, Infer):
+                    self.batches.append(len(action.parts))
+            self.worker.result(action.action_id, status, text, begin, end)
+            self.feed(Ended(self.world.now, action.action_id))
+        runs, self.runs = self.runs, self.machine.running(0)[0]
+        if self.runs is not None and self.runs is not runs:
+            self.world.began(self, self.runs)
+        next_ns = self.machine.next_ns
+        if next_ns < self.machine_wake_at:
+            self.machine_wake_at = next_ns
+            self.world.at(next_ns, self.advance)
 
 
 class FakeWorker:
@@ -220,8 +189,8 @@ class FakeWorker:
         if not self.dead:
             function(*args)
 
-    def result(self, action_id: int, status: Status, text: str, begin: int, end: int, duration: int) -> None:
-        self.world.at(self.delay(1), self.report, action_id, status, text, begin, end, duration)
+    def result(self, action_id: int, status: Status, text: str, begin: int, end: int) -> None:
+        self.world.at(self.delay(1), self.report, action_id, status, text, begin, end)
 
     def lose(self, index: int) -> None:
         """A device goes; the controller hears of it before anything else."""
@@ -232,10 +201,10 @@ class FakeWorker:
         if not self.dead:
             self.world.step(DeviceLost(self.world.now, self.worker_id, index))
 
-    def report(self, action_id: int, status: Status, text: str, begin: int, end: int, duration: int) -> None:
+    def report(self, action_id: int, status: Status, text: str, begin: int, end: int) -> None:
         if not self.dead:
             self.world.step(
-                ActionDone(self.world.now, self.worker_id, action_id, status, text, begin, end, duration)
+                ActionDone(self.world.now, self.worker_id, action_id, status, text, begin, end, end - begin)
             )
 
     def receive(self, device: int, action: Any) -> None:
@@ -374,21 +343,17 @@ class World:
         if self.wake_at == at:
             self.step(Tick(self.now))
 
-    def duration_ns(self, device: FakeDevice, action: Any) -> int:
+    def profiled_ns(self, action: Any) -> int:
+        """What an action takes, without noise."""
         if isinstance(action, Unload):
-            return 20 * US
+            return 0
         spec = self.specs[action.model_id]
         if isinstance(action, Load):
-            exact = spec.load_ns
-        elif isinstance(action, Profile):
-            exact = self.true_ns(spec, 1, tuple(tuple(one[1:]) for one in action.shapes))
-        else:
-            rows = sum(self.requests[part[0][1][0]].rows for part in action.parts) if spec.batches else 1
-            exact = self.true_ns(spec, rows, self.requests[action.parts[0][0][1][0]].shape)
-        factor = device.speed * (1 + self.noise * self.random.uniform(-1, 1))
-        if self.outlier and self.random.random() < self.outlier:
-            factor *= 2
-        return max(int(exact * factor), 1)
+            return spec.load_ns
+        if isinstance(action, Profile):
+            return self.true_ns(spec, 1, tuple(tuple(one[1:]) for one in action.shapes))
+        rows = sum(self.requests[part[0][1][0]].rows for part in action.parts) if spec.batches else 1
+        return self.true_ns(spec, rows, self.requests[action.parts[0][0][1][0]].shape)
 
     def true_ns(self, spec: ModelSpec, batch: int, shape: Any) -> int:
         first = spec.profile[0].exec_ns
@@ -396,16 +361,14 @@ class World:
         row = (last.exec_ns - first) // (last.batch - 1) if last.batch > 1 else first
         return (first + row * (batch - 1)) * max(shape[0][-1] // 8, 1) if shape else first
 
-    def outcome(self, device: FakeDevice, action: Any) -> tuple[Status, str]:
-        if isinstance(action, Infer):
-            if any(part[0][1][0] in self.poison for part in action.parts):
-                return Status.EXECUTION_FAILED, "poison"
-            if self.infer_failures and self.random.random() < self.infer_failures:
-                return Status.DEVICE_ERROR, "injected"
-        return Status.OK, ""
+    def began(self, device: FakeDevice, action: Any) -> None:
+        """An execution has begun; for worlds in which something comes of that."""
 
-    def fail_load(self, action: Load) -> bool:
-        return bool(self.load_failures) and self.random.random() < self.load_failures
+    def outcome(self, device: FakeDevice, action: Any) -> tuple[Status, str]:
+        """How an execution ended that the device has nothing to say against."""
+        if isinstance(action, Infer) and any(part[0][1][0] in self.poison for part in action.parts):
+            return Status.EXECUTION_FAILED, "poison"
+        return Status.OK, ""
 
     # ----- what a test does ----------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ def test_fifty_milliseconds_after_the_clients_left_the_device_is_idle() -> None:
     world.run(world.now + 50 * MS)
     [row] = world.scheduler.snapshot()["devices"]
     assert row["planned_requests"] == row["in_flight"] == 0
-    assert world.workers[1].devices[0].running["execute"] is None
+    assert world.workers[1].devices[0].runs is None
 
 
 def test_batches_grow_with_the_load_and_multiply_the_goodput() -> None:

@@ -32,11 +32,9 @@ class Killing(World):
     def _is_killer(self, action: Any) -> bool:
         return isinstance(action, Infer) and any(part[0][1][0] in self.killers for part in action.parts)
 
-    def duration_ns(self, device: FakeDevice, action: Any) -> int:
-        took_ns = super().duration_ns(device, action)
+    def began(self, device: FakeDevice, action: Any) -> None:
         if self._is_killer(action) and not self.says_so:
-            self.at(self.now + took_ns // 2, self.kill, device.worker.worker_id)
-        return took_ns
+            self.at(self.now + self.profiled_ns(action) // 2, self.kill, device.worker.worker_id)
 
     def outcome(self, device: FakeDevice, action: Any) -> tuple[Status, str]:
         if self._is_killer(action):

@@ -43,8 +43,11 @@ std::uint32_t most_rows(const Takes& takes, Ns time_ns, std::uint32_t rows_max) 
 
 }  // namespace
 
-Adaptive::Adaptive(const SchedulerOptions& options)
-    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", 0)),
+Adaptive::Adaptive(const RuleParts& parts, const SchedulerOptions& options)
+    : Rules({.ahead_ns = option_ms(options, "schedule_ahead_ms", 0),
+             .promises_nothing = true,
+             .spreads = option(options, "save_devices", 0) == 0}),
+      parts_(parts),
       holds_(option(options, "off_hold", 0) == 0),
       sacrifices_(option(options, "off_sacrifice", 0) == 0),
       saves_devices_(option(options, "save_devices", 0) != 0),
@@ -52,10 +55,7 @@ Adaptive::Adaptive(const SchedulerOptions& options)
       refuse_wait_(option(options, "refuse_wait", 0)),
       refuses_(option(options, "off_refuse", 0) == 0),
       believes_surges_(option(options, "off_surge", 0) == 0),
-      sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {
-    spreads_ = !saves_devices_;
-    promises_nothing_ = true;
-}
+      sacrifice_need_(option(options, "sacrifice_need", SACRIFICE_NEED)) {}
 
 // ----- what arrives, and what it needs ------------------------------------------------------------
 
@@ -84,7 +84,7 @@ int Weights::advance(Ns now) {
 
 void Adaptive::keep_time() {
     auto shrink = [](double& one, int doublings) { one = std::ldexp(one, -doublings); };
-    if (int doublings = weights_.advance(now_); doublings > 0) {
+    if (int doublings = weights_.advance(parts_.state.now); doublings > 0) {
         traffic_.for_each([&](Traffic& one) {
             shrink(one.cost, doublings);
             shrink(one.rows, doublings);
@@ -92,8 +92,8 @@ void Adaptive::keep_time() {
         shrink(cost_sum_, doublings);
         shrink(square_sum_, 2 * doublings);
     }
-    surge_.advance(now_);
-    lull_.advance(now_);
+    surge_.advance(parts_.state.now);
+    lull_.advance(parts_.state.now);
 }
 
 double Adaptive::need() const {
@@ -101,16 +101,17 @@ double Adaptive::need() const {
     if (believes_surges_) {
         arrives = std::max(arrives, surge_.rate(-RECENT_SIGMAS));
     }
-    return need_of(arrives, now_);
+    return need_of(arrives, parts_.state.now);
 }
 
-double Adaptive::need_at_most() const { return std::min(need(), need_of(lull_.rate(LULL_SIGMAS), now_)); }
+double Adaptive::need_at_most() const { return std::min(need(), need_of(lull_.rate(LULL_SIGMAS), parts_.state.now)); }
 
 double Adaptive::need_of(double arrives, Ns now) const {
-    return devices_.empty() ? 0 : arrives * pace_.at(now) / static_cast<double>(devices_.size());
+    return parts_.state.devices.empty() ? 0
+                                        : arrives * pace_.at(now) / static_cast<double>(parts_.state.devices.size());
 }
 
-PolicyStatus Adaptive::policy_status(Ns now) const {
+PolicyStatus Adaptive::status(Ns now) const {
     Weights weights = weights_;  // to look changes nothing
     double cost = std::ldexp(cost_sum_, -weights.advance(now));
     Inflow lull = lull_;
@@ -166,7 +167,7 @@ Ns Adaptive::takes_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t r
     return expected + static_cast<Ns>(static_cast<double>(expected) * margin(spec.kind)) + MARGIN_FIXED_NS;
 }
 
-Ns Adaptive::inputs_ns(const Device& device) const { return device.worker->inputs.batch_ns(now_); }
+Ns Adaptive::inputs_ns(const Device& device) const { return device.worker->inputs.batch_ns(parts_.state.now); }
 
 void Adaptive::depart(Flight& flight) {
     Worker& worker = *flight.device->worker;
@@ -174,9 +175,9 @@ void Adaptive::depart(Flight& flight) {
     for (const Pending* pending : flight.batch->pendings) {
         bytes += pending->request.bytes;
     }
-    flight.inputs = worker.inputs.depart(now_, bytes);
+    flight.inputs = worker.inputs.depart(parts_.state.now, bytes);
     flight.there_ns = worker.inputs.free_ns() + worker.there_ns;
-    if (waiting(*flight.residency->model) == 0) {
+    if (parts_.queues.waiting(*flight.residency->model) == 0) {
         see_who_came(*flight.batch);
     }
 }
@@ -190,12 +191,12 @@ void Adaptive::see_who_came(const Batch& batch) {
     for (std::size_t place = 0; place < batch.pendings.size(); ++place) {
         const Pending& one = *batch.pendings[place];
         const Pending* next = place + 1 < batch.pendings.size() ? batch.pendings[place + 1] : nullptr;
-        Ns until = next != nullptr ? next->request.arrived_ns : now_;
+        Ns until = next != nullptr ? next->request.arrived_ns : parts_.state.now;
         rows += one.size;
         expected += per_ns * static_cast<double>(std::max<Ns>(until - one.request.arrived_ns, 0));
         came += next != nullptr ? next->size : 0;
         if (next == nullptr || company(rows + next->size) != company(rows)) {
-            known.company[company(rows)].add(now_, expected, came);
+            known.company[company(rows)].add(parts_.state.now, expected, came);
             expected = came = 0;
         }
     }
@@ -204,7 +205,7 @@ void Adaptive::see_who_came(const Batch& batch) {
 void Adaptive::delivered(const Flight& flight, Ns ready_ns) {
     if (flight.inputs > 0) {
         Worker& worker = *flight.device->worker;
-        worker.inputs.arrived(now_, flight.inputs, ready_ns, worker.there_ns);
+        worker.inputs.arrived(parts_.state.now, flight.inputs, ready_ns, worker.there_ns);
     }
 }
 
@@ -216,10 +217,11 @@ void Adaptive::executed(const Flight& flight, Ns took_ns) {
     if (kind >= margins_.size()) {
         margins_.resize(kind + 1);
     }
-    margins_[kind].took(now_,
+    margins_[kind].took(parts_.state.now,
                         static_cast<double>(took_ns - flight.expected_ns) / static_cast<double>(flight.expected_ns));
-    double pace = pace_.at(now_), took = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
-    pace_.set(now_, std::clamp(pace + PACE_PART * (took - pace), PACE_MIN, 1.0));
+    double pace = pace_.at(parts_.state.now),
+           took = static_cast<double>(took_ns) / static_cast<double>(flight.duration_ns);
+    pace_.set(parts_.state.now, std::clamp(pace + PACE_PART * (took - pace), PACE_MIN, 1.0));
 }
 
 std::uint32_t Adaptive::rows_within(const KindSpec& spec, std::uint32_t shape, Ns time_ns,
@@ -247,25 +249,26 @@ bool Adaptive::admit(Pending& pending) {
     const Request& request = pending.request;
     KindSpec& spec = *spec_of(model);
     Traffic& there = traffic_.of(model);
-    double slack = static_cast<double>(pending.deadline_ns - now_);
+    double slack = static_cast<double>(pending.deadline_ns - parts_.state.now);
     there.slack_ns += (slack - there.slack_ns) / (there.arrivals < IDEAL_EVERY ? there.arrivals + 1 : IDEAL_EVERY);
     if (there.arrivals++ % IDEAL_EVERY == 0) {
         look_up(there, spec, request.shape);
     }
     Ns slo = pending.deadline_ns - request.arrived_ns;
     Ns soonest = soonest_ns(model, request.shape, pending.size);
-    if (soonest > pending.deadline_ns - now_) {
-        Ns least = soonest + (now_ - request.arrived_ns);
-        doubt(pending);
-        refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo), std::max(least, slo + 1));
+    if (soonest > pending.deadline_ns - parts_.state.now) {
+        Ns least = soonest + (parts_.state.now - request.arrived_ns);
+        parts_.idle.doubt(pending);
+        parts_.requests.refuse(pending, Reason::INFEASIBLE, Said(Text::SLO_BELOW_IDLE, least, slo),
+                               std::max(least, slo + 1));
         return false;
     }
     if (Residency* asked = model.next_asked()) {
-        ask_for(*asked, now_, request.shape, pending.size, pending.deadline_ns - now_);
+        ask_for(*asked, parts_.state.now, request.shape, pending.size, pending.deadline_ns - parts_.state.now);
     }
     if (refuses_) {
-        if (now_ >= share_at_ns_) {
-            share_at_ns_ = now_ + SHARE_EVERY_NS;
+        if (parts_.state.now >= share_at_ns_) {
+            share_at_ns_ = parts_.state.now + SHARE_EVERY_NS;
             share_out();
         }
         if (there.is_told ? is_too_late(pending) : is_beyond_share(pending, spec, there)) {
@@ -288,10 +291,10 @@ bool Adaptive::admit(Pending& pending) {
 }
 
 double Adaptive::crowd() const {
-    if (square_sum_ <= 0 || devices_.empty()) {
+    if (square_sum_ <= 0 || parts_.state.devices.empty()) {
         return 0;
     }
-    return cost_sum_ * cost_sum_ / square_sum_ / static_cast<double>(devices_.size());
+    return cost_sum_ * cost_sum_ / square_sum_ / static_cast<double>(parts_.state.devices.size());
 }
 
 void Adaptive::share_out() {
@@ -301,13 +304,14 @@ void Adaptive::share_out() {
             wanted_.push_back(devices);
         }
     });
-    share_ = level_of(wanted_, static_cast<double>(devices_.size()), REFUSE_NEED);
+    share_ = level_of(wanted_, static_cast<double>(parts_.state.devices.size()), REFUSE_NEED);
 }
 
 void Adaptive::turn_away(Pending& pending, Ns after_ns) {
     Ns slo = pending.deadline_ns - pending.request.arrived_ns, after = std::max<Ns>(after_ns, 1);
-    refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + after, slo), slo + after, after);
-    contest_devices(*pending.model, now_);
+    parts_.requests.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, slo + after, slo), slo + after,
+                           after);
+    contest_devices(*pending.model, parts_.state.now);
 }
 
 // Refuses who would wait too long behind its own model's requests, within the model's share.
@@ -317,15 +321,15 @@ bool Adaptive::is_beyond_share(Pending& pending, const KindSpec& spec, const Tra
         return false;
     }
     std::uint32_t waiting = 0;  // that would go before it
-    for (const auto& queue : at(*pending.model).queues) {
+    for (const auto& queue : parts_.queues.of(*pending.model)) {
         waiting += queue->level <= pending.request.priority ? queue->rows() : 0;
     }
     std::uint32_t shape = pending.request.shape;
-    Ns slack = pending.deadline_ns - now_ - link_ns(*pending.model);
+    Ns slack = pending.deadline_ns - parts_.state.now - link_ns(*pending.model);
     if (waiting < rows_within(spec, shape, slack, spec.batch_max)) {
         return false;  // it would only make the next batch cheaper
     }
-    double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(devices_.size(), 1));
+    double level = is_crowded ? share_ : static_cast<double>(std::max<std::size_t>(parts_.state.devices.size(), 1));
     double wait = waiting * known.ideal_ns / level;
     double room = (is_crowded ? SHARE_WAIT : 1) * static_cast<double>(slack - takes_ns(spec, shape, 1));
     if (wait <= std::max(room, static_cast<double>(takes_ns(spec, shape, pending.size)))) {
@@ -342,7 +346,7 @@ Ns Adaptive::before_ns(Device& device, const Pending& pending, Ns enough_ns) {
         // Who saves much by batches may give requests up.
         return sum <= enough && traffic_.of(model).is_told;
     };
-    for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
+    parts_.queues.for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
         if (queue.level > pending.request.priority || queue.front().deadline_ns > pending.deadline_ns) {
             return;
         }
@@ -351,7 +355,7 @@ Ns Adaptive::before_ns(Device& device, const Pending& pending, Ns enough_ns) {
         double takes = static_cast<double>(takes_ns(spec, queue.shape, most)) / most * rows;
         sum += takes / static_cast<double>(queue.model->residencies.size());
     });
-    return static_cast<Ns>(sum * pace_.at(now_));
+    return static_cast<Ns>(sum * pace_.at(parts_.state.now));
 }
 
 // Refuses who would be too late behind what waits already, whatever its model.
@@ -364,15 +368,15 @@ bool Adaptive::is_too_late(Pending& pending) {
     Ns begins = NEVER_NS;
     for (std::size_t place = 0; place < std::min(model.residencies.size(), OUTLOOK_MAX); ++place) {
         Residency& one = *model.residencies[(model.asked_cursor + place) % model.residencies.size()];
-        if (Ns free = one.device->free_ns(now_); free < begins) {
+        if (Ns free = one.device->free_ns(parts_.state.now); free < begins) {
             begins = free;
             soonest = &one;
         }
     }
     if (model.residencies.size() > OUTLOOK_MAX) {
-        begins = now_ + soonest->device->worker->there_ns;  // of many, another may be free
+        begins = parts_.state.now + soonest->device->worker->there_ns;  // of many, another may be free
     }
-    bool is_contested = now_ < soonest->device->shares.contested_until_ns;
+    bool is_contested = parts_.state.now < soonest->device->shares.contested_until_ns;
     double part = refuse_wait_ > 0 ? refuse_wait_ : is_contested ? wait_part(soonest->spec->kind) : 1;
     Ns takes = takes_ns(*soonest->spec, pending.request.shape, pending.size);
     Ns rest = pending.deadline_ns - begins - takes - soonest->device->worker->back_ns;
@@ -381,8 +385,8 @@ bool Adaptive::is_too_late(Pending& pending) {
     if (wait <= room) {
         return false;
     }
-    contest_devices(*pending.model, now_);
-    if (is_divided(*soonest->device, now_) && soonest->share.is_modest) {
+    contest_devices(*pending.model, parts_.state.now);
+    if (is_divided(*soonest->device, parts_.state.now) && soonest->share.is_modest) {
         return false;
     }
     turn_away(pending, wait - room);
@@ -396,7 +400,7 @@ double Adaptive::hold_share(const Model& model) const {
     if (crowd() <= 0) {
         return 0;
     }
-    double there = static_cast<double>(model.residencies.size()) / static_cast<double>(devices_.size());
+    double there = static_cast<double>(model.residencies.size()) / static_cast<double>(parts_.state.devices.size());
     return HOLD_SHARE * std::max(0.0, 1 - HOLD_CROWD * crowd()) * there;
 }
 
@@ -406,7 +410,7 @@ Ns Adaptive::rank_ns(const Queue& queue) { return queue.front().deadline_ns; }
 
 Ns Adaptive::hopeless_ns(const Queue& queue, const Waiting& one) {
     Ns latest = one.deadline_ns - soonest_ns(*queue.model, queue.shape, 1);
-    return last_begin_ns(*queue.model, latest) + 1;
+    return parts_.arenas.last_begin_ns(*queue.model, latest) + 1;
 }
 
 Ns Adaptive::ready_ns(Queue& queue) {
@@ -434,7 +438,8 @@ Ns Adaptive::ready_ns(Queue& queue) {
     if (!saves_devices_) {
         hold = std::min(hold, HOLD_MAX_NS);
     }
-    double expected = rate(known.rows) * static_cast<double>(hold) * known.company[company(rows)].part(now_);
+    double expected =
+        rate(known.rows) * static_cast<double>(hold) * known.company[company(rows)].part(parts_.state.now);
     if (expected < HOLD_GAIN_MIN) {
         return 0;
     }
@@ -444,30 +449,21 @@ Ns Adaptive::ready_ns(Queue& queue) {
 
 // ----- what a device runs next --------------------------------------------------------------------
 
-bool Adaptive::has_other_device(const Model& model) {
-    bool found = false;
-    Bits::for_each_in_both(hungry(), at(model).homes, [&](std::uint32_t slot) {
-        const Device* device = device_pool_.at(slot);
-        found = device->usable() && is_usable(device->find(&model));
-        return !found;
-    });
-    return found;
-}
-
 // The best batch of a queue for a device that is free from free_ns on. False: nothing of it would be in time there.
 bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found) {
     const KindSpec& spec = *residency.spec;
     const Worker& worker = *residency.device->worker;
     Ns until = free_ns + worker.back_ns;  // a batch of deadline d may take d - until
     // Its inputs are on their way meanwhile: only what they take beyond that delays it.
-    double row_ns =
-        worker.inputs.byte_ns(now_) * static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
-    Ns covered = free_ns - std::max(now_, worker.inputs.free_ns()) - worker.there_ns;
+    double row_ns = worker.inputs.byte_ns(parts_.state.now) *
+                    static_cast<double>(queue.front().pending->request.bytes) / queue.front().size;
+    Ns covered = free_ns - std::max(parts_.state.now, worker.inputs.free_ns()) - worker.there_ns;
     auto takes = [&](std::uint32_t rows) {
         Ns delay = row_ns > 0 ? std::max<Ns>(static_cast<Ns>(row_ns * rows) - covered, 0) : 0;
         return takes_ns(spec, queue.shape, rows) + delay;
     };
-    bool is_shared = is_divided(*residency.device, now_), is_modest = is_shared && residency.share.is_modest;
+    bool is_shared = is_divided(*residency.device, parts_.state.now),
+         is_modest = is_shared && residency.share.is_modest;
     Ns longest = is_shared && residency.share.is_greedy ? residency.device->shares.batch_max_ns : NEVER_NS;
     std::uint32_t size = queue.size(), first = 0;
     while (first < size && queue[first].deadline_ns - until < takes(queue[first].size)) {
@@ -513,7 +509,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     found.residency = &residency;
     found.first = first;
     found.given_up = given_up;
-    found.count = count_up_to(queue, first + given_up, rows);
+    found.count = queue.count_up_to(first + given_up, rows);
     std::uint32_t batch_rows = rows;
     if (!queue.is_plain()) {
         batch_rows = 0;
@@ -526,7 +522,7 @@ bool Adaptive::consider(Queue& queue, Residency& residency, Ns free_ns, Candidat
     return true;
 }
 
-Queued::Choice Adaptive::choose(Device& device, Ns free_ns) {
+Choice Adaptive::choose(Device& device, Ns free_ns) {
     // Every round but the last gives up a request at least, so there are no more rounds than requests that wait.
     Candidate chosen{};
     while (pick(device, free_ns, chosen)) {
@@ -551,7 +547,7 @@ void Adaptive::give_up_first(const Candidate& chosen) {
     }
     for (const Waiting& one : victims_) {
         if (!one.pending->answered) {
-            drop(*chosen.queue, one);
+            parts_.dropper.drop(*chosen.queue, one);
         }
     }
 }
@@ -561,25 +557,25 @@ bool Adaptive::pick(Device& device, Ns free_ns, Candidate& chosen) {
     keep_time();
     // Beside modest models the others come as if they were due later, by the least SLO of models within their shares; less
     // where several devices become free within it.
-    bool is_shared = is_divided(device, now_);
+    bool is_shared = is_divided(device, parts_.state.now);
     auto is_behind = [&](const Residency& residency) { return is_shared && !residency.share.is_modest; };
-    Ns behind = is_shared ? device.shares.slack_min_ns / static_cast<Ns>(devices_.size()) : 0;
+    Ns behind = is_shared ? device.shares.slack_min_ns / static_cast<Ns>(parts_.state.devices.size()) : 0;
     candidates_.clear();
     Candidate best{};
     // Most need no closer look. The rank is the last start, less what inputs are late; of one that has to leave others
     // devices the deadline instead; of the lowest level, none has to go before others.
     const InputsWay& way = device.worker->inputs;
-    Ns covered = free_ns - std::max(now_, way.free_ns()) - device.worker->there_ns;
-    Ns latest = way.takes_ns(now_, batch_bytes_max_);
+    Ns covered = free_ns - std::max(parts_.state.now, way.free_ns()) - device.worker->there_ns;
+    Ns latest = way.takes_ns(parts_.state.now, batch_bytes_max_);
     Ns nearer = device.worker->back_ns + (latest > 0 ? std::max<Ns>(latest + 1 - covered, 0) : 0);
-    std::uint32_t lowest = lowest_level();
-    bool is_level = is_one_level();
+    std::uint32_t lowest = parts_.requests.lowest_level();
+    bool is_level = parts_.requests.is_one_level();
     std::uint64_t bound = UINT64_MAX;  // of packed ranks: those at or above it are not better than the best
     auto is_everywhere = [this](const Model& model) {
-        return devices_.size() > 1 && model.residencies.size() >= devices_.size();
+        return parts_.state.devices.size() > 1 && model.residencies.size() >= parts_.state.devices.size();
     };
     auto is_wanted = [&](const Model& model, std::uint64_t rank) { return rank < bound || is_everywhere(model); };
-    for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
+    parts_.queues.for_each_ready(device, is_wanted, [&](Queue& queue, Residency& residency) {
         if (best.queue != nullptr && queue.level >= best.queue->level) {
             const KindSpec& spec = *residency.spec;
             Ns earliest = queue.front().deadline_ns;  // that it could have to start
@@ -630,7 +626,6 @@ void Adaptive::model_gone(Model& model) {
     cost_sum_ -= known.cost;
     square_sum_ -= known.cost * known.cost;
     known = Traffic();
-    Queued::model_gone(model);
 }
 
 }  // namespace clockwork

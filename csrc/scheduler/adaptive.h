@@ -60,7 +60,7 @@
 
 #include "scheduler/decay.h"
 #include "scheduler/margin.h"
-#include "scheduler/queued.h"
+#include "scheduler/rules.h"
 
 namespace clockwork {
 
@@ -218,36 +218,34 @@ private:
     Weights weights_;
 };
 
-class Adaptive final : public Queued {
+class Adaptive final : public Rules {
 public:
     static constexpr const char* OPTIONS[] = {"schedule_ahead_ms", "save_devices", "hold_need",
                                               "sacrifice_need",    "refuse_wait",  "off_hold",
                                               "off_refuse",        "off_surge",    "off_sacrifice"};
 
-    explicit Adaptive(const SchedulerOptions& options);
+    Adaptive(const RuleParts& parts, const SchedulerOptions& options);
 
-    PolicyStatus policy_status(Ns now) const override;
-
-protected:
     Choice choose(Device& device, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
     bool admit(Pending& pending) override;
-    Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) override {
+    Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override {
         return takes_ns(spec, shape, rows);
     }
     Ns inputs_ns(const Device& device) const override;
     Ns ahead_ns(const Device& device) const override {
-        return schedule_ahead_ns_ > 0 ? schedule_ahead_ns_ : device.lead.ns(now_);
+        return habits.ahead_ns > 0 ? habits.ahead_ns : device.lead.ns(parts_.state.now);
     }
     void depart(Flight& flight) override;
     void delivered(const Flight& flight, Ns ready_ns) override;
     void executed(const Flight& flight, Ns took_ns) override;
     void model_gone(Model& model) override;
     double margin(std::uint32_t kind) const override {
-        return kind < margins_.size() ? margins_[kind].share(now_) : MARGIN_FIRST;
+        return kind < margins_.size() ? margins_[kind].share(parts_.state.now) : MARGIN_FIRST;
     }
+    PolicyStatus status(Ns now) const override;
 
 private:
     // What came for a model, each thing by the weight of its time: the past fades without being touched.
@@ -301,11 +299,13 @@ private:
     double need_at_most() const;
     double need_of(double arrives, Ns now) const;  // where so much ideal device time arrives per nanosecond
     double hold_share(const Model& model) const;
-    bool has_other_device(const Model& model);
+    // Whether a device that could take work, and found none, has the model.
+    bool has_other_device(const Model& model) const { return parts_.queues.find_hungry(model) != nullptr; }
     bool pick(Device& device, Ns free_ns, Candidate& chosen);
     void give_up_first(const Candidate& chosen);
     bool consider(Queue& queue, Residency& residency, Ns free_ns, Candidate& found);
 
+    const RuleParts parts_;
     bool holds_;
     bool sacrifices_;
     bool saves_devices_;

@@ -35,19 +35,6 @@ Ns loads_waiting_ns(const Device& device) {
 
 // ----- admission ----------------------------------------------------------------------------------
 
-// A device that fails what it is sent is soon free again, so it is the first choice for whatever it has failed: what
-// has failed there goes elsewhere while there is any elsewhere.
-bool Admission::replace(Pending& pending) {
-    if (place(pending)) {
-        return true;
-    }
-    if (pending.failed_on == 0) {
-        return false;
-    }
-    pending.failed_on = 0;
-    return place(pending);
-}
-
 bool Admission::place(Pending& pending) {
     Model& model = *pending.model;
     std::size_t count = model.residencies.size();
@@ -73,7 +60,7 @@ bool Admission::place(Pending& pending) {
             best = slot;
             chosen = residency;
             model.place_cursor = static_cast<std::uint32_t>(at);
-            if (is_wide && device.lane.empty() && plan_of(device).empty() && residency->ready_ns == 0) {
+            if (is_wide && device.lane.empty() && plans_.of(device).empty() && residency->ready_ns == 0) {
                 break;
             }
         }
@@ -98,21 +85,21 @@ void Admission::for_some_residencies(const Model& model, Function&& function) co
 // Where in the plan of this residency's device the request can go, every promise kept.
 bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& slot) {
     Device& device = *residency.device;
-    const Plan& plan = plan_of(device);
+    const Plan& plan = plans_.of(device);
     const KindSpec& spec = *residency.spec;
     std::uint32_t shape = pending.request.shape, size = pending.size;
     Ns deadline = pending.deadline_ns;
     Curve* curve = spec.program->curve(shape);
-    Ns duration = curve != nullptr ? curve->planned_ns(size) : spec.program->bound_ns(shapes_, shape, size);
+    Ns duration = curve != nullptr ? curve->planned_ns(size) : spec.program->bound_ns(state_.shapes, shape, size);
     if (duration == 0) {
         return false;
     }
-    Ns limit = deadline - device.worker->back_ns - std::min((deadline - now_) / RESERVE_SHARE, RESERVE_NS);
-    Ns free = device.free_ns(now_);
+    Ns limit = deadline - device.worker->back_ns - std::min((deadline - state_.now) / RESERVE_SHARE, RESERVE_NS);
+    Ns free = device.free_ns(state_.now);
     if (free + duration > limit) {
         return false;
     }
-    bool is_beyond = is_beyond_share(residency, now_);
+    bool is_beyond = is_beyond_share(residency, state_.now);
     if (curve != nullptr && spec.batch_max > 1 && !residency.batches.empty() && !pending.alone) {
         std::size_t count = residency.batches.size();
         for (std::size_t back = 1; back <= std::min(count, JOIN_SCAN_MAX); ++back) {
@@ -150,7 +137,7 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
         index = last <= limit ? plan.size() : index;
     }
     // Among what models beyond their shares were promised, one within its share goes as early as that allows.
-    for (std::size_t tries = is_divided(device, now_) && !is_beyond ? BETWEEN_MAX : 1; tries > 0; --tries) {
+    for (std::size_t tries = is_divided(device, state_.now) && !is_beyond ? BETWEEN_MAX : 1; tries > 0; --tries) {
         Ns begin = std::max(plan.finish_ns(free, index), residency.ready_ns), finish = begin + duration;
         Ns latest = finish + (is_beyond ? passing_ns(residency, begin, index) : 0);
         if (latest > limit) {
@@ -173,13 +160,13 @@ bool Admission::find_slot(Residency& residency, const Pending& pending, Slot& sl
 // How much later than `begin` a batch at this place of the plan may begin because models within their shares go before it;
 // 0 for one that is sent at once.
 Ns Admission::passing_ns(const Residency& residency, Ns begin, std::size_t index) const {
-    bool is_next = index == 0 && begin - residency.device->worker->there_ns - ahead_ns(*residency.device) <= now_;
-    return is_next ? 0 : clockwork::passing_ns(residency, begin - now_);
+    bool is_next = index == 0 && begin - residency.device->worker->there_ns - ahead_ns(*residency.device) <= state_.now;
+    return is_next ? 0 : clockwork::passing_ns(residency, begin - state_.now);
 }
 
 // The index in the plan for a new batch: by its key, but behind the work that its load waits for.
 std::size_t Admission::place_of(const Residency& residency, Ns key_ns) const {
-    const Plan& plan = plan_of(*residency.device);
+    const Plan& plan = plans_.of(*residency.device);
     std::size_t index = plan.place_of(key_ns);
     if (!residency.victims.empty()) {
         for (std::size_t place = plan.size(); place-- > index;) {
@@ -195,7 +182,7 @@ std::size_t Admission::place_of(const Residency& residency, Ns key_ns) const {
 // Whether loads that wait for victims still come in time if work is added before the plan's index.
 // Work before the last batch of a doomed model delays all that waits for its pages.
 bool Admission::keeps_loads(Device& device, Ns free, std::size_t index, Ns added) {
-    const Plan& plan = plan_of(device);
+    const Plan& plan = plans_.of(device);
     if (!delays_loads(plan, index)) {
         return true;
     }
@@ -211,13 +198,13 @@ bool Admission::keeps_loads(Device& device, Ns free, std::size_t index, Ns added
 
 void Admission::commit(Pending& pending, Residency& residency, const Slot& slot) {
     Device& device = *residency.device;
-    Plan& plan = plan_of(device);
+    Plan& plan = plans_.of(device);
     Batch* batch = slot.batch;
     Ns limit = pending.deadline_ns - device.worker->back_ns, planned = plan.planned_ns;
     if (batch == nullptr) {
         std::uint32_t shape = pending.request.shape;
         Ns key = slot.index > 0 ? std::max(slot.key_ns, plan.keys[slot.index - 1]) : slot.key_ns;
-        batch = make_batch(residency, shape, residency.spec->program->curve(shape), key);
+        batch = executions_.make_batch(residency, shape, residency.spec->program->curve(shape), key);
         batch->size = pending.size;
         batch->duration_ns = residency.spec->alone_ns(shape, pending.size);
         batch->limit_ns = limit;
@@ -232,13 +219,13 @@ void Admission::commit(Pending& pending, Residency& residency, const Slot& slot)
         for (Residency* waiting : device.pending) {
             waiting->clear_ns += waiting->clear_ns != 0 ? plan.planned_ns - planned : 0;
         }
-        retime_loads(device);
+        arenas_.retime_loads(device);
     }
     if (residency.state == ResidencyState::RESIDENT) {
         device.resident.move_to_end(&residency);
     }
-    touch(device);
-    set_timer(std::max(limit - batch->duration_ns, now_ + 1), pending);
+    state_.touch(device);
+    state_.set_timer(std::max(limit - batch->duration_ns, state_.now + 1), pending);
 }
 
 // Promise it on a device onto which the model has to be loaded first.
@@ -246,7 +233,7 @@ bool Admission::place_cold(Pending& pending) {
     Model& model = *pending.model;
     Ns deadline = pending.deadline_ns;
     cold_.clear();
-    find_loadable(model, loadable_);
+    arenas_.find_loadable(model, loadable_);
     for (const Place& one : loadable_) {
         const Device& device = *one.device;
         if (device.number + 1 == pending.failed_on) {
@@ -254,11 +241,11 @@ bool Admission::place_cold(Pending& pending) {
         }
         Ns load = one.spec->load_planned_ns(), alone = one.spec->alone_ns(pending.request.shape, pending.size);
         const Worker& worker = *device.worker;
-        Ns start = std::max(worker.link_free_ns, now_ + worker.there_ns);
+        Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns);
         if (alone != 0 && start + load + alone + worker.back_ns <= deadline) {
             // What is evicted has to be loaded again one day: that counts as a load more.
             Ns once_more = device.has_room(*one.spec) ? 0 : load;
-            Ns time = start + loads_waiting_ns(device) + load + once_more + plan_of(device).planned_ns;
+            Ns time = start + loads_waiting_ns(device) + load + once_more + plans_.of(device).planned_ns;
             cold_.push_back({time / LOAD_ALIKE_NS, device.pages.free_count(), one.device, one.spec});
         }
     }
@@ -270,18 +257,18 @@ bool Admission::place_cold(Pending& pending) {
     std::partial_sort(cold_.begin(), cold_.begin() + static_cast<std::ptrdiff_t>(count), cold_.end(), better);
     for (std::size_t place = 0; place < count; ++place) {
         Device& device = *cold_[place].device;
-        Residency* residency = propose_load(device, model, *cold_[place].spec, deadline, true);
+        Residency* residency = arenas_.propose_load(device, model, *cold_[place].spec, deadline, true);
         if (residency == nullptr) {
             continue;
         }
         Slot slot{};
         if (find_slot(*residency, pending, slot) &&
-            (device.pending.size() == 1 || plan_of(device).holds(device.free_ns(now_), 0))) {
-            accept_load(*residency);
+            (device.pending.size() == 1 || plans_.of(device).holds(device.free_ns(state_.now), 0))) {
+            arenas_.accept_load(*residency);
             commit(pending, *residency, slot);
             return true;
         }
-        drop_load(*residency);
+        arenas_.drop_load(*residency);
     }
     return false;
 }
@@ -291,9 +278,9 @@ bool Admission::place_cold(Pending& pending) {
 void Admission::note_asked(Pending& pending) {
     Model& model = *pending.model;
     std::uint32_t shape = pending.request.shape, rows = pending.size;
-    Ns slack = pending.deadline_ns - now_;
+    Ns slack = pending.deadline_ns - state_.now;
     if (pending.batch != nullptr) {
-        ask_for(*pending.batch->residency, now_, shape, rows, slack);
+        ask_for(*pending.batch->residency, state_.now, shape, rows, slack);
         return;
     }
     Residency* turn = model.next_asked();
@@ -301,8 +288,8 @@ void Admission::note_asked(Pending& pending) {
     if (alone == 0 || alone > slack) {
         return;  // it asks for what no device could do
     }
-    ask_for(*turn, now_, shape, rows, slack);
-    contest_devices(model, now_);
+    ask_for(*turn, state_.now, shape, rows, slack);
+    contest_devices(model, state_.now);
 }
 
 void Admission::refuse_in_detail(Pending& pending) {
@@ -325,7 +312,7 @@ void Admission::refuse_in_detail(Pending& pending) {
         }
         least = std::min(least, at_ns);
     });
-    find_loadable(model, loadable_);
+    arenas_.find_loadable(model, loadable_);
     for (const Place& one : loadable_) {
         Ns duration = one.spec->alone_ns(shape, size);
         if (duration == 0) {
@@ -334,36 +321,37 @@ void Admission::refuse_in_detail(Pending& pending) {
         const Device& device = *one.device;
         const Worker& worker = *device.worker;
         alone_least = std::min(alone_least, worker.there_ns + duration + worker.back_ns);
-        Ns start = std::max(worker.link_free_ns, now_ + worker.there_ns) + loads_waiting_ns(device);
+        Ns start = std::max(worker.link_free_ns, state_.now + worker.there_ns) + loads_waiting_ns(device);
         Ns loaded = start + one.spec->load_planned_ns() + worker.back_ns + worker.there_ns;
-        const Plan& plan = plan_of(device);
-        Ns tail = plan.finish_ns(device.free_ns(now_), plan.size());
+        const Plan& plan = plans_.of(device);
+        Ns tail = plan.finish_ns(device.free_ns(state_.now), plan.size());
         least = std::min(least, std::max(loaded, tail) + duration + worker.back_ns);
     }
-    bool unseen = is_unseen(model, shape);
+    bool unseen = idle_.is_unseen(model, shape);
     if (unseen) {
-        remember_unseen(model, request);
+        idle_.remember_unseen(model, request);
     }
     Ns slo = deadline - request.arrived_ns;
     if (least >= NEVER_NS) {
         if (unseen) {
-            refuse(pending, Reason::UNPROFILED, Text::NEVER_MEASURED);
+            requests_.refuse(pending, Reason::UNPROFILED, Text::NEVER_MEASURED);
         } else {
-            refuse(pending, Reason::DEADLINE, Text::NO_PLACE);
+            requests_.refuse(pending, Reason::DEADLINE, Text::NO_PLACE);
         }
         return;
     }
-    least = now_ + with_reserve(least - now_);
+    least = state_.now + with_reserve(least - state_.now);
     alone_least = with_reserve(alone_least);
     Ns feasible = std::max(least - request.arrived_ns, slo + 1);
     if (unseen) {
-        refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
+        requests_.refuse(pending, Reason::UNPROFILED, {Text::BOUND_ABOVE_SLO, feasible, slo}, feasible);
     } else if (alone_least > slo) {
-        doubt(pending);
-        refuse(pending, Reason::INFEASIBLE, {Text::SLO_BELOW_IDLE, alone_least, slo}, std::max(alone_least, slo + 1));
+        idle_.doubt(pending);
+        requests_.refuse(pending, Reason::INFEASIBLE, {Text::SLO_BELOW_IDLE, alone_least, slo},
+                         std::max(alone_least, slo + 1));
     } else {
-        refuse(pending, Reason::DEADLINE, {Text::COULD_BE_ANSWERED, feasible, slo}, feasible,
-               std::max<Ns>(least - deadline, 1));
+        requests_.refuse(pending, Reason::DEADLINE, {Text::COULD_BE_ANSWERED, feasible, slo}, feasible,
+                         std::max<Ns>(least - deadline, 1));
         if (model.residencies.empty()) {
             warm(model);
         }
@@ -373,15 +361,15 @@ void Admission::refuse_in_detail(Pending& pending) {
 // The earliest deadline that would be admitted on this residency's device now.
 Ns Admission::least_finish_ns(Residency& residency, Ns duration) const {
     const Device& device = *residency.device;
-    const Plan& plan = plan_of(device);
+    const Plan& plan = plans_.of(device);
     Ns back = device.worker->back_ns, ready = residency.ready_ns;
-    Ns finish = plan.finish_ns(device.free_ns(now_), plan.size());
+    Ns finish = plan.finish_ns(device.free_ns(state_.now), plan.size());
     std::size_t index = plan.size();
-    if (is_beyond_share(residency, now_)) {
+    if (is_beyond_share(residency, state_.now)) {
         return std::max(finish, ready) + passing_ns(residency, std::max(finish, ready), index) + duration + back;
     }
     if (!plan.empty() && plan[index - 1]->limit_ns - finish >= duration) {
-        std::vector<Ns> finishes{device.free_ns(now_)};
+        std::vector<Ns> finishes{device.free_ns(state_.now)};
         finishes.reserve(plan.size() + 1);
         for (const Batch* batch : plan.batches) {
             finishes.push_back(std::max(finishes.back(), batch->residency->ready_ns) + batch->duration_ns);
@@ -396,10 +384,10 @@ Ns Admission::least_finish_ns(Residency& residency, Ns duration) const {
 
 // Load a model that could not be promised because it is not resident; the next request may.
 void Admission::warm(Model& model) {
-    find_loadable(model, loadable_);
+    arenas_.find_loadable(model, loadable_);
     for (const Place& one : loadable_) {
         Device& device = *one.device;
-        if (device.loading == 0 && device.pending.empty() && load_idly(device, model, *one.spec)) {
+        if (device.loading == 0 && device.pending.empty() && arenas_.load_idly(device, model, *one.spec)) {
             return;
         }
     }
@@ -408,7 +396,7 @@ void Admission::warm(Model& model) {
 // ----- displacement -------------------------------------------------------------------------------
 
 bool Admission::displace(Pending& pending) {
-    if (lowest_level() <= pending.request.priority) {
+    if (requests_.lowest_level() <= pending.request.priority) {
         return false;
     }
     Slot slot{};
@@ -428,16 +416,17 @@ bool Admission::displace(Pending& pending) {
             return true;
         }
     }
-    find_loadable(*pending.model, loadable_);
+    arenas_.find_loadable(*pending.model, loadable_);
     for (std::size_t place = 0; place < std::min(loadable_.size(), LOAD_SCAN_MAX); ++place) {
         Device& device = *loadable_[place].device;
-        Residency* proposed = propose_load(device, *pending.model, *loadable_[place].spec, pending.deadline_ns, true);
+        Residency* proposed =
+            arenas_.propose_load(device, *pending.model, *loadable_[place].spec, pending.deadline_ns, true);
         if (proposed == nullptr) {
             continue;
         }
         find_displaced(*proposed, pending, displaced_);
         if (!displaced_.empty()) {
-            accept_load(*proposed);
+            arenas_.accept_load(*proposed);
             answer_displaced(displaced_);
             if (find_slot(*proposed, pending, slot)) {
                 commit(pending, *proposed, slot);
@@ -445,7 +434,7 @@ bool Admission::displace(Pending& pending) {
             }
         }
         if (std::find(device.pending.begin(), device.pending.end(), proposed) != device.pending.end()) {
-            drop_load(*proposed);
+            arenas_.drop_load(*proposed);
         }
     }
     return false;
@@ -453,7 +442,7 @@ bool Admission::displace(Pending& pending) {
 
 void Admission::answer_displaced(const std::vector<Pending*>& victims) {
     for (Pending* victim : victims) {
-        fail(*victim, Status::REFUSED, Text::TOOK_ITS_PLACE, Reason::DISPLACED);
+        requests_.fail(*victim, Status::REFUSED, Text::TOOK_ITS_PLACE, Reason::DISPLACED);
     }
 }
 
@@ -461,14 +450,14 @@ void Admission::answer_displaced(const std::vector<Pending*>& victims) {
 void Admission::find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const {
     gone.clear();
     const Device& device = *residency.device;
-    const Plan& plan = plan_of(device);
+    const Plan& plan = plans_.of(device);
     std::uint32_t level = pending.request.priority;
     Ns duration = residency.spec->alone_ns(pending.request.shape, pending.size);
-    Ns limit = pending.deadline_ns - device.worker->back_ns, free = device.free_ns(now_);
+    Ns limit = pending.deadline_ns - device.worker->back_ns, free = device.free_ns(state_.now);
     if (duration == 0 || std::max(free, residency.ready_ns) + duration > limit) {
         return;
     }
-    bool is_beyond = is_beyond_share(residency, now_);
+    bool is_beyond = is_beyond_share(residency, state_.now);
     std::vector<std::pair<std::size_t, Pending*>> candidates;  // with the place of their batch
     for (std::size_t place = 0; place < plan.size(); ++place) {
         if (is_beyond && !plan[place]->residency->share.is_beyond) {
@@ -531,159 +520,6 @@ void Admission::find_displaced(Residency& residency, const Pending& pending, std
             gone.push_back(victim);
         }
     }
-}
-
-// ----- leaving the plan ---------------------------------------------------------------------------
-
-void Admission::unplan(Pending& pending) {
-    Batch* batch = pending.batch;
-    if (batch == nullptr) {
-        if (pending.queue != nullptr) {
-            leave_background(pending);
-        }
-        return;
-    }
-    pending.batch = nullptr;
-    batch->pendings.erase(std::find(batch->pendings.begin(), batch->pendings.end(), &pending));
-    Device& device = *batch->residency->device;
-    Plan& plan = plan_of(device);
-    touch(device);
-    if (batch->pendings.empty()) {
-        plan.remove(batch);
-        retire(batch);
-        return;
-    }
-    plan.resize(batch, batch->size - pending.size);
-    Ns tightest = NEVER_NS;
-    for (const Pending* one : batch->pendings) {
-        tightest = std::min(tightest, one->deadline_ns);
-    }
-    batch->limit_ns = tightest - device.worker->back_ns;
-}
-
-void Admission::expire(Pending& pending) {
-    if (now_ >= pending.deadline_ns) {
-        fail(pending, Status::DEADLINE_MISSED, Text::DEADLINE_PASSED);
-        return;
-    }
-    Ns at_ns = pending.deadline_ns;
-    if (const Batch* batch = pending.batch; batch != nullptr) {
-        const Worker& worker = *batch->residency->device->worker;
-        Ns last = pending.deadline_ns - worker.there_ns - worker.back_ns - batch->expected_ns(pending.size);
-        if (now_ > last) {
-            fail(pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
-            return;
-        }
-        at_ns = last + 1;
-    }
-    set_timer(at_ns, pending);
-}
-
-void Admission::find_busy(Device& device, std::vector<Ending>& found) {
-    found.clear();
-    Ns time = device.free_ns(now_);
-    for (Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
-        if (!one->doomed && !one->is_idle()) {
-            found.push_back({time, one});
-        }
-    }
-    for (const Batch* batch : plan_of(device).batches) {
-        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
-        for (Ending& ending : found) {
-            if (ending.residency == batch->residency) {
-                ending.finish_ns = time;
-            }
-        }
-    }
-    for (Ending& ending : found) {
-        ending.finish_ns = std::max(ending.finish_ns, ending.residency->ready_ns) + device.worker->back_ns;
-    }
-    std::stable_sort(found.begin(), found.end(),
-                     [](const Ending& a, const Ending& b) { return a.finish_ns < b.finish_ns; });
-}
-
-void Admission::load_done(Residency& residency, Ns took_ns) {
-    plan_of(*residency.device).unready -= residency.batches.size();
-    for (Batch* batch : residency.batches) {
-        for (Pending* pending : batch->pendings) {
-            pending->load_ns = took_ns;
-        }
-    }
-}
-
-void Admission::load_given_up(Residency& residency, const Said& said) {
-    std::vector<Pending*> waiting;
-    for (const Batch* batch : residency.batches) {
-        waiting.insert(waiting.end(), batch->pendings.begin(), batch->pendings.end());
-    }
-    for (Pending* pending : waiting) {
-        fail(*pending, Status::UNAVAILABLE, said);
-    }
-}
-
-void Admission::evacuate(Residency& residency, std::vector<Pending*>& waiting) {
-    while (!residency.batches.empty()) {
-        Batch* batch = residency.batches.front();
-        plan_of(*residency.device).remove(batch);
-        for (Pending* pending : batch->pendings) {
-            pending->batch = nullptr;
-            waiting.push_back(pending);
-        }
-        retire(batch);
-    }
-}
-
-void Admission::clear_plan(Device& device, std::vector<Pending*>& waiting) {
-    Plan& plan = plan_of(device);
-    while (!plan.empty()) {
-        Batch* batch = plan[0];
-        plan.remove(batch, 0);
-        for (Pending* pending : batch->pendings) {
-            pending->batch = nullptr;
-            waiting.push_back(pending);
-        }
-        retire(batch);
-    }
-}
-
-void Admission::device_joined(Device& device) {
-    if (device.slot >= plans_.size()) {
-        plans_.resize(device_pool_.slot_count());
-    }
-}
-
-// Time the plans that use the new estimates anew.
-void Admission::estimates_changed(ProgramEstimates& program, std::uint32_t shape) {
-    Curve* curve = program.curve(shape);
-    for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
-        if (batch->shape == shape) {
-            batch->curve = curve;
-            plan_of(*batch->residency->device).resize(batch, batch->size);
-        }
-    }
-}
-
-void Admission::estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) {
-    for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
-        if (batch->shape == shape) {
-            batch->curve = nullptr;  // its duration stays: the best that is known
-        }
-    }
-}
-
-void Admission::check_device(const Device& device) const {
-    Idle::check_device(device);
-    const Plan& plan = plan_of(device);
-    must(plan.keys.size() == plan.size() && std::is_sorted(plan.keys.begin(), plan.keys.end()),
-         "the plan is out of order");
-    Ns planned = 0;
-    std::size_t unready = 0;
-    for (std::size_t index = 0; index < plan.size(); ++index) {
-        must(plan.keys[index] == plan[index]->key_ns, "a batch with another key than its place");
-        planned += plan[index]->duration_ns;
-        unready += plan[index]->residency->state != ResidencyState::RESIDENT;
-    }
-    must(planned == plan.planned_ns && unready == plan.unready, "the plan's sums are wrong");
 }
 
 }  // namespace clockwork

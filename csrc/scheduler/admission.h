@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "scheduler/idle.h"
+#include "scheduler/parts.h"
 #include "scheduler/plan.h"
 
 namespace clockwork {
@@ -52,12 +52,29 @@ inline constexpr Ns LOAD_ALIKE_NS = 1'000'000;
 inline constexpr Ns RESERVE_SHARE = 50;
 inline constexpr Ns RESERVE_NS = 2'000'000;
 
-// What may enter a plan, and what leaves it unsent.
-class Admission : public Idle {
+// What may enter a plan.
+class Admission {
 public:
-    using Idle::Idle;
+    Admission(Parts& parts, Plans& plans)
+        : state_(parts.state),
+          arenas_(parts.arenas),
+          requests_(parts.requests),
+          executions_(parts.executions),
+          idle_(parts.idle),
+          plans_(plans) {}
 
-protected:
+    // How long before a device is planned to be free its next batch is sent.
+    Ns ahead_ns(const Device& device) const { return std::max(SCHEDULE_AHEAD_NS, device.lead.ns(state_.now)); }
+    // Promise a request its deadline on the device that finishes it first. False if none can.
+    bool place(Pending& pending);
+    // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
+    bool displace(Pending& pending);
+    // Notes which device's time it asked for: of that where it is planned, or of one that could not take it.
+    void note_asked(Pending& pending);
+    // Say why, which SLO would have been admitted, and when this one might be.
+    void refuse_in_detail(Pending& pending);
+
+private:
     // Where a request could go.
     struct Slot {
         Ns finish_ns;       // predicted
@@ -66,37 +83,6 @@ protected:
         Ns key_ns;          // of a new one
     };
 
-    Plan& plan_of(const Device& device) { return plans_[device.slot]; }
-    const Plan& plan_of(const Device& device) const { return plans_[device.slot]; }
-    Ns ahead_ns(const Device& device) const { return std::max(SCHEDULE_AHEAD_NS, device.lead.ns(now_)); }
-    // Promise a request its deadline on the device that finishes it first. False if none can.
-    bool place(Pending& pending);
-    bool replace(Pending& pending) override;
-    // Make room by displacing requests of lower priority: the lowest first, then the latest deadline.
-    bool displace(Pending& pending);
-    // Notes which device's time it asked for: of that where it is planned, or of one that could not take it.
-    void note_asked(Pending& pending);
-    // Say why, which SLO would have been admitted, and when this one might be.
-    void refuse_in_detail(Pending& pending);
-
-    bool has_work(const Device& device) const override {
-        const Plan& plan = plan_of(device);
-        return plan.size() > plan.unready;
-    }
-    const std::vector<Batch*>& planned(const Device& device) const override { return plan_of(device).batches; }
-    void device_joined(Device& device) override;
-    void check_device(const Device& device) const override;
-    void expire(Pending& pending) override;
-    void unplan(Pending& pending) override;
-    void find_busy(Device& device, std::vector<Ending>& found) override;
-    void load_done(Residency& residency, Ns took_ns) override;
-    void load_given_up(Residency& residency, const Said& said) override;
-    void evacuate(Residency& residency, std::vector<Pending*>& waiting) override;
-    void clear_plan(Device& device, std::vector<Pending*>& waiting) override;
-    void estimates_changed(ProgramEstimates& program, std::uint32_t shape) override;
-    void estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) override;
-
-private:
     struct Cold {
         Ns time;  // in units of LOAD_ALIKE_NS
         std::uint32_t free_pages;
@@ -117,7 +103,12 @@ private:
     void answer_displaced(const std::vector<Pending*>& victims);
     void find_displaced(Residency& residency, const Pending& pending, std::vector<Pending*>& gone) const;
 
-    std::vector<Plan> plans_;  // by the device's slot
+    State& state_;
+    Arenas& arenas_;
+    Requests& requests_;
+    Executions& executions_;
+    Idle& idle_;
+    Plans& plans_;
     std::vector<Place> loadable_;
     std::vector<Cold> cold_;
     std::vector<Pending*> displaced_;

@@ -4,11 +4,11 @@
 
 namespace clockwork {
 
-Deferred::Deferred(const SchedulerOptions& options)
-    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", 0)),
-      jitter_ns_(option_ms(options, "jitter_ms", DEFERRED_JITTER_NS)) {
-    presses_late_ = false;  // a request waits by design
-}
+// A request waits by design: that it is sent late calls for no other device.
+Deferred::Deferred(const RuleParts& parts, const SchedulerOptions& options)
+    : Rules({.ahead_ns = option_ms(options, "schedule_ahead_ms", 0), .presses_late = false}),
+      parts_(parts),
+      jitter_ns_(option_ms(options, "jitter_ms", DEFERRED_JITTER_NS)) {}
 
 Deferred::Meter& Deferred::meter(const Model& model, std::uint32_t shape) {
     auto& all = meters_.of(model);
@@ -26,9 +26,9 @@ Deferred::Meter& Deferred::meter(const Model& model, std::uint32_t shape) {
 bool Deferred::admit(Pending& pending) {
     Meter& one = meter(*pending.model, pending.request.shape);
     if (one.since_ns == 0) {
-        one.since_ns = now_;
+        one.since_ns = parts_.state.now;
     }
-    one.count.add(now_, pending.size, DEFERRED_HALF_LIFE_NS);
+    one.count.add(parts_.state.now, pending.size, DEFERRED_HALF_LIFE_NS);
     return true;
 }
 
@@ -37,7 +37,7 @@ void Deferred::find_link(const Model& model, Ns& there_ns, Ns& back_ns) const {
     if (!model.residencies.empty()) {
         worker = model.residencies.front()->device->worker;
     } else if (!model.workers.empty()) {
-        worker = find_worker(model.workers.front());  // null while it leaves
+        worker = parts_.state.find_worker(model.workers.front());  // null while it leaves
     }
     there_ns = worker != nullptr ? worker->there_ns : LINK_DEFAULT_NS;
     back_ns = worker != nullptr ? worker->back_ns : LINK_DEFAULT_NS;
@@ -45,10 +45,10 @@ void Deferred::find_link(const Model& model, Ns& there_ns, Ns& back_ns) const {
 
 std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns there_ns, Ns back_ns) {
     Meter& one = meter(*queue.model, queue.shape);
-    if (now_ - one.target_at_ns < DEFERRED_TARGET_NS) {
+    if (parts_.state.now - one.target_at_ns < DEFERRED_TARGET_NS) {
         return one.target;
     }
-    one.target_at_ns = now_;
+    one.target_at_ns = parts_.state.now;
     one.target = 1;
     Curve* curve = spec.program->curve(queue.shape);
     if (curve == nullptr) {
@@ -57,10 +57,10 @@ std::uint32_t Deferred::target(const Queue& queue, const KindSpec& spec, Ns ther
     const Waiting& front = queue.front();
     Ns slo = front.deadline_ns - front.pending->request.arrived_ns;
     auto budget = static_cast<double>(slo - there_ns - back_ns);
-    Ns known = now_ - one.since_ns;
+    Ns known = parts_.state.now - one.since_ns;
     double rate = 0;  // per nanosecond; of a count that has been filling for `known`, as it would be in the long run
     if (known >= DEFERRED_TARGET_NS) {
-        rate = one.count.rate(now_, DEFERRED_HALF_LIFE_NS) / (1 - decay(known, DEFERRED_HALF_LIFE_NS));
+        rate = one.count.rate(parts_.state.now, DEFERRED_HALF_LIFE_NS) / (1 - decay(known, DEFERRED_HALF_LIFE_NS));
     }
     for (std::uint32_t size = spec.batch_max; size > 1; --size) {
         auto exec = static_cast<double>(curve->planned_ns(size));
@@ -91,7 +91,7 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
             if (alone > 0 && start_ns + alone <= deadline) {
                 std::uint32_t count = 1;
                 if (curve != nullptr && spec.batch_max > 1) {
-                    count = count_up_to(queue, place, spec.batch_max);
+                    count = queue.count_up_to(place, spec.batch_max);
                     while (count > 1) {
                         std::uint32_t rows = 0;
                         for (std::uint32_t next = place; next < place + count; ++next) {
@@ -142,13 +142,13 @@ Deferred::Candidate Deferred::gather(const Queue& queue, const KindSpec& spec, N
 
 Ns Deferred::ready_ns(Queue& queue) {
     if (queue.front().pending->evidence > 0) {
-        return now_;  // a suspect waits for a device of its own, and gains nothing by waiting for others
+        return parts_.state.now;  // a suspect waits for a device of its own, and gains nothing by waiting for others
     }
     Ns there = 0, back = 0;
     find_link(*queue.model, there, back);
     Ns ready = NEVER_NS;
     for (const KindSpec* spec : queue.model->specs) {  // of each kind of device
-        Candidate found = gather(queue, *spec, now_ + there, back);
+        Candidate found = gather(queue, *spec, parts_.state.now + there, back);
         ready = std::min(ready, found.count > 0 ? found.exec_at_ns - there : NEVER_NS);
     }
     return ready;
@@ -166,12 +166,12 @@ Ns Deferred::rank_ns(const Queue& queue) {
     return queue.front().deadline_ns - back - longest;
 }
 
-Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& one) { return last_start_ns(queue, one); }
+Ns Deferred::hopeless_ns(const Queue& queue, const Waiting& one) { return parts_.last_start_ns(queue, one); }
 
-Queued::Choice Deferred::choose(Device& device, Ns free_ns) {
+Choice Deferred::choose(Device& device, Ns free_ns) {
     Ns back = device.worker->back_ns;
     Residency* residency = nullptr;
-    Queue* queue = least(device, residency, [&](const Queue& one, const Residency& here) {
+    Queue* queue = parts_.queues.least(device, residency, [&](const Queue& one, const Residency& here) {
         return gather(one, *here.spec, free_ns, back).invalid_ns;
     });
     if (queue == nullptr) {
@@ -181,7 +181,7 @@ Queued::Choice Deferred::choose(Device& device, Ns free_ns) {
     std::int64_t first = (*queue)[found.first].order;
     std::uint32_t count = found.count;
     while (queue->front().order != first) {
-        drop(*queue, queue->front());
+        parts_.dropper.drop(*queue, queue->front());
     }
     return {queue, residency, 0, count};
 }

@@ -32,7 +32,7 @@
 #include <vector>
 
 #include "scheduler/decay.h"
-#include "scheduler/queued.h"
+#include "scheduler/rules.h"
 
 namespace clockwork {
 
@@ -44,13 +44,12 @@ inline constexpr Ns DEFERRED_TARGET_NS = 50 * MS;
 // The rate is an average that forgets half in this.
 inline constexpr Ns DEFERRED_HALF_LIFE_NS = 2'500 * MS;
 
-class Deferred final : public Queued {
+class Deferred final : public Rules {
 public:
     static constexpr const char* OPTIONS[] = {"schedule_ahead_ms", "jitter_ms"};
 
-    explicit Deferred(const SchedulerOptions& options);
+    Deferred(const RuleParts& parts, const SchedulerOptions& options);
 
-protected:
     bool admit(Pending& pending) override;
     Choice choose(Device& device, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
@@ -76,6 +75,7 @@ private:
     Meter& meter(const Model& model, std::uint32_t shape);
     void find_link(const Model& model, Ns& there_ns, Ns& back_ns) const;
 
+    const RuleParts parts_;
     Ns jitter_ns_;
     Beside<std::vector<std::pair<std::uint32_t, Meter>>> meters_;  // each model's, by shape
 };

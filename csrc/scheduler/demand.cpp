@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "scheduler/state.h"
+#include "scheduler/machines.h"
 
 namespace clockwork {
 

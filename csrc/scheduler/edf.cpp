@@ -7,55 +7,104 @@ namespace clockwork {
 void Edf::arrive(Pending& pending) {
     Model& model = *pending.model;
     if (pending.deadline_ns >= NEVER_NS) {
-        open(pending);
-        to_background(pending);
-    } else if (place(pending) || displace(pending)) {
-        open(pending);
-        note_asked(pending);
+        requests_.open(pending);
+        requests_.to_background(pending);
+    } else if (admission_.place(pending) || admission_.displace(pending)) {
+        requests_.open(pending);
+        admission_.note_asked(pending);
     } else {
-        note_asked(pending);
-        refuse_in_detail(pending);
+        admission_.note_asked(pending);
+        admission_.refuse_in_detail(pending);
         return;
     }
-    if (pending.request.shape != 0 && is_unseen(model, pending.request.shape)) {
-        remember_unseen(model, pending.request);
+    if (pending.request.shape != 0 && idle_.is_unseen(model, pending.request.shape)) {
+        idle_.remember_unseen(model, pending.request);
+    }
+}
+
+// A device that fails what it is sent is soon free again, so it is the first choice for whatever it has failed: what
+// has failed there goes elsewhere while there is any elsewhere.
+bool Edf::replace(Pending& pending) {
+    if (admission_.place(pending)) {
+        return true;
+    }
+    if (pending.failed_on == 0) {
+        return false;
+    }
+    pending.failed_on = 0;
+    return admission_.place(pending);
+}
+
+void Edf::unplan(Pending& pending) {
+    if (pending.batch != nullptr) {
+        plans_.remove(pending);
+    } else if (pending.queue != nullptr) {
+        requests_.leave_background(pending);
+    }
+}
+
+void Edf::expire(Pending& pending) {
+    if (state_.now >= pending.deadline_ns) {
+        requests_.fail(pending, Status::DEADLINE_MISSED, Text::DEADLINE_PASSED);
+        return;
+    }
+    Ns at_ns = pending.deadline_ns;
+    if (const Batch* batch = pending.batch; batch != nullptr) {
+        const Worker& worker = *batch->residency->device->worker;
+        Ns last = pending.deadline_ns - worker.there_ns - worker.back_ns - batch->expected_ns(pending.size);
+        if (state_.now > last) {
+            requests_.fail(pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+            return;
+        }
+        at_ns = last + 1;
+    }
+    state_.set_timer(at_ns, pending);
+}
+
+void Edf::load_given_up(Residency& residency, const Said& said) {
+    std::vector<Pending*> waiting;
+    for (const Batch* batch : residency.batches) {
+        waiting.insert(waiting.end(), batch->pendings.begin(), batch->pendings.end());
+    }
+    for (Pending* pending : waiting) {
+        requests_.fail(*pending, Status::UNAVAILABLE, said);
     }
 }
 
 // Send a device what it should do next, as far ahead as it needs.
 void Edf::dispatch(Device& device) {
     const Worker& worker = *device.worker;
-    Plan& plan = plan_of(device);
+    Plan& plan = plans_.of(device);
     device.wake_ns = NEVER_NS;
-    watch_loads(device);
-    if (worker.draining || is_closed(device)) {
+    recovery_.watch_loads(device);
+    if (worker.draining || device.is_closed()) {
         return;
     }
     if (!device.pending.empty()) {
-        start_loads(device);
+        arenas_.start_loads(device);
     }
-    if (!background_.empty() && !plan.empty()) {
-        promote(device);
+    if (!state_.background.empty() && !plan.empty()) {
+        spare_.promote(device);
     }
     while (true) {
-        if (is_closed(device)) {
+        if (device.is_closed()) {
             return;
         }
         std::uint32_t lane = device.lane.size();
-        Ns free = device.free_ns(now_);
-        bool has_work = !plan.empty() || !background_.empty();
+        Ns free = device.free_ns(state_.now);
+        bool has_work = !plan.empty() || !state_.background.empty();
         if (lane >= device.run_ahead) {
             // One more must be under way before the results are back, or the device waits a round trip.
             Ns due = free - worker.there_ns - worker.back_ns - FEED_NS;
-            if (lane >= OUTSTANDING_MAX || due > now_) {
+            if (lane >= OUTSTANDING_MAX || due > state_.now) {
                 if (lane < OUTSTANDING_MAX && has_work) {
                     device.wake_at(due);
                 }
                 return;
             }
         }
-        Ns due = free - worker.there_ns - ahead_ns(device);
-        if (due > now_) {
+        Ns due = free - worker.there_ns - admission_.ahead_ns(device);
+        if (due > state_.now) {
             if (has_work) {
                 device.wake_at(due);
             }
@@ -63,25 +112,25 @@ void Edf::dispatch(Device& device) {
         }
         Batch* batch = plan.empty() ? nullptr : pick(device, free);
         if (batch == nullptr) {
-            batch = fill(device, free);
+            batch = spare_.fill(device, free);
             if (batch == nullptr) {
                 return;
             }
         }
-        if (must_wait(device, *batch->pendings.front())) {
+        if (device.must_wait(*batch->pendings.front())) {
             return;  // the end of what is under way brings the device back here
         }
         if (trim(device, *batch, free)) {
             top_up(device, *batch, free);
             plan.remove(batch, plan[0] == batch ? 0 : plan.index(batch));
-            send_batch(*batch);
+            executions_.send(*batch);
         }
     }
 }
 
 // The batch to send: the first, unless its model is still on its way and another can go before it.
 Batch* Edf::pick(Device& device, Ns free) {
-    const Plan& plan = plan_of(device);
+    const Plan& plan = plans_.of(device);
     auto is_ready = [](const Batch* batch) { return batch->residency->state == ResidencyState::RESIDENT; };
     if (plan.unready == 0 || is_ready(plan[0])) {
         return plan[0];
@@ -103,7 +152,7 @@ Batch* Edf::pick(Device& device, Ns free) {
 
 // Whether what lies before this batch still makes its limits if this one goes first.
 bool Edf::may_skip(const Device& device, Ns free, std::size_t place) const {
-    const Plan& plan = plan_of(device);
+    const Plan& plan = plans_.of(device);
     Ns time = free + plan[place]->duration_ns;
     for (std::size_t before = 0; before < place; ++before) {
         const Batch* batch = plan[before];
@@ -127,12 +176,12 @@ bool Edf::trim(Device& device, Batch& batch, Ns free) {
             break;
         }
         Ns alone = batch.expected_ns(tightest.size);
-        if (now_ + worker.there_ns + alone > slack) {
-            fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+        if (state_.now + worker.there_ns + alone > slack) {
+            requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
         } else if (batch.pendings.size() == 1) {
             break;
         } else if (free + alone > slack) {  // hopeful at best: it must not take the others with it
-            fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
+            requests_.fail(tightest, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME);
         } else {
             Pending* latest = *std::max_element(batch.pendings.begin(), batch.pendings.end(), by_deadline);
             unplan(*latest);
@@ -140,7 +189,7 @@ bool Edf::trim(Device& device, Batch& batch, Ns free) {
         }
     }
     for (Pending* pending : left_) {
-        again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+        requests_.again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
     }
     return !batch.pendings.empty();
 }
@@ -190,7 +239,7 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
         return false;
     }
     Ns duration = batch.curve->planned_ns(total);
-    if (is_beyond_share(*batch.residency, now_) && duration > device.shares.batch_max_ns) {
+    if (is_beyond_share(*batch.residency, state_.now) && duration > device.shares.batch_max_ns) {
         return false;
     }
     if ((duration - batch.duration_ns) * JOIN_GAIN > batch.curve->planned_ns(pending.size) * (JOIN_GAIN - 1)) {
@@ -200,7 +249,7 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
     if (time > std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns)) {
         return false;
     }
-    for (const Batch* other : plan_of(device).batches) {
+    for (const Batch* other : plans_.of(device).batches) {
         if (other != &batch) {
             // What it leaves is shorter without it: else no full plan of small batches would ever become one of large.
             bool leaves = other == pending.batch;
@@ -220,7 +269,7 @@ bool Edf::gains(const Device& device, const Batch& batch, const Pending& pending
 }
 
 void Edf::append(Device& device, Batch& batch, Pending& pending) {
-    plan_of(device).resize(&batch, batch.size + pending.size);
+    plans_.of(device).resize(&batch, batch.size + pending.size);
     batch.limit_ns = std::min(batch.limit_ns, pending.deadline_ns - device.worker->back_ns);
     batch.pendings.push_back(&pending);
     pending.batch = &batch;

@@ -11,6 +11,7 @@
 
 #include <vector>
 
+#include "scheduler/admission.h"
 #include "scheduler/spare.h"
 
 namespace clockwork {
@@ -18,16 +19,47 @@ namespace clockwork {
 // Batches looked at behind one whose model is still being loaded.
 inline constexpr std::size_t SKIP_SCAN_MAX = 16;
 
-class Edf final : public Spare {
+class Edf final : public Policy {
 public:
-    using Spare::Spare;
+    explicit Edf(Parts& parts)
+        : state_(parts.state),
+          arenas_(parts.arenas),
+          requests_(parts.requests),
+          executions_(parts.executions),
+          recovery_(parts.recovery),
+          idle_(parts.idle),
+          plans_(parts.state),
+          admission_(parts, plans_),
+          spare_(parts, plans_) {}
 
+    Memory& memory() override { return plans_; }
     // Its admission counts one hop, from host memory to the device.
     bool plans_fetches() const override { return false; }
 
-protected:
     void arrive(Pending& pending) override;
+    bool replace(Pending& pending) override;
+    void expire(Pending& pending) override;
+    void unplan(Pending& pending) override;
+
     void dispatch(Device& device) override;
+    bool has_work(const Device& device) const override {
+        const Plan& plan = plans_.of(device);
+        return plan.size() > plan.unready;
+    }
+    const std::vector<Batch*>& planned(const Device& device) const override { return plans_.of(device).batches; }
+    void clear_plan(Device& device, std::vector<Pending*>& waiting) override { plans_.clear(device, waiting); }
+    void device_joined(Device& device) override { plans_.add_device(device); }
+
+    void load_done(Residency& residency, Ns took_ns) override { plans_.load_done(residency, took_ns); }
+    void load_given_up(Residency& residency, const Said& said) override;
+    void evacuate(Residency& residency, std::vector<Pending*>& waiting) override { plans_.clear(residency, waiting); }
+
+    void estimates_changed(ProgramEstimates& program, std::uint32_t shape) override { plans_.retime(program, shape); }
+    void estimates_forgotten(ProgramEstimates& program, std::uint32_t shape) override {
+        plans_.forget_curve(program, shape);
+    }
+
+    void check_invariants() const override { plans_.check_invariants(); }
 
 private:
     Batch* pick(Device& device, Ns free);
@@ -37,6 +69,15 @@ private:
     bool gains(const Device& device, const Batch& batch, const Pending& pending, Ns free) const;
     void append(Device& device, Batch& batch, Pending& pending);
 
+    State& state_;
+    Arenas& arenas_;
+    Requests& requests_;
+    Executions& executions_;
+    Recovery& recovery_;
+    Idle& idle_;
+    Plans plans_;
+    Admission admission_;
+    Spare spare_;
     std::vector<Pending*> left_;
     std::vector<Batch*> others_;
     std::vector<Pending*> candidates_;

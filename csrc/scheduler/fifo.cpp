@@ -4,13 +4,13 @@
 
 namespace clockwork {
 
-Fifo::Fifo(const SchedulerOptions& options)
-    : Queued(options, "adaptive", option_ms(options, "schedule_ahead_ms", FIFO_AHEAD_NS)),
+Fifo::Fifo(const RuleParts& parts, const SchedulerOptions& options)
+    : Rules({.ahead_ns = option_ms(options, "schedule_ahead_ms", FIFO_AHEAD_NS),
+             .presses_late = option_ms(options, "queue_delay_ms", 0) == 0}),
+      parts_(parts),
       batch_cap_(static_cast<std::uint32_t>(option(options, "batch_cap", 0))),
       delay_ns_(option_ms(options, "queue_delay_ms", 0)),
-      drops_(option(options, "drop", 1) != 0) {
-    presses_late_ = delay_ns_ == 0;
-}
+      drops_(option(options, "drop", 1) != 0) {}
 
 Ns Fifo::rank_ns(const Queue& queue) { return queue.front().pending->request.arrived_ns; }
 
@@ -26,20 +26,20 @@ Ns Fifo::hopeless_ns(const Queue& queue, const Waiting& one) {
     if (!drops_) {
         return one.deadline_ns;
     }
-    return last_start_ns(queue, one);
+    return parts_.last_start_ns(queue, one);
 }
 
-Queued::Choice Fifo::choose(Device& device, Ns free_ns) {
+Choice Fifo::choose(Device& device, Ns free_ns) {
     Residency* residency = nullptr;
-    while (Queue* queue = first_ready(device, residency)) {
+    while (Queue* queue = parts_.queues.first_ready(device, residency)) {
         const KindSpec& spec = *residency->spec;
         Curve* curve = spec.program->curve(queue->shape);
         Ns end = free_ns + device.worker->back_ns;
         if (drops_ && end + planned_ns(*residency, queue->shape, queue->front().size) > queue->front().deadline_ns) {
-            drop(*queue, queue->front());
+            parts_.dropper.drop(*queue, queue->front());
             continue;
         }
-        std::uint32_t count = curve != nullptr ? count_up_to(*queue, 0, cap(spec)) : 1;
+        std::uint32_t count = curve != nullptr ? queue->count_up_to(0, cap(spec)) : 1;
         Ns slack = queue->front().deadline_ns - end;
         if (drops_ && curve != nullptr && count > 1 &&
             curve->planned_ns(queue->is_plain() ? count : cap(spec)) > slack) {

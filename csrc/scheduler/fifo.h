@@ -17,19 +17,18 @@
 #include <string>
 #include <vector>
 
-#include "scheduler/queued.h"
+#include "scheduler/rules.h"
 
 namespace clockwork {
 
 inline constexpr Ns FIFO_AHEAD_NS = 100'000;
 
-class Fifo final : public Queued {
+class Fifo final : public Rules {
 public:
     static constexpr const char* OPTIONS[] = {"batch_cap", "queue_delay_ms", "schedule_ahead_ms", "drop"};
 
-    explicit Fifo(const SchedulerOptions& options);
+    Fifo(const RuleParts& parts, const SchedulerOptions& options);
 
-protected:
     Choice choose(Device& device, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
@@ -40,6 +39,7 @@ private:
         return batch_cap_ > 0 ? std::min(batch_cap_, spec.batch_max) : spec.batch_max;
     }
 
+    const RuleParts parts_;
     std::uint32_t batch_cap_;
     Ns delay_ns_;
     bool drops_;

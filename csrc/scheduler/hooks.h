@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "scheduler/machines.h"
 #include "scheduler/queue.h"
 
 namespace clockwork {
@@ -28,7 +29,7 @@ public:
     virtual Ns planned_ns(const KindSpec& spec, const Queue& queue, std::uint32_t rows) const = 0;
     // The same on the fastest kind of device that has the model prepared; NEVER_NS: nothing is known of it.
     virtual Ns least_ns(const Queue& queue, std::uint32_t rows) const = 0;
-    // See Queued, for all of these.
+    // See RuleParts and Queue.
     virtual Ns last_start_ns(const Queue& queue, const Waiting& one) const = 0;
     virtual std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const = 0;
     // Only while a batch is chosen. False: it does not wait there.
@@ -57,7 +58,7 @@ struct Hooks {
     std::string memory;                // whose rules load and evict, unless the options name others
     std::vector<std::string> options;  // names that SchedulerOptions::values may have
     Ns ahead_ns = 0;                   // how long before a device is planned to be free its next batch is sent
-    bool presses_late = true;          // see Queued
+    bool presses_late = true;          // see Habits
 
     int (*choose)(void* policy, HookView* view, Device* device, HookChoice* choice) = nullptr;
     int (*rank_ns)(void* policy, HookView* view, Queue* queue, Ns* rank_ns) = nullptr;

@@ -5,16 +5,17 @@
 
 namespace clockwork {
 
-void Idle::find_background() {
+const std::vector<Model*>& Idle::background() {
     scan_.clear();
-    for (Model* model = background_.front(); model != nullptr && scan_.size() < BACKGROUND_SCAN_MAX;
-         model = background_.next(model)) {
+    for (Model* model = state_.background.front(); model != nullptr && scan_.size() < BACKGROUND_SCAN_MAX;
+         model = state_.background.next(model)) {
         scan_.push_back(model);
     }
+    return scan_;
 }
 
 void Idle::load_background(Device& device, Model& model) {
-    bool aged = now_ - model.background.front()->request.arrived_ns > BACKGROUND_AGE_NS;
+    bool aged = state_.now - model.background.front()->request.arrived_ns > BACKGROUND_AGE_NS;
     if (model.is_within_reach() && !aged) {
         return;
     }
@@ -27,26 +28,27 @@ void Idle::load_background(Device& device, Model& model) {
         return;
     }
     if (!aged) {
-        find_loadable(model, elsewhere_);
+        arenas_.find_loadable(model, elsewhere_);
         for (const Place& place : elsewhere_) {
             const Device& other = *place.device;
-            bool is_idle = other.lane.empty() && planned(other).empty() && other.pending.empty() && other.loading == 0;
+            bool is_idle = other.lane.empty() && deciders_.policy->planned(other).empty() && other.pending.empty() &&
+                           other.loading == 0;
             if (is_idle && std::make_pair(other.has_room(*place.spec), other.pages.free_count()) >
                                std::make_pair(device.has_room(*spec), device.pages.free_count())) {
                 return;  // which will look at it, too
             }
         }
     }
-    if (!bring(*device.worker, model)) {
+    if (!arenas_.bring(*device.worker, model)) {
         return;  // it comes back when that is done
     }
-    if (Residency* residency = propose_load(device, model, *spec, now_ + BACKGROUND_AGE_NS, aged);
+    if (Residency* residency = arenas_.propose_load(device, model, *spec, state_.now + BACKGROUND_AGE_NS, aged);
         residency != nullptr) {
-        accept_load(*residency);
+        arenas_.accept_load(*residency);
     }
 }
 
-bool Idle::is_unseen(const Model& model, std::uint32_t shape) const {
+bool Idle::is_unseen(const Model& model, std::uint32_t shape) {
     return std::none_of(model.specs.begin(), model.specs.end(),
                         [shape](const KindSpec* spec) { return spec->program->curve(shape) != nullptr; });
 }
@@ -65,7 +67,7 @@ void Idle::doubt(const Pending& pending) {
         Curve* curve = spec->program->curve(request.shape);
         std::uint32_t rows = model.batches ? request.rows : 1;
         // What takes little of the SLO is not why it is refused.
-        if (curve != nullptr && curve->exec_ns(rows) > slo / 2 && !curve->is_confirmed(rows, now_)) {
+        if (curve != nullptr && curve->exec_ns(rows) > slo / 2 && !curve->is_confirmed(rows, state_.now)) {
             remember(model, *spec, request, true);
         }
     }
@@ -83,15 +85,14 @@ void Idle::remember(const Model& model, const KindSpec& spec, const Request& req
     }
     std::uint32_t rows = model.batches ? request.rows : 1;
     unmeasured_.push_back({spec.program_number, spec.kind, request.shape, model.model_id, rows, 0, is_doubted});
-    for (Device* device : devices_) {
+    for (Device* device : state_.devices) {
         if (device->kind == spec.kind) {
-            touch(*device);
+            state_.touch(*device);
         }
     }
 }
 
 void Idle::shapes_in_use(std::vector<std::uint32_t>& found) const {
-    Service::shapes_in_use(found);
     for (const Unmeasured& one : unmeasured_) {
         found.push_back(one.shape);
     }
@@ -107,7 +108,7 @@ KindSpec* Idle::measured_spec(const Model& model, const Unmeasured& one) {
 
 void Idle::measure(Device& device) {
     Ns due = device.idle_since_ns + PROFILE_IDLE_NS;
-    if (due > now_) {
+    if (due > state_.now) {
         device.wake_at(due);
         return;
     }
@@ -117,14 +118,14 @@ void Idle::measure(Device& device) {
             ++place;
             continue;
         }
-        Model* model = find_model(one.model_id);
+        Model* model = state_.find_model(one.model_id);
         KindSpec* spec = model != nullptr ? measured_spec(*model, one) : nullptr;
         Ns bound = 0;
         Curve* known = spec != nullptr ? spec->program->curve(one.shape) : nullptr;
         bool is_over = spec == nullptr || model->draining || (known != nullptr) != one.is_doubted;
         if (!is_over) {
-            bound =
-                known != nullptr ? known->planned_ns(one.rows) : spec->program->bound_ns(shapes_, one.shape, one.rows);
+            bound = known != nullptr ? known->planned_ns(one.rows)
+                                     : spec->program->bound_ns(state_.shapes, one.shape, one.rows);
             is_over = one.attempts >= PROFILE_ATTEMPTS_MAX || bound > PROFILE_NS_MAX;
         }
         if (is_over) {
@@ -145,7 +146,7 @@ void Idle::measure(Device& device) {
             KindSpec* own = model->spec(device);
             if (own != nullptr && model->residencies.empty() && device.loading == 0) {
                 if (own->page_count <= device.pages.page_count()) {
-                    load_idly(device, *model, *own);
+                    arenas_.load_idly(device, *model, *own);
                 }
                 return;
             }
@@ -157,15 +158,7 @@ void Idle::measure(Device& device) {
             continue;
         }
         ++one.attempts;
-        Batch* batch = make_batch(*residency, one.shape, nullptr, NEVER_NS);
-        batch->size = one.rows;
-        Flight* flight = fly(device, FlightKind::PROFILE, *residency, batch, bound, bound);
-        Command& command = order_action(CommandKind::SEND_PROFILE, *flight);
-        command.rows = one.rows;
-        command.shape = one.shape;
-        command.earliest_ns = now_;
-        command.latest_ns = NEVER_NS;
-        command.expected_ns = bound;
+        executions_.measure(*residency, one.shape, one.rows, bound);
         return;
     }
 }

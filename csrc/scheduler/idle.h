@@ -3,7 +3,8 @@
 
 #include <vector>
 
-#include "scheduler/service.h"
+#include "scheduler/arenas.h"
+#include "scheduler/executions.h"
 
 namespace clockwork {
 
@@ -28,13 +29,28 @@ inline constexpr int PROFILE_ATTEMPTS_MAX = 3;
 // A shape whose bound is above this is not measured: a device is not held for it.
 inline constexpr Ns PROFILE_NS_MAX = SECOND;
 
-class Idle : public Service {
+class Idle {
 public:
-    using Service::Service;
+    Idle(State& state, Arenas& arenas, Executions& executions, const Deciders& deciders)
+        : state_(state), arenas_(arenas), executions_(executions), deciders_(deciders) {}
 
-    void shapes_in_use(std::vector<std::uint32_t>& found) const override;
+    static bool is_unseen(const Model& model, std::uint32_t shape);
+    // Have a shape measured on each kind of device, once one is idle.
+    void remember_unseen(const Model& model, const Request& request);
+    // A request is refused because of what its execution is thought to take. If no execution has confirmed that of late,
+    // it is measured where the model is, once such a device is idle: what refuses everything would hold for ever.
+    void doubt(const Pending& pending);
+    // Measure a shape that requests have come with, if the device has been idle for a while.
+    void measure(Device& device);
+    bool has_unmeasured() const { return !unmeasured_.empty(); }
+    void shapes_in_use(std::vector<std::uint32_t>& found) const;
 
-protected:
+    // Load a model that has only background requests, where there is room or they have waited long.
+    void load_background(Device& device, Model& model);
+    // The first of the models with background requests, as they are now.
+    const std::vector<Model*>& background();
+
+private:
     // A shape that waits to be measured.
     struct Unmeasured {
         std::uint32_t program;
@@ -46,27 +62,15 @@ protected:
         bool is_doubted;  // it has an estimate, which may be wrong
     };
 
-    bool is_unseen(const Model& model, std::uint32_t shape) const;
-    // Have a shape measured on each kind of device, once one is idle.
-    void remember_unseen(const Model& model, const Request& request);
-    // A request is refused because of what its execution is thought to take. If no execution has confirmed that of late,
-    // it is measured where the model is, once such a device is idle: what refuses everything would hold for ever.
-    void doubt(const Pending& pending);
-    // Measure a shape that requests have come with, if the device has been idle for a while.
-    void measure(Device& device);
-    // Load a model that has only background requests, where there is room or they have waited long.
-    void load_background(Device& device, Model& model);
-    // Sets scan_ to the first of the models with background requests, as they are now.
-    void find_background();
-
+    void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);
     static KindSpec* measured_spec(const Model& model, const Unmeasured& one);
 
+    State& state_;
+    Arenas& arenas_;
+    Executions& executions_;
+    const Deciders& deciders_;
     std::vector<Unmeasured> unmeasured_;
     std::vector<Model*> scan_;
-
-private:
-    void remember(const Model& model, const KindSpec& spec, const Request& request, bool is_doubted);
-
     std::vector<Place> elsewhere_;
 };
 

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "scheduler/queued.h"
-
 namespace clockwork {
 
 namespace {
@@ -110,7 +108,7 @@ bool AdaptiveMemory::asks(const Model& model, bool is_cold) {
     if (one.is_everywhere || now() - one.pressed_ns > PRESSED_NS || is_coming(model)) {
         return false;
     }
-    one.is_everywhere = !is_loadable_somewhere(model);
+    one.is_everywhere = !placement_.is_loadable_somewhere(model);
     return !one.is_everywhere;
 }
 
@@ -118,7 +116,7 @@ double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begi
                                bool is_cold) const {
     Ns ready = begin_ns + spec.load_planned_ns() + delays_ns;
     std::uint32_t in_time = 0;
-    for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
+    for (const auto& one : queues_.of(model)) {
         if (one->empty()) {
             continue;
         }
@@ -139,8 +137,8 @@ double AdaptiveMemory::benefit(const Model& model, const KindSpec& spec, Ns begi
 
 // The last moment at which its load may begin, for the first of its requests.
 Ns AdaptiveMemory::latest_ns(const Model& model, const KindSpec& spec) const {
-    Ns latest = NEVER_NS, hops = fetch_wait_ns(model) + spec.load_planned_ns();
-    for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
+    Ns latest = NEVER_NS, hops = arenas_.fetch_wait_ns(model) + spec.load_planned_ns();
+    for (const auto& one : queues_.of(model)) {
         if (!one->empty()) {
             Ns needs = hops + spec.alone_ns(one->shape, one->front().size);
             latest = std::min(latest, one->front().deadline_ns - needs);
@@ -163,7 +161,7 @@ Urgency AdaptiveMemory::urgency(const Model& model, bool is_cold, bool is_put_ba
         return {false, -(static_cast<double>(latest) + load_ns(model, spec))};
     }
     double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1));
-    return {true, benefit(model, spec, now() + fetch_wait_ns(model), 0, is_cold) / load};
+    return {true, benefit(model, spec, now() + arenas_.fetch_wait_ns(model), 0, is_cold) / load};
 }
 
 // Finds what has to be put back, as if all links were one that is so much faster, and is free when the device's is.
@@ -174,7 +172,7 @@ void AdaptiveMemory::put_in_order(const Device& device) {
     ordered_ns_ = now();
     silent_.clear();
     for (std::uint32_t slot : asking_.slots()) {
-        const Model& model = model_at(slot);
+        const Model& model = state_.at<Model>(slot);
         if (!asks(model, is_cold(model))) {
             silent_.push_back(slot);
         }
@@ -184,10 +182,10 @@ void AdaptiveMemory::put_in_order(const Device& device) {
     }
     wishes_.clear();
     for (std::uint32_t slot : asking_.slots()) {
-        const Model& model = model_at(slot);
+        const Model& model = state_.at<Model>(slot);
         const KindSpec& spec = *model.specs.front();
         double load = static_cast<double>(std::max<Ns>(spec.load_planned_ns(), 1)), share = load_ns(model, spec);
-        double gain = benefit(model, spec, now() + fetch_wait_ns(model), 0, is_cold(model));
+        double gain = benefit(model, spec, now() + arenas_.fetch_wait_ns(model), 0, is_cold(model));
         Ns latest = latest_ns(model, spec);
         wishes_.push_back({latest, share, static_cast<double>(latest) + share, gain / load, slot});
     }
@@ -239,7 +237,7 @@ void AdaptiveMemory::waits(Pending& pending) {
 // Whether the first of its requests has waited for longer than a load takes, and for a good part of its SLO.
 bool AdaptiveMemory::waits_long(const Model& model) const {
     Ns load = model.residencies.front()->spec->load_planned_ns();
-    for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
+    for (const auto& one : queues_.of(model)) {
         if (!one->empty()) {
             const Request& first = one->front().pending->request;
             Ns waited = now() - first.arrived_ns;
@@ -277,9 +275,9 @@ void AdaptiveMemory::found_all_busy(Model& model) {
     if (!asking_.empty() || model.draining || model.residencies.empty() || is_coming(model)) {
         return;
     }
-    if (Device* device = find_spare(model); device != nullptr) {
+    if (Device* device = placement_.find_spare(model); device != nullptr) {
         offered_[device->slot] = model.slot;
-        touch(*device);
+        state_.touch(*device);
     }
 }
 
@@ -294,10 +292,13 @@ void AdaptiveMemory::ask(Model& model) {
     bool is_put_back = !is_new && asking_.urgency(model.slot).is_put_back;
     asking_.set(model.slot, urgency(model, cold, is_put_back));
     if (is_new) {
-        Device* device = find_target(model, score);
+        Device* device =
+            placement_.find_target(model, [&](const Device& one, const KindSpec& spec, const Score& least) {
+                return score(one, spec, model, least);
+            });
         if (device != nullptr) {
             again_ns_[device->slot] = 0;
-            touch(*device);
+            state_.touch(*device);
         }
     }
 }
@@ -305,9 +306,9 @@ void AdaptiveMemory::ask(Model& model) {
 // The queue whose first request is due first; null if none waits.
 const Queue* AdaptiveMemory::first_queue(const Model& model) const {
     const Queue* first = nullptr;
-    for (std::size_t index = 0; const Queue* one = queue(model, index); ++index) {
+    for (const auto& one : queues_.of(model)) {
         if (!one->empty() && (first == nullptr || one->front().deadline_ns < first->front().deadline_ns)) {
-            first = one;
+            first = one.get();
         }
     }
     return first;
@@ -323,29 +324,27 @@ Ns AdaptiveMemory::served_ns(const Device& device, const KindSpec& spec, const Q
     if (served >= enough_ns) {
         return served;
     }
-    Ns backlog = backlog_ns(device, {first.deadline_ns, *queue.model}, enough_ns - free - alone);
+    Ns backlog = placement_.backlog_ns(device, {first.deadline_ns, *queue.model}, enough_ns - free - alone);
     return std::max(served, free + backlog + alone);
 }
 
 // When it could be there, if it were the next to be loaded there.
 Ns AdaptiveMemory::loaded_ns(const Device& device, const KindSpec& spec, const Model& model) const {
     const Worker& worker = *device.worker;
-    Ns begin = std::max(worker.link_free_ns, now() + fetch_wait_ns(worker, model) + worker.there_ns);
+    Ns begin = std::max(worker.link_free_ns, now() + arenas_.fetch_wait_ns(worker, model) + worker.there_ns);
     return begin + spec.load_planned_ns() + worker.back_ns + worker.there_ns;
 }
 
 // Of devices that could load at once: where it is served the soonest; if others have to go, that is as bad as a load.
 // Of those that are as good, the one that has the fewest models: they will all be asked for again.
-Score AdaptiveMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                            const Score& least) {
-    const auto& self = static_cast<const AdaptiveMemory&>(memory);
-    const Queue* first = self.first_queue(model);
-    if (first == nullptr || loading(device) >= OUTSTANDING_MAX) {
+Score AdaptiveMemory::score(const Device& device, const KindSpec& spec, const Model& model, const Score& least) const {
+    const Queue* first = first_queue(model);
+    if (first == nullptr || Placement::loading(device) >= OUTSTANDING_MAX) {
         return {-1};
     }
     Ns room = device.has_room(spec) ? 0 : spec.load_planned_ns();
-    Ns enough = least.time_ns + SCORE_STEP_NS - room + self.now();
-    Ns served = self.served_ns(device, spec, *first, self.loaded_ns(device, spec, model), enough) - self.now();
+    Ns enough = least.time_ns + SCORE_STEP_NS - room + now();
+    Ns served = served_ns(device, spec, *first, loaded_ns(device, spec, model), enough) - now();
     Ns time = std::max<Ns>(served, 0) + room;
     return {time - time % SCORE_STEP_NS, device.resident.size()};
 }
@@ -359,7 +358,7 @@ bool AdaptiveMemory::earns_copy(const Device& device, const KindSpec& spec, cons
     Ns loaded = loaded_ns(device, spec, model), later = spec.load_planned_ns() / COPY_PART;
     Ns least = loaded + spec.alone_ns(first->shape, first->front().size);  // here, if nothing waits
     Ns soonest = NEVER_NS;
-    begin_backlogs();
+    placement_.begin_backlogs();
     for (const Residency* one : model.residencies) {
         if (one->device->usable() && !one->doomed) {
             soonest = std::min(soonest, served_ns(*one->device, *one->spec, *first, 0, soonest));
@@ -420,8 +419,7 @@ void AdaptiveMemory::device_joined(Device& device) {
 
 bool AdaptiveMemory::may_evict(const Residency& residency) const { return waiting(*residency.model) == 0; }
 
-std::size_t AdaptiveMemory::order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) {
-    (void)device;
+std::size_t AdaptiveMemory::order_evictable(std::vector<Residency*>& found, std::size_t ordered) {
     if (ordered == 0) {
         densities_.clear();
         for (Residency* one : found) {
@@ -445,15 +443,15 @@ Device* AdaptiveMemory::roomier(const Device& device, const KindSpec& spec, cons
     if (device.worker->devices.size() < 2) {
         return best;
     }
-    begin_backlogs();
-    Score least = device.has_room(spec) ? score(*this, device, spec, model, WORST_SCORE) : WORST_SCORE;
+    placement_.begin_backlogs();
+    Score least = device.has_room(spec) ? score(device, spec, model, WORST_SCORE) : WORST_SCORE;
     for (Device* other : device.worker->devices) {
-        const KindSpec* there = loadable(*other, model);
+        const KindSpec* there = Placement::loadable(*other, model);
         if (other == &device || there == nullptr || !other->pending.empty() || now() < again_ns_[other->slot] ||
             !other->has_room(*there)) {
             continue;
         }
-        Score here = score(*this, *other, *there, model, least);
+        Score here = score(*other, *there, model, least);
         if (here.time_ns >= 0 && here < least) {
             best = other;
             least = here;
@@ -464,12 +462,12 @@ Device* AdaptiveMemory::roomier(const Device& device, const KindSpec& spec, cons
 
 // A copy into free pages costs an idle link's time alone. That is worth something, too: others may become cold.
 void AdaptiveMemory::copy_freely(Device& device) {
-    Model& model = model_at(offered_[device.slot]);
+    Model& model = state_.at<Model>(offered_[device.slot]);
     offered_[device.slot] = NOTHING;
-    KindSpec* spec = loadable(device, model);
-    if (asking_.empty() && device.pending.empty() && loading(device) == 0 && spec != nullptr && waiting(model) > 0 &&
-        rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
-        load_spare(device, model, *spec);
+    KindSpec* spec = Placement::loadable(device, model);
+    if (asking_.empty() && device.pending.empty() && Placement::loading(device) == 0 && spec != nullptr &&
+        waiting(model) > 0 && rate(model) * static_cast<double>(spec->load_planned_ns()) >= SPARE_ASKED) {
+        arenas_.load_now(device, model, *spec, 0);
     }
 }
 
@@ -492,9 +490,10 @@ void AdaptiveMemory::look(Device& device) {
     aside_.clear();
     int scanned = 0, passed = 0;
     bool is_denied = false;
-    while (!asking_.empty() && scanned < CANDIDATE_SCAN_MAX && passed < PASSED_OVER_MAX && takes_load(device)) {
+    while (!asking_.empty() && scanned < CANDIDATE_SCAN_MAX && passed < PASSED_OVER_MAX &&
+           placement_.takes_load(device)) {
         std::uint32_t slot = asking_.top();
-        Model& model = model_at(slot);
+        Model& model = state_.at<Model>(slot);
         bool cold = is_cold(model);
         if (!asks(model, cold)) {
             asking_.erase(slot);
@@ -502,21 +501,21 @@ void AdaptiveMemory::look(Device& device) {
         }
         bool is_put_back = asking_.urgency(slot).is_put_back;
         asking_.erase(slot);
-        KindSpec* spec = loadable(device, model);
+        KindSpec* spec = Placement::loadable(device, model);
         ++(spec != nullptr ? scanned : passed);
         if (spec != nullptr && (cold || earns_copy(device, *spec, model))) {
             if (Device* other = roomier(device, *spec, model); other != nullptr) {
-                touch(*other);
+                state_.touch(*other);
                 aside_.emplace_back(slot, is_put_back);
                 continue;
             }
-            Ns fetch = fetch_wait_ns(worker, model);
-            if (fetch > 0 && cold && offer_to_host(model)) {
+            Ns fetch = arenas_.fetch_wait_ns(worker, model);
+            if (fetch > 0 && cold && placement_.offer_to_host(model)) {
                 aside_.emplace_back(slot, is_put_back);  // it is for those who have it nearer
                 continue;
             }
             Ns begin = std::max(worker.link_free_ns, now() + fetch + worker.there_ns);
-            if (benefit(model, *spec, begin, delays, cold) > 0 && bring(device, model) &&
+            if (benefit(model, *spec, begin, delays, cold) > 0 && arenas_.bring(*device.worker, model) &&
                 try_load(device, model, *spec)) {
                 continue;
             }
@@ -525,7 +524,7 @@ void AdaptiveMemory::look(Device& device) {
         aside_.emplace_back(slot, is_put_back);
     }
     for (auto [slot, is_put_back] : aside_) {
-        const Model& model = model_at(slot);
+        const Model& model = state_.at<Model>(slot);
         asking_.set(slot, urgency(model, is_cold(model), is_put_back));
     }
     if (is_denied) {
@@ -538,8 +537,8 @@ void AdaptiveMemory::look(Device& device) {
 
 bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec) {
     Demand& one = demand(model);
-    if (find_room(device, spec, victims_)) {
-        load_over(device, model, spec, victims_);
+    if (arenas_.find_room(device, spec, victims_)) {
+        arenas_.load_over(device, model, spec, victims_);
         one.denied_ns = 0;
         return true;
     }
@@ -547,7 +546,7 @@ bool AdaptiveMemory::try_load(Device& device, Model& model, KindSpec& spec) {
         one.denied_ns = now();
     } else if (now() - one.denied_ns > one.slo_ns / DENIED_PART && is_cold(model)) {
         one.denied_ns = 0;
-        if (load_by_force(device, model, spec)) {
+        if (arenas_.load_by_force(device, model, spec)) {
             for (const Residency* victim : model.residencies.back()->victims) {
                 ask(*victim->model);  // it may be cold now
             }

@@ -34,7 +34,7 @@
 #include <vector>
 
 #include "scheduler/decay.h"
-#include "scheduler/memory.h"
+#include "scheduler/queue_memory.h"
 
 namespace clockwork {
 
@@ -115,9 +115,10 @@ private:
     std::vector<Urgency> urgencies_;
 };
 
-class AdaptiveMemory final : public Memory {
+class AdaptiveMemory final : public QueueMemory {
 public:
-    using Memory::Memory;
+    AdaptiveMemory(Parts& parts, const Queues& queues, const Rules& rules)
+        : state_(parts.state), arenas_(parts.arenas), queues_(queues), placement_(state_, arenas_, queues, rules) {}
 
     void waits(Pending& pending) override;
     void leaves(Pending& pending) override;
@@ -126,7 +127,9 @@ public:
     void press(Queue& queue) override;
     void found_all_busy(Model& model) override;
     bool may_evict(const Residency& residency) const override;
-    std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override;
+    std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
+    bool is_load_wanted(const Residency& residency) const override { return queues_.is_load_wanted(residency); }
+    bool may_drop(const Model& model) const override { return queues_.may_drop(model); }
     double host_worth(const Model& model) const override { return rate(model); }
     void host_changed(Worker& worker, Model& model) override;
     void arrived_on(Residency& residency) override;
@@ -153,6 +156,8 @@ private:
         }
     };
 
+    Ns now() const { return state_.now; }
+    std::uint32_t waiting(const Model& model) const { return queues_.waiting(model); }
     Demand& demand(const Model& model);
     const Demand* known(const Model& model) const {
         return model.slot < demands_.size() ? &demands_[model.slot] : nullptr;
@@ -183,8 +188,7 @@ private:
     Ns served_ns(const Device& device, const KindSpec& spec, const Queue& queue, Ns ready_ns, Ns enough_ns) const;
     Ns loaded_ns(const Device& device, const KindSpec& spec, const Model& model) const;
     bool earns_copy(const Device& device, const KindSpec& spec, const Model& model) const;
-    static Score score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                       const Score& least);
+    Score score(const Device& device, const KindSpec& spec, const Model& model, const Score& least) const;
     Device* roomier(const Device& device, const KindSpec& spec, const Model& model) const;
     void copy_freely(Device& device);
     bool try_load(Device& device, Model& model, KindSpec& spec);
@@ -198,6 +202,10 @@ private:
         std::uint32_t slot;
     };
 
+    State& state_;
+    Arenas& arenas_;
+    const Queues& queues_;
+    Placement placement_;
     SlotHeap asking_;                     // models; what it says may have shrunk since
     std::vector<Demand> demands_;         // by the model's slot
     std::vector<Ns> again_ns_;            // by the device's: no look before

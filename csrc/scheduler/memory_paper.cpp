@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "scheduler/queued.h"
-
 namespace clockwork {
 
 namespace {
@@ -22,8 +20,11 @@ Ns scaled(Ns a, Ns b, Ns c) { return static_cast<Ns>(static_cast<__int128>(a) * 
 }  // namespace
 
 // The policy `paper` looks as far ahead with loads as with executions; under another, what it is set to is its own.
-PaperMemory::PaperMemory(Queued& queued, const SchedulerOptions& options)
-    : Memory(queued),
+PaperMemory::PaperMemory(Parts& parts, const Queues& queues, const Rules& rules, const SchedulerOptions& options)
+    : state_(parts.state),
+      arenas_(parts.arenas),
+      queues_(queues),
+      placement_(state_, arenas_, queues, rules),
       ahead_ns_(options.policy == "paper" ? option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)
                                           : QUEUED_AHEAD_NS) {}
 
@@ -46,7 +47,7 @@ void PaperMemory::waits(Pending& pending) {
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     Ns least = ahead_ns_ + PAPER_BUFFER_NS;
     Ns exec_slo = std::max(slo - PAPER_BUFFER_NS, least);
-    Ns weights_slo = slo - (fetch_wait_ns(model) + spec.load_expected_ns() + one + PAPER_BUFFER_NS + ahead_ns_);
+    Ns weights_slo = slo - (arenas_.fetch_wait_ns(model) + spec.load_expected_ns() + one + PAPER_BUFFER_NS + ahead_ns_);
     weights_slo = std::max(std::min(PAPER_WEIGHTS_SLO_NS, weights_slo), least);
     Share& mine = share(pending);
     mine = {scaled(one, PAPER_CAPACITY_NS, exec_slo), scaled(one, PAPER_CAPACITY_NS, weights_slo), ++number_};
@@ -101,7 +102,7 @@ void PaperMemory::expire() {
         if (one.number == over.number && one.weights_ns > 0) {
             demands_[over.model].weights_ns -= one.weights_ns;
             one.weights_ns = 0;
-            soil(model_at(over.model));
+            soil(state_.at<Model>(over.model));
         }
     }
 }
@@ -110,7 +111,7 @@ void PaperMemory::expire() {
 void PaperMemory::flush() {
     for (std::uint32_t slot : dirty_) {
         Demand& one = demands_[slot];
-        const Model& model = model_at(slot);
+        const Model& model = state_.at<Model>(slot);
         one.is_dirty = false;
         double all = 0, squares = 0;
         weights_.clear();
@@ -158,9 +159,9 @@ void PaperMemory::look(Device& device) {
         bool found = false;
         std::size_t seen = 0;
         for (auto place = needs_.begin(); place != needs_.end() && seen < PAPER_SCAN_MAX; ++place, ++seen) {
-            Model& model = model_at(place->second);
-            KindSpec* spec = loadable(device, model);
-            if (spec != nullptr && waiting(model) > 0 && load(device, model, *spec)) {
+            Model& model = state_.at<Model>(place->second);
+            KindSpec* spec = Placement::loadable(device, model);
+            if (spec != nullptr && waiting(model) > 0 && arenas_.load_now(device, model, *spec, NEVER_NS)) {
                 grown(allocated_, model.residencies.back()->slot) = 0;
                 soil(model);
                 flush_ns_ = 0;  // it needs another load less than before
@@ -177,27 +178,22 @@ void PaperMemory::look(Device& device) {
     }
 }
 
-Score PaperMemory::score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                         const Score& least) {
-    (void)least;
-    (void)spec;
-    (void)model;
-    const auto& self = static_cast<const PaperMemory&>(memory);
-    if (device.worker->link_free_ns >= self.now() + self.ahead_ns_) {
+Score PaperMemory::score(const Device& device) const {
+    if (device.worker->link_free_ns >= now() + ahead_ns_) {
         return {-1};
     }
-    return {self.loads_[device.slot]};
+    return {loads_[device.slot]};
 }
 
 void PaperMemory::call(Model& model) {
-    if (Device* device = find_target(model, score); device != nullptr) {
-        touch(*device);
+    if (Device *device = placement_.find_target(
+            model, [this](const Device& one, const KindSpec&, const Score&) { return score(one); });
+        device != nullptr) {
+        state_.touch(*device);
     }
 }
 
-std::size_t PaperMemory::order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) {
-    (void)device;
-    (void)ordered;
+std::size_t PaperMemory::order_evictable(std::vector<Residency*>& found, std::size_t /*ordered*/) {
     std::stable_partition(found.begin(), found.end(), [](const Residency* one) { return one->model->live == 0; });
     return found.size();
 }

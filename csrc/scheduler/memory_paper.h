@@ -32,7 +32,7 @@
 #include <utility>
 #include <vector>
 
-#include "scheduler/memory.h"
+#include "scheduler/queue_memory.h"
 
 namespace clockwork {
 
@@ -46,16 +46,19 @@ inline constexpr Ns PAPER_FLUSH_NS = MS / 2;
 // Models that a device looks at, in the order of their need, for one that it does not hold.
 inline constexpr std::size_t PAPER_SCAN_MAX = 64;
 
-class PaperMemory final : public Memory {
+class PaperMemory final : public QueueMemory {
 public:
-    PaperMemory(Queued& queued, const SchedulerOptions& options);
+    PaperMemory(Parts& parts, const Queues& queues, const Rules& rules, const SchedulerOptions& options);
 
     void waits(Pending& pending) override;
     void leaves(Pending& pending) override;
     void sent(Flight& flight) override;
     void ended(Flight& flight) override;
     void look(Device& device) override;
-    std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) override;
+    std::size_t order_evictable(std::vector<Residency*>& found, std::size_t ordered) override;
+    bool is_load_wanted(const Residency& residency) const override { return queues_.is_load_wanted(residency); }
+    bool may_drop(const Model& model) const override { return queues_.may_drop(model); }
+    void host_changed(Worker& /*worker*/, Model& model) override { renew(model); }
     void arrived_on(Residency& residency) override;
     void gone_from(Residency& residency) override;
     void renew(Model& model) override;
@@ -86,18 +89,23 @@ private:
         }
     };
 
+    Ns now() const { return state_.now; }
+    std::uint32_t waiting(const Model& model) const { return queues_.waiting(model); }
     Demand& demand(const Model& model);
     Share& share(const Pending& pending);
     void soil(const Model& model);
     void expire();
     void flush();
     void call(Model& model);
-    static Score score(const Memory& memory, const Device& device, const KindSpec& spec, const Model& model,
-                       const Score& least);
+    Score score(const Device& device) const;
     double weight(const Device& device) const {
         return static_cast<double>(PAPER_CAPACITY_NS) / static_cast<double>(loads_[device.slot]);
     }
 
+    State& state_;
+    Arenas& arenas_;
+    const Queues& queues_;
+    Placement placement_;
     Ns ahead_ns_;
     std::vector<Demand> demands_;                       // by the model's slot
     std::vector<Share> shares_;                         // by the request's

@@ -4,24 +4,26 @@
 
 namespace clockwork {
 
-Paper::Paper(const SchedulerOptions& options)
-    : Queued(options, "paper", option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS)),
+Paper::Paper(const RuleParts& parts, const SchedulerOptions& options)
+    : Rules({.memory = "paper",
+             .ahead_ns = option_ms(options, "schedule_ahead_ms", QUEUED_AHEAD_NS),
+             .counts_lane = false}),
+      parts_(parts),
       batch_cap_(static_cast<std::uint32_t>(option(options, "batch_cap", PAPER_BATCH_CAP))),
       cancels_early_(option(options, "early_cancel", 1) != 0) {
-    counts_lane_ = false;
-    estimates_.set_rule(EstimateRule::PERCENTILE);
+    parts_.state.estimates.set_rule(EstimateRule::PERCENTILE);
 }
 
 bool Paper::admit(Pending& pending) {
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
-    has_tight_ |= slo < schedule_ahead_ns_ + 2 * PAPER_BUFFER_NS;
+    has_tight_ |= slo < habits.ahead_ns + 2 * PAPER_BUFFER_NS;
     return true;
 }
 
 Ns Paper::internal_ns(const Waiting& one) const {
     Ns deadline = one.deadline_ns - PAPER_BUFFER_NS;
     if (has_tight_) {
-        deadline = std::max(deadline, one.pending->request.arrived_ns + schedule_ahead_ns_ + PAPER_BUFFER_NS);
+        deadline = std::max(deadline, one.pending->request.arrived_ns + habits.ahead_ns + PAPER_BUFFER_NS);
     }
     return deadline;
 }
@@ -60,7 +62,7 @@ Ns Paper::hopeless_ns(const Queue& queue, const Waiting& one) {
         }
         deadline -= least < NEVER_NS ? least : 0;
     }
-    return last_begin_ns(*queue.model, std::min(deadline, one.deadline_ns));
+    return parts_.arenas.last_begin_ns(*queue.model, std::min(deadline, one.deadline_ns));
 }
 
 // The first request that may end as late as this.
@@ -92,7 +94,7 @@ Paper::Strategy Paper::strategy(const Queue& queue, const Residency& residency, 
             break;
         }
         if (!queue.is_plain()) {
-            std::uint32_t rows = 0, count = count_up_to(queue, first, size);
+            std::uint32_t rows = 0, count = queue.count_up_to(first, size);
             for (std::uint32_t place = first; place < first + count; ++place) {
                 rows += queue[place].size;
             }
@@ -114,10 +116,10 @@ Paper::Strategy Paper::strategy(const Queue& queue, const Residency& residency, 
     return best;
 }
 
-Queued::Choice Paper::choose(Device& device, Ns free_ns) {
-    Ns start = std::max(free_ns, now_ + PAPER_FUTURE_NS);
+Choice Paper::choose(Device& device, Ns free_ns) {
+    Ns start = std::max(free_ns, parts_.state.now + PAPER_FUTURE_NS);
     Residency* residency = nullptr;
-    Queue* queue = least(device, residency, [&](const Queue& one, const Residency& here) {
+    Queue* queue = parts_.queues.least(device, residency, [&](const Queue& one, const Residency& here) {
         return strategy(one, here, start).priority_ns;
     });
     if (queue == nullptr) {
@@ -126,25 +128,25 @@ Queued::Choice Paper::choose(Device& device, Ns free_ns) {
     Strategy found = strategy(*queue, *residency, start);
     std::int64_t first = (*queue)[found.first].order;
     while (queue->front().order != first) {
-        drop(*queue, queue->front());
+        parts_.dropper.drop(*queue, queue->front());
     }
-    return {queue, residency, 0, count_up_to(*queue, 0, found.rows)};
+    return {queue, residency, 0, queue->count_up_to(0, found.rows)};
 }
 
-Ns Paper::duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) {
+Ns Paper::duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const {
     return exec_ns(spec, shape, rows);
 }
 
 void Paper::sent(Batch& batch, Flight& flight, Command& command) {
     Device& device = *flight.device;
-    Ns start = std::max(now_ + PAPER_FUTURE_NS, device.lane_end_ns - batch.duration_ns);
+    Ns start = std::max(parts_.state.now + PAPER_FUTURE_NS, device.lane_end_ns - batch.duration_ns);
     std::uint8_t widenings = 0;
     for (const Pending* pending : batch.pendings) {
         widenings = std::max(widenings, pending->widenings);
     }
     Ns last = command.latest_ns;  // in time for the deadlines
-    Ns wide = widenings < WIDENINGS_MAX ? start + (schedule_ahead_ns_ << widenings) : last;
-    command.latest_ns = std::max(start + schedule_ahead_ns_, std::min(wide, last));
+    Ns wide = widenings < WIDENINGS_MAX ? start + (habits.ahead_ns << widenings) : last;
+    command.latest_ns = std::max(start + habits.ahead_ns, std::min(wide, last));
     flight.is_narrow = command.latest_ns < last;
 }
 

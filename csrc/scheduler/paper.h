@@ -36,7 +36,7 @@
 #include <string>
 #include <vector>
 
-#include "scheduler/queued.h"
+#include "scheduler/rules.h"
 
 namespace clockwork {
 
@@ -44,18 +44,17 @@ inline constexpr std::uint32_t PAPER_BATCH_CAP = 16;
 inline constexpr Ns PAPER_FUTURE_NS = MS;         // an action begins no sooner than this from now
 inline constexpr std::uint8_t WIDENINGS_MAX = 8;  // of a request's windows; the last is 128 schedule_aheads wide
 
-class Paper final : public Queued {
+class Paper final : public Rules {
 public:
     static constexpr const char* OPTIONS[] = {"schedule_ahead_ms", "batch_cap", "early_cancel"};
 
-    explicit Paper(const SchedulerOptions& options);
+    Paper(const RuleParts& parts, const SchedulerOptions& options);
 
-protected:
     bool admit(Pending& pending) override;
     Choice choose(Device& device, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns hopeless_ns(const Queue& queue, const Waiting& one) override;
-    Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) override;
+    Ns duration_ns(const KindSpec& spec, std::uint32_t shape, std::uint32_t rows) const override;
     void sent(Batch& batch, Flight& flight, Command& command) override;
 
 private:
@@ -71,6 +70,7 @@ private:
     std::uint32_t first_feasible(const Queue& queue, Ns end_ns) const;
     Strategy strategy(const Queue& queue, const Residency& residency, Ns free_ns) const;
 
+    const RuleParts parts_;
     std::uint32_t batch_cap_;
     bool cancels_early_;
     bool has_tight_ = false;  // a request had an SLO below the floor

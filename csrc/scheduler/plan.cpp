@@ -64,4 +64,113 @@ void Plan::resize(Batch* batch, std::uint32_t size) {
     batch->duration_ns = duration;
 }
 
+// ----- all of them ---------------------------------------------------------------------------------
+
+void Plans::add_device(const Device& device) {
+    if (device.slot >= plans_.size()) {
+        plans_.resize(state_.pool<Device>().slot_count());
+    }
+}
+
+void Plans::remove(Pending& pending) {
+    Batch* batch = pending.batch;
+    pending.batch = nullptr;
+    batch->pendings.erase(std::find(batch->pendings.begin(), batch->pendings.end(), &pending));
+    Device& device = *batch->residency->device;
+    Plan& plan = of(device);
+    state_.touch(device);
+    if (batch->pendings.empty()) {
+        plan.remove(batch);
+        state_.retire(batch);
+        return;
+    }
+    plan.resize(batch, batch->size - pending.size);
+    Ns tightest = NEVER_NS;
+    for (const Pending* one : batch->pendings) {
+        tightest = std::min(tightest, one->deadline_ns);
+    }
+    batch->limit_ns = tightest - device.worker->back_ns;
+}
+
+// Its requests wait nowhere then.
+void Plans::dissolve(Batch& batch, std::vector<Pending*>& waiting) {
+    for (Pending* pending : batch.pendings) {
+        pending->batch = nullptr;
+        waiting.push_back(pending);
+    }
+    state_.retire(&batch);
+}
+
+void Plans::clear(Residency& residency, std::vector<Pending*>& waiting) {
+    while (!residency.batches.empty()) {
+        Batch& batch = *residency.batches.front();
+        of(*residency.device).remove(&batch);
+        dissolve(batch, waiting);
+    }
+}
+
+void Plans::clear(Device& device, std::vector<Pending*>& waiting) {
+    Plan& plan = of(device);
+    while (!plan.empty()) {
+        Batch& batch = *plan[0];
+        plan.remove(&batch, 0);
+        dissolve(batch, waiting);
+    }
+}
+
+void Plans::load_done(Residency& residency, Ns took_ns) {
+    of(*residency.device).unready -= residency.batches.size();
+    for (Batch* batch : residency.batches) {
+        for (Pending* pending : batch->pendings) {
+            pending->load_ns = took_ns;
+        }
+    }
+}
+
+void Plans::retime(ProgramEstimates& program, std::uint32_t shape) {
+    Curve* curve = program.curve(shape);
+    for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
+        if (batch->shape == shape) {
+            batch->curve = curve;
+            of(*batch->residency->device).resize(batch, batch->size);
+        }
+    }
+}
+
+void Plans::forget_curve(ProgramEstimates& program, std::uint32_t shape) {
+    for (Batch* batch = program.planned; batch != nullptr; batch = batch->after) {
+        if (batch->shape == shape) {
+            batch->curve = nullptr;  // its duration stays: the best that is known
+        }
+    }
+}
+
+void Plans::count_planned(const Device& device, std::vector<Ending>& busy) const {
+    Ns time = device.free_ns(state_.now);
+    for (const Batch* batch : of(device).batches) {
+        time = std::max(time, batch->residency->ready_ns) + batch->duration_ns;
+        for (Ending& ending : busy) {
+            if (ending.residency == batch->residency) {
+                ending.finish_ns = time;
+            }
+        }
+    }
+}
+
+void Plans::check_invariants() const {
+    for (const Device* device : state_.devices) {
+        const Plan& plan = of(*device);
+        must(plan.keys.size() == plan.size() && std::is_sorted(plan.keys.begin(), plan.keys.end()),
+             "the plan is out of order");
+        Ns planned = 0;
+        std::size_t unready = 0;
+        for (std::size_t index = 0; index < plan.size(); ++index) {
+            must(plan.keys[index] == plan[index]->key_ns, "a batch with another key than its place");
+            planned += plan[index]->duration_ns;
+            unready += plan[index]->residency->state != ResidencyState::RESIDENT;
+        }
+        must(planned == plan.planned_ns && unready == plan.unready, "the plan's sums are wrong");
+    }
+}
+
 }  // namespace clockwork

@@ -47,4 +47,37 @@ struct Plan {
     void resize(Batch* batch, std::uint32_t size);
 };
 
+// The plans of all devices, and the memory manager that goes with them: what is planned keeps a model where it is.
+class Plans final : public Memory {
+public:
+    explicit Plans(State& state) : state_(state) {}
+
+    Plan& of(const Device& device) { return plans_[device.slot]; }
+    const Plan& of(const Device& device) const { return plans_[device.slot]; }
+    void add_device(const Device& device);
+
+    // Takes a request out of its batch, which goes with the last of them.
+    void remove(Pending& pending);
+    // Takes all batches of a residency, or of a device, out; appends their requests, in order.
+    void clear(Residency& residency, std::vector<Pending*>& waiting);
+    void clear(Device& device, std::vector<Pending*>& waiting);
+    void load_done(Residency& residency, Ns took_ns);
+    // Times the plans that use the new estimates anew; lets go of a curve that is no more.
+    void retime(ProgramEstimates& program, std::uint32_t shape);
+    void forget_curve(ProgramEstimates& program, std::uint32_t shape);
+
+    void count_planned(const Device& device, std::vector<Ending>& busy) const override;
+    bool is_load_wanted(const Residency& residency) const override {
+        return !residency.batches.empty() || !residency.model->background.empty();
+    }
+
+    void check_invariants() const;
+
+private:
+    void dissolve(Batch& batch, std::vector<Pending*>& waiting);
+
+    State& state_;
+    std::vector<Plan> plans_;  // by the device's slot
+};
+
 }  // namespace clockwork

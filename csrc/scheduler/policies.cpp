@@ -5,9 +5,11 @@
 
 #include "scheduler/adaptive.h"
 #include "scheduler/deferred.h"
+#include "scheduler/dispatcher.h"
 #include "scheduler/edf.h"
 #include "scheduler/fifo.h"
 #include "scheduler/paper.h"
+#include "scheduler/queued.h"
 #include "scheduler/scheduler.h"
 #include "scheduler/scripted.h"
 
@@ -15,33 +17,35 @@ namespace clockwork {
 
 namespace {
 
-struct Policy {
+struct Known {
     const char* name;
     std::span<const char* const> options;
-    std::unique_ptr<Scheduler> (*make)(const SchedulerOptions& options);
+    std::unique_ptr<Policy> (*make)(Parts& parts, const SchedulerOptions& options);
 };
 
 template <typename T>
-std::unique_ptr<Scheduler> make(const SchedulerOptions& options) {
-    return std::make_unique<T>(options);
+std::unique_ptr<Policy> make_queued(Parts& parts, const SchedulerOptions& options) {
+    return std::make_unique<Queued>(parts, options, [](const RuleParts& given, const SchedulerOptions& told) {
+        return std::make_unique<T>(given, told);
+    });
 }
 
-std::unique_ptr<Scheduler> make_edf(const SchedulerOptions& options) {
+std::unique_ptr<Policy> make_edf(Parts& parts, const SchedulerOptions& options) {
     if (!options.memory.empty()) {
         throw std::invalid_argument(
             "policy edf brings its own memory rules, not '" + options.memory +
             "': it promises times on loads that it has timed at arrival (--memory goes with --policy adaptive, "
             "deferred, fifo or paper)");
     }
-    return std::make_unique<Edf>(options);
+    return std::make_unique<Edf>(parts);
 }
 
-const Policy POLICIES[] = {
+const Known POLICIES[] = {
     {"edf", {}, make_edf},
-    {"paper", Paper::OPTIONS, make<Paper>},
-    {"fifo", Fifo::OPTIONS, make<Fifo>},
-    {"deferred", Deferred::OPTIONS, make<Deferred>},
-    {"adaptive", Adaptive::OPTIONS, make<Adaptive>},
+    {"paper", Paper::OPTIONS, make_queued<Paper>},
+    {"fifo", Fifo::OPTIONS, make_queued<Fifo>},
+    {"deferred", Deferred::OPTIONS, make_queued<Deferred>},
+    {"adaptive", Adaptive::OPTIONS, make_queued<Adaptive>},
 };
 
 std::string joined(const std::vector<std::string>& names) {
@@ -52,8 +56,8 @@ std::string joined(const std::vector<std::string>& names) {
     return text;
 }
 
-const Policy& find_policy(const std::string& name) {
-    for (const Policy& policy : POLICIES) {
+const Known& find_policy(const std::string& name) {
+    for (const Known& policy : POLICIES) {
         if (name == policy.name) {
             return policy;
         }
@@ -66,7 +70,7 @@ const Policy& find_policy(const std::string& name) {
 const std::vector<std::string>& policy_names() {
     static const std::vector<std::string> names = [] {
         std::vector<std::string> all;
-        for (const Policy& policy : POLICIES) {
+        for (const Known& policy : POLICIES) {
             all.emplace_back(policy.name);
         }
         return all;
@@ -75,7 +79,7 @@ const std::vector<std::string>& policy_names() {
 }
 
 std::vector<std::string> known_options(const std::string& policy) {
-    const Policy& found = find_policy(policy);
+    const Known& found = find_policy(policy);
     return {found.options.begin(), found.options.end()};
 }
 
@@ -91,7 +95,8 @@ std::unique_ptr<Scheduler> make_scheduler(const SchedulerOptions& options) {
             throw std::invalid_argument("option " + name + " is not between 0 and a million");
         }
     }
-    return options.hooks != nullptr ? make<Scripted>(options) : find_policy(options.policy).make(options);
+    return std::make_unique<Dispatcher>(
+        options, options.hooks != nullptr ? make_queued<Scripted> : find_policy(options.policy).make);
 }
 
 }  // namespace clockwork

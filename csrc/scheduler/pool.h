@@ -34,7 +34,23 @@ public:
         free_.push_back(one);
     }
 
+    // Gives it back at the next recycle(): until then, pointers to it are good.
+    void retire(T* one) { retired_.push_back(one); }
+    void recycle() {
+        recycle([](const T&) {});
+    }
+    // function(one) for each, before.
+    template <typename Function>
+    void recycle(Function&& function) {
+        for (T* one : retired_) {
+            function(*one);
+            give_back(one);
+        }
+        retired_.clear();
+    }
+
     T* at(std::uint32_t slot) { return &slabs_[slot / SLAB][slot % SLAB]; }
+    const T* at(std::uint32_t slot) const { return &slabs_[slot / SLAB][slot % SLAB]; }
 
     // Slots that there are; every object's is below it.
     std::uint32_t slot_count() const { return static_cast<std::uint32_t>(slabs_.size()) * SLAB; }
@@ -51,6 +67,7 @@ private:
 
     std::vector<std::unique_ptr<T[]>> slabs_;
     std::vector<T*> free_;
+    std::vector<T*> retired_;
 };
 
 // What somebody keeps beside each object of a Pool, by its slot; it begins anew when the slot is another object's.

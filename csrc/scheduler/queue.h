@@ -1,62 +1,14 @@
-// What the policies with queues keep: requests that wait, in the order of their deadlines, and sets of numbers.
+// Requests that wait, in the order of their deadlines.
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-#include "scheduler/state.h"
+#include "scheduler/records.h"
 
 namespace clockwork {
-
-// A set of small numbers. Its members come in ascending order.
-class Bits {
-public:
-    void set(std::uint32_t index) {
-        if (index / 64 >= words_.size()) {
-            words_.resize(index / 64 + 1, 0);
-        }
-        words_[index / 64] |= std::uint64_t{1} << (index % 64);
-    }
-
-    void clear(std::uint32_t index) {
-        if (index / 64 < words_.size()) {
-            words_[index / 64] &= ~(std::uint64_t{1} << (index % 64));
-        }
-    }
-
-    bool test(std::uint32_t index) const {
-        return index / 64 < words_.size() && (words_[index / 64] >> (index % 64) & 1) != 0;
-    }
-
-    // Calls function(index) for each, ascending, until it returns false.
-    template <typename Function>
-    void for_each(Function&& function) const {
-        for_each_in_both(*this, *this, function);
-    }
-
-    // Calls function(index) for each number in both sets, ascending, until it returns false.
-    template <typename Function>
-    static void for_each_in_both(const Bits& one, const Bits& other, Function&& function) {
-        std::size_t count = std::min(one.words_.size(), other.words_.size());
-        for (std::size_t place = 0; place < count; ++place) {
-            std::uint64_t word = one.words_[place] & other.words_[place];
-            while (word != 0) {
-                auto index =
-                    static_cast<std::uint32_t>(place * 64) + static_cast<std::uint32_t>(std::countr_zero(word));
-                word &= word - 1;
-                if (!function(index)) {
-                    return;
-                }
-            }
-        }
-    }
-
-private:
-    std::vector<std::uint64_t> words_;
-};
 
 // One request in a queue, with what the choice of a batch needs to know of it: nothing else is read for that.
 struct Waiting {
@@ -151,6 +103,24 @@ public:
         alone_ -= front().alone;
         ++head_;
         settle();
+    }
+
+    // How many requests, from `first` on, make a batch of at most `rows_max` rows: at least one, and one alone.
+    std::uint32_t count_up_to(std::uint32_t first, std::uint32_t rows_max) const {
+        const Queue& self = *this;
+        std::uint32_t there = size() - first;
+        if (is_plain()) {
+            return std::min(there, std::max(rows_max, 1u));
+        }
+        if (self[first].alone) {
+            return 1;
+        }
+        std::uint32_t rows = self[first].size, count = 1;
+        while (count < there && !self[first + count].alone && rows + self[first + count].size <= rows_max) {
+            rows += self[first + count].size;
+            ++count;
+        }
+        return count;
     }
 
     Model* model;

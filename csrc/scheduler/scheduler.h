@@ -167,68 +167,43 @@ public:
     // A number for a shape that requests or profiles will name, and how many elements its inputs have.
     virtual void shape_known(std::uint32_t shape, std::uint64_t elements) = 0;
     // Nothing will name this number any more, until it is given out anew. Only for one that is not in use.
-    virtual void shape_forgotten(std::uint32_t shape) { (void)shape; }
+    virtual void shape_forgotten(std::uint32_t shape) = 0;
     // Appends every shape that something here still names; one may come twice.
-    virtual void shapes_in_use(std::vector<std::uint32_t>& found) const { (void)found; }
+    virtual void shapes_in_use(std::vector<std::uint32_t>& found) const = 0;
     virtual void settle(Ns now) = 0;
 
     // Have a model loaded without a request for it: for set-ups that begin warm. False if the device is not there,
     // has the model, or has no room without evicting anything.
-    virtual bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) {
-        (void)now, (void)worker, (void)device, (void)model_id;
-        return false;
-    }
+    virtual bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) = 0;
 
     // What it thinks a device holds, in any order; false if it is not there. For tests: the simulator compares.
-    virtual bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const {
-        (void)worker, (void)device, (void)held;
-        return false;
-    }
+    virtual bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const = 0;
 
     // The models that it thinks a worker's host store holds, in any order; false if it is not there or has no store.
-    virtual bool host_picture(WorkerId worker, std::vector<ModelId>& held) const {
-        (void)worker, (void)held;
-        return false;
-    }
+    virtual bool host_picture(WorkerId worker, std::vector<ModelId>& held) const = 0;
 
     // Whether it can serve workers whose host store has a budget.
-    virtual bool plans_fetches() const { return true; }
+    virtual bool plans_fetches() const = 0;
 
-    virtual std::vector<DeviceStatus> devices() const { return {}; }
+    virtual std::vector<DeviceStatus> devices() const = 0;
     // Each device that holds the model, or is about to.
-    virtual std::vector<Whereabouts> whereabouts(ModelId model_id) const {
-        (void)model_id;
-        return {};
-    }
+    virtual std::vector<Whereabouts> whereabouts(ModelId model_id) const = 0;
     // Each worker whose host store, which has a budget, holds the model.
-    virtual std::vector<WorkerId> hosts(ModelId model_id) const {
-        (void)model_id;
-        return {};
-    }
-    virtual Snapshot snapshot() const { return {}; }
-    virtual PolicyStatus policy_status(Ns now) const {
-        (void)now;
-        return {};
-    }
+    virtual std::vector<WorkerId> hosts(ModelId model_id) const = 0;
+    virtual Snapshot snapshot() const = 0;
+    virtual PolicyStatus policy_status(Ns now) const = 0;
 
     // How many devices today's load needs; see demand.h. Looks at every model.
-    virtual double devices_wanted(Ns now) const {
-        (void)now;
-        return 0;
-    }
+    virtual double devices_wanted(Ns now) const = 0;
 
     // What batches of a model are expected to take by now, on the first kind of device that has it prepared; as the
     // profile says where nothing is known.
-    virtual std::vector<Ns> expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const {
-        (void)model_id;
-        (void)points;
-        return {};
-    }
+    virtual std::vector<Ns> expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const = 0;
 
     // How well the INFERs and LOADs were predicted that were sent from one time until another, all at first, and have
     // ended well. Null for one that does not say.
-    virtual const Predictions* predictions() const { return nullptr; }
-    virtual void judge_predictions(Ns from_ns, Ns until_ns) { (void)from_ns, (void)until_ns; }
+    virtual const Predictions* predictions() const = 0;
+    virtual void judge_predictions(Ns from_ns, Ns until_ns) = 0;
 
     // Throws std::logic_error where the books do not balance. For tests; may be slow.
     virtual void check_invariants() const = 0;

@@ -14,15 +14,16 @@ void succeed(int returned) {
 
 }  // namespace
 
-Scripted::Scripted(const SchedulerOptions& options)
-    : Queued(options, options.hooks->memory, options.hooks->ahead_ns), hooks_(*options.hooks) {
-    presses_late_ = hooks_.presses_late;
-}
+Scripted::Scripted(const RuleParts& parts, const SchedulerOptions& options)
+    : Rules({.memory = options.hooks->memory,
+             .ahead_ns = options.hooks->ahead_ns,
+             .presses_late = options.hooks->presses_late}),
+      parts_(parts),
+      hooks_(*options.hooks) {}
 
 // ----- hooks --------------------------------------------------------------------------------------
 
-Queued::Choice Scripted::choose(Device& device, Ns free_ns) {
-    (void)free_ns;  // the hook asks the device
+Choice Scripted::choose(Device& device, Ns /*free_ns*/) {  // the hook asks the device
     HookChoice found;
     succeed(hooks_.choose(hooks_.policy, this, &device, &found));
     if (found.queue == nullptr) {
@@ -39,7 +40,7 @@ Ns Scripted::rank_ns(const Queue& queue) {
 
 Ns Scripted::ready_ns(Queue& queue) {
     if (hooks_.ready_ns == nullptr) {
-        return Queued::ready_ns(queue);
+        return Rules::ready_ns(queue);
     }
     Ns ready = 0;
     succeed(hooks_.ready_ns(hooks_.policy, this, &queue, &ready));
@@ -48,7 +49,7 @@ Ns Scripted::ready_ns(Queue& queue) {
 
 Ns Scripted::hopeless_ns(const Queue& queue, const Waiting& one) {
     if (hooks_.hopeless_ns == nullptr) {
-        return Queued::hopeless_ns(queue, one);
+        return Rules::hopeless_ns(queue, one);
     }
     Ns hopeless = 0;
     succeed(hooks_.hopeless_ns(hooks_.policy, this, const_cast<Queue*>(&queue), &one, &hopeless));
@@ -57,20 +58,20 @@ Ns Scripted::hopeless_ns(const Queue& queue, const Waiting& one) {
 
 bool Scripted::admit(Pending& pending) {
     if (hooks_.admit == nullptr) {
-        return Queued::admit(pending);
+        return Rules::admit(pending);
     }
     HookRefusal refusal;
     Waiting one{pending.deadline_ns, pending.key_ns, &pending, pending.size, pending.alone};
-    succeed(hooks_.admit(hooks_.policy, this, &queue_of(at(*pending.model), pending), &one, &refusal));
+    succeed(hooks_.admit(hooks_.policy, this, &parts_.queues.of(pending), &one, &refusal));
     if (!refusal.is_refused) {
         return true;
     }
     Ns slo = pending.deadline_ns - pending.request.arrived_ns;
     if (refusal.feasible_slo_ns <= slo) {
-        refuse(pending, Reason::DEADLINE, Text::CANNOT_BE_IN_TIME);
+        parts_.requests.refuse(pending, Reason::DEADLINE, Text::CANNOT_BE_IN_TIME);
     } else {
         Ns feasible = refusal.feasible_slo_ns;
-        refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, feasible, slo), feasible);
+        parts_.requests.refuse(pending, Reason::DEADLINE, Said(Text::COULD_BE_ANSWERED, feasible, slo), feasible);
     }
     return false;
 }
@@ -79,11 +80,11 @@ bool Scripted::admit(Pending& pending) {
 
 Queue* Scripted::first_ready(Device& device) {
     Residency* residency = nullptr;
-    return Queued::first_ready(device, residency);
+    return parts_.queues.first_ready(device, residency);
 }
 
 void Scripted::ready(Device& device, std::vector<Queue*>& found) {
-    for_each_ready(
+    parts_.queues.for_each_ready(
         device, [](const Model&, std::uint64_t) { return true; },
         [&found](Queue& queue, const Residency&) { found.push_back(&queue); });
 }
@@ -113,10 +114,10 @@ Ns Scripted::least_ns(const Queue& queue, std::uint32_t rows) const {
     return queue.model->least_alone_ns(queue.shape, rows);
 }
 
-Ns Scripted::last_start_ns(const Queue& queue, const Waiting& one) const { return Queued::last_start_ns(queue, one); }
+Ns Scripted::last_start_ns(const Queue& queue, const Waiting& one) const { return parts_.last_start_ns(queue, one); }
 
 std::uint32_t Scripted::count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const {
-    return Queued::count_up_to(queue, first, rows_max);
+    return queue.count_up_to(first, rows_max);
 }
 
 bool Scripted::drop(Queue& queue, const Waiting& one) {
@@ -124,7 +125,7 @@ bool Scripted::drop(Queue& queue, const Waiting& one) {
     if (found == nullptr) {
         return false;
     }
-    Queued::drop(queue, *found);
+    parts_.dropper.drop(queue, *found);
     return true;
 }
 

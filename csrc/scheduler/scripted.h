@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "scheduler/hooks.h"
-#include "scheduler/queued.h"
+#include "scheduler/rules.h"
 
 namespace clockwork {
 
@@ -16,12 +16,11 @@ struct HookFailed : std::runtime_error {
     HookFailed() : std::runtime_error("a hook of the policy failed") {}
 };
 
-class Scripted final : public Queued, private HookView {
+class Scripted final : public Rules, private HookView {
 public:
     // The options' hooks outlive it.
-    explicit Scripted(const SchedulerOptions& options);
+    Scripted(const RuleParts& parts, const SchedulerOptions& options);
 
-protected:
     Choice choose(Device& device, Ns free_ns) override;
     Ns rank_ns(const Queue& queue) override;
     Ns ready_ns(Queue& queue) override;
@@ -29,12 +28,12 @@ protected:
     bool admit(Pending& pending) override;
 
 private:
-    Ns now() const override { return now_; }
+    Ns now() const override { return parts_.state.now; }
     Queue* first_ready(Device& device) override;
     void ready(Device& device, std::vector<Queue*>& found) override;
     void devices(const Queue& queue, std::vector<Device*>& found) const override;
     const KindSpec* spec(const Device& device, const Queue& queue) const override;
-    Ns free_ns(const Device& device) const override { return device.free_ns(now_); }
+    Ns free_ns(const Device& device) const override { return device.free_ns(parts_.state.now); }
     std::uint32_t batch_max(const KindSpec& spec, const Queue& queue) const override;
     Ns planned_ns(const KindSpec& spec, const Queue& queue, std::uint32_t rows) const override;
     Ns least_ns(const Queue& queue, std::uint32_t rows) const override;
@@ -42,6 +41,7 @@ private:
     std::uint32_t count_up_to(const Queue& queue, std::uint32_t first, std::uint32_t rows_max) const override;
     bool drop(Queue& queue, const Waiting& one) override;
 
+    const RuleParts parts_;
     const Hooks& hooks_;
 };
 

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <vector>
 
-#include "scheduler/state.h"
+#include "scheduler/machines.h"
 
 namespace clockwork {
 

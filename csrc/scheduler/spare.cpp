@@ -13,35 +13,35 @@ constexpr std::size_t AT_THE_END = std::numeric_limits<std::size_t>::max();
 }  // namespace
 
 Batch* Spare::fill(Device& device, Ns free) {
-    if (devices_.size() > 1 && device.lane.empty()) {
+    if (state_.devices.size() > 1 && device.lane.empty()) {
         if (Batch* batch = steal(device, free); batch != nullptr) {
             return batch;
         }
     }
-    if (!background_.empty()) {
+    if (!state_.background.empty()) {
         if (Batch* batch = from_background(device, free); batch != nullptr) {
             return batch;
         }
-        if (!background_.empty()) {  // memory may be short, or another device have the model
-            device.wake_at(now_ + BACKGROUND_RETRY_NS);
+        if (!state_.background.empty()) {  // memory may be short, or another device have the model
+            device.wake_at(state_.now + BACKGROUND_RETRY_NS);
         }
     }
-    if (!unmeasured_.empty() && device.lane.empty() && plan_of(device).empty()) {
-        measure(device);
+    if (idle_.has_unmeasured() && device.lane.empty() && plans_.of(device).empty()) {
+        idle_.measure(device);
     }
     return nullptr;
 }
 
 // Take over a batch that another device has planned and this one can run at once.
 Batch* Spare::steal(Device& device, Ns free) {
-    std::size_t count = devices_.size();
+    std::size_t count = state_.devices.size();
     ++round_;
     for (std::size_t offset = 0; offset < std::min(count, STEAL_SCAN_MAX); ++offset) {
-        Device& other = *devices_[(round_ + offset) % count];
-        if (&other == &device || plan_of(other).empty()) {
+        Device& other = *state_.devices[(round_ + offset) % count];
+        if (&other == &device || plans_.of(other).empty()) {
             continue;
         }
-        Plan& plan = plan_of(other);
+        Plan& plan = plans_.of(other);
         bool is_ready = plan[0]->residency->state == ResidencyState::RESIDENT;
         if (other.lane.empty() && is_ready && plan.size() == 1) {
             continue;  // it is about to be sent
@@ -67,16 +67,16 @@ Batch* Spare::steal(Device& device, Ns free) {
             }
             Ns duration = curve->planned_ns(batch->size);
             Ns limit = deadline < NEVER_NS ? deadline - device.worker->back_ns : NEVER_NS;
-            if (free + duration > limit || !plan_of(device).holds(free + duration, 0)) {
+            if (free + duration > limit || !plans_.of(device).holds(free + duration, 0)) {
                 continue;
             }
             plan.remove(batch, place);
-            touch(other);
-            Batch* taken = make_batch(*here, batch->shape, curve, 0);
+            state_.touch(other);
+            Batch* taken = executions_.make_batch(*here, batch->shape, curve, 0);
             taken->pendings.swap(batch->pendings);
             taken->duration_ns = duration;
             taken->limit_ns = limit;
-            retire(batch);
+            state_.retire(batch);
             return enter(device, taken, AT_THE_END);
         }
     }
@@ -85,7 +85,7 @@ Batch* Spare::steal(Device& device, Ns free) {
 
 // Enters a batch in a device's plan, and fills in what follows from its requests and its place.
 Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
-    Plan& plan = plan_of(device);
+    Plan& plan = plans_.of(device);
     index = std::min(index, plan.size());
     batch->key_ns = index > 0 ? plan.keys[index - 1] : 0;
     Ns deadline = NEVER_NS;
@@ -103,15 +103,14 @@ Batch* Spare::enter(Device& device, Batch* batch, std::size_t index) {
 
 // The oldest background requests whose model is here, as many as fit one batch.
 Batch* Spare::from_background(Device& device, Ns free) {
-    find_background();
-    for (Model* model : scan_) {
+    for (Model* model : idle_.background()) {
         Residency* residency = device.find(model);
         if (residency != nullptr && residency->state == ResidencyState::RESIDENT && !residency->doomed) {
             if (Batch* batch = background_batch(device, *residency, free, AT_THE_END); batch != nullptr) {
                 return batch;
             }
         } else if (residency == nullptr && device.pending.empty() && device.loading == 0) {
-            load_background(device, *model);
+            idle_.load_background(device, *model);
         }
     }
     return nullptr;
@@ -148,7 +147,7 @@ Batch* Spare::background_batch(Device& device, Residency& residency, Ns free, st
     if (duration == 0) {
         duration = PROFILE_NS_MAX;
     }
-    const Plan& plan = plan_of(device);
+    const Plan& plan = plans_.of(device);
     if (index != AT_THE_END) {
         if (!plan.holds(plan.finish_ns(free, index) + duration, index)) {
             index = AT_THE_END;
@@ -156,41 +155,36 @@ Batch* Spare::background_batch(Device& device, Residency& residency, Ns free, st
     } else if (!plan.empty() && !plan.holds(free + duration, 0)) {
         return nullptr;
     }
-    Batch* batch = make_batch(residency, shape, curve, 0);
+    Batch* batch = executions_.make_batch(residency, shape, curve, 0);
     while (count-- > 0) {
         batch->pendings.push_back(queue.pop_front());
     }
-    if (queue.empty()) {
-        background_.erase(&model);
-    } else {
-        background_.move_to_end(&model);
-    }
+    requests_.left_background(model);
     batch->duration_ns = duration;
     return enter(device, batch, index);
 }
 
 void Spare::promote(Device& device) {
-    if (now_ < device.aged_ns) {
+    if (state_.now < device.aged_ns) {
         return;
     }
-    find_background();
-    for (Model* model : scan_) {
-        if (now_ - model->background.front()->request.arrived_ns < BACKGROUND_AGE_NS) {
+    for (Model* model : idle_.background()) {
+        if (state_.now - model->background.front()->request.arrived_ns < BACKGROUND_AGE_NS) {
             continue;
         }
         Residency* residency = device.find(model);
         if (residency == nullptr) {
             if (device.pending.empty() && device.loading == 0) {
-                load_background(device, *model);
+                idle_.load_background(device, *model);
             }
             continue;
         }
         if (residency->state != ResidencyState::RESIDENT || residency->doomed) {
             continue;
         }
-        std::size_t place = plan_of(device).place_of(now_ + BACKGROUND_AGE_NS);
-        Batch* batch = background_batch(device, *residency, device.free_ns(now_), place);
-        device.aged_ns = std::max(device.aged_ns, now_) + batch->duration_ns * BACKGROUND_SHARE;
+        std::size_t place = plans_.of(device).place_of(state_.now + BACKGROUND_AGE_NS);
+        Batch* batch = background_batch(device, *residency, device.free_ns(state_.now), place);
+        device.aged_ns = std::max(device.aged_ns, state_.now) + batch->duration_ns * BACKGROUND_SHARE;
         return;
     }
 }

@@ -11,11 +11,15 @@ namespace clockwork {
 inline constexpr std::size_t STEAL_SCAN_MAX = 16;
 
 // How idle time is used.
-class Spare : public Admission {
+class Spare {
 public:
-    using Admission::Admission;
+    Spare(Parts& parts, Plans& plans)
+        : state_(parts.state),
+          requests_(parts.requests),
+          executions_(parts.executions),
+          idle_(parts.idle),
+          plans_(plans) {}
 
-protected:
     // Something to do for a device that would be idle: another's work, then background, then measuring. The batch is
     // in its plan; null if there is none.
     Batch* fill(Device& device, Ns free);
@@ -28,6 +32,11 @@ private:
     Batch* background_batch(Device& device, Residency& residency, Ns free, std::size_t index);
     Batch* enter(Device& device, Batch* batch, std::size_t index);
 
+    State& state_;
+    Requests& requests_;
+    Executions& executions_;
+    Idle& idle_;
+    Plans& plans_;
     std::size_t round_ = 0;  // where the next search for work to take over begins
 };
 

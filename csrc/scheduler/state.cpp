@@ -1,65 +1,226 @@
 #include "scheduler/state.h"
 
+#include <algorithm>
+#include <string>
+#include <unordered_map>
+
 namespace clockwork {
 
-bool Model::leave_spec(KindSpec& spec) {
-    bool has_others = std::any_of(specs.begin(), specs.end(),
-                                  [&](const KindSpec* one) { return one->kind == spec.kind && one->worker_count > 0; });
-    if (spec.worker_count > 0 || !has_others) {
-        return false;
-    }
-    specs.erase(std::find(specs.begin(), specs.end(), &spec));
-    note_variants();
-    return true;
+void State::recycle() {
+    pool<Pending>().recycle();
+    pool<Flight>().recycle();
+    pool<Batch>().recycle();
+    pool<Residency>().recycle();
+    pool<KindSpec>().recycle(
+        [this](const KindSpec& spec) { estimates.release_program(spec.program_number, spec.kind); });
+    pool<Model>().recycle();
+    pool<Device>().recycle();
+    pool<Worker>().recycle();
 }
 
-void Model::note_variants() {
-    is_varied = false;
-    for (std::size_t place = 0; place < specs.size(); ++place) {
-        is_varied = is_varied || std::any_of(specs.begin(), specs.begin() + static_cast<std::ptrdiff_t>(place),
-                                             [&](const KindSpec* one) { return one->kind == specs[place]->kind; });
-    }
-}
+// ----- time ---------------------------------------------------------------------------------------
 
-bool Device::has_room(const KindSpec& spec) const {
-    std::uint64_t waiting = 0;
-    for (const Residency* one : pending) {
-        waiting += one->spec->page_count;
-    }
-    return pages.free_count() >= waiting + spec.page_count;
-}
-
-void Device::retime_lane(Ns time) {
-    head_end_ns = 0;
-    for (Flight* flight = lane.front(); flight != nullptr; flight = lane.next(flight)) {
-        time = std::max(time, flight->there_ns) + flight->duration_ns;
-        if (head_end_ns == 0) {
-            head_end_ns = time;
+void State::follow_wake(Device& device) {
+    if (device.wake_ns != device.timer_ns) {
+        device.timer_ns = device.wake_ns;
+        if (device.wake_ns < NEVER_NS) {
+            push_timer(device.wake_ns, device.slot | DEVICE_TIMER, device.generation);
         }
     }
-    lane_end_ns = time;
 }
 
-void Device::enter(Residency* residency) {
-    resident.push_back(residency);
-    by_model.set(static_cast<std::uint64_t>(residency->model->model_id), residency);
-    residency->on_device = true;
-    doomed += residency->doomed;
-}
-
-void Device::leave(Residency* residency) {
-    resident.erase(residency);
-    by_model.erase(static_cast<std::uint64_t>(residency->model->model_id));
-    residency->on_device = false;
-    doomed -= residency->doomed;
-}
-
-void Device::doom(Residency& residency, bool is_doomed) {
-    if (residency.on_device) {
-        residency.device->doomed += is_doomed;
-        residency.device->doomed -= residency.doomed;
+Pending* State::next_due() {
+    while (!timers_.empty() && timers_.front().at_ns <= now) {
+        Timer timer = timers_.front();
+        pop_timer();
+        if (is_stale(timer)) {
+            continue;
+        }
+        if ((timer.slot & DEVICE_TIMER) == 0) {
+            return &at<Pending>(timer.slot);
+        }
+        Device& device = at<Device>(timer.slot & ~DEVICE_TIMER);
+        device.timer_ns = NEVER_NS;
+        touch(device);
     }
-    residency.doomed = is_doomed;
+    return nullptr;
+}
+
+Ns State::next_wake_ns() {
+    while (!timers_.empty() && is_stale(timers_.front())) {
+        pop_timer();
+    }
+    if (timers_.size() > 4 * (pendings.size() + devices.size()) + TIMERS_SLACK) {
+        std::erase_if(timers_, [this](const Timer& one) { return is_stale(one); });
+        std::make_heap(timers_.begin(), timers_.end(), IsLater());
+    }
+    return timers_.empty() ? NEVER_NS : timers_.front().at_ns;
+}
+
+bool State::is_stale(const Timer& timer) const {
+    if (timer.slot & DEVICE_TIMER) {
+        const Device* device = pool<Device>().at(timer.slot & ~DEVICE_TIMER);
+        return device->generation != timer.generation || device->timer_ns != timer.at_ns;
+    }
+    const Pending* pending = pool<Pending>().at(timer.slot);
+    return pending->generation != timer.generation || pending->answered;
+}
+
+void State::push_timer(Ns at_ns, std::uint32_t slot, std::uint32_t generation) {
+    timers_.push_back({at_ns, ++sequence_, slot, generation});
+    std::push_heap(timers_.begin(), timers_.end(), IsLater());
+}
+
+void State::pop_timer() {
+    std::pop_heap(timers_.begin(), timers_.end(), IsLater());
+    timers_.pop_back();
+}
+
+void State::untouch(Device& device) {
+    if (device.dirty) {
+        device.dirty = false;
+        dirty_.erase(std::find(dirty_.begin(), dirty_.end(), &device));
+    }
+}
+
+bool State::take_touched(std::vector<Device*>& taken) {
+    taken.clear();
+    taken.swap(dirty_);
+    for (Device* device : taken) {
+        device->dirty = false;
+    }
+    return !taken.empty();
+}
+
+// ----- what must hold -----------------------------------------------------------------------------
+
+void State::check_invariants(const Policy& policy) const {
+    std::unordered_map<const Pending*, const char*> placed;
+    auto place = [&](const Pending* pending, const char* where) {
+        auto [found, is_new] = placed.emplace(pending, where);
+        if (!is_new) {
+            throw std::logic_error("request " + std::to_string(pending->request.id) + " is both " + found->second +
+                                   " and " + where);
+        }
+    };
+    for (const Device* device : devices) {
+        const std::vector<Batch*>& planned = policy.planned(*device);
+        check_device(*device, planned);
+        for (const Batch* batch : planned) {
+            for (const Pending* pending : batch->pendings) {
+                must(pending->batch == batch, "a planned request that names another batch");
+                must(pending->flight == nullptr, "a planned request that is in flight");
+                must(!pending->answered, "an answered request is planned");
+                place(pending, "planned");
+            }
+        }
+    }
+    std::size_t background_count = 0;
+    for (const Model* model : models) {
+        for (const Pending* one = model->background.front(); one != nullptr; one = model->background.next(one)) {
+            must(one->deadline_ns >= NEVER_NS, "a request with a deadline waits in the background");
+            must(one->queue == &model->background, "a waiting request that names another queue");
+            place(one, "background");
+        }
+        background_count += !model->background.empty();
+        for (const Residency* residency : model->residencies) {
+            must(std::find(devices.begin(), devices.end(), residency->device) != devices.end(),
+                 "a residency on a device that left");
+            bool is_home = residency->state == ResidencyState::RESIDENT;
+            must(is_home == model->homes.test(residency->device->slot), "the index of a model's devices is wrong");
+            must(is_home == residency->device->models.test(model->slot), "the index of a device's models is wrong");
+        }
+    }
+    must(background_count == background.size(), "background index is wrong");
+    std::vector<const Pending*> waiting;
+    policy.collect_waiting(waiting);
+    for (const Pending* pending : waiting) {
+        must(!pending->answered && pending->flight == nullptr, "a waiting request that is answered or in flight");
+        place(pending, "waiting");
+    }
+    flights.for_each([&](const Flight& flight) {
+        for (const Pending* pending : flight.batch != nullptr ? flight.batch->pendings : std::vector<Pending*>{}) {
+            if (!pending->answered) {
+                must(pending->flight == &flight, "a request in a flight that it does not name");
+                place(pending, "in flight");
+            }
+        }
+    });
+    must(placed.size() == pendings.size(), "a request is nowhere");
+    std::unordered_map<const Model*, std::uint64_t> live;
+    for (const auto& [pending, where] : placed) {
+        must(pendings.find(pending->request.id) == pending, "a placed request is not open");
+        ++live[pending->model];
+    }
+    for (const Model* model : models) {
+        must(model->live == live[model], "a model's count of live requests is wrong");
+    }
+}
+
+void State::check_device(const Device& device, const std::vector<Batch*>& plan) const {
+    device.pages.check_invariants();
+    std::unordered_map<std::uint32_t, ModelId> used;
+    std::uint32_t doomed = 0;
+    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        doomed += one->doomed;
+        must(one->state != ResidencyState::PENDING, "a load that was not sent holds pages");
+        must(one->on_device && device.find(one->model) == one, "the device's index of models is wrong");
+        must(one->starts.size() == one->spec->runs.size(), "a model without its pages");
+        for (std::size_t run = 0; run < one->starts.size(); ++run) {
+            for (std::uint32_t page = one->starts[run]; page < one->starts[run] + one->spec->runs[run]; ++page) {
+                must(used.emplace(page, one->model->model_id).second, "a page belongs to two models");
+            }
+        }
+    }
+    must(doomed == device.doomed, "a device's doomed models were miscounted");
+    must(used.size() + device.pages.free_count() == device.pages.page_count(), "pages were lost");
+    for (const Batch* batch : plan) {
+        const Residency* residency = batch->residency;
+        std::uint32_t size = 0;
+        for (const Pending* pending : batch->pendings) {
+            size += pending->size;
+        }
+        must(!batch->pendings.empty(), "an empty batch is planned");
+        must(batch->size == size, "a batch of another size than its requests");
+        must(residency->device == &device, "a batch on another device");
+        const auto& all = residency->model->residencies;
+        must(std::find(all.begin(), all.end(), residency) != all.end(), "a batch without its model");
+        must(std::find(residency->batches.begin(), residency->batches.end(), batch) != residency->batches.end(),
+             "a batch that its residency does not know");
+    }
+    auto check = [&](const Residency* residency) {
+        const auto& all = residency->model->residencies;
+        must(std::find(all.begin(), all.end(), residency) != all.end(), "a residency without its model");
+        auto planned_on =
+            std::count_if(plan.begin(), plan.end(), [&](const Batch* batch) { return batch->residency == residency; });
+        must(residency->batches.size() == static_cast<std::size_t>(planned_on), "a residency's batches are wrong");
+        std::uint32_t flying = 0;
+        for (const Flight* one = device.lane.front(); one != nullptr; one = device.lane.next(one)) {
+            flying += one->residency == residency;
+        }
+        must(residency->flying == flying, "a residency's count of flights is wrong");
+        must((residency->ready_ns == 0) == (residency->state == ResidencyState::RESIDENT),
+             "a residency is ready or not, but not as it says");
+    };
+    for (const Residency* residency : device.pending) {
+        must(residency->state == ResidencyState::PENDING, "a load that waits was sent");
+        check(residency);
+    }
+    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        check(one);
+    }
+}
+
+// Devices that could have served a model while a request for it waited, and have nothing to do.
+void State::note_waited(const Model& model, Ns since_ns, const Device* except) {
+    std::size_t count = model.residencies.size();
+    for (std::size_t looked = 0; looked < std::min(count, IDLE_LOOK_MAX); ++looked) {
+        const Residency& one = *model.residencies[(model.place_cursor + looked) % count];
+        Device& device = *one.device;
+        if (&device != except && device.lane.empty() && one.state == ResidencyState::RESIDENT && device.usable()) {
+            count_idle(device, std::max(since_ns, one.loaded_ns), now);
+        }
+    }
 }
 
 }  // namespace clockwork

@@ -1,651 +1,141 @@
-// The records that a scheduler keeps: requests on their way, batches, residencies, devices, models.
+// What a scheduler knows: who waits for an answer, what was sent, who is there, what has to be looked at and when.
 //
-// They hold state and the arithmetic of a device's timeline; what to do with it is the policy's, and what only one policy
-// keeps of a record it keeps beside it, by the record's slot. All live in pools;
-// what is let go of is given back when the step is over, so that no pointer dangles within a step.
+// Nothing is decided here.
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cstddef>
 #include <cstdint>
+#include <tuple>
 #include <vector>
 
-#include "scheduler/demand.h"
-#include "scheduler/estimates.h"
-#include "scheduler/inputs.h"
-#include "scheduler/lead.h"
-#include "scheduler/link.h"
-#include "scheduler/pages.h"
+#include "scheduler/policy.h"
 #include "scheduler/pool.h"
-#include "scheduler/predictions.h"
-#include "scheduler/shares.h"
-#include "scheduler/types.h"
+#include "scheduler/scheduler.h"
 
 namespace clockwork {
 
-// What is read together of a model lies within one: whoever looks through all of a device's waits for memory alone.
-inline constexpr std::size_t CACHE_LINE = 64;
+// Timers of answered requests that may lie in the heap beyond the live ones before it is rebuilt.
+inline constexpr std::size_t TIMERS_SLACK = 1024;
 
-// The delay each way that is assumed of a link until it has been measured.
-inline constexpr Ns LINK_DEFAULT_NS = 200'000;
+// Devices of a model that are looked at whether they were idle while a request for it waited.
+inline constexpr std::size_t IDLE_LOOK_MAX = 4;
 
-// An execution or a LOAD that is overdue by this much is no longer late but stuck: see Device::free_ns() and
-// Service::watch_loads().
-inline constexpr Ns STUCK_NS = 500 * MS;
-
-// A model is set aside when so much speaks against it: evidence against one of its requests or loads, overruns within
-// FAULT_WINDOW_NS. A crash that a worker told of is evidence enough to be believed the second time; a worker that was
-// lost without a word may have been killed from outside, and two of those are not held against anybody.
-inline constexpr std::uint8_t EVIDENCE_LOST = 1;
-inline constexpr std::uint8_t EVIDENCE_CRASHED = 2;
-inline constexpr std::uint8_t EVIDENCE_MAX = 3;
-inline constexpr std::size_t OVERRUNS_MAX = 5;
-inline constexpr Ns FAULT_WINDOW_NS = 600 * SECOND;
-
-// What is assumed of a disk until something was read from it: 2 GB/s.
-inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
-
-struct Batch;
-struct Device;
-struct Flight;
-struct Model;
-struct Pending;
-struct PendingList;
-struct Residency;
-struct Worker;
-
-// A doubly linked list through the objects themselves: entering and leaving cost nothing, whatever the length.
-template <typename T, T* T::* Before, T* T::* After>
-class Chain {
+class State {
 public:
-    T* front() const { return first_; }
-    T* back() const { return last_; }
-    bool empty() const { return first_ == nullptr; }
-    std::uint32_t size() const { return count_; }
-    static T* next(const T* one) { return one->*After; }
+    explicit State(Commands& out) : out(out) {}
+    State(const State&) = delete;
+    State& operator=(const State&) = delete;
 
-    void push_back(T* one) {
-        one->*Before = last_;
-        one->*After = nullptr;
-        (last_ != nullptr ? last_->*After : first_) = one;
-        last_ = one;
-        ++count_;
+    // ----- records -----------------------------------------------------------------------------
+
+    template <typename T>
+    Pool<T>& pool() {
+        return std::get<Pool<T>>(pools_);
     }
-
-    void push_front(T* one) {
-        one->*Before = nullptr;
-        one->*After = first_;
-        (first_ != nullptr ? first_->*Before : last_) = one;
-        first_ = one;
-        ++count_;
+    template <typename T>
+    const Pool<T>& pool() const {
+        return std::get<Pool<T>>(pools_);
     }
-
-    // Before `place`; at the end if that is null.
-    void insert(T* one, T* place) {
-        if (place == nullptr) {
-            push_back(one);
-            return;
-        }
-        if (place == first_) {
-            push_front(one);
-            return;
-        }
-        one->*Before = place->*Before;
-        one->*After = place;
-        (place->*Before)->*After = one;
-        place->*Before = one;
-        ++count_;
+    template <typename T>
+    T& at(std::uint32_t slot) {
+        return *pool<T>().at(slot);
     }
-
-    void erase(T* one) {
-        (one->*Before != nullptr ? (one->*Before)->*After : first_) = one->*After;
-        (one->*After != nullptr ? (one->*After)->*Before : last_) = one->*Before;
-        one->*Before = one->*After = nullptr;
-        --count_;
+    // It goes back to its pool when the step is over.
+    template <typename T>
+    void retire(T* one) {
+        pool<T>().retire(one);
     }
+    void recycle();
 
-    void move_to_end(T* one) {
-        if (one != last_) {
-            erase(one);
-            push_back(one);
+    Model* find_model(ModelId id) const { return by_model.find(static_cast<std::uint64_t>(id)); }
+    Worker* find_worker(WorkerId id) const { return by_worker.find(static_cast<std::uint32_t>(id)); }
+
+    // ----- time --------------------------------------------------------------------------------
+
+    void advance(Ns to) { now = to > now ? to : now; }
+    // The policy is told of the request when it is due, unless it was answered.
+    void set_timer(Ns at_ns, const Pending& pending) { push_timer(at_ns, pending.slot, pending.generation); }
+    // Sets the timer that a device wants.
+    void follow_wake(Device& device);
+    // The request whose timer is due next; null: none. Devices whose timers are due before are touched.
+    Pending* next_due();
+    // Drops timers that mean nothing any more. When the next is due.
+    Ns next_wake_ns();
+
+    // Something happened to a device: it is looked at before the step is over.
+    void touch(Device& device) {
+        if (!device.dirty) {
+            device.dirty = true;
+            dirty_.push_back(&device);
         }
     }
+    void untouch(Device& device);
+    // Sets the devices that were touched; from then on they are not. False: there are none.
+    bool take_touched(std::vector<Device*>& taken);
+
+    // ----- orders ------------------------------------------------------------------------------
+
+    Command& order(CommandKind kind) {
+        Command& command = out.list.emplace_back();
+        command.kind = kind;
+        return command;
+    }
+    ActionId next_action() { return ++action_id_; }
+    LoadId next_load() { return ++load_id_; }
+
+    // ----- idle with work waiting --------------------------------------------------------------
+
+    // Devices that could have served a model while a request for it waited, and have nothing to do.
+    void note_waited(const Model& model, Ns since_ns, const Device* except);
+    void count_idle(Device& device, Ns since_ns, Ns until_ns) const {
+        device.time.waited(std::max(since_ns, judged_from_ns), std::min(until_ns, judged_until_ns));
+    }
+
+    // Throws std::logic_error where the records contradict each other.
+    void check_invariants(const Policy& policy) const;
+
+    Commands& out;
+    Ns now = 0;
+    std::vector<Model*> models;  // in the order of their coming
+    std::vector<Device*> devices;
+    IdMap<Model> by_model;
+    IdMap<Worker> by_worker;
+    IdMap<Flight> flights;
+    IdMap<Pending> pendings;
+    Chain<Model, &Model::before, &Model::after> background;  // models with requests without a deadline
+    std::uint32_t tiered = 0;                                // workers with a host store
+    Estimates estimates;
+    Shapes shapes;
+    Predictions predictions;
+    Ns judged_from_ns = 0, judged_until_ns = NEVER_NS;  // what was sent then is held against what was predicted
 
 private:
-    T* first_ = nullptr;
-    T* last_ = nullptr;
-    std::uint32_t count_ = 0;
-};
+    static constexpr std::uint32_t DEVICE_TIMER = 1u << 31;
 
-// Whether something has happened so many times within FAULT_WINDOW_NS.
-template <std::size_t Count>
-struct Recent {
-    std::array<Ns, Count> times{};
-    std::uint64_t count = 0;
-
-    bool add(Ns now) {
-        Ns& oldest = times[count++ % Count];
-        oldest = now;
-        return count >= Count && now - times[count % Count] <= FAULT_WINDOW_NS;
-    }
-};
-
-// A request that has been admitted and not been answered.
-struct Pending {
-    Request request;
-    Model* model = nullptr;
-    Ns deadline_ns = NEVER_NS;
-    std::uint32_t size = 1;        // what it adds to a batch
-    std::uint32_t part = 0;        // its place in the flight
-    Batch* batch = nullptr;        // where it is planned
-    Flight* flight = nullptr;      // in what it was sent
-    PendingList* queue = nullptr;  // in which it waits
-    Pending* before = nullptr;     // in that queue
-    Pending* after = nullptr;
-    Ns load_ns = 0;  // the load that it waited for
-    Ns key_ns = 0;   // for the policy
-    std::uint8_t attempts = 0;
-    std::uint8_t evidence = 0;    // that it ends workers; from the first on it runs by itself: see Service::blame()
-    std::uint8_t widenings = 0;   // actions of it that came too late for a window narrower than its deadline
-    std::uint64_t failed_on = 0;  // the number, plus 1, of the device whose own fault failed it last; 0: none
-    bool answered = false;
-    bool alone = false;  // a batch that it was in failed: it shares no other
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        batch = nullptr;
-        flight = nullptr;
-        queue = nullptr;
-        before = after = nullptr;
-        load_ns = key_ns = 0;
-        attempts = evidence = widenings = 0;
-        failed_on = 0;
-        answered = alone = false;
-    }
-};
-
-// Requests that wait, each in at most one list, which it knows.
-struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
-    void push_back(Pending* one) {
-        one->queue = this;
-        Chain::push_back(one);
-    }
-    void push_front(Pending* one) {
-        one->queue = this;
-        Chain::push_front(one);
-    }
-    void insert(Pending* one, Pending* place) {
-        one->queue = this;
-        Chain::insert(one, place);
-    }
-    void erase(Pending* one) {
-        one->queue = nullptr;
-        Chain::erase(one);
-    }
-    Pending* pop_front() {
-        Pending* one = front();
-        erase(one);
-        return one;
-    }
-};
-
-// Requests of one model and shape that run together on one device, planned or sent.
-struct Batch {
-    Residency* residency = nullptr;
-    std::uint32_t shape = 0;
-    std::uint32_t size = 0;  // rows
-    Curve* curve = nullptr;  // null: the shape was never measured, duration_ns is a bound
-    Ns key_ns = 0;           // its place in the plan
-    Ns limit_ns = NEVER_NS;  // by when it must have finished on the device
-    Ns duration_ns = 0;      // with margin
-    std::vector<Pending*> pendings;
-    Batch* before = nullptr;  // among the planned batches of its program
-    Batch* after = nullptr;
-    bool planned = false;
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        residency = nullptr;
-        curve = nullptr;
-        size = 0;
-        key_ns = duration_ns = 0;
-        limit_ns = NEVER_NS;
-        pendings.clear();
-    }
-
-    // What it is thought to take, without margin, if it had this size.
-    Ns expected_ns(std::uint32_t rows) const { return curve != nullptr ? curve->exec_ns(rows) : duration_ns; }
-};
-
-enum class ResidencyState : std::uint8_t {
-    PENDING,  // decided, not sent: the lane is full, or pages have to become free
-    LOADING,
-    RESIDENT,
-};
-
-// A model on one kind of device, as one worker or several prepared it: workers measure, and what they measure may differ.
-// Executions are estimated for the kind as a whole; layout and largest batch are the preparation's own.
-struct alignas(CACHE_LINE) KindSpec {
-    std::uint32_t kind = 0;
-    std::uint32_t variant = 0;  // see Worker::variant_of()
-    std::uint32_t page_count = 0;
-    LoadEstimates* loads = nullptr;
-    Ns load_ns = 0;      // measured at preparation
-    Ns load_own_ns = 0;  // by its loads; 0: there were none
-    LoadEstimates* fetches = nullptr;
-    Ns fetch_own_ns = 0;           // likewise, from disk into a host store
-    std::uint64_t host_bytes = 0;  // what it takes there
-    ProgramEstimates* program = nullptr;
-    const Shapes* shapes = nullptr;
-    std::uint32_t batch_max = 1;
-    std::uint32_t program_number = 0;
-    ModelId model_id = 0;
-    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model like this
-    std::vector<std::uint32_t> runs;
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() { worker_count = 0; }
-
-    Ns load_expected_ns() const { return load_own_ns > 0 ? load_own_ns : loads->first_ns(load_ns, page_count); }
-    Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
-    Ns fetch_expected_ns() const {
-        if (fetch_own_ns > 0) {
-            return fetch_own_ns;
+    struct Timer {
+        Ns at_ns;
+        std::uint64_t sequence;
+        std::uint32_t slot;  // of a request or, with DEVICE_TIMER, of a device
+        std::uint32_t generation;
+    };
+    struct IsLater {  // as a type, so that the heap's functions inline it
+        bool operator()(const Timer& a, const Timer& b) const {
+            return a.at_ns != b.at_ns ? a.at_ns > b.at_ns : a.sequence > b.sequence;
         }
-        Ns by_others = fetches->first_ns(0, page_count);
-        return by_others > 0 ? by_others : static_cast<Ns>(static_cast<double>(host_bytes) * DISK_DEFAULT_NS_PER_BYTE);
-    }
-    Ns fetch_planned_ns() const { return with_margin(fetch_expected_ns()); }
-
-    // A batch of this size with margin, or the bound for a shape never seen; 0 if there is none.
-    Ns alone_ns(std::uint32_t shape, std::uint32_t size) const {
-        Curve* curve = program->curve(shape);
-        return curve != nullptr ? curve->planned_ns(size) : program->bound_ns(*shapes, shape, size);
-    }
-};
-
-// One model on one device, from the decision to load it until its UNLOAD is done.
-struct alignas(CACHE_LINE) Residency {
-    Residency* after = nullptr;  // among the device's models, least recently used first
-    Model* model = nullptr;
-    KindSpec* spec = nullptr;
-    Device* device = nullptr;
-    ResidencyState state = ResidencyState::PENDING;
-    bool doomed = false;     // a pending load waits for its pages: nothing new is planned on it
-    bool on_device = false;  // in device->resident
-    bool is_stuck = false;   // its LOAD is under way, and so late that it may never end
-    std::uint8_t attempts = 0;
-    std::uint32_t flying = 0;     // actions of the execute lane that use it
-    std::vector<Batch*> batches;  // planned here, in the order of planning
-    Ns key_ns = 0;                // pending loads start in this order
-    Ns ready_ns = 0;              // predicted: an INFER may start from then on; 0 once it is resident
-    Ns clear_ns = 0;              // predicted: the victims are idle from then on
-    Ns used_ns = 0;               // when it was last sent work, or became resident
-    Ns loaded_ns = 0;             // when it became resident
-    LoadId load_id = 0;
-    ActionId action_id = 0;  // of the LOAD under way
-    std::vector<std::uint32_t> starts;
-    std::vector<Residency*> victims;  // doomed for this one
-    Residency* before = nullptr;
-    ModelShare share;
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        state = ResidencyState::PENDING;
-        doomed = on_device = is_stuck = false;
-        attempts = 0;
-        flying = 0;
-        key_ns = ready_ns = clear_ns = used_ns = loaded_ns = 0;
-        load_id = action_id = 0;
-        starts.clear();
-        batches.clear();
-        victims.clear();
-        before = after = nullptr;
-        share = {};
-    }
-
-    // Nothing is planned on it, nothing of it in flight, and it is not just being loaded.
-    bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
-};
-
-// What status shows of a device's time is of the last one or two of these.
-inline constexpr Ns RECENT_NS = 10 * SECOND;
-
-// Of a device's time: how long it was idle with work waiting. That is, it executed nothing while a request waited in the
-// controller, whose model was resident there. (While no more waits than what is on its way there, it is idle.) A lower
-// bound: of the time before a request was sent elsewhere, or answered without being sent, only what then ended counts,
-// on a few of the devices that have its model.
-struct DeviceTime {
-    // What it was at some time.
-    struct Mark {
-        Ns at_ns = 0, executing_ns = 0, idle_with_work_ns = 0;
     };
 
-    Ns executing_ns = 0;
-    Ns idle_with_work_ns = 0;
-    Ns executed_until_ns = 0;  // the end of the last execution
-    Ns counted_until_ns = 0;   // idle time before is counted already
+    void push_timer(Ns at_ns, std::uint32_t slot, std::uint32_t generation);
+    void pop_timer();
+    bool is_stale(const Timer& timer) const;
+    void check_device(const Device& device, const std::vector<Batch*>& planned) const;
 
-    Mark last, before_last;  // RECENT_NS or more apart
-
-    // What happened since a moment that is at least RECENT_NS ago, and not much more if the device executes.
-    Mark recent(Ns now) const {
-        const Mark& since = now - last.at_ns >= RECENT_NS ? last : before_last;
-        return {now - since.at_ns, executing_ns - since.executing_ns, idle_with_work_ns - since.idle_with_work_ns};
-    }
-    void executed(Ns began_ns, Ns ended_ns, Ns now) {
-        executing_ns += std::max<Ns>(ended_ns - std::max(began_ns, executed_until_ns), 0);
-        executed_until_ns = std::max(executed_until_ns, ended_ns);
-        if (now - last.at_ns >= RECENT_NS) {
-            before_last = last;
-            last = {now, executing_ns, idle_with_work_ns};
-        }
-    }
-    // The device has had nothing to do until `until_ns`, and a request that it could have served waited since then.
-    void waited(Ns since_ns, Ns until_ns) {
-        Ns from_ns = std::max({since_ns, executed_until_ns, counted_until_ns});
-        if (until_ns > from_ns) {
-            idle_with_work_ns += until_ns - from_ns;
-            counted_until_ns = until_ns;
-        }
-    }
+    std::tuple<Pool<Pending>, Pool<Flight>, Pool<Batch>, Pool<Residency>, Pool<KindSpec>, Pool<Model>, Pool<Device>,
+               Pool<Worker>>
+        pools_;
+    std::vector<Timer> timers_;  // a heap, the earliest first
+    std::uint64_t sequence_ = 0;
+    std::vector<Device*> dirty_;
+    ActionId action_id_ = 0;
+    LoadId load_id_ = 0;
 };
-
-enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
-
-// An action that was sent and has not been answered.
-struct Flight {
-    ActionId action_id = 0;
-    FlightKind kind = FlightKind::INFER;
-    bool revoked = false;        // or it has ended
-    bool is_apart = false;       // nothing else is sent to its device while it is under way
-    bool was_executing = false;  // when its worker was lost
-    bool is_narrow = false;      // its window ends before its requests' deadlines demand it
-    Device* device = nullptr;
-    Residency* residency = nullptr;
-    Batch* batch = nullptr;
-    Ns expected_ns = 0;
-    Ns duration_ns = 0;  // with margin
-    Ns sent_ns = 0;
-    Ns there_ns = 0;           // when it is thought to have arrived, its inputs too
-    Ns predicted_end_ns = 0;   // without margins; see predictions.h
-    Ns waits_since_ns = 0;     // a request of it could have been sent there since then
-    bool leaves_work = false;  // when it was sent, others still waited that its device could serve
-    std::uint64_t inputs = 0;  // the number of its inputs on the way to the worker; see inputs.h
-    Flight* before = nullptr;  // in the worker's list
-    Flight* after = nullptr;
-    Flight* lane_before = nullptr;
-    Flight* lane_after = nullptr;
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        revoked = is_narrow = is_apart = was_executing = leaves_work = false;
-        batch = nullptr;
-        inputs = 0;
-    }
-};
-
-struct alignas(CACHE_LINE) Model {
-    ModelId model_id = 0;
-    std::uint32_t slot = 0;
-    bool batches = false;
-    bool draining = false;
-    bool gone = false;
-    bool is_varied = false;          // workers of one kind have prepared it differently
-    bool aside = false;              // draining, because of what its executions did
-    std::uint8_t load_evidence = 0;  // that loading it ends workers, since one was loaded last
-    std::vector<Residency*> residencies;
-    std::vector<KindSpec*> specs;   // one for each kind of device and each way in which workers prepared it there
-    std::vector<WorkerId> workers;  // that have prepared it, in the order of their saying so
-    PendingList background;         // requests without a deadline, not planned yet
-    Model* before = nullptr;        // among the models with such requests
-    Model* after = nullptr;
-    std::uint64_t live = 0;  // requests not answered
-    std::uint64_t served = 0;
-    std::uint32_t unloads = 0;       // UNLOADs under way
-    std::uint32_t fetches = 0;       // FETCHes under way
-    std::uint32_t drops = 0;         // DROPs under way
-    std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
-    std::uint32_t asked_cursor = 0;  // see next_asked()
-    std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
-    std::uint32_t touched = 0;       // the round of Service::note_model() that has seen it
-    std::uint32_t generation = 0;
-    ModelDemand demand;
-    Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
-    Recent<OVERRUNS_MAX> overruns;
-    Ns overrun_ns = 0;  // when the last of them ended
-
-    // The residency that the next request counts as asking where none can be named: each in its turn. Null: there is none.
-    Residency* next_asked() { return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()]; }
-
-    // Whether a device has it, or will, whose worker does not leave.
-    bool is_somewhere() const;
-    // The same, without those of which nobody knows whether their LOADs end.
-    bool is_within_reach() const;
-
-    void reset() {
-        batches = draining = gone = is_varied = aside = false;
-        load_evidence = 0;
-        unanswerable = {};
-        overruns = {};
-        overrun_ns = 0;
-        specs.clear();
-        workers.clear();
-        residencies.clear();
-        live = served = 0;
-        unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
-        demand = ModelDemand();
-    }
-
-    // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
-    Ns least_alone_ns(std::uint32_t shape, std::uint32_t size) const {
-        Ns least = NEVER_NS;
-        for (const KindSpec* one : specs) {
-            if (Ns alone = one->alone_ns(shape, size); alone > 0) {
-                least = std::min(least, alone);
-            }
-        }
-        return least;
-    }
-
-    KindSpec* spec(std::uint32_t kind, std::uint32_t variant) const {
-        for (KindSpec* one : specs) {
-            if (one->kind == kind && one->variant == variant) {
-                return one;
-            }
-        }
-        return nullptr;
-    }
-    // As the device's worker prepared it; null if it has not.
-    KindSpec* spec(const Device& device) const;
-
-    // Function(spec) for those of its preparations whose loads take as long as this one's.
-    template <typename Function>
-    void for_each_alike(const KindSpec& spec, Function&& function) {
-        for (KindSpec* one : specs) {
-            if (one->kind == spec.kind && one->page_count == spec.page_count) {
-                function(*one);
-            }
-        }
-    }
-
-    // No worker of the kind has prepared it like this any more. True if it leaves: others of the kind have prepared it
-    // otherwise, and decisions must not count with what no device has.
-    bool leave_spec(KindSpec& spec);
-    // Says anew whether it is varied.
-    void note_variants();
-};
-
-// One device: what is on it, and what was sent to it.
-struct Device {
-    Worker* worker = nullptr;
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-    std::uint32_t index = 0;
-    std::uint64_t number = 0;     // order of joining, breaks ties
-    std::uint32_t kind = 0;       // layouts, and so loads, differ with the page: kind and page size together
-    std::uint32_t kind_said = 0;  // the caller's number for the kind
-    std::uint64_t page_bytes = 0;
-    PageAllocator pages;
-    std::uint32_t run_ahead = 1;
-    Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
-    std::uint32_t doomed = 0;                                          // of these
-    IdMap<Residency> by_model;                                         // the same
-    std::vector<Residency*> pending;                                   // loads not sent, by key
-    std::uint32_t loading = 0;                                         // LOADs under way
-    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;     // the execute lane, oldest first
-    Ns lane_end_ns = 0;                                                // when the last of it is thought to end
-    Ns head_end_ns = 0;                                                // when the oldest is
-    PredictedLane predicted;                                           // the same lane without margins
-    DeviceShares shares;
-    Ns wake_ns = NEVER_NS;   // when it wants to be looked at again
-    Ns timer_ns = NEVER_NS;  // the timer that is set for that
-    Ns aged_ns = 0;          // a waiting background batch is not promoted before this
-    Ns idle_since_ns = 0;
-    std::uint64_t served = 0;
-    std::uint32_t clock_mhz = 0;  // 0: it did not say
-    double pace = 1;              // what it takes against what is expected of its kind: less where others are slower
-    std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
-    DeviceTime time;
-    Lead lead;
-    std::uint32_t mark = 0;  // of the search that has seen it
-    bool dirty = false;      // something happened to it since it was last looked at
-
-    void reset() {
-        std::uint32_t place = slot, age = generation;
-        *this = Device();
-        slot = place;
-        generation = age;
-    }
-
-    bool usable() const;
-    Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
-    void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
-    Residency* find(const Model* model) const { return by_model.find(static_cast<std::uint64_t>(model->model_id)); }
-
-    // Whether its free pages, less what waits to be loaded, are as many as the model takes.
-    bool has_room(const KindSpec& spec) const;
-    // When a newly sent action would start, by what is thought of those before it.
-    Ns free_ns(Ns now) const;
-    // Predicts the lane anew: its oldest action begins at `time`, or when it has arrived.
-    void retime_lane(Ns time);
-
-    void enter(Residency* residency);
-    void leave(Residency* residency);
-    // Its pages are wanted by a pending load, or no more.
-    static void doom(Residency& residency, bool is_doomed);
-};
-
-// A model's weights in the host store of a worker, or on their way there.
-enum class HostState : std::uint8_t { NONE, FETCHING, HELD };
-
-struct HostCopy {
-    HostState state = HostState::NONE;
-    std::uint8_t attempts = 0;  // that failed, one after the other
-    std::uint64_t bytes = 0;
-    Ns used_ns = 0;   // when it was last loaded from, or came
-    Ns ready_ns = 0;  // FETCHING: when it is thought to be known to be there
-};
-
-struct Worker {
-    WorkerId worker_id = 0;
-    std::vector<Device*> devices;  // that were not lost
-    LinkDelays link;
-    Ns there_ns = LINK_DEFAULT_NS;  // what is made of them
-    Ns back_ns = LINK_DEFAULT_NS;
-    Ns link_free_ns = 0;            // when the loads that were sent are thought to be done; devices share the link
-    Ns loads_ns = 0;                // planned durations of the LOADs under way
-    Ns loads_from_ns = 0;           // since when the oldest of them has the link, as is thought
-    PredictedLane predicted_loads;  // the same without margins
-    InputsWay inputs;
-    Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
-    std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
-    std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded
-    std::uint64_t host_used = 0;
-    std::vector<HostCopy> host;  // by the model's slot
-    std::uint32_t fetching = 0;  // FETCHes under way
-    Ns disk_free_ns = 0;         // when they are thought to be done
-    Ns fetches_ns = 0;           // their planned durations
-    PredictedLane predicted_fetches;
-    bool draining = false;
-
-    std::uint32_t slot = 0;
-    std::uint32_t generation = 0;
-
-    void reset() {
-        std::uint32_t place = slot, age = generation;
-        *this = Worker();
-        slot = place;
-        generation = age;
-    }
-
-    HostState host_state(const Model& model) const {
-        return model.slot < host.size() ? host[model.slot].state : HostState::NONE;
-    }
-    // Whether a LOAD of it could be ordered here.
-    bool is_hosted(const Model& model) const { return host_bytes == 0 || host_state(model) == HostState::HELD; }
-    // Whether it could ever be.
-    bool could_host(const KindSpec& spec) const { return host_bytes == 0 || spec.host_bytes <= host_bytes; }
-    // Which of the ways in which workers prepared a model is this one's: KindSpec::variant; 0: it has not prepared it.
-    std::uint32_t variant_of(const Model& model) const {
-        return model.slot < variants.size() ? variants[model.slot] : 0;
-    }
-    bool has(const Model* model) const { return variant_of(*model) != 0; }
-    // When the controller should have heard of all LOADs under way.
-    Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
-    // By its number; null if there is none, or it was lost.
-    Device* device(std::int32_t index) const {
-        for (Device* one : devices) {
-            if (one->index == static_cast<std::uint32_t>(index)) {
-                return one;
-            }
-        }
-        return nullptr;
-    }
-};
-
-inline bool Device::usable() const { return !worker->draining; }
-
-inline KindSpec* Model::spec(const Device& device) const {
-    std::uint32_t variant = device.worker->variant_of(*this);
-    return variant != 0 ? spec(device.kind, variant) : nullptr;
-}
-
-inline bool Model::is_somewhere() const {
-    return std::any_of(residencies.begin(), residencies.end(),
-                       [](const Residency* one) { return one->device->usable(); });
-}
-
-inline bool Model::is_within_reach() const {
-    return std::any_of(residencies.begin(), residencies.end(),
-                       [](const Residency* one) { return one->device->usable() && !one->is_stuck; });
-}
-
-inline Ns Device::free_ns(Ns now) const {
-    Ns soonest = now + worker->there_ns;
-    if (lane.empty()) {
-        return soonest;
-    }
-    Ns end = lane_end_ns;
-    Ns overdue = now - worker->back_ns - head_end_ns;  // had the head ended before, its result would be here
-    if (overdue > 0) {
-        end += overdue;
-    }
-    if (overdue > STUCK_NS) {
-        end += overdue;  // what has gone on for so long is likely to go on for as long again
-    }
-    return std::max(end, soonest);
-}
 
 }  // namespace clockwork

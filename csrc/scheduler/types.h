@@ -91,6 +91,17 @@ enum class Text : std::uint8_t {
     VERBATIM,         // text, as the worker said it, or the name of status a
 };
 
+// What an answer says: a sentence, and what fills it in.
+struct Said {
+    Text text = Text::NONE;
+    Ns a = 0;
+    Ns b = 0;
+    const std::string* words = nullptr;  // the worker's own; null or empty: it said none
+
+    Said(Text text) : text(text) {}  // NOLINT: most sentences need nothing else
+    Said(Text text, Ns a, Ns b = 0, const std::string* words = nullptr) : text(text), a(a), b(b), words(words) {}
+};
+
 struct Request {
     RequestId id = 0;
     ModelId model_id = 0;

@@ -1,4 +1,4 @@
-"""What was learnt while something was slow does not outlive it (csrc/scheduler/link.h, stale.cpp), as stories."""
+"""What was learnt while something was slow does not outlive it (csrc/scheduler/link.h, learning.h), as stories."""
 
 from __future__ import annotations
 

@@ -403,7 +403,7 @@ def test_a_device_that_is_stuck_is_not_counted_on(policy: str) -> None:
 
 
 def test_the_numbers_are_those_of_the_configuration() -> None:
-    text = (Path(__file__).parents[2] / "csrc/scheduler/state.h").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "csrc/scheduler/records.h").read_text(encoding="utf-8")
     for name in ("EVIDENCE_LOST", "EVIDENCE_CRASHED", "EVIDENCE_MAX", "OVERRUNS_MAX"):
         found = re.search(rf"constexpr [\w:]+ {name} = (\d+);", text)
         assert found

@@ -1,7 +1,7 @@
-// The host store of a worker: what is fetched into it from disk, and what is dropped from it. See loads.h.
+// The host store of a worker: what is fetched into it from disk, and what is dropped from it. See arenas.h.
 #include <algorithm>
 
-#include "scheduler/loads.h"
+#include "scheduler/arenas.h"
 
 namespace clockwork {
 
@@ -14,23 +14,23 @@ constexpr Ns PAST_NS = -NEVER_NS;
 
 // ----- how long it takes ----------------------------------------------------------------------------
 
-Ns Loads::fetch_wait_ns(const Worker& worker, const Model& model) const {
+Ns Arenas::fetch_wait_ns(const Worker& worker, const Model& model) const {
     if (worker.is_hosted(model)) {
         return 0;
     }
     if (worker.host_state(model) == HostState::FETCHING) {
-        return std::max<Ns>(worker.host[model.slot].ready_ns - now_, 0);
+        return std::max<Ns>(worker.host[model.slot].ready_ns - state_.now, 0);
     }
     const KindSpec& spec = *model.spec(*worker.devices.front());
-    Ns begin = std::max(worker.disk_free_ns, now_ + worker.there_ns);
-    return begin + spec.fetch_planned_ns() + worker.back_ns - now_;
+    Ns begin = std::max(worker.disk_free_ns, state_.now + worker.there_ns);
+    return begin + spec.fetch_planned_ns() + worker.back_ns - state_.now;
 }
 
 // function(worker, spec) for each worker that could load the model, until it returns false.
 template <typename Function>
-void Loads::for_each_store(const Model& model, Function&& function) const {
+void Arenas::for_each_store(const Model& model, Function&& function) const {
     for (WorkerId id : model.workers) {
-        const Worker* worker = find_worker(id);
+        const Worker* worker = state_.find_worker(id);
         if (worker == nullptr || worker->draining) {
             continue;  // null while it leaves
         }
@@ -41,8 +41,8 @@ void Loads::for_each_store(const Model& model, Function&& function) const {
     }
 }
 
-Ns Loads::fetch_wait_ns(const Model& model) const {
-    if (tiered_ == 0 || !model.residencies.empty()) {
+Ns Arenas::fetch_wait_ns(const Model& model) const {
+    if (state_.tiered == 0 || !model.residencies.empty()) {
         return 0;
     }
     Ns least = NEVER_NS;
@@ -53,8 +53,8 @@ Ns Loads::fetch_wait_ns(const Model& model) const {
     return least < NEVER_NS ? least : 0;
 }
 
-Ns Loads::hops_ns(const Model& model) const {
-    if (tiered_ == 0 || !model.residencies.empty()) {
+Ns Arenas::hops_ns(const Model& model) const {
+    if (state_.tiered == 0 || !model.residencies.empty()) {
         return 0;
     }
     Ns least = NEVER_NS;
@@ -67,8 +67,8 @@ Ns Loads::hops_ns(const Model& model) const {
     return least < NEVER_NS ? least : 0;
 }
 
-Ns Loads::last_begin_ns(const Model& model, Ns latest_ns) const {
-    if (tiered_ == 0 || !model.residencies.empty()) {
+Ns Arenas::last_begin_ns(const Model& model, Ns latest_ns) const {
+    if (state_.tiered == 0 || !model.residencies.empty()) {
         return latest_ns;
     }
     Ns last = PAST_NS;
@@ -90,7 +90,7 @@ Ns Loads::last_begin_ns(const Model& model, Ns latest_ns) const {
     return is_any ? last : latest_ns;
 }
 
-const Worker* Loads::find_host(const Model& model) const {
+const Worker* Arenas::find_host(const Model& model) const {
     const Worker* found = nullptr;
     for_each_store(model, [&](const Worker& worker, const KindSpec&) {
         found = worker.is_hosted(model) ? &worker : nullptr;
@@ -102,13 +102,13 @@ const Worker* Loads::find_host(const Model& model) const {
 // ----- deciding -------------------------------------------------------------------------------------
 
 // Whether something on the worker is being loaded from it, or is about to be.
-bool Loads::is_pinned(const Worker& worker, const Model& model) {
+bool Arenas::is_pinned(const Worker& worker, const Model& model) {
     return std::any_of(model.residencies.begin(), model.residencies.end(), [&](const Residency* one) {
         return one->device->worker == &worker && one->state != ResidencyState::RESIDENT;
     });
 }
 
-bool Loads::bring(Worker& worker, Model& model, Ns before_ns) {
+bool Arenas::bring(Worker& worker, Model& model, Ns before_ns) {
     if (worker.is_hosted(model)) {
         return true;
     }
@@ -120,10 +120,10 @@ bool Loads::bring(Worker& worker, Model& model, Ns before_ns) {
     std::uint64_t free = worker.host_bytes - worker.host_used;
     dropped_.clear();
     if (free < spec->host_bytes) {
-        for (Model* one : models_) {
+        for (Model* one : state_.models) {
             if (worker.host_state(*one) == HostState::HELD && worker.host[one->slot].used_ns < before_ns &&
-                may_drop(*one) && !is_pinned(worker, *one)) {
-                dropped_.push_back({host_worth(*one), worker.host[one->slot].used_ns, one});
+                deciders_.memory->may_drop(*one) && !is_pinned(worker, *one)) {
+                dropped_.push_back({deciders_.memory->host_worth(*one), worker.host[one->slot].used_ns, one});
             }
         }
         std::stable_sort(dropped_.begin(), dropped_.end(), [](const Dropped& one, const Dropped& other) {
@@ -147,7 +147,7 @@ bool Loads::bring(Worker& worker, Model& model, Ns before_ns) {
 
 // A request was refused that would have been served had its weights been nearer: the next one shall find them so, if
 // that costs nothing that is of use.
-void Loads::warm(Model& model) {
+void Arenas::warm(Model& model) {
     if (model.fetches > 0 || model.draining || !model.residencies.empty()) {
         return;
     }
@@ -163,7 +163,7 @@ void Loads::warm(Model& model) {
                 return;
             }
         } else if (worker.fetching == 0 && find_host(model) == nullptr) {
-            bring(worker, model, now_ - WARM_IDLE_NS);
+            bring(worker, model, state_.now - WARM_IDLE_NS);
             if (model.fetches > 0) {
                 return;
             }
@@ -174,37 +174,38 @@ void Loads::warm(Model& model) {
 // ----- acting ---------------------------------------------------------------------------------------
 
 // A residency that stands for the model in an action of the host store: it is on no device.
-Residency& Loads::stand_in(Worker& worker, Model& model) {
+Residency& Arenas::stand_in(Worker& worker, Model& model) {
     Device& device = *worker.devices.front();
     Residency* one = make_residency(device, model, *model.spec(device), 0);
-    one->load_id = ++load_id_;
+    one->load_id = state_.next_load();
     return *one;
 }
 
-void Loads::send_fetch(Worker& worker, Model& model, const KindSpec& spec) {
+void Arenas::send_fetch(Worker& worker, Model& model, const KindSpec& spec) {
     if (worker.host.size() <= model.slot) {
-        worker.host.resize(model_pool_.slot_count());
+        worker.host.resize(state_.pool<Model>().slot_count());
     }
     HostCopy& copy = worker.host[model.slot];
     Residency& residency = stand_in(worker, model);
     Ns expected = spec.fetch_expected_ns(), planned = with_margin(expected);
-    worker.disk_free_ns = std::max(worker.disk_free_ns, now_ + worker.there_ns) + planned;
+    worker.disk_free_ns = std::max(worker.disk_free_ns, state_.now + worker.there_ns) + planned;
     worker.fetches_ns += planned;
     worker.host_used += spec.host_bytes;
     ++worker.fetching;
     ++model.fetches;
     copy.state = HostState::FETCHING;
     copy.bytes = spec.host_bytes;
-    copy.used_ns = now_;
+    copy.used_ns = state_.now;
     copy.ready_ns = worker.disk_free_ns + worker.back_ns;
-    Flight* flight = make_flight(*residency.device, FlightKind::FETCH, residency, nullptr, expected, planned);
-    Command& command = order_action(CommandKind::SEND_FETCH, *flight);
-    command.earliest_ns = now_;
-    command.latest_ns = now_ + std::max(LOAD_WINDOW_NS, 10 * planned);
+    Flight* flight = flights_.make(*residency.device, FlightKind::FETCH, residency, nullptr, expected, planned);
+    flights_.enter(*flight);
+    Command& command = flights_.order(CommandKind::SEND_FETCH, *flight);
+    command.earliest_ns = state_.now;
+    command.latest_ns = state_.now + std::max(LOAD_WINDOW_NS, 10 * planned);
     command.expected_ns = expected;
 }
 
-void Loads::send_drop(Worker& worker, Model& model, std::uint8_t attempts) {
+void Arenas::send_drop(Worker& worker, Model& model, std::uint8_t attempts) {
     HostCopy& copy = worker.host[model.slot];
     if (copy.state == HostState::HELD) {
         worker.host_used -= copy.bytes;
@@ -214,77 +215,59 @@ void Loads::send_drop(Worker& worker, Model& model, std::uint8_t attempts) {
     residency.attempts = static_cast<std::uint8_t>(attempts + 1);
     ++model.drops;
     Flight* flight =
-        make_flight(*residency.device, FlightKind::DROP, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
-    Command& command = order_action(CommandKind::SEND_DROP, *flight);
-    command.earliest_ns = now_;
+        flights_.make(*residency.device, FlightKind::DROP, residency, nullptr, UNLOAD_EXPECTED_NS, UNLOAD_EXPECTED_NS);
+    flights_.enter(*flight);
+    Command& command = flights_.order(CommandKind::SEND_DROP, *flight);
+    command.earliest_ns = state_.now;
     command.latest_ns = NEVER_NS;
     command.expected_ns = UNLOAD_EXPECTED_NS;
 }
 
 // ----- results --------------------------------------------------------------------------------------
 
-void Loads::end_host_action(Flight& flight) {
+void Arenas::end_host_action(Flight& flight) {
     Model& model = *flight.residency->model;
     --(flight.kind == FlightKind::FETCH ? model.fetches : model.drops);
-    retire(flight.residency);
+    state_.retire(flight.residency);
 }
 
-void Loads::fetch_answered(Flight& flight, const ActionResult& result) {
+bool Arenas::fetch_ended(Flight& flight, Status status) {
     Model& model = *flight.residency->model;
     Worker& worker = *flight.device->worker;
-    KindSpec& spec = *flight.residency->spec;
     HostCopy& copy = worker.host[model.slot];
     --worker.fetching;
-    worker.disk_free_ns = now_ - worker.back_ns + worker.fetches_ns;
-    if (result.status == Status::OK) {
-        Ns took = result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
-        Ns own = spec.fetches->measure(model.model_id, 0, spec.page_count, took, now_);
-        model.for_each_alike(spec, [own](KindSpec& one) { one.fetch_own_ns = own; });
+    worker.disk_free_ns = state_.now - worker.back_ns + worker.fetches_ns;
+    if (status == Status::OK) {
         copy.state = HostState::HELD;
-        copy.used_ns = now_;
+        copy.used_ns = state_.now;
         copy.attempts = 0;
-    } else {
-        worker.host_used -= copy.bytes;
-        copy.state = HostState::NONE;
-        if (++copy.attempts >= LOAD_ATTEMPTS_MAX) {
-            copy.attempts = 0;
-            if (model.residencies.empty()) {
-                Said said(Text::LOAD_FAILED, static_cast<Ns>(result.status), 0, result.text);
-                load_given_up(*flight.residency, said);
-                while (Pending* pending = model.background.front()) {
-                    fail(*pending, Status::UNAVAILABLE, said);
-                }
-            }
-        }
+        return true;
     }
-    end_host_action(flight);
-    for (Device* device : worker.devices) {
-        touch(*device);
+    worker.host_used -= copy.bytes;
+    copy.state = HostState::NONE;
+    if (++copy.attempts < LOAD_ATTEMPTS_MAX) {
+        return true;
     }
-    host_changed(worker, model);
-    if (model.draining) {
-        check_removed(model);
-    }
+    copy.attempts = 0;
+    return false;
 }
 
-void Loads::drop_answered(Flight& flight, const ActionResult& result) {
+bool Arenas::drop_ended(Flight& flight, Status status) {
     Model& model = *flight.residency->model;
     Worker& worker = *flight.device->worker;
-    bool refused = result.status == Status::IN_USE || result.status == Status::DEVICE_ERROR ||
-                   result.status == Status::ACTION_CANCELLED || result.status == Status::TOO_LATE;
     std::uint8_t attempts = flight.residency->attempts;
     end_host_action(flight);
-    if (refused && attempts < UNLOAD_ATTEMPTS_MAX && !worker.draining && worker.host_state(model) == HostState::NONE) {
+    if (is_refused(status) && attempts < UNLOAD_ATTEMPTS_MAX && !worker.draining &&
+        worker.host_state(model) == HostState::NONE) {
         send_drop(worker, model, attempts);
-    } else if (model.draining) {
-        check_removed(model);
+        return false;
     }
+    return true;
 }
 
-// True when no worker holds a copy of a model that is being removed, nor moves one.
-bool Loads::leave_hosts(Model& model) {
+bool Arenas::leave_hosts(Model& model) {
     for (WorkerId id : model.workers) {
-        Worker* worker = find_worker(id);
+        Worker* worker = state_.find_worker(id);
         if (worker != nullptr && worker->host_state(model) == HostState::HELD) {
             send_drop(*worker, model, 0);
         }
@@ -292,10 +275,9 @@ bool Loads::leave_hosts(Model& model) {
     return model.fetches == 0 && model.drops == 0;
 }
 
-void Loads::check_invariants() const {
-    Book::check_invariants();
+void Arenas::check_invariants() const {
     const Worker* last = nullptr;
-    for (const Device* device : devices_) {
+    for (const Device* device : state_.devices) {
         const Worker& worker = *device->worker;
         for (const Residency* one = device->resident.front(); one != nullptr; one = device->resident.next(one)) {
             must(one->state == ResidencyState::RESIDENT || worker.is_hosted(*one->model),
@@ -307,7 +289,7 @@ void Loads::check_invariants() const {
         last = &worker;
         std::uint64_t used = 0;
         std::uint32_t fetching = 0;
-        for (const Model* model : models_) {
+        for (const Model* model : state_.models) {
             HostState state = worker.host_state(*model);
             used += state != HostState::NONE ? worker.host[model->slot].bytes : 0;
             fetching += state == HostState::FETCHING;

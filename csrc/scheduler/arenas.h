@@ -1,15 +1,19 @@
-// Which models are on which device: loads on demand, eviction, unloading.
+// What lies in arenas and host stores: loads on demand, eviction, unloading.
 //
 // A load is decided with the first request that needs it. Idle models make room, least recently used first; where
 // they do not suffice, the busy ones whose planned work ends first are *doomed*: what was promised on them is still
 // done, nothing new is planned, and then their pages go. So a model with continuous traffic cannot keep another out
 // for ever, and a promise made on the new one is accounted from the time at which its victims will be idle.
+//
+// A worker may have a host store with a budget, from which all its devices load. Then a model is *fetched* into it from
+// disk before it can be loaded (bring()), and others are *dropped* from it to make room: the least worth first, never
+// one from which a load is under way or decided. Both are orders like any other, for the worker's first device; a copy's
+// bytes are the controller's to give away from the moment at which its DROP is ordered.
 #pragma once
 
-#include <utility>
 #include <vector>
 
-#include "scheduler/book.h"
+#include "scheduler/flights.h"
 
 namespace clockwork {
 
@@ -43,86 +47,16 @@ inline constexpr std::uint32_t FETCHES_MAX = 2;
 // A refusal that a resident model would have avoided loads it, evicting only what idled this long.
 inline constexpr Ns WARM_IDLE_NS = SECOND;
 
-// Residency, for any policy.
-//
-// A worker may have a host store with a budget, from which all its devices load. Then a model is *fetched* into it from
-// disk before it can be loaded (bring()), and others are *dropped* from it to make room: the least worth first, never
-// one from which a load is under way or decided. Both are orders like any other, for the worker's first device; a copy's
-// bytes are the controller's to give away from the moment at which its DROP is ordered.
-class Loads : public Book {
+// A device onto which a model could be loaded, and how its worker prepared it.
+struct Place {
+    Device* device;
+    KindSpec* spec;
+};
+
+class Arenas {
 public:
-    using Book::Book;
-
-    void check_invariants() const override;
-
-    bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) final;
-
-protected:
-    struct Place {
-        Device* device;
-        KindSpec* spec;
-    };
-    struct Ending {
-        Ns finish_ns;
-        Residency* residency;
-    };
-
-    // ----- what a policy brings ----------------------------------------------------------------
-
-    // Whether an idle model may make room (asked of those that is_idle()).
-    virtual bool may_evict(const Residency& residency) const {
-        (void)residency;
-        return true;
-    }
-    // Idle models in the order in which they are to make room, a part at a time: the first `ordered` are in order, and
-    // as many are when it returns as it says, at least one more. They come least recently used first.
-    virtual std::size_t order_evictable(Device& device, std::vector<Residency*>& found, std::size_t ordered) {
-        (void)device;
-        (void)ordered;
-        return found.size();
-    }
-    // Whether anybody still waits for a load that was not sent. If not, it is dropped.
-    virtual bool is_load_wanted(const Residency& residency) const {
-        return !residency.batches.empty() || !residency.model->background.empty();
-    }
-    // Models that could be doomed, with the time at which their work ends, earliest first. Without a plan: those in
-    // flight.
-    virtual void find_busy(Device& device, std::vector<Ending>& found);
-    // Whether a host store may drop a model (from which nothing is being loaded), and what its copy there is worth:
-    // of those that are equal, the least recently used goes first.
-    virtual bool may_drop(const Model& model) const {
-        (void)model;
-        return true;
-    }
-    virtual double host_worth(const Model& model) const {
-        (void)model;
-        return 0;
-    }
-    // A FETCH came to its end, well or not.
-    virtual void host_changed(Worker& worker, Model& model) {
-        (void)worker;
-        (void)model;
-    }
-    // A load was done: work may be sent to it.
-    virtual void load_done(Residency& residency, Ns took_ns) {
-        (void)residency;
-        (void)took_ns;
-    }
-    // A load failed for the last time: answer whoever waits for it.
-    virtual void load_given_up(Residency& residency, const Said& said) {
-        (void)residency;
-        (void)said;
-    }
-    // Take all work that is planned on a residency off it; append its requests, in order.
-    virtual void evacuate(Residency& residency, std::vector<Pending*>& waiting) {
-        (void)residency;
-        (void)waiting;
-    }
-    // A batch leaves for its device: says when it will be there, where its inputs take longer than an order.
-    virtual void depart(Flight& flight) { (void)flight; }
-    // A residency leaves its device, or its load is dropped.
-    virtual void residency_gone(Residency& residency) { (void)residency; }
-    virtual void model_gone(Model& model) { (void)model; }
+    Arenas(State& state, Flights& flights, const Deciders& deciders)
+        : state_(state), flights_(flights), deciders_(deciders) {}
 
     // ----- deciding ----------------------------------------------------------------------------
 
@@ -131,10 +65,14 @@ protected:
     // doom: busy models may have to make room, not only idle ones.
     Residency* propose_load(Device& device, Model& model, KindSpec& spec, Ns key_ns, bool doom);
     void accept_load(Residency& residency);
+    // Decides the load even if busy models have to go for it: nothing new is sent to them, and it starts when their
+    // pages are free. False: not even then.
+    bool load_by_force(Device& device, Model& model, KindSpec& spec);
     // The idle models that would have to go for it, fewest first; false if they do not suffice.
     bool find_room(Device& device, const KindSpec& spec, std::vector<Residency*>& victims);
     // Forget a load that was not sent. Nothing may be planned on it.
     void drop_load(Residency& residency);
+    void drop_loads(Device& device);
     // Predict anew when each load that waits will be done.
     void retime_loads(Device& device);
 
@@ -160,6 +98,8 @@ protected:
     bool bring(Worker& worker, Model& model, Ns before_ns = NEVER_NS);
     // A request was refused whose model is too far away.
     void warm(Model& model);
+    // True when no worker holds a copy of a model that is being removed, nor moves one.
+    bool leave_hosts(Model& model);
 
     // ----- acting ------------------------------------------------------------------------------
 
@@ -169,43 +109,40 @@ protected:
     bool takes_load(Device& device, std::uint32_t under_way) const;
     // Load into free pages, or those of models that have idled long. False if there are none.
     bool load_idly(Device& device, Model& model, KindSpec& spec) {
-        return load_now(device, model, spec, now_ - WARM_IDLE_NS);
+        return load_now(device, model, spec, state_.now - WARM_IDLE_NS);
     }
     // Load into the room that find_room() has just found.
     void load_over(Device& device, Model& model, KindSpec& spec, const std::vector<Residency*>& victims);
     // Load into free pages, or those of idle models that were last used before then. False if there are none.
     bool load_now(Device& device, Model& model, KindSpec& spec, Ns before_ns);
+    // Load into free pages without a request for it: see Scheduler.
+    bool preload(Device& device, Model& model);
     // Order a model off its device. Its pages must have been given back to the allocator already.
     void send_unload(Residency& residency);
     // Give its pages back and order it off. It must be idle.
     void evict(Residency& residency);
-    // Enter an action of the execute lane in the books.
-    Flight* fly(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns, Ns duration_ns);
+    // The device is gone.
+    void forget(Residency& residency);
 
     // ----- results -----------------------------------------------------------------------------
 
-    void load_answered(Flight& flight, const ActionResult& result);
-    void unload_answered(Flight& flight, const ActionResult& result);
-    void fetch_answered(Flight& flight, const ActionResult& result);
-    void drop_answered(Flight& flight, const ActionResult& result);
+    // A LOAD ended. The caller says what follows: loaded(), or false from failed(), after which the load waits as one
+    // that was not sent, to be dropped.
+    void load_ended(Flight& flight);
+    void loaded(Residency& residency);
+    bool failed(Residency& residency);
+    // True: there is nothing more to do about it.
+    bool unload_ended(Flight& flight, Status status);
+    // False: it failed for the last time.
+    bool fetch_ended(Flight& flight, Status status);
+    // True: there is nothing more to do about it.
+    bool drop_ended(Flight& flight, Status status);
     // A FETCH or DROP is under way no more.
     void end_host_action(Flight& flight);
-    // The device says that the model is not there. Appends the requests that were planned on it.
-    void lose_residency(Residency& residency, std::vector<Pending*>& waiting);
+    // The device says that the model is not there; nothing is planned on it.
+    void lose(Residency& residency);
 
-    // One step further in unloading a model that is being unregistered and has no request left.
-    void check_removed(Model& model) override;
-
-    // The order that sends a flight; what is particular to its kind is the caller's.
-    Command& order_action(CommandKind kind, const Flight& flight);
-    Flight* make_flight(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
-                        Ns duration_ns);
-    // Takes it out of the books; it is given back when the step is over.
-    void end_flight(Flight& flight);
-    // What was predicted of an action, held against what came of it.
-    void judge(const Flight& flight, const ActionResult& result);
-
-    std::uint32_t tiered_ = 0;  // workers with a host store
+    void check_invariants() const;
 
 private:
     struct Dropped {
@@ -214,15 +151,19 @@ private:
         Model* model;
     };
 
+    // Whether an UNLOAD or a DROP came to nothing, and may be tried again.
+    static bool is_refused(Status status) {
+        return status == Status::IN_USE || status == Status::DEVICE_ERROR || status == Status::ACTION_CANCELLED ||
+               status == Status::TOO_LATE;
+    }
     template <typename Function>
     void for_each_store(const Model& model, Function&& function) const;
     static bool is_pinned(const Worker& worker, const Model& model);
     Residency& stand_in(Worker& worker, Model& model);
     void send_fetch(Worker& worker, Model& model, const KindSpec& spec);
     void send_drop(Worker& worker, Model& model, std::uint8_t attempts);
-    bool leave_hosts(Model& model);
-    static PredictedLane& predicted_lane(Device& device, FlightKind kind);
     bool find_victims(Residency& residency, bool doom);
+    void find_busy(Device& device);
     // Makes room for these runs on trial_ by idle models, which it appends to the victims. False: they do not suffice.
     bool try_idle(Device& device, const std::vector<std::uint32_t>& runs, std::vector<Residency*>& victims);
     void absolve(Residency& residency);
@@ -235,11 +176,14 @@ private:
     template <typename Function>
     void for_each_evictable(Device& device, const std::vector<Residency*>& chosen, Ns before_ns, Function&& function);
     void doom_more(Device& device, Residency& residency);
-    void load_failed(Residency& residency, const ActionResult& result);
     void forget_victim(Device& device, Residency& residency);
+    void gone(Residency& residency);
     template <typename Function>
     std::size_t for_each_loadable(const Model& model, std::size_t first, Function&& function);
 
+    State& state_;
+    Flights& flights_;
+    const Deciders& deciders_;
     PageAllocator trial_;  // find_victims() and find_room() try things on it
     PageAllocator::Pages trial_starts_;
     std::vector<Residency*> evictable_;

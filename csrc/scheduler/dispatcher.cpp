@@ -1,0 +1,326 @@
+#include "scheduler/dispatcher.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+namespace {
+
+Ns took_ns(const ActionResult& result) {
+    return result.duration_ns != 0 ? result.duration_ns : std::max<Ns>(result.end_ns - result.begin_ns, 0);
+}
+
+}  // namespace
+
+Dispatcher::Dispatcher(const SchedulerOptions& options, const MakePolicy& make_policy)
+    : parts_(out, options), policy_(make_policy(parts_, options)) {
+    parts_.deciders = {policy_.get(), &policy_->memory()};
+}
+
+// Timers that are due, then every device that something happened to, then the next wake.
+void Dispatcher::settle(Ns now) {
+    state_.advance(now);
+    do {
+        while (Pending* due = state_.next_due()) {
+            policy_->expire(*due);
+        }
+        state_.take_touched(looking_);
+        for (Device* device : looking_) {
+            policy_->dispatch(*device);
+            state_.follow_wake(*device);
+        }
+    } while (!looking_.empty());
+    Ns wake = state_.next_wake_ns();
+    if (wake != wake_ns_) {
+        wake_ns_ = wake;
+        if (wake < NEVER_NS) {
+            state_.order(CommandKind::WAKE).earliest_ns = wake;
+        }
+    }
+    state_.recycle();
+}
+
+// ----- requests -----------------------------------------------------------------------------------
+
+void Dispatcher::arrived(Ns now, const Request& request) {
+    state_.advance(now);
+    parts_.learning.forget_stale();
+    Model* model = state_.find_model(request.model_id);
+    if (model == nullptr || (model->workers.empty() && !model->draining)) {
+        requests_.refuse(request, Reason::NO_WORKER, Text::NO_WORKER);
+        return;
+    }
+    if (model->aside) {
+        Pending* pending = requests_.make(request, *model);
+        requests_.open(*pending);
+        requests_.fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+        return;
+    }
+    if (model->draining) {
+        requests_.refuse(request, Reason::DRAINING, Text::DRAINING);
+        return;
+    }
+    if (requests_.is_full(request.bytes)) {
+        Said said(Text::QUEUE_FULL, static_cast<Ns>(state_.pendings.size()), static_cast<Ns>(requests_.queued_bytes()));
+        requests_.refuse(*requests_.make(request, *model), Reason::OVERLOADED, said);
+        return;
+    }
+    if (!model->is_somewhere() && !arenas_.fits_somewhere(*model)) {
+        bool usable = std::any_of(model->workers.begin(), model->workers.end(),
+                                  [this](WorkerId id) { return !state_.find_worker(id)->draining; });
+        if (usable) {
+            requests_.refuse(request, Reason::MEMORY, Text::TOO_LARGE);
+        } else {
+            requests_.refuse(request, Reason::NO_WORKER, Text::WORKERS_LEAVING);
+        }
+        return;
+    }
+    policy_->arrive(*requests_.make(request, *model));
+}
+
+void Dispatcher::cancelled(Ns now, RequestId request_id) {
+    state_.advance(now);
+    if (Pending* pending = state_.pendings.find(request_id); pending != nullptr) {
+        requests_.fail(*pending, Status::CANCELLED, Text::WAS_CANCELLED);
+    }
+}
+
+// ----- models -------------------------------------------------------------------------------------
+
+void Dispatcher::model_ready(Ns now, WorkerId worker_id, const ModelSpec& spec) {
+    state_.advance(now);
+    if (Worker* worker = state_.find_worker(worker_id); worker != nullptr) {
+        if (Model* model = parts_.models.prepared(*worker, spec); model != nullptr) {
+            policy_->model_prepared(*model);
+        }
+    }
+}
+
+void Dispatcher::model_removed(Ns now, ModelId model_id) {
+    state_.advance(now);
+    Model* model = state_.find_model(model_id);
+    if (model == nullptr) {
+        state_.order(CommandKind::MODEL_GONE).model_id = model_id;
+    } else if (!model->draining) {
+        model->draining = true;
+        parts_.models.check_removed(*model);
+    }
+}
+
+bool Dispatcher::preload(Ns now, WorkerId worker_id, std::int32_t device_index, ModelId model_id) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    Model* model = state_.find_model(model_id);
+    Device* device = worker != nullptr ? worker->device(device_index) : nullptr;
+    if (device == nullptr || model == nullptr || !worker->has(model) || worker->draining || model->draining) {
+        return false;
+    }
+    bool is_there = std::any_of(model->residencies.begin(), model->residencies.end(),
+                                [device](const Residency* one) { return one->device == device; });
+    return !is_there && arenas_.preload(*device, *model);
+}
+
+// ----- results ------------------------------------------------------------------------------------
+
+void Dispatcher::action_done(Ns now, const ActionResult& result) {
+    state_.advance(now);
+    Flight* found = state_.flights.find(result.action_id);
+    if (found == nullptr || found->device->worker->worker_id != result.worker) {
+        return;  // an answer to an action that was given up
+    }
+    Flight& flight = *found;
+    bool is_stuck =
+        result.status == Status::OVERRUN && (flight.kind == FlightKind::LOAD || flight.kind == FlightKind::FETCH);
+    if (result.status == Status::CRASHED || is_stuck) {
+        worker_draining(now, result.worker);  // it is about to end: nothing more goes there
+    }
+    parts_.flights.end(flight);
+    parts_.flights.judge(flight, result);
+    state_.touch(*flight.device);
+    Model& model = *flight.residency->model;
+    switch (flight.kind) {
+        case FlightKind::LOAD: load_done(flight, result); break;
+        case FlightKind::UNLOAD:
+            if (arenas_.unload_ended(flight, result.status) && model.draining) {
+                parts_.models.check_removed(model);
+            }
+            break;
+        case FlightKind::FETCH: fetch_done(flight, result); break;
+        case FlightKind::DROP:
+            if (arenas_.drop_ended(flight, result.status) && model.draining) {
+                parts_.models.check_removed(model);
+            }
+            break;
+        case FlightKind::INFER:
+        case FlightKind::PROFILE: execution_done(flight, result); break;
+    }
+}
+
+void Dispatcher::load_done(Flight& flight, const ActionResult& result) {
+    Residency& residency = *flight.residency;
+    Model& model = *residency.model;
+    KindSpec& spec = *residency.spec;
+    if (result.status == Status::OK) {
+        model.load_evidence = 0;
+    } else if (result.status == Status::CRASHED || result.status == Status::OVERRUN) {
+        recovery_.accuse(flight, result.status == Status::CRASHED ? Fault::CRASHED : Fault::STUCK);
+    }
+    arenas_.load_ended(flight);
+    if (result.status == Status::OK) {
+        Ns took = took_ns(result);
+        parts_.learning.loaded(model, spec, took);
+        arenas_.loaded(residency);
+        policy_->load_done(residency, took);
+    } else if (!arenas_.failed(residency)) {
+        give_up_load(residency, result);
+    }
+    arenas_.retime_loads(*flight.device);
+    if (model.draining) {
+        parts_.models.check_removed(model);
+    }
+    parts_.learning.load_ended(spec);
+    if (model.aside) {
+        recovery_.set_aside(model);
+    }
+}
+
+// A LOAD, or a FETCH, failed for the last time: answers whoever waits for it.
+void Dispatcher::give_up_load(Residency& residency, const ActionResult& result) {
+    Model& model = *residency.model;
+    Said said(Text::LOAD_FAILED, static_cast<Ns>(result.status), 0, result.text);
+    policy_->load_given_up(residency, said);
+    const std::vector<Residency*>& loads = residency.device->pending;
+    if (std::find(loads.begin(), loads.end(), &residency) != loads.end()) {
+        arenas_.drop_load(residency);
+    }
+    if (model.residencies.empty()) {
+        requests_.fail_background(model, Status::UNAVAILABLE, said);
+    }
+}
+
+void Dispatcher::fetch_done(Flight& flight, const ActionResult& result) {
+    Model& model = *flight.residency->model;
+    Worker& worker = *flight.device->worker;
+    KindSpec& spec = *flight.residency->spec;
+    if (result.status == Status::OVERRUN) {
+        recovery_.accuse(flight, Fault::STUCK);
+    }
+    if (result.status == Status::OK) {
+        parts_.learning.fetched(model, spec, took_ns(result));
+    }
+    if (!arenas_.fetch_ended(flight, result.status) && model.residencies.empty()) {
+        give_up_load(*flight.residency, result);
+    }
+    arenas_.end_host_action(flight);
+    for (Device* device : worker.devices) {
+        state_.touch(*device);
+    }
+    policy_->memory().host_changed(worker, model);
+    if (model.draining) {
+        parts_.models.check_removed(model);
+    }
+    parts_.learning.fetch_ended(spec);
+    if (model.aside) {
+        recovery_.set_aside(model);
+    }
+}
+
+void Dispatcher::execution_done(Flight& flight, const ActionResult& result) {
+    if (result.ready_ns > 0) {
+        policy_->delivered(flight, result.ready_ns);
+    }
+    flight.revoked = true;  // it has ended
+    executions_.count(flight, result);
+    executions_.leave_lane(flight, result);
+    Model& model = *flight.residency->model;
+    if (result.status == Status::OK) {
+        Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
+        policy_->executed(flight, took);
+        parts_.learning.executed(flight, took);
+        if (flight.kind == FlightKind::INFER) {
+            answer(flight, result);
+        }
+    } else if (flight.kind == FlightKind::INFER) {
+        infer_failed(flight, result);
+    } else if (result.status == Status::CRASHED || result.status == Status::OVERRUN) {
+        recovery_.accuse(flight, result.status == Status::CRASHED ? Fault::CRASHED : Fault::OVERRUN);
+    }
+    executions_.retire(flight);
+    recovery_.follow(model);
+}
+
+void Dispatcher::answer(Flight& flight, const ActionResult& result) {
+    for (Pending* pending : flight.batch->pendings) {
+        if (pending->answered) {
+            continue;
+        }
+        if (state_.now > pending->deadline_ns) {
+            requests_.fail(*pending, Status::DEADLINE_MISSED, Text::RESULT_LATE);
+        } else {
+            requests_.answer_ok(*pending, flight, result);
+        }
+    }
+}
+
+void Dispatcher::infer_failed(Flight& flight, const ActionResult& result) {
+    Status status = result.status;
+    waiting_.clear();
+    executions_.take_back(flight, waiting_);
+    if (status == Status::CRASHED || status == Status::OVERRUN) {
+        recovery_.accuse(flight, status == Status::CRASHED ? Fault::CRASHED : Fault::OVERRUN);
+    }
+    bool has_words = result.text != nullptr && !result.text->empty();
+    if (status == Status::EXECUTION_FAILED || status == Status::INVALID_INPUT || status == Status::OVERRUN) {
+        for (Pending* pending : waiting_) {
+            if (flight.batch->pendings.size() == 1) {
+                Said said(has_words ? Text::VERBATIM : Text::FAILED_ON_INPUT, 0, 0, result.text);
+                requests_.fail(*pending, status == Status::OVERRUN ? Status::EXECUTION_FAILED : status, said);
+            } else {
+                pending->alone = true;
+                requests_.again(*pending, Status::DEADLINE_MISSED, Text::BATCH_FAILED, false);
+            }
+        }
+        return;
+    }
+    if (status == Status::CRASHED) {
+        for (Pending* pending : waiting_) {
+            requests_.again(*pending, Status::UNAVAILABLE, Text::WORKER_LOST);
+        }
+        return;
+    }
+    Said said(Text::VERBATIM, static_cast<Ns>(status), 0, result.text);
+    Status final_status = Status::UNAVAILABLE;
+    if (status == Status::TOO_LATE || status == Status::ACTION_CANCELLED) {
+        final_status = Status::DEADLINE_MISSED;
+        said = Text::CANNOT_BE_IN_TIME;
+    }
+    if (status == Status::NOT_RESIDENT || status == Status::UNKNOWN_MODEL) {
+        Residency& residency = *flight.residency;
+        if (residency.on_device) {
+            planned_.clear();
+            policy_->evacuate(residency, planned_);
+            arenas_.lose(residency);
+            for (Pending* pending : planned_) {
+                requests_.again(*pending, final_status, said, false);
+            }
+        }
+    }
+    // Too late for a window of the policy's own making is no failure of the request: the next is wider.
+    bool is_counted = status != Status::TOO_LATE || !flight.is_narrow;
+    for (Pending* pending : waiting_) {
+        pending->widenings = static_cast<std::uint8_t>(pending->widenings + !is_counted);
+        if (status == Status::DEVICE_ERROR) {
+            pending->failed_on = flight.device->number + 1;
+        }
+        requests_.again(*pending, final_status, said, is_counted);
+    }
+}
+
+void Dispatcher::check_invariants() const {
+    state_.check_invariants(*policy_);
+    requests_.check_invariants();
+    arenas_.check_invariants();
+    policy_->check_invariants();
+}
+
+}  // namespace clockwork

@@ -1,0 +1,92 @@
+// Events in, commands out: what every policy does alike.
+//
+// It notes what happened, has the policy decide, and reads results; a result of an action that is not in the books is
+// ignored. The rest is done by its parts (parts.h).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "scheduler/parts.h"
+#include "scheduler/scheduler.h"
+
+namespace clockwork {
+
+class Dispatcher final : public Scheduler {
+public:
+    using MakePolicy = std::function<std::unique_ptr<Policy>(Parts& parts, const SchedulerOptions& options)>;
+
+    Dispatcher(const SchedulerOptions& options, const MakePolicy& make_policy);
+
+    void arrived(Ns now, const Request& request) override;
+    void cancelled(Ns now, RequestId request_id) override;
+    void action_done(Ns now, const ActionResult& result) override;
+    void worker_joined(Ns now, WorkerId worker, const std::vector<DeviceSpec>& devices,
+                       std::uint64_t host_bytes) override;
+    void worker_left(Ns now, WorkerId worker) override;
+    void worker_draining(Ns now, WorkerId worker) override;
+    void device_lost(Ns now, WorkerId worker, std::int32_t device) override;
+    void device_clock(Ns now, WorkerId worker, std::int32_t device, std::uint32_t mhz) override;
+    void link_measured(Ns now, WorkerId worker, Ns there_ns, Ns back_ns) override;
+    void model_ready(Ns now, WorkerId worker, const ModelSpec& spec) override;
+    void model_removed(Ns now, ModelId model_id) override;
+    void shape_known(std::uint32_t shape, std::uint64_t elements) override { state_.shapes.set(shape, elements); }
+    void shape_forgotten(std::uint32_t shape) override { state_.shapes.forget(shape); }
+    void settle(Ns now) override;
+    bool preload(Ns now, WorkerId worker, std::int32_t device, ModelId model_id) override;
+
+    // ----- what it shows (view.cpp) --------------------------------------------------------------
+
+    void shapes_in_use(std::vector<std::uint32_t>& found) const override;
+    bool picture(WorkerId worker, std::int32_t device, std::vector<Held>& held) const override;
+    bool host_picture(WorkerId worker, std::vector<ModelId>& held) const override;
+    bool plans_fetches() const override { return policy_->plans_fetches(); }
+    std::vector<DeviceStatus> devices() const override;
+    std::vector<Whereabouts> whereabouts(ModelId model_id) const override;
+    std::vector<WorkerId> hosts(ModelId model_id) const override;
+    Snapshot snapshot() const override;
+    PolicyStatus policy_status(Ns now) const override { return policy_->status(now); }
+    double devices_wanted(Ns now) const override { return requests_.devices_wanted(now); }
+    std::vector<Ns> expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const override;
+    const Predictions* predictions() const override { return &state_.predictions; }
+    void judge_predictions(Ns from_ns, Ns until_ns) override;
+    void check_invariants() const override;
+
+private:
+    // Results.
+    void load_done(Flight& flight, const ActionResult& result);
+    void fetch_done(Flight& flight, const ActionResult& result);
+    void execution_done(Flight& flight, const ActionResult& result);
+    void answer(Flight& flight, const ActionResult& result);
+    void infer_failed(Flight& flight, const ActionResult& result);
+    void give_up_load(Residency& residency, const ActionResult& result);
+
+    // Workers that come and go (workers.cpp).
+    void add_device(Worker& worker, const DeviceSpec& spec);
+    void take_unsent(Device& device, std::vector<Pending*>& waiting);
+    void lose_flight(Flight& flight, std::vector<Pending*>& waiting);
+    void lose_device(Device& device, std::vector<Model*>& touched);
+    void find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched);
+    void note_model(Model& model, std::vector<Model*>& touched);
+    std::uint32_t kind_of(const DeviceSpec& spec);
+
+    Parts parts_;
+    State& state_ = parts_.state;
+    Arenas& arenas_ = parts_.arenas;
+    Requests& requests_ = parts_.requests;
+    Executions& executions_ = parts_.executions;
+    Recovery& recovery_ = parts_.recovery;
+    std::unique_ptr<Policy> policy_;
+
+    Ns wake_ns_ = NEVER_NS;         // when it has asked to be woken
+    std::vector<Device*> looking_;  // the devices that settle() is at
+    std::uint64_t device_count_ = 0;
+    std::vector<Pending*> waiting_;
+    std::vector<Pending*> planned_;
+    std::vector<std::pair<std::uint32_t, std::uint64_t>> kinds_;  // kind and page size, by our number for both
+    std::uint32_t touch_round_ = 0;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,35 @@
+// Batches that are sent to devices, and come back.
+#pragma once
+
+#include "scheduler/flights.h"
+
+namespace clockwork {
+
+class Executions {
+public:
+    Executions(State& state, Flights& flights, const Deciders& deciders)
+        : state_(state), flights_(flights), deciders_(deciders) {}
+
+    Batch* make_batch(Residency& residency, std::uint32_t shape, Curve* curve, Ns key_ns);
+    // Send a batch, which must be in no plan, on its residency's device.
+    Flight* send(Batch& batch);
+    // Have a shape measured on a residency's device, which is expected to take as long as this.
+    void measure(Residency& residency, std::uint32_t shape, std::uint32_t rows, Ns bound_ns);
+
+    // One of them came back: its device's lane, and its time.
+    void count(const Flight& flight, const ActionResult& result);
+    void leave_lane(Flight& flight, const ActionResult& result);
+    // Its unanswered requests, free to be planned again, are appended.
+    void take_back(Flight& flight, std::vector<Pending*>& waiting);
+    void retire(Flight& flight);
+
+private:
+    // Enter an action of the execute lane in the books.
+    Flight* fly(FlightKind kind, Batch& batch, Ns expected_ns, Ns duration_ns);
+
+    State& state_;
+    Flights& flights_;
+    const Deciders& deciders_;
+};
+
+}  // namespace clockwork

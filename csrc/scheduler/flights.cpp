@@ -1,0 +1,87 @@
+#include "scheduler/flights.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+Command& Flights::order(CommandKind kind, const Flight& flight) {
+    const Device& device = *flight.device;
+    Command& command = state_.order(kind);
+    command.worker = device.worker->worker_id;
+    command.device = static_cast<std::int32_t>(device.index);
+    command.action_id = flight.action_id;
+    command.model_id = flight.residency->model->model_id;
+    command.load_id = flight.residency->load_id;
+    return command;
+}
+
+PredictedLane& Flights::predicted_lane(Device& device, FlightKind kind) {
+    return kind == FlightKind::LOAD    ? device.worker->predicted_loads
+           : kind == FlightKind::FETCH ? device.worker->predicted_fetches
+                                       : device.predicted;
+}
+
+Flight* Flights::make(Device& device, FlightKind kind, Residency& residency, Batch* batch, Ns expected_ns,
+                      Ns duration_ns) {
+    Flight* flight = state_.pool<Flight>().make();
+    flight->action_id = state_.next_action();
+    flight->kind = kind;
+    flight->device = &device;
+    flight->residency = &residency;
+    flight->batch = batch;
+    flight->expected_ns = expected_ns;
+    flight->duration_ns = duration_ns;
+    flight->sent_ns = state_.now;
+    flight->there_ns = state_.now + device.worker->there_ns;
+    return flight;
+}
+
+void Flights::enter(Flight& flight) {
+    if (flight.kind != FlightKind::UNLOAD && flight.kind != FlightKind::DROP) {
+        PredictedLane& lane = predicted_lane(*flight.device, flight.kind);
+        flight.predicted_end_ns = lane.sent(flight.there_ns, flight.expected_ns);
+    }
+    state_.flights.set(flight.action_id, &flight);
+    flight.device->worker->flights.push_back(&flight);
+}
+
+void Flights::end(Flight& flight) {
+    state_.flights.erase(flight.action_id);
+    flight.device->worker->flights.erase(&flight);
+    if (flight.kind == FlightKind::LOAD) {
+        flight.device->worker->loads_ns -= flight.duration_ns;
+    } else if (flight.kind == FlightKind::FETCH) {
+        flight.device->worker->fetches_ns -= flight.duration_ns;
+    }
+    state_.retire(&flight);
+}
+
+void Flights::judge(const Flight& flight, const ActionResult& result) {
+    if (flight.kind == FlightKind::UNLOAD || flight.kind == FlightKind::DROP) {
+        return;
+    }
+    bool is_done = result.status == Status::OK;
+    PredictedLane& lane = predicted_lane(*flight.device, flight.kind);
+    bool is_sane = 0 < result.end_ns && result.end_ns <= state_.now;  // the clocks of two machines were compared
+    Ns end = is_sane ? result.end_ns : state_.now - flight.device->worker->back_ns;
+    lane.ended(is_done ? end - flight.predicted_end_ns : -flight.expected_ns);
+    if (!is_done || flight.kind == FlightKind::PROFILE || flight.sent_ns < state_.judged_from_ns ||
+        flight.sent_ns >= state_.judged_until_ns) {
+        return;
+    }
+    Ns took = result.duration_ns != 0 ? result.duration_ns : result.end_ns - result.begin_ns;
+    bool is_load = flight.kind == FlightKind::LOAD, is_fetch = flight.kind == FlightKind::FETCH;
+    Errors& durations = is_load    ? state_.predictions.load_duration
+                        : is_fetch ? state_.predictions.fetch_duration
+                                   : state_.predictions.infer_duration;
+    Errors& completions = is_load    ? state_.predictions.load_completion
+                          : is_fetch ? state_.predictions.fetch_completion
+                                     : state_.predictions.infer_completion;
+    durations.add(flight.expected_ns - took);
+    if (flight.kind == FlightKind::INFER && flight.expected_ns > 0) {
+        state_.predictions.took(took, flight.expected_ns);
+    }
+    completions.add(flight.predicted_end_ns - end);
+}
+
+}  // namespace clockwork

@@ -1,0 +1,135 @@
+#include "scheduler/learning.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+// ----- clocks -------------------------------------------------------------------------------------
+
+void Learning::clock_is(Device& device, std::uint32_t mhz) {
+    device.clock_mhz = mhz;
+    KindClock& clock = clocks_[device.kind];
+    if (clock.first_mhz == 0) {
+        clock.first_mhz = mhz;
+    }
+    follow_clocks(device.kind);
+}
+
+void Learning::follow_clocks(std::uint32_t kind) {
+    KindClock& clock = clocks_[kind];
+    if (clock.first_mhz == 0) {
+        return;
+    }
+    std::uint32_t slowest = 0;
+    for (const Device* device : state_.devices) {
+        if (device->kind == kind && device->clock_mhz > 0 && (slowest == 0 || device->clock_mhz < slowest)) {
+            slowest = device->clock_mhz;
+        }
+    }
+    if (slowest == 0) {
+        return;
+    }
+    for (Device* device : state_.devices) {
+        if (device->kind == kind) {
+            bool is_known = device->clock_mhz > 0;
+            device->pace = is_known ? static_cast<double>(slowest) / device->clock_mhz : 1;
+            state_.touch(*device);
+        }
+    }
+    clock.scale = static_cast<double>(clock.first_mhz) / slowest;
+    for (const Model* model : state_.models) {
+        for (const KindSpec* spec : model->specs) {
+            if (spec->kind == kind && spec->program->set_scale(clock.scale)) {
+                changed_shapes_.clear();
+                spec->program->for_each_shape([&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
+                tell_changed(*spec->program);
+            }
+        }
+    }
+}
+
+// What an execution would have taken at the clock that estimates are of.
+Ns Learning::at_first_clock(const Device& device, Ns took_ns) const {
+    const KindClock& clock = clocks_[device.kind];
+    if (clock.first_mhz == 0 || device.clock_mhz == 0 || device.clock_mhz == clock.first_mhz) {
+        return took_ns;
+    }
+    return static_cast<Ns>(static_cast<double>(took_ns) * device.clock_mhz / clock.first_mhz);
+}
+
+void Learning::tell_changed(ProgramEstimates& program) {
+    for (std::uint32_t shape : changed_shapes_) {
+        deciders_.policy->estimates_changed(program, shape);
+    }
+}
+
+// ----- samples ------------------------------------------------------------------------------------
+
+void Learning::executed(const Flight& flight, Ns took_ns) {
+    ProgramEstimates& program = *flight.residency->spec->program;
+    const Batch& batch = *flight.batch;
+    std::uint32_t forgotten = UINT32_MAX;
+    bool changed =
+        program.measure(batch.shape, batch.size, at_first_clock(*flight.device, took_ns), &forgotten, state_.now);
+    if (forgotten != UINT32_MAX) {
+        deciders_.policy->estimates_forgotten(program, forgotten);
+    }
+    if (changed) {
+        if (Curve* curve = program.curve(batch.shape); curve != nullptr && curve->is_raised()) {
+            note_raised();
+        }
+        deciders_.policy->estimates_changed(program, batch.shape);
+    }
+}
+
+void Learning::loaded(Model& model, KindSpec& spec, Ns took_ns) {
+    Ns own = spec.loads->measure(model.model_id, spec.load_ns, spec.page_count, took_ns, state_.now);
+    model.for_each_alike(spec, [own](KindSpec& one) { one.load_own_ns = own; });
+}
+
+void Learning::fetched(Model& model, KindSpec& spec, Ns took_ns) {
+    Ns own = spec.fetches->measure(model.model_id, 0, spec.page_count, took_ns, state_.now);
+    model.for_each_alike(spec, [own](KindSpec& one) { one.fetch_own_ns = own; });
+}
+
+void Learning::load_ended(const KindSpec& spec) {
+    if (spec.loads->is_raised(spec.model_id, spec.load_ns, spec.page_count)) {
+        note_raised();
+    }
+}
+
+void Learning::fetch_ended(const KindSpec& spec) {
+    if (spec.fetches->is_raised(spec.model_id, 0, spec.page_count)) {
+        note_raised();
+    }
+}
+
+// ----- what is stale ------------------------------------------------------------------------------
+
+void Learning::note_raised() { stale_at_ns_ = std::min(stale_at_ns_, state_.now + STALE_EVERY_NS); }
+
+void Learning::look_for_stale() {
+    Ns now = state_.now;
+    bool is_raised = false;
+    for (const Model* model : state_.models) {
+        for (KindSpec* spec : model->specs) {
+            changed_shapes_.clear();
+            is_raised |=
+                spec->program->forget_stale(now, [&](std::uint32_t shape) { changed_shapes_.push_back(shape); });
+            tell_changed(*spec->program);
+            if (spec->loads->is_raised(model->model_id, spec->load_ns, spec->page_count)) {
+                spec->loads->forget_stale(model->model_id, spec->load_ns, spec->page_count, now);
+                spec->load_own_ns = spec->loads->own_ns(model->model_id, spec->page_count);
+                is_raised |= spec->loads->is_raised(model->model_id, spec->load_ns, spec->page_count);
+            }
+            if (spec->fetches->is_raised(model->model_id, 0, spec->page_count)) {
+                spec->fetches->forget_stale(model->model_id, 0, spec->page_count, now);
+                spec->fetch_own_ns = spec->fetches->own_ns(model->model_id, spec->page_count);
+                is_raised |= spec->fetches->is_raised(model->model_id, 0, spec->page_count);
+            }
+        }
+    }
+    stale_at_ns_ = is_raised ? now + STALE_EVERY_NS : NEVER_NS;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,235 @@
+// The records that a scheduler keeps of workers and their devices, and the arithmetic of their timelines.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "scheduler/inputs.h"
+#include "scheduler/lead.h"
+#include "scheduler/link.h"
+#include "scheduler/pages.h"
+#include "scheduler/pool.h"
+#include "scheduler/predictions.h"
+#include "scheduler/records.h"
+
+namespace clockwork {
+
+// The delay each way that is assumed of a link until it has been measured.
+inline constexpr Ns LINK_DEFAULT_NS = 200'000;
+
+// An execution or a LOAD that is overdue by this much is no longer late but stuck: see Device::free_ns() and
+// Recovery::watch_loads().
+inline constexpr Ns STUCK_NS = 500 * MS;
+
+// What status shows of a device's time is of the last one or two of these.
+inline constexpr Ns RECENT_NS = 10 * SECOND;
+
+// Of a device's time: how long it was idle with work waiting. That is, it executed nothing while a request waited in the
+// controller, whose model was resident there. (While no more waits than what is on its way there, it is idle.) A lower
+// bound: of the time before a request was sent elsewhere, or answered without being sent, only what then ended counts,
+// on a few of the devices that have its model.
+struct DeviceTime {
+    // What it was at some time.
+    struct Mark {
+        Ns at_ns = 0, executing_ns = 0, idle_with_work_ns = 0;
+    };
+
+    Ns executing_ns = 0;
+    Ns idle_with_work_ns = 0;
+    Ns executed_until_ns = 0;  // the end of the last execution
+    Ns counted_until_ns = 0;   // idle time before is counted already
+
+    Mark last, before_last;  // RECENT_NS or more apart
+
+    // What happened since a moment that is at least RECENT_NS ago, and not much more if the device executes.
+    Mark recent(Ns now) const {
+        const Mark& since = now - last.at_ns >= RECENT_NS ? last : before_last;
+        return {now - since.at_ns, executing_ns - since.executing_ns, idle_with_work_ns - since.idle_with_work_ns};
+    }
+    void executed(Ns began_ns, Ns ended_ns, Ns now) {
+        executing_ns += std::max<Ns>(ended_ns - std::max(began_ns, executed_until_ns), 0);
+        executed_until_ns = std::max(executed_until_ns, ended_ns);
+        if (now - last.at_ns >= RECENT_NS) {
+            before_last = last;
+            last = {now, executing_ns, idle_with_work_ns};
+        }
+    }
+    // The device has had nothing to do until `until_ns`, and a request that it could have served waited since then.
+    void waited(Ns since_ns, Ns until_ns) {
+        Ns from_ns = std::max({since_ns, executed_until_ns, counted_until_ns});
+        if (until_ns > from_ns) {
+            idle_with_work_ns += until_ns - from_ns;
+            counted_until_ns = until_ns;
+        }
+    }
+};
+
+// One device: what is on it, and what was sent to it.
+struct Device {
+    Worker* worker = nullptr;
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+    std::uint32_t index = 0;
+    std::uint64_t number = 0;     // order of joining, breaks ties
+    std::uint32_t kind = 0;       // layouts, and so loads, differ with the page: kind and page size together
+    std::uint32_t kind_said = 0;  // the caller's number for the kind
+    std::uint64_t page_bytes = 0;
+    PageAllocator pages;
+    std::uint32_t run_ahead = 1;
+    Bits models;                                                       // slots of the models that are resident
+    Chain<Residency, &Residency::before, &Residency::after> resident;  // least recently used first
+    std::uint32_t doomed = 0;                                          // of these
+    IdMap<Residency> by_model;                                         // the same
+    std::vector<Residency*> pending;                                   // loads not sent, by key
+    std::uint32_t loading = 0;                                         // LOADs under way
+    Chain<Flight, &Flight::lane_before, &Flight::lane_after> lane;     // the execute lane, oldest first
+    Ns lane_end_ns = 0;                                                // when the last of it is thought to end
+    Ns head_end_ns = 0;                                                // when the oldest is
+    PredictedLane predicted;                                           // the same lane without margins
+    DeviceShares shares;
+    Ns wake_ns = NEVER_NS;   // when it wants to be looked at again
+    Ns timer_ns = NEVER_NS;  // the timer that is set for that
+    Ns aged_ns = 0;          // a waiting background batch is not promoted before this
+    Ns idle_since_ns = 0;
+    std::uint64_t served = 0;
+    std::uint32_t clock_mhz = 0;  // 0: it did not say
+    double pace = 1;              // what it takes against what is expected of its kind: less where others are slower
+    std::uint64_t evicted_early = 0;  // see EVICTED_EARLY_NS
+    DeviceTime time;
+    Lead lead;
+    std::uint32_t mark = 0;  // of the search that has seen it
+    bool dirty = false;      // something happened to it since it was last looked at
+
+    void reset() {
+        std::uint32_t place = slot, age = generation;
+        *this = Device();
+        slot = place;
+        generation = age;
+    }
+
+    bool usable() const;
+    // Whether nothing may be sent to it: a suspect is under way there, apart from everything else.
+    bool is_closed() const { return !lane.empty() && lane.front()->is_apart; }
+    // Whether a request has to wait until nothing else is under way on it.
+    bool must_wait(const Pending& pending) const { return pending.evidence > 0 && !lane.empty(); }
+    Ns paced(Ns ns) const { return pace == 1 ? ns : static_cast<Ns>(static_cast<double>(ns) * pace); }
+    void wake_at(Ns at_ns) { wake_ns = std::min(wake_ns, at_ns); }
+    Residency* find(const Model* model) const { return by_model.find(static_cast<std::uint64_t>(model->model_id)); }
+
+    // Whether its free pages, less what waits to be loaded, are as many as the model takes.
+    bool has_room(const KindSpec& spec) const;
+    // When a newly sent action would start, by what is thought of those before it.
+    Ns free_ns(Ns now) const;
+    // Predicts the lane anew: its oldest action begins at `time`, or when it has arrived.
+    void retime_lane(Ns time);
+
+    void enter(Residency* residency);
+    void leave(Residency* residency);
+    // Its pages are wanted by a pending load, or no more.
+    static void doom(Residency& residency, bool is_doomed);
+};
+
+// A model's weights in the host store of a worker, or on their way there.
+enum class HostState : std::uint8_t { NONE, FETCHING, HELD };
+
+struct HostCopy {
+    HostState state = HostState::NONE;
+    std::uint8_t attempts = 0;  // that failed, one after the other
+    std::uint64_t bytes = 0;
+    Ns used_ns = 0;   // when it was last loaded from, or came
+    Ns ready_ns = 0;  // FETCHING: when it is thought to be known to be there
+};
+
+struct Worker {
+    WorkerId worker_id = 0;
+    std::vector<Device*> devices;  // that were not lost
+    LinkDelays link;
+    Ns there_ns = LINK_DEFAULT_NS;  // what is made of them
+    Ns back_ns = LINK_DEFAULT_NS;
+    Ns link_free_ns = 0;            // when the loads that were sent are thought to be done; devices share the link
+    Ns loads_ns = 0;                // planned durations of the LOADs under way
+    Ns loads_from_ns = 0;           // since when the oldest of them has the link, as is thought
+    PredictedLane predicted_loads;  // the same without margins
+    InputsWay inputs;
+    Chain<Flight, &Flight::before, &Flight::after> flights;  // in the order in which they were sent
+    std::vector<std::uint32_t> variants;                     // by the model's slot; see variant_of()
+    std::uint64_t host_bytes = 0;  // the budget of its host store; 0: whatever is prepared can be loaded
+    std::uint64_t host_used = 0;
+    std::vector<HostCopy> host;  // by the model's slot
+    std::uint32_t fetching = 0;  // FETCHes under way
+    Ns disk_free_ns = 0;         // when they are thought to be done
+    Ns fetches_ns = 0;           // their planned durations
+    PredictedLane predicted_fetches;
+    bool draining = false;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        std::uint32_t place = slot, age = generation;
+        *this = Worker();
+        slot = place;
+        generation = age;
+    }
+
+    HostState host_state(const Model& model) const {
+        return model.slot < host.size() ? host[model.slot].state : HostState::NONE;
+    }
+    // Whether a LOAD of it could be ordered here.
+    bool is_hosted(const Model& model) const { return host_bytes == 0 || host_state(model) == HostState::HELD; }
+    // Whether it could ever be.
+    bool could_host(const KindSpec& spec) const { return host_bytes == 0 || spec.host_bytes <= host_bytes; }
+    // Which of the ways in which workers prepared a model is this one's: KindSpec::variant; 0: it has not prepared it.
+    std::uint32_t variant_of(const Model& model) const {
+        return model.slot < variants.size() ? variants[model.slot] : 0;
+    }
+    bool has(const Model* model) const { return variant_of(*model) != 0; }
+    // When the controller should have heard of all LOADs under way.
+    Ns loads_due_ns() const { return loads_from_ns + loads_ns + back_ns; }
+    // By its number; null if there is none, or it was lost.
+    Device* device(std::int32_t index) const {
+        for (Device* one : devices) {
+            if (one->index == static_cast<std::uint32_t>(index)) {
+                return one;
+            }
+        }
+        return nullptr;
+    }
+};
+
+inline bool Device::usable() const { return !worker->draining; }
+
+inline KindSpec* Model::spec(const Device& device) const {
+    std::uint32_t variant = device.worker->variant_of(*this);
+    return variant != 0 ? spec(device.kind, variant) : nullptr;
+}
+
+inline bool Model::is_somewhere() const {
+    return std::any_of(residencies.begin(), residencies.end(),
+                       [](const Residency* one) { return one->device->usable(); });
+}
+
+inline bool Model::is_within_reach() const {
+    return std::any_of(residencies.begin(), residencies.end(),
+                       [](const Residency* one) { return one->device->usable() && !one->is_stuck; });
+}
+
+inline Ns Device::free_ns(Ns now) const {
+    Ns soonest = now + worker->there_ns;
+    if (lane.empty()) {
+        return soonest;
+    }
+    Ns end = lane_end_ns;
+    Ns overdue = now - worker->back_ns - head_end_ns;  // had the head ended before, its result would be here
+    if (overdue > 0) {
+        end += overdue;
+    }
+    if (overdue > STUCK_NS) {
+        end += overdue;  // what has gone on for so long is likely to go on for as long again
+    }
+    return std::max(end, soonest);
+}
+
+}  // namespace clockwork

@@ -1,0 +1,172 @@
+#include "scheduler/models.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+namespace {
+
+// The first device of each kind that a worker has.
+template <typename Function>
+void for_each_kind(const Worker& worker, Function&& function) {
+    for (auto place = worker.devices.begin(); place != worker.devices.end(); ++place) {
+        Device& device = **place;
+        if (std::none_of(worker.devices.begin(), place, [&](const Device* one) { return one->kind == device.kind; })) {
+            function(device);
+        }
+    }
+}
+
+}  // namespace
+
+Model* Models::prepared(Worker& worker, const ModelSpec& told) {
+    Model* model = state_.find_model(told.model_id);
+    if (model == nullptr) {
+        model = state_.pool<Model>().make();
+        model->model_id = told.model_id;
+        model->batches = told.batches;
+        state_.by_model.set(static_cast<std::uint64_t>(told.model_id), model);
+        state_.models.push_back(model);
+    } else if (model->draining) {
+        return nullptr;
+    }
+    for (Device* device : worker.devices) {
+        state_.touch(*device);
+    }
+    if (!worker.has(model)) {
+        std::uint32_t variant = variant_for(*model, worker, told);
+        for_each_kind(worker, [&](Device& device) { ++join_spec(*model, device, variant, told).worker_count; });
+        model->note_variants();
+        model->workers.push_back(worker.worker_id);
+        if (worker.variants.size() <= model->slot) {
+            worker.variants.resize(state_.pool<Model>().slot_count());
+        }
+        worker.variants[model->slot] = variant;
+    }
+    return model;
+}
+
+// How a worker's preparation of a model is called: as that of others, where theirs is the same, else by the least
+// number that means another on none of its kinds of device.
+std::uint32_t Models::variant_for(const Model& model, const Worker& worker, const ModelSpec& told) {
+    auto said_on_all = [&](std::uint32_t variant, auto&& suits) {
+        bool all = true;
+        for_each_kind(worker, [&](Device& device) {
+            const KindSpec* known = model.spec(device.kind, variant);
+            all = all && suits(known != nullptr && known->worker_count > 0 ? known : nullptr);
+        });
+        return all;
+    };
+    auto is_same = [&](const KindSpec* known) {
+        return known != nullptr && known->program_number == told.program && known->runs == told.runs &&
+               known->batch_max == (told.batches ? told.batch_max : 1);
+    };
+    for (const KindSpec* one : model.specs) {
+        if (said_on_all(one->variant, is_same)) {
+            return one->variant;
+        }
+    }
+    std::uint32_t variant = 1;
+    while (!said_on_all(variant, [](const KindSpec* known) { return known == nullptr; })) {
+        ++variant;
+    }
+    return variant;
+}
+
+// What an earlier worker of a kind said went with it; what another that is still there says of it now stays.
+KindSpec& Models::join_spec(Model& model, Device& device, std::uint32_t variant, const ModelSpec& told) {
+    KindSpec* known = model.spec(device.kind, variant);
+    if (known != nullptr && known->worker_count > 0) {
+        return *known;
+    }
+    KindSpec& fresh = *state_.pool<KindSpec>().make();
+    fresh.kind = device.kind;
+    fresh.variant = variant;
+    fresh.program_number = told.program;
+    fresh.program = &state_.estimates.use_program(told.program, device.kind);
+    fresh.loads = &state_.estimates.loads(device.kind);
+    fresh.shapes = &state_.shapes;
+    fresh.model_id = told.model_id;
+    fresh.batch_max = told.batches ? told.batch_max : 1;
+    fresh.runs = told.runs;
+    fresh.page_count = 0;
+    for (std::uint32_t size : told.runs) {
+        fresh.page_count += size;
+    }
+    fresh.load_ns = told.load_ns;
+    fresh.load_own_ns = fresh.loads->own_ns(told.model_id, fresh.page_count);
+    fresh.fetches = &state_.estimates.fetches(device.kind);
+    fresh.fetch_own_ns = fresh.fetches->own_ns(told.model_id, fresh.page_count);
+    fresh.host_bytes = device.page_bytes * fresh.page_count;
+    fresh.program->seed(told.profile);
+    fresh.program->set_scale(learning_.scale(device.kind));
+    if (known != nullptr) {
+        *std::find(model.specs.begin(), model.specs.end(), known) = &fresh;
+        state_.retire(known);
+    } else {
+        model.specs.push_back(&fresh);
+    }
+    return fresh;
+}
+
+// A worker, or its last device of a kind, is gone, and what it held of the model.
+void Models::leave_spec(Model& model, const Worker& worker, std::uint32_t kind) {
+    KindSpec* spec = model.spec(kind, worker.variant_of(model));
+    if (spec != nullptr && --spec->worker_count == 0 && model.leave_spec(*spec)) {
+        state_.retire(spec);
+    }
+}
+
+void Models::leave_worker(const Worker& worker) {
+    for (Model* model : state_.models) {
+        if (worker.has(model)) {
+            model->workers.erase(std::find(model->workers.begin(), model->workers.end(), worker.worker_id));
+            for_each_kind(worker, [&](const Device& device) { leave_spec(*model, worker, device.kind); });
+        }
+    }
+}
+
+void Models::leave_kind(const Worker& worker, std::uint32_t kind) {
+    for (Model* model : state_.models) {
+        if (worker.has(model)) {
+            leave_spec(*model, worker, kind);
+        }
+    }
+}
+
+void Models::check_removed(Model& model) {
+    if (model.live > 0 || model.gone) {
+        return;
+    }
+    std::vector<Residency*> all = model.residencies;
+    for (Residency* residency : all) {
+        if (residency->state == ResidencyState::PENDING) {
+            arenas_.drop_load(*residency);
+        } else if (residency->is_idle()) {
+            arenas_.evict(*residency);
+        }
+    }
+    if (!model.residencies.empty() || model.unloads > 0 || !arenas_.leave_hosts(model)) {
+        return;
+    }
+    model.gone = true;
+    state_.by_model.erase(static_cast<std::uint64_t>(model.model_id));
+    state_.models.erase(std::find(state_.models.begin(), state_.models.end(), &model));
+    for (WorkerId id : model.workers) {
+        Worker& worker = *state_.find_worker(id);
+        worker.variants[model.slot] = 0;
+        if (model.slot < worker.host.size()) {
+            worker.host[model.slot] = HostCopy();
+        }
+    }
+    for (KindSpec* spec : model.specs) {
+        spec->loads->forget(model.model_id);
+        spec->fetches->forget(model.model_id);
+        state_.retire(spec);
+    }
+    deciders_.policy->model_gone(model);
+    state_.retire(&model);
+    state_.order(CommandKind::MODEL_GONE).model_id = model.model_id;
+}
+
+}  // namespace clockwork

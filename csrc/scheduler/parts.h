@@ -1,0 +1,33 @@
+// What carries out a policy's decisions, whatever the policy.
+#pragma once
+
+#include "scheduler/idle.h"
+#include "scheduler/recovery.h"
+
+namespace clockwork {
+
+struct Parts {
+    Parts(Commands& out, const SchedulerOptions& options)
+        : state(out),
+          flights(state),
+          learning(state, deciders),
+          arenas(state, flights, deciders),
+          models(state, arenas, learning, deciders),
+          requests(state, arenas, models, deciders, options),
+          executions(state, flights, deciders),
+          recovery(state, arenas, models, requests, deciders),
+          idle(state, arenas, executions, deciders) {}
+
+    Deciders deciders;
+    State state;
+    Flights flights;
+    Learning learning;
+    Arenas arenas;
+    Models models;
+    Requests requests;
+    Executions executions;
+    Recovery recovery;
+    Idle idle;
+};
+
+}  // namespace clockwork

@@ -1,0 +1,119 @@
+#include "scheduler/placement.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+KindSpec* Placement::loadable(const Device& device, const Model& model) {
+    if (!device.usable()) {
+        return nullptr;
+    }
+    KindSpec* spec = model.spec(device);
+    if (spec == nullptr || spec->page_count > device.pages.page_count() || !device.worker->could_host(*spec)) {
+        return nullptr;
+    }
+    bool is_there =
+        !model.residencies.empty() &&
+        (device.find(&model) != nullptr || std::any_of(device.pending.begin(), device.pending.end(),
+                                                       [&](const Residency* one) { return one->model == &model; }));
+    return is_there ? nullptr : spec;
+}
+
+bool Placement::is_loadable_somewhere(const Model& model) const {
+    return std::any_of(model.workers.begin(), model.workers.end(), [&](WorkerId worker_id) {
+        const Worker* worker = state_.find_worker(worker_id);  // null: it is just leaving
+        return worker != nullptr && std::any_of(worker->devices.begin(), worker->devices.end(),
+                                                [&](const Device* one) { return loadable(*one, model) != nullptr; });
+    });
+}
+
+std::uint32_t Placement::loading(const Device& device) {
+    std::uint32_t count = 0;
+    for (const Device* one : device.worker->devices) {
+        count += one->loading + static_cast<std::uint32_t>(one->pending.size());
+    }
+    return count;
+}
+
+Ns Placement::backlog_ns(const Device& device, const Ahead& ahead, Ns enough_ns) const {
+    double sum = 0, enough = static_cast<double>(enough_ns);
+    if (shares_.size() < queues_.model_count()) {
+        shares_.resize(queues_.model_count());
+    }
+    bool is_any_doomed = device.doomed > 0;
+    queues_.for_each_model(device, [&](std::uint32_t slot) {
+        if (queues_.first_due_ns(slot) > ahead.due_ns) {
+            return true;  // most are, and this lies close together
+        }
+        Share& share = shares_[slot];
+        if (!is_any_doomed && share.round == round_of_shares_ && share.kind == device.kind && share.is_one) {
+            sum += share.time_ns;
+            return sum < enough;
+        }
+        const Model& model = state_.at<Model>(slot);
+        share = {round_of_shares_, device.kind, true, 0};
+        if (&model == &ahead.but) {
+            return true;
+        }
+        if (is_any_doomed && device.find(&model)->doomed) {
+            share.is_one = false;  // elsewhere it is not
+            return true;
+        }
+        const KindSpec& spec = *model.spec(device);
+        std::uint32_t count = 0;
+        for (const auto& queue : queues_.of(model)) {
+            if (queue->ready && queue->front().deadline_ns <= ahead.due_ns) {
+                std::uint32_t most = std::max(spec.batch_max, 1u), rows = queue->rows();
+                Ns takes = rules_.duration_ns(spec, queue->shape, std::min(rows, most));
+                double all = static_cast<double>(takes) * std::max(1.0, static_cast<double>(rows) / most);
+                share.time_ns = all / static_cast<double>(model.residencies.size());
+                sum += share.time_ns;
+                ++count;
+            }
+        }
+        share.is_one = count <= 1 && !model.is_varied;
+        return sum < enough;
+    });
+    return static_cast<Ns>(sum);
+}
+
+Device* Placement::find_spare(const Model& model) {
+    Device* found = nullptr;
+    std::size_t seen = 0;
+    std::uint32_t from = spare_from_;
+    bool is_behind = true;  // the devices from that slot on come first, then those before it
+    auto look = [&](std::uint32_t slot) {
+        if ((slot >= from) != is_behind) {
+            return true;
+        }
+        Device* device = &state_.at<Device>(slot);
+        const KindSpec* spec = model.spec(*device);
+        bool is_spare = spec != nullptr && device->lane.empty() && device->has_room(*spec) && loading(*device) == 0 &&
+                        loadable(*device, model) != nullptr;
+        if (is_spare) {
+            found = device;
+        } else if (++seen == TARGET_SCAN_MAX) {
+            spare_from_ = slot + 1;
+        }
+        return !is_spare && seen < TARGET_SCAN_MAX;
+    };
+    queues_.hungry().for_each(look);
+    is_behind = false;
+    if (found == nullptr && seen < TARGET_SCAN_MAX) {
+        queues_.hungry().for_each(look);
+    }
+    return found;
+}
+
+bool Placement::offer_to_host(const Model& model) {
+    const Worker* host = arenas_.find_host(model);
+    if (host == nullptr) {
+        return false;
+    }
+    for (Device* device : host->devices) {
+        state_.touch(*device);
+    }
+    return true;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,382 @@
+// The records that a scheduler keeps of requests, batches, residencies, actions and models; machines.h has those of devices.
+//
+// They hold state; what to do with it is the policy's, and what only one policy keeps of a record it keeps beside it, by
+// the record's slot. All live in pools; what is let go of is given back when the step is over, so that no pointer dangles
+// within a step.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "scheduler/bits.h"
+#include "scheduler/chain.h"
+#include "scheduler/demand.h"
+#include "scheduler/estimates.h"
+#include "scheduler/shares.h"
+#include "scheduler/types.h"
+
+namespace clockwork {
+
+// What is read together of a model lies within one: whoever looks through all of a device's waits for memory alone.
+inline constexpr std::size_t CACHE_LINE = 64;
+
+// A model is set aside when so much speaks against it: evidence against one of its requests or loads, overruns within
+// FAULT_WINDOW_NS. A crash that a worker told of is evidence enough to be believed the second time; a worker that was
+// lost without a word may have been killed from outside, and two of those are not held against anybody.
+inline constexpr std::uint8_t EVIDENCE_LOST = 1;
+inline constexpr std::uint8_t EVIDENCE_CRASHED = 2;
+inline constexpr std::uint8_t EVIDENCE_MAX = 3;
+inline constexpr std::size_t OVERRUNS_MAX = 5;
+inline constexpr Ns FAULT_WINDOW_NS = 600 * SECOND;
+
+// What is assumed of a disk until something was read from it: 2 GB/s.
+inline constexpr double DISK_DEFAULT_NS_PER_BYTE = 0.5;
+
+struct Batch;
+struct Device;
+struct Flight;
+struct Model;
+struct Pending;
+struct PendingList;
+struct Residency;
+struct Worker;
+
+// Throws std::logic_error(what) if it does not hold.
+inline void must(bool holds, const char* what) {
+    if (!holds) {
+        throw std::logic_error(what);
+    }
+}
+
+// Whether something has happened so many times within FAULT_WINDOW_NS.
+template <std::size_t Count>
+struct Recent {
+    std::array<Ns, Count> times{};
+    std::uint64_t count = 0;
+
+    bool add(Ns now) {
+        Ns& oldest = times[count++ % Count];
+        oldest = now;
+        return count >= Count && now - times[count % Count] <= FAULT_WINDOW_NS;
+    }
+};
+
+// A request that has been admitted and not been answered.
+struct Pending {
+    Request request;
+    Model* model = nullptr;
+    Ns deadline_ns = NEVER_NS;
+    std::uint32_t size = 1;        // what it adds to a batch
+    std::uint32_t part = 0;        // its place in the flight
+    Batch* batch = nullptr;        // where it is planned
+    Flight* flight = nullptr;      // in what it was sent
+    PendingList* queue = nullptr;  // in which it waits
+    Pending* before = nullptr;     // in that queue
+    Pending* after = nullptr;
+    Ns load_ns = 0;  // the load that it waited for
+    Ns key_ns = 0;   // for the policy
+    std::uint8_t attempts = 0;
+    std::uint8_t evidence = 0;    // that it ends workers; from the first on it runs by itself: see Recovery::blame()
+    std::uint8_t widenings = 0;   // actions of it that came too late for a window narrower than its deadline
+    std::uint64_t failed_on = 0;  // the number, plus 1, of the device whose own fault failed it last; 0: none
+    bool answered = false;
+    bool alone = false;  // a batch that it was in failed: it shares no other
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        batch = nullptr;
+        flight = nullptr;
+        queue = nullptr;
+        before = after = nullptr;
+        load_ns = key_ns = 0;
+        attempts = evidence = widenings = 0;
+        failed_on = 0;
+        answered = alone = false;
+    }
+};
+
+// Requests that wait, each in at most one list, which it knows.
+struct PendingList : Chain<Pending, &Pending::before, &Pending::after> {
+    void push_back(Pending* one) {
+        one->queue = this;
+        Chain::push_back(one);
+    }
+    void push_front(Pending* one) {
+        one->queue = this;
+        Chain::push_front(one);
+    }
+    void insert(Pending* one, Pending* place) {
+        one->queue = this;
+        Chain::insert(one, place);
+    }
+    void erase(Pending* one) {
+        one->queue = nullptr;
+        Chain::erase(one);
+    }
+    Pending* pop_front() {
+        Pending* one = front();
+        erase(one);
+        return one;
+    }
+};
+
+// Requests of one model and shape that run together on one device, planned or sent.
+struct Batch {
+    Residency* residency = nullptr;
+    std::uint32_t shape = 0;
+    std::uint32_t size = 0;  // rows
+    Curve* curve = nullptr;  // null: the shape was never measured, duration_ns is a bound
+    Ns key_ns = 0;           // its place in the plan
+    Ns limit_ns = NEVER_NS;  // by when it must have finished on the device
+    Ns duration_ns = 0;      // with margin
+    std::vector<Pending*> pendings;
+    Batch* before = nullptr;  // among the planned batches of its program
+    Batch* after = nullptr;
+    bool planned = false;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        residency = nullptr;
+        curve = nullptr;
+        size = 0;
+        key_ns = duration_ns = 0;
+        limit_ns = NEVER_NS;
+        pendings.clear();
+    }
+
+    // What it is thought to take, without margin, if it had this size.
+    Ns expected_ns(std::uint32_t rows) const { return curve != nullptr ? curve->exec_ns(rows) : duration_ns; }
+};
+
+enum class ResidencyState : std::uint8_t {
+    PENDING,  // decided, not sent: the lane is full, or pages have to become free
+    LOADING,
+    RESIDENT,
+};
+
+// A model on one kind of device, as one worker or several prepared it: workers measure, and what they measure may differ.
+// Executions are estimated for the kind as a whole; layout and largest batch are the preparation's own.
+struct alignas(CACHE_LINE) KindSpec {
+    std::uint32_t kind = 0;
+    std::uint32_t variant = 0;  // see Worker::variant_of()
+    std::uint32_t page_count = 0;
+    LoadEstimates* loads = nullptr;
+    Ns load_ns = 0;      // measured at preparation
+    Ns load_own_ns = 0;  // by its loads; 0: there were none
+    LoadEstimates* fetches = nullptr;
+    Ns fetch_own_ns = 0;           // likewise, from disk into a host store
+    std::uint64_t host_bytes = 0;  // what it takes there
+    ProgramEstimates* program = nullptr;
+    const Shapes* shapes = nullptr;
+    std::uint32_t batch_max = 1;
+    std::uint32_t program_number = 0;
+    ModelId model_id = 0;
+    std::uint32_t worker_count = 0;  // workers with such a device that have prepared the model like this
+    std::vector<std::uint32_t> runs;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() { worker_count = 0; }
+
+    Ns load_expected_ns() const { return load_own_ns > 0 ? load_own_ns : loads->first_ns(load_ns, page_count); }
+    Ns load_planned_ns() const { return with_margin(load_expected_ns()); }
+    Ns fetch_expected_ns() const {
+        if (fetch_own_ns > 0) {
+            return fetch_own_ns;
+        }
+        Ns by_others = fetches->first_ns(0, page_count);
+        return by_others > 0 ? by_others : static_cast<Ns>(static_cast<double>(host_bytes) * DISK_DEFAULT_NS_PER_BYTE);
+    }
+    Ns fetch_planned_ns() const { return with_margin(fetch_expected_ns()); }
+
+    // A batch of this size with margin, or the bound for a shape never seen; 0 if there is none.
+    Ns alone_ns(std::uint32_t shape, std::uint32_t size) const {
+        Curve* curve = program->curve(shape);
+        return curve != nullptr ? curve->planned_ns(size) : program->bound_ns(*shapes, shape, size);
+    }
+};
+
+// One model on one device, from the decision to load it until its UNLOAD is done.
+struct alignas(CACHE_LINE) Residency {
+    Residency* after = nullptr;  // among the device's models, least recently used first
+    Model* model = nullptr;
+    KindSpec* spec = nullptr;
+    Device* device = nullptr;
+    ResidencyState state = ResidencyState::PENDING;
+    bool doomed = false;     // a pending load waits for its pages: nothing new is planned on it
+    bool on_device = false;  // in device->resident
+    bool is_stuck = false;   // its LOAD is under way, and so late that it may never end
+    std::uint8_t attempts = 0;
+    std::uint32_t flying = 0;     // actions of the execute lane that use it
+    std::vector<Batch*> batches;  // planned here, in the order of planning
+    Ns key_ns = 0;                // pending loads start in this order
+    Ns ready_ns = 0;              // predicted: an INFER may start from then on; 0 once it is resident
+    Ns clear_ns = 0;              // predicted: the victims are idle from then on
+    Ns used_ns = 0;               // when it was last sent work, or became resident
+    Ns loaded_ns = 0;             // when it became resident
+    LoadId load_id = 0;
+    ActionId action_id = 0;  // of the LOAD under way
+    std::vector<std::uint32_t> starts;
+    std::vector<Residency*> victims;  // doomed for this one
+    Residency* before = nullptr;
+    ModelShare share;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        state = ResidencyState::PENDING;
+        doomed = on_device = is_stuck = false;
+        attempts = 0;
+        flying = 0;
+        key_ns = ready_ns = clear_ns = used_ns = loaded_ns = 0;
+        load_id = action_id = 0;
+        starts.clear();
+        batches.clear();
+        victims.clear();
+        before = after = nullptr;
+        share = {};
+    }
+
+    // Nothing is planned on it, nothing of it in flight, and it is not just being loaded.
+    bool is_idle() const { return batches.empty() && flying == 0 && state == ResidencyState::RESIDENT; }
+};
+
+enum class FlightKind : std::uint8_t { LOAD, UNLOAD, INFER, PROFILE, FETCH, DROP };
+
+// An action that was sent and has not been answered.
+struct Flight {
+    ActionId action_id = 0;
+    FlightKind kind = FlightKind::INFER;
+    bool revoked = false;        // or it has ended
+    bool is_apart = false;       // nothing else is sent to its device while it is under way
+    bool was_executing = false;  // when its worker was lost
+    bool is_narrow = false;      // its window ends before its requests' deadlines demand it
+    Device* device = nullptr;
+    Residency* residency = nullptr;
+    Batch* batch = nullptr;
+    Ns expected_ns = 0;
+    Ns duration_ns = 0;  // with margin
+    Ns sent_ns = 0;
+    Ns there_ns = 0;           // when it is thought to have arrived, its inputs too
+    Ns predicted_end_ns = 0;   // without margins; see predictions.h
+    Ns waits_since_ns = 0;     // a request of it could have been sent there since then
+    bool leaves_work = false;  // when it was sent, others still waited that its device could serve
+    std::uint64_t inputs = 0;  // the number of its inputs on the way to the worker; see inputs.h
+    Flight* before = nullptr;  // in the worker's list
+    Flight* after = nullptr;
+    Flight* lane_before = nullptr;
+    Flight* lane_after = nullptr;
+
+    std::uint32_t slot = 0;
+    std::uint32_t generation = 0;
+
+    void reset() {
+        revoked = is_narrow = is_apart = was_executing = leaves_work = false;
+        batch = nullptr;
+        inputs = 0;
+    }
+};
+
+struct alignas(CACHE_LINE) Model {
+    ModelId model_id = 0;
+    std::uint32_t slot = 0;
+    bool batches = false;
+    bool draining = false;
+    bool gone = false;
+    bool is_varied = false;          // workers of one kind have prepared it differently
+    bool aside = false;              // draining, because of what its executions did
+    std::uint8_t load_evidence = 0;  // that loading it ends workers, since one was loaded last
+    std::vector<Residency*> residencies;
+    std::vector<KindSpec*> specs;   // one for each kind of device and each way in which workers prepared it there
+    std::vector<WorkerId> workers;  // that have prepared it, in the order of their saying so
+    PendingList background;         // requests without a deadline, not planned yet
+    Model* before = nullptr;        // among the models with such requests
+    Model* after = nullptr;
+    std::uint64_t live = 0;  // requests not answered
+    std::uint64_t served = 0;
+    std::uint32_t unloads = 0;       // UNLOADs under way
+    std::uint32_t fetches = 0;       // FETCHes under way
+    std::uint32_t drops = 0;         // DROPs under way
+    std::uint32_t place_cursor = 0;  // the residency at which a search among many begins
+    std::uint32_t asked_cursor = 0;  // see next_asked()
+    std::uint32_t load_cursor = 0;   // the worker at which a search for a device to load it onto begins
+    std::uint32_t touched = 0;       // the round of Dispatcher::note_model() that has seen it
+    std::uint32_t generation = 0;
+    Bits homes;  // slots of the devices on which it is resident
+    ModelDemand demand;
+    Recent<EVIDENCE_MAX> unanswerable;  // evidence of executions whose requests had all been answered
+    Recent<OVERRUNS_MAX> overruns;
+    Ns overrun_ns = 0;  // when the last of them ended
+
+    // The residency that the next request counts as asking where none can be named: each in its turn. Null: there is none.
+    Residency* next_asked() { return residencies.empty() ? nullptr : residencies[asked_cursor++ % residencies.size()]; }
+
+    // Whether a device has it, or will, whose worker does not leave.
+    bool is_somewhere() const;
+    // The same, without those of which nobody knows whether their LOADs end.
+    bool is_within_reach() const;
+
+    void reset() {
+        batches = draining = gone = is_varied = aside = false;
+        load_evidence = 0;
+        unanswerable = {};
+        overruns = {};
+        overrun_ns = 0;
+        specs.clear();
+        workers.clear();
+        residencies.clear();
+        live = served = 0;
+        unloads = fetches = drops = touched = place_cursor = asked_cursor = load_cursor = 0;
+        demand = ModelDemand();
+    }
+
+    // The least time of a batch of this size on any kind of device; NEVER_NS if none has a bound for it.
+    Ns least_alone_ns(std::uint32_t shape, std::uint32_t size) const {
+        Ns least = NEVER_NS;
+        for (const KindSpec* one : specs) {
+            if (Ns alone = one->alone_ns(shape, size); alone > 0) {
+                least = std::min(least, alone);
+            }
+        }
+        return least;
+    }
+
+    KindSpec* spec(std::uint32_t kind, std::uint32_t variant) const {
+        for (KindSpec* one : specs) {
+            if (one->kind == kind && one->variant == variant) {
+                return one;
+            }
+        }
+        return nullptr;
+    }
+    // As the device's worker prepared it; null if it has not.
+    KindSpec* spec(const Device& device) const;
+
+    // Function(spec) for those of its preparations whose loads take as long as this one's.
+    template <typename Function>
+    void for_each_alike(const KindSpec& spec, Function&& function) {
+        for (KindSpec* one : specs) {
+            if (one->kind == spec.kind && one->page_count == spec.page_count) {
+                function(*one);
+            }
+        }
+    }
+
+    // No worker of the kind has prepared it like this any more. True if it leaves: others of the kind have prepared it
+    // otherwise, and decisions must not count with what no device has.
+    bool leave_spec(KindSpec& spec);
+    // Says anew whether it is varied.
+    void note_variants();
+};
+
+}  // namespace clockwork

@@ -1,0 +1,168 @@
+#include "scheduler/recovery.h"
+
+#include <algorithm>
+
+namespace clockwork {
+
+// Nobody can serve it any more. Who leaves in order makes no request fail: it is refused.
+void Recovery::abandon(Pending& pending) {
+    bool leaves = std::any_of(pending.model->workers.begin(), pending.model->workers.end(),
+                              [this](WorkerId id) { return state_.find_worker(id)->draining; });
+    if (leaves) {
+        requests_.fail(pending, Status::REFUSED, Text::WORKERS_LEAVING, Reason::NO_WORKER);
+    } else {
+        requests_.fail(pending, Status::UNAVAILABLE, Text::NO_WORKER_LEFT);
+    }
+}
+
+void Recovery::strand(Model& model) {
+    if (!model.background.empty()) {
+        if (model.is_somewhere() || arenas_.fits_somewhere(model)) {
+            requests_.wake_devices(model);
+        } else {
+            while (Pending* pending = model.background.front()) {
+                abandon(*pending);
+            }
+        }
+    }
+    deciders_.policy->strand(model);
+}
+
+// Like an execution, a LOAD that is overdue by STUCK_NS is likely to take as long again, and it is the worker's to end.
+// Those behind it on its link come no sooner. Until that time has passed, nothing is promised on any of them; what was
+// promised is planned anew, here only if there is no other place and time enough.
+void Recovery::watch_loads(Device& device) {
+    if (device.loading == 0) {
+        return;
+    }
+    Worker& worker = *device.worker;
+    Ns due = worker.loads_due_ns();
+    Ns look = std::max(due + STUCK_NS, worker.link_free_ns);
+    if (state_.now < look) {
+        device.wake_at(look);
+        return;
+    }
+    worker.link_free_ns = state_.now + (state_.now - due);
+    device.wake_at(worker.link_free_ns);
+    std::vector<Pending*> waiting;
+    std::vector<Model*> stuck;
+    for (Device* one : worker.devices) {
+        for (Residency* load = one->resident.front(); load != nullptr; load = one->resident.next(load)) {
+            if (load->state == ResidencyState::LOADING) {
+                load->is_stuck = true;
+                load->ready_ns = worker.link_free_ns + worker.back_ns + worker.there_ns;
+                stuck.push_back(load->model);
+                deciders_.policy->evacuate(*load, waiting);
+            }
+        }
+        for (Residency* load : one->pending) {
+            deciders_.policy->evacuate(*load, waiting);
+        }
+        arenas_.retime_loads(*one);
+        state_.touch(*one);
+    }
+    for (Pending* pending : waiting) {
+        requests_.again(*pending, Status::DEADLINE_MISSED, Text::CANNOT_BE_IN_TIME, false);
+    }
+    for (Model* model : stuck) {
+        strand(*model);
+    }
+}
+
+// Notes what a device was at when its worker was lost, or it broke: the oldest action of each lane. Had the oldest
+// ended by now, as was thought, its result may have been lost on its way: then the next had begun, too.
+//
+// What was sent before another worker was lost is not suspected: the two have a cause in common, a network or a
+// controller that stood still, for a request that ends workers is tried again only when it has ended one.
+void Recovery::blame(Device& device) {
+    auto suspect = [this](Flight& flight) { flight.was_executing = flight.sent_ns >= lost_ns_; };
+    Flight* head = device.lane.front();
+    if (head != nullptr && head->there_ns <= state_.now) {
+        suspect(*head);
+        Flight* next = device.lane.next(head);
+        if (next != nullptr && state_.now - device.worker->back_ns > device.head_end_ns) {
+            suspect(*next);
+        }
+    }
+    for (Flight* one = device.worker->flights.front(); one != nullptr; one = device.worker->flights.next(one)) {
+        if (one->device == &device && one->kind == FlightKind::LOAD) {
+            suspect(*one);
+            break;
+        }
+    }
+}
+
+// Holds against a model, and its requests in the flight, what became of it. They have been taken back already.
+void Recovery::accuse(const Flight& flight, Fault fault) {
+    Model& model = *flight.residency->model;
+    std::uint8_t evidence = fault == Fault::CRASHED ? EVIDENCE_CRASHED : EVIDENCE_LOST;
+    bool is_enough = false;
+    if (fault == Fault::OVERRUN) {
+        // A shape that was tried in idle time, on values that mean nothing, is only noted.
+        // Nor are those counted that went on at the same time: devices that all are slow are nobody's doing.
+        if (flight.kind == FlightKind::INFER && flight.sent_ns >= model.overrun_ns) {
+            model.overrun_ns = state_.now;
+            is_enough = model.overruns.add(state_.now);
+        }
+    } else if (flight.kind == FlightKind::LOAD || flight.kind == FlightKind::FETCH) {
+        model.load_evidence = static_cast<std::uint8_t>(model.load_evidence + evidence);
+        is_enough = model.load_evidence >= EVIDENCE_MAX;
+    } else {
+        bool has_open = false;
+        if (flight.kind == FlightKind::INFER) {
+            for (Pending* pending : flight.batch->pendings) {
+                if (!pending->answered) {
+                    has_open = true;
+                    pending->alone = true;
+                    pending->evidence = static_cast<std::uint8_t>(pending->evidence + evidence);
+                    is_enough |= pending->evidence >= EVIDENCE_MAX;
+                }
+            }
+        }
+        // That its requests' time was over says that it took long, which makes an accident less likely.
+        bool counts = fault == Fault::CRASHED || (!has_open && flight.kind == FlightKind::INFER);
+        for (std::uint8_t count = 0; counts && count < evidence; ++count) {
+            is_enough |= model.unanswerable.add(state_.now);
+        }
+    }
+    bool sets_aside = is_enough && !model.draining;
+    if (fault == Fault::WORKER_LOST && !sets_aside) {
+        return;  // it may have been anything
+    }
+    Command& command = state_.order(CommandKind::MODEL_FAULT);
+    command.model_id = model.model_id;
+    command.worker = flight.device->worker->worker_id;
+    command.a = static_cast<Ns>(fault);
+    command.b = sets_aside;
+    if (!sets_aside) {
+        return;
+    }
+    model.aside = model.draining = true;  // set_aside() follows, once the books are in order
+}
+
+// Answers every request for a model that is set aside and not under way, in the order of their coming.
+void Recovery::set_aside(Model& model) {
+    std::vector<RequestId> all;
+    state_.pendings.for_each([&](const Pending& pending) {
+        if (pending.model == &model && pending.flight == nullptr) {
+            all.push_back(pending.request.id);
+        }
+    });
+    std::sort(all.begin(), all.end());
+    for (RequestId id : all) {
+        if (Pending* pending = state_.pendings.find(id); pending != nullptr) {  // else it was answered with one before
+            requests_.fail(*pending, Status::UNAVAILABLE, Text::SET_ASIDE);
+        }
+    }
+    models_.check_removed(model);
+}
+
+void Recovery::follow(Model& model) {
+    if (model.aside) {
+        set_aside(model);
+    } else if (model.draining) {
+        models_.check_removed(model);
+    }
+}
+
+}  // namespace clockwork

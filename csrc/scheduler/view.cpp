@@ -1,0 +1,220 @@
+// What a scheduler shows of itself.
+#include <algorithm>
+
+#include "scheduler/dispatcher.h"
+
+namespace clockwork {
+
+namespace {
+
+Whereabouts whereabouts_of(const Residency& one) {
+    return {one.model->model_id, one.device->worker->worker_id, one.device->index, static_cast<int>(one.state),
+            one.load_id,         one.spec->page_count,          one.starts};
+}
+
+void show_shares(const Device& device, Ns now, DeviceStatus& row) {
+    row.contested_ns = std::max<Ns>(device.shares.contested_until_ns - now, 0);
+    if (row.contested_ns == 0 || !device.shares.is_divided) {
+        return;
+    }
+    row.level = device.shares.level;
+    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        ModelShare share = one->share;  // to look changes nothing
+        if (double asked = share.asked.rate(now); asked > 0) {
+            row.shares.push_back({one->model->model_id, asked, share.had.rate(now), share.is_modest, share.is_beyond});
+            row.beyond += share.is_beyond;
+        }
+    }
+    std::size_t shown = std::min(row.shares.size(), SHARES_SHOWN_MAX);
+    std::partial_sort(row.shares.begin(), row.shares.begin() + static_cast<std::ptrdiff_t>(shown), row.shares.end(),
+                      [](const ShareStatus& one, const ShareStatus& other) { return one.asked > other.asked; });
+    row.shares.resize(shown);
+}
+
+DeviceStatus status_of(const Device& device, const std::vector<Batch*>& planned, Ns now) {
+    DeviceStatus row;
+    row.worker = device.worker->worker_id;
+    row.device = device.index;
+    row.kind = device.kind_said;
+    for (const Batch* batch : planned) {
+        row.planned_requests += batch->pendings.size();
+        row.planned_ns += batch->duration_ns;
+    }
+    row.planned_batches = planned.size();
+    row.in_flight = device.lane.size();
+    row.loading = device.loading;
+    row.loads_waiting = device.pending.size();
+    row.pages = device.pages.page_count();
+    row.pages_free = device.pages.free_count();
+    row.resident = device.resident.size();
+    row.served = device.served;
+    row.evicted_early = device.evicted_early;
+    row.idle_with_work_ns = device.time.idle_with_work_ns;
+    row.lead_ns = device.lead.is_learnt() ? device.lead.ns(now) : 0;
+    DeviceTime::Mark recent = device.time.recent(now);
+    row.recent_ns = recent.at_ns;
+    row.recent_executing_ns = recent.executing_ns;
+    row.recent_idle_with_work_ns = recent.idle_with_work_ns;
+    row.draining = device.worker->draining;
+    row.host_bytes = device.worker->host_bytes;
+    row.host_used = device.worker->host_used;
+    row.fetching = device.worker->fetching;
+    for (const HostCopy& copy : device.worker->host) {
+        row.hosted += copy.state == HostState::HELD;
+    }
+    row.clock_mhz = device.clock_mhz;
+    row.there_ns = device.worker->there_ns;
+    row.back_ns = device.worker->back_ns;
+    row.inputs_bytes = device.worker->inputs.bytes_under_way();
+    row.inputs_mb_ns = device.worker->inputs.takes_ns(now, 1'000'000);
+    show_shares(device, now, row);
+    return row;
+}
+
+}  // namespace
+
+void Dispatcher::shapes_in_use(std::vector<std::uint32_t>& found) const {
+    state_.estimates.for_each_program([&](const ProgramEstimates& program) {
+        program.for_each_shape([&](std::uint32_t shape) { found.push_back(shape); });
+    });
+    state_.pendings.for_each([&](const Pending& pending) { found.push_back(pending.request.shape); });
+    state_.flights.for_each([&](const Flight& flight) {  // a batch outlives its answered requests
+        if (flight.batch != nullptr) {
+            found.push_back(flight.batch->shape);
+        }
+    });
+    parts_.idle.shapes_in_use(found);
+}
+
+std::vector<DeviceStatus> Dispatcher::devices() const {
+    std::vector<DeviceStatus> rows;
+    rows.reserve(state_.devices.size());
+    for (const Device* device : state_.devices) {
+        rows.push_back(status_of(*device, policy_->planned(*device), state_.now));
+        rows.back().margin = policy_->margin(device->kind);
+    }
+    return rows;
+}
+
+std::vector<Whereabouts> Dispatcher::whereabouts(ModelId model_id) const {
+    std::vector<Whereabouts> found;
+    if (const Model* model = state_.find_model(model_id); model != nullptr) {
+        for (const Residency* one : model->residencies) {
+            found.push_back(whereabouts_of(*one));
+        }
+    }
+    return found;
+}
+
+std::vector<Ns> Dispatcher::expected_ns(ModelId model_id, const std::vector<ProfilePoint>& points) const {
+    const Model* model = state_.find_model(model_id);
+    const KindSpec* spec = model != nullptr && !model->specs.empty() ? model->specs.front() : nullptr;
+    std::vector<Ns> found;
+    for (const ProfilePoint& point : points) {
+        Curve* curve = spec != nullptr ? spec->program->curve(point.shape) : nullptr;
+        found.push_back(curve != nullptr ? curve->exec_ns(point.batch) : point.exec_ns);
+    }
+    return found;
+}
+
+std::vector<WorkerId> Dispatcher::hosts(ModelId model_id) const {
+    std::vector<WorkerId> found;
+    if (const Model* model = state_.find_model(model_id); model != nullptr) {
+        for (WorkerId worker_id : model->workers) {
+            const Worker* worker = state_.find_worker(worker_id);
+            if (worker != nullptr && worker->host_bytes > 0 && worker->host_state(*model) == HostState::HELD) {
+                found.push_back(worker_id);
+            }
+        }
+    }
+    return found;
+}
+
+bool Dispatcher::host_picture(WorkerId worker_id, std::vector<ModelId>& held) const {
+    held.clear();
+    const Worker* worker = state_.find_worker(worker_id);
+    if (worker == nullptr || worker->host_bytes == 0) {
+        return false;
+    }
+    for (const Model* model : state_.models) {
+        if (worker->host_state(*model) == HostState::HELD) {
+            held.push_back(model->model_id);
+        }
+    }
+    return true;
+}
+
+bool Dispatcher::picture(WorkerId worker_id, std::int32_t device_index, std::vector<Held>& held) const {
+    held.clear();
+    const Worker* worker = state_.find_worker(worker_id);
+    const Device* there = worker != nullptr ? worker->device(device_index) : nullptr;
+    if (there == nullptr) {
+        return false;
+    }
+    const Device& device = *there;
+    for (const Residency* one = device.resident.front(); one != nullptr; one = device.resident.next(one)) {
+        held.push_back({one->model->model_id, one->load_id, one->state == ResidencyState::LOADING, one->starts});
+    }
+    return true;
+}
+
+Snapshot Dispatcher::snapshot() const {
+    Snapshot all;
+    all.now_ns = state_.now;
+    all.queued_requests = state_.pendings.size();
+    all.queued_bytes = requests_.queued_bytes();
+    const RequestCounts& counts = requests_.counts();
+    all.admitted = counts.admitted;
+    all.answered = counts.answered;
+    all.refused = counts.refused;
+    all.missed = counts.missed;
+    all.failed = counts.failed;
+    all.displaced = counts.displaced;
+    all.devices = devices();
+    const Worker* last = nullptr;
+    for (const Device* device : state_.devices) {
+        std::vector<Whereabouts>& resident = all.resident.emplace_back();
+        for (const Residency* one = device->resident.front(); one != nullptr; one = device->resident.next(one)) {
+            resident.push_back(whereabouts_of(*one));
+        }
+        std::vector<PlannedBatch>& plan = all.plans.emplace_back();
+        for (const Batch* batch : policy_->planned(*device)) {
+            PlannedBatch& row = plan.emplace_back();
+            row = {batch->residency->model->model_id, batch->shape, batch->size, batch->duration_ns, {}};
+            for (const Pending* pending : batch->pendings) {
+                row.requests.push_back(pending->request.id);
+            }
+        }
+        if (device->worker == last) {
+            continue;  // the devices of a worker lie together
+        }
+        last = device->worker;
+        for (const Flight* one = last->flights.front(); one != nullptr; one = last->flights.next(one)) {
+            FlightStatus& row = all.flights.emplace_back();
+            row = {one->action_id,
+                   last->worker_id,
+                   one->device->index,
+                   static_cast<int>(one->kind),
+                   one->residency->model->model_id,
+                   {}};
+            for (const Pending* pending : one->batch != nullptr ? one->batch->pendings : std::vector<Pending*>{}) {
+                row.requests.push_back(pending->request.id);
+            }
+        }
+    }
+    for (const Model* model : state_.models) {
+        ModelStatus& row = all.models.emplace_back();
+        row = {model->model_id, model->live, model->served, model->draining, model->workers, {}};
+        for (const Residency* one : model->residencies) {
+            row.residencies.push_back(whereabouts_of(*one));
+        }
+    }
+    return all;
+}
+
+void Dispatcher::judge_predictions(Ns from_ns, Ns until_ns) {
+    state_.judged_from_ns = from_ns;
+    state_.judged_until_ns = until_ns;
+}
+
+}  // namespace clockwork

@@ -1,0 +1,244 @@
+// Workers and devices that come and go.
+#include <algorithm>
+
+#include "scheduler/dispatcher.h"
+
+namespace clockwork {
+
+std::uint32_t Dispatcher::kind_of(const DeviceSpec& spec) {
+    std::pair<std::uint32_t, std::uint64_t> key{spec.kind, spec.page_bytes};
+    auto found = std::find(kinds_.begin(), kinds_.end(), key);
+    if (found == kinds_.end()) {
+        found = kinds_.insert(kinds_.end(), key);
+    }
+    return static_cast<std::uint32_t>(found - kinds_.begin());
+}
+
+void Dispatcher::worker_joined(Ns now, WorkerId worker_id, const std::vector<DeviceSpec>& devices,
+                               std::uint64_t host_bytes) {
+    must(host_bytes == 0 || policy_->plans_fetches(), "this policy cannot plan for a host store");
+    state_.advance(now);
+    if (state_.find_worker(worker_id) != nullptr) {
+        worker_left(now, worker_id);
+    }
+    Worker* worker = state_.pool<Worker>().make();
+    worker->worker_id = worker_id;
+    worker->host_bytes = host_bytes;
+    state_.tiered += host_bytes > 0;
+    state_.by_worker.set(static_cast<std::uint32_t>(worker_id), worker);
+    for (const DeviceSpec& spec : devices) {
+        add_device(*worker, spec);
+    }
+}
+
+void Dispatcher::add_device(Worker& worker, const DeviceSpec& spec) {
+    Device* device = state_.pool<Device>().make();
+    device->worker = &worker;
+    device->index = static_cast<std::uint32_t>(worker.devices.size());
+    device->number = device_count_++;
+    device->kind = kind_of(spec);
+    device->kind_said = spec.kind;
+    device->page_bytes = spec.page_bytes;
+    device->pages = PageAllocator(spec.page_count);
+    device->run_ahead = std::max(spec.run_ahead, 1u);
+    device->idle_since_ns = state_.now;
+    device->time.last.at_ns = device->time.before_last.at_ns = state_.now;
+    parts_.learning.kinds_are(kinds_.size());
+    worker.devices.push_back(device);
+    state_.devices.push_back(device);
+    policy_->device_joined(*device);
+}
+
+void Dispatcher::worker_left(Ns now, WorkerId worker_id) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    if (worker == nullptr) {
+        return;
+    }
+    state_.by_worker.erase(static_cast<std::uint32_t>(worker_id));
+    worker->draining = true;  // nothing that is planned again may land here
+    std::vector<Pending*> waiting;
+    for (Device* device : worker->devices) {
+        take_unsent(*device, waiting);
+    }
+    for (Device* device : worker->devices) {
+        recovery_.blame(*device);
+    }
+    recovery_.worker_lost();
+    while (Flight* flight = worker->flights.front()) {
+        lose_flight(*flight, waiting);
+    }
+    ++touch_round_;
+    std::vector<Model*> touched;
+    for (Device* device : worker->devices) {
+        lose_device(*device, touched);
+    }
+    state_.tiered -= worker->host_bytes > 0;
+    state_.retire(worker);
+    parts_.models.leave_worker(*worker);
+    for (const Device* device : worker->devices) {
+        parts_.learning.follow_clocks(device->kind);
+    }
+    find_others(waiting, Text::WORKER_LOST, touched);
+}
+
+void Dispatcher::device_lost(Ns now, WorkerId worker_id, std::int32_t index) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    Device* device = worker != nullptr ? worker->device(index) : nullptr;
+    if (device == nullptr) {
+        return;
+    }
+    if (worker->devices.size() == 1) {
+        worker_left(now, worker_id);  // there is nothing that it could do
+        return;
+    }
+    worker->devices.erase(std::find(worker->devices.begin(), worker->devices.end(), device));
+    recovery_.blame(*device);
+    std::vector<Pending*> waiting;
+    take_unsent(*device, waiting);
+    for (Flight *flight = worker->flights.front(), *next = nullptr; flight != nullptr; flight = next) {
+        next = worker->flights.next(flight);
+        if (flight->device != device) {
+            continue;
+        }
+        if (flight->kind == FlightKind::FETCH || flight->kind == FlightKind::DROP) {
+            // The host store is the worker's: its actions go on, in the name of another device.
+            Residency& stand_in = *flight->residency;
+            flight->device = stand_in.device = worker->devices.front();
+            KindSpec* spec = stand_in.model->spec(*flight->device);
+            stand_in.spec = spec != nullptr ? spec : stand_in.spec;
+            continue;
+        }
+        if (flight->kind == FlightKind::LOAD) {
+            worker->predicted_loads.ended(-flight->expected_ns);
+        }
+        lose_flight(*flight, waiting);
+    }
+    worker->loads_from_ns = state_.now + worker->there_ns;
+    worker->link_free_ns = worker->loads_from_ns + worker->loads_ns;
+    ++touch_round_;
+    std::vector<Model*> touched;
+    lose_device(*device, touched);
+    bool is_last = std::none_of(worker->devices.begin(), worker->devices.end(),
+                                [&](const Device* one) { return one->kind == device->kind; });
+    if (is_last) {
+        parts_.models.leave_kind(*worker, device->kind);
+    }
+    for (Device* mate : worker->devices) {
+        arenas_.retime_loads(*mate);  // the link is theirs
+        state_.touch(*mate);
+    }
+    parts_.learning.follow_clocks(device->kind);
+    find_others(waiting, Text::DEVICE_LOST, touched);
+}
+
+// Takes everything that was not sent off a device; appends the requests, in order.
+void Dispatcher::take_unsent(Device& device, std::vector<Pending*>& waiting) {
+    policy_->clear_plan(device, waiting);
+    arenas_.drop_loads(device);
+}
+
+// An action of which nothing will be heard any more: its requests are appended to `waiting`.
+void Dispatcher::lose_flight(Flight& flight, std::vector<Pending*>& waiting) {
+    parts_.flights.end(flight);
+    if (flight.kind == FlightKind::UNLOAD) {
+        --flight.residency->model->unloads;
+        state_.retire(flight.residency);
+    } else if (flight.kind == FlightKind::FETCH || flight.kind == FlightKind::DROP) {
+        arenas_.end_host_action(flight);
+    }
+    if (flight.batch != nullptr) {
+        executions_.take_back(flight, waiting);
+    }
+    if (flight.was_executing) {
+        recovery_.accuse(flight, Fault::WORKER_LOST);
+    }
+    if (flight.batch != nullptr) {
+        executions_.retire(flight);
+    }
+}
+
+// Forgets a device, of which nothing is planned or in flight any more, with what it held.
+void Dispatcher::lose_device(Device& device, std::vector<Model*>& touched) {
+    while (Residency* residency = device.resident.front()) {
+        note_model(*residency->model, touched);
+        arenas_.forget(*residency);
+    }
+    device.timer_ns = NEVER_NS;  // whatever timer it has set is stale
+    policy_->device_left(device);
+    state_.untouch(device);
+    state_.devices.erase(std::find(state_.devices.begin(), state_.devices.end(), &device));
+    state_.retire(&device);
+}
+
+// Each model once in a round.
+void Dispatcher::note_model(Model& model, std::vector<Model*>& touched) {
+    if (model.touched != touch_round_) {
+        model.touched = touch_round_;
+        touched.push_back(&model);
+    }
+}
+
+// Plans anew what was on a device that is gone; answers who can be served by nobody any more.
+// touched: the models that it held.
+void Dispatcher::find_others(const std::vector<Pending*>& waiting, const Said& said, std::vector<Model*>& touched) {
+    for (Model* model : state_.models) {
+        note_model(*model, touched);
+    }
+    for (bool suspects : {false, true}) {  // suspects after all others
+        for (Pending* pending : waiting) {
+            if ((pending->evidence > 0) == suspects) {
+                requests_.again(*pending, Status::UNAVAILABLE, said);
+            }
+        }
+    }
+    for (Model* model : touched) {
+        if (!model->gone) {
+            recovery_.strand(*model);
+            recovery_.follow(*model);
+        }
+    }
+}
+
+void Dispatcher::worker_draining(Ns now, WorkerId worker_id) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    if (worker == nullptr || worker->draining) {
+        return;
+    }
+    worker->draining = true;
+    std::vector<Pending*> waiting;
+    for (Device* device : worker->devices) {
+        take_unsent(*device, waiting);
+    }
+    for (Pending* pending : waiting) {
+        requests_.again(*pending, Status::REFUSED, Text::WORKER_LEAVES, false, Reason::NO_WORKER);
+    }
+    std::vector<Model*> all = state_.models;
+    for (Model* model : all) {
+        if (!model->gone && worker->has(model)) {
+            recovery_.strand(*model);
+        }
+    }
+}
+
+void Dispatcher::device_clock(Ns now, WorkerId worker_id, std::int32_t index, std::uint32_t mhz) {
+    state_.advance(now);
+    Worker* worker = state_.find_worker(worker_id);
+    Device* device = worker != nullptr ? worker->device(index) : nullptr;
+    if (device != nullptr && mhz != 0 && mhz != device->clock_mhz) {
+        parts_.learning.clock_is(*device, mhz);
+    }
+}
+
+void Dispatcher::link_measured(Ns now, WorkerId worker_id, Ns there_ns, Ns back_ns) {
+    state_.advance(now);
+    if (Worker* worker = state_.find_worker(worker_id); worker != nullptr) {
+        worker->link.measured(there_ns, back_ns);
+        worker->there_ns = worker->link.there_ns();
+        worker->back_ns = worker->link.back_ns();
+    }
+}
+
+}  // namespace clockwork
